@@ -1,0 +1,26 @@
+"""Property tests for torch.distributed.rpc under sampled faults, on real ranks."""
+
+from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.faults import (
+    DEFAULT_MESSAGES_TO_DELAY,
+    RETRYABLE_MESSAGE_TYPES,
+    FaultPlan,
+    FaultTable,
+    MessageType,
+)
+from rpcprops.outcomes import Counters, Outcome, Violation
+from rpcprops.programs import Program
+
+__all__ = [
+    "DEFAULT_MESSAGES_TO_DELAY",
+    "RETRYABLE_MESSAGE_TYPES",
+    "Cluster",
+    "ClusterServer",
+    "Counters",
+    "FaultPlan",
+    "FaultTable",
+    "MessageType",
+    "Outcome",
+    "Program",
+    "Violation",
+]

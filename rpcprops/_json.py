@@ -1,0 +1,71 @@
+"""JSON both ways for the project's data: faults, programs, outcomes and violations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from rpcprops.errors import UsageError
+from rpcprops.programs import STEP_TYPES, Program
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """`value` as what JSON can hold (dicts, lists, strings, numbers, booleans, None)."""
+    if isinstance(value, Program):
+        return {
+            "world_size": value.world_size,
+            "name": value.name,
+            "settles": value.settles,
+            "steps": [{"op": step.op, **_builtins(step)} for step in value.steps],
+        }
+    return _builtins(value)
+
+
+def from_json(data: Any, cls: type[T]) -> T:
+    """The `cls` that `data` holds.
+
+    Raises:
+        UsageError: `data` does not hold one; the message says where.
+    """
+    try:
+        if cls is Program:
+            return _program(data)  # type: ignore[return-value]
+        return msgspec.convert(data, cls, str_keys=True)
+    except msgspec.ValidationError as error:
+        msg = f"this is no {cls.__name__}: {error}"
+        raise UsageError(msg) from None
+
+
+def _program(data: Any) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
+        msg = "Expected an object with a list of `steps`"
+        raise msgspec.ValidationError(msg)
+    steps: list[Any] = []
+    for item in data["steps"]:
+        cls = STEP_TYPES.get(item.get("op")) if isinstance(item, dict) else None
+        if cls is None:
+            msg = f"Unknown step {item!r}"
+            raise msgspec.ValidationError(msg)
+        steps.append(msgspec.convert(item, cls))
+    return Program(
+        msgspec.convert(data.get("world_size"), int),
+        tuple(steps),
+        msgspec.convert(data.get("name", ""), str),
+        msgspec.convert(data.get("settles", True), bool),
+    )
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value, enc_hook=_encode, str_keys=True)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    msg = f"{type(value).__name__} is not data"
+    raise NotImplementedError(msg)
+

@@ -1,0 +1,71 @@
+"""How long each phase of a cluster may take, in real seconds, from what its faults account for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rpcprops.faults import FaultPlan, FaultTable, MessageType, retry_wait
+
+#: An owner that still holds forks at shutdown waits so many virtual seconds (torch's
+#: ``delAllUsersAndUnforkedOwners``).
+_OWNER_WAITS = 100.0
+#: Real seconds in which nothing may change before what is held is called stuck. An answer on
+#: loopback takes well under a millisecond; the rest is for a machine that is busy elsewhere.
+_QUIET = 0.25
+#: The same while a step runs, whose own work (imports, first calls) changes no counter.
+_STALLED = 3.0
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Real seconds.
+
+    Attributes:
+        quiet: how long nothing may change, with nothing under way, before it is stuck.
+        quiet_cleanup: the same while a context is held: cleanup retries have no counter.
+        between_cleanups: the longest that a context's cleanup waits between two tries; once no
+            rank has logged a failed send for that long, none is still to come.
+        stalled: how long nothing may change while a step of a program runs.
+    """
+
+    start: float
+    run: float
+    look: float
+    settle: float
+    shutdown: float
+    quiet: float
+    quiet_cleanup: float
+    between_cleanups: float
+    stalled: float
+
+    @classmethod
+    def of(cls, plan: FaultPlan, world_size: int, rate: float, margin: float) -> Deadlines:
+        """The deadlines under `plan` at `rate`, each with `margin` real seconds on top."""
+        tables = [plan.table(rank) for rank in range(world_size)]
+        rref = max(
+            sum(t.retry_seconds(m) for m in MessageType if m.max_retries == 5) for t in tables
+        )
+        cleanup = max(t.retry_seconds(MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ) for t in tables)
+        # Messages of one sender wait for each other's delays.
+        delays = 4 * max(sum(t.messages_to_delay.values()) for t in tables)
+        chain = (rref + cleanup + delays) / rate
+        quiet = _QUIET + (1.0 + delays) / rate
+        return cls(
+            start=margin,
+            run=margin + chain + world_size * delays / rate,
+            look=margin,
+            settle=margin + 4 * chain + world_size * delays / rate,
+            shutdown=margin + 4 * chain + _OWNER_WAITS / rate,
+            quiet=quiet,
+            quiet_cleanup=quiet + cleanup / rate,
+            between_cleanups=max(map(_longest_cleanup_wait, tables)) * 1.5 / rate + 0.02,
+            stalled=_STALLED + 2 * chain,
+        )
+
+
+def _longest_cleanup_wait(table: FaultTable) -> float:
+    cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+    if cleanup not in table.failing:
+        return 0.0
+    last = min(table.num_fail_sends, cleanup.max_retries)
+    return retry_wait(last) - retry_wait(last - 1)

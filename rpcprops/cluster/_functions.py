@@ -1,0 +1,210 @@
+"""Sends functions and values between the test process and the ranks.
+
+A function that can be imported goes by reference. One that cannot (a closure, a lambda) goes by
+value, but keeps the live globals of its module in the rank instead of copies of them, so that a
+counter in the module is one counter. Exceptions carry their traceback as text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from rpcprops.errors import RemoteError, RemoteTraceback, UsageError
+
+#: Values that stay in this rank, by number (see `Kept`).
+_kept: dict[int, Any] = {}
+
+_RRefs = "rref can only be pickled when using RPC"
+
+
+class _Pickler(cloudpickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType):
+            module = sys.modules.get(obj.__module__ or "")
+            if module is not None and obj.__globals__ is module.__dict__:
+                if _find(module, obj.__qualname__) is obj:
+                    if obj.__module__ != "__main__":
+                        return NotImplemented  # pickle's own way: by reference
+                    return _import_member, (obj.__module__, obj.__qualname__)
+                return _reduce_nested(obj)
+        return super().reducer_override(obj)
+
+
+def _find(module: types.ModuleType, qualname: str) -> Any:
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _import_member(module: str, qualname: str) -> Any:
+    return _find(importlib.import_module(module), qualname)
+
+
+def _reduce_nested(function: types.FunctionType) -> Any:
+    closure = function.__closure__ or ()
+    state = {
+        "closure": tuple(_cell_contents(cell) for cell in closure),
+        "defaults": function.__defaults__,
+        "kwdefaults": function.__kwdefaults__,
+        "qualname": function.__qualname__,
+        "annotations": {},
+        "dict": function.__dict__,
+    }
+    arguments = (function.__code__, function.__module__, function.__name__, len(closure))
+    return _make_nested, arguments, state, None, None, _fill_nested
+
+
+def _cell_contents(cell: types.CellType) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return ()
+
+
+def _make_nested(code: types.CodeType, module: str, name: str, cells: int) -> types.FunctionType:
+    closure = tuple(types.CellType() for _ in range(cells))
+    namespace = importlib.import_module(module).__dict__
+    return types.FunctionType(code, namespace, name, None, closure)
+
+
+def _fill_nested(function: types.FunctionType, state: dict[str, Any]) -> None:
+    # Filled after it was made, because a closure may refer to itself.
+    for cell, contents in zip(function.__closure__ or (), state["closure"], strict=True):
+        if contents:
+            cell.cell_contents = contents[0]
+    function.__defaults__ = state["defaults"]
+    function.__kwdefaults__ = state["kwdefaults"]
+    function.__qualname__ = state["qualname"]
+    function.__dict__.update(state["dict"])
+
+
+def dumps(value: Any) -> bytes:
+    """`value` for another process. Raises whatever its pickling raises."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """A call for a rank.
+
+    Raises:
+        UsageError: the function, or an argument, cannot be pickled.
+    """
+    if not callable(fn):
+        msg = f"a rank can only call a function, got {fn!r} (type {type(fn).__name__})."
+        raise UsageError(msg)
+    try:
+        return dumps((fn, args, kwargs))
+    except Exception as error:
+        msg = (
+            f"the call of {getattr(fn, '__qualname__', fn)!r} cannot be sent to a rank: {error}. "
+            f"A function, its closure and its arguments must be picklable by cloudpickle."
+        )
+        raise UsageError(msg) from error
+
+
+def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
+    """What a call gave, as the kind and the pickle of an answer."""
+    try:
+        return "ok", dumps(value)
+    except Exception as error:
+        if _RRefs in str(error):
+            msg = (
+                f"rank {rank} returned an RRef (or a value that holds one), and an RRef has no "
+                f"meaning outside its rank. Fetch its value there, or call with keep=True and pass "
+                f"the handle to later calls on that rank."
+            )
+        else:
+            msg = f"rank {rank} returned {type(value).__name__}, which cannot be pickled: {error}"
+        return dump_error(UsageError(msg), rank)
+
+
+def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
+    """An exception, as the kind and the pickle of an answer."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        blob = dumps((error, text))
+        pickle.loads(blob)
+    except Exception:
+        stand_in = RemoteError(f"rank {rank} raised {type(error).__name__}: {error}")
+        blob = dumps((stand_in, text))
+    return "error", blob
+
+
+def load_error(blob: bytes, rank: int) -> BaseException:
+    """The exception of an answer, with the rank's traceback as its cause."""
+    try:
+        error, text = pickle.loads(blob)
+    except Exception as problem:
+        return RemoteError(f"rank {rank} raised an exception that cannot be read here: {problem}")
+    error.__cause__ = RemoteTraceback(rank, text)
+    for note in remedies(error, rank):
+        error.add_note(note)
+    return error  # type: ignore[no-any-return]
+
+
+def remedies(error: BaseException, rank: int) -> list[str]:
+    """What to do about an error that torch's RPC raises for a function it cannot send."""
+    text = str(error)
+    unsendable = ("Can't pickle", "Can't get local object", "not found as", "Can't get attribute")
+    if any(part in text for part in unsendable) or "No module named" in text:
+        return [
+            "rpcprops: torch's RPC sends a function as its module and name, so the target of "
+            "rpc_sync, rpc_async or remote must be a plain function at the top of a module that "
+            f"ranks can import. (Seen in rank {rank}; entry functions may be closures, targets not.)"
+        ]
+    return []
+
+
+class KeptValue:
+    """Stands for a value that stays in a rank; in that rank it turns back into the value."""
+
+    def __init__(self, rank: int, number: int) -> None:
+        self.rank = rank
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _kept_value, (self.rank, self.number)
+
+    def __repr__(self) -> str:
+        return f"<value {self.number} kept in rank {self.rank}>"
+
+
+_this_rank = -1
+
+
+def enter_rank(rank: int) -> None:
+    """Called once in a rank, so that kept values of other ranks are refused."""
+    global _this_rank
+    _this_rank = rank
+
+
+def keep(number: int, value: Any) -> None:
+    """Keep a value in this rank."""
+    _kept[number] = value
+
+
+def release(number: int) -> None:
+    """Let go of a kept value."""
+    _kept.pop(number, None)
+
+
+def _kept_value(rank: int, number: int) -> Any:
+    if rank != _this_rank:
+        msg = f"a value kept in rank {rank} was passed to rank {_this_rank}; pass it where it lives."
+        raise UsageError(msg)
+    if number not in _kept:
+        msg = f"the value kept in rank {rank} was released before."
+        raise UsageError(msg)
+    return _kept[number]

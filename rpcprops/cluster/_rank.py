@@ -1,0 +1,235 @@
+"""What runs in a rank: set the clock, join the world, then do what the control channel says.
+
+The main thread runs the calls, in order. A second thread reads the channel and answers looks at
+the counters by itself, so that looking never waits for a call, nor sends an RPC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import pickle
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed.autograd as dist_autograd
+import torch.distributed.rpc as rpc
+from torch.distributed.rpc import api
+
+from rpcprops import clock, fixture
+from rpcprops.cluster import _finder, _functions, _interpreter, _wire
+from rpcprops.cluster._spec import WorldSpec
+from rpcprops.outcomes import Counters
+
+#: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
+_NO_SHARED_MEMORY = 512 << 10
+
+EXIT_CHANNEL_LOST = 70
+EXIT_START_FAILED = 71
+EXIT_SHUTDOWN_FAILED = 72
+EXIT_CONTROL_FAILED = 73
+
+
+def main(spec: WorldSpec, rank: int, control: socket.socket, log_fd: int, store_fd: int) -> None:
+    """The life of a rank; never returns."""
+    code = EXIT_START_FAILED
+    try:
+        os.setpgid(0, 0)
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        faulthandler.enable(file=2, all_threads=True)
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+        code = _Rank(spec, rank, control, store_fd).run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+class _Rank:
+    def __init__(self, spec: WorldSpec, rank: int, control: socket.socket, store_fd: int) -> None:
+        self.spec = spec
+        self.rank = rank
+        self.control = control
+        self.reader = _wire.Reader(control)
+        self.sending = threading.Lock()
+        self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
+        self.fixture = fixture.RankFixture(
+            rank=rank,
+            name=spec.names[rank],
+            world_size=len(spec.names),
+            init_method=f"file:///proc/self/fd/{store_fd}",
+            table=spec.plan.table(rank),
+            rpc_timeout=spec.rpc_timeout,
+            num_worker_threads=spec.num_worker_threads,
+        )
+
+    def run(self) -> int:
+        if clock.loaded():
+            clock.set_rate(self.spec.rate)
+        _functions.enter_rank(self.rank)
+        fixture.set_this_rank(self.fixture)
+        api._ignore_rref_leak = self.spec.ignore_leaks
+        try:
+            if self.spec.import_in_ranks is not None:
+                _finder.install(self.spec.import_in_ranks)
+                _finder.import_first(self.spec.import_in_ranks)
+            if self.spec.init:
+                with _transport(self.spec.transport):
+                    self.fixture.init_rpc()
+            elif self.spec.transport == "tcp":
+                # The user's own init_rpc comes at a time that we do not see.
+                _limit_file_size()
+        except BaseException as error:
+            self.answer(0, *_functions.dump_error(error, self.rank))
+            return EXIT_START_FAILED
+        if clock.loaded():
+            clock.watch_sleeps([ms * 1_000_000 for ms in self.delays])
+            clock.reset_lateness()
+        self.answer(0, "ok", b"")
+        threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
+        return self.serve()
+
+    def answer(self, number: int, kind: str, payload: Any) -> None:
+        with self.sending:
+            _wire.send(self.control, (number, kind, payload))
+
+    def listen(self) -> None:
+        """The control thread."""
+        try:
+            while True:
+                message = self.reader.receive()
+                if message[0] == "look":
+                    self.answer(message[1], "ok", self.look())
+                else:
+                    self.work.put(message)
+        except (EOFError, OSError):
+            # The test process is gone: nobody is left to tell.
+            os._exit(EXIT_CHANNEL_LOST)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(EXIT_CONTROL_FAILED)
+
+    def serve(self) -> int:
+        """The main thread: calls in order, until told to exit."""
+        code = 0
+        while True:
+            message = self.work.get()
+            kind = message[0]
+            if kind == "call":
+                self.call(*message[1:])
+            elif kind == "step":
+                self.step(*message[1:])
+            elif kind == "release":
+                _functions.release(message[1])
+            elif kind == "shutdown":
+                code = self.shutdown(message[1])
+            elif kind == "exit":
+                self.answer(message[1], "ok", self.look())
+                return code
+            # A message that stays in a local would keep its arguments alive.
+            del message
+
+    def call(self, number: int, blob: bytes, keep: int) -> None:
+        try:
+            result = _call(blob)
+            if keep:
+                _functions.keep(keep, result)
+                kind, payload = "ok", _functions.dumps(None)
+            else:
+                kind, payload = _functions.dump_result(result, self.rank)
+            del result
+        except BaseException as error:
+            kind, payload = _functions.dump_error(error, self.rank)
+            traceback.clear_frames(error.__traceback__)
+        self.answer(number, kind, payload)
+
+    def step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
+        self.answer(number, "ok", _interpreter.run_step(index, step, self.spec.names, contexts))
+
+    def shutdown(self, number: int) -> int:
+        try:
+            rpc.shutdown(graceful=True)
+        except BaseException as error:
+            self.answer(number, *_functions.dump_error(error, self.rank))
+            traceback.print_exc()
+            return EXIT_SHUTDOWN_FAILED
+        self.answer(number, "ok", b"")
+        return 0
+
+    def look(self) -> dict[str, Any]:
+        """What this rank holds now, after a garbage collection."""
+        gc.collect()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        seen: dict[str, Any] = {
+            "counters": read_counters(),
+            "calls": dict(_interpreter.ledger),
+            "virtual": time.monotonic(),
+            "late": 0.0,
+            "delays": None,
+            "processor": usage.ru_utime + usage.ru_stime,
+        }
+        if clock.loaded():
+            seen["late"] = clock.lateness().maximum
+            seen["delays"] = dict(zip(self.delays, clock.sleep_counts(), strict=False))
+        return seen
+
+
+def _call(blob: bytes) -> Any:
+    fn, args, kwargs = pickle.loads(blob)
+    return fn(*args, **kwargs)
+
+
+def read_counters() -> Counters | None:
+    """The counters of this process, None when no agent runs here."""
+    if not api._is_current_rpc_agent_set():
+        return None
+    rrefs = rpc._rref_context_get_debug_info()
+    agent = api._get_current_rpc_agent().get_debug_info()
+    autograd = dist_autograd._get_debug_info()
+    return Counters(
+        owners=int(rrefs["num_owner_rrefs"]),
+        forks=int(rrefs["num_forks"]),
+        pending_users=int(rrefs["num_pending_users"]),
+        pending_futures=int(rrefs["num_pending_futures"]),
+        contexts=int(autograd["num_autograd_contexts"]),
+        backward_passes=int(autograd["num_current_backward_passes"]),
+        server_calls=int(agent["agent.server_active_calls"]),
+        server_async_calls=int(agent["agent.server_active_async_calls"]),
+        client_calls=int(agent["agent.client_active_calls"]),
+    )
+
+
+@contextlib.contextmanager
+def _transport(name: str) -> Iterator[None]:
+    """TensorPipe probes its transports when the agent starts, so the limit is for that long."""
+    if name != "tcp":
+        yield
+        return
+    before = _limit_file_size()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _limit_file_size() -> tuple[int, int]:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_NO_SHARED_MEMORY, hard))
+    return soft, hard

@@ -1,0 +1,249 @@
+"""The fork server: imports torch once, stays single-threaded, and forks ranks on request.
+
+:func:`main` serves the socket that the process inherited. For the modules
+of a test it forks a child of itself (a *module server*) that imports them once and then serves its
+own socket in the same way. Whoever forks a rank also reaps it and reports how it ended.
+
+Nothing outlives the test process: a server whose socket closes kills its ranks and leaves, the
+kernel kills the children of a server that dies (PR_SET_PDEATHSIG), and what a rank leaves behind is
+re-parented to its server (PR_SET_CHILD_SUBREAPER), which kills it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any, NoReturn
+
+import torch
+
+from rpcprops import clock
+from rpcprops.cluster import _finder, _rank, _wire
+from rpcprops.cluster._spec import Hello, WorldSpec
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+#: A socket that a fork of the test process still holds never closes; its parent still dies.
+_PARENT_CHECK_SECONDS = 5.0
+_libc = ctypes.CDLL(None)
+
+
+def threads_here() -> int:
+    """How many threads this process has."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, and leave if that has happened."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+class Server:
+    """Serves one socket: forks, kills and reaps ranks; the root also forks module servers."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.reader = _wire.Reader(sock)
+        self.parent = os.getppid()
+        self.private: tuple[int, ...] = ()
+        self.ranks: set[int] = set()
+        self.module_servers: set[int] = set()
+
+    def hello(self, error: str = "") -> None:
+        gc.collect()
+        gc.freeze()
+        _wire.send(
+            self.sock,
+            (
+                "hello",
+                Hello(os.getpid(), torch.__version__, threads_here(), clock.loaded(), error),
+            ),
+        )
+
+    def serve(self) -> None:
+        """Until the socket closes."""
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sock, selectors.EVENT_READ)
+            selector.register(wake_read, selectors.EVENT_READ)
+            self.private = (wake_read, wake_write, selector.fileno())
+            while os.getppid() == self.parent:
+                for key, _ in selector.select(_PARENT_CHECK_SECONDS):
+                    if key.fileobj is self.sock:
+                        if not self.reader.fill(descriptors=True):
+                            self.kill_all()
+                            return
+                        for message in self.reader.messages():
+                            self.handle(message)
+                    else:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(wake_read, 4096)
+                self.reap()
+        self.kill_all()
+
+    def handle(self, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == "fork":
+            self.fork_world(message[1], message[2])
+        elif kind == "kill":
+            for pid in message[1]:
+                self.kill(pid)
+        elif kind == "stacks":
+            for pid in message[1]:
+                if pid in self.ranks:
+                    os.kill(pid, signal.SIGUSR1)
+        elif kind == "modules":
+            self.fork_module_server(message[1])
+        elif kind == "probe":
+            self.fork_probe(message[1])
+
+    def take_descriptors(self, count: int) -> list[int]:
+        taken = self.reader.descriptors[:count]
+        del self.reader.descriptors[:count]
+        return taken
+
+    def fork_world(self, number: int, spec: WorldSpec) -> None:
+        """Fork the ranks of a world; descriptors: a store, then a channel and a log for each."""
+        size = len(spec.names)
+        store_fd, *rest = self.take_descriptors(1 + 2 * size)
+        channels, logs = rest[:size], rest[size:]
+        pids: list[int] = []
+        for rank in range(size):
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self.become_child(parent)
+                for fd in [*channels, *logs]:
+                    if fd not in (channels[rank], logs[rank]):
+                        os.close(fd)
+                _rank.main(spec, rank, socket.socket(fileno=channels[rank]), logs[rank], store_fd)
+            pids.append(pid)
+            self.ranks.add(pid)
+        for fd in [store_fd, *channels, *logs]:
+            os.close(fd)
+        _wire.send(self.sock, ("forked", number, pids))
+
+    def fork_module_server(self, modules: _finder.ModuleMap) -> None:
+        """Fork a server that has the modules of a test imported; descriptors: its socket."""
+        (fd,) = self.take_descriptors(1)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self.become_child(parent)
+            sys.exit(_serve_modules(socket.socket(fileno=fd), modules))
+        os.close(fd)
+        self.module_servers.add(pid)
+
+    def fork_probe(self, rate: float) -> None:
+        """Fork a process that lets its clock be measured; descriptors: its socket."""
+        (fd,) = self.take_descriptors(1)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self.become_child(parent)
+                clock.set_rate(rate)
+                clock.probe(fd)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(fd)
+        self.module_servers.add(pid)
+
+    def become_child(self, parent: int) -> None:
+        """Undo, in a forked child, what only the server needs."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent(parent)
+        for fd in self.private:
+            os.close(fd)
+        self.sock.close()
+
+    def kill(self, pid: int) -> None:
+        if pid in self.ranks:
+            # Only a child that was not reaped yet: its number cannot have been given away.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        for pid in self.ranks:
+            self.kill(pid)
+        for pid in self.module_servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self.ranks:
+                # What it started and did not stop; the group is still ours to name.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+                self.ranks.remove(pid)
+                seconds = usage.ru_utime + usage.ru_stime
+                _wire.send(self.sock, ("ended", pid, status, seconds))
+            self.module_servers.discard(pid)
+            if not self.ranks:
+                self.kill_strangers()
+
+    def kill_strangers(self) -> None:
+        """Kill processes that ranks left behind in groups of their own."""
+        tid = os.getpid()
+        with contextlib.suppress(OSError):
+            with open(f"/proc/self/task/{tid}/children", encoding="ascii") as children:
+                pids = [int(word) for word in children.read().split()]
+            for pid in pids:
+                if pid not in self.ranks and pid not in self.module_servers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
+    error = ""
+    try:
+        _finder.install(modules)
+        _finder.import_first(modules)
+    except BaseException:
+        error = traceback.format_exc()
+    server = Server(sock)
+    server.hello(error)
+    server.serve()
+    return 0
+
+
+def main(fd: int) -> NoReturn:
+    """Entry point of the server process."""
+    # No PR_SET_PDEATHSIG here: it follows the thread that started us, which may end before its process.
+    torch.set_num_threads(1)
+    # The import of torch may leave a thread that is about to end.
+    for _ in range(50):
+        if threads_here() == 1:
+            break
+        time.sleep(0.01)
+    server = Server(socket.socket(fileno=fd))
+    server.hello()
+    server.serve()
+    # No interpreter shutdown: there is nothing to clean, and torch's takes its time.
+    os._exit(0)
+

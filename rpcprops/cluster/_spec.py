@@ -1,0 +1,45 @@
+"""What the test process and its servers tell each other. Torch-free: both sides import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rpcprops.cluster._finder import ModuleMap
+from rpcprops.faults import FaultPlan
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """A world to fork. Times are virtual seconds.
+
+    Attributes:
+        rate: virtual seconds for each real second.
+        import_in_ranks: modules that ranks find, and import first, by themselves; None when their
+            server has imported them.
+    """
+
+    names: tuple[str, ...]
+    plan: FaultPlan
+    rate: float
+    transport: str
+    rpc_timeout: float
+    num_worker_threads: int
+    ignore_leaks: bool
+    init: bool
+    import_in_ranks: ModuleMap | None = None
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a server says when it is ready.
+
+    Attributes:
+        threads: threads of the process; more than one makes forking from it unsafe.
+        error: why importing the modules failed, empty when it did not.
+    """
+
+    pid: int
+    torch_version: str
+    threads: int
+    clock_loaded: bool
+    error: str = ""

@@ -1,0 +1,91 @@
+"""Messages between the test process, the fork server and the ranks: length, then a pickle.
+
+Only sockets that were inherited carry them (no address, no listener), so both ends are ours.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_HEADER = struct.Struct("!I")
+_CHUNK = 1 << 16
+#: More descriptors than a fork of sixteen ranks passes.
+_MAX_DESCRIPTORS = 64
+
+
+def pack(message: object) -> bytes:
+    """`message` as it travels."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _HEADER.pack(len(body)) + body
+
+
+def send(sock: socket.socket, message: object, descriptors: Sequence[int] = ()) -> None:
+    """Send one message, with descriptors for the other process if any.
+
+    Raises:
+        OSError: the other end is gone.
+    """
+    data = pack(message)
+    if descriptors:
+        sent = socket.send_fds(sock, [data], list(descriptors))
+        data = data[sent:]
+    if data:
+        sock.sendall(data)
+
+
+class Reader:
+    """Cuts what arrives on a socket into messages."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+        self.descriptors: list[int] = []
+        self.closed = False
+
+    def fill(self, *, descriptors: bool = False) -> bool:
+        """Read once; False when the other end is gone (kept in `closed`).
+
+        A socket that does not block and has nothing to give counts as read.
+        """
+        try:
+            if descriptors:
+                data, fds, _, _ = socket.recv_fds(self.sock, _CHUNK, _MAX_DESCRIPTORS)
+                self.descriptors += fds
+            else:
+                data = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.closed = True
+            return False
+        self.buffer += data
+        return True
+
+    def messages(self) -> Iterator[Any]:
+        """The whole messages that have arrived and were not yet given."""
+        while len(self.buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self.buffer)
+            end = _HEADER.size + length
+            if len(self.buffer) < end:
+                return
+            body = bytes(self.buffer[_HEADER.size : end])
+            del self.buffer[:end]
+            yield pickle.loads(body)
+
+    def receive(self, *, descriptors: bool = False) -> Any:
+        """The next message, waiting for it.
+
+        Raises:
+            EOFError: the other end is gone.
+        """
+        while True:
+            for message in self.messages():
+                return message
+            if not self.fill(descriptors=descriptors):
+                raise EOFError

@@ -1,0 +1,106 @@
+"""Every exception of rpcprops, by whose fault it is.
+
+* :class:`UsageError`: the caller asked for something that cannot be.
+* :class:`BrokenPromise` and its subclasses: the code under test (torch, or yours) broke a promise
+  under an injected fault. There is one class for each promise, so that Hypothesis keeps two
+  promises apart and shrinks each by itself.
+* :class:`MachineCannot`: this machine cannot do what was asked (no torch RPC, no fork).
+* :class:`HarnessError`: rpcprops itself is at fault.
+
+An exception that a function raised in a rank is none of these: it is raised again as itself, with
+the rank's own traceback as its cause (:class:`RemoteTraceback`).
+"""
+
+from __future__ import annotations
+
+
+class RpcPropsError(Exception):
+    """Base of everything that rpcprops raises of its own."""
+
+
+class UsageError(RpcPropsError, ValueError):
+    """The caller asked for something that cannot be; the message names the value and the remedy."""
+
+
+class MachineCannot(RpcPropsError, RuntimeError):
+    """This machine cannot do it; the message says what is missing."""
+
+
+class HarnessError(RpcPropsError, RuntimeError):
+    """rpcprops itself is at fault; please report it with the message."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception as it was in the rank that raised it (its cause)."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(rank, text)
+        self.rank = rank
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"in rank {self.rank}:\n{self.text}"
+
+
+class RemoteError(RpcPropsError):
+    """A rank raised an exception that cannot be pickled; its type and text are in the message."""
+
+
+class Undecided(RpcPropsError):
+    """The machine was too loaded to tell a broken promise from a late one."""
+
+
+class BrokenPromise(RpcPropsError, AssertionError):
+    """A promise of torch RPC, or of the code under test, did not hold. Subclasses name the promise."""
+
+
+class WrongValue(BrokenPromise):
+    """A fetch or a call gave another value than the same computation in one process."""
+
+
+class UnexpectedError(BrokenPromise):
+    """A step raised although every injected fault was within its retry budget."""
+
+
+class MissingError(BrokenPromise):
+    """A step had to raise (a timeout shorter than the delay, say) and did not."""
+
+
+class NotRunOnce(BrokenPromise):
+    """A user-visible call ran another number of times on its target than once."""
+
+
+class OwnerGone(BrokenPromise):
+    """An owner dropped a value while a user of it was alive."""
+
+
+class RRefLeak(BrokenPromise):
+    """RRefs did not drain: an owner, a fork, a pending user or a pending future stayed."""
+
+
+class ContextLeak(BrokenPromise):
+    """A distributed autograd context, or a backward pass, outlived its ``with`` block."""
+
+
+class WrongGradient(BrokenPromise):
+    """A gradient differs from the one that the same computation gives in one process."""
+
+
+class CallLeak(BrokenPromise):
+    """An RPC never finished: an agent still counts it as active although nothing is under way."""
+
+
+class UngracefulShutdown(BrokenPromise):
+    """``rpc.shutdown()`` raised, warned of a leak, or left with a non-zero exit code."""
+
+
+class RankDied(BrokenPromise):
+    """A rank died by a signal, or left before its time."""
+
+
+class RankHung(BrokenPromise):
+    """A phase of the cluster (start, run, settle, shutdown) did not end before its deadline."""
+
+
+class FaultsDiffer(BrokenPromise):
+    """The injected failures that fired are not the ones that the message model predicts."""

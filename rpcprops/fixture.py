@@ -1,0 +1,201 @@
+"""The fixture that turns fault tables into options of torch's faulty agent.
+
+:class:`FaultyRpcAgentTestFixture` is a drop-in for the class of the same name in
+``torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture``: the same members, the
+same defaults, mixed into PyTorch's own test classes in the same way. It is the one way into the
+agent: the ranks of a cluster get their options from it too.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch.distributed.rpc as rpc
+import torch.distributed.rpc._testing  # noqa: F401  (registers FAULTY_TENSORPIPE)
+from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
+
+from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.faults import DEFAULT_MESSAGES_TO_DELAY, RETRYABLE_MESSAGE_TYPES, FaultTable
+
+#: What torch's fixture fails, and how often, when a test does not say.
+DEFAULT_FAULT_TABLE = FaultTable(
+    messages_to_fail=RETRYABLE_MESSAGE_TYPES,
+    num_fail_sends=3,
+    messages_to_delay=DEFAULT_MESSAGES_TO_DELAY,
+)
+
+#: What torch's own tests accept as the error of a call whose peer is gone.
+_SHUTDOWN_ERRORS = (
+    "Exception in thread pool task",
+    "Connection reset by peer",
+    "Connection closed by peer",
+)
+_TIMEOUT_ERROR = "RPC ran for more than"
+
+
+class FaultyRpcAgentTestFixture(RpcAgentTestFixture):  # type: ignore[misc]
+    """Options of the ``FAULTY_TENSORPIPE`` agent, made from a :class:`rpcprops.FaultTable`.
+
+    As in torch, ``messages_to_fail`` and ``messages_to_delay`` are attributes that a test may set,
+    and ``dist_init`` calls :meth:`setup_fault_injection`. Beyond torch, a whole table may be put in
+    (:attr:`fault_table`), and everything put in is checked when the options are made.
+
+    Attributes:
+        num_worker_threads: threads of the agent (torch's fixture has 8).
+        rpc_timeout: seconds (virtual in a rank with a fast clock) before a call fails; None leaves
+            torch's default of 60.
+    """
+
+    num_worker_threads: int = 8
+    rpc_timeout: float | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fault_table = DEFAULT_FAULT_TABLE
+
+    @property
+    def fault_table(self) -> FaultTable:
+        """The table that the options are made from.
+
+        Raises:
+            UsageError: an attribute holds what no table accepts.
+        """
+        return FaultTable(self.messages_to_fail, self.num_fail_sends, self.messages_to_delay)
+
+    @fault_table.setter
+    def fault_table(self, table: FaultTable) -> None:
+        if not isinstance(table, FaultTable):
+            msg = f"fault_table={table!r} (type {type(table).__name__}) must be a FaultTable."
+            raise UsageError(msg)
+        self.messages_to_fail = [str(m) for m in table.messages_to_fail]
+        self.num_fail_sends = table.num_fail_sends
+        self.messages_to_delay = {str(m): d for m, d in table.messages_to_delay.items()}
+
+    @property
+    def rpc_backend(self) -> Any:
+        """torch's ``BackendType.FAULTY_TENSORPIPE``.
+
+        Raises:
+            MachineCannot: this torch was built without it.
+        """
+        try:
+            return rpc.backend_registry.BackendType["FAULTY_TENSORPIPE"]
+        except KeyError:
+            msg = (
+                "this build of torch has no FAULTY_TENSORPIPE backend, so faults cannot be "
+                "injected; install a Linux wheel of torch."
+            )
+            raise MachineCannot(msg) from None
+
+    @property
+    def rpc_backend_options(self) -> Any:
+        """``FaultyTensorPipeRpcBackendOptions`` for ``rpc.init_rpc``, made anew on each reading."""
+        table = self.fault_table
+        options: dict[str, Any] = {
+            "init_method": self.init_method,
+            "num_worker_threads": self.num_worker_threads,
+            "num_fail_sends": table.num_fail_sends,
+            "messages_to_fail": [str(m) for m in table.messages_to_fail],
+            "messages_to_delay": {str(m): d for m, d in table.messages_to_delay.items()},
+        }
+        if self.rpc_timeout is not None:
+            options["rpc_timeout"] = self.rpc_timeout
+        return rpc.backend_registry.construct_rpc_backend_options(self.rpc_backend, **options)
+
+    def setup_fault_injection(
+        self,
+        faulty_messages: Iterable[str] | FaultTable | None,
+        messages_to_delay: Mapping[str, float] | None,
+    ) -> None:
+        """What ``dist_init`` calls before each test; None leaves what is set.
+
+        Args:
+            faulty_messages: types to fail, or a whole table.
+            messages_to_delay: seconds by type.
+        """
+        if isinstance(faulty_messages, FaultTable):
+            self.fault_table = faulty_messages
+        elif faulty_messages is not None:
+            self.messages_to_fail = cast("list[str]", faulty_messages)
+        if messages_to_delay is not None:
+            self.messages_to_delay = dict(messages_to_delay)
+
+    def get_shutdown_error_regex(self) -> str:
+        """A pattern of the errors that a call to a rank that went away may raise."""
+        return "|".join(f"({re.escape(text)})" for text in _SHUTDOWN_ERRORS)
+
+    def get_timeout_error_regex(self) -> str:
+        """A pattern of the error that a call raises when its RPC timeout has passed."""
+        return re.escape(_TIMEOUT_ERROR)
+
+
+class RankFixture(FaultyRpcAgentTestFixture):
+    """The fixture of one rank of a cluster: its table, name, world and rendezvous.
+
+    Code that calls ``init_rpc`` itself (``init=False``) gets it from :func:`for_this_rank`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        name: str,
+        world_size: int,
+        init_method: str,
+        table: FaultTable,
+        rpc_timeout: float,
+        num_worker_threads: int,
+    ) -> None:
+        super().__init__()
+        self.rank = rank
+        self.name = name
+        self._world_size = world_size
+        self._init_method = init_method
+        self.fault_table = table
+        self.rpc_timeout = rpc_timeout
+        self.num_worker_threads = num_worker_threads
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._world_size
+
+    @property
+    def init_method(self) -> str:
+        """Where the ranks meet: a store in memory that all of them inherited."""
+        return self._init_method
+
+    def init_rpc(self) -> None:
+        """``rpc.init_rpc`` with this rank's name, world and options."""
+        rpc.init_rpc(
+            self.name,
+            backend=self.rpc_backend,
+            rank=self.rank,
+            world_size=self.world_size,
+            rpc_backend_options=self.rpc_backend_options,
+        )
+
+
+_this_rank: RankFixture | None = None
+
+
+def for_this_rank() -> RankFixture:
+    """The fixture of the rank that this code runs in.
+
+    Raises:
+        UsageError: this process is no rank of a cluster.
+    """
+    if _this_rank is None:
+        msg = "for_this_rank() was called in a process that is no rank of a cluster."
+        raise UsageError(msg)
+    return _this_rank
+
+
+def set_this_rank(fixture: RankFixture) -> None:
+    """Called once by the rank's main, right after the fork."""
+    global _this_rank
+    _this_rank = fixture

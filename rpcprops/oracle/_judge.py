@@ -1,0 +1,195 @@
+"""Judges an outcome: what a program showed against what it had to show. Pure: data in, data out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle._model import Prediction, StepPrediction, predict
+from rpcprops.oracle._worlds import shutdown_violations, unsettled
+from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
+from rpcprops.programs import Context, Program, Refused, Settle, Step
+
+_TIMEOUT = re.compile(r"RPC ran for more than|timed? ?out", re.IGNORECASE)
+
+
+def judge(
+    program: Program | None, plan: FaultPlan | FaultTable | None, outcome: Outcome
+) -> tuple[Violation, ...]:
+    """Every promise that `outcome` breaks; empty when all hold.
+
+    Args:
+        program: what ran; None judges only how the ranks lived and left.
+        plan: the faults under which it ran.
+        outcome: what :func:`rpcprops.run`, or a cluster, returned.
+
+    Raises:
+        UsageError: the plan is beyond its retry budget, or not of this world.
+    """
+    found = [*_phases(outcome), *_deaths(outcome)]
+    if program is None:
+        shut = outcome.phase("shutdown")
+        if shut is not None and not found:
+            found += shutdown_violations(outcome.ranks, leaks_allowed=False)
+        return tuple(found)
+    if outcome.world_size < program.world_size:
+        msg = f"an outcome of {outcome.world_size} ranks is not of a program for {program.world_size}."
+        raise UsageError(msg)
+    prediction = predict(program, FaultPlan.of(plan))
+    names = [rank.name for rank in outcome.ranks]
+    by_index = {step.index: step for step in outcome.steps}
+    for index, (step, expected) in enumerate(zip(program.steps, prediction.steps, strict=True)):
+        seen = by_index.get(index)
+        if seen is None or not seen.ended:
+            break
+        found += _step(index, step, expected, seen, names)
+    if found:
+        return tuple(found)
+    complete = len(outcome.steps) == len(program.steps)
+    if not complete:
+        found.append(
+            Violation("UnexpectedError", f"the program stopped after {len(outcome.steps)} steps")
+        )
+        return tuple(found)
+    if program.settles:
+        found += unsettled(
+            [rank.counters or Counters() for rank in outcome.ranks],
+            _padded(prediction.counters, outcome.world_size, Counters()),
+            names,
+        )
+    found += _calls(prediction, outcome)
+    if not found:
+        found += shutdown_violations(outcome.ranks, leaks_allowed=False)
+    if not found and program.settles:
+        found += _firing(prediction, FaultPlan.of(plan), outcome)
+    return tuple(found)
+
+
+
+def _padded(values: Sequence[Any], size: int, filler: Any) -> list[Any]:
+    """One value for each rank, where the world is larger than the program."""
+    return [*values, *([filler] * (size - len(values)))]
+
+
+def _phases(outcome: Outcome) -> list[Violation]:
+    return [
+        Violation(
+            "RankHung",
+            phase.detail,
+            phase.ranks[0] if phase.ranks else None,
+            needs_time=True,
+        )
+        for phase in outcome.phases
+        if phase.verdict == "hung"
+    ]
+
+
+def _deaths(outcome: Outcome) -> list[Violation]:
+    found: list[Violation] = []
+    shutting = outcome.phase("shutdown") is not None
+    for rank in outcome.ranks:
+        if rank.signal or (rank.exit_code is not None and not shutting):
+            message = f"{rank.name} died before its time: {rank.describe_end()}"
+            found.append(Violation("RankDied", message, rank.rank))
+    start = outcome.phase("start")
+    if start is not None and start.verdict == "failed" and not found:
+        found.append(Violation("UnexpectedError", start.detail))
+    return found
+
+
+def _step(
+    index: int, step: Step, expected: StepPrediction, seen: StepOutcome, names: Sequence[str]
+) -> list[Violation]:
+    where = getattr(step, "at", None)
+    if isinstance(step, Settle):
+        wanted = _padded(expected.counters, len(seen.counters), Counters())
+        return [
+            Violation(v.promise, v.message, v.rank, index, v.needs_time)
+            for v in unsettled(seen.counters, wanted, names)
+        ]
+    if seen.error is not None:
+        late = bool(_TIMEOUT.search(seen.error.message))
+        if expected.error in ("timeout", "unknown") and late:
+            return []
+        wanted_text = "torch's timeout" if expected.error == "timeout" else "no error"
+        message = f"expected {wanted_text}, got {seen.error.first_line()}"
+        return [Violation("UnexpectedError", message, where, index, needs_time=late)]
+    if expected.error == "timeout":
+        message = f"the call had to time out, and gave {seen.value!r}"
+        return [Violation("MissingError", message, where, index, needs_time=True)]
+    if isinstance(step, Context):
+        return _context(index, step, expected.value, seen.value)
+    if isinstance(step, Refused):
+        if seen.value.get("refused"):
+            return []
+        message = f"context {step.context!r} has ended, and its id is still accepted"
+        return [Violation("ContextLeak", message, where, index, needs_time=True)]
+    if seen.value != expected.value:
+        message = f"expected {expected.value!r}, got {seen.value!r}"
+        return [Violation("WrongValue", message, where, index)]
+    return []
+
+
+def _context(index: int, step: Context, expected: Any, seen: Any) -> list[Violation]:
+    found: list[Violation] = []
+    if not math.isclose(seen.get("loss", math.nan), expected["loss"], rel_tol=1e-12):
+        message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
+        found.append(Violation("WrongValue", message, step.at, index))
+    gradient, wanted = seen.get("gradient"), expected.get("gradient")
+    if wanted is not None and not (
+        gradient is not None
+        and len(gradient) == len(wanted)
+        and all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(gradient, wanted, strict=True))
+    ):
+        message = f"expected the gradient {wanted!r}, got {gradient!r}"
+        found.append(Violation("WrongGradient", message, step.at, index))
+    if bool(seen.get("raised")) != step.raises:
+        message = "the exception that left the context did not reach its caller"
+        found.append(Violation("MissingError", message, step.at, index))
+    return found
+
+
+def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+    found: list[Violation] = []
+    expected = _padded(prediction.calls, outcome.world_size, {})
+    for rank, wanted in zip(outcome.ranks, expected, strict=True):
+        for call in sorted(set(wanted) | set(rank.calls)):
+            times, seen = wanted.get(call, 0), rank.calls.get(call, 0)
+            if times != seen:
+                message = f"{call} ran {seen} times on {rank.name}, expected {times}"
+                found.append(Violation("NotRunOnce", message, rank.rank))
+    return found
+
+
+def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[Violation]:
+    found: list[Violation] = []
+    predicted = _padded(prediction.failures(plan), outcome.world_size, {})
+    for rank, by_type in zip(outcome.ranks, predicted, strict=True):
+        expected = sum(by_type.values())
+        if rank.failed_sends != expected:
+            types = ", ".join(f"{m} {n}" for m, n in sorted(by_type.items())) or "none"
+            message = (
+                f"{rank.name} failed {rank.failed_sends} sends, the message model predicts "
+                f"{expected} ({types})"
+            )
+            found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+    held_up = _padded(prediction.delays(plan), outcome.world_size, {})
+    for rank, by_type in zip(outcome.ranks, held_up, strict=True):
+        if rank.delayed_sends is None:
+            continue
+        lengths = plan.table(rank.rank).delaying
+        wanted: Counter[int] = Counter({length: 0 for length in lengths.values()})
+        for message_type, count in by_type.items():
+            wanted[lengths[message_type]] += count
+        if dict(wanted) != dict(rank.delayed_sends):
+            message = (
+                f"{rank.name} held up sends {dict(rank.delayed_sends)!r} (by milliseconds), the "
+                f"message model predicts {dict(wanted)!r}"
+            )
+            found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+    return found

@@ -1,0 +1,65 @@
+"""Judges what ranks held and how they left, whatever ran on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rpcprops.outcomes import Counters, RankOutcome, Violation
+
+#: What torch says of a leak, or of a context that it could not clean up.
+_LEAK = re.compile(r"^.*(?:Leaking RRef|Detected RRef Leaks).*$", re.MULTILINE)
+_CONTEXT_LEAK = re.compile(r"^.*Could not release Dist Autograd Context.*$", re.MULTILINE)
+
+
+def unsettled(
+    held: Sequence[Counters], wanted: Sequence[Counters], names: Sequence[str]
+) -> list[Violation]:
+    """One violation for each promise that each rank breaks by holding what it should not."""
+    found: list[Violation] = []
+    for rank, (now, want) in enumerate(zip(held, wanted, strict=True)):
+        if now == want:
+            continue
+        seen = f"{names[rank]} holds {now.describe()}; expected {want.describe()}"
+        kinds: list[str] = []
+        if now.owners < want.owners or now.forks < want.forks:
+            kinds.append("OwnerGone")
+        elif (now.owners, now.forks, now.pending_users, now.pending_futures) != (
+            want.owners,
+            want.forks,
+            want.pending_users,
+            want.pending_futures,
+        ):
+            kinds.append("RRefLeak")
+        if (now.contexts, now.backward_passes) != (want.contexts, want.backward_passes):
+            kinds.append("ContextLeak")
+        if not kinds:
+            kinds.append("CallLeak")
+        found += [Violation(kind, seen, rank, needs_time=True) for kind in kinds]
+    return found
+
+
+def shutdown_violations(ranks: Iterable[RankOutcome], *, leaks_allowed: bool) -> list[Violation]:
+    """What a graceful shutdown should not have shown."""
+    found: list[Violation] = []
+    for rank in ranks:
+        error = rank.shutdown_error
+        leak = _LEAK.search(error.message if error else rank.log)
+        context = _CONTEXT_LEAK.search(rank.log)
+        if error is not None:
+            promise = "RRefLeak" if leak else "UngracefulShutdown"
+            message = f"rpc.shutdown() of {rank.name} raised {error.first_line()}"
+            found.append(Violation(promise, message, rank.rank, needs_time=True))
+        elif leak and not leaks_allowed:
+            message = f"{rank.name} shut down with a leak: {leak.group().strip()}"
+            found.append(Violation("RRefLeak", message, rank.rank, needs_time=True))
+        if context:
+            message = f"{rank.name} shut down with a context: {context.group().strip()}"
+            found.append(Violation("ContextLeak", message, rank.rank, needs_time=True))
+        if rank.signal:
+            message = f"{rank.name} was {rank.describe_end()} during shutdown"
+            found.append(Violation("RankDied", message, rank.rank))
+        elif rank.exit_code not in (0, None) and error is None:
+            message = f"{rank.name} left with {rank.describe_end()} instead of 0"
+            found.append(Violation("UngracefulShutdown", message, rank.rank))
+    return found

@@ -1,0 +1,212 @@
+"""What a run showed, as data: the outcome that the oracle judges and that an artefact keeps.
+
+Nothing here imports torch. Times are virtual seconds unless a name says real.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from rpcprops._frozen import FrozenMap
+
+PhaseName = Literal["start", "run", "settle", "shutdown"]
+PhaseVerdict = Literal["ok", "failed", "hung"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Counters:
+    """What a rank still holds, as torch's own debug info counts it.
+
+    Sources: ``_rref_context_get_debug_info`` (owners, forks, pending users and futures),
+    ``dist_autograd._get_debug_info`` (contexts, backward passes) and the agent's
+    ``get_debug_info`` (calls that it serves or awaits).
+    """
+
+    owners: int = 0
+    forks: int = 0
+    pending_users: int = 0
+    pending_futures: int = 0
+    contexts: int = 0
+    backward_passes: int = 0
+    server_calls: int = 0
+    server_async_calls: int = 0
+    client_calls: int = 0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing at all is held."""
+        return self == Counters()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way (what is held may stay)."""
+        return not (
+            self.pending_users
+            or self.pending_futures
+            or self.backward_passes
+            or self.server_calls
+            or self.server_async_calls
+            or self.client_calls
+        )
+
+    def describe(self) -> str:
+        """The counters that are not zero, in words: ``1 owner, 2 forks``."""
+        words: list[str] = []
+        for item in fields(self):
+            count = getattr(self, item.name)
+            if count:
+                name = item.name.replace("_", " ")
+                if count == 1:
+                    name = name.removesuffix("es") if name.endswith("passes") else name[:-1]
+                words.append(f"{count} {name}")
+        return ", ".join(words) or "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class RaisedError:
+    """An exception as a rank raised it."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def first_line(self) -> str:
+        """Type and the first line of the message."""
+        lines = self.message.strip().splitlines()
+        return f"{self.type}: {lines[0] if lines else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one step of a program gave: a value, an error, or neither when it never ended.
+
+    Attributes:
+        value: JSON data (tensors as nested lists of floats).
+        seconds: virtual seconds that it took, on the clock of its rank.
+        counters: for a settle step, what each rank held at its end.
+    """
+
+    index: int
+    value: Any = None
+    error: RaisedError | None = None
+    seconds: float = 0.0
+    counters: tuple[Counters, ...] = ()
+    ended: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RankOutcome:
+    """What one rank showed.
+
+    Attributes:
+        exit_code: what it exited with, None when it died by a signal or never left by itself.
+        signal: the signal that killed it, 0 when none did. Our own kills are not counted here.
+        killed: whether rpcprops killed it, because it hung or because the verdict was known.
+        counters: the last ones seen.
+        failed_sends: how many ``Send try N failed`` lines torch logged: the failing sends of
+            retryable messages, without their types.
+        delayed_sends: sends that were held up, by whole virtual milliseconds of the delay, as the
+            clock library saw them; None where it was not loaded.
+        calls: how often each user-visible call ran here, by the name of the call.
+        log: the last part of what it wrote to stdout and stderr.
+        stack: the Python stacks of its threads, when a phase hung.
+        processor_seconds: user and system time, in real seconds.
+        late_seconds: the longest that a timed wait returned after its deadline, in real seconds.
+    """
+
+    rank: int
+    name: str
+    exit_code: int | None = None
+    signal: int = 0
+    killed: bool = False
+    counters: Counters | None = None
+    failed_sends: int = 0
+    delayed_sends: Mapping[int, int] | None = None
+    calls: Mapping[str, int] = field(default_factory=FrozenMap)
+    shutdown_error: RaisedError | None = None
+    log: str = ""
+    stack: str = ""
+    processor_seconds: float = 0.0
+    late_seconds: float = 0.0
+
+    def describe_end(self) -> str:
+        """How it ended, in words."""
+        if self.signal:
+            try:
+                return f"killed by {signals.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        if self.killed:
+            return "killed by rpcprops"
+        if self.exit_code is None:
+            return "still running"
+        return f"exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseOutcome:
+    """How one phase of a cluster went.
+
+    Attributes:
+        deadline: the real seconds that it was given.
+        detail: what failed, or who hung, in a sentence.
+    """
+
+    name: PhaseName
+    verdict: PhaseVerdict = "ok"
+    virtual_seconds: float = 0.0
+    real_seconds: float = 0.0
+    deadline: float = 0.0
+    detail: str = ""
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that a run showed: phases, ranks, and the steps of the program if there was one."""
+
+    world_size: int
+    clock_rate: float = 1.0
+    transport: str = "tcp"
+    torch_version: str = ""
+    phases: tuple[PhaseOutcome, ...] = ()
+    ranks: tuple[RankOutcome, ...] = ()
+    steps: tuple[StepOutcome, ...] = ()
+
+    def phase(self, name: PhaseName) -> PhaseOutcome | None:
+        """The last phase of that name, None when it was never reached."""
+        return next((p for p in reversed(self.phases) if p.name == name), None)
+
+    @property
+    def real_seconds(self) -> float:
+        """Real seconds of all phases."""
+        return sum(p.real_seconds for p in self.phases)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that did not hold.
+
+    Attributes:
+        promise: name of the exception class in :mod:`rpcprops.errors` that stands for the promise.
+        message: what was expected and what was seen, in a sentence.
+        rank: where it was seen, None when it concerns the whole world.
+        step: the step that showed it, None when it is no step's.
+        needs_time: whether a machine too slow for the clock could show the same.
+    """
+
+    promise: str
+    message: str
+    rank: int | None = None
+    step: int | None = None
+    needs_time: bool = False
+
+    def __str__(self) -> str:
+        where = [] if self.step is None else [f"step {self.step}"]
+        if self.rank is not None:
+            where.append(f"rank {self.rank}")
+        place = f" ({', '.join(where)})" if where else ""
+        return f"{self.promise}{place}: {self.message}"

@@ -1,0 +1,21 @@
+"""The shipped properties: what torch RPC promises, checked under sampled faults.
+
+:data:`PROPERTIES` holds them by name; :func:`examine` runs one. ``rpcprops check`` and
+``tests/properties`` both go through these two.
+"""
+
+from rpcprops.properties._base import Case, Known, Observation, Property
+from rpcprops.properties._catalogue import PROPERTIES
+from rpcprops.properties._engine import Examination, Failure, Repeats, examine
+
+__all__ = [
+    "PROPERTIES",
+    "Case",
+    "Examination",
+    "Failure",
+    "Known",
+    "Observation",
+    "Property",
+    "Repeats",
+    "examine",
+]

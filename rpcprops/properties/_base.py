@@ -1,0 +1,95 @@
+"""What a property is: a promise, how to draw its cases, and how to observe one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hypothesis.strategies import SearchStrategy
+
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle import FaultCount, account, judge
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Program
+from rpcprops.runner import Runner
+
+Kind = Literal["program", "reinit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is drawn: what the ranks do, and the faults under which they do it.
+
+    Attributes:
+        kind: "program" runs `program`; "reinit" runs it in ranks that have already been through one
+            ``init_rpc`` and ``shutdown``.
+    """
+
+    program: Program
+    plan: FaultPlan = field(default_factory=FaultPlan)
+    kind: Kind = "program"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One case, run and judged."""
+
+    case: Case
+    outcome: Outcome
+    violations: tuple[Violation, ...]
+    faults: tuple[FaultCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A promise that stock torch breaks.
+
+    Attributes:
+        promise: the exception class that stands for it.
+        versions: torch versions (their major and minor parts) on which it was seen to fail.
+        why: what torch does, in a sentence or two.
+        source: where in torch's source.
+    """
+
+    promise: str
+    versions: tuple[str, ...]
+    why: str
+    source: str
+
+    def expects(self, torch_version: str) -> bool:
+        """Whether it is documented to fail on this torch."""
+        return ".".join(torch_version.split(".")[:2]) in self.versions
+
+
+@dataclass(frozen=True)
+class Property:
+    """A named promise, with the cases that try to break it.
+
+    Attributes:
+        name: as on the command line.
+        promise: what must hold, in a sentence.
+        cases: draws a case; called when the property is examined.
+        needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
+        known: set when stock torch is documented to break it.
+    """
+
+    name: str
+    promise: str
+    cases: Callable[[], SearchStrategy[Case]]
+    needs_faults: bool = True
+    known: Known | None = None
+
+
+def observe(runner: Runner, case: Case, *, anew: bool = False, **options: Any) -> Observation:
+    """Run a case and judge it. `options` are those of :meth:`Runner.run`."""
+    if case.kind == "reinit":
+        from rpcprops.properties._reinit import run_again
+
+        outcome = run_again(runner, case, **options)
+    elif anew:
+        outcome = runner.run_anew(case.program, case.plan, **options)
+    else:
+        outcome = runner.run(case.program, case.plan, **options)
+    violations = judge(case.program, case.plan, outcome)
+    return Observation(case, outcome, violations, account(case.program, case.plan, outcome))

@@ -1,0 +1,164 @@
+"""The shipped properties, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hypothesis import strategies as st
+
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.properties import _programs as p
+from rpcprops.properties._base import Case, Known, Property
+from rpcprops.programs import Program
+from rpcprops.strategies import fault_plans
+
+
+def _under_faults(programs: Sequence[Program]) -> Callable[[], st.SearchStrategy[Case]]:
+    """Each program under plans within the retry budget; shrinks to the first one, without faults."""
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        program = draw(st.sampled_from(programs))
+        return Case(program, draw(fault_plans(world_size=program.world_size)))
+
+    return cases
+
+
+def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
+    """A call whose timeout is clearly shorter, or clearly longer, than the delay of its message."""
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        flavour = draw(st.sampled_from(p.FLAVOURS))
+        message = MessageType.PYTHON_CALL if flavour == "python" else MessageType.SCRIPT_CALL
+        delay = draw(st.integers(1000, 2000)) / 1000
+        # Far above: a fast clock counts honest work as virtual seconds too.
+        timeout = delay + 600.0 if in_time else draw(st.integers(100, 500)) / 1000
+        table = FaultTable(messages_to_delay={message: delay})
+        return Case(p.timed_call(flavour, timeout), FaultPlan(by_rank={0: table}))
+
+    return cases
+
+
+def _reinit() -> st.SearchStrategy[Case]:
+    return st.just(Case(p.create_and_drop(), kind="reinit"))
+
+
+_ALL = (
+    Property(
+        "rref-values",
+        "Every fetch, on every rank, at any time that a handle is alive, gives the value.",
+        _under_faults(
+            [
+                *(p.create_and_fetch(flavour) for flavour in p.FLAVOURS),
+                p.create_on_self(),
+                p.fork_user_to_user(),
+                p.fork_to_self(),
+                p.fork_chain(4),
+                p.owner_shares(4),
+                p.handle_as_argument(),
+                *(p.nested_remote(flavour) for flavour in p.FLAVOURS),
+            ]
+        ),
+    ),
+    Property(
+        "rref-lifetime",
+        "An owner stays while any user lives; nothing stays anywhere after the last is gone.",
+        _under_faults(
+            [
+                p.fork_user_to_user(),
+                p.fork_user_to_owner(),
+                p.fork_back_to_creator(),
+                p.fork_to_self(),
+                p.fork_chain(3),
+                p.fork_chain(4),
+                p.owner_shares(3),
+                *p.drop_orders(),
+            ]
+        ),
+    ),
+    Property(
+        "calls-run-once",
+        "Each user-visible call runs exactly once on its target, however often messages fail.",
+        _under_faults(
+            [
+                p.bump_from_everywhere(),
+                p.calls_of_each_kind(),
+                p.handle_as_argument(),
+                *(p.nested_remote(flavour) for flavour in p.FLAVOURS),
+            ]
+        ),
+    ),
+    Property(
+        "autograd-gradients",
+        "Gradients through a context equal those of the same computation in one process.",
+        _under_faults(
+            [
+                p.context_over(2, (1,)),
+                p.context_over(2, (1, 0), nested=True),
+                p.context_over(3, (1, 2)),
+                p.context_over(3, (1, 2), nested=True),
+                p.context_over(3, (1, 2), rrefs=True),
+                p.context_over(4, (1, 2, 3)),
+                p.context_over(4, (3, 2, 1, 0), nested=True, at=2),
+                p.two_contexts(),
+            ]
+        ),
+    ),
+    Property(
+        "autograd-cleanup",
+        "After a context ends, no rank that it touched keeps it or a backward pass, and its id is "
+        "refused everywhere.",
+        _under_faults(
+            [
+                p.context_over(2, (0,)),
+                p.context_over(2, (1,)),
+                p.context_over(2, (1,), backward=False),
+                p.context_over(3, (1, 2), raises=True),
+                p.context_over(3, (1, 2), rrefs=True, backward=False, raises=True),
+                p.context_over(4, (1, 2, 3), nested=True),
+                p.context_over(4, (1, 2, 3), rrefs=True),
+                p.two_contexts(),
+            ]
+        ),
+    ),
+    Property(
+        "graceful-shutdown",
+        "Graceful shutdown right after the last step ends in bounded time, with exit code 0 and no "
+        "leak, whatever handles are alive or just dropped.",
+        _under_faults([p.just_dropped(), p.unsettled_exit(3), p.unsettled_exit(4)]),
+    ),
+    Property(
+        "timeout-passes",
+        "A call whose timeout is clearly shorter than its delay raises torch's timeout, and "
+        "everything still settles.",
+        _timed(in_time=False),
+    ),
+    Property(
+        "timeout-holds",
+        "A call whose timeout is clearly longer than its delay gives its value.",
+        _timed(in_time=True),
+    ),
+    Property(
+        "rref-lifetime-after-reinit",
+        "In a process that shut RPC down and initialised it again, RRefs are deleted as before.",
+        _reinit,
+        needs_faults=False,
+        known=Known(
+            promise="RRefLeak",
+            versions=("2.13",),
+            why=(
+                "The RRef context is a singleton that shutdown marks as destroyed and that init_rpc "
+                "never makes anew, so after a second init_rpc a dropped user RRef sends no delete "
+                "and its owner keeps the value for ever."
+            ),
+            source=(
+                "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance sets "
+                "destroyed_, which RRefContext::delUser tests"
+            ),
+        ),
+    ),
+)
+
+#: The shipped properties by name, in the order in which they are checked.
+PROPERTIES: dict[str, Property] = {item.name: item for item in _ALL}

@@ -1,0 +1,51 @@
+"""Checks of what strategies are called with: made at the call, where the caller's line is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType, message_type
+
+
+def shown(name: str, value: object) -> str:
+    """`value` as every message begins: ``name=repr (type ...)``."""
+    return f"{name}={value!r} (type {type(value).__name__})"
+
+
+def whole_number(
+    value: object, name: str, *, least: int, most: int | None = None, remedy: str
+) -> int:
+    """`value` as an int from `least` to `most`.
+
+    Raises:
+        UsageError: it is another type (a bool is no number here), or it lies outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{shown(name, value)} must be an int; {remedy}.")
+    if value < least or (most is not None and value > most):
+        span = f"from {least} up" if most is None else f"in {least} to {most}"
+        raise UsageError(f"{shown(name, value)} must be {span}; {remedy}.")
+    return int(value)
+
+
+def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
+    """The message types in `value`, each once, in the order given (a set's are sorted).
+
+    Raises:
+        UsageError: it is no collection, or holds what is no message type.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        msg = (
+            f"{shown(name, value)} must be a collection of message types; "
+            f"write {name}=('RREF_USER_DELETE',) for a single one."
+        )
+        raise UsageError(msg)
+    try:
+        kinds = [message_type(item) for item in value]
+    except UsageError as error:
+        raise UsageError(f"{shown(name, value)}: {error}") from None
+    if isinstance(value, Set):
+        # A set's own order changes from process to process, and with it what a seed draws.
+        kinds.sort()
+    return tuple(dict.fromkeys(kinds))

@@ -1,0 +1,376 @@
+"""Strategies for faults: message types, delays, a table for a rank, a plan for a world.
+
+Nothing here runs anything. Every delay is in virtual seconds. By default what is drawn is
+survivable: torch retries each message that fails often enough for it to arrive. Every table and
+plan has one form only, so that two equal faults are one value.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+
+from rpcprops._frozen import FrozenMap
+from rpcprops.errors import UsageError
+from rpcprops.faults import (
+    RETRYABLE_MESSAGE_TYPES,
+    FaultPlan,
+    FaultTable,
+    MessageType,
+    checked_delay,
+)
+from rpcprops.strategies._checks import distinct_types, shown, whole_number
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MAX_INT32 = 2**31 - 1
+# The retries of every type but one, and a delay far below the RPC timeout of a cluster.
+_MAX_FAIL_SENDS = 5
+_MAX_DELAY = 2.0
+
+
+def message_types(
+    *, among: Iterable[MessageType | str] = tuple(MessageType)
+) -> st.SearchStrategy[MessageType]:
+    """One of the message types that torch's agent can fail or delay.
+
+    Shrinks to the first of `among`.
+
+    Args:
+        among: the types, or their names, to draw from.
+
+    Raises:
+        UsageError: `among` is empty, no collection, or holds what is no message type.
+    """
+    kinds = distinct_types(among, "among")
+    if not kinds:
+        msg = f"{shown('among', among)} holds no message type; name at least one, or leave it out."
+        raise UsageError(msg)
+    return st.sampled_from(kinds)
+
+
+def retryable_subsets(
+    *, messages: Iterable[MessageType | str] = RETRYABLE_MESSAGE_TYPES, min_size: int = 0
+) -> st.SearchStrategy[tuple[MessageType, ...]]:
+    """Distinct types that torch retries, sorted by name.
+
+    Shrinks to fewer types, then to those that come first in `messages`.
+
+    Args:
+        messages: the retryable types, or their names, to draw from.
+        min_size: the fewest types in a draw.
+
+    Raises:
+        UsageError: `messages` is no collection or holds a type that torch does not retry, or
+            `min_size` is no int from 0 to the number of distinct types in `messages`.
+    """
+    kinds = distinct_types(messages, "messages")
+    for kind in kinds:
+        if not kind.is_retryable:
+            msg = (
+                f"{shown('messages', messages)} must hold retryable types only, and torch does "
+                f"not send {kind} again; take it out, or fail it with fault_tables(messages=...)."
+            )
+            raise UsageError(msg)
+    least = whole_number(
+        min_size,
+        "min_size",
+        least=0,
+        most=len(kinds),
+        remedy="lower it, or name more types in messages",
+    )
+    return _subsets(kinds, min_size=least)
+
+
+def fail_counts(
+    *, max_fail_sends: int = _MAX_FAIL_SENDS, min_fail_sends: int = 0
+) -> st.SearchStrategy[int]:
+    """How many sends of each payload fail. The default stays within every retryable type's retries.
+
+    Shrinks to `min_fail_sends`.
+
+    Args:
+        max_fail_sends: the most failures in a draw.
+        min_fail_sends: the fewest failures in a draw.
+
+    Raises:
+        UsageError: a bound is no int from 0 to 2**31 - 1, or the least is above the most.
+    """
+    most = _fail_bound(max_fail_sends, "max_fail_sends")
+    least = _fail_bound(min_fail_sends, "min_fail_sends")
+    if least > most:
+        msg = (
+            f"{shown('min_fail_sends', min_fail_sends)} must not be above "
+            f"max_fail_sends={max_fail_sends!r}; lower it, or raise max_fail_sends."
+        )
+        raise UsageError(msg)
+    return st.integers(least, most)
+
+
+def delays(*, max_delay: float = _MAX_DELAY, min_delay: float = 0.0) -> st.SearchStrategy[float]:
+    """A delay in virtual seconds, in whole milliseconds as the agent keeps them.
+
+    Shrinks to `min_delay` (rounded up to a whole millisecond).
+
+    Args:
+        max_delay: the longest delay, in virtual seconds.
+        min_delay: the shortest delay, in virtual seconds.
+
+    Raises:
+        UsageError: a bound is no number of seconds from 0 to 3600, or there is no whole
+            millisecond from the shortest to the longest.
+    """
+    longest = checked_delay(max_delay, "max_delay")
+    shortest = checked_delay(min_delay, "min_delay")
+    if shortest > longest:
+        msg = (
+            f"{shown('min_delay', min_delay)} must not be above max_delay={max_delay!r}; lower "
+            f"it, or raise max_delay."
+        )
+        raise UsageError(msg)
+    least, most = -_floor_ms(-shortest), _floor_ms(longest)
+    if least > most:
+        msg = (
+            f"{shown('min_delay', min_delay)} must leave a whole millisecond up to "
+            f"max_delay={max_delay!r}; lower it to {most / 1000!r}, or raise max_delay to "
+            f"{least / 1000!r}."
+        )
+        raise UsageError(msg)
+    return _whole_ms(least, most)
+
+
+def delay_tables(
+    *,
+    messages: Iterable[MessageType | str] = tuple(MessageType),
+    max_delay: float = _MAX_DELAY,
+    max_size: int | None = None,
+) -> st.SearchStrategy[Mapping[MessageType, float]]:
+    """Which types are sent late, and by how many virtual seconds (whole milliseconds, never 0).
+
+    Shrinks to no types, then to those that come first in `messages` and to 0.001 s.
+
+    Args:
+        messages: the types, or their names, that may be late.
+        max_delay: the longest delay, in virtual seconds; below 0.001 nothing is late.
+        max_size: the most types that are late in a draw (None: all of `messages`).
+
+    Raises:
+        UsageError: `messages` is no collection or holds what is no message type, `max_delay` is
+            no number of seconds from 0 to 3600, or `max_size` is no int from 0 up.
+    """
+    kinds = distinct_types(messages, "messages")
+    longest = _floor_ms(checked_delay(max_delay, "max_delay"))
+    size = len(kinds)
+    if max_size is not None:
+        remedy = "give the most types that may be late at once, or None for all"
+        size = min(size, whole_number(max_size, "max_size", least=0, remedy=remedy))
+    return _delay_tables(kinds, longest, size, stops=max(1, len(kinds) // 2))
+
+
+def fault_tables(
+    *,
+    messages: Iterable[MessageType | str] = RETRYABLE_MESSAGE_TYPES,
+    max_fail_sends: int = _MAX_FAIL_SENDS,
+    max_delay: float = _MAX_DELAY,
+) -> st.SearchStrategy[FaultTable]:
+    """The faults of a rank: types that fail a number of times, and types that are late.
+
+    What the defaults draw is survivable: it fails only types that torch retries, no more often
+    than it retries them. Wider arguments may draw tables under which a message never arrives;
+    :attr:`FaultTable.is_within_budget` tells. A table that fails nothing has neither types nor a
+    count, and nothing is late by 0 s.
+
+    Shrinks to the empty table: to no delays, to fewer types that fail, and to fewer failures.
+
+    Args:
+        messages: the types, or their names, that may fail.
+        max_fail_sends: the most failures of each payload; 0 fails nothing.
+        max_delay: the longest delay, in virtual seconds; any of the ten types may be late by it,
+            and 0 draws no delays.
+
+    Raises:
+        UsageError: `messages` is no collection or holds what is no message type, `max_fail_sends`
+            is no int from 0 to 2**31 - 1, or `max_delay` is no number of seconds from 0 to 3600.
+    """
+    return _fault_tables(
+        distinct_types(messages, "messages"),
+        _fail_bound(max_fail_sends, "max_fail_sends"),
+        _floor_ms(checked_delay(max_delay, "max_delay")),
+    )
+
+
+def fault_plans(
+    *,
+    world_size: int,
+    tables: st.SearchStrategy[FaultTable] | None = None,
+    max_afflicted: int | None = None,
+) -> st.SearchStrategy[FaultPlan]:
+    """A fault table for each rank of a world: for none, one, a few, or the same for all.
+
+    A plan under which all ranks share a table has it as its ``default``; any other plan names the
+    afflicted ranks, and only those, in ``by_rank``.
+
+    Shrinks to ``FaultPlan()``: to fewer afflicted ranks, to lower ranks, and to smaller tables.
+
+    Args:
+        world_size: how many ranks the plan is for.
+        tables: what each afflicted rank's table is drawn from (None: :func:`fault_tables`).
+        max_afflicted: the most ranks with faults in a draw (None: all).
+
+    Raises:
+        UsageError: `world_size` is no int from 1 up, `tables` is no strategy, or `max_afflicted`
+            is no int from 0 up. When drawn: `tables` drew what is no :class:`FaultTable`.
+    """
+    remedy = "give the number of ranks, as rpc_cluster(world_size=...) gets it"
+    size = whole_number(world_size, "world_size", least=1, remedy=remedy)
+    most = size
+    if max_afflicted is not None:
+        remedy = "give the most ranks that may have faults at once, or None for all"
+        most = min(size, whole_number(max_afflicted, "max_afflicted", least=0, remedy=remedy))
+    if tables is None:
+        # A rank that is picked is there to be afflicted: an empty table would waste the draw.
+        drawn = _fault_tables(
+            RETRYABLE_MESSAGE_TYPES, _MAX_FAIL_SENDS, _floor_ms(_MAX_DELAY), allow_empty=False
+        )
+        return _fault_plans(size, drawn, most)
+    given: Any = tables
+    if not isinstance(given, st.SearchStrategy):
+        msg = (
+            f"{shown('tables', given)} must be a strategy that draws fault tables; write "
+            f"fault_tables(...), or hypothesis.strategies.just(table) for one table of your own."
+        )
+        raise UsageError(msg)
+    return _fault_plans(size, tables, most)
+
+
+def _fail_bound(value: object, name: str) -> int:
+    remedy = "1 to 5 is within the retries of every retryable type, 0 fails nothing"
+    return whole_number(value, name, least=0, most=_MAX_INT32, remedy=remedy)
+
+
+def _floor_ms(seconds: float) -> int:
+    """The last whole millisecond up to `seconds`; ``seconds * 1000`` alone may be off by one."""
+    nearest = round(seconds * 1000)
+    return nearest - 1 if nearest / 1000 > seconds else nearest
+
+
+def _whole_ms(least: int, most: int) -> st.SearchStrategy[float]:
+    # Divided, not multiplied by 0.001: 3 / 1000 prints as 0.003.
+    return st.integers(least, most).map(lambda ms: ms / 1000)
+
+
+def _some(
+    draw: st.DrawFn,
+    keys: Iterable[K],
+    values: st.SearchStrategy[V],
+    *,
+    least: int = 0,
+    most: int | None = None,
+    copies: int = 1,
+    stops: int = 1,
+) -> dict[K, V]:
+    """Distinct `keys`, each with a drawn value, from `least` of them to `most` (None: all).
+
+    Each draw takes any key left, or ends. `copies` of each key make long draws likelier, and
+    `stops` entries that mean the end make short ones likelier.
+
+    Unique st.lists draw a key by its place among those left, so that to cut one out changes the
+    others: from "all four types" most predicates then shrink to three or four types, not to one.
+    Here what a key's draw looks like depends on neither the keys before it nor their number, and
+    the end is drawn even where it is the only choice. Hypothesis can cut any key out with its
+    value, and the rest stays what it was.
+    """
+    choices = tuple(keys)
+    at_most = len(choices) if most is None else min(most, len(choices))
+    found: dict[K, V] = {}
+    while True:
+        offered: tuple[K | None, ...]
+        if len(found) == at_most:
+            offered = (None, None)  # a single choice would not be recorded
+        elif len(found) < least:
+            offered = (next(key for key in choices if key not in found), *choices * copies)
+        else:
+            offered = (None, *choices * copies, *(None,) * (stops - 1))
+        key = draw(st.sampled_from(offered).filter(lambda one: one not in found))
+        if key is None:
+            return found
+        found[key] = draw(values)
+
+
+@st.composite
+def _subsets(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], *, min_size: int
+) -> tuple[MessageType, ...]:
+    return tuple(sorted(_some(draw, kinds, st.none(), least=min_size, copies=2)))
+
+
+@st.composite
+def _delay_tables(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int, *, stops: int
+) -> Mapping[MessageType, float]:
+    if not max_ms:
+        return FrozenMap()
+    return FrozenMap(_some(draw, kinds, _whole_ms(1, max_ms), most=max_size, stops=stops))
+
+
+@st.composite
+def _fault_tables(
+    draw: st.DrawFn,
+    kinds: tuple[MessageType, ...],
+    max_fail_sends: int,
+    max_ms: int,
+    *,
+    allow_empty: bool = True,
+) -> FaultTable:
+    # Delays come first: of two tables that are equally long to draw, Hypothesis keeps the one that
+    # begins with less, and a failure is easier to read than a delay. Most tables have none, for
+    # each delay is time that an example takes.
+    types = tuple(MessageType)
+    late = draw(_delay_tables(types, max_ms, len(types), stops=2 * len(types)))
+    failing: tuple[MessageType, ...] = ()
+    if max_fail_sends and kinds:
+        failing = draw(_subsets(kinds, min_size=0 if late or allow_empty else 1))
+    count = draw(st.integers(1, max_fail_sends)) if failing else 0
+    return FaultTable(failing, count, late)
+
+
+class _Spread(enum.Enum):
+    NOBODY = enum.auto()
+    OWN_TABLES = enum.auto()
+    ONE_TABLE = enum.auto()
+
+
+# Faultless plans are one in seven: they say little, but a bug that needs no fault shows there.
+_SPREADS = (_Spread.NOBODY, *(_Spread.OWN_TABLES, _Spread.ONE_TABLE) * 3)
+
+
+@st.composite
+def _fault_plans(
+    draw: st.DrawFn, world_size: int, tables: st.SearchStrategy[FaultTable], max_afflicted: int
+) -> FaultPlan:
+    spread = draw(st.sampled_from(_SPREADS)) if max_afflicted else _Spread.NOBODY
+    if spread is _Spread.NOBODY:
+        return FaultPlan()
+    ranks = range(world_size)
+    if spread is _Spread.ONE_TABLE:
+        shared = st.just(draw(tables))
+        drawn = _some(draw, ranks, shared, least=1, most=max_afflicted, copies=4)
+    else:
+        # Mostly a single rank, the plan that is easiest to understand when it fails.
+        drawn = _some(draw, ranks, tables, least=1, most=max_afflicted, stops=world_size)
+    for table in drawn.values():
+        given: Any = table
+        if not isinstance(given, FaultTable):
+            msg = (
+                f"{shown('tables', tables)} drew {given!r} (type {type(given).__name__}); it must "
+                f"draw FaultTable only."
+            )
+            raise UsageError(msg)
+    by_rank = {rank: table for rank, table in drawn.items() if not table.is_empty}
+    if len(by_rank) == world_size and len(set(by_rank.values())) == 1:
+        return FaultPlan(default=by_rank[0])
+    return FaultPlan(by_rank=by_rank)
