@@ -256,16 +256,17 @@ class FaultPlan:
                 f"by_rank={by_rank!r} must map ranks to fault tables, such as {{1: FaultTable()}}."
             )
             raise UsageError(msg)
-        for rank, table in [(None, self.default), *by_rank.items()]:
-            where = "default" if rank is None else f"by_rank[{rank!r}]"
-            if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+        for rank in by_rank:
+            if isinstance(rank, bool) or not isinstance(rank, int):
                 msg = (
                     f"by_rank has the key {rank!r} (type {type(rank).__name__}); a rank is an int."
                 )
                 raise UsageError(msg)
-            if rank is not None and rank < 0:
+            if rank < 0:
                 msg = f"by_rank has the key {rank!r}; ranks count from 0."
                 raise UsageError(msg)
+        named = {f"by_rank[{rank!r}]": table for rank, table in by_rank.items()}
+        for where, table in {"default": self.default, **named}.items():
             if not isinstance(table, FaultTable):
                 msg = f"{where}={table!r} (type {type(table).__name__}) must be a FaultTable."
                 raise UsageError(msg)
@@ -286,14 +287,15 @@ class FaultPlan:
         Raises:
             UsageError: it is neither.
         """
-        if faults is None:
+        given: Any = faults
+        if given is None:
             return FaultPlan()
-        if isinstance(faults, FaultTable):
-            return FaultPlan(default=faults)
-        if isinstance(faults, FaultPlan):
-            return faults
+        if isinstance(given, FaultTable):
+            return FaultPlan(default=given)
+        if isinstance(given, FaultPlan):
+            return given
         msg = (
-            f"faults={faults!r} (type {type(faults).__name__}) must be a FaultTable (for every "
+            f"faults={given!r} (type {type(given).__name__}) must be a FaultTable (for every "
             f"rank), a FaultPlan, or None."
         )
         raise UsageError(msg)

@@ -22,10 +22,12 @@ def whole_number(
         UsageError: it is another type (a bool is no number here), or it lies outside.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{shown(name, value)} must be an int; {remedy}.")
+        msg = f"{shown(name, value)} must be an int; {remedy}."
+        raise UsageError(msg)
     if value < least or (most is not None and value > most):
         span = f"from {least} up" if most is None else f"in {least} to {most}"
-        raise UsageError(f"{shown(name, value)} must be {span}; {remedy}.")
+        msg = f"{shown(name, value)} must be {span}; {remedy}."
+        raise UsageError(msg)
     return int(value)
 
 
@@ -44,7 +46,8 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
     try:
         kinds = [message_type(item) for item in value]
     except UsageError as error:
-        raise UsageError(f"{shown(name, value)}: {error}") from None
+        msg = f"{shown(name, value)}: {error}"
+        raise UsageError(msg) from None
     if isinstance(value, Set):
         # A set's own order changes from process to process, and with it what a seed draws.
         kinds.sort()

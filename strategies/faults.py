@@ -8,6 +8,7 @@ plan has one form only, so that two equal faults are one value.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -83,7 +84,7 @@ def retryable_subsets(
         most=len(kinds),
         remedy="lower it, or name more types in messages",
     )
-    return _subsets(kinds, min_size=least)
+    return _subsets(kinds, least)
 
 
 def fail_counts(
@@ -140,7 +141,7 @@ def delays(*, max_delay: float = _MAX_DELAY, min_delay: float = 0.0) -> st.Searc
             f"{least / 1000!r}."
         )
         raise UsageError(msg)
-    return _whole_ms(least, most)
+    return st.integers(least, most).map(lambda ms: ms / 1000)
 
 
 def delay_tables(
@@ -168,7 +169,7 @@ def delay_tables(
     if max_size is not None:
         remedy = "give the most types that may be late at once, or None for all"
         size = min(size, whole_number(max_size, "max_size", least=0, remedy=remedy))
-    return _delay_tables(kinds, longest, size, stops=max(1, len(kinds) // 2))
+    return _delay_tables(kinds, longest, size)
 
 
 def fault_tables(
@@ -258,9 +259,10 @@ def _floor_ms(seconds: float) -> int:
     return nearest - 1 if nearest / 1000 > seconds else nearest
 
 
-def _whole_ms(least: int, most: int) -> st.SearchStrategy[float]:
-    # Divided, not multiplied by 0.001: 3 / 1000 prints as 0.003.
-    return st.integers(least, most).map(lambda ms: ms / 1000)
+@functools.lru_cache(maxsize=256)
+def _choice(offered: tuple[Any, ...]) -> st.SearchStrategy[Any]:
+    # Kept, since making a strategy takes longer than drawing from it.
+    return st.sampled_from(offered)
 
 
 def _some(
@@ -290,31 +292,44 @@ def _some(
     while True:
         offered: tuple[K | None, ...]
         if len(found) == at_most:
-            offered = (None, None)  # a single choice would not be recorded
+            offered = (None, None)
         elif len(found) < least:
             offered = (next(key for key in choices if key not in found), *choices * copies)
         else:
             offered = (None, *choices * copies, *(None,) * (stops - 1))
-        key = draw(st.sampled_from(offered).filter(lambda one: one not in found))
+        key = draw(_choice(offered).filter(lambda one: one not in found))
         if key is None:
             return found
         found[key] = draw(values)
 
 
-@st.composite
-def _subsets(
-    draw: st.DrawFn, kinds: tuple[MessageType, ...], *, min_size: int
+def _subset(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], min_size: int
 ) -> tuple[MessageType, ...]:
     return tuple(sorted(_some(draw, kinds, st.none(), least=min_size, copies=2)))
 
 
-@st.composite
-def _delay_tables(
-    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int, *, stops: int
-) -> Mapping[MessageType, float]:
+def _late(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int, stops: int
+) -> FrozenMap[MessageType, float]:
     if not max_ms:
         return FrozenMap()
-    return FrozenMap(_some(draw, kinds, _whole_ms(1, max_ms), most=max_size, stops=stops))
+    found = _some(draw, kinds, st.integers(1, max_ms), most=max_size, stops=stops)
+    return FrozenMap({kind: ms / 1000 for kind, ms in found.items()})
+
+
+@st.composite
+def _subsets(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], min_size: int
+) -> tuple[MessageType, ...]:
+    return _subset(draw, kinds, min_size)
+
+
+@st.composite
+def _delay_tables(
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int
+) -> Mapping[MessageType, float]:
+    return _late(draw, kinds, max_ms, max_size, stops=max(1, len(kinds) // 2))
 
 
 @st.composite
@@ -330,10 +345,10 @@ def _fault_tables(
     # begins with less, and a failure is easier to read than a delay. Most tables have none, for
     # each delay is time that an example takes.
     types = tuple(MessageType)
-    late = draw(_delay_tables(types, max_ms, len(types), stops=2 * len(types)))
+    late = _late(draw, types, max_ms, len(types), stops=2 * len(types))
     failing: tuple[MessageType, ...] = ()
     if max_fail_sends and kinds:
-        failing = draw(_subsets(kinds, min_size=0 if late or allow_empty else 1))
+        failing = _subset(draw, kinds, 0 if late or allow_empty else 1)
     count = draw(st.integers(1, max_fail_sends)) if failing else 0
     return FaultTable(failing, count, late)
 

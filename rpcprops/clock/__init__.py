@@ -251,8 +251,8 @@ def selfcheck() -> None:
     """
     code = int(_loaded_library().rpcprops_clock_selfcheck())
     if code != 0:
-        message = _SELFCHECK_MESSAGES.get(code, "unknown fault")
-        message = f"the clock failed self check {code}: {message}; pass clock='real'"
+        fault = _SELFCHECK_MESSAGES.get(code, "unknown fault")
+        message = f"the clock failed self check {code}: {fault}; pass clock='real'"
         raise ClockError(message)
 
 

@@ -189,7 +189,7 @@ def _check_clock(fd: int, first: _Sample, rate: float) -> float:
         slowest, fastest = elapsed / longest, elapsed / shortest
         if slowest > rate * (1 + RATE_TOLERANCE) or fastest < rate * (1 - RATE_TOLERANCE):
             message = (
-                f"{name} in the dilated process runs at rate {measured:.6g}, "
+                f"{name} in the dilated process runs at rate {measured:.4g}, "
                 f"not {rate:g}: pass clock='real'"
             )
             raise ClockError(message)

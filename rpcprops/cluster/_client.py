@@ -56,6 +56,8 @@ DEFAULT_RATE = 100.0
 #: Virtual seconds before an RPC that names no timeout fails: far away at any rate.
 DEFAULT_RPC_TIMEOUT = 86_400.0
 DEFAULT_WORKER_THREADS = 8
+#: Real seconds that a phase may take beyond what its faults account for.
+DEFAULT_DEADLINE = 30.0
 _SERVER_START_SECONDS = 120.0
 _NOTED_LINES = 30
 
@@ -364,7 +366,7 @@ class ClusterServer:
         num_worker_threads: int = DEFAULT_WORKER_THREADS,
         leaks: Leaks = "raise",
         init: bool = True,
-        deadline: float = 30.0,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> Cluster:
         """A cluster of fresh ranks, for one example; enter it to start them.
 
@@ -385,6 +387,36 @@ class ClusterServer:
             UsageError: an argument is out of its range; the message says which.
             MachineCannot: the clock's rate cannot be had here.
         """
+        return self.make_cluster(
+            sys._getframe(1).f_globals.get("__name__", ""),
+            world_size=world_size,
+            faults=faults,
+            names=names,
+            clock=clock,
+            transport=transport,
+            rpc_timeout=rpc_timeout,
+            num_worker_threads=num_worker_threads,
+            leaks=leaks,
+            init=init,
+            deadline=deadline,
+        )
+
+    def make_cluster(
+        self,
+        module: str,
+        *,
+        world_size: int,
+        faults: FaultTable | FaultPlan | None = None,
+        names: Sequence[str] | None = None,
+        clock: ClockChoice | None = None,
+        transport: Transport = "tcp",
+        rpc_timeout: float = DEFAULT_RPC_TIMEOUT,
+        num_worker_threads: int = DEFAULT_WORKER_THREADS,
+        leaks: Leaks = "raise",
+        init: bool = True,
+        deadline: float = DEFAULT_DEADLINE,
+    ) -> Cluster:
+        """As :meth:`cluster`, for code in the module of that name, which the ranks import first."""
         check_world_size(world_size)
         plan = FaultPlan.of(faults)
         plan.check(world_size)
@@ -402,7 +434,6 @@ class ClusterServer:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= top:
                 msg = f"{name}={value!r} must be a number above 0 and at most {top:g}."
                 raise UsageError(msg)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
         return Cluster(
             self,
             names=_check_names(names, world_size),
@@ -414,7 +445,7 @@ class ClusterServer:
             leaks=leaks,
             init=init,
             deadline=float(deadline),
-            first=[caller],
+            first=[module],
         )
 
 

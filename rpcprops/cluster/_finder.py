@@ -89,6 +89,13 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, modules: ModuleMap) -> None:
         self.files = dict(modules.files)
         self.packages = modules.packages
+        # pytest's importlib mode names modules after folders that are no packages.
+        self.parents = {
+            name[:dot]
+            for name in self.files
+            for dot in range(len(name))
+            if name[dot] == "." and name[:dot] not in self.files
+        }
 
     def find_spec(
         self,
@@ -97,6 +104,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         file = self.files.get(fullname)
+        if file is None and fullname in self.parents:
+            return importlib.machinery.ModuleSpec(fullname, None, is_package=True)
         if file is None:
             return None
         search = [os.path.dirname(file)] if fullname in self.packages else None

@@ -66,7 +66,7 @@ class Server:
             self.sock,
             (
                 "hello",
-                Hello(os.getpid(), torch.__version__, threads_here(), clock.loaded(), error),
+                Hello(os.getpid(), str(torch.__version__), threads_here(), clock.loaded(), error),
             ),
         )
 

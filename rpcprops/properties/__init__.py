@@ -4,7 +4,7 @@
 ``tests/properties`` both go through these two.
 """
 
-from rpcprops.properties._base import Case, Known, Observation, Property
+from rpcprops.properties._base import Case, Known, Observation, Property, observe
 from rpcprops.properties._catalogue import PROPERTIES
 from rpcprops.properties._engine import Examination, Failure, Repeats, examine
 
@@ -18,4 +18,5 @@ __all__ = [
     "Property",
     "Repeats",
     "examine",
+    "observe",
 ]

@@ -1503,33 +1503,54 @@ static void *read_forward(void *unused)
     return NULL;
 }
 
-static void run_forward(void)
+static atomic_int changes;
+
+static void *change_rates(void *unused)
 {
     static const double rates[] = {100, 1, 1000, 0.5, 37.3, 10000, 1, 1e-3, 3};
-    pthread_t threads[4];
-    for (int i = 0; i < 4; i++)
-        pthread_create(&threads[i], NULL, read_forward, NULL);
-    int changes = 0;
-    int64_t end = real_ns(CLOCK_MONOTONIC) + S / 2;
-    while (real_ns(CLOCK_MONOTONIC) < end) {
-        set_rate(rates[changes++ % 9]);
-        for (int64_t until = real_ns(CLOCK_MONOTONIC) + 50000; real_ns(CLOCK_MONOTONIC) < until;)
-            ;
-        /* A fork in between has to leave the child a clock it can read. */
-        if (changes % 200 == 0) {
-            pid_t child = fork();
-            if (child == 0)
-                _exit(now(CLOCK_MONOTONIC) < atomic_load(&latest[0]));
-            int status = -1;
+    (void)unused;
+    while (!atomic_load(&stop))
+        set_rate(rates[atomic_fetch_add(&changes, 1) % 9]);
+    return NULL;
+}
+
+/* A fork during a change has to leave the child a clock that it can read. */
+static int child_reads_forward(void)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(now(CLOCK_MONOTONIC) < atomic_load(&latest[0]));
+    int status = -1;
+    int64_t end = real_ns(CLOCK_MONOTONIC) + 5 * S;
+    while (waitpid(child, &status, WNOHANG) == 0)
+        if (real_ns(CLOCK_MONOTONIC) > end) {
+            kill(child, SIGKILL);
             waitpid(child, &status, 0);
-            if (status != 0)
-                atomic_fetch_add(&backwards, 1);
+            break;
         }
-    }
+    return status == 0;
+}
+
+static void run_forward(void)
+{
+    pthread_t threads[4];
+    set_rate(1);
+    pthread_create(&threads[0], NULL, change_rates, NULL);
+    for (int i = 1; i < 4; i++)
+        pthread_create(&threads[i], NULL, read_forward, NULL);
+    int forks = 0;
+    int64_t end = real_ns(CLOCK_MONOTONIC) + S;
+    while (real_ns(CLOCK_MONOTONIC) < end && forks++ < 1000)
+        if (!child_reads_forward()) {
+            atomic_fetch_add(&backwards, 1);
+            break;
+        }
+    while (real_ns(CLOCK_MONOTONIC) < end)
+        ;
     atomic_store(&stop, 1);
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);
-    printf("%ld %d %ld\n", (long)backwards, changes, (long)total);
+    printf("%ld %d %ld %d\n", (long)backwards, (int)changes, (long)total, forks);
 }
 
 /* ----------------------------------------------------------------- exec -- */

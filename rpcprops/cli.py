@@ -1,0 +1,350 @@
+"""The command line: ``rpcprops check``, ``replay`` and ``doctor``.
+
+Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
+cannot, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from rpcprops.cluster import ClusterServer
+from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.runner import Runner
+
+HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="rpcprops",
+    help="Property tests for torch.distributed.rpc under sampled faults, on real ranks.",
+    epilog="Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Clock = Annotated[
+    str,
+    typer.Option(help="auto, real, or a rate: virtual seconds for each real second (1 to 1000)."),
+]
+Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
+
+_COLOURS = {
+    "holds": "green",
+    "known": "cyan",
+    "violated": "bold red",
+    "vacuous": "yellow",
+    "undecided": "yellow",
+}
+
+
+def parse_clock(text: str) -> Any:
+    """The clock that a command line names.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from rpcprops.cluster._client import check_clock
+
+    try:
+        return check_clock(float(text))
+    except ValueError:
+        return check_clock(text)
+
+
+@contextmanager
+def running(clock: str) -> Iterator[Runner]:
+    """A runner on a server of its own."""
+    server = ClusterServer(clock=parse_clock(clock))
+    with err.status("starting the fork server (it imports torch)"):
+        server.start()
+    try:
+        yield Runner(server)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        server.close()
+
+
+@app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Properties to check; all unless given.")
+    ] = None,
+    *,
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", "-n", min=1, help="Examples a property; the profile's unless given."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="dev, ci, nightly or debug: how many examples, how much is said.")
+    ] = "dev",
+    seed: Annotated[int | None, typer.Option(help="Draw the same examples again.")] = None,
+    clock: Clock = "auto",
+    transport: Transport = "tcp",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="List the properties and leave.")] = False,
+) -> None:
+    """Check the shipped properties against the installed torch, under sampled fault tables."""
+    from rpcprops.profiles import PROFILES
+    from rpcprops.properties import PROPERTIES, Examination, examine
+    from rpcprops.report._artefact import write
+    from rpcprops.report._text import artefact_of, failure_lines
+
+    if list_only:
+        for prop in PROPERTIES.values():
+            out.print(f"[bold]{prop.name}[/bold]  {escape(prop.promise)}")
+        return
+    chosen = [_pick("property", name, PROPERTIES) for name in names or PROPERTIES]
+    settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
+    count = examples or settings["max_examples"]
+    if transport not in ("tcp", "shm"):
+        msg = f"--transport {transport!r} must be 'tcp' or 'shm'."
+        raise UsageError(msg)
+    database = _database()
+    done: list[Examination] = []
+    with running(clock) as runner:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        try:
+            with _progress() as progress:
+                for prop in chosen:
+                    task = progress.add_task(prop.name, total=count, note="")
+
+                    def on_example(so_far: Examination, task: Any = task) -> None:
+                        note = f"{so_far.faults_fired} faults fired"
+                        progress.update(task, completed=so_far.examples, note=note)
+                        if profile == "debug":
+                            progress.console.print(f"  {so_far.fired_by_type}")
+
+                    result = examine(
+                        prop,
+                        runner,
+                        max_examples=count,
+                        seed=seed,
+                        database=database,
+                        on_example=on_example,
+                        transport=transport,
+                    )
+                    done.append(result)
+                    progress.remove_task(task)
+                    progress.console.print(_verdict_line(result))
+                    if result.failure is not None:
+                        path = write(artefact_of(result.failure))
+                        for line in failure_lines(result.failure, path):
+                            progress.console.print(f"    {escape(line)}")
+                    if result.verdict == "known" and prop.known is not None:
+                        progress.console.print(f"    [cyan]known[/cyan]    {escape(prop.known.why)}")
+                        progress.console.print(f"    source   {escape(prop.known.source)}")
+                    for line in result.unconfirmed:
+                        progress.console.print(f"    [yellow]unconfirmed[/yellow] {escape(line)}")
+        finally:
+            # Also when interrupted: what was found is not lost.
+            if json_file is not None:
+                _write_json(json_file, _check_report(done, runner))
+            if done:
+                out.print(_verdict_table(done))
+    bad = [result for result in done if result.verdict not in ("holds", "known")]
+    raise typer.Exit(VIOLATED if bad else HOLDS)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A failure artefact (.rpcprops/failures/*.json).")],
+    *,
+    times: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 3,
+    clock: Clock = "auto",
+) -> None:
+    """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
+    from rpcprops.replay import read, replay_program, replay_test
+
+    artefact = read(file)
+    for line in artefact.head:
+        out.print(f"  {escape(line)}")
+    parse_clock(clock)
+    if artefact.kind == "pytest":
+        code = replay_test(file, artefact, clock=None if clock == "auto" else clock)
+        answer = {0: "fixed", 1: "reproduced"}.get(code)
+        if answer is None:
+            msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
+            raise UsageError(msg)
+        out.print(f"{answer}: {artefact.subject}")
+        raise typer.Exit(HOLDS if code == 0 else VIOLATED)
+    with running(clock) as runner:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+
+        def on_run(number: int, promises: tuple[str, ...]) -> None:
+            out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
+
+        result = replay_program(artefact, runner, times=times, on_run=on_run)
+    out.print(escape(str(result)))
+    raise typer.Exit(HOLDS if result.answer == "fixed" else VIOLATED)
+
+
+@app.command()
+def doctor(*, clock: Clock = "auto") -> None:
+    """Say what this machine can do: torch, the faulty agent, the clock, transports."""
+    from rpcprops import clock as clocks
+    from rpcprops.faults import FaultPlan, FaultTable
+    from rpcprops.oracle import judge
+    from rpcprops.properties._programs import create_and_drop
+    from rpcprops.report._artefact import versions
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, version in versions().items():
+        table.add_row(name, version)
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    table.add_row("C compiler", "found" if compiler else "none (needed only to build the clock)")
+    table.add_row("clock library", "built" if clocks.library_path() else "not built")
+    healthy = True
+    with running(clock) as runner:
+        table.add_row("clock", runner.server.clock_note.removeprefix("clock: "))
+        program = create_and_drop()
+        plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 1))
+        for transport in ("tcp", "shm"):
+            began = time.monotonic()
+            outcome = runner.run(program, plan, transport=transport)  # type: ignore[arg-type]
+            found = judge(program, plan, outcome)
+            seconds = time.monotonic() - began
+            said = f"one injected failure fired and was retried, {seconds:.2f} s"
+            table.add_row(transport, str(found[0]) if found else said)
+            healthy = healthy and not found
+    out.print(table)
+    raise typer.Exit(HOLDS if healthy else VIOLATED)
+
+
+def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        listed = ", ".join(key.removeprefix("rpcprops-") for key in known)
+        msg = f"there is no {kind} {name.removeprefix('rpcprops-')!r}; there are: {listed}."
+        raise UsageError(msg)
+    return known[name]
+
+
+def _database() -> Any:
+    from hypothesis.database import DirectoryBasedExampleDatabase
+
+    return DirectoryBasedExampleDatabase(Path(".rpcprops") / "examples")
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=out,
+        transient=True,
+    )
+
+
+def _verdict_line(result: Any) -> str:
+    colour = _COLOURS[result.verdict]
+    return (
+        f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
+        f"{result.examples:4} examples, {result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
+    )
+
+
+def _verdict_table(done: list[Any]) -> Table:
+    table = Table(title="properties", title_justify="left")
+    for column in ("property", "verdict"):
+        table.add_column(column)
+    for column in ("examples", "faults fired", "seconds"):
+        table.add_column(column, justify="right")
+    for result in done:
+        colour = _COLOURS[result.verdict]
+        table.add_row(
+            result.property.name,
+            f"[{colour}]{result.verdict}[/{colour}]",
+            str(result.examples),
+            str(result.faults_fired),
+            f"{result.seconds:.1f}",
+        )
+    return table
+
+
+def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
+    from rpcprops._json import to_json
+    from rpcprops.report._artefact import versions
+
+    return {
+        "versions": versions(),
+        "clock": runner.server.clock_note,
+        "properties": [
+            {
+                "name": result.property.name,
+                "promise": result.property.promise,
+                "verdict": result.verdict,
+                "examples": result.examples,
+                "executions": result.executions,
+                "faults_fired": result.faults_fired,
+                "fired_by_type": dict(result.fired_by_type),
+                "seconds": round(result.seconds, 3),
+                "violations": [to_json(v) for v in result.failure.violations]
+                if result.failure
+                else [],
+                "unconfirmed": list(result.unconfirmed),
+            }
+            for result in done
+        ],
+    }
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        msg = f"--json {str(path)!r}: {error.strerror}."
+        raise UsageError(msg) from None
+
+
+def main() -> NoReturn:
+    """Entry point of the ``rpcprops`` command."""
+    try:
+        app()
+    except UsageError as error:
+        code = _complain(error, MISUSE)
+    except MachineCannot as error:
+        code = _complain(error, CANNOT)
+    except Exception:
+        # Not 1: that would say that a promise was broken.
+        err.print_exception()
+        err.print("[bold red]rpcprops is at fault[/bold red]; please report the lines above.")
+        code = CANNOT
+    else:
+        code = HOLDS
+    sys.exit(code)
+
+
+def _complain(error: Exception, code: int) -> int:
+    err.print(f"[bold red]rpcprops:[/bold red] {escape(str(error))}")
+    return code

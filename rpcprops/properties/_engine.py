@@ -1,0 +1,272 @@
+"""Examines a property: draws cases, runs them, shrinks what fails, and confirms it in real time."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import ExampleDatabase
+
+from rpcprops import errors
+from rpcprops.errors import BrokenPromise
+from rpcprops.oracle import FaultCount, fired, fired_by_type
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.properties._base import Case, Observation, Property, observe
+from rpcprops.runner import Runner
+
+Verdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
+
+#: How often the smallest case is run again to tell how often it repeats.
+_REPEATS = 3
+#: How many failing cases, from the smallest up, are tried at rate 1.
+_CONFIRMATIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """How often a case failed again: `failed` of `times` at `rate`."""
+
+    rate: float
+    failed: int
+    times: int
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.times} at rate {self.rate:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The smallest case that breaks a promise, with all that is known of it."""
+
+    property: str
+    promise: str
+    case: Case
+    violations: tuple[Violation, ...]
+    outcome: Outcome
+    faults: tuple[FaultCount, ...]
+    repeats: tuple[Repeats, ...] = ()
+    reproduction: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Examination:
+    """What an examination of a property showed.
+
+    Attributes:
+        examples: cases that were run (shrinking not counted).
+        faults_fired: injected faults that were seen to strike, in those.
+        fired_by_type: the same by kind and type.
+        unconfirmed: failures of the fast clock that real time did not show.
+        seconds: real seconds.
+    """
+
+    property: Property
+    verdict: Verdict = "holds"
+    examples: int = 0
+    executions: int = 0
+    faults_fired: int = 0
+    fired_by_type: Mapping[str, int] = field(default_factory=dict)
+    unconfirmed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: Failure | None = None
+
+
+def examine(
+    prop: Property,
+    runner: Runner,
+    *,
+    max_examples: int,
+    seed: int | None = None,
+    database: ExampleDatabase | None = None,
+    on_example: Callable[[Examination], None] | None = None,
+    **options: Any,
+) -> Examination:
+    """Draw `max_examples` cases of `prop`, shrink the first that fails, and say what holds.
+
+    A failure under a fast clock counts once real time has shown it too: the first of each promise,
+    and the smallest case (one that real time does not show gives way to the next larger one that it
+    does). Cases in between are repeated once, at the fast rate.
+
+    Args:
+        seed: makes the draws reproducible.
+        database: where Hypothesis keeps failing cases between runs.
+        on_example: called after each case, for a progress display.
+        options: `transport` and `clock`, as for :func:`rpcprops.run`.
+    """
+    return _Examiner(prop, runner, on_example, options).examine(max_examples, seed, database)
+
+
+def broken_promise(violations: tuple[Violation, ...]) -> BrokenPromise:
+    """The exception of the first promise that is broken; the message names them all."""
+    kind: type[BrokenPromise] = getattr(errors, violations[0].promise)
+    return kind("\n".join(str(violation) for violation in violations))
+
+
+class _Examiner:
+    def __init__(
+        self,
+        prop: Property,
+        runner: Runner,
+        on_example: Callable[[Examination], None] | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.prop = prop
+        self.runner = runner
+        self.on_example = on_example
+        self.options = options
+        self.result = Examination(prop)
+        self.fired: Counter[str] = Counter()
+        self.confirmed: set[str] = set()
+        self.failing: dict[Case, Observation] = {}
+        self.shrinking = False
+        self.seen: set[Case] = set()
+
+    def examine(
+        self, max_examples: int, seed: int | None, database: ExampleDatabase | None
+    ) -> Examination:
+        began = time.monotonic()
+        error = self.search(max_examples, seed, database)
+        if error is not None:
+            self.result.failure = self.smallest(error)
+        self.result.fired_by_type = dict(sorted(self.fired.items()))
+        self.result.seconds = time.monotonic() - began
+        self.result.verdict = self.verdict()
+        return self.result
+
+    def verdict(self) -> Verdict:
+        known = self.prop.known
+        expects = known is not None and known.expects(self.runner.server.torch_version)
+        failure = self.result.failure
+        if failure is not None:
+            if expects and known is not None and failure.promise == known.promise:
+                return "known"
+            return "violated"
+        if self.result.unconfirmed:
+            return "undecided"
+        if expects:
+            # Documented to fail, and it holds: the documentation is wrong, or nothing was tested.
+            return "violated"
+        if self.prop.needs_faults and not self.result.faults_fired:
+            return "vacuous"
+        return "holds"
+
+    def search(
+        self, max_examples: int, seed: int | None, database: ExampleDatabase | None
+    ) -> BaseException | None:
+        """Run Hypothesis; the failure that it ends with, if any."""
+
+        @settings(
+            max_examples=max_examples,
+            deadline=None,
+            database=database,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
+            verbosity=hypothesis.Verbosity.quiet,
+        )
+        @hypothesis.given(self.prop.cases())
+        def test(case: Case) -> None:
+            self.example(case)
+
+        # One function serves all properties; its name in the example database is the property's.
+        test.hypothesis.inner_test._hypothesis_internal_add_digest = (  # type: ignore[attr-defined]
+            self.prop.name.encode()
+        )
+        if seed is not None:
+            test = hypothesis.seed(seed)(test)
+        try:
+            test()
+        except (BrokenPromise, hypothesis.errors.Flaky) as error:
+            return error
+        return None
+
+    def example(self, case: Case) -> None:
+        seen = observe(self.runner, case, **self.options)
+        self.result.executions += 1
+        if not self.shrinking and case not in self.seen:
+            self.seen.add(case)
+            self.count(seen)
+        for name, count in fired_by_type(seen.faults).items():
+            hypothesis.event(f"fired {name}", count)
+        hypothesis.target(float(fired(seen.faults)), label="faults fired")
+        if seen.violations and self.repeats(seen):
+            self.shrinking = True
+            self.failing[case] = seen
+            raise broken_promise(seen.violations)
+
+    def count(self, seen: Observation) -> None:
+        self.result.examples += 1
+        self.result.faults_fired += fired(seen.faults)
+        self.fired.update(fired_by_type(seen.faults))
+        if self.on_example is not None:
+            self.on_example(self.result)
+
+    def repeats(self, seen: Observation) -> bool:
+        """Whether a failing case fails again: in real time for a new promise, else fast."""
+        if seen.case in self.failing:
+            return True
+        promise = seen.violations[0].promise
+        if promise in self.confirmed:
+            again = observe(self.runner, seen.case, anew=True, **self.options)
+            return any(v.promise == promise for v in again.violations)
+        if not self.confirms(seen):
+            return False
+        self.confirmed.add(promise)
+        return True
+
+    def confirms(self, seen: Observation) -> bool:
+        """Whether real time shows the same broken promise."""
+        promise = seen.violations[0].promise
+        if seen.outcome.clock_rate == 1.0:
+            again = observe(self.runner, seen.case, anew=True, **self.options)
+        else:
+            again = observe(self.runner, seen.case, **{**self.options, "clock": "real"})
+        if any(v.promise == promise for v in again.violations):
+            return True
+        if not seen.violations[0].needs_time:
+            self.result.unconfirmed.append(f"{seen.violations[0]} under {seen.case.plan!r}")
+        return False
+
+    def smallest(self, error: BaseException) -> Failure | None:
+        """The smallest failing case that real time confirms."""
+        # Hypothesis ends with the smallest, so the later of two that fail is the smaller.
+        candidates = list(reversed(self.failing.values()))
+        for seen in candidates[:_CONFIRMATIONS]:
+            if self.confirms(seen):
+                return self.failure(seen, error)
+        return None
+
+    def failure(self, seen: Observation, error: BaseException) -> Failure:
+        promise = seen.violations[0].promise
+        again = [
+            observe(self.runner, seen.case, anew=True, **self.options) for _ in range(_REPEATS)
+        ]
+        failed = sum(any(v.promise == promise for v in o.violations) for o in again)
+        repeats = [Repeats(seen.outcome.clock_rate, failed, len(again))]
+        if seen.outcome.clock_rate != 1.0:
+            repeats.append(Repeats(1.0, 1, 1))
+        return Failure(
+            property=self.prop.name,
+            promise=promise,
+            case=seen.case,
+            violations=seen.violations,
+            outcome=seen.outcome,
+            faults=seen.faults,
+            repeats=tuple(repeats),
+            reproduction=reproduction_lines(error),
+        )
+
+
+def reproduction_lines(error: BaseException) -> tuple[str, ...]:
+    """Hypothesis's own lines on how to draw the same example again, from the notes of its error."""
+    found: list[str] = []
+    for note in getattr(error, "__notes__", ()):
+        found += re.findall(r"@reproduce_failure\(.*\)", note)
+    return tuple(dict.fromkeys(found))

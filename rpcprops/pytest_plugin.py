@@ -1,0 +1,591 @@
+"""The pytest plugin: the ``rpc_cluster`` fixture, options, and reports of failures.
+
+A failure found under a fast clock counts once real time has shown it: the plugin runs the body of
+the example again with the same arguments at rate 1, for the first failure of each kind and for the
+smallest one. A test that draws inside its body (``st.data()``) cannot be run again so; its failures
+are reported as unconfirmed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rpcprops import clock as clocks
+from rpcprops import runner as runners
+from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from rpcprops.report._artefact import Artefact
+
+FIXTURE = "rpc_cluster"
+_SHARD = "rpc_shard"
+_SESSION = pytest.StashKey["_Session"]()
+_ITEM = pytest.StashKey["_ItemRecord"]()
+#: How often the smallest failing example is run again, fast, to tell how often it repeats.
+_REPEATS = 3
+#: How many failing examples, from the smallest up, are tried at rate 1.
+_CONFIRMATIONS = 3
+_BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
+
+
+@dataclass
+class _Failing:
+    """A failing example: how to run it again, and what it raised."""
+
+    body: Callable[[], Any]
+    error: BaseException
+    recorded: list[tuple[FaultPlan, Outcome]]
+
+
+@dataclass
+class _ItemRecord:
+    """What was seen while a test ran.
+
+    Attributes:
+        armed: examples that were given a fault to inject.
+        confirmed: kinds of failure that real time has shown.
+    """
+
+    examples: int = 0
+    clusters: int = 0
+    armed: int = 0
+    fired: Counter[str] = field(default_factory=Counter)
+    confirmed: set[type[BaseException]] = field(default_factory=set)
+    failing: dict[Any, _Failing] = field(default_factory=dict)
+    unconfirmed: list[str] = field(default_factory=list)
+    smallest: _Failing | None = None
+    repeats: list[str] = field(default_factory=list)
+
+
+class ClusterFactory:
+    """What the ``rpc_cluster`` fixture gives: call it to make a cluster, enter that to start it.
+
+    The arguments are those of :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of
+    ``--rpc-transport`` unless given.
+    """
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+
+    def __call__(self, **options: Any) -> Cluster:
+        module = sys._getframe(1).f_globals.get("__name__", "")
+        options.setdefault("transport", self._session.transport)
+        return self._session.started().make_cluster(module, **options)
+
+    @property
+    def server(self) -> ClusterServer:
+        """The fork server of this test process, started."""
+        return self._session.started()
+
+
+class _Session:
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.transport = config.getoption("--rpc-transport")
+        self.server = ClusterServer(clock=_clock_option(config))
+        runners.use_server(self.server)
+        self.reports: list[dict[str, Any]] = []
+        self.vacuous: list[str] = []
+        self.notes: list[str] = []
+
+    def started(self) -> ClusterServer:
+        self.server.start()
+        return self.server
+
+    def take_recorded(self) -> list[tuple[FaultPlan, Outcome]]:
+        recorded = list(self.server.recorded)
+        self.server.recorded.clear()
+        return recorded
+
+
+def _clock_option(config: pytest.Config) -> Any:
+    from rpcprops.cluster._client import check_clock
+
+    text = config.getoption("--rpc-clock")
+    try:
+        return check_clock(float(text))
+    except UsageError as error:
+        raise pytest.UsageError(f"--rpc-clock: {error}") from None
+    except ValueError:
+        pass
+    try:
+        return check_clock(text)
+    except UsageError as error:
+        raise pytest.UsageError(f"--rpc-clock: {error}") from None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("rpcprops", "torch RPC under sampled faults")
+    group.addoption(
+        "--rpc-clock",
+        default="auto",
+        metavar="CLOCK",
+        help="clock of the ranks: auto (fast where it can be), real, or a rate from 1 to 1000",
+    )
+    group.addoption(
+        "--rpc-transport",
+        default="tcp",
+        choices=("tcp", "shm"),
+        help="how ranks talk: tcp on loopback, or shm (shared memory)",
+    )
+    group.addoption(
+        "--rpc-shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split each Hypothesis test of rpc_cluster into N items, each with its own seed and "
+        "1/N of the examples, so that xdist can run them side by side",
+    )
+    group.addoption(
+        "--rpc-report",
+        default=None,
+        metavar="FILE",
+        help="write what each test of rpc_cluster ran and which faults fired to FILE, as JSON",
+    )
+    group.addoption("--rpc-replay", default=None, metavar="FILE", help=pytest_replay_help)
+
+
+pytest_replay_help = "run the example of a failure artefact only (`rpcprops replay` does this)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--rpc-shards") < 1:
+        raise pytest.UsageError(f"--rpc-shards={config.getoption('--rpc-shards')} must be 1 or more")
+    config.stash[_SESSION] = _Session(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    session = config.stash.get(_SESSION, None)
+    if session is not None:
+        session.server.close()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    session = config.stash[_SESSION]
+    choice = config.getoption("--rpc-clock")
+    if choice in ("real", "1"):
+        note = "real time, as asked for"
+    elif clocks.library_path() is None:
+        note = (
+            "real time, since the clock library was not built: install a C compiler and "
+            "reinstall rpcprops"
+        )
+    else:
+        note = f"{choice} (the rate is measured when the first cluster starts)"
+    return f"rpcprops: clock {note}; transport {session.transport}"
+
+
+@pytest.fixture(scope="session")
+def rpc_cluster(request: pytest.FixtureRequest) -> ClusterFactory:
+    """Makes clusters of real ranks: ``with rpc_cluster(world_size=2, faults=table) as cluster:``."""
+    session = request.config.stash[_SESSION]
+    try:
+        session.started()
+    except MachineCannot as error:
+        pytest.fail(f"rpc_cluster: {error}", pytrace=False)
+    return ClusterFactory(session)
+
+
+# Hypothesis.
+
+
+def _uses_us(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and FIXTURE in item.fixturenames
+
+
+def _function(item: pytest.Item) -> Any:
+    function = getattr(item, "obj", None)
+    return getattr(function, "__func__", function)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    shards = metafunc.config.getoption("--rpc-shards")
+    drawn = getattr(metafunc.function, "is_hypothesis_test", False)
+    if shards > 1 and drawn and FIXTURE in metafunc.fixturenames:
+        metafunc.fixturenames.append(_SHARD)
+        metafunc.parametrize(_SHARD, range(shards), ids=[f"shard{n}" for n in range(shards)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    path = config.getoption("--rpc-replay")
+    if path is None:
+        return
+    from rpcprops.report._artefact import read
+
+    try:
+        artefact = read(Path(path))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    for item in items:
+        if item.nodeid == artefact.subject and artefact.reproduction is not None:
+            _reproduce(item, artefact)
+
+
+def _reproduce(item: pytest.Item, artefact: Artefact) -> None:
+    import ast
+
+    import hypothesis
+
+    version, blob = artefact.reproduction or ("", "b''")
+    if version != hypothesis.__version__:
+        raise pytest.UsageError(
+            f"the example was drawn by hypothesis {version}, and this is "
+            f"{hypothesis.__version__}; install that version to replay it."
+        )
+    try:
+        data = ast.literal_eval(blob)
+    except (ValueError, SyntaxError):
+        data = None
+    if not isinstance(data, bytes):
+        raise pytest.UsageError("the artefact's reproduction blob is damaged.")
+    hypothesis.reproduce_failure(version, data)(_function(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    if not _uses_us(item):
+        return (yield)
+    session = item.config.stash[_SESSION]
+    record = item.stash[_ITEM] = _ItemRecord()
+    session.take_recorded()
+    function = _function(item)
+    if not getattr(function, "is_hypothesis_test", False):
+        record.examples = 1
+        try:
+            return (yield)
+        except Exception as error:
+            recorded = session.take_recorded()
+            _account(record, recorded)
+            record.smallest = _Failing(lambda: None, error, recorded)
+            raise
+        finally:
+            _account(record, session.take_recorded())
+    with _prepared(item, function, session, record):
+        try:
+            return (yield)
+        except Exception:
+            _confirm_smallest(session, record)
+            raise
+
+
+class _prepared:  # noqa: N801  (used as a function)
+    """While a Hypothesis test runs: settings that suit it, and a body that we can run again."""
+
+    def __init__(
+        self, item: pytest.Item, function: Any, session: _Session, record: _ItemRecord
+    ) -> None:
+        self.item, self.function = item, function
+        self.handle = function.hypothesis
+        self.inner = self.handle.inner_test
+        self.session, self.record = session, record
+        self.settings = getattr(function, "_hypothesis_internal_use_settings", None)
+        self.seed = getattr(function, "_hypothesis_internal_use_seed", None)
+
+    def __enter__(self) -> None:
+        import hypothesis
+
+        ours = self.settings or hypothesis.settings.default
+        changes: dict[str, Any] = {"print_blob": True}
+        if ours.deadline == hypothesis.settings.default.deadline:
+            changes["deadline"] = None
+        callspec = getattr(self.item, "callspec", None)
+        shard = callspec.params.get(_SHARD) if callspec is not None else None
+        if shard is not None:
+            shards = self.item.config.getoption("--rpc-shards")
+            changes["max_examples"] = max(1, -(-ours.max_examples // shards))
+            if ours.derandomize or self.seed is not None:
+                # Unseeded, derandomized shards would all draw the same examples.
+                changes["derandomize"] = False
+                self.function._hypothesis_internal_use_seed = f"{self.seed}/{shard}"
+        self.function._hypothesis_internal_use_settings = hypothesis.settings(ours, **changes)
+        self.handle.inner_test = _watched(self.inner, self.session, self.record)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.inner_test = self.inner
+        self.function._hypothesis_internal_use_settings = self.settings
+        self.function._hypothesis_internal_use_seed = self.seed
+
+
+def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) -> Any:
+    @functools.wraps(inner)
+    def example(*args: Any, **kwargs: Any) -> Any:
+        session.take_recorded()
+        key = _example_key(args, kwargs)
+        known = record.failing.get(key)
+        try:
+            return inner(*args, **kwargs)
+        except Exception as error:
+            recorded = session.take_recorded()
+            if not recorded or not _is_failure(error):
+                raise
+            session.server.recorded += recorded
+            failing = _Failing(functools.partial(inner, *args, **kwargs), error, recorded)
+            if known is None and not _counts(session, record, failing, args, kwargs):
+                return None
+            record.failing[key] = record.failing.pop(key, failing)
+            raise
+        finally:
+            recorded = session.take_recorded()
+            if known is None:
+                _account(record, recorded)
+                record.examples += 1
+            _tell_hypothesis(recorded)
+            if known is not None and sys.exc_info()[0] is None:
+                # It failed before: an example must not change its mind.
+                raise known.error
+
+    return example
+
+
+def _example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from hypothesis.control import current_build_context, currently_in_test_context
+
+    if currently_in_test_context():
+        choices = getattr(current_build_context().data, "choices", None)
+        if choices is not None:
+            return tuple(repr(choice) for choice in choices)
+    return repr((args, sorted(kwargs.items(), key=lambda item: item[0])))
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether an exception says that the test failed, rather than steers Hypothesis or pytest."""
+    from hypothesis.errors import Frozen, StopTest, UnsatisfiedAssumption
+
+    return not isinstance(
+        error, StopTest | UnsatisfiedAssumption | Frozen | pytest.skip.Exception | UsageError
+    )
+
+
+def _counts(
+    session: _Session,
+    record: _ItemRecord,
+    failing: _Failing,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bool:
+    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+    from hypothesis.strategies import DataObject
+
+    kind = type(failing.error)
+    fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
+    if any(isinstance(value, DataObject) for value in (*args, *kwargs.values())):
+        if fast:
+            failing.error.add_note(
+                "rpcprops: unconfirmed. A test that draws inside its body cannot be run again on "
+                "the same example; --rpc-clock=real finds it in real time."
+            )
+        return True
+    if kind in record.confirmed:
+        return isinstance(_again(session, failing, rate=None), kind)
+    again = _again(session, failing, rate=1.0 if fast else None)
+    if isinstance(again, kind):
+        record.confirmed.add(kind)
+        return True
+    record.unconfirmed.append(f"{kind.__name__}: {_first_line(failing.error)}")
+    return False
+
+
+def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseException | None:
+    """What the example raises when its body runs once more."""
+    session.server.override_rate = rate
+    try:
+        failing.body()
+    except Exception as error:
+        return error
+    finally:
+        session.server.override_rate = None
+        session.take_recorded()
+    return None
+
+
+def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
+    """Settle on the smallest failing example that real time shows, and tell how often it repeats."""
+    # Hypothesis runs the smallest last.
+    for failing in list(reversed(record.failing.values()))[:_CONFIRMATIONS]:
+        kind = type(failing.error)
+        fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
+        if fast and not isinstance(_again(session, failing, rate=1.0), kind):
+            continue
+        failed = sum(isinstance(_again(session, failing, None), kind) for _ in range(_REPEATS))
+        rate = failing.recorded[0][1].clock_rate if failing.recorded else 1.0
+        record.repeats.append(f"{failed} of {_REPEATS} at rate {rate:g}")
+        if fast:
+            record.repeats.append("1 of 1 at rate 1")
+        record.smallest = failing
+        return
+    if record.failing:
+        record.smallest = list(record.failing.values())[-1]
+        record.repeats.append("not in real time")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _account(record: _ItemRecord, recorded: list[tuple[FaultPlan, Outcome]]) -> None:
+    from rpcprops.oracle import account, fired_by_type
+
+    record.clusters += len(recorded)
+    if any(plan.afflicted(outcome.world_size) for plan, outcome in recorded):
+        record.armed += 1
+    for plan, outcome in recorded:
+        record.fired.update(fired_by_type(account(None, plan, outcome)))
+
+
+def _tell_hypothesis(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
+    import hypothesis
+    from hypothesis.control import currently_in_test_context
+
+    from rpcprops.oracle import account, fired_by_type
+
+    if not recorded or not currently_in_test_context() or sys.exc_info()[0] is not None:
+        return
+    fired: Counter[str] = Counter()
+    for plan, outcome in recorded:
+        fired.update(fired_by_type(account(None, plan, outcome)))
+    for name in sorted(fired):
+        hypothesis.event(f"fired {name}")
+    hypothesis.target(float(fired.total()), label="rpcprops: faults fired")
+
+
+# Reports.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None | pytest.TestReport]:
+    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    record = item.stash.get(_ITEM, None)
+    if record is None or call.when != "call":
+        return report  # type: ignore[return-value]
+    session = item.config.stash[_SESSION]
+    if report.failed and record.smallest is not None and call.excinfo is not None:
+        lines = _failure_lines(item, call.excinfo.value, record, session)
+        report.sections.append(("rpcprops", "\n".join(lines)))
+    summary = {
+        "nodeid": item.nodeid,
+        "outcome": report.outcome,
+        "examples": record.examples,
+        "clusters": record.clusters,
+        "armed": record.armed,
+        "faults_fired": record.fired.total(),
+        "fired_by_type": dict(sorted(record.fired.items())),
+        "unconfirmed": record.unconfirmed,
+        "seconds": round(call.duration, 3),
+    }
+    report.user_properties.append(("rpcprops", summary))
+    return report  # type: ignore[return-value]
+
+
+def _failure_lines(
+    item: pytest.Item, error: BaseException, record: _ItemRecord, session: _Session
+) -> list[str]:
+    from rpcprops.oracle import account, judge
+    from rpcprops.report import _artefact as artefacts
+    from rpcprops.report import _text as text
+
+    smallest = record.smallest
+    if smallest is None:
+        return []
+    lines: list[str] = []
+    for number, (plan, outcome) in enumerate(smallest.recorded):
+        if len(smallest.recorded) > 1:
+            lines.append(f"cluster  {number}")
+        lines += text.describe_plan(plan, outcome.world_size)
+        lines += text.describe_faults(account(None, plan, outcome))
+        lines += text.describe_violations(judge(None, plan, outcome))
+        lines += text.describe_end(outcome)
+    if record.repeats:
+        lines.append(f"repeats  {', '.join(record.repeats)}")
+    blob = next(
+        (m for note in getattr(error, "__notes__", ()) for m in _BLOB.finditer(note)), None
+    )
+    if blob is None:
+        return lines
+    lines.append(f"redraw   {blob.group()}")
+    outcomes = tuple(outcome for _, outcome in smallest.recorded)
+    path = artefacts.write(
+        artefacts.Artefact(
+            kind="pytest",
+            subject=item.nodeid,
+            promise=type(smallest.error).__name__,
+            head=(f"broken   {type(error).__name__}: {_first_line(error)}", *lines),
+            plans=tuple(plan for plan, _ in smallest.recorded),
+            outcomes=outcomes,
+            clock_rate=session.server.rate,
+            transport=session.transport,
+            repeats=tuple(record.repeats),
+            reproduction=(blob.group(1), blob.group(2)),
+            rootdir=str(item.config.rootpath),
+        ),
+        item.config.rootpath / artefacts.DIRECTORY,
+    )
+    try:
+        shown = path.relative_to(Path.cwd())
+    except ValueError:
+        shown = path
+    lines.append(f"replay   {text.replay_line(shown)}")
+    return lines
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # Runs in the controller too, where xdist's workers send their reports.
+    for name, summary in report.user_properties:
+        if name == "rpcprops" and isinstance(summary, dict):
+            _reports.append(summary)
+
+
+_reports: list[dict[str, Any]] = []
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if not _reports:
+        return
+    fired: int = sum(summary["faults_fired"] for summary in _reports)
+    clusters = sum(summary["clusters"] for summary in _reports)
+    terminalreporter.write_line(
+        f"rpcprops: {clusters} clusters in {len(_reports)} tests, {fired} injected faults fired"
+    )
+    for summary in _reports:
+        if summary["armed"] and not summary["faults_fired"] and summary["outcome"] == "passed":
+            terminalreporter.write_line(
+                f"rpcprops: vacuous: no injected fault fired in {summary['nodeid']} "
+                f"({summary['examples']} examples)",
+                yellow=True,
+            )
+        for line in summary["unconfirmed"]:
+            terminalreporter.write_line(
+                f"rpcprops: not confirmed in real time: {summary['nodeid']}: {line}", yellow=True
+            )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--rpc-report")
+    if path is None or hasattr(session.config, "workerinput"):
+        return
+    data = {"tests": sorted(_reports, key=lambda summary: summary["nodeid"])}
+    Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(autouse=False)
+def rpc_shard(request: pytest.FixtureRequest) -> int:
+    """The number of this shard (see ``--rpc-shards``)."""
+    return int(getattr(request, "param", 0))

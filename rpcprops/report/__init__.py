@@ -1,0 +1,1 @@
+"""What people read: tables and failures in the terminal, artefacts on disk."""

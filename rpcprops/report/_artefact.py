@@ -1,0 +1,188 @@
+"""Failure artefacts: one JSON file each, readable, versioned, and data only.
+
+Reading one executes nothing from it. It is written under a temporary name and renamed, so that a
+reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Program
+
+FORMAT = 1
+_MAGIC = "rpcprops failure"
+#: Where artefacts go, below the working directory (or pytest's root).
+DIRECTORY = Path(".rpcprops") / "failures"
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A failure that can be run again.
+
+    Attributes:
+        kind: "program" and "reinit" hold a program; "pytest" names a test of the user's.
+        head: sentences for a reader; not used.
+        subject: name of the property, or node id of the test.
+        plans: the plan of each cluster that the failing example made, in order.
+        outcomes: what those clusters showed.
+        promise: exception class that the failure raised.
+        reproduction: Hypothesis's version and blob, for a test.
+        rootdir: where pytest ran, relative names resolve there.
+        repeats: how often it failed again, in words.
+    """
+
+    kind: str
+    subject: str
+    promise: str
+    head: tuple[str, ...] = ()
+    program: Program | None = None
+    plans: tuple[FaultPlan, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    clock_rate: float = 1.0
+    transport: str = "tcp"
+    repeats: tuple[str, ...] = ()
+    reproduction: tuple[str, str] | None = None
+    rootdir: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a failure may hang on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("rpcprops", "torch", "hypothesis", "pytest"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
+    """Write `artefact` below `directory` and return its path.
+
+    The name holds the subject and a digest of the case, so that the same failure is one file.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    data = {
+        "what": _MAGIC,
+        "format": FORMAT,
+        "head": list(artefact.head),
+        "kind": artefact.kind,
+        "subject": artefact.subject,
+        "promise": artefact.promise,
+        "plans": [to_json(plan) for plan in artefact.plans],
+        "program": None if artefact.program is None else to_json(artefact.program),
+        "violations": [to_json(violation) for violation in artefact.violations],
+        "clock_rate": artefact.clock_rate,
+        "transport": artefact.transport,
+        "repeats": list(artefact.repeats),
+        "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
+        "rootdir": artefact.rootdir,
+        "versions": artefact.versions or versions(),
+        "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
+    }
+    case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
+    digest = hashlib.sha256(case.encode()).hexdigest()[:10]
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in artefact.subject)[-60:].strip("-")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{safe}-{digest}.json"
+    text = json.dumps(data, indent=1)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def read(path: Path) -> Artefact:
+    """The artefact at `path`.
+
+    Raises:
+        UsageError: it cannot be read, is damaged, is no artefact, or is of a newer format.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            msg = f"{path}: larger than {_MAX_BYTES >> 20} MiB, so no artefact of ours."
+            raise UsageError(msg)
+        data = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}."
+        raise UsageError(msg) from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        msg = f"{path}: not JSON, so damaged or no artefact: {error}."
+        raise UsageError(msg) from None
+    if not isinstance(data, dict) or data.get("what") != _MAGIC:
+        msg = f"{path}: no failure artefact of rpcprops (it does not say {_MAGIC!r})."
+        raise UsageError(msg)
+    if data.get("format") != FORMAT:
+        msg = (
+            f"{path}: format {data.get('format')!r}, and this version reads {FORMAT}; use the "
+            f"rpcprops that wrote it ({_said(data)})."
+        )
+        raise UsageError(msg)
+    try:
+        return _convert(data)
+    except (UsageError, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        msg = f"{path}: damaged: {error}"
+        raise UsageError(msg) from None
+
+
+def _said(data: dict[str, Any]) -> str:
+    said = data.get("versions")
+    return str(said.get("rpcprops", "unknown")) if isinstance(said, dict) else "unknown"
+
+
+def _convert(data: dict[str, Any]) -> Artefact:
+    program = data.get("program")
+    artefact = Artefact(
+        kind=from_json(data.get("kind"), str),
+        subject=from_json(data.get("subject"), str),
+        promise=from_json(data.get("promise"), str),
+        head=tuple(from_json(data.get("head"), list[str])),
+        program=None if program is None else from_json(program, Program),
+        plans=tuple(from_json(plan, FaultPlan) for plan in from_json(data.get("plans"), list[Any])),
+        outcomes=tuple(from_json(o, Outcome) for o in from_json(data.get("outcomes"), list[Any])),
+        violations=tuple(
+            from_json(v, Violation) for v in from_json(data.get("violations"), list[Any])
+        ),
+        clock_rate=from_json(data.get("clock_rate"), float),
+        transport=from_json(data.get("transport"), str),
+        repeats=tuple(from_json(data.get("repeats"), list[str])),
+        reproduction=from_json(data.get("reproduction"), tuple[str, str] | None),  # type: ignore[arg-type]
+        rootdir=from_json(data.get("rootdir"), str),
+        versions=from_json(data.get("versions"), dict[str, str]),
+    )
+    if artefact.kind not in ("program", "reinit", "pytest"):
+        msg = f"unknown kind {artefact.kind!r}"
+        raise UsageError(msg)
+    if artefact.kind == "pytest":
+        if artefact.reproduction is None:
+            msg = "a test's artefact holds no reproduction blob"
+            raise UsageError(msg)
+    elif artefact.program is None or len(artefact.plans) != 1:
+        msg = "a program's artefact holds one program and one plan"
+        raise UsageError(msg)
+    return artefact

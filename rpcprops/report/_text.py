@@ -1,0 +1,104 @@
+"""Failures and faults in words, for terminals and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle import FaultCount
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Program
+from rpcprops.properties import Failure
+from rpcprops.report._artefact import Artefact
+
+
+def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
+    """The plan as Python, and the ranks that it afflicts."""
+    ranks = plan.afflicted(world_size)
+    if not ranks:
+        where = "no rank is afflicted: it fails without any fault"
+    elif len(ranks) == world_size:
+        where = f"afflicts every rank of {world_size}"
+    else:
+        where = f"afflicts rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world_size}"
+    return [f"faults   {plan!r}", f"         {where}"]
+
+
+def describe_faults(counts: Sequence[FaultCount]) -> list[str]:
+    """Which faults fired where, one line each."""
+    lines: list[str] = []
+    for count in counts:
+        if not count.fired and not count.could:
+            continue
+        what = count.message or "types not told apart"
+        seen = "not visible here" if count.fired is None else f"{count.fired} fired"
+        able = "" if count.could is None else f" of {count.could} that could"
+        lines.append(f"         rank {count.rank}: {count.kind} {what}: {seen}{able}")
+    return ["fired    " + lines[0].strip(), *lines[1:]] if lines else ["fired    nothing"]
+
+
+def describe_violations(violations: Iterable[Violation]) -> list[str]:
+    """The broken promises, a sentence each."""
+    return [f"broken   {violation}" for violation in violations]
+
+
+def describe_program(program: Program) -> list[str]:
+    """The program as Python, indented."""
+    head, *rest = repr(program).splitlines()
+    return [f"program  {head}", *(f"         {line}" for line in rest)]
+
+
+def describe_end(outcome: Outcome) -> list[str]:
+    """Ranks that did not leave as they should, and the stacks of a hang."""
+    lines: list[str] = []
+    for rank in outcome.ranks:
+        if rank.signal or rank.exit_code:
+            lines.append(f"ended    {rank.name}: {rank.describe_end()}")
+        if rank.stack:
+            lines.append(f"stack    {rank.name}:")
+            lines += [f"         {line}" for line in rank.stack.strip().splitlines()]
+    return lines
+
+
+def replay_line(path: Path) -> str:
+    """The command that runs an artefact again."""
+    name = str(path)
+    return f"rpcprops replay {name!r}" if " " in name else f"rpcprops replay {name}"
+
+
+def failure_lines(failure: Failure, path: Path | None) -> list[str]:
+    """All that a reader needs of a property's failure."""
+    case = failure.case
+    lines = [
+        *describe_violations(failure.violations),
+        *describe_plan(case.plan, case.program.world_size),
+        *describe_program(case.program),
+        *describe_faults(failure.faults),
+        *describe_end(failure.outcome),
+        f"repeats  {', '.join(map(str, failure.repeats)) or 'not tried'}",
+    ]
+    if case.kind == "reinit":
+        lines.insert(0, "case     in ranks that have shut RPC down once and initialised it again")
+    lines += [f"redraw   {line}" for line in failure.reproduction]
+    if path is not None:
+        lines.append(f"replay   {replay_line(path)}")
+    return lines
+
+
+def artefact_of(failure: Failure) -> Artefact:
+    """The artefact of a property's failure."""
+    case = failure.case
+    return Artefact(
+        kind=case.kind,
+        subject=failure.property,
+        promise=failure.promise,
+        head=tuple(failure_lines(failure, None)),
+        program=case.program,
+        plans=(case.plan,),
+        outcomes=(failure.outcome,),
+        violations=failure.violations,
+        clock_rate=failure.outcome.clock_rate,
+        transport=failure.outcome.transport,
+        repeats=tuple(map(str, failure.repeats)),
+    )

@@ -1,0 +1,306 @@
+"""What a dilated Python sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RunPython = Callable[..., str]
+
+# Each case takes a virtual length in seconds and waits for it.  A try that was
+# late is repeated, because the machine may have been busy.
+WAITS = """
+import asyncio, json, queue, select, selectors, signal, socket, subprocess, sys, threading, time
+from rpcprops import clock
+
+RATE = 100
+LENGTH = 2.0
+clock.set_rate(RATE)
+
+def refused(expected, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except expected:
+        return
+    raise AssertionError(f"{function} did not raise {expected}")
+
+def condition():
+    with (c := threading.Condition()):
+        assert not c.wait(LENGTH)
+
+def join():
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    thread.join(LENGTH)
+    assert thread.is_alive()
+    end.set()
+    thread.join()
+
+def lock():
+    held = threading.Lock()
+    held.acquire()
+    assert not held.acquire(timeout=LENGTH)
+
+def epoll():
+    with select.epoll() as e:
+        assert e.poll(LENGTH) == []
+
+def selector():
+    with selectors.DefaultSelector() as s:
+        a, b = socket.socketpair()
+        with a, b:
+            s.register(a, selectors.EVENT_READ)
+            assert s.select(LENGTH) == []
+
+def wait_for():
+    refused(asyncio.TimeoutError, asyncio.run, asyncio.wait_for(asyncio.Event().wait(), LENGTH))
+
+def process():
+    with subprocess.Popen(["sleep", "1000000"]) as child:
+        try:
+            refused(subprocess.TimeoutExpired, child.wait, timeout=LENGTH)
+        finally:
+            child.kill()
+
+def sock():
+    a, b = socket.socketpair()
+    with a, b:
+        a.settimeout(LENGTH)
+        refused(TimeoutError, a.recv, 1)
+
+def timer():
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LENGTH)
+    signal.pause()
+
+def thread_timer():
+    fired = threading.Event()
+    t = threading.Timer(LENGTH, fired.set)
+    t.start()
+    fired.wait()
+    t.join()
+
+cases = {
+    "time.sleep": lambda: time.sleep(LENGTH),
+    "Event.wait": lambda: threading.Event().wait(LENGTH),
+    "Condition.wait": condition,
+    "Queue.get": lambda: refused(queue.Empty, queue.Queue().get, timeout=LENGTH),
+    "SimpleQueue.get": lambda: refused(queue.Empty, queue.SimpleQueue().get, timeout=LENGTH),
+    "Thread.join": join,
+    "Lock.acquire": lock,
+    "Semaphore.acquire": lambda: threading.Semaphore(0).acquire(timeout=LENGTH),
+    "select": lambda: select.select([], [], [], LENGTH),
+    "poll": lambda: select.poll().poll(LENGTH * 1000),
+    "epoll": epoll,
+    "selectors": selector,
+    "asyncio.sleep": lambda: asyncio.run(asyncio.sleep(LENGTH)),
+    "asyncio.wait_for": wait_for,
+    "Popen.wait": process,
+    "socket.recv": sock,
+    "setitimer": timer,
+    "threading.Timer": thread_timer,
+    "sigtimedwait": lambda: signal.sigtimedwait([signal.SIGUSR1], LENGTH),
+}
+result = {}
+for name, case in cases.items():
+    for _ in range(5):
+        real, virtual = clock.real_monotonic(), time.monotonic()
+        case()
+        virtual, real = time.monotonic() - virtual, clock.real_monotonic() - real
+        result[name] = [virtual, real]
+        # The case may do more than wait: it starts threads, loops, programs.
+        if virtual < LENGTH or real < 1.5 * LENGTH / RATE + 0.03:
+            break
+print(json.dumps(result))
+"""
+
+
+def test_python_waits(run_python: RunPython) -> None:
+    """Each way to wait in Python lasts its virtual length and a hundredth of it really."""
+    result: dict[str, list[float]] = json.loads(run_python(WAITS))
+    assert len(result) == 19
+    # asyncio ends a wait up to the clock's resolution before its time.
+    early = {n: t for n, t in result.items() if t[0] < 2 - 1e-6 or t[1] < (2 - 1e-6) / 100}
+    assert early == {}
+    assert {n: t for n, t in result.items() if t[1] >= 1.5 * 2 / 100 + 0.03} == {}
+
+
+def test_control_interface(run_python: RunPython) -> None:
+    """Rates are read back, refused where senseless, and the switch interval follows them."""
+    run_python(
+        """
+        import sys, time
+        from rpcprops import clock
+        assert clock.loaded() and clock.get_rate() == 1.0
+        base = sys.getswitchinterval()
+        clock.selfcheck()
+        for rate in (100, 2.5, 1e6, 1e-3, 1, 200):
+            clock.set_rate(rate)
+            assert clock.get_rate() == rate
+            assert abs(sys.getswitchinterval() - base * rate) <= 1e-6
+            clock.selfcheck() if rate >= 1 else None
+        for rate in (0, -1, float("nan"), float("inf"), 1e6 + 1):
+            try:
+                clock.set_rate(rate)
+            except clock.ClockError as error:
+                assert repr(rate) in str(error)
+            else:
+                raise AssertionError(rate)
+        assert clock.get_rate() == 200
+        before, real = time.monotonic(), clock.real_monotonic()
+        time.sleep(2)
+        assert time.monotonic() - before > 100 * (clock.real_monotonic() - real)
+        """
+    )
+
+
+def test_sleeps_are_counted(run_python: RunPython) -> None:
+    """nanosleep() calls with a watched length are counted, in every thread, and no others."""
+    run_python(
+        """
+        import ctypes, threading, time
+        from rpcprops import clock
+        libc = ctypes.CDLL(None)
+        def nanosleep(ns):
+            libc.nanosleep((ctypes.c_long * 2)(*divmod(ns, 10**9)), None)
+        clock.set_rate(1000)
+        assert clock.sleep_counts() == []
+        clock.watch_sleeps([100_000_000, 1_500_000_000, 7])
+        def sleeper():
+            nanosleep(100_000_000)
+            nanosleep(1_500_000_000)
+            nanosleep(1_500_000_001)
+            nanosleep(100_000_000)
+        threads = [threading.Thread(target=sleeper) for _ in range(4)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        time.sleep(0.1)  # clock_nanosleep
+        libc.usleep(100_000)
+        assert clock.sleep_counts() == [8, 4, 0], clock.sleep_counts()
+        clock.watch_sleeps([100_000_000])
+        assert clock.sleep_counts() == [0]
+        # Counted when it starts, so that one that is cut short counts too.
+        threading.Thread(target=nanosleep, args=(10**14,), daemon=True).start()
+        clock.watch_sleeps([10**15])
+        threading.Thread(target=nanosleep, args=(10**15,), daemon=True).start()
+        while clock.sleep_counts() != [1]:
+            time.sleep(1)
+        clock.watch_sleeps([])
+        clock.watch_sleeps(range(64))
+        try:
+            clock.watch_sleeps(range(65))
+        except clock.ClockError as error:
+            assert "65" in str(error)
+        else:
+            raise AssertionError
+        """
+    )
+
+
+def test_lateness(run_python: RunPython) -> None:
+    """A wait that ends late is recorded in real time; one that was due before is not."""
+    output = run_python(
+        """
+        import os, select, signal, threading, time
+        from rpcprops import clock
+        helper_reads, parent_writes = os.pipe()
+        helper = os.fork()
+        if helper == 0:
+            # Not dilated: the rate is set after the fork.
+            os.read(helper_reads, 1)
+            time.sleep(0.02)  # until the parent waits
+            os.kill(os.getppid(), signal.SIGSTOP)
+            time.sleep(0.2)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        clock.set_rate(100)
+        clock.reset_lateness()
+        assert clock.lateness() == clock.Lateness(0.0, 0.0, 0)
+        for _ in range(3):
+            time.sleep(0.5)
+            threading.Event().wait(0.5)
+            select.select([], [], [], 0.5)
+            select.poll().poll(500)
+        seen = clock.lateness()
+        assert seen.count >= 12, seen
+        assert 0 < seen.maximum <= seen.total, seen
+        clock.reset_lateness()
+        threading.Event().wait(0)
+        select.select([], [], [], 0)
+        libc = __import__("ctypes").CDLL(None)
+        libc.clock_nanosleep(time.CLOCK_MONOTONIC, 1, (__import__("ctypes").c_long * 2)(1, 0), None)
+        assert clock.lateness().count == 0, clock.lateness()
+        os.write(parent_writes, b"x")
+        end = clock.real_monotonic() + 0.3
+        while clock.real_monotonic() < end:
+            time.sleep(1)
+        print(clock.lateness().maximum)
+        os.waitpid(helper, 0)
+        """
+    )
+    # Stopped for 0.2 real seconds, within a wait of 10 ms.
+    assert 0.15 < float(output) < 5
+
+
+def test_fork_inherits_the_rate(run_python: RunPython) -> None:
+    """A forked child goes on in the same virtual time and can take another rate."""
+    run_python(
+        """
+        import os, time
+        from rpcprops import clock
+        clock.set_rate(100)
+        before = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            ok = clock.get_rate() == 100 and before <= time.monotonic() < before + 1000
+            clock.set_rate(10)
+            start, real = time.monotonic(), clock.real_monotonic()
+            time.sleep(0.2)
+            ok &= 0.2 <= time.monotonic() - start and clock.real_monotonic() - real >= 0.02
+            os._exit(0 if ok else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert clock.get_rate() == 100
+        """
+    )
+
+
+def test_standard_library_sleep_is_nanosleep(
+    compiler: str, run_python: RunPython, tmp_path: Path
+) -> None:
+    """std::this_thread::sleep_for of whole milliseconds is one counted nanosleep()."""
+    del compiler
+    cxx = shutil.which("g++")
+    if cxx is None:
+        pytest.skip("no C++ compiler")
+    source, built = tmp_path / "sleep.cpp", tmp_path / "sleep.so"
+    source.write_text(
+        """
+        #include <chrono>
+        #include <thread>
+        extern "C" void sleep_ms(int ms)
+        {
+            std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+        }
+        """
+    )
+    subprocess.run([cxx, "-shared", "-fPIC", "-o", str(built), str(source)], check=True, timeout=60)
+    run_python(
+        """
+        import ctypes, sys
+        from rpcprops import clock
+        clock.set_rate(100)
+        clock.watch_sleeps([1_234_000_000, 300_000_000])
+        library = ctypes.CDLL(sys.argv[1])
+        library.sleep_ms(1234)
+        library.sleep_ms(300)
+        library.sleep_ms(300)
+        assert clock.sleep_counts() == [1, 2], clock.sleep_counts()
+        """,
+        built,
+    )
