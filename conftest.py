@@ -1,13 +1,10 @@
-"""Chooses Hypothesis's profile and example database."""
+"""Chooses Hypothesis's profile and the place of its example database."""
 
 import os
 from pathlib import Path
 
 from hypothesis import settings
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.configuration import set_hypothesis_home_dir
 
-_PROFILE = "rpcprops-ci" if os.environ.get("CI") else "rpcprops-dev"
-_DATABASE = DirectoryBasedExampleDatabase(Path(__file__).parent / ".hypothesis" / "examples")
-
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
-settings.register_profile("rpcprops-here", settings.default, database=_DATABASE)
+set_hypothesis_home_dir(Path(__file__).parent / ".hypothesis")
+settings.load_profile("rpcprops-ci" if os.environ.get("CI") else "rpcprops-dev")

@@ -18,8 +18,8 @@ class FrozenMap(Mapping[K, V]):
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[K, V] | None = None) -> None:
-        entries: list[tuple[Any, V]] = list((items or {}).items())
-        self._items: dict[K, V] = dict(sorted(entries, key=lambda entry: entry[0]))
+        given: Mapping[Any, V] = {} if items is None else items
+        self._items: dict[K, V] = {key: given[key] for key in sorted(given)}
 
     def __getitem__(self, key: K) -> V:
         return self._items[key]

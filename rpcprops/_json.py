@@ -33,30 +33,30 @@ def from_json(data: Any, cls: type[T]) -> T:
     """
     try:
         if cls is Program:
-            return _program(data)  # type: ignore[return-value]
+            return cls(**_program_fields(data))
         return msgspec.convert(data, cls, str_keys=True)
     except msgspec.ValidationError as error:
         msg = f"this is no {cls.__name__}: {error}"
         raise UsageError(msg) from None
 
 
-def _program(data: Any) -> Any:
+def _program_fields(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
         msg = "Expected an object with a list of `steps`"
         raise msgspec.ValidationError(msg)
     steps: list[Any] = []
     for item in data["steps"]:
-        cls = STEP_TYPES.get(item.get("op")) if isinstance(item, dict) else None
+        cls = STEP_TYPES.get(str(item.get("op"))) if isinstance(item, dict) else None
         if cls is None:
             msg = f"Unknown step {item!r}"
             raise msgspec.ValidationError(msg)
         steps.append(msgspec.convert(item, cls))
-    return Program(
-        msgspec.convert(data.get("world_size"), int),
-        tuple(steps),
-        msgspec.convert(data.get("name", ""), str),
-        msgspec.convert(data.get("settles", True), bool),
-    )
+    return {
+        "world_size": msgspec.convert(data.get("world_size"), int),
+        "steps": tuple(steps),
+        "name": msgspec.convert(data.get("name", ""), str),
+        "settles": msgspec.convert(data.get("settles", True), bool),
+    }
 
 
 def _builtins(value: Any) -> Any:
@@ -68,4 +68,3 @@ def _encode(value: Any) -> Any:
         return dict(value)
     msg = f"{type(value).__name__} is not data"
     raise NotImplementedError(msg)
-

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -99,7 +99,9 @@ def check(
     *,
     examples: Annotated[
         int | None,
-        typer.Option("--examples", "-n", min=1, help="Examples a property; the profile's unless given."),
+        typer.Option(
+            "--examples", "-n", min=1, help="Examples a property; the profile's unless given."
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help="dev, ci, nightly or debug: how many examples, how much is said.")
@@ -110,7 +112,9 @@ def check(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
     ] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="List the properties and leave.")] = False,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the properties and leave.")
+    ] = False,
 ) -> None:
     """Check the shipped properties against the installed torch, under sampled fault tables."""
     from rpcprops.profiles import PROFILES
@@ -160,7 +164,9 @@ def check(
                         for line in failure_lines(result.failure, path):
                             progress.console.print(f"    {escape(line)}")
                     if result.verdict == "known" and prop.known is not None:
-                        progress.console.print(f"    [cyan]known[/cyan]    {escape(prop.known.why)}")
+                        progress.console.print(
+                            f"    [cyan]known[/cyan]    {escape(prop.known.why)}"
+                        )
                         progress.console.print(f"    source   {escape(prop.known.source)}")
                     for line in result.unconfirmed:
                         progress.console.print(f"    [yellow]unconfirmed[/yellow] {escape(line)}")
@@ -229,7 +235,7 @@ def doctor(*, clock: Clock = "auto") -> None:
         plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 1))
         for transport in ("tcp", "shm"):
             began = time.monotonic()
-            outcome = runner.run(program, plan, transport=transport)  # type: ignore[arg-type]
+            outcome = runner.run(program, plan, transport=cast("Any", transport))
             found = judge(program, plan, outcome)
             seconds = time.monotonic() - began
             said = f"one injected failure fired and was retried, {seconds:.2f} s"
@@ -270,7 +276,8 @@ def _verdict_line(result: Any) -> str:
     colour = _COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
-        f"{result.examples:4} examples, {result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
+        f"{result.examples:4} examples, "
+        f"{result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
     )
 
 

@@ -51,7 +51,7 @@ class Undecided(RpcPropsError):
 
 
 class BrokenPromise(RpcPropsError, AssertionError):
-    """A promise of torch RPC, or of the code under test, did not hold. Subclasses name the promise."""
+    """A promise of torch RPC, or of the code under test, did not hold; subclasses name which."""
 
 
 class WrongValue(BrokenPromise):

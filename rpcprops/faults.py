@@ -163,7 +163,7 @@ def _delays(value: object) -> FrozenMap[MessageType, float]:
     )
 
 
-@dataclass(frozen=True, slots=True, order=True, repr=False)
+@dataclass(frozen=True, slots=True, order=True, repr=False, init=False)
 class FaultTable:
     """Which messages a rank fails to send, how often, and which it sends late.
 
@@ -187,7 +187,20 @@ class FaultTable:
         default_factory=FrozenMap[MessageType, float]
     )
 
+    def __init__(
+        self,
+        messages_to_fail: Iterable[MessageType | str] = (),
+        num_fail_sends: int = 0,
+        messages_to_delay: Mapping[MessageType, float] | Mapping[str, float] | None = None,
+    ) -> None:
+        delays = FrozenMap[MessageType, float]() if messages_to_delay is None else messages_to_delay
+        object.__setattr__(self, "messages_to_fail", messages_to_fail)
+        object.__setattr__(self, "num_fail_sends", num_fail_sends)
+        object.__setattr__(self, "messages_to_delay", delays)
+        self.__post_init__()
+
     def __post_init__(self) -> None:
+        # Apart from __init__, because decoding from JSON calls this alone.
         object.__setattr__(self, "messages_to_fail", _message_types(self.messages_to_fail))
         object.__setattr__(self, "num_fail_sends", _fail_count(self.num_fail_sends))
         object.__setattr__(self, "messages_to_delay", _delays(self.messages_to_delay))
@@ -203,6 +216,10 @@ class FaultTable:
             delays = {str(m): d for m, d in self.messages_to_delay.items()}
             parts.append(f"messages_to_delay={delays!r}")
         return f"FaultTable({', '.join(parts)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What Hypothesis (and IPython) print."""
+        printer.text(repr(self))
 
     @property
     def failing(self) -> tuple[MessageType, ...]:
@@ -279,6 +296,10 @@ class FaultPlan:
         if self.by_rank:
             parts.append(f"by_rank={self.by_rank!r}")
         return f"FaultPlan({', '.join(parts)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What Hypothesis (and IPython) print."""
+        printer.text(repr(self))
 
     @staticmethod
     def of(faults: FaultTable | FaultPlan | None) -> FaultPlan:

@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import torch.distributed.rpc as rpc
 import torch.distributed.rpc._testing  # noqa: F401  (registers FAULTY_TENSORPIPE)
+from torch.distributed import rpc
 from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
 
 from rpcprops.errors import MachineCannot, UsageError
@@ -37,7 +37,7 @@ _SHUTDOWN_ERRORS = (
 _TIMEOUT_ERROR = "RPC ran for more than"
 
 
-class FaultyRpcAgentTestFixture(RpcAgentTestFixture):  # type: ignore[misc]
+class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
     """Options of the ``FAULTY_TENSORPIPE`` agent, made from a :class:`rpcprops.FaultTable`.
 
     As in torch, ``messages_to_fail`` and ``messages_to_delay`` are attributes that a test may set,
@@ -68,7 +68,8 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):  # type: ignore[misc]
 
     @fault_table.setter
     def fault_table(self, table: FaultTable) -> None:
-        if not isinstance(table, FaultTable):
+        given: object = table
+        if not isinstance(given, FaultTable):
             msg = f"fault_table={table!r} (type {type(table).__name__}) must be a FaultTable."
             raise UsageError(msg)
         self.messages_to_fail = [str(m) for m in table.messages_to_fail]
@@ -104,7 +105,8 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):  # type: ignore[misc]
         }
         if self.rpc_timeout is not None:
             options["rpc_timeout"] = self.rpc_timeout
-        return rpc.backend_registry.construct_rpc_backend_options(self.rpc_backend, **options)
+        construct: Any = rpc.backend_registry.construct_rpc_backend_options
+        return construct(self.rpc_backend, **options)
 
     def setup_fault_injection(
         self,
@@ -124,11 +126,13 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):  # type: ignore[misc]
         if messages_to_delay is not None:
             self.messages_to_delay = dict(messages_to_delay)
 
-    def get_shutdown_error_regex(self) -> str:
+    # torch's base class declares these without a result; its own fixtures return strings.
+
+    def get_shutdown_error_regex(self) -> Any:
         """A pattern of the errors that a call to a rank that went away may raise."""
         return "|".join(f"({re.escape(text)})" for text in _SHUTDOWN_ERRORS)
 
-    def get_timeout_error_regex(self) -> str:
+    def get_timeout_error_regex(self) -> Any:
         """A pattern of the error that a call raises when its RPC timeout has passed."""
         return re.escape(_TIMEOUT_ERROR)
 
@@ -171,7 +175,8 @@ class RankFixture(FaultyRpcAgentTestFixture):
 
     def init_rpc(self) -> None:
         """``rpc.init_rpc`` with this rank's name, world and options."""
-        rpc.init_rpc(
+        init_rpc: Any = rpc.init_rpc
+        init_rpc(
             self.name,
             backend=self.rpc_backend,
             rank=self.rank,

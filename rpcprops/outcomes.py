@@ -125,7 +125,7 @@ class RankOutcome:
     counters: Counters | None = None
     failed_sends: int = 0
     delayed_sends: Mapping[int, int] | None = None
-    calls: Mapping[str, int] = field(default_factory=FrozenMap)
+    calls: Mapping[str, int] = field(default_factory=FrozenMap[str, int])
     shutdown_error: RaisedError | None = None
     log: str = ""
     stack: str = ""

@@ -199,12 +199,16 @@ class Program:
         _Checker(self).check()
 
     def __repr__(self) -> str:
-        steps = "".join(f"        {step!r},\n" for step in self.steps)
-        name = f", name={self.name!r}" if self.name else ""
-        settles = "" if self.settles else ", settles=False"
+        rest: list[str] = []
+        if self.name:
+            rest.append(f"name={self.name!r}")
+        if not self.settles:
+            rest.append("settles=False")
         if not self.steps:
-            return f"Program({self.world_size}{name}{settles})"
-        return f"Program(\n    {self.world_size},\n    (\n{steps}    ){name}{settles},\n)"
+            return f"Program({', '.join([str(self.world_size), *rest])})"
+        steps = ["(", *(f"    {step!r}," for step in self.steps), "),"]
+        lines = [f"{self.world_size},", *steps, *(f"{item}," for item in rest)]
+        return "\n".join(["Program(", *(f"    {line}" for line in lines), ")"])
 
 
 def check_world_size(world_size: object) -> int:

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,7 @@ class ClusterFactory:
 class _Session:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.transport = config.getoption("--rpc-transport")
+        self.transport = _option(config, "--rpc-transport")
         self.server = ClusterServer(clock=_clock_option(config))
         runners.use_server(self.server)
         self.reports: list[dict[str, Any]] = []
@@ -106,25 +106,32 @@ class _Session:
         return self.server
 
     def take_recorded(self) -> list[tuple[FaultPlan, Outcome]]:
-        recorded = list(self.server.recorded)
-        self.server.recorded.clear()
+        recorded = self.server.recorded or []
+        self.server.recorded = []
         return recorded
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    value: Any = config.getoption(name)
+    return value
 
 
 def _clock_option(config: pytest.Config) -> Any:
     from rpcprops.cluster._client import check_clock
 
-    text = config.getoption("--rpc-clock")
+    text = _option(config, "--rpc-clock")
     try:
         return check_clock(float(text))
     except UsageError as error:
-        raise pytest.UsageError(f"--rpc-clock: {error}") from None
+        msg = f"--rpc-clock: {error}"
+        raise pytest.UsageError(msg) from None
     except ValueError:
         pass
     try:
         return check_clock(text)
     except UsageError as error:
-        raise pytest.UsageError(f"--rpc-clock: {error}") from None
+        msg = f"--rpc-clock: {error}"
+        raise pytest.UsageError(msg) from None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -162,8 +169,10 @@ pytest_replay_help = "run the example of a failure artefact only (`rpcprops repl
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--rpc-shards") < 1:
-        raise pytest.UsageError(f"--rpc-shards={config.getoption('--rpc-shards')} must be 1 or more")
+    shards = _option(config, "--rpc-shards")
+    if shards < 1:
+        msg = f"--rpc-shards={shards} must be 1 or more"
+        raise pytest.UsageError(msg)
     config.stash[_SESSION] = _Session(config)
 
 
@@ -175,7 +184,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     session = config.stash[_SESSION]
-    choice = config.getoption("--rpc-clock")
+    choice = _option(config, "--rpc-clock")
     if choice in ("real", "1"):
         note = "real time, as asked for"
     elif clocks.library_path() is None:
@@ -190,7 +199,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def rpc_cluster(request: pytest.FixtureRequest) -> ClusterFactory:
-    """Makes clusters of real ranks: ``with rpc_cluster(world_size=2, faults=table) as cluster:``."""
+    """Makes clusters of ranks: ``with rpc_cluster(world_size=2, faults=table) as cluster:``."""
     session = request.config.stash[_SESSION]
     try:
         session.started()
@@ -212,7 +221,7 @@ def _function(item: pytest.Item) -> Any:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    shards = metafunc.config.getoption("--rpc-shards")
+    shards = _option(metafunc.config, "--rpc-shards")
     drawn = getattr(metafunc.function, "is_hypothesis_test", False)
     if shards > 1 and drawn and FIXTURE in metafunc.fixturenames:
         metafunc.fixturenames.append(_SHARD)
@@ -221,7 +230,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    path = config.getoption("--rpc-replay")
+    path = _option(config, "--rpc-replay")
     if path is None:
         return
     from rpcprops.report._artefact import read
@@ -242,21 +251,23 @@ def _reproduce(item: pytest.Item, artefact: Artefact) -> None:
 
     version, blob = artefact.reproduction or ("", "b''")
     if version != hypothesis.__version__:
-        raise pytest.UsageError(
+        msg = (
             f"the example was drawn by hypothesis {version}, and this is "
             f"{hypothesis.__version__}; install that version to replay it."
         )
+        raise pytest.UsageError(msg)
     try:
         data = ast.literal_eval(blob)
     except (ValueError, SyntaxError):
         data = None
     if not isinstance(data, bytes):
-        raise pytest.UsageError("the artefact's reproduction blob is damaged.")
+        msg = "the artefact's reproduction blob is damaged."
+        raise pytest.UsageError(msg)
     hypothesis.reproduce_failure(version, data)(_function(item))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     if not _uses_us(item):
         return (yield)
     session = item.config.stash[_SESSION]
@@ -298,14 +309,15 @@ class _prepared:  # noqa: N801  (used as a function)
     def __enter__(self) -> None:
         import hypothesis
 
-        ours = self.settings or hypothesis.settings.default
+        default: Any = hypothesis.settings.default
+        ours = self.settings or default
         changes: dict[str, Any] = {"print_blob": True}
-        if ours.deadline == hypothesis.settings.default.deadline:
+        if ours.deadline == default.deadline:
             changes["deadline"] = None
         callspec = getattr(self.item, "callspec", None)
         shard = callspec.params.get(_SHARD) if callspec is not None else None
         if shard is not None:
-            shards = self.item.config.getoption("--rpc-shards")
+            shards = _option(self.item.config, "--rpc-shards")
             changes["max_examples"] = max(1, -(-ours.max_examples // shards))
             if ours.derandomize or self.seed is not None:
                 # Unseeded, derandomized shards would all draw the same examples.
@@ -323,30 +335,36 @@ class _prepared:  # noqa: N801  (used as a function)
 def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) -> Any:
     @functools.wraps(inner)
     def example(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         session.take_recorded()
         key = _example_key(args, kwargs)
         known = record.failing.get(key)
+        result, error = None, None
         try:
-            return inner(*args, **kwargs)
-        except Exception as error:
-            recorded = session.take_recorded()
-            if not recorded or not _is_failure(error):
+            result = inner(*args, **kwargs)
+        except Exception as raised:
+            if not _is_failure(raised):
                 raise
-            session.server.recorded += recorded
-            failing = _Failing(functools.partial(inner, *args, **kwargs), error, recorded)
-            if known is None and not _counts(session, record, failing, args, kwargs):
-                return None
-            record.failing[key] = record.failing.pop(key, failing)
-            raise
-        finally:
-            recorded = session.take_recorded()
-            if known is None:
-                _account(record, recorded)
-                record.examples += 1
-            _tell_hypothesis(recorded)
-            if known is not None and sys.exc_info()[0] is None:
+            error = raised
+        recorded = session.take_recorded()
+        if known is None:
+            _account(record, recorded)
+            record.examples += 1
+        if error is None:
+            if known is not None:
                 # It failed before: an example must not change its mind.
                 raise known.error
+            _tell_hypothesis(recorded)
+            return result
+        if recorded:
+            body = functools.partial(inner, *args, **kwargs)
+            failing = _Failing(body, error, recorded)
+            if known is None and not _counts(session, record, failing, args, kwargs):
+                return None
+            # The order is the one in which they last failed: Hypothesis ends with the smallest.
+            record.failing.pop(key, None)
+            record.failing[key] = failing
+        raise error
 
     return example
 
@@ -413,7 +431,7 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseExce
 
 
 def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
-    """Settle on the smallest failing example that real time shows, and tell how often it repeats."""
+    """Settle on the smallest failing example that real time shows; tell how often it repeats."""
     # Hypothesis runs the smallest last.
     for failing in list(reversed(record.failing.values()))[:_CONFIRMATIONS]:
         kind = type(failing.error)
@@ -452,7 +470,7 @@ def _tell_hypothesis(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
 
     from rpcprops.oracle import account, fired_by_type
 
-    if not recorded or not currently_in_test_context() or sys.exc_info()[0] is not None:
+    if not recorded or not currently_in_test_context():
         return
     fired: Counter[str] = Counter()
     for plan, outcome in recorded:
@@ -468,11 +486,11 @@ def _tell_hypothesis(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None | pytest.TestReport]:
-    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     record = item.stash.get(_ITEM, None)
     if record is None or call.when != "call":
-        return report  # type: ignore[return-value]
+        return report
     session = item.config.stash[_SESSION]
     if report.failed and record.smallest is not None and call.excinfo is not None:
         lines = _failure_lines(item, call.excinfo.value, record, session)
@@ -489,7 +507,7 @@ def pytest_runtest_makereport(
         "seconds": round(call.duration, 3),
     }
     report.user_properties.append(("rpcprops", summary))
-    return report  # type: ignore[return-value]
+    return report
 
 
 def _failure_lines(
@@ -512,9 +530,7 @@ def _failure_lines(
         lines += text.describe_end(outcome)
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
-    blob = next(
-        (m for note in getattr(error, "__notes__", ()) for m in _BLOB.finditer(note)), None
-    )
+    blob = next((m for note in getattr(error, "__notes__", ()) for m in _BLOB.finditer(note)), None)
     if blob is None:
         return lines
     lines.append(f"redraw   {blob.group()}")
@@ -578,7 +594,7 @@ def pytest_terminal_summary(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--rpc-report")
+    path = _option(session.config, "--rpc-report")
     if path is None or hasattr(session.config, "workerinput"):
         return
     data = {"tests": sorted(_reports, key=lambda summary: summary["nodeid"])}

@@ -36,14 +36,16 @@ class Replay:
 
     @property
     def answer(self) -> Answer:
-        """"reproduced" if it ever broke the same promise, "changed" if only others, else "fixed"."""
+        """Whether it ever broke the same promise, only others, or none."""
         if self.failed:
             return "reproduced"
         return "changed" if self.changed else "fixed"
 
     def __str__(self) -> str:
         where = f"at rate {self.rate:g}" if self.rate else ""
-        text = f"{self.answer}: {self.artefact.promise} in {self.failed} of {self.times} runs {where}"
+        text = (
+            f"{self.answer}: {self.artefact.promise} in {self.failed} of {self.times} runs {where}"
+        )
         for name, count in Counter(self.changed).items():
             text += f"; {name} instead in {count}"
         return text.strip()

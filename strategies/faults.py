@@ -292,7 +292,7 @@ def _some(
     while True:
         offered: tuple[K | None, ...]
         if len(found) == at_most:
-            offered = (None, None)
+            offered = (None, None)  # Hypothesis does not record a choice of one
         elif len(found) < least:
             offered = (next(key for key in choices if key not in found), *choices * copies)
         else:
@@ -372,6 +372,8 @@ def _fault_plans(
         return FaultPlan()
     ranks = range(world_size)
     if spread is _Spread.ONE_TABLE:
+        # Shorter than a table for each rank, and so smaller to Hypothesis: a failure that needs
+        # one fault here and another there may end as one table with both, on those two ranks.
         shared = st.just(draw(tables))
         drawn = _some(draw, ranks, shared, least=1, most=max_afflicted, copies=4)
     else:

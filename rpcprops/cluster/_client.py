@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._spec import Hello, WorldSpec
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -41,7 +41,6 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.programs import Step, check_world_size
 
 P = ParamSpec("P")
@@ -119,8 +118,9 @@ class ClusterServer:
 
     ::
 
+        table = FaultTable(["RREF_USER_DELETE"], num_fail_sends=3)
         with ClusterServer() as server:
-            with server.cluster(world_size=2, faults=FaultTable(["RREF_USER_DELETE"], 3)) as cluster:
+            with server.cluster(world_size=2, faults=table) as cluster:
                 cluster.on(0).call(my_function)
 
     Args:
@@ -150,8 +150,8 @@ class ClusterServer:
         self._log: RankLog | None = None
         #: Set for the examples of a confirmation, to run what names no clock at this rate.
         self.override_rate: float | None = None
-        #: The clusters of the example under way, for the report of a failure.
-        self.recorded: list[tuple[FaultPlan, Outcome]] = []
+        #: Where each cluster that ends is recorded, for the report of a failure; None records none.
+        self.recorded: list[tuple[FaultPlan, Outcome]] | None = None
 
     def __enter__(self) -> ClusterServer:
         self.start()
@@ -431,7 +431,11 @@ class ClusterServer:
             ("num_worker_threads", num_worker_threads, 1024),
             ("deadline", deadline, 86_400.0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= top:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value <= top
+            ):
                 msg = f"{name}={value!r} must be a number above 0 and at most {top:g}."
                 raise UsageError(msg)
         return Cluster(
@@ -461,7 +465,9 @@ def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...
             msg = f"the name {name!r} must be a string of 1 to 127 characters."
             raise UsageError(msg)
         if not all(c.isascii() and (c.isalnum() or c in "_:-") for c in name):
-            msg = f"the name {name!r} may hold letters, digits, and any of _ : - only (torch's rule)."
+            msg = (
+                f"the name {name!r} may hold letters, digits, and any of _ : - only (torch's rule)."
+            )
             raise UsageError(msg)
     return given
 
@@ -485,6 +491,7 @@ class RankFuture(Generic[R]):
             RankDied, RankHung: the rank did not live, or did not answer, to give one.
             Exception: what the function raised in the rank.
         """
+        __tracebackhide__ = True
         return cast("R", self._channel.cluster._result(self._channel, self._number))
 
 
@@ -579,7 +586,7 @@ class RankProxy:
     ) -> _functions.KeptValue: ...
     @overload
     def call(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def call(self, fn: Callable[..., Any], *args: Any, keep: bool = False, **kwargs: Any) -> Any:
+    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
 
         Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
@@ -590,7 +597,8 @@ class RankProxy:
             Exception: what `fn` raised, with the rank's traceback as its cause.
             RankDied, RankHung: the rank did not live, or did not answer.
         """
-        if not keep:
+        __tracebackhide__ = True
+        if not kwargs.pop("keep", False):
             return self.submit(fn, *args, **kwargs).result()
         number = next(self._cluster._numbers)
         self._cluster._submit(self.rank, fn, args, kwargs, keep=number).result()
@@ -678,6 +686,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        __tracebackhide__ = True
         try:
             if error is None and not self._found:
                 self.finish()
@@ -748,7 +757,7 @@ class Cluster:
         if self._over:
             return
         alive = [c for c in self._channels if c.status is None and c.pid]
-        if alive and self._peer is not None and not self._peer.reader.closed:
+        if alive and self._peer is not None:
             for channel in alive:
                 channel.killed = True
             with contextlib.suppress(OSError):
@@ -763,17 +772,18 @@ class Cluster:
         for channel in self._channels:
             channel.sock.close()
             channel.log.close()
-        self.server.recorded.append((self.plan, self._outcome))
+        if self.server.recorded is not None:
+            self.server.recorded.append((self.plan, self._outcome))
 
     # What users do with it.
 
-    def on(self, rank: int) -> RankProxy:
+    def on(self, rank: int | str) -> RankProxy:
         """The rank of that number, or of that name.
 
         Raises:
             UsageError: there is none.
         """
-        number: Any = self.names.index(rank) if rank in self.names else rank
+        number: object = self.names.index(str(rank)) if rank in set(self.names) else rank
         if isinstance(number, bool) or not isinstance(number, int):
             msg = f"rank={rank!r} must be an int from 0 to {self.world_size - 1}, or a rank's name."
             raise UsageError(msg)
@@ -813,6 +823,7 @@ class Cluster:
                 is under way that could change it; the message says who holds what.
             RankDied, RankHung: a rank cannot answer.
         """
+        __tracebackhide__ = True
         counters = self.settle_to(expect)
         self._raise_found()
         return counters
@@ -857,7 +868,9 @@ class Cluster:
                 if matched:
                     time.sleep(wait)
                 else:
-                    contexts = any(h.contexts > w.contexts for h, w in zip(held, wanted, strict=True))
+                    contexts = any(
+                        h.contexts > w.contexts for h, w in zip(held, wanted, strict=True)
+                    )
                     patience = self.deadlines.quiet_cleanup if contexts else self.deadlines.quiet
                     idle = all(h.is_idle for h in held)
                     if (idle and quiet > patience) or phase.left() <= 0:
@@ -898,7 +911,9 @@ class Cluster:
                     return StepOutcome(index, ended=False)
                 if self._look(phase, wait=2.0) is None and self._found:
                     return StepOutcome(index, ended=False)
-                moved = tuple((c.counters, tuple(c.calls.items()), c.log.size()) for c in self._channels)
+                moved = tuple(
+                    (c.counters, tuple(c.calls.items()), c.log.size()) for c in self._channels
+                )
                 if moved != before:
                     before, since = moved, time.monotonic()
                 if time.monotonic() - since > self.deadlines.stalled or phase.left() <= 0:
@@ -933,7 +948,9 @@ class Cluster:
             while any(c.status is None for c in self._channels):
                 self._pump(phase.left())
                 if phase.left() <= 0:
-                    self._hung(phase, [c for c in self._channels if c.status is None], "does not exit")
+                    self._hung(
+                        phase, [c for c in self._channels if c.status is None], "does not exit"
+                    )
                     return
             self._found += shutdown_violations(
                 [c.outcome() for c in self._channels], leaks_allowed=self.leaks == "allow"
@@ -981,6 +998,7 @@ class Cluster:
             self._channels[rank].send(("release", number))
 
     def _result(self, channel: _Channel, number: int) -> Any:
+        __tracebackhide__ = True
         if number not in channel.answers:
             with self._phase("run", self.deadlines.run) as phase:
                 while number not in channel.answers:
@@ -997,7 +1015,7 @@ class Cluster:
         kind, payload = channel.answers.pop(number)
         if kind == "error":
             raise _functions.load_error(payload, channel.rank)
-        return _functions.pickle.loads(payload)
+        return _functions.loads(payload)
 
     def _look(self, phase: _Phase | None = None, wait: float | None = None) -> list[Any] | None:
         """Ask every rank what it holds; None when one cannot answer (which is then found)."""
@@ -1037,7 +1055,9 @@ class Cluster:
         answers = [c.answers.pop(number) for c in self._channels]
         if phase.name != "start":
             return answers
-        failed = [c for c, (kind, _) in zip(self._channels, answers, strict=True) if kind == "error"]
+        failed = [
+            c for c, (kind, _) in zip(self._channels, answers, strict=True) if kind == "error"
+        ]
         for channel in failed:
             error = _functions.load_error(answers[channel.rank][1], channel.rank)
             self._found.append(
@@ -1132,6 +1152,7 @@ class Cluster:
         )
 
     def _raise_found(self) -> None:
+        __tracebackhide__ = True
         if not self._found:
             return
         first = self._found[0]

@@ -26,7 +26,7 @@ _kept: dict[int, Any] = {}
 _RRefs = "rref can only be pickled when using RPC"
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
             module = sys.modules.get(obj.__module__ or "")
@@ -88,6 +88,11 @@ def _fill_nested(function: types.FunctionType, state: dict[str, Any]) -> None:
     function.__dict__.update(state["dict"])
 
 
+def loads(blob: bytes) -> Any:
+    """What :func:`dumps` made in a process of ours."""
+    return pickle.loads(blob)
+
+
 def dumps(value: Any) -> bytes:
     """`value` for another process. Raises whatever its pickling raises."""
     buffer = io.BytesIO()
@@ -101,7 +106,8 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         UsageError: the function, or an argument, cannot be pickled.
     """
-    if not callable(fn):
+    given: object = fn
+    if not callable(given):
         msg = f"a rank can only call a function, got {fn!r} (type {type(fn).__name__})."
         raise UsageError(msg)
     try:
@@ -162,7 +168,7 @@ def remedies(error: BaseException, rank: int) -> list[str]:
         return [
             "rpcprops: torch's RPC sends a function as its module and name, so the target of "
             "rpc_sync, rpc_async or remote must be a plain function at the top of a module that "
-            f"ranks can import. (Seen in rank {rank}; entry functions may be closures, targets not.)"
+            f"ranks can import (seen in rank {rank}; entry functions may be closures)."
         ]
     return []
 
@@ -202,7 +208,9 @@ def release(number: int) -> None:
 
 def _kept_value(rank: int, number: int) -> Any:
     if rank != _this_rank:
-        msg = f"a value kept in rank {rank} was passed to rank {_this_rank}; pass it where it lives."
+        msg = (
+            f"a value kept in rank {rank} was passed to rank {_this_rank}; pass it where it lives."
+        )
         raise UsageError(msg)
     if number not in _kept:
         msg = f"the value kept in rank {rank} was released before."

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed.autograd as dist_autograd
-import torch.distributed.rpc as rpc
+from torch._C._distributed_autograd import _retrieve_context, backward, get_gradients
+from torch.distributed import rpc
+from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
 from rpcprops.outcomes import RaisedError, StepOutcome
 from rpcprops.programs import (
@@ -151,8 +153,8 @@ def _run(call: str, step: Step, world: tuple[str, ...], contexts: dict[str, int]
 
 
 @torch.jit.script
-def bump(rref: "torch.distributed.rpc.RRef[torch.Tensor]") -> torch.Tensor:
-    value = rref.local_value()
+def bump(rref: rpc.RRef[torch.Tensor]) -> torch.Tensor:
+    value: torch.Tensor = rref.local_value()
     return value.add_(1.0)
 
 
@@ -167,8 +169,8 @@ def _remote(call: str, flavour: str, to: str, left: torch.Tensor, right: Any) ->
 
 
 def _call(call: str, step: Call, to: str) -> Any:
-    timeout = rpc.constants.UNSET_RPC_TIMEOUT if step.timeout is None else step.timeout
-    send = rpc.rpc_sync if step.wait == "sync" else rpc.rpc_async
+    timeout = UNSET_RPC_TIMEOUT if step.timeout is None else step.timeout
+    send: Any = rpc.rpc_sync if step.wait == "sync" else rpc.rpc_async
     left, right = _tensor(step.left), _argument(step.right)
     if step.flavour == "python":
         result = send(to, add, args=(call, left, right), timeout=timeout)
@@ -199,8 +201,8 @@ def _context(call: str, step: Context, world: tuple[str, ...]) -> dict[str, Any]
             loss = y.sum()
             result["loss"] = loss.item()
             if step.backward:
-                dist_autograd.backward(context_id, [loss])
-                result["gradient"] = dist_autograd.get_gradients(context_id)[leaf].tolist()
+                backward(context_id, [loss])
+                result["gradient"] = get_gradients(context_id)[leaf].tolist()
             if step.raises:
                 raise AbandonedError
     except AbandonedError:
@@ -214,7 +216,7 @@ def _fetch_remote(to: str, function: Any, args: tuple[Any, ...]) -> Any:
 
 def _is_refused(context_id: int) -> dict[str, Any]:
     try:
-        dist_autograd._retrieve_context(context_id)
+        _retrieve_context(context_id)
     except RuntimeError as error:
         return {"refused": True, "message": str(error).splitlines()[0]}
     return {"refused": False}

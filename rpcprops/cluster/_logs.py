@@ -1,4 +1,4 @@
-"""What a process of ours wrote, kept in memory: no file can outlive it, and a kill loses nothing."""
+"""What a process of ours wrote, kept in memory: no file outlives it, and a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 #: What torch's retry callback logs at INFO for each failed send of a retryable message.
 _FAILED_SEND = re.compile(rb"\] Send try \d+ failed$", re.MULTILINE)
-_KEPT = 64 << 10
+_KEPT = 16 << 10
 
 
 class RankLog:
@@ -28,7 +28,7 @@ class RankLog:
         return os.pread(self.fd, max(0, self.size() - start), start)
 
     def text(self) -> str:
-        """The last 64 KiB, as text."""
+        """The last 16 KiB, as text."""
         return self.text_from(max(0, self.size() - _KEPT))
 
     def text_from(self, start: int) -> str:

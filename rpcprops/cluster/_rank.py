@@ -22,8 +22,13 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import torch.distributed.autograd as dist_autograd
-import torch.distributed.rpc as rpc
+from torch._C._distributed_autograd import _get_debug_info
+from torch._C._distributed_rpc import (
+    _get_current_rpc_agent,
+    _is_current_rpc_agent_set,
+    _rref_context_get_debug_info,
+)
+from torch.distributed import rpc
 from torch.distributed.rpc import api
 
 from rpcprops import clock, fixture
@@ -197,11 +202,11 @@ def _call(blob: bytes) -> Any:
 
 def read_counters() -> Counters | None:
     """The counters of this process, None when no agent runs here."""
-    if not api._is_current_rpc_agent_set():
+    if not _is_current_rpc_agent_set():
         return None
-    rrefs = rpc._rref_context_get_debug_info()
-    agent = api._get_current_rpc_agent().get_debug_info()
-    autograd = dist_autograd._get_debug_info()
+    rrefs = _rref_context_get_debug_info()
+    agent = _get_current_rpc_agent().get_debug_info()
+    autograd = _get_debug_info()
     return Counters(
         owners=int(rrefs["num_owner_rrefs"]),
         forks=int(rrefs["num_forks"]),

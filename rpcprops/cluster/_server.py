@@ -234,7 +234,7 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
 
 def main(fd: int) -> NoReturn:
     """Entry point of the server process."""
-    # No PR_SET_PDEATHSIG here: it follows the thread that started us, which may end before its process.
+    # No PR_SET_PDEATHSIG: it follows the thread that started us, which may end before its process.
     torch.set_num_threads(1)
     # The import of torch may leave a thread that is about to end.
     for _ in range(50):
@@ -246,4 +246,3 @@ def main(fd: int) -> NoReturn:
     server.serve()
     # No interpreter shutdown: there is nothing to clean, and torch's takes its time.
     os._exit(0)
-

@@ -35,9 +35,7 @@ class FaultCount:
     attribution: Attribution = "exact"
 
 
-def account(
-    program: Program | None, plan: FaultPlan, outcome: Outcome
-) -> tuple[FaultCount, ...]:
+def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple[FaultCount, ...]:
     """What the plan asked for and what came of it.
 
     Failures are counted from torch's own log line for each failed retryable send, which names no

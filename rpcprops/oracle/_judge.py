@@ -38,7 +38,7 @@ def judge(
             found += shutdown_violations(outcome.ranks, leaks_allowed=False)
         return tuple(found)
     if outcome.world_size < program.world_size:
-        msg = f"an outcome of {outcome.world_size} ranks is not of a program for {program.world_size}."
+        msg = f"an outcome of {outcome.world_size} ranks is of no program for {program.world_size}."
         raise UsageError(msg)
     prediction = predict(program, FaultPlan.of(plan))
     names = [rank.name for rank in outcome.ranks]
@@ -68,7 +68,6 @@ def judge(
     if not found and program.settles:
         found += _firing(prediction, FaultPlan.of(plan), outcome)
     return tuple(found)
-
 
 
 def _padded(values: Sequence[Any], size: int, filler: Any) -> list[Any]:
@@ -183,7 +182,7 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
         if rank.delayed_sends is None:
             continue
         lengths = plan.table(rank.rank).delaying
-        wanted: Counter[int] = Counter({length: 0 for length in lengths.values()})
+        wanted: Counter[int] = Counter(dict.fromkeys(lengths.values(), 0))
         for message_type, count in by_type.items():
             wanted[lengths[message_type]] += count
         if dict(wanted) != dict(rank.delayed_sends):

@@ -97,8 +97,7 @@ class Prediction:
         Each payload fails `num_fail_sends` times on its sender, whichever type comes first.
         """
         return tuple(
-            Counter({m: n for m, n in by_type.items() if n})
-            for by_type in self._failures(plan)
+            Counter({m: n for m, n in by_type.items() if n}) for by_type in self._failures(plan)
         )
 
     def _failures(self, plan: FaultPlan) -> list[Counter[MessageType]]:
@@ -190,9 +189,7 @@ class _Model:
             self.send(rank, MessageType.RREF_USER_DELETE, handle.fork)
 
     def remote(self, at: int, to: int, value: list[float], *, typed: bool) -> _Handle:
-        self.send(
-            at, MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
-        )
+        self.send(at, MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL)
         rref = _RRef(to, value, typed)
         self.rrefs.append(rref)
         return _Handle(rref, self.new_fork(rref) if at != to else "")
@@ -202,7 +199,9 @@ class _Model:
             script = handle.rref.typed
             self.send(
                 at,
-                MessageType.SCRIPT_RREF_FETCH_CALL if script else MessageType.PYTHON_RREF_FETCH_CALL,
+                MessageType.SCRIPT_RREF_FETCH_CALL
+                if script
+                else MessageType.PYTHON_RREF_FETCH_CALL,
             )
         return list(handle.rref.value)
 

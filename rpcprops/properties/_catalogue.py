@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from hypothesis import strategies as st
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.programs import Program
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Known, Property
-from rpcprops.programs import Program
 from rpcprops.strategies import fault_plans
 
 
 def _under_faults(programs: Sequence[Program]) -> Callable[[], st.SearchStrategy[Case]]:
-    """Each program under plans within the retry budget; shrinks to the first one, without faults."""
+    """Each program under plans within the retry budget; shrinks to the first, without faults."""
 
     @st.composite
     def cases(draw: st.DrawFn) -> Case:
@@ -148,7 +148,7 @@ _ALL = (
             promise="RRefLeak",
             versions=("2.13",),
             why=(
-                "The RRef context is a singleton that shutdown marks as destroyed and that init_rpc "
+                "The RRef context is a singleton that shutdown marks as destroyed and init_rpc "
                 "never makes anew, so after a second init_rpc a dropped user RRef sends no delete "
                 "and its owner keeps the value for ever."
             ),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import ExampleDatabase
+from hypothesis.errors import Flaky
 
 from rpcprops import errors
 from rpcprops.errors import BrokenPromise
@@ -22,6 +23,8 @@ from rpcprops.runner import Runner
 
 Verdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
 
+#: An example starts processes, so Hypothesis's idea of slow does not apply.
+_NO_HEALTH_CHECKS: Any = list(HealthCheck)
 #: How often the smallest case is run again to tell how often it repeats.
 _REPEATS = 3
 #: How many failing cases, from the smallest up, are tried at rate 1.
@@ -166,7 +169,7 @@ class _Examiner:
             deadline=None,
             database=database,
             print_blob=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=_NO_HEALTH_CHECKS,
             report_multiple_bugs=False,
             phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
             verbosity=hypothesis.Verbosity.quiet,
@@ -183,7 +186,7 @@ class _Examiner:
             test = hypothesis.seed(seed)(test)
         try:
             test()
-        except (BrokenPromise, hypothesis.errors.Flaky) as error:
+        except (BrokenPromise, Flaky) as error:
             return error
         return None
 

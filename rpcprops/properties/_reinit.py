@@ -18,7 +18,7 @@ def _init() -> None:
 
 
 def _shutdown() -> None:
-    import torch.distributed.rpc as rpc
+    from torch.distributed import rpc
 
     rpc.shutdown()
 

@@ -21,7 +21,8 @@ def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
     elif len(ranks) == world_size:
         where = f"afflicts every rank of {world_size}"
     else:
-        where = f"afflicts rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world_size}"
+        noun = "ranks" if len(ranks) > 1 else "rank"
+        where = f"afflicts {noun} {', '.join(map(str, ranks))} of {world_size}"
     return [f"faults   {plan!r}", f"         {where}"]
 
 

@@ -49,10 +49,10 @@ QUIET = settings(
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 QUIET_FIND = settings(QUIET, max_examples=5000)
-SEEDS = range(3)
+SEEDS = range(2)
 WORLD = 4
 
 
@@ -203,7 +203,7 @@ ONE = FaultTable((CLEANUP,), 1)
     ],
 )
 def test_the_smallest_plan(holds: Any, least: FaultPlan) -> None:
-    """A plan shrinks to the fewest and lowest ranks, and the smallest tables, that a failure needs."""
+    """A plan shrinks to the fewest and lowest ranks with the smallest tables that fail."""
     assert smallest(fault_plans(world_size=WORLD), holds) == [least] * len(SEEDS)
 
 
@@ -230,7 +230,7 @@ def test_the_smallest_plan_of_a_world_of_one() -> None:
 def test_exactly_the_retryable_tables_are_drawn() -> None:
     """Draws without delays give all 76 tables (15 subsets, 1 to 5 times, or none) and no other."""
     assert len(UNDELAYED) == 76
-    assert set(draws(fault_tables(max_delay=0), 3000)) == UNDELAYED
+    assert set(draws(fault_tables(max_delay=0), 2000)) == UNDELAYED
 
 
 @pytest.mark.parametrize("kind", MessageType)
@@ -381,7 +381,7 @@ def test_a_table_seldom_is_empty_and_mostly_has_no_delay() -> None:
     """Draws are worth their time: faults in most, all four types in some, delays in the fewer."""
     # Next to another argument, as in a real test: alone, Hypothesis never repeats a draw.
     pairs = [
-        p for start in range(4) for p in draws(st.tuples(st.integers(), fault_tables()), 250, start)
+        p for start in range(2) for p in draws(st.tuples(st.integers(), fault_tables()), 250, start)
     ]
     tables = [table for _, table in pairs]
     empty = sum(table.is_empty for table in tables)
@@ -429,13 +429,13 @@ def test_a_seed_draws_one_sequence(strategy: st.SearchStrategy[Any]) -> None:
 
 
 SEQUENCE = """
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given, seed, settings
 from rpcprops.strategies import delay_tables, fault_plans, fault_tables, message_types
 
 names = {"RREF_USER_DELETE", "PYTHON_CALL", "SCRIPT_CALL", "RREF_CHILD_ACCEPT"}
 
 @seed(3)
-@settings(max_examples=40, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, database=None, deadline=None)
 @given(
     fault_plans(world_size=4), fault_tables(messages=names), message_types(among=names),
     delay_tables(messages=names),
