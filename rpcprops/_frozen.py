@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+@functools.total_ordering
 class FrozenMap(Mapping[K, V]):
     """A mapping that never changes, iterates in the order of its keys, and prints as a dict.
 

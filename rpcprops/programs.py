@@ -12,6 +12,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -234,6 +235,7 @@ class _Checker:
         self.homes: dict[str, int] = {}
         self.gone: set[str] = set()
         self.typed: dict[str, bool] = {}
+        self.sizes: dict[str, int] = {}
         self.contexts: set[str] = set()
 
     def check(self) -> None:
@@ -250,20 +252,19 @@ class _Checker:
                 self._rank(item.name, getattr(step, item.name))
         match step:
             case Remote() | Nest():
-                self._argument(step.at, step.flavour, step.right)
-                self._new(step.out, step.at, typed=step.flavour != "python")
+                self._arguments(step)
+                self._new(step.out, step.at, len(step.left), typed=step.flavour != "python")
             case Own():
-                self._new(step.out, step.at, typed=True)
+                self._new(step.out, step.at, len(step.value), typed=True)
             case Share():
                 self._alive(step.at, step.handle)
-                self._new(step.out, step.to, typed=self.typed[step.handle])
+                size = self.sizes[step.handle]
+                self._new(step.out, step.to, size, typed=self.typed[step.handle])
             case Fetch():
                 self._alive(step.at, step.handle)
             case Call():
-                self._argument(step.at, step.flavour, step.right)
-                if step.timeout is not None and not step.timeout > 0:
-                    msg = f"timeout={step.timeout!r} must be a positive number of virtual seconds."
-                    raise UsageError(msg)
+                self._arguments(step)
+                _check_timeout(step.timeout)
             case Bump():
                 self._alive(step.at, step.handle)
                 if not self.typed[step.handle]:
@@ -295,12 +296,13 @@ class _Checker:
             msg = f"{name}={rank!r} is no rank of a world of {size} (0 to {size - 1})."
             raise UsageError(msg)
 
-    def _new(self, name: str, home: int, *, typed: bool) -> None:
+    def _new(self, name: str, home: int, size: int, *, typed: bool) -> None:
         if name in self.homes:
             msg = f"the handle name {name!r} is taken; names are used once."
             raise UsageError(msg)
         self.homes[name] = home
         self.typed[name] = typed
+        self.sizes[name] = size
 
     def _alive(self, at: int, name: str) -> None:
         if name in self.gone:
@@ -313,9 +315,31 @@ class _Checker:
             msg = f"handle {name!r} lives at rank {self.homes[name]}, not at {at}; share it first."
             raise UsageError(msg)
 
-    def _argument(self, at: int, flavour: Flavour, argument: Argument) -> None:
-        if isinstance(argument, str):
-            self._alive(at, argument)
-            if flavour != "python":
-                msg = f"only a Python function takes a handle as an argument, not a {flavour} one."
+    def _arguments(self, step: Remote | Call | Nest) -> None:
+        if isinstance(step.right, str):
+            self._alive(step.at, step.right)
+            if step.flavour != "python":
+                msg = (
+                    f"only a Python function takes a handle as an argument, "
+                    f"not a {step.flavour} one."
+                )
                 raise UsageError(msg)
+        size = self.sizes[step.right] if isinstance(step.right, str) else len(step.right)
+        if len(step.left) != size:
+            msg = (
+                f"left={step.left!r} and right={step.right!r} hold {len(step.left)} and {size} "
+                f"numbers; give both the same length."
+            )
+            raise UsageError(msg)
+
+
+def _check_timeout(timeout: object) -> None:
+    if timeout is None:
+        return
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
+        msg = (
+            f"timeout={timeout!r} must be a positive, finite number of virtual seconds, or None "
+            f"for the cluster's."
+        )
+        raise UsageError(msg)

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
@@ -236,12 +236,9 @@ class ClusterServer:
             msg = f"the fork server did not start: {last[0]}\n{text}"
             raise MachineCannot(msg)
         self.torch_version = hello.torch_version
-        if hello.threads != 1:
+        if hello.unsafe:
             self.close()
-            msg = (
-                f"importing torch left {hello.threads} threads in the fork server, and forking "
-                f"from a process with threads is unsafe."
-            )
+            msg = f"importing torch {hello.unsafe} in the fork server, so forking is unsafe."
             raise MachineCannot(msg)
 
     def close(self) -> None:
@@ -321,11 +318,11 @@ class ClusterServer:
                 f"under its own name, outside pytest:\n{hello.error}"
             )
             raise UsageError(msg)
-        if hello.threads != 1:
+        if hello.unsafe:
             ours.close()
             note = (
-                f"importing {names} starts {hello.threads - 1} thread(s), which a fork would lose, "
-                f"so each rank imports it anew; move what starts them into a function."
+                f"importing {names} {hello.unsafe}, which no fork survives, so each rank imports "
+                f"it anew (slower); move that into a function."
             )
             warnings.warn(f"rpcprops: {note}", stacklevel=4)
             self._modules[modules] = (root, modules)
@@ -431,13 +428,14 @@ class ClusterServer:
             ("num_worker_threads", num_worker_threads, 1024),
             ("deadline", deadline, 86_400.0),
         ):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value <= top
-            ):
-                msg = f"{name}={value!r} must be a number above 0 and at most {top:g}."
+            kinds = int if name == "num_worker_threads" else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= top:
+                kind = "an int" if kinds is int else "a number"
+                msg = f"{name}={value!r} must be {kind} above 0 and at most {top:g}."
                 raise UsageError(msg)
+        if not isinstance(init, bool):
+            msg = f"init={init!r} must be True or False."
+            raise UsageError(msg)
         return Cluster(
             self,
             names=_check_names(names, world_size),
@@ -445,7 +443,7 @@ class ClusterServer:
             rate=self.rate_of(clock),
             transport=transport,
             rpc_timeout=float(rpc_timeout),
-            num_worker_threads=int(num_worker_threads),
+            num_worker_threads=num_worker_threads,
             leaks=leaks,
             init=init,
             deadline=float(deadline),
@@ -456,20 +454,36 @@ class ClusterServer:
 def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...]:
     if names is None:
         return tuple(f"worker{rank}" for rank in range(world_size))
-    given = tuple(names)
-    if isinstance(names, str) or len(given) != world_size or len(set(given)) != world_size:
+    given: Any = names
+    if isinstance(given, str) or not isinstance(given, Iterable):
         msg = f"names={names!r} must be {world_size} different names, one for each rank."
         raise UsageError(msg)
+    given = tuple(given)
     for name in given:
         if not isinstance(name, str) or not name or len(name) >= 128:
-            msg = f"the name {name!r} must be a string of 1 to 127 characters."
+            msg = f"names={names!r}: {name!r} must be a string of 1 to 127 characters."
             raise UsageError(msg)
         if not all(c.isascii() and (c.isalnum() or c in "_:-") for c in name):
             msg = (
                 f"the name {name!r} may hold letters, digits, and any of _ : - only (torch's rule)."
             )
             raise UsageError(msg)
-    return given
+    if len(given) != world_size or len(set(given)) != world_size:
+        msg = f"names={names!r} must be {world_size} different names, one for each rank."
+        raise UsageError(msg)
+    return cast("tuple[str, ...]", given)
+
+
+def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple[Counters, ...]:
+    given: Any = (Counters(),) * world_size if expect is None else expect
+    if (
+        not isinstance(given, Sequence)
+        or len(given) != world_size
+        or not all(isinstance(counters, Counters) for counters in given)
+    ):
+        msg = f"expect={expect!r} must be {world_size} Counters, one for each rank."
+        raise UsageError(msg)
+    return tuple(given)
 
 
 class RankFuture(Generic[R]):
@@ -478,11 +492,14 @@ class RankFuture(Generic[R]):
     def __init__(self, channel: _Channel, number: int) -> None:
         self._channel = channel
         self._number = number
+        self._answer: tuple[str, Any] | None = None
 
     def done(self) -> bool:
         """Whether the answer has arrived (looks, and does not wait)."""
-        self._channel.cluster._pump(0.0)
-        return self._number in self._channel.answers
+        if self._answer is None:
+            self._channel.cluster._pump(0.0)
+            self._answer = self._channel.answers.pop(self._number, None)
+        return self._answer is not None
 
     def result(self) -> R:
         """The value, waiting for it.
@@ -492,7 +509,12 @@ class RankFuture(Generic[R]):
             Exception: what the function raised in the rank.
         """
         __tracebackhide__ = True
-        return cast("R", self._channel.cluster._result(self._channel, self._number))
+        if not self.done():
+            self._answer = self._channel.cluster._answer(self._channel, self._number)
+        kind, payload = cast("tuple[str, bytes]", self._answer)
+        if kind == "error":
+            raise _functions.load_error(payload, self._channel.rank)
+        return cast("R", _functions.loads(payload))
 
 
 @dataclass
@@ -674,7 +696,14 @@ class Cluster:
     # Life.
 
     def __enter__(self) -> Cluster:
-        self.start()
+        if self._peer is not None or self._over:
+            msg = "a cluster runs once; make another with server.cluster(...)."
+            raise UsageError(msg)
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         if self._found:
             self.kill()
             self._raise_found()
@@ -807,6 +836,7 @@ class Cluster:
         Raises:
             RankDied, RankHung: a rank cannot answer.
         """
+        self._must_run()
         looked = self._look()
         if looked is None:
             self._raise_found()
@@ -824,6 +854,7 @@ class Cluster:
             RankDied, RankHung: a rank cannot answer.
         """
         __tracebackhide__ = True
+        self._must_run()
         counters = self.settle_to(expect)
         self._raise_found()
         return counters
@@ -847,10 +878,7 @@ class Cluster:
         `failures` is how many sends must have failed by then at each rank, where that is known:
         cleanup retries have no counter, and shutdown does not wait for them.
         """
-        wanted = tuple(expect) if expect is not None else (Counters(),) * self.world_size
-        if len(wanted) != self.world_size:
-            msg = f"expect names {len(wanted)} ranks, the world has {self.world_size}."
-            raise UsageError(msg)
+        wanted = _check_expected(expect, self.world_size)
         with self._phase("settle", self.deadlines.settle) as phase:
             held: tuple[Counters, ...] = ()
             since, wait = time.monotonic(), 0.0005
@@ -984,20 +1012,23 @@ class Cluster:
         kwargs: dict[str, Any],
         keep: int = 0,
     ) -> RankFuture[Any]:
-        if self._over or not self._channels:
-            msg = "the cluster is not running; calls belong inside its with block."
-            raise UsageError(msg)
+        self._must_run()
         blob = _functions.dump_call(fn, args, kwargs)
         number = next(self._numbers)
         channel = self._channels[rank]
         channel.send(("call", number, blob, keep))
         return RankFuture(channel, number)
 
+    def _must_run(self) -> None:
+        if self._over or not self._channels:
+            msg = "the cluster is not running; calls belong inside its with block."
+            raise UsageError(msg)
+
     def _release(self, rank: int, number: int) -> None:
         if not self._over:
             self._channels[rank].send(("release", number))
 
-    def _result(self, channel: _Channel, number: int) -> Any:
+    def _answer(self, channel: _Channel, number: int) -> tuple[str, Any]:
         __tracebackhide__ = True
         if number not in channel.answers:
             with self._phase("run", self.deadlines.run) as phase:
@@ -1012,10 +1043,7 @@ class Cluster:
                         break
             if number not in channel.answers:
                 self._raise_found()
-        kind, payload = channel.answers.pop(number)
-        if kind == "error":
-            raise _functions.load_error(payload, channel.rank)
-        return _functions.loads(payload)
+        return channel.answers.pop(number)
 
     def _look(self, phase: _Phase | None = None, wait: float | None = None) -> list[Any] | None:
         """Ask every rank what it holds; None when one cannot answer (which is then found)."""
@@ -1070,7 +1098,7 @@ class Cluster:
     def _pump(self, seconds: float) -> None:
         """Take in what has arrived, waiting at most that long for something to."""
         peer = self._peer
-        if peer is None:
+        if peer is None or self._over:
             return
         poller = select.poll()
         by_fd: dict[int, _Channel] = {}

@@ -140,29 +140,35 @@ def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
     """An exception, as the kind and the pickle of an answer."""
     text = "".join(traceback.format_exception(error))
     try:
-        blob = dumps((error, text))
+        said = f"rank {rank} raised {type(error).__name__}: {error}"
+    except Exception:
+        said = f"rank {rank} raised {type(error).__name__}, whose text cannot be made"
+    try:
+        blob = dumps(error)
         pickle.loads(blob)
     except Exception:
-        stand_in = RemoteError(f"rank {rank} raised {type(error).__name__}: {error}")
-        blob = dumps((stand_in, text))
-    return "error", blob
+        blob = b""
+    return "error", pickle.dumps((blob, said, text))
 
 
 def load_error(blob: bytes, rank: int) -> BaseException:
     """The exception of an answer, with the rank's traceback as its cause."""
-    try:
-        error, text = pickle.loads(blob)
-    except Exception as problem:
-        return RemoteError(f"rank {rank} raised an exception that cannot be read here: {problem}")
+    # The exception is a pickle of its own: what is said of it survives where it does not.
+    pickled, said, text = pickle.loads(blob)
+    error: BaseException = RemoteError(said)
+    if pickled:
+        try:
+            error = pickle.loads(pickled)
+        except Exception as problem:
+            error.add_note(f"rpcprops: the exception itself cannot be read here: {problem!r}")
     error.__cause__ = RemoteTraceback(rank, text)
-    for note in remedies(error, rank):
+    for note in remedies(said, rank):
         error.add_note(note)
-    return error  # type: ignore[no-any-return]
+    return error
 
 
-def remedies(error: BaseException, rank: int) -> list[str]:
+def remedies(text: str, rank: int) -> list[str]:
     """What to do about an error that torch's RPC raises for a function it cannot send."""
-    text = str(error)
     unsendable = ("Can't pickle", "Can't get local object", "not found as", "Can't get attribute")
     if any(part in text for part in unsendable) or "No module named" in text:
         return [

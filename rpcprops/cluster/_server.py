@@ -59,14 +59,18 @@ class Server:
         self.ranks: set[int] = set()
         self.module_servers: set[int] = set()
 
-    def hello(self, error: str = "") -> None:
+    def hello(self, error: str = "", *, pool: bool = False) -> None:
+        threads = threads_here() - 1
+        unsafe = f"starts {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+        if pool:
+            unsafe = "calls torch.set_num_threads, which makes a thread pool"
         gc.collect()
         gc.freeze()
         _wire.send(
             self.sock,
             (
                 "hello",
-                Hello(os.getpid(), str(torch.__version__), threads_here(), clock.loaded(), error),
+                Hello(os.getpid(), str(torch.__version__), unsafe, clock.loaded(), error),
             ),
         )
 
@@ -221,13 +225,24 @@ class Server:
 
 def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
     error = ""
+    pools: list[int] = []
+    set_num_threads = torch.set_num_threads
+
+    def watched(num: int) -> None:
+        pools.append(num)
+        set_num_threads(num)
+
+    # The pool has no thread of its own when num is 1, and ranks still abort when they find it.
+    torch.set_num_threads = watched
     try:
         _finder.install(modules)
         _finder.import_first(modules)
     except BaseException:
         error = traceback.format_exc()
+    finally:
+        torch.set_num_threads = set_num_threads
     server = Server(sock)
-    server.hello(error)
+    server.hello(error, pool=bool(pools))
     server.serve()
     return 0
 
@@ -235,7 +250,7 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
 def main(fd: int) -> NoReturn:
     """Entry point of the server process."""
     # No PR_SET_PDEATHSIG: it follows the thread that started us, which may end before its process.
-    torch.set_num_threads(1)
+    # Nor torch.set_num_threads: it makes a thread pool, and a fork of a process that has one aborts.
     # The import of torch may leave a thread that is about to end.
     for _ in range(50):
         if threads_here() == 1:

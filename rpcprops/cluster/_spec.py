@@ -34,12 +34,12 @@ class Hello:
     """What a server says when it is ready.
 
     Attributes:
-        threads: threads of the process; more than one makes forking from it unsafe.
+        unsafe: what makes forking from this process unsafe, empty when nothing does.
         error: why importing the modules failed, empty when it did not.
     """
 
     pid: int
     torch_version: str
-    threads: int
+    unsafe: str
     clock_loaded: bool
     error: str = ""

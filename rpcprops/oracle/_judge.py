@@ -50,11 +50,9 @@ def judge(
         found += _step(index, step, expected, seen, names)
     if found:
         return tuple(found)
-    complete = len(outcome.steps) == len(program.steps)
-    if not complete:
-        found.append(
-            Violation("UnexpectedError", f"the program stopped after {len(outcome.steps)} steps")
-        )
+    ended = sum(step.ended for step in outcome.steps)
+    if ended != len(program.steps):
+        found.append(Violation("UnexpectedError", f"the program stopped after {ended} steps"))
         return tuple(found)
     if program.settles:
         found += unsettled(

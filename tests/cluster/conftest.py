@@ -1,0 +1,116 @@
+"""Servers and scripts for the tests of real clusters, and a look at what is left of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rpcprops import ClusterServer
+from rpcprops.pytest_plugin import ClusterFactory
+
+#: Real seconds: far above what a script takes, so that a hang fails instead of staying.
+SCRIPT_SECONDS = 100
+
+
+@dataclass(frozen=True)
+class Script:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+RunScript = Callable[..., Script]
+GoneIn = Callable[..., list[int]]
+
+
+def pids_alive(pids: Iterable[int]) -> list[int]:
+    alive = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                alive.append(pid)
+        except psutil.NoSuchProcess:
+            pass
+    return alive
+
+
+@pytest.fixture(scope="session")
+def still_alive() -> GoneIn:
+    """Gives those of some processes that still live after at most `seconds` of waiting."""
+
+    def wait(pids: Iterable[int], seconds: float = 10.0) -> list[int]:
+        chosen = list(pids)
+        deadline = time.monotonic() + seconds
+        while pids_alive(chosen) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return pids_alive(chosen)
+
+    return wait
+
+
+@pytest.fixture
+def nothing_left(rpc_cluster: ClusterFactory, still_alive: GoneIn) -> Iterator[None]:
+    """Fails the test if it leaves a process or a listener in the tree of the session's server."""
+    with rpc_cluster(world_size=1):
+        pass  # The servers of the test's module exist from here on.
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    after = [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if child.pid not in before and "_server" not in " ".join(child.cmdline()[:4])[:0]
+    ]
+    assert not still_alive(after), "processes were left behind"
+    listening = [
+        connection.laddr
+        for pid in before
+        for connection in psutil.Process(pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert not listening
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[ClusterServer]:
+    """A second server of this test process, in real time unless a cluster says otherwise."""
+    with ClusterServer(clock="real") as server:
+        yield server
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> RunScript:
+    """Runs Python source as a script of its own, in an empty folder."""
+
+    def run(
+        source: str, *arguments: str, code: int = 0, seconds: float = SCRIPT_SECONDS
+    ) -> Script:
+        file = tmp_path / "script.py"
+        file.write_text(textwrap.dedent(source), encoding="utf-8")
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, str(file), *arguments],
+            cwd=folder,
+            env=os.environ | {"TMPDIR": str(folder)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not list(folder.iterdir()), "files were left behind"
+        return Script(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,28 @@
+"""The shipped properties, under pytest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from rpcprops.properties import PROPERTIES, examine
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.report._artefact import write
+from rpcprops.report._text import artefact_of, failure_lines
+from rpcprops.runner import Runner
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_shipped_property(name: str, rpc_cluster: ClusterFactory) -> None:
+    """Stock torch keeps this promise under sampled faults, or breaks it as documented."""
+    result = examine(
+        PROPERTIES[name],
+        Runner(rpc_cluster.server),
+        max_examples=settings().max_examples,
+        database=settings().database,
+    )
+    if result.verdict not in ("holds", "known"):
+        lines = [f"{name}: {result.verdict}", *result.unconfirmed]
+        if result.failure is not None:
+            lines += failure_lines(result.failure, write(artefact_of(result.failure)))
+        pytest.fail("\n".join(lines), pytrace=False)
