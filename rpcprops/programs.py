@@ -280,12 +280,12 @@ class _Checker:
                 for rank in step.path:
                     self._rank("path", rank)
                 if step.name in self.contexts:
-                    msg = f"the context name {step.name!r} is taken."
+                    msg = f"the context name {step.name!r} is taken; names are used once."
                     raise UsageError(msg)
                 self.contexts.add(step.name)
             case Refused():
                 if step.context not in self.contexts:
-                    msg = f"there is no context {step.context!r} before this step."
+                    msg = f"there is no context {step.context!r} before this step; make it first."
                     raise UsageError(msg)
             case Settle():
                 pass
@@ -306,10 +306,10 @@ class _Checker:
 
     def _alive(self, at: int, name: str) -> None:
         if name in self.gone:
-            msg = f"handle {name!r} was dropped before."
+            msg = f"handle {name!r} was dropped before; drop it after its last use."
             raise UsageError(msg)
         if name not in self.homes:
-            msg = f"there is no handle {name!r} before this step."
+            msg = f"there is no handle {name!r} before this step; make it first."
             raise UsageError(msg)
         if self.homes[name] != at:
             msg = f"handle {name!r} lives at rank {self.homes[name]}, not at {at}; share it first."

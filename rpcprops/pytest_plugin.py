@@ -312,6 +312,9 @@ class _prepared:  # noqa: N801  (used as a function)
         default: Any = hypothesis.settings.default
         ours = self.settings or default
         changes: dict[str, Any] = {"print_blob": True}
+        if ours.phases == default.phases:
+            # It traces lines of this process, and what fails runs in others: slow, and no help.
+            changes["phases"] = [phase for phase in ours.phases if phase.name != "explain"]
         if ours.deadline == default.deadline:
             changes["deadline"] = None
         callspec = getattr(self.item, "callspec", None)

@@ -59,6 +59,8 @@ DEFAULT_WORKER_THREADS = 8
 DEFAULT_DEADLINE = 30.0
 _SERVER_START_SECONDS = 120.0
 _NOTED_LINES = 30
+#: Module servers kept for the next cluster of the same test module.
+_MODULE_SERVERS = 8
 
 
 def check_clock(clock: object) -> ClockChoice:
@@ -84,6 +86,7 @@ class _Peer:
 
     sock: socket.socket
     reader: _wire.Reader
+    clusters: int = 0
     hello: Hello | None = None
     forked: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -103,14 +106,26 @@ class _Peer:
             elif message[0] == "ended":
                 self.ended[message[1]] = (message[2], message[3])
 
+    def is_gone(self) -> bool:
+        """Whether the server has died; takes in what it said before."""
+        while not self.reader.closed and self._readable(0.0):
+            self.read()
+        return self.reader.closed
+
     def wait_hello(self, seconds: float) -> Hello | None:
         deadline = time.monotonic() + seconds
         while self.hello is None and not self.reader.closed:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.sock], [], [], left)[0]:
+            if left <= 0 or not self._readable(left):
                 break
             self.read()
         return self.hello
+
+    def _readable(self, seconds: float) -> bool:
+        # Not select(): it cannot name a descriptor above 1023.
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
 
 
 class ClusterServer:
@@ -283,11 +298,14 @@ class ClusterServer:
         if self._root is None:
             msg = "the ClusterServer is not running; use it in a with block, or call start()."
             raise UsageError(msg)
-        if self._root.reader.closed:
-            text = self._log.text() if self._log else ""
-            msg = f"the fork server has died.\n{text}"
-            raise HarnessError(msg)
+        if self._root.is_gone():
+            raise self.died()
         return self._root
+
+    def died(self) -> HarnessError:
+        """The error that says that the server died, with what it wrote last."""
+        text = self._log.text() if self._log else ""
+        return HarnessError(f"the fork server has died, or was killed.\n{text}".rstrip())
 
     def peer_for(self, first: Sequence[str]) -> tuple[_Peer, _finder.ModuleMap | None, str]:
         """The server that forks ranks with these modules, what ranks must import, and why."""
@@ -296,11 +314,10 @@ class ClusterServer:
         if not modules.first:
             # Nothing of the user's to import: ranks still find what they are sent by name.
             return root, modules, ""
-        # Modules that were imported since do not change what the first ones are.
         for known, (peer, in_ranks) in self._modules.items():
-            if known.first == modules.first and known.directory == modules.directory:
-                if not peer.reader.closed:
-                    return peer, in_ranks, ""
+            if known.covers(modules) and not peer.is_gone():
+                return peer, in_ranks, ""
+        self._close_idle_module_servers()
         ours, theirs = socket.socketpair()
         with theirs:
             _wire.send(root.sock, ("modules", modules), [theirs.fileno()])
@@ -329,6 +346,13 @@ class ClusterServer:
             return root, modules, note
         self._modules[modules] = (peer, None)
         return peer, None, ""
+
+    def _close_idle_module_servers(self) -> None:
+        idle = [key for key, (peer, _) in self._modules.items() if not peer.clusters]
+        for key in idle[: max(0, len(self._modules) - _MODULE_SERVERS + 1)]:
+            peer, _ = self._modules.pop(key)
+            if peer is not self._root:
+                peer.sock.close()
 
     def rate_of(self, clock: ClockChoice | None) -> float:
         """The rate that a cluster with this choice of clock runs at.
@@ -433,7 +457,8 @@ class ClusterServer:
                 kind = "an int" if kinds is int else "a number"
                 msg = f"{name}={value!r} must be {kind} above 0 and at most {top:g}."
                 raise UsageError(msg)
-        if not isinstance(init, bool):
+        given: object = init
+        if not isinstance(given, bool):
             msg = f"init={init!r} must be True or False."
             raise UsageError(msg)
         return Cluster(
@@ -547,6 +572,10 @@ class _Channel:
         with contextlib.suppress(OSError):
             # A rank that is gone shows when its answer is awaited.
             _wire.send(self.sock, message)
+
+    def has_left_without(self, number: int) -> bool:
+        """Whether that answer will never come; all that was sent has been read."""
+        return self.reader.closed and number not in self.answers
 
     def note_look(self, seen: dict[str, Any]) -> None:
         if seen["counters"] is not None:
@@ -738,6 +767,7 @@ class Cluster:
             raise UsageError(msg)
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
+        peer.clusters += 1
         spec = WorldSpec(
             names=self.names,
             plan=self.plan,
@@ -756,6 +786,8 @@ class Cluster:
             for rank, name in enumerate(self.names):
                 ours, other = socket.socketpair()
                 theirs.append(other)
+                # A rank that has stopped must not stop us: what it does not take in time is lost.
+                ours.settimeout(self.deadlines.look)
                 log = RankLog(f"rpcprops-{name}")
                 self._channels.append(_Channel(self, rank, name, ours, _wire.Reader(ours), log))
             try:
@@ -764,15 +796,15 @@ class Cluster:
                     ("fork", number, spec),
                     [store, *(s.fileno() for s in theirs), *(c.log.fd for c in self._channels)],
                 )
+            except OSError:
+                raise self.server.died() from None
             finally:
                 os.close(store)
                 for sock in theirs:
                     sock.close()
             while number not in peer.forked:
                 if peer.reader.closed:
-                    self._channels.clear()
-                    msg = "the fork server has died."
-                    raise HarnessError(msg)
+                    raise self.server.died()
                 self._pump(phase.left())
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
@@ -797,11 +829,13 @@ class Cluster:
                     break
                 self._pump(0.2)
         self._over = True
+        if self._peer is not None:
+            self._peer.clusters -= 1
         self._outcome = self._make_outcome()
         for channel in self._channels:
             channel.sock.close()
             channel.log.close()
-        if self.server.recorded is not None:
+        if self._channels and self.server.recorded is not None:
             self.server.recorded.append((self.plan, self._outcome))
 
     # What users do with it.
@@ -935,7 +969,7 @@ class Cluster:
                 self._pump(min(phase.left(), 0.25))
                 if number in channel.answers:
                     break
-                if self._dead(phase):
+                if self._dead(phase, number):
                     return StepOutcome(index, ended=False)
                 if self._look(phase, wait=2.0) is None and self._found:
                     return StepOutcome(index, ended=False)
@@ -974,7 +1008,8 @@ class Cluster:
                 # Shutdown's own messages are no part of what the program did.
                 channel.late_seconds = max(channel.late_seconds, seen["late"])
             while any(c.status is None for c in self._channels):
-                self._pump(phase.left())
+                self._pump(min(phase.left(), 0.5))
+                self._must_have_server()
                 if phase.left() <= 0:
                     self._hung(
                         phase, [c for c in self._channels if c.status is None], "does not exit"
@@ -1036,7 +1071,7 @@ class Cluster:
                     self._pump(min(phase.left(), 1.0))
                     if number in channel.answers:
                         break
-                    if self._dead(phase):
+                    if self._dead(phase, number):
                         break
                     if phase.left() <= 0:
                         self._hung(phase, [channel], "does not answer a call")
@@ -1070,7 +1105,7 @@ class Cluster:
             missing = [c for c in self._channels if number not in c.answers]
             if not missing:
                 return self._answers(phase, number)
-            if self._dead(phase):
+            if self._dead(phase, number):
                 return None
             if phase.left() <= 0:
                 self._hung(phase, missing, complaint)
@@ -1120,16 +1155,25 @@ class Cluster:
             if channel.status is None and channel.pid in peer.ended:
                 channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
 
-    def _dead(self, phase: _Phase) -> bool:
-        """Whether a rank has died before its time; that is then found."""
+    def _must_have_server(self) -> None:
+        if self._peer is None or self._peer.reader.closed:
+            raise self.server.died()
+
+    def _dead(self, phase: _Phase, awaited: int) -> bool:
+        """Whether a rank has died before its time, or before that answer; that is then found."""
+        self._must_have_server()
         closed = [c for c in self._channels if c.reader.closed and c.status is None]
         if closed:
             # Its exit is reported by the server, a moment later.
             deadline = time.monotonic() + 5
             while any(c.status is None for c in closed) and time.monotonic() < deadline:
                 self._pump(0.2)
+                self._must_have_server()
         dead = [c for c in self._channels if c.status is not None]
-        if not dead or (phase.name == "shutdown" and all(_left_cleanly(c) for c in dead)):
+        if phase.name == "shutdown":
+            # Here ranks leave by themselves, once they have answered.
+            dead = [c for c in dead if not _left_cleanly(c) or c.has_left_without(awaited)]
+        if not dead:
             return False
         if phase.name == "start":
             for channel in dead:

@@ -11,7 +11,7 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageType, retry_wait
 _OWNER_WAITS = 100.0
 #: Real seconds in which nothing may change before what is held is called stuck. An answer on
 #: loopback takes well under a millisecond; the rest is for a machine that is busy elsewhere.
-_QUIET = 0.25
+_QUIET = 0.15
 #: The same while a step runs, whose own work (imports, first calls) changes no counter.
 _STALLED = 3.0
 
@@ -49,7 +49,8 @@ class Deadlines:
         # Messages of one sender wait for each other's delays.
         delays = 4 * max(sum(t.messages_to_delay.values()) for t in tables)
         chain = (rref + cleanup + delays) / rate
-        quiet = _QUIET + (1.0 + delays) / rate
+        # A message that is held up, or waits for its retry, is counted as under way: it is not quiet.
+        quiet = _QUIET + 1.0 / rate
         return cls(
             start=margin,
             run=margin + chain + world_size * delays / rate,

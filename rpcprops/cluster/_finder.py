@@ -41,6 +41,14 @@ class ModuleMap:
     first: tuple[str, ...] = ()
     directory: str = ""
 
+    def covers(self, other: ModuleMap) -> bool:
+        """Whether ranks that were made with this map find all that `other` asks for."""
+        return (
+            (self.first, self.directory, self.main, self.path)
+            == (other.first, other.directory, other.main, other.path)
+            and set(self.files) >= set(other.files)
+        )
+
 
 def _installed_prefixes() -> tuple[str, ...]:
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}

@@ -33,6 +33,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: A socket that a fork of the test process still holds never closes; its parent still dies.
 _PARENT_CHECK_SECONDS = 5.0
+#: Less than the test process waits for its server to leave.
+_KILL_SECONDS = 4.0
 _libc = ctypes.CDLL(None)
 
 
@@ -75,7 +77,15 @@ class Server:
         )
 
     def serve(self) -> None:
-        """Until the socket closes."""
+        """Until the socket closes; leaves no process behind."""
+        try:
+            self.serve_socket()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # The test process died while we told it something.
+        finally:
+            self.kill_all()
+
+    def serve_socket(self) -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -88,7 +98,6 @@ class Server:
                 for key, _ in selector.select(_PARENT_CHECK_SECONDS):
                     if key.fileobj is self.sock:
                         if not self.reader.fill(descriptors=True):
-                            self.kill_all()
                             return
                         for message in self.reader.messages():
                             self.handle(message)
@@ -96,7 +105,6 @@ class Server:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_read, 4096)
                 self.reap()
-        self.kill_all()
 
     def handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -186,11 +194,20 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
+        """Kill all that is below this process. What a rank left behind comes here as it dies."""
         for pid in self.ranks:
             self.kill(pid)
-        for pid in self.module_servers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.ranks.clear()
+        self.module_servers.clear()
+        deadline = time.monotonic() + _KILL_SECONDS
+        while time.monotonic() < deadline:
+            self.kill_strangers()
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(0.002)
 
     def reap(self) -> None:
         while True:
@@ -233,7 +250,7 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
         set_num_threads(num)
 
     # The pool has no thread of its own when num is 1, and ranks still abort when they find it.
-    torch.set_num_threads = watched
+    setattr(torch, "set_num_threads", watched)  # noqa: B010  (it is typed as a builtin)
     try:
         _finder.install(modules)
         _finder.import_first(modules)

@@ -129,11 +129,14 @@ def read(path: Path) -> Artefact:
         if path.stat().st_size > _MAX_BYTES:
             msg = f"{path}: larger than {_MAX_BYTES >> 20} MiB, so no artefact of ours."
             raise UsageError(msg)
-        data = msgspec.json.decode(path.read_bytes())
+        # Not msgspec, which refuses NaN: a wrong value may well be one.
+        data = json.loads(path.read_bytes())
+    except UsageError:
+        raise
     except OSError as error:
         msg = f"{path}: {error.strerror or error}."
         raise UsageError(msg) from None
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path}: not JSON, so damaged or no artefact: {error}."
         raise UsageError(msg) from None
     if not isinstance(data, dict) or data.get("what") != _MAGIC:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def describe_end(outcome: Outcome) -> list[str]:
 
 def replay_line(path: Path) -> str:
     """The command that runs an artefact again."""
-    name = str(path)
-    return f"rpcprops replay {name!r}" if " " in name else f"rpcprops replay {name}"
+    return f"rpcprops replay {shlex.quote(str(path))}"
 
 
 def failure_lines(failure: Failure, path: Path | None) -> list[str]:

@@ -31,7 +31,7 @@ class Script:
 
 
 RunScript = Callable[..., Script]
-GoneIn = Callable[..., list[int]]
+StillAlive = Callable[..., list[int]]
 
 
 def pids_alive(pids: Iterable[int]) -> list[int]:
@@ -46,7 +46,7 @@ def pids_alive(pids: Iterable[int]) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def still_alive() -> GoneIn:
+def still_alive() -> StillAlive:
     """Gives those of some processes that still live after at most `seconds` of waiting."""
 
     def wait(pids: Iterable[int], seconds: float = 10.0) -> list[int]:
@@ -60,17 +60,16 @@ def still_alive() -> GoneIn:
 
 
 @pytest.fixture
-def nothing_left(rpc_cluster: ClusterFactory, still_alive: GoneIn) -> Iterator[None]:
+def nothing_left(
+    request: pytest.FixtureRequest, rpc_cluster: ClusterFactory, still_alive: StillAlive
+) -> Iterator[None]:
     """Fails the test if it leaves a process or a listener in the tree of the session's server."""
-    with rpc_cluster(world_size=1):
-        pass  # The servers of the test's module exist from here on.
+    # The server of the test's module exists from here on.
+    with rpc_cluster.server.make_cluster(request.module.__name__, world_size=1):
+        pass
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
-    after = [
-        child.pid
-        for child in psutil.Process().children(recursive=True)
-        if child.pid not in before and "_server" not in " ".join(child.cmdline()[:4])[:0]
-    ]
+    after = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert not still_alive(after), "processes were left behind"
     listening = [
         connection.laddr

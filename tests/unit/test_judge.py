@@ -84,7 +84,11 @@ def all_programs() -> list[Program]:
         *(shipped.timed_call(flavour, 601.5) for flavour in shipped.FLAVOURS),
         shipped.create_and_drop(),
     ]
-    paths: dict[int, list[tuple[int, ...]]] = {2: [(), (0,), (1,), (1, 0)], 3: [(1, 2)], 4: [(1, 2, 3), (3, 2, 1, 0)]}
+    paths: dict[int, list[tuple[int, ...]]] = {
+        2: [(), (0,), (1,), (1, 0)],
+        3: [(1, 2)],
+        4: [(1, 2, 3), (3, 2, 1, 0)],
+    }
     flags = list(itertools.product((False, True), repeat=4))
     for size, choices in paths.items():
         for path, (nested, rrefs, backward, raises) in itertools.product(choices, flags):

@@ -1,0 +1,124 @@
+"""run(): programs on real ranks, and how their outcomes compare with the oracle's prediction."""
+
+from __future__ import annotations
+
+import pytest
+
+from rpcprops import FaultPlan, FaultTable, MessageType, Program
+from rpcprops.cluster import ClusterServer
+from rpcprops.errors import UsageError
+from rpcprops.oracle import judge, predict
+from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner, run
+
+SHARED = Program(
+    3,
+    (
+        Remote(0, 1, "a"),
+        Share(0, "a", 2, "b"),
+        Fetch(2, "b"),
+        Settle(),
+        Drop(0, "a"),
+        Fetch(2, "b"),
+        Drop(2, "b"),
+    ),
+)
+AUTOGRAD = Program(3, (Context(0, "x", (1, 2)), Settle()))
+RETRIED = ("RREF_USER_DELETE", "RREF_FORK_REQUEST", "RREF_CHILD_ACCEPT")
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("message", RETRIED)
+def test_failed_sends_match_the_prediction(message: str, count: int) -> None:
+    """Failed sends of each retryable RRef message are counted as the message model predicts."""
+    plan = FaultPlan(FaultTable([message], count))
+    outcome = run(SHARED, plan)
+    predicted = [sum(by_type.values()) for by_type in predict(SHARED, plan).failures(plan)]
+    assert [rank.failed_sends for rank in outcome.ranks] == predicted
+    assert sum(predicted) >= count
+    assert judge(SHARED, plan, outcome) == ()
+    assert [step.value for step in outcome.steps if step.value] == [[3.0], [3.0]]
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_failed_cleanups_match_the_prediction() -> None:
+    """The same for the cleanup of an autograd context, whose sends share one payload."""
+    plan = FaultPlan(by_rank={0: FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 2)})
+    outcome = run(AUTOGRAD, plan)
+    predicted = [sum(by_type.values()) for by_type in predict(AUTOGRAD, plan).failures(plan)]
+    assert [rank.failed_sends for rank in outcome.ranks] == predicted
+    assert judge(AUTOGRAD, plan, outcome) == ()
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_delays_match_the_prediction() -> None:
+    """Delayed sends are counted by length as the message model predicts."""
+    lengths = {message: 0.1 + 0.01 * n for n, message in enumerate(MessageType)}
+    plan = FaultPlan(FaultTable(messages_to_delay=lengths))
+    outcome = run(SHARED, plan)
+    if any(rank.delayed_sends is None for rank in outcome.ranks):
+        pytest.skip("delays are not visible without the clock library")
+    for rank, by_type in enumerate(predict(SHARED, plan).delays(plan)):
+        held = plan.table(rank).delaying
+        seen = outcome.ranks[rank].delayed_sends or {}
+        assert {held[m]: n for m, n in by_type.items() if n} == {k: n for k, n in seen.items() if n}
+    assert judge(SHARED, plan, outcome) == ()
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_beyond_the_budget_is_refused_or_judged() -> None:
+    """A plan whose failures outlast the retries cannot be predicted, and is refused in words."""
+    plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 6))
+    with pytest.raises(UsageError, match="budget"):
+        run(SHARED, plan)
+
+
+def test_run_remembers(rpc_cluster: ClusterFactory) -> None:
+    """The same program, plan and clock give the same outcome object; anything else runs anew."""
+    runner = Runner(rpc_cluster.server)
+    program = Program(2, (Call(0, 1),))
+    first = runner.run(program)
+    assert runner.run(Program(2, (Call(0, 1),)), FaultPlan()) is first
+    assert runner.run(program, FaultTable()) is first
+    others = [
+        runner.run(program, FaultTable(["RREF_USER_DELETE"], 1)),
+        runner.run(program, clock="real"),
+        runner.run(program, world_size=3),
+        runner.run(program, transport="shm"),
+        runner.run_anew(program),
+    ]
+    assert all(other is not first for other in others)
+    assert others[2].world_size == 3
+    assert others[3].transport == "shm"
+    assert runner.run(program) is first
+
+
+def test_run_uses_the_server_of_the_session(rpc_cluster: ClusterFactory) -> None:
+    """In pytest `run` and `rpc_cluster` share one server, so that a process has one."""
+    from rpcprops.runner import default_runner
+
+    assert default_runner().server is rpc_cluster.server
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_world_too_small() -> None:
+    """A world smaller than the program's is refused before anything starts."""
+    with pytest.raises(UsageError, match=r"world_size=2.*needs 3 ranks"):
+        run(SHARED, world_size=2)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_idle_ranks_change_nothing() -> None:
+    """More ranks than the program needs stay idle and hold nothing."""
+    outcome = run(SHARED, world_size=5)
+    assert judge(SHARED, FaultPlan(), outcome) == ()
+    assert len(outcome.ranks) == 5
+    assert outcome.ranks[4].calls == {}
+
+
+def test_own_server_of_a_runner() -> None:
+    """A Runner on a server that was not started says what to do."""
+    with pytest.raises(UsageError, match="not running"):
+        Runner(ClusterServer(clock="real")).run(SHARED)

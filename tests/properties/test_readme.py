@@ -1,0 +1,28 @@
+"""The README's example, as a newcomer would type it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """The README's test of a counter passes from outside the checkout, and its faults fire."""
+    (code,) = re.findall(r"```python\n(# test_counter.py\n.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "test_counter.py").write_text(code)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--hypothesis-profile=rpcprops-dev"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "injected faults fired" in ran.stdout
+    assert "vacuous" not in ran.stdout

@@ -1,0 +1,506 @@
+"""The model against counts made by hand: messages, budgets, counters, calls and timeouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import Prediction, predict
+from rpcprops.outcomes import Counters
+from rpcprops.programs import (
+    Bump,
+    Call,
+    Context,
+    Drop,
+    Fetch,
+    Flavour,
+    Nest,
+    Own,
+    Program,
+    Refused,
+    Remote,
+    Settle,
+    Share,
+    Step,
+)
+
+ACCEPT = MessageType.RREF_CHILD_ACCEPT
+FORK = MessageType.RREF_FORK_REQUEST
+DELETE = MessageType.RREF_USER_DELETE
+CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+CALL = MessageType.PYTHON_CALL
+REMOTE = MessageType.PYTHON_REMOTE_CALL
+FETCH = MessageType.PYTHON_RREF_FETCH_CALL
+SCRIPT_CALL = MessageType.SCRIPT_CALL
+SCRIPT_REMOTE = MessageType.SCRIPT_REMOTE_CALL
+SCRIPT_FETCH = MessageType.SCRIPT_RREF_FETCH_CALL
+
+NONE = FaultPlan()
+NOTHING = Counters()
+
+
+def predicted(*steps: Step, world_size: int = 3, plan: FaultPlan = NONE) -> Prediction:
+    """The prediction for some steps."""
+    return predict(Program(world_size, steps), plan)
+
+
+def sends(prediction: Prediction) -> list[list[MessageType]]:
+    """The messages of each rank, in order."""
+    found: list[list[MessageType]] = [[] for _ in prediction.counters]
+    for send in prediction.sends:
+        found[send.rank].append(send.message)
+    return found
+
+
+def failures(prediction: Prediction, table: FaultTable) -> list[dict[MessageType, int]]:
+    """How many sends of each type fail at each rank when every rank has this table."""
+    return [dict(by_type) for by_type in prediction.failures(FaultPlan(table))]
+
+
+@pytest.mark.parametrize(
+    ("flavour", "remote", "fetch"),
+    [
+        ("python", REMOTE, FETCH),
+        ("builtin", SCRIPT_REMOTE, SCRIPT_FETCH),
+        ("script", SCRIPT_REMOTE, SCRIPT_FETCH),
+    ],
+)
+def test_create_fetch_and_drop(flavour: Flavour, remote: MessageType, fetch: MessageType) -> None:
+    """A creator sends one call to create, one for each fetch and one delete; its owner nothing."""
+    seen = predicted(
+        Remote(0, 1, "a", (1.0, 2.0), (3.0, 4.0), flavour=flavour),
+        Fetch(0, "a"),
+        Fetch(0, "a"),
+        Drop(0, "a"),
+    )
+    assert sends(seen) == [[remote, fetch, fetch, DELETE], [], []]
+    assert [step.value for step in seen.steps] == [None, [4.0, 6.0], [4.0, 6.0], None]
+
+
+def test_an_owner_shares_its_value() -> None:
+    """A fork that the owner makes is known to it at once: only the call that carries it is sent.
+
+    Rank 0 owns, sends one call to rank 1, and fetches its own value without a message. Rank 1
+    fetches once and deletes once.
+    """
+    seen = predicted(
+        Own(0, "mine", (5.0,)),
+        Share(0, "mine", 1, "a"),
+        Fetch(0, "mine"),
+        Fetch(1, "a"),
+        Drop(0, "mine"),
+        Drop(1, "a"),
+    )
+    # The value's type is inferred, so the fetch is a script fetch.
+    assert sends(seen) == [[CALL], [SCRIPT_FETCH, DELETE], []]
+
+
+def test_a_user_shares_with_a_user() -> None:
+    """The receiver tells the owner of the fork and then the sender, and deletes its own fork.
+
+    Rank 0: create, call with the handle, delete. Rank 2: fork request to the owner, accept to rank
+    0, fetch, delete. Rank 1, the owner, sends nothing.
+    """
+    seen = predicted(
+        Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Fetch(2, "b"), Drop(2, "b")
+    )
+    assert sends(seen) == [[REMOTE, CALL, DELETE], [], [FORK, ACCEPT, FETCH, DELETE]]
+
+
+def test_a_user_shares_with_the_owner() -> None:
+    """The owner needs no fork of its own: it only accepts, then fetches and drops silently.
+
+    Rank 0: create, call with the handle, delete. Rank 1: one accept.
+    """
+    seen = predicted(
+        Remote(0, 1, "a"), Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a"), Drop(1, "b")
+    )
+    assert sends(seen) == [[REMOTE, CALL, DELETE], [ACCEPT], []]
+
+
+def test_a_user_shares_with_itself() -> None:
+    """A rank that sends a handle to itself is a user of a further fork, with all its messages.
+
+    Rank 0: create, call, fork request, accept (to itself), two deletes.
+    """
+    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 0, "b"), Drop(0, "a"), Drop(0, "b"))
+    assert sends(seen) == [[REMOTE, CALL, FORK, ACCEPT, DELETE, DELETE], [], []]
+
+
+def test_remote_on_oneself() -> None:
+    """A rank that creates a value on itself owns it: no fetch message and no delete."""
+    seen = predicted(Remote(0, 0, "a"), Fetch(0, "a"), Drop(0, "a"))
+    assert sends(seen) == [[REMOTE], [], []]
+
+
+def test_a_handle_as_an_argument_is_a_fork_that_ends_with_the_call() -> None:
+    """The callee receives a fork, fetches it, and deletes it when the call is over.
+
+    Rank 0: create at 1, call to 2, delete. Rank 2: fork request, accept, fetch, delete.
+    """
+    seen = predicted(Remote(0, 1, "a"), Call(0, 2, (10.0,), "a"), Drop(0, "a"))
+    assert sends(seen) == [[REMOTE, CALL, DELETE], [], [FORK, ACCEPT, FETCH, DELETE]]
+    assert seen.steps[1].value == [13.0]  # 1 + 2 were added when it was created
+
+
+def test_a_nested_remote_returns_a_fork() -> None:
+    """The rank in between creates, returns the handle, and lets go of its own.
+
+    Rank 0: call to 1; on the returned handle a fork request and an accept. Rank 1: create at 2,
+    delete. At the end rank 0 still holds its fork.
+    """
+    seen = predicted(Nest(0, 1, 2, "a"))
+    assert sends(seen) == [[CALL, FORK, ACCEPT], [REMOTE, DELETE], []]
+    assert seen.counters == (NOTHING, NOTHING, Counters(owners=1, forks=1))
+
+
+def test_a_nested_remote_that_returns_to_the_owner() -> None:
+    """The caller owns the value itself, so it only accepts. Rank 1: create at 0, delete."""
+    seen = predicted(Nest(0, 1, 0, "a"))
+    assert sends(seen) == [[CALL, ACCEPT], [REMOTE, DELETE], []]
+    assert seen.counters == (NOTHING,) * 3
+
+
+def test_a_bump_lends_its_handle_to_the_owner() -> None:
+    """A user's bump sends the handle to the owner, which accepts it; an owner's bump is one call.
+
+    Rank 0: create (script), call, delete. Rank 1: one accept; later a call to itself.
+    """
+    seen = predicted(
+        Remote(0, 1, "a", flavour="builtin"),
+        Bump(0, "a"),
+        Share(0, "a", 1, "o"),
+        Bump(1, "o"),
+        Drop(0, "a"),
+        Drop(1, "o"),
+    )
+    assert sends(seen) == [
+        [SCRIPT_REMOTE, SCRIPT_CALL, CALL, DELETE],
+        [ACCEPT, ACCEPT, SCRIPT_CALL],
+        [],
+    ]
+    assert [seen.steps[1].value, seen.steps[3].value] == [[4.0], [5.0]]
+
+
+def test_a_fork_request_and_its_delete_share_one_budget() -> None:
+    """The two have one payload, and the agent counts by payload: what the first spends is gone.
+
+    Rank 2 asks for a fork (3 failures) and later deletes it (none left). Rank 0 deletes its own
+    fork, which it never asked for: 3 failures.
+    """
+    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
+    assert failures(seen, FaultTable([FORK, DELETE], 3)) == [{DELETE: 3}, {}, {FORK: 3}]
+    assert failures(seen, FaultTable([DELETE], 3)) == [{DELETE: 3}, {}, {DELETE: 3}]
+    assert failures(seen, FaultTable([FORK], 3)) == [{}, {}, {FORK: 3}]
+
+
+def test_each_fork_has_a_budget_of_its_own() -> None:
+    """Two forks at one rank fail separately: two requests of 2 failures each at rank 2."""
+    seen = predicted(
+        Remote(0, 1, "a"),
+        Share(0, "a", 2, "b"),
+        Share(0, "a", 2, "c"),
+        Drop(0, "a"),
+        Drop(2, "b"),
+        Drop(2, "c"),
+    )
+    assert failures(seen, FaultTable(RETRYABLE_MESSAGE_TYPES, 2)) == [
+        {DELETE: 2},
+        {},
+        {FORK: 4, ACCEPT: 4},
+    ]
+
+
+def test_a_table_of_one_rank_fails_that_ranks_sends_only() -> None:
+    """Failures happen on the sender, so only the afflicted rank's messages count."""
+    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
+    plan = FaultPlan(by_rank={0: FaultTable([DELETE], 5)})
+    assert [dict(by_type) for by_type in seen.failures(plan)] == [{DELETE: 5}, {}, {}]
+
+
+def test_a_count_of_zero_or_no_types_fails_nothing() -> None:
+    """Types without a count, or a count without types, leave every send alone."""
+    seen = predicted(Remote(0, 1, "a"), Drop(0, "a"))
+    for table in (FaultTable(), FaultTable(RETRYABLE_MESSAGE_TYPES, 0), FaultTable((), 5)):
+        assert failures(seen, table) == [{}, {}, {}]
+
+
+def test_a_star_of_a_context_is_cleaned_up_from_its_centre() -> None:
+    """Rank 0 sends a cleanup to each of its three peers, and each of them one back.
+
+    The three of rank 0 have one payload, so all together fail 4 times, and so does each peer's one.
+    """
+    seen = predicted(Context(0, "x", (1, 2, 3)), world_size=4)
+    assert sends(seen) == [[CLEANUP] * 3, [CLEANUP], [CLEANUP], [CLEANUP]]
+    assert failures(seen, FaultTable([CLEANUP], 4)) == [{CLEANUP: 4}] * 4
+
+
+def test_a_chain_of_a_context_is_cleaned_up_link_by_link() -> None:
+    """In 0 -> 1 -> 2 -> 3 the ends know one rank each, the middle two each."""
+    seen = predicted(Context(0, "x", (1, 2, 3), nested=True), world_size=4)
+    assert sends(seen) == [[CLEANUP], [CLEANUP] * 2, [CLEANUP] * 2, [CLEANUP]]
+    assert failures(seen, FaultTable([CLEANUP], 20)) == [{CLEANUP: 20}] * 4
+
+
+def test_two_contexts_have_two_payloads() -> None:
+    """Each context's cleanup has a budget of its own: two of 3 failures at both ranks."""
+    seen = predicted(Context(0, "x", (1,)), Context(0, "y", (1,)), world_size=2)
+    assert sends(seen) == [[CLEANUP] * 2, [CLEANUP] * 2]
+    assert failures(seen, FaultTable([CLEANUP], 3)) == [{CLEANUP: 6}] * 2
+
+
+def test_a_context_that_nobody_else_took_part_in_needs_no_cleanup() -> None:
+    """Without a path no other rank has the context, and nothing is sent."""
+    seen = predicted(Context(0, "x"))
+    assert sends(seen) == [[], [], []]
+
+
+def test_calls_inside_a_context_travel_under_another_name() -> None:
+    """Inside a context only the deletes of its RRefs and the cleanup can be failed or delayed.
+
+    Rank 0 creates an RRef on 1 and one on 2: two deletes. Then two cleanups, and one from each.
+    """
+    seen = predicted(Context(0, "x", (1, 2), rrefs=True))
+    assert sends(seen) == [[DELETE, DELETE, CLEANUP, CLEANUP], [CLEANUP], [CLEANUP]]
+    assert failures(seen, FaultTable([DELETE], 2)) == [{DELETE: 4}, {}, {}]
+
+
+def test_a_nested_context_makes_one_rref() -> None:
+    """Only the first hop of a nested path is a ``remote``; the others are calls."""
+    seen = predicted(Context(0, "x", (1, 2), rrefs=True, nested=True))
+    assert sends(seen) == [[DELETE, CLEANUP], [CLEANUP, CLEANUP], [CLEANUP]]
+
+
+def test_a_context_gives_loss_and_gradient() -> None:
+    """x squared, then 3y + 1 at rank 1 and 4y + 1 at rank 2, for x of 1 and 2.
+
+    1 -> 1 -> 4 -> 17 and 2 -> 4 -> 13 -> 53: the loss is 70. The slope is 2x * 3 * 4: 24 and 48.
+    """
+    seen = predicted(Context(0, "x", (1, 2)), Context(0, "y", (1, 2), backward=False, raises=True))
+    assert seen.steps[0].value == {"loss": 70.0, "gradient": [24.0, 48.0]}
+    assert seen.steps[1].value == {"loss": 70.0, "raised": True}
+
+
+def test_delays_count_per_send() -> None:
+    """A delay holds up every send of its type, whatever its payload.
+
+    Rank 0 creates once and fetches three times; it cleans up a context at two peers.
+    """
+    seen = predicted(
+        Remote(0, 1, "a"), Fetch(0, "a"), Fetch(0, "a"), Fetch(0, "a"), Context(0, "x", (1, 2))
+    )
+    plan = FaultPlan(FaultTable(messages_to_delay={FETCH: 0.5, CLEANUP: 0.25, REMOTE: 0.0001}))
+    # A delay below a millisecond is none.
+    assert seen.delays(plan) == ({FETCH: 3, CLEANUP: 2}, {CLEANUP: 1}, {CLEANUP: 1})
+
+
+def test_delays_and_failures_of_one_message_are_counted_apart() -> None:
+    """A delete that fails twice is sent late once, when it passes."""
+    seen = predicted(Remote(0, 1, "a"), Drop(0, "a"))
+    plan = FaultPlan(FaultTable([DELETE], 2, {"RREF_USER_DELETE": 1.0}))
+    assert seen.failures(plan) == ({DELETE: 2}, {}, {})
+    assert seen.delays(plan) == ({DELETE: 1}, {}, {})
+
+
+def test_an_owner_counts_the_forks_that_live() -> None:
+    """After each step, the owner holds one value while there are forks, and the number of forks."""
+    seen = predicted(
+        Remote(0, 1, "a"),
+        Settle(),  # the creator's fork
+        Share(0, "a", 2, "b"),
+        Settle(),  # and rank 2's
+        Share(0, "a", 1, "o"),
+        Settle(),  # the owner's own handle is no fork
+        Drop(0, "a"),
+        Settle(),
+        Drop(2, "b"),
+        Settle(),  # only the owner's handle is left, which its table does not hold
+        Drop(1, "o"),
+    )
+    forks = [seen.steps[index].counters[1].forks for index in (1, 3, 5, 7, 9)]
+    owners = [seen.steps[index].counters[1].owners for index in (1, 3, 5, 7, 9)]
+    assert forks == [1, 2, 2, 1, 0]
+    assert owners == [1, 1, 1, 1, 0]
+    for index in (1, 3, 5, 7, 9):
+        assert seen.steps[index].counters[0] == seen.steps[index].counters[2] == NOTHING
+    assert seen.counters == (NOTHING,) * 3
+
+
+def test_a_value_that_only_its_owner_holds_is_in_no_table() -> None:
+    """What a rank owns itself counts only once somebody else uses it."""
+    seen = predicted(Own(0, "a"), Settle(), Share(0, "a", 1, "b"), Settle(), Drop(0, "a"), Settle())
+    assert seen.steps[1].counters == (NOTHING,) * 3
+    assert seen.steps[3].counters == (Counters(owners=1, forks=1), NOTHING, NOTHING)
+    assert seen.steps[5].counters == (Counters(owners=1, forks=1), NOTHING, NOTHING)
+
+
+def test_two_values_of_one_owner_add_up() -> None:
+    """Rank 1 owns two values, with one fork at rank 0 and two forks at ranks 0 and 2."""
+    seen = predicted(Remote(0, 1, "a"), Remote(0, 1, "b"), Share(0, "b", 2, "c"))
+    assert seen.counters == (NOTHING, Counters(owners=2, forks=3), NOTHING)
+
+
+def test_calls_are_counted_where_they_run() -> None:
+    """Python functions count at the rank that runs them; builtin and script ones cannot count.
+
+    Step 0 runs at 1, step 1 nowhere visible, step 2 at 2 (it keeps a handle), step 3 at 0, step 4
+    at 1 and, nested, at 2.
+    """
+    seen = predicted(
+        Remote(0, 1, "a"),
+        Call(0, 1, flavour="script"),
+        Share(0, "a", 2, "b"),
+        Call(1, 0),
+        Nest(0, 1, 2, "n"),
+    )
+    assert [dict(calls) for calls in seen.calls] == [
+        {"step3": 1},
+        {"step0": 1, "step4": 1},
+        {"step2": 1, "step4/nested": 1},
+    ]
+
+
+def test_each_hop_of_a_context_is_a_call() -> None:
+    """A path that comes by a rank twice runs there twice."""
+    seen = predicted(Context(0, "x", (1, 2, 1)))
+    assert [dict(calls) for calls in seen.calls] == [{}, {"step0": 2}, {"step0": 1}]
+
+
+def test_a_bump_shows_at_every_handle_and_in_no_other_value() -> None:
+    """Handles of one value see one another's bumps; values that were read before do not change."""
+    seen = predicted(
+        Own(0, "a", (1.0,)),
+        Share(0, "a", 1, "b"),
+        Own(0, "z", (1.0,)),
+        Fetch(1, "b"),
+        Bump(0, "a"),
+        Bump(1, "b"),
+        Fetch(0, "a"),
+        Fetch(0, "z"),
+    )
+    assert [step.value for step in seen.steps[3:]] == [[1.0], [2.0], [3.0], [3.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "delay", "error"),
+    [
+        (None, 2.0, ""),
+        (0.2, 1.0, "timeout"),
+        (0.75, 1.0, "timeout"),  # by exactly the quarter second that is clear enough
+        (0.76, 1.0, "unknown"),
+        (1.0, 1.0, "unknown"),
+        (60.9, 1.0, "unknown"),
+        (61.0, 1.0, ""),  # a minute to come back in
+        (601.0, 1.0, ""),
+        (0.2, 0.0, "unknown"),  # without a delay the answer alone must be in time
+        (60.0, 0.0, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("flavour", "message"), [("python", CALL), ("builtin", SCRIPT_CALL), ("script", SCRIPT_CALL)]
+)
+def test_a_timeout_is_sure_only_when_it_is_clear_of_the_delay(
+    timeout: float | None, delay: float, error: str, flavour: Flavour, message: MessageType
+) -> None:
+    """Well below the delay it must come, a minute above it must not, between both are right."""
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay={message: delay})})
+    (step,) = predicted(Call(0, 1, timeout=timeout, flavour=flavour), plan=plan).steps
+    assert step.error == error
+    assert step.value == (None if error == "timeout" else [3.0])
+
+
+def test_only_the_callers_delay_of_the_calls_own_type_makes_it_late() -> None:
+    """Another rank's delay, or another message's, has no part in a call's timeout."""
+    late = FaultTable(messages_to_delay={CALL: 2.0})
+    plans = [
+        FaultPlan(by_rank={1: late}),
+        FaultPlan(by_rank={0: FaultTable(messages_to_delay={SCRIPT_CALL: 2.0})}),
+    ]
+    for plan in plans:
+        assert predicted(Call(0, 1, timeout=0.2), plan=plan).steps[0].error == "unknown"
+        assert predicted(Call(0, 1, timeout=90), plan=plan).steps[0].error == ""
+
+
+def test_a_call_that_times_out_still_runs() -> None:
+    """The message is delivered late all the same: it counts as a call, a send and a delay."""
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay={CALL: 2.0})})
+    seen = predicted(Call(0, 1, timeout=0.2), plan=plan)
+    assert seen.steps[0].error == "timeout"
+    assert [dict(calls) for calls in seen.calls] == [{}, {"step0": 1}, {}]
+    assert seen.delays(plan) == ({CALL: 1}, {}, {})
+
+
+def test_an_ended_context_is_refused() -> None:
+    """The prediction for a refusal says so, whatever the rank."""
+    seen = predicted(Context(0, "x", (1,)), Settle(), Refused(1, "x"), Refused(2, "x"))
+    assert [step.value for step in seen.steps[2:]] == [{"refused": True}] * 2
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        FaultTable([DELETE], 6),
+        FaultTable([FORK, CLEANUP], 6),
+        FaultTable([CLEANUP], 21),
+        FaultTable([CALL], 1),
+        FaultTable([SCRIPT_FETCH], 1),
+    ],
+)
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_plan_beyond_the_budget_is_refused(table: FaultTable, everywhere: bool) -> None:
+    """What torch does once its retries run out is not modelled, and the message shows the plan."""
+    plan = FaultPlan(table) if everywhere else FaultPlan(by_rank={1: table})
+    with pytest.raises(UsageError, match="more often than torch retries") as caught:
+        predicted(Remote(0, 1, "a"), plan=plan)
+    assert repr(plan) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        FaultTable([DELETE, FORK, ACCEPT], 5),
+        FaultTable([CLEANUP], 20),
+        FaultTable([CALL], 0),
+        FaultTable(messages_to_delay=dict.fromkeys(MessageType, 2.0)),
+    ],
+)
+def test_a_plan_within_the_budget_is_predicted(table: FaultTable) -> None:
+    """As many failures as there are retries, and any delays, change no value."""
+    assert predicted(Remote(0, 1, "a"), Fetch(0, "a"), plan=FaultPlan(table)).steps[1].value == [
+        3.0
+    ]
+
+
+def test_a_plan_of_a_larger_world_is_refused() -> None:
+    """A plan that afflicts a rank that the program has not is no plan for it."""
+    with pytest.raises(UsageError, match="rank 3, but a world of 3"):
+        predicted(Own(0, "a"), plan=FaultPlan(by_rank={3: FaultTable([DELETE], 1)}))
+
+
+def test_a_plan_beyond_the_budget_at_a_rank_that_is_not_there_does_not_count() -> None:
+    """The default of a plan whose every rank is named afflicts nobody."""
+    plan = FaultPlan(FaultTable([CALL], 1), {0: FaultTable(), 1: FaultTable()})
+    seen = predicted(Own(0, "a"), world_size=2, plan=plan)
+    assert seen.counters == (NOTHING, NOTHING)
+
+
+def test_every_send_is_of_an_afflictable_type_and_counted_once() -> None:
+    """The totals over ranks and types are those of the list of sends, each failing once."""
+    program = Program(
+        3,
+        (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Fetch(2, "b"), Drop(0, "a"), Drop(2, "b")),
+    )
+    seen = predict(program, NONE)
+    total = sum(
+        (
+            Counter(d)
+            for d in seen.delays(
+                FaultPlan(FaultTable(messages_to_delay=dict.fromkeys(MessageType, 0.001)))
+            )
+        ),
+        Counter(),
+    )
+    assert total == Counter(send.message for send in seen.sends)
