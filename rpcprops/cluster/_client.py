@@ -106,6 +106,11 @@ class _Peer:
             elif message[0] == "ended":
                 self.ended[message[1]] = (message[2], message[3])
 
+    def close(self) -> None:
+        """Let the server go: it kills what it forked, and leaves."""
+        self.sock.close()
+        self.reader.closed = True
+
     def is_gone(self) -> bool:
         """Whether the server has died; takes in what it said before."""
         while not self.reader.closed and self._readable(0.0):
@@ -193,7 +198,7 @@ class ClusterServer:
             msg = f"clock={self.clock!r} cannot be had: {problem}"
             raise MachineCannot(msg)
         self._spawn(environ)
-        if self.clock == "real":
+        if self.clock in ("real", 1.0):
             self.clock_note = "clock: real time, as asked for"
             return
         if library is None:
@@ -259,10 +264,10 @@ class ClusterServer:
     def close(self) -> None:
         """Stop the server and everything that it forked; may be called again."""
         for peer, _ in self._modules.values():
-            peer.sock.close()
+            peer.close()
         self._modules.clear()
         if self._root is not None:
-            self._root.sock.close()
+            self._root.close()
             self._root = None
         if self._process is not None:
             try:
@@ -352,7 +357,7 @@ class ClusterServer:
         for key in idle[: max(0, len(self._modules) - _MODULE_SERVERS + 1)]:
             peer, _ = self._modules.pop(key)
             if peer is not self._root:
-                peer.sock.close()
+                peer.close()
 
     def rate_of(self, clock: ClockChoice | None) -> float:
         """The rate that a cluster with this choice of clock runs at.
@@ -538,7 +543,9 @@ class RankFuture(Generic[R]):
             self._answer = self._channel.cluster._answer(self._channel, self._number)
         kind, payload = cast("tuple[str, bytes]", self._answer)
         if kind == "error":
-            raise _functions.load_error(payload, self._channel.rank)
+            error = _functions.load_error(payload, self._channel.rank)
+            self._channel.cluster._blame_death(error)
+            raise error
         return cast("R", _functions.loads(payload))
 
 
@@ -1198,6 +1205,20 @@ class Cluster:
         message = f"{names} {complaint} (phase {phase.name}, after {phase.passed():.1f} real s)"
         self._found.append(Violation("RankHung", message, who[0].rank, needs_time=True))
         phase.hang(message, tuple(c.rank for c in who))
+
+    def _blame_death(self, error: BaseException) -> None:
+        """Raise what killed a rank, if one has died: the error of another follows from that."""
+        __tracebackhide__ = True
+        # Its control channel closes before its connections, whose end its peers see.
+        self._pump(0.0)
+        if self._over or not any(c.lost for c in self._channels):
+            return
+        with self._phase("run", self.deadlines.look) as phase:
+            self._dead(phase, 0)
+        try:
+            self._raise_found()
+        except errors.BrokenPromise as found:
+            raise found from error
 
     def _take_stacks(self) -> None:
         alive = [c for c in self._channels if c.status is None]

@@ -32,6 +32,7 @@ class ModuleMap:
         main: the file that runs as ``__main__``, empty when it is no user's script.
         first: the modules to import before anything else, in order.
         directory: its working directory.
+        argv: its ``sys.argv``, which a script may read while it is imported.
     """
 
     path: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class ModuleMap:
     main: str = ""
     first: tuple[str, ...] = ()
     directory: str = ""
+    argv: tuple[str, ...] = ()
 
     def covers(self, other: ModuleMap) -> bool:
         """Whether ranks that were made with this map find all that `other` asks for."""
@@ -90,6 +92,7 @@ def describe_modules(first: Sequence[str]) -> ModuleMap:
         main=main,
         first=tuple(name for name in first if name in files or (name == "__main__" and main)),
         directory=os.getcwd(),
+        argv=tuple(sys.argv),
     )
 
 
@@ -125,6 +128,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 def install(modules: ModuleMap) -> None:
     """Make the modules of `modules` importable here, in the test process's own order of paths."""
     sys.path[:] = list(modules.path)
+    sys.argv[:] = list(modules.argv)
     sys.meta_path.insert(0, _Finder(modules))
     if modules.directory:
         os.chdir(modules.directory)
