@@ -36,7 +36,7 @@ def from_json(data: Any, cls: type[T]) -> T:
             return cls(**_program_fields(data))
         return msgspec.convert(data, cls, str_keys=True)
     except msgspec.ValidationError as error:
-        msg = f"this is no {cls.__name__}: {error}"
+        msg = f"this is no {getattr(cls, '__name__', cls)}: {error}"
         raise UsageError(msg) from None
 
 

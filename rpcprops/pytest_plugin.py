@@ -38,6 +38,14 @@ _ITEM = pytest.StashKey["_ItemRecord"]()
 _REPEATS = 3
 #: How many failing examples, from the smallest up, are tried at rate 1.
 _CONFIRMATIONS = 3
+#: A test that draws inside its body cannot be run again by us.
+_UNREPEATED = "not tried: the test draws inside its body, so an example cannot be run again"
+_UNCONFIRMED = (
+    "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
+    "--rpc-clock=real finds it there"
+)
+#: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
+_FAILURES = (Exception, pytest.fail.Exception)
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
 
 
@@ -48,6 +56,7 @@ class _Failing:
     body: Callable[[], Any]
     error: BaseException
     recorded: list[tuple[FaultPlan, Outcome]]
+    draws_inside: bool = False
 
 
 @dataclass
@@ -244,6 +253,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _reproduce(item, artefact)
 
 
+def _without_shard(nodeid: str) -> str:
+    """The id of the test that a shard is part of: a replay does not split tests."""
+    return re.sub(r"\[shard\d+\]$|-shard\d+(?=\]$)|(?<=\[)shard\d+-", "", nodeid)
+
+
 def _reproduce(item: pytest.Item, artefact: Artefact) -> None:
     import ast
 
@@ -278,7 +292,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         record.examples = 1
         try:
             return (yield)
-        except Exception as error:
+        except _FAILURES as error:
             recorded = session.take_recorded()
             _account(record, recorded)
             record.smallest = _Failing(lambda: None, error, recorded)
@@ -288,9 +302,22 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     with _prepared(item, function, session, record):
         try:
             return (yield)
-        except Exception:
+        except _FAILURES as error:
+            if _is_fixed(item, error):
+                return None
             _confirm_smallest(session, record)
             raise
+
+
+def _is_fixed(item: pytest.Item, error: BaseException) -> bool:
+    """Whether a replayed example passes now; ends the run if it cannot be drawn any more."""
+    from hypothesis.errors import DidNotReproduce
+
+    if _option(item.config, "--rpc-replay") is None or not isinstance(error, DidNotReproduce):
+        return False
+    if "completed successfully" in str(error):
+        return True
+    pytest.exit(f"rpcprops: the test has changed, its example cannot be drawn: {error}", 4)
 
 
 class _prepared:  # noqa: N801  (used as a function)
@@ -309,6 +336,7 @@ class _prepared:  # noqa: N801  (used as a function)
     def __enter__(self) -> None:
         import hypothesis
 
+        _example_runner()
         default: Any = hypothesis.settings.default
         ours = self.settings or default
         changes: dict[str, Any] = {"print_blob": True}
@@ -345,7 +373,7 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
         result, error = None, None
         try:
             result = inner(*args, **kwargs)
-        except Exception as raised:
+        except _FAILURES as raised:
             if not _is_failure(raised):
                 raise
             error = raised
@@ -361,8 +389,8 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
             return result
         if recorded:
             body = functools.partial(inner, *args, **kwargs)
-            failing = _Failing(body, error, recorded)
-            if known is None and not _counts(session, record, failing, args, kwargs):
+            failing = _Failing(body, error, recorded, _draws_inside(args, kwargs))
+            if known is None and not _counts(session, record, failing):
                 return None
             # The order is the one in which they last failed: Hypothesis ends with the smallest.
             record.failing.pop(key, None)
@@ -391,25 +419,18 @@ def _is_failure(error: BaseException) -> bool:
     )
 
 
-def _counts(
-    session: _Session,
-    record: _ItemRecord,
-    failing: _Failing,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> bool:
-    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+def _draws_inside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     from hypothesis.strategies import DataObject
 
+    return any(isinstance(value, DataObject) for value in (*args, *kwargs.values()))
+
+
+def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
+    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+    if failing.draws_inside:
+        return True
     kind = type(failing.error)
     fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
-    if any(isinstance(value, DataObject) for value in (*args, *kwargs.values())):
-        if fast:
-            failing.error.add_note(
-                "rpcprops: unconfirmed. A test that draws inside its body cannot be run again on "
-                "the same example; --rpc-clock=real finds it in real time."
-            )
-        return True
     if kind in record.confirmed:
         return isinstance(_again(session, failing, rate=None), kind)
     again = _again(session, failing, rate=1.0 if fast else None)
@@ -420,17 +441,57 @@ def _counts(
     return False
 
 
+@functools.cache
+def _example_runner() -> Callable[[Callable[[], None]], None]:
+    """Runs a body in a Hypothesis test of its own, which must be made outside of any other.
+
+    A body may use ``note`` and ``event``, which need a test, and ``target``, which accepts each label
+    once only in an example.
+    """
+    import hypothesis
+    from hypothesis import strategies as st
+
+    bodies: list[Callable[[], None]] = []
+
+    @hypothesis.settings(
+        max_examples=1,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(st.none())
+    def once(_: None) -> None:
+        bodies[-1]()
+
+    def run(body: Callable[[], None]) -> None:
+        bodies.append(body)
+        try:
+            once()
+        finally:
+            bodies.pop()
+
+    return run
+
+
 def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseException | None:
     """What the example raises when its body runs once more."""
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            failing.body()
+        except _FAILURES as error:
+            raised.append(error)
+
     session.server.override_rate = rate
     try:
-        failing.body()
-    except Exception as error:
-        return error
+        _example_runner()(body)
     finally:
         session.server.override_rate = None
         session.take_recorded()
-    return None
+    return raised[0] if raised else None
 
 
 def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
@@ -439,6 +500,10 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
     for failing in list(reversed(record.failing.values()))[:_CONFIRMATIONS]:
         kind = type(failing.error)
         fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
+        if failing.draws_inside:
+            record.smallest = failing
+            record.repeats.append(_UNCONFIRMED if fast else _UNREPEATED)
+            return
         if fast and not isinstance(_again(session, failing, rate=1.0), kind):
             continue
         failed = sum(isinstance(_again(session, failing, None), kind) for _ in range(_REPEATS))
@@ -541,7 +606,7 @@ def _failure_lines(
     path = artefacts.write(
         artefacts.Artefact(
             kind="pytest",
-            subject=item.nodeid,
+            subject=_without_shard(item.nodeid),
             promise=type(smallest.error).__name__,
             head=(f"broken   {type(error).__name__}: {_first_line(error)}", *lines),
             plans=tuple(plan for plan, _ in smallest.recorded),

@@ -101,12 +101,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.files = dict(modules.files)
         self.packages = modules.packages
         # pytest's importlib mode names modules after folders that are no packages.
-        self.parents = {
-            name[:dot]
-            for name in self.files
-            for dot in range(len(name))
-            if name[dot] == "." and name[:dot] not in self.files
-        }
+        self.parents: dict[str, list[str]] = {}
+        for name, file in self.files.items():
+            place = os.path.dirname(file) if name in self.packages else file
+            while name := name.rpartition(".")[0]:
+                place = os.path.dirname(place)
+                places = self.parents.setdefault(name, [])
+                if place not in places:
+                    places.append(place)
 
     def find_spec(
         self,
@@ -116,7 +118,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         file = self.files.get(fullname)
         if file is None and fullname in self.parents:
-            return importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = list(self.parents[fullname])
+            return spec
         if file is None:
             return None
         search = [os.path.dirname(file)] if fullname in self.packages else None

@@ -36,6 +36,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                         return NotImplemented  # pickle's own way: by reference
                     return _import_member, (obj.__module__, obj.__qualname__)
                 return _reduce_nested(obj)
+        if isinstance(obj, types.CellType):
+            # As an object of its own, so that functions that share a variable still share it.
+            return _make_cell, (), _cell_contents(obj), None, None, _fill_cell
         return super().reducer_override(obj)
 
 
@@ -51,16 +54,15 @@ def _import_member(module: str, qualname: str) -> Any:
 
 
 def _reduce_nested(function: types.FunctionType) -> Any:
-    closure = function.__closure__ or ()
     state = {
-        "closure": tuple(_cell_contents(cell) for cell in closure),
         "defaults": function.__defaults__,
         "kwdefaults": function.__kwdefaults__,
         "qualname": function.__qualname__,
         "annotations": {},
         "dict": function.__dict__,
     }
-    arguments = (function.__code__, function.__module__, function.__name__, len(closure))
+    closure = function.__closure__ or ()
+    arguments = (function.__code__, function.__module__, function.__name__, closure)
     return _make_nested, arguments, state, None, None, _fill_nested
 
 
@@ -71,17 +73,24 @@ def _cell_contents(cell: types.CellType) -> tuple[Any, ...]:
         return ()
 
 
-def _make_nested(code: types.CodeType, module: str, name: str, cells: int) -> types.FunctionType:
-    closure = tuple(types.CellType() for _ in range(cells))
+def _make_cell() -> types.CellType:
+    return types.CellType()
+
+
+def _fill_cell(cell: types.CellType, contents: tuple[Any, ...]) -> None:
+    # Filled after it was made, because a closure may refer to itself.
+    if contents:
+        cell.cell_contents = contents[0]
+
+
+def _make_nested(
+    code: types.CodeType, module: str, name: str, closure: tuple[types.CellType, ...]
+) -> types.FunctionType:
     namespace = importlib.import_module(module).__dict__
     return types.FunctionType(code, namespace, name, None, closure)
 
 
 def _fill_nested(function: types.FunctionType, state: dict[str, Any]) -> None:
-    # Filled after it was made, because a closure may refer to itself.
-    for cell, contents in zip(function.__closure__ or (), state["closure"], strict=True):
-        if contents:
-            cell.cell_contents = contents[0]
     function.__defaults__ = state["defaults"]
     function.__kwdefaults__ = state["kwdefaults"]
     function.__qualname__ = state["qualname"]
@@ -158,7 +167,9 @@ def load_error(blob: bytes, rank: int) -> BaseException:
     error: BaseException = RemoteError(said)
     if pickled:
         try:
-            error = pickle.loads(pickled)
+            found = pickle.loads(pickled)
+            # A __reduce__ of the user's may make anything.
+            error = found if isinstance(found, BaseException) else error
         except Exception as problem:
             error.add_note(f"rpcprops: the exception itself cannot be read here: {problem!r}")
     error.__cause__ = RemoteTraceback(rank, text)

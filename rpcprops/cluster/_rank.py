@@ -39,6 +39,9 @@ from rpcprops.outcomes import Counters
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
 _NO_SHARED_MEMORY = 512 << 10
 
+#: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
+_DESCRIPTORS = 1000
+
 EXIT_CHANNEL_LOST = 70
 EXIT_START_FAILED = 71
 EXIT_SHUTDOWN_FAILED = 72
@@ -50,6 +53,7 @@ def main(spec: WorldSpec, rank: int, control: socket.socket, log_fd: int, store_
     code = EXIT_START_FAILED
     try:
         os.setpgid(0, 0)
+        _widen_descriptor_table()
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
         faulthandler.enable(file=2, all_threads=True)
@@ -218,6 +222,16 @@ def read_counters() -> Counters | None:
         server_async_calls=int(agent["agent.server_active_async_calls"]),
         client_calls=int(agent["agent.client_active_calls"]),
     )
+
+
+def _widen_descriptor_table() -> None:
+    """Make room for every descriptor now, while this process has one thread.
+
+    When the table of a process with threads grows, the kernel waits for an RCU grace period (6 to
+    30 ms, seen in `socket` and `accept4`); an agent opens a hundred descriptors.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.dup2(0, _DESCRIPTORS, inheritable=False))
 
 
 @contextlib.contextmanager

@@ -102,9 +102,9 @@ def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
     }
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in artefact.subject)[-60:].strip(
-        "-"
-    )
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in artefact.subject)
+    # Cut by bytes, which is how file systems measure a name.
+    safe = safe.encode()[-60:].decode(errors="ignore").strip("-")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{safe}-{digest}.json"
     text = json.dumps(data, indent=1)

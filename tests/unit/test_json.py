@@ -154,7 +154,7 @@ def test_an_outcome_comes_back() -> None:
 
 
 def test_values_that_are_no_numbers_come_back() -> None:
-    """NaN and infinities, which a broken computation gives, survive (as Python's JSON writes them)."""
+    """NaN and infinities, which a broken computation gives, survive."""
     outcome = Outcome(1, steps=(StepOutcome(0, [math.nan, math.inf, -math.inf]),))
     value = there_and_back(outcome).steps[0].value
     assert math.isnan(value[0])

@@ -1,0 +1,311 @@
+"""What the plugin reports of tests that fail, and that it fails no others: one run, many looks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+CODE = """
+import time
+
+import pytest
+import torch
+import torch.distributed.rpc as rpc
+from hypothesis import HealthCheck, assume, event, given, note, settings, target
+from hypothesis import strategies as st
+
+from rpcprops import FaultTable
+
+import bug
+
+TABLES = [FaultTable(), FaultTable(["RREF_USER_DELETE"], 1), FaultTable(["RREF_USER_DELETE"], 2)]
+few = settings(max_examples=6)
+
+
+def make_and_drop():
+    rpc.remote("worker1", torch.add, args=(torch.ones(1), 1)).to_here()
+
+
+def busy():
+    began = time.monotonic()
+    sum(range(3_000_000))
+    return time.monotonic() - began
+
+
+def used(rpc_cluster, faults, fn=make_and_drop, **options):
+    with rpc_cluster(world_size=2, faults=faults, **options) as cluster:
+        return cluster.on(0).call(fn)
+
+
+@few
+@given(faults=st.sampled_from(TABLES))
+def test_fails(rpc_cluster, faults):
+    used(rpc_cluster, faults)
+    assert bug.FIXED or not faults.failing, "planted"
+
+
+@few
+@given(faults=st.sampled_from(TABLES))
+def test_pytest_fail(rpc_cluster, faults):
+    used(rpc_cluster, faults)
+    if faults.failing:
+        pytest.fail("planted")
+
+
+@few
+@given(faults=st.sampled_from(TABLES))
+def test_does_not_raise(rpc_cluster, faults):
+    with pytest.raises(KeyError):
+        used(rpc_cluster, faults)
+
+
+@few
+@given(faults=st.sampled_from(TABLES))
+def test_talks_to_hypothesis(rpc_cluster, faults):
+    used(rpc_cluster, faults)
+    note("noted")
+    event("happened")
+    target(float(faults.num_fail_sends), label="sends")
+    assert not faults.failing, "planted"
+
+
+@few
+@given(data=st.data())
+def test_draws_inside(rpc_cluster, data):
+    faults = data.draw(st.sampled_from(TABLES))
+    used(rpc_cluster, faults)
+    assert not faults.failing, "planted"
+
+
+def test_plain(rpc_cluster):
+    used(rpc_cluster, TABLES[2])
+    assert False, "planted"
+
+
+@few
+@given(number=st.integers(0, 3))
+def test_fast_only(rpc_cluster, number):
+    # Honest work of a few hundredths of a second is seconds on a fast clock.
+    assert used(rpc_cluster, None, busy) < 1.2
+
+
+@few
+@given(faults=st.just(FaultTable(["RREF_CHILD_ACCEPT"], 3)))
+def test_vacuous(rpc_cluster, faults):
+    used(rpc_cluster, faults)
+
+
+@few
+@given(number=st.integers(0, 9))
+def test_skips(rpc_cluster, number):
+    used(rpc_cluster, None)
+    pytest.skip("not today")
+
+
+@few
+@given(number=st.integers(0, 9))
+def test_assumes(rpc_cluster, number):
+    used(rpc_cluster, None)
+    assume(number % 2 == 0)
+    assert number % 2 == 0
+
+
+@settings(max_examples=2)
+@given(number=st.integers(0, 9))
+def test_slow_example(rpc_cluster, number):
+    used(rpc_cluster, None, lambda: time.sleep(0.4), clock="real")
+
+
+class TestClass:
+    @few
+    @given(faults=st.sampled_from(TABLES))
+    def test_method(self, rpc_cluster, faults):
+        used(rpc_cluster, faults)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_plain_method(self, rpc_cluster, count):
+        used(rpc_cluster, FaultTable(["RREF_USER_DELETE"], count))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@few
+@given(number=st.integers(0, 1))
+def test_parametrized(rpc_cluster, count, number):
+    used(rpc_cluster, FaultTable(["RREF_USER_DELETE"], count))
+
+
+@given(number=st.integers())
+def test_without_us(number):
+    assert number == number
+
+
+def test_refused(rpc_cluster):
+    with pytest.raises(ValueError, match="world_size=0"):
+        rpc_cluster(world_size=0)
+"""
+
+FAILING = {
+    "test_fails",
+    "test_pytest_fail",
+    "test_does_not_raise",
+    "test_talks_to_hypothesis",
+    "test_draws_inside",
+    "test_plain",
+}
+DRAWN = sorted(FAILING - {"test_draws_inside", "test_plain"})
+PASSING = {
+    "test_fast_only",
+    "test_vacuous",
+    "test_assumes",
+    "test_slow_example",
+    "TestClass::test_method",
+    "TestClass::test_plain_method[1]",
+    "TestClass::test_plain_method[2]",
+    "test_parametrized[1]",
+    "test_parametrized[2]",
+    "test_refused",
+}
+
+MakeProject = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def ran(make_project: MakeProject) -> tuple[Any, Any, dict[str, Any]]:
+    """The project, its run, and the report file of that run."""
+    project = make_project(test_user=CODE, bug="FIXED = False")
+    result, report = project.report()
+    return project, result, report
+
+
+def test_outcomes(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """Under the user's default profile exactly the tests with a planted fault fail."""
+    _, result, report = ran
+    outcomes = {name: test["outcome"] for name, test in report.items()}
+    assert {name for name, outcome in outcomes.items() if outcome == "failed"} == FAILING
+    assert {name for name, outcome in outcomes.items() if outcome == "passed"} == PASSING
+    assert {name for name, outcome in outcomes.items() if outcome == "skipped"} == {"test_skips"}
+    assert result.code == 1
+    assert f"{len(FAILING)} failed, {len(PASSING) + 1} passed, 1 skipped" in result.lines[-1]
+
+
+def test_header(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """The header has one line of ours: the clock and the transport."""
+    lines = [line for line in ran[1].lines if line.startswith("rpcprops: clock")]
+    assert lines == [
+        "rpcprops: clock auto (the rate is measured when the first cluster starts); transport tcp"
+    ] or "real time, since the clock library was not built" in lines[0]
+
+
+def test_no_complaints_of_hypothesis(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """Neither a health check nor a deadline nor flakiness is complained about, nor any warning."""
+    for word in ("HealthCheck", "FailedHealthCheck", "DeadlineExceeded", "Flaky", "InvalidArgument"):
+        assert word not in ran[1].out
+    assert "warnings summary" not in ran[1].out
+
+
+@pytest.mark.parametrize("test", DRAWN)
+def test_failures_are_explained(ran: tuple[Any, Any, dict[str, Any]], test: str) -> None:
+    """A failure shows table, ranks, what fired, how often it repeats, redraw and replay lines."""
+    section = ran[1].section(test)
+    ours = section[section.index("- rpcprops -") :].splitlines()
+    heads = [line.split()[0] for line in ours[1:] if line and not line.startswith(" ")]
+    assert [head for head in heads if head in ("faults", "fired", "repeats", "redraw", "replay")] == [
+        "faults",
+        "fired",
+        "repeats",
+        "redraw",
+        "replay",
+    ]
+    text = "\n".join(ours)
+    assert re.search(r"^repeats  3 of 3 at rate \d+(, 1 of 1 at rate 1)?$", text, re.MULTILINE)
+    assert re.search(r"^redraw   @reproduce_failure\('[\d.]+', b'.*'\)$", text, re.MULTILINE)
+    assert re.search(r"^replay   rpcprops replay \.rpcprops/failures/.*json$", text, re.MULTILINE)
+    if test != "test_does_not_raise":
+        table = "FaultTable(messages_to_fail=('RREF_USER_DELETE',), num_fail_sends=1)"
+        assert f"faults   FaultPlan(default={table})" in text
+        assert "afflicts every rank of 2" in text
+        assert "fired    rank 0: failure RREF_USER_DELETE: 1 fired" in text
+    else:
+        assert "no rank is afflicted: it fails without any fault" in text
+
+
+def test_plain_failures_are_explained(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """A failing test without Hypothesis shows its table and what fired."""
+    section = ran[1].section("test_plain")
+    assert "num_fail_sends=2" in section
+    assert "failure RREF_USER_DELETE: 2 fired" in section
+
+
+def test_user_code_is_shown(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """The traceback of a failure shows the user's lines, and none of the plugin's wrapper."""
+    section = ran[1].section("test_fails")
+    assert "planted" in section
+    assert re.search("(Falsifying example|Failing test case): test_fails", section)
+    assert "pytest_plugin.py" not in section
+
+
+def test_drawn_inside_is_unconfirmed(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """A test that draws inside its body is reported with the word that it is unconfirmed."""
+    section = ran[1].section("test_draws_inside")
+    assert "repeats  unconfirmed: the test draws inside its body" in section
+    assert "--rpc-clock=real" in section
+    assert "planted" in section
+
+
+def test_fast_clock_only_is_no_failure(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """What only the fast clock shows passes, and is named as not confirmed."""
+    _, result, report = ran
+    assert report["test_fast_only"]["unconfirmed"]
+    lines = [line for line in result.lines if "not confirmed in real time" in line]
+    assert lines
+    assert all("::test_fast_only: AssertionError" in line for line in lines)
+
+
+def test_vacuous_is_said(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """A test in which no injected fault fired passes with a note; others have none."""
+    _, result, report = ran
+    lines = [line for line in result.lines if line.startswith("rpcprops: vacuous")]
+    assert lines == [
+        "rpcprops: vacuous: no injected fault fired in test_user.py::test_vacuous (1 examples)"
+    ]
+    assert report["test_vacuous"]["armed"] == 1
+    assert report["test_vacuous"]["faults_fired"] == 0
+
+
+def test_report_counts(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """The report counts examples, clusters and fired faults, and leaves out tests that are not ours."""
+    report = ran[2]
+    method = report["TestClass::test_plain_method[2]"]
+    assert (method["examples"], method["clusters"], method["armed"]) == (1, 1, 1)
+    assert method["fired_by_type"] == {"failure RREF_USER_DELETE": 2}
+    assert method["seconds"] > 0
+    drawn = report["test_parametrized[1]"]
+    assert drawn["examples"] == drawn["clusters"] == 2
+    assert report["test_slow_example"]["examples"] == 2
+    assert "test_without_us" not in report
+
+
+def test_replay_says_reproduced_and_fixed(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """`rpcprops replay` of a test's failure exits 1 while the bug is there, and 0 once it is not."""
+    project, result, _ = ran
+    line = next(
+        line for line in result.section("test_fails").splitlines() if line.startswith("replay")
+    )
+    path = line.split("rpcprops replay ")[1]
+    artefact = json.loads((project.folder / path).read_text(encoding="utf-8"))
+    assert artefact["subject"] == "test_user.py::test_fails"
+    assert artefact["promise"] == "AssertionError"
+    again = project.command("rpcprops", "replay", path)
+    assert again.code == 1, again.out + again.err
+    assert "reproduced: test_user.py::test_fails" in again.out
+    project.write(bug="FIXED = True")
+    try:
+        fixed = project.command("rpcprops", "replay", path)
+    finally:
+        project.write(bug="FIXED = False")
+    assert fixed.code == 0, fixed.out + fixed.err
+    assert "fixed: test_user.py::test_fails" in fixed.out
