@@ -8,8 +8,10 @@ from rpcprops.faults import (
     FaultTable,
     MessageType,
 )
+from rpcprops.oracle import judge
 from rpcprops.outcomes import Counters, Outcome, Violation
 from rpcprops.programs import Program
+from rpcprops.runner import run
 
 __all__ = [
     "DEFAULT_MESSAGES_TO_DELAY",
@@ -23,4 +25,6 @@ __all__ = [
     "Outcome",
     "Program",
     "Violation",
+    "judge",
+    "run",
 ]

@@ -200,7 +200,7 @@ def replay(
         if answer is None:
             msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
             raise UsageError(msg)
-        out.print(f"{answer}: {artefact.subject}")
+        out.print(escape(f"{answer}: {artefact.subject}"))
         raise typer.Exit(HOLDS if code == 0 else VIOLATED)
     with running(clock) as runner:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
@@ -243,6 +243,89 @@ def doctor(*, clock: Clock = "auto") -> None:
             healthy = healthy and not found
     out.print(table)
     raise typer.Exit(HOLDS if healthy else VIOLATED)
+
+
+@app.command()
+def bench(
+    *,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each kind.")] = 7,
+    harness: Annotated[
+        int, typer.Option(min=0, help="Runs of PyTorch's own harness (15 s and more each).")
+    ] = 3,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Also with world size, failing sends and length.")
+    ] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also the curve of rates, idle and loaded.")
+    ] = False,
+    clock: Clock = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")
+    ] = None,
+) -> None:
+    """Measure what an example costs, against PyTorch's own harness and the bare floor."""
+    from rpcprops.bench import Bench
+    from rpcprops.report._artefact import versions
+
+    with running(clock) as runner:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
+        try:
+            with err.status("measuring") as status:
+                bench = Bench(runner, repeats, status.update)
+                report["comparison"] = bench.comparison(harness)
+                _print_samples("four ranks, all four types failing three times", report)
+                if growth:
+                    report["growth"] = bench.growth()
+                    for name, rows in report["growth"].items():
+                        out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
+                if curve:
+                    report["curve"] = bench.curve()
+                    out.print(_rows_table("the curve of rates", "rate", report["curve"]))
+        finally:
+            if json_file is not None:
+                _write_json(json_file, report)
+
+
+def _print_samples(title: str, report: dict[str, Any]) -> None:
+    comparison = report["comparison"]
+    out.print(_rows_table(title, "name", comparison["samples"]))
+    for name, ratio in comparison["ratios"].items():
+        out.print(f"{name}: {ratio:g} times")
+
+
+def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("machine" if "machine" in rows[0] else key.replace("_", " "))
+    if "machine" in rows[0]:
+        table.add_column(key)
+    columns = ("seconds", "examples a second", "processor seconds", "late", "wrong")
+    for column in columns:
+        table.add_column(column, justify="right")
+    if "floor" in rows[0]:
+        table.add_column("floor seconds", justify="right")
+        table.add_column("floor processor", justify="right")
+    for row in rows:
+        cells = [str(row["machine"])] if "machine" in row else []
+        cells += [
+            f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]),
+            _spread_text(row["seconds"]),
+            f"{row['examples_per_second']:.2f}",
+            _spread_text(row["processor_seconds"]),
+            f"{row['late_seconds'] * 1000:.1f} ms",
+            str(row["wrong_verdicts"]),
+        ]
+        if "floor" in row:
+            cells += [
+                _spread_text(row["floor"]["seconds"]),
+                _spread_text(row["floor"]["processor_seconds"]),
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _spread_text(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.3f} ({spread['least']:.3f} to {spread['greatest']:.3f})"
 
 
 def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ Sources: the ten names are ``FaultyTensorPipeAgent::messageStringToType``, the r
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -253,6 +254,17 @@ class FaultTable:
         if kind not in self.failing:
             return 0.0
         return retry_wait(min(self.num_fail_sends, kind.max_retries))
+
+
+def retryable_tables() -> tuple[FaultTable, ...]:
+    """The 76 tables without delays that torch must survive: none, and 15 subsets times 5 counts."""
+    subsets = [
+        subset
+        for size in range(1, len(RETRYABLE_MESSAGE_TYPES) + 1)
+        for subset in itertools.combinations(RETRYABLE_MESSAGE_TYPES, size)
+    ]
+    failing = [FaultTable(subset, count) for count in range(1, 6) for subset in subsets]
+    return (FaultTable(), *failing)
 
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from rpcprops._frozen import FrozenMap
 
+#: Finite, because JSON has no infinity; longer than any run.
+UNLIMITED_SLACK = 1e9
+
 PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
 
@@ -196,6 +199,7 @@ class Violation:
         rank: where it was seen, None when it concerns the whole world.
         step: the step that showed it, None when it is no step's.
         needs_time: whether a machine too slow for the clock could show the same.
+        slack: virtual seconds by which waits may end late before the verdict means nothing.
     """
 
     promise: str
@@ -203,6 +207,7 @@ class Violation:
     rank: int | None = None
     step: int | None = None
     needs_time: bool = False
+    slack: float = UNLIMITED_SLACK
 
     def __str__(self) -> str:
         where = [] if self.step is None else [f"step {self.step}"]

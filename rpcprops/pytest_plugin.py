@@ -429,16 +429,18 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
     """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
     if failing.draws_inside:
         return True
+    from rpcprops.oracle import rungs
+
     kind = type(failing.error)
     fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
     if kind in record.confirmed:
         return isinstance(_again(session, failing, rate=None), kind)
-    again = _again(session, failing, rate=1.0 if fast else None)
-    if isinstance(again, kind):
-        record.confirmed.add(kind)
-        return True
-    record.unconfirmed.append(f"{kind.__name__}: {_first_line(failing.error)}")
-    return False
+    for rate in rungs(failing.recorded[0][1].clock_rate) if fast else (None,):
+        if not isinstance(_again(session, failing, rate), kind):
+            record.unconfirmed.append(f"{kind.__name__}: {_first_line(failing.error)}")
+            return False
+    record.confirmed.add(kind)
+    return True
 
 
 @functools.cache

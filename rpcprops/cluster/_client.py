@@ -63,6 +63,23 @@ _NOTED_LINES = 30
 _MODULE_SERVERS = 8
 
 
+def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with what a process that imports torch to fork ranks needs."""
+    return {
+        **environ,
+        # A thread of numpy's OpenBLAS, or of an OpenMP pool, would not survive the fork.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        # RPC executes pickled code: listen on loopback only.
+        "TP_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": "lo",
+        # "Send try N failed" is the one sign of an injected failure, and an INFO line.
+        "TORCH_CPP_LOG_LEVEL": "INFO",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 def check_clock(clock: object) -> ClockChoice:
     """`clock` if it is "auto", "real" or a rate.
 
@@ -224,21 +241,9 @@ class ClusterServer:
             f"import sys; sys.path.append({package_home!r})\n"
             f"from rpcprops.cluster._server import main; main({theirs.fileno()})"
         )
-        environ.update(
-            # A thread of numpy's OpenBLAS, or of an OpenMP pool, would not survive the fork.
-            OPENBLAS_NUM_THREADS="1",
-            OMP_NUM_THREADS="1",
-            MKL_NUM_THREADS="1",
-            # RPC executes pickled code: listen on loopback only.
-            TP_SOCKET_IFNAME="lo",
-            GLOO_SOCKET_IFNAME="lo",
-            # "Send try N failed" is the one sign of an injected failure, and an INFO line.
-            TORCH_CPP_LOG_LEVEL="INFO",
-            PYTHONUNBUFFERED="1",
-        )
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
-            env=environ,
+            env=server_environment(environ),
             stdin=subprocess.DEVNULL,
             stdout=self._log.fd,
             stderr=self._log.fd,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageType, retry_wait
+from rpcprops.oracle._worlds import OWNER_WAITS
 
-#: An owner that still holds forks at shutdown waits so many virtual seconds (torch's
-#: ``delAllUsersAndUnforkedOwners``).
-_OWNER_WAITS = 100.0
 #: Real seconds in which nothing may change before what is held is called stuck. An answer on
 #: loopback takes well under a millisecond; the rest is for a machine that is busy elsewhere.
 _QUIET = 0.15
@@ -49,14 +47,14 @@ class Deadlines:
         # Messages of one sender wait for each other's delays.
         delays = 4 * max(sum(t.messages_to_delay.values()) for t in tables)
         chain = (rref + cleanup + delays) / rate
-        # A message that is held up, or waits for its retry, is counted as under way: it is not quiet.
+        # A message that is held up, or waits for its retry, counts as under way: that is not quiet.
         quiet = _QUIET + 1.0 / rate
         return cls(
             start=margin,
             run=margin + chain + world_size * delays / rate,
             look=margin,
             settle=margin + 4 * chain + world_size * delays / rate,
-            shutdown=margin + 4 * chain + _OWNER_WAITS / rate,
+            shutdown=margin + 4 * chain + OWNER_WAITS / rate,
             quiet=quiet,
             quiet_cleanup=quiet + cleanup / rate,
             between_cleanups=max(map(_longest_cleanup_wait, tables)) * 1.5 / rate + 0.02,

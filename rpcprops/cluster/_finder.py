@@ -45,11 +45,12 @@ class ModuleMap:
 
     def covers(self, other: ModuleMap) -> bool:
         """Whether ranks that were made with this map find all that `other` asks for."""
-        return (
-            (self.first, self.directory, self.main, self.path)
-            == (other.first, other.directory, other.main, other.path)
-            and set(self.files) >= set(other.files)
-        )
+        return (self.first, self.directory, self.main, self.path) == (
+            other.first,
+            other.directory,
+            other.main,
+            other.path,
+        ) and set(self.files) >= set(other.files)
 
 
 def _installed_prefixes() -> tuple[str, ...]:

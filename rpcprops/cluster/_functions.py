@@ -27,6 +27,10 @@ _RRefs = "rref can only be pickled when using RPC"
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.cells: dict[int, _SharedCell] = {}
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
             module = sys.modules.get(obj.__module__ or "")
@@ -35,10 +39,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                     if obj.__module__ != "__main__":
                         return NotImplemented  # pickle's own way: by reference
                     return _import_member, (obj.__module__, obj.__qualname__)
-                return _reduce_nested(obj)
-        if isinstance(obj, types.CellType):
-            # As an object of its own, so that functions that share a variable still share it.
-            return _make_cell, (), _cell_contents(obj), None, None, _fill_cell
+                cells = obj.__closure__ or ()
+                # One for each cell, so that functions that share a variable still share it.
+                shared = tuple(self.cells.setdefault(id(cell), _SharedCell(cell)) for cell in cells)
+                return _reduce_nested(obj, shared)
         return super().reducer_override(obj)
 
 
@@ -53,7 +57,17 @@ def _import_member(module: str, qualname: str) -> Any:
     return _find(importlib.import_module(module), qualname)
 
 
-def _reduce_nested(function: types.FunctionType) -> Any:
+class _SharedCell:
+    """Turns into a cell where it arrives."""
+
+    def __init__(self, cell: types.CellType) -> None:
+        self.cell = cell
+
+    def __reduce__(self) -> Any:
+        return _make_cell, (), _cell_contents(self.cell), None, None, _fill_cell
+
+
+def _reduce_nested(function: types.FunctionType, closure: tuple[_SharedCell, ...]) -> Any:
     state = {
         "defaults": function.__defaults__,
         "kwdefaults": function.__kwdefaults__,
@@ -61,7 +75,6 @@ def _reduce_nested(function: types.FunctionType) -> Any:
         "annotations": {},
         "dict": function.__dict__,
     }
-    closure = function.__closure__ or ()
     arguments = (function.__code__, function.__module__, function.__name__, closure)
     return _make_nested, arguments, state, None, None, _fill_nested
 
@@ -105,7 +118,7 @@ def loads(blob: bytes) -> Any:
 def dumps(value: Any) -> bytes:
     """`value` for another process. Raises whatever its pickling raises."""
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    _Pickler(buffer).dump(value)
     return buffer.getvalue()
 
 

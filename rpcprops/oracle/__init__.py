@@ -2,6 +2,7 @@
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._judge import judge
+from rpcprops.oracle._ladder import is_decided, rungs
 from rpcprops.oracle._model import Prediction, Send, StepPrediction, predict
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "account",
     "fired",
     "fired_by_type",
+    "is_decided",
     "judge",
     "predict",
+    "rungs",
 ]

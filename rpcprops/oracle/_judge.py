@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rpcprops.errors import UsageError
@@ -105,20 +106,17 @@ def _step(
     where = getattr(step, "at", None)
     if isinstance(step, Settle):
         wanted = _padded(expected.counters, len(seen.counters), Counters())
-        return [
-            Violation(v.promise, v.message, v.rank, index, v.needs_time)
-            for v in unsettled(seen.counters, wanted, names)
-        ]
+        return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
     if seen.error is not None:
         late = bool(_TIMEOUT.search(seen.error.message))
         if expected.error in ("timeout", "unknown") and late:
             return []
         wanted_text = "torch's timeout" if expected.error == "timeout" else "no error"
         message = f"expected {wanted_text}, got {seen.error.first_line()}"
-        return [Violation("UnexpectedError", message, where, index, needs_time=late)]
+        return [Violation("UnexpectedError", message, where, index, late, expected.slack)]
     if expected.error == "timeout":
         message = f"the call had to time out, and gave {seen.value!r}"
-        return [Violation("MissingError", message, where, index, needs_time=True)]
+        return [Violation("MissingError", message, where, index, True, expected.slack)]
     if isinstance(step, Context):
         return _context(index, step, expected.value, seen.value)
     if isinstance(step, Refused):

@@ -24,7 +24,7 @@ from typing import Any
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds
 from rpcprops.oracle._gradients import run_context
-from rpcprops.outcomes import Counters
+from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import (
     Bump,
     Call,
@@ -68,11 +68,13 @@ class StepPrediction:
         value: what it yields, None when it yields nothing.
         error: the class of error that it must raise: "" none, "timeout", or "unknown" when either
             may happen.
+        slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
     """
 
     value: Any = None
     error: str = ""
+    slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
 
 
@@ -219,7 +221,7 @@ class _Model:
     def step(self, index: int, step: Step) -> StepPrediction:
         call = f"step{index}"
         value: Any = None
-        error = ""
+        error, slack = "", UNLIMITED_SLACK
         match step:
             case Remote():
                 typed = step.flavour != "python"
@@ -240,7 +242,7 @@ class _Model:
             case Fetch():
                 value = self.fetch(self.handles[step.handle], step.at)
             case Call():
-                value, error = self.call(call, step)
+                value, error, slack = self.call(call, step)
             case Bump():
                 handle = self.handles[step.handle]
                 self.send(step.at, MessageType.SCRIPT_CALL)
@@ -257,9 +259,9 @@ class _Model:
                 value = {"refused": True}
             case Settle():
                 return StepPrediction(counters=self.counters())
-        return StepPrediction(value, error)
+        return StepPrediction(value, error, slack)
 
-    def call(self, call: str, step: Call) -> tuple[Any, str]:
+    def call(self, call: str, step: Call) -> tuple[Any, str, float]:
         python = step.flavour == "python"
         message = MessageType.PYTHON_CALL if python else MessageType.SCRIPT_CALL
         self.send(step.at, message)
@@ -267,12 +269,12 @@ class _Model:
             self.calls[step.to][call] += 1
         value = self.add(step.at, step.to, step)
         if step.timeout is None:
-            return value, ""
+            return value, "", UNLIMITED_SLACK
         delay = self.plan.table(step.at).messages_to_delay.get(message, 0.0)
         slack = step.timeout - delay_milliseconds(delay) / 1000
         if slack <= -CLEARLY_LATE:
-            return None, "timeout"
-        return value, "" if slack >= CLEARLY_IN_TIME else "unknown"
+            return None, "timeout", -slack
+        return value, "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
     def nest(self, call: str, step: Nest) -> None:
         self.calls[step.via][call] += 1

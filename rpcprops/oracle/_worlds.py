@@ -7,6 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from rpcprops.outcomes import Counters, RankOutcome, Violation
 
+#: At shutdown an owner that still holds forks waits so many virtual seconds for their deletes
+#: (torch's ``RRefContext::delAllUsersAndUnforkedOwners``).
+OWNER_WAITS = 100.0
+
 #: What torch says of a leak, or of a context that it could not clean up.
 _LEAK = re.compile(r"^.*(?:Leaking RRef|Detected RRef Leaks).*$", re.MULTILINE)
 _CONTEXT_LEAK = re.compile(r"^.*Could not release Dist Autograd Context.*$", re.MULTILINE)
@@ -39,6 +43,10 @@ def unsettled(
     return found
 
 
+def _late(promise: str, message: str, rank: int) -> Violation:
+    return Violation(promise, message, rank, needs_time=True, slack=OWNER_WAITS)
+
+
 def shutdown_violations(ranks: Iterable[RankOutcome], *, leaks_allowed: bool) -> list[Violation]:
     """What a graceful shutdown should not have shown."""
     found: list[Violation] = []
@@ -49,13 +57,13 @@ def shutdown_violations(ranks: Iterable[RankOutcome], *, leaks_allowed: bool) ->
         if error is not None:
             promise = "RRefLeak" if leak else "UngracefulShutdown"
             message = f"rpc.shutdown() of {rank.name} raised {error.first_line()}"
-            found.append(Violation(promise, message, rank.rank, needs_time=True))
+            found.append(_late(promise, message, rank.rank))
         elif leak and not leaks_allowed:
             message = f"{rank.name} shut down with a leak: {leak.group().strip()}"
-            found.append(Violation("RRefLeak", message, rank.rank, needs_time=True))
+            found.append(_late("RRefLeak", message, rank.rank))
         if context:
             message = f"{rank.name} shut down with a context: {context.group().strip()}"
-            found.append(Violation("ContextLeak", message, rank.rank, needs_time=True))
+            found.append(_late("ContextLeak", message, rank.rank))
         if rank.signal:
             message = f"{rank.name} was {rank.describe_end()} during shutdown"
             found.append(Violation("RankDied", message, rank.rank))

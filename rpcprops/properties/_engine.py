@@ -16,7 +16,7 @@ from hypothesis.errors import Flaky
 
 from rpcprops import errors
 from rpcprops.errors import BrokenPromise
-from rpcprops.oracle import FaultCount, fired, fired_by_type
+from rpcprops.oracle import FaultCount, fired, fired_by_type, is_decided, rungs
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property, observe
 from rpcprops.runner import Runner
@@ -225,17 +225,25 @@ class _Examiner:
         return True
 
     def confirms(self, seen: Observation) -> bool:
-        """Whether real time shows the same broken promise."""
-        promise = seen.violations[0].promise
+        """Whether slower clocks, down to real time, show the same broken promise."""
+        first = seen.violations[0]
         if seen.outcome.clock_rate == 1.0:
             again = observe(self.runner, seen.case, anew=True, **self.options)
-        else:
-            again = observe(self.runner, seen.case, **{**self.options, "clock": "real"})
-        if any(v.promise == promise for v in again.violations):
-            return True
-        if not seen.violations[0].needs_time:
-            self.result.unconfirmed.append(f"{seen.violations[0]} under {seen.case.plan!r}")
-        return False
+            return any(v.promise == first.promise for v in again.violations)
+        for rate in rungs(seen.outcome.clock_rate):
+            slower = observe(self.runner, seen.case, **{**self.options, "clock": rate})
+            same = [v for v in slower.violations if v.promise == first.promise]
+            if not same:
+                if not first.needs_time:
+                    self.unconfirmed(f"not at rate {rate:g}", first, seen.case)
+                return False
+            if rate == 1.0 and not is_decided(same[0], slower.outcome):
+                self.unconfirmed("undecided, the machine was too loaded", first, seen.case)
+                return False
+        return True
+
+    def unconfirmed(self, why: str, violation: Violation, case: Case) -> None:
+        self.result.unconfirmed.append(f"{why}: {violation} under {case.plan!r}")
 
     def smallest(self, error: BaseException) -> Failure | None:
         """The smallest failing case that real time confirms."""

@@ -51,8 +51,7 @@ class Project:
 
     def write(self, **files: str) -> None:
         for name, text in files.items():
-            path = self.folder / f"{name.replace('__', '/')}.py"
-            path.parent.mkdir(exist_ok=True)
+            path = self.folder / f"{name}.py"
             path.write_text(textwrap.dedent(text), encoding="utf-8")
 
     def command(self, module: str, *arguments: str) -> Result:

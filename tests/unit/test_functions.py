@@ -164,6 +164,21 @@ def test_closures_that_share_a_variable_still_share_it() -> None:
     assert total == 0
 
 
+def test_functions_of_no_module_arrive() -> None:
+    """What was made by exec, in a namespace of its own, is sent whole, recursion included."""
+    namespace: dict[str, Any] = {"__name__": "nowhere_to_be_found", "offset": 1}
+    code = """
+def make():
+    def factorial(n):
+        return 1 if n < 2 else n * factorial(n - 1)
+    def entry(n):
+        return factorial(n) + offset
+    return entry
+"""
+    exec(code, namespace)
+    assert there(namespace["make"](), 5) == 121
+
+
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_lambda_arrives(factor: int) -> None:
     """A lambda goes by value, with what it closes over."""

@@ -184,7 +184,7 @@ def test_the_name_of_a_dropped_handle_stays_taken() -> None:
 @pytest.mark.parametrize("kind", [Call, Remote])
 def test_only_python_functions_take_handles(flavour: Any, kind: Any) -> None:
     """A builtin or TorchScript function cannot fetch what it is given."""
-    names = {} if kind is Call else {"out": "b"}
+    names: dict[str, Any] = {} if kind is Call else {"out": "b"}
     message = refusal(HANDLE, kind(0, 1, right="a", flavour=flavour, **names))
     expected = f"only a Python function takes a handle as an argument, not a {flavour} one."
     assert message == expected

@@ -1,0 +1,214 @@
+"""The plugin's options, and what it makes of a user's own Hypothesis settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+MakeProject = Callable[..., Any]
+
+SMALL = """
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpcprops import FaultTable
+
+
+def test_rate(rpc_cluster):
+    with rpc_cluster(world_size=1) as cluster:
+        print("rate", cluster.rate, "transport", cluster.transport)
+
+
+@settings(max_examples=9, database=None)
+@given(number=st.integers(0, 10**9))
+def test_drawn(rpc_cluster, number):
+    with open("drawn.txt", "a") as file:
+        print(number, file=file)
+    with rpc_cluster(world_size=2, faults=FaultTable(["RREF_USER_DELETE"], 1)):
+        pass
+"""
+
+SHARD_FAILS = """
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bug
+
+
+@pytest.mark.parametrize("kind", ["a", "b"])
+@settings(max_examples=4, database=None)
+@given(number=st.integers(0, 1))
+def test_fails(rpc_cluster, number, kind):
+    with rpc_cluster(world_size=1):
+        pass
+    assert bug.FIXED or kind == "b"
+
+
+def test_plain(rpc_cluster):
+    with rpc_cluster(world_size=1):
+        pass
+"""
+
+
+def test_real_clock_and_shared_memory(make_project: MakeProject) -> None:
+    """--rpc-clock=real and --rpc-transport=shm show in the header and in clusters."""
+    project = make_project(test_small=SMALL)
+    result = project.pytest("--rpc-clock=real", "--rpc-transport=shm", "-s", "-k", "rate")
+    assert result.code == 0, result.out
+    assert "rpcprops: clock real time, as asked for; transport shm" in result.lines
+    assert "rate 1.0 transport shm" in result.out
+
+
+def test_clock_by_rate(make_project: MakeProject) -> None:
+    """--rpc-clock=20 is the rate of clusters that name none."""
+    project = make_project(test_small=SMALL)
+    result = project.pytest("--rpc-clock=20", "-s", "-k", "rate")
+    assert result.code == 0, result.out
+    assert any(line.startswith("rpcprops: clock 20 ") for line in result.lines)
+    assert "rate 20.0 transport tcp" in result.out
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--rpc-clock=quick", "--rpc-clock: clock='quick' must be 'auto', 'real', or a rate"),
+        ("--rpc-clock=0.5", "--rpc-clock: clock=0.5 must be"),
+        ("--rpc-clock=nan", "--rpc-clock: clock=nan must be"),
+        ("--rpc-shards=0", "--rpc-shards=0 must be 1 or more"),
+        ("--rpc-transport=udp", "invalid choice: 'udp'"),
+        ("--rpc-replay=nothing.json", "nothing.json: No such file"),
+    ],
+)
+def test_bad_options(make_project: MakeProject, option: str, words: str) -> None:
+    """A bad option is a usage error of one line, with exit code 4, before any test runs."""
+    result = make_project(test_small=SMALL).pytest(option, "-k", "rate")
+    assert result.code == 4, result.out + result.err
+    assert words in result.out + result.err
+    assert "Traceback" not in result.out + result.err
+
+
+def test_shards_draw_different_examples(make_project: MakeProject) -> None:
+    """--rpc-shards 3 -n 2 makes three items that draw different examples, a third each."""
+    project = make_project(test_small=SMALL)
+    result, report = project.report("--rpc-shards=3", "-n", "2")
+    assert result.code == 0, result.out
+    names = [f"test_drawn[shard{n}]" for n in range(3)]
+    assert set(report) == {"test_rate", *names}
+    assert [report[name]["examples"] for name in names] == [3, 3, 3]
+    drawn = (project.folder / "drawn.txt").read_text(encoding="utf-8").split()
+    # Each shard starts with the simplest example; beyond it they differ.
+    assert len(drawn) == 9
+    assert len(set(drawn)) >= 6
+
+
+def test_derandomized_shards_differ_and_repeat(make_project: MakeProject) -> None:
+    """Derandomized shards draw other examples than each other, and the same in every run."""
+    code = SMALL.replace("max_examples=9,", "max_examples=9, derandomize=True,")
+    project = make_project(test_small=code)
+    runs = []
+    for _ in range(2):
+        (project.folder / "drawn.txt").unlink(missing_ok=True)
+        result = project.pytest("--rpc-shards=3", "--rpc-clock=real", "-k", "drawn")
+        assert result.code == 0, result.out
+        runs.append((project.folder / "drawn.txt").read_text(encoding="utf-8").split())
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) >= 6
+
+
+def test_failure_of_a_shard_is_replayed(make_project: MakeProject) -> None:
+    """The replay line of a failing shard runs without shards, and under xdist the lines are there."""
+    project = make_project(test_shards=SHARD_FAILS, bug="FIXED = False")
+    result = project.pytest("--rpc-shards=2", "-n", "2")
+    assert result.code == 1, result.out
+    assert "2 failed, 3 passed" in result.out
+    paths = {
+        line.split("rpcprops replay ")[1] for line in result.lines if line.startswith("replay  ")
+    }
+    (path,) = paths
+    artefact = json.loads((project.folder / path).read_text(encoding="utf-8"))
+    assert artefact["subject"] == "test_shards.py::test_fails[a]"
+    again = project.command("rpcprops", "replay", path)
+    assert again.code == 1, again.out + again.err
+    assert "reproduced: test_shards.py::test_fails[a]" in again.out
+    # A test that draws something else now is neither: the artefact does not fit it.
+    project.write(test_shards=SHARD_FAILS.replace("integers(0, 1)", "text(min_size=5)"))
+    changed = project.command("rpcprops", "replay", path)
+    assert changed.code == 2, changed.out + changed.err
+    assert "reproduced" not in changed.out
+
+
+PROFILES = """
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+settings.register_profile("mine", max_examples=7, deadline=12345, derandomize=True)
+settings.load_profile("mine")
+
+
+def current(test):
+    return test._hypothesis_internal_use_settings
+
+
+@given(number=st.integers())
+def test_plain(number):
+    assert hypothesis.settings.default.max_examples == 7
+
+
+@settings(deadline=4321, phases=[Phase.generate])
+@given(number=st.integers())
+def test_own_settings(rpc_cluster, number):
+    now = current(test_own_settings)
+    assert now.deadline.total_seconds() == 4.321
+    assert now.phases == (Phase.generate,)
+    assert now.max_examples == 7
+    assert now.derandomize
+    assert HealthCheck.too_slow not in now.suppress_health_check
+
+
+@given(number=st.integers())
+def test_profile(rpc_cluster, number):
+    now = current(test_profile)
+    assert now.deadline is None
+    assert now.max_examples == 7
+    assert now.derandomize
+
+
+def test_nothing_changes():
+    assert settings.get_current_profile_name() == "mine"
+    assert settings.default.deadline.total_seconds() == 12.345
+    names = {"rpcprops-dev", "rpcprops-ci", "rpcprops-nightly", "rpcprops-debug"}
+    for name in names:
+        assert settings.get_profile(name).deadline is None
+    assert current(test_own_settings).deadline.total_seconds() == 4.321
+"""
+
+
+def test_own_profiles_are_untouched(make_project: MakeProject) -> None:
+    """A user's profile and settings hold; only a deadline that nobody set is taken away."""
+    result = make_project(test_profiles=PROFILES).pytest()
+    assert result.code == 0, result.out
+
+
+def test_nothing_starts_when_nothing_is_used(make_project: MakeProject) -> None:
+    """A project without our fixture gets the header line, no server, no torch and no summary."""
+    code = """
+    import sys
+
+    import psutil
+
+
+    def test_nothing():
+        assert "torch" not in sys.modules
+        assert not psutil.Process().children()
+    """
+    result = make_project(test_nothing=code).pytest()
+    assert result.code == 0, result.out
+    assert [line for line in result.lines if "rpcprops" in line and "clock" not in line] in (
+        [],
+        [line for line in result.lines if line.startswith("plugins:")],
+    )

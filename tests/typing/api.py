@@ -1,0 +1,199 @@
+"""The public API as a user writes it. Type-checked, never run.
+
+What a checker must accept stands here plainly, with the type that it must infer. What it must
+refuse carries an ignore comment, which is itself an error wherever it is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rpcprops
+from rpcprops import (
+    DEFAULT_MESSAGES_TO_DELAY,
+    RETRYABLE_MESSAGE_TYPES,
+    Cluster,
+    ClusterServer,
+    Counters,
+    FaultPlan,
+    FaultTable,
+    MessageType,
+    Outcome,
+    Program,
+    Violation,
+    strategies,
+)
+from rpcprops.cluster import KeptValue, RankFuture, RankProxy
+from rpcprops.programs import Call, Context, Drop, Fetch, Own, Refused, Remote, Settle, Share
+
+
+def work(x: int, factor: float = 1.0) -> str:
+    """What a user's function might look like."""
+    return str(x * factor)
+
+
+def make() -> dict[str, int]:
+    """A value that stays in its rank."""
+    return {"a": 1}
+
+
+def use(value: Any, name: str) -> int:
+    """Takes a value that was kept."""
+    return int(value[name])
+
+
+async def nothing() -> None:
+    """Returns no value of interest."""
+
+
+# Faults: torch's own words, plain strings or the enumeration, any collection of them.
+TABLE = FaultTable(["RREF_USER_DELETE"], 3, {"PYTHON_CALL": 1.5})
+TABLES: list[FaultTable] = [
+    FaultTable(),
+    FaultTable(("RREF_USER_DELETE", MessageType.RREF_CHILD_ACCEPT), num_fail_sends=5),
+    FaultTable({"RREF_USER_DELETE"}, 1),
+    FaultTable(RETRYABLE_MESSAGE_TYPES, 2, DEFAULT_MESSAGES_TO_DELAY),
+    FaultTable(messages_to_fail=[MessageType.RREF_FORK_REQUEST], num_fail_sends=1),
+    FaultTable(messages_to_delay={MessageType.SCRIPT_CALL: 2}),
+    FaultTable(messages_to_delay=dict.fromkeys(MessageType, 0.5)),
+]
+FaultTable("RREF_USER_DELETE", "3")  # type: ignore[arg-type]
+FaultTable(messages_to_delay=["PYTHON_CALL"])  # type: ignore[arg-type]
+
+PLAN = FaultPlan(by_rank={1: TABLE})
+PLANS: list[FaultPlan] = [FaultPlan(), FaultPlan(TABLE), FaultPlan(TABLE, {0: FaultTable()})]
+FaultPlan(by_rank=[TABLE])  # type: ignore[arg-type]
+
+
+def faults() -> None:
+    """What a table and a plan tell."""
+    assert_type(TABLE.messages_to_fail, tuple[MessageType, ...])
+    assert_type(TABLE.num_fail_sends, int)
+    assert_type(TABLE.messages_to_delay, Mapping[MessageType, float])
+    assert_type(TABLE.is_within_budget, bool)
+    assert_type(TABLE.retry_seconds("RREF_USER_DELETE"), float)
+    assert_type(PLAN.table(1), FaultTable)
+    assert_type(PLAN.afflicted(4), tuple[int, ...])
+    assert_type(MessageType("PYTHON_CALL").is_retryable, bool)
+    assert_type(MessageType.PYTHON_CALL.max_retries, int)
+    TABLE.num_fail_sends = 4  # type: ignore[misc]
+
+
+def drawing() -> None:
+    """Every strategy, with and without arguments."""
+    assert_type(strategies.message_types(among=["PYTHON_CALL"]), st.SearchStrategy[MessageType])
+    assert_type(strategies.fail_counts(max_fail_sends=3), st.SearchStrategy[int])
+    assert_type(strategies.delays(max_delay=1.0, min_delay=0.5), st.SearchStrategy[float])
+    assert_type(
+        strategies.retryable_subsets(messages=["RREF_USER_DELETE"], min_size=1),
+        st.SearchStrategy[tuple[MessageType, ...]],
+    )
+    assert_type(
+        strategies.delay_tables(messages=("PYTHON_CALL",), max_size=1),
+        st.SearchStrategy[Mapping[MessageType, float]],
+    )
+    tables = strategies.fault_tables(
+        messages=RETRYABLE_MESSAGE_TYPES, max_fail_sends=5, max_delay=2.0
+    )
+    assert_type(tables, st.SearchStrategy[FaultTable])
+    assert_type(
+        strategies.fault_plans(world_size=4, tables=tables, max_afflicted=1),
+        st.SearchStrategy[FaultPlan],
+    )
+
+
+@given(faults=strategies.fault_tables())
+def a_property(faults: FaultTable) -> None:
+    """How most users meet the package: a drawn table, a cluster, calls."""
+    with ClusterServer().cluster(world_size=2, faults=faults) as cluster:
+        assert cluster.on(0).call(work, 1) == "1"
+
+
+def servers() -> None:
+    """Every way to make a server and a cluster."""
+    with ClusterServer() as server, server.cluster(world_size=3) as cluster:
+        assert_type(server, ClusterServer)
+        assert_type(cluster, Cluster)
+    ClusterServer(clock="real")
+    ClusterServer(clock=50)
+    ClusterServer(clock="slow")  # type: ignore[arg-type]
+    server.cluster(
+        world_size=2,
+        faults=PLAN,
+        names=["ps", "trainer"],
+        clock="auto",
+        transport="shm",
+        rpc_timeout=120,
+        num_worker_threads=4,
+        leaks="allow",
+        init=False,
+        deadline=10,
+    )
+    server.cluster(world_size=2, transport="ibv")  # type: ignore[arg-type]
+    server.cluster(2)  # type: ignore[call-arg]
+
+
+def calling(cluster: Cluster) -> None:
+    """A call keeps the type of what it calls, its arguments and its result."""
+    rank = cluster.on(0)
+    assert_type(rank, RankProxy)
+    assert_type(rank.call(work, 1), str)
+    assert_type(rank.call(work, 1, factor=2.0), str)
+    assert_type(cluster.on("trainer").call(make), dict[str, int])
+    assert_type(rank.submit(work, 1), RankFuture[str])
+    assert_type(rank.submit(work, 1).result(), str)
+    assert_type(rank.submit(work, 1).done(), bool)
+    assert_type(cluster.each(work, 1), list[str])
+    assert_type(rank.call(lambda: 5), int)
+    kept = rank.call(make, keep=True)
+    assert_type(kept, KeptValue)
+    assert_type(rank.call(use, kept, "a"), int)
+    assert_type(rank.call(work, 1, keep=True), KeptValue)
+    rank.submit(work, "one")  # type: ignore[arg-type]
+    cluster.each(work)  # type: ignore[call-arg]
+
+
+def looking(cluster: Cluster) -> None:
+    """What a cluster shows of itself."""
+    assert_type(cluster.settle(), tuple[Counters, ...])
+    cluster.settle(expect=[Counters(owners=1, forks=1), Counters()])
+    assert_type(cluster.snapshot(), tuple[Counters, ...])
+    assert_type(cluster.snapshot()[0].owners, int)
+    assert_type(cluster.outcome, Outcome)
+    assert_type(cluster.world_size, int)
+    assert_type(cluster.outcome.ranks[0].exit_code, int | None)
+
+
+PROGRAM = Program(
+    3,
+    (
+        Remote(0, 1, "a", (1.0, 2.0), (3.0, 4.0), flavour="builtin"),
+        Own(2, "mine"),
+        Share(0, "a", 2, "b"),
+        Fetch(2, "b"),
+        Call(0, 1, timeout=0.5, wait="async"),
+        Call(0, 2, (1.0, 2.0), right="a"),
+        Context(0, "x", (1, 2), nested=True),
+        Settle(),
+        Refused(1, "x"),
+        Drop(0, "a"),
+        Drop(2, "b"),
+    ),
+    name="everything",
+)
+Remote(0, 1, "a", flavour="rust")  # type: ignore[arg-type]
+
+
+def judging() -> None:
+    """A program is run under a table, a plan or nothing, and what it showed is judged."""
+    for under in (TABLE, PLAN, None):
+        outcome = rpcprops.run(PROGRAM, under, world_size=4, clock=50)
+        assert_type(outcome, Outcome)
+        assert_type(rpcprops.judge(PROGRAM, under, outcome), tuple[Violation, ...])
+    found = rpcprops.judge(None, PLAN, rpcprops.run(PROGRAM))
+    assert_type(found[0].promise, str)
+    assert_type(found[0].rank, int | None)

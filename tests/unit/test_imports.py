@@ -1,0 +1,203 @@
+"""What imports what: no torch before a rank needs it, no Hypothesis in one, and one direction."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rpcprops
+
+PACKAGE = Path(rpcprops.__file__).parent
+TESTS = Path(__file__).parents[1]
+
+#: The data: it stands on nothing else of ours.
+DATA = ("errors", "_frozen", "faults", "programs", "outcomes", "_json")
+#: Who may import torch: what runs in ranks (our own, and those that the benchmarks compare with),
+#: the server that forks them, and the fixture.
+WITH_TORCH = (
+    "rpcprops._bare_ranks",
+    "rpcprops._torch_harness",
+    "rpcprops.cluster._interpreter",
+    "rpcprops.cluster._rank",
+    "rpcprops.cluster._server",
+    "rpcprops.fixture",
+)
+
+
+def source_files() -> dict[str, Path]:
+    """Every module of the package, by name (``strategies`` is a link, and followed)."""
+    found: dict[str, Path] = {}
+    for folder, _, names in os.walk(PACKAGE, followlinks=True):
+        for name in names:
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                parts = ["rpcprops", *path.relative_to(PACKAGE).with_suffix("").parts]
+                found[".".join(parts).removesuffix(".__init__")] = path
+    return dict(sorted(found.items()))
+
+
+MODULES = source_files()
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def statements(tree: ast.AST, *, top_only: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements of a file; with `top_only` those that run when it is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not (top_only and _runs_later(node)):
+            yield from statements(node, top_only=top_only)
+
+
+def imported(path: Path, *, top_only: bool = True) -> set[str]:
+    """The modules that a file imports, and the names that it takes from each."""
+    found: set[str] = set()
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), top_only=top_only):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            continue
+        module = str(node.module)
+        if node.level:
+            # No package of ours imports from further up than its own folder.
+            assert node.level == 1
+            module = f"rpcprops.{path.parent.name}.{module}"
+        found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def roots(names: set[str]) -> set[str]:
+    """The top-level packages of some names."""
+    return {name.partition(".")[0] for name in names}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh process has loaded after a statement."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return roots(set(json.loads(done.stdout)))
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import rpcprops", {"torch", "numpy", "hypothesis", "pytest", "_pytest", "rich", "typer"}),
+        ("import rpcprops.strategies", {"torch", "numpy", "pytest", "_pytest", "rich"}),
+        ("import rpcprops.properties, rpcprops.report._text, rpcprops.replay", {"torch", "numpy"}),
+        ("import rpcprops.cli", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
+        ("import rpcprops.pytest_plugin", {"torch", "numpy"}),
+        ("import rpcprops.oracle", {"torch", "numpy", "hypothesis", "pytest"}),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, absent: set[str]) -> None:
+    """torch takes seconds to import and a fork needs a process without it: only ranks load it."""
+    assert not loaded_by(statement) & absent
+
+
+def test_every_public_name_exists_and_is_described() -> None:
+    """What `__all__` promises is there, sorted as ruff sorts it, and documents itself."""
+    assert len(set(rpcprops.__all__)) == len(rpcprops.__all__)
+    for name in rpcprops.__all__:
+        value = getattr(rpcprops, name)
+        assert inspect.getdoc(value), name
+        assert not name.startswith("_")
+
+
+@pytest.mark.parametrize("name", ["run", "judge", "Cluster", "ClusterServer", "FaultTable"])
+def test_the_promised_names_are_public(name: str) -> None:
+    """What the documentation builds on is in the package itself."""
+    assert name in rpcprops.__all__
+
+
+@pytest.mark.parametrize("package", ["oracle", "properties", "strategies", "cluster"])
+def test_every_name_of_a_subpackage_exists(package: str) -> None:
+    """The lists of names of the subpackages hold nothing that is not there."""
+    code = (
+        f"import rpcprops.{package} as it\n"
+        f"assert it.__all__ and all(hasattr(it, name) for name in it.__all__)"
+    )
+    loaded_by(code)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is(name: str) -> None:
+    """Each module begins with a docstring, whose first line is a sentence."""
+    doc = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    assert doc
+    assert doc.splitlines()[0].rstrip().endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_stands_on_nothing_but_data(name: str) -> None:
+    """Faults, programs and outcomes import neither torch nor anything that runs or judges them."""
+    found = imported(MODULES[f"rpcprops.{name}"], top_only=False)
+    ours = {module for module in found if module.startswith("rpcprops")}
+    allowed = {f"rpcprops.{data}" for data in DATA}
+    assert all(any(f"{module}.".startswith(f"{a}.") for a in allowed) for module in ours), ours
+    others = roots(found - ours) - set(sys.stdlib_module_names)
+    assert others <= {"msgspec"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.oracle")])
+def test_the_oracle_is_pure(name: str) -> None:
+    """Judging needs data and nothing else: no torch, no Hypothesis, no clock, no files."""
+    found = imported(MODULES[name], top_only=False)
+    ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+    assert ours <= {*DATA, "oracle"}
+    others = roots({module for module in found if not module.startswith("rpcprops")})
+    assert others <= set(sys.stdlib_module_names)
+    assert not others & {"os", "time", "random", "subprocess", "socket", "pathlib", "io"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.strategies")])
+def test_strategies_draw_data_and_run_nothing(name: str) -> None:
+    """What draws faults knows neither a cluster nor torch."""
+    found = imported(MODULES[name], top_only=False)
+    ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+    assert ours <= {*DATA, "strategies"}
+    assert roots(found) <= {"rpcprops", "hypothesis", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in WITH_TORCH])
+def test_only_ranks_and_the_fixture_import_torch(name: str) -> None:
+    """Every other module can be imported where there is no torch."""
+    assert "torch" not in roots(imported(MODULES[name]))
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.cluster")])
+def test_the_cluster_knows_no_test_framework(name: str) -> None:
+    """What runs ranks imports no pytest and no Hypothesis, which would cost every rank."""
+    found = imported(MODULES[name], top_only=False)
+    assert not roots(found) & {"pytest", "_pytest", "hypothesis", "rich", "typer"}
+    ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+    assert not ours & {"properties", "strategies", "report", "cli", "pytest_plugin", "runner"}
+
+
+def test_nobody_imports_the_folder_by_its_bare_name() -> None:
+    """`import strategies` works in a checkout and in no wheel, so nothing may do it."""
+    files = [*MODULES.values(), *TESTS.rglob("*.py"), PACKAGE.parent / "conftest.py"]
+    for path in files:
+        if path.exists():
+            assert "strategies" not in roots(imported(path, top_only=False)), path
+
+
+def test_the_package_begins_with_re_exports_only() -> None:
+    """The package's own file holds imports and the list of names, and nothing that runs."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    kinds = {type(node) for node in tree.body}
+    assert kinds == {ast.Expr, ast.ImportFrom, ast.Assign}
