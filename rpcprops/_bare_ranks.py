@@ -15,7 +15,7 @@ import time
 from torch.distributed import rpc
 
 from rpcprops import clock
-from rpcprops.cluster import _rank
+from rpcprops.cluster import _pages, _rank
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 
@@ -43,6 +43,7 @@ def main() -> None:
     world_size, rate, repeats = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     gc.collect()
     gc.freeze()
+    _pages.collapse()
     for _ in range(repeats):
         began = time.monotonic()
         store = os.memfd_create("store")

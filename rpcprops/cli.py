@@ -71,9 +71,10 @@ def parse_clock(text: str) -> Any:
     from rpcprops.cluster._client import check_clock
 
     try:
-        return check_clock(float(text))
+        rate = float(text)
     except ValueError:
         return check_clock(text)
+    return check_clock(rate)
 
 
 @contextmanager
@@ -118,9 +119,16 @@ def check(
 ) -> None:
     """Check the shipped properties against the installed torch, under sampled fault tables."""
     from rpcprops.profiles import PROFILES
-    from rpcprops.properties import PROPERTIES, Examination, examine
+    from rpcprops.properties import PROPERTIES, Examination, Observation, examine
     from rpcprops.report._artefact import write
-    from rpcprops.report._text import artefact_of, failure_lines
+    from rpcprops.report._text import (
+        artefact_of,
+        describe_faults,
+        describe_logs,
+        describe_plan,
+        describe_program,
+        failure_lines,
+    )
 
     if list_only:
         for prop in PROPERTIES.values():
@@ -141,11 +149,19 @@ def check(
                 for prop in chosen:
                     task = progress.add_task(prop.name, total=count, note="")
 
-                    def on_example(so_far: Examination, task: Any = task) -> None:
+                    def on_example(
+                        so_far: Examination, seen: Observation, task: Any = task
+                    ) -> None:
                         note = f"{so_far.faults_fired} faults fired"
                         progress.update(task, completed=so_far.examples, note=note)
                         if profile == "debug":
-                            progress.console.print(f"  {so_far.fired_by_type}")
+                            for line in (
+                                *describe_plan(seen.case.plan, seen.outcome.world_size),
+                                *describe_program(seen.case.program),
+                                *describe_faults(seen.faults),
+                                *describe_logs(seen.outcome),
+                            ):
+                                progress.console.print(f"    {escape(line)}")
 
                     result = examine(
                         prop,

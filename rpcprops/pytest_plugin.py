@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rpcprops import clock as clocks
+from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import MachineCannot, UsageError
@@ -378,6 +379,7 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
                 raise
             error = raised
         recorded = session.take_recorded()
+        _show_logs(recorded)
         if known is None:
             _account(record, recorded)
             record.examples += 1
@@ -398,6 +400,16 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
         raise error
 
     return example
+
+
+def _show_logs(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
+    """Under the debug profile, print what each rank wrote (shown with -s, or on failure)."""
+    if profiles.current() != profiles.DEBUG:
+        return
+    from rpcprops.report._text import describe_logs, describe_plan
+
+    for plan, outcome in recorded:
+        print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))
 
 
 def _example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -447,20 +459,21 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
 def _example_runner() -> Callable[[Callable[[], None]], None]:
     """Runs a body in a Hypothesis test of its own, which must be made outside of any other.
 
-    A body may use ``note`` and ``event``, which need a test, and ``target``, which accepts each label
-    once only in an example.
+    A body may use ``note`` and ``event``, which need a test, and ``target``, which accepts each
+    label once only in an example.
     """
     import hypothesis
     from hypothesis import strategies as st
 
     bodies: list[Callable[[], None]] = []
+    no_health_checks: Any = list(hypothesis.HealthCheck)
 
     @hypothesis.settings(
         max_examples=1,
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=no_health_checks,
         verbosity=hypothesis.Verbosity.quiet,
     )
     @hypothesis.given(st.none())

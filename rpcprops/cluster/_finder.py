@@ -8,6 +8,7 @@ modules (:func:`describe_modules`), and a finder in the ranks loads them from th
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -65,6 +66,7 @@ def _installed_prefixes() -> tuple[str, ...]:
 _INSTALLED = _installed_prefixes()
 
 
+@functools.cache
 def is_user_file(file: str | None) -> bool:
     """Whether `file` is a user's Python source, neither the standard library's nor installed."""
     if not file or not file.endswith(".py"):

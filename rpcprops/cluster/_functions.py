@@ -18,10 +18,14 @@ from typing import Any
 
 import cloudpickle
 
+from rpcprops.cluster import _finder
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError
 
 #: Values that stay in this rank, by number (see `Kept`).
 _kept: dict[int, Any] = {}
+
+#: The user's script here, and in ranks, where its name keeps the guarded part shut.
+_MAIN = ("__main__", "__mp_main__")
 
 _RRefs = "rref can only be pickled when using RPC"
 
@@ -32,13 +36,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.cells: dict[int, _SharedCell] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type | types.FunctionType) and obj.__module__ in _MAIN:
+            main = sys.modules.get("__main__")
+            if main is None or not _finder.is_user_file(getattr(main, "__file__", None)):
+                # A notebook, or python -c: ranks cannot import it, so by value with its globals.
+                return super().reducer_override(obj)
+            if _find(main, obj.__qualname__) is obj:
+                return _import_member, ("__main__", obj.__qualname__)
         if isinstance(obj, types.FunctionType):
             module = sys.modules.get(obj.__module__ or "")
             if module is not None and obj.__globals__ is module.__dict__:
                 if _find(module, obj.__qualname__) is obj:
-                    if obj.__module__ != "__main__":
-                        return NotImplemented  # pickle's own way: by reference
-                    return _import_member, (obj.__module__, obj.__qualname__)
+                    return NotImplemented  # pickle's own way: by reference
                 cells = obj.__closure__ or ()
                 # One for each cell, so that functions that share a variable still share it.
                 shared = tuple(self.cells.setdefault(id(cell), _SharedCell(cell)) for cell in cells)
@@ -72,7 +81,7 @@ def _reduce_nested(function: types.FunctionType, closure: tuple[_SharedCell, ...
         "defaults": function.__defaults__,
         "kwdefaults": function.__kwdefaults__,
         "qualname": function.__qualname__,
-        "annotations": {},
+        "annotations": function.__annotations__,
         "dict": function.__dict__,
     }
     arguments = (function.__code__, function.__module__, function.__name__, closure)
@@ -107,6 +116,7 @@ def _fill_nested(function: types.FunctionType, state: dict[str, Any]) -> None:
     function.__defaults__ = state["defaults"]
     function.__kwdefaults__ = state["kwdefaults"]
     function.__qualname__ = state["qualname"]
+    function.__annotations__ = state["annotations"]
     function.__dict__.update(state["dict"])
 
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _finder, _rank, _wire
+from rpcprops.cluster import _finder, _pages, _rank, _wire
 from rpcprops.cluster._spec import Hello, WorldSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -68,6 +68,7 @@ class Server:
             unsafe = "calls torch.set_num_threads, which makes a thread pool"
         gc.collect()
         gc.freeze()
+        _pages.collapse()
         _wire.send(
             self.sock,
             (

@@ -87,7 +87,7 @@ def examine(
     max_examples: int,
     seed: int | None = None,
     database: ExampleDatabase | None = None,
-    on_example: Callable[[Examination], None] | None = None,
+    on_example: Callable[[Examination, Observation], None] | None = None,
     **options: Any,
 ) -> Examination:
     """Draw `max_examples` cases of `prop`, shrink the first that fails, and say what holds.
@@ -116,7 +116,7 @@ class _Examiner:
         self,
         prop: Property,
         runner: Runner,
-        on_example: Callable[[Examination], None] | None,
+        on_example: Callable[[Examination, Observation], None] | None,
         options: dict[str, Any],
     ) -> None:
         self.prop = prop
@@ -209,7 +209,7 @@ class _Examiner:
         self.result.faults_fired += fired(seen.faults)
         self.fired.update(fired_by_type(seen.faults))
         if self.on_example is not None:
-            self.on_example(self.result)
+            self.on_example(self.result, seen)
 
     def repeats(self, seen: Observation) -> bool:
         """Whether a failing case fails again: in real time for a new promise, else fast."""

@@ -126,6 +126,9 @@ def read(path: Path) -> Artefact:
         UsageError: it cannot be read, is damaged, is no artefact, or is of a newer format.
     """
     try:
+        if path.exists() and not path.is_file():
+            msg = f"{path}: no regular file, so no artefact of ours."
+            raise UsageError(msg)
         if path.stat().st_size > _MAX_BYTES:
             msg = f"{path}: larger than {_MAX_BYTES >> 20} MiB, so no artefact of ours."
             raise UsageError(msg)

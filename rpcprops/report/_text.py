@@ -63,6 +63,15 @@ def describe_end(outcome: Outcome) -> list[str]:
     return lines
 
 
+def describe_logs(outcome: Outcome) -> list[str]:
+    """What each rank wrote."""
+    lines: list[str] = []
+    for rank in outcome.ranks:
+        lines.append(f"log      {rank.name}:")
+        lines += [f"         {line}" for line in rank.log.splitlines()]
+    return lines
+
+
 def replay_line(path: Path) -> str:
     """The command that runs an artefact again."""
     return f"rpcprops replay {shlex.quote(str(path))}"

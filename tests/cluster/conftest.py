@@ -91,9 +91,7 @@ def own_server() -> Iterator[ClusterServer]:
 def run_script(tmp_path: Path) -> RunScript:
     """Runs Python source as a script of its own, in an empty folder."""
 
-    def run(
-        source: str, *arguments: str, code: int = 0, seconds: float = SCRIPT_SECONDS
-    ) -> Script:
+    def run(source: str, *arguments: str, code: int = 0, seconds: float = SCRIPT_SECONDS) -> Script:
         file = tmp_path / "script.py"
         file.write_text(textwrap.dedent(source), encoding="utf-8")
         folder = tmp_path / "run"

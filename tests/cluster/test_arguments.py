@@ -11,7 +11,6 @@ import pytest
 from rpcprops import ClusterServer, FaultPlan, FaultTable
 from rpcprops.errors import UsageError
 
-
 _BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"world_size": 0}, ["world_size=0", "1 to 16"]),
     ({"world_size": 17}, ["world_size=17", "1 to 16"]),

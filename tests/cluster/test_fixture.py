@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-import torch.distributed.rpc as rpc
+from torch.distributed import rpc
 
 from rpcprops import FaultPlan, FaultTable
 from rpcprops.errors import UsageError
@@ -72,7 +72,10 @@ def test_drop_in(rpc_cluster: ClusterFactory) -> None:
     assert ours["timeout"] == [False, False, False, True, False, False]
 
 
-def options_for(table: FaultTable | None, raw: Any = None) -> tuple[list[str], int, dict[str, float]]:
+Options = tuple[list[str], int, dict[str, float]]
+
+
+def options_for(table: FaultTable | None, raw: Any = None) -> Options:
     class Fixture(FaultyRpcAgentTestFixture):
         file_name = "unused"
 
@@ -103,7 +106,8 @@ def test_a_table_goes_into_the_fixture(rpc_cluster: ClusterFactory) -> None:
 def join_by_hand() -> tuple[int, list[str], int]:
     fixture = for_this_rank()
     options = fixture.rpc_backend_options
-    rpc.init_rpc(
+    module: Any = rpc
+    module.init_rpc(
         fixture.name,
         backend=fixture.rpc_backend,
         rank=fixture.rank,
@@ -139,7 +143,7 @@ def test_init_by_hand_uses_loopback_tcp(rpc_cluster: ClusterFactory) -> None:
     def look() -> tuple[str, float, bool]:
         with open("/proc/self/maps", encoding="utf-8") as maps:
             shared = "tensorpipe_shm" in maps.read()
-        return rpc.get_worker_info().name, rpc.get_rpc_timeout(), shared
+        return rpc.get_worker_info().name, rpc.api.get_rpc_timeout(), shared
 
     with rpc_cluster(world_size=2, init=False, names=["a", "b"], rpc_timeout=77.0) as cluster:
         cluster.each(join_by_hand)

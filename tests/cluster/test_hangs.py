@@ -1,5 +1,7 @@
 """Ranks that hang: in which phase, where in their code, and holding what."""
 
+# ruff: noqa: PT012  (what is raised comes from leaving the block of the cluster)
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.rpc as rpc
+from torch.distributed import rpc
 
 from rpcprops import Counters
 from rpcprops.errors import RankHung
@@ -138,7 +140,8 @@ def test_hang_in_shutdown(rpc_cluster: ClusterFactory) -> None:
     """A shutdown that does not end is RankHung in phase shutdown, with its stack."""
 
     def replace_shutdown(action: Callable[[], None]) -> None:
-        rpc.shutdown = lambda graceful=True: action()
+        module: Any = rpc
+        module.shutdown = lambda graceful: action()
 
     cluster = rpc_cluster(world_size=2, deadline=0.5, clock=100)
     with pytest.raises(RankHung, match=r"does not shut down \(phase shutdown") as caught:
@@ -184,7 +187,7 @@ def test_hang_at_the_start(
     monkeypatch.setitem(sys.modules, "waits_in_ranks", module)
     spec.loader.exec_module(module)
     try:
-        with pytest.warns(UserWarning, match="importing waits_in_ranks starts 1 thread"):
+        with pytest.warns(UserWarning, match="importing waits_in_ranks .*thread"):
             cluster = rpc_cluster.server.make_cluster("waits_in_ranks", world_size=2, deadline=3)
             with pytest.raises(RankHung, match=r"did not join the world \(phase start") as caught:
                 with cluster:

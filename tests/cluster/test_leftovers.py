@@ -124,7 +124,9 @@ def test_ranks_hold_no_descriptor_of_another(rpc_cluster: ClusterFactory) -> Non
     """A rank has one control channel, one log and one store: no other rank's, nor the server's."""
 
     def logs_here() -> set[str]:
-        links = {os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
+        links = {
+            os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
+        }
         return {link.split(":")[1].split(" ")[0] for link in links if link.startswith("/memfd:rpc")}
 
     with rpc_cluster(world_size=3) as cluster:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed.rpc as rpc
+from torch.distributed import rpc
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, MessageType
 from rpcprops import clock as clocks
@@ -73,7 +74,8 @@ def test_the_test_process_keeps_its_clock(rpc_cluster: ClusterFactory) -> None:
 @needs_clock
 def test_clusters_of_two_rates_at_once(rpc_cluster: ClusterFactory) -> None:
     """The rate belongs to a cluster: two at once run at their own."""
-    with rpc_cluster(world_size=1, clock=50) as fast, rpc_cluster(world_size=1, clock="real") as slow:
+    one, other = rpc_cluster(world_size=1, clock=50), rpc_cluster(world_size=1, clock="real")
+    with one as fast, other as slow:
         quick = fast.on(0).submit(slept, 20.0)
         began = time.monotonic()
         assert slow.on(0).call(slept, 0.2)[1] < 5.0
@@ -138,8 +140,9 @@ def test_the_rpc_timeout_is_the_clusters(rpc_cluster: ClusterFactory) -> None:
     """`rpc_timeout` is what calls without a timeout of their own wait, in virtual seconds."""
 
     def options() -> tuple[float, int]:
-        agent = rpc.api._get_current_rpc_agent()
-        return rpc.get_rpc_timeout(), agent._get_backend_options().num_worker_threads
+        api: Any = rpc.api
+        options = api._get_current_rpc_agent()._get_backend_options()
+        return api.get_rpc_timeout(), options.num_worker_threads
 
     with rpc_cluster(world_size=1, rpc_timeout=123, num_worker_threads=3) as cluster:
         assert cluster.on(0).call(options) == (123.0, 3)

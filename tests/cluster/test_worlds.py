@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import torch.distributed.rpc as rpc
+from torch.distributed import rpc
 
 from rpcprops.errors import UsageError
 from rpcprops.outcomes import Counters
@@ -112,9 +112,9 @@ def test_nothing_works_after_the_end(rpc_cluster: ClusterFactory) -> None:
         cluster.on(0).submit(remote_name)
     with pytest.raises(UsageError, match="not running"):
         cluster.each(remote_name)
-    with pytest.raises(UsageError, match="not running|over"):
+    with pytest.raises(UsageError, match=r"not running|over"):
         cluster.settle()
-    with pytest.raises(UsageError, match="not running|over"):
+    with pytest.raises(UsageError, match=r"not running|over"):
         cluster.snapshot()
     assert cluster.outcome == outcome
 

@@ -285,6 +285,7 @@ def test_functions_of_a_script_find_the_script_again(monkeypatch: pytest.MonkeyP
     """What lives in ``__main__`` is looked up in the other process's ``__main__``, not copied."""
     here, over_there = types.ModuleType("__main__"), types.ModuleType("__main__")
     for module in (here, over_there):
+        module.__file__ = __file__  # A script; what has no file goes by value.
         exec(MAIN, module.__dict__)
     monkeypatch.setitem(sys.modules, "__main__", here)
     blobs = [_functions.dumps(here.top), _functions.dumps(here.make())]

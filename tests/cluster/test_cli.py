@@ -1,0 +1,252 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rpcprops.properties import PROPERTIES
+
+#: Real seconds: far above what a command takes, so that a hang fails instead of staying.
+COMMAND_SECONDS = 100
+COMMAND = [sys.executable, "-m", "rpcprops"]
+KEYS = {
+    "name",
+    "promise",
+    "verdict",
+    "examples",
+    "executions",
+    "faults_fired",
+    "fired_by_type",
+    "seconds",
+    "violations",
+    "unconfirmed",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Rpcprops = Callable[..., Ended]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "160", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def rpcprops(tmp_path: Path, environment: dict[str, str]) -> Rpcprops:
+    """Runs the rpcprops command in an empty folder."""
+
+    def run(*arguments: str) -> Ended:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def read_verdicts(path: Path) -> list[dict[str, Any]]:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["versions"]["torch"]
+    assert data["clock"].startswith("clock: ")
+    verdicts: list[dict[str, Any]] = data["properties"]
+    for verdict in verdicts:
+        assert set(verdict) >= KEYS
+        assert verdict["verdict"] in ("holds", "known", "violated", "vacuous", "undecided")
+    return verdicts
+
+
+def test_check(rpcprops: Rpcprops, tmp_path: Path) -> None:
+    """`check` of two properties exits 0, prints a verdict of each, and writes them as JSON."""
+    names = ["rref-values", "timeout-holds"]
+    file = tmp_path / "out.json"
+    ended = rpcprops("check", *names, "-n", "8", "--seed", "7", "--json", str(file))
+    assert ended.code == 0, ended.out + ended.err
+    verdicts = read_verdicts(file)
+    assert [verdict["name"] for verdict in verdicts] == names
+    for verdict in verdicts:
+        assert verdict["verdict"] == "holds"
+        assert 1 <= verdict["examples"] <= 8
+        assert verdict["faults_fired"] == sum(verdict["fired_by_type"].values()) > 0
+        assert verdict["seconds"] > 0
+        assert verdict["violations"] == verdict["unconfirmed"] == []
+        assert f"holds     {verdict['name']}" in ended.out
+    assert "Traceback" not in ended.err
+
+
+def test_unknown_property(rpcprops: Rpcprops) -> None:
+    """An unknown property exits 2 with one line that lists the known ones, and starts nothing."""
+    began = time.monotonic()
+    ended = rpcprops("check", "rref-values", "rref-valeus")
+    assert ended.code == 2
+    assert "there is no property 'rref-valeus'" in ended.err
+    assert all(name in ended.err for name in PROPERTIES)
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "Traceback" not in ended.out + ended.err
+    assert time.monotonic() - began < 20
+
+
+def test_list(rpcprops: Rpcprops) -> None:
+    """`check --list` names every property with its promise, one a line, and exits 0."""
+    ended = rpcprops("check", "--list")
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PROPERTIES)
+    for line, shipped in zip(lines, PROPERTIES.values(), strict=True):
+        assert line.endswith(shipped.promise)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "--profile", "weekly"], "there is no profile 'weekly'; there are: dev, ci"),
+        (["check", "--transport", "udp"], "--transport 'udp' must be 'tcp' or 'shm'"),
+        (["check", "--clock", "quick"], "clock='quick' must be 'auto', 'real', or a rate"),
+        (["check", "--clock", "0.5"], "clock=0.5 must be"),
+        (["check", "-n", "0"], "Invalid value for '--examples' / '-n'"),
+        (["check", "-n", "many"], "Invalid value for '--examples' / '-n'"),
+        (["doctor", "--clock", "nan"], "clock=nan must be"),
+        (["replay", "nothing.json"], "nothing.json: No such file or directory."),
+        (["replay"], "Missing argument"),
+        (["sing"], "sing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_misuse(rpcprops: Rpcprops, arguments: list[str], words: str) -> None:
+    """Every misuse exits 2 and names the value, without a traceback."""
+    ended = rpcprops(*arguments)
+    assert ended.code == 2, ended.out + ended.err
+    assert words in ended.err
+    assert "Traceback" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json {",
+        "{}",
+        "[1, 2]",
+        '{"what": "rpcprops failure", "format": 999}',
+        '{"what": "rpcprops failure", "format": 1, "kind": "program"}',
+        '{"what": "rpcprops failure", "format": 1, "kind": "program", "subject": 3}',
+        "[" * 100_000,
+        "\x00\x01",
+    ],
+    ids=["empty", "text", "object", "list", "newer", "bare", "types", "deep", "bytes"],
+)
+def test_damaged_artefacts(rpcprops: Rpcprops, tmp_path: Path, text: str) -> None:
+    """`replay` of a damaged file exits 2 and says so in one line."""
+    file = tmp_path / "damaged.json"
+    file.write_text(text, encoding="utf-8")
+    ended = rpcprops("replay", "damaged.json")
+    assert ended.code == 2
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "damaged.json" in ended.err
+    assert not ended.out
+
+
+def test_doctor(rpcprops: Rpcprops, tmp_path: Path) -> None:
+    """`doctor` exits 0, names versions and clock, has tried both transports, and writes nothing."""
+    ended = rpcprops("doctor")
+    assert ended.code == 0, ended.out + ended.err
+    for word in ("python", "torch", "rpcprops", "hypothesis", "clock", "tcp", "shm"):
+        assert any(line.startswith(word) for line in ended.out.splitlines()), word
+    assert ended.out.count("one injected failure fired and was retried") == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["", "check", "replay", "doctor"])
+def test_help(rpcprops: Rpcprops, command: str) -> None:
+    """`--help` of each command exits 0, says what it does, and imports no torch to do so."""
+    began = time.monotonic()
+    ended = rpcprops(*command.split(), "--help")
+    assert ended.code == 0
+    assert "Usage:" in ended.out
+    assert len(ended.out.splitlines()) > 5
+    if not command:
+        assert "Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot" in ended.out
+    assert time.monotonic() - began < 20
+
+
+def test_interrupted_check(tmp_path: Path, environment: dict[str, str]) -> None:
+    """An interrupted `check` exits 130, prints and writes what it has, and leaves no process."""
+    file = tmp_path / "out.json"
+    with subprocess.Popen(
+        [*COMMAND, "check", "timeout-holds", "rref-values", "-n", "4000", "--json", str(file)],
+        cwd=tmp_path,
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            # Its first line comes when the server runs.
+            assert process.stdout.readline().startswith("torch ")
+            time.sleep(2)
+            below = psutil.Process(process.pid).children(recursive=True)
+            assert below
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130, out + err
+    assert "interrupted" in err
+    assert "Traceback" not in out + err
+    read_verdicts(file)
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+
+
+def test_interrupted_start(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A `check` that is interrupted while its server starts exits 130 too, not as a violation."""
+    with subprocess.Popen(
+        [*COMMAND, "check", "rref-values"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not psutil.Process(process.pid).children() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            below = psutil.Process(process.pid).children(recursive=True)
+            assert below
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
