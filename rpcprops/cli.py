@@ -312,15 +312,12 @@ def _print_samples(title: str, report: dict[str, Any]) -> None:
 
 def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("machine" if "machine" in rows[0] else key.replace("_", " "))
-    if "machine" in rows[0]:
-        table.add_column(key)
-    columns = ("seconds", "examples a second", "processor seconds", "late", "wrong")
-    for column in columns:
-        table.add_column(column, justify="right")
+    columns = ["machine"] if "machine" in rows[0] else []
+    columns += [key.replace("_", " "), "seconds", "a second", "processor", "late", "wrong"]
     if "floor" in rows[0]:
-        table.add_column("floor seconds", justify="right")
-        table.add_column("floor processor", justify="right")
+        columns += ["floor seconds", "floor processor"]
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         cells = [str(row["machine"])] if "machine" in row else []
         cells += [
@@ -341,7 +338,7 @@ def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _spread_text(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.3f} ({spread['least']:.3f} to {spread['greatest']:.3f})"
+    return f"{spread['median']:.3f} ({spread['least']:.2f}-{spread['greatest']:.2f})"
 
 
 def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:

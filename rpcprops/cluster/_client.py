@@ -51,7 +51,7 @@ Leaks = Literal["raise", "allow"]
 ClockChoice = Literal["auto", "real"] | float
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
-DEFAULT_RATE = 100.0
+DEFAULT_RATE = 400.0
 #: Virtual seconds before an RPC that names no timeout fails: far away at any rate.
 DEFAULT_RPC_TIMEOUT = 86_400.0
 DEFAULT_WORKER_THREADS = 8

@@ -143,7 +143,8 @@ def test_init_by_hand_uses_loopback_tcp(rpc_cluster: ClusterFactory) -> None:
     def look() -> tuple[str, float, bool]:
         with open("/proc/self/maps", encoding="utf-8") as maps:
             shared = "tensorpipe_shm" in maps.read()
-        return rpc.get_worker_info().name, rpc.api.get_rpc_timeout(), shared
+        api: Any = rpc.api
+        return rpc.get_worker_info().name, api.get_rpc_timeout(), shared
 
     with rpc_cluster(world_size=2, init=False, names=["a", "b"], rpc_timeout=77.0) as cluster:
         cluster.each(join_by_hand)

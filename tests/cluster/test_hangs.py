@@ -1,6 +1,6 @@
 """Ranks that hang: in which phase, where in their code, and holding what."""
 
-# ruff: noqa: PT012  (what is raised comes from leaving the block of the cluster)
+# ruff: noqa: PT012, PT031  (what is raised comes from leaving the block of the cluster)
 
 from __future__ import annotations
 

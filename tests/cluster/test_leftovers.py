@@ -1,8 +1,9 @@
-"""Nothing outlives: no process, no descriptor, no file, however a cluster or a test process ends."""
+"""Nothing outlives: no process, descriptor or file, however a cluster or a test process ends."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_closing_the_server_in_use(still_alive: StillAlive) -> None:
 
 
 def test_descriptors_do_not_grow(rpc_cluster: ClusterFactory) -> None:
-    """Over 30 clusters, some of which fail, neither this process nor its servers gain a descriptor."""
+    """Over 30 clusters, some of which fail, no process of ours gains a descriptor."""
 
     def run(number: int) -> None:
         if number % 3:
@@ -118,6 +119,22 @@ def test_descriptors_do_not_grow(rpc_cluster: ClusterFactory) -> None:
     for number in range(30):
         run(number)
     assert count() == before
+
+
+def test_many_descriptors_are_no_limit(rpc_cluster: ClusterFactory) -> None:
+    """A test process that has more descriptors open than select() can name still makes clusters."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1400:
+        pytest.skip(f"this process may open {soft} descriptors only")
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with rpc_cluster(world_size=2) as cluster:
+            assert cluster.each(abs, -3) == [3, 3]
+        with ClusterServer(clock="real") as server, server.cluster(world_size=1) as cluster:
+            assert cluster.on(0).call(abs, -3) == 3
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def test_ranks_hold_no_descriptor_of_another(rpc_cluster: ClusterFactory) -> None:

@@ -195,13 +195,8 @@ def test_outcomes(ran: tuple[Any, Any, dict[str, Any]]) -> None:
 def test_header(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     """The header has one line of ours: the clock and the transport."""
     lines = [line for line in ran[1].lines if line.startswith("rpcprops: clock")]
-    assert (
-        lines
-        == [
-            "rpcprops: clock auto (the rate is measured when the first cluster starts); transport tcp"
-        ]
-        or "real time, since the clock library was not built" in lines[0]
-    )
+    assert len(lines) == 1
+    assert lines[0].endswith("; transport tcp")
 
 
 def test_no_complaints_of_hypothesis(ran: tuple[Any, Any, dict[str, Any]]) -> None:

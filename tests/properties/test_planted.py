@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import judge
 from rpcprops.outcomes import Violation
 from rpcprops.properties import Case, Property, _base, _programs, examine
 from rpcprops.pytest_plugin import ClusterFactory
@@ -21,7 +22,7 @@ from rpcprops.runner import Runner
 from rpcprops.strategies import fault_plans
 
 SECONDS = 150
-USER_TESTS = '''
+USER_TESTS = """
 import os
 import signal
 
@@ -60,7 +61,7 @@ def test_killed(rpc_cluster, faults):
         cluster.on(0).call(lambda: rpc.rpc_sync("worker1", torch.add, args=(torch.ones(1), 1)))
         if "RREF_USER_DELETE" in table.failing and table.num_fail_sends >= 2:
             cluster.on(1).call(die)
-'''
+"""
 
 
 def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +109,7 @@ def test_a_wrong_value_of_the_oracle_is_found(
     rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An oracle that expects a wrong value where accepts fail is shrunk, reported and replayed."""
-    honest = _base.judge
+    honest = judge
 
     def wrong(program: Any, plan: Any, outcome: Any) -> tuple[Violation, ...]:
         table = FaultPlan.of(plan).table(2)
