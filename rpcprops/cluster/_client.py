@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import select
 import socket
 import subprocess
@@ -59,6 +60,9 @@ DEFAULT_WORKER_THREADS = 8
 DEFAULT_DEADLINE = 30.0
 _SERVER_START_SECONDS = 120.0
 _NOTED_LINES = 30
+#: What TensorPipe says of a peer that is gone, and the real seconds in which its death is known.
+_LOST_CONNECTION = re.compile(r"EOF|[Cc]onnection (reset|closed)|[Pp]ipe (closed|broken)|ECONN")
+_DEATH_SECONDS = 1.0
 #: Module servers kept for the next cluster of the same test module.
 _MODULE_SERVERS = 8
 
@@ -646,7 +650,7 @@ class RankProxy:
     @overload
     def call(
         self, fn: Callable[..., Any], *args: Any, keep: Literal[True], **kwargs: Any
-    ) -> _functions.KeptValue: ...
+    ) -> Any: ...
     @overload
     def call(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
     def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -1063,7 +1067,9 @@ class Cluster:
         blob = _functions.dump_call(fn, args, kwargs)
         number = next(self._numbers)
         channel = self._channels[rank]
-        channel.send(("call", number, blob, keep))
+        # The phase is there even if the answer comes while something else is awaited.
+        with self._phase("run", self.deadlines.run):
+            channel.send(("call", number, blob, keep))
         return RankFuture(channel, number)
 
     def _must_run(self) -> None:
@@ -1214,8 +1220,11 @@ class Cluster:
     def _blame_death(self, error: BaseException) -> None:
         """Raise what killed a rank, if one has died: the error of another follows from that."""
         __tracebackhide__ = True
-        # Its control channel closes before its connections, whose end its peers see.
+        # The channel of a dead rank closes about when its peers see their connections to it end.
+        deadline = time.monotonic() + (_DEATH_SECONDS if _LOST_CONNECTION.search(str(error)) else 0)
         self._pump(0.0)
+        while not any(c.lost for c in self._channels) and time.monotonic() < deadline:
+            self._pump(0.05)
         if self._over or not any(c.lost for c in self._channels):
             return
         with self._phase("run", self.deadlines.look) as phase:

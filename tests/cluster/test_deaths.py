@@ -248,6 +248,7 @@ def test_dead_server_is_no_fault_of_the_code(still_alive: Callable[..., list[int
 
     from rpcprops import ClusterServer
 
+    began, pids = 0.0, list[int]()
     with ClusterServer(clock="real") as server:
         with pytest.raises(HarnessError, match="server has died"):
             with server.cluster(world_size=2, deadline=20) as cluster:

@@ -319,7 +319,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     """A folder is no artefact."""
-    assert "Is a directory" in refusal(tmp_path)
+    assert "no regular file" in refusal(tmp_path)
 
 
 def test_a_path_too_long_is_refused(tmp_path: Path) -> None:
