@@ -227,13 +227,15 @@ class Bench:
         self.say("growth with failing sends")
         program = small_program()
         samples = self.alternate([("", program, failing(n), self.rate) for n in FAILURES])
+        floor = {"floor": sample_json(self.floor(4))}
         table["failing_sends"] = [
-            {"failing_sends": n, **sample_json(s)} for n, s in zip(FAILURES, samples, strict=True)
+            {"failing_sends": n, **sample_json(s), **floor}
+            for n, s in zip(FAILURES, samples, strict=True)
         ]
         self.say("growth with program length")
         samples = self.alternate([("", long_program(n), failing(0), self.rate) for n in LENGTHS])
         table["steps"] = [
-            {"steps": n, **sample_json(s)} for n, s in zip(LENGTHS, samples, strict=True)
+            {"steps": n, **sample_json(s), **floor} for n, s in zip(LENGTHS, samples, strict=True)
         ]
         return table
 

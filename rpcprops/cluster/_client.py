@@ -1003,26 +1003,19 @@ class Cluster:
     def shutdown(self) -> None:
         """Graceful shutdown of all ranks, then their exit; what is wrong is kept, not raised."""
         with self._phase("shutdown", self.deadlines.shutdown) as phase:
-            if self.init:
-                number = next(self._numbers)
-                for channel in self._channels:
-                    channel.send(("shutdown", number))
-                answers = self._gather(phase, number, "does not shut down")
-                if answers is None:
-                    return
-                for channel, (kind, payload) in zip(self._channels, answers, strict=True):
-                    if kind == "error":
-                        error = _functions.load_error(payload, channel.rank)
-                        channel.shutdown_error = RaisedError(type(error).__name__, str(error))
             number = next(self._numbers)
             for channel in self._channels:
-                channel.send(("exit", number))
-            answers = self._gather(phase, number, "does not exit")
+                channel.send(("exit", number, self.init))
+            answers = self._gather(phase, number, "does not shut down")
             if answers is None:
                 return
-            for channel, (_, seen) in zip(self._channels, answers, strict=True):
-                # Shutdown's own messages are no part of what the program did.
+            for channel, (_, (blob, seen)) in zip(self._channels, answers, strict=True):
+                # Of what was held up and counted, shutdown's own messages are no part.
+                channel.calls = seen["calls"]
                 channel.late_seconds = max(channel.late_seconds, seen["late"])
+                if blob:
+                    error = _functions.load_error(blob, channel.rank)
+                    channel.shutdown_error = RaisedError(type(error).__name__, str(error))
             while any(c.status is None for c in self._channels):
                 self._pump(min(phase.left(), 0.5))
                 self._must_have_server()

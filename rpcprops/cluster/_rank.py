@@ -136,7 +136,6 @@ class _Rank:
 
     def serve(self) -> int:
         """The main thread: calls in order, until told to exit."""
-        code = 0
         while True:
             message = self.work.get()
             kind = message[0]
@@ -146,11 +145,8 @@ class _Rank:
                 self.step(*message[1:])
             elif kind == "release":
                 _functions.release(message[1])
-            elif kind == "shutdown":
-                code = self.shutdown(message[1])
             elif kind == "exit":
-                self.answer(message[1], "ok", self.look())
-                return code
+                return self.leave(*message[1:])
             # A message that stays in a local would keep its arguments alive.
             del message
 
@@ -171,15 +167,18 @@ class _Rank:
     def step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
         self.answer(number, "ok", _interpreter.run_step(index, step, self.spec.names, contexts))
 
-    def shutdown(self, number: int) -> int:
-        try:
-            rpc.shutdown(graceful=True)
-        except BaseException as error:
-            self.answer(number, *_functions.dump_error(error, self.rank))
-            traceback.print_exc()
-            return EXIT_SHUTDOWN_FAILED
-        self.answer(number, "ok", b"")
-        return 0
+    def leave(self, number: int, graceful: bool) -> int:
+        """Shut RPC down if asked to, answer with the error and a last look; the exit code."""
+        code, blob = 0, b""
+        if graceful:
+            try:
+                rpc.shutdown(graceful=True)
+            except BaseException as error:
+                code = EXIT_SHUTDOWN_FAILED
+                _, blob = _functions.dump_error(error, self.rank)
+                traceback.print_exc()
+        self.answer(number, "ok", (blob, self.look()))
+        return code
 
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection."""
