@@ -16,10 +16,14 @@ from typing import Any, cast
 
 import torch.distributed.rpc._testing  # noqa: F401  (registers FAULTY_TENSORPIPE)
 from torch.distributed import rpc
-from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
 
+from rpcprops import profiles
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import DEFAULT_MESSAGES_TO_DELAY, RETRYABLE_MESSAGE_TYPES, FaultTable
+
+# torch.testing registers Hypothesis profiles of its own (`dev` among them) and loads one.
+with profiles.kept():
+    from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
 
 #: What torch's fixture fails, and how often, when a test does not say.
 DEFAULT_FAULT_TABLE = FaultTable(

@@ -7,6 +7,8 @@ none of a user's is overwritten; choose one with ``settings.load_profile`` in co
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 #: Profile name to settings. The deadline is off because an example starts processes.
@@ -35,6 +37,22 @@ def register() -> None:
         # Hypothesis's own `ci`, which is derandomized and has no database.
         settings.register_profile(name, settings.get_profile("default"), deadline=None, **chosen)
     _register.register()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Undo what an import inside does to Hypothesis's profiles."""
+    from hypothesis import settings
+
+    loaded = settings.get_current_profile_name()
+    registered: dict[str, Any] = settings._profiles
+    before = dict(registered)
+    try:
+        yield
+    finally:
+        registered.clear()
+        registered.update(before)
+        settings.load_profile(loaded)
 
 
 def current() -> str:

@@ -88,3 +88,19 @@ def test_a_users_profiles_stay_as_they_are(ci: str) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_fixture_leaves_profiles_alone() -> None:
+    """Importing torch.testing through our fixture keeps the user's profiles and choice."""
+    code = """
+from hypothesis import settings
+settings.register_profile("dev", max_examples=7)
+settings.register_profile("mine", max_examples=9)
+settings.load_profile("mine")
+import rpcprops.fixture
+import torch.testing._internal.common_utils
+assert settings.get_current_profile_name() == "mine"
+assert settings().max_examples == 9
+assert settings.get_profile("dev").max_examples == 7
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -6,13 +6,16 @@ import unittest
 from typing import Any
 
 import pytest
+
+from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
+from rpcprops.pytest_plugin import ClusterFactory
+
+# After our fixture, which undoes what torch.testing does to Hypothesis's profiles.
+# isort: split
 from torch.testing._internal.common_utils import TestCase
 from torch.testing._internal.distributed.rpc.dist_autograd_test import FaultyAgentDistAutogradTest
 from torch.testing._internal.distributed.rpc.faulty_agent_rpc_test import FaultyAgentRpcTest
 from torch.testing._internal.distributed.rpc.jit.rpc_test_faulty import JitFaultyAgentRpcTest
-
-from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
-from rpcprops.pytest_plugin import ClusterFactory
 
 SUITES = (FaultyAgentRpcTest, FaultyAgentDistAutogradTest, JitFaultyAgentRpcTest)
 IN_CI = (
