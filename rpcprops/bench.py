@@ -1,7 +1,8 @@
 """Measures what an example costs: PyTorch's own harness, real time, the fast clock, the bare floor.
 
-Every figure is a median over repeats with its least and greatest. What is compared is measured in
-turn within one run (A B C, A B C, …), so that a machine whose speed drifts does not favour one.
+Every figure is a median over repeats with its least and greatest. Our own kinds of run are measured
+in turn (A B C, A B C, …), so that a machine whose speed drifts does not favour one; the floor and
+PyTorch's harness are processes of their own and run in blocks of the same run.
 """
 
 from __future__ import annotations

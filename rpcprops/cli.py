@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay`` and ``doctor``.
+"""The command line: ``rpcprops check``, ``replay``, ``doctor`` and ``bench``.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -184,6 +184,8 @@ def check(
                             f"    [cyan]known[/cyan]    {escape(prop.known.why)}"
                         )
                         progress.console.print(f"    source   {escape(prop.known.source)}")
+                    if result.reason:
+                        progress.console.print(f"    reason   {escape(result.reason)}")
                     for line in result.unconfirmed:
                         progress.console.print(f"    [yellow]unconfirmed[/yellow] {escape(line)}")
         finally:
@@ -416,6 +418,8 @@ def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
                 if result.failure
                 else [],
                 "unconfirmed": list(result.unconfirmed),
+                "reruns": result.reruns,
+                "reason": result.reason,
             }
             for result in done
         ],

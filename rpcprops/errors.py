@@ -46,10 +46,6 @@ class RemoteError(RpcPropsError):
     """A rank raised an exception that cannot be pickled; its type and text are in the message."""
 
 
-class Undecided(RpcPropsError):
-    """The machine was too loaded to tell a broken promise from a late one."""
-
-
 class BrokenPromise(RpcPropsError, AssertionError):
     """A promise of torch RPC, or of the code under test, did not hold; subclasses name which."""
 

@@ -74,9 +74,11 @@ class _ItemRecord:
     armed: int = 0
     fired: Counter[str] = field(default_factory=Counter)
     confirmed: set[type[BaseException]] = field(default_factory=set)
+    first_ones: list[_Failing] = field(default_factory=list)
     failing: dict[Any, _Failing] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
     smallest: _Failing | None = None
+    is_last: bool = True
     repeats: list[str] = field(default_factory=list)
 
 
@@ -249,8 +251,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         artefact = read(Path(path))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    for item in items:
-        if item.nodeid == artefact.subject and artefact.reproduction is not None:
+    found = [item for item in items if item.nodeid == artefact.subject]
+    if not found:
+        msg = f"the test of the artefact, {artefact.subject}, is not among those collected."
+        raise pytest.UsageError(msg)
+    for item in found:
+        if artefact.reproduction is not None:
             _reproduce(item, artefact)
 
 
@@ -340,7 +346,8 @@ class _prepared:  # noqa: N801  (used as a function)
         _example_runner()
         default: Any = hypothesis.settings.default
         ours = self.settings or default
-        changes: dict[str, Any] = {"print_blob": True}
+        # One failure, so that its notes and its artefact are of the same example.
+        changes: dict[str, Any] = {"print_blob": True, "report_multiple_bugs": False}
         if ours.phases == default.phases:
             # It traces lines of this process, and what fails runs in others: slow, and no help.
             changes["phases"] = [phase for phase in ours.phases if phase.name != "explain"]
@@ -444,14 +451,15 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
     from rpcprops.oracle import rungs
 
     kind = type(failing.error)
-    fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
     if kind in record.confirmed:
         return isinstance(_again(session, failing, rate=None), kind)
-    for rate in rungs(failing.recorded[0][1].clock_rate) if fast else (None,):
+    fastest = max(outcome.clock_rate for _, outcome in failing.recorded)
+    for rate in rungs(fastest) or (None,):
         if not isinstance(_again(session, failing, rate), kind):
             record.unconfirmed.append(f"{kind.__name__}: {_first_line(failing.error)}")
             return False
     record.confirmed.add(kind)
+    record.first_ones.append(failing)
     return True
 
 
@@ -512,7 +520,11 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseExce
 def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
     """Settle on the smallest failing example that real time shows; tell how often it repeats."""
     # Hypothesis runs the smallest last.
-    for failing in list(reversed(record.failing.values()))[:_CONFIRMATIONS]:
+    candidates = list(reversed(record.failing.values()))
+    tried = candidates[:_CONFIRMATIONS]
+    # The first failure of each kind was confirmed when it was found.
+    tried += [failing for failing in record.first_ones if failing not in tried]
+    for failing in tried:
         kind = type(failing.error)
         fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
         if failing.draws_inside:
@@ -527,6 +539,7 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
         if fast:
             record.repeats.append("1 of 1 at rate 1")
         record.smallest = failing
+        record.is_last = failing is candidates[0]
         return
     if record.failing:
         record.smallest = list(record.failing.values())[-1]
@@ -537,11 +550,22 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
+def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
+    """Whether a fault was asked for whose firing can be seen."""
+    for rank in outcome.ranks:
+        table = plan.table(rank.rank)
+        if any(message.is_retryable for message in table.failing):
+            return True
+        if table.delaying and rank.delayed_sends is not None:
+            return True
+    return False
+
+
 def _account(record: _ItemRecord, recorded: list[tuple[FaultPlan, Outcome]]) -> None:
     from rpcprops.oracle import account, fired_by_type
 
     record.clusters += len(recorded)
-    if any(plan.afflicted(outcome.world_size) for plan, outcome in recorded):
+    if any(_is_armed(plan, outcome) for plan, outcome in recorded):
         record.armed += 1
     for plan, outcome in recorded:
         record.fired.update(fired_by_type(account(None, plan, outcome)))
@@ -584,6 +608,7 @@ def pytest_runtest_makereport(
         "examples": record.examples,
         "clusters": record.clusters,
         "armed": record.armed,
+        "drawn": getattr(_function(item), "is_hypothesis_test", False),
         "faults_fired": record.fired.total(),
         "fired_by_type": dict(sorted(record.fired.items())),
         "unconfirmed": record.unconfirmed,
@@ -614,9 +639,11 @@ def _failure_lines(
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
     blob = next((m for note in getattr(error, "__notes__", ()) for m in _BLOB.finditer(note)), None)
-    if blob is None:
-        return lines
-    lines.append(f"redraw   {blob.group()}")
+    if not record.is_last or not getattr(_function(item), "is_hypothesis_test", False):
+        # Hypothesis's line is for its last example; without it, a replay runs the whole test.
+        blob = None
+    if blob is not None:
+        lines.append(f"redraw   {blob.group()}")
     outcomes = tuple(outcome for _, outcome in smallest.recorded)
     path = artefacts.write(
         artefacts.Artefact(
@@ -629,7 +656,7 @@ def _failure_lines(
             clock_rate=session.server.rate,
             transport=session.transport,
             repeats=tuple(record.repeats),
-            reproduction=(blob.group(1), blob.group(2)),
+            reproduction=None if blob is None else (blob.group(1), blob.group(2)),
             rootdir=str(item.config.rootpath),
         ),
         item.config.rootpath / artefacts.DIRECTORY,
@@ -664,7 +691,8 @@ def pytest_terminal_summary(
         f"rpcprops: {clusters} clusters in {len(_reports)} tests, {fired} injected faults fired"
     )
     for summary in _reports:
-        if summary["armed"] and not summary["faults_fired"] and summary["outcome"] == "passed":
+        passed = summary["drawn"] and summary["outcome"] == "passed"
+        if passed and summary["armed"] and not summary["faults_fired"]:
             terminalreporter.write_line(
                 f"rpcprops: vacuous: no injected fault fired in {summary['nodeid']} "
                 f"({summary['examples']} examples)",

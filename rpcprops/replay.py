@@ -97,10 +97,13 @@ def replay_test(path: Path, artefact: Artefact, *, clock: str | None) -> int:
     """
     folder = Path(artefact.rootdir)
     if not folder.is_dir():
+        # Written on another machine: the folder that holds .rpcprops/failures here.
+        folder = path.resolve().parents[2]
+    if not folder.is_dir():
         msg = f"the test ran in {artefact.rootdir!r}, which is no folder here."
         raise UsageError(msg)
     command = [sys.executable, "-m", "pytest", artefact.subject, f"--rpc-replay={path.resolve()}"]
-    command += ["-p", "no:cacheprovider", "-q"]
+    command += ["-p", "no:cacheprovider", "-q", f"--rpc-transport={artefact.transport}"]
     if clock is not None:
         command.append(f"--rpc-clock={clock}")
     return subprocess.run(command, cwd=folder, env=dict(os.environ), check=False).returncode

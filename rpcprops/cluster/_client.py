@@ -98,7 +98,7 @@ def check_clock(clock: object) -> ClockChoice:
             f"for each real second)."
         )
         raise UsageError(msg)
-    return float(clock)
+    return "real" if clock == 1 else float(clock)
 
 
 @dataclass
@@ -374,8 +374,12 @@ class ClusterServer:
         Raises:
             MachineCannot: a rate was named that this machine cannot give.
         """
+        chosen = self._chosen_rate(clock)
+        return chosen if self.override_rate is None else min(chosen, self.override_rate)
+
+    def _chosen_rate(self, clock: ClockChoice | None) -> float:
         if clock is None:
-            return self.rate if self.override_rate is None else self.override_rate
+            return self.rate
         choice = check_clock(clock)
         if choice == "real":
             return 1.0
@@ -718,7 +722,6 @@ class Cluster:
         self._channels: list[_Channel] = []
         self._numbers = itertools.count(1)
         self._phases: list[PhaseOutcome] = []
-        self._steps: list[StepOutcome] = []
         self._found: list[Violation] = []
         self._log_sizes: tuple[int, ...] = ()
         self._logs_changed = 0.0
@@ -844,6 +847,8 @@ class Cluster:
                 if self._peer.reader.closed:
                     break
                 self._pump(0.2)
+        with contextlib.suppress(OSError, HarnessError):
+            self._pump(0.0)
         self._over = True
         if self._peer is not None:
             self._peer.clusters -= 1
@@ -1248,7 +1253,6 @@ class Cluster:
             torch_version=self.server.torch_version,
             phases=tuple(self._phases),
             ranks=tuple(c.outcome() for c in self._channels),
-            steps=tuple(self._steps),
         )
 
     def _raise_found(self) -> None:

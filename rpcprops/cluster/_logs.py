@@ -7,6 +7,10 @@ import re
 
 #: What torch's retry callback logs at INFO for each failed send of a retryable message.
 _FAILED_SEND = re.compile(rb"\] Send try \d+ failed$", re.MULTILINE)
+_LEAKS = re.compile(
+    rb"^.*(?:Leaking RRef|Detected RRef Leaks|Could not release Dist Autograd Context).*$",
+    re.MULTILINE,
+)
 _KEPT = 16 << 10
 
 
@@ -28,8 +32,10 @@ class RankLog:
         return os.pread(self.fd, max(0, self.size() - start), start)
 
     def text(self) -> str:
-        """The last 16 KiB, as text."""
-        return self.text_from(max(0, self.size() - _KEPT))
+        """The last 16 KiB, as text, after the lines before them that tell of a leak."""
+        start = max(0, self.size() - _KEPT)
+        told = [line.decode("utf-8", "replace") for line in _LEAKS.findall(self.read()[:start])]
+        return "\n".join([*told, self.text_from(start)])
 
     def text_from(self, start: int) -> str:
         """Everything from `start` on, as text."""

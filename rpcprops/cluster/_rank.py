@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -183,14 +182,11 @@ class _Rank:
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection."""
         gc.collect()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         seen: dict[str, Any] = {
             "counters": read_counters(),
             "calls": dict(_interpreter.ledger),
-            "virtual": time.monotonic(),
             "late": 0.0,
             "delays": None,
-            "processor": usage.ru_utime + usage.ru_stime,
         }
         if clock.loaded():
             seen["late"] = clock.lateness().maximum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rpcprops.faults import FaultPlan, MessageType
@@ -13,8 +13,9 @@ from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program
 
 Kind = Literal["failure", "delay"]
-#: How sure the type of a fired fault is: exact, or not known which of several it was.
-Attribution = Literal["exact", "unattributed"]
+#: How sure the type of a fired fault is: exact, inferred from how long the steps of its sender
+#: took (where the clock library was not there to see it), or not known which of several it was.
+Attribution = Literal["exact", "inferred", "unattributed"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,8 +54,35 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
         retryable = [m for m in table.failing if m.is_retryable]
         counts += _failures(rank.rank, retryable, could, rank.failed_sends)
         could = delays[rank.rank] if delays and rank.rank < len(delays) else None
-        counts += _delays(rank.rank, table.delaying, could, rank.delayed_sends)
+        delayed = _delays(rank.rank, table.delaying, could, rank.delayed_sends)
+        if rank.delayed_sends is None and program is not None:
+            spent = _step_seconds(program, outcome, rank.rank)
+            delayed = _inferred(delayed, table.delaying, spent)
+        counts += delayed
     return tuple(counts)
+
+
+def _step_seconds(program: Program, outcome: Outcome, rank: int) -> float:
+    """Virtual seconds that the steps of a rank took in all."""
+    return sum(
+        step.seconds
+        for step in outcome.steps
+        if getattr(program.steps[step.index], "at", None) == rank
+    )
+
+
+def _inferred(
+    counts: list[FaultCount], lengths: Mapping[MessageType, int], seconds: float
+) -> list[FaultCount]:
+    """The delays that could strike did, if the steps of the rank took as long as all of them."""
+    known = [count for count in counts if count.message and count.could]
+    asked = sum((count.could or 0) * lengths[MessageType(count.message)] for count in known)
+    if not known or seconds * 1000 < asked:
+        return counts
+    return [
+        replace(count, fired=count.could, attribution="inferred") if count in known else count
+        for count in counts
+    ]
 
 
 def _failures(

@@ -81,6 +81,8 @@ def _phases(outcome: Outcome) -> list[Violation]:
             phase.detail,
             phase.ranks[0] if phase.ranks else None,
             needs_time=True,
+            # A second of real time, against the three and more after which a hang is called one.
+            slack=outcome.clock_rate,
         )
         for phase in outcome.phases
         if phase.verdict == "hung"
@@ -94,6 +96,10 @@ def _deaths(outcome: Outcome) -> list[Violation]:
         if rank.signal or (rank.exit_code is not None and not shutting):
             message = f"{rank.name} died before its time: {rank.describe_end()}"
             found.append(Violation("RankDied", message, rank.rank))
+    shutdown = outcome.phase("shutdown")
+    if shutdown is not None and shutdown.verdict == "failed" and not found:
+        rank_number = shutdown.ranks[0] if shutdown.ranks else None
+        found.append(Violation("RankDied", f"during shutdown: {shutdown.detail}", rank_number))
     start = outcome.phase("start")
     if start is not None and start.verdict == "failed" and not found:
         found.append(Violation("UnexpectedError", start.detail))

@@ -15,7 +15,7 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 
 from rpcprops import errors
-from rpcprops.errors import BrokenPromise
+from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, fired, fired_by_type, is_decided, rungs
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property, observe
@@ -65,7 +65,9 @@ class Examination:
         examples: cases that were run (shrinking not counted).
         faults_fired: injected faults that were seen to strike, in those.
         fired_by_type: the same by kind and type.
-        unconfirmed: failures of the fast clock that real time did not show.
+        unconfirmed: failures that a slower clock, down to real time, did not show again.
+        reruns: fast runs that meant nothing on a machine this loaded; slower ones decided.
+        reason: why it is violated without a failing case.
         seconds: real seconds.
     """
 
@@ -76,6 +78,8 @@ class Examination:
     faults_fired: int = 0
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
+    reruns: int = 0
+    reason: str = ""
     seconds: float = 0.0
     failure: Failure | None = None
 
@@ -126,6 +130,7 @@ class _Examiner:
         self.result = Examination(prop)
         self.fired: Counter[str] = Counter()
         self.confirmed: set[str] = set()
+        self.first_ones: list[Observation] = []
         self.failing: dict[Case, Observation] = {}
         self.shrinking = False
         self.seen: set[Case] = set()
@@ -137,6 +142,8 @@ class _Examiner:
         error = self.search(max_examples, seed, database)
         if error is not None:
             self.result.failure = self.smallest(error)
+            if self.result.failure is None and not self.result.unconfirmed:
+                self.result.unconfirmed.append(f"not shown again: {error}")
         self.result.fired_by_type = dict(sorted(self.fired.items()))
         self.result.seconds = time.monotonic() - began
         self.result.verdict = self.verdict()
@@ -152,8 +159,11 @@ class _Examiner:
             return "violated"
         if self.result.unconfirmed:
             return "undecided"
-        if expects:
-            # Documented to fail, and it holds: the documentation is wrong, or nothing was tested.
+        if expects and known is not None:
+            version = self.runner.server.torch_version
+            self.result.reason = (
+                f"documented to fail on torch {version} ({known.promise}), and holds"
+            )
             return "violated"
         if self.prop.needs_faults and not self.result.faults_fired:
             return "vacuous"
@@ -222,39 +232,50 @@ class _Examiner:
         if not self.confirms(seen):
             return False
         self.confirmed.add(promise)
+        self.first_ones.append(seen)
         return True
 
     def confirms(self, seen: Observation) -> bool:
         """Whether slower clocks, down to real time, show the same broken promise."""
         first = seen.violations[0]
-        if seen.outcome.clock_rate == 1.0:
-            again = observe(self.runner, seen.case, anew=True, **self.options)
-            return any(v.promise == first.promise for v in again.violations)
-        for rate in rungs(seen.outcome.clock_rate):
-            slower = observe(self.runner, seen.case, **{**self.options, "clock": rate})
-            same = [v for v in slower.violations if v.promise == first.promise]
-            if not same:
-                if not first.needs_time:
-                    self.unconfirmed(f"not at rate {rate:g}", first, seen.case)
+        rate = seen.outcome.clock_rate
+        for slower_rate in rungs(rate) or (1.0,):
+            try:
+                again = observe(
+                    self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
+                )
+            except MachineCannot as error:
+                self.unconfirmed(f"rate {slower_rate:g} could not be had ({error})", seen)
                 return False
-            if rate == 1.0 and not is_decided(same[0], slower.outcome):
-                self.unconfirmed("undecided, the machine was too loaded", first, seen.case)
+            same = [v for v in again.violations if v.promise == first.promise]
+            if not same:
+                if is_decided(first, seen.outcome):
+                    self.unconfirmed(f"not again at rate {slower_rate:g}", seen)
+                else:
+                    # The fast run meant nothing on this machine; the slower one has decided.
+                    self.result.reruns += 1
+                return False
+            if slower_rate == 1.0 and not is_decided(same[0], again.outcome):
+                self.unconfirmed("undecided, the machine was too loaded", seen)
                 return False
         return True
 
-    def unconfirmed(self, why: str, violation: Violation, case: Case) -> None:
-        self.result.unconfirmed.append(f"{why}: {violation} under {case.plan!r}")
+    def unconfirmed(self, why: str, seen: Observation) -> None:
+        self.result.unconfirmed.append(f"{why}: {seen.violations[0]} under {seen.case.plan!r}")
 
     def smallest(self, error: BaseException) -> Failure | None:
         """The smallest failing case that real time confirms."""
         # Hypothesis ends with the smallest, so the later of two that fail is the smaller.
         candidates = list(reversed(self.failing.values()))
-        for seen in candidates[:_CONFIRMATIONS]:
+        tried = candidates[:_CONFIRMATIONS]
+        # The first failure of each promise was confirmed when it was found.
+        tried += [seen for seen in self.first_ones if seen not in tried]
+        for seen in tried:
             if self.confirms(seen):
-                return self.failure(seen, error)
+                return self.failure(seen, error if seen is candidates[0] else None)
         return None
 
-    def failure(self, seen: Observation, error: BaseException) -> Failure:
+    def failure(self, seen: Observation, error: BaseException | None) -> Failure:
         promise = seen.violations[0].promise
         again = [
             observe(self.runner, seen.case, anew=True, **self.options) for _ in range(_REPEATS)
@@ -271,7 +292,7 @@ class _Examiner:
             outcome=seen.outcome,
             faults=seen.faults,
             repeats=tuple(repeats),
-            reproduction=reproduction_lines(error),
+            reproduction=() if error is None else reproduction_lines(error),
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rpcprops.oracle import predict
-from rpcprops.outcomes import Outcome, StepOutcome
+from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
 from rpcprops.properties._base import Case
 from rpcprops.runner import Runner
 
@@ -36,10 +36,14 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
     steps: list[StepOutcome] = []
     try:
         cluster.start()
-        for life in range(2):
-            cluster.each(_init)
-            if life == 0:
-                cluster.each(_shutdown)
+        for enter in (_init, _shutdown, _init):
+            try:
+                cluster.each(enter)
+            except Exception as error:
+                # What this raises is what the case shows: its first step cannot be run.
+                raised = RaisedError(type(error).__name__, str(error))
+                steps.append(StepOutcome(0, error=raised))
+                return replace(cluster.outcome, steps=tuple(steps))
         for index, step in enumerate(case.program.steps):
             seen = cluster.run_step(index, step, step.at, {})  # type: ignore[union-attr]
             steps.append(seen)

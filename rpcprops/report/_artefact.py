@@ -183,12 +183,16 @@ def _convert(data: dict[str, Any]) -> Artefact:
         rootdir=from_json(data.get("rootdir"), str),
         versions=from_json(data.get("versions"), dict[str, str]),
     )
+    if artefact.transport not in ("tcp", "shm"):
+        msg = f"unknown transport {artefact.transport!r}"
+        raise UsageError(msg)
     if artefact.kind not in ("program", "reinit", "pytest"):
         msg = f"unknown kind {artefact.kind!r}"
         raise UsageError(msg)
     if artefact.kind == "pytest":
-        if artefact.reproduction is None:
-            msg = "a test's artefact holds no reproduction blob"
+        # It becomes an argument of pytest's.
+        if artefact.subject.startswith("-") or "::" not in artefact.subject:
+            msg = f"{artefact.subject!r} is no node id of a test"
             raise UsageError(msg)
     elif artefact.program is None or len(artefact.plans) != 1:
         msg = "a program's artefact holds one program and one plan"

@@ -105,7 +105,9 @@ def test_any_text_is_read_back(text: str, tmp_path: Path) -> None:
     """Whatever a rank wrote or a path holds, surrogates and control characters too, survives."""
     rank = dataclasses.replace(OUTCOME.ranks[0], log=text, stack=text)
     outcome = dataclasses.replace(OUTCOME, ranks=(rank,))
-    artefact = dataclasses.replace(OF_A_TEST, outcomes=(outcome,), rootdir=text, subject=text)
+    artefact = dataclasses.replace(
+        OF_A_TEST, outcomes=(outcome,), rootdir=text, subject=f"x{text}::t"
+    )
     assert read(write(artefact, tmp_path)) == artefact
 
 
@@ -301,7 +303,9 @@ def test_another_format_without_versions_is_refused_too(said: Any, tmp_path: Pat
         ({"reproduction": "blob"}, "array"),
         ({"versions": {"torch": 2}}, "str"),
         ({"rootdir": None}, "str"),
-        ({"kind": "pytest"}, "no reproduction blob"),
+        ({"kind": "pytest", "subject": "-pmodule::x"}, "no node id"),
+        ({"kind": "pytest", "subject": "tests"}, "no node id"),
+        ({"transport": "pigeon"}, "unknown transport"),
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -372,7 +376,6 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
             subject=hidden,
             promise=hidden,
             head=[hidden],
-            transport=hidden,
             repeats=[hidden],
             reproduction=[hidden, hidden],
             rootdir=hidden,
