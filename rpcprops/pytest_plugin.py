@@ -642,6 +642,8 @@ def _failure_lines(
     if not record.is_last or not getattr(_function(item), "is_hypothesis_test", False):
         # Hypothesis's line is for its last example; without it, a replay runs the whole test.
         blob = None
+    if _option(item.config, "--rpc-replay") is not None:
+        return lines  # the artefact is there, and knows more than this run
     if blob is not None:
         lines.append(f"redraw   {blob.group()}")
     outcomes = tuple(outcome for _, outcome in smallest.recorded)

@@ -205,21 +205,20 @@ class ClusterServer:
         """Start the server process, once; it imports torch (1 to 3 real seconds)."""
         if self._root is not None:
             return
-        wants_library = self.clock != 1.0
         environ = dict(os.environ)
-        library = clocks.library_path() if wants_library else None
+        # In real time too: the library also sees delays and lateness.
+        library = clocks.library_path()
         problem = ""
-        if wants_library:
-            try:
-                environ = clocks.preload_environment(environ)
-            except clocks.ClockUnavailable as error:
-                problem = str(error)
-                library = None
+        try:
+            environ = clocks.preload_environment(environ)
+        except clocks.ClockUnavailable as error:
+            problem = str(error)
+            library = None
         if problem and self.clock not in ("auto", "real"):
             msg = f"clock={self.clock!r} cannot be had: {problem}"
             raise MachineCannot(msg)
         self._spawn(environ)
-        if self.clock in ("real", 1.0):
+        if self.clock == "real":
             self.clock_note = "clock: real time, as asked for"
             return
         if library is None:
@@ -387,7 +386,7 @@ class ClusterServer:
             return self.rate
         rate = float(choice)
         if rate != 1.0:
-            if clocks.library_path() is None or self.clock == 1.0:
+            if clocks.library_path() is None:
                 msg = f"clock={clock!r} cannot be had. {self.clock_note}"
                 raise MachineCannot(msg)
             self._verify(rate)
