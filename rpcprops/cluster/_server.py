@@ -73,7 +73,7 @@ class Server:
             self.sock,
             (
                 "hello",
-                Hello(os.getpid(), str(torch.__version__), unsafe, clock.loaded(), error),
+                Hello(os.getpid(), str(torch.__version__), unsafe, error),
             ),
         )
 

@@ -41,5 +41,4 @@ class Hello:
     pid: int
     torch_version: str
     unsafe: str
-    clock_loaded: bool
     error: str = ""
