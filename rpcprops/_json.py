@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from rpcprops.errors import UsageError
-from rpcprops.programs import STEP_TYPES, Program
+from rpcprops.programs import STEP_TYPES, Parallel, Program, Step
 
 T = TypeVar("T")
 
@@ -20,9 +20,16 @@ def to_json(value: Any) -> Any:
             "world_size": value.world_size,
             "name": value.name,
             "settles": value.settles,
-            "steps": [{"op": step.op, **_builtins(step)} for step in value.steps],
+            "steps": [_step_json(step) for step in value.steps],
         }
     return _builtins(value)
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    if isinstance(step, Parallel):
+        branches = [[_step_json(leaf) for leaf in branch] for branch in step.branches]
+        return {"op": step.op, "branches": branches}
+    return {"op": step.op, **_builtins(step)}
 
 
 def from_json(data: Any, cls: type[T]) -> T:
@@ -44,19 +51,23 @@ def _program_fields(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
         msg = "Expected an object with a list of `steps`"
         raise msgspec.ValidationError(msg)
-    steps: list[Any] = []
-    for item in data["steps"]:
-        cls = STEP_TYPES.get(str(item.get("op"))) if isinstance(item, dict) else None
-        if cls is None:
-            msg = f"Unknown step {item!r}"
-            raise msgspec.ValidationError(msg)
-        steps.append(msgspec.convert(item, cls))
     return {
         "world_size": msgspec.convert(data.get("world_size"), int),
-        "steps": tuple(steps),
+        "steps": tuple(_step(item) for item in data["steps"]),
         "name": msgspec.convert(data.get("name", ""), str),
         "settles": msgspec.convert(data.get("settles", True), bool),
     }
+
+
+def _step(item: Any) -> Any:
+    cls = STEP_TYPES.get(str(item.get("op"))) if isinstance(item, dict) else None
+    if cls is None:
+        msg = f"Unknown step {item!r}"
+        raise msgspec.ValidationError(msg)
+    if cls is Parallel:
+        branches = msgspec.convert(item.get("branches"), list[list[Any]])
+        return Parallel(tuple(tuple(_step(leaf) for leaf in branch) for branch in branches))
+    return msgspec.convert(item, cls)
 
 
 def _builtins(value: Any) -> Any:
