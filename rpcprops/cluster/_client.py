@@ -971,14 +971,21 @@ class Cluster:
         if self.deadlines.quiet_cleanup == self.deadlines.quiet:
             return True
         if failures is not None:
+            if not any(failures):
+                return True
             seen = [channel.log.failed_sends() for channel in self._channels]
             if all(now >= then for now, then in zip(seen, failures, strict=True)):
-                return True
+                # The last failed send is followed by one more, which must be through.
+                return self._logs_quiet() > self.deadlines.last_cleanup
             return quiet > self.deadlines.quiet_cleanup
+        return self._logs_quiet() > self.deadlines.between_cleanups
+
+    def _logs_quiet(self) -> float:
+        """Real seconds since a rank was seen to have written something."""
         sizes = tuple(channel.log.size() for channel in self._channels)
         if sizes != self._log_sizes:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
-        return time.monotonic() - self._logs_changed > self.deadlines.between_cleanups
+        return time.monotonic() - self._logs_changed
 
     def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
         """Run one step of a program, at its own rank."""

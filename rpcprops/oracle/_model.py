@@ -90,12 +90,14 @@ class StepPrediction:
         error: the class of error that it must raise.
         slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
+        failures: how many sends that are tried again have failed at each rank by then.
     """
 
     value: Any = None
     error: ErrorClass = ""
     slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
+    failures: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Prediction:
         steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
         sends: every message of the ten types, in order, up to the last settle.
+        retried: how many sends that are tried again have failed by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
         counters: what each rank holds at the end, once settled.
         graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
@@ -122,6 +125,7 @@ class Prediction:
     sends: tuple[Send, ...]
     calls: tuple[Mapping[str, int], ...]
     counters: tuple[Counters, ...]
+    retried: tuple[int, ...]
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
     leaking: frozenset[int] = frozenset()
@@ -237,7 +241,7 @@ class Model:
         if isinstance(step, Settle):
             for handle in self.handles.values():
                 handle.timed_out = False
-            predicted = StepPrediction(counters=self.counters())
+            predicted = StepPrediction(counters=self.counters(), failures=self.retried())
         else:
             try:
                 predicted = self._step(f"step{index}", step)
@@ -262,6 +266,7 @@ class Model:
             sends,
             tuple(dict(calls) for calls in self.calls),
             counters,
+            self.retried(),
             last,
             graceful,
             leaking,
@@ -281,6 +286,14 @@ class Model:
             Counters(owners=owners, forks=forks, contexts=len(contexts))
             for (owners, forks), contexts in zip(held, self.kept, strict=True)
         )
+
+    def retried(self) -> tuple[int, ...]:
+        """How many sends that are tried again have failed so far, by rank."""
+        found = [0] * self.world_size
+        for send in self.sends:
+            if send.message.is_retryable:
+                found[send.rank] += send.failures
+        return tuple(found)
 
     def _shutdown(self) -> tuple[tuple[Send, ...], frozenset[int]]:
         """Users delete what they still hold; what stays at an owner then is reported there."""

@@ -115,7 +115,7 @@ class Scope:
                 msg = "a branch of Parallel is empty; give it steps, or leave it out."
                 raise UsageError(msg)
             own = copy.deepcopy(before)
-            rank = getattr(branch[0], "at", None)
+            rank = getattr(branch[0], "at", -1)
             for leaf in branch:
                 if isinstance(leaf, Parallel | Settle | Refused):
                     msg = f"{type(leaf).__name__} cannot stand in a branch of Parallel."
