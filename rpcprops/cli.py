@@ -377,7 +377,7 @@ def _verdict_line(result: Any) -> str:
     colour = _COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
-        f"{result.examples:4} examples, "
+        f"{result.examples:4} examples, {result.compared:2} in real time as well, "
         f"{result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
     )
 
@@ -386,7 +386,7 @@ def _verdict_table(done: list[Any]) -> Table:
     table = Table(title="properties", title_justify="left")
     for column in ("property", "verdict"):
         table.add_column(column)
-    for column in ("examples", "faults fired", "seconds"):
+    for column in ("examples", "compared", "faults fired", "seconds"):
         table.add_column(column, justify="right")
     for result in done:
         colour = _COLOURS[result.verdict]
@@ -394,6 +394,7 @@ def _verdict_table(done: list[Any]) -> Table:
             result.property.name,
             f"[{colour}]{result.verdict}[/{colour}]",
             str(result.examples),
+            str(result.compared),
             str(result.faults_fired),
             f"{result.seconds:.1f}",
         )
@@ -414,6 +415,7 @@ def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
                 "verdict": result.verdict,
                 "examples": result.examples,
                 "executions": result.executions,
+                "compared": result.compared,
                 "faults_fired": result.faults_fired,
                 "fired_by_type": dict(result.fired_by_type),
                 "seconds": round(result.seconds, 3),
