@@ -768,6 +768,10 @@ class Cluster:
         try:
             if error is None and not self._found:
                 self.finish()
+            elif not isinstance(error, KeyboardInterrupt | SystemExit) and not self._found:
+                # Whether the error means anything depends on how late the ranks were.
+                with contextlib.suppress(errors.HarnessError):
+                    self._look(wait=0.2)
         finally:
             self.kill()
         if error is None:
