@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _finder, _pages, _rank, _wire
+from rpcprops.cluster import _finder, _pages, _rank, _warm, _wire
 from rpcprops.cluster._spec import Hello, WorldSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -274,6 +274,7 @@ def main(fd: int) -> NoReturn:
         if threads_here() == 1:
             break
         time.sleep(0.01)
+    _warm.warm_up()
     server = Server(socket.socket(fileno=fd))
     server.hello()
     server.serve()
