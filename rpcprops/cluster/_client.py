@@ -1074,6 +1074,7 @@ class Cluster:
             answers = self._gather(phase, number, "does not shut down")
             if answers is None:
                 return
+            self._ask_for_spares()
             for channel, (_, (blob, seen)) in zip(self._channels, answers, strict=True):
                 # Of what was held up and counted, shutdown's own messages are no part.
                 channel.calls = seen["calls"]
@@ -1092,6 +1093,12 @@ class Cluster:
             self._found += shutdown_violations(
                 [c.outcome() for c in self._channels], leaks_allowed=self.leaks == "allow"
             )
+
+    def _ask_for_spares(self) -> None:
+        """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):
+                _wire.send(self._peer.sock, ("spares", self.world_size))
 
     @contextlib.contextmanager
     def _phase(self, name: PhaseName, seconds: float) -> Iterator[_Phase]:
