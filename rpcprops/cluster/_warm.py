@@ -63,4 +63,4 @@ def _pass_on(value: Any) -> Any:
 def _differentiate() -> None:
     """The forward pass; the first backward pass starts threads."""
     leaf = _interpreter._tensor([1.0, 2.0]).requires_grad_()
-    _interpreter.hop("warm", 2.0, leaf * leaf).sum().item()
+    _interpreter.hop("warm", 2.0, False, leaf * leaf).sum().item()

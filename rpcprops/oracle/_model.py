@@ -226,6 +226,8 @@ class Model:
         self.users: list[_Handle] = []
         self.kept: list[set[str]] = [set() for _ in range(world_size)]
         self.keeping: set[int] = set()
+        #: Ranks in which the creation of an RRef has failed before.
+        self.broke_one: set[int] = set()
         self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
@@ -412,10 +414,17 @@ class Model:
         try:
             received = self._call(at, to, message, handle=argument)
         except _Raises:
-            handle.broken = "creation"
+            self._break(handle, "creation")
             handle.rref.forks.clear()
             return handle, None
         return handle, received
+
+    def _break(self, handle: _Handle, how: ErrorClass) -> None:
+        """The creation of a handle's RRef failed, as far as its rank knows."""
+        handle.broken = how
+        if handle.rank in self.broke_one:
+            self.hazards.add("second-failed-remote")
+        self.broke_one.add(handle.rank)
 
     def _value(self, handle: _Handle, at: int) -> list[float]:
         """``to_here``, or ``local_value`` at the owner."""
@@ -548,7 +557,7 @@ class Model:
                 rref.error = raised.error
         late, slack = self._timed(step.at, self.sends_remote(typed=typed), step.timeout)
         if late:
-            handle.broken = "creation" if late == "timeout" else "unknown"
+            self._break(handle, "creation" if late == "timeout" else "unknown")
             handle.timed_out = True
             self.certain = self.certain and late == "timeout"
         return StepPrediction(slack=slack)
