@@ -29,13 +29,7 @@ def real_waits(case: Case) -> float:
     program, plan = case.program, case.plan
     size = program.world_size
     tables = [plan.table(rank) for rank in range(size)]
-    prediction = predict(program, plan)
-    waits = 0.0
-    for table, failing, delayed in zip(
-        tables, prediction.failures(plan), prediction.delays(plan), strict=True
-    ):
-        waits += sum(table.retry_seconds(message) for message in failing)
-        waits += sum(table.delaying[message] / 1000 * count for message, count in delayed.items())
+    waits = predict(program, plan).fault_seconds(plan)
     # Cleanup retries have no counter: a settle between steps waits until none can be under way.
     settles = sum(isinstance(step, Settle) for step in program.steps)
     waits += settles * Deadlines.of(plan, size, 1.0, 0.0).between_cleanups
