@@ -115,6 +115,10 @@ class Prediction:
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
             have drained them was lost.
+        waiting: ranks that wait in shutdown for a child to be accepted, 100 virtual seconds, and
+            then delete what they hold without seeing it through.
+        perhaps_leaking: ranks that may report one: such deletes come as late as their
+            owners give up.
         keeping: ranks that must say that they could not release a context somewhere.
         hazards: names of known findings (docs/findings.md) that this program meets under this plan.
         certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
@@ -129,6 +133,8 @@ class Prediction:
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
     leaking: frozenset[int] = frozenset()
+    waiting: frozenset[int] = frozenset()
+    perhaps_leaking: frozenset[int] = frozenset()
     keeping: frozenset[int] = frozenset()
     hazards: frozenset[str] = frozenset()
     certain: bool = True
@@ -262,7 +268,8 @@ class Model:
             for rank in range(self.world_size)
         )
         sends = tuple(self.sends)
-        last, leaking = self._shutdown() if graceful else ((), frozenset[int]())
+        waiting = {user.rank for user in self.users if user.unaccepted}
+        last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         return Prediction(
             tuple(self.steps),
             sends,
@@ -271,7 +278,9 @@ class Model:
             self.retried(),
             last,
             graceful,
-            leaking,
+            frozenset(leaking),
+            frozenset(waiting),
+            frozenset(perhaps),
             frozenset(self.keeping),
             frozenset(self.hazards),
             self.certain,
@@ -297,20 +306,21 @@ class Model:
                 found[send.rank] += send.failures
         return tuple(found)
 
-    def _shutdown(self) -> tuple[tuple[Send, ...], frozenset[int]]:
+    def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what stays at an owner then is reported there."""
         before, failed = len(self.sends), self.failed.copy()
-        left: dict[int, set[str]] = {}
         gone: set[str] = set()
+        perhaps: set[int] = set()
         for user in self.users:
             if self._send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
                 gone.add(user.fork)
-        for rref in self.rrefs:
-            left.setdefault(rref.owner, set()).update(rref.forks - gone)
+            if user.rank in waiting:
+                perhaps.add(user.rref.owner)
+        leaking = {rref.owner for rref in self.rrefs if rref.forks - gone}
         last = tuple(self.sends[before:])
         del self.sends[before:]
         self.failed = failed
-        return last, frozenset(rank for rank, forks in left.items() if forks)
+        return last, leaking, perhaps - leaking
 
     # Messages.
 
