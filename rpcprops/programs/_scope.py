@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
@@ -128,7 +127,7 @@ class Scope:
             own = self.copy()
             # Branches number what they make apart, or they would seem to meet there.
             own._rrefs = trial._rrefs
-            rank: Any = getattr(branch[0], "at", None)
+            rank = getattr(branch[0], "at", -1)
             for leaf in branch:
                 if isinstance(leaf, Parallel | Settle | Refused):
                     msg = f"{type(leaf).__name__} cannot stand in a branch of Parallel."
