@@ -132,7 +132,7 @@ class _Examiner:
         self.prop = prop
         self.runner = runner
         self.on_example = on_example
-        self.options = options
+        self.options = {**options, "with_findings": prop.with_findings}
         self.result = Examination(prop)
         self.fired: Counter[str] = Counter()
         self.confirmed: set[str] = set()
@@ -306,7 +306,7 @@ class _Examiner:
         # The first failure of each promise was confirmed when it was found.
         tried += [seen for seen in self.first_ones if seen not in tried]
         for seen in tried:
-            if self.confirms(seen):
+            if seen in self.first_ones or self.confirms(seen):
                 return self.failure(seen, error if seen is candidates[0] else None)
         return None
 

@@ -29,10 +29,19 @@ def real_waits(case: Case) -> float:
     program, plan = case.program, case.plan
     size = program.world_size
     tables = [plan.table(rank) for rank in range(size)]
-    waits = predict(program, plan).fault_seconds(plan)
-    # Cleanup retries have no counter: a settle between steps waits until none can be under way.
-    settles = sum(isinstance(step, Settle) for step in program.steps)
-    waits += settles * Deadlines.of(plan, size, 1.0, 0.0).between_cleanups
+    prediction = predict(program, plan)
+    waits = 0.0
+    for table, failing, delayed in zip(
+        tables, prediction.failures(), prediction.delays(plan), strict=True
+    ):
+        waits += sum(table.retry_seconds(message) for message in failing)
+        waits += sum(table.delaying[message] / 1000 * count for message, count in delayed.items())
+    # Cleanup retries have no counter: a settle after one that failed waits for its last try.
+    settles = 1 + sum(isinstance(step, Settle) for step in program.steps)
+    if any(
+        MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ in failing for failing in prediction.failures()
+    ):
+        waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
     if not program.settles:
         # The handles that are left are dropped by shutdown, in all ranks at once.
         waits += max(table.retry_seconds(MessageType.RREF_USER_DELETE) for table in tables)
