@@ -127,6 +127,7 @@ TIMED = Program(
         Fetch(0, "a", timeout=900.0),
         Share(0, "a", 2, "b", timeout=900.0),
         Call(0, 2, timeout=900.0),
+        Through(0, "a", timeout=900.0),
         Settle(),
         Fetch(2, "b"),
         Drop(2, "b"),
