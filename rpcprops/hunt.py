@@ -152,7 +152,7 @@ def go_on(
     runner: Runner,
     *,
     examples: int,
-    batch_size: int = 100,
+    batch_size: int = 400,
     on_example: Callable[[Batch, Observation], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
