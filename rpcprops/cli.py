@@ -74,6 +74,7 @@ def check(
     """Check the shipped properties against the installed torch, under sampled fault tables."""
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, Examination, Observation, examine
+    from rpcprops.report import _underway
     from rpcprops.report._artefact import write
     from rpcprops.report._text import (
         artefact_of,
@@ -94,12 +95,16 @@ def check(
     check_transport(transport)
     database = _database()
     done: list[Examination] = []
-    with running(clock) as runner:
+    with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        died = _underway.describe_died(Path.cwd())
+        if died:
+            out.print(f"[yellow]{escape(died)}[/yellow]")
         try:
             with progress_bar() as progress:
                 for prop in chosen:
                     task = progress.add_task(prop.name, total=count, note="")
+                    underway.begin(prop.name)
 
                     def on_example(
                         so_far: Examination, seen: Observation, task: Any = task

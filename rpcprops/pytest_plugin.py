@@ -28,6 +28,7 @@ from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import check_world_size
+from rpcprops.report._underway import Underway, describe_died
 
 if TYPE_CHECKING:
     from rpcprops.report._artefact import Artefact
@@ -116,6 +117,9 @@ class _Session:
         self.transport = _option(config, "--rpc-transport")
         self.server = ClusterServer(clock=_clock_option(config))
         runners.use_server(self.server)
+        self.underway = Underway(config.rootpath, "pytest")
+        if not _replays(config):
+            self.server.on_start = self.underway
         self.reports: list[dict[str, Any]] = []
         self.vacuous: list[str] = []
         self.notes: list[str] = []
@@ -225,10 +229,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     session = config.stash.get(_SESSION, None)
     if session is not None:
+        session.underway.clear()
         session.server.close()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     session = config.stash[_SESSION]
     choice = _option(config, "--rpc-clock")
     if choice in ("real", "1"):
@@ -240,7 +245,9 @@ def pytest_report_header(config: pytest.Config) -> str:
         )
     else:
         note = f"{choice} (the rate is measured when the first cluster starts)"
-    return f"rpcprops: clock {note}; transport {session.transport}"
+    lines = [f"rpcprops: clock {note}; transport {session.transport}"]
+    died = describe_died(config.rootpath)
+    return [*lines, f"rpcprops: {died}"] if died else lines
 
 
 @pytest.fixture(scope="session")
@@ -319,6 +326,16 @@ def _reproduce(item: pytest.Item, artefact: Artefact) -> None:
         msg = "the artefact's reproduction blob is damaged."
         raise pytest.UsageError(msg)
     hypothesis.reproduce_failure(version, data)(_function(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    underway = item.config.stash[_SESSION].underway
+    underway.begin(_without_shard(item.nodeid))
+    try:
+        return (yield)
+    finally:
+        underway.clear()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -438,6 +455,11 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
     def example(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         session.take_recorded()
+        if _draws_inside(args, kwargs):
+            session.underway.example(_blob_so_far)
+        else:
+            blob = _blob_so_far()
+            session.underway.example(lambda: blob)
         key = _example_key(args, kwargs)
         known = record.failing.get(key)
         result, error = None, None
@@ -517,6 +539,20 @@ def _show_logs(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
 
     for plan, outcome in recorded:
         print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))
+
+
+def _blob_so_far() -> tuple[str, str] | None:
+    """Hypothesis's version, and the blob of what it has drawn for this example up to now."""
+    try:
+        import hypothesis
+        from hypothesis.control import current_build_context
+        from hypothesis.core import encode_failure
+
+        choices = current_build_context().data.choices
+        return hypothesis.__version__, repr(encode_failure(choices))
+    except Exception:
+        # Hypothesis's own affair, and an example without a blob still runs.
+        return None
 
 
 def _example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -609,6 +645,7 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseExce
             raised.append(error)
 
     session.server.override_rate = rate
+    session.underway.again()
     try:
         _example_runner()(body)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -235,6 +236,10 @@ def replay_test(
                 check=False,
                 stdout=subprocess.PIPE if quiet else None,
             )
+            if done.returncode < 0:
+                name = f"killed by {signal.Signals(-done.returncode).name}"
+                result = replace(result, seen=(*result.seen, (name,)))
+                continue
             if done.returncode not in (0, 1) or not answer.exists():
                 if done.stdout:
                     sys.stdout.buffer.write(done.stdout)

@@ -71,6 +71,7 @@ class Runner:
         cluster = self.server.cluster(
             world_size=size, faults=faults, clock=clock, transport=transport
         )
+        cluster.program = program
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
         try:

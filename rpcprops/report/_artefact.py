@@ -71,9 +71,11 @@ class Artefact:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of ranks of each cluster, as far as they are known."""
+        if self.world_sizes:
+            return self.world_sizes
         if self.program is not None:
             return (self.program.world_size,)
-        return self.world_sizes or tuple(outcome.world_size for outcome in self.outcomes)
+        return tuple(outcome.world_size for outcome in self.outcomes)
 
     @property
     def fault_names(self) -> tuple[str, ...]:
