@@ -59,7 +59,7 @@ class HarnessExample(MultiProcessTestCase, FaultyRpcAgentTestFixture):
         store = FileStore(os.environ[_STORE], program.world_size)
         store.set_timeout(datetime.timedelta(seconds=300))
         names = tuple(f"worker{rank}" for rank in range(program.world_size))
-        for index, step in enumerate(program.steps):
+        for index, step in enumerate(program.leaves):
             if not isinstance(step, Settle) and step.at == self.rank:
                 seen = _interpreter.run_step(index, step, names, {})
                 assert seen.error is None, seen.error

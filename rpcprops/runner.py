@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster._client import ClockChoice, Transport
+from rpcprops.cluster._finder import TRAINING
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import predict
+from rpcprops.oracle import is_expected, predict
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
-from rpcprops.programs import Context, Program, Settle
+from rpcprops.programs import Context, Leaf, Module, Optimize, Parallel, Program, Settle, Step
 
 _REMEMBERED = 2048
 
@@ -66,32 +69,47 @@ class Runner:
             msg = f"world_size={size!r}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
         prediction = predict(program, faults)
-        failures = [sum(by_type.values()) for by_type in prediction.failures(faults)]
+        failures = [
+            sum(count for message, count in by_type.items() if message.is_retryable)
+            for by_type in prediction.failures()
+        ]
         failures += [0] * (size - len(failures))
-        cluster = self.server.cluster(
-            world_size=size, faults=faults, clock=clock, transport=transport
+        trains = any(isinstance(leaf, Optimize | Module) for leaf in program.leaves)
+        cluster = self.server.make_cluster(
+            TRAINING if trains else "",
+            world_size=size,
+            faults=faults,
+            clock=clock,
+            transport=transport,
         )
         cluster.program = program
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
+
+        def as_expected(seen: StepOutcome) -> bool:
+            # After a step that went wrong, the next ones would be judged for its fault.
+            return seen.ended and is_expected(prediction.steps[seen.index].error, seen.error)
+
         try:
             cluster.start()
-            for index, (step, expected) in enumerate(
-                zip(program.steps, prediction.steps, strict=True)
-            ):
+            for first, step in numbered(program):
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
-                    held = cluster.settle_to(_pad(expected.counters, size))
-                    steps.append(StepOutcome(index, counters=held))
+                    expected = prediction.steps[first].counters
+                    held = cluster.settle_to(_pad(expected, size))
+                    steps.append(StepOutcome(first, counters=held))
                     continue
-                seen = cluster.run_step(index, step, step.at, contexts)
-                steps.append(seen)
-                if isinstance(step, Context) and isinstance(seen.value, dict):
-                    contexts[step.name] = seen.value["id"]
-                # After a step that went wrong, the next ones would be judged for its fault.
-                sure = expected.error != "unknown"
-                if not seen.ended or (sure and bool(seen.error) != bool(expected.error)):
+                branches = step.branches if isinstance(step, Parallel) else ((step,),)
+                seen = cluster.run_branches(
+                    number_branches(first, branches), contexts, goes_on=as_expected
+                )
+                steps += seen
+                for outcome in seen:
+                    leaf = program.leaves[outcome.index]
+                    if isinstance(leaf, Context) and isinstance(outcome.value, dict):
+                        contexts[leaf.name] = outcome.value["id"]
+                if not all(as_expected(outcome) for outcome in seen):
                     cluster.look()
                     break
             else:
@@ -99,11 +117,25 @@ class Runner:
                     cluster.settle_to(_pad(prediction.counters, size), failures)
                 elif not cluster.has_found:
                     cluster.look()
-                if not cluster.has_found:
+                if not cluster.has_found and prediction.graceful:
                     cluster.shutdown()
         finally:
             cluster.kill()
         return replace(cluster.outcome, steps=tuple(steps))
+
+
+def numbered(program: Program) -> Iterator[tuple[int, Step]]:
+    """Each step with the number of its first leaf."""
+    number = 0
+    for step in program.steps:
+        yield number, step
+        number += sum(map(len, step.branches)) if isinstance(step, Parallel) else 1
+
+
+def number_branches(first: int, branches: Sequence[Sequence[Leaf]]) -> list[list[tuple[int, Leaf]]]:
+    """The leaves of branches with their numbers, counted from `first`."""
+    numbers = itertools.count(first)
+    return [[(next(numbers), leaf) for leaf in branch] for branch in branches]
 
 
 def _pad(counters: tuple[Counters, ...], size: int) -> tuple[Counters, ...]:
@@ -149,7 +181,7 @@ def run(
         transport: "tcp" or "shm".
 
     Raises:
-        UsageError: the plan is not of this world or beyond its retry budget.
+        UsageError: the plan is not of this world.
         MachineCannot: torch cannot be imported, or a clock's rate cannot be had.
     """
     return default_runner().run(

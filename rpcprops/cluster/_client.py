@@ -42,7 +42,7 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.programs import Program, Step, check_world_size
+from rpcprops.programs import Leaf, Program, Settle, check_world_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +63,8 @@ _NOTED_LINES = 30
 #: What TensorPipe says of a peer that is gone, and the real seconds in which its death is known.
 _LOST_CONNECTION = re.compile(r"EOF|[Cc]onnection (reset|closed)|[Pp]ipe (closed|broken)|ECONN")
 _DEATH_SECONDS = 1.0
+#: A settle that is out of time tells what is held, instead of waiting for one more look.
+_LAST_LOOK_SECONDS = 1.0
 #: Module servers kept for the next cluster of the same test module.
 _MODULE_SERVERS = 8
 
@@ -961,7 +963,8 @@ class Cluster:
                     )
                     patience = self.deadlines.quiet_cleanup if contexts else self.deadlines.quiet
                     idle = all(h.is_idle for h in held)
-                    if (idle and quiet > patience) or phase.left() <= 0:
+                    stuck = quiet > (patience if idle else self.deadlines.stalled + patience)
+                    if stuck or phase.left() < _LAST_LOOK_SECONDS:
                         self._found += unsettled(held, wanted, self.names)
                         phase.fail("the ranks did not settle")
                         break
@@ -983,32 +986,79 @@ class Cluster:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
         return time.monotonic() - self._logs_changed > self.deadlines.between_cleanups
 
-    def run_step(self, index: int, step: Step, at: int, contexts: Mapping[str, int]) -> StepOutcome:
-        """Run one step of a program; a hang is found when nothing has moved for long enough."""
-        channel = self._channels[at]
-        number = next(self._numbers)
-        channel.send(("step", number, index, step, dict(contexts)))
+    def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
+        """Run one step of a program, at its own rank."""
+        return self.run_branches([[(index, step)]], contexts)[0]
+
+    def run_branches(
+        self,
+        branches: Sequence[Sequence[tuple[int, Leaf]]],
+        contexts: Mapping[str, int],
+        goes_on: Callable[[StepOutcome], bool] = lambda _: True,
+    ) -> list[StepOutcome]:
+        """Run branches of numbered steps at once, each at a rank of its own.
+
+        A branch ends early after a step of which `goes_on` is false. A hang is found when nothing
+        has moved for long enough; its steps have then not ended.
+        """
+        done: list[StepOutcome] = []
+        awaited: dict[int, list[tuple[int, Leaf]]] = {}
+
+        def send_first(branch: list[tuple[int, Leaf]]) -> None:
+            number = next(self._numbers)
+            awaited[number] = branch
+            index, step = branch[0]
+            self._channel_of(step).send(("step", number, index, step, dict(contexts)))
+
         with self._phase("run", self.deadlines.run) as phase:
+            for branch in branches:
+                send_first(list(branch))
             before: object = None
             since = time.monotonic()
-            while number not in channel.answers:
-                self._pump(min(phase.left(), 0.25))
-                if number in channel.answers:
+            while awaited:
+                arrived = self._take_steps(awaited, phase)
+                for branch, outcome in arrived:
+                    done.append(outcome)
+                    if branch[1:] and goes_on(outcome):
+                        send_first(branch[1:])
+                if arrived:
+                    since = time.monotonic()
+                    continue
+                number, (first, *_) = next(iter(awaited.items()))
+                index, step = first
+                dead = self._dead(phase, number)
+                if dead or (self._look(phase, wait=2.0) is None and self._found):
                     break
-                if self._dead(phase, number):
-                    return StepOutcome(index, ended=False)
-                if self._look(phase, wait=2.0) is None and self._found:
-                    return StepOutcome(index, ended=False)
                 moved = tuple(
                     (c.counters, tuple(c.calls.items()), c.log.size()) for c in self._channels
                 )
                 if moved != before:
                     before, since = moved, time.monotonic()
-                if time.monotonic() - since > self.deadlines.stalled or phase.left() <= 0:
-                    self._hung(phase, [channel], f"step {index}, {step!r}, does not end")
-                    return StepOutcome(index, ended=False)
-            outcome: StepOutcome = channel.answers.pop(number)[1]
-            return outcome
+                patience = self.deadlines.stalled + getattr(step, "seconds", 0.0) / self.rate
+                if time.monotonic() - since > patience or phase.left() <= 0:
+                    complaint = f"step {index}, {step!r}, does not end"
+                    self._hung(phase, [self._channel_of(step)], complaint)
+                    break
+        done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
+        return sorted(done, key=lambda outcome: outcome.index)
+
+    def _channel_of(self, step: Leaf) -> _Channel:
+        if isinstance(step, Settle):
+            msg = "a Settle is no rank's step; call settle_to."
+            raise HarnessError(msg)
+        return self._channels[step.at]
+
+    def _take_steps(
+        self, awaited: dict[int, list[tuple[int, Leaf]]], phase: _Phase
+    ) -> list[tuple[list[tuple[int, Leaf]], StepOutcome]]:
+        """Wait a little; the branches whose first step has ended, and how, taken from `awaited`."""
+        self._pump(min(phase.left(), 0.25))
+        arrived: list[tuple[list[tuple[int, Leaf]], StepOutcome]] = []
+        for number, branch in list(awaited.items()):
+            answers = self._channel_of(branch[0][1]).answers
+            if number in answers:
+                arrived.append((awaited.pop(number), answers.pop(number)[1]))
+        return arrived
 
     def shutdown(self) -> None:
         """Graceful shutdown of all ranks, then their exit; what is wrong is kept, not raised."""

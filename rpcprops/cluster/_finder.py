@@ -21,6 +21,9 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: The one module of ours that is imported on request, since it takes more than a second.
+TRAINING = "rpcprops.cluster._training"
+
 
 @dataclass(frozen=True)
 class ModuleMap:
@@ -93,7 +96,11 @@ def describe_modules(first: Sequence[str]) -> ModuleMap:
         files=tuple(files.items()),
         packages=frozenset(packages),
         main=main,
-        first=tuple(name for name in first if name in files or (name == "__main__" and main)),
+        first=tuple(
+            name
+            for name in first
+            if name in files or name == TRAINING or (name == "__main__" and main)
+        ),
         directory=os.getcwd(),
         argv=tuple(sys.argv),
     )

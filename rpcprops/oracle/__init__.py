@@ -1,19 +1,24 @@
 """The oracle: predicts what a program must show under a plan, and judges what it showed."""
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
+from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._ladder import is_decided, rungs
-from rpcprops.oracle._model import Prediction, Send, StepPrediction, predict
+from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
 
 __all__ = [
+    "ErrorClass",
     "FaultCount",
+    "Model",
     "Prediction",
     "Send",
     "StepPrediction",
     "account",
+    "error_class",
     "fired",
     "fired_by_type",
     "is_decided",
+    "is_expected",
     "judge",
     "predict",
     "rungs",

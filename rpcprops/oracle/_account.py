@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rpcprops.faults import FaultPlan, MessageType
-from rpcprops.oracle._model import predict
+from rpcprops.oracle._errors import is_expected
+from rpcprops.oracle._model import Prediction, predict
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program
 
@@ -41,18 +42,26 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
 
     Failures are counted from torch's own log line for each failed retryable send, which names no
     type: they are attributed where one type was armed, or where the counts add up to what the
-    model predicts. Delays are counted by the clock library, by their length; they are attributed
-    where no other type at that rank has the same length.
+    model predicts. A failing call is never sent again, and shows at its caller. Delays are counted
+    by the clock library, by their length; they are attributed where no other type at that rank has
+    the same length.
     """
     counts: list[FaultCount] = []
     prediction = None if program is None else predict(program, plan)
-    failures = prediction.failures(plan) if prediction else None
+    shown = prediction is not None and _steps_agree(prediction, outcome)
+    failures = _expected_failures(prediction) if prediction else None
     delays = prediction.delays(plan) if prediction else None
     for rank in outcome.ranks:
         table = plan.table(rank.rank)
         could = failures[rank.rank] if failures and rank.rank < len(failures) else None
         retryable = [m for m in table.failing if m.is_retryable]
-        counts += _failures(rank.rank, retryable, could, rank.failed_sends)
+        lines = None if could is None else {m: could.get(m, 0) for m in retryable}
+        counts += _failures(rank.rank, retryable, lines, rank.failed_sends)
+        counts += [
+            FaultCount(rank.rank, "failure", m, *_lost(could, m, shown), "inferred")
+            for m in table.failing
+            if not m.is_retryable
+        ]
         could = delays[rank.rank] if delays and rank.rank < len(delays) else None
         delayed = _delays(rank.rank, table.delaying, could, rank.delayed_sends)
         if rank.delayed_sends is None and program is not None:
@@ -62,12 +71,37 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
     return tuple(counts)
 
 
+def _expected_failures(prediction: Prediction) -> list[Counter[MessageType]]:
+    found: list[Counter[MessageType]] = []
+    pairs = zip(prediction.failures(), prediction.last_failures(), strict=True)
+    for settled, leaving in pairs:
+        found.append(Counter(settled))
+        found[-1].update(leaving)
+    return found
+
+
+def _steps_agree(prediction: Prediction, outcome: Outcome) -> bool:
+    """Whether every step ended with the class of error that it had to."""
+    return len(outcome.steps) == len(prediction.steps) and all(
+        step.ended and is_expected(prediction.steps[step.index].error, step.error)
+        for step in outcome.steps
+    )
+
+
+def _lost(
+    could: Mapping[MessageType, int] | None, message: MessageType, shown: bool
+) -> tuple[int | None, int | None]:
+    """A message that torch never sends again shows at its caller: how many could, how many did."""
+    able = None if could is None else could.get(message, 0)
+    return able, able if shown else None
+
+
 def _step_seconds(program: Program, outcome: Outcome, rank: int) -> float:
     """Virtual seconds that the steps of a rank took in all."""
     return sum(
         step.seconds
         for step in outcome.steps
-        if getattr(program.steps[step.index], "at", None) == rank
+        if getattr(program.leaves[step.index], "at", None) == rank
     )
 
 

@@ -11,7 +11,7 @@ def run_context(step: Context) -> dict[str, Any]:
     """What a context step yields: x squared, then (r + 2) * y + 1 at each rank r of the path.
 
     The loss is the sum over elements. Elements do not mix, so the gradient is elementwise: 2x times
-    the product of the factors.
+    the product of the factors; a second backward adds the same again.
     """
     loss = 0.0
     gradient: list[float] = []
@@ -23,8 +23,10 @@ def run_context(step: Context) -> dict[str, Any]:
         loss += y
         gradient.append(slope)
     result: dict[str, Any] = {"loss": loss}
-    if step.backward:
-        result["gradient"] = gradient
+    if step.breaks is not None:
+        result["broke"] = True
+    elif step.backward:
+        result["gradient"] = [2.0 * g for g in gradient] if step.retain else gradient
     if step.raises:
         result["raised"] = True
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +10,11 @@ from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._model import Prediction, StepPrediction, predict
 from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
-from rpcprops.programs import Context, Program, Refused, Settle, Step
-
-_TIMEOUT = re.compile(r"RPC ran for more than|timed? ?out", re.IGNORECASE)
+from rpcprops.programs import Context, Leaf, Program, Refused, Settle
 
 
 def judge(
@@ -30,7 +28,7 @@ def judge(
         outcome: what :func:`rpcprops.run`, or a cluster, returned.
 
     Raises:
-        UsageError: the plan is beyond its retry budget, or not of this world.
+        UsageError: the plan is not of this world.
     """
     found = [*_phases(outcome), *_deaths(outcome)]
     if program is None:
@@ -44,15 +42,15 @@ def judge(
     prediction = predict(program, FaultPlan.of(plan))
     names = [rank.name for rank in outcome.ranks]
     by_index = {step.index: step for step in outcome.steps}
-    for index, (step, expected) in enumerate(zip(program.steps, prediction.steps, strict=True)):
+    for index, (step, expected) in enumerate(zip(program.leaves, prediction.steps, strict=True)):
         seen = by_index.get(index)
         if seen is None or not seen.ended:
-            break
+            continue
         found += _step(index, step, expected, seen, names)
     if found:
         return tuple(found)
     ended = sum(step.ended for step in outcome.steps)
-    if ended != len(program.steps):
+    if ended != len(program.leaves):
         found.append(Violation("UnexpectedError", f"the program stopped after {ended} steps"))
         return tuple(found)
     if program.settles:
@@ -62,9 +60,9 @@ def judge(
             names,
         )
     found += _calls(prediction, outcome)
-    if not found:
-        found += shutdown_violations(outcome.ranks, leaks_allowed=False)
-    if not found and program.settles:
+    if not found and prediction.graceful:
+        found += _shutdown(prediction, outcome)
+    if not found and program.settles and prediction.certain:
         found += _firing(prediction, FaultPlan.of(plan), outcome)
     return tuple(found)
 
@@ -107,28 +105,29 @@ def _deaths(outcome: Outcome) -> list[Violation]:
 
 
 def _step(
-    index: int, step: Step, expected: StepPrediction, seen: StepOutcome, names: Sequence[str]
+    index: int, step: Leaf, expected: StepPrediction, seen: StepOutcome, names: Sequence[str]
 ) -> list[Violation]:
     where = getattr(step, "at", None)
     if isinstance(step, Settle):
         wanted = _padded(expected.counters, len(seen.counters), Counters())
         return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
-    if seen.error is not None:
-        late = bool(_TIMEOUT.search(seen.error.message))
-        if expected.error in ("timeout", "unknown") and late:
-            return []
-        wanted_text = "torch's timeout" if expected.error == "timeout" else "no error"
-        message = f"expected {wanted_text}, got {seen.error.first_line()}"
+    if not is_expected(expected.error, seen.error):
+        late = "timeout" in (expected.error, error_class(seen.error))
+        if seen.error is None:
+            message = f"expected {WORDS[expected.error]}, got the value {seen.value!r}"
+            return [Violation("MissingError", message, where, index, late, expected.slack)]
+        message = f"expected {WORDS[expected.error]}, got {seen.error.first_line()}"
         return [Violation("UnexpectedError", message, where, index, late, expected.slack)]
-    if expected.error == "timeout":
-        message = f"the call had to time out, and gave {seen.value!r}"
-        return [Violation("MissingError", message, where, index, True, expected.slack)]
+    if seen.error is not None:
+        return []
     if isinstance(step, Context):
         return _context(index, step, expected.value, seen.value)
     if isinstance(step, Refused):
-        if seen.value.get("refused"):
+        if bool(seen.value.get("refused")) == bool(expected.value["refused"]):
             return []
         message = f"context {step.context!r} has ended, and its id is still accepted"
+        if expected.value["refused"] is False:
+            message = f"context {step.context!r} cannot have been cleaned up, and its id is refused"
         return [Violation("ContextLeak", message, where, index, needs_time=True)]
     if seen.value != expected.value:
         message = f"expected {expected.value!r}, got {seen.value!r}"
@@ -142,6 +141,8 @@ def _context(index: int, step: Context, expected: Any, seen: Any) -> list[Violat
         message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
         found.append(Violation("WrongValue", message, step.at, index))
     gradient, wanted = seen.get("gradient"), expected.get("gradient")
+    if seen.get("broke"):
+        wanted = None
     if wanted is not None and not (
         gradient is not None
         and len(gradient) == len(wanted)
@@ -149,9 +150,30 @@ def _context(index: int, step: Context, expected: Any, seen: Any) -> list[Violat
     ):
         message = f"expected the gradient {wanted!r}, got {gradient!r}"
         found.append(Violation("WrongGradient", message, step.at, index))
+    if bool(seen.get("broke")) != (step.breaks is not None):
+        message = f"backward had to raise at rank {step.breaks}, and showed {seen.get('broke')!r}"
+        if step.breaks is None:
+            message = f"backward raised {seen.get('broke')!r}"
+        kind = "UnexpectedError" if step.breaks is None else "MissingError"
+        found.append(Violation(kind, message, step.at, index))
     if bool(seen.get("raised")) != step.raises:
         message = "the exception that left the context did not reach its caller"
         found.append(Violation("MissingError", message, step.at, index))
+    return found
+
+
+def _shutdown(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+    """What a graceful shutdown showed, less the leaks that it had to report; those it did not."""
+    found: list[Violation] = []
+    reported: set[int | None] = set()
+    for violation in shutdown_violations(outcome.ranks, leaks_allowed=False):
+        if violation.promise == "RRefLeak" and violation.rank in prediction.leaking:
+            reported.add(violation.rank)
+        elif violation.promise != "ContextLeak" or violation.rank not in prediction.keeping:
+            found.append(violation)
+    for rank in sorted(prediction.leaking - reported):
+        message = f"rank {rank} had to report the RRef that nobody can delete, and did not"
+        found.append(Violation("MissingError", message, rank, needs_time=True))
     return found
 
 
@@ -169,8 +191,12 @@ def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
 
 def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    predicted = _padded(prediction.failures(plan), outcome.world_size, {})
-    for rank, by_type in zip(outcome.ranks, predicted, strict=True):
+    before = _padded(prediction.failures(), outcome.world_size, {})
+    last = _padded(prediction.last_failures(), outcome.world_size, {})
+    for rank, settled, leaving in zip(outcome.ranks, before, last, strict=True):
+        # Sends that are never tried again write no line; their callers show them.
+        by_type = Counter({m: n for m, n in settled.items() if m.is_retryable})
+        by_type.update(leaving)
         expected = sum(by_type.values())
         if rank.failed_sends != expected:
             types = ", ".join(f"{m} {n}" for m, n in sorted(by_type.items())) or "none"

@@ -8,37 +8,47 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
   (RREF_CHILD_ACCEPT); a receiver that is the owner only tells the sender.
 * Dropping a user's fork sends RREF_USER_DELETE. It carries the same payload as that fork's
   RREF_FORK_REQUEST, and the agent counts failures by payload, so the two share one count.
+* A user keeps its fork until every child that it sent is accepted. A child whose message was lost
+  is never accepted, so the fork stays, whatever the program drops: that is the documented leak.
 * Whoever releases a context sends CLEANUP_AUTOGRAD_CONTEXT_REQ to every rank that it exchanged
   messages with inside it; a rank that receives one while it has the context does the same.
 * Inside a context every call travels as FORWARD_AUTOGRAD_REQ, which cannot be failed or delayed.
+* The first call through an RRef (``rref.rpc_sync()``) asks its owner for the type of the value.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds
+from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
 from rpcprops.oracle._gradients import run_context
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import (
     Bump,
     Call,
+    Chain,
     Context,
+    Count,
     Drop,
     Fetch,
+    Leaf,
+    Local,
+    Module,
     Nest,
+    Optimize,
     Own,
+    Pause,
     Program,
     Refused,
     Remote,
     Settle,
     Share,
-    Step,
+    Through,
+    Wait,
 )
 
 #: Virtual seconds by which a timeout must clear a delay before the outcome is certain either way.
@@ -46,18 +56,29 @@ from rpcprops.programs import (
 CLEARLY_LATE = 0.25
 CLEARLY_IN_TIME = 60.0
 
+#: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
+#: torch does not retry; by what a function raised; because the RRef that it uses was never created;
+#: because the handle that it uses never came; or in a way that cannot be known.
+ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing", "unknown"]
+
+_CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One message of the ten types, as it is sent when nothing fails.
+    """One message of the ten types.
 
     Attributes:
         payload: a name that two messages share exactly when their payload bytes are equal.
+        failures: how often sending it fails.
+        delivered: whether it is sent in the end.
     """
 
     rank: int
     message: MessageType
     payload: str
+    failures: int = 0
+    delivered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +87,13 @@ class StepPrediction:
 
     Attributes:
         value: what it yields, None when it yields nothing.
-        error: the class of error that it must raise: "" none, "timeout", or "unknown" when either
-            may happen.
+        error: the class of error that it must raise.
         slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
     """
 
     value: Any = None
-    error: str = ""
+    error: ErrorClass = ""
     slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
 
@@ -83,224 +103,649 @@ class Prediction:
     """What a run must show.
 
     Attributes:
+        steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
-        sends: every message of the ten types, in order.
+        sends: every message of the ten types, in order, up to the last settle.
+        last_sends: the deletes that a graceful shutdown sends for what is still held.
         counters: what each rank holds at the end, once settled.
+        graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
+            where these fail.
+        leaking: ranks whose graceful shutdown must report a leak, because a message that would
+            have drained them was lost.
+        keeping: ranks that must say that they could not release a context somewhere.
+        hazards: names of known findings (docs/findings.md) that this program meets under this plan.
+        certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
+            that is lost to some peers only, makes it uncertain.
     """
 
     steps: tuple[StepPrediction, ...]
     sends: tuple[Send, ...]
     calls: tuple[Mapping[str, int], ...]
     counters: tuple[Counters, ...]
+    last_sends: tuple[Send, ...] = ()
+    graceful: bool = True
+    leaking: frozenset[int] = frozenset()
+    keeping: frozenset[int] = frozenset()
+    hazards: frozenset[str] = frozenset()
+    certain: bool = True
 
-    def failures(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends must fail, by rank and type, under `plan` (within its retry budget).
+    def failures(self) -> tuple[Mapping[MessageType, int], ...]:
+        """How many sends fail, by rank and type, up to the last settle."""
+        return _by_rank(self.sends, len(self.counters))
 
-        Each payload fails `num_fail_sends` times on its sender, whichever type comes first.
-        """
-        return tuple(
-            Counter({m: n for m, n in by_type.items() if n}) for by_type in self._failures(plan)
-        )
-
-    def _failures(self, plan: FaultPlan) -> list[Counter[MessageType]]:
-        found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
-        spent: set[tuple[int, str]] = set()
-        for send in self.sends:
-            table = plan.table(send.rank)
-            if send.message not in table.failing or (send.rank, send.payload) in spent:
-                continue
-            spent.add((send.rank, send.payload))
-            found[send.rank][send.message] += table.num_fail_sends
-        return found
+    def last_failures(self) -> tuple[Mapping[MessageType, int], ...]:
+        """How many sends fail in the graceful shutdown, by rank and type."""
+        return _by_rank(self.last_sends, len(self.counters))
 
     def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends must be held up, by rank and type."""
+        """How many sends must be held up, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
         for send in self.sends:
-            if send.message in plan.table(send.rank).delaying:
+            if send.delivered and send.message in plan.table(send.rank).delaying:
                 found[send.rank][send.message] += 1
         return tuple(found)
+
+    def fault_seconds(self, plan: FaultPlan) -> float:
+        """Virtual seconds that all retries and delays take, one after the other."""
+        total = 0.0
+        for send in self.sends:
+            total += retry_wait(min(send.failures, send.message.max_retries))
+            if send.delivered:
+                total += plan.table(send.rank).delaying.get(send.message, 0) / 1000
+        return total
+
+
+def _by_rank(sends: Sequence[Send], size: int) -> tuple[Mapping[MessageType, int], ...]:
+    found: list[Counter[MessageType]] = [Counter() for _ in range(size)]
+    for send in sends:
+        if send.failures:
+            found[send.rank][send.message] += send.failures
+    return tuple(found)
+
+
+class _Raises(Exception):
+    """Ends a step with an error of that class."""
+
+    def __init__(self, error: ErrorClass, slack: float = UNLIMITED_SLACK) -> None:
+        super().__init__(error)
+        self.error: ErrorClass = error
+        self.slack = slack
 
 
 @dataclass(slots=True)
 class _RRef:
+    """A value at its owner.
+
+    Attributes:
+        forks: the users' forks that the owner knows, also those that nobody will ever delete.
+        error: how using the value fails: "remote" where the function that makes it raised.
+    """
+
     owner: int
     value: list[float]
     typed: bool
     forks: set[str] = field(default_factory=set)
+    error: ErrorClass = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Handle:
+    """An RRef object at a rank.
+
+    Attributes:
+        fork: empty where the handle is the owner's own.
+        broken: set where ``remote`` failed, as its user knows ("unknown" where it may have).
+        timed_out: whether the creation went out late, so that a delete may overtake it.
+        unaccepted: whether a child that it sent will never be accepted.
+        type_error: None before the type was asked for, then "" or how asking failed.
+    """
+
     rref: _RRef
-    fork: str  # empty where the handle is the owner's own
+    rank: int
+    fork: str = ""
+    broken: ErrorClass = ""
+    timed_out: bool = False
+    unaccepted: bool = False
+    type_error: ErrorClass | None = None
 
 
-class _Model:
-    def __init__(self, program: Program, plan: FaultPlan) -> None:
-        self.program = program
+class Model:
+    """Predicts a program step by step."""
+
+    def __init__(self, world_size: int, plan: FaultPlan) -> None:
+        self.world_size = world_size
         self.plan = plan
         self.handles: dict[str, _Handle] = {}
+        self.futures: dict[str, StepPrediction] = {}
         self.rrefs: list[_RRef] = []
+        #: User handles that are held, or that wait for a child to be accepted.
+        self.users: list[_Handle] = []
+        self.kept: list[set[str]] = [set() for _ in range(world_size)]
+        self.keeping: set[int] = set()
+        self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
-        self.calls: list[Counter[str]] = [Counter() for _ in range(program.world_size)]
+        self.failed: Counter[tuple[int, str]] = Counter()
+        self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
+        self.hazards: set[str] = set()
+        self.certain = True
+        self.steps: list[StepPrediction] = []
 
-    def predict(self) -> Prediction:
-        steps = tuple(self.step(index, step) for index, step in enumerate(self.program.steps))
+    def add(self, step: Leaf) -> StepPrediction:
+        """What the next step must show."""
+        index = len(self.steps)
+        if isinstance(step, Settle):
+            for handle in self.handles.values():
+                handle.timed_out = False
+            predicted = StepPrediction(counters=self.counters())
+        else:
+            try:
+                predicted = self._step(f"step{index}", step)
+            except _Raises as raised:
+                predicted = StepPrediction(None, raised.error, raised.slack)
+        if predicted.error == "unknown":
+            self.certain = False
+        self.steps.append(predicted)
+        return predicted
+
+    def prediction(self) -> Prediction:
+        """What the steps so far must have shown, and a graceful shutdown now would."""
+        counters = self.counters()
+        graceful = not any(
+            MessageType.PYTHON_CALL in self.plan.table(rank).failing
+            for rank in range(self.world_size)
+        )
+        sends = tuple(self.sends)
+        last, leaking = self._shutdown() if graceful else ((), frozenset[int]())
         return Prediction(
-            steps, tuple(self.sends), tuple(dict(calls) for calls in self.calls), self.counters()
+            tuple(self.steps),
+            sends,
+            tuple(dict(calls) for calls in self.calls),
+            counters,
+            last,
+            graceful,
+            leaking,
+            frozenset(self.keeping),
+            frozenset(self.hazards),
+            self.certain,
         )
 
     def counters(self) -> tuple[Counters, ...]:
         """An owner keeps a value in its table exactly while some fork of it is alive."""
-        held = [(0, 0)] * self.program.world_size
+        held = [(0, 0)] * self.world_size
         for rref in self.rrefs:
             if rref.forks:
                 owners, forks = held[rref.owner]
                 held[rref.owner] = (owners + 1, forks + len(rref.forks))
-        return tuple(Counters(owners=owners, forks=forks) for owners, forks in held)
+        return tuple(
+            Counters(owners=owners, forks=forks, contexts=len(contexts))
+            for (owners, forks), contexts in zip(held, self.kept, strict=True)
+        )
 
-    # The protocol.
+    def _shutdown(self) -> tuple[tuple[Send, ...], frozenset[int]]:
+        """Users delete what they still hold; what stays at an owner then is reported there."""
+        before, failed = len(self.sends), self.failed.copy()
+        left: dict[int, set[str]] = {}
+        gone: set[str] = set()
+        for user in self.users:
+            if self._send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
+                gone.add(user.fork)
+        for rref in self.rrefs:
+            left.setdefault(rref.owner, set()).update(rref.forks - gone)
+        last = tuple(self.sends[before:])
+        del self.sends[before:]
+        self.failed = failed
+        return last, frozenset(rank for rank, forks in left.items() if forks)
 
-    def send(self, rank: int, message: MessageType, payload: str = "") -> None:
-        self.sends.append(Send(rank, message, payload or f"unique{len(self.sends)}"))
+    # Messages.
 
-    def new_fork(self, rref: _RRef) -> str:
+    def _send(self, rank: int, message: MessageType, payload: str = "") -> bool:
+        """Send one message; whether it is delivered."""
+        payload = payload or f"unique{len(self.sends)}"
+        table = self.plan.table(rank)
+        failures, delivered = 0, True
+        if message in table.failing:
+            left = table.num_fail_sends - self.failed[rank, payload]
+            failures = min(left, message.max_retries + 1)
+            delivered = failures <= message.max_retries
+            self.failed[rank, payload] += failures
+        self.sends.append(Send(rank, message, payload, failures, delivered))
+        return delivered
+
+    def _call(
+        self,
+        at: int,
+        to: int,
+        message: MessageType,
+        payload: str = "",
+        handle: _Handle | None = None,
+    ) -> _Handle | None:
+        """A call with a handle among its arguments, or none; what `to` receives for it."""
+        if handle is not None and handle.broken:
+            raise _Raises(error=handle.broken)
+        fork = self._prepare(handle, at) if handle else ""
+        if not self._send(at, message, payload):
+            if handle:
+                self._lose(handle, at)
+            raise _Raises(error="injected")
+        return self._receive(handle, at, to, fork) if handle else None
+
+    def _prepare(self, handle: _Handle, sender: int) -> str:
+        """Fork a handle while the message that carries it is written."""
+        self.forks += 1
+        fork = f"fork{self.forks}"
+        if sender == handle.rref.owner:
+            handle.rref.forks.add(fork)
+        return fork
+
+    def _lose(self, handle: _Handle, sender: int) -> None:
+        """The message that carries a fork was not sent; an owner has counted the fork already."""
+        if sender != handle.rref.owner:
+            handle.unaccepted = True
+
+    def _receive(self, handle: _Handle, sender: int, receiver: int, fork: str) -> _Handle:
+        rref = handle.rref
+        if receiver == rref.owner:
+            rref.forks.discard(fork)
+            if sender != rref.owner:
+                self._accept(handle, receiver)
+            return _Handle(rref, receiver)
+        if sender != rref.owner:
+            if not self._send(receiver, MessageType.RREF_FORK_REQUEST, fork):
+                self.hazards.add("fork-request-given-up")
+            rref.forks.add(fork)
+            self._accept(handle, receiver)
+        return self._new_user(_Handle(rref, receiver, fork))
+
+    def _accept(self, parent: _Handle, receiver: int) -> None:
+        if not self._send(receiver, MessageType.RREF_CHILD_ACCEPT):
+            parent.unaccepted = True
+
+    def _new_user(self, handle: _Handle) -> _Handle:
+        self.users.append(handle)
+        return handle
+
+    def _drop(self, handle: _Handle) -> None:
+        if not handle.fork or handle.unaccepted:
+            return
+        self.users = [user for user in self.users if user is not handle]
+        if handle.timed_out:
+            self.hazards.add("timed-out-remote-dropped")
+        if self._send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
+            handle.rref.forks.discard(handle.fork)
+
+    def _new_rref(self, owner: int, value: Sequence[float], *, typed: bool) -> _RRef:
+        rref = _RRef(owner, list(value), typed)
+        self.rrefs.append(rref)
+        return rref
+
+    def _created(self, at: int, rref: _RRef) -> _Handle:
+        """The handle of `at` to an RRef that a ``remote`` of it makes at another rank, or there."""
+        if rref.owner == at:
+            return _Handle(rref, at)
         self.forks += 1
         fork = f"fork{self.forks}"
         rref.forks.add(fork)
-        return fork
+        return self._new_user(_Handle(rref, at, fork))
 
-    def transfer(self, handle: _Handle, sender: int, receiver: int) -> _Handle:
-        """Send a handle in a message; what the receiver holds then."""
+    def _remote(
+        self, at: int, to: int, *, typed: bool, argument: _Handle | None = None
+    ) -> tuple[_Handle, _Handle | None]:
+        """``rpc.remote``: the handle that `at` gets, and what `to` receives for the argument."""
+        message = MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
+        if argument is not None and argument.broken:
+            raise _Raises(error=argument.broken)
+        handle = self._created(at, self._new_rref(to, [], typed=typed))
+        try:
+            received = self._call(at, to, message, handle=argument)
+        except _Raises:
+            handle.broken = "creation"
+            handle.rref.forks.clear()
+            return handle, None
+        return handle, received
+
+    def _value(self, handle: _Handle, at: int) -> list[float]:
+        """``to_here``, or ``local_value`` at the owner."""
+        if handle.broken:
+            raise _Raises(error=handle.broken)
         rref = handle.rref
-        if receiver == rref.owner:
-            if sender != rref.owner:
-                self.send(receiver, MessageType.RREF_CHILD_ACCEPT)
-            return _Handle(rref, "")
-        fork = self.new_fork(rref)
-        if sender != rref.owner:
-            self.send(receiver, MessageType.RREF_FORK_REQUEST, fork)
-            self.send(receiver, MessageType.RREF_CHILD_ACCEPT)
-        return _Handle(rref, fork)
-
-    def drop(self, handle: _Handle, rank: int) -> None:
-        if handle.fork:
-            handle.rref.forks.discard(handle.fork)
-            self.send(rank, MessageType.RREF_USER_DELETE, handle.fork)
-
-    def remote(self, at: int, to: int, value: list[float], *, typed: bool) -> _Handle:
-        self.send(at, MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL)
-        rref = _RRef(to, value, typed)
-        self.rrefs.append(rref)
-        return _Handle(rref, self.new_fork(rref) if at != to else "")
-
-    def fetch(self, handle: _Handle, at: int) -> list[float]:
-        if at != handle.rref.owner:
-            script = handle.rref.typed
-            self.send(
-                at,
+        if at != rref.owner:
+            message = (
                 MessageType.SCRIPT_RREF_FETCH_CALL
-                if script
-                else MessageType.PYTHON_RREF_FETCH_CALL,
+                if rref.typed
+                else MessageType.PYTHON_RREF_FETCH_CALL
             )
-        return list(handle.rref.value)
+            if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
+                raise _Raises(error="injected")
+        if rref.error:
+            raise _Raises(error=rref.error)
+        return list(rref.value)
 
-    def add(self, at: int, to: int, step: Remote | Call) -> list[float]:
-        """The sum that `to` computes from the arguments that `at` sends."""
-        if not isinstance(step.right, str):
-            return _sum(step.left, step.right)
-        there = self.transfer(self.handles[step.right], at, to)
-        total = _sum(step.left, self.fetch(there, to))
-        self.drop(there, to)
-        return total
+    def _compute(self, at: int, left: Sequence[float], right: Any, there: _Handle | None) -> Any:
+        """What a called function computes at `at`, of a value or of the handle it was sent."""
+        if there is None:
+            return _sum(left, right)
+        try:
+            return _sum(left, self._value(there, at))
+        except _Raises as raised:
+            raise _Raises(error="remote" if raised.error != "unknown" else "unknown") from None
+        finally:
+            self._drop(there)
+
+    def _timed(self, at: int, message: MessageType, timeout: float | None) -> tuple[str, float]:
+        """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack."""
+        if timeout is None:
+            return "", UNLIMITED_SLACK
+        delay = self.plan.table(at).messages_to_delay.get(message, 0.0)
+        slack = timeout - delay_milliseconds(delay) / 1000
+        if slack <= -CLEARLY_LATE:
+            return "timeout", -slack
+        return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
     # The steps.
 
-    def step(self, index: int, step: Step) -> StepPrediction:
-        call = f"step{index}"
+    def _handle(self, name: str) -> _Handle:
+        if name not in self.handles:
+            raise _Raises(error="missing")
+        return self.handles[name]
+
+    def _argument(self, argument: Any) -> _Handle | None:
+        return self._handle(argument) if isinstance(argument, str) else None
+
+    def _step(self, call: str, step: Leaf) -> StepPrediction:
         value: Any = None
-        error, slack = "", UNLIMITED_SLACK
         match step:
             case Remote():
-                typed = step.flavour != "python"
-                if not typed:
-                    self.calls[step.to][call] += 1
-                handle = self.remote(step.at, step.to, [], typed=typed)
-                handle.rref.value = self.add(step.at, step.to, step)
-                self.handles[step.out] = handle
+                return self._make(call, step)
             case Own():
                 # torch infers the type of the value, so this RRef is no Python object to it.
-                rref = _RRef(step.at, list(step.value), typed=True)
-                self.rrefs.append(rref)
-                self.handles[step.out] = _Handle(rref, "")
+                rref = self._new_rref(step.at, step.value, typed=True)
+                self.handles[step.out] = _Handle(rref, step.at)
             case Share():
-                self.calls[step.to][call] += 1
-                self.send(step.at, MessageType.PYTHON_CALL)
-                self.handles[step.out] = self.transfer(self.handles[step.handle], step.at, step.to)
+                return self._share(call, step)
             case Fetch():
-                value = self.fetch(self.handles[step.handle], step.at)
+                return self._fetch(step)
+            case Local():
+                value = self._value(self._handle(step.handle), step.at)
             case Call():
-                value, error, slack = self.call(call, step)
+                predicted = self._ask(call, step)
+                if step.wait != "later":
+                    return predicted
+                self.futures[step.out] = predicted
+            case Wait():
+                if step.future not in self.futures:
+                    raise _Raises(error="missing")
+                return self.futures.pop(step.future)
+            case Count():
+                self._call(step.at, step.to, MessageType.PYTHON_CALL, call)
+                self.calls[step.to][call] += 1
+                self.counts[step.to] += 1
+                value = self.counts[step.to]
+            case Chain():
+                self._call(step.at, step.to, MessageType.PYTHON_CALL, call)
+                self.calls[step.to][call] += 1
+                self._call(step.to, step.then, MessageType.PYTHON_CALL, f"{call}/then")
+                self.calls[step.then][f"{call}/then"] += 1
+                value = _sum(step.left, step.right)
+            case Through():
+                value = self._through(step)
             case Bump():
-                handle = self.handles[step.handle]
-                self.send(step.at, MessageType.SCRIPT_CALL)
-                self.drop(self.transfer(handle, step.at, handle.rref.owner), handle.rref.owner)
+                handle = self._handle(step.handle)
+                owner = handle.rref.owner
+                there = self._call(step.at, owner, MessageType.SCRIPT_CALL, handle=handle)
+                if there:
+                    self._drop(there)
                 handle.rref.value = [x + 1.0 for x in handle.rref.value]
                 value = list(handle.rref.value)
             case Nest():
-                self.nest(call, step)
+                self._nest(call, step)
             case Drop():
-                self.drop(self.handles.pop(step.handle), step.at)
+                self._drop(self._handle(step.handle))
+                del self.handles[step.handle]
             case Context():
-                value = self.context(call, step)
+                value = self._context(call, step)
+            case Optimize():
+                value = self._optimize(call, step)
+            case Module():
+                value = self._module(step)
             case Refused():
-                value = {"refused": True}
-            case Settle():
-                return StepPrediction(counters=self.counters())
-        return StepPrediction(value, error, slack)
+                value = {"refused": step.context not in self.kept[step.at]}
+            case Pause() | Settle():
+                pass
+        return StepPrediction(value)
 
-    def call(self, call: str, step: Call) -> tuple[Any, str, float]:
+    def _make(self, call: str, step: Remote) -> StepPrediction:
+        typed = step.flavour != "python"
+        argument = self._argument(step.right)
+        handle, there = self._remote(step.at, step.to, typed=typed, argument=argument)
+        self.handles[step.out] = handle
+        if handle.broken:
+            return StepPrediction()
+        if not typed:
+            self.calls[step.to][call] += 1
+        rref = handle.rref
+        if step.raises:
+            rref.error = "remote"
+            if there:
+                self._drop(there)
+        else:
+            try:
+                rref.value = self._compute(step.to, step.left, step.right, there)
+            except _Raises as raised:
+                rref.error = raised.error
+        late, slack = self._timed(step.at, self.sends_remote(typed=typed), step.timeout)
+        if late:
+            handle.broken = "creation" if late == "timeout" else "unknown"
+            handle.timed_out = True
+            self.certain = self.certain and late == "timeout"
+        return StepPrediction(slack=slack)
+
+    @staticmethod
+    def sends_remote(*, typed: bool) -> MessageType:
+        """The type of a ``remote``."""
+        return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
+
+    def _share(self, call: str, step: Share) -> StepPrediction:
+        handle = self._handle(step.handle)
+        received = self._call(step.at, step.to, MessageType.PYTHON_CALL, call, handle)
+        self.calls[step.to][call] += 1
+        if received:
+            self.handles[step.out] = received
+        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        return StepPrediction(error=late, slack=slack)  # type: ignore[arg-type]
+
+    def _fetch(self, step: Fetch) -> StepPrediction:
+        handle = self._handle(step.handle)
+        value = self._value(handle, step.at)
+        if step.at == handle.rref.owner:
+            return StepPrediction(value)
+        typed = handle.rref.typed
+        message = (
+            MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
+        )
+        late, slack = self._timed(step.at, message, step.timeout)
+        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
+
+    def _ask(self, call: str, step: Call) -> StepPrediction:
+        """A call, and how its future ends; raises only what keeps the call from being made."""
         python = step.flavour == "python"
         message = MessageType.PYTHON_CALL if python else MessageType.SCRIPT_CALL
-        self.send(step.at, message)
-        if python:
-            self.calls[step.to][call] += 1
-        value = self.add(step.at, step.to, step)
-        if step.timeout is None:
-            return value, "", UNLIMITED_SLACK
-        delay = self.plan.table(step.at).messages_to_delay.get(message, 0.0)
-        slack = step.timeout - delay_milliseconds(delay) / 1000
-        if slack <= -CLEARLY_LATE:
-            return None, "timeout", -slack
-        return value, "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
+        argument = self._argument(step.right)
+        if argument is not None and argument.broken:
+            raise _Raises(error=argument.broken)
+        # A TorchScript call holds its function and its tensors' places, not what is in them.
+        payload = call if python else f"{step.flavour} {step.raises}"
+        try:
+            there = self._call(step.at, step.to, message, payload, argument)
+            if python:
+                self.calls[step.to][call] += 1
+            if step.raises:
+                if there:
+                    self._drop(there)
+                raise _Raises(error="remote")
+            value = self._compute(step.to, step.left, step.right, there)
+        except _Raises as raised:
+            late, slack = self._timed(step.at, message, step.timeout)
+            error = raised.error if raised.error == "injected" or not late else late
+            return StepPrediction(error=error, slack=slack)  # type: ignore[arg-type]
+        late, slack = self._timed(step.at, message, step.timeout)
+        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
 
-    def nest(self, call: str, step: Nest) -> None:
+    def _through(self, step: Through) -> list[float] | None:
+        handle = self._handle(step.handle)
+        rref = handle.rref
+        if handle.broken:
+            raise _Raises(error=handle.broken)
+        if handle.type_error is None:
+            handle.type_error = ""
+            try:
+                if step.at != rref.owner:
+                    there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
+                    if there:
+                        self._drop(there)
+                if rref.error:
+                    raise _Raises(error=rref.error)
+            except _Raises as raised:
+                handle.type_error = raised.error
+                raise
+        elif handle.type_error:
+            if handle.type_error == "injected":
+                self.hazards.add("type-query-remembered")
+            raise _Raises(error=handle.type_error)
+        total = [x + step.addend for x in rref.value]
+        if step.how == "remote":
+            made, there = self._remote(step.at, rref.owner, typed=False, argument=handle)
+            made.rref.value = total
+            self.handles[step.out] = made
+        else:
+            there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
+        if there:
+            self._drop(there)
+        return None if step.how == "remote" else total
+
+    def _nest(self, call: str, step: Nest) -> None:
+        self._call(step.at, step.via, MessageType.PYTHON_CALL, call)
         self.calls[step.via][call] += 1
-        self.send(step.at, MessageType.PYTHON_CALL)
         typed = step.flavour != "python"
+        there, _ = self._remote(step.via, step.to, typed=typed)
+        if there.broken:
+            self._drop(there)
+            raise _Raises(error="creation")
         if not typed:
             self.calls[step.to][f"{call}/nested"] += 1
-        there = self.remote(step.via, step.to, _sum(step.left, step.right), typed=typed)
-        self.handles[step.out] = self.transfer(there, step.via, step.at)
-        self.drop(there, step.via)
+        there.rref.value = _sum(step.left, step.right)
+        fork = self._prepare(there, step.via)
+        self.handles[step.out] = self._receive(there, step.via, step.at, fork)
+        self._drop(there)
 
-    def context(self, call: str, step: Context) -> dict[str, Any]:
+    def _context(self, call: str, step: Context) -> dict[str, Any]:
         for rank in step.path:
             self.calls[rank][call] += 1
         if step.rrefs:
-            hops = step.path[:1] if step.nested else step.path
-            for to in hops:
-                if to != step.at:
-                    # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
-                    self.forks += 1
-                    self.send(step.at, MessageType.RREF_USER_DELETE, f"fork{self.forks}")
-        for rank, peers in sorted(_acquaintances(step).items()):
-            for _ in peers:
-                payload = f"context {step.name}"
-                self.send(rank, MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ, payload)
+            for to in step.path[:1] if step.nested else step.path:
+                # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
+                self._drop(self._created(step.at, self._new_rref(to, [], typed=False)))
+        if step.breaks is not None and len({step.at, *step.path}) <= len(step.path):
+            self.hazards.add("broken-backward-revisits-rank")
+        self._release(step.name, step.at, _acquaintances(step))
         return run_context(step)
+
+    def _release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
+        """A context ends at `at`; every rank that cleanup reaches passes it on."""
+        reached = {at}
+        queue = [at]
+        while queue:
+            rank = queue.pop(0)
+            if not known.get(rank):
+                continue
+            if not self._clean(rank, sorted(known[rank]), f"context {name}"):
+                self.keeping.add(rank)
+                continue
+            for peer in sorted(known[rank] - reached):
+                reached.add(peer)
+                queue.append(peer)
+        for rank in known:
+            if rank not in reached:
+                self.kept[rank].add(name)
+
+    def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:
+        """One cleanup to each peer; they have one payload, so they share the failures.
+
+        Whether all are delivered; where only some are, nothing after is certain.
+        """
+        table = self.plan.table(rank)
+        left = table.num_fail_sends if _CLEANUP in table.failing else 0
+        tries = _CLEANUP.max_retries + 1
+        each, more = divmod(left, len(peers))
+        for number, _ in enumerate(peers):
+            failures = min(tries, each + (number < more))
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, failures < tries))
+        if each < tries <= each + bool(more):
+            self.certain = False
+        return each + bool(more) < tries
+
+    def _optimize(self, call: str, step: Optimize) -> list[list[float]]:
+        made: list[_Handle] = []
+        try:
+            for owner in step.owners:
+                handle, _ = self._remote(step.at, owner, typed=False)
+                made.append(handle)
+                if not handle.broken:
+                    handle.rref.value = list(step.value)
+                    self.calls[owner][call] += 1
+            parameters = tuple(made)
+            optimizers = self._new_optimizers(step, parameters, made)
+            for optimizer in optimizers:
+                # The step runs inside the context, so only the handle that it carries shows.
+                owner = optimizer.rref.owner
+                fork = self._prepare(optimizer, step.at)
+                self._drop(self._receive(optimizer, step.at, owner, fork))
+            known: dict[int, set[int]] = {step.at: set(step.owners)}
+            for owner in step.owners:
+                known.setdefault(owner, set()).add(step.at)
+            self._release(step.name, step.at, known)
+            for parameter in parameters:
+                parameter.rref.value = [0.5 * x for x in step.value]
+            return [self._value(parameter, step.at) for parameter in parameters]
+        finally:
+            for handle in made:
+                self._drop(handle)
+
+    def _new_optimizers(
+        self, step: Optimize, parameters: Sequence[_Handle], made: list[_Handle]
+    ) -> list[_Handle]:
+        """The constructor asks all owners, and then raises if one has failed."""
+        found: list[_Handle] = []
+        failed: _Raises | None = None
+        for parameter in parameters:
+            owner = parameter.rref.owner
+            if parameter.broken:
+                raise _Raises(error=parameter.broken)
+            try:
+                there = self._call(step.at, owner, MessageType.PYTHON_CALL, handle=parameter)
+            except _Raises as raised:
+                failed = raised
+                continue
+            if there:
+                self._drop(there)
+            local = _Handle(self._new_rref(owner, [], typed=False), owner)
+            fork = self._prepare(local, owner)
+            optimizer = self._receive(local, owner, step.at, fork)
+            made.append(optimizer)
+            found.append(optimizer)
+        if failed:
+            raise failed
+        return found
+
+    def _module(self, step: Module) -> list[float]:
+        handle, _ = self._remote(step.at, step.to, typed=False)
+        try:
+            there = self._call(step.at, step.to, MessageType.PYTHON_CALL, handle=handle)
+            if there:
+                self._drop(there)
+            return [2.0 * x + 1.0 for x in step.value]
+        finally:
+            self._drop(handle)
 
 
 def _acquaintances(step: Context) -> dict[int, set[int]]:
@@ -321,17 +766,13 @@ def _sum(left: Any, right: Any) -> list[float]:
 
 @functools.lru_cache(maxsize=512)
 def predict(program: Program, plan: FaultPlan) -> Prediction:
-    """What `program` must do under `plan`.
+    """What `program` must do under `plan`, within the retry budget or beyond it.
 
     Raises:
-        UsageError: the plan names a rank outside the world, or fails messages beyond their retry
-            budget (what then happens is not modelled).
+        UsageError: the plan names a rank outside the world.
     """
     plan.check(program.world_size)
-    if not plan.is_within_budget(program.world_size):
-        msg = (
-            f"{plan!r} fails messages more often than torch retries them; the oracle predicts "
-            f"programs under survivable plans only."
-        )
-        raise UsageError(msg)
-    return _Model(program, plan).predict()
+    model = Model(program.world_size, plan)
+    for step in program.leaves:
+        model.add(step)
+    return model.prediction()

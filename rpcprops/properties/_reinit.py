@@ -45,8 +45,8 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
                 raised = RaisedError(type(error).__name__, str(error))
                 steps.append(StepOutcome(0, error=raised))
                 return replace(cluster.outcome, steps=tuple(steps))
-        for index, step in enumerate(case.program.steps):
-            seen = cluster.run_step(index, step, step.at, {})  # type: ignore[union-attr]
+        for index, step in enumerate(case.program.leaves):
+            seen = cluster.run_step(index, step, {})
             steps.append(seen)
             if not seen.ended or seen.error:
                 break

@@ -35,7 +35,7 @@ def test_failed_sends_match_the_prediction(message: str, count: int) -> None:
     """Failed sends of each retryable RRef message are counted as the message model predicts."""
     plan = FaultPlan(FaultTable([message], count))
     outcome = run(SHARED, plan)
-    predicted = [sum(by_type.values()) for by_type in predict(SHARED, plan).failures(plan)]
+    predicted = [sum(by_type.values()) for by_type in predict(SHARED, plan).failures()]
     assert [rank.failed_sends for rank in outcome.ranks] == predicted
     assert sum(predicted) >= count
     assert judge(SHARED, plan, outcome) == ()
@@ -47,7 +47,7 @@ def test_failed_cleanups_match_the_prediction() -> None:
     """The same for the cleanup of an autograd context, whose sends share one payload."""
     plan = FaultPlan(by_rank={0: FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 2)})
     outcome = run(AUTOGRAD, plan)
-    predicted = [sum(by_type.values()) for by_type in predict(AUTOGRAD, plan).failures(plan)]
+    predicted = [sum(by_type.values()) for by_type in predict(AUTOGRAD, plan).failures()]
     assert [rank.failed_sends for rank in outcome.ranks] == predicted
     assert judge(AUTOGRAD, plan, outcome) == ()
 

@@ -136,7 +136,7 @@ def clean(program: Program, plan: FaultPlan, world_size: int | None = None) -> O
                 f"worker{rank}",
                 exit_code=0,
                 counters=prediction.counters[rank] if taking_part else Counters(),
-                failed_sends=sum(prediction.failures(plan)[rank].values()) if taking_part else 0,
+                failed_sends=sum(prediction.failures()[rank].values()) if taking_part else 0,
                 delayed_sends=dict(held_up),
                 calls=dict(prediction.calls[rank]) if taking_part else {},
             )

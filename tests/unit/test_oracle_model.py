@@ -55,9 +55,9 @@ def sends(prediction: Prediction) -> list[list[MessageType]]:
     return found
 
 
-def failures(prediction: Prediction, table: FaultTable) -> list[dict[MessageType, int]]:
-    """How many sends of each type fail at each rank when every rank has this table."""
-    return [dict(by_type) for by_type in prediction.failures(FaultPlan(table))]
+def failures(prediction: Prediction) -> list[dict[MessageType, int]]:
+    """How many sends of each type fail at each rank."""
+    return [dict(by_type) for by_type in prediction.failures()]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_table_of_one_rank_fails_that_ranks_sends_only() -> None:
     """Failures happen on the sender, so only the afflicted rank's messages count."""
     seen = predicted(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
     plan = FaultPlan(by_rank={0: FaultTable([DELETE], 5)})
-    assert [dict(by_type) for by_type in seen.failures(plan)] == [{DELETE: 5}, {}, {}]
+    assert [dict(by_type) for by_type in seen.failures()] == [{DELETE: 5}, {}, {}]
 
 
 def test_a_count_of_zero_or_no_types_fails_nothing() -> None:
@@ -301,7 +301,7 @@ def test_delays_and_failures_of_one_message_are_counted_apart() -> None:
     """A delete that fails twice is sent late once, when it passes."""
     seen = predicted(Remote(0, 1, "a"), Drop(0, "a"))
     plan = FaultPlan(FaultTable([DELETE], 2, {"RREF_USER_DELETE": 1.0}))
-    assert seen.failures(plan) == ({DELETE: 2}, {}, {})
+    assert seen.failures() == ({DELETE: 2}, {}, {})
     assert seen.delays(plan) == ({DELETE: 1}, {}, {})
 
 
