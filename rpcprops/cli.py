@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay``, ``doctor`` and ``bench``.
+"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``doctor`` and ``bench``.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -33,6 +33,7 @@ from rpcprops.commands._shared import (
     running,
     write_json,
 )
+from rpcprops.commands._sweep import sweep
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.runner import Runner
 
@@ -156,6 +157,7 @@ def check(
 
 
 app.command()(replay)
+app.command()(sweep)
 
 
 @app.command()

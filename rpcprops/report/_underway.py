@@ -1,9 +1,9 @@
 """The example that is about to run, in a file of its own, in case its process is killed.
 
-The file is an artefact without a failure: ``.rpcprops/underway/PID-START.json``, where START is when
-the process began, so that a number that is used again is not taken for the same process. It is
-replaced by rename before each cluster starts, and removed when the process ends in order. What a dead
-process left is moved to the failures by the next run.
+The file is an artefact without a failure: ``.rpcprops/underway/PID-START.json``, where START is
+when the process began, so that a number that is used again is not taken for the same process. It is
+replaced by rename before each cluster starts, and removed when the process ends in order. What a
+dead process left is moved to the failures by the next run.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
 
 
 def test_files_of_the_living_stay(tmp_path: Path) -> None:
-    """What a live process has under way is left alone; a dead one's, or a reused number's, moves."""
+    """What a live process has under way stays; a dead one's, or a reused number's, moves."""
     folder = tmp_path / DIRECTORY
     underway = Underway(tmp_path, "pytest")
     underway.begin("test_x.py::test_y")
