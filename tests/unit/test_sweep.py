@@ -1,4 +1,4 @@
-"""Sweeps without ranks: which plans a map has, what is kept of them, and which programs there are."""
+"""Sweeps without ranks: which plans a map has, what is kept, and which programs there are."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_said(tmp_path: Path) -> None:
     state = _state(tmp_path)
     state.add(sweep.Record(FaultPlan(), "holds"))
     state.path.write_text(state.path.read_text(encoding="utf-8") + "nonsense\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="damaged .*--restart begins a new one"):
+    with pytest.raises(UsageError, match=r"damaged .*--restart begins a new one"):
         _state(tmp_path)
 
 
