@@ -1,14 +1,21 @@
 """The floor under every example: ranks that fork, join, shut down and exit, and do nothing else.
 
-``python -m rpcprops._bare_ranks WORLD_SIZE RATE REPEATS``, started with the clock preloaded,
-imports torch once and prints for each repeat the real seconds, and the ranks' processor seconds.
+``python -m rpcprops._bare_ranks``, started with the clock preloaded, imports torch once and freezes
+what it holds. For each line ``[world_size, rate]`` on its stdin it runs so many ranks once, and
+prints the real seconds and the ranks' processor seconds as ``[seconds, processor]``. It ends with
+its stdin.
+
+With ``prepared`` as its argument it does what our server and ranks do to make this cheaper: huge
+pages before the first fork, and a wide descriptor table in each rank.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import time
 
@@ -20,10 +27,11 @@ from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 
 
-def _rank_main(rank: int, world_size: int, rate: float, store: int) -> None:
+def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared: bool) -> None:
     if clock.loaded():
         clock.set_rate(rate)
-    _rank._widen_descriptor_table()
+    if prepared:
+        _rank._widen_descriptor_table()
     fixture = RankFixture(
         rank=rank,
         name=f"worker{rank}",
@@ -38,33 +46,46 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int) -> None:
     rpc.shutdown()
 
 
-def main() -> None:
-    """Entry point; see the module."""
-    world_size, rate, repeats = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    gc.collect()
-    gc.freeze()
-    _pages.collapse()
-    for _ in range(repeats):
-        began = time.monotonic()
-        store = os.memfd_create("store")
-        pids: list[int] = []
+def _once(world_size: int, rate: float, *, prepared: bool) -> tuple[float, float]:
+    began = time.monotonic()
+    store = os.memfd_create("store")
+    pids: set[int] = set()
+    try:
         for rank in range(world_size):
             pid = os.fork()
             if pid == 0:
                 try:
-                    _rank_main(rank, world_size, rate, store)
+                    _rank_main(rank, world_size, rate, store, prepared=prepared)
                     os._exit(0)
                 finally:
                     os._exit(1)
-            pids.append(pid)
-        cpu = 0.0
-        for pid in pids:
-            _, status, usage = os.wait4(pid, 0)
+            pids.add(pid)
+        processor = 0.0
+        while pids:
+            pid, status, usage = os.wait4(-1, 0)
+            pids.discard(pid)
             if status:
                 sys.exit(f"a bare rank ended with status {status}")
-            cpu += usage.ru_utime + usage.ru_stime
-        os.close(store)
-        print(json.dumps([time.monotonic() - began, cpu]), flush=True)
+            processor += usage.ru_utime + usage.ru_stime
+    finally:
+        # Only where a rank failed: the others wait for it.
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    os.close(store)
+    return time.monotonic() - began, processor
+
+
+def main() -> None:
+    """Entry point; see the module."""
+    prepared = sys.argv[1:] == ["prepared"]
+    gc.collect()
+    gc.freeze()
+    if prepared:
+        _pages.collapse()
+    for line in sys.stdin:
+        world_size, rate = json.loads(line)
+        print(json.dumps(_once(world_size, rate, prepared=prepared)), flush=True)
 
 
 if __name__ == "__main__":

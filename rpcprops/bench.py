@@ -1,26 +1,34 @@
-"""Measures what an example costs: PyTorch's own harness, real time, the fast clock, the bare floor.
+"""Measures what an example costs: PyTorch's own harness, real time, the fast clock, bare floors.
 
-Every figure is a median over repeats with its least and greatest. Our own kinds of run are measured
-in turn (A B C, A B C, …), so that a machine whose speed drifts does not favour one; the floor and
-PyTorch's harness are processes of their own and run in blocks of the same run.
+Every figure is a median over repeats with its least and greatest. All kinds of run of a comparison
+are measured in turn (A B C, A B C, …), so that a machine whose speed drifts does not favour one.
+Kinds that take many seconds take part in fewer rounds.
+
+There are two floors, both of ranks that fork, join, shut down and exit, at our rate. The *bare
+floor* is no more than that, in a process that imported torch and froze what it holds. In the
+*bare floor, prepared* that process and its ranks also do what ours do to make it cheaper.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import select
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
 from rpcprops.cluster._client import server_environment
+from rpcprops.cluster._logs import RankLog
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable
 from rpcprops.oracle import judge
@@ -31,6 +39,8 @@ WORLD_SIZES = (2, 4, 8, 16)
 FAILURES = (0, 1, 2, 3, 4, 5)
 LENGTHS = (1, 4, 16, 64)
 RATES = (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
+#: How many rounds of a comparison the runs in real time take part in, ten seconds each.
+_REAL_ROUNDS = 3
 _HARNESS_SECONDS = 300
 
 
@@ -68,6 +78,37 @@ class Sample:
     wrong: int = 0
 
 
+@dataclass(frozen=True)
+class Figures:
+    """One run: see :class:`Sample`."""
+
+    seconds: float
+    processor: float
+    late: float = 0.0
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run, and how to do one.
+
+    Attributes:
+        rounds: in how many rounds it takes part, spread over all; None means in each, after one
+            that is not counted and warms servers and caches.
+    """
+
+    name: str
+    once: Callable[[], Figures]
+    rounds: int | None = None
+
+    def takes_part(self, number: int, of: int) -> bool:
+        """Whether it runs in round `number`, from 1 to `of`, or in the one before them, 0."""
+        if self.rounds is None:
+            return True
+        rounds = min(self.rounds, of)
+        return number > 0 and number * rounds // of > (number - 1) * rounds // of
+
+
 def small_program(world_size: int = 4) -> Program:
     """A small RRef and autograd program over all ranks, the one that the figures are about."""
     others = tuple(range(1, world_size))
@@ -92,71 +133,128 @@ def failing(times: int) -> FaultPlan:
     return FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, times)) if times else FaultPlan()
 
 
+class BareRanks:
+    """The process of :mod:`rpcprops._bare_ranks`; it starts with the first run."""
+
+    def __init__(self, rate: float, *, prepared: bool) -> None:
+        self.rate = rate
+        self.prepared = prepared
+        self._process: subprocess.Popen[str] | None = None
+        self._log: RankLog | None = None
+
+    def once(self, world_size: int) -> Figures:
+        """Run so many bare ranks once.
+
+        Raises:
+            MachineCannot: a rank failed, or they did not end.
+        """
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps([world_size, self.rate]) + "\n")
+            process.stdin.flush()
+        # One line is under way at most, so nothing waits in a buffer.
+        readable, _, _ = select.select([process.stdout], [], [], _HARNESS_SECONDS)
+        line = process.stdout.readline() if readable else ""
+        if not line:
+            said = self._log.text().strip().splitlines()[-1:] if self._log else []
+            self.close()
+            msg = f"the bare ranks failed: {said}"
+            raise MachineCannot(msg)
+        seconds, processor = json.loads(line)
+        return Figures(seconds, processor)
+
+    def _start(self) -> subprocess.Popen[str]:
+        environ = dict(os.environ)
+        if self.rate != 1.0:
+            environ = clocks.preload_environment(environ)
+        self._log = RankLog("bare-ranks")
+        command = [sys.executable, "-m", "rpcprops._bare_ranks"]
+        self._process = subprocess.Popen(
+            [*command, "prepared"] if self.prepared else command,
+            env=server_environment(environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log.fd,
+            text=True,
+            # Its ranks are in its group, and are killed with it.
+            start_new_session=True,
+        )
+        return self._process
+
+    def close(self) -> None:
+        """End the process and what it forked; may be called again."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        # Closes its pipes, too.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
 class Bench:
-    """Runs the comparisons; `say` gets a line for each thing done."""
+    """Runs the comparisons; `say` gets a line for each thing done. Close it, or enter it."""
 
     def __init__(self, runner: Runner, repeats: int, say: Callable[[str], None]) -> None:
         self.runner = runner
         self.repeats = repeats
         self.say = say
         self.rate = runner.server.rate
+        self._bare = {on: BareRanks(self.rate, prepared=on) for on in (False, True)}
 
-    def sample(self, name: str, program: Program, plan: FaultPlan, rate: float) -> Sample:
-        return self.alternate([(name, program, plan, rate)])[0]
+    def __enter__(self) -> Self:
+        return self
 
-    def alternate(self, kinds: Sequence[tuple[str, Program, FaultPlan, float]]) -> list[Sample]:
-        """Measure several kinds of run in turn."""
-        seconds: list[list[float]] = [[] for _ in kinds]
-        processor: list[list[float]] = [[] for _ in kinds]
-        late = [0.0] * len(kinds)
-        wrong = [0] * len(kinds)
-        for repeat in range(self.repeats + 1):
-            for index, (_, program, plan, rate) in enumerate(kinds):
-                outcome = self.runner.run_anew(program, plan, clock=rate)
-                if repeat == 0:
-                    continue  # the first warms module servers and caches
-                seconds[index].append(outcome.real_seconds)
-                processor[index].append(sum(r.processor_seconds for r in outcome.ranks))
-                late[index] = max([late[index], *(r.late_seconds for r in outcome.ranks)])
-                wrong[index] += bool(judge(program, plan, outcome))
-        return [
-            Sample(kind[0], Spread.of(s), Spread.of(p), late_by, bad)
-            for kind, s, p, late_by, bad in zip(kinds, seconds, processor, late, wrong, strict=True)
-        ]
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def floor(self, world_size: int) -> Sample:
-        """The bare ranks of :mod:`rpcprops._bare_ranks`, at this server's rate."""
-        command = [sys.executable, "-m", "rpcprops._bare_ranks"]
-        command += [str(world_size), str(self.rate), str(self.repeats + 1)]
-        environ = dict(os.environ)
-        if self.rate != 1.0:
-            environ = clocks.preload_environment(environ)
-        ran = subprocess.run(
-            command,
-            env=server_environment(environ),
-            capture_output=True,
-            text=True,
-            timeout=_HARNESS_SECONDS,
-            check=False,
-        )
-        if ran.returncode:
-            msg = f"the bare ranks failed: {ran.stderr.strip().splitlines()[-1:]}"
-            raise MachineCannot(msg)
-        pairs = [json.loads(line) for line in ran.stdout.splitlines()][1:]
-        return Sample(
-            f"bare floor, {world_size} ranks",
-            Spread.of([pair[0] for pair in pairs]),
-            Spread.of([pair[1] for pair in pairs]),
-        )
+    def close(self) -> None:
+        """End the processes of the bare ranks."""
+        for bare in self._bare.values():
+            bare.close()
 
-    def harness(self, repeats: int) -> Sample:
+    # The kinds of run.
+
+    def example(
+        self,
+        name: str,
+        program: Program,
+        plan: FaultPlan,
+        rate: float | None = None,
+        rounds: int | None = None,
+    ) -> Kind:
+        """An example of ours, at the default rate unless one is given."""
+        at = self.rate if rate is None else rate
+
+        def once() -> Figures:
+            outcome = self.runner.run_anew(program, plan, clock=at)
+            return Figures(
+                outcome.real_seconds,
+                sum(rank.processor_seconds for rank in outcome.ranks),
+                max(rank.late_seconds for rank in outcome.ranks),
+                bool(judge(program, plan, outcome)),
+            )
+
+        return Kind(name, once, rounds)
+
+    def floor(self, world_size: int, *, prepared: bool = False) -> Kind:
+        """Bare ranks at our rate; `prepared` with what ours do to make them cheaper."""
+        bare = self._bare[prepared]
+        name = "bare floor, prepared" if prepared else "bare floor"
+        return Kind(f"{name}, {world_size} ranks", lambda: bare.once(world_size))
+
+    def harness(self, rounds: int) -> Kind:
         """PyTorch's own harness on the small program, all four types failing three times."""
         program, plan = small_program(), failing(3)
-        pairs: list[tuple[float, float]] = []
-        for repeat in range(repeats):
-            self.say(f"PyTorch's own harness, {repeat + 1} of {repeats}")
-            command = [sys.executable, "-m", "rpcprops._torch_harness"]
-            command += [json.dumps(to_json(program)), json.dumps(to_json(plan.default))]
+        command = [sys.executable, "-m", "rpcprops._torch_harness"]
+        command += [json.dumps(to_json(program)), json.dumps(to_json(plan.default))]
+
+        def once() -> Figures:
             ran = subprocess.run(
                 command,
                 env={**os.environ, "TP_SOCKET_IFNAME": "lo"},
@@ -169,76 +267,106 @@ class Bench:
                 msg = f"PyTorch's harness failed: {ran.stderr.strip().splitlines()[-1:]}"
                 raise MachineCannot(msg)
             seconds, processor = json.loads(ran.stdout.splitlines()[-1])
-            pairs.append((seconds, processor))
-        return Sample(
-            "PyTorch's harness",
-            Spread.of([pair[0] for pair in pairs]),
-            Spread.of([pair[1] for pair in pairs]),
-        )
+            return Figures(seconds, processor)
+
+        return Kind("PyTorch's harness", once, rounds)
+
+    def alternate(self, kinds: Sequence[Kind], what: str = "") -> list[Sample]:
+        """Measure several kinds of run in turn."""
+        seen: list[list[Figures]] = [[] for _ in kinds]
+        for number in range(self.repeats + 1):
+            for kind, figures in zip(kinds, seen, strict=True):
+                if not kind.takes_part(number, self.repeats):
+                    continue
+                if what:
+                    self.say(f"{what}, round {number} of {self.repeats}: {kind.name}")
+                ran = kind.once()
+                if number:
+                    figures.append(ran)
+        return [_sample(kind.name, figures) for kind, figures in zip(kinds, seen, strict=True)]
 
     # The tables.
 
-    def comparison(self, harness_repeats: int) -> dict[str, Any]:
-        """PyTorch's harness, ours in real time, ours at the default rate, and the bare floor."""
+    def comparison(self, harness_rounds: int) -> dict[str, Any]:
+        """PyTorch's harness, ours in real time, ours at the default rate, and the two floors."""
         program = small_program()
-        self.say("ours, real time and fast, with and without faults")
-        fast, faultless = self.alternate(
-            [
-                (f"ours, rate {self.rate:g}", program, failing(3), self.rate),
-                (f"ours, rate {self.rate:g}, no faults", program, failing(0), self.rate),
-            ]
-        )
-        few = Bench(self.runner, min(self.repeats, 3), self.say)
-        real, real_faultless = few.alternate(
-            [
-                ("ours, real time", program, failing(3), 1.0),
-                ("ours, real time, no faults", program, failing(0), 1.0),
-            ]
-        )
-        self.say("the bare floor")
-        floor = self.floor(4)
-        harness = self.harness(harness_repeats) if harness_repeats else None
-        waits = real.seconds.median - real_faultless.seconds.median
-        samples = [
-            sample for sample in (harness, real, fast, real_faultless, faultless, floor) if sample
-        ]
-        ratios = {
-            "fast against real time": real.seconds.median / fast.seconds.median,
-            "faultless against the bare floor": faultless.seconds.median / floor.seconds.median,
+        kinds = {
+            "real": self.example("ours, real time", program, failing(3), 1.0, _REAL_ROUNDS),
+            "fast": self.example(f"ours, rate {self.rate:g}", program, failing(3)),
+            "real, faultless": self.example(
+                "ours, real time, no faults", program, failing(0), 1.0, _REAL_ROUNDS
+            ),
+            "faultless": self.example(f"ours, rate {self.rate:g}, no faults", program, failing(0)),
+            "floor": self.floor(4),
+            "prepared floor": self.floor(4, prepared=True),
         }
-        if harness:
-            ratios["fast against PyTorch's harness"] = harness.seconds.median / fast.seconds.median
+        if harness_rounds:
+            kinds = {"harness": self.harness(harness_rounds), **kinds}
+        samples = dict(zip(kinds, self.alternate([*kinds.values()], "comparing"), strict=True))
+        median = {name: sample.seconds.median for name, sample in samples.items()}
+        waits = median["real"] - median["real, faultless"]
+        ratios = {
+            "fast against real time": median["real"] / median["fast"],
+            "faultless against the bare floor": median["faultless"] / median["floor"],
+            "faultless against the bare floor, prepared": (
+                median["faultless"] / median["prepared floor"]
+            ),
+        }
+        if harness_rounds:
+            ratios["fast against PyTorch's harness"] = median["harness"] / median["fast"]
         return {
-            "samples": [sample_json(sample, waits) for sample in samples],
+            "samples": [sample_json(sample, waits) for sample in samples.values()],
             "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
         }
 
     def growth(self) -> dict[str, Any]:
-        """With world size, failing sends and program length, each beside the bare floor."""
-        table: dict[str, Any] = {}
-        self.say("growth with world size")
-        table["world_size"] = [
-            {
-                "world_size": size,
-                **sample_json(self.sample("", small_program(size), failing(0), self.rate)),
-                "floor": sample_json(self.floor(size)),
-            }
-            for size in WORLD_SIZES
-        ]
-        self.say("growth with failing sends")
-        program = small_program()
-        samples = self.alternate([("", program, failing(n), self.rate) for n in FAILURES])
-        floor = {"floor": sample_json(self.floor(4))}
-        table["failing_sends"] = [
-            {"failing_sends": n, **sample_json(s), **floor}
-            for n, s in zip(FAILURES, samples, strict=True)
-        ]
-        self.say("growth with program length")
-        samples = self.alternate([("", long_program(n), failing(0), self.rate) for n in LENGTHS])
-        table["steps"] = [
-            {"steps": n, **sample_json(s), **floor} for n, s in zip(LENGTHS, samples, strict=True)
-        ]
-        return table
+        """With world size, failing sends and program length, each beside the two floors."""
+        small, none = small_program(), failing(0)
+        return {
+            "world_size": self._grow(
+                "world_size",
+                [
+                    (n, self.example(f"{n} ranks", small_program(n), failing(0)))
+                    for n in WORLD_SIZES
+                ],
+                WORLD_SIZES,
+            ),
+            "failing_sends": self._grow(
+                "failing_sends",
+                [(n, self.example(f"{n} failing sends", small, failing(n))) for n in FAILURES],
+                (4,),
+            ),
+            "steps": self._grow(
+                "steps",
+                [(n, self.example(f"{n} steps", long_program(n), none)) for n in LENGTHS],
+                (4,),
+            ),
+        }
+
+    def _grow(
+        self, key: str, kinds: Sequence[tuple[int, Kind]], worlds: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """A row for each kind, beside the floors of its world: `worlds` is one for all, or each."""
+        floors = [self.floor(n, prepared=on) for n in worlds for on in (False, True)]
+        measured = self.alternate(
+            [*(kind for _, kind in kinds), *floors], f"growth with {key.replace('_', ' ')}"
+        )
+        samples, under = measured[: len(kinds)], measured[len(kinds) :]
+        rows: list[dict[str, Any]] = []
+        for index, ((number, _), sample) in enumerate(zip(kinds, samples, strict=True)):
+            at = 2 * (index % len(worlds))
+            bare, prepared = under[at], under[at + 1]
+            rows.append(
+                {
+                    key: number,
+                    **sample_json(sample),
+                    "floor": sample_json(bare),
+                    "prepared_floor": sample_json(prepared),
+                    "against_floor": _ratio(sample, bare),
+                    "against_prepared_floor": _ratio(sample, prepared),
+                }
+            )
+        return rows
 
     def curve(self) -> list[dict[str, Any]]:
         """Rate against seconds an example, lateness and wrong verdicts, idle and loaded."""
@@ -247,10 +375,24 @@ class Bench:
         for name, hogs in (("idle", 0), ("loaded", 2 * (os.cpu_count() or 1))):
             self.say(f"the curve of rates, machine {name}")
             with load(hogs):
-                kinds = [("", program, failing(3), rate) for rate in RATES]
+                kinds = [self.example("", program, failing(3), rate) for rate in RATES]
                 for rate, sample in zip(RATES, self.alternate(kinds), strict=True):
                     rows.append({"machine": name, "rate": rate, **sample_json(sample)})
         return rows
+
+
+def _sample(name: str, figures: Sequence[Figures]) -> Sample:
+    return Sample(
+        name,
+        Spread.of([one.seconds for one in figures]),
+        Spread.of([one.processor for one in figures]),
+        max(one.late for one in figures),
+        sum(one.wrong for one in figures),
+    )
+
+
+def _ratio(sample: Sample, floor: Sample) -> float:
+    return round(sample.seconds.median / floor.seconds.median, 2)
 
 
 @contextmanager

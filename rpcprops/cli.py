@@ -210,7 +210,7 @@ def bench(
         Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")
     ] = None,
 ) -> None:
-    """Measure what an example costs, against PyTorch's own harness and the bare floor."""
+    """Measure what an example costs, against PyTorch's own harness and two bare floors."""
     from rpcprops.bench import Bench
     from rpcprops.report._artefact import versions
 
@@ -218,8 +218,10 @@ def bench(
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
         try:
-            with err.status("measuring") as status:
-                bench = Bench(runner, repeats, status.update)
+            with (
+                err.status("measuring") as status,
+                Bench(runner, repeats, status.update) as bench,
+            ):
                 report["comparison"] = bench.comparison(harness)
                 _print_samples("four ranks, all four types failing three times", report)
                 if growth:
@@ -245,8 +247,9 @@ def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     columns = ["machine"] if "machine" in rows[0] else []
     columns += [key.replace("_", " "), "seconds", "a second", "processor", "late", "wrong"]
-    if "floor" in rows[0]:
-        columns += ["floor seconds", "floor processor"]
+    floors = ("floor", "prepared_floor") if "floor" in rows[0] else ()
+    for floor in floors:
+        columns += [floor.replace("_", " "), "ours is"]
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
@@ -259,10 +262,10 @@ def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
             f"{row['late_seconds'] * 1000:.1f} ms",
             str(row["wrong_verdicts"]),
         ]
-        if "floor" in row:
+        for floor in floors:
             cells += [
-                _spread_text(row["floor"]["seconds"]),
-                _spread_text(row["floor"]["processor_seconds"]),
+                f"{row[floor]['seconds']['median']:.3f}",
+                f"{row[f'against_{floor}']:.2f} times",
             ]
         table.add_row(*cells)
     return table
@@ -290,7 +293,7 @@ def _verdict_line(result: Any) -> str:
     colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
-        f"{result.examples:4} examples, "
+        f"{result.examples:4} examples, {result.compared:2} in real time as well, "
         f"{result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
     )
 
@@ -299,7 +302,7 @@ def _verdict_table(done: list[Any]) -> Table:
     table = Table(title="properties", title_justify="left")
     for column in ("property", "verdict"):
         table.add_column(column)
-    for column in ("examples", "faults fired", "seconds"):
+    for column in ("examples", "compared", "faults fired", "seconds"):
         table.add_column(column, justify="right")
     for result in done:
         colour = COLOURS[result.verdict]
@@ -307,6 +310,7 @@ def _verdict_table(done: list[Any]) -> Table:
             result.property.name,
             f"[{colour}]{result.verdict}[/{colour}]",
             str(result.examples),
+            str(result.compared),
             str(result.faults_fired),
             f"{result.seconds:.1f}",
         )
@@ -327,6 +331,7 @@ def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
                 "verdict": result.verdict,
                 "examples": result.examples,
                 "executions": result.executions,
+                "compared": result.compared,
                 "faults_fired": result.faults_fired,
                 "fired_by_type": dict(result.fired_by_type),
                 "seconds": round(result.seconds, 3),

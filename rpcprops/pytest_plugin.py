@@ -4,6 +4,9 @@ A failure found under a fast clock counts once real time has shown it: the plugi
 the example again with the same arguments at rate 1, for the first failure of each kind and for the
 smallest one. A test that draws inside its body (``st.data()``) cannot be run again so; its failures
 are reported as unconfirmed.
+
+Where the waits of ranks ended so late that a failure may come from the machine, it means nothing:
+slower rates are asked, and what they do not show is undecided.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from rpcprops import clock as clocks
 from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.errors import BrokenPromise, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.outcomes import Outcome
+from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import check_world_size
 from rpcprops.report._underway import Underway, describe_died
 
@@ -47,6 +50,10 @@ _UNCONFIRMED = (
     "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
     "--rpc-clock=real finds it there"
 )
+_UNDECIDED = "undecided, the machine was too loaded"
+#: Virtual seconds by which the waits of ranks may end late before a failure of the test's own code
+#: means nothing: nobody knows how much time it needs. On an idle machine it is one or two at most.
+_OWN_SLACK = 4.0
 #: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
 _FAILURES = (Exception, pytest.fail.Exception)
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
@@ -62,6 +69,14 @@ class _Failing:
     draws_inside: bool = False
 
 
+@dataclass(frozen=True)
+class _Again:
+    """One more run of an example: what it raised, if it did, and what its clusters showed."""
+
+    error: BaseException | None
+    recorded: list[tuple[FaultPlan, Outcome]]
+
+
 @dataclass
 class _ItemRecord:
     """What was seen while a test ran.
@@ -70,6 +85,8 @@ class _ItemRecord:
         armed: examples that were given a fault to inject.
         confirmed: kinds of failure that real time has shown.
         replayed: for a replay, the type of what each run raised, empty where it held.
+        unconfirmed: failures that slower rates, down to real time, did not show again.
+        undecided: the same, where the ranks had been too late for the failure to mean anything.
     """
 
     examples: int = 0
@@ -80,6 +97,7 @@ class _ItemRecord:
     first_ones: list[_Failing] = field(default_factory=list)
     failing: dict[Any, _Failing] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
     smallest: _Failing | None = None
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
@@ -517,7 +535,7 @@ def _replayed(inner: Callable[..., Any], session: _Session, record: _ItemRecord)
         seen = [error]
         if not _draws_inside(args, kwargs):
             times = _option(session.config, "--rpc-replay-times")
-            seen += [_again(session, failing, rate=None) for _ in range(times - 1)]
+            seen += [_again(session, failing, rate=None).error for _ in range(times - 1)]
         record.replayed = [type(raised).__name__ if raised else "" for raised in seen]
         errors = [raised for raised in seen if raised is not None]
         rate = recorded[0][1].clock_rate if recorded else 1.0
@@ -581,22 +599,64 @@ def _draws_inside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
-    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+    """Whether a failure is one: it repeats in real time if its kind is new, else fast.
+
+    A run that failed while its ranks were too late says nothing, neither for nor against: slower
+    rates are asked on.
+    """
     if failing.draws_inside:
         return True
     from rpcprops.oracle import rungs
 
     kind = type(failing.error)
     if kind in record.confirmed:
-        return isinstance(_again(session, failing, rate=None), kind)
+        return isinstance(_again(session, failing, rate=None).error, kind)
+    line = f"{kind.__name__}: {_first_line(failing.error)}"
     fastest = max(outcome.clock_rate for _, outcome in failing.recorded)
+    believed = _is_decided(failing.error, failing.recorded)
+    again = _Again(None, [])
     for rate in rungs(fastest) or (None,):
-        if not isinstance(_again(session, failing, rate), kind):
-            record.unconfirmed.append(f"{kind.__name__}: {_first_line(failing.error)}")
+        again = _again(session, failing, rate)
+        if isinstance(again.error, kind):
+            believed = believed or _is_decided(again.error, again.recorded)
+        elif believed:
+            record.unconfirmed.append(line)
             return False
+    if not _shows(again, kind):
+        record.undecided.append(line)
+        return False
     record.confirmed.add(kind)
     record.first_ones.append(failing)
     return True
+
+
+def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]]) -> bool:
+    """Whether the ranks were scheduled in time enough for a failure to mean what it says."""
+    from rpcprops.oracle import is_decided, judge
+
+    promise = type(error).__name__
+    if isinstance(error, BrokenPromise):
+        broken = [
+            (violation, outcome)
+            for plan, outcome in recorded
+            for violation in judge(None, plan, outcome)
+            if violation.promise == promise
+        ]
+        # What is not among them was held after everything had come to rest: no time would help.
+        return not broken or any(is_decided(*one) for one in broken)
+    own = Violation(promise, str(error), needs_time=True, slack=_OWN_SLACK)
+    return all(is_decided(own, outcome) for _, outcome in recorded)
+
+
+def _shows(again: _Again, kind: type[BaseException]) -> bool:
+    """Whether a run in real time shows a failure of this kind.
+
+    A failure of the test's own code counts there, however late the ranks were: it is what any run
+    without us would report.
+    """
+    if not isinstance(again.error, kind):
+        return False
+    return not isinstance(again.error, BrokenPromise) or _is_decided(again.error, again.recorded)
 
 
 @functools.cache
@@ -634,9 +694,10 @@ def _example_runner() -> Callable[[Callable[[], None]], None]:
     return run
 
 
-def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseException | None:
-    """What the example raises when its body runs once more."""
+def _again(session: _Session, failing: _Failing, rate: float | None) -> _Again:
+    """What the example shows when its body runs once more."""
     raised: list[BaseException] = []
+    recorded: list[tuple[FaultPlan, Outcome]] = []
 
     def body() -> None:
         try:
@@ -650,8 +711,8 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> BaseExce
         _example_runner()(body)
     finally:
         session.server.override_rate = None
-        session.take_recorded()
-    return raised[0] if raised else None
+        recorded += session.take_recorded()
+    return _Again(raised[0] if raised else None, recorded)
 
 
 def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
@@ -661,6 +722,7 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
     tried = candidates[:_CONFIRMATIONS]
     # The first failure of each kind was confirmed when it was found.
     tried += [failing for failing in record.first_ones if failing not in tried]
+    loaded = False
     for failing in tried:
         kind = type(failing.error)
         fast = any(outcome.clock_rate != 1.0 for _, outcome in failing.recorded)
@@ -668,9 +730,15 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
             record.smallest = failing
             record.repeats.append(_UNCONFIRMED if fast else _UNREPEATED)
             return
-        if fast and not isinstance(_again(session, failing, rate=1.0), kind):
-            continue
-        failed = sum(isinstance(_again(session, failing, None), kind) for _ in range(_REPEATS))
+        if fast:
+            real = _again(session, failing, rate=1.0)
+            if not _shows(real, kind):
+                failed_late = isinstance(real.error, kind)
+                loaded |= failed_late or not _is_decided(failing.error, failing.recorded)
+                continue
+        failed = sum(
+            isinstance(_again(session, failing, None).error, kind) for _ in range(_REPEATS)
+        )
         rate = failing.recorded[0][1].clock_rate if failing.recorded else 1.0
         record.repeats.append(f"{failed} of {_REPEATS} at rate {rate:g}")
         if fast:
@@ -680,7 +748,7 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
         return
     if record.failing:
         record.smallest = list(record.failing.values())[-1]
-        record.repeats.append("not in real time")
+        record.repeats.append(_UNDECIDED if loaded else "not in real time")
 
 
 def _first_line(error: BaseException) -> str:
@@ -749,6 +817,7 @@ def pytest_runtest_makereport(
         "faults_fired": record.fired.total(),
         "fired_by_type": dict(sorted(record.fired.items())),
         "unconfirmed": record.unconfirmed,
+        "undecided": record.undecided,
         "seconds": round(call.duration, 3),
     }
     report.user_properties.append(("rpcprops", summary))
@@ -840,6 +909,10 @@ def pytest_terminal_summary(
         for line in summary["unconfirmed"]:
             terminalreporter.write_line(
                 f"rpcprops: not confirmed in real time: {summary['nodeid']}: {line}", yellow=True
+            )
+        for line in summary["undecided"]:
+            terminalreporter.write_line(
+                f"rpcprops: {_UNDECIDED}: {summary['nodeid']}: {line}", yellow=True
             )
 
 

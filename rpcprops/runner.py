@@ -7,7 +7,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster._client import ClockChoice, Transport
@@ -19,6 +19,7 @@ from rpcprops.outcomes import Counters, Outcome, StepOutcome
 from rpcprops.programs import Context, Leaf, Module, Optimize, Parallel, Program, Settle, Step
 
 _REMEMBERED = 2048
+T = TypeVar("T")
 
 
 class Runner:
@@ -69,11 +70,6 @@ class Runner:
             msg = f"world_size={size!r}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
         prediction = predict(program, faults)
-        failures = [
-            sum(count for message, count in by_type.items() if message.is_retryable)
-            for by_type in prediction.failures()
-        ]
-        failures += [0] * (size - len(failures))
         trains = any(isinstance(leaf, Optimize | Module) for leaf in program.leaves)
         cluster = self.server.make_cluster(
             TRAINING if trains else "",
@@ -96,8 +92,10 @@ class Runner:
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
-                    expected = prediction.steps[first].counters
-                    held = cluster.settle_to(_pad(expected, size))
+                    expected = prediction.steps[first]
+                    held = cluster.settle_to(
+                        _pad(expected.counters, size, Counters()), _pad(expected.failures, size, 0)
+                    )
                     steps.append(StepOutcome(first, counters=held))
                     continue
                 branches = step.branches if isinstance(step, Parallel) else ((step,),)
@@ -114,7 +112,10 @@ class Runner:
                     break
             else:
                 if program.settles and not cluster.has_found:
-                    cluster.settle_to(_pad(prediction.counters, size), failures)
+                    cluster.settle_to(
+                        _pad(prediction.counters, size, Counters()),
+                        _pad(prediction.retried, size, 0),
+                    )
                 elif not cluster.has_found:
                     cluster.look()
                 if not cluster.has_found and prediction.graceful:
@@ -138,8 +139,9 @@ def number_branches(first: int, branches: Sequence[Sequence[Leaf]]) -> list[list
     return [[(next(numbers), leaf) for leaf in branch] for branch in branches]
 
 
-def _pad(counters: tuple[Counters, ...], size: int) -> tuple[Counters, ...]:
-    return (*counters, *([Counters()] * (size - len(counters))))
+def _pad(values: Sequence[T], size: int, filler: T) -> list[T]:
+    """One value for each rank, where the world is larger than the program."""
+    return [*values, *([filler] * (size - len(values)))]
 
 
 _default: Runner | None = None

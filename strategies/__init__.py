@@ -1,4 +1,4 @@
-"""Hypothesis strategies for faults: what to inject, drawn as plain data."""
+"""Hypothesis strategies for faults and programs: what to inject, what ranks do, as plain data."""
 
 from rpcprops.strategies.faults import (
     delay_tables,
@@ -9,6 +9,7 @@ from rpcprops.strategies.faults import (
     message_types,
     retryable_subsets,
 )
+from rpcprops.strategies.programs import programs, programs_under_faults
 
 __all__ = [
     "delay_tables",
@@ -17,5 +18,7 @@ __all__ = [
     "fault_plans",
     "fault_tables",
     "message_types",
+    "programs",
+    "programs_under_faults",
     "retryable_subsets",
 ]

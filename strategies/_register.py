@@ -1,7 +1,8 @@
-"""What Hypothesis runs when it is imported, so that ``from_type(FaultTable)`` draws fault tables.
+"""What Hypothesis runs when it is imported, so that ``from_type(FaultTable)`` draws fault tables,
+and ``from_type(Program)`` programs.
 
 Every project that has rpcprops installed pays for this, so it imports no more than the data. The
-strategies are imported when a table is first asked for: when it is rpcprops.strategies that imports
+strategies are imported when one is first asked for: when it is rpcprops.strategies that imports
 Hypothesis, they are only half made at this point.
 """
 
@@ -13,18 +14,29 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from rpcprops.faults import FaultTable
+    from rpcprops.programs import Program
 
 
 def register() -> None:
-    """Tell Hypothesis how to draw a :class:`~rpcprops.faults.FaultTable` from its type alone."""
+    """Tell Hypothesis how to draw a :class:`~rpcprops.faults.FaultTable` and a
+    :class:`~rpcprops.programs.Program` from their types alone.
+    """
     from hypothesis.strategies import register_type_strategy
 
     from rpcprops.faults import FaultTable
+    from rpcprops.programs import Program
 
     register_type_strategy(FaultTable, _tables)
+    register_type_strategy(Program, _programs)
 
 
 def _tables(_kind: type[FaultTable]) -> SearchStrategy[FaultTable]:
     from rpcprops.strategies.faults import fault_tables
 
     return fault_tables()
+
+
+def _programs(_kind: type[Program]) -> SearchStrategy[Program]:
+    from rpcprops.strategies.programs import programs
+
+    return programs()

@@ -772,6 +772,10 @@ class Cluster:
         try:
             if error is None and not self._found:
                 self.finish()
+            elif not isinstance(error, KeyboardInterrupt | SystemExit) and not self._found:
+                # Whether the error means anything depends on how late the ranks were.
+                with contextlib.suppress(errors.HarnessError):
+                    self._look(wait=0.2)
         finally:
             self.kill()
         if error is None:
@@ -977,14 +981,21 @@ class Cluster:
         if self.deadlines.quiet_cleanup == self.deadlines.quiet:
             return True
         if failures is not None:
+            if not any(failures):
+                return True
             seen = [channel.log.failed_sends() for channel in self._channels]
             if all(now >= then for now, then in zip(seen, failures, strict=True)):
-                return True
+                # The last failed send is followed by one more, which must be through.
+                return self._logs_quiet() > self.deadlines.last_cleanup
             return quiet > self.deadlines.quiet_cleanup
+        return self._logs_quiet() > self.deadlines.between_cleanups
+
+    def _logs_quiet(self) -> float:
+        """Real seconds since a rank was seen to have written something."""
         sizes = tuple(channel.log.size() for channel in self._channels)
         if sizes != self._log_sizes:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
-        return time.monotonic() - self._logs_changed > self.deadlines.between_cleanups
+        return time.monotonic() - self._logs_changed
 
     def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
         """Run one step of a program, at its own rank."""
@@ -1069,6 +1080,7 @@ class Cluster:
             answers = self._gather(phase, number, "does not shut down")
             if answers is None:
                 return
+            self._ask_for_spares()
             for channel, (_, (blob, seen)) in zip(self._channels, answers, strict=True):
                 # Of what was held up and counted, shutdown's own messages are no part.
                 channel.calls = seen["calls"]
@@ -1087,6 +1099,12 @@ class Cluster:
             self._found += shutdown_violations(
                 [c.outcome() for c in self._channels], leaks_allowed=self.leaks == "allow"
             )
+
+    def _ask_for_spares(self) -> None:
+        """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):
+                _wire.send(self._peer.sock, ("spares", self.world_size))
 
     @contextlib.contextmanager
     def _phase(self, name: PhaseName, seconds: float) -> Iterator[_Phase]:

@@ -23,6 +23,7 @@ class Deadlines:
         quiet_cleanup: the same while a context is held: cleanup retries have no counter.
         between_cleanups: the longest that a context's cleanup waits between two tries; once no
             rank has logged a failed send for that long, none is still to come.
+        last_cleanup: the longest that a cleanup waits before its last try, and that try.
         stalled: how long nothing may change while a step of a program runs.
     """
 
@@ -34,6 +35,7 @@ class Deadlines:
     quiet: float
     quiet_cleanup: float
     between_cleanups: float
+    last_cleanup: float
     stalled: float
 
     @classmethod
@@ -47,6 +49,7 @@ class Deadlines:
         # Messages of one sender wait for each other's delays.
         delays = 4 * max(sum(t.messages_to_delay.values()) for t in tables)
         chain = (rref + cleanup + delays) / rate
+        longest = max(map(_longest_cleanup_wait, tables))
         # A message that is held up, or waits for its retry, counts as under way: that is not quiet.
         quiet = _QUIET + 1.0 / rate
         return cls(
@@ -57,7 +60,8 @@ class Deadlines:
             shutdown=margin + 4 * chain + OWNER_WAITS / rate,
             quiet=quiet,
             quiet_cleanup=quiet + cleanup / rate,
-            between_cleanups=max(map(_longest_cleanup_wait, tables)) * 1.5 / rate + 0.02,
+            between_cleanups=longest * 1.5 / rate + 0.02,
+            last_cleanup=longest / rate + 0.005,
             stalled=_STALLED + 2 * chain,
         )
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import (
@@ -47,16 +47,23 @@ EXIT_SHUTDOWN_FAILED = 72
 EXIT_CONTROL_FAILED = 73
 
 
-def main(spec: WorldSpec, rank: int, control: socket.socket, log_fd: int, store_fd: int) -> None:
+def prepare() -> None:
+    """What does not depend on the world. A spare does it ahead, and once more is harmless."""
+    os.setpgid(0, 0)
+    _widen_descriptor_table()
+    faulthandler.enable(file=2, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+
+
+def main(
+    spec: WorldSpec, rank: int, control: socket.socket, log_fd: int, store_fd: int
+) -> NoReturn:
     """The life of a rank; never returns."""
     code = EXIT_START_FAILED
     try:
-        os.setpgid(0, 0)
-        _widen_descriptor_table()
+        prepare()
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        faulthandler.enable(file=2, all_threads=True)
-        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
         code = _Rank(spec, rank, control, store_fd).run()
     except BaseException:
         traceback.print_exc()

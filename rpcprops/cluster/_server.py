@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _finder, _pages, _rank, _wire
+from rpcprops.cluster import _finder, _pages, _rank, _warm, _wire
+from rpcprops.cluster._spares import Spares
 from rpcprops.cluster._spec import Hello, WorldSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -60,6 +61,7 @@ class Server:
         self.private: tuple[int, ...] = ()
         self.ranks: set[int] = set()
         self.module_servers: set[int] = set()
+        self.spares = Spares(self.become_child)
 
     def hello(self, error: str = "", *, pool: bool = False) -> None:
         threads = threads_here() - 1
@@ -106,11 +108,14 @@ class Server:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_read, 4096)
                 self.reap()
+                self.spares.keep_if_used()
 
     def handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == "fork":
             self.fork_world(message[1], message[2])
+        elif kind == "spares":
+            self.spares.keep(message[1])
         elif kind == "kill":
             for pid in message[1]:
                 self.kill(pid)
@@ -129,20 +134,23 @@ class Server:
         return taken
 
     def fork_world(self, number: int, spec: WorldSpec) -> None:
-        """Fork the ranks of a world; descriptors: a store, then a channel and a log for each."""
+        """Spares, then forks, become the ranks; descriptors: a store, then channels, then logs."""
         size = len(spec.names)
         store_fd, *rest = self.take_descriptors(1 + 2 * size)
         channels, logs = rest[:size], rest[size:]
         pids: list[int] = []
         for rank in range(size):
-            parent = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                self.become_child(parent)
-                for fd in [*channels, *logs]:
-                    if fd not in (channels[rank], logs[rank]):
-                        os.close(fd)
-                _rank.main(spec, rank, socket.socket(fileno=channels[rank]), logs[rank], store_fd)
+            given = (channels[rank], logs[rank], store_fd)
+            pid = self.spares.hand_out(spec, rank, given)
+            if pid is None:
+                parent = os.getpid()
+                pid = os.fork()
+                if pid == 0:
+                    self.become_child(parent)
+                    for fd in [*channels, *logs]:
+                        if fd not in given:
+                            os.close(fd)
+                    _rank.main(spec, rank, socket.socket(fileno=given[0]), given[1], store_fd)
             pids.append(pid)
             self.ranks.add(pid)
         for fd in [store_fd, *channels, *logs]:
@@ -182,9 +190,11 @@ class Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         die_with_parent(parent)
-        for fd in self.private:
+        # Descriptors of the next message may have come with the last one.
+        for fd in [*self.private, *self.reader.descriptors]:
             os.close(fd)
         self.sock.close()
+        self.spares.close()
 
     def kill(self, pid: int) -> None:
         if pid in self.ranks:
@@ -200,6 +210,7 @@ class Server:
             self.kill(pid)
         self.ranks.clear()
         self.module_servers.clear()
+        self.spares.close()
         deadline = time.monotonic() + _KILL_SECONDS
         while time.monotonic() < deadline:
             self.kill_strangers()
@@ -226,6 +237,7 @@ class Server:
                 seconds = usage.ru_utime + usage.ru_stime
                 _wire.send(self.sock, ("ended", pid, status, seconds))
             self.module_servers.discard(pid)
+            self.spares.forget(pid)
             if not self.ranks:
                 self.kill_strangers()
 
@@ -236,7 +248,7 @@ class Server:
             with open(f"/proc/self/task/{tid}/children", encoding="ascii") as children:
                 pids = [int(word) for word in children.read().split()]
             for pid in pids:
-                if pid not in self.ranks and pid not in self.module_servers:
+                if not any(pid in ours for ours in (self.ranks, self.module_servers, self.spares)):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
@@ -274,6 +286,7 @@ def main(fd: int) -> NoReturn:
         if threads_here() == 1:
             break
         time.sleep(0.01)
+    _warm.warm_up()
     server = Server(socket.socket(fileno=fd))
     server.hello()
     server.serve()

@@ -2,13 +2,16 @@
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._errors import error_class, is_expected
+from rpcprops.oracle._findings import FINDINGS, Finding, unexplained
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._ladder import is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
 
 __all__ = [
+    "FINDINGS",
     "ErrorClass",
     "FaultCount",
+    "Finding",
     "Model",
     "Prediction",
     "Send",
@@ -22,4 +25,5 @@ __all__ = [
     "judge",
     "predict",
     "rungs",
+    "unexplained",
 ]

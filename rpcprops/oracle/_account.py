@@ -71,13 +71,9 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
     return tuple(counts)
 
 
-def _expected_failures(prediction: Prediction) -> list[Counter[MessageType]]:
-    found: list[Counter[MessageType]] = []
+def _expected_failures(prediction: Prediction) -> list[Mapping[MessageType, int]]:
     pairs = zip(prediction.failures(), prediction.last_failures(), strict=True)
-    for settled, leaving in pairs:
-        found.append(Counter(settled))
-        found[-1].update(leaving)
-    return found
+    return [Counter(settled) + Counter(leaving) for settled, leaving in pairs]
 
 
 def _steps_agree(prediction: Prediction, outcome: Outcome) -> bool:

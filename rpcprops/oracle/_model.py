@@ -90,12 +90,14 @@ class StepPrediction:
         error: the class of error that it must raise.
         slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
+        failures: how many sends that are tried again have failed at each rank by then.
     """
 
     value: Any = None
     error: ErrorClass = ""
     slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
+    failures: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,17 @@ class Prediction:
         steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
         sends: every message of the ten types, in order, up to the last settle.
+        retried: how many sends that are tried again have failed by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
         counters: what each rank holds at the end, once settled.
         graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
             have drained them was lost.
+        waiting: ranks that wait in shutdown for a child to be accepted, 100 virtual seconds, and
+            then delete what they hold without seeing it through.
+        perhaps_leaking: ranks that may report one: such deletes come as late as their
+            owners give up.
         keeping: ranks that must say that they could not release a context somewhere.
         hazards: names of known findings (docs/findings.md) that this program meets under this plan.
         certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
@@ -122,9 +129,12 @@ class Prediction:
     sends: tuple[Send, ...]
     calls: tuple[Mapping[str, int], ...]
     counters: tuple[Counters, ...]
+    retried: tuple[int, ...]
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
     leaking: frozenset[int] = frozenset()
+    waiting: frozenset[int] = frozenset()
+    perhaps_leaking: frozenset[int] = frozenset()
     keeping: frozenset[int] = frozenset()
     hazards: frozenset[str] = frozenset()
     certain: bool = True
@@ -222,6 +232,8 @@ class Model:
         self.users: list[_Handle] = []
         self.kept: list[set[str]] = [set() for _ in range(world_size)]
         self.keeping: set[int] = set()
+        #: Ranks in which the creation of an RRef has failed before.
+        self.broke_one: set[int] = set()
         self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
@@ -237,7 +249,7 @@ class Model:
         if isinstance(step, Settle):
             for handle in self.handles.values():
                 handle.timed_out = False
-            predicted = StepPrediction(counters=self.counters())
+            predicted = StepPrediction(counters=self.counters(), failures=self.retried())
         else:
             try:
                 predicted = self._step(f"step{index}", step)
@@ -256,15 +268,19 @@ class Model:
             for rank in range(self.world_size)
         )
         sends = tuple(self.sends)
-        last, leaking = self._shutdown() if graceful else ((), frozenset[int]())
+        waiting = {user.rank for user in self.users if user.unaccepted}
+        last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         return Prediction(
             tuple(self.steps),
             sends,
             tuple(dict(calls) for calls in self.calls),
             counters,
+            self.retried(),
             last,
             graceful,
-            leaking,
+            frozenset(leaking),
+            frozenset(waiting),
+            frozenset(perhaps),
             frozenset(self.keeping),
             frozenset(self.hazards),
             self.certain,
@@ -282,20 +298,29 @@ class Model:
             for (owners, forks), contexts in zip(held, self.kept, strict=True)
         )
 
-    def _shutdown(self) -> tuple[tuple[Send, ...], frozenset[int]]:
+    def retried(self) -> tuple[int, ...]:
+        """How many sends that are tried again have failed so far, by rank."""
+        found = [0] * self.world_size
+        for send in self.sends:
+            if send.message.is_retryable:
+                found[send.rank] += send.failures
+        return tuple(found)
+
+    def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what stays at an owner then is reported there."""
         before, failed = len(self.sends), self.failed.copy()
-        left: dict[int, set[str]] = {}
         gone: set[str] = set()
+        perhaps: set[int] = set()
         for user in self.users:
             if self._send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
                 gone.add(user.fork)
-        for rref in self.rrefs:
-            left.setdefault(rref.owner, set()).update(rref.forks - gone)
+            if user.rank in waiting:
+                perhaps.add(user.rref.owner)
+        leaking = {rref.owner for rref in self.rrefs if rref.forks - gone}
         last = tuple(self.sends[before:])
         del self.sends[before:]
         self.failed = failed
-        return last, frozenset(rank for rank, forks in left.items() if forks)
+        return last, leaking, perhaps - leaking
 
     # Messages.
 
@@ -325,6 +350,8 @@ class Model:
             raise _Raises(error=handle.broken)
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
+            if message is MessageType.SCRIPT_CALL:
+                self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise _Raises(error="injected")
@@ -399,10 +426,17 @@ class Model:
         try:
             received = self._call(at, to, message, handle=argument)
         except _Raises:
-            handle.broken = "creation"
+            self._break(handle, "creation")
             handle.rref.forks.clear()
             return handle, None
         return handle, received
+
+    def _break(self, handle: _Handle, how: ErrorClass) -> None:
+        """The creation of a handle's RRef failed, as far as its rank knows."""
+        handle.broken = how
+        if handle.rank in self.broke_one:
+            self.hazards.add("second-failed-remote")
+        self.broke_one.add(handle.rank)
 
     def _value(self, handle: _Handle, at: int) -> list[float]:
         """``to_here``, or ``local_value`` at the owner."""
@@ -416,6 +450,7 @@ class Model:
                 else MessageType.PYTHON_RREF_FETCH_CALL
             )
             if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
+                self.hazards.add("readable-injected-error")
                 raise _Raises(error="injected")
         if rref.error:
             raise _Raises(error=rref.error)
@@ -432,7 +467,9 @@ class Model:
         finally:
             self._drop(there)
 
-    def _timed(self, at: int, message: MessageType, timeout: float | None) -> tuple[str, float]:
+    def _timed(
+        self, at: int, message: MessageType, timeout: float | None
+    ) -> tuple[ErrorClass, float]:
         """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack."""
         if timeout is None:
             return "", UNLIMITED_SLACK
@@ -535,7 +572,7 @@ class Model:
                 rref.error = raised.error
         late, slack = self._timed(step.at, self.sends_remote(typed=typed), step.timeout)
         if late:
-            handle.broken = "creation" if late == "timeout" else "unknown"
+            self._break(handle, "creation" if late == "timeout" else "unknown")
             handle.timed_out = True
             self.certain = self.certain and late == "timeout"
         return StepPrediction(slack=slack)
@@ -552,7 +589,7 @@ class Model:
         if received:
             self.handles[step.out] = received
         late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
-        return StepPrediction(error=late, slack=slack)  # type: ignore[arg-type]
+        return StepPrediction(error=late, slack=slack)
 
     def _fetch(self, step: Fetch) -> StepPrediction:
         handle = self._handle(step.handle)
@@ -564,7 +601,7 @@ class Model:
             MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
         )
         late, slack = self._timed(step.at, message, step.timeout)
-        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
+        return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _ask(self, call: str, step: Call) -> StepPrediction:
         """A call, and how its future ends; raises only what keeps the call from being made."""
@@ -587,30 +624,22 @@ class Model:
         except _Raises as raised:
             late, slack = self._timed(step.at, message, step.timeout)
             error = raised.error if raised.error == "injected" or not late else late
-            return StepPrediction(error=error, slack=slack)  # type: ignore[arg-type]
+            return StepPrediction(error=error, slack=slack)
         late, slack = self._timed(step.at, message, step.timeout)
-        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
+        return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _through(self, step: Through) -> list[float] | None:
         handle = self._handle(step.handle)
         rref = handle.rref
         if handle.broken:
             raise _Raises(error=handle.broken)
-        if handle.type_error is None:
-            handle.type_error = ""
-            try:
-                if step.at != rref.owner:
-                    there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
-                    if there:
-                        self._drop(there)
-                if rref.error:
-                    raise _Raises(error=rref.error)
-            except _Raises as raised:
-                handle.type_error = raised.error
-                raise
+        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        if handle.type_error == "timeout":
+            # torch raises the old timeout here, and asks no more; it should ask again.
+            self.hazards.add("timed-out-type-query")
+        if handle.type_error in (None, "timeout"):
+            self._ask_type(handle, step.at, late, slack)
         elif handle.type_error:
-            if handle.type_error == "injected":
-                self.hazards.add("type-query-remembered")
             raise _Raises(error=handle.type_error)
         total = [x + step.addend for x in rref.value]
         if step.how == "remote":
@@ -621,7 +650,25 @@ class Model:
             there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
         if there:
             self._drop(there)
+        if late:
+            raise _Raises(late, slack)
         return None if step.how == "remote" else total
+
+    def _ask_type(self, handle: _Handle, at: int, late: ErrorClass, slack: float) -> None:
+        """The first call through a handle asks the owner for the type of the value."""
+        handle.type_error = ""
+        try:
+            if at != handle.rref.owner:
+                there = self._call(at, handle.rref.owner, MessageType.PYTHON_CALL, handle=handle)
+                if there:
+                    self._drop(there)
+                if late:
+                    raise _Raises(late, slack)
+            if handle.rref.error:
+                raise _Raises(error=handle.rref.error)
+        except _Raises as raised:
+            handle.type_error = raised.error
+            raise
 
     def _nest(self, call: str, step: Nest) -> None:
         self._call(step.at, step.via, MessageType.PYTHON_CALL, call)
@@ -646,7 +693,7 @@ class Model:
                 # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
                 self._drop(self._created(step.at, self._new_rref(to, [], typed=False)))
         if step.breaks is not None and len({step.at, *step.path}) <= len(step.path):
-            self.hazards.add("broken-backward-revisits-rank")
+            self.hazards.add("failed-backward-revisits-rank")
         self._release(step.name, step.at, _acquaintances(step))
         return run_context(step)
 

@@ -5,7 +5,6 @@ Validation walks a program with it, and so do the strategies, which then draw on
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -80,11 +79,23 @@ class Scope:
         self.taken: set[str] = set()
         self.gone: set[str] = set()
         self.waited: set[str] = set()
-        self._rrefs = itertools.count()
+        self._rrefs = 0
+
+    def copy(self) -> Scope:
+        """A scope of its own with the same in it."""
+        other = Scope(self.world_size)
+        other.handles = dict(self.handles)
+        other.futures = dict(self.futures)
+        other.contexts = set(self.contexts)
+        other.taken = set(self.taken)
+        other.gone = set(self.gone)
+        other.waited = set(self.waited)
+        other._rrefs = self._rrefs
+        return other
 
     def fits(self, step: Step) -> bool:
         """Whether `step` may come next."""
-        return copy.deepcopy(self).accepts(step)
+        return self.copy().accepts(step)
 
     def accepts(self, step: Step) -> bool:
         """Add `step` if it may come next; whether it did."""
@@ -106,16 +117,17 @@ class Scope:
             self._leaf(step)
 
     def _parallel(self, step: Parallel) -> None:
-        before = copy.deepcopy(self)
         ranks: list[int] = []
         touched: list[_Touched] = []
-        trial = copy.deepcopy(self)
+        trial = self.copy()
         for branch in step.branches:
             if not branch:
                 msg = "a branch of Parallel is empty; give it steps, or leave it out."
                 raise UsageError(msg)
-            own = copy.deepcopy(before)
-            rank = getattr(branch[0], "at", None)
+            own = self.copy()
+            # Branches number what they make apart, or they would seem to meet there.
+            own._rrefs = trial._rrefs
+            rank = getattr(branch[0], "at", -1)
             for leaf in branch:
                 if isinstance(leaf, Parallel | Settle | Refused):
                     msg = f"{type(leaf).__name__} cannot stand in a branch of Parallel."
@@ -256,6 +268,9 @@ class Scope:
         if (step.how == "remote") != bool(step.out):
             msg = f"how={step.how!r} and out={step.out!r}: how='remote' needs a name, others none."
             raise UsageError(msg)
+        if step.out and step.timeout is not None:
+            msg = "a timeout of how='remote' is not modelled; use how='sync' or 'async'."
+            raise UsageError(msg)
         if step.out:
             self._new(step.out, step.at, handle.owner, typed=False, size=handle.size)
 
@@ -300,7 +315,8 @@ class Scope:
 
     def _new(self, name: str, home: int, owner: int, *, typed: bool, size: int) -> None:
         self._name(name)
-        self.handles[name] = HandleInfo(home, next(self._rrefs), owner, typed, size)
+        self.handles[name] = HandleInfo(home, self._rrefs, owner, typed, size)
+        self._rrefs += 1
 
     def alive(self, at: int, name: str) -> HandleInfo:
         """The handle of that name at rank `at`.

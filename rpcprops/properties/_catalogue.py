@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import Program
 from rpcprops.properties import _programs as p
-from rpcprops.properties._base import Case, Known, Property
+from rpcprops.properties._base import Case, Property
+from rpcprops.properties._findings import finding_properties
 from rpcprops.strategies import fault_plans
 
 
@@ -43,10 +44,6 @@ def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
         return Case(p.timed_call(flavour, timeout), FaultPlan(by_rank={0: table}))
 
     return cases
-
-
-def _reinit() -> st.SearchStrategy[Case]:
-    return st.just(Case(p.create_and_drop(), kind="reinit"))
 
 
 _ALL = (
@@ -144,25 +141,7 @@ _ALL = (
         "A call whose timeout is clearly longer than its delay gives its value.",
         _timed(in_time=True),
     ),
-    Property(
-        "rref-lifetime-after-reinit",
-        "In a process that shut RPC down and initialised it again, RRefs are deleted as before.",
-        _reinit,
-        needs_faults=False,
-        known=Known(
-            promise="RRefLeak",
-            versions=("2.13",),
-            why=(
-                "The RRef context is a singleton that shutdown marks as destroyed and init_rpc "
-                "never makes anew, so after a second init_rpc a dropped user RRef sends no delete "
-                "and its owner keeps the value for ever."
-            ),
-            source=(
-                "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance sets "
-                "destroyed_, which RRefContext::delUser tests"
-            ),
-        ),
-    ),
+    *finding_properties(),
 )
 
 #: The shipped properties by name, in the order in which they are checked.

@@ -19,6 +19,7 @@ from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, fired, fired_by_type, is_decided, rungs
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property, observe
+from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 
 Verdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
@@ -65,6 +66,7 @@ class Examination:
         examples: cases that were run (shrinking not counted).
         faults_fired: injected faults that were seen to strike, in those.
         fired_by_type: the same by kind and type.
+        compared: passing cases that were run in real time as well, and judged.
         unconfirmed: failures that a slower clock, down to real time, did not show again.
         reruns: fast runs that meant nothing on a machine this loaded; slower ones decided.
         reason: why it is violated without a failing case.
@@ -77,6 +79,7 @@ class Examination:
     executions: int = 0
     faults_fired: int = 0
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
+    compared: int = 0
     unconfirmed: list[str] = field(default_factory=list)
     reruns: int = 0
     reason: str = ""
@@ -99,6 +102,9 @@ def examine(
     A failure under a fast clock counts once real time has shown it too: the first of each promise,
     and the smallest case (one that real time does not show gives way to the next larger one that it
     does). Cases in between are repeated once, at the fast rate.
+
+    A few of the cases that pass under a fast clock are run in real time as well. One that fails
+    only there fails: it is repeated there, and what shrinks it runs there too.
 
     Args:
         seed: makes the draws reproducible.
@@ -126,12 +132,16 @@ class _Examiner:
         self.prop = prop
         self.runner = runner
         self.on_example = on_example
-        self.options = options
+        self.options = {**options, "with_findings": prop.with_findings}
         self.result = Examination(prop)
         self.fired: Counter[str] = Counter()
         self.confirmed: set[str] = set()
         self.first_ones: list[Observation] = []
         self.failing: dict[Case, Observation] = {}
+        self.sample = Sample(needs_faults=prop.needs_faults)
+        #: Cases that are judged by what real time shows, since the fast clock shows nothing.
+        self.in_real_time: set[Case] = set()
+        self.real_only = False
         self.shrinking = False
         self.seen: set[Case] = set()
 
@@ -203,15 +213,19 @@ class _Examiner:
     def example(self, case: Case) -> None:
         seen = observe(self.runner, case, **self.options)
         self.result.executions += 1
-        if not self.shrinking and case not in self.seen:
+        is_new = not self.shrinking and case not in self.seen
+        if is_new:
             self.seen.add(case)
             self.count(seen)
         for name, count in fired_by_type(seen.faults).items():
             hypothesis.event(f"fired {name}", count)
         hypothesis.target(float(fired(seen.faults)), label="faults fired")
+        if not seen.violations and self.is_compared(seen, is_new=is_new):
+            seen = observe(self.runner, case, **{**self.options, "clock": 1.0})
         if seen.violations and self.repeats(seen):
             self.shrinking = True
             self.failing[case] = seen
+            self.real_only |= case in self.in_real_time
             raise broken_promise(seen.violations)
 
     def count(self, seen: Observation) -> None:
@@ -221,13 +235,34 @@ class _Examiner:
         if self.on_example is not None:
             self.on_example(self.result, seen)
 
+    def is_compared(self, seen: Observation, *, is_new: bool) -> bool:
+        """Whether a case that passed under a fast clock is run in real time as well."""
+        if seen.outcome.clock_rate == 1.0:
+            return False
+        if seen.case in self.in_real_time:
+            return True
+        if self.real_only:
+            # What shrinks a failure that only real time shows must be looked for there.
+            taken = real_waits(seen.case) <= CASE_SECONDS
+        else:
+            taken = is_new and self.sample.takes(seen)
+            self.result.compared += taken
+        if taken:
+            self.in_real_time.add(seen.case)
+        return taken
+
+    def again(self, seen: Observation) -> Observation:
+        """The same case once more, at the same rate."""
+        options = {**self.options, "clock": seen.outcome.clock_rate}
+        return observe(self.runner, seen.case, anew=True, **options)
+
     def repeats(self, seen: Observation) -> bool:
-        """Whether a failing case fails again: in real time for a new promise, else fast."""
+        """Whether a failing case fails again: in real time for a new promise, else as it did."""
         if seen.case in self.failing:
             return True
         promise = seen.violations[0].promise
         if promise in self.confirmed:
-            again = observe(self.runner, seen.case, anew=True, **self.options)
+            again = self.again(seen)
             return any(v.promise == promise for v in again.violations)
         if not self.confirms(seen):
             return False
@@ -271,19 +306,19 @@ class _Examiner:
         # The first failure of each promise was confirmed when it was found.
         tried += [seen for seen in self.first_ones if seen not in tried]
         for seen in tried:
-            if self.confirms(seen):
+            if seen in self.first_ones or self.confirms(seen):
                 return self.failure(seen, error if seen is candidates[0] else None)
         return None
 
     def failure(self, seen: Observation, error: BaseException | None) -> Failure:
         promise = seen.violations[0].promise
-        again = [
-            observe(self.runner, seen.case, anew=True, **self.options) for _ in range(_REPEATS)
-        ]
+        again = [self.again(seen) for _ in range(_REPEATS)]
         failed = sum(any(v.promise == promise for v in o.violations) for o in again)
         repeats = [Repeats(seen.outcome.clock_rate, failed, len(again))]
         if seen.outcome.clock_rate != 1.0:
             repeats.append(Repeats(1.0, 1, 1))
+        elif seen.case in self.in_real_time:
+            repeats.append(Repeats(self.runner.server.rate_of(self.options.get("clock")), 0, 1))
         return Failure(
             property=self.prop.name,
             promise=promise,

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from rpcprops import ClusterServer
+from rpcprops.cluster import _wire
 from rpcprops.pytest_plugin import ClusterFactory
 
 #: Real seconds: far above what a script takes, so that a hang fails instead of staying.
@@ -32,6 +33,7 @@ class Script:
 
 RunScript = Callable[..., Script]
 StillAlive = Callable[..., list[int]]
+LetSparesGo = Callable[[ClusterServer], None]
 
 
 def pids_alive(pids: Iterable[int]) -> list[int]:
@@ -59,16 +61,41 @@ def still_alive() -> StillAlive:
     return wait
 
 
+@pytest.fixture(scope="session")
+def let_spares_go() -> LetSparesGo:
+    """Makes a server that runs no cluster give up the ranks that it forked ahead."""
+
+    def let_go(server: ClusterServer, seconds: float = 10.0) -> None:
+        root, _, _ = server.peer_for([])
+        peers = [root, *(peer for peer, _ in server._modules.values())]
+        servers = {peer.hello.pid for peer in peers if peer.hello}
+        for peer in peers:
+            _wire.send(peer.sock, ("spares", 0))
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            below = {child.pid for pid in servers for child in psutil.Process(pid).children()}
+            if below <= servers:
+                break
+            time.sleep(0.02)
+
+    return let_go
+
+
 @pytest.fixture
 def nothing_left(
-    request: pytest.FixtureRequest, rpc_cluster: ClusterFactory, still_alive: StillAlive
+    request: pytest.FixtureRequest,
+    rpc_cluster: ClusterFactory,
+    still_alive: StillAlive,
+    let_spares_go: LetSparesGo,
 ) -> Iterator[None]:
     """Fails the test if it leaves a process or a listener in the tree of the session's server."""
     # The server of the test's module exists from here on.
     with rpc_cluster.server.make_cluster(request.module.__name__, world_size=1):
         pass
+    let_spares_go(rpc_cluster.server)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
+    let_spares_go(rpc_cluster.server)
     after = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert not still_alive(after), "processes were left behind"
     listening = [

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rpcprops.bench import Bench, failing, long_program, small_program
+import psutil
+import pytest
+
+from rpcprops.bench import Bench, Figures, Kind, failing, long_program, small_program
+from rpcprops.errors import MachineCannot
 from rpcprops.oracle import predict
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
@@ -25,15 +29,79 @@ def test_long_programs_have_their_length() -> None:
     assert [len(long_program(n).steps) for n in (1, 4, 16, 64)] == [1, 4, 16, 64]
 
 
-def test_samples_and_the_floor(rpc_cluster: ClusterFactory) -> None:
-    """An example is right and dearer than the bare floor of the same ranks."""
-    bench = Bench(Runner(rpc_cluster.server), 2, lambda _: None)
-    (sample,) = bench.alternate([("faultless", small_program(), failing(0), bench.rate)])
-    (shortest,) = bench.alternate([("short", long_program(1), failing(0), bench.rate)])
-    floor = bench.floor(4)
+def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
+    """An example is right and dearer than both bare floors of the same ranks, in the same turn."""
+    with Bench(Runner(rpc_cluster.server), 2, lambda _: None) as bench:
+        ours = bench.example("faultless", small_program(), failing(0))
+        short = bench.example("short", long_program(1), failing(0))
+        floors = [bench.floor(4), bench.floor(4, prepared=True)]
+        sample, shortest, bare, prepared = bench.alternate([ours, short, *floors])
     assert sample.wrong == shortest.wrong == 0
-    assert floor.seconds.least > 0
-    assert 0 < floor.processor.least < sample.processor.greatest
+    assert [bare.name, prepared.name] == ["bare floor, 4 ranks", "bare floor, prepared, 4 ranks"]
+    for floor in (bare, prepared):
+        assert floor.seconds.least > 0
+        assert 0 < floor.processor.least < sample.processor.greatest
+
+
+def test_bare_ranks_stay_for_every_world(rpc_cluster: ClusterFactory) -> None:
+    """One process of bare ranks serves all world sizes, and is gone when the bench is closed."""
+    with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
+        bench.alternate([bench.floor(2), bench.floor(3)])
+        children = psutil.Process().children(recursive=True)
+        bare = [child for child in children if "rpcprops._bare_ranks" in child.cmdline()]
+        assert len(bare) == 1
+    assert not bare[0].is_running()
+
+
+def test_bare_ranks_that_fail_are_named(rpc_cluster: ClusterFactory) -> None:
+    """Where bare ranks cannot run, the error says what they wrote last, and nothing hangs."""
+    with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
+        with pytest.raises(MachineCannot, match=r"the bare ranks failed: .*TypeError"):
+            bench.alternate([Kind("many", lambda: bench._bare[False].once("many"))])  # type: ignore[arg-type]
+
+
+def test_kinds_run_in_turn(rpc_cluster: ClusterFactory) -> None:
+    """A B C, A B C: each kind once a round; a dear one in fewer rounds, spread over all."""
+    ran: list[str] = []
+
+    def kind(name: str, rounds: int | None = None) -> Kind:
+        def once() -> Figures:
+            ran.append(name)
+            return Figures(float(len(ran)), 1.0)
+
+        return Kind(name, once, rounds)
+
+    bench = Bench(Runner(rpc_cluster.server), 4, lambda _: None)
+    dear, cheap, other = bench.alternate([kind("A", 2), kind("b"), kind("c")])
+    # The round that warms goes first, without the dear one.
+    assert "".join(ran) == "bc" + "bc" + "Abc" + "bc" + "Abc"
+    assert (dear.seconds.least, dear.seconds.greatest) == (5, 10)
+    assert cheap.seconds.least == 3
+    assert other.seconds.greatest == len(ran)
+
+
+@pytest.mark.parametrize(("rounds", "of"), [(3, 9), (3, 7), (3, 1), (1, 5), (5, 5)])
+def test_dear_kinds_keep_their_number_of_rounds(rounds: int, of: int) -> None:
+    """A kind of so many rounds takes part in that many, or in all where there are fewer."""
+    kind = Kind("dear", lambda: Figures(0, 0), rounds)
+    assert sum(kind.takes_part(number, of) for number in range(of + 1)) == min(rounds, of)
+
+
+def test_growth_rows_stand_beside_the_floor_of_their_world(rpc_cluster: ClusterFactory) -> None:
+    """A row of growth has both floors of its own world size, and the ratio to each."""
+    with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
+        sizes = (2, 3)
+        kinds = [(n, bench.example("", small_program(n), failing(0))) for n in sizes]
+        rows = bench._grow("world_size", kinds, sizes)
+        (alone,) = bench._grow("steps", [(1, kinds[0][1])], (2,))
+    for row, size in zip(rows, sizes, strict=True):
+        assert row["world_size"] == size
+        assert row["floor"]["name"] == f"bare floor, {size} ranks"
+        assert row["prepared_floor"]["name"] == f"bare floor, prepared, {size} ranks"
+        for floor in ("floor", "prepared_floor"):
+            ratio = row["seconds"]["median"] / row[floor]["seconds"]["median"]
+            assert row[f"against_{floor}"] == pytest.approx(ratio, abs=0.01)
+    assert alone["floor"]["name"] == "bare floor, 2 ranks"
 
 
 def test_the_command_writes_its_figures(tmp_path: Path) -> None:
@@ -52,4 +120,9 @@ def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "figures.json").read_text())
     names = {sample["name"] for sample in data["comparison"]["samples"]}
     assert "ours, real time" in names
-    assert data["comparison"]["ratios"]["fast against real time"] > 5
+    assert {"bare floor, 4 ranks", "bare floor, prepared, 4 ranks"} < names
+    ratios = data["comparison"]["ratios"]
+    assert ratios["fast against real time"] > 5
+    for floor in ("the bare floor", "the bare floor, prepared"):
+        assert f"faultless against {floor}: " in ran.stdout
+        assert ratios[f"faultless against {floor}"] > 0

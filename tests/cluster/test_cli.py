@@ -27,6 +27,7 @@ KEYS = {
     "verdict",
     "examples",
     "executions",
+    "compared",
     "faults_fired",
     "fired_by_type",
     "seconds",
@@ -96,6 +97,8 @@ def test_check(rpcprops: Rpcprops, tmp_path: Path) -> None:
         assert 1 <= verdict["examples"] <= 8
         assert verdict["faults_fired"] == sum(verdict["fired_by_type"].values()) > 0
         assert verdict["seconds"] > 0
+        assert 0 <= verdict["compared"] <= verdict["examples"]
+        assert f"{verdict['compared']:2} in real time as well" in ended.out
         assert verdict["violations"] == verdict["unconfirmed"] == []
         assert f"holds     {verdict['name']}" in ended.out
     assert "Traceback" not in ended.err

@@ -251,12 +251,18 @@ def test_drawn_inside_is_unconfirmed(ran: tuple[Any, Any, dict[str, Any]]) -> No
 
 
 def test_fast_clock_only_is_no_failure(ran: tuple[Any, Any, dict[str, Any]]) -> None:
-    """What only the fast clock shows passes, and is named as not confirmed."""
+    """What only the fast clock shows passes, and is named as not confirmed, or as undecided."""
     _, result, report = ran
-    assert report["test_fast_only"]["unconfirmed"]
-    lines = [line for line in result.lines if "not confirmed in real time" in line]
-    assert lines
-    assert all("::test_fast_only: AssertionError" in line for line in lines)
+    # Whether the ranks were late is the machine's business.
+    called = {
+        "not confirmed in real time": report["test_fast_only"]["unconfirmed"],
+        "undecided, the machine was too loaded": report["test_fast_only"]["undecided"],
+    }
+    assert any(called.values())
+    for words, found in called.items():
+        lines = [line for line in result.lines if words in line]
+        assert len(lines) == len(found)
+        assert all("::test_fast_only: AssertionError" in line for line in lines)
 
 
 def test_vacuous_is_said(ran: tuple[Any, Any, dict[str, Any]]) -> None:

@@ -143,3 +143,76 @@ def test_a_wrong_value_of_the_oracle_is_found(
     replayed = _command(tmp_path, "-m", "rpcprops", "replay", str(path), "--times", "1")
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert replayed.stdout.splitlines()[-1].startswith("fixed: WrongValue in 0 of 1 runs")
+
+
+def _wrong_in_real_time(monkeypatch: pytest.MonkeyPatch) -> Property:
+    """A property that real time breaks where a remote call is late by 2 ms, and no fast clock."""
+    honest = judge
+
+    def wrong(program: Any, plan: Any, outcome: Any) -> tuple[Violation, ...]:
+        late = FaultPlan.of(plan).table(0).delaying.get(MessageType.PYTHON_REMOTE_CALL, 0)
+        if outcome.clock_rate == 1.0 and late >= 2:
+            return (Violation("WrongValue", "expected [4.0], got [3.0]", 0, 1),)
+        return honest(program, plan, outcome)
+
+    monkeypatch.setattr(_base, "judge", wrong)
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        late = draw(st.integers(1, 200)) / 1000
+        table = FaultTable(messages_to_delay={MessageType.PYTHON_REMOTE_CALL: late})
+        return Case(_programs.create_and_drop(), FaultPlan(by_rank={0: table}))
+
+    return Property("planted", "Real time shows no more than a fast clock.", cases)
+
+
+def test_what_only_real_time_shows_is_found(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A passing case that fails in real time is a failure: shrunk and replayed at rate 1."""
+    prop = _wrong_in_real_time(monkeypatch)
+    result = examine(prop, Runner(rpc_cluster.server), max_examples=20, seed=1)
+    assert result.verdict == "violated"
+    assert result.compared >= 1
+    failure = result.failure
+    assert failure is not None
+    assert failure.outcome.clock_rate == 1.0
+    late = failure.case.plan.table(0).delaying[MessageType.PYTHON_REMOTE_CALL]
+    assert late == 2
+    fast = rpc_cluster.server.rate
+    assert [str(r) for r in failure.repeats] == ["3 of 3 at rate 1", f"0 of 1 at rate {fast:g}"]
+    artefact = read(write(artefact_of(failure), tmp_path))
+    assert artefact.clock_rate == 1.0
+
+
+def test_real_time_compares_nothing(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all runs in real time there is nothing to compare; what fails is found as ever."""
+    prop = _wrong_in_real_time(monkeypatch)
+    result = examine(prop, Runner(rpc_cluster.server), max_examples=5, seed=1, clock="real")
+    assert (result.verdict, result.compared) == ("violated", 0)
+    assert result.failure is not None
+    assert [str(r) for r in result.failure.repeats] == ["3 of 3 at rate 1"]
+
+
+def test_what_real_time_shows_once_is_unconfirmed(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of the sample that real time does not show again makes the verdict undecided."""
+    honest = judge
+    shown: list[Any] = []
+
+    def once(program: Any, plan: Any, outcome: Any) -> tuple[Violation, ...]:
+        if outcome.clock_rate == 1.0 and (not shown or shown[0] is outcome):
+            shown.append(outcome)
+            return (Violation("WrongValue", "expected [4.0], got [3.0]", 0, 1),)
+        return honest(program, plan, outcome)
+
+    monkeypatch.setattr(_base, "judge", once)
+    table = FaultTable(messages_to_delay={MessageType.PYTHON_REMOTE_CALL: 0.01})
+    case = Case(_programs.create_and_drop(), FaultPlan(table))
+    prop = Property("planted", "Real time shows it once.", lambda: st.just(case))
+    result = examine(prop, Runner(rpc_cluster.server), max_examples=3, seed=1)
+    assert (result.verdict, result.compared) == ("undecided", 1)
+    assert "not again at rate 1" in result.unconfirmed[0]

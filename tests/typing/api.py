@@ -105,6 +105,16 @@ def drawing() -> None:
         st.SearchStrategy[FaultPlan],
     )
 
+    assert_type(
+        strategies.programs(max_steps=64, kinds={"remote", "fetch"}, plan=PLAN),
+        st.SearchStrategy[Program],
+    )
+    assert_type(
+        strategies.programs_under_faults(max_world_size=3, tables=tables),
+        st.SearchStrategy[tuple[Program, FaultPlan]],
+    )
+    strategies.programs(4)  # type: ignore[call-arg]
+
 
 @given(faults=strategies.fault_tables())
 def a_property(faults: FaultTable) -> None:

@@ -1,0 +1,66 @@
+"""Does in the fork server, once, what each rank would otherwise do for the first time.
+
+The first time, Python imports modules and specialises code, and torch looks up its operators; all
+of that writes to memory that a rank shares with its server until then. Nothing here starts a
+thread, an agent or the autograd engine, which no fork survives.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch.distributed.rpc.rref_proxy  # noqa: F401  (init_rpc imports it)
+from torch.distributed.rpc import internal
+
+from rpcprops.cluster import _interpreter, _wire
+from rpcprops.faults import FaultTable
+from rpcprops.fixture import RankFixture
+from rpcprops.outcomes import StepOutcome
+from rpcprops.programs import Fetch
+
+#: torch says nothing of the types of these.
+_internal: Any = internal
+
+#: Python specialises code that has run this often.
+_REPEATS = 20
+
+
+def warm_up() -> None:
+    """Run what a rank runs, as far as that needs no world."""
+    for _ in range(_REPEATS):
+        _ = _make_fixture().rpc_backend_options
+        _call()
+        _differentiate()
+        _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
+        pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
+    _interpreter.ledger.clear()
+
+
+def _make_fixture() -> RankFixture:
+    return RankFixture(
+        rank=0,
+        name="worker0",
+        world_size=1,
+        init_method="file:///proc/self/fd/0",
+        table=FaultTable(),
+        rpc_timeout=1.0,
+        num_worker_threads=1,
+    )
+
+
+def _call() -> None:
+    """Both ends of an RPC, without sending it."""
+    x = _interpreter._tensor([1.0, 2.0])
+    call = _pass_on(_internal.PythonUDF(_interpreter.add, ("warm", x, x), {}))
+    _pass_on(_internal._run_function(call)).tolist()
+
+
+def _pass_on(value: Any) -> Any:
+    return _internal.deserialize(*_internal.serialize(value))
+
+
+def _differentiate() -> None:
+    """The forward pass; the first backward pass starts threads."""
+    leaf = _interpreter._tensor([1.0, 2.0]).requires_grad_()
+    _interpreter.hop("warm", 2.0, False, leaf * leaf).sum().item()

@@ -1,0 +1,81 @@
+"""Which passing cases are run in real time as well: a few cheap ones, the same for the same draws.
+
+A fast clock could hide a failure that real time shows. Nothing says that it does, and running all
+in real time would cost what the fast clock saves, so a sample has to do.
+"""
+
+from __future__ import annotations
+
+from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.faults import MessageType
+from rpcprops.oracle import fired, predict
+from rpcprops.programs import Settle
+from rpcprops.properties._base import Case, Observation
+
+#: Of the passing cases that may be taken, one in so many is.
+EVERY = 5
+#: The most of a property.
+MOST = 20
+#: Predicted real seconds of waits that one case may have.
+CASE_SECONDS = 3.0
+#: Predicted real seconds that all of a property may take; for many examples, a tenth of their time.
+ALL_SECONDS = 3.0
+#: What an example takes, besides its waits.
+_EXAMPLE_SECONDS = 0.1
+
+
+def real_waits(case: Case) -> float:
+    """Seconds that `case` waits for retries and delays at rate 1, as if one after the other."""
+    program, plan = case.program, case.plan
+    size = program.world_size
+    tables = [plan.table(rank) for rank in range(size)]
+    prediction = predict(program, plan)
+    waits = 0.0
+    for table, failing, delayed in zip(
+        tables, prediction.failures(), prediction.delays(plan), strict=True
+    ):
+        waits += sum(table.retry_seconds(message) for message in failing)
+        waits += sum(table.delaying[message] / 1000 * count for message, count in delayed.items())
+    # Cleanup retries have no counter: a settle after one that failed waits for its last try.
+    settles = 1 + sum(isinstance(step, Settle) for step in program.steps)
+    if any(
+        MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ in failing for failing in prediction.failures()
+    ):
+        waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
+    if not program.settles:
+        # The handles that are left are dropped by shutdown, in all ranks at once.
+        waits += max(table.retry_seconds(MessageType.RREF_USER_DELETE) for table in tables)
+    # Shutdown gathers by Python calls: each rank to the first, which then tells every other.
+    calls = [table.delaying.get(MessageType.PYTHON_CALL, 0) / 1000 for table in tables]
+    return waits + max(calls[1:], default=0.0) + calls[0] * (size - 1)
+
+
+class Sample:
+    """Picks from the passing cases of one property, in the order in which they come."""
+
+    def __init__(self, *, needs_faults: bool) -> None:
+        self.needs_faults = needs_faults
+        self.taken = 0
+        self.spent = 0.0
+        self._passed = 0
+        self._due = 0
+
+    def takes(self, seen: Observation) -> bool:
+        """Whether this case, which passed, is one that is run in real time.
+
+        The first is one in which faults fired (unless the property needs none), and then one in
+        every :data:`EVERY`. Where that one would wait too long, the next takes its place.
+        """
+        if self.needs_faults and not fired(seen.faults):
+            return False
+        self._passed += 1
+        if self._passed <= self._due or self.taken >= MOST:
+            return False
+        waits = real_waits(seen.case)
+        allowed = max(ALL_SECONDS, self._passed * _EXAMPLE_SECONDS / 10)
+        if waits > CASE_SECONDS or self.spent + waits > allowed:
+            return False
+        self.taken += 1
+        self.spent += waits + _EXAMPLE_SECONDS
+        self._due = self._passed + EVERY - 1
+        return True

@@ -1,0 +1,250 @@
+"""Strategies for programs: what the ranks do, alone or together with the faults that they meet.
+
+Nothing here runs anything. Every program that is drawn is valid, and its names are given in the
+order in which it makes things: handles are a, b, …, futures f0, f1, …, contexts x0, x1, …. Values
+are small whole numbers, so that float64 arithmetic on them is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Set
+from typing import Any
+
+from hypothesis import strategies as st
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.programs import MAX_WORLD_SIZE, Program
+from rpcprops.strategies._checks import shown, whole_number
+from rpcprops.strategies._steps import FIRST_KINDS, KINDS, PARALLEL, StepDrawer, below
+from rpcprops.strategies.faults import fault_plans
+
+_MAX_WORLD_SIZE = 8
+_MAX_STEPS = 16
+_MOST_STEPS = 64
+
+
+def programs(
+    *,
+    min_world_size: int = 1,
+    max_world_size: int = _MAX_WORLD_SIZE,
+    min_steps: int = 1,
+    max_steps: int = _MAX_STEPS,
+    kinds: Iterable[str] | None = None,
+    branches: bool = True,
+    settles: bool | None = None,
+    plan: FaultPlan | FaultTable | None = None,
+) -> st.SearchStrategy[Program]:
+    """A program: steps of many kinds over some ranks, each of which may follow those before it.
+
+    Each draw goes without some kinds of step, so that those left come often enough to meet.
+
+    Shrinks to fewer steps, to fewer and lower ranks, to steps that run one after the other, and to
+    the kinds of step and arguments that are easiest to understand.
+
+    Args:
+        min_world_size: the fewest ranks. A plan that names ranks raises it to have them.
+        max_world_size: the most ranks.
+        min_steps: the fewest steps, those in branches counted one by one.
+        max_steps: the most steps, counted so.
+        kinds: the kinds of step to draw, by their ``op``, such as ``("remote", "fetch")`` (None:
+            all). Some must need nothing before them, as a fetch needs a handle.
+        branches: whether steps may run at once, as the branches of a Parallel.
+        settles: whether the program settles before it shuts down (None: either).
+        plan: the faults that the program is for. It then prefers steps whose messages they can
+            strike, and has timeouts that are shorter than a delay by at least 0.25 s, or longer
+            by at least 60 s (virtual). None: timeouts are longer than any delay, by as much.
+
+    Raises:
+        UsageError: a number is no int within its bounds, or the least is above the most; `kinds`
+            is no collection of names of steps, or none of them can come first; `branches` is no
+            bool, or `settles` neither that nor None; `plan` is no plan, or it names ranks that
+            `max_world_size` leaves out.
+    """
+    least, most = _world_sizes(min_world_size, max_world_size)
+    faults = _plan(plan)
+    if faults is not None and faults.by_rank:
+        needed = max(faults.by_rank) + 1
+        if needed > most:
+            msg = (
+                f"{shown('max_world_size', max_world_size)} must be at least {needed}, for the "
+                f"plan names rank {needed - 1}; raise it, or take the rank out of by_rank."
+            )
+            raise UsageError(msg)
+        least = max(least, needed)
+    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles)
+    return _programs(least, most, faults, draw_program)
+
+
+def programs_under_faults(
+    *,
+    min_world_size: int = 1,
+    max_world_size: int = _MAX_WORLD_SIZE,
+    tables: st.SearchStrategy[FaultTable] | None = None,
+    max_afflicted: int | None = None,
+    min_steps: int = 1,
+    max_steps: int = _MAX_STEPS,
+    kinds: Iterable[str] | None = None,
+    branches: bool = True,
+    settles: bool | None = None,
+) -> st.SearchStrategy[tuple[Program, FaultPlan]]:
+    """A plan, and a program drawn for it: the two that :func:`rpcprops.run` takes.
+
+    Shrinks both together, to fewer ranks, faults and steps: as :func:`fault_plans` and
+    :func:`programs`, which the arguments are passed on to.
+
+    Args:
+        min_world_size: the fewest ranks.
+        max_world_size: the most ranks.
+        tables: what each afflicted rank's table is drawn from (None: :func:`fault_tables`).
+        max_afflicted: the most ranks with faults in a draw (None: all).
+        min_steps: the fewest steps.
+        max_steps: the most steps.
+        kinds: the kinds of step to draw, by their ``op`` (None: all).
+        branches: whether steps may run at once.
+        settles: whether the program settles before it shuts down (None: either).
+
+    Raises:
+        UsageError: as :func:`fault_plans` and :func:`programs` say.
+    """
+    least, most = _world_sizes(min_world_size, max_world_size)
+    plans = [
+        fault_plans(world_size=size, tables=tables, max_afflicted=max_afflicted)
+        for size in range(least, most + 1)
+    ]
+    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles)
+    return _programs_under_faults(least, plans, draw_program)
+
+
+def _world_sizes(min_world_size: object, max_world_size: object) -> tuple[int, int]:
+    remedy = f"a program runs on 1 to {MAX_WORLD_SIZE} ranks"
+    bounds: dict[str, Any] = {"least": 1, "most": MAX_WORLD_SIZE, "remedy": remedy}
+    least = whole_number(min_world_size, "min_world_size", **bounds)
+    most = whole_number(max_world_size, "max_world_size", **bounds)
+    _ordered("world_size", least, most)
+    return least, most
+
+
+def _plan(value: object) -> FaultPlan | None:
+    if value is None or isinstance(value, FaultPlan):
+        return value
+    if isinstance(value, FaultTable):
+        return FaultPlan(default=value)
+    msg = (
+        f"{shown('plan', value)} must be a FaultPlan, a FaultTable for every rank, or None; write "
+        f"programs_under_faults(...) to draw the plan as well."
+    )
+    raise UsageError(msg)
+
+
+def _ordered(name: str, least: int, most: int) -> None:
+    if least > most:
+        msg = (
+            f"{shown(f'min_{name}', least)} must not be above max_{name}={most!r}; lower it, or "
+            f"raise max_{name}."
+        )
+        raise UsageError(msg)
+
+
+def _kinds(value: object) -> tuple[str, ...]:
+    """The kinds of step in `value`, the simplest first."""
+    if value is None:
+        return KINDS
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        msg = (
+            f"{shown('kinds', value)} must be a collection of names of steps; write "
+            f"kinds=('remote',) for a single one, or None for all."
+        )
+        raise UsageError(msg)
+    given = sorted(map(repr, value)) if isinstance(value, Set) else list(map(repr, value))
+    known = {repr(kind): kind for kind in KINDS}
+    for kind in given:
+        if kind == repr(PARALLEL):
+            msg = (
+                f"{shown('kinds', value)} must name what the branches hold, not {kind}; write "
+                f"branches=True for steps that run at once."
+            )
+            raise UsageError(msg)
+        if kind not in known:
+            msg = f"{shown('kinds', value)} names {kind}, which is no step; use {', '.join(KINDS)}."
+            raise UsageError(msg)
+    found = tuple(kind for kind in KINDS if repr(kind) in given)
+    if not set(found) & set(FIRST_KINDS):
+        msg = (
+            f"{shown('kinds', value)} must name a step that can come first; add one of "
+            f"{', '.join(FIRST_KINDS)}."
+        )
+        raise UsageError(msg)
+    return found
+
+
+_DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
+
+
+def _program_drawer(
+    min_steps: object, max_steps: object, kinds: object, branches: object, settles: object
+) -> _DrawProgram:
+    """Checks the arguments, and gives what draws a program for so many ranks and a plan."""
+    remedy = f"a program drawn has up to {_MOST_STEPS} steps; write a longer one yourself"
+    least = whole_number(min_steps, "min_steps", least=0, most=_MOST_STEPS, remedy=remedy)
+    most = whole_number(max_steps, "max_steps", least=0, most=_MOST_STEPS, remedy=remedy)
+    _ordered("steps", least, most)
+    drawn = _kinds(kinds)
+    for name, value in (("branches", branches), ("settles", settles)):
+        if not isinstance(value, bool) and not (name == "settles" and value is None):
+            also = ", or None for either" if name == "settles" else ""
+            msg = f"{shown(name, value)} must be a bool; write True or False{also}."
+            raise UsageError(msg)
+    if branches:
+        drawn = (*drawn, PARALLEL)
+    ends = {None: (True, True, True, False), True: (True,), False: (False,)}[settles]  # type: ignore[index]
+
+    def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
+        off = draw(below(2 ** len(drawn)))
+        steps = StepDrawer(
+            draw,
+            world_size,
+            kinds=drawn,
+            off=[kind for bit, kind in enumerate(drawn) if off >> bit & 1],
+            plan=plan,
+        )
+        settled = steps.pick(ends)
+        # Last, so that whatever follows it is steps, of which Hypothesis then tries to keep others
+        # than the first ones.
+        size = least + draw(below(1 + most - least))
+        maybe, surely = (_step(steps, most, must=must) for must in (False, True))
+        for left in range(size, 0, -1):
+            draw(surely if steps.count + left <= least else maybe)
+        while steps.count < least:
+            # Starting a parallel step is none itself.
+            draw(surely)
+        steps.close()
+        return Program(world_size, tuple(steps.steps), settles=settled)
+
+    return draw_program
+
+
+@st.composite
+def _step(draw: st.DrawFn, steps: StepDrawer, most: int, *, must: bool) -> None:
+    # A strategy of its own, so that Hypothesis knows where each step begins and ends.
+    steps.draw = draw
+    steps.add(room=most - steps.count, must=must)
+
+
+@st.composite
+def _programs(
+    draw: st.DrawFn, least: int, most: int, plan: FaultPlan | None, draw_program: _DrawProgram
+) -> Program:
+    return draw_program(draw, least + draw(below(most - least + 1)), plan)
+
+
+@st.composite
+def _programs_under_faults(
+    draw: st.DrawFn,
+    least: int,
+    plans: list[st.SearchStrategy[FaultPlan]],
+    draw_program: _DrawProgram,
+) -> tuple[Program, FaultPlan]:
+    extra = draw(below(len(plans)))
+    plan = draw(plans[extra])
+    return draw_program(draw, least + extra, plan), plan

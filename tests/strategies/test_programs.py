@@ -1,0 +1,668 @@
+"""The strategies for programs: what they draw, what it shrinks to, what they refuse."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, seed, settings
+from hypothesis import strategies as st
+
+from rpcprops import programs as language
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import _model
+from rpcprops.programs import (
+    STEP_TYPES,
+    Bump,
+    Call,
+    Chain,
+    Context,
+    Count,
+    Drop,
+    Fetch,
+    Leaf,
+    Nest,
+    Optimize,
+    Own,
+    Parallel,
+    Program,
+    Refused,
+    Remote,
+    Settle,
+    Share,
+    Step,
+    Through,
+    Wait,
+)
+from rpcprops.strategies import _register, fault_tables, programs, programs_under_faults
+from rpcprops.strategies._steps import FIRST_KINDS, KINDS, StepDrawer
+
+T = TypeVar("T")
+
+NAMES = {
+    name: getattr(language, name)
+    for name in ("Program", *(c.__name__ for c in STEP_TYPES.values()))
+} | {"FaultPlan": FaultPlan, "FaultTable": FaultTable}
+QUIET = settings(
+    max_examples=100,
+    database=None,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+SEEDS = range(1)
+CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+DELAYED = FaultPlan(
+    by_rank={1: FaultTable(messages_to_delay=dict.fromkeys(MessageType, 2.0))},
+)
+
+
+def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:
+    """The examples of one seeded run."""
+    found: list[T] = []
+
+    @seed(start)
+    @settings(QUIET, max_examples=number, derandomize=False)
+    @given(strategy)
+    def run(value: T) -> None:
+        found.append(value)
+
+    run()
+    return found
+
+
+def smallest(strategy: st.SearchStrategy[T], holds: Callable[[T], Any]) -> list[T]:
+    """What Hypothesis shrinks to, from the first example of each of several seeds."""
+    bounded = settings(
+        QUIET, max_examples=5000, derandomize=False, phases=[Phase.generate, Phase.shrink]
+    )
+    return [
+        find(strategy, lambda value: bool(holds(value)), settings=bounded, random=Random(start))
+        for start in SEEDS
+    ]
+
+
+def owners(program: Program) -> dict[str, int]:
+    """The rank that owns what each handle of a program refers to."""
+    found: dict[str, int] = {}
+    for leaf in program.leaves:
+        match leaf:
+            case Remote() | Nest():
+                found[leaf.out] = leaf.to
+            case Own():
+                found[leaf.out] = leaf.at
+            case Share() | Through() if leaf.out:
+                found[leaf.out] = found[leaf.handle]
+            case _:
+                pass
+    return found
+
+
+Message = tuple[int, MessageType]
+
+
+def messages(program: Program) -> Iterator[Message]:
+    """The messages that some step of a program surely sends, and their senders."""
+    for _, sent in messages_by_step(program):
+        yield from sent
+
+
+def messages_by_step(program: Program) -> Iterator[tuple[Leaf, list[Message]]]:
+    """Each step, and what it surely sends; the message that its timeout bounds comes first."""
+    owner = owners(program)
+    typed: dict[str, bool] = {}
+    for leaf in program.leaves:
+        yield leaf, list(_messages(leaf, owner, typed))
+
+
+def _messages(leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]) -> Iterator[Message]:
+    def arrives(handle: str, sender: int, receiver: int) -> Iterator[Message]:
+        if sender != owner[handle]:
+            yield receiver, MessageType.RREF_CHILD_ACCEPT
+            if receiver != owner[handle]:
+                yield receiver, MessageType.RREF_FORK_REQUEST
+
+    script = getattr(leaf, "flavour", "python") != "python"
+    match leaf:
+        case Remote():
+            typed[leaf.out] = script
+            yield leaf.at, MessageType["SCRIPT_REMOTE_CALL" if script else "PYTHON_REMOTE_CALL"]
+            if isinstance(leaf.right, str):
+                yield from arrives(leaf.right, leaf.at, leaf.to)
+        case Own():
+            typed[leaf.out] = True
+        case Call():
+            yield leaf.at, MessageType["SCRIPT_CALL" if script else "PYTHON_CALL"]
+            if isinstance(leaf.right, str):
+                yield from arrives(leaf.right, leaf.at, leaf.to)
+        case Share():
+            typed[leaf.out] = typed[leaf.handle]
+            yield leaf.at, MessageType.PYTHON_CALL
+            yield from arrives(leaf.handle, leaf.at, leaf.to)
+        case Fetch() if owner[leaf.handle] != leaf.at:
+            kind = "SCRIPT" if typed[leaf.handle] else "PYTHON"
+            yield leaf.at, MessageType[f"{kind}_RREF_FETCH_CALL"]
+        case Drop() if owner[leaf.handle] != leaf.at:
+            yield leaf.at, MessageType.RREF_USER_DELETE
+        case Bump():
+            yield leaf.at, MessageType.SCRIPT_CALL
+            yield from arrives(leaf.handle, leaf.at, owner[leaf.handle])
+        case Nest():
+            typed[leaf.out] = script
+            yield leaf.at, MessageType.PYTHON_CALL
+            yield (
+                leaf.via,
+                MessageType["SCRIPT_REMOTE_CALL" if script else "PYTHON_REMOTE_CALL"],
+            )
+            yield from arrives(leaf.out, leaf.via, leaf.at)
+            if leaf.via != leaf.to:
+                yield leaf.via, MessageType.RREF_USER_DELETE
+        case Through():
+            if leaf.out:
+                typed[leaf.out] = False
+        case Context(path=ranks) | Optimize(owners=ranks):
+            for rank in ranks:
+                if rank != leaf.at:
+                    yield leaf.at, CLEANUP
+                    yield rank, CLEANUP
+        case _:
+            pass
+
+
+def can_fire(program: Program, plan: FaultPlan) -> bool:
+    """Whether the plan strikes a message that the program surely sends."""
+    return any(
+        message in plan.table(rank).failing or message in plan.table(rank).delaying
+        for rank, message in messages(program)
+    )
+
+
+# Every draw is valid.
+
+
+WIDE = st.one_of(
+    programs(),
+    programs(max_steps=64),
+    programs(plan=DELAYED),
+    programs_under_faults(max_steps=32).map(lambda drawn: drawn[0]),
+)
+
+
+@settings(QUIET, max_examples=300)
+@given(WIDE)
+def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
+    """What is drawn is accepted anew, as Python and as JSON, and equals itself."""
+    assert Program(program.world_size, program.steps, settles=program.settles) == program
+    assert from_json(to_json(program), Program) == program
+    assert eval(repr(program), NAMES) == program
+
+
+@settings(QUIET, max_examples=60)
+@given(WIDE)
+def test_a_program_can_do_without_any_step(program: Program) -> None:
+    """Without one step, and what needs it, there is a valid program that is shorter."""
+    for index in range(len(program.leaves)):
+        assert len(program.without(index).leaves) < len(program.leaves)
+
+
+@settings(QUIET, max_examples=200)
+@given(st.data())
+def test_a_program_keeps_to_what_was_asked(data: st.DataObject) -> None:
+    """Ranks, steps, kinds, branches and the settle at the end stay within their bounds."""
+    world = sorted(data.draw(st.tuples(st.integers(1, 8), st.integers(1, 8))))
+    steps = sorted(data.draw(st.tuples(st.integers(0, 64), st.integers(0, 64))))
+    kinds = data.draw(st.none() | st.sets(st.sampled_from(KINDS)))
+    if kinds is not None:
+        kinds |= {data.draw(st.sampled_from(FIRST_KINDS))}
+    branches = data.draw(st.booleans())
+    settles = data.draw(st.sampled_from([None, True, False]))
+    program = data.draw(
+        programs(
+            min_world_size=world[0],
+            max_world_size=world[1],
+            min_steps=steps[0],
+            max_steps=steps[1],
+            kinds=kinds,
+            branches=branches,
+            settles=settles,
+        )
+    )
+    assert world[0] <= program.world_size <= world[1]
+    assert steps[0] <= len(program.leaves) <= steps[1]
+    assert kinds is None or {leaf.op for leaf in program.leaves} <= kinds
+    assert branches or not any(isinstance(step, Parallel) for step in program.steps)
+    assert settles is None or program.settles is settles
+
+
+@settings(QUIET, max_examples=200)
+@given(programs(max_steps=64))
+def test_names_are_given_in_order(program: Program) -> None:
+    """Handles are a, b, …, futures f0, f1, …, contexts x0, x1, …, as the program makes them."""
+    made: list[str] = []
+    futures: list[str] = []
+    contexts: list[str] = []
+    for leaf in program.leaves:
+        if isinstance(leaf, Call):
+            futures += [leaf.out] if leaf.out else []
+        elif isinstance(leaf, Context | Optimize):
+            contexts.append(leaf.name)
+        elif getattr(leaf, "out", ""):
+            made.append(leaf.out)  # type: ignore[union-attr]
+    assert made == sorted(made, key=lambda name: (len(name), name))
+    assert made[:26] == list("abcdefghijklmnopqrstuvwxyz")[: len(made)]
+    assert futures == [f"f{n}" for n in range(len(futures))]
+    assert contexts == [f"x{n}" for n in range(len(contexts))]
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in the values of a step."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from numbers(item)
+
+
+@settings(QUIET, max_examples=200)
+@given(programs(max_steps=64))
+def test_values_are_exact(program: Program) -> None:
+    """Values are small whole numbers, so no order of operations changes a sum or a product."""
+    for leaf in program.leaves:
+        for name in ("left", "right", "value", "addend"):
+            for number in numbers(getattr(leaf, name, ())):
+                assert number == int(number)
+                assert abs(number) <= 5
+        if isinstance(leaf, Context):
+            assert len(leaf.path) <= 5
+
+
+@settings(QUIET, max_examples=200)
+@given(programs(max_steps=64))
+def test_a_context_is_asked_for_after_a_settle(program: Program) -> None:
+    """A context id is refused for sure only once the ranks have cleaned up."""
+    settled: set[str] = set()
+    ended: set[str] = set()
+    for leaf in program.leaves:
+        if isinstance(leaf, Context):
+            ended.add(leaf.name)
+        elif isinstance(leaf, Settle):
+            settled |= ended
+        elif isinstance(leaf, Refused):
+            assert leaf.context in settled
+
+
+# Timeouts.
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FaultPlan(),
+        DELAYED,
+        FaultPlan(FaultTable(messages_to_delay=dict.fromkeys(MessageType, 0.5))),
+        FaultPlan(FaultTable(messages_to_delay=dict.fromkeys(MessageType, 0.499))),
+        FaultPlan(FaultTable(messages_to_delay=dict.fromkeys(MessageType, 3600.0))),
+    ],
+)
+def test_a_timeout_decides(plan: FaultPlan) -> None:
+    """Under its plan each timeout is shorter than the delay, or longer, by what the oracle asks."""
+    timeouts: Counter[bool] = Counter()
+    kinds = ("remote", "own", "call", "share", "fetch", "settle")
+    for program in draws(programs(plan=plan, kinds=kinds, max_world_size=3, branches=False), 150):
+        for leaf, sent in messages_by_step(program):
+            timeout = getattr(leaf, "timeout", None)
+            if timeout is None:
+                continue
+            delay = 0.0
+            if sent:
+                rank, message = sent[0]
+                delay = plan.table(rank).messages_to_delay.get(message, 0.0)
+            slack = timeout - delay
+            assert slack <= -_model.CLEARLY_LATE or slack >= _model.CLEARLY_IN_TIME
+            timeouts[slack < 0] += 1
+    assert timeouts[False]
+    late = any(table.delaying and max(table.delaying.values()) >= 500 for table in tables(plan))
+    assert bool(timeouts[True]) == late
+
+
+def tables(plan: FaultPlan) -> list[FaultTable]:
+    return [plan.default, *plan.by_rank.values()]
+
+
+def test_a_timeout_without_a_plan_is_beyond_any_delay() -> None:
+    """A program for any plan has timeouts that even the longest delay of one does not reach."""
+    leaves = [leaf for program in draws(programs(), 100) for leaf in program.leaves]
+    found = [leaf.timeout for leaf in leaves if isinstance(leaf, Remote | Share | Fetch | Call)]
+    given = [timeout for timeout in found if timeout is not None]
+    assert 0 < len(given) < len(found) / 2
+    assert min(given) > 3600 + _model.CLEARLY_IN_TIME
+
+
+# What it shrinks to.
+
+
+def has(*kinds: type[Any]) -> Callable[[Program], bool]:
+    return lambda program: any(isinstance(leaf, kinds) for leaf in program.leaves)
+
+
+def forks_and_fetches(program: Program) -> bool:
+    """A user shares with another user, which fetches."""
+    owner = owners(program)
+    forks = [
+        leaf.out
+        for leaf in program.leaves
+        if isinstance(leaf, Share) and len({leaf.at, leaf.to, owner[leaf.out]}) == 3
+    ]
+    return any(isinstance(leaf, Fetch) and leaf.handle in forks for leaf in program.leaves)
+
+
+def two_contexts_at_once(program: Program) -> bool:
+    return any(
+        isinstance(step, Parallel)
+        and sum(any(isinstance(leaf, Context) for leaf in branch) for branch in step.branches) > 1
+        for step in program.steps
+    )
+
+
+ANY = Remote(0, 0, "a")
+
+
+@pytest.mark.parametrize(
+    ("holds", "world_size", "steps"),
+    [
+        (lambda _: True, 1, (ANY,)),
+        (lambda p: p.world_size == 3, 3, (Remote(0, 1, "a"),)),
+        (lambda p: not p.settles, 1, (ANY,)),
+        (lambda p: len(p.leaves) > 2, 1, (ANY, Remote(0, 0, "b"), Remote(0, 0, "c"))),
+        (has(Drop), 1, (ANY, Drop(0, "a"))),
+        (has(Own), 1, (Own(0, "a"),)),
+        (has(Bump), 1, (Remote(0, 0, "a", flavour="builtin"), Bump(0, "a"))),
+        (has(Wait), 1, (Call(0, 0, wait="later", out="f0"), Wait(0, "f0"))),
+        (has(Refused), 1, (Context(0, "x0"), Settle(), Refused(0, "x0"))),
+        (
+            lambda p: any(
+                isinstance(leaf, Call) and leaf.raises and leaf.wait == "async" for leaf in p.leaves
+            ),
+            1,
+            (Call(0, 0, wait="async", raises=True),),
+        ),
+        (
+            lambda p: any(isinstance(leaf, Context) and len(leaf.path) > 1 for leaf in p.leaves),
+            2,
+            (Context(0, "x0", (1, 0)),),
+        ),
+        (
+            lambda p: any(isinstance(x, Context) and x.nested and x.retain for x in p.leaves),
+            1,
+            (Context(0, "x0", nested=True, retain=True),),
+        ),
+        (
+            lambda p: any(isinstance(leaf, Optimize) and len(leaf.owners) > 1 for leaf in p.leaves),
+            2,
+            (Optimize(0, "x0", (1, 0)),),
+        ),
+        (
+            lambda p: any(isinstance(step, Parallel) for step in p.steps),
+            2,
+            (Parallel(((Remote(0, 1, "a"),), (Remote(1, 0, "b"),))),),
+        ),
+        (
+            two_contexts_at_once,
+            2,
+            (Parallel(((Context(0, "x0"),), (Context(1, "x1"),))),),
+        ),
+    ],
+)
+def test_the_smallest_program(holds: Any, world_size: int, steps: tuple[Step, ...]) -> None:
+    """A program shrinks to the steps that a person would write for what must be in it."""
+    for program in smallest(programs(), holds):
+        assert (program.world_size, program.steps) == (world_size, steps)
+
+
+def test_the_smallest_program_in_which_a_user_forks_to_a_user() -> None:
+    """What makes a handle, a share to the third rank, and a fetch there."""
+    for program in smallest(programs(), forks_and_fetches):
+        assert program.world_size == 3
+        makes, shares, fetches = program.steps
+        assert isinstance(makes, Remote | Nest)
+        assert shares in [Share(makes.at, "a", rank, "b") for rank in range(3)]
+        assert fetches in [Fetch(rank, "b") for rank in range(3)]
+
+
+def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
+    return lambda drawn: any(
+        message is kind and kind in drawn[1].table(rank).failing
+        for rank, message in messages(drawn[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone"),
+    [
+        (CLEANUP, [Context(0, "x0", (1,)), Optimize(0, "x0", (1,))]),
+        (MessageType.RREF_FORK_REQUEST, [Nest(0, 0, 1, "a")]),
+    ],
+)
+def test_a_program_shrinks_together_with_its_plan(kind: MessageType, alone: list[Step]) -> None:
+    """What is left is one failure of one type at one rank, and the step whose message it fails."""
+    for program, plan in smallest(programs_under_faults(), fires(kind)):
+        assert program.world_size == 2
+        assert program.steps in [(step,) for step in alone]
+        assert plan == FaultPlan(by_rank={0: FaultTable((kind,), 1)})
+
+
+def test_a_timeout_shrinks_together_with_its_delay() -> None:
+    """A fetch that is late for sure: half a second of delay, and half of that as its timeout."""
+
+    def is_late(drawn: tuple[Program, FaultPlan]) -> bool:
+        return any(isinstance(x, Fetch) and (x.timeout or 60) < 5 for x in drawn[0].leaves)
+
+    for program, plan in smallest(programs_under_faults(), is_late):
+        assert len(program.steps) == 2
+        assert isinstance(program.steps[1], Fetch)
+        assert program.steps[1].timeout == 0.25
+        (table,) = plan.by_rank.values()
+        assert set(table.messages_to_delay.values()) == {0.5}
+
+
+# What is drawn.
+
+
+def test_every_kind_and_every_size_is_drawn() -> None:
+    """All kinds of step come, alone and in branches, in programs of few steps and of many."""
+    found = draws(programs(max_steps=64), 300)
+    kinds = Counter(leaf.op for program in found for leaf in program.leaves)
+    assert set(kinds) == set(KINDS)
+    assert min(kinds.values()) >= 20, kinds
+    parallel = [s for program in found for s in program.steps if isinstance(s, Parallel)]
+    assert len(parallel) >= 60
+    assert max(len(step.branches) for step in parallel) >= 4
+    branched = {leaf.op for step in parallel for branch in step.branches for leaf in branch}
+    assert branched == set(KINDS) - {"settle", "refused"}
+    sizes = [len(program.leaves) for program in found]
+    assert sum(size <= 8 for size in sizes) >= 30
+    assert sum(size >= 32 for size in sizes) >= 60
+    assert {program.world_size for program in found} == set(range(1, 9))
+    assert {program.settles for program in found} == {True, False}
+
+
+def test_a_program_goes_without_some_kinds() -> None:
+    """Long programs lack many kinds each, so that those they have come often enough to meet."""
+    found = draws(programs(min_steps=48, max_steps=48), 50)
+    kinds = [len({leaf.op for leaf in program.leaves}) for program in found]
+    assert sum(number <= len(KINDS) - 5 for number in kinds) >= 25
+
+
+def test_forms_of_steps_are_drawn() -> None:
+    """Flavours, ways to wait, errors, argument handles, nested and breaking contexts all come."""
+    leaves = [x for program in draws(programs(max_steps=64), 300) for x in program.leaves]
+    calls = [leaf for leaf in leaves if isinstance(leaf, Call)]
+    assert {(c.flavour, c.wait) for c in calls} == {
+        (flavour, wait)
+        for flavour in ("python", "builtin", "script")
+        for wait in ("sync", "async", "later")
+    }
+    assert any(isinstance(call.right, str) for call in calls)
+    assert {c.flavour for c in calls if c.raises} == {"python", "script"}
+    assert {leaf.inside for leaf in leaves if isinstance(leaf, Share)} == {"", "list", "dict"}
+    assert {x.how for x in leaves if isinstance(x, Through)} == {"sync", "async", "remote"}
+    assert {x.by for x in leaves if isinstance(x, Drop)} == {"del", "scope"}
+    contexts = [leaf for leaf in leaves if isinstance(leaf, Context)]
+    for name in ("nested", "rrefs", "backward", "raises", "retain"):
+        assert {getattr(context, name) for context in contexts} == {True, False}
+    assert any(context.breaks is not None for context in contexts)
+    assert {len(context.path) for context in contexts} == set(range(6))
+    assert any(isinstance(leaf, Remote) and leaf.raises for leaf in leaves)
+    assert any(isinstance(leaf, Chain) and leaf.at == leaf.then != leaf.to for leaf in leaves)
+    assert any(isinstance(leaf, Count) and leaf.at == leaf.to for leaf in leaves)
+
+
+@pytest.mark.parametrize("kind", MessageType)
+def test_a_plan_guides_the_draw(kind: MessageType) -> None:
+    """Most programs drawn for a fault at one rank send what it strikes; few of the others do."""
+    table = FaultTable(messages_to_delay={kind: 1.0})
+    if kind.is_retryable:
+        table = FaultTable((kind,), 1)
+    plan = FaultPlan(by_rank={2: table})
+    arguments: dict[str, Any] = {"min_world_size": 4, "max_world_size": 4}
+    rates = []
+    for given_plan in (plan, None):
+        found = draws(programs(plan=given_plan, **arguments), 150)
+        rates.append(sum(can_fire(program, plan) for program in found) / len(found))
+    guided, unguided = rates
+    assert guided > 0.5
+    assert guided > 1.5 * unguided
+
+
+def test_most_plans_fire_in_the_program_that_is_drawn_with_them() -> None:
+    """Where there are faults, they mostly strike."""
+    found = draws(programs_under_faults(min_world_size=2, min_steps=4), 200)
+    faulty = [(program, plan) for program, plan in found if plan != FaultPlan()]
+    assert len(faulty) > 100
+    assert sum(can_fire(*drawn) for drawn in faulty) > 0.6 * len(faulty)
+
+
+def test_a_plan_is_of_the_world_of_its_program() -> None:
+    """The plan names ranks of the program only, and draws from the tables that were given."""
+    mild = fault_tables(messages=("RREF_USER_DELETE",), max_fail_sends=1, max_delay=0)
+    for program, plan in draws(programs_under_faults(tables=mild, max_afflicted=1), 100):
+        plan.check(program.world_size)
+        assert len(plan.afflicted(program.world_size)) <= 1
+        assert set(tables(plan)) <= {FaultTable(), FaultTable(("RREF_USER_DELETE",), 1)}
+
+
+@pytest.mark.parametrize("kinds", [{kind} for kind in FIRST_KINDS])
+def test_one_kind_alone_can_be_drawn(kinds: set[str]) -> None:
+    """Any kind that can come first makes whole programs by itself, with branches too."""
+    found = draws(programs(kinds=kinds, min_world_size=2, min_steps=6), 40)
+    assert {leaf.op for program in found for leaf in program.leaves} == kinds
+    parallel = any(isinstance(step, Parallel) for program in found for step in program.steps)
+    assert parallel == (kinds != {"settle"})
+
+
+def test_no_steps_can_be_asked_for() -> None:
+    """A program of no steps only starts and shuts down its ranks."""
+    assert {p.steps for p in draws(programs(min_steps=0, max_steps=0), 20)} == {()}
+
+
+# One step at a time.
+
+
+@settings(QUIET, max_examples=60)
+@given(st.data(), st.lists(st.sampled_from(KINDS), max_size=30))
+def test_steps_can_be_asked_for_one_by_one(data: st.DataObject, kinds: list[str]) -> None:
+    """Each kind is drawn when it can come next, and refused without a trace when it cannot."""
+    steps = StepDrawer(data.draw, 3)
+    for kind in kinds:
+        before = list(steps.steps)
+        added = steps.add_kind(kind)
+        assert len(steps.steps) == len(before) + added
+        assert added or kind not in FIRST_KINDS
+        if added:
+            assert steps.steps[-1].op == kind
+    Program(3, tuple(steps.steps))
+
+
+# Determinism, registration.
+
+
+@pytest.mark.parametrize("strategy", [programs(max_steps=64), programs_under_faults()])
+def test_a_seed_draws_one_sequence(strategy: st.SearchStrategy[Any]) -> None:
+    """Runs with one seed draw the same values in the same order; another seed draws others."""
+    first = draws(strategy, 20, start=1)
+    assert all(draws(strategy, 20, start=1) == first for _ in range(3))
+    assert draws(strategy, 20, start=2) != first
+
+
+def test_a_program_is_drawn_from_its_type() -> None:
+    """After registration from_type(Program), and so any builds() of a caller's, draws programs."""
+    _register.register()
+    assert len({program.world_size for program in draws(st.from_type(Program), 50)}) > 3
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "expected"),
+    [
+        (programs, {"min_steps": -1}, ["min_steps=-1 (type int)", "0 to 64"]),
+        (programs, {"max_steps": 65}, ["max_steps=65 (type int)", "0 to 64", "yourself"]),
+        (programs, {"max_steps": True}, ["max_steps=True (type bool)", "must be an int"]),
+        (programs, {"min_steps": 17}, ["min_steps=17 (type int)", "raise max_steps"]),
+        (programs, {"min_world_size": 0}, ["min_world_size=0 (type int)", "1 to 16"]),
+        (programs, {"max_world_size": 17}, ["max_world_size=17 (type int)", "1 to 16"]),
+        (programs, {"max_world_size": "4"}, ["max_world_size='4' (type str)", "must be an int"]),
+        (
+            programs,
+            {"min_world_size": 3, "max_world_size": 2},
+            ["min_world_size=3 (type int)", "max_world_size=2", "lower it"],
+        ),
+        (programs, {"kinds": "remote"}, ["kinds='remote' (type str)", "('remote',)"]),
+        (programs, {"kinds": 3}, ["kinds=3 (type int)", "collection"]),
+        (programs, {"kinds": ["remotes"]}, ["kinds=['remotes']", "'remotes'", "no step", "remote"]),
+        (programs, {"kinds": [Remote]}, ["kinds=[", "no step"]),
+        (programs, {"kinds": ()}, ["kinds=() (type tuple)", "come first", "remote"]),
+        (programs, {"kinds": {"fetch"}}, ["kinds={'fetch'} (type set)", "come first", "remote"]),
+        (programs, {"kinds": ["parallel"]}, ["kinds=['parallel'] (type list)", "branches=True"]),
+        (programs, {"branches": 1}, ["branches=1 (type int)", "bool"]),
+        (programs, {"branches": None}, ["branches=None (type NoneType)", "bool"]),
+        (programs, {"settles": "no"}, ["settles='no' (type str)", "None for either"]),
+        (programs, {"plan": {}}, ["plan={} (type dict)", "FaultPlan", "programs_under_faults("]),
+        (
+            programs,
+            {"plan": FaultPlan(by_rank={8: FaultTable()})},
+            ["max_world_size=8 (type int)", "at least 9", "rank 8", "raise it"],
+        ),
+        (programs_under_faults, {"tables": FaultTable()}, ["tables=FaultTable()", "just(table)"]),
+        (programs_under_faults, {"max_afflicted": -1}, ["max_afflicted=-1 (type int)"]),
+        (programs_under_faults, {"max_steps": 65}, ["max_steps=65 (type int)", "0 to 64"]),
+        (programs_under_faults, {"max_world_size": 0}, ["max_world_size=0 (type int)", "1 to 16"]),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_the_call(
+    make: Any, arguments: dict[str, Any], expected: list[str]
+) -> None:
+    """The call itself raises, before any draw, and names the argument, its type and the remedy."""
+    with pytest.raises(UsageError) as caught:
+        make(**arguments)
+    message = str(caught.value)
+    assert all(part in message for part in expected), message
+
+
+def test_arguments_are_keyword_only_and_described() -> None:
+    """The strategies take their arguments by name, and say what they shrink to and raise."""
+    for function in (programs, programs_under_faults):
+        parameters = inspect.signature(function).parameters
+        assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+        text = inspect.getdoc(function) or ""
+        assert "Shrinks" in text
+        assert "UsageError" in text
+        assert all(f"{name}: " in text for name in parameters)

@@ -1,0 +1,82 @@
+"""Which passing cases are run in real time as well, and what that may cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import FaultCount
+from rpcprops.outcomes import Outcome
+from rpcprops.properties import Case, Observation
+from rpcprops.properties import _programs as p
+from rpcprops.properties._sample import ALL_SECONDS, EVERY, MOST, Sample, real_waits
+
+CHEAP = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 0.01})
+DEAR = FaultTable(["RREF_USER_DELETE"], 5)
+
+
+def passed(table: FaultTable = CHEAP, *, fired: int = 1) -> Observation:
+    """A case that passed under this table."""
+    faults = (FaultCount(0, "delay", "PYTHON_REMOTE_CALL", 1, fired),)
+    return Observation(Case(p.create_and_drop(), FaultPlan(table)), Outcome(2), (), faults)
+
+
+@pytest.mark.parametrize(
+    ("case", "seconds"),
+    [
+        (Case(p.create_and_drop()), 0.0),
+        (Case(p.create_and_drop(), FaultPlan(DEAR)), 9.125),
+        (Case(p.create_and_drop(), FaultPlan(by_rank={1: DEAR})), 0.0),
+        (Case(p.create_and_drop(), FaultPlan(CHEAP)), 0.01),
+        # One call, and the gathering at shutdown.
+        (
+            Case(
+                p.timed_call("python", 99.0),
+                FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_CALL": 1})}),
+            ),
+            3.0,
+        ),
+        # A context's cleanup, and the settle before the end that waits out what it cannot count.
+        (
+            Case(
+                p.context_over(2, (1,)),
+                FaultPlan(by_rank={0: FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 1)}),
+            ),
+            2.52,
+        ),
+        # What is still held is dropped by shutdown.
+        (Case(p.unsettled_exit(), FaultPlan(by_rank={2: FaultTable(["RREF_USER_DELETE"], 2)})), 2),
+    ],
+)
+def test_waits_are_predicted(case: Case, seconds: float) -> None:
+    """The waits of a case in real time are those of retries, delays, settle and shutdown."""
+    assert real_waits(case) == pytest.approx(seconds)
+
+
+def test_the_first_and_then_one_in_so_many() -> None:
+    """Of cheap cases the first is taken, and then every so many."""
+    sample = Sample(needs_faults=True)
+    taken = [number for number in range(3 * EVERY) if sample.takes(passed())]
+    assert taken == [0, EVERY, 2 * EVERY]
+
+
+def test_cases_without_faults_are_left_out() -> None:
+    """A case in which nothing fired is taken only where the property needs no faults."""
+    assert not Sample(needs_faults=True).takes(passed(fired=0))
+    assert Sample(needs_faults=False).takes(passed(fired=0))
+
+
+def test_dear_cases_give_way_to_the_next() -> None:
+    """A case that waits too long is not taken; the next cheap one is, in its place."""
+    sample = Sample(needs_faults=True)
+    assert [sample.takes(passed(table)) for table in (DEAR, DEAR, CHEAP)] == [False, False, True]
+
+
+def test_the_sample_is_bounded() -> None:
+    """Number and predicted seconds of what is taken stay within their bounds."""
+    second = FaultTable(["RREF_USER_DELETE"], 1)
+    short = Sample(needs_faults=True)
+    assert sum(short.takes(passed(second)) for _ in range(100)) == 2
+    assert short.spent <= ALL_SECONDS
+    endless = Sample(needs_faults=True)
+    assert sum(endless.takes(passed()) for _ in range(20 * EVERY * MOST)) == MOST
