@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``doctor`` and ``bench``.
+"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``hunt``, ``doctor`` and ``bench``.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rpcprops.commands._hunt import hunt
 from rpcprops.commands._replay import replay
 from rpcprops.commands._shared import (
     CANNOT,
@@ -158,6 +159,7 @@ def check(
 
 app.command()(replay)
 app.command()(sweep)
+app.command()(hunt)
 
 
 @app.command()
