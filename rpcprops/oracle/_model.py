@@ -350,8 +350,8 @@ class Model:
             raise _Raises(error=handle.broken)
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
-            if message is MessageType.SCRIPT_CALL:
-                self.hazards.add("readable-injected-error")
+            # Whether the payload can be read depends on its bytes, down to its length.
+            self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise _Raises(error="injected")
