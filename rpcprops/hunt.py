@@ -7,7 +7,6 @@ it are not drawn again, and an example that two batches drew counts once.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -216,16 +215,3 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
         "seconds": round(sum(b.seconds for b in hunt.batches), 1),
     }
-
-
-def write_summary(hunt: Hunt, path: Path) -> None:
-    """Write :func:`summary` to a file.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(summary(hunt), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        msg = f"--json {str(path)!r}: {error.strerror}."
-        raise UsageError(msg) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
@@ -14,15 +15,19 @@ from rpcprops.properties._findings import finding_properties
 from rpcprops.strategies import fault_plans, fault_tables, programs_under_faults
 
 
-def _under_faults(programs: Sequence[Program]) -> Callable[[], st.SearchStrategy[Case]]:
+@dataclass(frozen=True)
+class _UnderFaults:
     """Each program under plans within the retry budget; shrinks to the first, without faults."""
 
-    @st.composite
-    def cases(draw: st.DrawFn) -> Case:
-        program = draw(st.sampled_from(programs))
-        return Case(program, draw(fault_plans(world_size=program.world_size)))
+    programs: Sequence[Program]
 
-    return cases
+    def __call__(self) -> st.SearchStrategy[Case]:
+        @st.composite
+        def cases(draw: st.DrawFn) -> Case:
+            program = draw(st.sampled_from(self.programs))
+            return Case(program, draw(fault_plans(world_size=program.world_size)))
+
+        return cases()
 
 
 #: The retried types whose budget is small enough to be used up in an example.
@@ -60,7 +65,7 @@ _ALL = (
     Property(
         "rref-values",
         "Every fetch, on every rank, at any time that a handle is alive, gives the value.",
-        _under_faults(
+        _UnderFaults(
             [
                 *(p.create_and_fetch(flavour) for flavour in p.FLAVOURS),
                 p.create_on_self(),
@@ -76,7 +81,7 @@ _ALL = (
     Property(
         "rref-lifetime",
         "An owner stays while any user lives; nothing stays anywhere after the last is gone.",
-        _under_faults(
+        _UnderFaults(
             [
                 p.fork_user_to_user(),
                 p.fork_user_to_owner(),
@@ -92,7 +97,7 @@ _ALL = (
     Property(
         "calls-run-once",
         "Each user-visible call runs exactly once on its target, however often messages fail.",
-        _under_faults(
+        _UnderFaults(
             [
                 p.bump_from_everywhere(),
                 p.calls_of_each_kind(),
@@ -104,7 +109,7 @@ _ALL = (
     Property(
         "autograd-gradients",
         "Gradients through a context equal those of the same computation in one process.",
-        _under_faults(
+        _UnderFaults(
             [
                 p.context_over(2, (1,)),
                 p.context_over(2, (1, 0), nested=True),
@@ -121,7 +126,7 @@ _ALL = (
         "autograd-cleanup",
         "After a context ends, no rank that it touched keeps it or a backward pass, and its id is "
         "refused everywhere.",
-        _under_faults(
+        _UnderFaults(
             [
                 p.context_over(2, (0,)),
                 p.context_over(2, (1,)),
@@ -138,7 +143,7 @@ _ALL = (
         "graceful-shutdown",
         "Graceful shutdown right after the last step ends in bounded time, with exit code 0 and no "
         "leak, whatever handles are alive or just dropped.",
-        _under_faults([p.just_dropped(), p.unsettled_exit(3), p.unsettled_exit(4)]),
+        _UnderFaults([p.just_dropped(), p.unsettled_exit(3), p.unsettled_exit(4)]),
     ),
     Property(
         "timeout-passes",
@@ -179,3 +184,12 @@ _ALL = (
 
 #: The shipped properties by name, in the order in which they are checked.
 PROPERTIES: dict[str, Property] = {item.name: item for item in _ALL}
+
+
+def shipped_programs() -> dict[str, Program]:
+    """The programs of the properties that run under sampled plans, by name."""
+    found: dict[str, Program] = {}
+    for item in _ALL:
+        if isinstance(item.cases, _UnderFaults):
+            found.update({program.name: program for program in item.cases.programs})
+    return found
