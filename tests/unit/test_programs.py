@@ -470,6 +470,10 @@ def test_every_step_has_a_name_of_its_own() -> None:
         ),
         ((Optimize(0, "x", ()),), "owners=() must be ranks, at least one, each once."),
         ((Optimize(0, "x", (1, 1)),), "owners=(1, 1) must be ranks, at least one, each once."),
+        (
+            (Optimize(0, "x", (1,)), Refused(0, "x")),
+            "the context 'x' is an optimizer's, which gives no id; use that of a Context.",
+        ),
         ((Pause(0, -1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
         ((Pause(0, math.inf),), "seconds=inf must lie in 0 to 3600 (virtual)."),
         (
