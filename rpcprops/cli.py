@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay``, ``doctor`` and ``bench``.
+"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``doctor`` and ``bench``.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -6,34 +6,36 @@ cannot, 130 interrupted.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
-from rpcprops.cluster import ClusterServer
+from rpcprops.commands._replay import replay
+from rpcprops.commands._shared import (
+    CANNOT,
+    COLOURS,
+    HOLDS,
+    MISUSE,
+    VIOLATED,
+    Clock,
+    Transport,
+    check_transport,
+    err,
+    out,
+    progress_bar,
+    running,
+    write_json,
+)
+from rpcprops.commands._sweep import sweep
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.runner import Runner
-
-HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="rpcprops",
@@ -43,53 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Clock = Annotated[
-    str,
-    typer.Option(help="auto, real, or a rate: virtual seconds for each real second (1 to 1000)."),
-]
-Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
-
-_COLOURS = {
-    "holds": "green",
-    "known": "cyan",
-    "violated": "bold red",
-    "vacuous": "yellow",
-    "undecided": "yellow",
-}
-
-
-def parse_clock(text: str) -> Any:
-    """The clock that a command line names.
-
-    Raises:
-        UsageError: it is none.
-    """
-    from rpcprops.cluster._client import check_clock
-
-    try:
-        rate = float(text)
-    except ValueError:
-        return check_clock(text)
-    return check_clock(rate)
-
-
-@contextmanager
-def running(clock: str) -> Iterator[Runner]:
-    """A runner on a server of its own."""
-    server = ClusterServer(clock=parse_clock(clock))
-    with err.status("starting the fork server (it imports torch)"):
-        server.start()
-    try:
-        yield Runner(server)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        server.close()
 
 
 @app.command()
@@ -120,6 +75,7 @@ def check(
     """Check the shipped properties against the installed torch, under sampled fault tables."""
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, Examination, Observation, examine
+    from rpcprops.report import _underway
     from rpcprops.report._artefact import write
     from rpcprops.report._text import (
         artefact_of,
@@ -137,17 +93,19 @@ def check(
     chosen = [_pick("property", name, PROPERTIES) for name in names or PROPERTIES]
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
-    if transport not in ("tcp", "shm"):
-        msg = f"--transport {transport!r} must be 'tcp' or 'shm'."
-        raise UsageError(msg)
+    check_transport(transport)
     database = _database()
     done: list[Examination] = []
-    with running(clock) as runner:
+    with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        died = _underway.describe_died(Path.cwd())
+        if died:
+            out.print(f"[yellow]{escape(died)}[/yellow]")
         try:
-            with _progress() as progress:
+            with progress_bar() as progress:
                 for prop in chosen:
                     task = progress.add_task(prop.name, total=count, note="")
+                    underway.begin(prop.name)
 
                     def on_example(
                         so_far: Examination, seen: Observation, task: Any = task
@@ -191,44 +149,15 @@ def check(
         finally:
             # Also when interrupted: what was found is not lost.
             if json_file is not None:
-                _write_json(json_file, _check_report(done, runner))
+                write_json(json_file, _check_report(done, runner))
             if done:
                 out.print(_verdict_table(done))
     bad = [result for result in done if result.verdict not in ("holds", "known")]
     raise typer.Exit(VIOLATED if bad else HOLDS)
 
 
-@app.command()
-def replay(
-    file: Annotated[Path, typer.Argument(help="A failure artefact (.rpcprops/failures/*.json).")],
-    *,
-    times: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 3,
-    clock: Clock = "auto",
-) -> None:
-    """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
-    from rpcprops.replay import read, replay_program, replay_test
-
-    artefact = read(file)
-    for line in artefact.head:
-        out.print(f"  {escape(line)}")
-    parse_clock(clock)
-    if artefact.kind == "pytest":
-        code = replay_test(file, artefact, clock=None if clock == "auto" else clock)
-        answer = {0: "fixed", 1: "reproduced"}.get(code)
-        if answer is None:
-            msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
-            raise UsageError(msg)
-        out.print(escape(f"{answer}: {artefact.subject}"))
-        raise typer.Exit(HOLDS if code == 0 else VIOLATED)
-    with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
-
-        def on_run(number: int, promises: tuple[str, ...]) -> None:
-            out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
-
-        result = replay_program(artefact, runner, times=times, on_run=on_run)
-    out.print(escape(str(result)))
-    raise typer.Exit(HOLDS if result.answer == "fixed" else VIOLATED)
+app.command()(replay)
+app.command()(sweep)
 
 
 @app.command()
@@ -304,7 +233,7 @@ def bench(
                     out.print(_rows_table("the curve of rates", "rate", report["curve"]))
         finally:
             if json_file is not None:
-                _write_json(json_file, report)
+                write_json(json_file, report)
 
 
 def _print_samples(title: str, report: dict[str, Any]) -> None:
@@ -360,21 +289,8 @@ def _database() -> Any:
     return DirectoryBasedExampleDatabase(Path(".rpcprops") / "examples")
 
 
-def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=out,
-        transient=True,
-    )
-
-
 def _verdict_line(result: Any) -> str:
-    colour = _COLOURS[result.verdict]
+    colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
         f"{result.examples:4} examples, {result.compared:2} in real time as well, "
@@ -389,7 +305,7 @@ def _verdict_table(done: list[Any]) -> Table:
     for column in ("examples", "compared", "faults fired", "seconds"):
         table.add_column(column, justify="right")
     for result in done:
-        colour = _COLOURS[result.verdict]
+        colour = COLOURS[result.verdict]
         table.add_row(
             result.property.name,
             f"[{colour}]{result.verdict}[/{colour}]",
@@ -429,14 +345,6 @@ def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
             for result in done
         ],
     }
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        msg = f"--json {str(path)!r}: {error.strerror}."
-        raise UsageError(msg) from None
 
 
 def main() -> NoReturn:

@@ -62,6 +62,10 @@ class MissingError(BrokenPromise):
     """A step had to raise (a timeout shorter than the delay, say) and did not."""
 
 
+class UnclearError(BrokenPromise):
+    """A step raised, as it had to, but its error does not say what happened."""
+
+
 class NotRunOnce(BrokenPromise):
     """A user-visible call ran another number of times on its target than once."""
 

@@ -356,3 +356,30 @@ class FaultPlan:
     def is_within_budget(self, world_size: int) -> bool:
         """Whether every rank's table is."""
         return all(self.table(r).is_within_budget for r in range(world_size))
+
+    def fault_names(self, world_size: int) -> tuple[str, ...]:
+        """The faults by name: ``1:RREF_USER_DELETE`` fails at rank 1, ``1:delay:…`` comes late."""
+        found: list[str] = []
+        for rank in range(world_size):
+            table = self.table(rank)
+            found += [f"{rank}:{message}" for message in table.failing]
+            found += [f"{rank}:delay:{message}" for message in table.delaying]
+        return tuple(found)
+
+    def without(self, names: Iterable[str], world_size: int) -> FaultPlan:
+        """This plan less the faults of those names (see :meth:`fault_names`), if it has them."""
+        dropped = set(names)
+        tables: dict[int, FaultTable] = {}
+        for rank in range(world_size):
+            table = self.table(rank)
+            tables[rank] = FaultTable(
+                [m for m in table.messages_to_fail if f"{rank}:{m}" not in dropped],
+                table.num_fail_sends,
+                {
+                    m: delay
+                    for m, delay in table.messages_to_delay.items()
+                    if f"{rank}:delay:{m}" not in dropped
+                },
+            )
+        changed = {rank: table for rank, table in tables.items() if table != self.table(rank)}
+        return FaultPlan(self.default, {**self.by_rank, **changed})

@@ -30,6 +30,8 @@ from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import BrokenPromise, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import check_world_size
+from rpcprops.report._underway import Underway, describe_died
 
 if TYPE_CHECKING:
     from rpcprops.report._artefact import Artefact
@@ -82,6 +84,7 @@ class _ItemRecord:
     Attributes:
         armed: examples that were given a fault to inject.
         confirmed: kinds of failure that real time has shown.
+        replayed: for a replay, the type of what each run raised, empty where it held.
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: the same, where the ranks had been too late for the failure to mean anything.
     """
@@ -98,6 +101,7 @@ class _ItemRecord:
     smallest: _Failing | None = None
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
+    replayed: list[str] = field(default_factory=list)
 
 
 class ClusterFactory:
@@ -113,6 +117,10 @@ class ClusterFactory:
     def __call__(self, **options: Any) -> Cluster:
         module = sys._getframe(1).f_globals.get("__name__", "")
         options.setdefault("transport", self._session.transport)
+        without = _option(self._session.config, "--rpc-without-fault")
+        if without:
+            plan = FaultPlan.of(options.get("faults"))
+            options["faults"] = plan.without(without, check_world_size(options.get("world_size")))
         return self._session.started().make_cluster(module, **options)
 
     @property
@@ -127,6 +135,9 @@ class _Session:
         self.transport = _option(config, "--rpc-transport")
         self.server = ClusterServer(clock=_clock_option(config))
         runners.use_server(self.server)
+        self.underway = Underway(config.rootpath, "pytest")
+        if not _replays(config):
+            self.server.on_start = self.underway
         self.reports: list[dict[str, Any]] = []
         self.vacuous: list[str] = []
         self.notes: list[str] = []
@@ -144,6 +155,10 @@ class _Session:
 def _option(config: pytest.Config, name: str) -> Any:
     value: Any = config.getoption(name)
     return value
+
+
+def _replays(config: pytest.Config) -> bool:
+    return _option(config, "--rpc-replay") is not None
 
 
 def _clock_option(config: pytest.Config) -> Any:
@@ -192,10 +207,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write what each test of rpc_cluster ran and which faults fired to FILE, as JSON",
     )
-    group.addoption("--rpc-replay", default=None, metavar="FILE", help=pytest_replay_help)
-
-
-pytest_replay_help = "run the example of a failure artefact only (`rpcprops replay` does this)"
+    group.addoption(
+        "--rpc-replay",
+        default=None,
+        metavar="FILE",
+        help="run the example of a failure artefact only (`rpcprops replay` does this)",
+    )
+    group.addoption(
+        "--rpc-replay-times",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --rpc-replay: run the example N times, where it can be run again",
+    )
+    group.addoption(
+        "--rpc-replay-answer",
+        default=None,
+        metavar="FILE",
+        help="with --rpc-replay: write what each run raised to FILE, as JSON",
+    )
+    group.addoption(
+        "--rpc-without-fault",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="leave this fault out of every cluster's plan, such as 1:RREF_USER_DELETE or "
+        "1:delay:PYTHON_CALL; may be given several times",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -209,10 +247,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     session = config.stash.get(_SESSION, None)
     if session is not None:
+        session.underway.clear()
         session.server.close()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     session = config.stash[_SESSION]
     choice = _option(config, "--rpc-clock")
     if choice in ("real", "1"):
@@ -224,7 +263,9 @@ def pytest_report_header(config: pytest.Config) -> str:
         )
     else:
         note = f"{choice} (the rate is measured when the first cluster starts)"
-    return f"rpcprops: clock {note}; transport {session.transport}"
+    lines = [f"rpcprops: clock {note}; transport {session.transport}"]
+    died = describe_died(config.rootpath)
+    return [*lines, f"rpcprops: {died}"] if died else lines
 
 
 @pytest.fixture(scope="session")
@@ -306,12 +347,28 @@ def _reproduce(item: pytest.Item, artefact: Artefact) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    underway = item.config.stash[_SESSION].underway
+    underway.begin(_without_shard(item.nodeid))
+    try:
+        return (yield)
+    finally:
+        underway.clear()
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     if not _uses_us(item):
         return (yield)
     session = item.config.stash[_SESSION]
     record = item.stash[_ITEM] = _ItemRecord()
     session.take_recorded()
+    if _replays(item.config):
+        return (yield from _replay_call(item, session, record))
+    return (yield from _call(item, session, record))
+
+
+def _call(item: pytest.Item, session: _Session, record: _ItemRecord) -> Generator[None, None, None]:
     function = _function(item)
     if not getattr(function, "is_hypothesis_test", False):
         record.examples = 1
@@ -330,15 +387,35 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         except _FAILURES as error:
             if _is_fixed(item, error):
                 return None
-            _confirm_smallest(session, record)
+            if not record.replayed:
+                _confirm_smallest(session, record)
             raise
+
+
+def _replay_call(
+    item: pytest.Item, session: _Session, record: _ItemRecord
+) -> Generator[None, None, None]:
+    """Run the test of an artefact, and write what its runs raised."""
+    try:
+        yield from _call(item, session, record)
+        if not record.replayed:
+            record.replayed.append("")
+    except _FAILURES as error:
+        if not record.replayed:
+            record.replayed.append(type(error).__name__)
+        raise
+    finally:
+        answer = _option(item.config, "--rpc-replay-answer")
+        if answer is not None and record.replayed:
+            data = {"raised": record.replayed, "rate": session.server.rate}
+            Path(answer).write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
 def _is_fixed(item: pytest.Item, error: BaseException) -> bool:
     """Whether a replayed example passes now; ends the run if it cannot be drawn any more."""
     from hypothesis.errors import DidNotReproduce
 
-    if _option(item.config, "--rpc-replay") is None or not isinstance(error, DidNotReproduce):
+    if not _replays(item.config) or not isinstance(error, DidNotReproduce):
         return False
     if "completed successfully" in str(error):
         return True
@@ -381,7 +458,9 @@ class _prepared:  # noqa: N801  (used as a function)
                 changes["derandomize"] = False
                 self.function._hypothesis_internal_use_seed = f"{self.seed}/{shard}"
         self.function._hypothesis_internal_use_settings = hypothesis.settings(ours, **changes)
-        self.handle.inner_test = _watched(self.inner, self.session, self.record)
+        repeats_one = getattr(self.function, "_hypothesis_internal_use_reproduce_failure", None)
+        watch = _replayed if repeats_one is not None and _replays(self.item.config) else _watched
+        self.handle.inner_test = watch(self.inner, self.session, self.record)
 
     def __exit__(self, *_: object) -> None:
         self.handle.inner_test = self.inner
@@ -394,6 +473,11 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
     def example(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         session.take_recorded()
+        if _draws_inside(args, kwargs):
+            session.underway.example(_blob_so_far)
+        else:
+            blob = _blob_so_far()
+            session.underway.example(lambda: blob)
         key = _example_key(args, kwargs)
         known = record.failing.get(key)
         result, error = None, None
@@ -427,6 +511,44 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
     return example
 
 
+def _replayed(inner: Callable[..., Any], session: _Session, record: _ItemRecord) -> Any:
+    """Runs the one example of an artefact as often as was asked for, and confirms nothing."""
+
+    @functools.wraps(inner)
+    def example(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        session.take_recorded()
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = inner(*args, **kwargs)
+        except _FAILURES as raised:
+            if not _is_failure(raised):
+                raise
+            error = raised
+        recorded = session.take_recorded()
+        _show_logs(recorded)
+        _account(record, recorded)
+        record.examples += 1
+        body = functools.partial(inner, *args, **kwargs)
+        failing = _Failing(body, error or AssertionError(), recorded)
+        seen = [error]
+        if not _draws_inside(args, kwargs):
+            times = _option(session.config, "--rpc-replay-times")
+            seen += [_again(session, failing, rate=None).error for _ in range(times - 1)]
+        record.replayed = [type(raised).__name__ if raised else "" for raised in seen]
+        errors = [raised for raised in seen if raised is not None]
+        rate = recorded[0][1].clock_rate if recorded else 1.0
+        record.repeats.append(f"{len(errors)} of {len(seen)} at rate {rate:g}")
+        if not errors:
+            return result
+        failing.error = errors[0]
+        record.smallest = failing
+        raise errors[0]
+
+    return example
+
+
 def _show_logs(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
     """Under the debug profile, print what each rank wrote (shown with -s, or on failure)."""
     if profiles.current() != profiles.DEBUG:
@@ -435,6 +557,20 @@ def _show_logs(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
 
     for plan, outcome in recorded:
         print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))
+
+
+def _blob_so_far() -> tuple[str, str] | None:
+    """Hypothesis's version, and the blob of what it has drawn for this example up to now."""
+    try:
+        import hypothesis
+        from hypothesis.control import current_build_context
+        from hypothesis.core import encode_failure
+
+        choices = current_build_context().data.choices
+        return hypothesis.__version__, repr(encode_failure(choices))
+    except Exception:
+        # Hypothesis's own affair, and an example without a blob still runs.
+        return None
 
 
 def _example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -570,6 +706,7 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> _Again:
             raised.append(error)
 
     session.server.override_rate = rate
+    session.underway.again()
     try:
         _example_runner()(body)
     finally:
@@ -711,7 +848,7 @@ def _failure_lines(
     if not record.is_last or not getattr(_function(item), "is_hypothesis_test", False):
         # Hypothesis's line is for its last example; without it, a replay runs the whole test.
         blob = None
-    if _option(item.config, "--rpc-replay") is not None:
+    if _replays(item.config):
         return lines  # the artefact is there, and knows more than this run
     if blob is not None:
         lines.append(f"redraw   {blob.group()}")

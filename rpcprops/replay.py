@@ -1,13 +1,16 @@
-"""Runs a failure artefact again and says whether it still fails."""
+"""Runs an artefact again: whether it still fails, and which of its faults that needs."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +19,7 @@ from rpcprops.properties import Case, observe
 from rpcprops.report._artefact import Artefact, read
 from rpcprops.runner import Runner
 
-Answer = Literal["reproduced", "changed", "fixed"]
+Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]
 
 
 @dataclass(frozen=True)
@@ -24,31 +27,127 @@ class Replay:
     """What running an artefact again showed.
 
     Attributes:
-        failed: how often it broke the same promise.
-        changed: how often it failed in another way, with what.
+        seen: the promises that each run broke (for a test: the type of what it raised).
+        without: the faults that were left out, by name.
     """
 
     artefact: Artefact
-    times: int
-    failed: int
-    changed: tuple[str, ...] = ()
+    seen: tuple[tuple[str, ...], ...]
     rate: float = 1.0
+    without: tuple[str, ...] = ()
+
+    @property
+    def times(self) -> int:
+        """How often it was run."""
+        return len(self.seen)
+
+    @property
+    def failed(self) -> int:
+        """How often it broke the same promise (any, where it was only under way)."""
+        if self.artefact.underway:
+            return sum(bool(broken) for broken in self.seen)
+        return sum(self.artefact.promise in broken for broken in self.seen)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """What the runs broke that broke another promise."""
+        if self.artefact.underway:
+            return ()
+        return tuple(b[0] for b in self.seen if b and self.artefact.promise not in b)
 
     @property
     def answer(self) -> Answer:
-        """Whether it ever broke the same promise, only others, or none."""
+        """Whether it ever broke the same promise, only others, or none.
+
+        An example that was only under way broke none that it could break again.
+        """
+        if self.artefact.underway:
+            return "fails" if self.failed else "holds"
         if self.failed:
             return "reproduced"
         return "changed" if self.changed else "fixed"
 
     def __str__(self) -> str:
-        where = f"at rate {self.rate:g}" if self.rate else ""
+        where = f" at rate {self.rate:g}"
+        if self.without:
+            where += f", without {', '.join(self.without)}"
+        if self.artefact.underway:
+            kinds = Counter(broken[0] for broken in self.seen if broken)
+            what = ", ".join(f"{name} in {count}" for name, count in kinds.items()) or "no failure"
+            return f"{self.answer}: {what} of {self.times} runs{where}"
         text = (
-            f"{self.answer}: {self.artefact.promise} in {self.failed} of {self.times} runs {where}"
+            f"{self.answer}: {self.artefact.promise} in {self.failed} of {self.times} runs{where}"
         )
         for name, count in Counter(self.changed).items():
             text += f"; {name} instead in {count}"
-        return text.strip()
+        return text
+
+
+@dataclass(frozen=True)
+class Need:
+    """Whether a failure needs a fault: how often it showed in `times` runs without it."""
+
+    name: str
+    failed: int
+    times: int
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it never failed without."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        word = "needed" if self.is_needed else "not needed"
+        return f"{self.name}: {word} (fails in {self.failed} of {self.times} without it)"
+
+
+Run = Callable[[Sequence[str]], Replay]
+
+
+def check_faults(artefact: Artefact, names: Sequence[str]) -> tuple[str, ...]:
+    """`names` if the artefact has faults of all those names.
+
+    Raises:
+        UsageError: it has not; the message lists those that it has.
+    """
+    known = artefact.fault_names
+    for name in names:
+        if name not in known:
+            listed = ", ".join(known) or "none (it fails without any)"
+            msg = f"the artefact has no fault {name!r}; it has: {listed}."
+            raise UsageError(msg)
+    return tuple(dict.fromkeys(names))
+
+
+def needed(
+    artefact: Artefact,
+    run: Run,
+    without: Sequence[str] = (),
+    on_need: Callable[[Need], None] | None = None,
+) -> tuple[Need, ...]:
+    """Leave out each fault in turn, on top of `without`; then all that were not needed at once.
+
+    Args:
+        run: runs the artefact without the faults of some names.
+        on_need: called with each answer as it is known; those left out together come last, their
+            names joined by " and ".
+    """
+    found: list[Need] = []
+
+    def tell(names: Sequence[str]) -> None:
+        result = run((*without, *names))
+        need = Need(" and ".join(names), result.failed, result.times)
+        found.append(need)
+        if on_need is not None:
+            on_need(need)
+
+    for name in artefact.fault_names:
+        if name not in without:
+            tell([name])
+    spare = [need.name for need in found if not need.is_needed]
+    if len(spare) > 1:
+        tell(spare)
+    return tuple(found)
 
 
 def replay_program(
@@ -56,44 +155,58 @@ def replay_program(
     runner: Runner,
     *,
     times: int,
+    without: Sequence[str] = (),
     on_run: Callable[[int, tuple[str, ...]], None] | None = None,
     **options: Any,
 ) -> Replay:
     """Run the program of an artefact `times` times.
 
     Args:
+        without: names of faults to leave out.
         on_run: called after each run with its number and the promises that it broke.
         options: `clock`, as for :func:`rpcprops.run`.
 
     Raises:
-        UsageError: the artefact is of a test, not of a program.
+        UsageError: the artefact is of a test, not of a program, or has not those faults.
     """
     if artefact.program is None:
         msg = f"the artefact is of the test {artefact.subject}, which pytest replays."
         raise UsageError(msg)
-    case = Case(artefact.program, artefact.plans[0], kind=artefact.kind)  # type: ignore[arg-type]
+    dropped = check_faults(artefact, without)
+    plan = artefact.plans[0].without(dropped, artefact.program.world_size)
+    case = Case(artefact.program, plan, kind=artefact.kind)  # type: ignore[arg-type]
     options.setdefault("transport", artefact.transport)
-    failed = 0
-    changed: list[str] = []
-    rate = 1.0
+    result = Replay(artefact, (), without=dropped)
     for number in range(times):
         seen = observe(runner, case, anew=True, **options)
-        rate = seen.outcome.clock_rate
         promises = tuple(dict.fromkeys(v.promise for v in seen.violations))
-        if artefact.promise in promises:
-            failed += 1
-        elif promises:
-            changed.append(promises[0])
+        result = replace(result, seen=(*result.seen, promises), rate=seen.outcome.clock_rate)
         if on_run is not None:
             on_run(number, promises)
-    return Replay(artefact, times, failed, tuple(changed), rate)
+    return result
 
 
-def replay_test(path: Path, artefact: Artefact, *, clock: str | None) -> int:
-    """Run the test of an artefact again in pytest, on the example that failed; its exit code.
+def replay_test(
+    path: Path,
+    artefact: Artefact,
+    *,
+    times: int,
+    without: Sequence[str] = (),
+    clock: str | None,
+    quiet: bool = False,
+) -> Replay:
+    """Run the test of an artefact again in pytest, `times` times on the example that failed.
+
+    A test that draws inside its body, or one without Hypothesis, takes a pytest for each time.
+
+    Args:
+        without: names of faults that no cluster of the test gets.
+        clock: as for ``--rpc-clock``; None leaves pytest's own choice.
+        quiet: keep what pytest prints, and show it only when it cannot run the test.
 
     Raises:
-        UsageError: the folder in which the test ran is gone.
+        UsageError: the folder in which the test ran is gone, the artefact has not those faults, or
+            pytest cannot run the test.
     """
     folder = Path(artefact.rootdir)
     if not folder.is_dir():
@@ -102,11 +215,41 @@ def replay_test(path: Path, artefact: Artefact, *, clock: str | None) -> int:
     if not folder.is_dir():
         msg = f"the test ran in {artefact.rootdir!r}, which is no folder here."
         raise UsageError(msg)
+    dropped = check_faults(artefact, without)
     command = [sys.executable, "-m", "pytest", artefact.subject, f"--rpc-replay={path.resolve()}"]
     command += ["-p", "no:cacheprovider", "-q", f"--rpc-transport={artefact.transport}"]
+    command += [f"--rpc-without-fault={name}" for name in dropped]
     if clock is not None:
         command.append(f"--rpc-clock={clock}")
-    return subprocess.run(command, cwd=folder, env=dict(os.environ), check=False).returncode
+    result = Replay(artefact, (), without=dropped)
+    with tempfile.TemporaryDirectory(prefix="rpcprops-replay-") as scratch:
+        while result.times < times:
+            answer = Path(scratch, f"answer{result.times}.json")
+            options = [
+                f"--rpc-replay-times={times - result.times}",
+                f"--rpc-replay-answer={answer}",
+            ]
+            done = subprocess.run(
+                [*command, *options],
+                cwd=folder,
+                env=dict(os.environ),
+                check=False,
+                stdout=subprocess.PIPE if quiet else None,
+            )
+            if done.returncode < 0:
+                name = f"killed by {signal.Signals(-done.returncode).name}"
+                result = replace(result, seen=(*result.seen, (name,)))
+                continue
+            if done.returncode not in (0, 1) or not answer.exists():
+                if done.stdout:
+                    sys.stdout.buffer.write(done.stdout)
+                code = done.returncode
+                msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
+                raise UsageError(msg)
+            said = json.loads(answer.read_text(encoding="utf-8"))
+            raised = tuple((name,) if name else () for name in said["raised"])
+            result = replace(result, seen=result.seen + raised, rate=said["rate"])
+    return result
 
 
-__all__ = ["Replay", "read", "replay_program", "replay_test"]
+__all__ = ["Need", "Replay", "check_faults", "needed", "read", "replay_program", "replay_test"]

@@ -78,6 +78,7 @@ class Runner:
             clock=clock,
             transport=transport,
         )
+        cluster.program = program
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
 

@@ -42,7 +42,7 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.programs import Leaf, Settle, check_world_size
+from rpcprops.programs import Leaf, Program, Settle, check_world_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -195,6 +195,8 @@ class ClusterServer:
         self.override_rate: float | None = None
         #: Where each cluster that ends is recorded, for the report of a failure; None records none.
         self.recorded: list[tuple[FaultPlan, Outcome]] | None = None
+        #: Called with each cluster before its ranks are forked.
+        self.on_start: Callable[[Cluster], None] | None = None
 
     def __enter__(self) -> ClusterServer:
         self.start()
@@ -691,6 +693,7 @@ class Cluster:
 
     Attributes:
         outcome: what was seen, once the block has been left.
+        program: what runs in it, where that is a program.
     """
 
     def __init__(
@@ -715,6 +718,7 @@ class Cluster:
         self.transport = transport
         self.leaks = leaks
         self.init = init
+        self.program: Program | None = None
         self.deadlines = Deadlines.of(plan, len(names), rate, deadline)
         self._rpc_timeout = rpc_timeout
         self._num_worker_threads = num_worker_threads
@@ -789,6 +793,8 @@ class Cluster:
         if self._peer is not None:
             msg = "a cluster runs once; make another with server.cluster(...)."
             raise UsageError(msg)
+        if self.server.on_start is not None:
+            self.server.on_start(self)
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
         peer.clusters += 1

@@ -144,7 +144,7 @@ class _Breaks(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
         raise RaisedOnPurposeError
 
 
@@ -320,9 +320,10 @@ def _through(step: Through) -> Any:
     if step.how == "remote":
         _handles[step.out] = rref.remote().add(step.addend)
         return None
+    timeout = _timeout(step.timeout)
     if step.how == "async":
-        return rref.rpc_async().add(step.addend).wait().tolist()
-    return rref.rpc_sync().add(step.addend).tolist()
+        return rref.rpc_async(timeout).add(step.addend).wait().tolist()
+    return rref.rpc_sync(timeout).add(step.addend).tolist()
 
 
 def _context(call: str, step: Context, world: tuple[str, ...]) -> dict[str, Any]:

@@ -47,12 +47,15 @@ def judge(
         if seen is None or not seen.ended:
             continue
         found += _step(index, step, expected, seen, names)
-    if found:
-        return tuple(found)
+    # An error of the right class that cannot be read does not hide what else is wrong.
+    unclear = [violation for violation in found if violation.promise == "UnclearError"]
+    if len(found) > len(unclear):
+        return tuple(violation for violation in found if violation not in unclear)
+    found = []
     ended = sum(step.ended for step in outcome.steps)
     if ended != len(program.leaves):
         found.append(Violation("UnexpectedError", f"the program stopped after {ended} steps"))
-        return tuple(found)
+        return tuple(unclear or found)
     if program.settles:
         found += unsettled(
             [rank.counters or Counters() for rank in outcome.ranks],
@@ -64,7 +67,7 @@ def judge(
         found += _shutdown(prediction, outcome)
     if not found and program.settles and prediction.certain:
         found += _firing(prediction, FaultPlan.of(plan), outcome)
-    return tuple(found)
+    return tuple(found or unclear)
 
 
 def _padded(values: Sequence[Any], size: int, filler: Any) -> list[Any]:
@@ -119,7 +122,10 @@ def _step(
         message = f"expected {WORDS[expected.error]}, got {seen.error.first_line()}"
         return [Violation("UnexpectedError", message, where, index, late, expected.slack)]
     if seen.error is not None:
-        return []
+        if seen.error.type != "UnicodeDecodeError":
+            return []
+        message = f"{WORDS[expected.error]} came as {seen.error.first_line()}"
+        return [Violation("UnclearError", message, where, index)]
     if isinstance(step, Context):
         return _context(index, step, expected.value, seen.value)
     if isinstance(step, Refused):

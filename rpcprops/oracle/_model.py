@@ -350,6 +350,8 @@ class Model:
             raise _Raises(error=handle.broken)
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
+            if message is MessageType.SCRIPT_CALL:
+                self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise _Raises(error="injected")
@@ -448,6 +450,7 @@ class Model:
                 else MessageType.PYTHON_RREF_FETCH_CALL
             )
             if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
+                self.hazards.add("readable-injected-error")
                 raise _Raises(error="injected")
         if rref.error:
             raise _Raises(error=rref.error)
@@ -464,7 +467,9 @@ class Model:
         finally:
             self._drop(there)
 
-    def _timed(self, at: int, message: MessageType, timeout: float | None) -> tuple[str, float]:
+    def _timed(
+        self, at: int, message: MessageType, timeout: float | None
+    ) -> tuple[ErrorClass, float]:
         """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack."""
         if timeout is None:
             return "", UNLIMITED_SLACK
@@ -584,7 +589,7 @@ class Model:
         if received:
             self.handles[step.out] = received
         late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
-        return StepPrediction(error=late, slack=slack)  # type: ignore[arg-type]
+        return StepPrediction(error=late, slack=slack)
 
     def _fetch(self, step: Fetch) -> StepPrediction:
         handle = self._handle(step.handle)
@@ -596,7 +601,7 @@ class Model:
             MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
         )
         late, slack = self._timed(step.at, message, step.timeout)
-        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
+        return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _ask(self, call: str, step: Call) -> StepPrediction:
         """A call, and how its future ends; raises only what keeps the call from being made."""
@@ -619,30 +624,22 @@ class Model:
         except _Raises as raised:
             late, slack = self._timed(step.at, message, step.timeout)
             error = raised.error if raised.error == "injected" or not late else late
-            return StepPrediction(error=error, slack=slack)  # type: ignore[arg-type]
+            return StepPrediction(error=error, slack=slack)
         late, slack = self._timed(step.at, message, step.timeout)
-        return StepPrediction(None if late == "timeout" else value, late, slack)  # type: ignore[arg-type]
+        return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _through(self, step: Through) -> list[float] | None:
         handle = self._handle(step.handle)
         rref = handle.rref
         if handle.broken:
             raise _Raises(error=handle.broken)
-        if handle.type_error is None:
-            handle.type_error = ""
-            try:
-                if step.at != rref.owner:
-                    there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
-                    if there:
-                        self._drop(there)
-                if rref.error:
-                    raise _Raises(error=rref.error)
-            except _Raises as raised:
-                handle.type_error = raised.error
-                raise
+        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        if handle.type_error == "timeout":
+            # torch raises the old timeout here, and asks no more; it should ask again.
+            self.hazards.add("timed-out-type-query")
+        if handle.type_error in (None, "timeout"):
+            self._ask_type(handle, step.at, late, slack)
         elif handle.type_error:
-            if handle.type_error == "injected":
-                self.hazards.add("type-query-remembered")
             raise _Raises(error=handle.type_error)
         total = [x + step.addend for x in rref.value]
         if step.how == "remote":
@@ -653,7 +650,25 @@ class Model:
             there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
         if there:
             self._drop(there)
+        if late:
+            raise _Raises(late, slack)
         return None if step.how == "remote" else total
+
+    def _ask_type(self, handle: _Handle, at: int, late: ErrorClass, slack: float) -> None:
+        """The first call through a handle asks the owner for the type of the value."""
+        handle.type_error = ""
+        try:
+            if at != handle.rref.owner:
+                there = self._call(at, handle.rref.owner, MessageType.PYTHON_CALL, handle=handle)
+                if there:
+                    self._drop(there)
+                if late:
+                    raise _Raises(late, slack)
+            if handle.rref.error:
+                raise _Raises(error=handle.rref.error)
+        except _Raises as raised:
+            handle.type_error = raised.error
+            raise
 
     def _nest(self, call: str, step: Nest) -> None:
         self._call(step.at, step.via, MessageType.PYTHON_CALL, call)
@@ -678,7 +693,7 @@ class Model:
                 # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
                 self._drop(self._created(step.at, self._new_rref(to, [], typed=False)))
         if step.breaks is not None and len({step.at, *step.path}) <= len(step.path):
-            self.hazards.add("broken-backward-revisits-rank")
+            self.hazards.add("failed-backward-revisits-rank")
         self._release(step.name, step.at, _acquaintances(step))
         return run_context(step)
 

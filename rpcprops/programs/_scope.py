@@ -268,6 +268,9 @@ class Scope:
         if (step.how == "remote") != bool(step.out):
             msg = f"how={step.how!r} and out={step.out!r}: how='remote' needs a name, others none."
             raise UsageError(msg)
+        if step.out and step.timeout is not None:
+            msg = "a timeout of how='remote' is not modelled; use how='sync' or 'async'."
+            raise UsageError(msg)
         if step.out:
             self._new(step.out, step.at, handle.owner, typed=False, size=handle.size)
 

@@ -153,7 +153,8 @@ class Chain(_Shown):
 class Through(_Shown):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
-    `how` says which; "remote" makes the handle `out` at `at`.
+    `how` says which; "remote" makes the handle `out` at `at`. The first such call asks the owner
+    for the type of the value. `timeout` is for each of the messages.
     """
 
     op: ClassVar[str] = "through"
@@ -162,6 +163,7 @@ class Through(_Shown):
     how: Literal["sync", "async", "remote"] = "sync"
     addend: float = 1.0
     out: str = ""
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)

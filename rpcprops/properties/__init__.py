@@ -4,7 +4,7 @@
 ``tests/properties`` both go through these two.
 """
 
-from rpcprops.properties._base import Case, Known, Observation, Property, observe
+from rpcprops.properties._base import Case, Observation, Property, observe
 from rpcprops.properties._catalogue import PROPERTIES
 from rpcprops.properties._engine import Examination, Failure, Repeats, examine
 
@@ -13,7 +13,6 @@ __all__ = [
     "Case",
     "Examination",
     "Failure",
-    "Known",
     "Observation",
     "Property",
     "Repeats",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import FaultCount, account, judge
+from rpcprops.oracle import FaultCount, Finding, account, explanations, judge, predict
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
@@ -33,33 +33,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One case, run and judged."""
+    """One case, run and judged.
+
+    Attributes:
+        explained_by: the known findings that may have caused what is left out of `violations`.
+    """
 
     case: Case
     outcome: Outcome
     violations: tuple[Violation, ...]
     faults: tuple[FaultCount, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A promise that stock torch breaks.
-
-    Attributes:
-        promise: the exception class that stands for it.
-        versions: torch versions (their major and minor parts) on which it was seen to fail.
-        why: what torch does, in a sentence or two.
-        source: where in torch's source.
-    """
-
-    promise: str
-    versions: tuple[str, ...]
-    why: str
-    source: str
-
-    def expects(self, torch_version: str) -> bool:
-        """Whether it is documented to fail on this torch."""
-        return ".".join(torch_version.split(".")[:2]) in self.versions
+    explained_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,7 @@ class Property:
         name: as on the command line.
         promise: what must hold, in a sentence.
         cases: draws a case; called when the property is examined.
+        with_findings: whether what a known finding of stock torch causes counts as a violation.
         needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
         known: set when stock torch is documented to break it.
     """
@@ -78,11 +63,17 @@ class Property:
     promise: str
     cases: Callable[[], SearchStrategy[Case]]
     needs_faults: bool = True
-    known: Known | None = None
+    with_findings: bool = False
+    known: Finding | None = None
 
 
-def observe(runner: Runner, case: Case, *, anew: bool = False, **options: Any) -> Observation:
-    """Run a case and judge it. `options` are those of :meth:`Runner.run`."""
+def observe(
+    runner: Runner, case: Case, *, anew: bool = False, with_findings: bool = True, **options: Any
+) -> Observation:
+    """Run a case and judge it. `options` are those of :meth:`Runner.run`.
+
+    Without `with_findings`, what a known finding can have caused is no violation.
+    """
     if case.kind == "reinit":
         from rpcprops.properties._reinit import run_again
 
@@ -92,4 +83,15 @@ def observe(runner: Runner, case: Case, *, anew: bool = False, **options: Any) -
     else:
         outcome = runner.run(case.program, case.plan, **options)
     violations = judge(case.program, case.plan, outcome)
-    return Observation(case, outcome, violations, account(case.program, case.plan, outcome))
+    explained_by: tuple[str, ...] = ()
+    if violations and not with_findings:
+        prediction = predict(case.program, case.plan)
+        explained_by = explanations(prediction, violations[0], outcome.torch_version)
+    return Observation(
+        case,
+        outcome,
+        # What follows the first is judged for its fault.
+        () if explained_by else violations,
+        account(case.program, case.plan, outcome),
+        explained_by,
+    )

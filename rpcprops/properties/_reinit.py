@@ -33,6 +33,7 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
     cluster = runner.server.cluster(
         world_size=case.program.world_size, faults=case.plan, init=False, **options
     )
+    cluster.program = case.program
     steps: list[StepOutcome] = []
     try:
         cluster.start()

@@ -6,6 +6,7 @@ reader never sees half of one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -45,6 +46,9 @@ class Artefact:
         reproduction: Hypothesis's version and blob, for a test.
         rootdir: where pytest ran, relative names resolve there.
         repeats: how often it failed again, in words.
+        world_sizes: number of ranks of each of the clusters.
+        underway: no failure was seen: the example was under way when its process ended. There is
+            no promise then.
     """
 
     kind: str
@@ -61,8 +65,30 @@ class Artefact:
     reproduction: tuple[str, str] | None = None
     rootdir: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    world_sizes: tuple[int, ...] = ()
+    underway: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of ranks of each cluster, as far as they are known."""
+        if self.world_sizes:
+            return self.world_sizes
+        if self.program is not None:
+            return (self.program.world_size,)
+        return tuple(outcome.world_size for outcome in self.outcomes)
+
+    @property
+    def fault_names(self) -> tuple[str, ...]:
+        """The faults of all its clusters by name (see :meth:`FaultPlan.fault_names`)."""
+        found = [
+            name
+            for plan, size in zip(self.plans, self.sizes, strict=False)
+            for name in plan.fault_names(size)
+        ]
+        return tuple(dict.fromkeys(found))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of everything that a failure may hang on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
@@ -74,15 +100,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
-    """Write `artefact` below `directory` and return its path.
-
-    The name holds the subject and a digest of the case, so that the same failure is one file.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    data = {
+def to_data(artefact: Artefact) -> dict[str, Any]:
+    """What the file of an artefact holds."""
+    return {
         "what": _MAGIC,
         "format": FORMAT,
         "head": list(artefact.head),
@@ -98,8 +118,21 @@ def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
         "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
         "rootdir": artefact.rootdir,
         "versions": artefact.versions or versions(),
+        "world_sizes": list(artefact.sizes),
+        "underway": artefact.underway,
         "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
     }
+
+
+def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
+    """Write `artefact` below `directory` and return its path.
+
+    The name holds the subject and a digest of the case, so that the same failure is one file.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    data = to_data(artefact)
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in artefact.subject)
@@ -182,6 +215,8 @@ def _convert(data: dict[str, Any]) -> Artefact:
         reproduction=from_json(data.get("reproduction"), tuple[str, str] | None),  # type: ignore[arg-type]
         rootdir=from_json(data.get("rootdir"), str),
         versions=from_json(data.get("versions"), dict[str, str]),
+        world_sizes=tuple(from_json(data.get("world_sizes", []), list[int])),
+        underway=from_json(data.get("underway", False), bool),
     )
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"

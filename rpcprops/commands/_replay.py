@@ -1,0 +1,203 @@
+"""``rpcprops replay``: runs a recorded failure again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from rpcprops.commands._shared import HOLDS, VIOLATED, Clock, err, out, parse_clock, running
+from rpcprops.errors import UsageError
+
+if TYPE_CHECKING:
+    from rpcprops.replay import Need, Replay
+    from rpcprops.report._artefact import Artefact
+
+#: Real seconds that telling which faults are needed may take without being asked for.
+_CHEAP_SECONDS = 30.0
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A failure artefact (.rpcprops/failures/*.json).")],
+    *,
+    times: Annotated[
+        int | None,
+        typer.Option(min=1, help="How often to run it: 3 times unless given (a script twice)."),
+    ] = None,
+    clock: Clock = "auto",
+    without_fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FAULT",
+            help="Leave this fault out, by the name that replay prints, such as "
+            "1:RREF_USER_DELETE or 1:delay:PYTHON_CALL. May be given several times.",
+        ),
+    ] = None,
+    needed: Annotated[
+        bool | None,
+        typer.Option(
+            "--needed/--no-needed",
+            help="Leave out each fault in turn, and say which the failure needs. Done by itself "
+            f"where it is likely to take less than {_CHEAP_SECONDS:g} s.",
+        ),
+    ] = None,
+    script: Annotated[
+        bool,
+        typer.Option(
+            "--script",
+            help="Write a Python file that shows the failure with torch alone, in real time; it is "
+            "run first, and says how often it showed it.",
+        ),
+    ] = False,
+    as_test: Annotated[
+        bool, typer.Option("--as-test", help="Write a pytest file that fails as it does.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where --script or --as-test write; next to the artefact unless given."),
+    ] = None,
+) -> None:
+    """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
+    from rpcprops.replay import check_faults, read, replay_program, replay_test
+
+    artefact = read(file)
+    parse_clock(clock)
+    without = check_faults(artefact, without_fault or [])
+    if script and as_test:
+        msg = "--script and --as-test write a file each; ask for one of them."
+        raise UsageError(msg)
+    if script or as_test:
+        _write(file, artefact, without, script=script, times=times or 2, output=output)
+    if output is not None:
+        msg = f"--output {str(output)!r} is for --script and --as-test."
+        raise UsageError(msg)
+    times = times or 3
+    for line in artefact.head:
+        out.print(f"  {escape(line)}")
+    if artefact.underway:
+        out.print("It was under way when its process ended.")
+    if artefact.fault_names:
+        out.print(f"faults by name: {', '.join(artefact.fault_names)}")
+    with ExitStack() as stack:
+        if artefact.kind == "pytest":
+            chosen = None if clock == "auto" else clock
+
+            def run(names: Sequence[str], *, told: bool = False) -> Replay:
+                return replay_test(
+                    file, artefact, times=times, without=names, clock=chosen, quiet=not told
+                )
+        else:
+            runner = stack.enter_context(running(clock))
+            out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+
+            def on_run(number: int, promises: tuple[str, ...]) -> None:
+                out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
+
+            def run(names: Sequence[str], *, told: bool = False) -> Replay:
+                return replay_program(
+                    artefact, runner, times=times, without=names, on_run=on_run if told else None
+                )
+
+        began = time.monotonic()
+        result = run(without, told=True)
+        seconds = time.monotonic() - began
+        subject = f" ({artefact.subject})" if artefact.kind == "pytest" else ""
+        out.print(escape(f"{result}{subject}"))
+        if result.failed:
+            _say_needed(artefact, run, without, needed, seconds)
+    raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
+
+
+def _write(
+    file: Path,
+    artefact: Artefact,
+    without: Sequence[str],
+    *,
+    script: bool,
+    times: int,
+    output: Path | None,
+) -> NoReturn:
+    """Write a script or a test, once it has been run, and leave as a replay does."""
+    from rpcprops.report._as_test import regression_test
+    from rpcprops.report._script import is_ours, script_of, tried
+
+    default = file.stem if script else f"test_{re.sub(r'[^0-9A-Za-z]+', '_', file.stem)}"
+    path = output or file.with_name(f"{default}.py")
+    if path.exists() and not is_ours(path):
+        msg = f"{path} is there, and not made by replay; choose another with --output."
+        raise UsageError(msg)
+    plan = None
+    if artefact.plans:
+        plan = artefact.plans[0].without(without, artefact.sizes[0] if artefact.sizes else 0)
+    with tempfile.TemporaryDirectory(prefix="rpcprops-script-") as scratch:
+        if script:
+            made = script_of(artefact, plan)
+            with err.status(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
+                made = tried(made, Path(scratch), times)
+            text, codes = made.text, made.codes
+        else:
+            text = regression_test(artefact, plan)
+            with err.status("running it"):
+                codes = (_run_test(text, Path(scratch)),)
+    told = "replaces" if path.exists() else "wrote"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        msg = f"{path}: {error.strerror}."
+        raise UsageError(msg) from None
+    what = "the script" if script else "the test"
+    shown = f"{what} shows the failure in {codes.count(1)} of {len(codes)} runs"
+    others = len(codes) - codes.count(0) - codes.count(1)
+    if others:
+        shown += f"; {others} ended in another way (exit codes {', '.join(map(str, codes))})"
+    out.print(escape(shown))
+    out.print(escape(f"{told} {path}"))
+    raise typer.Exit(HOLDS if set(codes) == {0} else VIOLATED)
+
+
+def _run_test(text: str, folder: Path) -> int:
+    """pytest's exit code for a test."""
+    path = folder / "test_it.py"
+    path.write_text(text, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+
+
+def _say_needed(
+    artefact: Artefact,
+    run: Callable[[Sequence[str]], Replay],
+    without: Sequence[str],
+    asked: bool | None,
+    seconds: float,
+) -> None:
+    """Say which faults a failure needs, if that was asked for or `seconds` a try make it cheap."""
+    from rpcprops.replay import needed
+
+    left = [name for name in artefact.fault_names if name not in without]
+    if not left:
+        out.print("needed   no fault")
+        return
+    if asked is False:
+        return
+    estimate = seconds * (len(left) + 1)
+    if asked is None and estimate > _CHEAP_SECONDS:
+        out.print(f"needed   not tried: it may take {estimate:.0f} s; --needed tries it")
+        return
+
+    def on_need(need: Need) -> None:
+        out.print(f"  {escape(str(need))}")
+
+    with err.status("leaving out each fault in turn"):
+        found = needed(artefact, run, without, on_need)
+    names = [need.name for need in found if need.is_needed and " and " not in need.name]
+    out.print(f"needed   {', '.join(names) or 'none of them by itself'}")

@@ -1,0 +1,109 @@
+"""What the commands share: the terminal, exit codes, common options, a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from rpcprops.cluster import ClusterServer
+from rpcprops.errors import UsageError
+from rpcprops.runner import Runner
+
+HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Clock = Annotated[
+    str,
+    typer.Option(help="auto, real, or a rate: virtual seconds for each real second (1 to 1000)."),
+]
+Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
+
+COLOURS = {
+    "holds": "green",
+    "known": "cyan",
+    "violated": "bold red",
+    "vacuous": "yellow",
+    "undecided": "yellow",
+}
+
+
+def parse_clock(text: str) -> Any:
+    """The clock that a command line names.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from rpcprops.cluster._client import check_clock
+
+    try:
+        rate = float(text)
+    except ValueError:
+        return check_clock(text)
+    return check_clock(rate)
+
+
+def check_transport(text: str) -> None:
+    """Raises:
+    UsageError: `text` names no transport.
+    """
+    if text not in ("tcp", "shm"):
+        msg = f"--transport {text!r} must be 'tcp' or 'shm'."
+        raise UsageError(msg)
+
+
+@contextmanager
+def running(clock: str) -> Iterator[Runner]:
+    """A runner on a server of its own."""
+    server = ClusterServer(clock=parse_clock(clock))
+    with err.status("starting the fork server (it imports torch)"):
+        server.start()
+    try:
+        yield Runner(server)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        server.close()
+
+
+def progress_bar() -> Progress:
+    """A bar for each task, with a note; gone when done."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=out,
+        transient=True,
+    )
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write what ``--json`` asked for.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        msg = f"--json {str(path)!r}: {error.strerror}."
+        raise UsageError(msg) from None

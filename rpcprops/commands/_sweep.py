@@ -1,0 +1,203 @@
+"""``rpcprops sweep``: a program under every retryable table, as a map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from rpcprops.commands._shared import (
+    COLOURS,
+    HOLDS,
+    VIOLATED,
+    Clock,
+    Transport,
+    check_transport,
+    out,
+    progress_bar,
+    running,
+    write_json,
+)
+from rpcprops.errors import UsageError
+
+if TYPE_CHECKING:
+    from rpcprops.sweep import Cell, Ranks, State
+
+_SHORT = {
+    "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
+    "RREF_CHILD_ACCEPT": "accept",
+    "RREF_FORK_REQUEST": "fork",
+    "RREF_USER_DELETE": "delete",
+}
+
+
+def sweep(
+    program: Annotated[
+        str | None,
+        typer.Argument(
+            help="A shipped program (--list), a JSON file (an artefact or a program), or "
+            "path/to/file.py:NAME.",
+        ),
+    ] = None,
+    *,
+    ranks: Annotated[
+        str, typer.Option(help="Which ranks a table afflicts: all, each alone, or all pairs.")
+    ] = "all",
+    clock: Clock = "auto",
+    transport: Transport = "tcp",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of where the last one ended.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the map to this file as JSON.")
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the shipped programs and leave.")
+    ] = False,
+) -> None:
+    """Run a program under all 76 retryable tables, and show what held and what fired.
+
+    What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was.
+    """
+    from rpcprops.properties._catalogue import shipped_programs
+    from rpcprops.report import _underway
+    from rpcprops.report._text import failure_lines
+    from rpcprops.sweep import State, Sweep, cells, find_program
+
+    if list_only:
+        for name, shipped in shipped_programs().items():
+            size, count = shipped.world_size, len(shipped.leaves)
+            out.print(f"[bold]{escape(name)}[/bold]  {size} ranks, {count} steps")
+        return
+    if program is None:
+        msg = "sweep needs a PROGRAM; --list names the shipped ones."
+        raise UsageError(msg)
+    if ranks not in ("all", "each", "pairs"):
+        msg = f"--ranks {ranks!r} must be 'all', 'each' or 'pairs'."
+        raise UsageError(msg)
+    check_transport(transport)
+    chosen = find_program(program)
+    places = cells(chosen.world_size, cast("Ranks", ranks))
+    with running(clock) as runner, _underway.watched(runner.server) as underway:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        state = State(
+            chosen,
+            torch_version=runner.server.torch_version,
+            rate=runner.server.rate,
+            transport=transport,
+            root=Path(),
+            restart=restart,
+        )
+        known = sum(state.has(cell) for cell in places)
+        if known:
+            out.print(f"{known} of {len(places)} are known from {state.path}")
+        underway.begin(f"sweep-{chosen.name or 'program'}")
+        try:
+            with progress_bar() as progress:
+                name = escape(chosen.name or program)
+                task = progress.add_task(name, total=len(places), completed=known, note="")
+                bad = 0
+                for record, failure in Sweep(chosen, runner, state, transport=transport).run(
+                    places
+                ):
+                    bad += record.verdict != "holds"
+                    progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
+                    if record.verdict == "undecided":
+                        line = f"undecided {record.broken} under {record.plan!r}"
+                        progress.console.print(f"[yellow]{escape(line)}[/yellow]")
+                    if failure is not None:
+                        progress.console.print("[bold red]violated[/bold red]")
+                        for line in failure_lines(failure, Path(record.artefact)):
+                            progress.console.print(f"    {escape(line)}")
+        finally:
+            # Also when interrupted: what was found is not lost.
+            report = _report(chosen.name or program, state, places, runner.server.clock_note)
+            if json_file is not None:
+                write_json(json_file, report)
+            for table in _maps(state, places):
+                out.print(table)
+            colour = COLOURS.get(report["verdict"], "yellow")
+            out.print(f"[{colour}]{report['verdict']}[/{colour}] {_summary(report)}")
+            out.print(f"kept in {state.path}")
+    raise typer.Exit(HOLDS if report["verdict"] == "holds" else VIOLATED)
+
+
+def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:
+    from rpcprops._json import to_json
+    from rpcprops.report._artefact import versions
+
+    seen = [(cell, state.records.get(cell.plan)) for cell in places]
+    records = [record for _, record in seen if record is not None]
+    counts = {
+        verdict: sum(record.verdict == verdict for record in records)
+        for verdict in ("holds", "violated", "undecided")
+    }
+    fired = sum(record.fired for record in records)
+    if counts["violated"]:
+        verdict = "violated"
+    elif counts["undecided"]:
+        verdict = "undecided"
+    elif len(records) < len(places):
+        verdict = "unfinished"
+    else:
+        verdict = "holds" if fired else "vacuous"
+    return {
+        "versions": versions(),
+        "clock": clock_note,
+        "program": name,
+        "verdict": verdict,
+        "tables": len(places),
+        **counts,
+        "faults_fired": fired,
+        "kept_in": str(state.path),
+        "cases": [
+            {"ranks": list(cell.ranks) or "all", **to_json(record)}
+            for cell, record in seen
+            if record is not None
+        ],
+    }
+
+
+def _summary(report: dict[str, Any]) -> str:
+    text = f"{report['holds']} of {report['tables']} held, {report['faults_fired']} faults fired"
+    for verdict in ("violated", "undecided"):
+        if report[verdict]:
+            text += f", {report[verdict]} {verdict}"
+    return text
+
+
+def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
+    """A table for each group of afflicted ranks: subsets of types by how often each fails."""
+    empty, *rest = places
+    groups: dict[tuple[int, ...], dict[tuple[Any, int], Cell]] = {}
+    for cell in rest:
+        key = (cell.table.messages_to_fail, cell.table.num_fail_sends)
+        groups.setdefault(cell.ranks, {})[key] = cell
+    tables: list[Table] = []
+    for ranks, group in groups.items():
+        who = f"rank {' and '.join(map(str, ranks))} afflicted" if ranks else "all ranks afflicted"
+        title = f"{who}; without any fault: {_cell_text(state, empty)}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for name in _SHORT.values():
+            table.add_column(name, justify="center", no_wrap=True)
+        counts = sorted({count for _, count in group})
+        for count in counts:
+            table.add_column(f"fails {count}", justify="right", no_wrap=True)
+        for subset in dict.fromkeys(types for types, _ in group):
+            marks = ["x" if name in subset else "" for name in _SHORT]
+            table.add_row(*marks, *(_cell_text(state, group[subset, count]) for count in counts))
+        tables.append(table)
+    return tables
+
+
+def _cell_text(state: State, cell: Cell) -> str:
+    record = state.records.get(cell.plan)
+    if record is None:
+        return "-"
+    if record.verdict == "holds":
+        return f"[green]held[/green] {record.fired}"
+    return f"[{COLOURS[record.verdict]}]{record.promise}[/] {record.fired}"

@@ -1,0 +1,152 @@
+"""What stock torch is known to get wrong: where it shows, as what, and where in torch's source.
+
+The model marks each program and plan that meets one (:attr:`Prediction.hazards`); its predictions
+stay what torch promises, so that a torch that is mended shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rpcprops.oracle._model import Prediction
+from rpcprops.outcomes import Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A promise that stock torch breaks.
+
+    Attributes:
+        promise: the exception class that its smallest case raises.
+        versions: torch versions (their major and minor parts) on which it was seen to fail.
+        why: what torch does, in a sentence or two.
+        source: where in torch's source.
+        shows_as: every exception class as which it may show in another program.
+        sometimes: whether its smallest case fails in some runs only.
+    """
+
+    promise: str
+    versions: tuple[str, ...]
+    why: str
+    source: str
+    shows_as: frozenset[str] = frozenset()
+    sometimes: bool = False
+
+    def expects(self, torch_version: str) -> bool:
+        """Whether it is documented to fail on this torch."""
+        return ".".join(torch_version.split(".")[:2]) in self.versions
+
+
+#: The known findings, by the name of their property.
+FINDINGS: Mapping[str, Finding] = {
+    "rref-lifetime-after-reinit": Finding(
+        promise="RRefLeak",
+        versions=("2.13",),
+        why=(
+            "The RRef context is a singleton that shutdown marks as destroyed and init_rpc never "
+            "makes anew, so after a second init_rpc a dropped user RRef sends no delete and its "
+            "owner keeps the value for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance sets "
+            "destroyed_, which RRefContext::delUser tests"
+        ),
+    ),
+    "fork-request-given-up": Finding(
+        promise="RankDied",
+        versions=("2.13",),
+        why=(
+            "When a fork request has failed six times, its callback throws in the thread that "
+            "retries messages. Nothing catches it there, so the rank that received the RRef aborts."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::notifyOwnerAndParentOfFork, whose callback calls handleException "
+            "(rref_context.cpp:111), under RpcAgent::retryExpiredRpcs in rpc_agent.cpp"
+        ),
+        shows_as=frozenset({"RankDied", "UnexpectedError"}),
+    ),
+    "second-failed-remote": Finding(
+        promise="RankHung",
+        versions=("2.13",),
+        why=(
+            "The handlers of a failed creation are a static table whose functions captured the "
+            "first RRef that failed in the process. When a second one fails (or times out), the "
+            "first is marked again, or what its memory now holds, and the second never: to_here() "
+            "on it waits for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_impl.cpp: RRef::handleError, "
+            "static errorHandlers with lambdas that capture this"
+        ),
+        shows_as=frozenset(
+            {"RankHung", "UnexpectedError", "MissingError", "WrongValue", "RankDied", "RRefLeak"}
+        ),
+    ),
+    "timed-out-remote-dropped": Finding(
+        promise="RRefLeak",
+        versions=("2.13",),
+        why=(
+            "A user whose remote timed out may drop the RRef while the creation is still on its "
+            "way. Its delete overtakes the creation, the owner ignores it, and then creates a "
+            "value that nobody will delete."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::delForkOfOwner ignores a "
+            "fork that it does not know"
+        ),
+        shows_as=frozenset({"RRefLeak", "UngracefulShutdown"}),
+        sometimes=True,
+    ),
+    "timed-out-type-query": Finding(
+        promise="UnexpectedError",
+        versions=("2.13",),
+        why=(
+            "The first call through an RRef asks the owner for the type of its value and keeps the "
+            "future. When that times out, every later call through the RRef raises the old "
+            "timeout, whatever its own, and sends nothing."
+        ),
+        source="torch/csrc/distributed/rpc/py_rref.cpp: PyRRef::getRRefType keeps type_",
+        shows_as=frozenset({"UnexpectedError", "FaultsDiffer", "RRefLeak"}),
+    ),
+    "failed-backward-revisits-rank": Finding(
+        promise="CallLeak",
+        versions=("2.13",),
+        why=(
+            "When a rank takes part in a backward pass more than once, gradients that come back "
+            "to it are answered before they are used. If using them raises, a rank that waits for "
+            "what should have followed is never told: its pass and the call that began it stay."
+        ),
+        source=(
+            "torch/csrc/distributed/autograd/engine/dist_engine.cpp: "
+            "DistEngine::executeSendFunctionAsync returns a completed future when the context is "
+            "already running"
+        ),
+        shows_as=frozenset({"ContextLeak", "CallLeak"}),
+    ),
+    "readable-injected-error": Finding(
+        promise="UnclearError",
+        versions=("2.13",),
+        why=(
+            "The faulty agent puts the payload into the text of its error. A payload that is no "
+            "UTF-8, such as a fetch's, makes Python raise UnicodeDecodeError instead."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/testing/faulty_tensorpipe_agent.cpp: "
+            "FaultyTensorPipeAgent::send"
+        ),
+        shows_as=frozenset({"UnclearError"}),
+    ),
+}
+
+
+def explanations(
+    prediction: Prediction, violation: Violation, torch_version: str
+) -> tuple[str, ...]:
+    """The known findings that the program meets and that can have caused `violation`."""
+    return tuple(
+        name
+        for name in sorted(prediction.hazards)
+        if FINDINGS[name].expects(torch_version) and violation.promise in FINDINGS[name].shows_as
+    )

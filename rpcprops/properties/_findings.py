@@ -1,0 +1,104 @@
+"""The smallest case of each known finding of stock torch, as a property that is known to fail."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from hypothesis import strategies as st
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import FINDINGS
+from rpcprops.programs import Context, Drop, Fetch, Program, Remote, Settle, Share, Step, Through
+from rpcprops.properties import _programs
+from rpcprops.properties._base import Case, Property
+
+
+def _at(rank: int, table: FaultTable) -> FaultPlan:
+    return FaultPlan(by_rank={rank: table})
+
+
+def _case(world_size: int, *steps: Step, plan: FaultPlan | None = None) -> Case:
+    return Case(Program(world_size, steps), plan or FaultPlan())
+
+
+def _late_creation(delay: float) -> Case:
+    table = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": delay})
+    return _case(2, Remote(0, 1, "a", timeout=0.5), Drop(0, "a"), plan=_at(0, table))
+
+
+#: What torch promises, and the smallest case in which it does not keep it.
+_CASES: dict[str, tuple[str, Case]] = {
+    "rref-lifetime-after-reinit": (
+        "In a process that shut RPC down and initialised it again, RRefs are deleted as before.",
+        Case(_programs.create_and_drop(), kind="reinit"),
+    ),
+    "fork-request-given-up": (
+        "A rank whose fork request is lost for good says so, and lives on.",
+        _case(
+            3,
+            Remote(0, 1, "a"),
+            Share(0, "a", 2, "b"),
+            Settle(),
+            plan=_at(2, FaultTable(["RREF_FORK_REQUEST"], 6)),
+        ),
+    ),
+    "second-failed-remote": (
+        "Every RRef whose creation failed says so, however many have failed before.",
+        _case(
+            2,
+            Remote(0, 1, "a"),
+            Remote(0, 1, "b"),
+            Fetch(0, "b"),
+            plan=_at(0, FaultTable(["PYTHON_REMOTE_CALL"], 1)),
+        ),
+    ),
+    "timed-out-remote-dropped": (
+        "An RRef whose creation timed out is deleted at its owner once its user has dropped it.",
+        _late_creation(1.0),
+    ),
+    "timed-out-type-query": (
+        "A call through an RRef after one that timed out is made anew.",
+        _case(
+            2,
+            Remote(0, 1, "a"),
+            Through(0, "a", timeout=0.5),
+            Through(0, "a"),
+            plan=_at(0, FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})),
+        ),
+    ),
+    "failed-backward-revisits-rank": (
+        "A backward pass that fails ends on every rank.",
+        _case(2, Context(0, "x", (1, 0), nested=True, breaks=0)),
+    ),
+    "readable-injected-error": (
+        "A call whose message is lost raises an error that says so.",
+        _case(
+            2,
+            Remote(0, 1, "a"),
+            Fetch(0, "a"),
+            plan=_at(0, FaultTable(["PYTHON_RREF_FETCH_CALL"], 1)),
+        ),
+    ),
+}
+
+
+def _cases(case: Case, *, sometimes: bool) -> st.SearchStrategy[Case]:
+    if not sometimes:
+        return st.just(case)
+    # Runs are remembered by what is run, so that trying again takes another case.
+    return st.integers(0, 999).map(lambda more: _late_creation(1.0 + more / 1000))
+
+
+def finding_properties() -> Iterator[Property]:
+    """A property for each known finding; its cases are its smallest one."""
+    for name, finding in FINDINGS.items():
+        promise, case = _CASES[name]
+        yield Property(
+            name,
+            promise,
+            functools.partial(_cases, case, sometimes=finding.sometimes),
+            needs_faults=False,
+            with_findings=True,
+            known=finding,
+        )

@@ -1,0 +1,67 @@
+"""Regression tests: a program's failure as a pytest file that holds program and plan as Python."""
+
+from __future__ import annotations
+
+import re
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.programs import STEP_TYPES
+from rpcprops.report._artefact import Artefact
+from rpcprops.report._script import MARK, refuse, wrapped
+
+_PROGRAM = """
+def test_{name}() -> None:
+    outcome = rpcprops.run(PROGRAM, PLAN)
+    found = rpcprops.judge(PROGRAM, PLAN, outcome)
+    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
+"""
+
+_REINIT = """
+def test_{name}() -> None:
+    # In ranks that have shut RPC down once and initialised it again.
+    case = Case(PROGRAM, PLAN, kind="reinit")
+    found = observe(default_runner(), case, anew=True).violations
+    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
+"""
+
+
+def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
+    """The source of a test that fails as the artefact does, and passes once that is mended.
+
+    Args:
+        plan: other faults than those of the artefact.
+
+    Raises:
+        UsageError: the artefact is of a test already, or shows no failure.
+    """
+    program, violation = refuse(artefact)
+    plan = artefact.plans[0] if plan is None else plan
+    if artefact.sizes[0] != program.world_size:
+        msg = f"the program ran in a world of {artefact.sizes[0]} ranks, which a test cannot say."
+        raise UsageError(msg)
+    versions = artefact.versions
+    said = f"torch {versions.get('torch', 'unknown')}, {', '.join(artefact.repeats) or 'once'}"
+    recorded = " ".join(wrapped(f"recorded {violation} ({said})"))
+    used = [
+        cls.__name__
+        for cls in STEP_TYPES.values()
+        if re.search(rf"\b{cls.__name__}\(", repr(program))
+    ]
+    faults = [name for name in ("FaultPlan", "FaultTable") if f"{name}(" in repr(plan)]
+    reinit = artefact.kind == "reinit"
+    imports = ["import rpcprops"] if not reinit else []
+    imports.append(f"from rpcprops import {', '.join(faults)}")
+    imports.append(f"from rpcprops.programs import {', '.join(sorted({'Program', *used}))}")
+    if reinit:
+        imports += ["from rpcprops.properties import Case, observe"]
+        imports += ["from rpcprops.runner import default_runner"]
+    name = re.sub(r"\W+", "_", artefact.subject).strip("_").lower() or "regression"
+    body = (_REINIT if reinit else _PROGRAM).format(name=name)
+    doc = wrapped(f"A regression test, made from a failure: {violation}")
+    lines = [MARK, '"""' + doc[0], *doc[1:], '"""' if len(doc) > 1 else "", "", *imports, ""]
+    if len(doc) == 1:
+        lines[1] += '"""'
+    lines += [f"PROGRAM = {program!r}", "", f"PLAN = {plan!r}", ""]
+    lines += ["# What it showed when it was recorded.", f"RECORDED = {recorded!r}", "", body]
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines).rstrip("\n")) + "\n"

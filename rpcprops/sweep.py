@@ -1,0 +1,293 @@
+"""Runs a program under every retryable table, and keeps what each showed: the map of a program.
+
+What was run is kept in a file of JSON lines, one for each plan, so that a sweep goes on where it
+was interrupted. The file belongs to a program on a torch version at a rate over a transport; which
+ranks are afflicted may differ from sweep to sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
+from rpcprops.oracle import fired, fired_by_type, is_decided, rungs
+from rpcprops.programs import Program
+from rpcprops.properties import Case, Failure, Observation, Repeats, observe
+from rpcprops.properties._catalogue import shipped_programs
+from rpcprops.report import _artefact as artefacts
+from rpcprops.report._text import artefact_of
+from rpcprops.runner import Runner
+
+Ranks = Literal["all", "each", "pairs"]
+Verdict = Literal["holds", "violated", "undecided"]
+
+#: Where the files of sweeps go, below the working directory.
+DIRECTORY = Path(".rpcprops") / "sweeps"
+_MAGIC = "rpcprops sweep"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One place of the map: a table, and the ranks that it afflicts (none: every rank)."""
+
+    table: FaultTable
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def plan(self) -> FaultPlan:
+        """The plan of this place."""
+        if not self.ranks:
+            return FaultPlan(self.table)
+        return FaultPlan(by_rank=dict.fromkeys(self.ranks, self.table))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one plan showed.
+
+    Attributes:
+        broken: the first broken promise, in a sentence.
+        fired: how many injected faults fired.
+        seconds: real seconds.
+        artefact: where its failure was written.
+    """
+
+    plan: FaultPlan
+    verdict: Verdict
+    promise: str = ""
+    broken: str = ""
+    fired: int = 0
+    fired_by_type: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    artefact: str = ""
+
+
+def find_program(text: str) -> Program:
+    """The program that a command line names: a shipped one, a JSON file, or ``path.py:NAME``.
+
+    A Python file is run; nothing of a JSON file is.
+
+    Raises:
+        UsageError: it names none.
+    """
+    shipped = shipped_programs()
+    if text in shipped:
+        return shipped[text]
+    file, colon, name = text.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _from_python(Path(file), name)
+    if text.endswith(".json"):
+        return _from_json(Path(text))
+    msg = (
+        f"there is no shipped program {text!r} (--list names them), and it is neither a JSON file "
+        f"nor path/to/file.py:NAME."
+    )
+    raise UsageError(msg)
+
+
+def _from_python(path: Path, name: str) -> Program:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        msg = f"{path}: no such Python file."
+        raise UsageError(msg)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        msg = f"{path}: it raised {type(error).__name__}: {error}"
+        raise UsageError(msg) from error
+    found = getattr(module, name, None)
+    if not isinstance(found, Program):
+        msg = f"{path}: {name} is {found!r} (type {type(found).__name__}), not a rpcprops.Program."
+        raise UsageError(msg)
+    return found
+
+
+def _from_json(path: Path) -> Program:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}."
+        raise UsageError(msg) from None
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: not JSON: {error}."
+        raise UsageError(msg) from None
+    if isinstance(data, dict) and "steps" in data:
+        try:
+            return from_json(data, Program)
+        except UsageError as error:
+            msg = f"{path}: {error}"
+            raise UsageError(msg) from None
+    program = artefacts.read(path).program
+    if program is None:
+        msg = f"{path}: an artefact of a test, which holds no program."
+        raise UsageError(msg)
+    return program
+
+
+def cells(world_size: int, ranks: Ranks) -> tuple[Cell, ...]:
+    """The places of a map: every table on all ranks, on each rank alone, or on each pair."""
+    empty, *tables = retryable_tables()
+    groups: list[tuple[int, ...]] = [()]
+    if ranks == "each":
+        groups = [(rank,) for rank in range(world_size)]
+    elif ranks == "pairs":
+        groups = list(itertools.combinations(range(world_size), 2))
+    return (Cell(empty), *(Cell(table, group) for group in groups for table in tables))
+
+
+class State:
+    """The records of a program so far, in a file.
+
+    Args:
+        restart: forget what the file holds.
+
+    Attributes:
+        path: the file; it is made when the first record is added.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        torch_version: str,
+        rate: float,
+        transport: str,
+        root: Path,
+        restart: bool = False,
+    ) -> None:
+        head = {
+            "what": _MAGIC,
+            "format": _FORMAT,
+            "program": to_json(program),
+            "torch": torch_version,
+            "rate": rate,
+            "transport": transport,
+        }
+        self._head = json.loads(json.dumps(head))
+        digest = hashlib.sha256(json.dumps(head).encode()).hexdigest()[:10]
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in program.name)[:60].strip("-")
+        self.path = root / DIRECTORY / f"{name or 'program'}-{digest}.jsonl"
+        self.records: dict[FaultPlan, Record] = {}
+        if restart:
+            self.path.unlink(missing_ok=True)
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"{self.path}: {error}; --restart begins a new one."
+            raise UsageError(msg) from None
+        # A line without its end was being written when the process was killed.
+        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            if whole and json.loads(whole[0]) != self._head:
+                msg = "it is of another program"
+                raise UsageError(msg)
+            for line in whole[1:]:
+                record = from_json(json.loads(line), Record)
+                self.records[record.plan] = record
+        except (ValueError, RecursionError) as error:
+            msg = f"{self.path}: damaged ({error}); --restart begins a new one."
+            raise UsageError(msg) from None
+        if len(whole) < len(lines):
+            self.path.write_text("".join(whole), encoding="utf-8")
+
+    def add(self, record: Record) -> None:
+        """Keep a record, and append it to the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(json.dumps(self._head) + "\n")
+            file.write(json.dumps(to_json(record)) + "\n")
+        self.records[record.plan] = record
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a place is known; one that was undecided is not."""
+        record = self.records.get(cell.plan)
+        return record is not None and record.verdict != "undecided"
+
+
+class Sweep:
+    """Runs a program under the plans of a map that are not known yet.
+
+    Args:
+        options: `transport`, as for :func:`rpcprops.run`.
+    """
+
+    def __init__(self, program: Program, runner: Runner, state: State, **options: Any) -> None:
+        self.program = program
+        self.runner = runner
+        self.state = state
+        self.options = options
+        self._confirmed = {r.promise for r in state.records.values() if r.verdict == "violated"}
+
+    def run(self, places: tuple[Cell, ...]) -> Iterator[tuple[Record, Failure | None]]:
+        """Run what is not known of `places`; each record once it is kept, with its failure."""
+        for cell in places:
+            if self.state.has(cell):
+                continue
+            began = time.monotonic()
+            seen = observe(self.runner, Case(self.program, cell.plan), anew=True, **self.options)
+            verdict, repeats = self._verdict(seen)
+            failure = self._failure(seen, repeats) if verdict == "violated" else None
+            first = seen.violations[0] if seen.violations else None
+            record = Record(
+                plan=cell.plan,
+                verdict=verdict,
+                promise=first.promise if first else "",
+                broken=str(first) if first else "",
+                fired=fired(seen.faults),
+                fired_by_type=fired_by_type(seen.faults),
+                seconds=round(time.monotonic() - began, 3),
+                artefact="" if failure is None else str(artefacts.write(artefact_of(failure))),
+            )
+            self.state.add(record)
+            yield record, failure
+
+    def _verdict(self, seen: Observation) -> tuple[Verdict, list[Repeats]]:
+        """A failure counts once it was seen again: in real time for a new promise, else fast."""
+        if not seen.violations:
+            return "holds", []
+        promise = seen.violations[0].promise
+        rate = seen.outcome.clock_rate
+        known = promise in self._confirmed
+        repeats: list[Repeats] = []
+        for again_at in (rate,) if known else rungs(rate) or (rate,):
+            try:
+                again = observe(
+                    self.runner, seen.case, anew=True, **{**self.options, "clock": again_at}
+                )
+            except MachineCannot:
+                return "undecided", repeats
+            same = [v for v in again.violations if v.promise == promise]
+            if not same or not is_decided(same[0], again.outcome):
+                return "undecided", repeats
+            repeats.append(Repeats(again_at, 1, 1))
+        self._confirmed.add(promise)
+        return "violated", repeats
+
+    def _failure(self, seen: Observation, repeats: list[Repeats]) -> Failure:
+        return Failure(
+            property=f"sweep-{self.program.name or 'program'}",
+            promise=seen.violations[0].promise,
+            case=seen.case,
+            violations=seen.violations,
+            outcome=seen.outcome,
+            faults=seen.faults,
+            repeats=tuple(repeats),
+        )

@@ -1,0 +1,122 @@
+"""Replays without ranks: which faults are left out, what is counted, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from rpcprops import replay
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Drop, Program, Remote
+from rpcprops.properties import Case, Observation
+from rpcprops.report._artefact import Artefact
+
+PLAN = FaultPlan(
+    FaultTable(["RREF_USER_DELETE"], 2),
+    {1: FaultTable(["RREF_CHILD_ACCEPT", "RREF_USER_DELETE"], 1, {"PYTHON_CALL": 0.5})},
+)
+PROGRAM = Program(3, (Remote(0, 1, "a"), Drop(0, "a")))
+ARTEFACT = Artefact("program", "planted", "RRefLeak", program=PROGRAM, plans=(PLAN,))
+
+
+def test_faults_have_names() -> None:
+    """Each rank's faults are named by rank and type, delays apart, in the order of the ranks."""
+    assert PLAN.fault_names(3) == (
+        "0:RREF_USER_DELETE",
+        "1:RREF_CHILD_ACCEPT",
+        "1:RREF_USER_DELETE",
+        "1:delay:PYTHON_CALL",
+        "2:RREF_USER_DELETE",
+    )
+    assert FaultPlan(FaultTable(["RREF_USER_DELETE"], 0)).fault_names(2) == ()
+
+
+@pytest.mark.parametrize("name", PLAN.fault_names(3))
+def test_a_fault_is_left_out_by_its_name(name: str) -> None:
+    """The plan without a fault has all the others, and not that one."""
+    rest = PLAN.without([name], 3)
+    assert rest.fault_names(3) == tuple(n for n in PLAN.fault_names(3) if n != name)
+
+
+def test_nothing_left_out_is_the_plan_itself() -> None:
+    """A plan without no fault is equal to the plan; without all, no rank is afflicted."""
+    assert PLAN.without([], 3) == PLAN
+    assert PLAN.without(PLAN.fault_names(3), 3).afflicted(3) == ()
+
+
+def test_a_wrong_name_lists_the_right_ones() -> None:
+    """A fault that the artefact has not is misuse, and the message lists those that it has."""
+    with pytest.raises(UsageError, match=r"no fault '1:PYTHON_CALL'; it has: 0:RREF_USER_DELETE, "):
+        replay.check_faults(ARTEFACT, ["1:PYTHON_CALL"])
+    bare = Artefact("program", "planted", "RRefLeak", program=PROGRAM, plans=(FaultPlan(),))
+    with pytest.raises(UsageError, match="it has: none"):
+        replay.check_faults(bare, ["1:PYTHON_CALL"])
+
+
+def _observer(monkeypatch: pytest.MonkeyPatch, broken: Any) -> list[Case]:
+    """Lets each observed case break the promises that `broken` gives for its plan."""
+    cases: list[Case] = []
+
+    def observe(_: Any, case: Case, **options: Any) -> Observation:
+        cases.append(case)
+        names = broken(case.plan, len(cases))
+        outcome = Outcome(3, clock_rate=400.0)
+        return Observation(case, outcome, tuple(Violation(n, "planted") for n in names), ())
+
+    monkeypatch.setattr(replay, "observe", observe)
+    return cases
+
+
+@pytest.mark.parametrize(
+    ("broken", "answer", "text"),
+    [
+        (["RRefLeak"] * 3, "reproduced", "reproduced: RRefLeak in 3 of 3 runs at rate 400"),
+        (["", "RRefLeak", ""], "reproduced", "reproduced: RRefLeak in 1 of 3 runs at rate 400"),
+        (
+            ["", "RankDied", "RankHung"],
+            "changed",
+            "changed: RRefLeak in 0 of 3 runs at rate 400; RankDied instead in 1; "
+            "RankHung instead in 1",
+        ),
+        ([""] * 3, "fixed", "fixed: RRefLeak in 0 of 3 runs at rate 400"),
+    ],
+)
+def test_answers(
+    monkeypatch: pytest.MonkeyPatch, broken: list[str], answer: str, text: str
+) -> None:
+    """The same promise is reproduced, only others changed, none fixed; with how often."""
+    _observer(monkeypatch, lambda _, n: [broken[n - 1]] if broken[n - 1] else [])
+    result = replay.replay_program(ARTEFACT, None, times=3)  # type: ignore[arg-type]
+    assert result.answer == answer
+    assert str(result) == text
+
+
+def test_an_example_that_was_under_way_fails_or_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was only under way broke no promise yet: it fails with whatever it breaks, or holds."""
+    underway = Artefact("program", "planted", "", program=PROGRAM, plans=(PLAN,), underway=True)
+    _observer(monkeypatch, lambda _, n: ["RankDied"] if n == 1 else [])
+    result = replay.replay_program(underway, None, times=2)  # type: ignore[arg-type]
+    assert str(result) == "fails: RankDied in 1 of 2 runs at rate 400"
+    again = replay.replay_program(underway, None, times=1)  # type: ignore[arg-type]
+    assert str(again) == "holds: no failure of 1 runs at rate 400"
+
+
+def test_which_faults_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault is left out in turn, then those that were not needed all at once."""
+    cases = _observer(
+        monkeypatch, lambda plan, _: ["RRefLeak"] if plan.table(1).delaying else ["RankDied"]
+    )
+
+    def run(names: Sequence[str]) -> replay.Replay:
+        return replay.replay_program(ARTEFACT, None, times=2, without=names)  # type: ignore[arg-type]
+
+    found = replay.needed(ARTEFACT, run, without=["2:RREF_USER_DELETE"])
+    assert [need.name for need in found if need.is_needed] == ["1:delay:PYTHON_CALL"]
+    assert found[-1].name == "0:RREF_USER_DELETE and 1:RREF_CHILD_ACCEPT and 1:RREF_USER_DELETE"
+    assert (found[-1].failed, found[-1].times) == (2, 2)
+    assert str(found[3]) == "1:delay:PYTHON_CALL: needed (fails in 0 of 2 without it)"
+    assert all("2:RREF_USER_DELETE" not in case.plan.fault_names(3) for case in cases)

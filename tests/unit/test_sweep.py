@@ -1,0 +1,153 @@
+"""Sweeps without ranks: which plans a map has, what is kept, and which programs there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpcprops import sweep
+from rpcprops._json import to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Drop, Program, Remote
+from rpcprops.properties import Case, Observation
+from rpcprops.report import _artefact as artefacts
+
+PROGRAM = Program(3, (Remote(0, 1, "a"), Drop(0, "a")), "mine")
+
+
+def _state(root: Path, **changes: Any) -> sweep.State:
+    key: dict[str, Any] = {"torch_version": "2.13.0", "rate": 400.0, "transport": "tcp"}
+    return sweep.State(PROGRAM, **{**key, **changes}, root=root)
+
+
+@pytest.mark.parametrize(("ranks", "count"), [("all", 76), ("each", 226), ("pairs", 226)])
+def test_a_map_has_every_table_on_every_group_of_ranks(ranks: Any, count: int) -> None:
+    """The empty table once, and 75 tables on all of 3 ranks, each of them, and each pair."""
+    places = sweep.cells(3, ranks)
+    assert len(places) == len({cell.plan for cell in places}) == count
+    assert places[0].plan == FaultPlan()
+    for cell in places[1:]:
+        assert cell.plan.afflicted(3) == (cell.ranks or (0, 1, 2))
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    """What was kept is known again; a line that was cut short by a kill is not, and goes."""
+    places = sweep.cells(3, "all")
+    state = _state(tmp_path)
+    for cell, verdict in zip(places, ("holds", "violated", "undecided"), strict=False):
+        state.add(sweep.Record(cell.plan, verdict, fired=3, fired_by_type={"failure X": 3}))  # type: ignore[arg-type]
+    text = state.path.read_text(encoding="utf-8")
+    state.path.write_text(text + '{"plan": {"def', encoding="utf-8")
+    again = _state(tmp_path)
+    assert again.records == state.records
+    assert [again.has(cell) for cell in places[:4]] == [True, True, False, False]
+    assert state.path.read_text(encoding="utf-8") == text
+    assert _state(tmp_path, restart=True).records == {}
+    assert not state.path.exists()
+
+
+def test_each_key_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Another torch, rate or transport does not read this one's records."""
+    _state(tmp_path).add(sweep.Record(FaultPlan(), "holds"))
+    for change in ({"torch_version": "2.14.0"}, {"rate": 1.0}, {"transport": "shm"}):
+        assert not _state(tmp_path, **change).records
+
+
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    """A file that holds something else is refused with the way out, not overwritten."""
+    state = _state(tmp_path)
+    state.add(sweep.Record(FaultPlan(), "holds"))
+    state.path.write_text(state.path.read_text(encoding="utf-8") + "nonsense\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"damaged .*--restart begins a new one"):
+        _state(tmp_path)
+
+
+def _observer(
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[[FaultPlan, float], str]
+) -> list[float]:
+    """Lets each observed case break what `broken` gives for its plan and rate; the rates asked."""
+    rates: list[float] = []
+
+    def observe(_: Any, case: Case, *, clock: float = 400.0, **options: Any) -> Observation:
+        rates.append(clock)
+        name = broken(case.plan, clock)
+        found = (Violation(name, "planted"),) if name else ()
+        return Observation(case, Outcome(3, clock_rate=clock), found, ())
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    return rates
+
+
+def test_a_failure_counts_once_real_time_has_shown_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first of a promise is run again down to rate 1, later ones fast; each is an artefact."""
+    monkeypatch.chdir(tmp_path)
+    rates = _observer(monkeypatch, lambda plan, _: "RRefLeak" if plan.afflicted(3) else "")
+    found = list(sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))  # type: ignore[arg-type]
+    assert rates == [400.0, 400.0, 40.0, 1.0, 400.0, 400.0]
+    assert [record.verdict for record, _ in found] == ["holds", "violated", "violated"]
+    artefact = artefacts.read(Path(found[1][0].artefact))
+    assert artefact.subject == "sweep-mine"
+    assert artefact.program == PROGRAM
+    # The next sweep has nothing left to run.
+    assert not list(sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))  # type: ignore[arg-type]
+
+
+def test_what_real_time_does_not_show_is_undecided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A failure of the fast clock alone is undecided, and run again by the next sweep."""
+    _observer(monkeypatch, lambda _, rate: "RRefLeak" if rate > 1 else "")
+    places = sweep.cells(3, "all")[:1]
+    for _ in range(2):
+        ((record, failure),) = sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(places)  # type: ignore[arg-type]
+        assert (record.verdict, failure) == ("undecided", None)
+
+
+def test_programs_are_found(tmp_path: Path) -> None:
+    """A shipped name, a program as JSON, an artefact, and a name in a Python file all give one."""
+    assert sweep.find_program("fork_user_to_user").world_size == 3
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(to_json(PROGRAM)), encoding="utf-8")
+    assert sweep.find_program(str(file)) == PROGRAM
+    artefact = artefacts.Artefact(
+        "program", "planted", "RRefLeak", program=PROGRAM, plans=(FaultPlan(),)
+    )
+    assert sweep.find_program(str(artefacts.write(artefact, tmp_path))) == PROGRAM
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "from rpcprops.programs import Program\nP = Program(2)\nBAD = 3\n", encoding="utf-8"
+    )
+    assert sweep.find_program(f"{code}:P") == Program(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nothing", "no shipped program 'nothing'"),
+        ("nothing.json", "No such file"),
+        ("nothing.py:P", "no such Python file"),
+        ("{folder}/code.py:BAD", "BAD is 3 .type int., not a rpcprops.Program"),
+        ("{folder}/code.py:NONE", "NONE is None"),
+        ("{folder}/raises.py:P", "raised ZeroDivisionError"),
+        ("{folder}/text.json", "not JSON"),
+        ("{folder}/wrong.json", "this is no Program"),
+        ("{folder}/other.json", "no failure artefact"),
+    ],
+)
+def test_what_is_no_program_is_misuse(tmp_path: Path, text: str, words: str) -> None:
+    """Everything else is a UsageError that names it."""
+    (tmp_path / "code.py").write_text("BAD = 3\n", encoding="utf-8")
+    (tmp_path / "raises.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "text.json").write_text("no json", encoding="utf-8")
+    (tmp_path / "wrong.json").write_text('{"steps": [{"op": "sing"}]}', encoding="utf-8")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match=words):
+        sweep.find_program(text.format(folder=tmp_path))
