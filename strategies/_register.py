@@ -1,5 +1,4 @@
-"""What Hypothesis runs when it is imported, so that ``from_type(FaultTable)`` draws fault tables,
-and ``from_type(Program)`` programs.
+"""What Hypothesis runs when it is imported: ``from_type`` then draws fault tables and programs.
 
 Every project that has rpcprops installed pays for this, so it imports no more than the data. The
 strategies are imported when one is first asked for: when it is rpcprops.strategies that imports

@@ -144,7 +144,7 @@ class _Breaks(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
         raise RaisedOnPurposeError
 
 

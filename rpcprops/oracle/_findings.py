@@ -6,7 +6,7 @@ stay what torch promises, so that a torch that is mended shows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rpcprops.oracle._model import Prediction
@@ -141,13 +141,12 @@ FINDINGS: Mapping[str, Finding] = {
 }
 
 
-def unexplained(
-    prediction: Prediction, violations: Sequence[Violation], torch_version: str
-) -> tuple[Violation, ...]:
-    """The violations that no known finding, which the program meets, can have caused."""
-    known = [FINDINGS[name] for name in prediction.hazards if FINDINGS[name].expects(torch_version)]
-    shown = {promise for finding in known for promise in finding.shows_as}
-    # What follows the first is judged for its fault.
-    if violations and violations[0].promise in shown:
-        return ()
-    return tuple(violations)
+def explanations(
+    prediction: Prediction, violation: Violation, torch_version: str
+) -> tuple[str, ...]:
+    """The known findings that the program meets and that can have caused `violation`."""
+    return tuple(
+        name
+        for name in sorted(prediction.hazards)
+        if FINDINGS[name].expects(torch_version) and violation.promise in FINDINGS[name].shows_as
+    )

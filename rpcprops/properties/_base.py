@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import FaultCount, Finding, account, judge, predict, unexplained
+from rpcprops.oracle import FaultCount, Finding, account, explanations, judge, predict
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
@@ -33,12 +33,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One case, run and judged."""
+    """One case, run and judged.
+
+    Attributes:
+        explained_by: the known findings that may have caused what is left out of `violations`.
+    """
 
     case: Case
     outcome: Outcome
     violations: tuple[Violation, ...]
     faults: tuple[FaultCount, ...]
+    explained_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,15 @@ def observe(
     else:
         outcome = runner.run(case.program, case.plan, **options)
     violations = judge(case.program, case.plan, outcome)
-    if not with_findings:
+    explained_by: tuple[str, ...] = ()
+    if violations and not with_findings:
         prediction = predict(case.program, case.plan)
-        violations = unexplained(prediction, violations, outcome.torch_version)
-    return Observation(case, outcome, violations, account(case.program, case.plan, outcome))
+        explained_by = explanations(prediction, violations[0], outcome.torch_version)
+    return Observation(
+        case,
+        outcome,
+        # What follows the first is judged for its fault.
+        () if explained_by else violations,
+        account(case.program, case.plan, outcome),
+        explained_by,
+    )

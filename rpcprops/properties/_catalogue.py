@@ -12,7 +12,7 @@ from rpcprops.programs import Program
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
 from rpcprops.properties._findings import finding_properties
-from rpcprops.strategies import fault_plans
+from rpcprops.strategies import fault_plans, fault_tables, programs_under_faults
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,21 @@ class _UnderFaults:
             return Case(program, draw(fault_plans(world_size=program.world_size)))
 
         return cases()
+
+
+#: The retried types whose budget is small enough to be used up in an example.
+_RREF_MESSAGES = tuple(m for m in MessageType if m.max_retries == 5)
+_NOT_CREATING = tuple(m for m in MessageType if not m.endswith("_REMOTE_CALL"))
+
+
+def _drawn(tables: st.SearchStrategy[FaultTable]) -> Callable[[], st.SearchStrategy[Case]]:
+    """Drawn programs, each for a drawn plan."""
+
+    def cases() -> st.SearchStrategy[Case]:
+        drawn = programs_under_faults(max_world_size=4, max_steps=12, tables=tables)
+        return drawn.map(lambda pair: Case(*pair))
+
+    return cases
 
 
 def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
@@ -140,6 +155,29 @@ _ALL = (
         "timeout-holds",
         "A call whose timeout is clearly longer than its delay gives its value.",
         _timed(in_time=True),
+    ),
+    Property(
+        "drawn-within-budget",
+        "Whatever program is drawn shows what it must, under any faults that torch retries away.",
+        _drawn(fault_tables()),
+    ),
+    Property(
+        "drawn-lost-calls",
+        "Where calls are lost, their callers are told, and everything else settles but the forks "
+        "that the lost calls carried.",
+        _drawn(
+            # Creations are lost less often: the second in a process meets a known finding, which
+            # takes seconds to show.
+            st.one_of(
+                *[fault_tables(messages=_NOT_CREATING, max_fail_sends=2)] * 3,
+                fault_tables(messages=tuple(MessageType), max_fail_sends=2),
+            )
+        ),
+    ),
+    Property(
+        "drawn-beyond-budget",
+        "Where retries are used up, what stays is what docs/faults.md says, and shutdown tells.",
+        _drawn(fault_tables(messages=_RREF_MESSAGES, max_fail_sends=7)),
     ),
     *finding_properties(),
 )

@@ -30,6 +30,8 @@ _NO_HEALTH_CHECKS: Any = list(HealthCheck)
 _REPEATS = 3
 #: How many failing cases, from the smallest up, are tried at rate 1.
 _CONFIRMATIONS = 5
+#: How often a failure that only some runs show is tried at each slower rate.
+_TRIES_SOMETIMES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class _Examiner:
         self.on_example = on_example
         self.options = {**options, "with_findings": prop.with_findings}
         self.result = Examination(prop)
+        #: How often a slower clock may try to show a failure again.
+        self.tries = _TRIES_SOMETIMES if prop.known and prop.known.sometimes else 1
         self.fired: Counter[str] = Counter()
         self.confirmed: set[str] = set()
         self.first_ones: list[Observation] = []
@@ -167,14 +171,17 @@ class _Examiner:
             if expects and known is not None and failure.promise == known.promise:
                 return "known"
             return "violated"
-        if self.result.unconfirmed:
-            return "undecided"
+        if expects and known is not None and known.sometimes:
+            self.result.reason = "documented to fail in some runs, and held in this one"
+            return "known"
         if expects and known is not None:
             version = self.runner.server.torch_version
             self.result.reason = (
                 f"documented to fail on torch {version} ({known.promise}), and holds"
             )
-            return "violated"
+            return "undecided" if self.result.unconfirmed else "violated"
+        if self.result.unconfirmed:
+            return "undecided"
         if self.prop.needs_faults and not self.result.faults_fired:
             return "vacuous"
         return "holds"
@@ -275,14 +282,17 @@ class _Examiner:
         first = seen.violations[0]
         rate = seen.outcome.clock_rate
         for slower_rate in rungs(rate) or (1.0,):
-            try:
-                again = observe(
-                    self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
-                )
-            except MachineCannot as error:
-                self.unconfirmed(f"rate {slower_rate:g} could not be had ({error})", seen)
-                return False
-            same = [v for v in again.violations if v.promise == first.promise]
+            for _ in range(self.tries):
+                try:
+                    again = observe(
+                        self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
+                    )
+                except MachineCannot as error:
+                    self.unconfirmed(f"rate {slower_rate:g} could not be had ({error})", seen)
+                    return False
+                same = [v for v in again.violations if v.promise == first.promise]
+                if same:
+                    break
             if not same:
                 if is_decided(first, seen.outcome):
                     self.unconfirmed(f"not again at rate {slower_rate:g}", seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from hypothesis import strategies as st
@@ -19,6 +20,11 @@ def _at(rank: int, table: FaultTable) -> FaultPlan:
 
 def _case(world_size: int, *steps: Step, plan: FaultPlan | None = None) -> Case:
     return Case(Program(world_size, steps), plan or FaultPlan())
+
+
+def _late_creation(delay: float) -> Case:
+    table = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": delay})
+    return _case(2, Remote(0, 1, "a", timeout=0.5), Drop(0, "a"), plan=_at(0, table))
 
 
 #: What torch promises, and the smallest case in which it does not keep it.
@@ -49,12 +55,7 @@ _CASES: dict[str, tuple[str, Case]] = {
     ),
     "timed-out-remote-dropped": (
         "An RRef whose creation timed out is deleted at its owner once its user has dropped it.",
-        _case(
-            2,
-            Remote(0, 1, "a", timeout=0.5),
-            Drop(0, "a"),
-            plan=_at(0, FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0})),
-        ),
+        _late_creation(1.0),
     ),
     "timed-out-type-query": (
         "A call through an RRef after one that timed out is made anew.",
@@ -82,6 +83,13 @@ _CASES: dict[str, tuple[str, Case]] = {
 }
 
 
+def _cases(case: Case, *, sometimes: bool) -> st.SearchStrategy[Case]:
+    if not sometimes:
+        return st.just(case)
+    # Runs are remembered by what is run, so that trying again takes another case.
+    return st.integers(0, 999).map(lambda more: _late_creation(1.0 + more / 1000))
+
+
 def finding_properties() -> Iterator[Property]:
     """A property for each known finding; its cases are its smallest one."""
     for name, finding in FINDINGS.items():
@@ -89,7 +97,7 @@ def finding_properties() -> Iterator[Property]:
         yield Property(
             name,
             promise,
-            lambda case=case: st.just(case),  # type: ignore[misc]
+            functools.partial(_cases, case, sometimes=finding.sometimes),
             needs_faults=False,
             with_findings=True,
             known=finding,

@@ -68,11 +68,13 @@ def test_delays_match_the_prediction() -> None:
 
 
 @pytest.mark.usefixtures("rpc_cluster")
-def test_beyond_the_budget_is_refused() -> None:
-    """A plan whose failures outlast the retries cannot be predicted, and is refused in words."""
+def test_beyond_the_budget_leaks_as_predicted() -> None:
+    """Deletes that fail more often than torch tries leave their forks, and the owner says so."""
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 6))
-    with pytest.raises(UsageError, match="survivable plans only"):
-        run(SHARED, plan)
+    outcome = run(SHARED, plan)
+    assert [rank.counters for rank in outcome.ranks] == list(predict(SHARED, plan).counters)
+    assert outcome.ranks[1].shutdown_error is not None
+    assert judge(SHARED, plan, outcome) == ()
 
 
 def test_run_remembers(rpc_cluster: ClusterFactory) -> None:

@@ -9,7 +9,8 @@ import pytest
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import FaultCount, account, fired, fired_by_type
 from rpcprops.outcomes import Outcome, RankOutcome
-from rpcprops.programs import Drop, Fetch, Program, Remote, Share
+from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Share
+from tests.worlds._ideal import ideal, with_step
 
 DELETE = "RREF_USER_DELETE"
 FORK = "RREF_FORK_REQUEST"
@@ -93,11 +94,24 @@ def test_ranks_without_faults_are_left_out() -> None:
         assert account(PROGRAM, plan, outcome()) == ()
 
 
-def test_types_that_torch_does_not_retry_leave_no_sign() -> None:
-    """The log line comes from the retries, so other types leave none."""
-    assert account(None, at(0, FaultTable([CALL], 1)), outcome((1, 0, 0))) == ()
+def test_types_that_torch_does_not_retry_leave_no_line() -> None:
+    """The log line comes from the retries: it is not credited to a type that is never sent again.
+
+    Without a program nobody knows whether such a type struck, and that is not zero.
+    """
+    lost = FaultCount(0, "failure", CALL, None, None, "inferred")
+    assert account(None, at(0, FaultTable([CALL], 1)), outcome((1, 0, 0))) == (lost,)
     both = account(None, at(0, FaultTable([CALL, DELETE], 1)), outcome((1, 0, 0)))
-    assert both == (FaultCount(0, "failure", DELETE, None, 1),)
+    assert both == (FaultCount(0, "failure", DELETE, None, 1), lost)
+
+
+def test_a_lost_call_shows_at_its_caller() -> None:
+    """A step that raised the injected failure is the sign of it; a step that did not is none."""
+    program, plan = Program(2, (Call(0, 1),)), at(0, FaultTable([CALL], 1))
+    seen = account(program, plan, ideal(program, plan))
+    assert seen == (FaultCount(0, "failure", CALL, 1, 1, "inferred"),)
+    other = with_step(ideal(program, plan), 0, value=[3.0], error=None)
+    assert account(program, plan, other) == (FaultCount(0, "failure", CALL, 1, None, "inferred"),)
 
 
 def test_each_rank_is_accounted_by_its_own_table() -> None:
@@ -197,4 +211,5 @@ def test_every_type_can_be_accounted_for() -> None:
     for kind in MessageType:
         counts = account(None, at(0, FaultTable([kind], 1, {kind: 1.0})), outcome((1, 0, 0)))
         kinds = [(count.kind, count.message) for count in counts]
-        assert kinds == [("failure", kind)] * kind.is_retryable + [("delay", kind)]
+        assert kinds == [("failure", kind), ("delay", kind)]
+        assert counts[0].fired == (1 if kind.is_retryable else None)

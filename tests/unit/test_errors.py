@@ -36,6 +36,7 @@ def test_the_promises_are_these() -> None:
         "RRefLeak",
         "RankDied",
         "RankHung",
+        "UnclearError",
         "UnexpectedError",
         "UngracefulShutdown",
         "WrongGradient",

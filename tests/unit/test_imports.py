@@ -28,6 +28,7 @@ WITH_TORCH = (
     "rpcprops.cluster._interpreter",
     "rpcprops.cluster._rank",
     "rpcprops.cluster._server",
+    "rpcprops.cluster._training",
     "rpcprops.cluster._warm",
     "rpcprops.fixture",
 )

@@ -26,6 +26,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import STEP_TYPES, Own, Program
 from rpcprops.properties import _programs as shipped
+from tests.worlds._programs import EVERY_KIND
 
 #: Tables far beyond what the defaults draw: every type, any count, delays up to an hour.
 WIDE_TABLES = strategies.fault_tables(
@@ -57,6 +58,7 @@ SHIPPED = [
     *(shipped.timed_call(flavour, 0.25) for flavour in shipped.FLAVOURS),
     shipped.create_and_drop(),
     Program(16, name="no steps"),
+    *EVERY_KIND,
 ]
 
 OUTCOME = Outcome(
@@ -220,6 +222,10 @@ def test_what_is_left_out_has_its_default() -> None:
             {"world_size": 2, "steps": [{"op": "call", "at": 0, "to": 1, "flavour": "rust"}]},
             "rust",
         ),
+        (Program, {"world_size": 2, "steps": [{"op": "parallel"}]}, "array"),
+        (Program, {"world_size": 2, "steps": [{"op": "parallel", "branches": [1]}]}, "array"),
+        (Program, {"world_size": 2, "steps": [{"op": "parallel", "branches": [["own"]]}]}, "'own'"),
+        (Program, {"world_size": 2, "steps": [{"op": "parallel", "branches": [[]]}]}, "empty"),
         (Program, {"world_size": 2, "steps": [], "settles": "no"}, "bool"),
         (Program, {"world_size": 2, "steps": [], "name": 7}, "str"),
     ],

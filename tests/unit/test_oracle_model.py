@@ -55,9 +55,10 @@ def sends(prediction: Prediction) -> list[list[MessageType]]:
     return found
 
 
-def failures(prediction: Prediction) -> list[dict[MessageType, int]]:
-    """How many sends of each type fail at each rank."""
-    return [dict(by_type) for by_type in prediction.failures()]
+def failures(*steps: Step, table: FaultTable, world_size: int = 3) -> list[dict[MessageType, int]]:
+    """How many sends of each type fail at each rank when every rank has a table."""
+    seen = predicted(*steps, world_size=world_size, plan=FaultPlan(table))
+    return [dict(by_type) for by_type in seen.failures()]
 
 
 @pytest.mark.parametrize(
@@ -191,15 +192,16 @@ def test_a_fork_request_and_its_delete_share_one_budget() -> None:
     Rank 2 asks for a fork (3 failures) and later deletes it (none left). Rank 0 deletes its own
     fork, which it never asked for: 3 failures.
     """
-    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
-    assert failures(seen, FaultTable([FORK, DELETE], 3)) == [{DELETE: 3}, {}, {FORK: 3}]
-    assert failures(seen, FaultTable([DELETE], 3)) == [{DELETE: 3}, {}, {DELETE: 3}]
-    assert failures(seen, FaultTable([FORK], 3)) == [{}, {}, {FORK: 3}]
+    steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
+    both, delete, fork = (FaultTable(armed, 3) for armed in ([FORK, DELETE], [DELETE], [FORK]))
+    assert failures(*steps, table=both) == [{DELETE: 3}, {}, {FORK: 3}]
+    assert failures(*steps, table=delete) == [{DELETE: 3}, {}, {DELETE: 3}]
+    assert failures(*steps, table=fork) == [{}, {}, {FORK: 3}]
 
 
 def test_each_fork_has_a_budget_of_its_own() -> None:
     """Two forks at one rank fail separately: two requests of 2 failures each at rank 2."""
-    seen = predicted(
+    steps = (
         Remote(0, 1, "a"),
         Share(0, "a", 2, "b"),
         Share(0, "a", 2, "c"),
@@ -207,7 +209,7 @@ def test_each_fork_has_a_budget_of_its_own() -> None:
         Drop(2, "b"),
         Drop(2, "c"),
     )
-    assert failures(seen, FaultTable(RETRYABLE_MESSAGE_TYPES, 2)) == [
+    assert failures(*steps, table=FaultTable(RETRYABLE_MESSAGE_TYPES, 2)) == [
         {DELETE: 2},
         {},
         {FORK: 4, ACCEPT: 4},
@@ -216,16 +218,15 @@ def test_each_fork_has_a_budget_of_its_own() -> None:
 
 def test_a_table_of_one_rank_fails_that_ranks_sends_only() -> None:
     """Failures happen on the sender, so only the afflicted rank's messages count."""
-    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
-    plan = FaultPlan(by_rank={0: FaultTable([DELETE], 5)})
+    steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
+    seen = predicted(*steps, plan=FaultPlan(by_rank={0: FaultTable([DELETE], 5)}))
     assert [dict(by_type) for by_type in seen.failures()] == [{DELETE: 5}, {}, {}]
 
 
 def test_a_count_of_zero_or_no_types_fails_nothing() -> None:
     """Types without a count, or a count without types, leave every send alone."""
-    seen = predicted(Remote(0, 1, "a"), Drop(0, "a"))
     for table in (FaultTable(), FaultTable(RETRYABLE_MESSAGE_TYPES, 0), FaultTable((), 5)):
-        assert failures(seen, table) == [{}, {}, {}]
+        assert failures(Remote(0, 1, "a"), Drop(0, "a"), table=table) == [{}, {}, {}]
 
 
 def test_a_star_of_a_context_is_cleaned_up_from_its_centre() -> None:
@@ -233,23 +234,25 @@ def test_a_star_of_a_context_is_cleaned_up_from_its_centre() -> None:
 
     The three of rank 0 have one payload, so all together fail 4 times, and so does each peer's one.
     """
-    seen = predicted(Context(0, "x", (1, 2, 3)), world_size=4)
+    star, table = Context(0, "x", (1, 2, 3)), FaultTable([CLEANUP], 4)
+    seen = predicted(star, world_size=4)
     assert sends(seen) == [[CLEANUP] * 3, [CLEANUP], [CLEANUP], [CLEANUP]]
-    assert failures(seen, FaultTable([CLEANUP], 4)) == [{CLEANUP: 4}] * 4
+    assert failures(star, table=table, world_size=4) == [{CLEANUP: 4}] * 4
 
 
 def test_a_chain_of_a_context_is_cleaned_up_link_by_link() -> None:
     """In 0 -> 1 -> 2 -> 3 the ends know one rank each, the middle two each."""
-    seen = predicted(Context(0, "x", (1, 2, 3), nested=True), world_size=4)
+    chain, table = Context(0, "x", (1, 2, 3), nested=True), FaultTable([CLEANUP], 20)
+    seen = predicted(chain, world_size=4)
     assert sends(seen) == [[CLEANUP], [CLEANUP] * 2, [CLEANUP] * 2, [CLEANUP]]
-    assert failures(seen, FaultTable([CLEANUP], 20)) == [{CLEANUP: 20}] * 4
+    assert failures(chain, table=table, world_size=4) == [{CLEANUP: 20}] * 4
 
 
 def test_two_contexts_have_two_payloads() -> None:
     """Each context's cleanup has a budget of its own: two of 3 failures at both ranks."""
-    seen = predicted(Context(0, "x", (1,)), Context(0, "y", (1,)), world_size=2)
-    assert sends(seen) == [[CLEANUP] * 2, [CLEANUP] * 2]
-    assert failures(seen, FaultTable([CLEANUP], 3)) == [{CLEANUP: 6}] * 2
+    two, table = (Context(0, "x", (1,)), Context(0, "y", (1,))), FaultTable([CLEANUP], 3)
+    assert sends(predicted(*two, world_size=2)) == [[CLEANUP] * 2, [CLEANUP] * 2]
+    assert failures(*two, table=table, world_size=2) == [{CLEANUP: 6}] * 2
 
 
 def test_a_context_that_nobody_else_took_part_in_needs_no_cleanup() -> None:
@@ -263,9 +266,10 @@ def test_calls_inside_a_context_travel_under_another_name() -> None:
 
     Rank 0 creates an RRef on 1 and one on 2: two deletes. Then two cleanups, and one from each.
     """
-    seen = predicted(Context(0, "x", (1, 2), rrefs=True))
+    star = Context(0, "x", (1, 2), rrefs=True)
+    seen = predicted(star)
     assert sends(seen) == [[DELETE, DELETE, CLEANUP, CLEANUP], [CLEANUP], [CLEANUP]]
-    assert failures(seen, FaultTable([DELETE], 2)) == [{DELETE: 4}, {}, {}]
+    assert failures(star, table=FaultTable([DELETE], 2)) == [{DELETE: 4}, {}, {}]
 
 
 def test_a_nested_context_makes_one_rref() -> None:
@@ -299,8 +303,8 @@ def test_delays_count_per_send() -> None:
 
 def test_delays_and_failures_of_one_message_are_counted_apart() -> None:
     """A delete that fails twice is sent late once, when it passes."""
-    seen = predicted(Remote(0, 1, "a"), Drop(0, "a"))
     plan = FaultPlan(FaultTable([DELETE], 2, {"RREF_USER_DELETE": 1.0}))
+    seen = predicted(Remote(0, 1, "a"), Drop(0, "a"), plan=plan)
     assert seen.failures() == ({DELETE: 2}, {}, {})
     assert seen.delays(plan) == ({DELETE: 1}, {}, {})
 
@@ -437,25 +441,6 @@ def test_an_ended_context_is_refused() -> None:
     """The prediction for a refusal says so, whatever the rank."""
     seen = predicted(Context(0, "x", (1,)), Settle(), Refused(1, "x"), Refused(2, "x"))
     assert [step.value for step in seen.steps[2:]] == [{"refused": True}] * 2
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        FaultTable([DELETE], 6),
-        FaultTable([FORK, CLEANUP], 6),
-        FaultTable([CLEANUP], 21),
-        FaultTable([CALL], 1),
-        FaultTable([SCRIPT_FETCH], 1),
-    ],
-)
-@pytest.mark.parametrize("everywhere", [True, False])
-def test_a_plan_beyond_the_budget_is_refused(table: FaultTable, everywhere: bool) -> None:
-    """What torch does once its retries run out is not modelled, and the message shows the plan."""
-    plan = FaultPlan(table) if everywhere else FaultPlan(by_rank={1: table})
-    with pytest.raises(UsageError, match="more often than torch retries") as caught:
-        predicted(Remote(0, 1, "a"), plan=plan)
-    assert repr(plan) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from rpcprops.programs import (
     check_world_size,
 )
 from rpcprops.properties import _programs as shipped
+from tests.worlds._programs import EVERY_KIND
 
 NAMES = {
     name: getattr(language, name)
@@ -65,6 +66,7 @@ def shipped_programs() -> list[Program]:
         shipped.just_dropped(),
         *(shipped.timed_call(flavour, 0.25) for flavour in shipped.FLAVOURS),
         shipped.create_and_drop(),
+        *EVERY_KIND,
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +11,21 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, RankOutcome, StepOutcome
-from rpcprops.programs import Call, Program, Step
+from rpcprops.programs import (
+    Call,
+    Context,
+    Drop,
+    Fetch,
+    Leaf,
+    Module,
+    Parallel,
+    Program,
+    Refused,
+    Remote,
+    Settle,
+)
 from rpcprops.runner import Runner
+from tests.worlds._ideal import ideal
 
 TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (1100 ms)")
 LATE = FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})})
@@ -27,16 +40,33 @@ class PretendedCluster:
         self.size = size
         self.steps = {step.index: step for step in steps}
         self.did: list[str] = []
+        self.contexts: dict[str, int] = {}
+        self.expected: list[tuple[tuple[Counters, ...], tuple[int, ...]]] = []
 
     def start(self) -> None:
         self.did.append("start")
 
-    def run_step(self, index: int, _step: Step, _at: int, _ids: Mapping[str, int]) -> StepOutcome:
-        self.did.append(f"step {index}")
-        return self.steps[index]
+    def run_branches(
+        self,
+        branches: Sequence[Sequence[tuple[int, Leaf]]],
+        contexts: Mapping[str, int],
+        goes_on: Callable[[StepOutcome], bool],
+    ) -> list[StepOutcome]:
+        self.contexts = dict(contexts)
+        done: list[StepOutcome] = []
+        for branch in branches:
+            for index, _ in branch:
+                self.did.append(f"step {index}")
+                done.append(self.steps[index])
+                if not goes_on(done[-1]):
+                    break
+        return done
 
-    def settle_to(self, expect: Sequence[Counters], _failures: Any = None) -> tuple[Counters, ...]:
+    def settle_to(
+        self, expect: Sequence[Counters], failures: Sequence[int]
+    ) -> tuple[Counters, ...]:
         self.did.append("settle")
+        self.expected.append((tuple(expect), tuple(failures)))
         return tuple(expect)
 
     def look(self) -> None:
@@ -64,12 +94,14 @@ class PretendedServer:
     def __init__(self, cluster: PretendedCluster) -> None:
         self.pretended = cluster
         self.made = 0
+        self.imports: list[str] = []
 
     def rate_of(self, clock: Any) -> float:
         return 1.0 if clock is None else float(clock)
 
-    def cluster(self, **_options: Any) -> PretendedCluster:
+    def make_cluster(self, module: str, **_options: Any) -> PretendedCluster:
         self.made += 1
+        self.imports.append(module)
         return self.pretended
 
 
@@ -126,3 +158,71 @@ def test_a_world_too_small_for_the_program_is_refused() -> None:
     with pytest.raises(UsageError, match=r"world_size=1.*needs 2 ranks"):
         runner.run(Program(2, (Call(0, 1),)), world_size=1)
     assert server.made == 0
+
+
+def test_branches_are_numbered_one_after_the_other() -> None:
+    """A parallel step's leaves keep their places among the program's, and so do the next steps."""
+    step = Parallel(((Call(0, 1), Call(0, 1)), (Call(1, 1),)))
+    program = Program(2, (Call(0, 1), step, Call(0, 1)))
+    runner, server = pretend(*(StepOutcome(index, [3.0]) for index in range(5)))
+    outcome = runner.run(program)
+    steps = [did for did in server.pretended.did if did.startswith("step")]
+    assert steps == [f"step {index}" for index in range(5)]
+    assert [step.index for step in outcome.steps] == [0, 1, 2, 3, 4]
+    assert judge(program, None, outcome) == ()
+
+
+def test_a_branch_that_went_wrong_ends_the_program_but_no_other_branch() -> None:
+    """A branch stops at its first wrong step; the others run on, and then nothing follows."""
+    step = Parallel(((Call(0, 1), Call(0, 1)), (Call(1, 1), Call(1, 1))))
+    program = Program(2, (step, Call(0, 1)))
+    wrong = StepOutcome(0, error=RaisedError("RuntimeError", "no such node"))
+    runner, server = pretend(wrong, StepOutcome(2, [3.0]), StepOutcome(3, [3.0]))
+    outcome = runner.run(program)
+    assert server.pretended.did == ["start", "step 0", "step 2", "step 3", "look", "kill"]
+    (violation,) = judge(program, None, outcome)
+    assert (violation.promise, violation.rank, violation.step) == ("UnexpectedError", 0, 0)
+
+
+def test_an_error_that_had_to_come_does_not_end_the_program() -> None:
+    """A lost call raises at its caller as predicted, and the program goes on."""
+    program, plan = Program(2, (Call(0, 1), Call(0, 1))), FaultTable(["PYTHON_CALL"], 1)
+    steps = ideal(program, FaultPlan(plan)).steps
+    runner, server = pretend(*steps)
+    runner.run(program, plan)
+    # Shutdown itself calls by PYTHON_CALL, so it cannot be graceful here.
+    assert server.pretended.did == ["start", "step 0", "step 1", "settle", "kill"]
+
+
+def test_a_program_that_does_not_settle_is_looked_at_and_shut_down() -> None:
+    """Without a settle there is one look, for the outcome, and then the shutdown."""
+    program = Program(2, (Call(0, 1),), settles=False)
+    runner, server = pretend(StepOutcome(0, [3.0]))
+    runner.run(program)
+    assert server.pretended.did == ["start", "step 0", "look", "shutdown", "kill"]
+
+
+def test_a_settle_waits_for_what_is_predicted() -> None:
+    """Each settle gets the counters and the failed sends of its place, idle ranks hold nothing."""
+    program = Program(2, (Remote(0, 1, "a"), Settle(), Fetch(0, "a"), Drop(0, "a")))
+    plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2))
+    runner, server = pretend(StepOutcome(0), StepOutcome(2, [3.0]), StepOutcome(3))
+    runner.run(program, plan, world_size=3)
+    held = (Counters(), Counters(owners=1, forks=1), Counters())
+    assert server.pretended.expected == [(held, (0, 0, 0)), ((Counters(),) * 3, (2, 0, 0))]
+
+
+def test_the_ids_of_contexts_reach_later_steps() -> None:
+    """What a context step gave as its id is what a refusal asks for."""
+    program = Program(2, (Context(0, "x", (1,)), Settle(), Refused(1, "x")))
+    runner, server = pretend(StepOutcome(0, {"id": 17}), StepOutcome(2, {"refused": True}))
+    runner.run(program)
+    assert server.pretended.contexts == {"x": 17}
+
+
+def test_only_programs_that_train_have_the_optimizers_imported() -> None:
+    """torch's optimizers take more than a second to import, so only those who need them wait."""
+    runner, server = pretend(StepOutcome(0, [3.0]))
+    runner.run(Program(2, (Call(0, 1),)))
+    runner.run(Program(2, (Module(0, 1),)))
+    assert server.imports == ["", "rpcprops.cluster._training"]

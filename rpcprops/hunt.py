@@ -1,0 +1,231 @@
+"""Hunts: drawn programs under drawn faults, batch after batch, kept in a file that only grows.
+
+Each line of the file is one batch as JSON. A hunt goes on where its file stops: seeds that are in
+it are not drawn again, and an example that two batches drew counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from rpcprops.errors import UsageError
+from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
+from rpcprops.report._artefact import versions, write
+from rpcprops.report._text import artefact_of
+from rpcprops.runner import Runner
+
+#: What is hunted in, batch by batch, in turn.
+HUNTED = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
+TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
+_MAGIC = "rpcprops hunt"
+_FORMAT = 1
+
+
+@dataclass
+class Batch:
+    """One batch of a hunt.
+
+    Attributes:
+        cases: a digest of each different example that was run.
+        explained: examples that broke a promise as a known finding does, by its name.
+        verdict: of the examination, as for ``rpcprops check``.
+        failure: the promise that an unexplained failure broke, and its artefact.
+        unconfirmed: failures that real time did not show again.
+    """
+
+    property: str
+    seed: int
+    transport: str
+    rate: float
+    torch: str
+    verdict: str = ""
+    cases: list[str] = field(default_factory=list)
+    faults_fired: int = 0
+    fired_by_type: dict[str, int] = field(default_factory=dict)
+    explained: dict[str, int] = field(default_factory=dict)
+    failure: list[str] = field(default_factory=list)
+    unconfirmed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    what: str = _MAGIC
+    format: int = _FORMAT
+
+
+@dataclass
+class Hunt:
+    """All batches of a file.
+
+    Attributes:
+        path: the file; it need not exist yet.
+    """
+
+    path: Path
+    batches: list[Batch] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Hunt:
+        """The hunt in `path`, an empty one where there is no file.
+
+        Raises:
+            UsageError: a line is no batch of a hunt (the last may be cut short: it is left out).
+        """
+        hunt = cls(path)
+        if not path.exists():
+            return hunt
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"{path}: {error}."
+            raise UsageError(msg) from None
+        lines = text.splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                batch = msgspec.json.decode(line.encode(), type=Batch)
+            except msgspec.MsgspecError as error:
+                if number == len(lines) and not line.endswith("\n"):
+                    break
+                msg = f"{path}, line {number}: no batch of a hunt: {error}."
+                raise UsageError(msg) from None
+            if batch.what != _MAGIC or batch.format != _FORMAT:
+                msg = f"{path}, line {number}: no batch of a hunt of format {_FORMAT}."
+                raise UsageError(msg)
+            hunt.batches.append(batch)
+        return hunt
+
+    @property
+    def examples(self) -> int:
+        """Different examples that were run."""
+        return len({(b.transport, case) for b in self.batches for case in b.cases})
+
+    def total(self, name: Literal["fired_by_type", "explained"]) -> Counter[str]:
+        """A tally over all batches."""
+        total: Counter[str] = Counter()
+        for batch in self.batches:
+            total.update(getattr(batch, name))
+        return total
+
+    @property
+    def failures(self) -> list[list[str]]:
+        """The unexplained failures, confirmed in real time: promise and artefact of each."""
+        return [batch.failure for batch in self.batches if batch.failure]
+
+    def append(self, batch: Batch) -> None:
+        """Write one more batch, at once and for good."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        if cut and self.path.stat().st_size:
+            whole = self.path.read_bytes()
+            self.path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        with self.path.open("ab") as file:
+            file.write(msgspec.json.encode(batch) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.batches.append(batch)
+
+    def next_batches(self) -> Iterator[tuple[str, int, Literal["tcp", "shm"]]]:
+        """What to draw next, without end: property, seed and transport."""
+        done = {(b.property, b.seed, b.transport) for b in self.batches}
+        seed = 0
+        while True:
+            for name in HUNTED:
+                for transport in TRANSPORTS:
+                    if (name, seed, transport) not in done:
+                        yield name, seed, transport
+            seed += 1
+
+
+def digest(case: Case) -> str:
+    """A short name of a case, the same in every run."""
+    return hashlib.sha256(repr(case).encode()).hexdigest()[:12]
+
+
+def go_on(
+    hunt: Hunt,
+    runner: Runner,
+    *,
+    examples: int,
+    batch_size: int = 400,
+    on_example: Callable[[Batch, Observation], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
+    artefacts: Path | None = None,
+) -> None:
+    """Add batches until the hunt has that many different examples.
+
+    Args:
+        on_example: called after each example with the batch so far, for a progress display.
+        on_batch: called after each batch, when it is in the file.
+        artefacts: where failures are written (None: where ``rpcprops check`` writes them).
+    """
+    for name, seed, transport in hunt.next_batches():
+        if hunt.examples >= examples:
+            return
+        server = runner.server
+        batch = Batch(name, seed, transport, server.rate, server.torch_version)
+
+        def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
+            batch.cases.append(digest(observation.case))
+            for finding in observation.explained_by:
+                batch.explained[finding] = batch.explained.get(finding, 0) + 1
+            if on_example is not None:
+                on_example(batch, observation)
+
+        result = examine(
+            PROPERTIES[name],
+            runner,
+            max_examples=batch_size,
+            seed=seed,
+            on_example=seen,
+            transport=transport,
+        )
+        batch.verdict = result.verdict
+        batch.faults_fired = result.faults_fired
+        batch.fired_by_type = dict(result.fired_by_type)
+        batch.unconfirmed = list(result.unconfirmed)
+        batch.seconds = round(result.seconds, 2)
+        if result.failure is not None:
+            path = write(artefact_of(result.failure), *([artefacts] if artefacts else []))
+            batch.failure = [result.failure.promise, str(path)]
+        hunt.append(batch)
+        if on_batch is not None:
+            on_batch(batch)
+
+
+def summary(hunt: Hunt) -> dict[str, Any]:
+    """The hunt as JSON data."""
+    by_property: dict[str, int] = {}
+    for name in HUNTED:
+        found = {(b.transport, c) for b in hunt.batches if b.property == name for c in b.cases}
+        by_property[name] = len(found)
+    return {
+        "versions": versions(),
+        "examples": hunt.examples,
+        "examples_by_property": by_property,
+        "batches": len(hunt.batches),
+        "faults_fired": sum(b.faults_fired for b in hunt.batches),
+        "fired_by_type": dict(sorted(hunt.total("fired_by_type").items())),
+        "known_findings_met": dict(sorted(hunt.total("explained").items())),
+        "failures": hunt.failures,
+        "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
+        "seconds": round(sum(b.seconds for b in hunt.batches), 1),
+    }
+
+
+def write_summary(hunt: Hunt, path: Path) -> None:
+    """Write :func:`summary` to a file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(summary(hunt), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        msg = f"--json {str(path)!r}: {error.strerror}."
+        raise UsageError(msg) from None

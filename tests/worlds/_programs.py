@@ -1,0 +1,140 @@
+"""Programs that use what the shipped ones do not: every kind of step and every field of one."""
+
+from __future__ import annotations
+
+from rpcprops.programs import (
+    Bump,
+    Call,
+    Chain,
+    Context,
+    Count,
+    Drop,
+    Fetch,
+    Local,
+    Module,
+    Nest,
+    Optimize,
+    Own,
+    Parallel,
+    Pause,
+    Program,
+    Refused,
+    Remote,
+    Settle,
+    Share,
+    Through,
+    Wait,
+)
+
+FUTURES = Program(
+    3,
+    (
+        Call(0, 1, (1.0, 2.0), (3.0, 4.0), wait="later", out="f"),
+        Count(0, 1),
+        Call(0, 1, flavour="script", raises=True, wait="later", out="g"),
+        Count(2, 1),
+        Chain(0, 1, 2),
+        Chain(0, 0, 0, (1.0, 2.0), (3.0, 4.0)),
+        Wait(0, "g"),
+        Wait(0, "f"),
+        Call(1, 2, raises=True),
+    ),
+    "futures",
+)
+PROXIES = Program(
+    3,
+    (
+        Own(1, "o", (1.0, 2.0)),
+        Local(1, "o"),
+        Share(1, "o", 0, "a", inside="list"),
+        Through(0, "a"),
+        Through(0, "a", "async", 2.5),
+        Through(0, "a", "remote", 3.0, "made"),
+        Through(1, "o"),
+        Fetch(0, "made"),
+        Share(0, "made", 2, "b", inside="dict"),
+        Drop(0, "a", by="scope"),
+        Pause(2, 0.5),
+        Settle(),
+        Fetch(2, "b"),
+        Drop(2, "b"),
+        Drop(0, "made"),
+        Drop(1, "o"),
+    ),
+    "proxies",
+)
+RAISING = Program(
+    2,
+    (
+        Remote(0, 1, "a", raises=True),
+        Fetch(0, "a"),
+        Call(0, 1, right="a"),
+        Through(0, "a"),
+        Through(0, "a"),
+        Call(0, 1, raises=True),
+        Drop(0, "a"),
+    ),
+    "raising",
+)
+TRAINING = Program(
+    3,
+    (
+        Module(0, 1, (1.0, 2.0, 3.0)),
+        Optimize(0, "x", (1, 2), (2.0, 4.0)),
+        Module(2, 2),
+        Optimize(1, "y", (1,)),
+        Settle(),
+        Refused(1, "x"),
+    ),
+    "training",
+)
+CONTEXTS = Program(
+    3,
+    (
+        Context(0, "x", (1, 2), retain=True),
+        Context(0, "y", (1, 2), nested=True, rrefs=True, retain=True, raises=True),
+        Context(2, "z", (0, 1), value=(3.0,), breaks=1),
+        Settle(),
+        Refused(1, "x"),
+        Refused(2, "y"),
+        Refused(0, "z"),
+    ),
+    "contexts",
+)
+BRANCHES = Program(
+    3,
+    (
+        Remote(0, 1, "a", flavour="builtin"),
+        Own(2, "c", (7.0,)),
+        Parallel(
+            (
+                (Bump(0, "a"), Fetch(0, "a"), Share(0, "a", 1, "b"), Count(0, 1)),
+                (Nest(1, 0, 2, "n", flavour="script"), Context(1, "x", (2, 0)), Fetch(1, "n")),
+                (Share(2, "c", 0, "d"), Call(2, 0, wait="later", out="f"), Wait(2, "f")),
+            )
+        ),
+        Settle(),
+        Fetch(0, "d"),
+        Local(1, "b"),
+        Refused(0, "x"),
+    ),
+    "branches",
+)
+TIMED = Program(
+    3,
+    (
+        Remote(0, 1, "a", timeout=900.0),
+        Fetch(0, "a", timeout=900.0),
+        Share(0, "a", 2, "b", timeout=900.0),
+        Call(0, 2, timeout=900.0),
+        Through(0, "a", timeout=900.0),
+        Settle(),
+        Fetch(2, "b"),
+        Drop(2, "b"),
+        Drop(0, "a"),
+    ),
+    "timed",
+)
+
+#: Programs that hold every kind of step between them, and every field of one off its default.
+EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED)
