@@ -122,10 +122,11 @@ def _finding(rpc_cluster: ClusterFactory, name: str) -> Artefact:
     """The artefact of a known finding, as it shows here."""
     runner = Runner(rpc_cluster.server)
     case = PROPERTIES[name].cases().example()
+    seen = observe(runner, case, anew=True)
     for _ in range(20):
-        seen = observe(runner, case, anew=True)
         if seen.violations:
             break
+        seen = observe(runner, case, anew=True)
     promise = seen.violations[0].promise
     return Artefact(
         case.kind,
