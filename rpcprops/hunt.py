@@ -20,6 +20,7 @@ from rpcprops.errors import UsageError
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
 from rpcprops.report._artefact import versions, write
 from rpcprops.report._text import artefact_of
+from rpcprops.report._underway import watched
 from rpcprops.runner import Runner
 
 #: What is hunted in, batch by batch, in turn.
@@ -176,14 +177,16 @@ def go_on(
             if on_example is not None:
                 on_example(batch, observation)
 
-        result = examine(
-            PROPERTIES[name],
-            runner,
-            max_examples=batch_size,
-            seed=seed,
-            on_example=seen,
-            transport=transport,
-        )
+        with watched(server) as underway:
+            underway.begin(name)
+            result = examine(
+                PROPERTIES[name],
+                runner,
+                max_examples=batch_size,
+                seed=seed,
+                on_example=seen,
+                transport=transport,
+            )
         batch.verdict = result.verdict
         batch.faults_fired = result.faults_fired
         batch.fired_by_type = dict(result.fired_by_type)
