@@ -350,8 +350,9 @@ class Model:
             raise _Raises(error=handle.broken)
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
-            # Whether the payload can be read depends on its bytes, down to its length.
-            self.hazards.add("readable-injected-error")
+            if not message.endswith("_REMOTE_CALL"):
+                # Whether the payload can be read depends on its bytes, down to its length.
+                self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise _Raises(error="injected")
