@@ -70,6 +70,7 @@ class Examination:
         fired_by_type: the same by kind and type.
         compared: passing cases that were run in real time as well, and judged.
         unconfirmed: failures that a slower clock, down to real time, did not show again.
+        doubtful: the same as failures, to be written to files.
         reruns: fast runs that meant nothing on a machine this loaded; slower ones decided.
         reason: why it is violated without a failing case.
         seconds: real seconds.
@@ -83,6 +84,7 @@ class Examination:
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
     compared: int = 0
     unconfirmed: list[str] = field(default_factory=list)
+    doubtful: list[Failure] = field(default_factory=list)
     reruns: int = 0
     reason: str = ""
     seconds: float = 0.0
@@ -309,6 +311,16 @@ class _Examiner:
 
     def unconfirmed(self, why: str, seen: Observation) -> None:
         self.result.unconfirmed.append(f"{why}: {seen.violations[0]} under {seen.case.plan!r}")
+        self.result.doubtful.append(
+            Failure(
+                self.prop.name,
+                seen.violations[0].promise,
+                seen.case,
+                seen.violations,
+                seen.outcome,
+                seen.faults,
+            )
+        )
 
     def smallest(self, error: BaseException) -> Failure | None:
         """The smallest failing case that real time confirms."""
