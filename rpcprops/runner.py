@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rpcprops.cluster import ClusterServer
-from rpcprops.cluster._client import ClockChoice, Transport
 from rpcprops.cluster._finder import TRAINING
+from rpcprops.cluster._spec import ClockChoice, Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import is_expected, predict
