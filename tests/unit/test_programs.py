@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Fetch,
     Nest,
     Own,
+    Parallel,
     Program,
     Refused,
     Remote,
@@ -373,3 +374,12 @@ def test_every_step_has_a_name_of_its_own() -> None:
     for name, step in STEP_TYPES.items():
         assert step.op == name
         assert step.__doc__
+
+
+def test_branches_that_each_change_what_they_made_do_not_meet() -> None:
+    """An RRef that a branch makes is its own, however the others count theirs."""
+    branches = tuple(
+        (Own(rank, f"h{rank}"), Bump(rank, f"h{rank}"), Fetch(rank, f"h{rank}"))
+        for rank in range(3)
+    )
+    assert len(Program(3, (Parallel(branches),)).leaves) == 9
