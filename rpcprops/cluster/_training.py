@@ -22,6 +22,19 @@ class PlainSGD(torch.optim.SGD):
     """SGD under a name of its own: torch compiles its own optimizers by TorchScript, slowly."""
 
 
+def _warm_up() -> None:
+    """The first optimizer of a process imports two hundred modules; once, before ranks are forked.
+
+    The gradient is set by hand, since a backward pass starts threads.
+    """
+    parameter = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    parameter.grad = torch.ones(1, dtype=torch.float64)
+    PlainSGD([parameter], lr=LEARNING_RATE).step()
+
+
+_warm_up()
+
+
 class Affine(torch.nn.Module):
     """2 * x + 1, without parameters."""
 

@@ -118,7 +118,7 @@ def to_data(artefact: Artefact) -> dict[str, Any]:
         "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
         "rootdir": artefact.rootdir,
         "versions": artefact.versions or versions(),
-        "world_sizes": list(artefact.sizes),
+        "world_sizes": list(artefact.world_sizes),
         "underway": artefact.underway,
         "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
     }
