@@ -299,10 +299,30 @@ class StepDrawer:
             self._take(step)
         return step is not None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a parallel step is under way, which the next steps belong to."""
-        return self._block is not None
+    def add_parallel(self) -> None:
+        """Draw the next steps, to run at once where they are at several ranks."""
+        self.start_parallel()
+        while self._block is not None:
+            self.add(must=True)
+
+    def may(self, kind: str) -> bool:
+        """Whether a step of that kind can come next."""
+        match kind:
+            case Fetch.op | Drop.op:
+                return bool(self._handles())
+            case Share.op | Through.op:
+                return bool(self._sendable())
+            case Local.op:
+                return bool(self._handles(_is_own))
+            case Bump.op:
+                return bool(self._bumpable())
+            case Wait.op:
+                return bool(self.scope.futures)
+            case Refused.op:
+                return any(self._ended.values())
+            case Parallel.op:
+                return self._may_branch(_MOST_AT_ONCE)
+        return True
 
     def close(self) -> None:
         """End a parallel step that is under way with what it has."""
@@ -424,10 +444,11 @@ class StepDrawer:
             self._unmade.clear()
         elif isinstance(step, Fetch | Local):
             self._unmade.discard(step.handle)
-        elif isinstance(step, Share) and step.to == self.scope.handles[step.out].owner != step.at:
-            self._unmade.add(step.out)
-        elif isinstance(step, Nest) and step.at == step.to != step.via:
-            self._unmade.add(step.out)
+        elif isinstance(step, Share | Nest):
+            arrived = self.scope.handles[step.out]
+            source = step.at if isinstance(step, Share) else step.via
+            if arrived.home == arrived.owner != source:
+                self._unmade.add(step.out)
         if isinstance(step, Context):
             self._ended[step.name] = False
         if self._block is not None and not self._block.left:
@@ -515,7 +536,7 @@ class StepDrawer:
         return Remote(at, target, out, left, right, timeout=timeout, **form)
 
     def _may_time_out(self, at: int) -> bool:
-        """Whether a creation may time out: once at a rank, for torch mistakes the second of them."""
+        """Whether a creation may time out: once at a rank, for torch mistakes the second one."""
         failing = self._plan.table(at).failing
         remote = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
         return self._settles and at not in self._failed_at and not set(remote) & set(failing)
@@ -574,7 +595,7 @@ class StepDrawer:
         return Drop(self.scope.handles[name].home, name, self.pick(("del", "scope")))
 
     def _local(self) -> Local | None:
-        names = self._handles(lambda h: h.home == h.owner)
+        names = self._handles(_is_own)
         if not names:
             return None
         name = self._recall(names)
@@ -777,6 +798,10 @@ class StepDrawer:
     def _is_third(self, rank: int) -> Callable[[int], bool]:
         via = self._others[rank][0]
         return lambda to: to not in (rank, via)
+
+
+def _is_own(handle: HandleInfo) -> bool:
+    return handle.home == handle.owner
 
 
 def _armed(plan: FaultPlan, rank: int) -> list[MessageType]:

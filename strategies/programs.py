@@ -197,7 +197,7 @@ def _program_drawer(
             raise UsageError(msg)
     if branches:
         drawn = (*drawn, PARALLEL)
-    ends = (True, True, True, False) if settles is None else (settles,)
+    ends = (True, True, True, False) if settles is None else (bool(settles),)
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         off = draw(below(2 ** len(drawn)))
