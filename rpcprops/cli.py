@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``doctor`` and ``bench``.
+"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``hunt``, ``doctor`` and ``bench``.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rpcprops.commands._hunt import hunt
 from rpcprops.commands._replay import replay
 from rpcprops.commands._shared import (
     CANNOT,
@@ -83,7 +84,9 @@ def check(
         describe_logs,
         describe_plan,
         describe_program,
+        describe_violations,
         failure_lines,
+        replay_line,
     )
 
     if list_only:
@@ -135,12 +138,18 @@ def check(
                     progress.console.print(_verdict_line(result))
                     if result.failure is not None:
                         path = write(artefact_of(result.failure))
-                        for line in failure_lines(result.failure, path):
+                        lines = (
+                            [
+                                *describe_violations(result.failure.violations),
+                                f"replay   {replay_line(path)}",
+                            ]
+                            if result.verdict == "known"
+                            else failure_lines(result.failure, path)
+                        )
+                        for line in lines:
                             progress.console.print(f"    {escape(line)}")
                     if result.verdict == "known" and prop.known is not None:
-                        progress.console.print(
-                            f"    [cyan]known[/cyan]    {escape(prop.known.why)}"
-                        )
+                        progress.console.print(f"    because  {escape(prop.known.why)}")
                         progress.console.print(f"    source   {escape(prop.known.source)}")
                     if result.reason:
                         progress.console.print(f"    reason   {escape(result.reason)}")
@@ -158,6 +167,7 @@ def check(
 
 app.command()(replay)
 app.command()(sweep)
+app.command()(hunt)
 
 
 @app.command()

@@ -7,7 +7,6 @@ it are not drawn again, and an example that two batches drew counts once.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ class Batch:
         explained: examples that broke a promise as a known finding does, by its name.
         verdict: of the examination, as for ``rpcprops check``.
         failure: the promise that an unexplained failure broke, and its artefact.
-        unconfirmed: failures that real time did not show again.
+        unconfirmed: failures that real time did not show again, with their artefacts.
     """
 
     property: str
@@ -191,10 +190,14 @@ def go_on(
         batch.verdict = result.verdict
         batch.faults_fired = result.faults_fired
         batch.fired_by_type = dict(result.fired_by_type)
-        batch.unconfirmed = list(result.unconfirmed)
+        where = [artefacts] if artefacts else []
+        batch.unconfirmed = [
+            f"{line} ({write(artefact_of(failure), *where)})"
+            for line, failure in zip(result.unconfirmed, result.doubtful, strict=False)
+        ]
         batch.seconds = round(result.seconds, 2)
         if result.failure is not None:
-            path = write(artefact_of(result.failure), *([artefacts] if artefacts else []))
+            path = write(artefact_of(result.failure), *where)
             batch.failure = [result.failure.promise, str(path)]
         hunt.append(batch)
         if on_batch is not None:
@@ -219,16 +222,3 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
         "seconds": round(sum(b.seconds for b in hunt.batches), 1),
     }
-
-
-def write_summary(hunt: Hunt, path: Path) -> None:
-    """Write :func:`summary` to a file.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(summary(hunt), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        msg = f"--json {str(path)!r}: {error.strerror}."
-        raise UsageError(msg) from None

@@ -111,7 +111,9 @@ class Runner:
                     cluster.look()
                     break
             else:
-                if program.settles and not cluster.has_found:
+                # Without a graceful shutdown, only a settle shows what the last step led to.
+                settles = program.settles or not prediction.graceful
+                if settles and not cluster.has_found:
                     cluster.settle_to(
                         _pad(prediction.counters, size, Counters()),
                         _pad(prediction.retried, size, 0),

@@ -76,6 +76,8 @@ class Scope:
         self.handles: dict[str, HandleInfo] = {}
         self.futures: dict[str, int] = {}
         self.contexts: set[str] = set()
+        #: Those of them whose id a step gives, so that it can be asked for.
+        self.ids: set[str] = set()
         self.taken: set[str] = set()
         self.gone: set[str] = set()
         self.waited: set[str] = set()
@@ -87,6 +89,7 @@ class Scope:
         other.handles = dict(self.handles)
         other.futures = dict(self.futures)
         other.contexts = set(self.contexts)
+        other.ids = set(self.ids)
         other.taken = set(self.taken)
         other.gone = set(self.gone)
         other.waited = set(self.waited)
@@ -224,6 +227,12 @@ class Scope:
                 if step.context not in self.contexts:
                     msg = f"there is no context {step.context!r} before this step; make it first."
                     raise UsageError(msg)
+                if step.context not in self.ids:
+                    msg = (
+                        f"the context {step.context!r} is an optimizer's, which gives no id; use "
+                        f"that of a Context."
+                    )
+                    raise UsageError(msg)
             case Chain():
                 _check_sizes(step.left, step.right, len(step.right))
             case Pause():
@@ -286,6 +295,7 @@ class Scope:
             )
             raise UsageError(msg)
         self._new_context(step.name)
+        self.ids.add(step.name)
 
     def _optimize(self, step: Optimize) -> None:
         for rank in step.owners:

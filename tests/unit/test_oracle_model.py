@@ -13,18 +13,28 @@ from rpcprops.outcomes import Counters
 from rpcprops.programs import (
     Bump,
     Call,
+    Chain,
     Context,
+    Count,
     Drop,
     Fetch,
     Flavour,
+    Leaf,
+    Local,
+    Module,
     Nest,
+    Optimize,
     Own,
+    Parallel,
+    Pause,
     Program,
     Refused,
     Remote,
     Settle,
     Share,
     Step,
+    Through,
+    Wait,
 )
 
 ACCEPT = MessageType.RREF_CHILD_ACCEPT
@@ -184,6 +194,168 @@ def test_a_bump_lends_its_handle_to_the_owner() -> None:
         [],
     ]
     assert [seen.steps[1].value, seen.steps[3].value] == [[4.0], [5.0]]
+
+
+def test_the_first_call_through_a_handle_asks_for_the_type() -> None:
+    """The question carries the handle, and so does each call: the owner accepts every one.
+
+    Rank 0: create, question, two calls. Rank 1: three accepts.
+    """
+    seen = predicted(Remote(0, 1, "a"), Through(0, "a"), Through(0, "a", "async", 5.0))
+    assert sends(seen) == [[REMOTE, CALL, CALL, CALL], [ACCEPT] * 3, []]
+    assert [step.value for step in seen.steps] == [None, [4.0], [8.0]]
+
+
+def test_a_remote_through_a_handle_makes_another() -> None:
+    """After the question for the type, the call is a creation whose value the same owner has."""
+    seen = predicted(
+        Remote(0, 1, "a"), Through(0, "a", "remote", out="b"), Settle(), Fetch(0, "b"), Drop(0, "b")
+    )
+    assert sends(seen) == [[REMOTE, CALL, REMOTE, FETCH, DELETE], [ACCEPT] * 2, []]
+    assert seen.steps[2].counters == (NOTHING, Counters(owners=2, forks=2), NOTHING)
+    assert seen.steps[3].value == [4.0]
+
+
+def test_an_owner_asks_nobody_for_the_type() -> None:
+    """At the owner a call through a handle is a call to itself, without forks and accepts."""
+    seen = predicted(Own(1, "a", (2.0, 3.0)), Through(1, "a"), Through(1, "a", "remote", out="b"))
+    assert sends(seen) == [[], [CALL, REMOTE], []]
+    assert seen.steps[1].value == [3.0, 4.0]
+
+
+def test_each_handle_asks_for_the_type_itself() -> None:
+    """What one handle knows, another handle of the same value does not, even at the same rank."""
+    seen = predicted(Remote(0, 1, "a"), Share(0, "a", 0, "b"), Through(0, "a"), Through(0, "b"))
+    assert sends(seen)[0].count(CALL) == 1 + 2 + 2
+
+
+def test_a_chain_is_a_call_of_each_link() -> None:
+    """The caller calls `to`, which calls `then`; both run once."""
+    seen = predicted(Chain(0, 1, 2, (1.0, 2.0), (10.0, 20.0)))
+    assert sends(seen) == [[CALL], [CALL], []]
+    assert [dict(calls) for calls in seen.calls] == [{}, {"step0": 1}, {"step0/then": 1}]
+    assert seen.steps[0].value == [11.0, 22.0]
+
+
+def test_a_module_lives_for_one_call() -> None:
+    """It is created, called with its handle among the arguments, and deleted."""
+    seen = predicted(Module(0, 1, (1.0, 2.0)))
+    assert sends(seen) == [[REMOTE, CALL, DELETE], [ACCEPT], []]
+    assert seen.steps[0].value == [3.0, 5.0]
+    assert seen.counters == (NOTHING,) * 3
+
+
+@pytest.mark.parametrize("owners", [(1,), (2, 1)])
+def test_an_optimizer_asks_every_owner(owners: tuple[int, ...]) -> None:
+    """For each owner a creation, a question, a fetch, two deletes and a cleanup.
+
+    Each owner accepts its parameter for the optimizer, and its optimizer for the step, and cleans
+    up. The parameter and the optimizer are both gone at the end.
+    """
+    seen = predicted(Optimize(0, "x", owners, (2.0, 4.0)))
+    times = len(owners)
+    once = {REMOTE: times, CALL: times, FETCH: times, CLEANUP: times}
+    assert Counter(sends(seen)[0]) == {**once, DELETE: 2 * times}
+    for owner in owners:
+        assert Counter(sends(seen)[owner]) == {ACCEPT: 2, CLEANUP: 1}
+    assert seen.steps[0].value == [[1.0, 2.0]] * times
+    assert seen.counters == (NOTHING,) * 3
+    assert [dict(seen.calls[owner]) for owner in owners] == [{"step0": 1}] * times
+
+
+def test_an_optimizer_of_ones_own_parameter() -> None:
+    """What the caller owns itself needs neither fetch nor delete, and is cleaned up like the rest.
+
+    One creation and one question to itself, and a cleanup to itself.
+    """
+    assert Counter(sends(predicted(Optimize(0, "x", (0,))))[0]) == {REMOTE: 1, CALL: 1, CLEANUP: 1}
+
+
+def test_a_counter_counts_every_call_of_its_rank() -> None:
+    """Each rank has a counter of its own, whoever calls."""
+    seen = predicted(Count(0, 1), Count(2, 1), Count(0, 0), Count(1, 1))
+    assert sends(seen) == [[CALL, CALL], [CALL], [CALL]]
+    assert [step.value for step in seen.steps] == [1, 2, 1, 3]
+
+
+def test_a_future_gives_its_value_when_it_is_waited_for() -> None:
+    """The call is sent and runs at once; the value is the wait's."""
+    seen = predicted(Call(0, 1, wait="later", out="f"), Call(0, 2, (5.0,)), Wait(0, "f"))
+    assert sends(seen) == [[CALL, CALL], [], []]
+    assert [step.value for step in seen.steps] == [None, [7.0], [3.0]]
+    assert [dict(calls) for calls in seen.calls] == [{}, {"step0": 1}, {"step1": 1}]
+
+
+def test_what_stays_in_a_rank_sends_nothing() -> None:
+    """A pause, and a look at one's own value, are nobody else's business."""
+    seen = predicted(Own(0, "a", (7.0,)), Pause(0, 5.0), Local(0, "a"), Pause(2))
+    assert sends(seen) == [[], [], []]
+    assert seen.steps[2].value == [7.0]
+
+
+@pytest.mark.parametrize("flavour", ["python", "script"])
+def test_a_function_that_raises_sends_what_one_that_does_not_sends(flavour: Flavour) -> None:
+    """The answer is an error instead of a value; a Python function has run all the same."""
+    seen = predicted(Call(0, 1, flavour=flavour, raises=True))
+    assert sends(seen) == sends(predicted(Call(0, 1, flavour=flavour)))
+    assert [step.error for step in seen.steps] == ["remote"]
+    assert dict(seen.calls[1]) == ({"step0": 1} if flavour == "python" else {})
+
+
+def test_a_value_that_was_never_made_raises_wherever_it_is_used() -> None:
+    """The creation itself shows nothing; a fetch, a call with it and a call through it do."""
+    seen = predicted(
+        Remote(0, 1, "a", raises=True),
+        Fetch(0, "a"),
+        Call(0, 1, right="a"),
+        Share(0, "a", 1, "o"),
+        Local(1, "o"),
+        Through(0, "a"),
+        Remote(0, 2, "b", right="a"),
+        Fetch(0, "b"),
+        Drop(0, "a"),
+    )
+    errors = [step.error for step in seen.steps]
+    assert errors == ["", "remote", "remote", "", "remote", "remote", "", "remote", ""]
+
+
+def test_retained_gradients_add_up() -> None:
+    """A second backward pass adds the same gradient again, and sends nothing that can fail."""
+    once, twice = predicted(Context(0, "x", (1,))), predicted(Context(0, "x", (1,), retain=True))
+    assert twice.steps[0].value["gradient"] == [2 * x for x in once.steps[0].value["gradient"]]
+    assert sends(once) == sends(twice)
+
+
+def test_a_backward_that_breaks_gives_the_loss_and_no_gradient() -> None:
+    """The context ends and is cleaned up as ever."""
+    whole, broken = predicted(Context(0, "x", (1, 2))), predicted(Context(0, "x", (1, 2), breaks=2))
+    assert broken.steps[0].value == {"loss": 70.0, "broke": True}
+    assert sends(broken) == sends(whole)
+    assert broken.hazards == frozenset()
+
+
+@pytest.mark.parametrize("path", [(1, 0), (1, 2, 1)])
+def test_a_backward_that_breaks_and_comes_by_a_rank_twice_is_a_known_finding(
+    path: tuple[int, ...],
+) -> None:
+    """torch then forgets who waits; the program is marked, and its prediction is the promise."""
+    seen = predicted(Context(0, "x", path, breaks=1))
+    assert seen.hazards == {"failed-backward-revisits-rank"}
+    assert seen.counters == (NOTHING,) * 3
+    assert predicted(Context(0, "x", path)).hazards == frozenset()
+
+
+def test_branches_send_what_their_steps_send_one_after_the_other() -> None:
+    """At once or in turn: values, messages, counters and calls by number are the same."""
+    branches: tuple[tuple[Leaf, ...], ...] = (
+        (Remote(0, 1, "a"), Fetch(0, "a"), Share(0, "a", 2, "b")),
+        (Call(1, 2), Count(1, 0)),
+        (Context(2, "x", (0,)), Own(2, "c")),
+    )
+    at_once = predicted(Parallel(branches))
+    assert at_once == predicted(*branches[0], *branches[1], *branches[2])
+    assert len(at_once.steps) == 7
+    assert dict(at_once.calls[0]) == {"step4": 1, "step5": 1}
 
 
 def test_a_fork_request_and_its_delete_share_one_budget() -> None:

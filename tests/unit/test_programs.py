@@ -18,17 +18,29 @@ from rpcprops.programs import (
     STEP_TYPES,
     Bump,
     Call,
+    Chain,
     Context,
+    Count,
     Drop,
     Fetch,
+    HandleInfo,
+    Leaf,
+    Local,
+    Module,
     Nest,
+    Optimize,
     Own,
+    Parallel,
+    Pause,
     Program,
     Refused,
     Remote,
+    Scope,
     Settle,
     Share,
     Step,
+    Through,
+    Wait,
     check_world_size,
 )
 from rpcprops.properties import _programs as shipped
@@ -73,6 +85,7 @@ def shipped_programs() -> list[Program]:
 SHIPPED = shipped_programs()
 HANDLE = Remote(0, 1, "a")
 TYPED = Remote(0, 1, "a", flavour="builtin")
+OTHER = (Own(2, "c"), Drop(2, "c"))
 
 
 def refusal(*steps: Step, world_size: int = 2) -> str:
@@ -105,6 +118,19 @@ def refusal(*steps: Step, world_size: int = 2) -> str:
         ("at", Share(9, "a", 1, "b")),
         ("to", Share(0, "a", 9, "b")),
         ("at", Refused(9, "x")),
+        ("at", Local(9, "a")),
+        ("at", Wait(9, "f")),
+        ("at", Count(9, 1)),
+        ("to", Count(0, 9)),
+        ("at", Chain(9, 1, 0)),
+        ("to", Chain(0, 9, 1)),
+        ("then", Chain(0, 1, 9)),
+        ("at", Through(9, "a")),
+        ("at", Module(9, 1)),
+        ("to", Module(0, 9)),
+        ("at", Optimize(9, "x", (1,))),
+        ("owners", Optimize(0, "x", (1, 9))),
+        ("at", Pause(9)),
     ],
 )
 def test_a_rank_outside_the_world_is_refused(name: str, step: Step) -> None:
@@ -127,6 +153,8 @@ def test_what_is_no_rank_is_refused(rank: Any) -> None:
         Share(0, "z", 1, "b"),
         Call(0, 1, right="z"),
         Remote(0, 1, "b", right="z"),
+        Local(0, "z"),
+        Through(0, "z"),
     ],
 )
 def test_an_unknown_handle_is_refused(step: Step) -> None:
@@ -143,6 +171,8 @@ def test_an_unknown_handle_is_refused(step: Step) -> None:
         Share(0, "a", 1, "b"),
         Call(0, 1, right="a"),
         Remote(0, 1, "b", right="a"),
+        Local(0, "a"),
+        Through(0, "a"),
     ],
 )
 def test_a_dropped_handle_is_refused(step: Step) -> None:
@@ -160,6 +190,8 @@ def test_a_dropped_handle_is_refused(step: Step) -> None:
         Share(1, "a", 0, "b"),
         Call(1, 0, right="a"),
         Remote(1, 0, "b", right="a"),
+        Local(1, "a"),
+        Through(1, "a"),
     ],
 )
 def test_a_handle_of_another_rank_is_refused(step: Step) -> None:
@@ -169,7 +201,14 @@ def test_a_handle_of_another_rank_is_refused(step: Step) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [Remote(0, 1, "a"), Own(1, "a"), Share(0, "a", 1, "a"), Nest(0, 1, 0, "a")],
+    [
+        Remote(0, 1, "a"),
+        Own(1, "a"),
+        Share(0, "a", 1, "a"),
+        Nest(0, 1, 0, "a"),
+        Through(0, "a", "remote", out="a"),
+        Call(0, 1, wait="later", out="a"),
+    ],
 )
 def test_a_handle_name_is_used_once(step: Step) -> None:
     """Every step that makes a handle needs a new name for it."""
@@ -222,9 +261,11 @@ def test_a_handle_of_known_type_can_be_bumped(before: tuple[Step, ...]) -> None:
     assert Program(2, (*before, Bump(0, "a"))).steps[-1] == Bump(0, "a")
 
 
-def test_a_context_name_is_used_once() -> None:
-    """Two contexts cannot share a name, wherever they are."""
-    message = refusal(Context(0, "x"), Context(1, "x"))
+@pytest.mark.parametrize("step", [Context(1, "x"), Optimize(1, "x", (0,))])
+@pytest.mark.parametrize("first", [Context(0, "x"), Optimize(0, "x", (1,))])
+def test_a_context_name_is_used_once(first: Step, step: Step) -> None:
+    """Two contexts cannot share a name, wherever they are, an optimizer's context among them."""
+    message = refusal(first, step)
     assert message == "the context name 'x' is taken; names are used once."
 
 
@@ -373,3 +414,222 @@ def test_every_step_has_a_name_of_its_own() -> None:
     for name, step in STEP_TYPES.items():
         assert step.op == name
         assert step.__doc__
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            (HANDLE, Local(0, "a")),
+            "handle 'a' is owned by rank 1; only its owner has the local value. Use Fetch here.",
+        ),
+        (
+            (Call(0, 1, wait="later"),),
+            "wait='later' and out='': wait='later' needs a name, others none.",
+        ),
+        (
+            (Call(0, 1, out="f"),),
+            "wait='sync' and out='f': wait='later' needs a name, others none.",
+        ),
+        ((Wait(0, "f"),), "there is no future 'f' before this step; make it first."),
+        (
+            (Call(0, 1, wait="later", out="f"), Wait(1, "f")),
+            "the future 'f' is at rank 0, not 1.",
+        ),
+        (
+            (Call(0, 1, wait="later", out="f"), Wait(0, "f"), Wait(0, "f")),
+            "the future 'f' was waited for before; wait once.",
+        ),
+        (
+            (HANDLE, Through(0, "a", "remote")),
+            "how='remote' and out='': how='remote' needs a name, others none.",
+        ),
+        (
+            (HANDLE, Through(0, "a", out="b")),
+            "how='sync' and out='b': how='remote' needs a name, others none.",
+        ),
+        (
+            (HANDLE, Through(0, "a", "remote", out="b", timeout=1.0)),
+            "a timeout of how='remote' is not modelled; use how='sync' or 'async'.",
+        ),
+        (
+            (HANDLE, Share(0, "a", 1, "b", timeout=9.0), Local(1, "b")),
+            "handle 'b' was shared under a timeout; put a Settle before its first use.",
+        ),
+        (
+            (Context(0, "x", (1,), backward=False, retain=True),),
+            "retain=True runs backward twice, so it needs backward=True.",
+        ),
+        (
+            (Context(0, "x", (1,), breaks=0),),
+            "breaks=0 must be a rank of path=(1,), with backward=True.",
+        ),
+        (
+            (Context(0, "x", (1,), breaks=1, backward=False),),
+            "breaks=1 must be a rank of path=(1,), with backward=True.",
+        ),
+        ((Optimize(0, "x", ()),), "owners=() must be ranks, at least one, each once."),
+        ((Optimize(0, "x", (1, 1)),), "owners=(1, 1) must be ranks, at least one, each once."),
+        (
+            (Optimize(0, "x", (1,)), Refused(0, "x")),
+            "the context 'x' is an optimizer's, which gives no id; use that of a Context.",
+        ),
+        ((Pause(0, -1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
+        ((Pause(0, math.inf),), "seconds=inf must lie in 0 to 3600 (virtual)."),
+        (
+            (Chain(0, 1, 0, (1.0,), (1.0, 2.0)),),
+            "left=(1.0,) and right=(1.0, 2.0) hold 1 and 2 numbers; give both the same length.",
+        ),
+        (
+            (Remote(0, 1, "a", flavour="script", raises=True),),
+            "raises=True needs flavour 'python', not 'script'.",
+        ),
+        (
+            (Call(0, 1, flavour="builtin", raises=True),),
+            "raises=True needs flavour 'python' or 'script', not 'builtin'.",
+        ),
+    ],
+)
+def test_what_cannot_follow_is_refused(steps: tuple[Step, ...], message: str) -> None:
+    """Each rule of the scope says what is wrong and what would be right."""
+    assert refusal(*steps) == message
+
+
+def branched(*branches: tuple[Leaf, ...], before: tuple[Step, ...] = ()) -> str:
+    """The message with which branches are refused after some steps, in a world of three."""
+    return refusal(*before, Parallel(branches), world_size=3)
+
+
+@pytest.mark.parametrize("step", [Settle(), Refused(0, "x"), Parallel(((Own(0, "z"),),))])
+def test_some_steps_cannot_stand_in_a_branch(step: Any) -> None:
+    """A settle is every rank's, a refusal needs one before it, and branches do not nest."""
+    message = branched((step,), (Own(1, "b"),), before=(Context(0, "x"),))
+    assert message == f"{type(step).__name__} cannot stand in a branch of Parallel."
+
+
+def test_a_branch_is_at_one_rank_and_has_it_for_itself() -> None:
+    """Steps of two ranks in one branch, and two branches at one rank, are both refused."""
+    strays = (Own(0, "a"), Own(1, "b"))
+    assert branched(strays) == f"{strays[1]!r} is at rank 1 in a branch of rank 0; one rank each."
+    twice = branched((Own(0, "a"),), (Own(0, "b"),))
+    assert twice == "two branches of Parallel are at rank 0; give each a rank of its own."
+    assert branched(()) == "a branch of Parallel is empty; give it steps, or leave it out."
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((Bump(0, "a"),), (Fetch(2, "b"),)),  # a change that another reads
+        ((Bump(0, "a"),), (Bump(2, "b"),)),
+        ((Bump(0, "a"),), (Through(2, "b"),)),
+        ((Bump(0, "a"),), (Share(2, "b", 1, "c"),)),
+        ((Bump(0, "a"),), (Drop(2, "b"),)),
+        # Fetches at one rank have one payload, so whose are lost would depend on who is first.
+        ((Call(0, 1, right="a"),), (Call(2, 1, right="b"),)),
+        ((Remote(0, 1, "c", right="a"),), (Call(2, 1, right="b"),)),
+    ],
+)
+def test_branches_do_not_meet_at_a_value(one: tuple[Leaf, ...], other: tuple[Leaf, ...]) -> None:
+    """What one branch changes, or a function fetches for it, the others leave alone."""
+    before = (TYPED, Share(0, "a", 2, "b"), Settle())
+    expected = "two branches of Parallel meet at one RRef; use it in one of them only."
+    assert branched(one, other, before=before) == expected
+    assert branched(other, one, before=before) == expected
+
+
+def test_branches_do_not_meet_at_a_counter() -> None:
+    """Two branches that count at one rank would not know whose count is whose."""
+    message = branched((Count(0, 1),), (Count(2, 1),))
+    assert message == "two branches of Parallel count at one rank; count in one of them only."
+
+
+def test_branches_know_only_what_was_there_before_them() -> None:
+    """What one makes, another cannot use, whatever order they are written in."""
+    assert branched((Remote(0, 1, "a"), Share(0, "a", 1, "b")), (Fetch(1, "b"),)) == (
+        "there is no handle 'b' before this step; make it first."
+    )
+
+
+def test_branches_may_read_one_value_and_use_what_they_make() -> None:
+    """Reads do not disturb each other, and a branch goes on with its own handles and futures."""
+    branches: tuple[tuple[Leaf, ...], ...] = (
+        (Fetch(0, "a"), Remote(0, 1, "c", flavour="builtin"), Bump(0, "c"), Count(0, 1)),
+        (Fetch(2, "b"), Call(2, 0, wait="later", out="f"), Wait(2, "f"), Count(2, 0)),
+        (Nest(1, 0, 2, "n", flavour="script"), Bump(1, "n"), Context(1, "x", (0,))),
+    )
+    program = Program(3, (TYPED, Share(0, "a", 2, "b"), Settle(), Parallel(branches)))
+    assert len(program.leaves) == 3 + sum(map(len, branches))
+
+
+def test_a_scope_that_refuses_is_as_it_was() -> None:
+    """Nothing of a step that cannot follow stays, and asking whether one fits adds nothing."""
+    scope = Scope(3)
+    scope.add(TYPED)
+    before = (dict(scope.handles), set(scope.taken))
+    refused: list[Step] = [
+        Parallel(((Own(0, "b"),), (Fetch(2, "b"),))),
+        Call(0, 9, wait="later", out="f"),
+        Fetch(2, "a"),
+    ]
+    for step in refused:
+        assert not scope.fits(step)
+        assert not scope.accepts(step)
+        with pytest.raises(UsageError):
+            scope.add(step)
+    assert scope.fits(Own(0, "b"))
+    assert (dict(scope.handles), set(scope.taken)) == before
+    assert scope.accepts(Own(0, "b"))
+
+
+def test_a_scope_says_what_a_handle_is() -> None:
+    """Home, owner, type and size of each, and which are of one value."""
+    scope = Scope(3)
+    for step in (TYPED, Share(0, "a", 2, "b", timeout=9.0), Own(0, "c", (1.0, 2.0))):
+        scope.add(step)
+    assert scope.handles == {
+        "a": HandleInfo(0, 0, 1, typed=True, size=1),
+        "b": HandleInfo(2, 0, 1, typed=True, size=1, late=True),
+        "c": HandleInfo(0, 1, 0, typed=True, size=2),
+    }
+    scope.add(Settle())
+    assert not scope.handles["b"].late
+
+
+@pytest.mark.parametrize(
+    ("index", "left"),
+    [
+        (0, OTHER),  # the handle, and all that was done with it
+        (1, (HANDLE, Drop(0, "a"), *OTHER)),
+        (2, (HANDLE, Share(0, "a", 1, "b"), Drop(0, "a"), *OTHER)),
+        (3, (HANDLE, Share(0, "a", 1, "b"), Fetch(1, "b"), *OTHER)),
+        (4, (HANDLE, Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a"))),
+        (9, (HANDLE, Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a"), *OTHER)),
+    ],
+)
+def test_a_program_without_a_step_is_without_what_needs_it(
+    index: int, left: tuple[Step, ...]
+) -> None:
+    """The rest stays in order, with its name and its end; an index beyond takes nothing out."""
+    steps = (HANDLE, Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a"), *OTHER)
+    program = Program(3, steps, "n", settles=False)
+    assert program.without(index) == Program(3, left, "n", settles=False)
+
+
+def test_a_program_without_a_leaf_of_a_branch() -> None:
+    """Leaves of branches count; a branch without any goes, and so do branches without any."""
+    one: tuple[Leaf, ...] = (Own(0, "a"), Fetch(0, "a"))
+    other: tuple[Leaf, ...] = (Own(1, "b"),)
+    program = Program(2, (Parallel((one, other)), Own(0, "z"), Fetch(0, "z")))
+    rest = (Own(0, "z"), Fetch(0, "z"))
+    assert program.without(0) == Program(2, (Parallel((other,)), *rest))
+    assert program.without(1) == Program(2, (Parallel((one[:1], other)), *rest))
+    assert program.without(2) == Program(2, (Parallel((one,)), *rest))
+    assert program.without(3) == Program(2, (Parallel((one, other)),))
+    assert Program(2, (Parallel((other,)), *rest)).without(0) == Program(2, rest)
+
+
+@pytest.mark.parametrize("program", SHIPPED, ids=lambda p: p.name)
+def test_every_step_can_be_taken_out(program: Program) -> None:
+    """Whatever is taken out, what is left is a valid program, and shorter."""
+    for index in range(len(program.leaves)):
+        assert len(program.without(index).leaves) < len(program.leaves)

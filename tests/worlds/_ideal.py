@@ -29,7 +29,7 @@ TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (200 ms
 #: An error of each class, as a rank raises it.
 ERRORS: dict[ErrorClass, RaisedError] = {
     "timeout": TIMEOUT,
-    "injected": RaisedError("RuntimeError", "Send attempt failed intentionally for the message"),
+    "injected": RaisedError("RuntimeError", "RPCErr:2:Send attempt failed intentionally for "),
     "remote": RaisedError("RuntimeError", "On WorkerInfo(id=1, name=worker1):\nstep0"),
     "creation": RaisedError(
         "RuntimeError", "RRef creation via rpc.remote() timed out, and it is possible that the RRef"

@@ -83,8 +83,9 @@ TRAINING = Program(
         Optimize(0, "x", (1, 2), (2.0, 4.0)),
         Module(2, 2),
         Optimize(1, "y", (1,)),
+        Context(2, "z", (1,)),
         Settle(),
-        Refused(1, "x"),
+        Refused(1, "z"),
     ),
     "training",
 )

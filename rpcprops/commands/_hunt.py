@@ -1,0 +1,93 @@
+"""``rpcprops hunt``: drawn programs under drawn faults, as many as are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rpcprops.commands._shared import HOLDS, VIOLATED, Clock, out, progress_bar, running, write_json
+
+if TYPE_CHECKING:
+    from rpcprops.hunt import Batch, Hunt
+    from rpcprops.properties import Observation
+
+
+def hunt(
+    *,
+    examples: Annotated[
+        int,
+        typer.Option(
+            "--examples", "-n", min=1, help="Different examples that the file is to have."
+        ),
+    ] = 10_000,
+    file: Annotated[
+        Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
+    ] = Path(".rpcprops") / "hunt.jsonl",
+    batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 200,
+    clock: Clock = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
+    ] = None,
+) -> None:
+    """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
+
+    Both transports in turn. What was run is kept in a file, so a hunt that is interrupted goes on
+    where it was. What a known finding explains (docs/findings.md) is counted and passed over.
+    """
+    from rpcprops.hunt import Hunt, go_on, summary
+
+    known = Hunt.read(file)
+    with running(clock) as runner:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        if known.batches:
+            out.print(f"{known.examples} examples are known from {file}")
+        try:
+            with progress_bar() as progress:
+                task = progress.add_task("hunt", total=examples, note="")
+                progress.update(task, completed=known.examples)
+
+                def on_example(so_far: Batch, _: Observation) -> None:
+                    note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
+                    progress.update(task, completed=known.examples + len(so_far.cases), note=note)
+
+                def on_batch(done: Batch) -> None:
+                    if done.failure:
+                        promise, path = done.failure
+                        progress.console.print(f"[bold red]violated[/bold red]  {promise}")
+                        progress.console.print(f"    replay   rpcprops replay {escape(path)}")
+                    for line in done.unconfirmed:
+                        progress.console.print(f"[yellow]unconfirmed[/yellow] {escape(line)}")
+
+                go_on(
+                    known,
+                    runner,
+                    examples=examples,
+                    batch_size=batch,
+                    on_example=on_example,
+                    on_batch=on_batch,
+                )
+        finally:
+            if json_file is not None:
+                write_json(json_file, summary(known))
+            out.print(_table(known))
+    raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _table(hunt: Hunt) -> Table:
+    from rpcprops.hunt import summary
+
+    data = summary(hunt)
+    table = Table(title=f"hunt, {hunt.path}", title_justify="left", show_header=False)
+    table.add_row("examples", str(data["examples"]))
+    for name, count in data["examples_by_property"].items():
+        table.add_row(f"  {name}", str(count))
+    table.add_row("faults fired", str(data["faults_fired"]))
+    for name, count in data["known_findings_met"].items():
+        table.add_row(f"known: {name}", str(count))
+    table.add_row("unexplained failures", str(len(data["failures"])))
+    table.add_row("unconfirmed", str(len(data["unconfirmed"])))
+    return table
