@@ -180,6 +180,10 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
     if artefact.underway or not found:
         msg = "the artefact shows no failure (it was only under way); replay it first."
         raise UsageError(msg)
+    count = len(artefact.program.leaves)
+    if found[0].step is not None and not 0 <= found[0].step < count:
+        msg = f"the artefact is damaged: its failure is at step {found[0].step} of {count}."
+        raise UsageError(msg)
     return artefact.program, found[0]
 
 

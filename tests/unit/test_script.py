@@ -232,6 +232,7 @@ def test_nothing_of_an_artefact_becomes_code(kind: str, words: str) -> None:
         (artefact("FaultsDiffer"), "FaultsDiffer is a matter of rpcprops's own model"),
         (artefact("RRefLeak", kind="pytest", program=None), "which is code already"),
         (artefact("", underway=True), "shows no failure"),
+        (artefact("RRefLeak", step=7), "damaged: its failure is at step 7 of 3"),
         (
             artefact("RRefLeak", plans=(FaultPlan(FaultTable(["RREF_USER_DELETE"], 5)),)),
             "",
