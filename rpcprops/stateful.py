@@ -32,8 +32,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
-from rpcprops.cluster._client import ClockChoice, Transport
 from rpcprops.cluster._finder import TRAINING
+from rpcprops.cluster._spec import ClockChoice, Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import account, fired_by_type, is_expected, judge, predict, rungs
