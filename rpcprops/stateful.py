@@ -44,7 +44,7 @@ from rpcprops.properties._engine import broken_promise
 from rpcprops.report._artefact import Artefact, write
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._checks import shown
-from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer
+from rpcprops.strategies._steps import FIRST_KINDS, KINDS, PARALLEL, StepDrawer
 
 #: What a violation of the world says about itself, whatever the program has done so far.
 _ALWAYS = ("RankDied", "RankHung")
@@ -86,6 +86,12 @@ class ClusterMachine(RuleBasedStateMachine):
             if kind not in known:
                 msg = f"{shown('kinds', given)} names {kind!r}, which is no step; use {known}."
                 raise UsageError(msg)
+        if given is not None and not set(given) & set(FIRST_KINDS):
+            msg = (
+                f"{shown('kinds', given)} must name a step that can come first; add one of "
+                f"{', '.join(FIRST_KINDS)}."
+            )
+            raise UsageError(msg)
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +139,9 @@ class ClusterMachine(RuleBasedStateMachine):
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
-        self._drawer = StepDrawer(_no_draw, self.world_size, plan=self._plan)
+        # In their own order, whatever that of `kinds` is: it may be a set.
+        kinds = [kind for kind in (*KINDS, PARALLEL) if self._asks_for(kind)]
+        self._drawer = StepDrawer(_no_draw, self.world_size, kinds=kinds, plan=self._plan)
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
             world_size=self.world_size,

@@ -92,10 +92,10 @@ def test_only_the_kinds_that_were_asked_for_run() -> None:
 
         def teardown(self) -> None:
             super().teardown()
-            ran.extend(step.op for step in self.program.steps)
+            ran.extend(step.op for step in (*self.program.steps, *self.program.leaves))
 
     run(Few, examples=6)
-    assert {"remote", "settle"} <= set(ran)
+    assert set(ran) == {"remote", "parallel", "settle"}
 
 
 def test_a_rule_that_keeps_an_rref_is_found() -> None:
@@ -185,6 +185,8 @@ def test_a_machine_that_is_set_up_wrongly_is_refused() -> None:
         type("Wrong", (ClusterMachine,), {"kinds": ["remotes"]})
     with pytest.raises(UsageError, match="must be a collection"):
         type("Wrong", (ClusterMachine,), {"kinds": "remote"})
+    with pytest.raises(UsageError, match="can come first"):
+        type("Wrong", (ClusterMachine,), {"kinds": ["drop"]})
     wide = type("Wide", (ClusterMachine,), {"faults": FaultPlan(by_rank={5: FaultTable()})})
     with pytest.raises(UsageError, match="rank 5"):
         run(wide, examples=1)
