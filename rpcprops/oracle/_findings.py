@@ -125,6 +125,22 @@ FINDINGS: Mapping[str, Finding] = {
         ),
         shows_as=frozenset({"ContextLeak", "CallLeak"}),
     ),
+    "early-owner-fork": Finding(
+        promise="RankHung",
+        versions=("2.13",),
+        why=(
+            "An owner can be sent its own RRef before the message that creates its value arrives. "
+            "If it sends that on to itself, deleting the fork that it made for the message leaves "
+            "none, so it forgets the RRef. The creation then makes another, and who holds the "
+            "first waits for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::delForkOfOwner erases from "
+            "owners_ an RRef that has no other fork yet"
+        ),
+        shows_as=frozenset({"RankHung", "RRefLeak", "CallLeak", "UnexpectedError"}),
+        sometimes=True,
+    ),
     "readable-injected-error": Finding(
         promise="UnclearError",
         versions=("2.13",),

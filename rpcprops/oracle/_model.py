@@ -189,6 +189,7 @@ class _RRef:
     Attributes:
         forks: the users' forks that the owner knows, also those that nobody will ever delete.
         error: how using the value fails: "remote" where the function that makes it raised.
+        made: whether its creation has reached the owner for certain.
     """
 
     owner: int
@@ -196,6 +197,7 @@ class _RRef:
     typed: bool
     forks: set[str] = field(default_factory=set)
     error: ErrorClass = ""
+    made: bool = True
 
 
 @dataclass(slots=True)
@@ -249,6 +251,8 @@ class Model:
         if isinstance(step, Settle):
             for handle in self.handles.values():
                 handle.timed_out = False
+            for rref in self.rrefs:
+                rref.made = True
             predicted = StepPrediction(counters=self.counters(), failures=self.retried())
         else:
             try:
@@ -348,6 +352,8 @@ class Model:
         """A call with a handle among its arguments, or none; what `to` receives for it."""
         if handle is not None and handle.broken:
             raise _Raises(error=handle.broken)
+        if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
+            self.hazards.add("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
             if not message.endswith("_REMOTE_CALL"):
@@ -414,6 +420,7 @@ class Model:
         self.forks += 1
         fork = f"fork{self.forks}"
         rref.forks.add(fork)
+        rref.made = False
         return self._new_user(_Handle(rref, at, fork))
 
     def _remote(
@@ -453,6 +460,7 @@ class Model:
             if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
                 self.hazards.add("readable-injected-error")
                 raise _Raises(error="injected")
+        rref.made = True
         if rref.error:
             raise _Raises(error=rref.error)
         return list(rref.value)
@@ -594,14 +602,19 @@ class Model:
 
     def _fetch(self, step: Fetch) -> StepPrediction:
         handle = self._handle(step.handle)
-        value = self._value(handle, step.at)
         if step.at == handle.rref.owner:
-            return StepPrediction(value)
+            return StepPrediction(self._value(handle, step.at))
         typed = handle.rref.typed
         message = (
             MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
         )
         late, slack = self._timed(step.at, message, step.timeout)
+        try:
+            value = self._value(handle, step.at)
+        except _Raises as raised:
+            if late and raised.error == "remote":
+                raise _Raises(late, slack) from None
+            raise
         return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _ask(self, call: str, step: Call) -> StepPrediction:

@@ -76,6 +76,7 @@ class Scope:
         self.handles: dict[str, HandleInfo] = {}
         self.futures: dict[str, int] = {}
         self.contexts: set[str] = set()
+        self.settled: set[str] = set()
         #: Those of them whose id a step gives, so that it can be asked for.
         self.ids: set[str] = set()
         self.taken: set[str] = set()
@@ -227,6 +228,9 @@ class Scope:
                 if step.context not in self.contexts:
                     msg = f"there is no context {step.context!r} before this step; make it first."
                     raise UsageError(msg)
+                if step.context not in self.settled:
+                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
+                    raise UsageError(msg)
                 if step.context not in self.ids:
                     msg = (
                         f"the context {step.context!r} is an optimizer's, which gives no id; use "
@@ -240,6 +244,7 @@ class Scope:
                     msg = f"seconds={step.seconds!r} must lie in 0 to {MAX_DELAY:g} (virtual)."
                     raise UsageError(msg)
             case Settle():
+                self.settled |= self.contexts
                 for name, handle in self.handles.items():
                     self.handles[name] = replace(handle, late=False)
             case Count() | Module():

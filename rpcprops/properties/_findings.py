@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hypothesis import strategies as st
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS
-from rpcprops.programs import Context, Drop, Fetch, Program, Remote, Settle, Share, Step, Through
+from rpcprops.programs import (
+    Context,
+    Drop,
+    Fetch,
+    Nest,
+    Program,
+    Remote,
+    Settle,
+    Share,
+    Step,
+    Through,
+)
 from rpcprops.properties import _programs
 from rpcprops.properties._base import Case, Property
 
@@ -22,9 +33,18 @@ def _case(world_size: int, *steps: Step, plan: FaultPlan | None = None) -> Case:
     return Case(Program(world_size, steps), plan or FaultPlan())
 
 
-def _late_creation(delay: float) -> Case:
-    table = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": delay})
+def _late_creation(number: int) -> Case:
+    table = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0 + number / 1000})
     return _case(2, Remote(0, 1, "a", timeout=0.5), Drop(0, "a"), plan=_at(0, table))
+
+
+def _early_fork(number: int) -> Case:
+    return _case(
+        2,
+        Nest(0, 1, 0, "a", left=(float(number),), flavour="script"),
+        Share(0, "a", 0, "b"),
+        Fetch(0, "a"),
+    )
 
 
 #: What torch promises, and the smallest case in which it does not keep it.
@@ -55,7 +75,7 @@ _CASES: dict[str, tuple[str, Case]] = {
     ),
     "timed-out-remote-dropped": (
         "An RRef whose creation timed out is deleted at its owner once its user has dropped it.",
-        _late_creation(1.0),
+        _late_creation(0),
     ),
     "timed-out-type-query": (
         "A call through an RRef after one that timed out is made anew.",
@@ -71,6 +91,10 @@ _CASES: dict[str, tuple[str, Case]] = {
         "A backward pass that fails ends on every rank.",
         _case(2, Context(0, "x", (1, 0), nested=True, breaks=0)),
     ),
+    "early-owner-fork": (
+        "An owner that is sent its own RRef may send it on to itself, whenever its value comes.",
+        _early_fork(1),
+    ),
     "readable-injected-error": (
         "A call whose message is lost raises an error that says so.",
         _case(
@@ -83,21 +107,28 @@ _CASES: dict[str, tuple[str, Case]] = {
 }
 
 
-def _cases(case: Case, *, sometimes: bool) -> st.SearchStrategy[Case]:
-    if not sometimes:
-        return st.just(case)
-    # Runs are remembered by what is run, so that trying again takes another case.
-    return st.integers(0, 999).map(lambda more: _late_creation(1.0 + more / 1000))
+#: Those that only some runs show. Runs are remembered by what is run, so trying again takes
+#: another case: the same but for a number.
+_SOMETIMES: dict[str, Callable[[int], Case]] = {
+    "timed-out-remote-dropped": _late_creation,
+    "early-owner-fork": _early_fork,
+}
+
+
+def _cases(name: str) -> st.SearchStrategy[Case]:
+    if name in _SOMETIMES:
+        return st.integers(0, 999).map(_SOMETIMES[name])
+    return st.just(_CASES[name][1])
 
 
 def finding_properties() -> Iterator[Property]:
     """A property for each known finding; its cases are its smallest one."""
     for name, finding in FINDINGS.items():
-        promise, case = _CASES[name]
+        promise, _ = _CASES[name]
         yield Property(
             name,
             promise,
-            functools.partial(_cases, case, sometimes=finding.sometimes),
+            functools.partial(_cases, name),
             needs_faults=False,
             with_findings=True,
             known=finding,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.faults import MessageType
 from rpcprops.oracle import fired, predict
-from rpcprops.programs import Settle
+from rpcprops.oracle._worlds import OWNER_WAITS
+from rpcprops.programs import Pause, Settle
 from rpcprops.properties._base import Case, Observation
 
 #: Of the passing cases that may be taken, one in so many is.
@@ -42,9 +43,13 @@ def real_waits(case: Case) -> float:
         MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ in failing for failing in prediction.failures()
     ):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
+    waits += sum(leaf.seconds for leaf in program.leaves if isinstance(leaf, Pause))
     if not program.settles:
         # The handles that are left are dropped by shutdown, in all ranks at once.
         waits += max(table.retry_seconds(MessageType.RREF_USER_DELETE) for table in tables)
+    if prediction.graceful and (prediction.leaking or prediction.hurried):
+        # Users wait for accepts that never come, and owners for deletes.
+        waits += 2 * OWNER_WAITS
     # Shutdown gathers by Python calls: each rank to the first, which then tells every other.
     calls = [table.delaying.get(MessageType.PYTHON_CALL, 0) / 1000 for table in tables]
     return waits + max(calls[1:], default=0.0) + calls[0] * (size - 1)
