@@ -586,6 +586,8 @@ class _Channel:
     late_seconds: float = 0.0
     stack: str = ""
     shutdown_error: RaisedError | None = None
+    #: Whether this rank did not answer the last look in time.
+    silent: bool = False
 
     @property
     def lost(self) -> bool:
@@ -601,6 +603,7 @@ class _Channel:
         return self.reader.closed and number not in self.answers
 
     def note_look(self, seen: dict[str, Any]) -> None:
+        self.silent = False
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
@@ -934,7 +937,8 @@ class Cluster:
 
     def look(self) -> None:
         """Take in what each rank holds, for the outcome; who cannot answer is found."""
-        self._look()
+        with self._phase("run", self.deadlines.look) as phase:
+            self._look(phase)
 
     def settle_to(
         self, expect: Sequence[Counters] | None, failures: Sequence[int] | None = None
@@ -1048,7 +1052,11 @@ class Cluster:
                 patience = self.deadlines.stalled + getattr(step, "seconds", 0.0) / self.rate
                 if time.monotonic() - since > patience or phase.left() <= 0:
                     complaint = f"step {index}, {step!r}, does not end"
-                    self._hung(phase, [self._channel_of(step)], complaint)
+                    silent = [c for c in self._channels if c.silent]
+                    if silent:
+                        # Whoever waits for these is not the one that hangs.
+                        complaint = f"does not answer the control channel; {complaint}"
+                    self._hung(phase, silent or [self._channel_of(step)], complaint)
                     break
         done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
         return sorted(done, key=lambda outcome: outcome.index)
@@ -1200,6 +1208,8 @@ class Cluster:
                 self._hung(phase, missing, complaint)
                 return None
             if until is not None and time.monotonic() > until:
+                for channel in missing:
+                    channel.silent = True
                 return None
             self._pump(min(phase.left(), 0.5))
 

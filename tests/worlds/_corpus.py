@@ -69,18 +69,17 @@ def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T
     return found
 
 
-def drawn(number: int, *, min_steps: int = 1) -> Iterator[World]:
-    """So many different worlds, half within the retry budget, half under plans of every kind."""
-    within = programs_under_faults(max_world_size=4, min_steps=min_steps)
-    beyond = programs_under_faults(max_world_size=4, min_steps=min_steps, tables=WIDE_TABLES)
-    for strategy, wanted in ((within, number // 2), (beyond, number - number // 2)):
-        found: dict[tuple[Program, FaultPlan], None] = {}
-        start = 0
-        while len(found) < wanted:
-            found |= dict.fromkeys(draws(strategy, 100, start))
-            start += 1
-        for program, plan in itertools.islice(found, wanted):
-            yield World.of(program, plan)
+def drawn(
+    number: int, *, min_steps: int = 1, tables: st.SearchStrategy[FaultTable] | None = None
+) -> list[World]:
+    """So many different worlds, within the retry budget unless `tables` say otherwise."""
+    strategy = programs_under_faults(max_world_size=4, min_steps=min_steps, tables=tables)
+    found: dict[tuple[Program, FaultPlan], None] = {}
+    for start in itertools.count():
+        if len(found) >= number:
+            break
+        found |= dict.fromkeys(draws(strategy, 100, start))
+    return [World.of(*pair) for pair in itertools.islice(found, number)]
 
 
 @functools.cache
@@ -88,7 +87,9 @@ def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
     written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND]
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
-    return (*worlds, *drawn(300, min_steps=4), *_aimed())
+    worlds += drawn(150, min_steps=4)
+    worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
+    return (*worlds, *_aimed())
 
 
 def _aimed() -> Iterator[World]:

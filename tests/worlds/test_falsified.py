@@ -1,4 +1,4 @@
-"""Falsified worlds: every seeded defect is reported as what it is, where it is, and nothing else."""
+"""Falsified worlds: every seeded defect is reported as what it is, where it is, and as no more."""
 
 from __future__ import annotations
 
