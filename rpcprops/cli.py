@@ -84,7 +84,9 @@ def check(
         describe_logs,
         describe_plan,
         describe_program,
+        describe_violations,
         failure_lines,
+        replay_line,
     )
 
     if list_only:
@@ -136,12 +138,18 @@ def check(
                     progress.console.print(_verdict_line(result))
                     if result.failure is not None:
                         path = write(artefact_of(result.failure))
-                        for line in failure_lines(result.failure, path):
+                        lines = (
+                            [
+                                *describe_violations(result.failure.violations),
+                                f"replay   {replay_line(path)}",
+                            ]
+                            if result.verdict == "known"
+                            else failure_lines(result.failure, path)
+                        )
+                        for line in lines:
                             progress.console.print(f"    {escape(line)}")
                     if result.verdict == "known" and prop.known is not None:
-                        progress.console.print(
-                            f"    [cyan]known[/cyan]    {escape(prop.known.why)}"
-                        )
+                        progress.console.print(f"    because  {escape(prop.known.why)}")
                         progress.console.print(f"    source   {escape(prop.known.source)}")
                     if result.reason:
                         progress.console.print(f"    reason   {escape(result.reason)}")

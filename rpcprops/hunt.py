@@ -20,6 +20,7 @@ from rpcprops.errors import UsageError
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
 from rpcprops.report._artefact import versions, write
 from rpcprops.report._text import artefact_of
+from rpcprops.report._underway import watched
 from rpcprops.runner import Runner
 
 #: What is hunted in, batch by batch, in turn.
@@ -38,7 +39,7 @@ class Batch:
         explained: examples that broke a promise as a known finding does, by its name.
         verdict: of the examination, as for ``rpcprops check``.
         failure: the promise that an unexplained failure broke, and its artefact.
-        unconfirmed: failures that real time did not show again.
+        unconfirmed: failures that real time did not show again, with their artefacts.
     """
 
     property: str
@@ -176,21 +177,27 @@ def go_on(
             if on_example is not None:
                 on_example(batch, observation)
 
-        result = examine(
-            PROPERTIES[name],
-            runner,
-            max_examples=batch_size,
-            seed=seed,
-            on_example=seen,
-            transport=transport,
-        )
+        with watched(server) as underway:
+            underway.begin(name)
+            result = examine(
+                PROPERTIES[name],
+                runner,
+                max_examples=batch_size,
+                seed=seed,
+                on_example=seen,
+                transport=transport,
+            )
         batch.verdict = result.verdict
         batch.faults_fired = result.faults_fired
         batch.fired_by_type = dict(result.fired_by_type)
-        batch.unconfirmed = list(result.unconfirmed)
+        where = [artefacts] if artefacts else []
+        batch.unconfirmed = [
+            f"{line} ({write(artefact_of(failure), *where)})"
+            for line, failure in zip(result.unconfirmed, result.doubtful, strict=False)
+        ]
         batch.seconds = round(result.seconds, 2)
         if result.failure is not None:
-            path = write(artefact_of(result.failure), *([artefacts] if artefacts else []))
+            path = write(artefact_of(result.failure), *where)
             batch.failure = [result.failure.promise, str(path)]
         hunt.append(batch)
         if on_batch is not None:

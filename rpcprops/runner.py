@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rpcprops.cluster import ClusterServer
-from rpcprops.cluster._client import ClockChoice, Transport
 from rpcprops.cluster._finder import TRAINING
+from rpcprops.cluster._spec import ClockChoice, Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import is_expected, predict
@@ -112,7 +112,9 @@ class Runner:
                         cluster.look()
                     break
             else:
-                if program.settles and not cluster.has_found:
+                # Without a graceful shutdown, only a settle shows what the last step led to.
+                settles = program.settles or not prediction.graceful
+                if settles and not cluster.has_found:
                     cluster.settle_to(
                         _pad(prediction.counters, size, Counters()),
                         _pad(prediction.retried, size, 0),

@@ -217,6 +217,7 @@ class StepDrawer:
         off: kinds that this program goes without, where it can.
         plan: prefers steps whose messages it can strike, and gives timeouts that are clearly
             longer or clearly shorter than its delays. None: any plan may come.
+        settles: whether a settle follows the last step.
 
     Attributes:
         steps: what was drawn so far. Those of a parallel step come once it has ended.
@@ -231,6 +232,7 @@ class StepDrawer:
         kinds: Sequence[str] = (*KINDS, PARALLEL),
         off: Iterable[str] = (),
         plan: FaultPlan | None = None,
+        settles: bool = True,
     ) -> None:
         self.draw: Draw = draw
         self.ranks = tuple(range(world_size))
@@ -251,6 +253,13 @@ class StepDrawer:
         self._turn = 0
         self._made: dict[str, int] = {}  # names, and the turn in which each was given
         self._plan = plan or FaultPlan()
+        self._settles = settles
+        # Handles whose creation timed out, until a settle; and the ranks that have had one.
+        self._uncreated: set[str] = set()
+        self._failed_at: set[int] = set()
+        # Handles at their owner, which perhaps has not made the value yet. When such a one is sent
+        # on and that fork is deleted first, torch forgets the value, and the handle never has it.
+        self._unmade: set[str] = set()
         self._targets = tuple(
             (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
         )
@@ -290,10 +299,30 @@ class StepDrawer:
             self._take(step)
         return step is not None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a parallel step is under way, which the next steps belong to."""
-        return self._block is not None
+    def add_parallel(self) -> None:
+        """Draw the next steps, to run at once where they are at several ranks."""
+        self.start_parallel()
+        while self._block is not None:
+            self.add(must=True)
+
+    def may(self, kind: str) -> bool:
+        """Whether a step of that kind can come next."""
+        match kind:
+            case Fetch.op | Drop.op:
+                return bool(self._handles())
+            case Share.op | Through.op:
+                return bool(self._sendable())
+            case Local.op:
+                return bool(self._handles(_is_own))
+            case Bump.op:
+                return bool(self._bumpable())
+            case Wait.op:
+                return bool(self.scope.futures)
+            case Refused.op:
+                return any(self._ended.values())
+            case Parallel.op:
+                return self._may_branch(_MOST_AT_ONCE)
+        return True
 
     def close(self) -> None:
         """End a parallel step that is under way with what it has."""
@@ -313,6 +342,8 @@ class StepDrawer:
         block.before.add(step)
         self.scope = block.before
         self._ended = {new.get(name, name): settled for name, settled in self._ended.items()}
+        self._uncreated = {new.get(name, name) for name in self._uncreated}
+        self._unmade = {new.get(name, name) for name in self._unmade}
         self._made = {new.get(name, name): turn for name, turn in self._made.items()}
         self.steps.append(step)
 
@@ -409,6 +440,15 @@ class StepDrawer:
                 self._made[name] = self._turn
         if isinstance(step, Settle):
             self._ended = dict.fromkeys(self._ended, True)
+            self._uncreated.clear()
+            self._unmade.clear()
+        elif isinstance(step, Fetch | Local):
+            self._unmade.discard(step.handle)
+        elif isinstance(step, Share | Nest):
+            arrived = self.scope.handles[step.out]
+            source = step.at if isinstance(step, Share) else step.via
+            if arrived.home == arrived.owner != source:
+                self._unmade.add(step.out)
         if isinstance(step, Context):
             self._ended[step.name] = False
         if self._block is not None and not self._block.left:
@@ -435,6 +475,10 @@ class StepDrawer:
         self._names.contexts += 1
         return f"x{self._names.contexts - 1}"
 
+    def _sendable(self, fits: Callable[[HandleInfo], bool] | None = None) -> list[str]:
+        """The handles that a message may carry now."""
+        return [name for name in self._handles(fits) if name not in self._unmade]
+
     def _handles(self, fits: Callable[[HandleInfo], bool] | None = None) -> list[str]:
         """The handles that may be used now."""
         block = self._block
@@ -442,13 +486,14 @@ class StepDrawer:
             name
             for name, handle in self.scope.handles.items()
             if not handle.late
+            and name not in self._uncreated
             and (fits is None or fits(handle))
             and (block is None or block.is_seen(name, handle))
         ]
 
     def _fetched_at_target(self, at: int) -> list[str]:
         block = self._block
-        return self._handles(
+        return self._sendable(
             lambda h: h.home == at and (block is None or block.fetcher.get(h.rref, at) == at)
         )
 
@@ -483,8 +528,18 @@ class StepDrawer:
         left, right = self._arguments(at, flavour)
         python = flavour == "python"
         message = MessageType.PYTHON_REMOTE_CALL if python else MessageType.SCRIPT_REMOTE_CALL
-        timeout = self._timeout(at, message, late=False)
-        return Remote(at, target, self._handle(), left, right, timeout=timeout, **form)
+        timeout = self._timeout(at, message, late=self._may_time_out(at))
+        out = self._handle()
+        if timeout is not None and timeout < self._in_time:
+            self._uncreated.add(out)
+            self._failed_at.add(at)
+        return Remote(at, target, out, left, right, timeout=timeout, **form)
+
+    def _may_time_out(self, at: int) -> bool:
+        """Whether a creation may time out: once at a rank, for torch mistakes the second one."""
+        failing = self._plan.table(at).failing
+        remote = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
+        return self._settles and at not in self._failed_at and not set(remote) & set(failing)
 
     def _own(self) -> Own:
         return Own(self._rank(), self._handle(), self.pick(_OWNED))
@@ -522,7 +577,7 @@ class StepDrawer:
         return Fetch(handle.home, name, timeout)
 
     def _share(self, names: Sequence[str] = (), to: int | None = None) -> Share | None:
-        names = names or self._handles()
+        names = names or self._sendable()
         if not names:
             return None
         name = self._recall(names)
@@ -540,7 +595,7 @@ class StepDrawer:
         return Drop(self.scope.handles[name].home, name, self.pick(("del", "scope")))
 
     def _local(self) -> Local | None:
-        names = self._handles(lambda h: h.home == h.owner)
+        names = self._handles(_is_own)
         if not names:
             return None
         name = self._recall(names)
@@ -549,19 +604,19 @@ class StepDrawer:
     def _settle(self) -> Settle:
         return Settle()
 
-    def _through(self, names: Sequence[str] = (), how: str = "") -> Through | None:
-        names = names or self._handles()
+    def _through(self) -> Through | None:
+        names = self._sendable()
         if not names:
             return None
         name = self._recall(names)
-        form: Any = how or self.pick(("sync", "async", "remote"))
+        form: Any = self.pick(("sync", "async", "remote"))
         addend = self.pick(_ADDENDS)
         out = self._handle() if form == "remote" else ""
         return Through(self.scope.handles[name].home, name, form, addend, out)
 
     def _bumpable(self, fits: Callable[[HandleInfo], bool] | None = None) -> list[str]:
         users = self._block.users if self._block else {}
-        return self._handles(
+        return self._sendable(
             lambda h: h.typed and users.get(h.rref, set()) <= {h.home} and (not fits or fits(h))
         )
 
@@ -619,9 +674,10 @@ class StepDrawer:
         path += self._hops(path[-1] if path else at, length)
         form = {**self.pick(_WALKS), **self.pick(_ENDS)}
         value = self.pick(_TENSORS)
-        backward = form.get("backward", True)
-        # Mostly nobody breaks.
-        breaks = self.pick((*(None,) * (1 + 3 * len(path)), *(path if backward else ())))
+        # Mostly nobody breaks; and where a rank is passed twice, torch may then crash.
+        once = len({at, *path}) > len(path)
+        able = path if once and form.get("backward", True) else []
+        breaks = self.pick((*(None,) * (1 + 3 * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
         return Context(at, self._context_name(), tuple(path), value, **form)
@@ -679,7 +735,7 @@ class StepDrawer:
         make = (Remote.op, lambda: self._remote(at=rank, to=others))
         match message:
             case MessageType.PYTHON_CALL:
-                here = self._handles(lambda h: h.home == rank)
+                here = self._sendable(lambda h: h.home == rank)
                 return [
                     (Call.op, lambda: self._call(at=rank, flavours=flavours)),
                     *([(Share.op, lambda: self._share(here))] if here else []),
@@ -742,6 +798,10 @@ class StepDrawer:
     def _is_third(self, rank: int) -> Callable[[int], bool]:
         via = self._others[rank][0]
         return lambda to: to not in (rank, via)
+
+
+def _is_own(handle: HandleInfo) -> bool:
+    return handle.home == handle.owner
 
 
 def _armed(plan: FaultPlan, rank: int) -> list[MessageType]:

@@ -197,18 +197,19 @@ def _program_drawer(
             raise UsageError(msg)
     if branches:
         drawn = (*drawn, PARALLEL)
-    ends = {None: (True, True, True, False), True: (True,), False: (False,)}[settles]  # type: ignore[index]
+    ends = (True, True, True, False) if settles is None else (bool(settles),)
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         off = draw(below(2 ** len(drawn)))
+        settled = ends[draw(below(len(ends)))]
         steps = StepDrawer(
             draw,
             world_size,
             kinds=drawn,
             off=[kind for bit, kind in enumerate(drawn) if off >> bit & 1],
             plan=plan,
+            settles=settled,
         )
-        settled = steps.pick(ends)
         # Last, so that whatever follows it is steps, of which Hypothesis then tries to keep others
         # than the first ones.
         size = least + draw(below(1 + most - least))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rpcprops.cluster._finder import ModuleMap
 from rpcprops.faults import FaultPlan
+
+Transport = Literal["tcp", "shm"]
+Leaks = Literal["raise", "allow"]
+ClockChoice = Literal["auto", "real"] | float
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``rpcprops hunt``: drawn programs under drawn faults, as many as are asked for, over many runs."""
+"""``rpcprops hunt``: drawn programs under drawn faults, as many as are asked for."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
         by_type = Counter({m: n for m, n in settled.items() if m.is_retryable})
         by_type.update(leaving)
         expected = sum(by_type.values())
-        if rank.rank in prediction.waiting:
+        if rank.rank in prediction.hurried:
             # Its last deletes are cut short.
             expected = min(expected, rank.failed_sends)
         if rank.failed_sends != expected:

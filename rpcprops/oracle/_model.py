@@ -115,8 +115,8 @@ class Prediction:
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
             have drained them was lost.
-        waiting: ranks that wait in shutdown for a child to be accepted, 100 virtual seconds, and
-            then delete what they hold without seeing it through.
+        hurried: ranks that may leave before their last deletes are through: they wait for a child
+            to be accepted first, 100 virtual seconds, or the owner has nothing to be deleted.
         perhaps_leaking: ranks that may report one: such deletes come as late as their
             owners give up.
         keeping: ranks that must say that they could not release a context somewhere.
@@ -133,7 +133,7 @@ class Prediction:
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
     leaking: frozenset[int] = frozenset()
-    waiting: frozenset[int] = frozenset()
+    hurried: frozenset[int] = frozenset()
     perhaps_leaking: frozenset[int] = frozenset()
     keeping: frozenset[int] = frozenset()
     hazards: frozenset[str] = frozenset()
@@ -279,7 +279,7 @@ class Model:
             last,
             graceful,
             frozenset(leaking),
-            frozenset(waiting),
+            frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
             frozenset(self.keeping),
             frozenset(self.hazards),
@@ -350,7 +350,8 @@ class Model:
             raise _Raises(error=handle.broken)
         fork = self._prepare(handle, at) if handle else ""
         if not self._send(at, message, payload):
-            if message is MessageType.SCRIPT_CALL:
+            if not message.endswith("_REMOTE_CALL"):
+                # Whether the payload can be read depends on its bytes, down to its length.
                 self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)

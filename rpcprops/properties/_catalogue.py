@@ -169,7 +169,7 @@ _ALL = (
             # Creations are lost less often: the second in a process meets a known finding, which
             # takes seconds to show.
             st.one_of(
-                *[fault_tables(messages=_NOT_CREATING, max_fail_sends=2)] * 3,
+                *[fault_tables(messages=_NOT_CREATING, max_fail_sends=2)] * 9,
                 fault_tables(messages=tuple(MessageType), max_fail_sends=2),
             )
         ),

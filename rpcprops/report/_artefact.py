@@ -23,7 +23,7 @@ from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
-from rpcprops.programs import Program
+from rpcprops.programs import Program, check_world_size
 
 FORMAT = 1
 _MAGIC = "rpcprops failure"
@@ -118,7 +118,7 @@ def to_data(artefact: Artefact) -> dict[str, Any]:
         "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
         "rootdir": artefact.rootdir,
         "versions": artefact.versions or versions(),
-        "world_sizes": list(artefact.sizes),
+        "world_sizes": list(artefact.world_sizes),
         "underway": artefact.underway,
         "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
     }
@@ -224,6 +224,8 @@ def _convert(data: dict[str, Any]) -> Artefact:
     if artefact.kind not in ("program", "reinit", "pytest"):
         msg = f"unknown kind {artefact.kind!r}"
         raise UsageError(msg)
+    for size in artefact.sizes:
+        check_world_size(size)
     if artefact.kind == "pytest":
         # It becomes an argument of pytest's.
         if artefact.subject.startswith("-") or "::" not in artefact.subject:

@@ -32,12 +32,13 @@ from rpcprops.report._script_steps import StepWriter
 MARK = "# Made by rpcprops replay."
 
 #: What a script says it looks for, by the kind that its checks raise.
-Kind = Literal["value", "error", "no error", "calls", "held", "shutdown", "died", "hung"]
+Kind = Literal["value", "error", "no error", "unclear", "calls", "held", "shutdown", "died", "hung"]
 _KINDS: dict[str, Kind] = {
     "WrongValue": "value",
     "WrongGradient": "value",
     "UnexpectedError": "error",
     "MissingError": "no error",
+    "UnclearError": "unclear",
     "NotRunOnce": "calls",
     "OwnerGone": "held",
     "RRefLeak": "held",
@@ -49,13 +50,23 @@ _KINDS: dict[str, Kind] = {
 }
 _WORDS: dict[Kind, str] = {
     "value": "a step gives a wrong value",
-    "error": "a step raises, and must not",
+    "error": "a step raises, and must not, or raises something else",
     "no error": "a step does not raise, and must",
+    "unclear": "what a step raises cannot be read",
     "calls": "a call runs another number of times than it must",
     "held": "a rank does not come to hold what it must, and nothing else",
     "shutdown": "rpc.shutdown() raises, or its process does not leave with exit code 0",
     "died": "a rank dies before its time",
     "hung": "something does not end in time",
+}
+
+#: What the error of a step that must raise says, as a regular expression.
+_ERRORS = {
+    "timeout": "RPC ran for more than|[Tt]imed? ?out",
+    "injected": "Send attempt failed intentionally",
+    "remote": "on WorkerInfo|raised on purpose",
+    "creation": "RRef creation via rpc.remote",
+    "missing": "KeyError",
 }
 
 #: torch's names of what our counters count.
@@ -72,7 +83,7 @@ _TORCH_NAMES = {
 }
 
 #: Modules of the standard library that a script may use.
-_MODULES = ("collections", "gc", "itertools", "multiprocessing", "tempfile", "time")
+_MODULES = ("collections", "gc", "itertools", "multiprocessing", "re", "tempfile", "time")
 
 #: Real seconds: what a busy machine may add to anything; processes import torch in the first.
 _START_SECONDS = 180
@@ -169,6 +180,10 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
     if artefact.underway or not found:
         msg = "the artefact shows no failure (it was only under way); replay it first."
         raise UsageError(msg)
+    count = len(artefact.program.leaves)
+    if found[0].step is not None and not 0 <= found[0].step < count:
+        msg = f"the artefact is damaged: its failure is at step {found[0].step} of {count}."
+        raise UsageError(msg)
     return artefact.program, found[0]
 
 
@@ -179,8 +194,8 @@ class _Writer:
         self.program, self.violation = refuse(artefact)
         self.size = artefact.sizes[0]
         self.prediction: Prediction = predict(self.program, plan)
-        self.kind = self._kind()
         self.leaves = self.program.leaves
+        self.kind: Kind = self._kind()
         tables = [plan.table(rank) for rank in range(self.size)]
         # Calls that may fail must differ, since the agent counts failures by their bytes.
         differ = any(not m.is_retryable for table in tables for m in table.failing)
@@ -201,11 +216,14 @@ class _Writer:
             msg = f"{promise} is a matter of rpcprops's own model; torch alone cannot show it."
             raise UsageError(msg)
         kind = _KINDS[promise]
+        step = self.violation.step
+        if step is not None and isinstance(self.leaves[step], Refused):
+            return "value"
         at_shutdown = "shut down" in self.violation.message or not self.program.settles
-        if promise == "ContextLeak" and at_shutdown and self.violation.step is None:
+        if promise == "ContextLeak" and at_shutdown and step is None:
             msg = "at shutdown only a line in the log shows a kept context; a script cannot."
             raise UsageError(msg)
-        if kind == "held" and at_shutdown and self.violation.step is None:
+        if kind == "held" and at_shutdown and step is None:
             return "shutdown"
         return kind
 
@@ -217,8 +235,7 @@ class _Writer:
     @property
     def settles_at_end(self) -> bool:
         """Whether what ranks hold after the last step is looked at."""
-        before = self.kind in ("held", "calls", "died", "hung", "shutdown")
-        return self.program.settles and self.violation.step is None and before
+        return self.program.settles and self.violation.step is None
 
     @property
     def shuts_down(self) -> bool:
@@ -324,11 +341,19 @@ class _Writer:
             if self.violation.promise == "CallLeak":
                 counted = list(_TORCH_NAMES.values())
             quoted = [f'    "{name}",' for name in counted]
+            lines += [
+                "# What is held must stay so for so many seconds: nothing is on its way any more.",
+                f"STEADY = {self._longest_delay() + 0.3:g}",
+            ]
             lines += ["", "# What of torch's debug information is looked at.", "COUNTED = ["]
             lines += [*quoted, "]"]
         if self.counts:
             lines += ["# How often each call ran in a rank.", "ran = collections.Counter()"]
         return "\n".join(lines)
+
+    def _longest_delay(self) -> float:
+        tables = [self.plan.table(rank) for rank in range(self.size)]
+        return max(delay for t in tables for delay in (0.0, *t.messages_to_delay.values()))
 
     @property
     def _has_contexts(self) -> bool:
@@ -374,7 +399,7 @@ class _Writer:
         if expected.error == "unknown":
             words.append("raises=None")
         elif expected.error:
-            words.append("raises=True")
+            words.append(f'raises="{_ERRORS[expected.error]}"')
         elif expected.value is not None:
             value = {"refused": expected.value["refused"]} if isinstance(leaf, Refused) else None
             words.append(f"gives={value or expected.value!r}".replace("'", '"'))
@@ -392,11 +417,18 @@ class _Writer:
             "contexts": self._has_contexts,
             "calls": self.counts,
             "shutdown": self.shuts_down,
-            "leaking": self.shuts_down and bool(self.prediction.leaking),
+            "leaking": self.shuts_down and bool(self._may_leak),
             "agent": self.violation.promise == "CallLeak",
+            "raises": any(step.error not in ("", "unknown") for step in self.prediction.steps),
+            "decodes": any(step.error == "injected" for step in self.prediction.steps),
+            "unclear": self.kind == "unclear",
             "floats": any(isinstance(leaf, Context) for leaf in self.leaves),
             "together": any(isinstance(step, Parallel) for step in self.program.steps),
         }
+
+    @property
+    def _may_leak(self) -> frozenset[int]:
+        return self.prediction.leaking | self.prediction.perhaps_leaking
 
     def _driver(self) -> list[str]:
         """What runs the steps, with the checks that are needed."""
@@ -409,8 +441,9 @@ class _Writer:
             broken += ["", "# How often each call must run, by rank.", *lines]
         if flags["leaking"]:
             broken += [
-                "# Ranks whose shutdown must report a leak.",
+                "# Ranks whose shutdown must report a leak, and those where it may.",
                 f"LEAKING = {sorted(self.prediction.leaking)!r}",
+                f"MAY_LEAK = {sorted(self._may_leak)!r}",
             ]
         return ["\n".join(broken), *(_kept(part, flags) for part in _DRIVER)]
 
@@ -468,11 +501,11 @@ STEPS = []
 
 def step(rank, gives=None, raises=False, together=0):  #?together
 def step(rank, gives=None, raises=False):  #?not together
-    """A step at `rank`: what it gives, and whether it raises (None: it may).  #?together
+    """A step at `rank`: what it gives, or what it raises (None: it may).  #?together
   #?together
     Those of one number in `together` run at once; of those, one rank's in their order.  #?together
     """  #?together
-    """A step at `rank`: what it gives, and whether it raises (None: it may)."""  #?not together
+    """A step at `rank`: what it gives, or what it raises (None: it may)."""  #?not together
 
     def add_step(function):
         it = {"rank": rank, "run": function, "gives": gives, "raises": raises}
@@ -551,6 +584,9 @@ _DRIVER = (
                     os._exit(0)  #?shutdown
             except BaseException as raised:
                 error = f"{type(raised).__name__}: {raised}"
+                if isinstance(raised, UnicodeDecodeError):  #?decodes
+                    # torch put the bytes of a message into the text of its error.  #?decodes
+                    error += raised.object.decode(errors="backslashreplace")  #?decodes
                 # Its frames hold RRefs, which would stay alive.
                 traceback.clear_frames(raised.__traceback__)
             pipe.send((value, error, contexts))  #?contexts
@@ -632,23 +668,30 @@ _DRIVER = (
             for rank in RANKS:
                 rank.must_live(f"while {name} raised {error}")
             raise Found("error", f"{name} raised {error}")
-        if not error and step["raises"]:
-            raise Found("no error", f"{name} gave {value}, and had to raise")
+        if not error and step["raises"]:  #?raises
+            raise Found("no error", f"{name} gave {value}, and had to raise")  #?raises
+        if error and step["raises"] and not re.search(step["raises"], error):  #?raises
+            raise Found("error", f"{name} raised {error}, not {step['raises']}")  #?raises
+        if error and error.startswith("UnicodeDecodeError"):  #?unclear
+            raise Found("unclear", f"{name} raised {error}")  #?unclear
         if not error and step["gives"] is not None and not same(value, step["gives"]):  #?floats
         if not error and step["gives"] is not None and value != step["gives"]:  #?not floats
             raise Found("value", f"{name} gave {value}, and had to give {step['gives']}")
 
 
     def wait_until(wanted):  #?settle
-        """Wait until every rank holds what it must."""  #?settle
-        deadline = time.monotonic() + PATIENCE  #?settle
+        """Wait until every rank holds what it must, and goes on to."""  #?settle
+        began = steady = time.monotonic()  #?settle
         while True:  #?settle
             for rank in RANKS:  #?settle
                 rank.tell("held")  #?settle
             seen = [rank.answer(PATIENCE, "a look at its counters")[0] for rank in RANKS]  #?settle
-            if all(seen[rank] == wanted.get(rank, {}) for rank in range(WORLD_SIZE)):  #?settle
+            now = time.monotonic()  #?settle
+            if any(seen[rank] != wanted.get(rank, {}) for rank in range(WORLD_SIZE)):  #?settle
+                steady = now  #?settle
+            elif now - steady > STEADY:  #?settle
                 return  #?settle
-            if time.monotonic() > deadline:  #?settle
+            if now - began > PATIENCE:  #?settle
                 raise Found("held", f"ranks hold {seen}, and must hold {wanted}")  #?settle
             time.sleep(0.1)  #?settle
       #?settle
@@ -692,7 +735,7 @@ _DRIVER = (
             _, error, *_ = rank.answer(SHUTDOWN_SECONDS, "rpc.shutdown()")  #?shutdown
             if number in LEAKING and not error:  #?leaking
                 raise Found("no error", f"{rank.name} had to report a leak at shutdown")  #?leaking
-            if number in LEAKING and "Leak" in error:  #?leaking
+            if number in MAY_LEAK and error and "Leak" in error:  #?leaking
                 continue  #?leaking
             if error:  #?shutdown
                 raise Found("shutdown", f"rpc.shutdown() of {rank.name} raised {error}")  #?shutdown

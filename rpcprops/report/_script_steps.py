@@ -366,9 +366,10 @@ class StepWriter:
                 rref, addend = f"handles[{_quoted(leaf.handle)}]", _number(leaf.addend)
                 if leaf.how == "remote":
                     return [f"handles[{_quoted(leaf.out)}] = {rref}.remote().add({addend})"]
+                timeout = _timed(leaf).removeprefix(", ")
                 if leaf.how == "async":
-                    return [f"return {rref}.rpc_async().add({addend}).wait().tolist()"]
-                return [f"return {rref}.rpc_sync().add({addend}).tolist()"]
+                    return [f"return {rref}.rpc_async({timeout}).add({addend}).wait().tolist()"]
+                return [f"return {rref}.rpc_sync({timeout}).add({addend}).tolist()"]
             case Bump():
                 function = self.need("bump")
                 return [
@@ -491,7 +492,7 @@ def _number(value: float) -> str:
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
-def _timed(leaf: Remote | Share | Fetch | Call) -> str:
+def _timed(leaf: Remote | Share | Fetch | Call | Through) -> str:
     return "" if leaf.timeout is None else f", timeout={leaf.timeout!r}"
 
 

@@ -26,3 +26,21 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "injected faults fired" in ran.stdout
     assert "vacuous" not in ran.stdout
+
+
+def test_the_program_runs(tmp_path: Path) -> None:
+    """The README's program holds under its plan, as a script of a user's."""
+    (code,) = re.findall(
+        r"```python\n(from rpcprops import FaultPlan.*?)```", README.read_text(), re.DOTALL
+    )
+    script = tmp_path / "program.py"
+    script.write_text(code)
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

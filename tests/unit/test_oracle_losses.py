@@ -212,7 +212,7 @@ def test_a_user_keeps_a_handle_whose_child_is_lost() -> None:
     seen = predicted(plan, *steps)
     assert DELETE not in [send.message for send in seen.sends]
     assert seen.steps[3].counters == seen.counters == (NOTHING, ONE, NOTHING)
-    assert seen.waiting == {0}
+    assert seen.hurried == {0}
     assert [send.message for send in seen.last_sends] == [DELETE]
     assert not seen.leaking
     assert seen.perhaps_leaking == {1}
@@ -333,7 +333,7 @@ def test_an_accept_that_is_given_up_keeps_the_parent() -> None:
     seen = predicted(losing(ACCEPT, 6, 2), *SHARED)
     assert [send.message for send in seen.sends if send.rank == 0] == [REMOTE, CALL]
     assert seen.counters == (NOTHING, ONE, NOTHING)
-    assert seen.waiting == {0}
+    assert seen.hurried == {0}
     assert seen.perhaps_leaking == {1}
 
 

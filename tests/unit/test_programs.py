@@ -633,3 +633,12 @@ def test_every_step_can_be_taken_out(program: Program) -> None:
     """Whatever is taken out, what is left is a valid program, and shorter."""
     for index in range(len(program.leaves)):
         assert len(program.without(index).leaves) < len(program.leaves)
+
+
+def test_branches_that_each_change_what_they_made_do_not_meet() -> None:
+    """An RRef that a branch makes is its own, however the others count theirs."""
+    branches = tuple(
+        (Own(rank, f"h{rank}"), Bump(rank, f"h{rank}"), Fetch(rank, f"h{rank}"))
+        for rank in range(3)
+    )
+    assert len(Program(3, (Parallel(branches),)).leaves) == 9

@@ -1,0 +1,143 @@
+"""One rank as the test process sees it, and one phase of a cluster under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rpcprops.cluster import _wire
+from rpcprops.cluster._logs import RankLog
+from rpcprops.outcomes import (
+    Counters,
+    PhaseName,
+    PhaseOutcome,
+    PhaseVerdict,
+    RaisedError,
+    RankOutcome,
+)
+
+if TYPE_CHECKING:
+    from rpcprops.cluster._cluster import Cluster
+
+_NOTED_LINES = 30
+
+
+@dataclass
+class Channel:
+    """One rank, as the test process sees it."""
+
+    cluster: Cluster
+    rank: int
+    name: str
+    sock: socket.socket
+    reader: _wire.Reader
+    log: RankLog
+    pid: int = 0
+    answers: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    status: int | None = None
+    processor_seconds: float = 0.0
+    killed: bool = False
+    counters: Counters | None = None
+    calls: Mapping[str, int] = field(default_factory=dict)
+    delayed_sends: Mapping[int, int] | None = None
+    late_seconds: float = 0.0
+    stack: str = ""
+    shutdown_error: RaisedError | None = None
+    #: Whether this rank did not answer the last look in time.
+    silent: bool = False
+
+    @property
+    def lost(self) -> bool:
+        return self.reader.closed or self.status is not None
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):
+            # A rank that is gone shows when its answer is awaited.
+            _wire.send(self.sock, message)
+
+    def has_left_without(self, number: int) -> bool:
+        """Whether that answer will never come; all that was sent has been read."""
+        return self.reader.closed and number not in self.answers
+
+    def note_look(self, seen: dict[str, Any]) -> None:
+        self.silent = False
+        if seen["counters"] is not None:
+            self.counters = seen["counters"]
+        self.calls = seen["calls"]
+        self.delayed_sends = seen["delays"]
+        self.late_seconds = max(self.late_seconds, seen["late"])
+
+    def notes(self) -> list[str]:
+        """What helps to understand this rank's end: its stacks, and what it wrote last."""
+        notes: list[str] = []
+        if self.stack:
+            notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")
+        lines = [line for line in self.log.text().splitlines() if line not in self.stack]
+        if lines:
+            last = "\n".join(lines[-_NOTED_LINES:])
+            notes.append(f"last lines of {self.name}:\n{last}")
+        return notes
+
+    def outcome(self) -> RankOutcome:
+        text = self.log.text()
+        code, number = None, 0
+        if self.status is not None:
+            if os.WIFSIGNALED(self.status):
+                number = 0 if self.killed else os.WTERMSIG(self.status)
+            else:
+                code = os.WEXITSTATUS(self.status)
+        return RankOutcome(
+            rank=self.rank,
+            name=self.name,
+            exit_code=code,
+            signal=number,
+            killed=self.killed,
+            counters=self.counters,
+            failed_sends=self.log.failed_sends(),
+            delayed_sends=self.delayed_sends,
+            calls=dict(self.calls),
+            shutdown_error=self.shutdown_error,
+            log=text,
+            stack=self.stack,
+            processor_seconds=self.processor_seconds,
+            late_seconds=self.late_seconds,
+        )
+
+
+def left_cleanly(channel: Channel) -> bool:
+    return channel.status is not None and not os.WIFSIGNALED(channel.status)
+
+
+@dataclass
+class Phase:
+    """One phase under way."""
+
+    name: PhaseName
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    verdict: PhaseVerdict = "ok"
+    detail: str = ""
+    ranks: tuple[int, ...] = ()
+
+    def passed(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self) -> float:
+        return max(0.0, self.seconds - self.passed())
+
+    def fail(self, detail: str, ranks: tuple[int, ...] = ()) -> None:
+        self.verdict, self.detail, self.ranks = "failed", detail, ranks
+
+    def hang(self, detail: str, ranks: tuple[int, ...]) -> None:
+        self.verdict, self.detail, self.ranks = "hung", detail, ranks
+
+    def outcome(self, rate: float) -> PhaseOutcome:
+        passed = self.passed()
+        return PhaseOutcome(
+            self.name, self.verdict, passed * rate, passed, self.seconds, self.detail, self.ranks
+        )

@@ -1,0 +1,804 @@
+"""A cluster: starts the ranks of one world, drives them, lets them settle, shuts them down.
+
+No thread runs here. Whoever waits for an answer reads what has arrived on every channel of the
+cluster, so answers may come in any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import select
+import socket
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from rpcprops import errors
+from rpcprops.cluster import _functions, _wire
+from rpcprops.cluster._channel import Channel, Phase, left_cleanly
+from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster._logs import RankLog
+from rpcprops.cluster._peer import Peer
+from rpcprops.cluster._spec import Leaks, WorldSpec
+from rpcprops.errors import HarnessError, UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle._worlds import shutdown_violations, unsettled
+from rpcprops.outcomes import (
+    Counters,
+    Outcome,
+    PhaseName,
+    PhaseOutcome,
+    RaisedError,
+    StepOutcome,
+    Violation,
+)
+from rpcprops.programs import Leaf, Program, Settle
+
+if TYPE_CHECKING:
+    from rpcprops.cluster._client import ClusterServer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What TensorPipe says of a peer that is gone, and the real seconds in which its death is known.
+_LOST_CONNECTION = re.compile(r"EOF|[Cc]onnection (reset|closed)|[Pp]ipe (closed|broken)|ECONN")
+_DEATH_SECONDS = 1.0
+#: A settle that is out of time tells what is held, instead of waiting for one more look.
+_LAST_LOOK_SECONDS = 1.0
+
+
+def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple[Counters, ...]:
+    given: Any = (Counters(),) * world_size if expect is None else expect
+    if (
+        not isinstance(given, Sequence)
+        or len(given) != world_size
+        or not all(isinstance(counters, Counters) for counters in given)
+    ):
+        msg = f"expect={expect!r} must be {world_size} Counters, one for each rank."
+        raise UsageError(msg)
+    return tuple(given)
+
+
+class RankFuture(Generic[R]):
+    """What a call in a rank will give."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._answer: tuple[str, Any] | None = None
+
+    def done(self) -> bool:
+        """Whether the answer has arrived (looks, and does not wait)."""
+        if self._answer is None:
+            self._channel.cluster._pump(0.0)
+            self._answer = self._channel.answers.pop(self._number, None)
+        return self._answer is not None
+
+    def result(self) -> R:
+        """The value, waiting for it.
+
+        Raises:
+            RankDied, RankHung: the rank did not live, or did not answer, to give one.
+            Exception: what the function raised in the rank.
+        """
+        __tracebackhide__ = True
+        if not self.done():
+            self._answer = self._channel.cluster._answer(self._channel, self._number)
+        kind, payload = cast("tuple[str, bytes]", self._answer)
+        if kind == "error":
+            error = _functions.load_error(payload, self._channel.rank)
+            self._channel.cluster._blame_death(error)
+            raise error
+        return cast("R", _functions.loads(payload))
+
+
+class RankProxy:
+    """One rank of a running cluster (:meth:`Cluster.on`)."""
+
+    def __init__(self, cluster: Cluster, rank: int) -> None:
+        self._cluster = cluster
+        self.rank = rank
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self._cluster!r}>"
+
+    @overload
+    def call(
+        self, fn: Callable[..., Any], *args: Any, keep: Literal[True], **kwargs: Any
+    ) -> Any: ...
+    @overload
+    def call(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
+
+        Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
+        value stays in the rank, and the handle that comes back stands for it in later calls there
+        (an RRef must stay: it has no meaning outside its rank).
+
+        Raises:
+            Exception: what `fn` raised, with the rank's traceback as its cause.
+            RankDied, RankHung: the rank did not live, or did not answer.
+        """
+        __tracebackhide__ = True
+        if not kwargs.pop("keep", False):
+            return self.submit(fn, *args, **kwargs).result()
+        number = next(self._cluster._numbers)
+        self._cluster._submit(self.rank, fn, args, kwargs, keep=number).result()
+        kept = _functions.KeptValue(self.rank, number)
+        weakref.finalize(kept, self._cluster._release, self.rank, number)
+        return kept
+
+    def submit(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
+        """As :meth:`call`, but return a future at once."""
+        return self._cluster._submit(self.rank, fn, args, kwargs)
+
+
+class Cluster:
+    """A world of ranks for one example; made by :meth:`ClusterServer.cluster`.
+
+    Leaving the ``with`` block settles the ranks (unless leaks are allowed), shuts them down
+    gracefully, and raises what was found. If the block raises, the ranks are killed.
+
+    Attributes:
+        outcome: what was seen, once the block has been left.
+        program: what runs in it, where that is a program.
+    """
+
+    def __init__(
+        self,
+        server: ClusterServer,
+        *,
+        names: tuple[str, ...],
+        plan: FaultPlan,
+        rate: float,
+        transport: str,
+        rpc_timeout: float,
+        num_worker_threads: int,
+        leaks: Leaks,
+        init: bool,
+        deadline: float,
+        first: Sequence[str],
+    ) -> None:
+        self.server = server
+        self.names = names
+        self.plan = plan
+        self.rate = rate
+        self.transport = transport
+        self.leaks = leaks
+        self.init = init
+        self.program: Program | None = None
+        self.deadlines = Deadlines.of(plan, len(names), rate, deadline)
+        self._rpc_timeout = rpc_timeout
+        self._num_worker_threads = num_worker_threads
+        self._first = first
+        self._peer: Peer | None = None
+        self._channels: list[Channel] = []
+        self._numbers = itertools.count(1)
+        self._phases: list[PhaseOutcome] = []
+        self._found: list[Violation] = []
+        self._log_sizes: tuple[int, ...] = ()
+        self._logs_changed = 0.0
+        self._over = False
+        self._outcome: Outcome | None = None
+
+    def __repr__(self) -> str:
+        return f"<cluster of {self.world_size}, {self.plan!r}>"
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.names)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What was seen: complete once the ``with`` block has been left, else so far."""
+        return self._outcome or self._make_outcome()
+
+    # Life.
+
+    def __enter__(self) -> Cluster:
+        if self._peer is not None or self._over:
+            msg = "a cluster runs once; make another with server.cluster(...)."
+            raise UsageError(msg)
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        if self._found:
+            self.kill()
+            self._raise_found()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True
+        try:
+            if error is None and not self._found:
+                self.finish()
+            elif not isinstance(error, KeyboardInterrupt | SystemExit) and not self._found:
+                # Whether the error means anything depends on how late the ranks were.
+                with contextlib.suppress(errors.HarnessError):
+                    self._look(wait=0.2)
+        finally:
+            self.kill()
+        if error is None:
+            self._raise_found()
+
+    def finish(self) -> None:
+        """Settle (unless leaks are allowed), then shut down; what is wrong is kept, not raised."""
+        if self.init and self.leaks == "raise" and not self._found:
+            self.settle_to(None)
+        if not self._found:
+            self.shutdown()
+
+    def start(self) -> None:
+        """Fork the ranks and wait until each has joined the world."""
+        if self._peer is not None:
+            msg = "a cluster runs once; make another with server.cluster(...)."
+            raise UsageError(msg)
+        if self.server.on_start is not None:
+            self.server.on_start(self)
+        peer, in_ranks, _ = self.server.peer_for(self._first)
+        self._peer = peer
+        peer.clusters += 1
+        spec = WorldSpec(
+            names=self.names,
+            plan=self.plan,
+            rate=self.rate,
+            transport=self.transport,
+            rpc_timeout=self._rpc_timeout,
+            num_worker_threads=self._num_worker_threads,
+            ignore_leaks=self.leaks == "allow",
+            init=self.init,
+            import_in_ranks=in_ranks,
+        )
+        with self._phase("start", self.deadlines.start) as phase:
+            number = next(self.server._numbers)
+            store = os.memfd_create("rpcprops-store")
+            theirs: list[socket.socket] = []
+            for rank, name in enumerate(self.names):
+                ours, other = socket.socketpair()
+                theirs.append(other)
+                # A rank that has stopped must not stop us: what it does not take in time is lost.
+                ours.settimeout(self.deadlines.look)
+                log = RankLog(f"rpcprops-{name}")
+                self._channels.append(Channel(self, rank, name, ours, _wire.Reader(ours), log))
+            try:
+                _wire.send(
+                    peer.sock,
+                    ("fork", number, spec),
+                    [store, *(s.fileno() for s in theirs), *(c.log.fd for c in self._channels)],
+                )
+            except OSError:
+                raise self.server.died() from None
+            finally:
+                os.close(store)
+                for sock in theirs:
+                    sock.close()
+            while number not in peer.forked:
+                if peer.reader.closed:
+                    raise self.server.died()
+                self._pump(phase.left())
+                if phase.left() <= 0:
+                    msg = f"the fork server did not fork {self.world_size} ranks in time."
+                    raise HarnessError(msg)
+            for channel, pid in zip(self._channels, peer.forked.pop(number), strict=True):
+                channel.pid = pid
+            self._gather(phase, 0, "did not join the world")
+
+    def kill(self) -> None:
+        """Kill every rank that still lives, and let go of everything."""
+        if self._over:
+            return
+        alive = [c for c in self._channels if c.status is None and c.pid]
+        if alive and self._peer is not None:
+            for channel in alive:
+                channel.killed = True
+            with contextlib.suppress(OSError):
+                _wire.send(self._peer.sock, ("kill", [c.pid for c in alive]))
+            deadline = time.monotonic() + 10
+            while any(c.status is None for c in alive) and time.monotonic() < deadline:
+                if self._peer.reader.closed:
+                    break
+                self._pump(0.2)
+        with contextlib.suppress(OSError, HarnessError):
+            self._pump(0.0)
+        self._over = True
+        if self._peer is not None:
+            self._peer.clusters -= 1
+        self._outcome = self._make_outcome()
+        for channel in self._channels:
+            channel.sock.close()
+            channel.log.close()
+        if self._channels and self.server.recorded is not None:
+            self.server.recorded.append((self.plan, self._outcome))
+
+    # What users do with it.
+
+    def on(self, rank: int | str) -> RankProxy:
+        """The rank of that number, or of that name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        number: object = self.names.index(str(rank)) if rank in set(self.names) else rank
+        if isinstance(number, bool) or not isinstance(number, int):
+            msg = f"rank={rank!r} must be an int from 0 to {self.world_size - 1}, or a rank's name."
+            raise UsageError(msg)
+        if not 0 <= number < self.world_size:
+            msg = f"rank={rank!r} is no rank of a world of {self.world_size}."
+            raise UsageError(msg)
+        return RankProxy(self, number)
+
+    def each(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+        """Run ``fn(*args, **kwargs)`` in every rank at once; the results, by rank.
+
+        Raises:
+            Exception: what the lowest rank that raised did raise.
+        """
+        futures = [self._submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
+        return [future.result() for future in futures]
+
+    def snapshot(self) -> tuple[Counters, ...]:
+        """What each rank holds now, after a garbage collection in each; zeros before init_rpc.
+
+        Raises:
+            RankDied, RankHung: a rank cannot answer.
+        """
+        self._must_run()
+        looked = self._look()
+        if looked is None:
+            self._raise_found()
+        return tuple(c.counters or Counters() for c in self._channels)
+
+    def settle(self, *, expect: Sequence[Counters] | None = None) -> tuple[Counters, ...]:
+        """Wait until every rank holds exactly what is expected, and return it.
+
+        Args:
+            expect: counters by rank; None expects nothing to be held anywhere.
+
+        Raises:
+            RRefLeak, ContextLeak, CallLeak, OwnerGone: a rank holds something else and no message
+                is under way that could change it; the message says who holds what.
+            RankDied, RankHung: a rank cannot answer.
+        """
+        __tracebackhide__ = True
+        self._must_run()
+        counters = self.settle_to(expect)
+        self._raise_found()
+        return counters
+
+    # What is underneath.
+
+    @property
+    def has_found(self) -> bool:
+        """Whether something was found wrong so far."""
+        return bool(self._found)
+
+    def look(self) -> None:
+        """Take in what each rank holds, for the outcome; who cannot answer is found."""
+        with self._phase("run", self.deadlines.look) as phase:
+            self._look(phase)
+
+    def settle_to(
+        self, expect: Sequence[Counters] | None, failures: Sequence[int] | None = None
+    ) -> tuple[Counters, ...]:
+        """As :meth:`settle`, but keeps what it finds instead of raising it.
+
+        `failures` is how many sends must have failed by then at each rank, where that is known:
+        cleanup retries have no counter, and shutdown does not wait for them.
+        """
+        wanted = _check_expected(expect, self.world_size)
+        with self._phase("settle", self.deadlines.settle) as phase:
+            held: tuple[Counters, ...] = ()
+            since, wait = time.monotonic(), 0.0005
+            matched = 0
+            while True:
+                if self._look(phase) is None:
+                    return tuple(c.counters or Counters() for c in self._channels)
+                now = tuple(c.counters or Counters() for c in self._channels)
+                if now != held:
+                    held, since = now, time.monotonic()
+                matched = matched + 1 if held == wanted else 0
+                quiet = time.monotonic() - since
+                if matched >= 2 and self._retries_ended(failures, quiet):
+                    break
+                if matched:
+                    time.sleep(wait)
+                else:
+                    contexts = any(
+                        h.contexts > w.contexts for h, w in zip(held, wanted, strict=True)
+                    )
+                    patience = self.deadlines.quiet_cleanup if contexts else self.deadlines.quiet
+                    idle = all(h.is_idle for h in held)
+                    stuck = quiet > (patience if idle else self.deadlines.stalled + patience)
+                    if stuck or phase.left() < _LAST_LOOK_SECONDS:
+                        self._found += unsettled(held, wanted, self.names)
+                        phase.fail("the ranks did not settle")
+                        break
+                    time.sleep(wait)
+                    wait = min(wait * 1.5, 0.02)
+            return held
+
+    def _retries_ended(self, failures: Sequence[int] | None, quiet: float) -> bool:
+        """Whether no retry of a context cleanup can still be waiting."""
+        if self.deadlines.quiet_cleanup == self.deadlines.quiet:
+            return True
+        if failures is not None:
+            if not any(failures):
+                return True
+            seen = [channel.log.failed_sends() for channel in self._channels]
+            if all(now >= then for now, then in zip(seen, failures, strict=True)):
+                # The last failed send is followed by one more, which must be through.
+                return self._logs_quiet() > self.deadlines.last_cleanup
+            return quiet > self.deadlines.quiet_cleanup
+        return self._logs_quiet() > self.deadlines.between_cleanups
+
+    def _logs_quiet(self) -> float:
+        """Real seconds since a rank was seen to have written something."""
+        sizes = tuple(channel.log.size() for channel in self._channels)
+        if sizes != self._log_sizes:
+            self._log_sizes, self._logs_changed = sizes, time.monotonic()
+        return time.monotonic() - self._logs_changed
+
+    def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
+        """Run one step of a program, at its own rank."""
+        return self.run_branches([[(index, step)]], contexts)[0]
+
+    def run_branches(
+        self,
+        branches: Sequence[Sequence[tuple[int, Leaf]]],
+        contexts: Mapping[str, int],
+        goes_on: Callable[[StepOutcome], bool] = lambda _: True,
+    ) -> list[StepOutcome]:
+        """Run branches of numbered steps at once, each at a rank of its own.
+
+        A branch ends early after a step of which `goes_on` is false. A hang is found when nothing
+        has moved for long enough; its steps have then not ended.
+        """
+        done: list[StepOutcome] = []
+        awaited: dict[int, list[tuple[int, Leaf]]] = {}
+
+        def send_first(branch: list[tuple[int, Leaf]]) -> None:
+            number = next(self._numbers)
+            awaited[number] = branch
+            index, step = branch[0]
+            self._channel_of(step).send(("step", number, index, step, dict(contexts)))
+
+        with self._phase("run", self.deadlines.run) as phase:
+            for branch in branches:
+                send_first(list(branch))
+            before: object = None
+            since = time.monotonic()
+            while awaited:
+                arrived = self._take_steps(awaited, phase)
+                for branch, outcome in arrived:
+                    done.append(outcome)
+                    if branch[1:] and goes_on(outcome):
+                        send_first(branch[1:])
+                if arrived:
+                    since = time.monotonic()
+                    continue
+                number, (first, *_) = next(iter(awaited.items()))
+                index, step = first
+                dead = self._dead(phase, number)
+                if dead or (self._look(phase, wait=2.0) is None and self._found):
+                    break
+                moved = tuple(
+                    (c.counters, tuple(c.calls.items()), c.log.size()) for c in self._channels
+                )
+                if moved != before:
+                    before, since = moved, time.monotonic()
+                patience = self.deadlines.stalled + getattr(step, "seconds", 0.0) / self.rate
+                if time.monotonic() - since > patience or phase.left() <= 0:
+                    complaint = f"step {index}, {step!r}, does not end"
+                    silent = [c for c in self._channels if c.silent]
+                    if silent:
+                        # Whoever waits for these is not the one that hangs.
+                        complaint = f"does not answer the control channel; {complaint}"
+                    self._hung(phase, silent or [self._channel_of(step)], complaint)
+                    break
+        done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
+        return sorted(done, key=lambda outcome: outcome.index)
+
+    def _channel_of(self, step: Leaf) -> Channel:
+        if isinstance(step, Settle):
+            msg = "a Settle is no rank's step; call settle_to."
+            raise HarnessError(msg)
+        return self._channels[step.at]
+
+    def _take_steps(
+        self, awaited: dict[int, list[tuple[int, Leaf]]], phase: Phase
+    ) -> list[tuple[list[tuple[int, Leaf]], StepOutcome]]:
+        """Wait a little; the branches whose first step has ended, and how, taken from `awaited`."""
+        self._pump(min(phase.left(), 0.25))
+        arrived: list[tuple[list[tuple[int, Leaf]], StepOutcome]] = []
+        for number, branch in list(awaited.items()):
+            answers = self._channel_of(branch[0][1]).answers
+            if number in answers:
+                arrived.append((awaited.pop(number), answers.pop(number)[1]))
+        return arrived
+
+    def shutdown(self) -> None:
+        """Graceful shutdown of all ranks, then their exit; what is wrong is kept, not raised."""
+        with self._phase("shutdown", self.deadlines.shutdown) as phase:
+            number = next(self._numbers)
+            for channel in self._channels:
+                channel.send(("exit", number, self.init))
+            answers = self._gather(phase, number, "does not shut down")
+            if answers is None:
+                return
+            self._ask_for_spares()
+            for channel, (_, (blob, seen)) in zip(self._channels, answers, strict=True):
+                # Of what was held up and counted, shutdown's own messages are no part.
+                channel.calls = seen["calls"]
+                channel.late_seconds = max(channel.late_seconds, seen["late"])
+                if blob:
+                    error = _functions.load_error(blob, channel.rank)
+                    channel.shutdown_error = RaisedError(type(error).__name__, str(error))
+            while any(c.status is None for c in self._channels):
+                self._pump(min(phase.left(), 0.5))
+                self._must_have_server()
+                if phase.left() <= 0:
+                    self._hung(
+                        phase, [c for c in self._channels if c.status is None], "does not exit"
+                    )
+                    return
+            self._found += shutdown_violations(
+                [c.outcome() for c in self._channels], leaks_allowed=self.leaks == "allow"
+            )
+
+    def _ask_for_spares(self) -> None:
+        """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):
+                _wire.send(self._peer.sock, ("spares", self.world_size))
+
+    @contextlib.contextmanager
+    def _phase(self, name: PhaseName, seconds: float) -> Iterator[Phase]:
+        if self._over:
+            msg = "the cluster is over; make another with server.cluster(...)."
+            raise UsageError(msg)
+        phase = Phase(name, seconds)
+        try:
+            yield phase
+        finally:
+            outcome = phase.outcome(self.rate)
+            if self._phases and self._phases[-1].name == name and outcome.verdict == "ok":
+                # Many calls make one phase.
+                last = self._phases.pop()
+                outcome = replace(
+                    last,
+                    virtual_seconds=last.virtual_seconds + outcome.virtual_seconds,
+                    real_seconds=last.real_seconds + outcome.real_seconds,
+                )
+            self._phases.append(outcome)
+
+    def _submit(
+        self,
+        rank: int,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keep: int = 0,
+    ) -> RankFuture[Any]:
+        self._must_run()
+        blob = _functions.dump_call(fn, args, kwargs)
+        number = next(self._numbers)
+        channel = self._channels[rank]
+        # The phase is there even if the answer comes while something else is awaited.
+        with self._phase("run", self.deadlines.run):
+            channel.send(("call", number, blob, keep))
+        return RankFuture(channel, number)
+
+    def _must_run(self) -> None:
+        if self._over or not self._channels:
+            msg = "the cluster is not running; calls belong inside its with block."
+            raise UsageError(msg)
+
+    def _release(self, rank: int, number: int) -> None:
+        if not self._over:
+            self._channels[rank].send(("release", number))
+
+    def _answer(self, channel: Channel, number: int) -> tuple[str, Any]:
+        __tracebackhide__ = True
+        if number not in channel.answers:
+            with self._phase("run", self.deadlines.run) as phase:
+                while number not in channel.answers:
+                    self._pump(min(phase.left(), 1.0))
+                    if number in channel.answers:
+                        break
+                    if self._dead(phase, number):
+                        break
+                    if phase.left() <= 0:
+                        self._hung(phase, [channel], "does not answer a call")
+                        break
+            if number not in channel.answers:
+                self._raise_found()
+        return channel.answers.pop(number)
+
+    def _look(self, phase: Phase | None = None, wait: float | None = None) -> list[Any] | None:
+        """Ask every rank what it holds; None when one cannot answer (which is then found)."""
+        number = next(self._numbers)
+        for channel in self._channels:
+            channel.send(("look", number))
+        own = phase or Phase("run", self.deadlines.look)
+        answers = self._gather(own, number, "does not answer the control channel", wait)
+        if answers is not None:
+            for channel, (_, seen) in zip(self._channels, answers, strict=True):
+                channel.note_look(seen)
+        return answers
+
+    def _gather(
+        self, phase: Phase, number: int, complaint: str, wait: float | None = None
+    ) -> list[tuple[str, Any]] | None:
+        """The answers of all ranks to one number.
+
+        None when a rank died or hung (which is then found), or when `wait` real seconds passed
+        (which is not).
+        """
+        until = None if wait is None else time.monotonic() + wait
+        while True:
+            missing = [c for c in self._channels if number not in c.answers]
+            if not missing:
+                return self._answers(phase, number)
+            if self._dead(phase, number):
+                return None
+            if phase.left() <= 0:
+                self._hung(phase, missing, complaint)
+                return None
+            if until is not None and time.monotonic() > until:
+                for channel in missing:
+                    channel.silent = True
+                return None
+            self._pump(min(phase.left(), 0.5))
+
+    def _answers(self, phase: Phase, number: int) -> list[tuple[str, Any]] | None:
+        answers = [c.answers.pop(number) for c in self._channels]
+        if phase.name != "start":
+            return answers
+        failed = [
+            c for c, (kind, _) in zip(self._channels, answers, strict=True) if kind == "error"
+        ]
+        for channel in failed:
+            error = _functions.load_error(answers[channel.rank][1], channel.rank)
+            self._found.append(
+                Violation("UnexpectedError", f"joining the world raised {error!r}", channel.rank)
+            )
+        if failed:
+            phase.fail("a rank did not join the world")
+        return answers
+
+    def _pump(self, seconds: float) -> None:
+        """Take in what has arrived, waiting at most that long for something to."""
+        peer = self._peer
+        if peer is None or self._over:
+            return
+        poller = select.poll()
+        by_fd: dict[int, Channel] = {}
+        if not peer.reader.closed:
+            poller.register(peer.sock, select.POLLIN)
+        for channel in self._channels:
+            if not channel.reader.closed:
+                by_fd[channel.sock.fileno()] = channel
+                poller.register(channel.sock, select.POLLIN)
+        for fd, _ in poller.poll(max(0.0, seconds) * 1000):
+            if fd in by_fd:
+                channel = by_fd[fd]
+                channel.reader.fill()
+                for number, kind, payload in channel.reader.messages():
+                    channel.answers[number] = (kind, payload)
+            else:
+                peer.read()
+        for channel in self._channels:
+            if channel.status is None and channel.pid in peer.ended:
+                channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
+
+    def _must_have_server(self) -> None:
+        if self._peer is None or self._peer.reader.closed:
+            raise self.server.died()
+
+    def _dead(self, phase: Phase, awaited: int) -> bool:
+        """Whether a rank has died before its time, or before that answer; that is then found."""
+        self._must_have_server()
+        closed = [c for c in self._channels if c.reader.closed and c.status is None]
+        if closed:
+            # Its exit is reported by the server, a moment later.
+            deadline = time.monotonic() + 5
+            while any(c.status is None for c in closed) and time.monotonic() < deadline:
+                self._pump(0.2)
+                self._must_have_server()
+        dead = [c for c in self._channels if c.status is not None]
+        if phase.name == "shutdown":
+            # Here ranks leave by themselves, once they have answered.
+            dead = [c for c in dead if not left_cleanly(c) or c.has_left_without(awaited)]
+        if not dead:
+            return False
+        if phase.name == "start":
+            for channel in dead:
+                kind, payload = channel.answers.get(0, ("", b""))
+                if kind == "error":
+                    error = _functions.load_error(payload, channel.rank)
+                    self._found.append(
+                        Violation("UnexpectedError", f"joining raised {error!r}", channel.rank)
+                    )
+        if not self._found:
+            for channel in dead:
+                ended = channel.outcome().describe_end()
+                message = f"{channel.name} died during {phase.name}: {ended}"
+                self._found.append(Violation("RankDied", message, channel.rank))
+        phase.fail("a rank died", tuple(c.rank for c in dead))
+        return True
+
+    def _hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
+        """Keep a hang as found, with the stacks of all ranks."""
+        self._take_stacks()
+        names = ", ".join(c.name for c in who)
+        message = f"{names} {complaint} (phase {phase.name}, after {phase.passed():.1f} real s)"
+        self._found.append(Violation("RankHung", message, who[0].rank, needs_time=True))
+        phase.hang(message, tuple(c.rank for c in who))
+
+    def _blame_death(self, error: BaseException) -> None:
+        """Raise what killed a rank, if one has died: the error of another follows from that."""
+        __tracebackhide__ = True
+        # The channel of a dead rank closes about when its peers see their connections to it end.
+        deadline = time.monotonic() + (_DEATH_SECONDS if _LOST_CONNECTION.search(str(error)) else 0)
+        self._pump(0.0)
+        while not any(c.lost for c in self._channels) and time.monotonic() < deadline:
+            self._pump(0.05)
+        if self._over or not any(c.lost for c in self._channels):
+            return
+        with self._phase("run", self.deadlines.look) as phase:
+            self._dead(phase, 0)
+        try:
+            self._raise_found()
+        except errors.BrokenPromise as found:
+            raise found from error
+
+    def _take_stacks(self) -> None:
+        alive = [c for c in self._channels if c.status is None]
+        if self._peer is None or not alive:
+            return
+        sizes = {c.rank: c.log.size() for c in alive}
+        with contextlib.suppress(OSError):
+            _wire.send(self._peer.sock, ("stacks", [c.pid for c in alive]))
+        # faulthandler writes from the signal handler, in well under this.
+        self._pump(0.0)
+        time.sleep(0.3)
+        for channel in alive:
+            channel.stack = channel.log.text_from(sizes[channel.rank])
+
+    def _make_outcome(self) -> Outcome:
+        return Outcome(
+            world_size=self.world_size,
+            clock_rate=self.rate,
+            transport=self.transport,
+            torch_version=self.server.torch_version,
+            phases=tuple(self._phases),
+            ranks=tuple(c.outcome() for c in self._channels),
+        )
+
+    def _raise_found(self) -> None:
+        __tracebackhide__ = True
+        if not self._found:
+            return
+        first = self._found[0]
+        kind = getattr(errors, first.promise)
+        lines = [str(violation) for violation in self._found]
+        error = kind("\n".join(lines))
+        for violation in self._found[:3]:
+            if violation.rank is not None:
+                for note in self._channels[violation.rank].notes():
+                    error.add_note(note)
+        raise error

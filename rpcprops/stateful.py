@@ -1,0 +1,370 @@
+"""A Hypothesis state machine over a live cluster: the steps of programs as rules.
+
+::
+
+    class Counting(ClusterMachine):
+        world_size = 3
+        faults = strategies.fault_plans(world_size=3)
+
+        @rule()
+        def count(self):
+            assert self.cluster.on(0).call(my_function) == 3
+
+
+    TestCounting = Counting.TestCase
+
+Each rule draws one step that may follow those before it, runs it on the ranks, and compares it with
+what the oracle predicts. At the end the ranks settle and shut down, and the whole run is judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from hypothesis import event, note, reject
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from rpcprops import runner as runners
+from rpcprops.cluster import Cluster
+from rpcprops.cluster._finder import TRAINING
+from rpcprops.cluster._spec import ClockChoice, Transport
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import account, fired_by_type, is_expected, judge, predict, rungs
+from rpcprops.oracle._worlds import unsettled
+from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
+from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
+from rpcprops.properties._engine import broken_promise
+from rpcprops.report._artefact import Artefact, write
+from rpcprops.report._text import describe_plan, describe_violations, replay_line
+from rpcprops.strategies._checks import shown
+from rpcprops.strategies._steps import FIRST_KINDS, KINDS, PARALLEL, StepDrawer
+
+#: What a violation of the world says about itself, whatever the program has done so far.
+_ALWAYS = ("RankDied", "RankHung")
+
+
+class ClusterMachine(RuleBasedStateMachine):
+    """Steps of programs as rules over one live cluster; subclass it, and add rules of your own.
+
+    A rule of yours runs code on the ranks by :attr:`cluster`. What it holds there while other rules
+    run :meth:`held` tells, and :meth:`let_go` ends before the ranks settle for the last time.
+
+    Attributes:
+        world_size: number of ranks, 1 to 16.
+        faults: a plan, a table for every rank, or a strategy that draws either.
+        clock: as for :meth:`rpcprops.ClusterServer.cluster`; None is the server's.
+        transport: "tcp" or "shm".
+        kinds: the kinds of step that are rules, by their ``op``, "parallel" among them; None: all.
+    """
+
+    world_size: ClassVar[int] = 2
+    faults: ClassVar[Any] = None
+    clock: ClassVar[ClockChoice | None] = None
+    transport: ClassVar[Transport] = "tcp"
+    kinds: ClassVar[Iterable[str] | None] = None
+
+    #: Promises whose breaking real time has shown, and where the last failure was written.
+    _confirmed: ClassVar[set[str]] = set()
+    _written: ClassVar[Path | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._confirmed, cls._written = set(), None
+        known = (*KINDS, PARALLEL)
+        given: Any = cls.kinds
+        if isinstance(given, str) or (given is not None and not isinstance(given, Iterable)):
+            msg = f"{shown('kinds', given)} must be a collection of names of steps, or None."
+            raise UsageError(msg)
+        for kind in given or ():
+            if kind not in known:
+                msg = f"{shown('kinds', given)} names {kind!r}, which is no step; use {known}."
+                raise UsageError(msg)
+        if given is not None and not set(given) & set(FIRST_KINDS):
+            msg = (
+                f"{shown('kinds', given)} must name a step that can come first; add one of "
+                f"{', '.join(FIRST_KINDS)}."
+            )
+            raise UsageError(msg)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = runners.default_runner()
+        self._plan = FaultPlan()
+        self._drawer: StepDrawer | None = None
+        self._cluster: Cluster | None = None
+        self._seen: list[StepOutcome] = []
+        self._contexts: dict[str, int] = {}
+        self._shared = False  # whether a rule of the user's has had the cluster
+
+    # What users see.
+
+    @property
+    def cluster(self) -> Cluster:
+        """The live cluster, for rules of your own."""
+        self._shared = True
+        return self._running()
+
+    @property
+    def plan(self) -> FaultPlan:
+        """The faults of this run."""
+        return self._plan
+
+    @property
+    def program(self) -> Program:
+        """The steps that were run so far."""
+        steps = () if self._drawer is None else tuple(self._drawer.steps)
+        return Program(self.world_size, steps, type(self).__name__)
+
+    def held(self) -> Sequence[Counters]:
+        """What rules of your own hold now, by rank; nothing, unless you say so."""
+        return ()
+
+    def let_go(self) -> None:
+        """Called when all rules have run well: end what rules of your own still hold."""
+
+    # Life.
+
+    def _plans(self) -> st.SearchStrategy[Any]:
+        given: Any = type(self).faults
+        return given if isinstance(given, st.SearchStrategy) else st.just(given)
+
+    @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))
+    def start(self, faults: FaultPlan | FaultTable | None) -> None:
+        """Fork the ranks of a world under these faults, and let them join."""
+        self._plan = FaultPlan.of(faults)
+        # In their own order, whatever that of `kinds` is: it may be a set.
+        kinds = [kind for kind in (*KINDS, PARALLEL) if self._asks_for(kind)]
+        self._drawer = StepDrawer(_no_draw, self.world_size, kinds=kinds, plan=self._plan)
+        self._cluster = self._runner.server.make_cluster(
+            type(self).__module__,
+            world_size=self.world_size,
+            faults=self._plan,
+            clock=self.clock,
+            transport=self.transport,
+        )
+        if self._asks_for(Optimize.op) or self._asks_for(Module.op):
+            # Imported in the middle of a run, it would look like a hang.
+            self._cluster._first = [type(self).__module__, TRAINING]
+        self._cluster.start()
+        if self._cluster.has_found:
+            self._broken(judge(None, self._plan, self._cluster.outcome))
+
+    def teardown(self) -> None:
+        """Settle, shut down gracefully and judge the run; where it has failed, kill the ranks."""
+        __tracebackhide__ = True
+        cluster = self._cluster
+        if cluster is None:
+            return
+        try:
+            if sys.exc_info()[0] is None:
+                self.let_go()
+                self._finish(cluster)
+        finally:
+            cluster.kill()
+
+    def _finish(self, cluster: Cluster) -> None:
+        __tracebackhide__ = True
+        prediction = predict(self.program, self._plan)
+        wanted = self._with_held(prediction.counters)
+        held = cluster.settle_to(wanted, prediction.retried)
+        found = unsettled(held, wanted, cluster.names)
+        if not cluster.has_found and prediction.graceful:
+            cluster.shutdown()
+        cluster.kill()
+        outcome = self._outcome()
+        for name, count in fired_by_type(account(self.program, self._plan, outcome)).items():
+            event(f"fired {name}", count)
+        # Calls of the user's own fail too, and hold what the program does not know.
+        program = replace(self.program, settles=not self._shared)
+        found += [v for v in judge(program, self._plan, outcome) if v not in found]
+        if found:
+            self._broken(tuple(found))
+
+    # Steps.
+
+    def _running(self) -> Cluster:
+        if self._cluster is None:
+            msg = "the ranks start in the machine's first rule; use the cluster in a @rule."
+            raise UsageError(msg)
+        return self._cluster
+
+    def _asks_for(self, kind: str) -> bool:
+        asked = type(self).kinds
+        return asked is None or kind in asked
+
+    def _may(self, kind: str) -> bool:
+        return self._drawer is not None and self._asks_for(kind) and self._drawer.may(kind)
+
+    def _run(self, steps: Sequence[Step]) -> None:
+        """Run steps that the drawer has drawn, the last ones of the program."""
+        __tracebackhide__ = True
+        cluster = self._running()
+        program = self.program
+        prediction = predict(program, self._plan)
+        for step in steps:
+            first = len(self._seen)
+            if isinstance(step, Settle):
+                predicted = prediction.steps[first]
+                wanted = self._with_held(predicted.counters)
+                seen = cluster.settle_to(wanted, predicted.failures)
+                # What the user's own rules hold is none of the program's.
+                self._seen.append(
+                    StepOutcome(first, counters=predicted.counters if seen == wanted else seen)
+                )
+            else:
+                branches = step.branches if isinstance(step, Parallel) else ((step,),)
+                self._seen += cluster.run_branches(
+                    runners.number_branches(first, branches),
+                    self._contexts,
+                    lambda seen: is_expected(prediction.steps[seen.index].error, seen.error),
+                )
+            for outcome in self._seen[first:]:
+                leaf = program.leaves[outcome.index]
+                if isinstance(leaf, Context) and isinstance(outcome.value, dict):
+                    self._contexts[leaf.name] = outcome.value["id"]
+            self._check(program)
+
+    def _check(self, program: Program) -> None:
+        """Raise at once what the steps so far have broken."""
+        __tracebackhide__ = True
+        outcome = self._outcome()
+        # What stays after the last step, and how often calls ran, is for the end to judge.
+        found = [
+            violation
+            for violation in judge(replace(program, settles=False), self._plan, outcome)
+            if violation.step is not None or violation.promise in _ALWAYS
+        ]
+        if found:
+            self._broken(tuple(found))
+
+    def _outcome(self) -> Outcome:
+        return replace(self._running().outcome, steps=tuple(self._seen))
+
+    def _with_held(self, counters: Sequence[Counters]) -> tuple[Counters, ...]:
+        held = list(self.held())
+        held += [Counters()] * (self.world_size - len(held))
+        return tuple(_sum(one, other) for one, other in zip(counters, held, strict=True))
+
+    # Failures.
+
+    def _broken(self, violations: tuple[Violation, ...]) -> NoReturn:
+        """Raise the promise that was broken first, unless slower clocks show that it was not."""
+        __tracebackhide__ = True
+        cluster = self._running()
+        with contextlib.suppress(Exception):
+            cluster.look()
+        cluster.kill()
+        outcome = self._outcome()
+        if not self._is_confirmed(violations[0], outcome):
+            event(f"unconfirmed {violations[0].promise}")
+            note(f"rpcprops: not in real time: {violations[0]}")
+            reject()
+        error = broken_promise(violations)
+        lines = [
+            *describe_violations(violations),
+            *describe_plan(self._plan, self.world_size),
+            f"program  {self.program!r}",
+            f"plan     {self._plan!r}",
+            self._replay(violations, outcome),
+        ]
+        for line in lines:
+            error.add_note(line)
+        raise error
+
+    def _is_confirmed(self, violation: Violation, outcome: Outcome) -> bool:
+        """Whether the program alone breaks the promise at slower rates; once for each promise.
+
+        With rules of the user's own in it a run cannot be made again, and counts as it is.
+        """
+        promise = violation.promise
+        if self._shared or promise in self._confirmed:
+            return True
+        for rate in rungs(outcome.clock_rate):
+            again = self._runner.run_anew(
+                self.program, self._plan, clock=rate, transport=self.transport
+            )
+            broken = judge(self.program, self._plan, again)
+            if not any(other.promise == promise for other in broken):
+                return False
+        self._confirmed.add(promise)
+        return True
+
+    def _replay(self, violations: tuple[Violation, ...], outcome: Outcome) -> str:
+        """Writes the failure, in place of a larger one that was; the line that tells of it."""
+        if self._shared:
+            return (
+                "replay   by Hypothesis's @reproduce_failure line: rules of your own were run "
+                "(unconfirmed in real time; clock='real' finds it there)"
+            )
+        artefact = Artefact(
+            kind="program",
+            subject=type(self).__name__,
+            promise=violations[0].promise,
+            head=tuple(describe_violations(violations)),
+            program=self.program,
+            plans=(self._plan,),
+            outcomes=(outcome,),
+            violations=violations,
+            clock_rate=outcome.clock_rate,
+            transport=self.transport,
+        )
+        try:
+            path = write(artefact)
+        except OSError as error:
+            return f"replay   the failure could not be written: {error}"
+        cls = type(self)
+        if cls._written is not None and cls._written != path:
+            cls._written.unlink(missing_ok=True)
+        cls._written = path
+        return f"replay   {replay_line(path)}"
+
+
+def _no_draw(_: Any) -> int:
+    msg = "a step is drawn by a rule"
+    raise AssertionError(msg)
+
+
+def _sum(one: Counters, other: Counters) -> Counters:
+    return Counters(
+        **{i.name: getattr(one, i.name) + getattr(other, i.name) for i in fields(Counters)}
+    )
+
+
+@st.composite
+def _steps(draw: st.DrawFn, kind: str) -> tuple[Step, ...]:
+    """The steps that a rule adds: one, or more where those of a parallel step are at one rank."""
+    drawer: StepDrawer = draw(st.runner())._drawer
+    drawer.draw = draw
+    before = len(drawer.steps)
+    if kind == PARALLEL:
+        drawer.add_parallel()
+    else:
+        drawer.add_kind(kind)
+    return tuple(drawer.steps[before:])
+
+
+def _rule(kind: str) -> Callable[[Any], None]:
+    def run(self: ClusterMachine, steps: tuple[Step, ...]) -> None:
+        __tracebackhide__ = True
+        self._run(steps)
+
+    run.__name__ = run.__qualname__ = f"step_{kind}"
+    run.__doc__ = f"Run a step of the kind {kind!r}."
+
+    def may(machine: ClusterMachine) -> bool:
+        return machine._may(kind)
+
+    made: Any = rule(steps=_steps(kind))(run)
+    checked: Callable[[Any], None] = precondition(may)(made)
+    return checked
+
+
+for _kind in (*KINDS, PARALLEL):
+    setattr(ClusterMachine, f"step_{_kind}", _rule(_kind))

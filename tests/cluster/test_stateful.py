@@ -1,0 +1,195 @@
+"""State machines over live clusters: clean ones pass, and what a rule leaves behind is found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule, run_state_machine_as_test
+from torch.distributed import rpc
+
+from rpcprops import Cluster, FaultPlan, FaultTable, strategies
+from rpcprops.errors import RRefLeak, UsageError, WrongValue
+from rpcprops.outcomes import Counters, StepOutcome
+from rpcprops.programs import Bump, Own
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.replay import replay_program
+from rpcprops.report._artefact import read
+from rpcprops.runner import Runner
+from rpcprops.stateful import ClusterMachine
+
+pytestmark = pytest.mark.usefixtures("rpc_cluster")
+
+KEPT: list[Any] = []
+
+
+def run(machine: type[ClusterMachine], examples: int = 4, steps: int = 8, **options: Any) -> None:
+    """A few derandomized runs."""
+    checks: Any = list(HealthCheck)
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            database=None,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=checks,
+            **options,
+        ),
+    )
+
+
+def keep_one() -> None:
+    """Keeps a user's handle in this rank for good."""
+    KEPT.append(rpc.remote("worker1", dict))
+
+
+def drop_all() -> int:
+    """Lets go of them; how many there were."""
+    number = len(KEPT)
+    KEPT.clear()
+    return number
+
+
+def test_a_clean_machine_passes(still_alive: Callable[..., list[int]]) -> None:
+    """Drawn steps of all kinds, under drawn faults, keep every promise; no rank is left."""
+    ran: list[Any] = []
+    pids: list[int] = []
+
+    class Clean(ClusterMachine):
+        world_size = 3
+        faults = strategies.fault_plans(world_size=3)
+
+        @invariant()
+        def follows(self) -> None:
+            assert len(self._seen) == len(self.program.leaves)
+
+        def teardown(self) -> None:
+            pids.extend(channel.pid for channel in self.cluster._channels)
+            super().teardown()
+            ran.append((self.program, self.plan))
+
+    run(Clean, examples=8, steps=12)
+    assert max(len(program.leaves) for program, _ in ran) >= 6
+    assert len({leaf.op for program, _ in ran for leaf in program.leaves}) >= 8
+    assert any(plan != FaultPlan() for _, plan in ran)
+    assert not still_alive(pids)
+
+
+def test_only_the_kinds_that_were_asked_for_run() -> None:
+    """`kinds` picks the rules, branches among them."""
+    ran: list[str] = []
+
+    class Few(ClusterMachine):
+        kinds = ("remote", "parallel", "settle")
+
+        def teardown(self) -> None:
+            super().teardown()
+            ran.extend(step.op for step in (*self.program.steps, *self.program.leaves))
+
+    run(Few, examples=6)
+    assert set(ran) == {"remote", "parallel", "settle"}
+
+
+def test_a_rule_that_keeps_an_rref_is_found() -> None:
+    """What a user's rule leaves in a rank is a leak at the end, with the program and the plan."""
+
+    class Keeps(ClusterMachine):
+        kinds = ("remote", "drop")
+
+        @rule()
+        def keep(self) -> None:
+            self.cluster.on(0).call(keep_one)
+
+    with pytest.raises(RRefLeak, match=r"worker1 holds 1 owner, 1 fork") as caught:
+        run(Keeps, phases=[Phase.generate, Phase.shrink])
+    notes = "\n".join(caught.value.__notes__)
+    assert "program  Program(2, name='Keeps')" in notes
+    assert "plan     FaultPlan()" in notes
+    assert "@reproduce_failure" in notes
+    assert "state.keep()" in notes
+
+
+def test_a_rule_may_hold_what_it_lets_go_of() -> None:
+    """`held` accounts for what rules of the user's hold in between, and `let_go` ends it."""
+
+    class Holds(ClusterMachine):
+        kinds = ("remote", "settle")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = 0
+
+        @rule()
+        def keep(self) -> None:
+            self.cluster.on(0).call(keep_one)
+            self.number += 1
+
+        def held(self) -> list[Counters]:
+            return [Counters(), Counters(owners=self.number, forks=self.number)]
+
+        def let_go(self) -> None:
+            assert self.cluster.on(0).call(drop_all) == self.number
+            self.number = 0
+
+    run(Holds, examples=6)
+
+
+def test_a_broken_promise_is_shown_at_once_and_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rpc_cluster: ClusterFactory
+) -> None:
+    """A step that differs from the prediction ends the run, and its program is written down."""
+    monkeypatch.chdir(tmp_path)
+    run_branches = Cluster.run_branches
+
+    def miscounted(
+        cluster: Cluster, branches: Any, contexts: Any, goes_on: Any = lambda _: True
+    ) -> list[StepOutcome]:
+        bumps = [n for branch in branches for n, leaf in branch if isinstance(leaf, Bump)]
+        return [
+            replace(seen, value=[x + 1 for x in seen.value]) if seen.index in bumps else seen
+            for seen in run_branches(cluster, branches, contexts, goes_on)
+        ]
+
+    monkeypatch.setattr(Cluster, "run_branches", miscounted)
+
+    class Miscounts(ClusterMachine):
+        kinds = ("own", "bump", "settle")
+        clock = "real"
+
+    with pytest.raises(WrongValue, match=r"expected \[2\.0\], got \[3\.0\]") as caught:
+        run(Miscounts, examples=30, steps=6, phases=[Phase.generate, Phase.shrink])
+    text = "\n".join(caught.value.__notes__)
+    assert re.search(r"program  Program\(\n    2,\n    \(\n        Own\(at=0, out='a'\),\n", text)
+    assert "state.teardown()" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("replay")]
+    path = Path(line.split()[-1])
+    assert [file.name for file in Path(".rpcprops/failures").iterdir()] == [path.name]
+    artefact = read(path)
+    assert artefact.program is not None
+    assert artefact.program.steps == (Own(0, "a"), Bump(0, "a"))
+    again = replay_program(artefact, Runner(rpc_cluster.server), times=1)
+    assert again.answer == "reproduced"
+
+
+def test_a_machine_that_is_set_up_wrongly_is_refused() -> None:
+    """Names of steps are checked with the class, and a plan of another world in the first rule."""
+    with pytest.raises(UsageError, match="'remotes', which is no step"):
+        type("Wrong", (ClusterMachine,), {"kinds": ["remotes"]})
+    with pytest.raises(UsageError, match="must be a collection"):
+        type("Wrong", (ClusterMachine,), {"kinds": "remote"})
+    with pytest.raises(UsageError, match="can come first"):
+        type("Wrong", (ClusterMachine,), {"kinds": ["drop"]})
+    wide = type("Wide", (ClusterMachine,), {"faults": FaultPlan(by_rank={5: FaultTable()})})
+    with pytest.raises(UsageError, match="rank 5"):
+        run(wide, examples=1)
+    drawn = type("Drawn", (ClusterMachine,), {"faults": st.just("RREF_USER_DELETE")})
+    with pytest.raises(UsageError, match="must be a FaultTable"):
+        run(drawn, examples=1)

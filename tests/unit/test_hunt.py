@@ -1,0 +1,92 @@
+"""The file of a hunt: what is kept, what is gone on with, and what is refused. No process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.hunt import HUNTED, Batch, Hunt, digest, summary
+from rpcprops.programs import Pause, Program
+from rpcprops.properties import Case
+
+
+def batch(seed: int, *cases: str, transport: str = "tcp", name: str = HUNTED[0]) -> Batch:
+    """A batch with so many different examples."""
+    return Batch(name, seed, transport, 400.0, "2.13.0", "holds", list(cases), faults_fired=2)
+
+
+def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
+    """A hunt that was written and read again is the same."""
+    hunt = Hunt(tmp_path / "deep" / "hunt.jsonl")
+    hunt.append(batch(0, "a", "b"))
+    hunt.append(batch(0, "c", transport="shm"))
+    assert Hunt.read(hunt.path) == hunt
+
+
+def test_no_file_is_an_empty_hunt(tmp_path: Path) -> None:
+    """A hunt begins where there is no file."""
+    assert Hunt.read(tmp_path / "none").examples == 0
+
+
+def test_an_example_that_two_batches_drew_counts_once(tmp_path: Path) -> None:
+    """Examples are counted by what was run, apart for each transport."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(batch(0, "a", "b"))
+    hunt.append(batch(1, "b", "c"))
+    hunt.append(batch(1, "b", transport="shm"))
+    assert hunt.examples == 4
+    assert summary(hunt)["examples_by_property"][HUNTED[0]] == 4
+
+
+def test_a_hunt_goes_on_with_what_is_not_in_its_file(tmp_path: Path) -> None:
+    """No property is drawn from again with a seed and over a transport that it was drawn with."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    first = next(hunt.next_batches())
+    hunt.append(batch(first[1], "a", transport=first[2], name=first[0]))
+    following = next(hunt.next_batches())
+    assert following != first
+    assert following[1] == 0
+
+
+def test_a_line_cut_short_is_left_out_and_written_over(tmp_path: Path) -> None:
+    """A hunt that was killed while it wrote loses that line only."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(batch(0, "a"))
+    with hunt.path.open("ab") as file:
+        file.write(b'{"property": "drawn')
+    again = Hunt.read(hunt.path)
+    assert again.examples == 1
+    again.append(batch(1, "b"))
+    assert Hunt.read(hunt.path).examples == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json\n", "line 1: no batch"),
+        ("[]\n", "line 1: no batch"),
+        ('{"property": "x"}\n', "line 1: no batch"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """The error names the line."""
+    path = tmp_path / "hunt.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        Hunt.read(path)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    """A file of another format is not gone on with."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(Batch("p", 0, "tcp", 1.0, "2.13.0", format=99))
+    with pytest.raises(UsageError, match="format 1"):
+        Hunt.read(hunt.path)
+
+
+def test_a_digest_is_of_the_case_alone() -> None:
+    """The same case has the same digest, another has another."""
+    one, same, other = (Case(Program(1, (Pause(0, s),))) for s in (1.0, 1.0, 2.0))
+    assert digest(one) == digest(same) != digest(other)
