@@ -31,11 +31,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 if name == "seeded defect":
                     good[name] += outcome == "passed"
                     total[name] += 1
+                    total[value] += 1
                 elif name in ("clean outcomes", "clean runs"):
                     good[name] += value[0]
                     total[name] += value[1]
     words = {
-        "seeded defect": "seeded defects reported as what they are",
+        "seeded defect": f"seeded defects reported as what they are ({total['false']} falsified "
+        f"outcomes, {total['live']} ranks that are wrong)",
         "clean outcomes": "clean outcomes without a report",
         "clean runs": "clean runs of real ranks without a report",
     }

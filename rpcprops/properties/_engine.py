@@ -286,6 +286,7 @@ class _Examiner:
         # What is documented needs no ladder: real time says whether it is still so.
         slower = (1.0,) if self.prop.known else rungs(rate) or (1.0,)
         for slower_rate in slower:
+            again, same = seen, list[Violation]()
             for _ in range(self.tries):
                 try:
                     again = observe(
