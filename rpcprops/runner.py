@@ -108,7 +108,8 @@ class Runner:
                     if isinstance(leaf, Context) and isinstance(outcome.value, dict):
                         contexts[leaf.name] = outcome.value["id"]
                 if not all(as_expected(outcome) for outcome in seen):
-                    cluster.look()
+                    if not cluster.has_found:
+                        cluster.look()
                     break
             else:
                 # Without a graceful shutdown, only a settle shows what the last step led to.

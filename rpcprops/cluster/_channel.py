@@ -48,6 +48,8 @@ class Channel:
     late_seconds: float = 0.0
     stack: str = ""
     shutdown_error: RaisedError | None = None
+    #: Whether this rank did not answer the last look in time.
+    silent: bool = False
 
     @property
     def lost(self) -> bool:
@@ -63,6 +65,7 @@ class Channel:
         return self.reader.closed and number not in self.answers
 
     def note_look(self, seen: dict[str, Any]) -> None:
+        self.silent = False
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]

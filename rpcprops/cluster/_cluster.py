@@ -388,7 +388,8 @@ class Cluster:
 
     def look(self) -> None:
         """Take in what each rank holds, for the outcome; who cannot answer is found."""
-        self._look()
+        with self._phase("run", self.deadlines.look) as phase:
+            self._look(phase)
 
     def settle_to(
         self, expect: Sequence[Counters] | None, failures: Sequence[int] | None = None
@@ -502,7 +503,11 @@ class Cluster:
                 patience = self.deadlines.stalled + getattr(step, "seconds", 0.0) / self.rate
                 if time.monotonic() - since > patience or phase.left() <= 0:
                     complaint = f"step {index}, {step!r}, does not end"
-                    self._hung(phase, [self._channel_of(step)], complaint)
+                    silent = [c for c in self._channels if c.silent]
+                    if silent:
+                        # Whoever waits for these is not the one that hangs.
+                        complaint = f"does not answer the control channel; {complaint}"
+                    self._hung(phase, silent or [self._channel_of(step)], complaint)
                     break
         done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
         return sorted(done, key=lambda outcome: outcome.index)
@@ -654,6 +659,8 @@ class Cluster:
                 self._hung(phase, missing, complaint)
                 return None
             if until is not None and time.monotonic() > until:
+                for channel in missing:
+                    channel.silent = True
                 return None
             self._pump(min(phase.left(), 0.5))
 

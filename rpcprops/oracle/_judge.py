@@ -47,6 +47,9 @@ def judge(
         if seen is None or not seen.ended:
             continue
         found += _step(index, step, expected, seen, names)
+    if any(violation.promise == "RankDied" for violation in found):
+        # What steps raise once a rank has died follows from that.
+        found = [violation for violation in found if violation.promise != "UnexpectedError"]
     # An error of the right class that cannot be read does not hide what else is wrong.
     unclear = [violation for violation in found if violation.promise == "UnclearError"]
     if len(found) > len(unclear):

@@ -290,6 +290,7 @@ class _Examiner:
         same: list[Violation] = []
         again = seen
         for slower_rate in slower:
+            again, same = seen, list[Violation]()
             for _ in range(self.tries):
                 try:
                     again = observe(

@@ -8,7 +8,6 @@ the promise that this breaks, and where.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Settle, Share
 from rpcprops.properties import PROPERTIES, Case
 from rpcprops.properties import _programs as shipped
+from tests.worlds._corpus import PLANS as WORLD_PLANS
 from tests.worlds._ideal import (
     CONTEXT_LEAK,
     LEAK,
@@ -38,64 +38,20 @@ from tests.worlds._ideal import (
     with_rank,
     with_step,
 )
-from tests.worlds._programs import EVERY_KIND
+from tests.worlds._programs import EVERY_KIND, shipped_programs
 
 DELETE = MessageType.RREF_USER_DELETE
 PLANS = (
-    FaultPlan(),
-    FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, 3)),
+    *WORLD_PLANS,
     FaultPlan(FaultTable([DELETE], 5), {1: FaultTable()}),
     FaultPlan(by_rank={0: FaultTable([MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ], 20)}),
     FaultPlan(by_rank={1: FaultTable((), 0, dict.fromkeys(MessageType, 0.25))}),
-    FaultPlan(FaultTable([m for m in MessageType if not m.is_retryable], 1)),
-    FaultPlan(FaultTable([DELETE, MessageType.RREF_CHILD_ACCEPT], 6)),
-    FaultPlan(by_rank={0: FaultTable(tuple(MessageType), 21)}),
     FaultPlan(
         FaultTable([DELETE], 1, {"PYTHON_CALL": 1.5, "RREF_CHILD_ACCEPT": 1.5, "SCRIPT_CALL": 0.1})
     ),
 )
 
-
-def all_programs() -> list[Program]:
-    """What every maker of programs makes, with each of its variants."""
-    found = [
-        *(shipped.create_and_fetch(flavour) for flavour in shipped.FLAVOURS),
-        shipped.create_on_self(),
-        shipped.fork_user_to_user(),
-        shipped.fork_user_to_owner(),
-        shipped.fork_back_to_creator(),
-        shipped.fork_to_self(),
-        *(shipped.fork_chain(size) for size in (2, 3, 4)),
-        *(shipped.owner_shares(size) for size in (2, 3, 4)),
-        *shipped.drop_orders(),
-        *(shipped.nested_remote(flavour) for flavour in shipped.FLAVOURS),
-        shipped.handle_as_argument(),
-        shipped.calls_of_each_kind(),
-        shipped.bump_from_everywhere(),
-        shipped.two_contexts(),
-        *(shipped.unsettled_exit(size) for size in (3, 4)),
-        shipped.just_dropped(),
-        *(shipped.timed_call(flavour, 601.5) for flavour in shipped.FLAVOURS),
-        shipped.create_and_drop(),
-    ]
-    paths: dict[int, list[tuple[int, ...]]] = {
-        2: [(), (0,), (1,), (1, 0)],
-        3: [(1, 2)],
-        4: [(1, 2, 3), (3, 2, 1, 0)],
-    }
-    flags = list(itertools.product((False, True), repeat=4))
-    for size, choices in paths.items():
-        for path, (nested, rrefs, backward, raises) in itertools.product(choices, flags):
-            found.append(
-                shipped.context_over(
-                    size, path, nested=nested, rrefs=rrefs, backward=backward, raises=raises
-                )
-            )
-    found.append(shipped.context_over(4, (3, 2, 1, 0), nested=True, at=2))
-    return found
-
-
-PROGRAMS = [*all_programs(), *EVERY_KIND]
+PROGRAMS = [*shipped_programs(), *EVERY_KIND]
 
 
 def program_id(program: Program) -> str:
@@ -110,7 +66,7 @@ def test_every_maker_of_programs_is_covered() -> None:
         for name, value in vars(shipped).items()
         if callable(value) and getattr(value, "__module__", "") == shipped.__name__
     }
-    named = {program.name.split("[")[0] for program in all_programs()}
+    named = {program.name.split("[")[0] for program in shipped_programs()}
     assert makers == named - {"context"} | {"context_over", "drop_orders"}
 
 

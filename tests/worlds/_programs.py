@@ -1,6 +1,8 @@
-"""Programs that use what the shipped ones do not: every kind of step and every field of one."""
+"""The shipped programs, and some that use what those do not: every kind and field of a step."""
 
 from __future__ import annotations
+
+import itertools
 
 from rpcprops.programs import (
     Bump,
@@ -10,6 +12,7 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Flavour,
     Local,
     Module,
     Nest,
@@ -22,9 +25,11 @@ from rpcprops.programs import (
     Remote,
     Settle,
     Share,
+    Step,
     Through,
     Wait,
 )
+from rpcprops.properties import _programs as shipped
 
 FUTURES = Program(
     3,
@@ -136,6 +141,84 @@ TIMED = Program(
     ),
     "timed",
 )
+IMPATIENT = Program(
+    3,
+    (
+        Call(0, 1, timeout=0.5),
+        Call(0, 1, flavour="script", timeout=0.5, wait="later", out="f"),
+        Wait(0, "f"),
+        Own(1, "o"),
+        Share(1, "o", 0, "a"),
+        Fetch(0, "a", timeout=0.5),
+        Through(0, "a"),
+        Through(0, "a", timeout=0.5),
+        Share(0, "a", 2, "b", timeout=0.5),
+        Settle(),
+        Fetch(2, "b"),
+        Drop(2, "b"),
+        Drop(0, "a"),
+        Drop(1, "o"),
+    ),
+    "impatient",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED)
+EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+
+
+def shipped_programs() -> list[Program]:
+    """What every maker of programs makes, with each of its variants."""
+    found = [
+        *(shipped.create_and_fetch(flavour) for flavour in shipped.FLAVOURS),
+        shipped.create_on_self(),
+        shipped.fork_user_to_user(),
+        shipped.fork_user_to_owner(),
+        shipped.fork_back_to_creator(),
+        shipped.fork_to_self(),
+        *(shipped.fork_chain(size) for size in (2, 3, 4)),
+        *(shipped.owner_shares(size) for size in (2, 3, 4)),
+        *shipped.drop_orders(),
+        *(shipped.nested_remote(flavour) for flavour in shipped.FLAVOURS),
+        shipped.handle_as_argument(),
+        shipped.calls_of_each_kind(),
+        shipped.bump_from_everywhere(),
+        shipped.two_contexts(),
+        *(shipped.unsettled_exit(size) for size in (3, 4)),
+        shipped.just_dropped(),
+        *(shipped.timed_call(flavour, 601.5) for flavour in shipped.FLAVOURS),
+        shipped.create_and_drop(),
+    ]
+    paths: dict[int, list[tuple[int, ...]]] = {
+        2: [(), (0,), (1,), (1, 0)],
+        3: [(1, 2)],
+        4: [(1, 2, 3), (3, 2, 1, 0)],
+    }
+    flags = list(itertools.product((False, True), repeat=4))
+    for size, choices in paths.items():
+        for path, (nested, rrefs, backward, raises) in itertools.product(choices, flags):
+            found.append(
+                shipped.context_over(
+                    size, path, nested=nested, rrefs=rrefs, backward=backward, raises=raises
+                )
+            )
+    found.append(shipped.context_over(4, (3, 2, 1, 0), nested=True, at=2))
+    return found
+
+
+def bumps() -> list[Program]:
+    """One value that creator, user and owner hold; two of them bump it, and all of them read it."""
+    homes = {"a": 0, "b": 2, "o": 1}
+    flavours: tuple[Flavour, ...] = ("builtin", "script")
+    found: list[Program] = []
+    for flavour, bumpers in itertools.product(flavours, itertools.permutations(homes, 2)):
+        steps: list[Step] = [
+            Remote(0, 1, "a", flavour=flavour),
+            Share(0, "a", 2, "b"),
+            Share(2, "b", 1, "o"),
+        ]
+        for name in bumpers:
+            steps.append(Bump(homes[name], name))
+            steps += [Fetch(home, held) for held, home in homes.items()]
+        steps += [Drop(home, held) for held, home in homes.items()]
+        found.append(Program(3, tuple(steps), f"bumps[{flavour},{'-'.join(bumpers)}]"))
+    return found

@@ -1,0 +1,105 @@
+"""Programs and plans, shipped and drawn, with the ideal outcome of each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import Prediction, predict
+from rpcprops.outcomes import Outcome
+from rpcprops.programs import Program
+from rpcprops.strategies import fault_tables, programs_under_faults
+from tests.worlds._ideal import ideal
+from tests.worlds._programs import EVERY_KIND, bumps, shipped_programs
+
+T = TypeVar("T")
+
+PLANS = (
+    FaultPlan(),
+    FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, 3)),
+    FaultPlan(FaultTable([m for m in MessageType if not m.is_retryable], 1)),
+    FaultPlan(FaultTable([MessageType.RREF_USER_DELETE, MessageType.RREF_CHILD_ACCEPT], 6)),
+    FaultPlan(by_rank={0: FaultTable(tuple(MessageType), 42)}),
+    FaultPlan(FaultTable((), 0, dict.fromkeys(MessageType, 2.0))),
+)
+#: Beyond every budget: all types, and counts up to those that no retry survives.
+WIDE_TABLES = fault_tables(messages=tuple(MessageType), max_fail_sends=42, max_delay=2.0)
+
+
+@dataclass(frozen=True)
+class World:
+    """A program under a plan, what it must show, and the outcome that shows it."""
+
+    program: Program
+    plan: FaultPlan
+    prediction: Prediction
+    outcome: Outcome
+
+    @classmethod
+    def of(cls, program: Program, plan: FaultPlan) -> World:
+        """The world in which everything is as predicted."""
+        return cls(program, plan, predict(program, plan), ideal(program, plan))
+
+
+def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:
+    """So many examples of one seeded run."""
+    found: list[T] = []
+
+    @seed(start)
+    @settings(
+        max_examples=number,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(strategy)
+    def run(value: T) -> None:
+        found.append(value)
+
+    run()
+    return found
+
+
+def drawn(
+    number: int, *, min_steps: int = 1, tables: st.SearchStrategy[FaultTable] | None = None
+) -> list[World]:
+    """So many different worlds, within the retry budget unless `tables` say otherwise."""
+    strategy = programs_under_faults(max_world_size=4, min_steps=min_steps, tables=tables)
+    found: dict[tuple[Program, FaultPlan], None] = {}
+    for start in itertools.count():
+        if len(found) >= number:
+            break
+        found |= dict.fromkeys(draws(strategy, 100, start))
+    return [World.of(*pair) for pair in itertools.islice(found, number)]
+
+
+@functools.cache
+def corpus() -> tuple[World, ...]:
+    """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
+    written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND]
+    worlds = [World.of(program, plan) for program in written for plan in PLANS]
+    worlds += drawn(150, min_steps=4)
+    worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
+    return (*worlds, *_aimed())
+
+
+def _aimed() -> Iterator[World]:
+    """Drawn worlds in which rare things meet: counts of one rank, delays and timeouts."""
+    for tables, kinds in (
+        (None, ("count", "call")),
+        (st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),
+    ):
+        strategy = programs_under_faults(
+            max_world_size=3, min_steps=6, kinds=kinds, tables=tables, branches=False
+        )
+        for program, plan in draws(strategy, 60):
+            yield World.of(program, plan)

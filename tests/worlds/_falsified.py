@@ -1,0 +1,552 @@
+"""Defects: each takes an ideal outcome and makes one thing of it wrong, wherever it can.
+
+A defect yields the falsified outcome together with what must be said of it: the promise, the rank
+and the step of each violation, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from rpcprops.oracle import ErrorClass, StepPrediction
+from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, StepOutcome
+from rpcprops.programs import (
+    Bump,
+    Context,
+    Count,
+    Fetch,
+    Leaf,
+    Local,
+    Optimize,
+    Refused,
+    Settle,
+    Share,
+)
+from tests.worlds._corpus import World
+from tests.worlds._ideal import (
+    CONTEXT_LEAK,
+    ERRORS,
+    LEAKING,
+    calling,
+    hanging,
+    holding,
+    settled_with,
+    stopped,
+    with_rank,
+    with_step,
+)
+
+Place: TypeAlias = tuple[str, int | None, int | None]
+Falsified: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
+Defect: TypeAlias = Callable[[World], Falsified]
+LOST = RaisedError("RuntimeError", "EOF: end of file")
+UNREADABLE = RaisedError("UnicodeDecodeError", r"Send attempt failed intentionally for \x80\x02")
+
+DEFECTS: dict[str, Defect] = {}
+
+
+def defect(name: str) -> Callable[[Defect], Defect]:
+    """Add a defect under a name."""
+
+    def add(found: Defect) -> Defect:
+        assert name not in DEFECTS
+        DEFECTS[name] = found
+        return found
+
+    return add
+
+
+# Steps.
+
+
+def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
+    """Each step that a rank runs, with what it must show and what it shows."""
+    rows = zip(world.program.leaves, world.prediction.steps, world.outcome.steps, strict=True)
+    for index, (leaf, expected, seen) in enumerate(rows):
+        if not isinstance(leaf, Settle):
+            yield index, leaf, expected, seen
+
+
+def _at(leaf: Leaf) -> int:
+    assert not isinstance(leaf, Settle)
+    return leaf.at
+
+
+def _wrong(value: Any) -> Any:
+    """Another value of the same shape; the same where there is no number in it."""
+    if isinstance(value, list):
+        return [*value[:-1], _wrong(value[-1])] if value else value
+    return value + 1
+
+
+def _valued(world: World) -> Iterator[tuple[int, Leaf, Any]]:
+    """Each step that gives numbers."""
+    for index, leaf, _, seen in _steps(world):
+        if not isinstance(leaf, Context | Refused) and _wrong_or_none(seen.value):
+            yield index, leaf, seen.value
+
+
+def _wrong_or_none(value: Any) -> bool:
+    return value is not None and bool(value != _wrong(value))
+
+
+@defect("a step gives another value")
+def _another_value(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        yield (
+            with_step(world.outcome, index, value=_wrong(value)),
+            [("WrongValue", _at(leaf), index)],
+        )
+
+
+@defect("a step gives no value")
+def _no_value(world: World) -> Falsified:
+    for index, leaf, _ in _valued(world):
+        yield with_step(world.outcome, index, value=None), [("WrongValue", _at(leaf), index)]
+
+
+@defect("a fetch gives the value before a bump")
+def _stale_fetch(world: World) -> Falsified:
+    origins: dict[str, str] = {}
+    bumped: set[str] = set()
+    for index, leaf, expected, seen in _steps(world):
+        handle = getattr(leaf, "handle", "")
+        origin = origins.get(handle, handle)
+        if isinstance(leaf, Share):
+            origins[leaf.out] = origin
+        elif isinstance(leaf, Bump) and not expected.error:
+            bumped.add(origin)
+        elif isinstance(leaf, Fetch | Local) and origin in bumped and seen.value:
+            stale = [x - 1.0 for x in seen.value]
+            yield with_step(world.outcome, index, value=stale), [("WrongValue", leaf.at, index)]
+
+
+@defect("a bump counts twice")
+def _double_bump(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Bump):
+            twice = [x + 1.0 for x in value]
+            yield with_step(world.outcome, index, value=twice), [("WrongValue", leaf.at, index)]
+
+
+@defect("a counter gives a count again")
+def _stale_count(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Count) and value > 1:
+            wrong = with_step(world.outcome, index, value=value - 1)
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("an optimizer does not step")
+def _no_step(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Optimize) and any(leaf.value):
+            still = [list(leaf.value) for _ in value]
+            yield with_step(world.outcome, index, value=still), [("WrongValue", leaf.at, index)]
+
+
+@defect("an optimizer steps at all owners but one")
+def _one_no_step(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Optimize) and any(leaf.value):
+            still = [list(leaf.value), *value[1:]]
+            yield with_step(world.outcome, index, value=still), [("WrongValue", leaf.at, index)]
+
+
+def _silent(error: ErrorClass) -> Defect:
+    """An error that had to come does not."""
+
+    def silent(world: World) -> Falsified:
+        for index, leaf, expected, _ in _steps(world):
+            if expected.error == error:
+                wrong = with_step(world.outcome, index, value=[3.0], error=None)
+                yield wrong, [("MissingError", _at(leaf), index)]
+
+    return silent
+
+
+DEFECTS |= {
+    "what a function raised is swallowed": _silent("remote"),
+    "a lost message is passed over": _silent("injected"),
+    "an answer comes after its timeout": _silent("timeout"),
+    "an RRef that was never created has a value": _silent("creation"),
+    "a handle that never came is used": _silent("missing"),
+}
+
+
+@defect("a step raises")
+def _raises(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if expected.error in ("", "unknown"):
+            wrong = with_step(world.outcome, index, value=None, error=LOST)
+            yield wrong, [("UnexpectedError", _at(leaf), index)]
+
+
+@defect("a step that has no timeout times out")
+def _times_out(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", _at(leaf), index)]
+
+
+@defect("a step raises another error than it has to")
+def _raises_another(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if expected.error not in ("", "unknown"):
+            other: ErrorClass = "timeout" if expected.error != "timeout" else "remote"
+            wrong = with_step(world.outcome, index, error=ERRORS[other])
+            yield wrong, [("UnexpectedError", _at(leaf), index)]
+
+
+@defect("an error cannot be read")
+def _unreadable(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if expected.error == "injected":
+            wrong = with_step(world.outcome, index, error=UNREADABLE)
+            yield wrong, [("UnclearError", _at(leaf), index)]
+
+
+@defect("the program stops early")
+def _stops(world: World) -> Falsified:
+    if len(world.outcome.steps) > 1:
+        yield stopped(world.outcome, 1), [("UnexpectedError", None, None)]
+
+
+# Contexts.
+
+
+def _contexts(world: World) -> Iterator[tuple[int, Context, dict[str, Any]]]:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Context):
+            yield index, leaf, seen.value
+
+
+def _with_value(world: World, index: int, **changes: Any) -> Outcome:
+    value = {**world.outcome.steps[index].value, **changes}
+    return with_step(world.outcome, index, value={k: v for k, v in value.items() if v is not None})
+
+
+@defect("a context computes another loss")
+def _another_loss(world: World) -> Falsified:
+    for index, leaf, value in _contexts(world):
+        wrong = _with_value(world, index, loss=value["loss"] + 1.0)
+        yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a rank's part of a gradient is lost")
+def _lost_gradient(world: World) -> Falsified:
+    for index, leaf, value in _contexts(world):
+        gradient = value.get("gradient", [])
+        if any(gradient):
+            wrong = _with_value(world, index, gradient=[0.0] * len(gradient))
+            yield wrong, [("WrongGradient", leaf.at, index)]
+
+
+@defect("a gradient is never computed")
+def _no_gradient(world: World) -> Falsified:
+    for index, leaf, value in _contexts(world):
+        if "gradient" in value:
+            yield _with_value(world, index, gradient=None), [("WrongGradient", leaf.at, index)]
+
+
+@defect("a gradient that was retained is not added to")
+def _not_added(world: World) -> Falsified:
+    for index, leaf, value in _contexts(world):
+        if leaf.retain and any(value.get("gradient", [])):
+            once = [x / 2 for x in value["gradient"]]
+            yield _with_value(world, index, gradient=once), [("WrongGradient", leaf.at, index)]
+
+
+@defect("a backward pass that breaks says nothing")
+def _silent_backward(world: World) -> Falsified:
+    for index, leaf, _ in _contexts(world):
+        if leaf.breaks is not None:
+            yield _with_value(world, index, broke=None), [("MissingError", leaf.at, index)]
+
+
+@defect("a backward pass breaks")
+def _broken_backward(world: World) -> Falsified:
+    for index, leaf, _ in _contexts(world):
+        if leaf.breaks is None and leaf.backward:
+            wrong = _with_value(world, index, broke="Error on Node 1: EOF", gradient=None)
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("an exception that leaves a context is swallowed")
+def _swallowed(world: World) -> Falsified:
+    for index, leaf, _ in _contexts(world):
+        if leaf.raises:
+            yield _with_value(world, index, raised=None), [("MissingError", leaf.at, index)]
+
+
+@defect("the id of an ended context is accepted")
+def _accepted(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Refused) and expected.value["refused"]:
+            wrong = with_step(world.outcome, index, value={"refused": False})
+            yield wrong, [("ContextLeak", leaf.at, index)]
+
+
+@defect("the id of a context whose cleanup was lost is refused")
+def _refused(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Refused) and not expected.value["refused"]:
+            wrong = with_step(world.outcome, index, value={"refused": True, "message": "x"})
+            yield wrong, [("ContextLeak", leaf.at, index)]
+
+
+# Calls.
+
+
+def _calls(world: World) -> Iterator[tuple[int, str, int]]:
+    for rank in world.outcome.ranks:
+        for name, times in sorted(rank.calls.items()):
+            yield rank.rank, name, times
+
+
+@defect("a call runs twice")
+def _twice(world: World) -> Falsified:
+    for rank, name, times in _calls(world):
+        wrong = calling(world.outcome, rank, {name: times + 1})
+        yield wrong, [("NotRunOnce", rank, None)]
+
+
+@defect("a call never runs")
+def _never(world: World) -> Falsified:
+    for rank, name, times in _calls(world):
+        yield calling(world.outcome, rank, {name: times - 1}), [("NotRunOnce", rank, None)]
+
+
+@defect("a call runs at another rank")
+def _elsewhere(world: World) -> Falsified:
+    size = world.program.world_size
+    for rank, name, times in _calls(world):
+        other = (rank + 1) % size
+        if other == rank:
+            continue
+        there = world.outcome.ranks[other].calls.get(name, 0)
+        moved = calling(world.outcome, rank, {name: times - 1})
+        moved = calling(moved, other, {name: there + 1})
+        yield moved, [("NotRunOnce", low, None) for low in sorted((rank, other))]
+
+
+@defect("a call runs that nobody made")
+def _unasked(world: World) -> Falsified:
+    for rank in range(world.program.world_size):
+        yield calling(world.outcome, rank, {"step99": 1}), [("NotRunOnce", rank, None)]
+
+
+# What ranks hold, at a settle or at the end.
+
+_Change: TypeAlias = Callable[[Counters], Mapping[str, int] | None]
+
+
+def _holding(promise: str, change: _Change, *, at_end: bool) -> Defect:
+    """A rank holds something else than it should."""
+
+    def held(world: World) -> Falsified:
+        if at_end:
+            ranks = world.outcome.ranks if world.program.settles else ()
+            for rank in ranks:
+                changes = change(rank.counters or Counters())
+                if changes:
+                    wrong = holding(world.outcome, rank.rank, **changes)
+                    yield wrong, [(promise, rank.rank, None)]
+            return
+        for index, leaf in enumerate(world.program.leaves):
+            if isinstance(leaf, Settle):
+                for rank_number, counters in enumerate(world.outcome.steps[index].counters):
+                    changes = change(counters)
+                    if changes:
+                        wrong = settled_with(world.outcome, index, rank_number, **changes)
+                        yield wrong, [(promise, rank_number, index)]
+
+    return held
+
+
+def _one_fork_more(held: Counters) -> Mapping[str, int]:
+    return {"owners": held.owners or 1, "forks": held.forks + 1}
+
+
+def _one_fork_less(held: Counters) -> Mapping[str, int] | None:
+    if not held.forks:
+        return None
+    return {"owners": min(held.owners, held.forks - 1), "forks": held.forks - 1}
+
+
+def _more(name: str) -> _Change:
+    return lambda held: {name: getattr(held, name) + 1}
+
+
+def _forget_contexts(held: Counters) -> Mapping[str, int] | None:
+    return {"contexts": 0} if held.contexts else None
+
+
+for _name, _promise, _change in (
+    ("a delete is dropped", "RRefLeak", _one_fork_more),
+    ("a delete is sent too early, or twice", "OwnerGone", _one_fork_less),
+    ("an accept is forgotten", "RRefLeak", _more("pending_users")),
+    ("a creation is never confirmed", "RRefLeak", _more("pending_futures")),
+    ("a context is kept", "ContextLeak", _more("contexts")),
+    ("a backward pass is kept", "ContextLeak", _more("backward_passes")),
+    ("a context is let go that nobody cleaned up", "ContextLeak", _forget_contexts),
+    ("a call is served for ever", "CallLeak", _more("server_calls")),
+    ("an asynchronous call is served for ever", "CallLeak", _more("server_async_calls")),
+    ("a call is awaited for ever", "CallLeak", _more("client_calls")),
+):
+    DEFECTS[_name] = _holding(_promise, _change, at_end=True)
+    DEFECTS[f"{_name}, at a settle"] = _holding(_promise, _change, at_end=False)
+
+
+# How ranks live and leave.
+
+
+def _first_step(world: World) -> int | None:
+    return next((index for index, *_ in _steps(world)), None)
+
+
+@defect("a rank is killed while a step runs")
+def _killed(world: World) -> Falsified:
+    first = _first_step(world)
+    if first is None:
+        return
+    for rank in range(world.program.world_size):
+        cut = with_step(stopped(world.outcome, first + 1), first, value=None, ended=False)
+        yield with_rank(cut, rank, killed=False, signal=9), [("RankDied", rank, None)]
+
+
+@defect("a rank is killed, and its peer says so")
+def _killed_and_told(world: World) -> Falsified:
+    first = _first_step(world)
+    if first is None:
+        return
+    for rank in range(world.program.world_size):
+        cut = with_step(stopped(world.outcome, first + 1), first, value=None, error=LOST)
+        yield with_rank(cut, rank, killed=False, signal=11), [("RankDied", rank, None)]
+
+
+@defect("a rank leaves before its time")
+def _left(world: World) -> Falsified:
+    first = _first_step(world)
+    if first is None:
+        return
+    for rank in range(world.program.world_size):
+        cut = stopped(world.outcome, first)
+        yield with_rank(cut, rank, killed=False, exit_code=0), [("RankDied", rank, None)]
+
+
+@defect("a rank never joins")
+def _never_joins(world: World) -> Falsified:
+    phase = PhaseOutcome("start", "failed", detail="joining the world raised")
+    yield (
+        dataclasses.replace(stopped(world.outcome, 0), phases=(phase,)),
+        [("UnexpectedError", None, None)],
+    )
+
+
+@defect("a rank stops in a step")
+def _hangs(world: World) -> Falsified:
+    first = _first_step(world)
+    if first is None:
+        return
+    for rank in range(world.program.world_size):
+        cut = hanging(world.outcome, "run", rank, first + 1)
+        yield with_step(cut, first, value=None, ended=False), [("RankHung", rank, None)]
+
+
+@defect("a rank stops while the world settles")
+def _hangs_settling(world: World) -> Falsified:
+    if world.program.settles:
+        for rank in range(world.program.world_size):
+            cut = hanging(world.outcome, "settle", rank, len(world.outcome.steps))
+            yield cut, [("RankHung", rank, None)]
+
+
+def _graceful(world: World) -> Iterator[int]:
+    """The ranks that shut down and have nothing to report."""
+    seen = world.prediction
+    if seen.graceful:
+        for rank in range(world.program.world_size):
+            if rank not in seen.leaking | seen.perhaps_leaking | seen.keeping:
+                yield rank
+
+
+@defect("a rank stops in its shutdown")
+def _hangs_leaving(world: World) -> Falsified:
+    for rank in _graceful(world):
+        cut = hanging(world.outcome, "shutdown", rank, len(world.outcome.steps))
+        yield cut, [("RankHung", rank, None)]
+
+
+@defect("a rank is killed in its shutdown")
+def _killed_leaving(world: World) -> Falsified:
+    for rank in _graceful(world):
+        wrong = with_rank(world.outcome, rank, exit_code=None, signal=6)
+        yield wrong, [("RankDied", rank, None)]
+
+
+@defect("a shutdown raises")
+def _raises_leaving(world: World) -> Falsified:
+    for rank in _graceful(world):
+        wrong = with_rank(world.outcome, rank, shutdown_error=LOST, exit_code=72)
+        yield wrong, [("UngracefulShutdown", rank, None)]
+
+
+@defect("a rank leaves with an error")
+def _exits(world: World) -> Falsified:
+    for rank in _graceful(world):
+        yield with_rank(world.outcome, rank, exit_code=3), [("UngracefulShutdown", rank, None)]
+
+
+@defect("a shutdown finds a leak")
+def _leaks_leaving(world: World) -> Falsified:
+    for rank in _graceful(world):
+        yield with_rank(world.outcome, rank, log=LEAKING), [("RRefLeak", rank, None)]
+
+
+@defect("a shutdown cannot release a context")
+def _keeps_leaving(world: World) -> Falsified:
+    for rank in _graceful(world):
+        yield with_rank(world.outcome, rank, log=CONTEXT_LEAK), [("ContextLeak", rank, None)]
+
+
+@defect("a leak goes unreported")
+def _unreported(world: World) -> Falsified:
+    for rank in sorted(world.prediction.leaking):
+        wrong = with_rank(world.outcome, rank, exit_code=0, shutdown_error=None)
+        yield wrong, [("MissingError", rank, None)]
+
+
+# What fires.
+
+
+@defect("a failure fires that was not armed")
+def _fires_more(world: World) -> Falsified:
+    if world.program.settles and world.prediction.certain:
+        for rank in world.outcome.ranks[: world.program.world_size]:
+            wrong = with_rank(world.outcome, rank.rank, failed_sends=rank.failed_sends + 1)
+            yield wrong, [("FaultsDiffer", rank.rank, None)]
+
+
+@defect("a failure does not fire")
+def _fires_less(world: World) -> Falsified:
+    if world.program.settles and world.prediction.certain:
+        for rank in world.outcome.ranks:
+            # Where shutdown cuts deletes short, fewer failures are no sign of anything.
+            if rank.failed_sends and rank.rank not in world.prediction.hurried:
+                wrong = with_rank(world.outcome, rank.rank, failed_sends=rank.failed_sends - 1)
+                yield wrong, [("FaultsDiffer", rank.rank, None)]
+
+
+@defect("a delay does not happen")
+def _not_late(world: World) -> Falsified:
+    if world.program.settles and world.prediction.certain:
+        for rank in world.outcome.ranks:
+            for length, times in (rank.delayed_sends or {}).items():
+                if times:
+                    fewer = {**(rank.delayed_sends or {}), length: times - 1}
+                    wrong = with_rank(world.outcome, rank.rank, delayed_sends=fewer)
+                    yield wrong, [("FaultsDiffer", rank.rank, None)]

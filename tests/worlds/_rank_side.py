@@ -1,0 +1,308 @@
+"""What makes a real rank wrong: functions that run in it before the program, and patch it.
+
+A function here is called in one rank. What it replaces are the RPC targets and the steps of that
+rank's interpreter, so the agent, the wire and every other rank stay stock torch's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C._distributed_rpc import _delete_all_user_and_unforked_owner_rrefs
+from torch.distributed import rpc
+from torch.distributed.rpc.internal import _InternalRPCPickler
+
+from rpcprops.cluster import _interpreter
+
+#: What wrong ranks hold on to.
+_held: list[Any] = []
+#: torch's names that are no part of its types, and ours that are replaced.
+_torch: Any = torch
+_ours: Any = _interpreter
+
+
+def _replace_add(around: Callable[[Callable[..., Any], tuple[Any, ...]], Any]) -> None:
+    """Let `around` run in place of the function that programs call, with it and its arguments."""
+    honest = _interpreter.add
+
+    def add(*args: Any) -> Any:
+        return around(honest, args)
+
+    _ours.add = add
+
+
+def run_twice() -> None:
+    """Run what is called here twice."""
+    _replace_add(lambda add, args: (add(*args), add(*args))[1])
+
+
+def run_never() -> None:
+    """Answer for what is called here without running it."""
+    _replace_add(lambda _, args: args[1])
+
+
+def _add(*args: Any) -> Any:
+    return _interpreter.add(*args)
+
+
+def run_at(other: str) -> None:
+    """Let another rank run what is called here."""
+    _replace_add(lambda _, args: rpc.rpc_sync(other, _add, args=args))
+
+
+def answer_first_value() -> None:
+    """Give the first value ever computed here again and again."""
+
+    def cached(add: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        value = add(*args)
+        _held.append(value)
+        return _held[0]
+
+    _replace_add(cached)
+
+
+def count_once() -> None:
+    """Count no further than one."""
+
+    def count(call: str) -> int:
+        _interpreter.note_call(call)
+        return 1
+
+    _ours.count = count
+
+
+def change_values() -> None:
+    """Change what was computed here while nobody looks."""
+
+    def changing(add: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        for value in _held:
+            value.add_(1.0)
+        _held.append(add(*args))
+        return _held[-1]
+
+    _replace_add(changing)
+
+
+def raise_in_calls() -> None:
+    """Raise in what is called here."""
+
+    def raising(_: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        _interpreter.note_call(args[0])
+        msg = "out of memory"
+        raise RuntimeError(msg)
+
+    _replace_add(raising)
+
+
+def swallow_exceptions() -> None:
+    """Answer with a value where the function raises."""
+
+    def harmless(call: str, left: Any, _right: Any) -> Any:
+        _interpreter.note_call(call)
+        return left
+
+    _ours.raise_on_purpose = harmless
+
+
+def hide_lost_calls() -> None:
+    """Make up a value where a call could not be sent."""
+    honest = _ours._call
+
+    def call(*args: Any) -> Any:
+        try:
+            return honest(*args)
+        except RuntimeError:
+            return [3.0]
+
+    _ours._call = call
+
+
+def sleep_in_calls(seconds: float) -> None:
+    """Answer late, by virtual seconds."""
+
+    def late(add: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        time.sleep(seconds)
+        return add(*args)
+
+    _replace_add(late)
+
+
+def keep_dropped_handles() -> None:
+    """Hold on to every handle that the program drops: its delete is never sent."""
+    honest = _ours._drop
+
+    def drop(step: Any) -> None:
+        _held.append(_ours._handles[step.handle])
+        honest(step)
+
+    _ours._drop = drop
+
+
+def keep_arguments() -> None:
+    """Hold on to the handles that calls bring here."""
+
+    def keeping(add: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        _held.append(args)
+        return add(*args)
+
+    _replace_add(keeping)
+
+
+def keep_contexts() -> None:
+    """Enter contexts, and never leave them."""
+    _torch.distributed.autograd.context.__exit__ = lambda *_: None
+
+
+def swallow_what_leaves_contexts() -> None:
+    """Leave contexts as ever, and let no exception out of them."""
+    context = _torch.distributed.autograd.context
+    honest = context.__exit__
+
+    def leave(*args: Any) -> bool:
+        honest(*args)
+        return True
+
+    context.__exit__ = leave
+
+
+def _replace_hop(change: Callable[[Any], Any]) -> None:
+    honest = _interpreter.hop
+
+    def hop(*args: Any) -> Any:
+        return change(honest(*args))
+
+    _ours.hop = hop
+
+
+def lose_gradients() -> None:
+    """Send back zeros for the gradients that come by here."""
+
+    def hooked(y: Any) -> Any:
+        y.register_hook(torch.zeros_like)
+        return y
+
+    _replace_hop(hooked)
+
+
+def compute_otherwise() -> None:
+    """Add a little to what a context computes here."""
+    _replace_hop(lambda y: y + 0.5)
+
+
+def break_silently() -> None:
+    """Let a backward pass through that has to break."""
+    _ours._Breaks.backward = staticmethod(lambda _ctx, gradient: gradient)
+
+
+def step_without_moving() -> None:
+    """Make the optimizers of this rank do nothing."""
+    from rpcprops.cluster import _training
+
+    plain: Any = _training.PlainSGD
+    plain.step = lambda *_: None
+
+
+def _wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+def never_finish_a_call(to: str) -> None:
+    """Start a call from here whose function never returns."""
+    _held.append(rpc.rpc_async(to, _wait_for_ever))
+
+
+def block_in_calls() -> None:
+    """Never return from what is called here."""
+    _replace_add(lambda *_: _wait_for_ever())
+
+
+def die_in_calls() -> None:
+    """Be killed by what is called here."""
+    _replace_add(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def leave_in_calls() -> None:
+    """Leave, without an error, when called."""
+    _replace_add(lambda *_: os._exit(0))
+
+
+def stop_in_calls() -> None:
+    """Stop, as a debugger does, when called."""
+
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        # It takes a moment until every thread has stopped.
+        _wait_for_ever()
+
+    _replace_add(stop)
+
+
+def raise_in_shutdown() -> None:
+    """Shut down as ever, and raise then."""
+    module: Any = rpc
+    honest = module.shutdown
+
+    def shutdown(**options: Any) -> None:
+        honest(**options)
+        msg = "shutdown has failed"
+        raise RuntimeError(msg)
+
+    module.shutdown = shutdown
+
+
+def exit_with_an_error() -> None:
+    """Leave with an exit code that says that something went wrong."""
+    system: Any = os
+    honest = system._exit
+    system._exit = lambda _code: honest(9)
+
+
+def die_in_shutdown() -> None:
+    """Be killed when it is time to shut down."""
+    module: Any = rpc
+    module.shutdown = lambda **_: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after_each(kind: str, act: Callable[[Any], Any]) -> None:
+    """Let `act` follow every step of a kind that this rank runs."""
+    honest = _ours._run
+
+    def run(call: str, step: Any, *rest: Any) -> Any:
+        value = honest(call, step, *rest)
+        if step.op == kind:
+            act(step)
+        return value
+
+    _ours._run = run
+
+
+def delete_what_lives() -> None:
+    """Delete an RRef as soon as it is made, while the program still has its handle."""
+    soon = datetime.timedelta(seconds=1)
+    _after_each("remote", lambda _: _delete_all_user_and_unforked_owner_rrefs(soon))
+
+
+def delete_twice() -> None:
+    """Make two RRefs of every fork that comes here: each will delete it, the first at once."""
+    receive: Any = _torch._C._distributed_rpc.PyRRef._deserialize
+
+    def twice(_cls: type, data: Any) -> Any:
+        first = receive(data)
+        second = receive(data)
+        del first
+        return second
+
+    pickler: Any = _InternalRPCPickler
+    pickler._py_rref_receiver = classmethod(twice)
+
+
+def fork_for_nobody() -> None:
+    """Count a fork of what is owned here, and send it to nobody."""
+    _after_each("own", lambda step: _held.append(_ours._handles[step.out]._serialize()))

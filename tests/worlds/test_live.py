@@ -1,0 +1,286 @@
+"""Live worlds: real ranks of real torch, one of them wrong, and each is reported as what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import judge, predict
+from rpcprops.programs import (
+    Call,
+    Context,
+    Count,
+    Drop,
+    Fetch,
+    Optimize,
+    Own,
+    Pause,
+    Program,
+    Remote,
+    Settle,
+    Share,
+    Step,
+)
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
+from tests.worlds import _rank_side as wrong
+from tests.worlds._falsified import Place
+from tests.worlds._ideal import place
+
+#: Where a delay or a timeout decides, it does so by far (virtual seconds).
+LATE = 300.0
+NONE = FaultTable()
+
+
+class PlantingServer:
+    """A server whose clusters have something done to one rank before the first step."""
+
+    def __init__(self, server: Any, rank: int, plant: Callable[..., None], *args: Any) -> None:
+        self.server = server
+        self.rank = rank
+        self.plant = plant
+        self.args = args
+
+    def rate_of(self, clock: Any) -> float:
+        return float(self.server.rate_of(clock))
+
+    def make_cluster(self, *args: Any, **options: Any) -> Any:
+        cluster = self.server.make_cluster(*args, **options)
+        start = cluster.start
+
+        def start_wrong() -> None:
+            start()
+            cluster.on(self.rank).call(self.plant, *self.args)
+
+        cluster.start = start_wrong
+        return cluster
+
+
+@dataclass(frozen=True)
+class Live:
+    """A rank that something is wrong with, and what must be said of it.
+
+    Attributes:
+        says: the promise, rank and step of each violation.
+        plant: what makes the rank wrong, with its arguments.
+        ran: the faults of the rank; the others have none.
+        told: what the judge is told of them, where that is wrong.
+    """
+
+    rank: int
+    steps: tuple[Step, ...]
+    says: tuple[Place, ...]
+    plant: Callable[..., None] | None = None
+    args: tuple[Any, ...] = ()
+    ran: FaultTable = NONE
+    told: FaultTable | None = None
+    settles: bool = True
+
+    @property
+    def program(self) -> Program:
+        """What the ranks are asked to do."""
+        return Program(3, self.steps, settles=self.settles)
+
+    @property
+    def plan(self) -> FaultPlan:
+        """The faults under which they do it."""
+        return FaultPlan(by_rank={self.rank: self.ran})
+
+
+CALLED = (Call(0, 1), Call(0, 1, (5.0,), (6.0,)))
+OWNED = (Remote(0, 1, "a"), Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
+SHARED = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
+LOST = FaultTable(["PYTHON_CALL"], 1)
+
+LIVE: dict[str, Live] = {
+    "runs a call twice": Live(1, CALLED, (("NotRunOnce", 1, None),) * 2, wrong.run_twice),
+    "answers without running the call": Live(
+        1, (Remote(0, 1, "a"), Drop(0, "a")), (("NotRunOnce", 1, None),), wrong.run_never
+    ),
+    "lets another rank run a call": Live(
+        1,
+        (Call(0, 1),),
+        (("NotRunOnce", 1, None), ("NotRunOnce", 2, None)),
+        wrong.run_at,
+        ("worker2",),
+    ),
+    "returns a stale value": Live(1, CALLED, (("WrongValue", 0, 1),), wrong.answer_first_value),
+    "does not count": Live(
+        1, (Count(0, 1), Count(2, 1)), (("WrongValue", 2, 1),), wrong.count_once
+    ),
+    "changes a value that it owns": Live(
+        1,
+        (Remote(0, 1, "a"), Fetch(0, "a"), Call(2, 1), Fetch(0, "a")),
+        (("WrongValue", 0, 3),),
+        wrong.change_values,
+    ),
+    "raises in a call": Live(1, OWNED, (("UnexpectedError", 0, 1),), wrong.raise_in_calls),
+    "swallows what a function raises": Live(
+        1, (Call(0, 1, raises=True),), (("MissingError", 0, 0),), wrong.swallow_exceptions
+    ),
+    "makes up a value for a lost call": Live(
+        0, (Call(0, 1),), (("MissingError", 0, 0),), wrong.hide_lost_calls, ran=LOST
+    ),
+    "answers after the timeout": Live(
+        1,
+        (Call(0, 1, timeout=LATE),),
+        (("UnexpectedError", 0, 0),),
+        wrong.sleep_in_calls,
+        (2 * LATE,),
+    ),
+    "drops a delete": Live(0, OWNED, (("RRefLeak", 1, None),), wrong.keep_dropped_handles),
+    "keeps an argument": Live(
+        2,
+        (Remote(0, 1, "a"), Call(0, 2, right="a"), Drop(0, "a"), Settle()),
+        (("RRefLeak", 1, 3),),
+        wrong.keep_arguments,
+    ),
+    "counts a fork that nobody has": Live(
+        1, (Own(1, "o"), Settle()), (("RRefLeak", 1, 1),), wrong.fork_for_nobody
+    ),
+    "counts a fork that nobody has until it shuts down": Live(
+        1, (Own(1, "o"),), (("RRefLeak", 1, None),), wrong.fork_for_nobody, settles=False
+    ),
+    "deletes while a handle lives": Live(
+        0, (Remote(0, 1, "a"), Settle()), (("OwnerGone", 1, 1),), wrong.delete_what_lives
+    ),
+    "deletes twice": Live(
+        2,
+        (Own(1, "o"), Share(1, "o", 2, "a"), Settle(), Fetch(2, "a")),
+        (("OwnerGone", 1, 2),),
+        wrong.delete_twice,
+    ),
+    "keeps a context": Live(
+        0,
+        (Context(0, "x", (1,)), Settle()),
+        (("ContextLeak", 0, 1), ("ContextLeak", 1, 1)),
+        wrong.keep_contexts,
+    ),
+    "swallows what leaves a context": Live(
+        0,
+        (Context(0, "x", (1,), raises=True),),
+        (("MissingError", 0, 0),),
+        wrong.swallow_what_leaves_contexts,
+    ),
+    "loses a gradient": Live(
+        1, (Context(0, "x", (2, 1)),), (("WrongGradient", 0, 0),), wrong.lose_gradients
+    ),
+    "computes another loss": Live(
+        1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
+    ),
+    "does not break where it has to": Live(
+        1, (Context(0, "x", (1,), breaks=1),), (("MissingError", 0, 0),), wrong.break_silently
+    ),
+    "does not step": Live(
+        1, (Optimize(0, "x", (1, 2)),), (("WrongValue", 0, 0),), wrong.step_without_moving
+    ),
+    "never finishes a call": Live(
+        1,
+        (Pause(0, 0.0), Settle()),
+        (("CallLeak", 0, 1), ("CallLeak", 1, 1)),
+        wrong.never_finish_a_call,
+        ("worker0",),
+    ),
+    "never returns from a call": Live(1, CALLED, (("RankHung", 0, None),), wrong.block_in_calls),
+    "stops": Live(1, CALLED, (("RankHung", 1, None),), wrong.stop_in_calls),
+    "is killed": Live(1, CALLED, (("RankDied", 1, None),), wrong.die_in_calls),
+    "leaves": Live(1, CALLED, (("RankDied", 1, None),), wrong.leave_in_calls),
+    "raises in its shutdown": Live(
+        1, CALLED, (("UngracefulShutdown", 1, None),), wrong.raise_in_shutdown
+    ),
+    "leaves with an error": Live(
+        2, CALLED, (("UngracefulShutdown", 2, None),), wrong.exit_with_an_error
+    ),
+    "is killed in its shutdown": Live(2, CALLED, (("RankDied", 2, None),), wrong.die_in_shutdown),
+    "forgets an accept": Live(
+        2,
+        SHARED,
+        (("RRefLeak", 1, None),),
+        ran=FaultTable(["RREF_CHILD_ACCEPT"], 6),
+        told=FaultTable(["RREF_CHILD_ACCEPT"], 5),
+    ),
+    "gives a delete up": Live(
+        2,
+        SHARED,
+        (("RRefLeak", 1, None),),
+        ran=FaultTable(["RREF_USER_DELETE"], 6),
+        told=FaultTable(["RREF_USER_DELETE"], 5),
+    ),
+    "loses a call": Live(
+        0,
+        CALLED[:1],
+        (("UnexpectedError", 0, 0),),
+        ran=FaultTable(["PYTHON_CALL"], 1),
+        told=FaultTable(),
+    ),
+    "loses a fetch": Live(
+        0,
+        OWNED,
+        (("UnexpectedError", 0, 1),),
+        ran=FaultTable(["PYTHON_RREF_FETCH_CALL"], 1),
+        told=FaultTable(),
+    ),
+    "sends what has to be lost": Live(
+        0,
+        CALLED,
+        (("MissingError", 0, 0), ("MissingError", 0, 1)),
+        ran=FaultTable(),
+        told=FaultTable(["PYTHON_CALL"], 1),
+    ),
+    "retries less often": Live(
+        2,
+        SHARED,
+        (("FaultsDiffer", 2, None),),
+        ran=FaultTable(["RREF_FORK_REQUEST"], 1),
+        told=FaultTable(["RREF_FORK_REQUEST"], 2),
+    ),
+    "is in time where it has to be late": Live(
+        0,
+        (Call(0, 1, timeout=LATE),),
+        (("MissingError", 0, 0),),
+        ran=FaultTable(),
+        told=FaultTable(messages_to_delay={"PYTHON_CALL": 2 * LATE}),
+    ),
+    "is late where it has to be in time": Live(
+        0,
+        OWNED,
+        (("FaultsDiffer", 0, None),),
+        ran=FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0}),
+        told=FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 2.0}),
+    ),
+}
+
+
+@pytest.mark.usefixtures("seeded_defect")
+@pytest.mark.parametrize("name", LIVE)
+def test_a_rank_that_is_wrong_is_reported_as_what_it_is(
+    name: str, rpc_cluster: ClusterFactory
+) -> None:
+    """One real rank does not do what stock torch would, and the report names just that."""
+    live = LIVE[name]
+    server: Any = rpc_cluster.server
+    if live.plant is not None:
+        server = PlantingServer(server, live.rank, live.plant, *live.args)
+    outcome = Runner(server).run_anew(live.program, live.plan)
+    told = live.plan if live.told is None else FaultPlan(by_rank={live.rank: live.told})
+    said = judge(live.program, told, outcome)
+    assert [place(violation) for violation in said] == list(live.says), said
+
+
+def test_the_same_programs_are_clean_where_no_rank_is_wrong(rpc_cluster: ClusterFactory) -> None:
+    """What is reported above is the defects' doing: without them there is nothing to say."""
+    runner = Runner(rpc_cluster.server)
+    for program, plan in dict.fromkeys((live.program, live.plan) for live in LIVE.values()):
+        if predict(program, plan).hazards:
+            # Stock torch itself is known to be wrong there.
+            continue
+        assert judge(program, plan, runner.run_anew(program, plan)) == ()
+
+
+def test_enough_live_defects() -> None:
+    """Those that are asked for, and each promise that a rank can break by itself."""
+    assert len(LIVE) >= 12
