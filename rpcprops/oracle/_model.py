@@ -119,7 +119,8 @@ class Prediction:
             to be accepted first, 100 virtual seconds, or the owner has nothing to be deleted.
         perhaps_leaking: ranks that may report one: such deletes come as late as their
             owners give up.
-        keeping: ranks that must say that they could not release a context somewhere.
+        keeping: ranks that may say that they could not release a context somewhere: their cleanup
+            was lost, or a shutdown that came at once has given it up.
         hazards: names of known findings (docs/findings.md) that this program meets under this plan.
         certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
             that is lost to some peers only, makes it uncertain.
@@ -239,6 +240,8 @@ class Model:
         self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
+        #: How many of them were over when the last settle ended.
+        self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         self.hazards: set[str] = set()
@@ -253,6 +256,7 @@ class Model:
                 handle.timed_out = False
             for rref in self.rrefs:
                 rref.made = True
+            self.settled = len(self.sends)
             predicted = StepPrediction(counters=self.counters(), failures=self.retried())
         else:
             try:
@@ -264,8 +268,14 @@ class Model:
         self.steps.append(predicted)
         return predicted
 
-    def prediction(self) -> Prediction:
-        """What the steps so far must have shown, and a graceful shutdown now would."""
+    def prediction(self, *, settles: bool = True) -> Prediction:
+        """What the steps so far must have shown, and a graceful shutdown now would.
+
+        Without `settles` the shutdown comes at once.
+        """
+        # Graceful shutdown does not wait for cleanup that is being tried again.
+        late = [] if settles else self.sends[self.settled :]
+        abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
         counters = self.counters()
         graceful = not any(
             MessageType.PYTHON_CALL in self.plan.table(rank).failing
@@ -285,7 +295,7 @@ class Model:
             frozenset(leaking),
             frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
-            frozenset(self.keeping),
+            frozenset(self.keeping | abandoned),
             frozenset(self.hazards),
             self.certain,
         )
@@ -836,4 +846,4 @@ def predict(program: Program, plan: FaultPlan) -> Prediction:
     model = Model(program.world_size, plan)
     for step in program.leaves:
         model.add(step)
-    return model.prediction()
+    return model.prediction(settles=program.settles)
