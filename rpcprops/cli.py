@@ -155,6 +155,9 @@ def check(
                         progress.console.print(f"    reason   {escape(result.reason)}")
                     for line in result.unconfirmed:
                         progress.console.print(f"    [yellow]unconfirmed[/yellow] {escape(line)}")
+                    for doubtful in result.doubtful:
+                        path = write(artefact_of(doubtful))
+                        progress.console.print(f"    replay   {escape(replay_line(path))}")
         finally:
             # Also when interrupted: what was found is not lost.
             if json_file is not None:

@@ -7,6 +7,7 @@ it are not drawn again, and an example that two batches drew counts once.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from rpcprops.runner import Runner
 #: What is hunted in, batch by batch, in turn.
 HUNTED = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
+#: Draws between two lines of the file.
+BATCH_SIZE = 400
 _MAGIC = "rpcprops hunt"
 _FORMAT = 1
 
@@ -85,13 +88,11 @@ class Hunt:
         except (OSError, UnicodeDecodeError) as error:
             msg = f"{path}: {error}."
             raise UsageError(msg) from None
-        lines = text.splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
+        # What follows the last newline was being written when the process was killed.
+        for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
                 batch = msgspec.json.decode(line.encode(), type=Batch)
             except msgspec.MsgspecError as error:
-                if number == len(lines) and not line.endswith("\n"):
-                    break
                 msg = f"{path}, line {number}: no batch of a hunt: {error}."
                 raise UsageError(msg) from None
             if batch.what != _MAGIC or batch.format != _FORMAT:
@@ -120,10 +121,9 @@ class Hunt:
     def append(self, batch: Batch) -> None:
         """Write one more batch, at once and for good."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        if cut and self.path.stat().st_size:
-            whole = self.path.read_bytes()
-            self.path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        if self.path.exists():
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            os.truncate(self.path, whole)
         with self.path.open("ab") as file:
             file.write(msgspec.json.encode(batch) + b"\n")
             file.flush()
@@ -152,7 +152,7 @@ def go_on(
     runner: Runner,
     *,
     examples: int,
-    batch_size: int = 400,
+    batch_size: int = BATCH_SIZE,
     on_example: Callable[[Batch, Observation], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
@@ -163,11 +163,21 @@ def go_on(
         on_example: called after each example with the batch so far, for a progress display.
         on_batch: called after each batch, when it is in the file.
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
+
+    Raises:
+        UsageError: the hunt is of another torch.
     """
+    server = runner.server
+    other = {batch.torch for batch in hunt.batches} - {server.torch_version}
+    if other:
+        msg = (
+            f"{hunt.path} is of torch {', '.join(sorted(other))}, and this is "
+            f"{server.torch_version}; hunt in another --file."
+        )
+        raise UsageError(msg)
     for name, seed, transport in hunt.next_batches():
         if hunt.examples >= examples:
             return
-        server = runner.server
         batch = Batch(name, seed, transport, server.rate, server.torch_version)
 
         def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
@@ -192,8 +202,8 @@ def go_on(
         batch.fired_by_type = dict(result.fired_by_type)
         where = [artefacts] if artefacts else []
         batch.unconfirmed = [
-            f"{line} ({write(artefact_of(failure), *where)})"
-            for line, failure in zip(result.unconfirmed, result.doubtful, strict=False)
+            f"{line} ({write(artefact_of(failure), *where)})" if failure else line
+            for line, failure in itertools.zip_longest(result.unconfirmed, result.doubtful)
         ]
         batch.seconds = round(result.seconds, 2)
         if result.failure is not None:

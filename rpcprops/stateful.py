@@ -34,9 +34,18 @@ from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
 from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport
-from rpcprops.errors import UsageError
+from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import account, fired_by_type, is_expected, judge, predict, rungs
+from rpcprops.oracle import (
+    account,
+    explanations,
+    fired_by_type,
+    is_decided,
+    is_expected,
+    judge,
+    predict,
+    rungs,
+)
 from rpcprops.oracle._worlds import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
@@ -72,11 +81,13 @@ class ClusterMachine(RuleBasedStateMachine):
 
     #: Promises whose breaking real time has shown, and where the last failure was written.
     _confirmed: ClassVar[set[str]] = set()
+    #: Runs that failed once and that slower clocks did not show, so that they are not tried again.
+    _doubted: ClassVar[set[tuple[Program, FaultPlan, str]]] = set()
     _written: ClassVar[Path | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._confirmed, cls._written = set(), None
+        cls._confirmed, cls._doubted, cls._written = set(), set(), None
         known = (*KINDS, PARALLEL)
         given: Any = cls.kinds
         if isinstance(given, str) or (given is not None and not isinstance(given, Iterable)):
@@ -258,10 +269,16 @@ class ClusterMachine(RuleBasedStateMachine):
         """Raise the promise that was broken first, unless slower clocks show that it was not."""
         __tracebackhide__ = True
         cluster = self._running()
-        with contextlib.suppress(Exception):
-            cluster.look()
+        if not cluster.is_over:
+            with contextlib.suppress(Exception):
+                cluster.look()
         cluster.kill()
         outcome = self._outcome()
+        prediction = predict(self.program, self._plan)
+        known = explanations(prediction, violations[0], outcome.torch_version)
+        if known and not self._shared:
+            event(f"met the known finding {known[0]}")
+            reject()
         if not self._is_confirmed(violations[0], outcome):
             event(f"unconfirmed {violations[0].promise}")
             note(f"rpcprops: not in real time: {violations[0]}")
@@ -286,12 +303,20 @@ class ClusterMachine(RuleBasedStateMachine):
         promise = violation.promise
         if self._shared or promise in self._confirmed:
             return True
+        key = (self.program, self._plan, promise)
+        if key in self._doubted or not is_decided(violation, outcome):
+            self._doubted.add(key)
+            return False
         for rate in rungs(outcome.clock_rate):
-            again = self._runner.run_anew(
-                self.program, self._plan, clock=rate, transport=self.transport
-            )
-            broken = judge(self.program, self._plan, again)
+            try:
+                again = self._runner.run_anew(
+                    self.program, self._plan, clock=rate, transport=self.transport
+                )
+            except MachineCannot:
+                again = None
+            broken = () if again is None else judge(self.program, self._plan, again)
             if not any(other.promise == promise for other in broken):
+                self._doubted.add(key)
                 return False
         self._confirmed.add(promise)
         return True

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,9 +103,10 @@ def _from_python(path: Path, name: str) -> Program:
         msg = f"{path}: no such Python file."
         raise UsageError(msg)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"{path}: it raised {type(error).__name__}: {error}"
         raise UsageError(msg) from error
     found = getattr(module, name, None)
@@ -144,6 +146,9 @@ def cells(world_size: int, ranks: Ranks) -> tuple[Cell, ...]:
         groups = [(rank,) for rank in range(world_size)]
     elif ranks == "pairs":
         groups = list(itertools.combinations(range(world_size), 2))
+        if not groups:
+            msg = f"--ranks pairs: a program on {world_size} rank has no pairs; use all or each."
+            raise UsageError(msg)
     return (Cell(empty), *(Cell(table, group) for group in groups for table in tables))
 
 
@@ -233,7 +238,8 @@ class Sweep:
         self.program = program
         self.runner = runner
         self.state = state
-        self.options = options
+        #: What a known finding of torch explains is no news.
+        self.options = {"with_findings": False, **options}
         self._confirmed = {r.promise for r in state.records.values() if r.verdict == "violated"}
 
     def run(self, places: tuple[Cell, ...]) -> Iterator[tuple[Record, Failure | None]]:

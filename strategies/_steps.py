@@ -265,7 +265,7 @@ class StepDrawer:
         )
         longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         # Beyond its own delay, a call may wait for those of a function that it calls.
-        self._in_time = float(math.ceil(4 * longest) + 60)
+        self._in_time = float(math.ceil(4 * longest) + 600)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: one of the others first, itself, the rest.
         self._peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]

@@ -53,7 +53,7 @@ def programs(
         settles: whether the program settles before it shuts down (None: either).
         plan: the faults that the program is for. It then prefers steps whose messages they can
             strike, and has timeouts that are shorter than a delay by at least 0.25 s, or longer
-            by at least 60 s (virtual). None: timeouts are longer than any delay, by as much.
+            by at least 600 s (virtual). None: timeouts are longer than any delay, by as much.
 
     Raises:
         UsageError: a number is no int within its bounds, or the least is above the most; `kinds`

@@ -382,6 +382,11 @@ class Cluster:
     # What is underneath.
 
     @property
+    def is_over(self) -> bool:
+        """Whether the ranks have been let go."""
+        return self._over
+
+    @property
     def has_found(self) -> bool:
         """Whether something was found wrong so far."""
         return bool(self._found)
@@ -476,7 +481,11 @@ class Cluster:
             index, step = branch[0]
             self._channel_of(step).send(("step", number, index, step, dict(contexts)))
 
-        with self._phase("run", self.deadlines.run) as phase:
+        pause = max(
+            sum(getattr(step, "seconds", 0.0) for _, step in branch) / self.rate
+            for branch in branches
+        )
+        with self._phase("run", self.deadlines.run + pause) as phase:
             for branch in branches:
                 send_first(list(branch))
             before: object = None
@@ -500,8 +509,8 @@ class Cluster:
                 )
                 if moved != before:
                     before, since = moved, time.monotonic()
-                patience = self.deadlines.stalled + getattr(step, "seconds", 0.0) / self.rate
-                if time.monotonic() - since > patience or phase.left() <= 0:
+                stalled = time.monotonic() - since > self.deadlines.stalled + pause
+                if stalled or phase.left() <= 0:
                     complaint = f"step {index}, {step!r}, does not end"
                     silent = [c for c in self._channels if c.silent]
                     if silent:

@@ -61,7 +61,7 @@ class Deadlines:
             quiet=quiet,
             quiet_cleanup=quiet + cleanup / rate,
             between_cleanups=longest * 1.5 / rate + 0.02,
-            last_cleanup=longest / rate + 0.005,
+            last_cleanup=longest / rate + 0.02,
             stalled=_STALLED + 2 * chain,
         )
 

@@ -27,7 +27,7 @@ def hunt(
     file: Annotated[
         Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
     ] = Path(".rpcprops") / "hunt.jsonl",
-    batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 400,
     clock: Clock = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
@@ -36,13 +36,18 @@ def hunt(
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
     Both transports in turn. What was run is kept in a file, so a hunt that is interrupted goes on
-    where it was. What a known finding explains (docs/findings.md) is counted and passed over.
+    where it was. What a known finding explains (docs/findings.md) is counted and passed over. The
+    exit code is 1 when the file holds a failure that real time has confirmed.
     """
     from rpcprops.hunt import Hunt, go_on, summary
+    from rpcprops.report._underway import describe_died
 
     known = Hunt.read(file)
     with running(clock) as runner:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        died = describe_died(Path.cwd())
+        if died:
+            out.print(f"[yellow]{escape(died)}[/yellow]")
         if known.batches:
             out.print(f"{known.examples} examples are known from {file}")
         try:

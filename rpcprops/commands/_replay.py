@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from rpcprops.commands._shared import HOLDS, VIOLATED, Clock, err, out, parse_clock, running
+from rpcprops.commands._shared import CANNOT, HOLDS, VIOLATED, Clock, err, out, parse_clock, running
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,7 +161,9 @@ def _write(
         shown += f"; {others} ended in another way (exit codes {', '.join(map(str, codes))})"
     out.print(escape(shown))
     out.print(escape(f"{told} {path}"))
-    raise typer.Exit(HOLDS if set(codes) == {0} else VIOLATED)
+    if 1 in codes:
+        raise typer.Exit(VIOLATED)
+    raise typer.Exit(HOLDS if set(codes) == {0} else CANNOT)
 
 
 def _run_test(text: str, folder: Path) -> int:

@@ -84,6 +84,9 @@ def sweep(
     places = cells(chosen.world_size, cast("Ranks", ranks))
     with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        died = _underway.describe_died(Path.cwd())
+        if died:
+            out.print(f"[yellow]{escape(died)}[/yellow]")
         state = State(
             chosen,
             torch_version=runner.server.torch_version,

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
 from rpcprops.oracle._gradients import run_context
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
@@ -54,7 +55,7 @@ from rpcprops.programs import (
 #: Virtual seconds by which a timeout must clear a delay before the outcome is certain either way.
 #: Below the timeout the delay alone decides; above it the answer must also come back in time.
 CLEARLY_LATE = 0.25
-CLEARLY_IN_TIME = 60.0
+CLEARLY_IN_TIME = 600.0
 
 #: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
 #: torch does not retry; by what a function raised; because the RRef that it uses was never created;
@@ -207,7 +208,7 @@ class _Handle:
 
     Attributes:
         fork: empty where the handle is the owner's own.
-        broken: set where ``remote`` failed, as its user knows ("unknown" where it may have).
+        broken: set where ``remote`` failed, as its user knows.
         timed_out: whether the creation went out late, so that a delete may overtake it.
         unaccepted: whether a child that it sent will never be accepted.
         type_error: None before the type was asked for, then "" or how asking failed.
@@ -437,7 +438,7 @@ class Model:
         self, at: int, to: int, *, typed: bool, argument: _Handle | None = None
     ) -> tuple[_Handle, _Handle | None]:
         """``rpc.remote``: the handle that `at` gets, and what `to` receives for the argument."""
-        message = MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
+        message = _remote_message(typed=typed)
         if argument is not None and argument.broken:
             raise _Raises(error=argument.broken)
         handle = self._created(at, self._new_rref(to, [], typed=typed))
@@ -462,11 +463,7 @@ class Model:
             raise _Raises(error=handle.broken)
         rref = handle.rref
         if at != rref.owner:
-            message = (
-                MessageType.SCRIPT_RREF_FETCH_CALL
-                if rref.typed
-                else MessageType.PYTHON_RREF_FETCH_CALL
-            )
+            message = _fetch_message(typed=rref.typed)
             if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
                 self.hazards.add("readable-injected-error")
                 raise _Raises(error="injected")
@@ -589,17 +586,18 @@ class Model:
                 rref.value = self._compute(step.to, step.left, step.right, there)
             except _Raises as raised:
                 rref.error = raised.error
-        late, slack = self._timed(step.at, self.sends_remote(typed=typed), step.timeout)
+        late, slack = self._timed(step.at, _remote_message(typed=typed), step.timeout)
+        if late == "unknown":
+            msg = (
+                f"{step!r}: under this plan nobody can tell whether its creation times out; let "
+                f"the timeout be {CLEARLY_IN_TIME:g} s (virtual) above the delay of its message, "
+                f"{CLEARLY_LATE:g} s below, or None."
+            )
+            raise UsageError(msg)
         if late:
-            self._break(handle, "creation" if late == "timeout" else "unknown")
+            self._break(handle, "creation")
             handle.timed_out = True
-            self.certain = self.certain and late == "timeout"
         return StepPrediction(slack=slack)
-
-    @staticmethod
-    def sends_remote(*, typed: bool) -> MessageType:
-        """The type of a ``remote``."""
-        return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
 
     def _share(self, call: str, step: Share) -> StepPrediction:
         handle = self._handle(step.handle)
@@ -614,10 +612,7 @@ class Model:
         handle = self._handle(step.handle)
         if step.at == handle.rref.owner:
             return StepPrediction(self._value(handle, step.at))
-        typed = handle.rref.typed
-        message = (
-            MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
-        )
+        message = _fetch_message(typed=handle.rref.typed)
         late, slack = self._timed(step.at, message, step.timeout)
         try:
             value = self._value(handle, step.at)
@@ -819,6 +814,14 @@ class Model:
             self._drop(handle)
 
 
+def _remote_message(*, typed: bool) -> MessageType:
+    return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
+
+
+def _fetch_message(*, typed: bool) -> MessageType:
+    return MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
+
+
 def _acquaintances(step: Context) -> dict[int, set[int]]:
     """The ranks that each rank of a context exchanged messages with inside it."""
     known: dict[int, set[int]] = {}
@@ -840,7 +843,8 @@ def predict(program: Program, plan: FaultPlan) -> Prediction:
     """What `program` must do under `plan`, within the retry budget or beyond it.
 
     Raises:
-        UsageError: the plan names a rank outside the world.
+        UsageError: the plan names a rank outside the world, or the program has a creation of which
+            nobody can tell whether it times out.
     """
     plan.check(program.world_size)
     model = Model(program.world_size, plan)

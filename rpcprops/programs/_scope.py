@@ -90,6 +90,7 @@ class Scope:
         other.handles = dict(self.handles)
         other.futures = dict(self.futures)
         other.contexts = set(self.contexts)
+        other.settled = set(self.settled)
         other.ids = set(self.ids)
         other.taken = set(self.taken)
         other.gone = set(self.gone)
@@ -228,14 +229,14 @@ class Scope:
                 if step.context not in self.contexts:
                     msg = f"there is no context {step.context!r} before this step; make it first."
                     raise UsageError(msg)
-                if step.context not in self.settled:
-                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
-                    raise UsageError(msg)
                 if step.context not in self.ids:
                     msg = (
                         f"the context {step.context!r} is an optimizer's, which gives no id; use "
                         f"that of a Context."
                     )
+                    raise UsageError(msg)
+                if step.context not in self.settled:
+                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
                     raise UsageError(msg)
             case Chain():
                 _check_sizes(step.left, step.right, len(step.right))

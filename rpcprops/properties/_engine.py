@@ -145,6 +145,8 @@ class _Examiner:
         self.confirmed: set[str] = set()
         self.first_ones: list[Observation] = []
         self.failing: dict[Case, Observation] = {}
+        #: How many runs it took until the slowest clock showed a case.
+        self.tried: dict[Case, int] = {}
         self.sample = Sample(needs_faults=prop.needs_faults)
         #: Cases that are judged by what real time shows, since the fast clock shows nothing.
         self.in_real_time: set[Case] = set()
@@ -291,7 +293,7 @@ class _Examiner:
         again = seen
         for slower_rate in slower:
             again, same = seen, list[Violation]()
-            for _ in range(self.tries):
+            for attempt in range(1, self.tries + 1):
                 try:
                     again = observe(
                         self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
@@ -301,6 +303,7 @@ class _Examiner:
                     return False
                 same = [v for v in again.violations if v.promise == first.promise]
                 if same:
+                    self.tried[seen.case] = attempt
                     break
             if not same:
                 if is_decided(first, seen.outcome):
@@ -345,7 +348,7 @@ class _Examiner:
         failed = sum(any(v.promise == promise for v in o.violations) for o in again)
         repeats = [Repeats(seen.outcome.clock_rate, failed, len(again))]
         if seen.outcome.clock_rate != 1.0:
-            repeats.append(Repeats(1.0, 1, 1))
+            repeats.append(Repeats(1.0, 1, self.tried.get(seen.case, 1)))
         elif seen.case in self.in_real_time:
             repeats.append(Repeats(self.runner.server.rate_of(self.options.get("clock")), 0, 1))
         return Failure(

@@ -12,7 +12,7 @@ from rpcprops.report._script import MARK, refuse, wrapped
 
 _PROGRAM = """
 def test_{name}() -> None:
-    outcome = rpcprops.run(PROGRAM, PLAN)
+    outcome = rpcprops.run(PROGRAM, PLAN{transport})
     found = rpcprops.judge(PROGRAM, PLAN, outcome)
     assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
 """
@@ -21,7 +21,7 @@ _REINIT = """
 def test_{name}() -> None:
     # In ranks that have shut RPC down once and initialised it again.
     case = Case(PROGRAM, PLAN, kind="reinit")
-    found = observe(default_runner(), case, anew=True).violations
+    found = observe(default_runner(), case, anew=True{transport}).violations
     assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
 """
 
@@ -56,8 +56,9 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
     if reinit:
         imports += ["from rpcprops.properties import Case, observe"]
         imports += ["from rpcprops.runner import default_runner"]
+    transport = "" if artefact.transport == "tcp" else f", transport={artefact.transport!r}"
     name = re.sub(r"\W+", "_", artefact.subject).strip("_").lower() or "regression"
-    body = (_REINIT if reinit else _PROGRAM).format(name=name)
+    body = (_REINIT if reinit else _PROGRAM).format(name=name, transport=transport)
     doc = wrapped(f"A regression test, made from a failure: {violation}")
     lines = [MARK, '"""' + doc[0], *doc[1:], '"""' if len(doc) > 1 else "", "", *imports, ""]
     if len(doc) == 1:

@@ -111,11 +111,6 @@ class Script:
     patience: float
     codes: tuple[int, ...] = ()
 
-    @property
-    def shown(self) -> int:
-        """In how many of its runs the failure showed."""
-        return self.codes.count(1)
-
 
 def script_of(artefact: Artefact, plan: FaultPlan | None = None) -> Script:
     """The script of a program's failure, not run yet.

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import ErrorClass, Prediction, predict
 from rpcprops.outcomes import Counters
@@ -349,9 +350,9 @@ def test_what_is_still_held_is_deleted_by_shutdown() -> None:
 
 def test_a_cleanup_that_is_given_up_leaves_the_context_behind() -> None:
     """The rank that gave up says so, and those that it could not reach still know the id."""
-    steps = (Context(0, "x", (1,)), Refused(0, "x"), Refused(1, "x"), Refused(2, "x"))
+    steps = (Context(0, "x", (1,)), Settle(), Refused(0, "x"), Refused(1, "x"), Refused(2, "x"))
     seen = predicted(losing(CLEANUP, 21, 0), *steps)
-    assert [step.value["refused"] for step in seen.steps[1:]] == [True, False, True]
+    assert [step.value["refused"] for step in seen.steps[2:]] == [True, False, True]
     assert seen.counters == (NOTHING, Counters(contexts=1), NOTHING)
     assert seen.keeping == {0}
     assert seen.failures() == ({CLEANUP: 21}, {}, {})
@@ -459,8 +460,13 @@ def test_what_may_go_either_way_makes_nothing_after_it_certain() -> None:
     """A timeout near its delay: either is right, and what fired cannot be told."""
     plan = late(CALL)
     assert not predicted(plan, Call(0, 1, timeout=2.0)).certain
-    assert not predicted(late(REMOTE), Remote(0, 1, "a", timeout=2.0)).certain
-    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=90)).certain
+    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=900)).certain
+
+
+def test_a_creation_that_may_go_either_way_is_refused() -> None:
+    """What then exists where cannot be told, so there is nothing to judge."""
+    with pytest.raises(UsageError, match="nobody can tell whether its creation times out"):
+        predicted(late(REMOTE), Remote(0, 1, "a", timeout=2.0))
 
 
 def test_fault_seconds_add_up_waits_and_delays() -> None:

@@ -42,7 +42,7 @@ def passed(table: FaultTable = CHEAP, *, fired: int = 1) -> Observation:
                 p.context_over(2, (1,)),
                 FaultPlan(by_rank={0: FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 1)}),
             ),
-            3.01,
+            3.04,
         ),
         # What is still held is dropped by shutdown.
         (Case(p.unsettled_exit(), FaultPlan(by_rank={2: FaultTable(["RREF_USER_DELETE"], 2)})), 2),

@@ -32,7 +32,7 @@ from tests.worlds._falsified import Place
 from tests.worlds._ideal import place
 
 #: Where a delay or a timeout decides, it does so by far (virtual seconds).
-LATE = 300.0
+LATE = 600.0
 NONE = FaultTable()
 
 
@@ -130,7 +130,7 @@ LIVE: dict[str, Live] = {
         (Call(0, 1, timeout=LATE),),
         (("UnexpectedError", 0, 0),),
         wrong.sleep_in_calls,
-        (2 * LATE,),
+        (1.3 * LATE,),
     ),
     "drops a delete": Live(0, OWNED, (("RRefLeak", 1, None),), wrong.keep_dropped_handles),
     "keeps an argument": Live(
