@@ -117,9 +117,12 @@ def _step(
     if isinstance(step, Settle):
         wanted = _padded(expected.counters, len(seen.counters), Counters())
         return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
-    if expected.error == "unknown" and expected.value is None:
-        if error_class(seen.error) != "unknown":
-            return []
+    if (
+        expected.error == "unknown"
+        and expected.value is None
+        and error_class(seen.error) != "unknown"
+    ):
+        return []
     if not is_expected(expected.error, seen.error):
         late = "timeout" in (expected.error, error_class(seen.error))
         if seen.error is None:
@@ -135,10 +138,11 @@ def _step(
     if isinstance(step, Context):
         return _context(index, step, expected.value, seen.value)
     if isinstance(step, Refused):
-        if bool(seen.value.get("refused")) == bool(expected.value["refused"]):
+        refused = bool(expected.value and expected.value["refused"])
+        if bool(seen.value.get("refused")) == refused:
             return []
         message = f"context {step.context!r} has ended, and its id is still accepted"
-        if expected.value["refused"] is False:
+        if not refused:
             message = f"context {step.context!r} cannot have been cleaned up, and its id is refused"
         return [Violation("ContextLeak", message, where, index, needs_time=True)]
     if seen.value != expected.value:
