@@ -76,9 +76,10 @@ class Scope:
         self.handles: dict[str, HandleInfo] = {}
         self.futures: dict[str, int] = {}
         self.contexts: set[str] = set()
-        self.settled: set[str] = set()
         #: Those of them whose id a step gives, so that it can be asked for.
         self.ids: set[str] = set()
+        #: Those of them that a settle has followed.
+        self.settled: set[str] = set()
         self.taken: set[str] = set()
         self.gone: set[str] = set()
         self.waited: set[str] = set()
@@ -91,6 +92,7 @@ class Scope:
         other.futures = dict(self.futures)
         other.contexts = set(self.contexts)
         other.ids = set(self.ids)
+        other.settled = set(self.settled)
         other.taken = set(self.taken)
         other.gone = set(self.gone)
         other.waited = set(self.waited)
@@ -228,14 +230,14 @@ class Scope:
                 if step.context not in self.contexts:
                     msg = f"there is no context {step.context!r} before this step; make it first."
                     raise UsageError(msg)
-                if step.context not in self.settled:
-                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
-                    raise UsageError(msg)
                 if step.context not in self.ids:
                     msg = (
                         f"the context {step.context!r} is an optimizer's, which gives no id; use "
                         f"that of a Context."
                     )
+                    raise UsageError(msg)
+                if step.context not in self.settled:
+                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
                     raise UsageError(msg)
             case Chain():
                 _check_sizes(step.left, step.right, len(step.right))

@@ -489,7 +489,7 @@ def test_a_timeout_shrinks_together_with_its_delay() -> None:
 
 def test_every_kind_and_every_size_is_drawn() -> None:
     """All kinds of step come, alone and in branches, in programs of few steps and of many."""
-    found = draws(programs(max_steps=64), 300)
+    found = draws(programs(max_steps=64), 450)
     kinds = Counter(leaf.op for program in found for leaf in program.leaves)
     assert set(kinds) == set(KINDS)
     assert min(kinds.values()) >= 20, kinds

@@ -349,9 +349,10 @@ def test_what_is_still_held_is_deleted_by_shutdown() -> None:
 
 def test_a_cleanup_that_is_given_up_leaves_the_context_behind() -> None:
     """The rank that gave up says so, and those that it could not reach still know the id."""
-    steps = (Context(0, "x", (1,)), Refused(0, "x"), Refused(1, "x"), Refused(2, "x"))
+    steps: tuple[Step, ...] = (Context(0, "x", (1,)), Settle())
+    steps += tuple(Refused(rank, "x") for rank in range(3))
     seen = predicted(losing(CLEANUP, 21, 0), *steps)
-    assert [step.value["refused"] for step in seen.steps[1:]] == [True, False, True]
+    assert [step.value["refused"] for step in seen.steps[2:]] == [True, False, True]
     assert seen.counters == (NOTHING, Counters(contexts=1), NOTHING)
     assert seen.keeping == {0}
     assert seen.failures() == ({CLEANUP: 21}, {}, {})
