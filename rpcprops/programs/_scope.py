@@ -76,9 +76,10 @@ class Scope:
         self.handles: dict[str, HandleInfo] = {}
         self.futures: dict[str, int] = {}
         self.contexts: set[str] = set()
-        self.settled: set[str] = set()
         #: Those of them whose id a step gives, so that it can be asked for.
         self.ids: set[str] = set()
+        #: Those of them that a settle has followed.
+        self.settled: set[str] = set()
         self.taken: set[str] = set()
         self.gone: set[str] = set()
         self.waited: set[str] = set()
@@ -92,6 +93,7 @@ class Scope:
         other.contexts = set(self.contexts)
         other.settled = set(self.settled)
         other.ids = set(self.ids)
+        other.settled = set(self.settled)
         other.taken = set(self.taken)
         other.gone = set(self.gone)
         other.waited = set(self.waited)

@@ -30,7 +30,10 @@ def test_long_programs_have_their_length() -> None:
 
 
 def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
-    """An example is right and dearer than both bare floors of the same ranks, in the same turn."""
+    """An example is right, and dearer than bare ranks that were prepared as its own were.
+
+    Bare ranks without our preparations may cost more than the whole example.
+    """
     with Bench(Runner(rpc_cluster.server), 2, lambda _: None) as bench:
         ours = bench.example("faultless", small_program(), failing(0))
         short = bench.example("short", long_program(1), failing(0))
@@ -40,7 +43,8 @@ def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
     assert [bare.name, prepared.name] == ["bare floor, 4 ranks", "bare floor, prepared, 4 ranks"]
     for floor in (bare, prepared):
         assert floor.seconds.least > 0
-        assert 0 < floor.processor.least < sample.processor.greatest
+        assert floor.processor.least > 0
+    assert prepared.processor.least < sample.processor.greatest
 
 
 def test_bare_ranks_stay_for_every_world(rpc_cluster: ClusterFactory) -> None:

@@ -471,7 +471,11 @@ def test_every_step_has_a_name_of_its_own() -> None:
         ((Optimize(0, "x", ()),), "owners=() must be ranks, at least one, each once."),
         ((Optimize(0, "x", (1, 1)),), "owners=(1, 1) must be ranks, at least one, each once."),
         (
-            (Optimize(0, "x", (1,)), Refused(0, "x")),
+            (Context(0, "x", (1,)), Refused(0, "x")),
+            "the context 'x' may not be gone yet; put a Settle before.",
+        ),
+        (
+            (Optimize(0, "x", (1,)), Settle(), Refused(0, "x")),
             "the context 'x' is an optimizer's, which gives no id; use that of a Context.",
         ),
         ((Pause(0, -1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
@@ -579,6 +583,21 @@ def test_a_scope_that_refuses_is_as_it_was() -> None:
     assert scope.fits(Own(0, "b"))
     assert (dict(scope.handles), set(scope.taken)) == before
     assert scope.accepts(Own(0, "b"))
+
+
+def test_a_copy_of_a_scope_knows_all_that_it_knows() -> None:
+    """What may follow a scope may follow its copy, and what is added to that stays there."""
+    scope = Scope(2)
+    steps: list[Step] = [TYPED, Call(0, 1, wait="later", out="f"), Context(0, "x", (1,)), Settle()]
+    for step in (*steps, Own(0, "b"), Drop(0, "b"), Parallel(((Own(0, "c"),), (Own(1, "d"),)))):
+        scope.add(step)
+    other = scope.copy()
+    assert vars(other) == vars(scope)
+    after: list[Step] = [Refused(1, "x"), Wait(0, "f"), Bump(0, "a"), Own(0, "e"), Context(0, "y")]
+    for step in after:
+        assert scope.fits(step)
+        other.add(step)
+    assert all(scope.fits(step) for step in after)
 
 
 def test_a_scope_says_what_a_handle_is() -> None:
