@@ -91,7 +91,6 @@ class Scope:
         other.handles = dict(self.handles)
         other.futures = dict(self.futures)
         other.contexts = set(self.contexts)
-        other.settled = set(self.settled)
         other.ids = set(self.ids)
         other.settled = set(self.settled)
         other.taken = set(self.taken)

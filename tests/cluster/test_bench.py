@@ -108,6 +108,7 @@ def test_growth_rows_stand_beside_the_floor_of_their_world(rpc_cluster: ClusterF
     assert alone["floor"]["name"] == "bare floor, 2 ranks"
 
 
+@pytest.mark.nightly
 def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     """`rpcprops bench` without PyTorch's harness ends with 0, prints ratios, and writes JSON."""
     command = [sys.executable, "-m", "rpcprops", "bench", "--repeats", "1", "--harness", "0"]

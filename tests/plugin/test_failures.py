@@ -289,6 +289,7 @@ def test_report_counts(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     assert "test_without_us" not in report
 
 
+@pytest.mark.nightly
 def test_replay_says_reproduced_and_fixed(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     """`rpcprops replay` of a test's failure exits 1 while the bug is there, and 0 after."""
     project, result, _ = ran

@@ -97,6 +97,7 @@ def test_a_global_that_holds_an_rref_is_found(tmp_path: Path) -> None:
     assert read(next((tmp_path / ".rpcprops").rglob("*.json"))).plans == (FaultPlan(),)
 
 
+@pytest.mark.nightly
 def test_a_rank_that_is_killed_in_a_step_is_found(tmp_path: Path) -> None:
     """A rank that dies when two deletes fail is shrunk to that rank, that type and two failures."""
     data = _fails_and_replays(tmp_path, "test_killed")
@@ -105,6 +106,7 @@ def test_a_rank_that_is_killed_in_a_step_is_found(tmp_path: Path) -> None:
     assert read(next((tmp_path / ".rpcprops").rglob("*.json"))).plans == (minimum,)
 
 
+@pytest.mark.nightly
 def test_a_wrong_value_of_the_oracle_is_found(
     rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
