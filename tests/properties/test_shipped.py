@@ -11,7 +11,6 @@ from rpcprops.report._artefact import write
 from rpcprops.report._text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 
-
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
 
