@@ -47,6 +47,9 @@ MAX_WATCHED = 64
 MIN_RATE = 1e-6
 MAX_RATE = 1e6
 
+#: The last instant of the clocks, so no past one.
+_NEVER = 2**63 - 1
+
 _REMEDY = "install a C compiler and reinstall rpcprops, or pass clock='real'"
 
 _SELFCHECK_MESSAGES = {
@@ -128,8 +131,8 @@ def _library() -> ctypes.CDLL | None:
     if not hasattr(library, "rpcprops_clock_set_rate"):
         return None
     int64_pointer = ctypes.POINTER(ctypes.c_int64)
-    library.rpcprops_clock_set_rate.argtypes = [ctypes.c_double]
-    library.rpcprops_clock_set_rate.restype = ctypes.c_int
+    library.rpcprops_clock_set_rate_from.argtypes = [ctypes.c_double, ctypes.c_int64]
+    library.rpcprops_clock_set_rate_from.restype = ctypes.c_int
     library.rpcprops_clock_get_rate.argtypes = []
     library.rpcprops_clock_get_rate.restype = ctypes.c_double
     library.rpcprops_clock_real_ns.argtypes = [ctypes.c_int]
@@ -169,15 +172,22 @@ def loaded() -> bool:
 _base_switch_interval: float | None = None
 
 
-def set_rate(rate: float) -> None:
+def set_rate(rate: float, *, origin_ns: int | None = None) -> None:
     """Make time pass `rate` virtual seconds per real second from now on.
 
     All virtual clocks go on from where they are.  Waits under way keep the
     rate they started with.  Call it before threads are started.
+
+    Args:
+        origin_ns: an instant of the real monotonic clock, in nanoseconds,
+            that is past: the clocks skip to where they would be had the rate
+            been set then.  Processes at rate 1 that get the same one agree on
+            the time from then on.
     """
     global _base_switch_interval
     library = _loaded_library()
-    if library.rpcprops_clock_set_rate(rate) != 0:
+    origin = _NEVER if origin_ns is None else origin_ns
+    if library.rpcprops_clock_set_rate_from(rate, origin) != 0:
         if not MIN_RATE <= rate <= MAX_RATE:
             message = f"rate {rate!r} is refused: pass a rate between {MIN_RATE:g} and {MAX_RATE:g}"
             raise ClockError(message)

@@ -96,6 +96,7 @@ typedef unsigned __int128 u128;
 /* ------------------------------------------------------------------------ */
 
 EXPORT int rpcprops_clock_set_rate(double rate);
+EXPORT int rpcprops_clock_set_rate_from(double rate, int64_t origin_ns);
 EXPORT double rpcprops_clock_get_rate(void);
 EXPORT int64_t rpcprops_clock_real_ns(int clockid);
 EXPORT int rpcprops_clock_selfcheck(void);
@@ -2129,6 +2130,15 @@ static int static_check(void);
 
 int rpcprops_clock_set_rate(double rate)
 {
+    return rpcprops_clock_set_rate_from(rate, NEVER);
+}
+
+/*
+ * As if the rate had been set at `origin_ns` of the real CLOCK_MONOTONIC, if
+ * that is past: processes that leave rate 1 from one origin read one clock.
+ */
+int rpcprops_clock_set_rate_from(double rate, int64_t origin_ns)
+{
     if (!(rate >= RATE_MIN && rate <= RATE_MAX)) {
         errno = EINVAL;
         return -1;
@@ -2154,8 +2164,13 @@ int rpcprops_clock_set_rate(double rate)
     }
     /* No reader can see a later instant of the old line than this one. */
     int64_t now = real_now(CLOCK_MONOTONIC);
-    m.vbase = first ? now : virtual_at(m.rate, m.rbase, m.vbase, now);
-    m.rbase = now;
+    /* From an origin within the old line the new one is ahead, if it is not
+       slower: the clock skips forward, and does not run backwards. */
+    bool ahead = origin_ns < now && (first || origin_ns >= m.rbase) &&
+                 rate * RATE_ONE >= (first ? RATE_ONE : (double)m.rate);
+    int64_t from = ahead ? origin_ns : now;
+    m.vbase = first ? from : virtual_at(m.rate, m.rbase, m.vbase, from);
+    m.rbase = from;
     m.rate = (uint64_t)(rate * RATE_ONE + 0.5);
     store_mapping(&m);
     /* Keeps what was asked for, not its fixed-point image. */

@@ -256,6 +256,7 @@ class Cluster:
             names=self.names,
             plan=self.plan,
             rate=self.rate,
+            origin_ns=time.monotonic_ns(),
             transport=self.transport,
             rpc_timeout=self._rpc_timeout,
             num_worker_threads=self._num_worker_threads,

@@ -21,8 +21,9 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: The one module of ours that is imported on request, since it takes more than a second.
+#: The modules of ours that are imported on request, since they take more than a second.
 TRAINING = "rpcprops.cluster._training"
+UPSTREAM = "rpcprops.upstream._rank_side"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def describe_modules(first: Sequence[str]) -> ModuleMap:
         first=tuple(
             name
             for name in first
-            if name in files or name == TRAINING or (name == "__main__" and main)
+            if name in files or name in (TRAINING, UPSTREAM) or (name == "__main__" and main)
         ),
         directory=os.getcwd(),
         argv=tuple(sys.argv),

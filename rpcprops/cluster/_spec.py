@@ -19,6 +19,8 @@ class WorldSpec:
 
     Attributes:
         rate: virtual seconds for each real second.
+        origin_ns: the real instant from which time passes at that rate, the same in all ranks, so
+            that they agree on the time: nanoseconds of the real monotonic clock.
         import_in_ranks: modules that ranks find, and import first, by themselves; None when their
             server has imported them.
     """
@@ -26,6 +28,7 @@ class WorldSpec:
     names: tuple[str, ...]
     plan: FaultPlan
     rate: float
+    origin_ns: int
     transport: str
     rpc_timeout: float
     num_worker_threads: int

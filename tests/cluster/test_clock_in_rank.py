@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rpcprops import clock
 from rpcprops.pytest_plugin import ClusterFactory
 
 SECONDS = 4.0
@@ -126,3 +127,17 @@ def test_waits_take_their_virtual_time(rpc_cluster: ClusterFactory) -> None:
             assert virtual >= SECONDS, wait.__name__
             # In real time it would take four seconds.
             assert SECONDS / RATE <= real + 0.001 < SECONDS, wait.__name__
+
+
+def read_clocks() -> tuple[float, float]:
+    """Both clocks, virtual after real, in seconds."""
+    return clock.real_monotonic(), time.monotonic()
+
+
+def test_the_ranks_of_a_world_read_the_same_time(rpc_cluster: ClusterFactory) -> None:
+    """Where one rank's clock stands, any other's stands at that instant, to what a read takes."""
+    with rpc_cluster(world_size=4, clock=RATE, init=False) as cluster:
+        read = cluster.each(read_clocks)
+    # The line of a clock: what it would show at real time 0.
+    starts = [virtual - RATE * real for real, virtual in read]
+    assert max(starts) - min(starts) < RATE * 0.02
