@@ -102,5 +102,9 @@ class RankHung(BrokenPromise):
     """A phase of the cluster (start, run, settle, shutdown) did not end before its deadline."""
 
 
+class UpstreamTestFails(BrokenPromise):
+    """A test of PyTorch's own suites failed in a rank."""
+
+
 class FaultsDiffer(BrokenPromise):
     """The injected failures that fired are not the ones that the message model predicts."""

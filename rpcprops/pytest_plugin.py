@@ -51,9 +51,6 @@ _UNCONFIRMED = (
     "--rpc-clock=real finds it there"
 )
 _UNDECIDED = "undecided, the machine was too loaded"
-#: Virtual seconds by which the waits of ranks may end late before a failure of the test's own code
-#: means nothing: nobody knows how much time it needs. On an idle machine it is one or two at most.
-_OWN_SLACK = 4.0
 #: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
 _FAILURES = (Exception, pytest.fail.Exception)
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
@@ -632,7 +629,7 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
 
 def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]]) -> bool:
     """Whether the ranks were scheduled in time enough for a failure to mean what it says."""
-    from rpcprops.oracle import is_decided, judge
+    from rpcprops.oracle import OWN_CODE_SLACK, is_decided, judge
 
     promise = type(error).__name__
     if isinstance(error, BrokenPromise):
@@ -644,7 +641,7 @@ def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]])
         ]
         # What is not among them was held after everything had come to rest: no time would help.
         return not broken or any(is_decided(*one) for one in broken)
-    own = Violation(promise, str(error), needs_time=True, slack=_OWN_SLACK)
+    own = Violation(promise, str(error), needs_time=True, slack=OWN_CODE_SLACK)
     return all(is_decided(own, outcome) for _, outcome in recorded)
 
 

@@ -173,6 +173,8 @@ class Cluster:
         self.leaks = leaks
         self.init = init
         self.program: Program | None = None
+        self._runs_to_exit = False
+        self._asked_for_spares = False
         self.deadlines = Deadlines.of(plan, len(names), rate, deadline)
         self._rpc_timeout = rpc_timeout
         self._num_worker_threads = num_worker_threads
@@ -237,6 +239,8 @@ class Cluster:
 
     def finish(self) -> None:
         """Settle (unless leaks are allowed), then shut down; what is wrong is kept, not raised."""
+        if self._runs_to_exit:
+            return
         if self.init and self.leaks == "raise" and not self._found:
             self.settle_to(None)
         if not self._found:
@@ -350,6 +354,70 @@ class Cluster:
         """
         futures = [self._submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
         return [future.result() for future in futures]
+
+    def run_to_exit(
+        self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]
+    ) -> dict[int, R]:
+        """Run ``fn(*args)`` in every rank as the last thing that it does; the results, by rank.
+
+        A rank exits when its call has returned, whatever the others still do, as a process of its
+        own would. What goes wrong (a rank that dies or does not end) is kept, and raised when the
+        block is left.
+
+        Args:
+            is_last: whether a result makes those of other ranks pointless; the others are killed
+                when the block is left, and the results lack them.
+        """
+        self._must_run()
+        number = next(self._numbers)
+        blob = _functions.dump_call(fn, args, {})
+        results: dict[int, R] = {}
+        with self._phase("run", self.deadlines.run) as phase:
+            self._runs_to_exit = True
+            for channel in self._channels:
+                channel.send(("last", number, blob))
+            while True:
+                self._pump(min(phase.left(), 0.5))
+                self._must_have_server()
+                for channel in self._channels:
+                    if number not in channel.answers:
+                        continue
+                    kind, (payload, seen) = channel.answers.pop(number)
+                    channel.note_look(seen)
+                    if kind == "error":
+                        raise _functions.load_error(payload, channel.rank)
+                    results[channel.rank] = cast("R", _functions.loads(payload))
+                    if is_last(results[channel.rank]):
+                        return results
+                if len(results) == self.world_size and not self._asked_for_spares:
+                    self._ask_for_spares()
+                if all(c.status is not None for c in self._channels):
+                    self._blame_exits(phase, results)
+                    return results
+                if any(c.lost and c.rank not in results for c in self._channels):
+                    # Its exit is reported by the server, a moment later; then it is found.
+                    self._pump(0.2)
+                    if self._blame_exits(phase, results):
+                        return results
+                if phase.left() <= 0:
+                    self._hung(
+                        phase, [c for c in self._channels if c.status is None], "does not end"
+                    )
+                    return results
+
+    def _blame_exits(self, phase: Phase, results: Mapping[int, Any]) -> bool:
+        """Find every rank that has ended without its result, or by a signal."""
+        dead = [
+            c
+            for c in self._channels
+            if c.status is not None and (c.rank not in results or not left_cleanly(c))
+        ]
+        for channel in dead:
+            message = f"{channel.name} died during run: {channel.outcome().describe_end()}"
+            self._found.append(Violation("RankDied", message, channel.rank))
+        if dead:
+            phase.fail("a rank died", tuple(c.rank for c in dead))
+        return bool(dead)
 
     def snapshot(self) -> tuple[Counters, ...]:
         """What each rank holds now, after a garbage collection in each; zeros before init_rpc.
@@ -571,6 +639,7 @@ class Cluster:
 
     def _ask_for_spares(self) -> None:
         """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        self._asked_for_spares = True
         if self._peer is not None:
             with contextlib.suppress(OSError):
                 _wire.send(self._peer.sock, ("spares", self.world_size))

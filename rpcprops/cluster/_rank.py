@@ -149,6 +149,8 @@ class _Rank:
                 self.call(*message[1:])
             elif kind == "step":
                 self.step(*message[1:])
+            elif kind == "last":
+                return self.last(*message[1:])
             elif kind == "release":
                 _functions.release(message[1])
             elif kind == "exit":
@@ -157,18 +159,26 @@ class _Rank:
             del message
 
     def call(self, number: int, blob: bytes, keep: int) -> None:
+        self.answer(number, *self.result_of(blob, keep))
+
+    def last(self, number: int, blob: bytes) -> int:
+        """A call after which this rank ends, whatever RPC still does; the exit code."""
+        kind, payload = self.result_of(blob)
+        self.answer(number, kind, (payload, self.look()))
+        return 0
+
+    def result_of(self, blob: bytes, keep: int = 0) -> tuple[str, bytes]:
+        """Run a call: "ok" or "error", and what it returned or raised."""
         try:
             result = _call(blob)
             if keep:
                 _functions.keep(keep, result)
-                kind, payload = "ok", _functions.dumps(None)
-            else:
-                kind, payload = _functions.dump_result(result, self.rank)
-            del result
+                return "ok", _functions.dumps(None)
+            return _functions.dump_result(result, self.rank)
         except BaseException as error:
-            kind, payload = _functions.dump_error(error, self.rank)
+            dumped = _functions.dump_error(error, self.rank)
             traceback.clear_frames(error.__traceback__)
-        self.answer(number, kind, payload)
+            return dumped
 
     def step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
         self.answer(number, "ok", _interpreter.run_step(index, step, self.spec.names, contexts))

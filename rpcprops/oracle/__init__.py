@@ -4,11 +4,12 @@ from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import FINDINGS, Finding, explanations
 from rpcprops.oracle._judge import judge
-from rpcprops.oracle._ladder import is_decided, rungs
+from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
 
 __all__ = [
     "FINDINGS",
+    "OWN_CODE_SLACK",
     "ErrorClass",
     "FaultCount",
     "Finding",

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from rpcprops.outcomes import Outcome, Violation
 
+#: Virtual seconds by which the waits of ranks may end late before a failure of code that the model
+#: does not know means nothing: nobody knows how much time it needs. On an idle machine it is one or
+#: two at most.
+OWN_CODE_SLACK = 4.0
+
 
 def rungs(rate: float) -> tuple[float, ...]:
     """The rates below `rate` at which a failure must show as well: a tenth of it, then 1."""

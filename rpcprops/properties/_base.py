@@ -14,7 +14,7 @@ from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
 
-Kind = Literal["program", "reinit"]
+Kind = Literal["program", "reinit", "upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Case:
 
     Attributes:
         kind: "program" runs `program`; "reinit" runs it in ranks that have already been through one
-            ``init_rpc`` and ``shutdown``.
+            ``init_rpc`` and ``shutdown``; "upstream" runs a test of PyTorch's own.
     """
 
     program: Program
@@ -44,27 +44,6 @@ class Observation:
     violations: tuple[Violation, ...]
     faults: tuple[FaultCount, ...]
     explained_by: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Property:
-    """A named promise, with the cases that try to break it.
-
-    Attributes:
-        name: as on the command line.
-        promise: what must hold, in a sentence.
-        cases: draws a case; called when the property is examined.
-        with_findings: whether what a known finding of stock torch causes counts as a violation.
-        needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
-        known: set when stock torch is documented to break it.
-    """
-
-    name: str
-    promise: str
-    cases: Callable[[], SearchStrategy[Case]]
-    needs_faults: bool = True
-    with_findings: bool = False
-    known: Finding | None = None
 
 
 def observe(
@@ -95,3 +74,28 @@ def observe(
         account(case.program, case.plan, outcome),
         explained_by,
     )
+
+
+@dataclass(frozen=True)
+class Property:
+    """A named promise, with the cases that try to break it.
+
+    Attributes:
+        name: as on the command line.
+        promise: what must hold, in a sentence.
+        cases: draws a case; called when the property is examined.
+        with_findings: whether what a known finding of stock torch causes counts as a violation.
+        needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
+        known: set when stock torch is documented to break it.
+        compares: whether some cases that pass under a fast clock run in real time as well.
+        observe: runs and judges a case; called as :func:`observe`.
+    """
+
+    name: str
+    promise: str
+    cases: Callable[[], SearchStrategy[Case]]
+    needs_faults: bool = True
+    with_findings: bool = False
+    known: Finding | None = None
+    compares: bool = True
+    observe: Callable[..., Observation] = observe

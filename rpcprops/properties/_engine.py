@@ -18,7 +18,7 @@ from rpcprops import errors
 from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, fired, fired_by_type, is_decided, rungs
 from rpcprops.outcomes import Outcome, Violation
-from rpcprops.properties._base import Case, Observation, Property, observe
+from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 
@@ -224,7 +224,7 @@ class _Examiner:
         return None
 
     def example(self, case: Case) -> None:
-        seen = observe(self.runner, case, **self.options)
+        seen = self.prop.observe(self.runner, case, **self.options)
         self.result.executions += 1
         is_new = not self.shrinking and case not in self.seen
         if is_new:
@@ -234,7 +234,7 @@ class _Examiner:
             hypothesis.event(f"fired {name}", count)
         hypothesis.target(float(fired(seen.faults)), label="faults fired")
         if not seen.violations and self.is_compared(seen, is_new=is_new):
-            seen = observe(self.runner, case, **{**self.options, "clock": 1.0})
+            seen = self.prop.observe(self.runner, case, **{**self.options, "clock": 1.0})
         if seen.violations and self.repeats(seen):
             self.shrinking = True
             self.failing[case] = seen
@@ -250,7 +250,7 @@ class _Examiner:
 
     def is_compared(self, seen: Observation, *, is_new: bool) -> bool:
         """Whether a case that passed under a fast clock is run in real time as well."""
-        if seen.outcome.clock_rate == 1.0:
+        if seen.outcome.clock_rate == 1.0 or not self.prop.compares:
             return False
         if seen.case in self.in_real_time:
             return True
@@ -267,7 +267,7 @@ class _Examiner:
     def again(self, seen: Observation) -> Observation:
         """The same case once more, at the same rate."""
         options = {**self.options, "clock": seen.outcome.clock_rate}
-        return observe(self.runner, seen.case, anew=True, **options)
+        return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:
         """Whether a failing case fails again: in real time for a new promise, else as it did."""
@@ -295,7 +295,7 @@ class _Examiner:
             again, same = seen, list[Violation]()
             for attempt in range(1, self.tries + 1):
                 try:
-                    again = observe(
+                    again = self.prop.observe(
                         self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
                     )
                 except MachineCannot as error:

@@ -1,0 +1,78 @@
+"""PyTorch's own RPC tests, run by PyTorch's own harness, as its test files run them.
+
+A script, and no module of the package: the harness spawns four processes a test, each of which
+imports this file again, so it imports what PyTorch's own test files import and nothing of ours.
+``rpcprops upstream --harness`` runs it; alone it is
+
+    python _pytorch_harness.py FILE < NAMES
+
+with one ``Class::test`` on each line of the standard input. A line of JSON is added to FILE when a
+test has ended.
+"""
+
+import json
+import os
+import sys
+import time
+import unittest
+
+from torch.testing._internal.distributed import rpc_utils
+from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture import (
+    FaultyRpcAgentTestFixture,
+)
+from torch.testing._internal.distributed.rpc.tensorpipe_rpc_agent_test_fixture import (
+    TensorPipeRpcAgentTestFixture,
+)
+
+_GENERATED = {
+    "TensorPipe": (
+        TensorPipeRpcAgentTestFixture,
+        rpc_utils.GENERIC_TESTS + rpc_utils.TENSORPIPE_TESTS,
+    ),
+    "Faulty": (FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS),
+}
+_CLASSES = {}
+for _prefix, (_mixin, _suites) in _GENERATED.items():
+    for _name, _class in rpc_utils.generate_tests(_prefix, _mixin, _suites, __name__).items():
+        globals()[_name] = _class
+        _CLASSES[_name.removeprefix(_prefix)] = _class
+# `FaultyAgentRpcTest` is generated as `FaultyFaultyAgentRpcTest`, `TensorPipeAgentRpcTest` as
+# `TensorPipeTensorPipeAgentRpcTest`: the prefix is taken away once, so the names are the suites'.
+
+
+def _run(name):
+    suite, method = name.split("::")
+    case = _CLASSES[suite](method)
+    result = unittest.TestResult()
+    before = os.times()
+    began = time.monotonic()
+    case.run(result)
+    seconds = time.monotonic() - began
+    after = os.times()
+    if result.skipped:
+        verdict, reason = "skipped", result.skipped[0][1]
+    elif problems := [*result.errors, *result.failures]:
+        verdict, reason = "failed", problems[0][1][-4000:]
+    else:
+        verdict, reason = "passed", ""
+    cpu = sum(after[:4]) - sum(before[:4])
+    return {
+        "class": suite,
+        "name": method,
+        "verdict": verdict,
+        "reason": reason,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+    }
+
+
+def main():
+    names = sys.stdin.read().split()
+    with open(sys.argv[1], "a", encoding="utf-8") as rows:
+        for name in names:
+            rows.write(json.dumps(_run(name)) + "\n")
+            rows.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""PyTorch's own RPC suites as they run in a rank: torch's classes, with our fixture mixed in.
+
+The classes are made by torch's ``rpc_utils.generate_tests``, as in PyTorch's own test files. What
+its harness does in each process that it spawns (``MultiProcessTestCase.run_test`` in
+``torch.testing._internal.common_distributed``) is done here, in a rank that has been forked: the
+seed, the call, the skips, the end of a process group, and then the end of the process.
+"""
+
+from __future__ import annotations
+
+import traceback
+import unittest
+from typing import Any, cast
+
+import torch.distributed as c10d
+from torch.distributed import rpc
+from torch.distributed.rpc import backend_registry
+
+from rpcprops import profiles
+from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
+from rpcprops.upstream import _rules
+from rpcprops.upstream._data import Agent, RankVerdict, UpstreamTest
+
+# torch.testing registers Hypothesis profiles of its own, and loads one.
+with profiles.kept():
+    from torch.testing._internal import common_utils
+    from torch.testing._internal.common_distributed import TEST_SKIPS, tp_transports
+    from torch.testing._internal.distributed import rpc_utils
+
+_CUDA = "needs CUDA devices, and these ranks have none: they run the faulty agent, on the CPU"
+
+
+class _PlainAgent(FaultyRpcAgentTestFixture):
+    """Our fixture for suites that PyTorch runs on its plain agent, whose fixture accepts any error
+    of a call to a rank that went away."""
+
+    def get_shutdown_error_regex(self) -> Any:
+        """Any error."""
+        return ".*"
+
+
+class _Sampled(_PlainAgent):
+    """Our fixture with the table of this rank."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fault_table = for_this_rank().fault_table
+
+
+class _TensorPipe(_PlainAgent):
+    """Our fixture for suites about the options of the plain agent, which the faulty one refuses."""
+
+    @property
+    def rpc_backend(self) -> Any:
+        """torch's ``BackendType.TENSORPIPE``."""
+        return backend_registry.BackendType["TENSORPIPE"]
+
+    @property
+    def rpc_backend_options(self) -> Any:
+        """``TensorPipeRpcBackendOptions``, made anew on each reading."""
+        construct: Any = backend_registry.construct_rpc_backend_options
+        return construct(
+            self.rpc_backend, init_method=self.init_method, _transports=tp_transports()
+        )
+
+
+_SUITES: tuple[tuple[Agent, type[FaultyRpcAgentTestFixture], list[Any]], ...] = (
+    ("generic", _Sampled, rpc_utils.GENERIC_TESTS),
+    ("tensorpipe", _TensorPipe, rpc_utils.TENSORPIPE_TESTS),
+    ("faulty", FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS),
+)
+_PREFIX = "Upstream"
+_CLASSES: dict[str, tuple[Agent, Any]] = {}
+for _agent, _mixin, _suites in _SUITES:
+    _generated = rpc_utils.generate_tests(_PREFIX, _mixin, _suites, __name__)
+    # Where pickle looks for them, should a test send one of its methods.
+    globals().update(_generated)
+    for _name, _class in _generated.items():
+        _CLASSES[_name.removeprefix(_PREFIX)] = (_agent, _class)
+
+
+def _test_names(cls: Any) -> list[str]:
+    return list(unittest.TestLoader().getTestCaseNames(cls))
+
+
+def list_tests() -> list[UpstreamTest]:
+    """Every test of PyTorch's RPC suites in this torch, those that need CUDA last."""
+    found = [
+        UpstreamTest(
+            suite,
+            name,
+            agent,
+            int(cls(name).world_size),
+            real_time=_rules.asserts_wall_clock(cls, name),
+            no_faults=_rules.means_nothing_under_faults(agent, cls, name),
+        )
+        for suite, (agent, cls) in _CLASSES.items()
+        for name in _test_names(cls)
+    ]
+    cuda: list[Any] = [*rpc_utils.GENERIC_CUDA_TESTS, *rpc_utils.TENSORPIPE_CUDA_TESTS]
+    found += [
+        UpstreamTest(cls.__name__, name, "cuda", 0, not_applicable=_CUDA)
+        for cls in cuda
+        for name in _test_names(cls)
+    ]
+    return found
+
+
+def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
+    """Run one test in this rank; never raises.
+
+    Args:
+        file_name: the file in which the ranks meet.
+    """
+    agent, cls = _CLASSES[suite]
+    if agent == "tensorpipe":
+        # To register an agent makes the enum anew, which `rpc.BackendType` does not follow: from
+        # then on `init_rpc` takes no member of that. Here nothing else has been registered.
+        cast("Any", backend_registry).BackendType = rpc.BackendType
+    case = cls(name)
+    case.rank = for_this_rank().rank
+    case.file_name = file_name
+    common_utils.set_rng_seed()
+    seen = _run(case, name)
+    try:
+        c10d.destroy_process_group()
+    except (AssertionError, ValueError):
+        # There is none, or the test has ended it.
+        pass
+    return seen
+
+
+def _run(case: Any, name: str) -> RankVerdict:
+    try:
+        getattr(case, name)()
+    except unittest.SkipTest as skip:
+        return RankVerdict("skipped", str(skip))
+    except SystemExit as left:
+        if not left.code:
+            return RankVerdict("passed")
+        for known in TEST_SKIPS.values():
+            if left.code == known.exit_code:
+                return RankVerdict("skipped", known.message)
+        return RankVerdict("failed", f"it left by sys.exit({left.code!r})")
+    except BaseException:
+        return RankVerdict("failed", traceback.format_exc())
+    return RankVerdict("passed")

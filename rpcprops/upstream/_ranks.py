@@ -1,0 +1,203 @@
+"""Runs a test of PyTorch's suites on ranks of ours, once, and says what it showed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster._finder import UPSTREAM
+from rpcprops.errors import BrokenPromise, HarnessError, UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle import OWN_CODE_SLACK, account
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Program
+from rpcprops.properties import Case, Observation
+from rpcprops.runner import Runner
+from rpcprops.upstream import _entry
+from rpcprops.upstream._data import RankVerdict, UpstreamTest
+
+#: Virtual seconds for each real one, unless a rate is asked for. The tests have timeouts of half a
+#: second and more, so that 50 leaves honest work 10 ms; what fails is asked again, slower.
+DEFAULT_RATE = 50.0
+#: How the ranks talk: PyTorch's harness leaves torch's own choice, which is this on one host.
+TRANSPORT = "shm"
+#: Real seconds that a test may take beyond what its faults account for, by fast and by real clock.
+#: PyTorch's harness allows 300; its slowest test takes a tenth of that.
+_FAST_DEADLINE = 30.0
+_REAL_DEADLINE = 120.0
+_LINES_OF_REASON = 60
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamCase(Case):
+    """A test of PyTorch's under a plan. What its ranks do is the test's own: the program is empty.
+
+    Attributes:
+        test: the test; needed, although dataclasses want a default behind one.
+    """
+
+    test: UpstreamTest = field(kw_only=True)
+
+    @classmethod
+    def of(cls, test: UpstreamTest, plan: FaultPlan | None = None) -> UpstreamCase:
+        """The case of `test` under `plan`; without faults unless given."""
+        program = Program(test.world_size, ())
+        return cls(program, plan or FaultPlan(), kind="upstream", test=test)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One run of a test.
+
+    Attributes:
+        verdict: that of PyTorch's harness: failed where a rank raised, died or did not end, else
+            what rank 0 said.
+        promise: the exception class of :mod:`rpcprops.errors` that a failure stands for.
+        reason: the traceback of the rank that failed, or why the test was skipped.
+        rate: virtual seconds for each real second.
+        seconds: real seconds, with the start and the end of the ranks.
+        processor_seconds: of the ranks.
+    """
+
+    verdict: str
+    promise: str
+    reason: str
+    rate: float
+    seconds: float
+    processor_seconds: float
+    outcome: Outcome
+
+
+class UpstreamRanks:
+    """The suites of the torch of one server."""
+
+    def __init__(self, server: ClusterServer) -> None:
+        self.server = server
+        self._tests: tuple[UpstreamTest, ...] = ()
+        self._remembered: dict[tuple[str, FaultPlan, float], Seen] = {}
+
+    def tests(self) -> tuple[UpstreamTest, ...]:
+        """Every test of PyTorch's RPC suites, in torch's order, those that need CUDA last."""
+        if not self._tests:
+            with self._cluster(1, FaultPlan(), 1.0) as cluster:
+                self._tests = tuple(cluster.on(0).call(_entry.list_tests))
+        return self._tests
+
+    def test(self, name: str) -> UpstreamTest:
+        """The test of that ``Suite::test`` name.
+
+        Raises:
+            UsageError: this torch has none of that name.
+        """
+        for test in self.tests():
+            if test.id == name:
+                return test
+        msg = f"torch {self.server.torch_version} has no RPC test {name!r} in its suites."
+        raise UsageError(msg)
+
+    def rate_of(self, test: UpstreamTest, clock: Any = None) -> float:
+        """The rate that a test runs at: 1 where it needs real time, else that of `clock`.
+
+        Raises:
+            MachineCannot: a rate was named that this machine cannot give.
+        """
+        if test.real_time or self.server.rate == 1.0:
+            return 1.0
+        if clock is None and self.server.clock == "auto":
+            clock = DEFAULT_RATE
+        return self.server.rate_of(clock)
+
+    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
+        """Run a test once, in fresh ranks."""
+        plan = plan or FaultPlan()
+        began = time.monotonic()
+        results: dict[int, RankVerdict] = {}
+        broken: BrokenPromise | None = None
+        with tempfile.TemporaryDirectory(prefix="rpcprops-upstream-") as folder:
+            meeting = Path(folder, "store")
+            meeting.touch()
+            cluster = self._cluster(test.world_size, plan, rate)
+            cluster.program = Program(test.world_size, ())
+            try:
+                with cluster:
+                    results = cluster.run_to_exit(
+                        _entry.run_test, test.suite, test.name, str(meeting), is_last=_has_failed
+                    )
+            except BrokenPromise as error:
+                broken = error
+        seconds = time.monotonic() - began
+        if cluster.outcome is None:
+            msg = f"{test.id} ended without an outcome."
+            raise HarnessError(msg)
+        verdict, promise, reason = _verdict(results, broken)
+        return Seen(
+            verdict,
+            promise,
+            reason,
+            rate,
+            seconds,
+            sum(rank.processor_seconds for rank in cluster.outcome.ranks),
+            cluster.outcome,
+        )
+
+    def observe(
+        self,
+        runner: Runner,
+        case: Case,
+        *,
+        anew: bool = False,
+        with_findings: bool = True,
+        clock: Any = None,
+        transport: str = TRANSPORT,
+    ) -> Observation:
+        """Run a case for the engine of properties, which asks for the same case more than once."""
+        if not isinstance(case, UpstreamCase):
+            msg = f"{case!r} is no test of PyTorch's."
+            raise HarnessError(msg)
+        rate = self.rate_of(case.test, clock)
+        key = (case.test.id, case.plan, rate)
+        seen = None if anew else self._remembered.get(key)
+        if seen is None:
+            seen = self.run(case.test, case.plan, rate)
+            self._remembered.setdefault(key, seen)
+        violations: tuple[Violation, ...] = ()
+        if seen.verdict == "failed":
+            violations = (
+                Violation(seen.promise, seen.reason, needs_time=True, slack=OWN_CODE_SLACK),
+            )
+        return Observation(case, seen.outcome, violations, account(None, case.plan, seen.outcome))
+
+    def _cluster(self, world_size: int, plan: FaultPlan, rate: float) -> Cluster:
+        return self.server.make_cluster(
+            UPSTREAM,
+            world_size=world_size,
+            faults=plan,
+            clock=rate,
+            transport=TRANSPORT,
+            leaks="allow",
+            init=False,
+            deadline=_REAL_DEADLINE if rate == 1.0 else _FAST_DEADLINE,
+        )
+
+
+def _has_failed(result: RankVerdict) -> bool:
+    return result.verdict == "failed"
+
+
+def _verdict(
+    results: dict[int, RankVerdict], broken: BrokenPromise | None
+) -> tuple[str, str, str]:
+    """The verdict of a run, the promise that a failure breaks, and the reason."""
+    for rank, result in sorted(results.items()):
+        if _has_failed(result):
+            lines = result.reason.strip().splitlines()[-_LINES_OF_REASON:]
+            return "failed", "UpstreamTestFails", "\n".join([f"in rank {rank}:", *lines])
+    if broken is not None:
+        notes = getattr(broken, "__notes__", [])
+        return "failed", type(broken).__name__, "\n".join([str(broken), *notes])
+    first = results[0]
+    return first.verdict, "", first.reason

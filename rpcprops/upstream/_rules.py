@@ -1,0 +1,112 @@
+"""What the source of a test says of it: rules, so that no list of names has to be kept.
+
+A rule looks at the test and at every helper of PyTorch's test code that the test reaches, as far as
+names in the source tell: methods of its class, functions of the modules below ``torch.testing``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any
+
+_CLOCKS = frozenset({"time", "monotonic", "perf_counter"})
+_HOME = "torch.testing._internal."
+
+
+def asserts_wall_clock(cls: Any, name: str) -> str:
+    """Why a test must run in real time, empty when it need not: it asserts how long something took.
+
+    An upper bound on seconds means another amount of work when seconds pass faster.
+    """
+    for function in reached(cls, name):
+        tree = _tree(function)
+        measured = {
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and _reads_clock(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if _is_assertion(node) and any(
+                _reads_clock(part) or (isinstance(part, ast.Name) and part.id in measured)
+                for part in ast.walk(node)
+            ):
+                return f"{function.__qualname__} asserts how long something took"
+    return ""
+
+
+def means_nothing_under_faults(agent: str, cls: Any, name: str) -> str:
+    """Why a test is not run under drawn tables, empty when it is."""
+    if agent != "generic":
+        return "its suite is about the agent itself, and brings its own options and tables"
+    return ""
+
+
+def reached(cls: Any, name: str) -> list[types.FunctionType]:
+    """The test `name` of `cls`, and the functions of PyTorch's test code that it reaches."""
+    found: dict[types.FunctionType, None] = {}
+    waiting = [_plain(inspect.getattr_static(cls, name))]
+    while waiting:
+        function = waiting.pop()
+        if function is None or function in found or not function.__module__.startswith(_HOME):
+            continue
+        found[function] = None
+        waiting += [_plain(one) for one in _named(cls, function)]
+    return list(found)
+
+
+def _named(cls: Any, function: types.FunctionType) -> Iterator[Any]:
+    """What the names in a function's source stand for."""
+    space = function.__globals__
+    for node in ast.walk(_tree(function)):
+        if isinstance(node, ast.Name):
+            yield space.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = cls if node.value.id in ("self", "cls") else space.get(node.value.id)
+            if owner is not None:
+                yield inspect.getattr_static(owner, node.attr, None)
+
+
+def _plain(found: Any) -> types.FunctionType | None:
+    """The function below decorators; None when that is none, or a class."""
+    if isinstance(found, staticmethod | classmethod):
+        found = found.__func__
+    if isinstance(found, property):
+        found = found.fget
+    found = inspect.unwrap(found) if callable(found) else None
+    return found if isinstance(found, types.FunctionType) else None
+
+
+@functools.cache
+def _tree(function: types.FunctionType) -> ast.AST:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError):
+        return ast.Module([], [])
+
+
+def _reads_clock(node: ast.AST) -> bool:
+    return any(
+        isinstance(part, ast.Call)
+        and isinstance(part.func, ast.Attribute)
+        and isinstance(part.func.value, ast.Name)
+        and part.func.value.id == "time"
+        and part.func.attr in _CLOCKS
+        for part in ast.walk(node)
+    )
+
+
+def _is_assertion(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assert):
+        return True
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr.startswith("assert")
+    )
