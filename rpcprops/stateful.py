@@ -184,7 +184,7 @@ class ClusterMachine(RuleBasedStateMachine):
         __tracebackhide__ = True
         prediction = predict(self.program, self._plan)
         wanted = self._with_held(prediction.counters)
-        held = cluster.settle_to(wanted, prediction.retried)
+        held = cluster.settle_to(wanted, prediction.retried, prediction.calls)
         found = unsettled(held, wanted, cluster.names)
         if not cluster.has_found and prediction.graceful:
             cluster.shutdown()
@@ -224,7 +224,7 @@ class ClusterMachine(RuleBasedStateMachine):
             if isinstance(step, Settle):
                 predicted = prediction.steps[first]
                 wanted = self._with_held(predicted.counters)
-                seen = cluster.settle_to(wanted, predicted.failures)
+                seen = cluster.settle_to(wanted, predicted.failures, predicted.calls)
                 # What the user's own rules hold is none of the program's.
                 self._seen.append(
                     StepOutcome(first, counters=predicted.counters if seen == wanted else seen)

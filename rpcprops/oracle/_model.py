@@ -92,6 +92,7 @@ class StepPrediction:
         slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
         failures: how many sends that are tried again have failed at each rank by then.
+        calls: how often each named call has run at each rank by then.
     """
 
     value: Any = None
@@ -99,6 +100,7 @@ class StepPrediction:
     slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
     failures: tuple[int, ...] = ()
+    calls: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,9 @@ class Model:
             for rref in self.rrefs:
                 rref.made = True
             self.settled = len(self.sends)
-            predicted = StepPrediction(counters=self.counters(), failures=self.retried())
+            predicted = StepPrediction(
+                counters=self.counters(), failures=self.retried(), calls=self.called()
+            )
         else:
             try:
                 predicted = self._step(f"step{index}", step)
@@ -288,7 +292,7 @@ class Model:
         return Prediction(
             tuple(self.steps),
             sends,
-            tuple(dict(calls) for calls in self.calls),
+            self.called(),
             counters,
             self.retried(),
             last,
@@ -320,6 +324,10 @@ class Model:
             if send.message.is_retryable:
                 found[send.rank] += send.failures
         return tuple(found)
+
+    def called(self) -> tuple[Mapping[str, int], ...]:
+        """How often each named call has run so far, by rank."""
+        return tuple(dict(calls) for calls in self.calls)
 
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what stays at an owner then is reported there."""
