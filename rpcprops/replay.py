@@ -85,7 +85,10 @@ class Replay:
 
 @dataclass(frozen=True)
 class Need:
-    """Whether a failure needs a fault: how often it showed in `times` runs without it."""
+    """Whether a failure needs a fault: how often it showed in `times` runs without it.
+
+    There are no such runs where nobody can tell what the program must do without the fault.
+    """
 
     name: str
     failed: int
@@ -97,6 +100,8 @@ class Need:
         return not self.failed
 
     def __str__(self) -> str:
+        if not self.times:
+            return f"{self.name}: needed (nobody can tell what is right without it)"
         word = "needed" if self.is_needed else "not needed"
         return f"{self.name}: {word} (fails in {self.failed} of {self.times} without it)"
 
@@ -135,8 +140,12 @@ def needed(
     found: list[Need] = []
 
     def tell(names: Sequence[str]) -> None:
-        result = run((*without, *names))
-        need = Need(" and ".join(names), result.failed, result.times)
+        try:
+            result = run((*without, *names))
+            need = Need(" and ".join(names), result.failed, result.times)
+        except UsageError:
+            # A creation may then time out, or not: a program of which there is no prediction.
+            need = Need(" and ".join(names), 0, 0)
         found.append(need)
         if on_need is not None:
             on_need(need)

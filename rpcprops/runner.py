@@ -94,7 +94,9 @@ class Runner:
                 if isinstance(step, Settle):
                     expected = prediction.steps[first]
                     held = cluster.settle_to(
-                        _pad(expected.counters, size, Counters()), _pad(expected.failures, size, 0)
+                        _pad(expected.counters, size, Counters()),
+                        _pad(expected.failures, size, 0),
+                        expected.calls,
                     )
                     steps.append(StepOutcome(first, counters=held))
                     continue
@@ -118,6 +120,7 @@ class Runner:
                     cluster.settle_to(
                         _pad(prediction.counters, size, Counters()),
                         _pad(prediction.retried, size, 0),
+                        prediction.calls,
                     )
                 elif not cluster.has_found:
                     cluster.look()

@@ -184,7 +184,7 @@ class ClusterMachine(RuleBasedStateMachine):
         __tracebackhide__ = True
         prediction = predict(self.program, self._plan)
         wanted = self._with_held(prediction.counters)
-        held = cluster.settle_to(wanted, prediction.retried)
+        held = cluster.settle_to(wanted, prediction.retried, prediction.calls)
         found = unsettled(held, wanted, cluster.names)
         if not cluster.has_found and prediction.graceful:
             cluster.shutdown()
@@ -194,7 +194,12 @@ class ClusterMachine(RuleBasedStateMachine):
             event(f"fired {name}", count)
         # Calls of the user's own fail too, and hold what the program does not know.
         program = replace(self.program, settles=not self._shared)
-        found += [v for v in judge(program, self._plan, outcome) if v not in found]
+        judged = judge(program, self._plan, outcome)
+        if self._shared:
+            # It has settled all the same, so none of its calls may be missing.
+            settled = judge(self.program, self._plan, outcome)
+            judged += tuple(v for v in settled if v.promise == "NotRunOnce" and v not in judged)
+        found += [v for v in judged if v not in found]
         if found:
             self._broken(tuple(found))
 
@@ -224,7 +229,7 @@ class ClusterMachine(RuleBasedStateMachine):
             if isinstance(step, Settle):
                 predicted = prediction.steps[first]
                 wanted = self._with_held(predicted.counters)
-                seen = cluster.settle_to(wanted, predicted.failures)
+                seen = cluster.settle_to(wanted, predicted.failures, predicted.calls)
                 # What the user's own rules hold is none of the program's.
                 self._seen.append(
                     StepOutcome(first, counters=predicted.counters if seen == wanted else seen)

@@ -65,6 +65,15 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
     return tuple(given)
 
 
+def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]]) -> bool:
+    """Whether some call has not run as often as it must."""
+    return any(
+        seen.get(call, 0) < times
+        for seen, wanted in zip(ran, calls, strict=False)
+        for call, times in wanted.items()
+    )
+
+
 class RankFuture(Generic[R]):
     """What a call in a rank will give."""
 
@@ -466,25 +475,35 @@ class Cluster:
             self._look(phase)
 
     def settle_to(
-        self, expect: Sequence[Counters] | None, failures: Sequence[int] | None = None
+        self,
+        expect: Sequence[Counters] | None,
+        failures: Sequence[int] | None = None,
+        calls: Sequence[Mapping[str, int]] = (),
     ) -> tuple[Counters, ...]:
         """As :meth:`settle`, but keeps what it finds instead of raising it.
 
         `failures` is how many sends must have failed by then at each rank, where that is known:
         cleanup retries have no counter, and shutdown does not wait for them.
+
+        `calls` is how often each call must have run at each rank, where that is known. A caller
+        that has given a call up counts it no longer, and who is to run it does not count it before
+        it has arrived; shutdown drops it. A call that does not come is for :func:`judge` to tell.
         """
         wanted = _check_expected(expect, self.world_size)
         with self._phase("settle", self.deadlines.settle) as phase:
             held: tuple[Counters, ...] = ()
+            ran: list[Mapping[str, int]] = []
             since, wait = time.monotonic(), 0.0005
             matched = 0
             while True:
                 if self._look(phase) is None:
                     return tuple(c.counters or Counters() for c in self._channels)
                 now = tuple(c.counters or Counters() for c in self._channels)
-                if now != held:
-                    held, since = now, time.monotonic()
-                matched = matched + 1 if held == wanted else 0
+                if now != held or ran != [c.calls for c in self._channels]:
+                    held, ran = now, [c.calls for c in self._channels]
+                    since = time.monotonic()
+                awaited = _lacks(ran, calls)
+                matched = matched + 1 if held == wanted and not awaited else 0
                 quiet = time.monotonic() - since
                 if matched >= 2 and self._retries_ended(failures, quiet):
                     break
@@ -495,11 +514,14 @@ class Cluster:
                         h.contexts > w.contexts for h, w in zip(held, wanted, strict=True)
                     )
                     patience = self.deadlines.quiet_cleanup if contexts else self.deadlines.quiet
+                    if awaited:
+                        patience = max(patience, self.deadlines.unseen)
                     idle = all(h.is_idle for h in held)
                     stuck = quiet > (patience if idle else self.deadlines.stalled + patience)
                     if stuck or phase.left() < _LAST_LOOK_SECONDS:
-                        self._found += unsettled(held, wanted, self.names)
-                        phase.fail("the ranks did not settle")
+                        if held != wanted:
+                            self._found += unsettled(held, wanted, self.names)
+                            phase.fail("the ranks did not settle")
                         break
                     time.sleep(wait)
                     wait = min(wait * 1.5, 0.02)

@@ -12,6 +12,9 @@ from rpcprops.oracle._worlds import OWNER_WAITS
 _QUIET = 0.15
 #: The same while a step runs, whose own work (imports, first calls) changes no counter.
 _STALLED = 3.0
+#: The same while a call is on its way that its caller has given up: no counter of either rank shows
+#: it, and on a busy machine it took 75 ms.
+_UNSEEN = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Deadlines:
             rank has logged a failed send for that long, none is still to come.
         last_cleanup: the longest that a cleanup waits before its last try, and that try.
         stalled: how long nothing may change while a step of a program runs.
+        unseen: the same while a call that no counter shows may still arrive.
     """
 
     start: float
@@ -37,6 +41,7 @@ class Deadlines:
     between_cleanups: float
     last_cleanup: float
     stalled: float
+    unseen: float
 
     @classmethod
     def of(cls, plan: FaultPlan, world_size: int, rate: float, margin: float) -> Deadlines:
@@ -63,6 +68,7 @@ class Deadlines:
             between_cleanups=longest * 1.5 / rate + 0.02,
             last_cleanup=longest / rate + 0.02,
             stalled=_STALLED + 2 * chain,
+            unseen=_UNSEEN + 1.0 / rate,
         )
 
 

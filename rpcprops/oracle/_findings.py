@@ -99,6 +99,21 @@ FINDINGS: Mapping[str, Finding] = {
         shows_as=frozenset({"RRefLeak", "UngracefulShutdown"}),
         sometimes=True,
     ),
+    "shutdown-overtakes-creation": Finding(
+        promise="RRefLeak",
+        versions=("2.13",),
+        why=(
+            "Graceful shutdown does not wait for functions that remote() started. An owner that "
+            "has no RRef yet goes on at once; when its last one is made, nobody waits for a "
+            "delete that is to be tried again, for meanwhile it counts as no call."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::delAllUsersAndUnforkedOwners waits until owners_ is empty; "
+            "tensorpipe_agent.cpp: TensorPipeAgent::join waits for clientActiveCalls_ alone"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
     "timed-out-type-query": Finding(
         promise="UnexpectedError",
         versions=("2.13",),

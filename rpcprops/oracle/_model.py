@@ -92,6 +92,7 @@ class StepPrediction:
         slack: virtual seconds between the step's timeout and the delay of its message.
         counters: what each rank holds once it has settled after this step.
         failures: how many sends that are tried again have failed at each rank by then.
+        calls: how often each named call has run at each rank by then.
     """
 
     value: Any = None
@@ -99,6 +100,7 @@ class StepPrediction:
     slack: float = UNLIMITED_SLACK
     counters: tuple[Counters, ...] = ()
     failures: tuple[int, ...] = ()
+    calls: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Prediction:
     Attributes:
         steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
+        given_up: the named calls, by rank, that shutdown may drop: their callers no longer wait
+            for them, and nothing settles after them.
         sends: every message of the ten types, in order, up to the last settle.
         retried: how many sends that are tried again have failed by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
@@ -134,6 +138,7 @@ class Prediction:
     retried: tuple[int, ...]
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
+    given_up: tuple[frozenset[str], ...] = ()
     leaking: frozenset[int] = frozenset()
     hurried: frozenset[int] = frozenset()
     perhaps_leaking: frozenset[int] = frozenset()
@@ -222,6 +227,11 @@ class _Handle:
     unaccepted: bool = False
     type_error: ErrorClass | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether its creation was lost, so that its owner will never have the RRef."""
+        return bool(self.broken) and not self.timed_out
+
 
 class Model:
     """Predicts a program step by step."""
@@ -245,6 +255,10 @@ class Model:
         self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
+        #: Calls that have timed out since the last settle.
+        self.given_up: list[set[str]] = [set() for _ in range(world_size)]
+        #: Deletes since then that failed at first, of RRefs that their owner may not have yet.
+        self.early_deletes: list[_RRef] = []
         self.hazards: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
@@ -258,7 +272,11 @@ class Model:
             for rref in self.rrefs:
                 rref.made = True
             self.settled = len(self.sends)
-            predicted = StepPrediction(counters=self.counters(), failures=self.retried())
+            self.given_up = [set() for _ in self.given_up]
+            self.early_deletes.clear()
+            predicted = StepPrediction(
+                counters=self.counters(), failures=self.retried(), calls=self.called()
+            )
         else:
             try:
                 predicted = self._step(f"step{index}", step)
@@ -285,21 +303,32 @@ class Model:
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
         last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
+        hazards = set(self.hazards)
+        if graceful and not settles and self._overtakes(last):
+            hazards.add("shutdown-overtakes-creation")
+        dropped = self.given_up if graceful and not settles else [set[str]() for _ in self.calls]
         return Prediction(
             tuple(self.steps),
             sends,
-            tuple(dict(calls) for calls in self.calls),
+            self.called(),
             counters,
             self.retried(),
             last,
             graceful,
+            tuple(map(frozenset, dropped)),
             frozenset(leaking),
             frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
             frozenset(self.keeping | abandoned),
-            frozenset(self.hazards),
+            frozenset(hazards),
             self.certain,
         )
+
+    def _overtakes(self, last: Sequence[Send]) -> bool:
+        """Whether a delete is tried again after owners may have seen that they own nothing."""
+        again = {send.payload for send in last if send.failures}
+        early = [user.rref for user in self.users if user.fork in again and not user.lost]
+        return any(not rref.made for rref in (*early, *self.early_deletes))
 
     def counters(self) -> tuple[Counters, ...]:
         """An owner keeps a value in its table exactly while some fork of it is alive."""
@@ -320,6 +349,10 @@ class Model:
             if send.message.is_retryable:
                 found[send.rank] += send.failures
         return tuple(found)
+
+    def called(self) -> tuple[Mapping[str, int], ...]:
+        """How often each named call has run so far, by rank."""
+        return tuple(dict(calls) for calls in self.calls)
 
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what stays at an owner then is reported there."""
@@ -418,6 +451,8 @@ class Model:
             self.hazards.add("timed-out-remote-dropped")
         if self._send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
             handle.rref.forks.discard(handle.fork)
+        if self.sends[-1].failures and not handle.lost:
+            self.early_deletes.append(handle.rref)
 
     def _new_rref(self, owner: int, value: Sequence[float], *, typed: bool) -> _RRef:
         rref = _RRef(owner, list(value), typed)
@@ -548,6 +583,7 @@ class Model:
                 there = self._call(step.at, owner, MessageType.SCRIPT_CALL, handle=handle)
                 if there:
                     self._drop(there)
+                handle.rref.made = True
                 handle.rref.value = [x + 1.0 for x in handle.rref.value]
                 value = list(handle.rref.value)
             case Nest():
@@ -597,6 +633,7 @@ class Model:
         if late:
             self._break(handle, "creation")
             handle.timed_out = True
+            self.given_up[step.to].add(call)
         return StepPrediction(slack=slack)
 
     def _share(self, call: str, step: Share) -> StepPrediction:
@@ -606,6 +643,8 @@ class Model:
         if received:
             self.handles[step.out] = received
         late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        if late:
+            self.given_up[step.to].add(call)
         return StepPrediction(error=late, slack=slack)
 
     def _fetch(self, step: Fetch) -> StepPrediction:
@@ -635,6 +674,8 @@ class Model:
             there = self._call(step.at, step.to, message, payload, argument)
             if python:
                 self.calls[step.to][call] += 1
+                if self._timed(step.at, message, step.timeout)[0]:
+                    self.given_up[step.to].add(call)
             if step.raises:
                 if there:
                     self._drop(there)
@@ -710,7 +751,9 @@ class Model:
         if step.rrefs:
             for to in step.path[:1] if step.nested else step.path:
                 # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
-                self._drop(self._created(step.at, self._new_rref(to, [], typed=False)))
+                handle = self._created(step.at, self._new_rref(to, [], typed=False))
+                handle.rref.made = True
+                self._drop(handle)
         if step.breaks is not None and len({step.at, *step.path}) <= len(step.path):
             self.hazards.add("failed-backward-revisits-rank")
         self._release(step.name, step.at, _acquaintances(step))
@@ -809,6 +852,7 @@ class Model:
             there = self._call(step.at, step.to, MessageType.PYTHON_CALL, handle=handle)
             if there:
                 self._drop(there)
+            handle.rref.made = True
             return [2.0 * x + 1.0 for x in step.value]
         finally:
             self._drop(handle)

@@ -14,6 +14,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Nest,
+    Own,
     Program,
     Remote,
     Settle,
@@ -76,6 +77,18 @@ _CASES: dict[str, tuple[str, Case]] = {
     "timed-out-remote-dropped": (
         "An RRef whose creation timed out is deleted at its owner once its user has dropped it.",
         _late_creation(0),
+    ),
+    "shutdown-overtakes-creation": (
+        "A graceful shutdown straight after a remote() leaves no RRef behind.",
+        Case(
+            Program(2, (Own(0, "a"), Remote(0, 1, "b", right="a")), settles=False),
+            FaultPlan(
+                by_rank={
+                    0: FaultTable(["RREF_USER_DELETE"], 3),
+                    1: FaultTable(["RREF_USER_DELETE"], 3, {"SCRIPT_RREF_FETCH_CALL": 2.0}),
+                }
+            ),
+        ),
     ),
     "timed-out-type-query": (
         "A call through an RRef after one that timed out is made anew.",

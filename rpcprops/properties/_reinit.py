@@ -51,7 +51,7 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
             if not seen.ended or seen.error:
                 break
         else:
-            cluster.settle_to(prediction.counters)
+            cluster.settle_to(prediction.counters, calls=prediction.calls)
     finally:
         cluster.kill()
     return replace(cluster.outcome, steps=tuple(steps))

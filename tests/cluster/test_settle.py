@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 
 from rpcprops import RETRYABLE_MESSAGE_TYPES, Counters, FaultPlan, FaultTable
+from rpcprops.cluster import _interpreter
 from rpcprops.errors import ContextLeak, OwnerGone, RRefLeak, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
 
@@ -39,6 +41,11 @@ def open_context() -> None:
 
 def close_context() -> None:
     held.pop().__exit__(None, None, None)
+
+
+def run_later(seconds: float) -> None:
+    """Run a call after some virtual seconds in which no counter shows it."""
+    threading.Timer(seconds, _interpreter.note_call, ("late",)).start()
 
 
 OWNED = (Counters(), Counters(owners=1, forks=1))
@@ -181,3 +188,24 @@ def test_cleanup_retries_are_waited_for(rpc_cluster: ClusterFactory) -> None:
         cluster.settle()
     assert cluster.outcome.ranks[0].failed_sends == 3
     assert [rank.exit_code for rank in cluster.outcome.ranks] == [0, 0]
+
+
+def test_a_call_that_no_counter_shows_is_waited_for(rpc_cluster: ClusterFactory) -> None:
+    """A call that its caller has given up is counted nowhere while it is on its way."""
+    with rpc_cluster(world_size=2, clock="real") as cluster:
+        cluster.on(1).call(run_later, 0.3)
+        held = cluster.settle_to(None, calls=({}, {"late": 1}))
+        assert held == (Counters(), Counters())
+        assert cluster.outcome.ranks[1].calls == {"late": 1}
+        assert not cluster.has_found
+
+
+def test_a_call_that_never_comes_ends_no_settle_for_ever(rpc_cluster: ClusterFactory) -> None:
+    """Whether it had to come is for the judge; what is held is still told."""
+    with rpc_cluster(world_size=2) as cluster:
+        assert cluster.settle_to(None, calls=({}, {"lost": 1})) == (Counters(), Counters())
+        assert not cluster.has_found
+        phase = cluster.outcome.phase("settle")
+        assert phase is not None
+        assert phase.verdict == "ok"
+        assert phase.real_seconds < 5 + cluster.deadlines.unseen

@@ -684,3 +684,18 @@ def test_judging_changes_nothing_and_repeats() -> None:
     first = judge(FORK, DELETES, outcome)
     assert judge(FORK, DELETES, outcome) == first
     assert repr(outcome) == before
+
+
+def test_a_call_that_shutdown_may_drop_need_not_run() -> None:
+    """A late call runs once or not at all where shutdown comes at once; after a settle, once."""
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})})
+    program = Program(2, (Call(0, 1, timeout=0.5), Call(0, 1)), settles=False)
+    outcome = ideal(program, plan)
+    assert judge(program, plan, outcome) == ()
+    assert judge(program, plan, calling(outcome, 1, {"step0": 0})) == ()
+    for wrong in ({"step0": 2}, {"step1": 0}):
+        (violation,) = judge(program, plan, calling(outcome, 1, wrong))
+        assert (violation.promise, violation.rank) == ("NotRunOnce", 1)
+    settled = dataclasses.replace(program, settles=True)
+    (violation,) = judge(settled, plan, calling(ideal(settled, plan), 1, {"step0": 0}))
+    assert (violation.promise, violation.rank) == ("NotRunOnce", 1)

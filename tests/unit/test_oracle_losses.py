@@ -478,3 +478,58 @@ def test_fault_seconds_add_up_waits_and_delays() -> None:
     given_up = FaultPlan(FaultTable([DELETE], 6, {DELETE: 0.5}))
     seen = predicted(given_up, Remote(0, 1, "a"), Drop(0, "a"))
     assert seen.fault_seconds(given_up) == pytest.approx(1 + 1 + 1.5 + 2.25 + 3.375)
+
+
+def test_a_call_that_is_late_may_be_dropped_by_a_shutdown_that_comes_at_once() -> None:
+    """Its caller no longer waits for it; a settle does, so it must have run by then."""
+    calls = (
+        Call(0, 1, timeout=0.5),
+        Settle(),
+        Own(0, "a"),
+        Share(0, "a", 1, "b", timeout=0.5),
+        Call(0, 1, timeout=0.5, wait="later", out="f"),
+        Call(0, 1, flavour="builtin", timeout=0.5),
+        Call(0, 2),
+    )
+    program = Program(3, calls, settles=False)
+    delays = {CALL: 2.0, SCRIPT_CALL: 2.0}
+    seen = predict(program, FaultPlan(by_rank={0: FaultTable(messages_to_delay=delays)}))
+    assert [set(names) for names in seen.given_up] == [set(), {"step3", "step4"}, set()]
+    assert dict(seen.calls[1]) == {"step0": 1, "step3": 1, "step4": 1}
+    assert dict(seen.steps[1].calls[1]) == {"step0": 1}
+    assert predicted(late(CALL), *calls).given_up == (frozenset(),) * 3
+    made = Program(3, (Remote(0, 1, "a", timeout=0.5),), settles=False)
+    assert predict(made, late(REMOTE)).given_up[1] == {"step0"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "meets"),
+    [
+        ((Remote(0, 1, "a"),), True),
+        ((Remote(0, 1, "a"), Drop(0, "a")), True),
+        ((Remote(0, 1, "a", flavour="script"), Share(0, "a", 2, "b"), Drop(0, "a")), True),
+        ((Nest(0, 2, 1, "a"),), True),
+        ((Remote(0, 1, "a"), Fetch(0, "a")), False),
+        ((Remote(0, 1, "a"), Settle()), False),
+        ((Remote(0, 1, "a"), Settle(), Drop(0, "a")), False),
+        ((Remote(0, 1, "a", flavour="builtin"), Bump(0, "a")), False),
+        ((Context(0, "x", (1,), rrefs=True),), False),
+        ((Module(0, 1, (1.0,)),), False),
+        ((Own(0, "a"), Share(0, "a", 1, "b")), False),
+    ],
+)
+def test_a_shutdown_may_overtake_a_creation(steps: tuple[Step, ...], meets: bool) -> None:
+    """Where its delete is tried again, and nothing has shown that the owner has the RRef."""
+    program = Program(3, steps, settles=False)
+    expected = {"shutdown-overtakes-creation"} if meets else set()
+    assert predict(program, losing(DELETE)).hazards == expected
+    assert predict(program, FaultPlan()).hazards == set()
+    assert predicted(losing(DELETE), *steps).hazards == set()
+
+
+def test_a_creation_that_is_lost_is_overtaken_by_nothing() -> None:
+    """Its owner never has the RRef, so nothing can stay there."""
+    table = FaultTable([DELETE, REMOTE], 1)
+    for steps in ((Remote(0, 1, "a"),), (Remote(0, 1, "a"), Drop(0, "a"))):
+        program = Program(2, steps, settles=False)
+        assert predict(program, FaultPlan(table)).hazards == set()

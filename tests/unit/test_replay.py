@@ -10,8 +10,9 @@ import pytest
 from rpcprops import replay
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, Violation
-from rpcprops.programs import Drop, Program, Remote
+from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.properties import Case, Observation
 from rpcprops.report._artefact import Artefact
 
@@ -103,6 +104,28 @@ def test_an_example_that_was_under_way_fails_or_holds(monkeypatch: pytest.Monkey
     assert str(result) == "fails: RankDied in 1 of 2 runs at rate 400"
     again = replay.replay_program(underway, None, times=1)  # type: ignore[arg-type]
     assert str(again) == "holds: no failure of 1 runs at rate 400"
+
+
+def test_a_fault_without_which_nobody_can_judge_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the delay of a creation with a timeout, whether it times out cannot be told."""
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5), Fetch(0, "a")))
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0})})
+    artefact = Artefact("program", "planted", "RRefLeak", program=program, plans=(plan,))
+
+    def observe(_: Any, case: Case, **options: Any) -> Observation:
+        predict(case.program, case.plan)
+        raise AssertionError(case)
+
+    monkeypatch.setattr(replay, "observe", observe)
+
+    def run(names: Sequence[str]) -> replay.Replay:
+        return replay.replay_program(artefact, None, times=2, without=names)  # type: ignore[arg-type]
+
+    (need,) = replay.needed(artefact, run)
+    assert need.is_needed
+    assert str(need) == (
+        "0:delay:PYTHON_REMOTE_CALL: needed (nobody can tell what is right without it)"
+    )
 
 
 def test_which_faults_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

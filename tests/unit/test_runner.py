@@ -42,6 +42,7 @@ class PretendedCluster:
         self.did: list[str] = []
         self.contexts: dict[str, int] = {}
         self.expected: list[tuple[tuple[Counters, ...], tuple[int, ...]]] = []
+        self.awaited: list[tuple[Mapping[str, int], ...]] = []
 
     def start(self) -> None:
         self.did.append("start")
@@ -63,10 +64,14 @@ class PretendedCluster:
         return done
 
     def settle_to(
-        self, expect: Sequence[Counters], failures: Sequence[int]
+        self,
+        expect: Sequence[Counters],
+        failures: Sequence[int],
+        calls: Sequence[Mapping[str, int]],
     ) -> tuple[Counters, ...]:
         self.did.append("settle")
         self.expected.append((tuple(expect), tuple(failures)))
+        self.awaited.append(tuple(calls))
         return tuple(expect)
 
     def look(self) -> None:
@@ -203,13 +208,14 @@ def test_a_program_that_does_not_settle_is_looked_at_and_shut_down() -> None:
 
 
 def test_a_settle_waits_for_what_is_predicted() -> None:
-    """Each settle gets the counters and the failed sends of its place, idle ranks hold nothing."""
+    """Each settle gets the counters, failures and calls of its place, idle ranks hold nothing."""
     program = Program(2, (Remote(0, 1, "a"), Settle(), Fetch(0, "a"), Drop(0, "a")))
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2))
     runner, server = pretend(StepOutcome(0), StepOutcome(2, [3.0]), StepOutcome(3))
     runner.run(program, plan, world_size=3)
     held = (Counters(), Counters(owners=1, forks=1), Counters())
     assert server.pretended.expected == [(held, (0, 0, 0)), ((Counters(),) * 3, (2, 0, 0))]
+    assert server.pretended.awaited == [({}, {"step0": 1})] * 2
 
 
 def test_the_ids_of_contexts_reach_later_steps() -> None:

@@ -317,6 +317,8 @@ def _twice(world: World) -> Falsified:
 @defect("a call never runs")
 def _never(world: World) -> Falsified:
     for rank, name, times in _calls(world):
+        if name in world.prediction.given_up[rank]:
+            continue
         yield calling(world.outcome, rank, {name: times - 1}), [("NotRunOnce", rank, None)]
 
 
@@ -325,7 +327,7 @@ def _elsewhere(world: World) -> Falsified:
     size = world.program.world_size
     for rank, name, times in _calls(world):
         other = (rank + 1) % size
-        if other == rank:
+        if other == rank or name in world.prediction.given_up[rank]:
             continue
         there = world.outcome.ranks[other].calls.get(name, 0)
         moved = calling(world.outcome, rank, {name: times - 1})
