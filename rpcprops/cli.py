@@ -1,4 +1,4 @@
-"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``hunt``, ``doctor`` and ``bench``.
+"""The command line: ``rpcprops check``, ``replay``, ``sweep``, ``hunt``, ``upstream`` and the rest.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
 cannot, 130 interrupted.
@@ -35,6 +35,7 @@ from rpcprops.commands._shared import (
     write_json,
 )
 from rpcprops.commands._sweep import sweep
+from rpcprops.commands._upstream import upstream
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.runner import Runner
 
@@ -171,6 +172,7 @@ def check(
 app.command()(replay)
 app.command()(sweep)
 app.command()(hunt)
+app.command()(upstream)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import check_world_size
 from rpcprops.report._underway import Underway, describe_died
+from rpcprops.upstream._options import add_options, check_options
 
 if TYPE_CHECKING:
     from rpcprops.report._artefact import Artefact
@@ -231,14 +232,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="leave this fault out of every cluster's plan, such as 1:RREF_USER_DELETE or "
         "1:delay:PYTHON_CALL; may be given several times",
     )
+    add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    check_options(config)
     shards = _option(config, "--rpc-shards")
     if shards < 1:
         msg = f"--rpc-shards={shards} must be 1 or more"
         raise pytest.UsageError(msg)
-    config.stash[_SESSION] = _Session(config)
+    session = config.stash[_SESSION] = _Session(config)
+    if _option(config, "--rpc-upstream"):
+        from rpcprops.upstream._plugin import UpstreamPlugin
+
+        plugin = UpstreamPlugin(config, session.server, session.underway)
+        config.pluginmanager.register(plugin, "rpcprops-upstream")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

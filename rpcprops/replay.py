@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.properties import Case, observe
+from rpcprops.properties import Case, Observation, observe
 from rpcprops.report._artefact import Artefact, read
 from rpcprops.runner import Runner
 
@@ -184,10 +184,16 @@ def replay_program(
     dropped = check_faults(artefact, without)
     plan = artefact.plans[0].without(dropped, artefact.program.world_size)
     case = Case(artefact.program, plan, kind=artefact.kind)  # type: ignore[arg-type]
+    watch: Callable[..., Observation] = observe
+    if artefact.kind == "upstream":
+        from rpcprops.upstream._ranks import UpstreamCase, UpstreamRanks
+
+        ranks = UpstreamRanks(runner.server)
+        case, watch = UpstreamCase.of(ranks.test(artefact.subject), plan), ranks.observe
     options.setdefault("transport", artefact.transport)
     result = Replay(artefact, (), without=dropped)
     for number in range(times):
-        seen = observe(runner, case, anew=True, **options)
+        seen = watch(runner, case, anew=True, **options)
         promises = tuple(dict.fromkeys(v.promise for v in seen.violations))
         result = replace(result, seen=(*result.seen, promises), rate=seen.outcome.clock_rate)
         if on_run is not None:

@@ -37,7 +37,8 @@ class Artefact:
     """A failure that can be run again.
 
     Attributes:
-        kind: "program" and "reinit" hold a program; "pytest" names a test of the user's.
+        kind: "program" and "reinit" hold a program; "pytest" names a test of the user's, "upstream"
+            one of PyTorch's own (its program is empty, and says how many ranks there are).
         head: sentences for a reader; not used.
         subject: name of the property, or node id of the test.
         plans: the plan of each cluster that the failing example made, in order.
@@ -221,7 +222,7 @@ def _convert(data: dict[str, Any]) -> Artefact:
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"
         raise UsageError(msg)
-    if artefact.kind not in ("program", "reinit", "pytest"):
+    if artefact.kind not in ("program", "reinit", "upstream", "pytest"):
         msg = f"unknown kind {artefact.kind!r}"
         raise UsageError(msg)
     for size in artefact.sizes:

@@ -165,7 +165,7 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
     Raises:
         UsageError: it holds no program, or no failure.
     """
-    if artefact.kind == "pytest" or artefact.program is None:
+    if artefact.kind in ("pytest", "upstream") or artefact.program is None:
         msg = (
             f"the artefact is of the test {artefact.subject}, which is code already; only a "
             f"program's failure is written as a script or a test."

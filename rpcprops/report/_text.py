@@ -10,7 +10,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.oracle import FaultCount
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
-from rpcprops.properties import Failure
+from rpcprops.properties import Case, Failure
 from rpcprops.report._artefact import Artefact
 
 
@@ -51,6 +51,13 @@ def describe_program(program: Program) -> list[str]:
     return [f"program  {head}", *(f"         {line}" for line in rest)]
 
 
+def describe_subject(case: Case, name: str) -> list[str]:
+    """What ran: a program, or a test of PyTorch's of that name."""
+    if case.kind == "upstream":
+        return [f"test     {name}, PyTorch's own"]
+    return describe_program(case.program)
+
+
 def describe_end(outcome: Outcome) -> list[str]:
     """Ranks that did not leave as they should, and the stacks of a hang."""
     lines: list[str] = []
@@ -83,7 +90,7 @@ def failure_lines(failure: Failure, path: Path | None) -> list[str]:
     lines = [
         *describe_violations(failure.violations),
         *describe_plan(case.plan, case.program.world_size),
-        *describe_program(case.program),
+        *describe_subject(case, failure.property),
         *describe_faults(failure.faults),
         *describe_end(failure.outcome),
         f"repeats  {', '.join(map(str, failure.repeats)) or 'not tried'}",

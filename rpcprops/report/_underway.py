@@ -35,7 +35,7 @@ class Underway:
 
     Args:
         root: the folder that holds ``.rpcprops``.
-        kind: "program" or "pytest", as in an artefact.
+        kind: "program", "upstream" or "pytest", as in an artefact.
     """
 
     def __init__(self, root: Path, kind: str = "program") -> None:
@@ -43,15 +43,20 @@ class Underway:
         self.root = root
         pid = os.getpid()
         self.path = root / DIRECTORY / f"{pid}-{_started(pid)}.json"
+        self._kind = kind
         self._made = False
         self._subject = ""
         self._reproduction: Reproduction = lambda: None
         self._plans: tuple[FaultPlan, ...] = ()
         self._sizes: tuple[int, ...] = ()
 
-    def begin(self, subject: str) -> None:
-        """The property or test that comes next; what starts before has no name, and is left out."""
+    def begin(self, subject: str, kind: str | None = None) -> None:
+        """The property or test that comes next; what starts before has no name, and is left out.
+
+        `kind` is that of the whole process unless given.
+        """
         self._subject = subject
+        self._kind = kind or self.kind
         self.example(lambda: None)
 
     def example(self, reproduction: Reproduction) -> None:
@@ -67,7 +72,7 @@ class Underway:
         """Write down that a cluster starts."""
         if not self._subject:
             return
-        kind, program = self.kind, cluster.program
+        kind, program = self._kind, cluster.program
         if kind == "pytest":
             self._plans += (cluster.plan,)
             self._sizes += (cluster.world_size,)
@@ -75,7 +80,7 @@ class Underway:
             self._plans, self._sizes = (cluster.plan,), (cluster.world_size,)
             if program is None:
                 return
-            if not cluster.init:
+            if kind == "program" and not cluster.init:
                 kind = "reinit"
         self._write(
             artefacts.Artefact(

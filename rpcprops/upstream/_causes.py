@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from rpcprops.faults import FaultPlan
-from rpcprops.outcomes import Violation
+from rpcprops.properties import Failure
 from rpcprops.upstream._data import UpstreamTest
 
 
@@ -16,14 +15,15 @@ class Cause:
     name: str
     fault_of: Literal["test", "torch"]
     why: str
-    shows_as: Callable[[UpstreamTest, Violation, FaultPlan], bool]
+    shows_as: Callable[[UpstreamTest, Failure], bool]
 
 
 CAUSES: tuple[Cause, ...] = ()
 
 
-def cause_of(test: UpstreamTest, violation: Violation, plan: FaultPlan) -> Cause | None:
+def cause_of(test: UpstreamTest, failure: Failure) -> Cause | None:
+    """The cause that is known to make `test` fail as it did; None where there is none."""
     for cause in CAUSES:
-        if cause.shows_as(test, violation, plan):
+        if cause.shows_as(test, failure):
             return cause
     return None

@@ -20,6 +20,7 @@ class UpstreamTest:
         agent: which agent the class is for.
         world_size: number of ranks; 0 where it is not known because the test cannot run here.
         real_time: why it runs in real time; empty when it need not.
+        no_delays: why no message of it may come late; empty when they may.
         no_faults: why faults would mean nothing to it; empty when they do.
         not_applicable: why it cannot run in ranks of ours; empty when it can.
     """
@@ -29,6 +30,7 @@ class UpstreamTest:
     agent: Agent
     world_size: int
     real_time: str = ""
+    no_delays: str = ""
     no_faults: str = ""
     not_applicable: str = ""
 

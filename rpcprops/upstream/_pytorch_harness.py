@@ -7,7 +7,7 @@ imports this file again, so it imports what PyTorch's own test files import and 
     python _pytorch_harness.py FILE < NAMES
 
 with one ``Class::test`` on each line of the standard input. A line of JSON is added to FILE when a
-test has ended.
+test has ended, and ``ended Class::test: verdict`` is printed.
 """
 
 import json
@@ -15,7 +15,9 @@ import os
 import sys
 import time
 import unittest
+from typing import Any
 
+import torch
 from torch.testing._internal.distributed import rpc_utils
 from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture import (
     FaultyRpcAgentTestFixture,
@@ -24,14 +26,14 @@ from torch.testing._internal.distributed.rpc.tensorpipe_rpc_agent_test_fixture i
     TensorPipeRpcAgentTestFixture,
 )
 
-_GENERATED = {
+_GENERATED: dict[str, tuple[Any, list[Any]]] = {
     "TensorPipe": (
         TensorPipeRpcAgentTestFixture,
         rpc_utils.GENERIC_TESTS + rpc_utils.TENSORPIPE_TESTS,
     ),
     "Faulty": (FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS),
 }
-_CLASSES = {}
+_CLASSES: dict[str, Any] = {}
 for _prefix, (_mixin, _suites) in _GENERATED.items():
     for _name, _class in rpc_utils.generate_tests(_prefix, _mixin, _suites, __name__).items():
         globals()[_name] = _class
@@ -40,7 +42,7 @@ for _prefix, (_mixin, _suites) in _GENERATED.items():
 # `TensorPipeTensorPipeAgentRpcTest`: the prefix is taken away once, so the names are the suites'.
 
 
-def _run(name):
+def _run(name: str) -> dict[str, Any]:
     suite, method = name.split("::")
     case = _CLASSES[suite](method)
     result = unittest.TestResult()
@@ -62,16 +64,19 @@ def _run(name):
         "verdict": verdict,
         "reason": reason,
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(cpu, 2),
+        "processor_seconds": round(cpu, 2),
+        "torch": torch.__version__,
     }
 
 
-def main():
+def main() -> None:
     names = sys.stdin.read().split()
     with open(sys.argv[1], "a", encoding="utf-8") as rows:
         for name in names:
-            rows.write(json.dumps(_run(name)) + "\n")
+            row = _run(name)
+            rows.write(json.dumps(row) + "\n")
             rows.flush()
+            print(f"ended {name}: {row['verdict']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ _CUDA = "needs CUDA devices, and these ranks have none: they run the faulty agen
 
 
 class _PlainAgent(FaultyRpcAgentTestFixture):
-    """Our fixture for suites that PyTorch runs on its plain agent, whose fixture accepts any error
-    of a call to a rank that went away."""
+    """Our fixture for suites that PyTorch runs on its plain agent.
+
+    There torch's own fixture accepts any error of a call to a rank that went away.
+    """
 
     def get_shutdown_error_regex(self) -> Any:
         """Any error."""
@@ -59,9 +61,8 @@ class _TensorPipe(_PlainAgent):
     def rpc_backend_options(self) -> Any:
         """``TensorPipeRpcBackendOptions``, made anew on each reading."""
         construct: Any = backend_registry.construct_rpc_backend_options
-        return construct(
-            self.rpc_backend, init_method=self.init_method, _transports=tp_transports()
-        )
+        transports: Any = tp_transports
+        return construct(self.rpc_backend, init_method=self.init_method, _transports=transports())
 
 
 _SUITES: tuple[tuple[Agent, type[FaultyRpcAgentTestFixture], list[Any]], ...] = (
@@ -92,6 +93,7 @@ def list_tests() -> list[UpstreamTest]:
             agent,
             int(cls(name).world_size),
             real_time=_rules.asserts_wall_clock(cls, name),
+            no_delays=_rules.has_timeouts(cls, name),
             no_faults=_rules.means_nothing_under_faults(agent, cls, name),
         )
         for suite, (agent, cls) in _CLASSES.items()
@@ -99,7 +101,14 @@ def list_tests() -> list[UpstreamTest]:
     ]
     cuda: list[Any] = [*rpc_utils.GENERIC_CUDA_TESTS, *rpc_utils.TENSORPIPE_CUDA_TESTS]
     found += [
-        UpstreamTest(cls.__name__, name, "cuda", 0, not_applicable=_CUDA)
+        UpstreamTest(
+            cls.__name__,
+            name,
+            "cuda",
+            0,
+            real_time=_rules.asserts_wall_clock(cls, name),
+            not_applicable=_CUDA,
+        )
         for cls in cuda
         for name in _test_names(cls)
     ]
@@ -120,7 +129,7 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     case = cls(name)
     case.rank = for_this_rank().rank
     case.file_name = file_name
-    common_utils.set_rng_seed()
+    cast("Any", common_utils).set_rng_seed()
     seen = _run(case, name)
     try:
         c10d.destroy_process_group()

@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import UPSTREAM
@@ -24,7 +24,7 @@ from rpcprops.upstream._data import RankVerdict, UpstreamTest
 #: second and more, so that 50 leaves honest work 10 ms; what fails is asked again, slower.
 DEFAULT_RATE = 50.0
 #: How the ranks talk: PyTorch's harness leaves torch's own choice, which is this on one host.
-TRANSPORT = "shm"
+TRANSPORT: Literal["tcp", "shm"] = "shm"
 #: Real seconds that a test may take beyond what its faults account for, by fast and by real clock.
 #: PyTorch's harness allows 300; its slowest test takes a tenth of that.
 _FAST_DEADLINE = 30.0
@@ -63,13 +63,20 @@ class Seen:
         processor_seconds: of the ranks.
     """
 
-    verdict: str
+    verdict: Literal["passed", "failed", "skipped"]
     promise: str
     reason: str
     rate: float
     seconds: float
     processor_seconds: float
     outcome: Outcome
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        """What a failure breaks; nobody knows how much time a test of PyTorch's needs."""
+        if self.verdict != "failed":
+            return ()
+        return (Violation(self.promise, self.reason, needs_time=True, slack=OWN_CODE_SLACK),)
 
 
 class UpstreamRanks:
@@ -130,9 +137,6 @@ class UpstreamRanks:
             except BrokenPromise as error:
                 broken = error
         seconds = time.monotonic() - began
-        if cluster.outcome is None:
-            msg = f"{test.id} ended without an outcome."
-            raise HarnessError(msg)
         verdict, promise, reason = _verdict(results, broken)
         return Seen(
             verdict,
@@ -164,12 +168,8 @@ class UpstreamRanks:
         if seen is None:
             seen = self.run(case.test, case.plan, rate)
             self._remembered.setdefault(key, seen)
-        violations: tuple[Violation, ...] = ()
-        if seen.verdict == "failed":
-            violations = (
-                Violation(seen.promise, seen.reason, needs_time=True, slack=OWN_CODE_SLACK),
-            )
-        return Observation(case, seen.outcome, violations, account(None, case.plan, seen.outcome))
+        faults = account(None, case.plan, seen.outcome)
+        return Observation(case, seen.outcome, seen.violations, faults)
 
     def _cluster(self, world_size: int, plan: FaultPlan, rate: float) -> Cluster:
         return self.server.make_cluster(
@@ -190,7 +190,7 @@ def _has_failed(result: RankVerdict) -> bool:
 
 def _verdict(
     results: dict[int, RankVerdict], broken: BrokenPromise | None
-) -> tuple[str, str, str]:
+) -> tuple[Literal["passed", "failed", "skipped"], str, str]:
     """The verdict of a run, the promise that a failure breaks, and the reason."""
     for rank, result in sorted(results.items()):
         if _has_failed(result):

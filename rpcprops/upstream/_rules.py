@@ -41,6 +41,21 @@ def asserts_wall_clock(cls: Any, name: str) -> str:
     return ""
 
 
+def has_timeouts(cls: Any, name: str) -> str:
+    """Why the messages of a test may not come late, empty when they may: it sets timeouts.
+
+    A delay that is longer than a timeout changes what the test asserts, and has to.
+    """
+    for function in reached(cls, name):
+        for node in ast.walk(_tree(function)):
+            named = getattr(node, "id", None) or getattr(node, "attr", None)
+            if isinstance(node, ast.keyword):
+                named = node.arg
+            if isinstance(named, str) and "timeout" in named.lower():
+                return f"{function.__qualname__} has {named}"
+    return ""
+
+
 def means_nothing_under_faults(agent: str, cls: Any, name: str) -> str:
     """Why a test is not run under drawn tables, empty when it is."""
     if agent != "generic":
@@ -86,9 +101,14 @@ def _plain(found: Any) -> types.FunctionType | None:
 @functools.cache
 def _tree(function: types.FunctionType) -> ast.AST:
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError):
         return ast.Module([], [])
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            # What decorates a test is the same for all of them.
+            node.decorator_list.clear()
+    return tree
 
 
 def _reads_clock(node: ast.AST) -> bool:

@@ -1,0 +1,196 @@
+"""``rpcprops upstream``: PyTorch's own RPC suites, on our ranks and under sampled faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from rpcprops.commands._shared import (
+    CANNOT,
+    HOLDS,
+    INTERRUPTED,
+    MISUSE,
+    VIOLATED,
+    Clock,
+    err,
+    out,
+    parse_clock,
+    progress_bar,
+)
+from rpcprops.errors import UsageError
+
+if TYPE_CHECKING:
+    from rpcprops.upstream._data import UpstreamTest
+
+#: pytest's exit codes: passed, failed, interrupted, internal error, misuse, nothing selected.
+_CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
+
+
+def upstream(
+    *,
+    select: Annotated[
+        str,
+        typer.Option("-k", metavar="EXPR", help="Only tests whose names match, as in pytest."),
+    ] = "",
+    workers: Annotated[
+        int, typer.Option("-n", min=1, help="How many tests to run side by side.")
+    ] = 1,
+    faults: Annotated[
+        str,
+        typer.Option(
+            help="none, or sampled: also run each test that faults mean something to under drawn "
+            "tables, in which nothing that it asserts may change."
+        ),
+    ] = "none",
+    examples: Annotated[
+        int, typer.Option(min=1, help="With sampled faults: tables for each test.")
+    ] = 5,
+    seed: Annotated[
+        int | None, typer.Option(help="With sampled faults: draw the same tables again.")
+    ] = None,
+    clock: Clock = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write what each test came to as JSON.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write the results as JUnit XML.")
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the tests, and what is known of them; run none.")
+    ] = False,
+    harness: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run the tests in PyTorch's own harness instead (10 s and more each), and add a "
+            "line of JSON for each to FILE; those that are in it already are not run again.",
+        ),
+    ] = None,
+) -> None:
+    """Run PyTorch's own RPC tests, from the installed torch, on ranks of ours."""
+    if faults not in ("none", "sampled"):
+        msg = f"--faults {faults!r} must be 'none' or 'sampled'."
+        raise UsageError(msg)
+    parse_clock(clock)
+    for option, path in (("--json", json_file), ("--junit", junit), ("--harness", harness)):
+        if path is not None and not path.absolute().parent.is_dir():
+            msg = f"{option} {str(path)!r}: there is no folder {str(path.absolute().parent)!r}."
+            raise UsageError(msg)
+    if harness is not None:
+        _run_in_harness(select, harness)
+    command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
+    command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
+    if select:
+        command += ["-k", select]
+    if workers > 1:
+        command += ["-n", str(workers)]
+    if seed is not None:
+        command.append(f"--rpc-upstream-seed={seed}")
+    if json_file is not None:
+        command.append(f"--rpc-upstream-report={json_file.absolute()}")
+    if junit is not None:
+        command.append(f"--junitxml={junit.absolute()}")
+    if list_only:
+        command += ["--collect-only", "-q"]
+    _leave(_pytest(command))
+
+
+def _pytest(command: Sequence[str], *plugins: object) -> int:
+    """pytest's exit code, without whatever the working directory configures."""
+    import pytest
+
+    # Not the user's own configuration: what it adds is meant for the tests there.
+    return int(
+        pytest.main(
+            [*command, "-c", os.devnull, f"--rootdir={Path.cwd()}", "--noconftest"],
+            plugins=list(plugins),
+        )
+    )
+
+
+def _chosen(select: str) -> list[UpstreamTest]:
+    """The tests that ``-k`` selects, as pytest selects them."""
+    import pytest
+
+    class Chosen:
+        def __init__(self) -> None:
+            self.tests: list[UpstreamTest] = []
+
+        def pytest_collection_finish(self, session: pytest.Session) -> None:
+            self.tests += [item.test for item in session.items]  # type: ignore[attr-defined]
+
+    chosen = Chosen()
+    command = ["--rpc-upstream", "--collect-only", "-p", "no:terminal", "-k", select]
+    code = _pytest([*command, "-p", "no:cacheprovider"], chosen)
+    if code:
+        _leave(code)
+    return chosen.tests
+
+
+def _leave(code: int) -> NoReturn:
+    raise typer.Exit(_CODES.get(code, code))
+
+
+def _run_in_harness(select: str, file: Path) -> NoReturn:
+    """PyTorch's own harness, one process for all tests; a test that is in the file is left out."""
+    from rpcprops.upstream._parity import merged
+
+    chosen = [test for test in _chosen(select) if not test.not_applicable]
+    done = {f"{row['class']}::{row['name']}" for row in _rows(file, merged)}
+    left = [test.id for test in chosen if test.id not in done]
+    out.print(f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {file} already")
+    script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
+    with progress_bar() as progress, file.with_suffix(".log").open("ab") as log:
+        task = progress.add_task("PyTorch's harness", total=len(left), note="")
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(file.absolute())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("\n".join(left))
+            process.stdin.close()
+            for line in process.stdout:
+                if line.startswith("ended "):
+                    progress.update(
+                        task, advance=1, note=escape(line.removeprefix("ended ").strip())
+                    )
+            code = process.wait()
+        finally:
+            _kill_group(process)
+    if code:
+        err.print(f"PyTorch's harness left with exit code {code}; its output: {log.name}")
+        raise typer.Exit(CANNOT)
+    rows = {f"{row['class']}::{row['name']}": row for row in _rows(file, merged)}
+    verdicts = [str(rows[test.id]["verdict"]) for test in chosen if test.id in rows]
+    said = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(verdicts))
+    out.print(f"{said}; {file}")
+    raise typer.Exit(HOLDS)
+
+
+def _rows(file: Path, merged: Any) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    return list(merged(file.read_text(encoding="utf-8").splitlines()))
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    import signal
+
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait(timeout=10)

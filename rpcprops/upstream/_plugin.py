@@ -1,0 +1,188 @@
+"""``pytest --rpc-upstream``: each test of PyTorch's RPC suites is an item of pytest's.
+
+So ``-k``, ``-n``, ``-x`` and ``--junitxml`` work as they do for any test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from rpcprops.cluster import ClusterServer
+from rpcprops.errors import HarnessError, MachineCannot
+from rpcprops.report._artefact import DIRECTORY, write
+from rpcprops.report._text import artefact_of, failure_lines
+from rpcprops.runner import Runner
+from rpcprops.upstream import _report
+from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream._examine import (
+    UpstreamResult,
+    failure_of,
+    run_under_faults,
+    run_without_faults,
+)
+from rpcprops.upstream._ranks import UpstreamRanks
+
+if TYPE_CHECKING:
+    from rpcprops.report._underway import Underway
+
+#: The name under which a report carries what a test came to, as JSON.
+PROPERTY = "rpcprops-upstream"
+_FOLDER = "upstream"
+
+
+class UpstreamPlugin:
+    """Collects the suites instead of files, runs them, and reports on them."""
+
+    def __init__(self, config: pytest.Config, server: ClusterServer, underway: Underway) -> None:
+        self.config = config
+        self.underway = underway
+        self.ranks = UpstreamRanks(server)
+        self.runner = Runner(server)
+        self.sampled = _option(config, "--rpc-upstream-faults") == "sampled"
+        self.examples = int(_option(config, "--rpc-upstream-examples"))
+        self.seed: int | None = _option(config, "--rpc-upstream-seed")
+        self.rows: list[dict[str, Any]] = []
+
+    def pytest_collection(self, session: pytest.Session) -> bool | None:
+        """Take the suites for what is collected; in xdist's controller its workers do."""
+        if self.config.pluginmanager.hasplugin("dsession"):
+            return None
+        try:
+            self.ranks.server.start()
+            tests = self.ranks.tests()
+        except MachineCannot as error:
+            pytest.exit(f"--rpc-upstream: {error}", returncode=3)
+        suites: dict[str, UpstreamSuite] = {}
+        items: list[pytest.Item] = []
+        for test in tests:
+            if test.suite not in suites:
+                suites[test.suite] = UpstreamSuite.from_parent(
+                    session, name=test.suite, nodeid=f"{_FOLDER}::{test.suite}"
+                )
+            items.append(
+                UpstreamItem.from_parent(suites[test.suite], name=test.name, test=test, plugin=self)
+            )
+        report = pytest.CollectReport(_FOLDER, "passed", None, cast("Any", list(items)))
+        self.config.hook.pytest_collectreport(report=report)
+        session.items = items
+        self.config.hook.pytest_collection_modifyitems(
+            session=session, config=self.config, items=session.items
+        )
+        self.config.hook.pytest_collection_finish(session=session)
+        session.testscollected = len(session.items)
+        return True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Name what is under way as a replay finds it."""
+        if isinstance(item, UpstreamItem):
+            self.underway.begin(item.test.id, kind="upstream")
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test came to; in the controller too, where workers send their reports."""
+        for name, value in report.user_properties:
+            if name == PROPERTY and report.when == "call":
+                self.rows.append(json.loads(cast("str", value)))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """A table of the classes, and what to say of single tests."""
+        if self.rows:
+            for line in _report.summary_lines(self.rows, width=terminalreporter._tw.fullwidth):
+                terminalreporter.write_line(line)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report that was asked for; also when interrupted."""
+        path = _option(self.config, "--rpc-upstream-report")
+        if path is not None and not hasattr(self.config, "workerinput"):
+            _report.write_report(Path(path), self.rows)
+
+
+class UpstreamSuite(pytest.Collector):
+    """A class of PyTorch's."""
+
+    def collect(self) -> list[pytest.Item]:
+        """Nothing: its tests are made with it."""
+        return []
+
+
+class UpstreamFailed(Exception):
+    """A test of PyTorch's failed, or fails under faults; the text is what a reader needs."""
+
+
+class UpstreamItem(pytest.Item):
+    """A test of PyTorch's."""
+
+    def __init__(self, *, test: UpstreamTest, plugin: UpstreamPlugin, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.test = test
+        self.plugin = plugin
+
+    def runtest(self) -> None:
+        """Run the test; skip, expect the failure or raise as it came out."""
+        plugin, test = self.plugin, self.test
+        try:
+            result = self._result()
+        except HarnessError:
+            # The fork server is gone, which costs this test only.
+            plugin.ranks.server.close()
+            plugin.ranks.server.start()
+            raise
+        lines = self._failure_lines(result)
+        row = _report.row_of(result, plugin.ranks.server.torch_version, lines)
+        self.user_properties.append((PROPERTY, json.dumps(row)))
+        if result.verdict == "failed":
+            raise UpstreamFailed("\n".join(lines))
+        if result.verdict in ("skipped", "not_applicable"):
+            word = "not applicable: " if result.verdict == "not_applicable" else ""
+            pytest.skip(word + result.reason)
+        under = result.under_faults
+        if under is None:
+            return
+        if under.verdict == "violated":
+            raise UpstreamFailed("\n".join(lines))
+        if under.verdict == "known" and under.cause is not None:
+            pytest.xfail(f"under faults: {under.cause.name}: {under.cause.why}")
+        del test
+
+    def _result(self) -> UpstreamResult:
+        plugin = self.plugin
+        result = run_without_faults(plugin.ranks, self.test)
+        if plugin.sampled:
+            run_under_faults(
+                plugin.ranks, plugin.runner, result, examples=plugin.examples, seed=plugin.seed
+            )
+        return result
+
+    def _failure_lines(self, result: UpstreamResult) -> list[str]:
+        """What a reader needs of a failure, whose artefact is written first."""
+        failure = failure_of(result)
+        if failure is None:
+            return []
+        path = write(artefact_of(failure), self.config.rootpath / DIRECTORY)
+        try:
+            path = path.relative_to(Path.cwd())
+        except ValueError:
+            pass
+        return failure_lines(failure, path)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The lines of a failure, without the traceback of this process."""
+        if isinstance(excinfo.value, UpstreamFailed):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where pytest says that the test is: in a folder of that name, a file for each class."""
+        return self.config.rootpath / _FOLDER / self.test.suite, None, self.test.id
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    value: Any = config.getoption(name)
+    return value

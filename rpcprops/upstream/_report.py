@@ -1,0 +1,194 @@
+"""The report of PyTorch's suites: a row of data for each test, a table for each class."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rpcprops.report._artefact import versions
+from rpcprops.upstream._examine import UnderFaults, UpstreamResult
+from rpcprops.upstream._parity import parity_of
+
+Row = dict[str, Any]
+#: Narrower, the tables would lose their figures.
+_LEAST_WIDTH = 100
+_VERDICTS = ("passed", "failed", "skipped", "not_applicable")
+_FAULTS_VERDICTS = ("holds", "known", "violated", "undecided")
+
+
+def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -> Row:
+    """A test as the JSON report has it. Seconds are real; `rate` is virtual seconds in each."""
+    parity = parity_of(result, torch_version)
+    recorded = parity.recorded
+    return {
+        "name": result.test.name,
+        "class": result.test.suite,
+        "agent": result.test.agent,
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "rate": result.rate,
+        "failed_at_rates": list(result.slower),
+        "real_time_because": result.test.real_time,
+        "seconds": round(result.seconds, 3),
+        "processor_seconds": round(result.processor_seconds, 3),
+        "parity": {
+            "agreement": parity.agreement,
+            "harness_verdict": recorded.verdict if recorded else None,
+            "harness_seconds": recorded.seconds if recorded else None,
+            "cause": recorded.cause if recorded else "",
+        },
+        "no_faults_because": result.test.no_faults,
+        "under_faults": _faults_row(result.under_faults),
+        "failure": list(failure),
+    }
+
+
+def _faults_row(under: UnderFaults | None) -> Row | None:
+    if under is None:
+        return None
+    failure = under.examination.failure
+    return {
+        "verdict": under.verdict,
+        "tables": under.tables,
+        "faults_fired": under.faults_fired,
+        "seconds": round(under.seconds, 3),
+        "cause": under.cause.name if under.cause else "",
+        "fault_of": under.cause.fault_of if under.cause else "",
+        "plan": repr(failure.case.plan) if failure else "",
+        "unconfirmed": list(under.examination.unconfirmed),
+    }
+
+
+def write_report(path: Path, rows: Iterable[Row]) -> None:
+    """Write all rows as JSON, with the versions and the sums."""
+    ordered = sorted(rows, key=lambda row: (row["class"], row["name"]))
+    data = {"versions": versions(), "summary": _sums(ordered), "tests": ordered}
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _sums(rows: Sequence[Row]) -> Row:
+    under = [row["under_faults"] for row in rows if row["under_faults"]]
+    return {
+        **{verdict: _count(rows, "verdict", verdict) for verdict in _VERDICTS},
+        "tables": sum(one["tables"] for one in under),
+        "faults_fired": sum(one["faults_fired"] for one in under),
+        "under_faults": dict(Counter(one["verdict"] for one in under)),
+        "parity": dict(Counter(row["parity"]["agreement"] for row in rows)),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "processor_seconds": round(sum(row["processor_seconds"] for row in rows), 3),
+    }
+
+
+def summary_lines(rows: Sequence[Row], width: int) -> list[str]:
+    """The table of the classes, and a line for what differs, fails under faults, or is excluded."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=max(width, _LEAST_WIDTH), highlight=False)
+    for table in _tables(rows):
+        console.print(table)
+    for line in _remarks(rows):
+        console.print(line, markup=False, soft_wrap=True)
+    return printed.getvalue().rstrip().splitlines()
+
+
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    by_class: dict[str, list[Row]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], []).append(row)
+    plain = ("tests", "passed", "failed", "skipped", "n/a", "as harness", "seconds")
+    tables = [_table("PyTorch's RPC suites, without faults", plain, by_class, _plain_cells)]
+    if any(row["under_faults"] for row in rows):
+        sampled = ("tables", "fired", "hold", "known", "violated", "undecided", "seconds")
+        tables.append(_table("under sampled faults", sampled, by_class, _faults_cells))
+    return tables
+
+
+def _table(
+    title: str,
+    columns: Sequence[str],
+    by_class: Mapping[str, Sequence[Row]],
+    cells: Callable[[Sequence[Row]], list[str] | None],
+) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("class", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    everything = [row for group in by_class.values() for row in group]
+    for name, group in by_class.items():
+        drawn = cells(group)
+        if drawn is not None:
+            table.add_row(name, *drawn)
+    table.add_row("all", *(cells(everything) or []))
+    return table
+
+
+def _plain_cells(rows: Sequence[Row]) -> list[str]:
+    recorded = [row["parity"] for row in rows if row["parity"]["agreement"] != "not_recorded"]
+    same = _count(recorded, "agreement", "same")
+    return [
+        str(len(rows)),
+        *(_number(_count(rows, "verdict", one)) for one in _VERDICTS),
+        f"{same}/{len(recorded)}" if recorded else "",
+        f"{sum(row['seconds'] for row in rows):.1f}",
+    ]
+
+
+def _faults_cells(rows: Sequence[Row]) -> list[str] | None:
+    drawn = [row["under_faults"] for row in rows if row["under_faults"]]
+    if not drawn:
+        return None
+    return [
+        str(sum(one["tables"] for one in drawn)),
+        str(sum(one["faults_fired"] for one in drawn)),
+        *(_number(_count(drawn, "verdict", one)) for one in _FAULTS_VERDICTS),
+        f"{sum(one['seconds'] for one in drawn):.1f}",
+    ]
+
+
+def _number(count: int) -> str:
+    """Nothing to see where nothing is."""
+    return str(count) if count else ""
+
+
+def _remarks(rows: Sequence[Row]) -> list[str]:
+    lines: list[str] = []
+    for row in rows:
+        name = f"{row['class']}::{row['name']}"
+        parity, under = row["parity"], row["under_faults"]
+        if parity["agreement"] == "differs":
+            cause = parity["cause"] or "no cause is written down"
+            lines.append(
+                f"differs: {name}: {row['verdict']} here, {parity['harness_verdict']} in "
+                f"PyTorch's harness: {cause}"
+            )
+        if under and under["verdict"] == "known":
+            lines.append(f"known: {name}: {under['cause']} ({under['fault_of']}) {under['plan']}")
+        elif under and under["verdict"] == "undecided":
+            lines.append(f"undecided: {name}: {'; '.join(under['unconfirmed'])}")
+    real = Counter(row["real_time_because"] for row in rows if row["real_time_because"])
+    lines += [f"in real time: {count} tests: {why}" for why, count in real.items()]
+    slower = [row for row in rows if row["failed_at_rates"] and row["verdict"] != "failed"]
+    for row in slower:
+        rates = ", ".join(f"{rate:g}" for rate in row["failed_at_rates"])
+        lines.append(
+            f"slower: {row['class']}::{row['name']} failed at rate {rates}, and "
+            f"{row['verdict']} at {row['rate']:g}"
+        )
+    drawn = [row["under_faults"] for row in rows if row["under_faults"]]
+    if drawn:
+        quiet = _count(drawn, "verdict", "vacuous")
+        if quiet:
+            lines.append(f"no faults to strike: {quiet} tests send no message that can fail")
+        why = Counter(row["no_faults_because"] for row in rows if row["no_faults_because"])
+        lines += [f"not under faults: {count} tests: {reason}" for reason, count in why.items()]
+    return lines
+
+
+def _count(rows: Iterable[Mapping[str, Any]], key: str, value: str) -> int:
+    return sum(row[key] == value for row in rows)
