@@ -707,6 +707,9 @@ class Cluster:
         if self._over or not self._channels:
             msg = "the cluster is not running; calls belong inside its with block."
             raise UsageError(msg)
+        if self._runs_to_exit:
+            msg = "the ranks have run to their exit; make another cluster for more calls."
+            raise UsageError(msg)
 
     def _release(self, rank: int, number: int) -> None:
         if not self._over:
