@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
-from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType
+from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import (
     Bump,
     Call,
@@ -96,6 +96,10 @@ _ADDENDS = (1.0, 0.0, -2.0, 3.0)
 _PAUSES = (1.0, 0.25, 3.0)
 _FLAVOURS: tuple[Flavour, ...] = ("python", "builtin", "script")
 _TYPED = _FLAVOURS[1:]
+#: Virtual seconds by which a timeout that must not come clears all that faults make it wait for,
+#: and what the retries of a fork request take.
+_IN_TIME = 600
+_RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _LONGEST_PATH = 5
 _MOST_OWNERS = 3
 _MOST_AT_ONCE = 6
@@ -263,9 +267,8 @@ class StepDrawer:
         self._targets = tuple(
             (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
         )
-        longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
-        # Beyond its own delay, a call may wait for those of a function that it calls.
-        self._in_time = float(math.ceil(4 * longest) + 600)
+        self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
+        self._waiting = 1  # one more than there are values whose making waits for another handle
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: one of the others first, itself, the rest.
         self._peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
@@ -508,9 +511,12 @@ class StepDrawer:
     def _timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
         """None, clearly more than any delay, or clearly less than that of the message."""
         delay = self._plan.table(at).delaying.get(message, 0)
+        # Beyond its own delay, a call may wait for the retries of a fork request, and for the
+        # delays of that, its accept, a fetch and a delete; so may what its argument waits for.
+        in_time = float(math.ceil((5 * self._longest + _RETRIES) * self._waiting) + _IN_TIME)
         if late and delay >= 500:
-            return self.pick((None, delay // 2 / 1000, self._in_time))
-        return self.pick((None, None, None, self._in_time))
+            return self.pick((None, delay // 2 / 1000, in_time))
+        return self.pick((None, None, None, in_time))
 
     # Steps, each None where there can be none now.
 
@@ -530,7 +536,8 @@ class StepDrawer:
         message = MessageType.PYTHON_REMOTE_CALL if python else MessageType.SCRIPT_REMOTE_CALL
         timeout = self._timeout(at, message, late=self._may_time_out(at))
         out = self._handle()
-        if timeout is not None and timeout < self._in_time:
+        self._waiting += isinstance(right, str)
+        if timeout is not None and timeout * 1000 < self._plan.table(at).delaying.get(message, 0):
             self._uncreated.add(out)
             self._failed_at.add(at)
         return Remote(at, target, out, left, right, timeout=timeout, **form)
@@ -612,6 +619,7 @@ class StepDrawer:
         form: Any = self.pick(("sync", "async", "remote"))
         addend = self.pick(_ADDENDS)
         out = self._handle() if form == "remote" else ""
+        self._waiting += form == "remote"
         return Through(self.scope.handles[name].home, name, form, addend, out)
 
     def _bumpable(self, fits: Callable[[HandleInfo], bool] | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.oracle import judge, predict
-from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share
+from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share, Step
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
 
@@ -65,6 +65,49 @@ def test_delays_match_the_prediction() -> None:
         seen = outcome.ranks[rank].delayed_sends or {}
         assert {held[m]: n for m, n in by_type.items() if n} == {k: n for k, n in seen.items() if n}
     assert judge(SHARED, plan, outcome) == ()
+
+
+FORKS_RETRIED = FaultTable(["RREF_FORK_REQUEST"], 5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "table", "errors"),
+    [
+        ((Share(0, "a", 2, "b", timeout=5.0),), FORKS_RETRIED, ["", "timeout"]),
+        ((Share(0, "a", 2, "b", timeout=100.0),), FORKS_RETRIED, ["", ""]),
+        (
+            (Share(0, "a", 2, "b", timeout=1.5),),
+            FaultTable(messages_to_delay={"RREF_FORK_REQUEST": 3.0}),
+            ["", "timeout"],
+        ),
+        ((Call(0, 2, right="a", timeout=5.0),), FORKS_RETRIED, ["", "timeout"]),
+        (
+            (Call(0, 2, right="a", timeout=1.5),),
+            FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 3.0}),
+            ["", "timeout"],
+        ),
+        (
+            (Remote(0, 2, "b", right="a", timeout=5.0), Settle(), Fetch(0, "b")),
+            FORKS_RETRIED,
+            ["", "", "", "creation"],
+        ),
+    ],
+)
+def test_a_call_times_out_while_its_callee_waits(
+    steps: tuple[Step, ...], table: FaultTable, errors: list[str], rpc_cluster: ClusterFactory
+) -> None:
+    """Real callees wait for their fork requests, retried or late, before they run what they must.
+
+    So does the prediction, which knows of no other reason for these timeouts.
+    """
+    program = Program(3, (Remote(0, 1, "a"), *steps))
+    plan = FaultPlan(by_rank={2: table})
+    assert [step.error for step in predict(program, plan).steps] == errors
+    rate = min(20.0, rpc_cluster.server.rate)
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan, clock=rate)
+    assert judge(program, plan, outcome) == ()
+    if errors[-1] == "":
+        assert outcome.steps[-1].seconds > 9.0
 
 
 @pytest.mark.usefixtures("rpc_cluster")

@@ -460,7 +460,7 @@ def test_what_may_go_either_way_makes_nothing_after_it_certain() -> None:
     """A timeout near its delay: either is right, and what fired cannot be told."""
     plan = late(CALL)
     assert not predicted(plan, Call(0, 1, timeout=2.0)).certain
-    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=900)).certain
+    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=90)).certain
 
 
 def test_a_creation_that_may_go_either_way_is_refused() -> None:
