@@ -210,17 +210,17 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
     found: list[Violation] = []
     before = _padded(prediction.failures(), outcome.world_size, {})
     last = _padded(prediction.last_failures(), outcome.world_size, {})
-    for rank, settled, leaving in zip(outcome.ranks, before, last, strict=True):
-        # Sends that are never tried again write no line; their callers show them.
-        by_type = Counter({m: n for m, n in settled.items() if m.is_retryable})
-        by_type.update(leaving)
-        expected = sum(by_type.values())
-        # Whose last deletes nobody waits for may fail to send them, or not come to it.
-        if rank.failed_sends != expected and rank.rank not in prediction.hurried:
+    allowed = _padded(prediction.failed_sends(), outcome.world_size, range(1))
+    rows = zip(outcome.ranks, before, last, allowed, strict=True)
+    for rank, settled, leaving, numbers in rows:
+        if rank.failed_sends not in numbers:
+            by_type = Counter({m: n for m, n in settled.items() if m.is_retryable})
+            by_type.update(leaving)
             types = ", ".join(f"{m} {n}" for m, n in sorted(by_type.items())) or "none"
+            span = " to ".join(map(str, sorted({numbers[0], numbers[-1]})))
             message = (
                 f"{rank.name} failed {rank.failed_sends} sends, the message model predicts "
-                f"{expected} ({types})"
+                f"{span} ({types})"
             )
             found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
     held_up = _padded(prediction.delays(plan), outcome.world_size, {})

@@ -152,6 +152,23 @@ class Prediction:
         """How many sends fail in the graceful shutdown, by rank and type."""
         return _by_rank(self.last_sends, len(self.counters))
 
+    def failed_sends(self) -> tuple[range, ...]:
+        """How many sends that are tried again may fail in all, by rank.
+
+        Until the last settle they are known, and so are the last deletes of a graceful shutdown
+        unless the rank is in a hurry: then it may not come to them, and may lose every try of each
+        to an owner that has left.
+        """
+        found: list[range] = []
+        for rank, settled in enumerate(self.retried):
+            leaving = [send for send in self.last_sends if send.rank == rank]
+            least = most = settled + sum(send.failures for send in leaving)
+            if rank in self.hurried:
+                least = settled
+                most = settled + sum(send.message.max_retries + 1 for send in leaving)
+            found.append(range(least, most + 1))
+        return tuple(found)
+
     def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
         """How many sends must be held up, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]

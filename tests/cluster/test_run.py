@@ -120,6 +120,34 @@ def test_beyond_the_budget_leaks_as_predicted() -> None:
     assert judge(SHARED, plan, outcome) == ()
 
 
+@pytest.mark.parametrize(
+    ("steps", "plan"),
+    [
+        (
+            (Remote(0, 1, "a"), Remote(0, 1, "b", flavour="builtin"), Drop(0, "b")),
+            FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE", "PYTHON_REMOTE_CALL"], 2)}),
+        ),
+        (
+            (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(2, "b")),
+            FaultPlan(
+                by_rank={
+                    0: FaultTable(["RREF_USER_DELETE"], 3),
+                    2: FaultTable(["RREF_CHILD_ACCEPT"], 6),
+                }
+            ),
+        ),
+    ],
+)
+def test_a_rank_in_a_hurry_fails_as_often_as_it_may(
+    steps: tuple[Step, ...], plan: FaultPlan, rpc_cluster: ClusterFactory
+) -> None:
+    """A creation or an accept was lost, so that nobody waits for the last delete of rank 0."""
+    program = Program(3, steps)
+    assert predict(program, plan).hurried == {0}
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan)
+    assert judge(program, plan, outcome) == ()
+
+
 def test_run_remembers(rpc_cluster: ClusterFactory) -> None:
     """The same program, plan and clock give the same outcome object; anything else runs anew."""
     runner = Runner(rpc_cluster.server)
