@@ -13,12 +13,13 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import (
     Bump,
@@ -48,6 +49,7 @@ from rpcprops.programs import (
     Value,
     Wait,
 )
+from rpcprops.strategies._checks import shown
 
 T = TypeVar("T")
 #: A kind of step, and what draws one.
@@ -70,6 +72,46 @@ FIRST_KINDS: tuple[str, ...] = tuple(
 )
 #: Those that may stand in a branch of a parallel step.
 _BRANCH_KINDS = frozenset(KINDS) - {Settle.op, Refused.op}
+
+
+def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
+    """The kinds of step in `value` (None: all), the simplest first.
+
+    Args:
+        parallel: whether steps that run at once are a kind as well.
+
+    Raises:
+        UsageError: it is no collection of them, or none can come first.
+    """
+    kinds = (*KINDS, PARALLEL) if parallel else KINDS
+    if value is None:
+        return kinds
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        msg = (
+            f"{shown('kinds', value)} must be a collection of names of steps; write "
+            f"kinds=('remote',) for a single one, or None for all."
+        )
+        raise UsageError(msg)
+    given = sorted(map(repr, value)) if isinstance(value, Set) else list(map(repr, value))
+    for kind in given:
+        if kind == repr(PARALLEL) and not parallel:
+            msg = (
+                f"{shown('kinds', value)} must name what the branches hold, not {kind}; write "
+                f"branches=True for steps that run at once."
+            )
+            raise UsageError(msg)
+        if kind not in map(repr, kinds):
+            msg = f"{shown('kinds', value)} names {kind}, which is no step; use {', '.join(kinds)}."
+            raise UsageError(msg)
+    found = tuple(kind for kind in kinds if repr(kind) in given)
+    if not set(found) & set(FIRST_KINDS):
+        msg = (
+            f"{shown('kinds', value)} must name a step that can come first; add one of "
+            f"{', '.join(FIRST_KINDS)}."
+        )
+        raise UsageError(msg)
+    return found
+
 
 # What wants a handle, what makes one, and what is drawn twice as often as the rest: what RRefs live
 # and die by, and a wait, which seldom finds a future.

@@ -457,15 +457,11 @@ class Cluster:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
         return time.monotonic() - self._logs_changed
 
-    def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
-        """Run one step of a program, at its own rank."""
-        return self.run_branches([[(index, step)]], contexts)[0]
-
     def run_branches(
         self,
         branches: Sequence[Sequence[tuple[int, Leaf]]],
         contexts: Mapping[str, int],
-        goes_on: Callable[[StepOutcome], bool] = lambda _: True,
+        goes_on: Callable[[StepOutcome], bool],
     ) -> list[StepOutcome]:
         """Run branches of numbered steps at once, each at a rank of its own.
 
