@@ -137,16 +137,16 @@ class ClusterMachine(RuleBasedStateMachine):
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
         self._drawer = StepDrawer(_no_draw, self.world_size, kinds=self._asked, plan=self._plan)
+        # Imported in the middle of a run, what trains would look like a hang.
+        trains = bool({Optimize.op, Module.op} & set(self._asked))
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
+            also=[TRAINING] if trains else [],
             world_size=self.world_size,
             faults=self._plan,
             clock=self.clock,
             transport=self.transport,
         )
-        if {Optimize.op, Module.op} & set(self._asked):
-            # Imported in the middle of a run, it would look like a hang.
-            self._cluster._first = [type(self).__module__, TRAINING]
         self._cluster.start()
         if self._cluster.has_found:
             self._broken(judge(None, self._plan, self._cluster.outcome))
