@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,7 @@ class Runner:
 
         try:
             cluster.start()
-            for first, step in numbered(program):
+            for first, step in program.numbered:
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
@@ -120,14 +120,6 @@ class Runner:
         finally:
             cluster.kill()
         return replace(cluster.outcome, steps=tuple(steps))
-
-
-def numbered(program: Program) -> Iterator[tuple[int, Step]]:
-    """Each step with the number of its first leaf."""
-    number = 0
-    for step in program.steps:
-        yield number, step
-        number += sum(map(len, step.branches)) if isinstance(step, Parallel) else 1
 
 
 def run_step(

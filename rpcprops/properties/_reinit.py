@@ -8,7 +8,7 @@ from typing import Any
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
 from rpcprops.properties._base import Case
-from rpcprops.runner import Runner, numbered, run_step
+from rpcprops.runner import Runner, run_step
 
 
 def _init() -> None:
@@ -50,7 +50,7 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
                 steps.append(StepOutcome(0, error=raised))
                 return replace(cluster.outcome, steps=tuple(steps))
         contexts: dict[str, int] = {}
-        for first, step in numbered(case.program):
+        for first, step in case.program.numbered:
             seen = run_step(cluster, first, step, contexts, _went_well)
             steps += seen
             if not all(map(_went_well, seen)):
