@@ -5,21 +5,21 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from rpcprops.cluster import ClusterServer
+from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import is_expected, predict
+from rpcprops.oracle._worlds import padded
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
-from rpcprops.programs import Context, Leaf, Module, Optimize, Parallel, Program, Settle, Step
+from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
 
 _REMEMBERED = 2048
-T = TypeVar("T")
 
 
 class Runner:
@@ -88,27 +88,20 @@ class Runner:
 
         try:
             cluster.start()
-            for first, step in numbered(program):
+            for first, step in program.numbered:
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
                     expected = prediction.steps[first]
                     held = cluster.settle_to(
-                        _pad(expected.counters, size, Counters()),
-                        _pad(expected.failures, size, 0),
+                        padded(expected.counters, size, Counters()),
+                        padded(expected.failures, size, 0),
                         expected.calls,
                     )
                     steps.append(StepOutcome(first, counters=held))
                     continue
-                branches = step.branches if isinstance(step, Parallel) else ((step,),)
-                seen = cluster.run_branches(
-                    number_branches(first, branches), contexts, goes_on=as_expected
-                )
+                seen = run_step(cluster, first, step, contexts, as_expected)
                 steps += seen
-                for outcome in seen:
-                    leaf = program.leaves[outcome.index]
-                    if isinstance(leaf, Context) and isinstance(outcome.value, dict):
-                        contexts[leaf.name] = outcome.value["id"]
                 if not all(as_expected(outcome) for outcome in seen):
                     if not cluster.has_found:
                         cluster.look()
@@ -118,8 +111,8 @@ class Runner:
                 settles = program.settles or not prediction.graceful
                 if settles and not cluster.has_found:
                     cluster.settle_to(
-                        _pad(prediction.counters, size, Counters()),
-                        _pad(prediction.retried, size, 0),
+                        padded(prediction.counters, size, Counters()),
+                        padded(prediction.retried, size, 0),
                         prediction.calls,
                     )
                 elif not cluster.has_found:
@@ -131,23 +124,28 @@ class Runner:
         return replace(cluster.outcome, steps=tuple(steps))
 
 
-def numbered(program: Program) -> Iterator[tuple[int, Step]]:
-    """Each step with the number of its first leaf."""
-    number = 0
-    for step in program.steps:
-        yield number, step
-        number += sum(map(len, step.branches)) if isinstance(step, Parallel) else 1
+def run_step(
+    cluster: Cluster,
+    first: int,
+    step: Step,
+    contexts: dict[str, int],
+    goes_on: Callable[[StepOutcome], bool],
+) -> list[StepOutcome]:
+    """Run a step that is no Settle, its branches at once, its leaves counted from `first`.
 
-
-def number_branches(first: int, branches: Sequence[Sequence[Leaf]]) -> list[list[tuple[int, Leaf]]]:
-    """The leaves of branches with their numbers, counted from `first`."""
+    A branch ends early after a leaf of which `goes_on` is false. The ids of the contexts that are
+    made are kept in `contexts`, by name.
+    """
     numbers = itertools.count(first)
-    return [[(next(numbers), leaf) for leaf in branch] for branch in branches]
-
-
-def _pad(values: Sequence[T], size: int, filler: T) -> list[T]:
-    """One value for each rank, where the world is larger than the program."""
-    return [*values, *([filler] * (size - len(values)))]
+    branches = step.branches if isinstance(step, Parallel) else ((step,),)
+    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in branches]
+    seen = cluster.run_branches(numbered, contexts, goes_on)
+    leaves = dict(itertools.chain(*numbered))
+    for outcome in seen:
+        leaf = leaves[outcome.index]
+        if isinstance(leaf, Context) and isinstance(outcome.value, dict):
+            contexts[leaf.name] = outcome.value["id"]
+    return seen
 
 
 _default: Runner | None = None

@@ -38,22 +38,21 @@ from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
     account,
-    explanations,
     fired_by_type,
     is_decided,
     is_expected,
     judge,
     predict,
     rungs,
+    set_apart,
 )
-from rpcprops.oracle._worlds import unsettled
+from rpcprops.oracle._worlds import padded, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
-from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
+from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties._engine import broken_promise
 from rpcprops.report._artefact import Artefact, write
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
-from rpcprops.strategies._checks import shown
-from rpcprops.strategies._steps import FIRST_KINDS, KINDS, PARALLEL, StepDrawer
+from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
 
 #: What a violation of the world says about itself, whatever the program has done so far.
 _ALWAYS = ("RankDied", "RankHung")
@@ -79,6 +78,7 @@ class ClusterMachine(RuleBasedStateMachine):
     transport: ClassVar[Transport] = "tcp"
     kinds: ClassVar[Iterable[str] | None] = None
 
+    _asked: ClassVar[tuple[str, ...]] = checked_kinds(None, parallel=True)
     #: Promises whose breaking real time has shown, and where the last failure was written.
     _confirmed: ClassVar[set[str]] = set()
     #: Runs that failed once and that slower clocks did not show, so that they are not tried again.
@@ -88,21 +88,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._confirmed, cls._doubted, cls._written = set(), set(), None
-        known = (*KINDS, PARALLEL)
-        given: Any = cls.kinds
-        if isinstance(given, str) or (given is not None and not isinstance(given, Iterable)):
-            msg = f"{shown('kinds', given)} must be a collection of names of steps, or None."
-            raise UsageError(msg)
-        for kind in given or ():
-            if kind not in known:
-                msg = f"{shown('kinds', given)} names {kind!r}, which is no step; use {known}."
-                raise UsageError(msg)
-        if given is not None and not set(given) & set(FIRST_KINDS):
-            msg = (
-                f"{shown('kinds', given)} must name a step that can come first; add one of "
-                f"{', '.join(FIRST_KINDS)}."
-            )
-            raise UsageError(msg)
+        cls._asked = checked_kinds(cls.kinds, parallel=True)
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,19 +136,17 @@ class ClusterMachine(RuleBasedStateMachine):
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
-        # In their own order, whatever that of `kinds` is: it may be a set.
-        kinds = [kind for kind in (*KINDS, PARALLEL) if self._asks_for(kind)]
-        self._drawer = StepDrawer(_no_draw, self.world_size, kinds=kinds, plan=self._plan)
+        self._drawer = StepDrawer(_no_draw, self.world_size, kinds=self._asked, plan=self._plan)
+        # Imported in the middle of a run, what trains would look like a hang.
+        trains = bool({Optimize.op, Module.op} & set(self._asked))
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
+            also=[TRAINING] if trains else [],
             world_size=self.world_size,
             faults=self._plan,
             clock=self.clock,
             transport=self.transport,
         )
-        if self._asks_for(Optimize.op) or self._asks_for(Module.op):
-            # Imported in the middle of a run, it would look like a hang.
-            self._cluster._first = [type(self).__module__, TRAINING]
         self._cluster.start()
         if self._cluster.has_found:
             self._broken(judge(None, self._plan, self._cluster.outcome))
@@ -211,12 +195,8 @@ class ClusterMachine(RuleBasedStateMachine):
             raise UsageError(msg)
         return self._cluster
 
-    def _asks_for(self, kind: str) -> bool:
-        asked = type(self).kinds
-        return asked is None or kind in asked
-
     def _may(self, kind: str) -> bool:
-        return self._drawer is not None and self._asks_for(kind) and self._drawer.may(kind)
+        return self._drawer is not None and kind in self._asked and self._drawer.may(kind)
 
     def _run(self, steps: Sequence[Step]) -> None:
         """Run steps that the drawer has drawn, the last ones of the program."""
@@ -235,16 +215,13 @@ class ClusterMachine(RuleBasedStateMachine):
                     StepOutcome(first, counters=predicted.counters if seen == wanted else seen)
                 )
             else:
-                branches = step.branches if isinstance(step, Parallel) else ((step,),)
-                self._seen += cluster.run_branches(
-                    runners.number_branches(first, branches),
+                self._seen += runners.run_step(
+                    cluster,
+                    first,
+                    step,
                     self._contexts,
                     lambda seen: is_expected(prediction.steps[seen.index].error, seen.error),
                 )
-            for outcome in self._seen[first:]:
-                leaf = program.leaves[outcome.index]
-                if isinstance(leaf, Context) and isinstance(outcome.value, dict):
-                    self._contexts[leaf.name] = outcome.value["id"]
             self._check(program)
 
     def _check(self, program: Program) -> None:
@@ -264,8 +241,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return replace(self._running().outcome, steps=tuple(self._seen))
 
     def _with_held(self, counters: Sequence[Counters]) -> tuple[Counters, ...]:
-        held = list(self.held())
-        held += [Counters()] * (self.world_size - len(held))
+        held = padded(self.held(), self.world_size, Counters())
         return tuple(_sum(one, other) for one, other in zip(counters, held, strict=True))
 
     # Failures.
@@ -280,10 +256,12 @@ class ClusterMachine(RuleBasedStateMachine):
         cluster.kill()
         outcome = self._outcome()
         prediction = predict(self.program, self._plan)
-        known = explanations(prediction, violations[0], outcome.torch_version)
-        if known and not self._shared:
-            event(f"met the known finding {known[0]}")
-            reject()
+        if not self._shared:
+            known, violations = set_apart(self.program, prediction, outcome, violations)
+            for name in known:
+                event(f"met the known finding {name}")
+            if not violations:
+                reject()
         if not self._is_confirmed(violations[0], outcome):
             event(f"unconfirmed {violations[0].promise}")
             note(f"rpcprops: not in real time: {violations[0]}")

@@ -30,12 +30,13 @@ from rpcprops.report._text import artefact_of
 from rpcprops.runner import Runner
 
 Ranks = Literal["all", "each", "pairs"]
-Verdict = Literal["holds", "violated", "undecided"]
+#: What a table showed: "known" is a broken promise that a known finding of stock torch explains.
+Verdict = Literal["holds", "known", "violated", "undecided"]
 
 #: Where the files of sweeps go, below the working directory.
 DIRECTORY = Path(".rpcprops") / "sweeps"
 _MAGIC = "rpcprops sweep"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Record:
         fired: how many injected faults fired.
         seconds: real seconds.
         artefact: where its failure was written.
+        findings: known findings that explain what it broke besides, or all that it broke.
     """
 
     plan: FaultPlan
@@ -72,6 +74,7 @@ class Record:
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     artefact: str = ""
+    findings: tuple[str, ...] = ()
 
 
 def find_program(text: str) -> Program:
@@ -238,7 +241,7 @@ class Sweep:
         self.program = program
         self.runner = runner
         self.state = state
-        #: What a known finding of torch explains is no news.
+        #: What a known finding of torch explains is no news, and named.
         self.options = {"with_findings": False, **options}
         self._confirmed = {r.promise for r in state.records.values() if r.verdict == "violated"}
 
@@ -261,6 +264,7 @@ class Sweep:
                 fired_by_type=fired_by_type(seen.faults),
                 seconds=round(time.monotonic() - began, 3),
                 artefact="" if failure is None else str(artefacts.write(artefact_of(failure))),
+                findings=seen.explained_by,
             )
             self.state.add(record)
             yield record, failure
@@ -268,7 +272,7 @@ class Sweep:
     def _verdict(self, seen: Observation) -> tuple[Verdict, list[Repeats]]:
         """A failure counts once it was seen again: in real time for a new promise, else fast."""
         if not seen.violations:
-            return "holds", []
+            return "known" if seen.explained_by else "holds", []
         promise = seen.violations[0].promise
         rate = seen.outcome.clock_rate
         known = promise in self._confirmed

@@ -13,13 +13,14 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
-from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType
+from rpcprops.errors import UsageError
+from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import (
     Bump,
     Call,
@@ -48,6 +49,7 @@ from rpcprops.programs import (
     Value,
     Wait,
 )
+from rpcprops.strategies._checks import shown
 
 T = TypeVar("T")
 #: A kind of step, and what draws one.
@@ -70,6 +72,46 @@ FIRST_KINDS: tuple[str, ...] = tuple(
 )
 #: Those that may stand in a branch of a parallel step.
 _BRANCH_KINDS = frozenset(KINDS) - {Settle.op, Refused.op}
+
+
+def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
+    """The kinds of step in `value` (None: all), the simplest first.
+
+    Args:
+        parallel: whether steps that run at once are a kind as well.
+
+    Raises:
+        UsageError: it is no collection of them, or none can come first.
+    """
+    kinds = (*KINDS, PARALLEL) if parallel else KINDS
+    if value is None:
+        return kinds
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        msg = (
+            f"{shown('kinds', value)} must be a collection of names of steps; write "
+            f"kinds=('remote',) for a single one, or None for all."
+        )
+        raise UsageError(msg)
+    given = sorted(map(repr, value)) if isinstance(value, Set) else list(map(repr, value))
+    for kind in given:
+        if kind == repr(PARALLEL) and not parallel:
+            msg = (
+                f"{shown('kinds', value)} must name what the branches hold, not {kind}; write "
+                f"branches=True for steps that run at once."
+            )
+            raise UsageError(msg)
+        if kind not in map(repr, kinds):
+            msg = f"{shown('kinds', value)} names {kind}, which is no step; use {', '.join(kinds)}."
+            raise UsageError(msg)
+    found = tuple(kind for kind in kinds if repr(kind) in given)
+    if not set(found) & set(FIRST_KINDS):
+        msg = (
+            f"{shown('kinds', value)} must name a step that can come first; add one of "
+            f"{', '.join(FIRST_KINDS)}."
+        )
+        raise UsageError(msg)
+    return found
+
 
 # What wants a handle, what makes one, and what is drawn twice as often as the rest: what RRefs live
 # and die by, and a wait, which seldom finds a future.
@@ -96,6 +138,10 @@ _ADDENDS = (1.0, 0.0, -2.0, 3.0)
 _PAUSES = (1.0, 0.25, 3.0)
 _FLAVOURS: tuple[Flavour, ...] = ("python", "builtin", "script")
 _TYPED = _FLAVOURS[1:]
+#: Virtual seconds by which a timeout that must not come clears all that faults make it wait for,
+#: and what the retries of a fork request take.
+_IN_TIME = 600
+_RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _LONGEST_PATH = 5
 _MOST_OWNERS = 3
 _MOST_AT_ONCE = 6
@@ -263,9 +309,8 @@ class StepDrawer:
         self._targets = tuple(
             (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
         )
-        longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
-        # Beyond its own delay, a call may wait for those of a function that it calls.
-        self._in_time = float(math.ceil(4 * longest) + 600)
+        self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
+        self._waiting = 1  # one more than there are values whose making waits for another handle
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: one of the others first, itself, the rest.
         self._peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
@@ -508,9 +553,12 @@ class StepDrawer:
     def _timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
         """None, clearly more than any delay, or clearly less than that of the message."""
         delay = self._plan.table(at).delaying.get(message, 0)
+        # Beyond its own delay, a call may wait for the retries of a fork request, and for the
+        # delays of that, its accept, a fetch and a delete; so may what its argument waits for.
+        in_time = float(math.ceil((5 * self._longest + _RETRIES) * self._waiting) + _IN_TIME)
         if late and delay >= 500:
-            return self.pick((None, delay // 2 / 1000, self._in_time))
-        return self.pick((None, None, None, self._in_time))
+            return self.pick((None, delay // 2 / 1000, in_time))
+        return self.pick((None, None, None, in_time))
 
     # Steps, each None where there can be none now.
 
@@ -530,7 +578,8 @@ class StepDrawer:
         message = MessageType.PYTHON_REMOTE_CALL if python else MessageType.SCRIPT_REMOTE_CALL
         timeout = self._timeout(at, message, late=self._may_time_out(at))
         out = self._handle()
-        if timeout is not None and timeout < self._in_time:
+        self._waiting += isinstance(right, str)
+        if timeout is not None and timeout * 1000 < self._plan.table(at).delaying.get(message, 0):
             self._uncreated.add(out)
             self._failed_at.add(at)
         return Remote(at, target, out, left, right, timeout=timeout, **form)
@@ -612,6 +661,7 @@ class StepDrawer:
         form: Any = self.pick(("sync", "async", "remote"))
         addend = self.pick(_ADDENDS)
         out = self._handle() if form == "remote" else ""
+        self._waiting += form == "remote"
         return Through(self.scope.handles[name].home, name, form, addend, out)
 
     def _bumpable(self, fits: Callable[[HandleInfo], bool] | None = None) -> list[str]:

@@ -7,7 +7,7 @@ are small whole numbers, so that float64 arithmetic on them is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORLD_SIZE, Program
 from rpcprops.strategies._checks import shown, whole_number
-from rpcprops.strategies._steps import FIRST_KINDS, KINDS, PARALLEL, StepDrawer, below
+from rpcprops.strategies._steps import PARALLEL, StepDrawer, below, checked_kinds
 from rpcprops.strategies.faults import fault_plans
 
 _MAX_WORLD_SIZE = 8
@@ -146,38 +146,6 @@ def _ordered(name: str, least: int, most: int) -> None:
         raise UsageError(msg)
 
 
-def _kinds(value: object) -> tuple[str, ...]:
-    """The kinds of step in `value`, the simplest first."""
-    if value is None:
-        return KINDS
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        msg = (
-            f"{shown('kinds', value)} must be a collection of names of steps; write "
-            f"kinds=('remote',) for a single one, or None for all."
-        )
-        raise UsageError(msg)
-    given = sorted(map(repr, value)) if isinstance(value, Set) else list(map(repr, value))
-    known = {repr(kind): kind for kind in KINDS}
-    for kind in given:
-        if kind == repr(PARALLEL):
-            msg = (
-                f"{shown('kinds', value)} must name what the branches hold, not {kind}; write "
-                f"branches=True for steps that run at once."
-            )
-            raise UsageError(msg)
-        if kind not in known:
-            msg = f"{shown('kinds', value)} names {kind}, which is no step; use {', '.join(KINDS)}."
-            raise UsageError(msg)
-    found = tuple(kind for kind in KINDS if repr(kind) in given)
-    if not set(found) & set(FIRST_KINDS):
-        msg = (
-            f"{shown('kinds', value)} must name a step that can come first; add one of "
-            f"{', '.join(FIRST_KINDS)}."
-        )
-        raise UsageError(msg)
-    return found
-
-
 _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 
 
@@ -189,7 +157,7 @@ def _program_drawer(
     least = whole_number(min_steps, "min_steps", least=0, most=_MOST_STEPS, remedy=remedy)
     most = whole_number(max_steps, "max_steps", least=0, most=_MOST_STEPS, remedy=remedy)
     _ordered("steps", least, most)
-    drawn = _kinds(kinds)
+    drawn = checked_kinds(kinds)
     for name, value in (("branches", branches), ("settles", settles)):
         if not isinstance(value, bool) and not (name == "settles" and value is None):
             also = ", or None for either" if name == "settles" else ""

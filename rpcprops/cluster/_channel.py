@@ -39,6 +39,8 @@ class Channel:
     log: RankLog
     pid: int = 0
     answers: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    #: Numbers whose answers nobody waits for any more.
+    given_up: set[int] = field(default_factory=set)
     status: int | None = None
     processor_seconds: float = 0.0
     killed: bool = False
@@ -59,6 +61,20 @@ class Channel:
         with contextlib.suppress(OSError):
             # A rank that is gone shows when its answer is awaited.
             _wire.send(self.sock, message)
+
+    def read(self) -> None:
+        """Take in the answers that have arrived."""
+        self.reader.fill()
+        for number, kind, payload in self.reader.messages():
+            if number in self.given_up:
+                self.given_up.remove(number)
+            else:
+                self.answers[number] = (kind, payload)
+
+    def give_up(self, number: int) -> None:
+        """Drop that answer, now or when it comes."""
+        if self.answers.pop(number, None) is None:
+            self.given_up.add(number)
 
     def has_left_without(self, number: int) -> bool:
         """Whether that answer will never come; all that was sent has been read."""

@@ -359,6 +359,7 @@ class ClusterServer:
         self,
         module: str,
         *,
+        also: Sequence[str] = (),
         world_size: int,
         faults: FaultTable | FaultPlan | None = None,
         names: Sequence[str] | None = None,
@@ -370,7 +371,11 @@ class ClusterServer:
         init: bool = True,
         deadline: float = DEFAULT_DEADLINE,
     ) -> Cluster:
-        """As :meth:`cluster`, for code in the module of that name, which the ranks import first."""
+        """As :meth:`cluster`, for code in the module of that name, which the ranks import first.
+
+        Args:
+            also: modules that they import besides.
+        """
         check_world_size(world_size)
         plan = FaultPlan.of(faults)
         plan.check(world_size)
@@ -405,7 +410,7 @@ class ClusterServer:
             leaks=leaks,
             init=init,
             deadline=float(deadline),
-            first=[module],
+            first=[module, *also],
         )
 
 

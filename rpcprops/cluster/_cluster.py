@@ -189,6 +189,7 @@ class Cluster:
         self._num_worker_threads = num_worker_threads
         self._first = first
         self._peer: Peer | None = None
+        self._world = 0  # its number at the server, once that was asked for it
         self._channels: list[Channel] = []
         self._numbers = itertools.count(1)
         self._phases: list[PhaseOutcome] = []
@@ -289,6 +290,7 @@ class Cluster:
                 log = RankLog(f"rpcprops-{name}")
                 self._channels.append(Channel(self, rank, name, ours, _wire.Reader(ours), log))
             try:
+                self._world = number
                 _wire.send(
                     peer.sock,
                     ("fork", number, spec),
@@ -300,32 +302,41 @@ class Cluster:
                 os.close(store)
                 for sock in theirs:
                     sock.close()
-            while number not in peer.forked:
+            while not self._take_pids():
                 if peer.reader.closed:
                     raise self.server.died()
                 self._pump(phase.left())
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
-            for channel, pid in zip(self._channels, peer.forked.pop(number), strict=True):
-                channel.pid = pid
             self._gather(phase, 0, "did not join the world")
+
+    def _take_pids(self) -> bool:
+        """Whether the ranks are forked; they then have their process numbers."""
+        if self._peer is not None and self._world in self._peer.forked:
+            for channel, pid in zip(
+                self._channels, self._peer.forked.pop(self._world), strict=True
+            ):
+                channel.pid = pid
+        return all(channel.pid for channel in self._channels)
 
     def kill(self) -> None:
         """Kill every rank that still lives, and let go of everything."""
         if self._over:
             return
-        alive = [c for c in self._channels if c.status is None and c.pid]
-        if alive and self._peer is not None:
+        alive = [c for c in self._channels if c.status is None]
+        if alive and self._peer is not None and self._world:
             for channel in alive:
                 channel.killed = True
+            # By its number: a server that was slow forks it first, and then kills it.
             with contextlib.suppress(OSError):
-                _wire.send(self._peer.sock, ("kill", [c.pid for c in alive]))
+                _wire.send(self._peer.sock, ("kill", self._world))
             deadline = time.monotonic() + 10
             while any(c.status is None for c in alive) and time.monotonic() < deadline:
                 if self._peer.reader.closed:
                     break
                 self._pump(0.2)
+                self._take_pids()
         with contextlib.suppress(OSError, HarnessError):
             self._pump(0.0)
         self._over = True
@@ -548,15 +559,11 @@ class Cluster:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
         return time.monotonic() - self._logs_changed
 
-    def run_step(self, index: int, step: Leaf, contexts: Mapping[str, int]) -> StepOutcome:
-        """Run one step of a program, at its own rank."""
-        return self.run_branches([[(index, step)]], contexts)[0]
-
     def run_branches(
         self,
         branches: Sequence[Sequence[tuple[int, Leaf]]],
         contexts: Mapping[str, int],
-        goes_on: Callable[[StepOutcome], bool] = lambda _: True,
+        goes_on: Callable[[StepOutcome], bool],
     ) -> list[StepOutcome]:
         """Run branches of numbered steps at once, each at a rank of its own.
 
@@ -765,6 +772,8 @@ class Cluster:
             if until is not None and time.monotonic() > until:
                 for channel in missing:
                     channel.silent = True
+                for channel in self._channels:
+                    channel.give_up(number)
                 return None
             self._pump(min(phase.left(), 0.5))
 
@@ -799,10 +808,7 @@ class Cluster:
                 poller.register(channel.sock, select.POLLIN)
         for fd, _ in poller.poll(max(0.0, seconds) * 1000):
             if fd in by_fd:
-                channel = by_fd[fd]
-                channel.reader.fill()
-                for number, kind, payload in channel.reader.messages():
-                    channel.answers[number] = (kind, payload)
+                by_fd[fd].read()
             else:
                 peer.read()
         for channel in self._channels:

@@ -34,6 +34,9 @@ class Peer:
                 self.hello = message[1]
             elif message[0] == "forked":
                 self.forked[message[1]] = message[2]
+                # Nobody has asked how earlier processes of these numbers ended.
+                for pid in message[2]:
+                    self.ended.pop(pid, None)
             elif message[0] == "ended":
                 self.ended[message[1]] = (message[2], message[3])
 

@@ -60,6 +60,8 @@ class Server:
         self.parent = os.getppid()
         self.private: tuple[int, ...] = ()
         self.ranks: set[int] = set()
+        #: Those of them that live, by the number of their world.
+        self.worlds: dict[int, set[int]] = {}
         self.module_servers: set[int] = set()
         self.spares = Spares(self.become_child)
 
@@ -117,7 +119,7 @@ class Server:
         elif kind == "spares":
             self.spares.keep(message[1])
         elif kind == "kill":
-            for pid in message[1]:
+            for pid in tuple(self.worlds.get(message[1], ())):
                 self.kill(pid)
         elif kind == "stacks":
             for pid in message[1]:
@@ -155,6 +157,7 @@ class Server:
             self.ranks.add(pid)
         for fd in [store_fd, *channels, *logs]:
             os.close(fd)
+        self.worlds[number] = set(pids)
         _wire.send(self.sock, ("forked", number, pids))
 
     def fork_module_server(self, modules: _finder.ModuleMap) -> None:
@@ -234,6 +237,9 @@ class Server:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
                 self.ranks.remove(pid)
+                for world in self.worlds.values():
+                    world.discard(pid)
+                self.worlds = {number: world for number, world in self.worlds.items() if world}
                 seconds = usage.ru_utime + usage.ru_stime
                 _wire.send(self.sock, ("ended", pid, status, seconds))
             self.module_servers.discard(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -61,7 +62,8 @@ def sweep(
 ) -> None:
     """Run a program under all 76 retryable tables, and show what held and what fired.
 
-    What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was.
+    What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. A table
+    under which the program met a known finding (docs/findings.md) says which.
     """
     from rpcprops.properties._catalogue import shipped_programs
     from rpcprops.report import _underway
@@ -107,7 +109,7 @@ def sweep(
                 for record, failure in Sweep(chosen, runner, state, transport=transport).run(
                     places
                 ):
-                    bad += record.verdict != "holds"
+                    bad += record.verdict not in ("holds", "known")
                     progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
                     if record.verdict == "undecided":
                         line = f"undecided {record.broken} under {record.plan!r}"
@@ -126,7 +128,7 @@ def sweep(
             colour = COLOURS.get(report["verdict"], "yellow")
             out.print(f"[{colour}]{report['verdict']}[/{colour}] {_summary(report)}")
             out.print(f"kept in {state.path}")
-    raise typer.Exit(HOLDS if report["verdict"] == "holds" else VIOLATED)
+    raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
 
 
 def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
     records = [record for _, record in seen if record is not None]
     counts = {
         verdict: sum(record.verdict == verdict for record in records)
-        for verdict in ("holds", "violated", "undecided")
+        for verdict in ("holds", "known", "violated", "undecided")
     }
     fired = sum(record.fired for record in records)
     if counts["violated"]:
@@ -146,6 +148,8 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
         verdict = "undecided"
     elif len(records) < len(places):
         verdict = "unfinished"
+    elif counts["known"]:
+        verdict = "known"
     else:
         verdict = "holds" if fired else "vacuous"
     return {
@@ -155,6 +159,7 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
         "verdict": verdict,
         "tables": len(places),
         **counts,
+        "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
         "faults_fired": fired,
         "kept_in": str(state.path),
         "cases": [
@@ -170,6 +175,8 @@ def _summary(report: dict[str, Any]) -> str:
     for verdict in ("violated", "undecided"):
         if report[verdict]:
             text += f", {report[verdict]} {verdict}"
+    for name, count in report["findings"].items():
+        text += f", {count} met the known finding {name}"
     return text
 
 
@@ -181,10 +188,17 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
         key = (cell.table.messages_to_fail, cell.table.num_fail_sends)
         groups.setdefault(cell.ranks, {})[key] = cell
     tables: list[Table] = []
+    numbers = _numbered_findings(state, places)
     for ranks, group in groups.items():
         who = f"rank {' and '.join(map(str, ranks))} afflicted" if ranks else "all ranks afflicted"
-        title = f"{who}; without any fault: {_cell_text(state, empty)}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        title = f"{who}; without any fault: {_cell_text(state, empty, numbers)}"
+        table = Table(
+            title=title,
+            title_justify="left",
+            caption="\n".join(f"known {number}: {name}" for name, number in numbers.items()),
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
         for name in _SHORT.values():
             table.add_column(name, justify="center", no_wrap=True)
         counts = sorted({count for _, count in group})
@@ -192,15 +206,25 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
             table.add_column(f"fails {count}", justify="right", no_wrap=True)
         for subset in dict.fromkeys(types for types, _ in group):
             marks = ["x" if name in subset else "" for name in _SHORT]
-            table.add_row(*marks, *(_cell_text(state, group[subset, count]) for count in counts))
+            found = [_cell_text(state, group[subset, count], numbers) for count in counts]
+            table.add_row(*marks, *found)
         tables.append(table)
     return tables
 
 
-def _cell_text(state: State, cell: Cell) -> str:
+def _numbered_findings(state: State, places: tuple[Cell, ...]) -> dict[str, int]:
+    """The known findings that were met, numbered for the narrow places of a map."""
+    records = [state.records[cell.plan] for cell in places if cell.plan in state.records]
+    names = sorted({name for record in records for name in record.findings})
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+def _cell_text(state: State, cell: Cell, numbers: dict[str, int]) -> str:
     record = state.records.get(cell.plan)
     if record is None:
         return "-"
     if record.verdict == "holds":
         return f"[green]held[/green] {record.fired}"
-    return f"[{COLOURS[record.verdict]}]{record.promise}[/] {record.fired}"
+    shown = [record.promise] if record.promise else []
+    shown += [f"known {numbers[name]}" for name in record.findings]
+    return f"[{COLOURS[record.verdict]}]{', '.join(shown)}[/] {record.fired}"

@@ -2,7 +2,7 @@
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._errors import error_class, is_expected
-from rpcprops.oracle._findings import FINDINGS, Finding, explanations
+from rpcprops.oracle._findings import FINDINGS, Finding, set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
@@ -19,7 +19,6 @@ __all__ = [
     "StepPrediction",
     "account",
     "error_class",
-    "explanations",
     "fired",
     "fired_by_type",
     "is_decided",
@@ -27,4 +26,5 @@ __all__ = [
     "judge",
     "predict",
     "rungs",
+    "set_apart",
 ]

@@ -94,10 +94,9 @@ def _lost(
 
 def _step_seconds(program: Program, outcome: Outcome, rank: int) -> float:
     """Virtual seconds that the steps of a rank took in all."""
+    leaves = program.leaves
     return sum(
-        step.seconds
-        for step in outcome.steps
-        if getattr(program.leaves[step.index], "at", None) == rank
+        step.seconds for step in outcome.steps if getattr(leaves[step.index], "at", None) == rank
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from rpcprops.oracle._model import ErrorClass
 from rpcprops.outcomes import RaisedError
 
-#: In the order in which they are tried: a remote error quotes the error that was raised there.
-_TEXTS: tuple[tuple[ErrorClass, re.Pattern[str]], ...] = (
-    ("remote", re.compile(r"on WorkerInfo|raised on purpose|RaisedOnPurpose", re.IGNORECASE)),
-    ("creation", re.compile(r"RRef creation via rpc\.remote\(\)")),
-    ("injected", re.compile(r"Send attempt failed intentionally")),
-    ("timeout", re.compile(r"RPC ran for more than|timed? ?out", re.IGNORECASE)),
-)
+#: What the error of each class says, as a regular expression, in the order in which they are
+#: tried: a remote error quotes the error that was raised there.
+TEXTS: Mapping[ErrorClass, str] = {
+    "remote": "(?i:on WorkerInfo|raised on purpose|RaisedOnPurpose)",
+    "creation": "RRef creation via rpc[.]remote",
+    "injected": "Send attempt failed intentionally",
+    "timeout": "(?i:RPC ran for more than|timed? ?out)",
+}
 
 
 def error_class(error: RaisedError | None) -> ErrorClass:
@@ -22,8 +24,8 @@ def error_class(error: RaisedError | None) -> ErrorClass:
         return ""
     if error.type == "MissingHandleError":
         return "missing"
-    for name, text in _TEXTS:
-        if text.search(error.message):
+    for name, text in TEXTS.items():
+        if re.search(text, error.message):
             return name
     return "unknown"
 

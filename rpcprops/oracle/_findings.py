@@ -6,11 +6,14 @@ stay what torch promises, so that a torch that is mended shows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rpcprops.oracle._errors import TEXTS, WORDS
 from rpcprops.oracle._model import Prediction
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Outcome, Violation
+from rpcprops.programs import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Finding:
         why: what torch does, in a sentence or two.
         source: where in torch's source.
         shows_as: every exception class as which it may show in another program.
+        says: what an UnexpectedError or a MissingError of it says, as a regular expression.
         sometimes: whether its smallest case fails in some runs only.
     """
 
@@ -31,11 +35,19 @@ class Finding:
     why: str
     source: str
     shows_as: frozenset[str] = frozenset()
+    says: str = ""
     sometimes: bool = False
 
     def expects(self, torch_version: str) -> bool:
         """Whether it is documented to fail on this torch."""
         return ".".join(torch_version.split(".")[:2]) in self.versions
+
+    def can_cause(self, violation: Violation) -> bool:
+        """Whether it may show so in a program that meets it."""
+        if violation.promise not in self.shows_as:
+            return False
+        errors = ("UnexpectedError", "MissingError")
+        return violation.promise not in errors or bool(re.search(self.says, violation.message))
 
 
 #: The known findings, by the name of their property.
@@ -73,16 +85,17 @@ FINDINGS: Mapping[str, Finding] = {
         why=(
             "The handlers of a failed creation are a static table whose functions captured the "
             "first RRef that failed in the process. When a second one fails (or times out), the "
-            "first is marked again, or what its memory now holds, and the second never: to_here() "
-            "on it waits for ever."
+            "first is marked again, or what its memory now holds: another RRef, which then says "
+            "that it was never created, or something whose change ends the process. The second is "
+            "never marked: to_here() on it waits until its own timeout."
         ),
         source=(
             "torch/csrc/distributed/rpc/rref_impl.cpp: RRef::handleError, "
             "static errorHandlers with lambdas that capture this"
         ),
-        shows_as=frozenset(
-            {"RankHung", "UnexpectedError", "MissingError", "WrongValue", "RankDied", "RRefLeak"}
-        ),
+        shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied"}),
+        # An RRef does not say that it was never created, or says so and was.
+        says=f"{re.escape(WORDS['creation'])}|{TEXTS['creation']}",
     ),
     "timed-out-remote-dropped": Finding(
         promise="RRefLeak",
@@ -179,5 +192,41 @@ def explanations(
     return tuple(
         name
         for name in sorted(prediction.hazards)
-        if FINDINGS[name].expects(torch_version) and violation.promise in FINDINGS[name].shows_as
+        if FINDINGS[name].expects(torch_version) and FINDINGS[name].can_cause(violation)
     )
+
+
+def set_apart(
+    program: Program, prediction: Prediction, outcome: Outcome, violations: Sequence[Violation]
+) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
+    """The known findings that can have caused some of `violations`, and those that none can have.
+
+    A rank that dies or hangs cuts its run short: of the steps that were under way then, only the
+    values that they gave are judged for themselves.
+    """
+    found: set[str] = set()
+    left: list[Violation] = []
+    cut = False
+    for violation in violations:
+        names = explanations(prediction, violation, outcome.torch_version)
+        found.update(names)
+        if names:
+            cut = cut or violation.promise in ("RankDied", "RankHung")
+        else:
+            left.append(violation)
+    if cut:
+        start = _last_under_way(program, outcome)
+        left = [
+            violation
+            for violation in left
+            if violation.step is None
+            or violation.step < start
+            or violation.promise in ("WrongValue", "WrongGradient")
+        ]
+    return tuple(sorted(found)), tuple(left)
+
+
+def _last_under_way(program: Program, outcome: Outcome) -> int:
+    """The first leaf of the step that was run last."""
+    last = max((step.index for step in outcome.steps), default=0)
+    return max(first for first, _ in program.numbered if first <= last)

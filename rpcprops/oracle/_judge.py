@@ -12,7 +12,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._model import Prediction, StepPrediction, predict
-from rpcprops.oracle._worlds import shutdown_violations, unsettled
+from rpcprops.oracle._worlds import padded, shutdown_violations, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Context, Leaf, Program, Refused, Settle
 
@@ -62,7 +62,7 @@ def judge(
     if program.settles:
         found += unsettled(
             [rank.counters or Counters() for rank in outcome.ranks],
-            _padded(prediction.counters, outcome.world_size, Counters()),
+            padded(prediction.counters, outcome.world_size, Counters()),
             names,
         )
     found += _calls(prediction, outcome)
@@ -71,11 +71,6 @@ def judge(
     if not found and program.settles and prediction.certain:
         found += _firing(prediction, FaultPlan.of(plan), outcome)
     return tuple(found or unclear)
-
-
-def _padded(values: Sequence[Any], size: int, filler: Any) -> list[Any]:
-    """One value for each rank, where the world is larger than the program."""
-    return [*values, *([filler] * (size - len(values)))]
 
 
 def _phases(outcome: Outcome) -> list[Violation]:
@@ -115,7 +110,7 @@ def _step(
 ) -> list[Violation]:
     where = getattr(step, "at", None)
     if isinstance(step, Settle):
-        wanted = _padded(expected.counters, len(seen.counters), Counters())
+        wanted = padded(expected.counters, len(seen.counters), Counters())
         return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
     if (
         expected.error == "unknown"
@@ -196,8 +191,8 @@ def _shutdown(prediction: Prediction, outcome: Outcome) -> list[Violation]:
 
 def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    expected = _padded(prediction.calls, outcome.world_size, {})
-    dropped = _padded(prediction.given_up, outcome.world_size, frozenset())
+    expected = padded(prediction.calls, outcome.world_size, {})
+    dropped = padded(prediction.given_up, outcome.world_size, frozenset())
     for rank, wanted, given_up in zip(outcome.ranks, expected, dropped, strict=True):
         for call in sorted(set(wanted) | set(rank.calls)):
             times, seen = wanted.get(call, 0), rank.calls.get(call, 0)
@@ -209,22 +204,22 @@ def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
 
 def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    before = _padded(prediction.failures(), outcome.world_size, {})
-    last = _padded(prediction.last_failures(), outcome.world_size, {})
-    for rank, settled, leaving in zip(outcome.ranks, before, last, strict=True):
-        # Sends that are never tried again write no line; their callers show them.
-        by_type = Counter({m: n for m, n in settled.items() if m.is_retryable})
-        by_type.update(leaving)
-        expected = sum(by_type.values())
-        # Whose last deletes nobody waits for may fail to send them, or not come to it.
-        if rank.failed_sends != expected and rank.rank not in prediction.hurried:
-            types = ", ".join(f"{m} {n}" for m, n in sorted(by_type.items())) or "none"
+    before = padded(prediction.failures(), outcome.world_size, {})
+    last = padded(prediction.last_failures(), outcome.world_size, {})
+    allowed = padded(prediction.failed_sends(), outcome.world_size, range(1))
+    rows = zip(outcome.ranks, before, last, allowed, strict=True)
+    for rank, settled, leaving, numbers in rows:
+        if rank.failed_sends not in numbers:
+            counts = Counter({m: n for m, n in settled.items() if m.is_retryable})
+            counts.update(leaving)
+            types = ", ".join(f"{m} {n}" for m, n in sorted(counts.items())) or "none"
+            span = " to ".join(map(str, sorted({numbers[0], numbers[-1]})))
             message = (
                 f"{rank.name} failed {rank.failed_sends} sends, the message model predicts "
-                f"{expected} ({types})"
+                f"{span} ({types})"
             )
             found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
-    held_up = _padded(prediction.delays(plan), outcome.world_size, {})
+    held_up = padded(prediction.delays(plan), outcome.world_size, {})
     for rank, by_type in zip(outcome.ranks, held_up, strict=True):
         if rank.delayed_sends is None:
             continue

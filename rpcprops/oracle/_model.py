@@ -14,6 +14,8 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
   messages with inside it; a rank that receives one while it has the context does the same.
 * Inside a context every call travels as FORWARD_AUTOGRAD_REQ, which cannot be failed or delayed.
 * The first call through an RRef (``rref.rpc_sync()``) asks its owner for the type of the value.
+* A rank runs what it is asked for once the owners have answered the fork requests of the RRefs
+  among its arguments. What these wait for counts against the timeout of the caller.
 """
 
 from __future__ import annotations
@@ -52,10 +54,11 @@ from rpcprops.programs import (
     Wait,
 )
 
-#: Virtual seconds by which a timeout must clear a delay before the outcome is certain either way.
-#: Below the timeout the delay alone decides; above it the answer must also come back in time.
+#: Virtual seconds by which a timeout must clear what the faults make its call wait for, before the
+#: outcome is certain either way. Where it is shorter, that wait alone decides; where it is longer,
+#: the answer must also come back in time.
 CLEARLY_LATE = 0.25
-CLEARLY_IN_TIME = 600.0
+CLEARLY_IN_TIME = 60.0
 
 #: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
 #: torch does not retry; by what a function raised; because the RRef that it uses was never created;
@@ -89,7 +92,7 @@ class StepPrediction:
     Attributes:
         value: what it yields, None when it yields nothing.
         error: the class of error that it must raise.
-        slack: virtual seconds between the step's timeout and the delay of its message.
+        slack: virtual seconds between the step's timeout and what faults make its answer wait for.
         counters: what each rank holds once it has settled after this step.
         failures: how many sends that are tried again have failed at each rank by then.
         calls: how often each named call has run at each rank by then.
@@ -154,6 +157,23 @@ class Prediction:
         """How many sends fail in the graceful shutdown, by rank and type."""
         return _by_rank(self.last_sends, len(self.counters))
 
+    def failed_sends(self) -> tuple[range, ...]:
+        """How many sends that are tried again may fail in all, by rank.
+
+        Until the last settle they are known, and so are the last deletes of a graceful shutdown
+        unless the rank is in a hurry: then it may not come to them, and may lose every try of each
+        to an owner that has left.
+        """
+        found: list[range] = []
+        for rank, settled in enumerate(self.retried):
+            leaving = [send for send in self.last_sends if send.rank == rank]
+            least = most = settled + sum(send.failures for send in leaving)
+            if rank in self.hurried:
+                least = settled
+                most = settled + sum(send.message.max_retries + 1 for send in leaving)
+            found.append(range(least, most + 1))
+        return tuple(found)
+
     def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
         """How many sends must be held up, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
@@ -197,6 +217,7 @@ class _RRef:
         forks: the users' forks that the owner knows, also those that nobody will ever delete.
         error: how using the value fails: "remote" where the function that makes it raised.
         made: whether its creation has reached the owner for certain.
+        takes: virtual seconds for which faults may still hold up the function that makes it.
     """
 
     owner: int
@@ -205,6 +226,7 @@ class _RRef:
     forks: set[str] = field(default_factory=set)
     error: ErrorClass = ""
     made: bool = True
+    takes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -271,6 +293,7 @@ class Model:
                 handle.timed_out = False
             for rref in self.rrefs:
                 rref.made = True
+                rref.takes = 0.0
             self.settled = len(self.sends)
             self.given_up = [set() for _ in self.given_up]
             self.early_deletes.clear()
@@ -518,16 +541,48 @@ class Model:
         finally:
             self._drop(there)
 
+    def _delay(self, rank: int, message: MessageType) -> float:
+        """Virtual seconds for which a message of `rank` is held up."""
+        delay = self.plan.table(rank).messages_to_delay.get(message, 0.0)
+        return delay_milliseconds(delay) / 1000
+
+    def _callee_waits(self, at: int, since: int) -> tuple[float, float]:
+        """Virtual seconds that a call waits for at `at`, by the messages sent there `since` then.
+
+        Returns: those that it waits for certainly, and those that it may wait for besides: accepts
+        and deletes are sent by the thread that answers, or by another.
+        """
+        surely = perhaps = 0.0
+        for send in self.sends[since:]:
+            if send.rank != at:
+                continue
+            delay = self._delay(at, send.message) if send.delivered else 0.0
+            if send.message is MessageType.RREF_FORK_REQUEST:
+                surely += retry_wait(min(send.failures, send.message.max_retries)) + delay
+            elif send.message.endswith("_FETCH_CALL"):
+                surely += delay
+            elif send.message.startswith("RREF_"):
+                perhaps += delay
+        return surely, perhaps
+
     def _timed(
-        self, at: int, message: MessageType, timeout: float | None
+        self,
+        at: int,
+        message: MessageType,
+        timeout: float | None,
+        surely: float = 0.0,
+        perhaps: float = 0.0,
     ) -> tuple[ErrorClass, float]:
-        """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack."""
+        """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack.
+
+        Its answer waits `surely` besides the message's own delay, and `perhaps` longer.
+        """
         if timeout is None:
             return "", UNLIMITED_SLACK
-        delay = self.plan.table(at).messages_to_delay.get(message, 0.0)
-        slack = timeout - delay_milliseconds(delay) / 1000
+        slack = timeout - self._delay(at, message) - surely
         if slack <= -CLEARLY_LATE:
             return "timeout", -slack
+        slack -= perhaps
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
     # The steps.
@@ -606,6 +661,7 @@ class Model:
     def _make(self, call: str, step: Remote) -> StepPrediction:
         typed = step.flavour != "python"
         argument = self._argument(step.right)
+        since = len(self.sends)
         handle, there = self._remote(step.at, step.to, typed=typed, argument=argument)
         self.handles[step.out] = handle
         if handle.broken:
@@ -622,12 +678,17 @@ class Model:
                 rref.value = self._compute(step.to, step.left, step.right, there)
             except _Raises as raised:
                 rref.error = raised.error
-        late, slack = self._timed(step.at, _remote_message(typed=typed), step.timeout)
+        message = _remote_message(typed=typed)
+        surely, perhaps = self._callee_waits(step.to, since)
+        perhaps += argument.rref.takes if argument else 0.0
+        rref.takes = surely + perhaps
+        late, slack = self._timed(step.at, message, step.timeout, surely, perhaps)
         if late == "unknown":
+            least = self._delay(step.at, message) + surely
             msg = (
-                f"{step!r}: under this plan nobody can tell whether its creation times out; let "
-                f"the timeout be {CLEARLY_IN_TIME:g} s (virtual) above the delay of its message, "
-                f"{CLEARLY_LATE:g} s below, or None."
+                f"{step!r}: under this plan nobody can tell whether its creation times out, for it "
+                f"takes {least:g} to {least + perhaps:g} s (virtual); let the timeout be "
+                f"{CLEARLY_IN_TIME:g} s above that, {CLEARLY_LATE:g} s below, or None."
             )
             raise UsageError(msg)
         if late:
@@ -638,11 +699,13 @@ class Model:
 
     def _share(self, call: str, step: Share) -> StepPrediction:
         handle = self._handle(step.handle)
+        since = len(self.sends)
         received = self._call(step.at, step.to, MessageType.PYTHON_CALL, call, handle)
         self.calls[step.to][call] += 1
         if received:
             self.handles[step.out] = received
-        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        waits = self._callee_waits(step.to, since)
+        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout, *waits)
         if late:
             self.given_up[step.to].add(call)
         return StepPrediction(error=late, slack=slack)
@@ -651,10 +714,13 @@ class Model:
         handle = self._handle(step.handle)
         if step.at == handle.rref.owner:
             return StepPrediction(self._value(handle, step.at))
-        message = _fetch_message(typed=handle.rref.typed)
-        late, slack = self._timed(step.at, message, step.timeout)
+        rref = handle.rref
+        message = _fetch_message(typed=rref.typed)
+        late, slack = self._timed(step.at, message, step.timeout, perhaps=rref.takes)
         try:
             value = self._value(handle, step.at)
+            if not late:
+                rref.takes = 0.0
         except _Raises as raised:
             if late and raised.error == "remote":
                 raise _Raises(late, slack) from None
@@ -670,22 +736,30 @@ class Model:
             raise _Raises(error=argument.broken)
         # A TorchScript call holds its function and its tensors' places, not what is in them.
         payload = call if python else f"{step.flavour} {step.raises}"
+        since = len(self.sends)
+
+        def timed() -> tuple[ErrorClass, float]:
+            surely, perhaps = self._callee_waits(step.to, since)
+            perhaps += argument.rref.takes if argument else 0.0
+            late, slack = self._timed(step.at, message, step.timeout, surely, perhaps)
+            if late and python:
+                self.given_up[step.to].add(call)
+            return late, slack
+
         try:
             there = self._call(step.at, step.to, message, payload, argument)
             if python:
                 self.calls[step.to][call] += 1
-                if self._timed(step.at, message, step.timeout)[0]:
-                    self.given_up[step.to].add(call)
             if step.raises:
                 if there:
                     self._drop(there)
                 raise _Raises(error="remote")
             value = self._compute(step.to, step.left, step.right, there)
         except _Raises as raised:
-            late, slack = self._timed(step.at, message, step.timeout)
+            late, slack = timed()
             error = raised.error if raised.error == "injected" or not late else late
             return StepPrediction(error=error, slack=slack)
-        late, slack = self._timed(step.at, message, step.timeout)
+        late, slack = timed()
         return StepPrediction(None if late == "timeout" else value, late, slack)
 
     def _through(self, step: Through) -> list[float] | None:
@@ -693,7 +767,9 @@ class Model:
         rref = handle.rref
         if handle.broken:
             raise _Raises(error=handle.broken)
-        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout)
+        accept = self._delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
+        perhaps = rref.takes + (accept if step.at != rref.owner else 0.0)
+        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout, perhaps=perhaps)
         if handle.type_error == "timeout":
             # torch raises the old timeout here, and asks no more; it should ask again.
             self.hazards.add("timed-out-type-query")
@@ -705,6 +781,7 @@ class Model:
         if step.how == "remote":
             made, there = self._remote(step.at, rref.owner, typed=False, argument=handle)
             made.rref.value = total
+            made.rref.takes = perhaps
             self.handles[step.out] = made
         else:
             there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)

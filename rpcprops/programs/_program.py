@@ -53,6 +53,16 @@ class Program:
                 found.append(step)
         return tuple(found)
 
+    @property
+    def numbered(self) -> tuple[tuple[int, Step], ...]:
+        """Each step with the number of its first leaf."""
+        found: list[tuple[int, Step]] = []
+        number = 0
+        for step in self.steps:
+            found.append((number, step))
+            number += sum(map(len, step.branches)) if isinstance(step, Parallel) else 1
+        return tuple(found)
+
     def without(self, index: int) -> Program:
         """This program less one of its `leaves`, and less whatever cannot be without it."""
         number = -1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import FaultCount, Finding, account, explanations, judge, predict
+from rpcprops.oracle import FaultCount, Finding, account, judge, predict, set_apart
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
@@ -51,7 +51,8 @@ def observe(
 ) -> Observation:
     """Run a case and judge it. `options` are those of :meth:`Runner.run`.
 
-    Without `with_findings`, what a known finding can have caused is no violation.
+    Without `with_findings`, what a known finding can have caused is no violation; what else the
+    case shows still is.
     """
     if case.kind == "reinit":
         from rpcprops.properties._reinit import run_again
@@ -65,12 +66,11 @@ def observe(
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
         prediction = predict(case.program, case.plan)
-        explained_by = explanations(prediction, violations[0], outcome.torch_version)
+        explained_by, violations = set_apart(case.program, prediction, outcome, violations)
     return Observation(
         case,
         outcome,
-        # What follows the first is judged for its fault.
-        () if explained_by else violations,
+        violations,
         account(case.program, case.plan, outcome),
         explained_by,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
 from rpcprops.properties._base import Case
-from rpcprops.runner import Runner
+from rpcprops.runner import Runner, run_step
 
 
 def _init() -> None:
@@ -21,6 +21,10 @@ def _shutdown() -> None:
     from torch.distributed import rpc
 
     rpc.shutdown()
+
+
+def _went_well(seen: StepOutcome) -> bool:
+    return seen.ended and seen.error is None
 
 
 def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
@@ -45,10 +49,11 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
                 raised = RaisedError(type(error).__name__, str(error))
                 steps.append(StepOutcome(0, error=raised))
                 return replace(cluster.outcome, steps=tuple(steps))
-        for index, step in enumerate(case.program.leaves):
-            seen = cluster.run_step(index, step, {})
-            steps.append(seen)
-            if not seen.ended or seen.error:
+        contexts: dict[str, int] = {}
+        for first, step in case.program.numbered:
+            seen = run_step(cluster, first, step, contexts, _went_well)
+            steps += seen
+            if not all(map(_went_well, seen)):
                 break
         else:
             cluster.settle_to(prediction.counters, calls=prediction.calls)

@@ -22,7 +22,9 @@ from typing import Literal
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
+from rpcprops.oracle._errors import TEXTS
 from rpcprops.oracle._model import Prediction
+from rpcprops.oracle._worlds import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import Context, Leaf, Parallel, Pause, Program, Refused, Settle
 from rpcprops.report._artefact import Artefact
@@ -61,13 +63,7 @@ _WORDS: dict[Kind, str] = {
 }
 
 #: What the error of a step that must raise says, as a regular expression.
-_ERRORS = {
-    "timeout": "RPC ran for more than|[Tt]imed? ?out",
-    "injected": "Send attempt failed intentionally",
-    "remote": "on WorkerInfo|raised on purpose",
-    "creation": "RRef creation via rpc.remote",
-    "missing": "KeyError",
-}
+_ERRORS = {**TEXTS, "missing": "KeyError"}
 
 #: torch's names of what our counters count.
 _TORCH_NAMES = {
@@ -90,8 +86,6 @@ _START_SECONDS = 180
 _MARGIN_SECONDS = 20
 #: Beyond that, what the retries and delays themselves take makes a script no use.
 _LONGEST_SECONDS = 600.0
-#: An owner that still holds forks at shutdown waits so long for their deletes.
-_OWNER_WAITS = 100
 
 
 @dataclass(frozen=True)
@@ -324,7 +318,7 @@ class _Writer:
         if self.shuts_down:
             lines += [
                 "# At shutdown an owner waits for deletes that do not come.",
-                f"SHUTDOWN_SECONDS = {self.patience + _OWNER_WAITS}",
+                f"SHUTDOWN_SECONDS = {self.patience + OWNER_WAITS:g}",
             ]
         lines += ["", "# What lives in a rank, by name.", "handles = {}"]
         if any(getattr(leaf, "wait", "") == "later" for leaf in self.leaves):

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.distributed import rpc
@@ -209,6 +211,33 @@ def test_interrupt_while_starting(
         assert cluster.on(1).call(torch.zeros, 1).item() == 0.0
 
 
+def test_ranks_that_are_forked_too_late_are_ended(rpc_cluster: ClusterFactory) -> None:
+    """A server that stops while it is asked for ranks kills them once it goes on, and serves."""
+    server = rpc_cluster.server
+    peer, _, _ = server.peer_for([__name__])
+    assert peer.hello is not None
+    forker = psutil.Process(peer.hello.pid)
+    with rpc_cluster(world_size=3) as cluster:
+        cluster.settle()
+    goes_on = threading.Timer(2.0, forker.resume)
+    cluster = rpc_cluster(world_size=4, deadline=0.5, clock="real")
+    began = time.monotonic()
+    forker.suspend()
+    goes_on.start()
+    try:
+        with pytest.raises(HarnessError, match="did not fork 4 ranks in time"), cluster:
+            pass
+    finally:
+        goes_on.join()
+    assert time.monotonic() - began < 10
+    assert all(rank.killed and not rank.signal for rank in cluster.outcome.ranks)
+    pids = [channel.pid for channel in cluster._channels]
+    assert len(set(pids) - {0}) == 4
+    assert not {child.pid for child in forker.children()} & set(pids)
+    with rpc_cluster(world_size=2) as cluster:
+        assert cluster.each(abs, -1) == [1, 1]
+
+
 def test_interrupt_while_waiting(rpc_cluster: ClusterFactory) -> None:
     """A real SIGINT while a call is awaited ends the block quickly."""
     began = time.monotonic()
@@ -244,8 +273,6 @@ def test_violations_are_exceptions_of_ours() -> None:
 
 def test_dead_server_is_no_fault_of_the_code(still_alive: Callable[..., list[int]]) -> None:
     """A killed fork server is a HarnessError, in a call, later, and for a new cluster."""
-    import psutil
-
     from rpcprops import ClusterServer
 
     began, pids = 0.0, list[int]()

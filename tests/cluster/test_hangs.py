@@ -55,6 +55,19 @@ def notes_of(error: BaseException) -> str:
     return "\n".join(getattr(error, "__notes__", []))
 
 
+def test_the_answers_to_a_look_that_was_given_up_are_dropped(rpc_cluster: ClusterFactory) -> None:
+    """A rank that was stopped for a while answers late, and nothing is kept of that."""
+    with rpc_cluster(world_size=2) as cluster:
+        pid = cluster.on(1).call(os.getpid)
+        os.kill(pid, signal.SIGSTOP)
+        assert cluster._look(wait=0.1) is None
+        assert [channel.silent for channel in cluster._channels] == [False, True]
+        os.kill(pid, signal.SIGCONT)
+        assert cluster.snapshot() == (Counters(), Counters())
+        for channel in cluster._channels:
+            assert (channel.silent, channel.answers, channel.given_up) == (False, {}, set())
+
+
 def test_hang_in_a_call(rpc_cluster: ClusterFactory) -> None:
     """A call that sleeps for ever is RankHung in phase run, with its function on the stack."""
     cluster = rpc_cluster(world_size=2, deadline=0.5)

@@ -8,7 +8,7 @@ from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.oracle import judge, predict
-from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share
+from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share, Step
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
 
@@ -67,6 +67,49 @@ def test_delays_match_the_prediction() -> None:
     assert judge(SHARED, plan, outcome) == ()
 
 
+FORKS_RETRIED = FaultTable(["RREF_FORK_REQUEST"], 5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "table", "errors"),
+    [
+        ((Share(0, "a", 2, "b", timeout=5.0),), FORKS_RETRIED, ["", "timeout"]),
+        ((Share(0, "a", 2, "b", timeout=100.0),), FORKS_RETRIED, ["", ""]),
+        (
+            (Share(0, "a", 2, "b", timeout=1.5),),
+            FaultTable(messages_to_delay={"RREF_FORK_REQUEST": 3.0}),
+            ["", "timeout"],
+        ),
+        ((Call(0, 2, right="a", timeout=5.0),), FORKS_RETRIED, ["", "timeout"]),
+        (
+            (Call(0, 2, right="a", timeout=1.5),),
+            FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 3.0}),
+            ["", "timeout"],
+        ),
+        (
+            (Remote(0, 2, "b", right="a", timeout=5.0), Settle(), Fetch(0, "b")),
+            FORKS_RETRIED,
+            ["", "", "", "creation"],
+        ),
+    ],
+)
+def test_a_call_times_out_while_its_callee_waits(
+    steps: tuple[Step, ...], table: FaultTable, errors: list[str], rpc_cluster: ClusterFactory
+) -> None:
+    """Real callees wait for their fork requests, retried or late, before they run what they must.
+
+    So does the prediction, which knows of no other reason for these timeouts.
+    """
+    program = Program(3, (Remote(0, 1, "a"), *steps))
+    plan = FaultPlan(by_rank={2: table})
+    assert [step.error for step in predict(program, plan).steps] == errors
+    rate = min(20.0, rpc_cluster.server.rate)
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan, clock=rate)
+    assert judge(program, plan, outcome) == ()
+    if errors[-1] == "":
+        assert outcome.steps[-1].seconds > 9.0
+
+
 @pytest.mark.usefixtures("rpc_cluster")
 def test_beyond_the_budget_leaks_as_predicted() -> None:
     """Deletes that fail more often than torch tries leave their forks, and the owner says so."""
@@ -75,6 +118,34 @@ def test_beyond_the_budget_leaks_as_predicted() -> None:
     assert [rank.counters for rank in outcome.ranks] == list(predict(SHARED, plan).counters)
     assert outcome.ranks[1].shutdown_error is not None
     assert judge(SHARED, plan, outcome) == ()
+
+
+@pytest.mark.parametrize(
+    ("steps", "plan"),
+    [
+        (
+            (Remote(0, 1, "a"), Remote(0, 1, "b", flavour="builtin"), Drop(0, "b")),
+            FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE", "PYTHON_REMOTE_CALL"], 2)}),
+        ),
+        (
+            (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(2, "b")),
+            FaultPlan(
+                by_rank={
+                    0: FaultTable(["RREF_USER_DELETE"], 3),
+                    2: FaultTable(["RREF_CHILD_ACCEPT"], 6),
+                }
+            ),
+        ),
+    ],
+)
+def test_a_rank_in_a_hurry_fails_as_often_as_it_may(
+    steps: tuple[Step, ...], plan: FaultPlan, rpc_cluster: ClusterFactory
+) -> None:
+    """A creation or an accept was lost, so that nobody waits for the last delete of rank 0."""
+    program = Program(3, steps)
+    assert predict(program, plan).hurried == {0}
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan)
+    assert judge(program, plan, outcome) == ()
 
 
 def test_run_remembers(rpc_cluster: ClusterFactory) -> None:

@@ -1,6 +1,6 @@
 """Ranks that run one function and exit with it, as processes of their own would."""
 
-# ruff: noqa: PT012  (what is raised comes from leaving the block of the cluster)
+
 
 from __future__ import annotations
 

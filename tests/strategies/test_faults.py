@@ -8,13 +8,12 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, seed, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 import rpcprops.strategies
@@ -30,8 +29,7 @@ from rpcprops.strategies import (
     message_types,
     retryable_subsets,
 )
-
-T = TypeVar("T")
+from tests._draws import QUIET, draws, smallest
 
 NAMES = {"FaultPlan": FaultPlan, "FaultTable": FaultTable, "MessageType": MessageType}
 CLEANUP, ACCEPT, FORK, DELETE = RETRYABLE_MESSAGE_TYPES
@@ -43,42 +41,9 @@ SUBSETS = [
 UNDELAYED = {FaultTable()} | {
     FaultTable(kinds, count) for kinds in SUBSETS if kinds for count in range(1, 6)
 }
-QUIET = settings(
-    max_examples=100,
-    database=None,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
 QUIET_FIND = settings(QUIET, max_examples=5000)
-SEEDS = range(2)
+SEEDS = 2
 WORLD = 4
-
-
-def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:
-    """The examples of one seeded run."""
-    found: list[T] = []
-
-    @seed(start)
-    @settings(QUIET, max_examples=number, derandomize=False)
-    @given(strategy)
-    def run(value: T) -> None:
-        found.append(value)
-
-    run()
-    return found
-
-
-def smallest(strategy: st.SearchStrategy[T], holds: Callable[[T], Any]) -> list[T]:
-    """What Hypothesis shrinks to, from the first example of each of several seeds."""
-    bounded = settings(
-        QUIET, max_examples=5000, derandomize=False, phases=[Phase.generate, Phase.shrink]
-    )
-    return [
-        find(strategy, lambda value: bool(holds(value)), settings=bounded, random=Random(start))
-        for start in SEEDS
-    ]
 
 
 def refusal(make: Any, **kwargs: Any) -> str:
@@ -125,7 +90,7 @@ def is_canonical(table: FaultTable) -> bool:
 )
 def test_the_smallest_part(strategy: st.SearchStrategy[Any], holds: Any, least: Any) -> None:
     """Types, subsets, counts and delays shrink to the value that a person would name."""
-    assert smallest(strategy, holds) == [least] * len(SEEDS)
+    assert smallest(strategy, holds, SEEDS) == [least] * SEEDS
 
 
 @pytest.mark.parametrize(
@@ -166,7 +131,7 @@ def test_the_smallest_part(strategy: st.SearchStrategy[Any], holds: Any, least: 
 )
 def test_the_smallest_table(holds: Any, least: FaultTable) -> None:
     """A table shrinks to nothing but the types, the count and the delays that a failure needs."""
-    assert smallest(fault_tables(), holds) == [least] * len(SEEDS)
+    assert smallest(fault_tables(), holds, SEEDS) == [least] * SEEDS
 
 
 ONE = FaultTable((CLEANUP,), 1)
@@ -204,7 +169,7 @@ ONE = FaultTable((CLEANUP,), 1)
 )
 def test_the_smallest_plan(holds: Any, least: FaultPlan) -> None:
     """A plan shrinks to the fewest and lowest ranks with the smallest tables that fail."""
-    assert smallest(fault_plans(world_size=WORLD), holds) == [least] * len(SEEDS)
+    assert smallest(fault_plans(world_size=WORLD), holds, SEEDS) == [least] * SEEDS
 
 
 def test_the_smallest_plan_with_different_tables() -> None:
@@ -212,6 +177,7 @@ def test_the_smallest_plan_with_different_tables() -> None:
     for plan in smallest(
         fault_plans(world_size=WORLD),
         lambda p: len({p.table(rank) for rank in p.afflicted(WORLD)}) == 2,
+        SEEDS,
     ):
         assert plan.afflicted(WORLD) == (0, 1)
         assert {plan.table(0), plan.table(1)} == {ONE, FaultTable((CLEANUP,), 2)}
@@ -219,8 +185,8 @@ def test_the_smallest_plan_with_different_tables() -> None:
 
 def test_the_smallest_plan_of_a_world_of_one() -> None:
     """A lone rank shares its table with every rank there is, so the table is the default."""
-    assert smallest(fault_plans(world_size=1), lambda p: p.afflicted(1)) == (
-        [FaultPlan(default=ONE)] * len(SEEDS)
+    assert smallest(fault_plans(world_size=1), lambda p: p.afflicted(1), SEEDS) == (
+        [FaultPlan(default=ONE)] * SEEDS
     )
 
 
@@ -431,6 +397,7 @@ def test_a_seed_draws_one_sequence(strategy: st.SearchStrategy[Any]) -> None:
 SEQUENCE = """
 from hypothesis import given, seed, settings
 from rpcprops.strategies import delay_tables, fault_plans, fault_tables, message_types
+from tests._draws import QUIET, draws, smallest
 
 names = {"RREF_USER_DELETE", "PYTHON_CALL", "SCRIPT_CALL", "RREF_CHILD_ACCEPT"}
 

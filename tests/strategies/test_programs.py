@@ -5,17 +5,16 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, seed, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpcprops import programs as language
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import _model, predict
 from rpcprops.programs import (
     STEP_TYPES,
@@ -43,51 +42,19 @@ from rpcprops.programs import (
 )
 from rpcprops.strategies import _register, fault_tables, programs, programs_under_faults
 from rpcprops.strategies._steps import FIRST_KINDS, KINDS, StepDrawer
-
-T = TypeVar("T")
+from tests._draws import QUIET, draws, smallest
 
 NAMES = {
     name: getattr(language, name)
     for name in ("Program", *(c.__name__ for c in STEP_TYPES.values()))
 } | {"FaultPlan": FaultPlan, "FaultTable": FaultTable}
-QUIET = settings(
-    max_examples=100,
-    database=None,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
-SEEDS = range(1)
+SEEDS = 1
 CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+#: Virtual seconds that drawn timeouts leave for an answer, more than the oracle asks.
+IN_TIME = 600.0
 DELAYED = FaultPlan(
     by_rank={1: FaultTable(messages_to_delay=dict.fromkeys(MessageType, 2.0))},
 )
-
-
-def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:
-    """The examples of one seeded run."""
-    found: list[T] = []
-
-    @seed(start)
-    @settings(QUIET, max_examples=number, derandomize=False)
-    @given(strategy)
-    def run(value: T) -> None:
-        found.append(value)
-
-    run()
-    return found
-
-
-def smallest(strategy: st.SearchStrategy[T], holds: Callable[[T], Any]) -> list[T]:
-    """What Hypothesis shrinks to, from the first example of each of several seeds."""
-    bounded = settings(
-        QUIET, max_examples=5000, derandomize=False, phases=[Phase.generate, Phase.shrink]
-    )
-    return [
-        find(strategy, lambda value: bool(holds(value)), settings=bounded, random=Random(start))
-        for start in SEEDS
-    ]
 
 
 def owners(program: Program) -> dict[str, int]:
@@ -337,11 +304,20 @@ def test_a_timeout_decides(plan: FaultPlan) -> None:
                 rank, message = sent[0]
                 delay = plan.table(rank).messages_to_delay.get(message, 0.0)
             slack = timeout - delay
-            assert slack <= -_model.CLEARLY_LATE or slack >= _model.CLEARLY_IN_TIME
+            assert slack <= -_model.CLEARLY_LATE or slack >= IN_TIME
             timeouts[slack < 0] += 1
     assert timeouts[False]
     late = any(table.delaying and max(table.delaying.values()) >= 500 for table in tables(plan))
     assert bool(timeouts[True]) == late
+
+
+def test_a_timeout_decides_whatever_its_answer_waits_for() -> None:
+    """Retries and the longest delays of what callees send leave no drawn timeout undecided."""
+    slow = FaultTable(RETRYABLE_MESSAGE_TYPES, 5, dict.fromkeys(MessageType, 3600.0))
+    kinds = ("remote", "call", "fetch", "share", "through", "settle")
+    drawn = programs(plan=slow, kinds=kinds, max_world_size=3, min_steps=8, max_steps=64)
+    for program in draws(drawn, 100):
+        assert "unknown" not in {step.error for step in predict(program, FaultPlan(slow)).steps}
 
 
 def tables(plan: FaultPlan) -> list[FaultTable]:
@@ -354,7 +330,7 @@ def test_a_timeout_without_a_plan_is_beyond_any_delay() -> None:
     found = [leaf.timeout for leaf in leaves if isinstance(leaf, Remote | Share | Fetch | Call)]
     given = [timeout for timeout in found if timeout is not None]
     assert 0 < len(given) < len(found) / 2
-    assert min(given) > 3600 + _model.CLEARLY_IN_TIME
+    assert min(given) > 3600 + IN_TIME
 
 
 # What it shrinks to.
@@ -434,13 +410,13 @@ ANY = Remote(0, 0, "a")
 )
 def test_the_smallest_program(holds: Any, world_size: int, steps: tuple[Step, ...]) -> None:
     """A program shrinks to the steps that a person would write for what must be in it."""
-    for program in smallest(programs(), holds):
+    for program in smallest(programs(), holds, SEEDS):
         assert (program.world_size, program.steps) == (world_size, steps)
 
 
 def test_the_smallest_program_in_which_a_user_forks_to_a_user() -> None:
     """What makes a handle, a share to the third rank, and a fetch there."""
-    for program in smallest(programs(), forks_and_fetches):
+    for program in smallest(programs(), forks_and_fetches, SEEDS):
         assert program.world_size == 3
         makes, shares, fetches = program.steps
         assert isinstance(makes, Remote | Nest)
@@ -464,7 +440,7 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
 )
 def test_a_program_shrinks_together_with_its_plan(kind: MessageType, alone: list[Step]) -> None:
     """What is left is one failure of one type at one rank, and the step whose message it fails."""
-    for program, plan in smallest(programs_under_faults(), fires(kind)):
+    for program, plan in smallest(programs_under_faults(), fires(kind), SEEDS):
         assert program.world_size == 2
         assert program.steps in [(step,) for step in alone]
         assert plan == FaultPlan(by_rank={0: FaultTable((kind,), 1)})
@@ -476,7 +452,7 @@ def test_a_timeout_shrinks_together_with_its_delay() -> None:
     def is_late(drawn: tuple[Program, FaultPlan]) -> bool:
         return any(isinstance(x, Fetch) and (x.timeout or 60) < 5 for x in drawn[0].leaves)
 
-    for program, plan in smallest(programs_under_faults(), is_late):
+    for program, plan in smallest(programs_under_faults(), is_late, SEEDS):
         assert len(program.steps) == 2
         assert isinstance(program.steps[1], Fetch)
         assert program.steps[1].timeout == 0.25

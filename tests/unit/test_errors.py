@@ -39,6 +39,7 @@ def test_the_promises_are_these() -> None:
         "UnclearError",
         "UnexpectedError",
         "UngracefulShutdown",
+        "UpstreamTestFails",
         "WrongGradient",
         "WrongValue",
     }

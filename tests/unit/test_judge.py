@@ -125,6 +125,12 @@ BUMP = shipped.bump_from_everywhere()
 LATE = shipped.timed_call("python", 0.2)
 LATE_PLAN = FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})})
 DELETES = FaultPlan(FaultTable([DELETE], 2))
+# Rank 0 fails two deletes of b, which it drops, and up to six of a, whose creation is lost.
+HURRIED = Program(
+    2,
+    (Remote(0, 1, "a"), Remote(0, 1, "b", flavour="builtin"), Drop(0, "b")),
+)
+HURRIED_PLAN = FaultPlan(by_rank={0: FaultTable([DELETE, MessageType.PYTHON_REMOTE_CALL], 2)})
 NONE = FaultPlan()
 
 Falsify = Callable[[Outcome], Outcome]
@@ -495,6 +501,18 @@ FALSIFIED: dict[str, tuple[Program, FaultPlan, Falsify, list[Place]]] = {
         lambda o: with_rank(o, 1, failed_sends=1),
         [("FaultsDiffer", 1, None)],
     ),
+    "fewer sends failed than had by the last settle, of a rank in a hurry": (
+        HURRIED,
+        HURRIED_PLAN,
+        lambda o: with_rank(o, 0, failed_sends=1),
+        [("FaultsDiffer", 0, None)],
+    ),
+    "more sends failed than a rank in a hurry tries": (
+        HURRIED,
+        HURRIED_PLAN,
+        lambda o: with_rank(o, 0, failed_sends=9),
+        [("FaultsDiffer", 0, None)],
+    ),
     "a delayed send is missing": (
         LATE,
         LATE_PLAN,
@@ -604,6 +622,13 @@ def test_a_run_that_does_not_settle_is_not_asked_for_its_counters_or_faults() ->
     program = shipped.unsettled_exit()
     outcome = holding(ideal(program, DELETES), 1, owners=2, forks=3)
     assert judge(program, DELETES, with_rank(outcome, 0, failed_sends=0)) == ()
+
+
+@pytest.mark.parametrize("failed", range(2, 9))
+def test_a_rank_in_a_hurry_may_fail_any_of_its_last_tries(failed: int) -> None:
+    """Nobody waits for its last delete, and whom it is for may have left."""
+    outcome = with_rank(ideal(HURRIED, HURRIED_PLAN), 0, failed_sends=failed)
+    assert judge(HURRIED, HURRIED_PLAN, outcome) == ()
 
 
 def test_a_first_wrong_step_hides_what_may_follow_from_it() -> None:

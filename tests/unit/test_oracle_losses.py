@@ -329,6 +329,29 @@ def test_a_fork_request_that_is_given_up_is_a_known_finding() -> None:
     assert predicted(both, *SHARED).failures() == ({}, {}, {FORK: 6, DELETE: 3})
 
 
+def test_a_rank_in_a_hurry_may_fail_some_of_its_last_deletes() -> None:
+    """What failed before the last settle has; of its last delete none to all six tries may."""
+    table = FaultTable([SCRIPT_CALL, ACCEPT, DELETE], 2)
+    steps = (
+        Remote(0, 1, "a", flavour="builtin"),
+        Remote(0, 1, "c"),
+        Drop(0, "c"),
+        Bump(0, "a"),
+        Settle(),
+    )
+    seen = predicted(FaultPlan(by_rank={0: table, 2: table}), *steps)
+    assert seen.hurried == {0}
+    assert seen.retried == (2, 0, 0)
+    assert seen.failed_sends() == (range(2, 9), range(1), range(1))
+
+
+def test_a_rank_in_no_hurry_fails_all_of_its_last_deletes() -> None:
+    """Nor more, nor less, wherever it still holds a handle."""
+    seen = predicted(losing(DELETE, 2, 0), Remote(0, 1, "a"), Remote(0, 1, "b"), Drop(0, "b"))
+    assert seen.hurried == frozenset()
+    assert seen.failed_sends() == (range(4, 5), range(1), range(1))
+
+
 def test_an_accept_that_is_given_up_keeps_the_parent() -> None:
     """The sender of the handle waits for ever, and does not delete; the receiver is well."""
     seen = predicted(losing(ACCEPT, 6, 2), *SHARED)
@@ -460,7 +483,7 @@ def test_what_may_go_either_way_makes_nothing_after_it_certain() -> None:
     """A timeout near its delay: either is right, and what fired cannot be told."""
     plan = late(CALL)
     assert not predicted(plan, Call(0, 1, timeout=2.0)).certain
-    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=900)).certain
+    assert predicted(plan, Call(0, 1, timeout=0.5), Call(0, 1, timeout=90)).certain
 
 
 def test_a_creation_that_may_go_either_way_is_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from rpcprops import sweep
 from rpcprops._json import to_json
+from rpcprops.commands._sweep import _maps, _report, _summary
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
@@ -109,6 +110,37 @@ def test_what_real_time_does_not_show_is_undecided(
     for _ in range(2):
         ((record, failure),) = sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(places)  # type: ignore[arg-type]
         assert (record.verdict, failure) == ("undecided", None)
+
+
+def test_a_map_says_which_known_finding_a_table_met(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a finding explains is known, not held; next to something else it is named as well."""
+    monkeypatch.chdir(tmp_path)
+    places = sweep.cells(3, "all")
+    known, both = places[1].plan, places[2].plan
+
+    def observe(_: Any, case: Case, *, clock: float = 400.0, **options: Any) -> Observation:
+        found = (Violation("CallLeak", "planted"),) if case.plan == both else ()
+        names = ("early-owner-fork",) if case.plan in (known, both) else ()
+        return Observation(case, Outcome(3, clock_rate=clock), found, (), names)
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    state = _state(tmp_path)
+    found = [record for record, _ in sweep.Sweep(PROGRAM, None, state).run(places[:3])]  # type: ignore[arg-type]
+    assert [record.verdict for record in found] == ["holds", "known", "violated"]
+    assert _state(tmp_path).records == state.records
+    report = _report("mine", state, places[:2], "fast")
+    assert (report["verdict"], report["holds"], report["known"]) == ("known", 1, 1)
+    assert _report("mine", state, places[:3], "fast")["verdict"] == "violated"
+    assert _summary(report) == (
+        "1 of 2 held, 0 faults fired, 1 met the known finding early-owner-fork"
+    )
+    (table,) = _maps(state, places)
+    assert table.caption == "known 1: early-owner-fork"
+    text = [cell for column in table.columns for cell in column.cells]
+    assert sum("known 1" in str(cell) for cell in text) == 2
+    assert sum("CallLeak, known 1" in str(cell) for cell in text) == 1
 
 
 def test_programs_are_found(tmp_path: Path) -> None:

@@ -6,9 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
@@ -16,10 +14,9 @@ from rpcprops.oracle import Prediction, predict
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program
 from rpcprops.strategies import fault_tables, programs_under_faults
+from tests._draws import draws
 from tests.worlds._ideal import ideal
 from tests.worlds._programs import EVERY_KIND, bumps, shipped_programs
-
-T = TypeVar("T")
 
 PLANS = (
     FaultPlan(),
@@ -46,27 +43,6 @@ class World:
     def of(cls, program: Program, plan: FaultPlan) -> World:
         """The world in which everything is as predicted."""
         return cls(program, plan, predict(program, plan), ideal(program, plan))
-
-
-def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:
-    """So many examples of one seeded run."""
-    found: list[T] = []
-
-    @seed(start)
-    @settings(
-        max_examples=number,
-        database=None,
-        deadline=None,
-        derandomize=False,
-        phases=[Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-    @given(strategy)
-    def run(value: T) -> None:
-        found.append(value)
-
-    run()
-    return found
 
 
 def drawn(

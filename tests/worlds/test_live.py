@@ -32,7 +32,7 @@ from tests.worlds._falsified import Place
 from tests.worlds._ideal import place
 
 #: Where a delay or a timeout decides, it does so by far (virtual seconds).
-LATE = 600.0
+LATE = 300.0
 LONGEST = MAX_DELAY
 NONE = FaultTable()
 
@@ -133,7 +133,7 @@ LIVE: dict[str, Live] = {
         (Call(0, 1, timeout=LATE),),
         (("UnexpectedError", 0, 0),),
         wrong.sleep_in_calls,
-        (1.3 * LATE,),
+        (2 * LATE,),
         needs_clock=True,
     ),
     "drops a delete": Live(0, OWNED, (("RRefLeak", 1, None),), wrong.keep_dropped_handles),

@@ -1,0 +1,143 @@
+"""Known findings: what each can have caused, and what stays a failure next to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import FINDINGS, judge, predict, set_apart
+from rpcprops.outcomes import Outcome, RaisedError, Violation
+from rpcprops.programs import Drop, Fetch, Nest, Program, Remote, Settle, Share
+from rpcprops.properties import Case, observe
+from tests.worlds._ideal import holding, ideal, place, with_step
+
+# Rank 0 may forget an RRef that it sends to itself, and hang, leak or raise for that.
+EARLY_FETCHED = Program(
+    2, (Nest(0, 1, 0, "a"), Fetch(0, "a"), Share(0, "a", 0, "b"), Fetch(0, "b"))
+)
+EARLY_FORK = Program(2, (Nest(0, 1, 0, "a"), Share(0, "a", 0, "b"), Fetch(0, "a"), Drop(0, "b")))
+# The second creation of rank 0 that is lost is never marked as failed.
+TWICE = Program(2, (Remote(0, 1, "a"), Remote(0, 1, "b"), Fetch(0, "b")))
+LOST = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL"], 1)})
+VERSION = "2.13.0"
+
+
+def seen(program: Program, plan: FaultPlan) -> Outcome:
+    """What the program shows where nothing is wrong, on the torch of the findings."""
+    return replace(ideal(program, plan), torch_version=VERSION)
+
+
+def left(
+    program: Program, plan: FaultPlan, outcome: Outcome, *violations: Violation
+) -> tuple[tuple[str, ...], list[str]]:
+    """The findings that explain some of these violations, and the promises of the others."""
+    names, others = set_apart(program, predict(program, plan), outcome, violations)
+    return names, [violation.promise for violation in others]
+
+
+def test_the_programs_meet_their_findings() -> None:
+    """Each meets one, but for the value that has come before its RRef is sent on."""
+    assert predict(EARLY_FETCHED, FaultPlan()).hazards == set()
+    assert predict(EARLY_FORK, FaultPlan()).hazards == {"early-owner-fork"}
+    assert predict(TWICE, LOST).hazards == {"second-failed-remote"}
+
+
+class _Shows:
+    """A runner whose runs all show one outcome."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def run(self, *_: Any, **__: Any) -> Outcome:
+        return self.outcome
+
+
+@pytest.mark.parametrize("leaks_first", [True, False])
+def test_what_no_finding_explains_stays_a_failure(leaks_first: bool) -> None:
+    """A leak that a finding explains hides no other of the same run, whichever comes first."""
+    explained, other = (0, 1) if leaks_first else (1, 0)
+    outcome = holding(seen(EARLY_FORK, FaultPlan()), explained, owners=3, forks=9)
+    outcome = holding(outcome, other, contexts=1)
+    observed = observe(_Shows(outcome), Case(EARLY_FORK), with_findings=False)  # type: ignore[arg-type]
+    assert observed.explained_by == ("early-owner-fork",)
+    assert [place(v) for v in observed.violations] == [("ContextLeak", other, None)]
+    everything = observe(_Shows(outcome), Case(EARLY_FORK), with_findings=True)  # type: ignore[arg-type]
+    assert len(everything.violations) == 2
+
+
+def test_nothing_is_set_apart_on_another_torch() -> None:
+    """A finding of one version explains nothing of another."""
+    outcome = replace(holding(seen(EARLY_FORK, FaultPlan()), 0, owners=3), torch_version="2.99.0")
+    violations = judge(EARLY_FORK, None, outcome)
+    names, others = set_apart(EARLY_FORK, predict(EARLY_FORK, FaultPlan()), outcome, violations)
+    assert (names, others) == ((), violations)
+
+
+def test_a_death_explains_what_its_step_showed_besides_and_no_other() -> None:
+    """What was under way may err or leak for that; values, and earlier steps, speak for themselves.
+
+    Here rank 2 aborts, as its fork request is lost, while the ranks settle.
+    """
+    program = Program(3, (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Settle(), Fetch(0, "a")))
+    plan = FaultPlan(by_rank={2: FaultTable(["RREF_FORK_REQUEST"], 6)})
+    outcome = seen(program, plan)
+    outcome = replace(outcome, steps=outcome.steps[:3])
+    died = Violation("RankDied", "aborted", 2)
+    name = ("fork-request-given-up",)
+    assert left(program, plan, outcome, died, Violation("RRefLeak", "held", 1, 2)) == (name, [])
+    assert left(program, plan, outcome, died, Violation("WrongValue", "4", 0, 2)) == (
+        name,
+        ["WrongValue"],
+    )
+    assert left(program, plan, outcome, died, Violation("MissingError", "no", 0, 1)) == (
+        name,
+        ["MissingError"],
+    )
+    assert left(program, plan, outcome, Violation("RRefLeak", "held", 1, 2)) == ((), ["RRefLeak"])
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ([3.0], None),
+        (None, RaisedError("RuntimeError", "RPC ran for more than set timeout (100 ms)")),
+    ],
+)
+def test_an_rref_that_is_not_marked_as_failed_is_explained(
+    value: Any, error: RaisedError | None
+) -> None:
+    """Whatever its use gives in place of the error that it had to."""
+    outcome = with_step(seen(TWICE, LOST), 2, value=value, error=error)
+    (violation,) = judge(TWICE, LOST, outcome)
+    assert left(TWICE, LOST, outcome, violation) == (("second-failed-remote",), [])
+
+
+@pytest.mark.parametrize(
+    ("violation", "explained"),
+    [
+        (Violation("RankHung", "worker0 hung", 0), True),
+        (Violation("RankDied", "SIGSEGV", 0), True),
+        # Another RRef lies where the first one was, and is marked in its place.
+        (
+            Violation(
+                "UnexpectedError",
+                "expected no error, got RuntimeError: RRef creation via rpc.remote() timed out",
+            ),
+            True,
+        ),
+        (Violation("UnexpectedError", "expected no error, got RuntimeError: pipe closed"), False),
+        (Violation("MissingError", "expected torch's timeout, got the value [3.0]"), False),
+        (Violation("WrongValue", "expected [3.0], got [4.0]", 0, 2), False),
+        (Violation("RRefLeak", "holds 1", 1), False),
+        (Violation("NotRunOnce", "ran 2 times", 1), False),
+        (Violation("UngracefulShutdown", "left with 1", 1), False),
+    ],
+)
+def test_a_second_failed_remote_explains_no_more_than_torch_does(
+    violation: Violation, explained: bool
+) -> None:
+    """A mark that is missing, or at another place, can hang, raise or kill, and nothing else."""
+    assert FINDINGS["second-failed-remote"].can_cause(violation) is explained
