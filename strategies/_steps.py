@@ -306,6 +306,8 @@ class StepDrawer:
         # Handles at their owner, which perhaps has not made the value yet. When such a one is sent
         # on and that fork is deleted first, torch forgets the value, and the handle never has it.
         self._unmade: set[str] = set()
+        # RRefs made by others than their owner, of which nobody has seen that they arrived.
+        self._unseen: set[str] = set()
         self._targets = tuple(
             (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
         )
@@ -335,6 +337,16 @@ class StepDrawer:
                 self._take(step)
         while self._drawn < self._width:
             self.pick((0,))
+
+    @property
+    def overtakes(self) -> bool:
+        """Whether torch's shutdown may overtake the steps drawn, should no settle follow them.
+
+        It does not wait for a creation whose delete is to be tried again (a known finding).
+        """
+        tables = (self._plan.table(rank) for rank in self.ranks)
+        failing = any(MessageType.RREF_USER_DELETE in table.failing for table in tables)
+        return failing and bool(self._unseen)
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; whether there can be one."""
@@ -389,6 +401,7 @@ class StepDrawer:
         self._ended = {new.get(name, name): settled for name, settled in self._ended.items()}
         self._uncreated = {new.get(name, name) for name in self._uncreated}
         self._unmade = {new.get(name, name) for name in self._unmade}
+        self._unseen = {new.get(name, name) for name in self._unseen}
         self._made = {new.get(name, name): turn for name, turn in self._made.items()}
         self.steps.append(step)
 
@@ -487,13 +500,17 @@ class StepDrawer:
             self._ended = dict.fromkeys(self._ended, True)
             self._uncreated.clear()
             self._unmade.clear()
+            self._unseen.clear()
         elif isinstance(step, Fetch | Local):
             self._unmade.discard(step.handle)
+            self._unseen.discard(step.handle)
         elif isinstance(step, Share | Nest):
             arrived = self.scope.handles[step.out]
             source = step.at if isinstance(step, Share) else step.via
             if arrived.home == arrived.owner != source:
                 self._unmade.add(step.out)
+        if isinstance(step, Remote | Nest):
+            self._unseen.add(step.out)
         if isinstance(step, Context):
             self._ended[step.name] = False
         if self._block is not None and not self._block.left:

@@ -188,6 +188,8 @@ def _program_drawer(
             # Starting a parallel step is none itself.
             draw(surely)
         steps.close()
+        if settles is None and steps.overtakes:
+            settled = True
         return Program(world_size, tuple(steps.steps), settles=settled)
 
     return draw_program

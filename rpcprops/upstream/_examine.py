@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import fired, rungs
+from rpcprops.oracle import rungs
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
-from rpcprops.strategies import fault_plans, fault_tables
+from rpcprops.strategies import delay_tables, fail_counts, fault_plans, retryable_subsets
 from rpcprops.upstream._causes import Cause, cause_of
 from rpcprops.upstream._data import UpstreamTest, Verdict
 from rpcprops.upstream._ranks import TRANSPORT, Seen, UpstreamCase, UpstreamRanks
@@ -22,8 +24,9 @@ FaultsVerdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
 _MAX_FAIL_SENDS = 5
 #: Virtual seconds, far below the 60 of torch's default timeout.
 _MAX_DELAY = 1.0
-#: The largest faults that are asked of every test: what they do not strike, nothing strikes.
-_PROBE = FaultTable(RETRYABLE_MESSAGE_TYPES, 1, dict.fromkeys(MessageType, _MAX_DELAY / 4))
+#: A delay of its own for each type, too short to change anything: the clock library counts them by
+#: length, and so tells which types a test sends.
+_PROBE = FaultTable((), 0, {message: (n + 1) / 1000 for n, message in enumerate(MessageType)})
 
 
 @dataclass(slots=True)
@@ -42,7 +45,7 @@ class UnderFaults:
     tables: int
     faults_fired: int
     seconds: float
-    examination: Examination
+    examination: Examination | None = None
     cause: Cause | None = None
 
 
@@ -114,13 +117,12 @@ def run_under_faults(
     test = plain.test
     if test.no_faults or plain.verdict != "passed":
         return
-    prop = _property_of(ranks, test)
-    everything = ranks.observe(runner, UpstreamCase.of(test, _probe(test)), clock=plain.rate)
-    if not everything.violations and not fired(everything.faults):
-        plain.under_faults = UnderFaults("vacuous", 1, 0, 0.0, Examination(prop))
+    tables = _tables_for(test, _sent(ranks, plain))
+    if tables is None:
+        plain.under_faults = UnderFaults("vacuous", 0, 0, 0.0)
         return
     seen = examine(
-        prop,
+        _property_of(ranks, test, tables),
         runner,
         max_examples=examples,
         seed=seed,
@@ -141,7 +143,7 @@ def run_under_faults(
 def failure_of(result: UpstreamResult) -> Failure | None:
     """The failure of a test, without faults or under them; None where it has none."""
     under = result.under_faults
-    if under is not None:
+    if under is not None and under.examination is not None:
         return under.examination.failure
     last = result.last
     if last is None or last.verdict != "failed":
@@ -151,20 +153,55 @@ def failure_of(result: UpstreamResult) -> Failure | None:
     return Failure(result.test.id, last.promise, case, last.violations, last.outcome, (), repeats)
 
 
-def _probe(test: UpstreamTest) -> FaultPlan:
-    if test.no_delays:
-        return FaultPlan(FaultTable(_PROBE.messages_to_fail, _PROBE.num_fail_sends))
-    return FaultPlan(_PROBE)
+def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> frozenset[MessageType]:
+    """Which types a test sends; all of them where the clock library is not there to see."""
+    seen = ranks.run(plain.test, FaultPlan(_PROBE), plain.rate)
+    counts: Counter[int] = Counter()
+    for rank in seen.outcome.ranks:
+        if rank.delayed_sends is None:
+            return frozenset(MessageType)
+        counts.update(rank.delayed_sends)
+    return frozenset(message for message, ms in _PROBE.delaying.items() if counts[ms])
 
 
-def _property_of(ranks: UpstreamRanks, test: UpstreamTest) -> Property:
-    def cases() -> SearchStrategy[Any]:
-        tables = fault_tables(
-            messages=RETRYABLE_MESSAGE_TYPES,
-            max_fail_sends=_MAX_FAIL_SENDS,
-            max_delay=0.0 if test.no_delays else _MAX_DELAY,
+def _tables_for(
+    test: UpstreamTest, sent: frozenset[MessageType]
+) -> SearchStrategy[FaultTable] | None:
+    """Tables that can strike a test, and that torch survives; None where there is none."""
+    failing = [message for message in RETRYABLE_MESSAGE_TYPES if message in sent]
+    fails = st.builds(
+        FaultTable,
+        retryable_subsets(messages=failing, min_size=min(1, len(failing))),
+        fail_counts(min_fail_sends=1, max_fail_sends=_MAX_FAIL_SENDS),
+    )
+    late = [message for message in MessageType if message in sent and not test.no_delays]
+    delays = delay_tables(messages=late, max_delay=_MAX_DELAY, max_size=2).filter(bool)
+    kinds: list[SearchStrategy[FaultTable]] = []
+    if failing:
+        kinds.append(fails)
+    if late:
+        kinds.append(delays.map(lambda delay: FaultTable((), 0, delay)))
+    if failing and late:
+        kinds.append(
+            st.builds(
+                lambda table, delay: FaultTable(
+                    table.messages_to_fail, table.num_fail_sends, delay
+                ),
+                fails,
+                delays,
+            )
         )
-        plans = fault_plans(world_size=test.world_size, tables=tables)
+    return st.one_of(kinds) if kinds else None
+
+
+def _property_of(
+    ranks: UpstreamRanks, test: UpstreamTest, tables: SearchStrategy[FaultTable]
+) -> Property:
+    def cases() -> SearchStrategy[Any]:
+        # Without faults it has run.
+        plans = fault_plans(world_size=test.world_size, tables=tables).filter(
+            lambda plan: bool(plan.afflicted(test.world_size))
+        )
         return plans.map(lambda plan: UpstreamCase.of(test, plan))
 
     return Property(

@@ -53,7 +53,8 @@ def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -
 def _faults_row(under: UnderFaults | None) -> Row | None:
     if under is None:
         return None
-    failure = under.examination.failure
+    examination = under.examination
+    failure = examination.failure if examination else None
     return {
         "verdict": under.verdict,
         "tables": under.tables,
@@ -62,7 +63,7 @@ def _faults_row(under: UnderFaults | None) -> Row | None:
         "cause": under.cause.name if under.cause else "",
         "fault_of": under.cause.fault_of if under.cause else "",
         "plan": repr(failure.case.plan) if failure else "",
-        "unconfirmed": list(under.examination.unconfirmed),
+        "unconfirmed": list(examination.unconfirmed) if examination else [],
     }
 
 

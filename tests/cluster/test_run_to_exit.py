@@ -1,7 +1,5 @@
 """Ranks that run one function and exit with it, as processes of their own would."""
 
-
-
 from __future__ import annotations
 
 import os

@@ -31,6 +31,8 @@ WITH_TORCH = (
     "rpcprops.cluster._training",
     "rpcprops.cluster._warm",
     "rpcprops.fixture",
+    "rpcprops.upstream._pytorch_harness",
+    "rpcprops.upstream._rank_side",
 )
 
 
