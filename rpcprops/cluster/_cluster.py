@@ -49,6 +49,8 @@ R = TypeVar("R")
 #: What TensorPipe says of a peer that is gone, and the real seconds in which its death is known.
 _LOST_CONNECTION = re.compile(r"EOF|[Cc]onnection (reset|closed)|[Pp]ipe (closed|broken)|ECONN")
 _DEATH_SECONDS = 1.0
+#: The same for a result that says that the run is over, which may tell of anything.
+_LAST_DEATH_SECONDS = 0.3
 #: A settle that is out of time tells what is held, instead of waiting for one more look.
 _LAST_LOOK_SECONDS = 1.0
 
@@ -408,16 +410,20 @@ class Cluster:
                         raise _functions.load_error(payload, channel.rank)
                     results[channel.rank] = cast("R", _functions.loads(payload))
                     if is_last(results[channel.rank]):
+                        self._look_for_deaths(phase, results, number)
                         return results
                 if len(results) == self.world_size and not self._asked_for_spares:
                     self._ask_for_spares()
-                if all(c.status is not None for c in self._channels):
-                    self._blame_exits(phase, results)
+                if all(
+                    c.status is not None and (c.rank in results or c.has_left_without(number))
+                    for c in self._channels
+                ):
+                    self._blame_exits(phase, results, number)
                     return results
                 if any(c.lost and c.rank not in results for c in self._channels):
                     # Its exit is reported by the server, a moment later; then it is found.
                     self._pump(0.2)
-                    if self._blame_exits(phase, results):
+                    if self._blame_exits(phase, results, number):
                         return results
                 if phase.left() <= 0:
                     self._hung(
@@ -425,12 +431,19 @@ class Cluster:
                     )
                     return results
 
-    def _blame_exits(self, phase: Phase, results: Mapping[int, Any]) -> bool:
+    def _look_for_deaths(self, phase: Phase, results: Mapping[int, Any], number: int) -> None:
+        """Find a rank whose death a result may tell of: it is known about when that is."""
+        deadline = time.monotonic() + _LAST_DEATH_SECONDS
+        while time.monotonic() < deadline and not self._blame_exits(phase, results, number):
+            self._pump(0.05)
+
+    def _blame_exits(self, phase: Phase, results: Mapping[int, Any], number: int) -> bool:
         """Find every rank that has ended without its result, or by a signal."""
         dead = [
             c
             for c in self._channels
-            if c.status is not None and (c.rank not in results or not left_cleanly(c))
+            if c.status is not None
+            and (not left_cleanly(c) or (c.rank not in results and c.has_left_without(number)))
         ]
         for channel in dead:
             message = f"{channel.name} died during run: {channel.outcome().describe_end()}"

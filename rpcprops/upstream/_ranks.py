@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import UPSTREAM
-from rpcprops.errors import BrokenPromise, HarnessError, UsageError
+from rpcprops.errors import BrokenPromise, HarnessError, RankDied, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import OWN_CODE_SLACK, account
 from rpcprops.outcomes import Outcome, Violation
@@ -191,13 +191,21 @@ def _has_failed(result: RankVerdict) -> bool:
 def _verdict(
     results: dict[int, RankVerdict], broken: BrokenPromise | None
 ) -> tuple[Literal["passed", "failed", "skipped"], str, str]:
-    """The verdict of a run, the promise that a failure breaks, and the reason."""
+    """The verdict of a run, the promise that a failure breaks, and the reason.
+
+    What other ranks raise follows from a death, and not the other way round.
+    """
+    if isinstance(broken, RankDied):
+        return "failed", "RankDied", _with_notes(broken)
     for rank, result in sorted(results.items()):
         if _has_failed(result):
             lines = result.reason.strip().splitlines()[-_LINES_OF_REASON:]
             return "failed", "UpstreamTestFails", "\n".join([f"in rank {rank}:", *lines])
     if broken is not None:
-        notes = getattr(broken, "__notes__", [])
-        return "failed", type(broken).__name__, "\n".join([str(broken), *notes])
+        return "failed", type(broken).__name__, _with_notes(broken)
     first = results[0]
     return first.verdict, "", first.reason
+
+
+def _with_notes(broken: BrokenPromise) -> str:
+    return "\n".join([str(broken), *getattr(broken, "__notes__", [])])

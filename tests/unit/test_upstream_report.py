@@ -1,0 +1,100 @@
+"""What PyTorch's suites came to, in words and as data; and the records of its own harness."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpcprops.upstream import _parity, _report
+from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream._examine import UnderFaults, UpstreamResult
+
+RECORDED = "2.13.0"
+TEST = UpstreamTest("RpcTest", "test_add", "generic", 4)
+PASSED = UpstreamResult(TEST, "passed", rate=50.0, seconds=0.25, processor_seconds=0.5)
+
+
+def row(result: UpstreamResult, **changes: Any) -> dict[str, Any]:
+    return _report.row_of(result, RECORDED, []) | changes
+
+
+def text(*rows: dict[str, Any]) -> str:
+    return "\n".join(_report.summary_lines(rows, width=80))
+
+
+def test_the_record_holds_every_test() -> None:
+    """Of torch 2.13.0 all 464 tests are recorded, with a verdict and the time that they took."""
+    records = _parity.records(RECORDED + "+cpu")
+    assert len(records) == 464
+    assert {one.verdict for one in records.values()} <= {"passed", "failed", "skipped"}
+    assert all(one.seconds > 0 and one.processor_seconds > 0 for one in records.values())
+
+
+def test_another_torch_has_no_record() -> None:
+    """Nothing is said of a torch whose suites nobody ran."""
+    assert _parity.records("1.0.0") == {}
+    assert _parity.parity_of(PASSED, "1.0.0").agreement == "not_recorded"
+
+
+def test_a_verdict_is_compared_with_the_record() -> None:
+    """The same verdict agrees, another differs."""
+    assert _parity.parity_of(PASSED, RECORDED).agreement == "same"
+    failed = replace(PASSED, verdict="failed")
+    assert _parity.parity_of(failed, RECORDED).agreement == "differs"
+
+
+def test_pieces_of_a_record_are_put_together() -> None:
+    """A test that is there twice counts once, the last; a line that was cut off is left out."""
+    first = {"class": "A", "name": "t", "verdict": "failed"}
+    last = {"class": "A", "name": "t", "verdict": "passed"}
+    lines = [json.dumps(first), json.dumps(last), '{"class": "A", "na']
+    assert _parity.merged(lines) == [last]
+
+
+def test_the_report_has_a_row_for_each_test(tmp_path: Path) -> None:
+    """The file holds the tests in order, and sums that add up."""
+    skipped = replace(PASSED, test=replace(TEST, name="test_a"), verdict="skipped", reason="no GPU")
+    path = tmp_path / "report.json"
+    _report.write_report(path, [row(PASSED), row(skipped)])
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert [test["name"] for test in data["tests"]] == ["test_a", "test_add"]
+    assert data["summary"]["passed"] == data["summary"]["skipped"] == 1
+    assert data["summary"]["seconds"] == 0.5
+
+
+def test_the_table_counts_by_class() -> None:
+    """Each class has a line, and all have one more."""
+    other = replace(PASSED, test=replace(TEST, suite="JitRpcTest", name="test_rref_is_owner"))
+    lines = text(row(PASSED), row(other)).splitlines()
+    assert [line.split()[:2] for line in lines if line[:3] in ("Rpc", "Jit", "all")] == [
+        ["RpcTest", "1"],
+        ["JitRpcTest", "1"],
+        ["all", "2"],
+    ]
+
+
+def test_differences_are_named_with_their_causes() -> None:
+    """A verdict that differs stands below the table, and so does a missing cause."""
+    parity = {"agreement": "differs", "harness_verdict": "failed", "cause": "", "x": 0}
+    printed = text(row(PASSED, parity=parity))
+    assert "differs: RpcTest::test_add: passed here, failed in PyTorch's harness" in printed
+    assert "no cause is written down" in printed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [("vacuous", "no faults to strike: 1 tests"), ("undecided", "undecided: RpcTest::test_add")],
+)
+def test_what_faults_showed_is_told(verdict: Any, words: str) -> None:
+    """Tests that nothing can strike are counted, and what could not be decided is named."""
+    assert words in text(row(replace(PASSED, under_faults=UnderFaults(verdict, 3, 0, 1.0))))
+
+
+def test_a_slower_clock_is_told() -> None:
+    """That a test passed at a slower rate only is said with the rates."""
+    printed = text(row(replace(PASSED, rate=5.0, slower=(50.0,))))
+    assert "slower: RpcTest::test_add failed at rate 50, and passed at 5" in printed

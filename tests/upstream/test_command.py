@@ -1,0 +1,157 @@
+"""``rpcprops upstream`` and ``pytest --rpc-upstream``, as users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.programs import Program
+from rpcprops.report._artefact import Artefact, write
+
+RPCPROPS = [sys.executable, "-m", "rpcprops"]
+#: Real seconds, far above what a command takes here.
+LIMIT = 150
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def upstream(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, *RPCPROPS, "upstream", *arguments)
+
+
+def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
+    """Selected tests run in two processes; the terminal, the JSON and the XML say the same."""
+    report, xml = tmp_path / "report.json", tmp_path / "report.xml"
+    # What the folder configures is meant for its own tests.
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --nonsense\n", encoding="utf-8")
+    chosen = "RpcTest and (test_add_with_id or key_names) or CudaRemoteModuleTest"
+    done = upstream(tmp_path, "-n", "2", "-k", chosen, "--json", str(report), "--junit", str(xml))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PyTorch's RPC suites, without faults" in done.stdout
+    tests = json.loads(report.read_text(encoding="utf-8"))["tests"]
+    verdicts = {(test["class"], test["verdict"]) for test in tests}
+    assert verdicts == {
+        ("RpcTest", "passed"),
+        ("RpcTest", "skipped"),
+        ("CudaRemoteModuleTest", "not_applicable"),
+    }
+    cases = ElementTree.parse(xml).getroot().iter("testcase")
+    assert {(case.get("classname"), case.get("name")) for case in cases} == {
+        (f"upstream.{test['class']}", test["name"]) for test in tests
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--faults", "some"], "--faults 'some'"),
+        (["--clock", "fast"], "clock='fast'"),
+        (["--json", "no/such/folder/x.json"], "no/such/folder"),
+    ],
+)
+def test_misuse_is_told_in_a_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """What cannot be is refused with exit code 2, the value, and no traceback."""
+    done = upstream(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_nothing_selected_is_misuse(tmp_path: Path) -> None:
+    """An expression that no test matches is exit code 2, as a misspelt one should be."""
+    done = upstream(tmp_path, "-k", "no_such_test")
+    assert done.returncode == 2
+    assert "563 deselected" in done.stdout
+
+
+def test_the_pytest_entry_collects_the_suites_alone(tmp_path: Path) -> None:
+    """``pytest --rpc-upstream`` lists PyTorch's tests, and not those of the folder."""
+    (tmp_path / "test_own.py").write_text("def test_of_this_folder(): pass\n", encoding="utf-8")
+    pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    chosen = ["-k", "ParameterServer or of_this_folder"]
+    done = run(tmp_path, *pytest_, "--rpc-upstream", "--collect-only", "-q", *chosen)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "upstream::ParameterServerTest::test_batch_updating_parameter_server" in done.stdout
+    assert "of_this_folder" not in done.stdout
+
+
+def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
+    """Ctrl-C ends the run with exit code 130, the report of what had run, and no process left."""
+    report = tmp_path / "report.json"
+    process = subprocess.Popen(
+        [*RPCPROPS, "upstream", "-k", "RpcTest", "--json", str(report)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    children: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("collected"):
+            assert process.poll() is None
+        time.sleep(5)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(timeout=LIMIT) == 130, said
+    finally:
+        process.kill()
+        process.communicate()
+    assert json.loads(report.read_text(encoding="utf-8"))["tests"]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_failure_replays(tmp_path: Path) -> None:
+    """The file of a failing test of PyTorch's runs that test again, under its faults."""
+    artefact = Artefact(
+        kind="upstream",
+        subject="RpcTest::test_rref_forward_chain",
+        promise="RankDied",
+        program=Program(4, ()),
+        plans=(FaultPlan(FaultTable(["RREF_FORK_REQUEST"], 6)),),
+        transport="shm",
+    )
+    path = write(artefact, tmp_path)
+    done = run(tmp_path, *RPCPROPS, "replay", str(path), "--times", "2", "--no-needed")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "reproduced: RankDied in 2 of 2 runs at rate 50" in done.stdout
+
+
+@pytest.mark.nightly
+def test_pytorchs_own_harness_is_recorded_in_pieces(tmp_path: Path) -> None:
+    """A second run leaves out what the file has, and adds the rest."""
+    file = tmp_path / "rows.jsonl"
+    first = upstream(tmp_path, "--harness", str(file), "-k", "RpcTest and test_add_with_id")
+    assert first.returncode == 0, first.stdout + first.stderr
+    chosen = "JitRpcTest and add_done or add_with_id"
+    again = upstream(tmp_path, "--harness", str(file), "-k", chosen)
+    assert "2 tests, of which 1 are in" in again.stdout
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(row["name"], row["verdict"]) for row in rows] == [
+        ("test_add_with_id", "passed"),
+        ("test_add_done_callback", "passed"),
+    ]

@@ -1,0 +1,170 @@
+"""PyTorch's own RPC suites, unchanged, on our fixture and our ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import account, fired
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
+from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream._examine import failure_of, run_under_faults, run_without_faults
+from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamRanks
+
+#: Of torch 2.13, by torch's own count of its classes.
+SUITES = {
+    "RpcTest": 215,
+    "ParameterServerTest": 1,
+    "DistAutogradTest": 63,
+    "DistOptimizerTest": 4,
+    "JitRpcTest": 54,
+    "JitDistAutogradTest": 4,
+    "RemoteModuleTest": 13,
+    "ThreeWorkersRemoteModuleTest": 3,
+    "DdpUnderDistAutogradTest": 4,
+    "DdpComparisonTest": 4,
+    "ReinforcementLearningRpcTest": 1,
+    "TensorPipeAgentRpcTest": 39,
+    "TensorPipeAgentDistAutogradTest": 31,
+    "FaultyAgentRpcTest": 20,
+    "FaultyAgentDistAutogradTest": 2,
+    "JitFaultyAgentRpcTest": 6,
+}
+#: One of each kind: what it needs of ranks that a plain call does not.
+IN_CI = (
+    "FaultyAgentRpcTest::test_check_failed_messages",
+    "FaultyAgentRpcTest::test_rpc_builtin_timeout",
+    "FaultyAgentDistAutogradTest::test_context_cleanup_tensor_with_grad",
+    "JitFaultyAgentRpcTest::test_timeout_in_torchscript_function",
+    # World sizes of their own, a process group next to RPC, and a store by name.
+    "DdpUnderDistAutogradTest::test_backward_no_ddp",
+    "DdpComparisonTest::test_ddp_comparison",
+    # Ranks that leave while others wait for them to be gone.
+    "DistAutogradTest::test_backward_node_failure",
+    # A rank that leaves by sys.exit.
+    "DistAutogradTest::test_backward_without_context",
+    # Events of several ranks in the order of one clock.
+    "RpcTest::test_profiler_with_sync_rpc_builtin_single_threaded",
+    # Options of the plain agent, and its type.
+    "TensorPipeAgentRpcTest::test_infer_backend_from_options",
+)
+
+
+@pytest.fixture(scope="module")
+def ranks(rpc_cluster: ClusterFactory) -> UpstreamRanks:
+    return UpstreamRanks(rpc_cluster.server)
+
+
+def test_the_suites_are_whole(ranks: UpstreamRanks) -> None:
+    """The wheel's classes and the number of their tests are those of torch 2.13."""
+    found = Counter(test.suite for test in ranks.tests() if test.agent != "cuda")
+    assert found == SUITES
+    assert found.total() == 464
+
+
+def test_cuda_suites_are_not_applicable(ranks: UpstreamRanks) -> None:
+    """Tests that need devices are listed, each with the reason why it does not run."""
+    cuda = [test for test in ranks.tests() if test.agent == "cuda"]
+    assert len(cuda) == 99
+    result = run_without_faults(ranks, cuda[0])
+    assert result.verdict == "not_applicable"
+    assert "CUDA" in result.reason
+
+
+def test_the_rule_finds_what_asserts_wall_clock(ranks: UpstreamRanks) -> None:
+    """The one test of this torch that bounds how long something took is found by its source."""
+    timed = [test.name for test in ranks.tests() if test.real_time]
+    assert timed == ["test_device_maps_missing_config_not_timeout"]
+
+
+def test_what_asserts_wall_clock_runs_in_real_time(ranks: UpstreamRanks) -> None:
+    """A test that the rule names gets rate 1, any other the fast one."""
+    test = ranks.test("RpcTest::test_add")
+    assert ranks.rate_of(dataclasses.replace(test, real_time="it bounds its time")) == 1.0
+    if ranks.server.rate != 1.0:
+        assert ranks.rate_of(test) == DEFAULT_RATE
+
+
+@pytest.mark.parametrize("name", IN_CI)
+def test_runs_unchanged(ranks: UpstreamRanks, name: str) -> None:
+    """A test of PyTorch's passes with our fixture mixed in where torch's would be."""
+    result = run_without_faults(ranks, ranks.test(name))
+    assert (result.verdict, result.reason) == ("passed", "")
+
+
+def test_a_skip_is_the_tests_own(ranks: UpstreamRanks) -> None:
+    """A test that PyTorch skips is skipped here, with PyTorch's reason."""
+    result = run_without_faults(ranks, ranks.test("RpcTest::test_profiler_rpc_key_names"))
+    assert result.verdict == "skipped"
+    assert "pytorch/pytorch/issues" in result.reason
+
+
+def test_drawn_tables_strike_and_change_nothing(ranks: UpstreamRanks) -> None:
+    """A test that forks RRefs holds under tables that are seen to strike it."""
+    result = run_without_faults(ranks, ranks.test("RpcTest::test_rref_forward_chain"))
+    run_under_faults(ranks, Runner(ranks.server), result, examples=3, seed=1)
+    under = result.under_faults
+    assert under is not None
+    assert (under.verdict, under.tables) == ("holds", 3)
+    assert under.faults_fired > 0
+
+
+def test_a_crash_fails_one_test_only(ranks: UpstreamRanks) -> None:
+    """A rank that dies fails the test that it ran, by signal and name; the next one runs."""
+    killing = FaultPlan(FaultTable(["RREF_FORK_REQUEST"], 6))
+    test = ranks.test("RpcTest::test_rref_forward_chain")
+    seen = ranks.run(test, killing, DEFAULT_RATE)
+    assert (seen.verdict, seen.promise) == ("failed", "RankDied")
+    assert "SIGABRT" in seen.reason
+    assert fired(account(None, killing, seen.outcome)) >= 6
+    assert ranks.run(test, rate=DEFAULT_RATE).verdict == "passed"
+
+
+class LossyRanks(UpstreamRanks):
+    """Ranks whose first script call is lost, whatever they are asked to run under."""
+
+    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
+        return super().run(test, FaultPlan(FaultTable(["SCRIPT_CALL"], 1)), rate)
+
+
+def test_a_failure_is_told_with_its_rank(ranks: UpstreamRanks) -> None:
+    """A test that fails is asked again down to real time, and tells the traceback of its rank."""
+    lossy = LossyRanks(ranks.server)
+    result = run_without_faults(lossy, ranks.test("RpcTest::test_add"))
+    assert (result.verdict, result.rate) == ("failed", 1.0)
+    assert result.reason.startswith("in rank ")
+    assert "in test_add" in result.reason
+    failure = failure_of(result)
+    assert failure is not None
+    assert failure.promise == "UpstreamTestFails"
+
+
+def test_what_breaks_a_test_is_shrunk_and_confirmed(ranks: UpstreamRanks) -> None:
+    """A test that fails under tables is violated, with the smallest of them, shown in real time."""
+    lossy = LossyRanks(ranks.server)
+    result = run_without_faults(ranks, ranks.test("RpcTest::test_add"))
+    run_under_faults(lossy, Runner(ranks.server), result, examples=2, seed=1)
+    under, failure = result.under_faults, failure_of(result)
+    assert under is not None
+    assert failure is not None
+    assert under.verdict == "violated"
+    # Its script calls are late by as little as can be, since these ranks lose them anyhow.
+    assert failure.case.plan == FaultPlan(by_rank={0: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
+    assert any(repeats.rate == 1.0 and repeats.failed for repeats in failure.repeats)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("suite", SUITES)
+def test_all_run_unchanged(ranks: UpstreamRanks, suite: str) -> None:
+    """Every test of the suite passes, or is skipped by itself, with our fixture mixed in."""
+    failed = {
+        test.id: result.reason
+        for test in ranks.tests()
+        if test.suite == suite
+        and (result := run_without_faults(ranks, test)).verdict not in ("passed", "skipped")
+    }
+    assert failed == {}
