@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from rpcprops.upstream._examine import UpstreamResult
 
@@ -64,6 +66,27 @@ def records(torch_version: str) -> Mapping[str, Recorded]:
     }
 
 
+def main() -> None:
+    """``python -m rpcprops.upstream._parity FILE``: make FILE's rows the record of their torch.
+
+    Causes that were written down for that torch stay.
+
+    Raises:
+        SystemExit: the rows are of more than one torch, or there are none.
+    """
+    rows = merged(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines())
+    versions = {str(row.pop("torch")).partition("+")[0] for row in rows}
+    if len(versions) != 1:
+        sys.exit(f"{sys.argv[1]}: rows of torch {sorted(versions)}; a record is of one version")
+    path = Path(__file__).with_name("parity") / f"torch-{versions.pop()}.json"
+    causes = json.loads(path.read_text(encoding="utf-8"))["causes"] if path.exists() else {}
+    path.parent.mkdir(exist_ok=True)
+    rows.sort(key=lambda row: (row["class"], row["name"]))
+    body = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"causes": {json.dumps(causes, indent=1)},\n"tests": [\n{body}\n]}}\n'
+    path.write_text(text, encoding="utf-8")
+
+
 def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
     """How the verdict without faults compares with the recorded one."""
     recorded = records(torch_version).get(result.test.id)
@@ -73,9 +96,9 @@ def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
     return Parity("same" if same else "differs", recorded)
 
 
-def merged(lines: Iterable[str]) -> list[dict[str, object]]:
+def merged(lines: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a record file that grew in pieces; of a test that is there twice, the last."""
-    rows: dict[tuple[str, str], dict[str, object]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for line in lines:
         try:
             row = json.loads(line)
@@ -84,3 +107,7 @@ def merged(lines: Iterable[str]) -> list[dict[str, object]]:
             # The last line of a run that was killed.
             continue
     return list(rows.values())
+
+
+if __name__ == "__main__":
+    main()
