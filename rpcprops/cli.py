@@ -52,7 +52,8 @@ app = typer.Typer(
 @app.command()
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Properties to check; all unless given.")
+        list[str] | None,
+        typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
     ] = None,
     *,
     examples: Annotated[
@@ -92,9 +93,11 @@ def check(
 
     if list_only:
         for prop in PROPERTIES.values():
-            out.print(f"[bold]{prop.name}[/bold]  {escape(prop.promise)}")
+            note = "(takes minutes: only when named) " if prop.only_named else ""
+            out.print(f"[bold]{prop.name}[/bold]  {note}{escape(prop.promise)}")
         return
-    chosen = [_pick("property", name, PROPERTIES) for name in names or PROPERTIES]
+    chosen = [_pick("property", name, PROPERTIES) for name in names or []]
+    chosen = chosen or [prop for prop in PROPERTIES.values() if not prop.only_named]
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
     check_transport(transport)

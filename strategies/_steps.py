@@ -308,6 +308,8 @@ class StepDrawer:
         self._unmade: set[str] = set()
         # RRefs made by others than their owner, of which nobody has seen that they arrived.
         self._unseen: set[str] = set()
+        # RRefs whose functions were sent an RRef.
+        self._sent: set[str] = set()
         self._targets = tuple(
             (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
         )
@@ -342,11 +344,12 @@ class StepDrawer:
     def overtakes(self) -> bool:
         """Whether torch's shutdown may overtake the steps drawn, should no settle follow them.
 
-        It does not wait for a creation whose delete is to be tried again (a known finding).
+        It does not wait for a creation whose delete is to be tried again, and deletes what a
+        function still uses (known findings).
         """
         tables = (self._plan.table(rank) for rank in self.ranks)
         failing = any(MessageType.RREF_USER_DELETE in table.failing for table in tables)
-        return failing and bool(self._unseen)
+        return bool(self._unseen) and (failing or bool(self._unseen & self._sent))
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; whether there can be one."""
@@ -402,6 +405,7 @@ class StepDrawer:
         self._uncreated = {new.get(name, name) for name in self._uncreated}
         self._unmade = {new.get(name, name) for name in self._unmade}
         self._unseen = {new.get(name, name) for name in self._unseen}
+        self._sent = {new.get(name, name) for name in self._sent}
         self._made = {new.get(name, name): turn for name, turn in self._made.items()}
         self.steps.append(step)
 
@@ -511,6 +515,8 @@ class StepDrawer:
                 self._unmade.add(step.out)
         if isinstance(step, Remote | Nest):
             self._unseen.add(step.out)
+        if isinstance(step, Remote) and isinstance(step.right, str):
+            self._sent.add(step.out)
         if isinstance(step, Context):
             self._ended[step.name] = False
         if self._block is not None and not self._block.left:

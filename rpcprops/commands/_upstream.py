@@ -151,6 +151,8 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
         task = progress.add_task("PyTorch's harness", total=len(left), note="")
         process = subprocess.Popen(
             [sys.executable, str(script), str(file.absolute())],
+            # torch.testing imports Hypothesis, which would import us in each process.
+            env=os.environ | {"HYPOTHESIS_NO_PLUGINS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

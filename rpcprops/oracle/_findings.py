@@ -127,6 +127,22 @@ FINDINGS: Mapping[str, Finding] = {
         ),
         shows_as=frozenset({"RRefLeak"}),
     ),
+    "shutdown-deletes-argument": Finding(
+        promise="RankHung",
+        versions=("2.13",),
+        why=(
+            "Graceful shutdown deletes every user RRef of a rank, also those that a function "
+            "which remote() started still uses. What that function then fetches is gone at its "
+            "owner, which waits for it to be made; the function ends with the RPC timeout, and the "
+            "shutdown of both ranks with it."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::delAllUsersAndUnforkedOwners deletes confirmed users of running functions"
+        ),
+        shows_as=frozenset({"RankHung"}),
+        sometimes=True,
+    ),
     "timed-out-type-query": Finding(
         promise="UnexpectedError",
         versions=("2.13",),

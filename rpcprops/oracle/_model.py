@@ -218,6 +218,7 @@ class _RRef:
         error: how using the value fails: "remote" where the function that makes it raised.
         made: whether its creation has reached the owner for certain.
         takes: virtual seconds for which faults may still hold up the function that makes it.
+        fetches: whether that function fetches an RRef that it was sent from another rank.
     """
 
     owner: int
@@ -227,6 +228,7 @@ class _RRef:
     error: ErrorClass = ""
     made: bool = True
     takes: float = 0.0
+    fetches: bool = False
 
 
 @dataclass(slots=True)
@@ -329,6 +331,8 @@ class Model:
         hazards = set(self.hazards)
         if graceful and not settles and self._overtakes(last):
             hazards.add("shutdown-overtakes-creation")
+        if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
+            hazards.add("shutdown-deletes-argument")
         dropped = self.given_up if graceful and not settles else [set[str]() for _ in self.calls]
         return Prediction(
             tuple(self.steps),
@@ -675,6 +679,7 @@ class Model:
                 self._drop(there)
         else:
             try:
+                rref.fetches = there is not None and there.rref.owner != step.to
                 rref.value = self._compute(step.to, step.left, step.right, there)
             except _Raises as raised:
                 rref.error = raised.error

@@ -87,6 +87,7 @@ class Property:
         with_findings: whether what a known finding of stock torch causes counts as a violation.
         needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
         known: set when stock torch is documented to break it.
+        only_named: whether it takes so long that it is checked only where it is asked for by name.
         compares: whether some cases that pass under a fast clock run in real time as well.
         observe: runs and judges a case; called as :func:`observe`.
     """
@@ -97,5 +98,6 @@ class Property:
     needs_faults: bool = True
     with_findings: bool = False
     known: Finding | None = None
+    only_named: bool = False
     compares: bool = True
     observe: Callable[..., Observation] = observe

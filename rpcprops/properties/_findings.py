@@ -39,6 +39,14 @@ def _late_creation(number: int) -> Case:
     return _case(2, Remote(0, 1, "a", timeout=0.5), Drop(0, "a"), plan=_at(0, table))
 
 
+def _deleted_argument(number: int) -> Case:
+    program = Program(
+        2, (Own(0, "a", (float(number),)), Remote(0, 1, "b", right="a")), settles=False
+    )
+    late = FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 2.0})
+    return Case(program, FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 1), 1: late}))
+
+
 def _early_fork(number: int) -> Case:
     return _case(
         2,
@@ -90,6 +98,10 @@ _CASES: dict[str, tuple[str, Case]] = {
             ),
         ),
     ),
+    "shutdown-deletes-argument": (
+        "A function that remote() started can use its arguments until it ends.",
+        _deleted_argument(1),
+    ),
     "timed-out-type-query": (
         "A call through an RRef after one that timed out is made anew.",
         _case(
@@ -125,7 +137,12 @@ _CASES: dict[str, tuple[str, Case]] = {
 _SOMETIMES: dict[str, Callable[[int], Case]] = {
     "timed-out-remote-dropped": _late_creation,
     "early-owner-fork": _early_fork,
+    "shutdown-deletes-argument": _deleted_argument,
 }
+
+
+#: Those that take minutes of real time: shutdowns that wait for what never comes.
+_SLOW = frozenset({"shutdown-deletes-argument"})
 
 
 def _cases(name: str) -> st.SearchStrategy[Case]:
@@ -145,4 +162,5 @@ def finding_properties() -> Iterator[Property]:
             needs_faults=False,
             with_findings=True,
             known=finding,
+            only_named=name in _SLOW,
         )

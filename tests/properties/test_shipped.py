@@ -13,6 +13,7 @@ from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
+_SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def test_the_record_holds_every_test() -> None:
     records = _parity.records(RECORDED + "+cpu")
     assert len(records) == 464
     assert {one.verdict for one in records.values()} <= {"passed", "failed", "skipped"}
-    assert all(one.seconds > 0 and one.processor_seconds > 0 for one in records.values())
+    ran = [one for one in records.values() if one.verdict != "skipped"]
+    assert all(one.seconds > 0 and one.processor_seconds > 0 for one in ran)
 
 
 def test_another_torch_has_no_record() -> None:

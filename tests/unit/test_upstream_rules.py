@@ -1,5 +1,7 @@
 """What the source of a test of PyTorch's says of it."""
 
+# ruff: noqa: PT009  (PyTorch's tests are unittest's)
+
 from __future__ import annotations
 
 import time
