@@ -405,9 +405,14 @@ class Cluster:
                     if number not in channel.answers:
                         continue
                     kind, (payload, seen) = channel.answers.pop(number)
-                    channel.note_look(seen)
+                    if seen is not None:
+                        channel.note_look(seen)
                     if kind == "error":
-                        raise _functions.load_error(payload, channel.rank)
+                        error = _functions.load_error(payload, channel.rank)
+                        if not isinstance(error, Exception):
+                            # An exit of a rank is none of this process.
+                            raise errors.RemoteError(repr(error)) from error
+                        raise error
                     results[channel.rank] = cast("R", _functions.loads(payload))
                     if is_last(results[channel.rank]):
                         self._look_for_deaths(phase, results, number)
@@ -426,9 +431,8 @@ class Cluster:
                     if self._blame_exits(phase, results, number):
                         return results
                 if phase.left() <= 0:
-                    self._hung(
-                        phase, [c for c in self._channels if c.status is None], "does not end"
-                    )
+                    alive = [c for c in self._channels if c.status is None]
+                    self._hung(phase, alive or self._channels, "does not end")
                     return results
 
     def _look_for_deaths(self, phase: Phase, results: Mapping[int, Any], number: int) -> None:

@@ -62,9 +62,7 @@ def upstream(
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write the results as JUnit XML.")
     ] = None,
-    list_only: Annotated[
-        bool, typer.Option("--list", help="List the tests, and what is known of them; run none.")
-    ] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List the tests; run none.")] = False,
     harness: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +81,14 @@ def upstream(
         if path is not None and not path.absolute().parent.is_dir():
             msg = f"{option} {str(path)!r}: there is no folder {str(path.absolute().parent)!r}."
             raise UsageError(msg)
+        if path is not None and path.is_dir():
+            msg = f"{option} {str(path)!r} is a folder; name a file."
+            raise UsageError(msg)
     if harness is not None:
+        given = [json_file, junit, seed, list_only or None]
+        if any(one is not None for one in given) or (workers, faults, clock) != (1, "none", "auto"):
+            msg = "--harness goes with -k alone: PyTorch's harness has no other option of these."
+            raise UsageError(msg)
         _run_in_harness(select, harness)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
@@ -103,16 +108,15 @@ def upstream(
 
 
 def _pytest(command: Sequence[str], *plugins: object) -> int:
-    """pytest's exit code, without whatever the working directory configures."""
+    """pytest's exit code, without whatever the environment or the working directory configures."""
     import pytest
 
-    # Not the user's own configuration: what it adds is meant for the tests there.
-    return int(
-        pytest.main(
-            [*command, "-c", os.devnull, f"--rootdir={Path.cwd()}", "--noconftest"],
-            plugins=list(plugins),
-        )
-    )
+    # What they add is meant for the tests there; that we are a plugin is not theirs to say.
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    autoload = not os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    ours = [] if autoload else ["-p", "rpcprops.pytest_plugin", "-p", "xdist"]
+    apart = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "--noconftest"]
+    return int(pytest.main([*ours, *apart, *command], plugins=list(plugins)))
 
 
 def _chosen(select: str) -> list[UpstreamTest]:
@@ -129,6 +133,9 @@ def _chosen(select: str) -> list[UpstreamTest]:
     chosen = Chosen()
     command = ["--rpc-upstream", "--collect-only", "-p", "no:terminal", "-k", select]
     code = _pytest([*command, "-p", "no:cacheprovider"], chosen)
+    if code == 5:
+        msg = f"-k {select!r} selects no test; --list shows their names."
+        raise UsageError(msg)
     if code:
         _leave(code)
     return chosen.tests
@@ -147,7 +154,7 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
     left = [test.id for test in chosen if test.id not in done]
     out.print(f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {file} already")
     script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
-    with progress_bar() as progress, file.with_suffix(".log").open("ab") as log:
+    with progress_bar() as progress, file.with_name(f"{file.name}.log").open("ab") as log:
         task = progress.add_task("PyTorch's harness", total=len(left), note="")
         process = subprocess.Popen(
             [sys.executable, str(script), str(file.absolute())],
@@ -190,9 +197,9 @@ def _rows(file: Path, merged: Any) -> list[dict[str, Any]]:
 def _kill_group(process: subprocess.Popen[str]) -> None:
     import signal
 
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait(timeout=10)
+    try:
+        # Also where it has ended: what it spawned may not have.
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(timeout=10)

@@ -9,17 +9,17 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from rpcprops.errors import MachineCannot
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import rungs
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
 from rpcprops.strategies import delay_tables, fail_counts, fault_plans, retryable_subsets
-from rpcprops.upstream._causes import Cause, cause_of
 from rpcprops.upstream._data import UpstreamTest, Verdict
 from rpcprops.upstream._ranks import TRANSPORT, Seen, UpstreamCase, UpstreamRanks
 
-#: What drawn tables mean for a test. "known": it fails, for a cause that is written down.
-FaultsVerdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
+#: What drawn tables mean for a test.
+FaultsVerdict = Literal["holds", "violated", "vacuous", "undecided"]
 #: The most failures of each payload: what torch retries for every retryable type.
 _MAX_FAIL_SENDS = 5
 #: Virtual seconds, far below the 60 of torch's default timeout.
@@ -34,19 +34,19 @@ class UnderFaults:
     """A test under drawn tables.
 
     Attributes:
-        verdict: "vacuous" where the test sends nothing that a fault could strike.
+        verdict: "vacuous" where nothing was struck; "undecided" where a failure did not show again.
+        sent: the message types that the test was seen to send, which the tables are drawn from.
         tables: how many different plans it ran under.
         faults_fired: how many injected faults were seen to strike.
         seconds: real seconds.
-        cause: why it fails, where that is known.
     """
 
     verdict: FaultsVerdict
+    sent: tuple[MessageType, ...]
     tables: int
     faults_fired: int
     seconds: float
     examination: Examination | None = None
-    cause: Cause | None = None
 
 
 @dataclass(slots=True)
@@ -86,7 +86,11 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
     first = ranks.rate_of(test)
     seen: list[Seen] = []
     for rate in (first, *rungs(first)):
-        seen.append(ranks.run(test, rate=rate))
+        try:
+            seen.append(ranks.run(test, rate=rate))
+        except MachineCannot:
+            # A rate that this machine cannot give at the moment; the last is real time.
+            continue
         if seen[-1].verdict != "failed":
             break
     last = seen[-1]
@@ -117,9 +121,10 @@ def run_under_faults(
     test = plain.test
     if test.no_faults or plain.verdict != "passed":
         return
-    tables = _tables_for(test, _sent(ranks, plain))
+    sent = _sent(ranks, plain)
+    tables = _tables_for(test, sent)
     if tables is None:
-        plain.under_faults = UnderFaults("vacuous", 0, 0, 0.0)
+        plain.under_faults = UnderFaults("vacuous", sent, 0, 0, 0.0)
         return
     seen = examine(
         _property_of(ranks, test, tables),
@@ -129,43 +134,42 @@ def run_under_faults(
         transport=TRANSPORT,
         clock=plain.rate,
     )
-    verdict: FaultsVerdict = seen.verdict
-    cause = None
-    if seen.failure is not None:
-        cause = cause_of(test, seen.failure)
-        if cause is not None:
-            verdict = "known"
+    ranks.forget()
+    verdict: FaultsVerdict = "violated" if seen.failure is not None else seen.verdict  # type: ignore[assignment]
     plain.under_faults = UnderFaults(
-        verdict, seen.examples, seen.faults_fired, seen.seconds, seen, cause
+        verdict, sent, seen.examples, seen.faults_fired, seen.seconds, seen
     )
 
 
-def failure_of(result: UpstreamResult) -> Failure | None:
-    """The failure of a test, without faults or under them; None where it has none."""
+def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
+    """What of a test failed, without faults or under them, and what could not be decided."""
     under = result.under_faults
     if under is not None and under.examination is not None:
-        return under.examination.failure
+        failure = under.examination.failure
+        return (failure,) if failure else tuple(under.examination.doubtful)
     last = result.last
     if last is None or last.verdict != "failed":
-        return None
+        return ()
     case = UpstreamCase.of(result.test)
     repeats = tuple(Repeats(rate, 1, 1) for rate in (*result.slower, last.rate))
-    return Failure(result.test.id, last.promise, case, last.violations, last.outcome, (), repeats)
+    return (
+        Failure(result.test.id, last.promise, case, last.violations, last.outcome, (), repeats),
+    )
 
 
-def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> frozenset[MessageType]:
-    """Which types a test sends; all of them where the clock library is not there to see."""
+def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> tuple[MessageType, ...]:
+    """Which types a test sends; all of them where nobody could see, or what ran did not pass."""
     seen = ranks.run(plain.test, FaultPlan(_PROBE), plain.rate)
     counts: Counter[int] = Counter()
     for rank in seen.outcome.ranks:
-        if rank.delayed_sends is None:
-            return frozenset(MessageType)
+        if rank.delayed_sends is None or seen.verdict != "passed":
+            return tuple(MessageType)
         counts.update(rank.delayed_sends)
-    return frozenset(message for message, ms in _PROBE.delaying.items() if counts[ms])
+    return tuple(message for message, ms in _PROBE.delaying.items() if counts[ms])
 
 
 def _tables_for(
-    test: UpstreamTest, sent: frozenset[MessageType]
+    test: UpstreamTest, sent: tuple[MessageType, ...]
 ) -> SearchStrategy[FaultTable] | None:
     """Tables that can strike a test, and that torch survives; None where there is none."""
     failing = [message for message in RETRYABLE_MESSAGE_TYPES if message in sent]

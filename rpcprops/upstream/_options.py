@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -50,3 +51,14 @@ def check_options(config: pytest.Config) -> None:
     if examples < 1:
         msg = f"--rpc-upstream-examples={examples} must be 1 or more"
         raise pytest.UsageError(msg)
+    path = config.getoption("--rpc-upstream-report")
+    if path is not None and (
+        os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")
+    ):
+        msg = f"--rpc-upstream-report={path!r} must be a file in a folder that is there"
+        raise pytest.UsageError(msg)
+    if config.getoption("--rpc-upstream"):
+        for option in ("--rpc-replay", "--rpc-report", "--rpc-without-fault"):
+            if config.getoption(option):
+                msg = f"{option} is for tests of rpc_cluster, not for --rpc-upstream"
+                raise pytest.UsageError(msg)

@@ -21,11 +21,11 @@ from rpcprops.upstream import _report
 from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import (
     UpstreamResult,
-    failure_of,
+    failures_of,
     run_under_faults,
     run_without_faults,
 )
-from rpcprops.upstream._ranks import UpstreamRanks
+from rpcprops.upstream._ranks import DEFAULT_RATE, UpstreamRanks
 
 if TYPE_CHECKING:
     from rpcprops.report._underway import Underway
@@ -47,6 +47,11 @@ class UpstreamPlugin:
         self.examples = int(_option(config, "--rpc-upstream-examples"))
         self.seed: int | None = _option(config, "--rpc-upstream-seed")
         self.rows: list[dict[str, Any]] = []
+        self.unwritten = ""
+
+    def pytest_report_header(self) -> str:
+        """What is true of these tests where it is not of others."""
+        return f"rpcprops: PyTorch's own RPC suites, at rate {DEFAULT_RATE:g} by default, over shm"
 
     def pytest_collection(self, session: pytest.Session) -> bool | None:
         """Take the suites for what is collected; in xdist's controller its workers do."""
@@ -55,7 +60,7 @@ class UpstreamPlugin:
         try:
             self.ranks.server.start()
             tests = self.ranks.tests()
-        except MachineCannot as error:
+        except (MachineCannot, HarnessError) as error:
             pytest.exit(f"--rpc-upstream: {error}", returncode=3)
         suites: dict[str, UpstreamSuite] = {}
         items: list[pytest.Item] = []
@@ -67,6 +72,8 @@ class UpstreamPlugin:
             items.append(
                 UpstreamItem.from_parent(suites[test.suite], name=test.name, test=test, plugin=self)
             )
+        if self.config.args_source is pytest.Config.ArgsSource.ARGS:
+            items = _named(items, self.config.args)
         report = pytest.CollectReport(_FOLDER, "passed", None, cast("Any", list(items)))
         self.config.hook.pytest_collectreport(report=report)
         session.items = items
@@ -77,7 +84,8 @@ class UpstreamPlugin:
         session.testscollected = len(session.items)
         return True
 
-    @pytest.hookimpl(wrapper=True)
+    # Inside of the wrapper that names what is under way by its node id.
+    @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Name what is under way as a replay finds it."""
         if isinstance(item, UpstreamItem):
@@ -87,21 +95,50 @@ class UpstreamPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a test came to; in the controller too, where workers send their reports."""
-        for name, value in report.user_properties:
-            if name == PROPERTY and report.when == "call":
-                self.rows.append(json.loads(cast("str", value)))
+        found = [value for name, value in report.user_properties if name == PROPERTY]
+        if found and report.when == "call":
+            self.rows.append(json.loads(cast("str", found[0])))
+        elif report.failed and not found:
+            # Its process has died, or could not run it.
+            self.rows.append(_report.lost_row(report.nodeid, str(report.longrepr)))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """A table of the classes, and what to say of single tests."""
         if self.rows:
             for line in _report.summary_lines(self.rows, width=terminalreporter._tw.fullwidth):
                 terminalreporter.write_line(line)
+        if self.unwritten:
+            terminalreporter.write_line(self.unwritten, red=True)
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report that was asked for; also when interrupted."""
         path = _option(self.config, "--rpc-upstream-report")
-        if path is not None and not hasattr(self.config, "workerinput"):
+        if path is None or hasattr(self.config, "workerinput") or not self.rows:
+            return
+        try:
             _report.write_report(Path(path), self.rows)
+        except OSError as error:
+            self.unwritten = f"rpcprops: the report was not written: {path}: {error.strerror}"
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+
+def _named(items: list[pytest.Item], names: list[str]) -> list[pytest.Item]:
+    """The items whose ids were given, or whose class was.
+
+    Raises:
+        UsageError: a name is none of theirs.
+    """
+    found: dict[pytest.Item, None] = {}
+    for name in names:
+        fitting = [item for item in items if f"{item.nodeid}::".startswith(f"{name}::")]
+        if not fitting:
+            msg = (
+                f"--rpc-upstream takes ids of its own tests, such as {items[0].nodeid}, "
+                f"and there is no {name!r}"
+            )
+            raise pytest.UsageError(msg)
+        found.update(dict.fromkeys(fitting))
+    return list(found)
 
 
 class UpstreamSuite(pytest.Collector):
@@ -125,31 +162,29 @@ class UpstreamItem(pytest.Item):
         self.plugin = plugin
 
     def runtest(self) -> None:
-        """Run the test; skip, expect the failure or raise as it came out."""
-        plugin, test = self.plugin, self.test
+        """Run the test; skip or raise as it came out."""
+        server = self.plugin.ranks.server
+        server.start()
         try:
             result = self._result()
         except HarnessError:
             # The fork server is gone, which costs this test only.
-            plugin.ranks.server.close()
-            plugin.ranks.server.start()
+            server.close()
             raise
         lines = self._failure_lines(result)
-        row = _report.row_of(result, plugin.ranks.server.torch_version, lines)
+        row = _report.row_of(result, server.torch_version, lines)
         self.user_properties.append((PROPERTY, json.dumps(row)))
+        parity, under = row["parity"], result.under_faults
         if result.verdict == "failed":
             raise UpstreamFailed("\n".join(lines))
+        if parity["agreement"] == "differs" and not parity["cause"]:
+            msg = f"{result.verdict}, where PyTorch's harness says {parity['harness_verdict']}"
+            raise UpstreamFailed(msg)
         if result.verdict in ("skipped", "not_applicable"):
             word = "not applicable: " if result.verdict == "not_applicable" else ""
             pytest.skip(word + result.reason)
-        under = result.under_faults
-        if under is None:
-            return
-        if under.verdict == "violated":
+        if under is not None and under.verdict in ("violated", "undecided"):
             raise UpstreamFailed("\n".join(lines))
-        if under.verdict == "known" and under.cause is not None:
-            pytest.xfail(f"under faults: {under.cause.name}: {under.cause.why}")
-        del test
 
     def _result(self) -> UpstreamResult:
         plugin = self.plugin
@@ -162,15 +197,20 @@ class UpstreamItem(pytest.Item):
 
     def _failure_lines(self, result: UpstreamResult) -> list[str]:
         """What a reader needs of a failure, whose artefact is written first."""
-        failure = failure_of(result)
-        if failure is None:
-            return []
-        path = write(artefact_of(failure), self.config.rootpath / DIRECTORY)
-        try:
-            path = path.relative_to(Path.cwd())
-        except ValueError:
-            pass
-        return failure_lines(failure, path)
+        lines: list[str] = []
+        if result.under_faults is not None and result.under_faults.examination is not None:
+            unconfirmed = result.under_faults.examination.unconfirmed
+            lines += [f"undecided under faults: {line}" for line in unconfirmed]
+        for failure in failures_of(result):
+            path: Path | None = None
+            try:
+                path = write(artefact_of(failure), self.config.rootpath / DIRECTORY)
+                path = path.relative_to(Path.cwd())
+            except (ValueError, OSError):
+                # Elsewhere, or nowhere: a folder that cannot be written changes no verdict.
+                pass
+            lines += failure_lines(failure, path)
+        return lines
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The lines of a failure, without the traceback of this process."""

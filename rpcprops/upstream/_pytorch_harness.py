@@ -71,7 +71,12 @@ def _run(name: str) -> dict[str, Any]:
 
 def main() -> None:
     names = sys.stdin.read().split()
-    with open(sys.argv[1], "a", encoding="utf-8") as rows:
+    with open(sys.argv[1], "a+", encoding="utf-8") as rows:
+        rows.seek(0)
+        before = rows.read()
+        if before and not before.endswith("\n"):
+            # A run that was killed while it wrote.
+            rows.write("\n")
         for name in names:
             row = _run(name)
             rows.write(json.dumps(row) + "\n")

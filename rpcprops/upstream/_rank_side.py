@@ -130,27 +130,35 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     case.rank = for_this_rank().rank
     case.file_name = file_name
     cast("Any", common_utils).set_rng_seed()
-    seen = _run(case, name)
-    try:
-        c10d.destroy_process_group()
-    except (AssertionError, ValueError):
-        # There is none, or the test has ended it.
-        pass
-    return seen
+    return _run(case, name)
 
 
 def _run(case: Any, name: str) -> RankVerdict:
+    if getattr(case, "__unittest_skip__", False):
+        return RankVerdict("skipped", case.__unittest_skip_why__)
     try:
         getattr(case, name)()
     except unittest.SkipTest as skip:
         return RankVerdict("skipped", str(skip))
     except SystemExit as left:
-        if not left.code:
-            return RankVerdict("passed")
-        for known in TEST_SKIPS.values():
-            if left.code == known.exit_code:
-                return RankVerdict("skipped", known.message)
-        return RankVerdict("failed", f"it left by sys.exit({left.code!r})")
+        return _left(left.code)
     except BaseException:
         return RankVerdict("failed", traceback.format_exc())
+    try:
+        c10d.destroy_process_group()
+    except (AssertionError, ValueError):
+        # There is none, or the test has ended it.
+        pass
+    except Exception:
+        return RankVerdict("failed", traceback.format_exc())
     return RankVerdict("passed")
+
+
+def _left(code: Any) -> RankVerdict:
+    """What an exit by a test means: PyTorch's decorators skip so."""
+    if not code:
+        return RankVerdict("passed")
+    for known in TEST_SKIPS.values():
+        if code == known.exit_code:
+            return RankVerdict("skipped", known.message)
+    return RankVerdict("failed", f"it left by sys.exit({code!r})")

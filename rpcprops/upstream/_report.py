@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpcprops.report._artefact import versions
+from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
 from rpcprops.upstream._parity import parity_of
 
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 #: Narrower, the tables would lose their figures.
 _LEAST_WIDTH = 100
 _VERDICTS = ("passed", "failed", "skipped", "not_applicable")
-_FAULTS_VERDICTS = ("holds", "known", "violated", "undecided")
+_FAULTS_VERDICTS = ("holds", "violated", "vacuous", "undecided")
 
 
 def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -> Row:
@@ -45,6 +46,7 @@ def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -
             "cause": recorded.cause if recorded else "",
         },
         "no_faults_because": result.test.no_faults,
+        "no_delays_because": result.test.no_delays,
         "under_faults": _faults_row(result.under_faults),
         "failure": list(failure),
     }
@@ -60,11 +62,17 @@ def _faults_row(under: UnderFaults | None) -> Row | None:
         "tables": under.tables,
         "faults_fired": under.faults_fired,
         "seconds": round(under.seconds, 3),
-        "cause": under.cause.name if under.cause else "",
-        "fault_of": under.cause.fault_of if under.cause else "",
+        "sent": [str(message) for message in under.sent],
         "plan": repr(failure.case.plan) if failure else "",
         "unconfirmed": list(examination.unconfirmed) if examination else [],
     }
+
+
+def lost_row(nodeid: str, reason: str) -> Row:
+    """The row of a test that ended without one: its process, or its fork server, is gone."""
+    suite, _, name = nodeid.rpartition("::")
+    test = UpstreamTest(suite.rpartition("::")[2], name, "generic", 0)
+    return row_of(UpstreamResult(test, "failed", reason), "", reason.splitlines())
 
 
 def write_report(path: Path, rows: Iterable[Row]) -> None:
@@ -105,7 +113,7 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
     plain = ("tests", "passed", "failed", "skipped", "n/a", "as harness", "seconds")
     tables = [_table("PyTorch's RPC suites, without faults", plain, by_class, _plain_cells)]
     if any(row["under_faults"] for row in rows):
-        sampled = ("tables", "fired", "hold", "known", "violated", "undecided", "seconds")
+        sampled = ("tables", "fired", "hold", "violated", "vacuous", "undecided", "seconds")
         tables.append(_table("under sampled faults", sampled, by_class, _faults_cells))
     return tables
 
@@ -168,12 +176,14 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
                 f"differs: {name}: {row['verdict']} here, {parity['harness_verdict']} in "
                 f"PyTorch's harness: {cause}"
             )
-        if under and under["verdict"] == "known":
-            lines.append(f"known: {name}: {under['cause']} ({under['fault_of']}) {under['plan']}")
-        elif under and under["verdict"] == "undecided":
+        if under and under["verdict"] == "undecided":
             lines.append(f"undecided: {name}: {'; '.join(under['unconfirmed'])}")
-    real = Counter(row["real_time_because"] for row in rows if row["real_time_because"])
-    lines += [f"in real time: {count} tests: {why}" for why, count in real.items()]
+    real = Counter(
+        row["real_time_because"]
+        for row in rows
+        if row["real_time_because"] and row["verdict"] != "not_applicable"
+    )
+    lines += [f"in real time: {_tests(count)}: {why}" for why, count in real.items()]
     slower = [row for row in rows if row["failed_at_rates"] and row["verdict"] != "failed"]
     for row in slower:
         rates = ", ".join(f"{rate:g}" for rate in row["failed_at_rates"])
@@ -183,12 +193,19 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
         )
     drawn = [row["under_faults"] for row in rows if row["under_faults"]]
     if drawn:
-        quiet = _count(drawn, "verdict", "vacuous")
-        if quiet:
-            lines.append(f"no faults to strike: {quiet} tests send no message that can fail")
+        silent = sum(one["verdict"] == "vacuous" and not one["tables"] for one in drawn)
+        if silent:
+            lines.append(f"no faults to strike: {_tests(silent)}: no type is sent that may fail")
         why = Counter(row["no_faults_because"] for row in rows if row["no_faults_because"])
-        lines += [f"not under faults: {count} tests: {reason}" for reason, count in why.items()]
+        lines += [f"not under faults: {_tests(count)}: {reason}" for reason, count in why.items()]
+        prompt = sum(bool(row["under_faults"] and row["no_delays_because"]) for row in rows)
+        if prompt:
+            lines.append(f"no delays: {_tests(prompt)}: the test, or a helper, sets a timeout")
     return lines
+
+
+def _tests(count: int) -> str:
+    return f"{count} test" + "s" * (count != 1)
 
 
 def _count(rows: Iterable[Mapping[str, Any]], key: str, value: str) -> int:

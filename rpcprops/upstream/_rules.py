@@ -14,7 +14,9 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-_CLOCKS = frozenset({"time", "monotonic", "perf_counter"})
+_CLOCKS = frozenset(
+    {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+)
 _HOME = "torch.testing._internal."
 
 
@@ -25,20 +27,32 @@ def asserts_wall_clock(cls: Any, name: str) -> str:
     """
     for function in reached(cls, name):
         tree = _tree(function)
-        measured = {
+        measured = _measured(tree)
+        for node in ast.walk(tree):
+            if _is_assertion(node) and (_reads_clock(node) or measured & _names(node)):
+                return f"{function.__qualname__} asserts how long something took"
+    return ""
+
+
+def _measured(tree: ast.AST) -> set[str]:
+    """The variables that hold what was read from a clock, or what was computed from that."""
+    found: set[str] = set()
+    while True:
+        more = {
             target.id
             for node in ast.walk(tree)
-            if isinstance(node, ast.Assign) and _reads_clock(node.value)
+            if isinstance(node, ast.Assign)
+            and (_reads_clock(node.value) or found & _names(node.value))
             for target in node.targets
             if isinstance(target, ast.Name)
         }
-        for node in ast.walk(tree):
-            if _is_assertion(node) and any(
-                _reads_clock(part) or (isinstance(part, ast.Name) and part.id in measured)
-                for part in ast.walk(node)
-            ):
-                return f"{function.__qualname__} asserts how long something took"
-    return ""
+        if more <= found:
+            return found
+        found |= more
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def has_timeouts(cls: Any, name: str) -> str:
@@ -112,14 +126,15 @@ def _tree(function: types.FunctionType) -> ast.AST:
 
 
 def _reads_clock(node: ast.AST) -> bool:
-    return any(
-        isinstance(part, ast.Call)
-        and isinstance(part.func, ast.Attribute)
-        and isinstance(part.func.value, ast.Name)
-        and part.func.value.id == "time"
-        and part.func.attr in _CLOCKS
-        for part in ast.walk(node)
-    )
+    return any(isinstance(part, ast.Call) and _is_clock(part.func) for part in ast.walk(node))
+
+
+def _is_clock(function: ast.AST) -> bool:
+    """Whether this is ``time.NAME``, or a NAME that only clocks have."""
+    if isinstance(function, ast.Attribute):
+        owner = function.value
+        return isinstance(owner, ast.Name) and owner.id == "time" and function.attr in _CLOCKS
+    return isinstance(function, ast.Name) and function.id in _CLOCKS - {"time"}
 
 
 def _is_assertion(node: ast.AST) -> bool:

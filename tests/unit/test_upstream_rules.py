@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 import unittest
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -60,6 +61,13 @@ class Suite(unittest.TestCase):
         assert time.perf_counter() < 1e9
 
     @at_home
+    def test_bounds_what_it_computed(self) -> None:
+        began = perf_counter()
+        ended = perf_counter()
+        took = ended - began
+        self.assertLess(took, 5)
+
+    @at_home
     def test_prints_its_time(self) -> None:
         tik = time.time()
         self.assertEqual(1, 1)
@@ -82,6 +90,7 @@ class Suite(unittest.TestCase):
     ("name", "place"),
     [
         ("test_bounds_its_time", "Suite.test_bounds_its_time"),
+        ("test_bounds_what_it_computed", "Suite.test_bounds_what_it_computed"),
         ("test_bounds_its_time_in_a_helper", "quick_helper"),
         ("test_bounds_its_time_in_a_method", "Suite._bound"),
     ],

@@ -12,7 +12,7 @@ from rpcprops.oracle import account, fired
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 from rpcprops.upstream._data import UpstreamTest
-from rpcprops.upstream._examine import failure_of, run_under_faults, run_without_faults
+from rpcprops.upstream._examine import failures_of, run_under_faults, run_without_faults
 from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamRanks
 
 #: Of torch 2.13, by torch's own count of its classes.
@@ -124,36 +124,45 @@ def test_a_crash_fails_one_test_only(ranks: UpstreamRanks) -> None:
     assert ranks.run(test, rate=DEFAULT_RATE).verdict == "passed"
 
 
+LOST = FaultTable(["SCRIPT_CALL"], 1)
+
+
 class LossyRanks(UpstreamRanks):
-    """Ranks whose first script call is lost, whatever they are asked to run under."""
+    """Ranks that lose their first script call, whatever they are asked to run under."""
 
     def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
-        return super().run(test, FaultPlan(FaultTable(["SCRIPT_CALL"], 1)), rate)
+        return super().run(test, FaultPlan(LOST), rate)
+
+
+class TouchyRanks(UpstreamRanks):
+    """Ranks of which rank 2 loses its first script call where its script calls are to be late."""
+
+    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
+        late = (plan or FaultPlan()).table(2).messages_to_delay
+        # What delays them all only looks at what is sent.
+        touched = "SCRIPT_CALL" in late and len(late) < 5
+        return super().run(test, FaultPlan(by_rank={2: LOST}) if touched else plan, rate)
 
 
 def test_a_failure_is_told_with_its_rank(ranks: UpstreamRanks) -> None:
     """A test that fails is asked again down to real time, and tells the traceback of its rank."""
-    lossy = LossyRanks(ranks.server)
-    result = run_without_faults(lossy, ranks.test("RpcTest::test_add"))
+    result = run_without_faults(LossyRanks(ranks.server), ranks.test("RpcTest::test_add"))
     assert (result.verdict, result.rate) == ("failed", 1.0)
     assert result.reason.startswith("in rank ")
     assert "in test_add" in result.reason
-    failure = failure_of(result)
-    assert failure is not None
-    assert failure.promise == "UpstreamTestFails"
+    assert [failure.promise for failure in failures_of(result)] == ["UpstreamTestFails"]
 
 
 def test_what_breaks_a_test_is_shrunk_and_confirmed(ranks: UpstreamRanks) -> None:
-    """A test that fails under tables is violated, with the smallest of them, shown in real time."""
-    lossy = LossyRanks(ranks.server)
-    result = run_without_faults(ranks, ranks.test("RpcTest::test_add"))
-    run_under_faults(lossy, Runner(ranks.server), result, examples=2, seed=1)
-    under, failure = result.under_faults, failure_of(result)
-    assert under is not None
-    assert failure is not None
-    assert under.verdict == "violated"
-    # Its script calls are late by as little as can be, since these ranks lose them anyhow.
-    assert failure.case.plan == FaultPlan(by_rank={0: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
+    """A test that one fault breaks is violated, with that fault alone, shown in real time."""
+    touchy = TouchyRanks(ranks.server)
+    result = run_without_faults(touchy, ranks.test("RpcTest::test_add"))
+    run_under_faults(touchy, Runner(ranks.server), result, examples=40, seed=1)
+    assert result.under_faults is not None
+    assert result.under_faults.verdict == "violated"
+    (failure,) = failures_of(result)
+    needed = FaultPlan(by_rank={2: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
+    assert failure.case.plan == needed
     assert any(repeats.rate == 1.0 and repeats.failed for repeats in failure.repeats)
 
 
