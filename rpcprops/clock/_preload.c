@@ -89,6 +89,10 @@
 #define NS_PER_US INT64_C(1000)
 #define NEVER INT64_MAX
 
+/* How close two reads of clocks should be, and how often that is tried. */
+#define OFFSET_NS (5 * NS_PER_US)
+#define OFFSET_TRIES 20
+
 typedef unsigned __int128 u128;
 
 /* ------------------------------------------------------------------------ */
@@ -2105,13 +2109,19 @@ static void store_mapping(const struct mapping *m)
  * The offsets of the clocks from CLOCK_MONOTONIC.  Reading the other clock
  * second makes the offset too large by the time between the two reads, never
  * too small: at the change a clock may skip some nanoseconds, but it cannot
- * run backwards.
+ * run backwards.  The reads are repeated while something came between them:
+ * processes that share an origin read their offsets each for itself.
  */
 static void read_offsets(struct mapping *m)
 {
     for (int family = 0; family < FAMILIES; family++) {
-        int64_t before = real_now(CLOCK_MONOTONIC);
-        int64_t there = real_now(family_clock[family]);
+        int64_t before, there, after;
+        int tries = 0;
+        do {
+            before = real_now(CLOCK_MONOTONIC);
+            there = real_now(family_clock[family]);
+            after = real_now(CLOCK_MONOTONIC);
+        } while (after - before > OFFSET_NS && ++tries < OFFSET_TRIES);
         m->offset[family] = family == MONOTONIC ? 0 : there - before;
     }
 }

@@ -304,3 +304,53 @@ def test_standard_library_sleep_is_nanosleep(
         """,
         built,
     )
+
+
+def test_processes_with_one_origin_agree_on_the_time(run_python: RunPython) -> None:
+    """Two processes that take up a rate from one past instant stand at one line from then on."""
+    run_python(
+        """
+        import os, time
+        from rpcprops import clock
+
+        def line():
+            # Where the virtual clock would stand at real time 0, between two readings.
+            before = clock.real_monotonic()
+            virtual = time.monotonic()
+            after = clock.real_monotonic()
+            return virtual - 100 * after, virtual - 100 * before
+
+        origin = time.monotonic_ns()
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            time.sleep(0.05)
+            clock.set_rate(100, origin_ns=origin)
+            os.write(theirs, repr(line()).encode())
+            os._exit(0)
+        clock.set_rate(100, origin_ns=origin)
+        low, high = line()
+        low_there, high_there = eval(os.read(ours, 1000))
+        os.waitpid(child, 0)
+        assert low <= high_there + 1e-3 and low_there <= high + 1e-3, (low, high_there)
+        # From the origin on, whoever took the rate up later.
+        expected = origin / 1e9 * (1 - 100)
+        assert low - 1e-3 <= expected <= high + 1e-3, (low, expected, high)
+        """
+    )
+
+
+def test_an_origin_never_turns_the_clock_back(run_python: RunPython) -> None:
+    """An origin that is to come, that is before the last change, or with a slower rate, is now."""
+    run_python(
+        """
+        import time
+        from rpcprops import clock
+        for rate, origin in ((10, time.monotonic_ns() + 10**9), (5, 0), (50, 0)):
+            before = time.monotonic()
+            clock.set_rate(rate, origin_ns=origin)
+            after = time.monotonic()
+            assert before <= after < before + 0.5, (rate, before, after)
+            time.sleep(0.01)
+        """
+    )
