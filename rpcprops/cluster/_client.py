@@ -220,6 +220,8 @@ class ClusterServer:
             try:
                 clocks.observe(ours.fileno(), rate)
             except (clocks.ClockError, clocks.ClockUnavailable) as error:
+                if root.is_gone():
+                    raise self.died() from error
                 raise MachineCannot(str(error)) from error
         self._verified.add(rate)
 

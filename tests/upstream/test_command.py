@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import Program
-from rpcprops.report._artefact import Artefact, write
+from rpcprops.report._artefact import Artefact, read, write
 
 RPCPROPS = [sys.executable, "-m", "rpcprops"]
 #: Real seconds, far above what a command takes here.
@@ -67,6 +68,8 @@ def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
         (["--faults", "some"], "--faults 'some'"),
         (["--clock", "fast"], "clock='fast'"),
         (["--json", "no/such/folder/x.json"], "no/such/folder"),
+        (["--json", "."], "is a folder"),
+        (["--harness", "rows.jsonl", "--list"], "--harness goes with -k alone"),
     ],
 )
 def test_misuse_is_told_in_a_line(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -112,7 +115,8 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("collected"):
             assert process.poll() is None
-        time.sleep(5)
+        while process.stdout.read(1) != ".":
+            assert process.poll() is None
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
@@ -123,6 +127,60 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
     assert json.loads(report.read_text(encoding="utf-8"))["tests"]
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_a_killed_run_leaves_the_test_under_way(tmp_path: Path) -> None:
+    """After a SIGKILL the file of the test that ran names it as PyTorch's, so that it replays."""
+    process = subprocess.Popen(
+        [*RPCPROPS, "upstream", "-k", "RpcTest"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        files: list[Path] = []
+        deadline = time.monotonic() + LIMIT
+        while not files and time.monotonic() < deadline:
+            time.sleep(0.01)
+            files = list((tmp_path / ".rpcprops" / "underway").glob("*.json"))
+    finally:
+        process.kill()
+        process.wait()
+    artefact = read(next((tmp_path / ".rpcprops" / "underway").glob("*.json")))
+    assert artefact.kind == "upstream"
+    assert artefact.subject.startswith("RpcTest::test_")
+    assert artefact.underway
+
+
+def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
+    """Where the fork server is killed, the test under way fails and is reported; the next runs."""
+    (tmp_path / "conftest.py").write_text(
+        textwrap.dedent(
+            """
+            import psutil
+
+            killed = []
+
+            def pytest_runtest_setup(item):
+                if not killed:
+                    killed[:] = psutil.Process().children()
+                    for child in killed:
+                        child.kill()
+            """
+        ),
+        encoding="utf-8",
+    )
+    report = tmp_path / "report.json"
+    pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rpc-upstream"]
+    ids = ["upstream::RpcTest::test_add", "upstream::RpcTest::test_add_with_id"]
+    done = run(tmp_path, *pytest_, f"--rpc-upstream-report={report}", *ids)
+    assert done.returncode == 1, done.stdout + done.stderr
+    tests = json.loads(report.read_text(encoding="utf-8"))["tests"]
+    assert {(test["name"], test["verdict"]) for test in tests} == {
+        ("test_add", "failed"),
+        ("test_add_with_id", "passed"),
+    }
+    assert "fork server" in next(test["reason"] for test in tests if test["name"] == "test_add")
 
 
 def test_a_failure_replays(tmp_path: Path) -> None:
