@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 from rich.markup import escape
@@ -151,41 +151,53 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
 
     chosen = [test for test in _chosen(select) if not test.not_applicable]
     done = {f"{row['class']}::{row['name']}" for row in _rows(file, merged)}
-    left = [test.id for test in chosen if test.id not in done]
+    left = [test for test in chosen if test.id not in done]
     out.print(f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {file} already")
-    script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
     with progress_bar() as progress, file.with_name(f"{file.name}.log").open("ab") as log:
         task = progress.add_task("PyTorch's harness", total=len(left), note="")
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(file.absolute())],
-            # torch.testing imports Hypothesis, which would import us in each process.
-            env=os.environ | {"HYPOTHESIS_NO_PLUGINS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write("\n".join(left))
-            process.stdin.close()
-            for line in process.stdout:
-                if line.startswith("ended "):
-                    progress.update(
-                        task, advance=1, note=escape(line.removeprefix("ended ").strip())
-                    )
-            code = process.wait()
-        finally:
-            _kill_group(process)
-    if code:
-        err.print(f"PyTorch's harness left with exit code {code}; its output: {log.name}")
-        raise typer.Exit(CANNOT)
+
+        def on_end(said: str) -> None:
+            progress.update(task, advance=1, note=escape(said))
+
+        for agent in ("TensorPipe", "Faulty"):
+            names = [test.id for test in left if (test.agent == "faulty") == (agent == "Faulty")]
+            if names:
+                _run_script(file, agent, names, log, on_end)
     rows = {f"{row['class']}::{row['name']}": row for row in _rows(file, merged)}
     verdicts = [str(rows[test.id]["verdict"]) for test in chosen if test.id in rows]
     said = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(verdicts))
     out.print(f"{said}; {file}")
     raise typer.Exit(HOLDS)
+
+
+def _run_script(
+    file: Path, agent: str, names: Sequence[str], log: BinaryIO, on_end: Callable[[str], None]
+) -> None:
+    """Run tests of one agent in a process of PyTorch's harness, until it has ended."""
+    script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(file.absolute()), agent],
+        # torch.testing imports Hypothesis, which would import us in each process.
+        env=os.environ | {"HYPOTHESIS_NO_PLUGINS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("\n".join(names))
+        process.stdin.close()
+        for line in process.stdout:
+            if line.startswith("ended "):
+                on_end(line.removeprefix("ended ").strip())
+        code = process.wait()
+    finally:
+        _kill_group(process)
+    if code:
+        err.print(f"PyTorch's harness left with exit code {code}; its output: {log.name}")
+        raise typer.Exit(CANNOT)
 
 
 def _rows(file: Path, merged: Any) -> list[dict[str, Any]]:

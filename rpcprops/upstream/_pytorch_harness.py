@@ -4,10 +4,14 @@ A script, and no module of the package: the harness spawns four processes a test
 imports this file again, so it imports what PyTorch's own test files import and nothing of ours.
 ``rpcprops upstream --harness`` runs it; alone it is
 
-    python _pytorch_harness.py FILE < NAMES
+    python _pytorch_harness.py FILE AGENT < NAMES
 
 with one ``Class::test`` on each line of the standard input. A line of JSON is added to FILE when a
 test has ended, and ``ended Class::test: verdict`` is printed.
+
+AGENT is TensorPipe or Faulty, as PyTorch has a test file for each. One for both would not do: the
+fixture of the faulty agent registers it, which makes torch's ``BackendType`` anew, and tests of the
+other agent compare its members with those of the old one.
 """
 
 import json
@@ -19,25 +23,23 @@ from typing import Any
 
 import torch
 from torch.testing._internal.distributed import rpc_utils
-from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture import (
-    FaultyRpcAgentTestFixture,
-)
-from torch.testing._internal.distributed.rpc.tensorpipe_rpc_agent_test_fixture import (
-    TensorPipeRpcAgentTestFixture,
-)
 
-_GENERATED: dict[str, tuple[Any, list[Any]]] = {
-    "TensorPipe": (
-        TensorPipeRpcAgentTestFixture,
-        rpc_utils.GENERIC_TESTS + rpc_utils.TENSORPIPE_TESTS,
-    ),
-    "Faulty": (FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS),
-}
+_AGENT = sys.argv[2]
+_mixin: Any
+_suites: list[Any]
+if _AGENT == "Faulty":
+    from torch.testing._internal.distributed.rpc import faulty_rpc_agent_test_fixture as fixture
+
+    _mixin, _suites = fixture.FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS
+else:
+    from torch.testing._internal.distributed.rpc import tensorpipe_rpc_agent_test_fixture as plain
+
+    _mixin = plain.TensorPipeRpcAgentTestFixture
+    _suites = [*rpc_utils.GENERIC_TESTS, *rpc_utils.TENSORPIPE_TESTS]
 _CLASSES: dict[str, Any] = {}
-for _prefix, (_mixin, _suites) in _GENERATED.items():
-    for _name, _class in rpc_utils.generate_tests(_prefix, _mixin, _suites, __name__).items():
-        globals()[_name] = _class
-        _CLASSES[_name.removeprefix(_prefix)] = _class
+for _name, _class in rpc_utils.generate_tests(_AGENT, _mixin, _suites, __name__).items():
+    globals()[_name] = _class
+    _CLASSES[_name.removeprefix(_AGENT)] = _class
 # `FaultyAgentRpcTest` is generated as `FaultyFaultyAgentRpcTest`, `TensorPipeAgentRpcTest` as
 # `TensorPipeTensorPipeAgentRpcTest`: the prefix is taken away once, so the names are the suites'.
 
