@@ -237,6 +237,8 @@ class _Examiner:
             seen = self.prop.observe(self.runner, case, **{**self.options, "clock": 1.0})
         if seen.violations and self.repeats(seen):
             self.shrinking = True
+            # The order is the one in which they last failed: Hypothesis ends with the smallest.
+            self.failing.pop(case, None)
             self.failing[case] = seen
             self.real_only |= case in self.in_real_time
             raise broken_promise(seen.violations)
@@ -332,7 +334,7 @@ class _Examiner:
 
     def smallest(self, error: BaseException) -> Failure | None:
         """The smallest failing case that real time confirms."""
-        # Hypothesis ends with the smallest, so the later of two that fail is the smaller.
+        # Hypothesis ends with the smallest.
         candidates = list(reversed(self.failing.values()))
         tried = candidates[:_CONFIRMATIONS]
         # The first failure of each promise was confirmed when it was found.
