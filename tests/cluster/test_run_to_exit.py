@@ -86,8 +86,9 @@ def test_a_rank_that_dies_is_found(rpc_cluster: ClusterFactory) -> None:
 def test_a_rank_that_does_not_end_is_found(rpc_cluster: ClusterFactory) -> None:
     """A rank that is out of time is RankHung, and the others' results are kept."""
     results = {}
+    cluster = rpc_cluster(world_size=2, init=False, leaks="allow", deadline=2)
     with pytest.raises(RankHung, match="worker1 does not end"):
-        with rpc_cluster(world_size=2, init=False, leaks="allow", deadline=2) as cluster:
+        with cluster:
             results = cluster.run_to_exit(rank_number, 0, is_last=lambda _: False)
     assert results == {0: 0}
     assert "rank_number" in cluster.outcome.ranks[1].stack
