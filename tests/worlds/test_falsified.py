@@ -48,6 +48,8 @@ def test_every_promise_is_broken_by_a_defect() -> None:
         for name, value in inspect.getmembers(errors, inspect.isclass)
         if issubclass(value, errors.BrokenPromise) and value is not errors.BrokenPromise
     }
+    # That one is no promise of a program's: a rank says it of a test of PyTorch's.
+    promises.remove("UpstreamTestFails")
     broken: set[str] = set()
     for world in corpus():
         for found in DEFECTS.values():
