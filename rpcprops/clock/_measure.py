@@ -39,6 +39,8 @@ _BASELINE_REAL_SECONDS = 0.02
 _LONGEST_BASELINE_REAL_SECONDS = 2.0
 _SILENCE_REAL_SECONDS = 5.0
 
+_REMEDY = "run fewer processes at once, reinstall rpcprops with a C compiler, or pass clock='real'"
+
 
 # ---------------------------------------------------------------------------
 # The dilated side
@@ -147,15 +149,18 @@ def _ask(fd: int, operation: int, nanoseconds: int, timeout: float) -> _Sample:
         poller.register(fd, select.POLLIN)
         if not poller.poll(timeout * 1000):
             name = _WAITS[operation][0] if operation in _WAITS else "a clock read"
-            message = f"{name} in the dilated process did not end within {timeout:.3g} real seconds"
+            message = (
+                f"{name} in the dilated process did not end within {timeout:.3g} real seconds: "
+                f"{_REMEDY}"
+            )
             raise ClockError(message)
         answer = _receive(fd, _ANSWER.size)
     except OSError as error:
-        message = f"the dilated process ended while it was measured: {error}"
+        message = f"the dilated process ended while it was measured ({error}): {_REMEDY}"
         raise ClockError(message) from error
     after = time.monotonic_ns()
     if answer is None:
-        message = "the dilated process ended while it was measured"
+        message = f"the dilated process ended while it was measured: {_REMEDY}"
         raise ClockError(message)
     return _Sample(before, after, *_ANSWER.unpack(answer))
 

@@ -16,7 +16,7 @@ from rpcprops.cluster import _finder, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import ClockChoice, Leaks, Transport
+from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Transport
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Outcome
@@ -68,6 +68,11 @@ def check_clock(clock: object) -> ClockChoice:
     return "real" if clock == 1 else float(clock)
 
 
+def unasked_real_time(problem: str) -> str:
+    """The line that says that ranks run in real time because of `problem`."""
+    return f"clock: real time, though it was not asked for: {' '.join(problem.split())}"
+
+
 class ClusterServer:
     """The fork server of a test process: imports torch once and makes clusters in milliseconds.
 
@@ -85,6 +90,8 @@ class ClusterServer:
     Attributes:
         rate: the rate that clusters run at unless they name one.
         clock_note: one line about the clock: its rate, or why it is real time and what to do.
+        clock_problem: that line where clusters run in real time though nobody asked for it; else
+            empty, and empty before :meth:`start`.
 
     Raises:
         UsageError: `clock` is none of these.
@@ -96,6 +103,8 @@ class ClusterServer:
         self.clock = check_clock(clock)
         self.rate = 1.0
         self.clock_note = ""
+        self.clock_problem = ""
+        self._library_problem = ""
         self.torch_version = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._root: Peer | None = None
@@ -122,23 +131,21 @@ class ClusterServer:
         if self._root is not None:
             return
         environ = dict(os.environ)
-        # In real time too: the library also sees delays and lateness.
-        library = clocks.library_path()
-        problem = ""
-        try:
-            environ = clocks.preload_environment(environ)
-        except clocks.ClockUnavailable as error:
-            problem = str(error)
-            library = None
-        if problem and self.clock not in ("auto", "real"):
-            msg = f"clock={self.clock!r} cannot be had: {problem}"
+        self.clock_problem = ""
+        # A library that cannot be loaded may kill the server, so it is tried on another program.
+        self._library_problem = clocks.library_problem()
+        if self._library_problem and self.clock not in ("auto", "real"):
+            msg = f"clock={self.clock!r} cannot be had: {self._library_problem}"
             raise MachineCannot(msg)
+        if not self._library_problem:
+            # In real time too: the library also sees delays and lateness.
+            environ = clocks.preload_environment(environ)
         self._spawn(environ)
         if self.clock == "real":
             self.clock_note = "clock: real time, as asked for"
             return
-        if library is None:
-            self.clock_note = f"clock: real time. {problem}"
+        if self._library_problem:
+            self._fall_back(self._library_problem)
             return
         rate = DEFAULT_RATE if self.clock == "auto" else float(self.clock)
         try:
@@ -147,10 +154,14 @@ class ClusterServer:
             if self.clock != "auto":
                 self.close()
                 raise
-            self.clock_note = f"clock: real time. {error}"
+            self._fall_back(str(error))
             return
         self.rate = rate
         self.clock_note = f"clock: {rate:g} virtual seconds for each real second (measured)"
+
+    def _fall_back(self, problem: str) -> None:
+        """Stay in real time, and say why in one line."""
+        self.clock_note = self.clock_problem = unasked_real_time(problem)
 
     def _spawn(self, environ: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
@@ -213,6 +224,7 @@ class ClusterServer:
         if rate in self._verified:
             return
         root = self._started()
+        written = self._log.size() if self._log else 0
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -222,7 +234,9 @@ class ClusterServer:
             except (clocks.ClockError, clocks.ClockUnavailable) as error:
                 if root.is_gone():
                     raise self.died() from error
-                raise MachineCannot(str(error)) from error
+                said = self._log.text_from(written).splitlines() if self._log else []
+                own = [line for line in said if line.startswith(PROBE_SAYS)]
+                raise MachineCannot("; ".join([str(error), *own])) from error
         self._verified.add(rate)
 
     def _started(self) -> Peer:
@@ -304,8 +318,8 @@ class ClusterServer:
             return self.rate
         rate = float(choice)
         if rate != 1.0:
-            if clocks.library_path() is None:
-                msg = f"clock={clock!r} cannot be had. {self.clock_note}"
+            if self._library_problem:
+                msg = f"clock={clock!r} cannot be had: {self._library_problem}"
                 raise MachineCannot(msg)
             self._verify(rate)
         return rate

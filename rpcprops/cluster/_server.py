@@ -28,7 +28,7 @@ import torch
 from rpcprops import clock
 from rpcprops.cluster import _finder, _pages, _rank, _warm, _wire
 from rpcprops.cluster._spares import Spares
-from rpcprops.cluster._spec import Hello, WorldSpec
+from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -183,6 +183,9 @@ class Server:
                 clock.set_rate(rate)
                 clock.probe(fd)
                 code = 0
+            except clock.ClockError as error:
+                # The test process sees only that the probe has ended, and reads why in our log.
+                print(f"{PROBE_SAYS}{error}", file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
         os.close(fd)

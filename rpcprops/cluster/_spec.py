@@ -12,6 +12,9 @@ Transport = Literal["tcp", "shm"]
 Leaks = Literal["raise", "allow"]
 ClockChoice = Literal["auto", "real"] | float
 
+#: How the line begins with which a clock's probe says, in the server's log, why it cannot answer.
+PROBE_SAYS = "the probe of the clock: "
+
 
 @dataclass(frozen=True)
 class WorldSpec:
