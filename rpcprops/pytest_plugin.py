@@ -27,6 +27,7 @@ from rpcprops import clock as clocks
 from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster._client import unasked_real_time
 from rpcprops.errors import BrokenPromise, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
@@ -52,6 +53,9 @@ _UNCONFIRMED = (
     "--rpc-clock=real finds it there"
 )
 _UNDECIDED = "undecided, the machine was too loaded"
+_NOT_SHOWN = "not confirmed in real time"
+#: The name under which a report carries why ranks run in real time though nobody asked for it.
+_CLOCK = "rpcprops-clock"
 #: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
 _FAILURES = (Exception, pytest.fail.Exception)
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
@@ -136,9 +140,7 @@ class _Session:
         self.underway = Underway(config.rootpath, "pytest")
         if not _replays(config):
             self.server.on_start = self.underway
-        self.reports: list[dict[str, Any]] = []
-        self.vacuous: list[str] = []
-        self.notes: list[str] = []
+        self.told_clock_problem = ""
 
     def started(self) -> ClusterServer:
         self.server.start()
@@ -148,6 +150,14 @@ class _Session:
         recorded = self.server.recorded or []
         self.server.recorded = []
         return recorded
+
+    def take_clock_problem(self) -> str:
+        """Why ranks run in real time though nobody asked for it, once for each server started."""
+        problem = self.server.clock_problem
+        if problem == self.told_clock_problem:
+            return ""
+        self.told_clock_problem = problem
+        return problem
 
 
 def _option(config: pytest.Config, name: str) -> Any:
@@ -259,13 +269,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     session = config.stash[_SESSION]
     choice = _option(config, "--rpc-clock")
-    if choice in ("real", "1"):
+    problem = "" if session.server.clock == "real" else clocks.library_problem()
+    if session.server.clock == "real":
         note = "real time, as asked for"
-    elif clocks.library_path() is None:
-        note = (
-            "real time, since the clock library was not built: install a C compiler and "
-            "reinstall rpcprops"
-        )
+    elif problem and session.server.clock == "auto":
+        note = unasked_real_time(problem).removeprefix("clock: ")
+    elif problem:
+        note = f"{choice} cannot be had: {problem}"
     else:
         note = f"{choice} (the rate is measured when the first cluster starts)"
     lines = [f"rpcprops: clock {note}; transport {session.transport}"]
@@ -412,7 +422,11 @@ def _replay_call(
     finally:
         answer = _option(item.config, "--rpc-replay-answer")
         if answer is not None and record.replayed:
-            data = {"raised": record.replayed, "rate": session.server.rate}
+            data = {
+                "raised": record.replayed,
+                "rate": session.server.rate,
+                "clock_problem": session.server.clock_problem,
+            }
             Path(answer).write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
@@ -805,10 +819,13 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    session = item.config.stash[_SESSION]
+    problem = session.take_clock_problem()
+    if problem:
+        report.user_properties.append((_CLOCK, problem))
     record = item.stash.get(_ITEM, None)
     if record is None or call.when != "call":
         return report
-    session = item.config.stash[_SESSION]
     if report.failed and record.smallest is not None and call.excinfo is not None:
         lines = _failure_lines(item, call.excinfo.value, record, session)
         report.sections.append(("rpcprops", "\n".join(lines)))
@@ -885,24 +902,33 @@ def _failure_lines(
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     # Runs in the controller too, where xdist's workers send their reports.
-    for name, summary in report.user_properties:
-        if name == "rpcprops" and isinstance(summary, dict):
-            _reports.append(summary)
+    for name, value in report.user_properties:
+        if name == "rpcprops" and isinstance(value, dict):
+            _reports.append(value)
+        elif name == _CLOCK:
+            _clock_problems.append(str(value))
 
 
 _reports: list[dict[str, Any]] = []
+#: Of each process that ran tests.
+_clock_problems: list[str] = []
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if not _reports:
-        return
-    fired: int = sum(summary["faults_fired"] for summary in _reports)
-    clusters = sum(summary["clusters"] for summary in _reports)
-    terminalreporter.write_line(
-        f"rpcprops: {clusters} clusters in {len(_reports)} tests, {fired} injected faults fired"
-    )
+    if _reports:
+        fired: int = sum(summary["faults_fired"] for summary in _reports)
+        clusters = sum(summary["clusters"] for summary in _reports)
+        terminalreporter.write_line(
+            f"rpcprops: {clusters} clusters in {len(_reports)} tests, {fired} injected faults fired"
+        )
+    # Not yet told where no test ended after the server was started.
+    problems = [*_clock_problems, config.stash[_SESSION].take_clock_problem()]
+    if any(problems):
+        # Workers share a machine, so that one line is enough for all that it says.
+        first = next(filter(None, problems))
+        terminalreporter.write_line(f"rpcprops: {first}", yellow=True)
     for summary in _reports:
         passed = summary["drawn"] and summary["outcome"] == "passed"
         if passed and summary["armed"] and not summary["faults_fired"]:
@@ -911,14 +937,14 @@ def pytest_terminal_summary(
                 f"({summary['examples']} examples)",
                 yellow=True,
             )
-        for line in summary["unconfirmed"]:
-            terminalreporter.write_line(
-                f"rpcprops: not confirmed in real time: {summary['nodeid']}: {line}", yellow=True
-            )
-        for line in summary["undecided"]:
-            terminalreporter.write_line(
-                f"rpcprops: {_UNDECIDED}: {summary['nodeid']}: {line}", yellow=True
-            )
+        for words, lines in (
+            (_NOT_SHOWN, summary["unconfirmed"]),
+            (_UNDECIDED, summary["undecided"]),
+        ):
+            for line in lines:
+                terminalreporter.write_line(
+                    f"rpcprops: {words}: {summary['nodeid']}: {line}", yellow=True
+                )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

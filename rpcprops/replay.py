@@ -29,12 +29,14 @@ class Replay:
     Attributes:
         seen: the promises that each run broke (for a test: the type of what it raised).
         without: the faults that were left out, by name.
+        clock_problem: why pytest's ranks ran in real time though nobody asked for it; else empty.
     """
 
     artefact: Artefact
     seen: tuple[tuple[str, ...], ...]
     rate: float = 1.0
     without: tuple[str, ...] = ()
+    clock_problem: str = ""
 
     @property
     def times(self) -> int:
@@ -263,7 +265,12 @@ def replay_test(
                 raise UsageError(msg)
             said = json.loads(answer.read_text(encoding="utf-8"))
             raised = tuple((name,) if name else () for name in said["raised"])
-            result = replace(result, seen=result.seen + raised, rate=said["rate"])
+            result = replace(
+                result,
+                seen=result.seen + raised,
+                rate=said["rate"],
+                clock_problem=said["clock_problem"],
+            )
     return result
 
 

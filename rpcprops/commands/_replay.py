@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from rpcprops.commands._shared import CANNOT, HOLDS, VIOLATED, Clock, err, out, parse_clock, running
+from rpcprops import clock as clocks
+from rpcprops.cluster._client import unasked_real_time
+from rpcprops.commands._shared import (
+    CANNOT,
+    HOLDS,
+    VIOLATED,
+    Clock,
+    err,
+    out,
+    parse_clock,
+    running,
+    say_clock_problem,
+)
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +102,9 @@ def replay(
     with ExitStack() as stack:
         if artefact.kind == "pytest":
             chosen = None if clock == "auto" else clock
+            problem = clocks.library_problem()
+            if chosen is None and problem:
+                out.print(escape(unasked_real_time(problem)))
 
             def run(names: Sequence[str], *, told: bool = False) -> Replay:
                 return replay_test(
@@ -114,6 +129,8 @@ def replay(
         out.print(escape(f"{result}{subject}"))
         if result.failed:
             _say_needed(artefact, run, without, needed, seconds)
+        # A program's runner says it by itself, once it is closed.
+        say_clock_problem(result.clock_problem)
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -69,7 +70,7 @@ def check_transport(text: str) -> None:
 
 @contextmanager
 def running(clock: str) -> Iterator[Runner]:
-    """A runner on a server of its own."""
+    """A runner on a server of its own; at the end, a line where real time was not asked for."""
     server = ClusterServer(clock=parse_clock(clock))
     with err.status("starting the fork server (it imports torch)"):
         server.start()
@@ -80,6 +81,13 @@ def running(clock: str) -> Iterator[Runner]:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         server.close()
+        say_clock_problem(server.clock_problem)
+
+
+def say_clock_problem(problem: str) -> None:
+    """Print why ranks ran in real time though nobody asked for it; nothing where they did not."""
+    if problem:
+        out.print(f"[yellow]{escape(problem)}[/yellow]")
 
 
 def progress_bar() -> Progress:
