@@ -140,6 +140,10 @@ class _Session:
         self.underway = Underway(config.rootpath, "pytest")
         if not _replays(config):
             self.server.on_start = self.underway
+        self.server.on_unconfirmed = self.keep_unconfirmed
+        #: What state machines did not see confirmed, and whether it is undecided, since it was
+        #: taken.
+        self.unconfirmed: list[tuple[str, bool]] = []
         self.told_clock_problem = ""
 
     def started(self) -> ClusterServer:
@@ -150,6 +154,13 @@ class _Session:
         recorded = self.server.recorded or []
         self.server.recorded = []
         return recorded
+
+    def keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
+        self.unconfirmed.append((line, is_undecided))
+
+    def take_unconfirmed(self) -> list[tuple[str, bool]]:
+        taken, self.unconfirmed = self.unconfirmed, []
+        return taken
 
     def take_clock_problem(self) -> str:
         """Why ranks run in real time though nobody asked for it, once for each server started."""
@@ -823,9 +834,15 @@ def pytest_runtest_makereport(
     problem = session.take_clock_problem()
     if problem:
         report.user_properties.append((_CLOCK, problem))
+    unconfirmed = session.take_unconfirmed()
     record = item.stash.get(_ITEM, None)
     if record is None or call.when != "call":
+        report.user_properties += [
+            (_UNDECIDED if late else _NOT_SHOWN, x) for x, late in unconfirmed
+        ]
         return report
+    for line, is_undecided in unconfirmed:
+        (record.undecided if is_undecided else record.unconfirmed).append(line)
     if report.failed and record.smallest is not None and call.excinfo is not None:
         lines = _failure_lines(item, call.excinfo.value, record, session)
         report.sections.append(("rpcprops", "\n".join(lines)))
@@ -905,11 +922,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     for name, value in report.user_properties:
         if name == "rpcprops" and isinstance(value, dict):
             _reports.append(value)
+        elif name in (_NOT_SHOWN, _UNDECIDED):
+            _of_machines.append((name, report.nodeid, str(value)))
         elif name == _CLOCK:
             _clock_problems.append(str(value))
 
 
 _reports: list[dict[str, Any]] = []
+#: What state machines did not see confirmed: what it is called, of which test, and the line.
+_of_machines: list[tuple[str, str, str]] = []
 #: Of each process that ran tests.
 _clock_problems: list[str] = []
 
@@ -945,6 +966,8 @@ def pytest_terminal_summary(
                 terminalreporter.write_line(
                     f"rpcprops: {words}: {summary['nodeid']}: {line}", yellow=True
                 )
+    for words, nodeid, line in _of_machines:
+        terminalreporter.write_line(f"rpcprops: {words}: {nodeid}: {line}", yellow=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

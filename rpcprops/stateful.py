@@ -19,14 +19,14 @@ what the oracle predicts. At the end the ranks settle and shut down, and the who
 
 from __future__ import annotations
 
-import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from hypothesis import event, note, reject
+from hypothesis import event, reject
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -34,7 +34,7 @@ from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
 from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport
-from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
     account,
@@ -83,11 +83,13 @@ class ClusterMachine(RuleBasedStateMachine):
     _confirmed: ClassVar[set[str]] = set()
     #: Runs that failed once and that slower clocks did not show, so that they are not tried again.
     _doubted: ClassVar[set[tuple[Program, FaultPlan, str]]] = set()
+    #: Runs whose slower runs failed for a reason of ours, and with what.
+    _unasked: ClassVar[dict[tuple[Program, FaultPlan, str], HarnessError]] = {}
     _written: ClassVar[Path | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._confirmed, cls._doubted, cls._written = set(), set(), None
+        cls._confirmed, cls._doubted, cls._unasked, cls._written = set(), set(), {}, None
         cls._asked = checked_kinds(cls.kinds, parallel=True)
 
     def __init__(self) -> None:
@@ -251,8 +253,13 @@ class ClusterMachine(RuleBasedStateMachine):
         __tracebackhide__ = True
         cluster = self._running()
         if not cluster.is_over:
-            with contextlib.suppress(Exception):
+            try:
                 cluster.look()
+            except HarnessError:
+                # The fork server has died, and took the ranks with it: that broke no promise.
+                raise
+            except Exception:
+                pass
         cluster.kill()
         outcome = self._outcome()
         prediction = predict(self.program, self._plan)
@@ -263,8 +270,6 @@ class ClusterMachine(RuleBasedStateMachine):
             if not violations:
                 reject()
         if not self._is_confirmed(violations[0], outcome):
-            event(f"unconfirmed {violations[0].promise}")
-            note(f"rpcprops: not in real time: {violations[0]}")
             reject()
         error = broken_promise(violations)
         lines = [
@@ -281,28 +286,69 @@ class ClusterMachine(RuleBasedStateMachine):
     def _is_confirmed(self, violation: Violation, outcome: Outcome) -> bool:
         """Whether the program alone breaks the promise at slower rates; once for each promise.
 
+        A run whose ranks were too late means nothing, for or against, so slower rates are asked
+        on, down to real time. What they do not show is told once, as unconfirmed or undecided.
+
         With rules of the user's own in it a run cannot be made again, and counts as it is.
+
+        Raises:
+            HarnessError: a slower run failed for a reason of ours, so that it says nothing.
         """
         promise = violation.promise
         if self._shared or promise in self._confirmed:
             return True
         key = (self.program, self._plan, promise)
-        if key in self._doubted or not is_decided(violation, outcome):
-            self._doubted.add(key)
+        if key in self._doubted:
             return False
-        for rate in rungs(outcome.clock_rate):
+        if key in self._unasked:
+            # It failed so before: an example must not change its mind.
+            raise self._unasked[key]
+        believed = is_decided(violation, outcome)
+        # In real time a run that was in time counts; one that was late is made again.
+        slower = rungs(outcome.clock_rate) or (() if believed else (1.0,))
+        counts = believed
+        for rate in slower:
             try:
-                again = self._runner.run_anew(
-                    self.program, self._plan, clock=rate, transport=self.transport
-                )
+                same = self._broken_at(rate, promise)
             except MachineCannot:
-                again = None
-            broken = () if again is None else judge(self.program, self._plan, again)
-            if not any(other.promise == promise for other in broken):
-                self._doubted.add(key)
+                # This machine cannot give that rate now; the last one, real time, it can.
+                counts = False
+                continue
+            except HarnessError as error:
+                self._unasked[key] = error
+                raise
+            counts = any(is_decided(*one) for one in same)
+            believed = believed or counts
+            if not same and believed:
+                self._doubt(key, violation, is_undecided=False)
                 return False
+        if not counts:
+            self._doubt(key, violation, is_undecided=True)
+            return False
         self._confirmed.add(promise)
         return True
+
+    def _broken_at(self, rate: float, promise: str) -> list[tuple[Violation, Outcome]]:
+        """What breaks the promise, and is no known finding, when the program runs at `rate`."""
+        program, plan = self.program, self._plan
+        again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
+        _, left = set_apart(program, predict(program, plan), again, judge(program, plan, again))
+        return [(other, again) for other in left if other.promise == promise]
+
+    def _doubt(
+        self, key: tuple[Program, FaultPlan, str], violation: Violation, *, is_undecided: bool
+    ) -> None:
+        """Tell of a failure that slower rates did not show, and remember that it was told."""
+        self._doubted.add(key)
+        word = "undecided" if is_undecided else "unconfirmed"
+        event(f"{word} {violation.promise}")
+        line = " ".join(f"{violation} under {self._plan!r}".split())
+        tell = self._runner.server.on_unconfirmed
+        if tell is not None:
+            tell(line, is_undecided)
+            return
+        why = "the machine was too loaded" if is_undecided else "slower clocks did not show it"
+        warnings.warn(f"rpcprops: {word}, {why}: {line}", stacklevel=2)
 
     def _replay(self, violations: tuple[Violation, ...], outcome: Outcome) -> str:
         """Writes the failure, in place of a larger one that was; the line that tells of it."""

@@ -118,6 +118,9 @@ class ClusterServer:
         self.recorded: list[tuple[FaultPlan, Outcome]] | None = None
         #: Called with each cluster before its ranks are forked.
         self.on_start: Callable[[Cluster], None] | None = None
+        #: Called with each failure of a state machine that slower rates did not show, and whether
+        #: it is undecided (ranks were too late for it to mean anything); None warns of it instead.
+        self.on_unconfirmed: Callable[[str, bool], None] | None = None
 
     def __enter__(self) -> ClusterServer:
         self.start()
