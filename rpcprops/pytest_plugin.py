@@ -7,6 +7,9 @@ are reported as unconfirmed.
 
 Where the waits of ranks ended so late that a failure may come from the machine, it means nothing:
 slower rates are asked, and what they do not show is undecided.
+
+An error of rpcprops itself, or of the machine, is not a failure of the code under test: it fails
+the test as what it is, at once.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._client import unasked_real_time
-from rpcprops.errors import BrokenPromise, MachineCannot, UsageError
+from rpcprops.errors import BrokenPromise, HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import check_world_size
@@ -56,6 +59,8 @@ _UNDECIDED = "undecided, the machine was too loaded"
 _NOT_SHOWN = "not confirmed in real time"
 #: The name under which a report carries why ranks run in real time though nobody asked for it.
 _CLOCK = "rpcprops-clock"
+#: Errors that are no failure of the code under test: nothing is confirmed, shrunk or written.
+_NOT_THE_TESTS = (HarnessError, MachineCannot)
 #: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
 _FAILURES = (Exception, pytest.fail.Exception)
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
@@ -89,6 +94,7 @@ class _ItemRecord:
         replayed: for a replay, the type of what each run raised, empty where it held.
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: the same, where the ranks had been too late for the failure to mean anything.
+        not_the_tests: examples that met an error which is none of the code under test.
     """
 
     examples: int = 0
@@ -100,6 +106,7 @@ class _ItemRecord:
     failing: dict[Any, _Failing] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+    not_the_tests: dict[Any, HarnessError | MachineCannot] = field(default_factory=dict)
     smallest: _Failing | None = None
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
@@ -403,7 +410,8 @@ def _call(item: pytest.Item, session: _Session, record: _ItemRecord) -> Generato
         except _FAILURES as error:
             recorded = session.take_recorded()
             _account(record, recorded)
-            record.smallest = _Failing(lambda: None, error, recorded)
+            if not isinstance(error, _NOT_THE_TESTS):
+                record.smallest = _Failing(lambda: None, error, recorded)
             raise
         finally:
             _account(record, session.take_recorded())
@@ -413,7 +421,7 @@ def _call(item: pytest.Item, session: _Session, record: _ItemRecord) -> Generato
         except _FAILURES as error:
             if _is_fixed(item, error):
                 return None
-            if not record.replayed:
+            if not record.replayed and not isinstance(error, _NOT_THE_TESTS):
                 _confirm_smallest(session, record)
             raise
 
@@ -522,6 +530,13 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
         if known is None:
             _account(record, recorded)
             record.examples += 1
+        if key in record.not_the_tests:
+            # It failed so before: an example must not change its mind.
+            raise record.not_the_tests[key]
+        if isinstance(error, _NOT_THE_TESTS):
+            if not _draws_inside(args, kwargs):
+                record.not_the_tests[key] = error
+            raise error
         if error is None:
             if known is not None:
                 # It failed before: an example must not change its mind.
@@ -531,8 +546,12 @@ def _watched(inner: Callable[..., Any], session: _Session, record: _ItemRecord) 
         if recorded:
             body = functools.partial(inner, *args, **kwargs)
             failing = _Failing(body, error, recorded, _draws_inside(args, kwargs))
-            if known is None and not _counts(session, record, failing):
-                return None
+            try:
+                if known is None and not _counts(session, record, failing):
+                    return None
+            except _NOT_THE_TESTS as own:
+                record.not_the_tests[key] = own
+                raise
             # The order is the one in which they last failed: Hypothesis ends with the smallest.
             record.failing.pop(key, None)
             record.failing[key] = failing
@@ -560,6 +579,8 @@ def _replayed(inner: Callable[..., Any], session: _Session, record: _ItemRecord)
         _show_logs(recorded)
         _account(record, recorded)
         record.examples += 1
+        if isinstance(error, _NOT_THE_TESTS):
+            raise error
         body = functools.partial(inner, *args, **kwargs)
         failing = _Failing(body, error or AssertionError(), recorded)
         seen = [error]
@@ -725,7 +746,12 @@ def _example_runner() -> Callable[[Callable[[], None]], None]:
 
 
 def _again(session: _Session, failing: _Failing, rate: float | None) -> _Again:
-    """What the example shows when its body runs once more."""
+    """What the example shows when its body runs once more.
+
+    Raises:
+        HarnessError: the run failed for a reason of ours, and shows nothing of the example.
+        MachineCannot: the same, for one of this machine.
+    """
     raised: list[BaseException] = []
     recorded: list[tuple[FaultPlan, Outcome]] = []
 
@@ -742,6 +768,9 @@ def _again(session: _Session, failing: _Failing, rate: float | None) -> _Again:
     finally:
         session.server.override_rate = None
         recorded += session.take_recorded()
+    if raised and isinstance(raised[0], _NOT_THE_TESTS):
+        # Raised here, for Hypothesis would run the body once more to see whether it repeats.
+        raise raised[0]
     return _Again(raised[0] if raised else None, recorded)
 
 

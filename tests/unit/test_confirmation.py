@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,3 +125,32 @@ def test_a_promise_that_real_time_shows_too_late_is_undecided(
     session: Any = None
     assert not _counts(session, record, _Failing(lambda: None, error, hung(RATE, 0.0)))
     assert record.undecided == ["RankHung: hangs"]
+
+
+@pytest.mark.parametrize("kind", [errors.HarnessError, errors.MachineCannot])
+@pytest.mark.parametrize("rate", [None, RATE / 10, 1.0])
+def test_an_error_of_ours_is_no_run_without_the_failure(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], rate: float | None
+) -> None:
+    """A run made again that fails for a reason of ours raises that, and confirms nothing."""
+    error = kind("the fork server has died")
+    server = SimpleNamespace(override_rate=None)
+    session: Any = SimpleNamespace(
+        server=server, underway=SimpleNamespace(again=lambda: None), take_recorded=list
+    )
+    runs: list[float | None] = []
+
+    def body() -> None:
+        runs.append(server.override_rate)
+        raise error if server.override_rate == rate else AssertionError("no")
+
+    record = _ItemRecord()
+    failing = _Failing(body, AssertionError("no"), seen(RATE))
+    if rate is None:
+        record.confirmed.add(AssertionError)
+    with pytest.raises(kind) as raised:
+        _counts(session, record, failing)
+    assert raised.value is error
+    assert runs == ([None] if rate is None else [RATE / 10, 1.0][: runs.index(rate) + 1])
+    assert not record.unconfirmed
+    assert not record.undecided
