@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +37,9 @@ def preflight(library: Path, environment: Mapping[str, str]) -> str:
     Args:
         environment: one in which the dynamic linker loads it into every program.
     """
+    # The measured child imports this package too, and can do without.
+    import subprocess
+
     try:
         ended = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _PROGRAM],
