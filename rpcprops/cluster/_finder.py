@@ -142,11 +142,18 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def install(modules: ModuleMap) -> None:
     """Make the modules of `modules` importable here, in the test process's own order of paths."""
-    sys.path[:] = list(modules.path)
+    sys.path[:] = [*modules.path, *_folders_of_torch()]
     sys.argv[:] = list(modules.argv)
     sys.meta_path.insert(0, _Finder(modules))
     if modules.directory:
         os.chdir(modules.directory)
+
+
+def _folders_of_torch() -> list[str]:
+    """Where torch before 2.10 writes the modules that RemoteModule makes; it appends it itself."""
+    module = sys.modules.get("torch.distributed.nn.jit.instantiator")
+    folder = getattr(module, "INSTANTIATED_TEMPLATE_DIR_PATH", None)
+    return [folder] if isinstance(folder, str) else []
 
 
 def import_first(modules: ModuleMap) -> None:

@@ -129,7 +129,8 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     case = cls(name)
     case.rank = for_this_rank().rank
     case.file_name = file_name
-    cast("Any", common_utils).set_rng_seed()
+    # What PyTorch's harness does; before torch 2.10 the seed has no default.
+    cast("Any", common_utils).set_rng_seed(cast("Any", common_utils).SEED)
     return _run(case, name)
 
 

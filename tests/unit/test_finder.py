@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rpcprops.cluster._finder import ModuleMap, describe_modules, is_user_file
+from rpcprops.cluster._finder import ModuleMap, describe_modules, install, is_user_file
 
 
 def described(name: str, **attributes: Any) -> ModuleMap:
@@ -212,3 +212,19 @@ def test_the_finder_is_not_left_in_this_process() -> None:
     describe_modules([__name__])
     assert sys.meta_path == before
     assert importlib.import_module(__name__) is sys.modules[__name__]
+
+
+def test_a_folder_that_torch_writes_modules_to_stays_importable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before torch 2.10 the modules of RemoteModule lie in a folder that torch appends itself."""
+    before = (list(sys.path), list(sys.argv), list(sys.meta_path), os.getcwd())
+    fake = types.ModuleType("torch.distributed.nn.jit.instantiator")
+    fake.INSTANTIATED_TEMPLATE_DIR_PATH = "torchs-own"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    try:
+        install(ModuleMap(path=("mine",)))
+        assert sys.path == ["mine", "torchs-own"]
+    finally:
+        sys.path[:], sys.argv[:], sys.meta_path[:] = before[:3]
+        os.chdir(before[3])
