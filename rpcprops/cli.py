@@ -17,27 +17,23 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rpcprops.commands._check import check
 from rpcprops.commands._hunt import hunt
 from rpcprops.commands._replay import replay
 from rpcprops.commands._shared import (
     CANNOT,
-    COLOURS,
     HOLDS,
     MISUSE,
     VIOLATED,
     Clock,
-    Transport,
-    check_transport,
     err,
     out,
-    progress_bar,
     running,
     write_json,
 )
 from rpcprops.commands._sweep import sweep
 from rpcprops.commands._upstream import upstream
 from rpcprops.errors import MachineCannot, UsageError
-from rpcprops.runner import Runner
 
 app = typer.Typer(
     name="rpcprops",
@@ -49,129 +45,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def check(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
-    ] = None,
-    *,
-    examples: Annotated[
-        int | None,
-        typer.Option(
-            "--examples", "-n", min=1, help="Examples a property; the profile's unless given."
-        ),
-    ] = None,
-    profile: Annotated[
-        str, typer.Option(help="dev, ci, nightly or debug: how many examples, how much is said.")
-    ] = "dev",
-    seed: Annotated[int | None, typer.Option(help="Draw the same examples again.")] = None,
-    clock: Clock = "auto",
-    transport: Transport = "tcp",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
-    ] = None,
-    list_only: Annotated[
-        bool, typer.Option("--list", help="List the properties and leave.")
-    ] = False,
-) -> None:
-    """Check the shipped properties against the installed torch, under sampled fault tables."""
-    from rpcprops.profiles import PROFILES
-    from rpcprops.properties import PROPERTIES, Examination, Observation, examine
-    from rpcprops.report import _underway
-    from rpcprops.report._artefact import write
-    from rpcprops.report._text import (
-        artefact_of,
-        describe_faults,
-        describe_logs,
-        describe_plan,
-        describe_program,
-        describe_violations,
-        failure_lines,
-        replay_line,
-    )
-
-    if list_only:
-        for prop in PROPERTIES.values():
-            note = "(takes minutes: only when named) " if prop.only_named else ""
-            out.print(f"[bold]{prop.name}[/bold]  {note}{escape(prop.promise)}")
-        return
-    chosen = [_pick("property", name, PROPERTIES) for name in names or []]
-    chosen = chosen or [prop for prop in PROPERTIES.values() if not prop.only_named]
-    settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
-    count = examples or settings["max_examples"]
-    check_transport(transport)
-    database = _database()
-    done: list[Examination] = []
-    with running(clock) as runner, _underway.watched(runner.server) as underway:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
-        died = _underway.describe_died(Path.cwd())
-        if died:
-            out.print(f"[yellow]{escape(died)}[/yellow]")
-        try:
-            with progress_bar() as progress:
-                for prop in chosen:
-                    task = progress.add_task(prop.name, total=count, note="")
-                    underway.begin(prop.name)
-
-                    def on_example(
-                        so_far: Examination, seen: Observation, task: Any = task
-                    ) -> None:
-                        note = f"{so_far.faults_fired} faults fired"
-                        progress.update(task, completed=so_far.examples, note=note)
-                        if profile == "debug":
-                            for line in (
-                                *describe_plan(seen.case.plan, seen.outcome.world_size),
-                                *describe_program(seen.case.program),
-                                *describe_faults(seen.faults),
-                                *describe_logs(seen.outcome),
-                            ):
-                                progress.console.print(f"    {escape(line)}")
-
-                    result = examine(
-                        prop,
-                        runner,
-                        max_examples=count,
-                        seed=seed,
-                        database=database,
-                        on_example=on_example,
-                        transport=transport,
-                    )
-                    done.append(result)
-                    progress.remove_task(task)
-                    progress.console.print(_verdict_line(result))
-                    if result.failure is not None:
-                        path = write(artefact_of(result.failure))
-                        lines = (
-                            [
-                                *describe_violations(result.failure.violations),
-                                f"replay   {replay_line(path)}",
-                            ]
-                            if result.verdict == "known"
-                            else failure_lines(result.failure, path)
-                        )
-                        for line in lines:
-                            progress.console.print(f"    {escape(line)}")
-                    if result.verdict == "known" and prop.known is not None:
-                        progress.console.print(f"    because  {escape(prop.known.why)}")
-                        progress.console.print(f"    source   {escape(prop.known.source)}")
-                    if result.reason:
-                        progress.console.print(f"    reason   {escape(result.reason)}")
-                    for line in result.unconfirmed:
-                        progress.console.print(f"    [yellow]unconfirmed[/yellow] {escape(line)}")
-                    for doubtful in result.doubtful:
-                        path = write(artefact_of(doubtful))
-                        progress.console.print(f"    replay   {escape(replay_line(path))}")
-        finally:
-            # Also when interrupted: what was found is not lost.
-            if json_file is not None:
-                write_json(json_file, _check_report(done, runner))
-            if done:
-                out.print(_verdict_table(done))
-    bad = [result for result in done if result.verdict not in ("holds", "known")]
-    raise typer.Exit(VIOLATED if bad else HOLDS)
-
-
+app.command()(check)
 app.command()(replay)
 app.command()(sweep)
 app.command()(hunt)
@@ -296,78 +170,6 @@ def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
 
 def _spread_text(spread: dict[str, float]) -> str:
     return f"{spread['median']:.3f} ({spread['least']:.2f}-{spread['greatest']:.2f})"
-
-
-def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
-    if name not in known:
-        listed = ", ".join(key.removeprefix("rpcprops-") for key in known)
-        msg = f"there is no {kind} {name.removeprefix('rpcprops-')!r}; there are: {listed}."
-        raise UsageError(msg)
-    return known[name]
-
-
-def _database() -> Any:
-    from hypothesis.database import DirectoryBasedExampleDatabase
-
-    return DirectoryBasedExampleDatabase(Path(".rpcprops") / "examples")
-
-
-def _verdict_line(result: Any) -> str:
-    colour = COLOURS[result.verdict]
-    return (
-        f"[{colour}]{result.verdict:9}[/{colour}] {result.property.name:27} "
-        f"{result.examples:4} examples, {result.compared:2} in real time as well, "
-        f"{result.faults_fired:5} faults fired, {result.seconds:6.1f} s"
-    )
-
-
-def _verdict_table(done: list[Any]) -> Table:
-    table = Table(title="properties", title_justify="left")
-    for column in ("property", "verdict"):
-        table.add_column(column)
-    for column in ("examples", "compared", "faults fired", "seconds"):
-        table.add_column(column, justify="right")
-    for result in done:
-        colour = COLOURS[result.verdict]
-        table.add_row(
-            result.property.name,
-            f"[{colour}]{result.verdict}[/{colour}]",
-            str(result.examples),
-            str(result.compared),
-            str(result.faults_fired),
-            f"{result.seconds:.1f}",
-        )
-    return table
-
-
-def _check_report(done: list[Any], runner: Runner) -> dict[str, Any]:
-    from rpcprops._json import to_json
-    from rpcprops.report._artefact import versions
-
-    return {
-        "versions": versions(),
-        "clock": runner.server.clock_note,
-        "properties": [
-            {
-                "name": result.property.name,
-                "promise": result.property.promise,
-                "verdict": result.verdict,
-                "examples": result.examples,
-                "executions": result.executions,
-                "compared": result.compared,
-                "faults_fired": result.faults_fired,
-                "fired_by_type": dict(result.fired_by_type),
-                "seconds": round(result.seconds, 3),
-                "violations": [to_json(v) for v in result.failure.violations]
-                if result.failure
-                else [],
-                "unconfirmed": list(result.unconfirmed),
-                "reruns": result.reruns,
-                "reason": result.reason,
-            }
-            for result in done
-        ],
-    }
 
 
 def main() -> NoReturn:

@@ -102,6 +102,12 @@ class RankHung(BrokenPromise):
     """A phase of the cluster (start, run, settle, shutdown) did not end before its deadline."""
 
 
+class ErrorInLog(BrokenPromise):
+    """A rank wrote of an error inside torch (a failed internal assertion, a wait that was given up,
+    a traceback) that nothing in the program and its faults explains.
+    """
+
+
 class UpstreamTestFails(BrokenPromise):
     """A test of PyTorch's own suites failed in a rank."""
 

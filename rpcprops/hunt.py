@@ -7,7 +7,6 @@ it are not drawn again, and an example that two batches drew counts once.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,9 +17,10 @@ from typing import Any, Literal
 import msgspec
 
 from rpcprops.errors import UsageError
+from rpcprops.oracle import DOCUMENTED
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
 from rpcprops.report._artefact import versions, write
-from rpcprops.report._text import artefact_of
+from rpcprops.report._text import artefact_of, describe_case
 from rpcprops.report._underway import watched
 from rpcprops.runner import Runner
 
@@ -40,6 +40,8 @@ class Batch:
     Attributes:
         cases: a digest of each different example that was run.
         explained: examples that broke a promise as a known finding does, by its name.
+        accepted: examples that showed a documented effect, by its kind.
+        accepted_examples: the first of them for each kind, as Python.
         verdict: of the examination, as for ``rpcprops check``.
         failure: the promise that an unexplained failure broke, and its artefact.
         unconfirmed: failures that real time did not show again, with their artefacts.
@@ -55,6 +57,8 @@ class Batch:
     faults_fired: int = 0
     fired_by_type: dict[str, int] = field(default_factory=dict)
     explained: dict[str, int] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
+    accepted_examples: dict[str, str] = field(default_factory=dict)
     failure: list[str] = field(default_factory=list)
     unconfirmed: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -106,7 +110,7 @@ class Hunt:
         """Different examples that were run."""
         return len({(b.transport, case) for b in self.batches for case in b.cases})
 
-    def total(self, name: Literal["fired_by_type", "explained"]) -> Counter[str]:
+    def total(self, name: Literal["fired_by_type", "explained", "accepted"]) -> Counter[str]:
         """A tally over all batches."""
         total: Counter[str] = Counter()
         for batch in self.batches:
@@ -182,8 +186,6 @@ def go_on(
 
         def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
             batch.cases.append(digest(observation.case))
-            for finding in observation.explained_by:
-                batch.explained[finding] = batch.explained.get(finding, 0) + 1
             if on_example is not None:
                 on_example(batch, observation)
 
@@ -198,12 +200,19 @@ def go_on(
                 transport=transport,
             )
         batch.verdict = result.verdict
+        batch.explained = dict(sorted(result.explained.items()))
+        batch.accepted = {one.kind: one.examples for one in result.accepted.values()}
+        batch.accepted_examples = {
+            one.kind: describe_case(one.case) for one in result.accepted.values()
+        }
         batch.faults_fired = result.faults_fired
         batch.fired_by_type = dict(result.fired_by_type)
         where = [artefacts] if artefacts else []
         batch.unconfirmed = [
-            f"{line} ({write(artefact_of(failure), *where)})" if failure else line
-            for line, failure in itertools.zip_longest(result.unconfirmed, result.doubtful)
+            f"{doubt.line} ({write(artefact_of(doubt.failure), *where)})"
+            if doubt.failure
+            else doubt.line
+            for doubt in result.doubts
         ]
         batch.seconds = round(result.seconds, 2)
         if result.failure is not None:
@@ -228,6 +237,19 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "faults_fired": sum(b.faults_fired for b in hunt.batches),
         "fired_by_type": dict(sorted(hunt.total("fired_by_type").items())),
         "known_findings_met": dict(sorted(hunt.total("explained").items())),
+        "accepted": [
+            {
+                "kind": kind,
+                "examples": count,
+                "sentence": DOCUMENTED[kind].sentence,
+                "is_defect": DOCUMENTED[kind].is_defect,
+                "example": next(
+                    b.accepted_examples[kind] for b in hunt.batches if kind in b.accepted_examples
+                ),
+            }
+            for kind, count in sorted(hunt.total("accepted").items())
+            if kind in DOCUMENTED
+        ],
         "failures": hunt.failures,
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
         "seconds": round(sum(b.seconds for b in hunt.batches), 1),

@@ -118,6 +118,8 @@ class RankOutcome:
         stack: the Python stacks of its threads, when a phase hung.
         processor_seconds: user and system time, in real seconds.
         late_seconds: the longest that a timed wait returned after its deadline, in real seconds.
+        counters_after_shutdown: what torch still counts once ``rpc.shutdown()`` has returned:
+            RRefs, contexts and backward passes (the agent is gone). None where it was not called.
     """
 
     rank: int
@@ -134,6 +136,7 @@ class RankOutcome:
     stack: str = ""
     processor_seconds: float = 0.0
     late_seconds: float = 0.0
+    counters_after_shutdown: Counters | None = None
 
     def describe_end(self) -> str:
         """How it ended, in words."""

@@ -14,7 +14,7 @@ from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import is_expected, predict
+from rpcprops.oracle import chosen, is_expected, predict
 from rpcprops.oracle._worlds import padded
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
 from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
@@ -84,7 +84,8 @@ class Runner:
 
         def as_expected(seen: StepOutcome) -> bool:
             # After a step that went wrong, the next ones would be judged for its fault.
-            return seen.ended and is_expected(prediction.steps[seen.index].error, seen.error)
+            follows = chosen(prediction, [*steps, seen])
+            return seen.ended and is_expected(follows.steps[seen.index].error, seen.error)
 
         try:
             cluster.start()
@@ -92,7 +93,7 @@ class Runner:
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
-                    expected = prediction.steps[first]
+                    expected = chosen(prediction, steps).steps[first]
                     held = cluster.settle_to(
                         padded(expected.counters, size, Counters()),
                         padded(expected.failures, size, 0),
@@ -107,6 +108,7 @@ class Runner:
                         cluster.look()
                     break
             else:
+                prediction = chosen(prediction, steps)
                 # Without a graceful shutdown, only a settle shows what the last step led to.
                 settles = program.settles or not prediction.graceful
                 if settles and not cluster.has_found:

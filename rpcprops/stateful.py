@@ -264,7 +264,7 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         prediction = predict(self.program, self._plan)
         if not self._shared:
-            known, violations = set_apart(self.program, prediction, outcome, violations)
+            known, violations = set_apart(self.program, prediction.hazards, outcome, violations)
             for name in known:
                 event(f"met the known finding {name}")
             if not violations:
@@ -332,7 +332,8 @@ class ClusterMachine(RuleBasedStateMachine):
         """What breaks the promise, and is no known finding, when the program runs at `rate`."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
-        _, left = set_apart(program, predict(program, plan), again, judge(program, plan, again))
+        met = predict(program, plan).hazards
+        _, left = set_apart(program, met, again, judge(program, plan, again))
         return [(other, again) for other in left if other.promise == promise]
 
     def _doubt(

@@ -64,6 +64,7 @@ class Record:
         seconds: real seconds.
         artefact: where its failure was written.
         findings: known findings that explain what it broke besides, or all that it broke.
+        accepted: the kinds of documented effects that it showed.
     """
 
     plan: FaultPlan
@@ -75,6 +76,7 @@ class Record:
     seconds: float = 0.0
     artefact: str = ""
     findings: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
 
 
 def find_program(text: str) -> Program:
@@ -265,6 +267,7 @@ class Sweep:
                 seconds=round(time.monotonic() - began, 3),
                 artefact="" if failure is None else str(artefacts.write(artefact_of(failure))),
                 findings=seen.explained_by,
+                accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
             )
             self.state.add(record)
             yield record, failure

@@ -50,6 +50,7 @@ class Channel:
     late_seconds: float = 0.0
     stack: str = ""
     shutdown_error: RaisedError | None = None
+    counters_after_shutdown: Counters | None = None
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
 
@@ -122,6 +123,7 @@ class Channel:
             stack=self.stack,
             processor_seconds=self.processor_seconds,
             late_seconds=self.late_seconds,
+            counters_after_shutdown=self.counters_after_shutdown,
         )
 
 

@@ -668,6 +668,7 @@ class Cluster:
                 # Of what was held up and counted, shutdown's own messages are no part.
                 channel.calls = seen["calls"]
                 channel.late_seconds = max(channel.late_seconds, seen["late"])
+                channel.counters_after_shutdown = seen.get("after")
                 if blob:
                     error = _functions.load_error(blob, channel.rank)
                     channel.shutdown_error = RaisedError(type(error).__name__, str(error))
@@ -680,7 +681,9 @@ class Cluster:
                     )
                     return
             self._found += shutdown_violations(
-                [c.outcome() for c in self._channels], leaks_allowed=self.leaks == "allow"
+                [c.outcome() for c in self._channels],
+                leaks_allowed=self.leaks == "allow",
+                rate=self.rate,
             )
 
     def _ask_for_spares(self) -> None:

@@ -7,11 +7,13 @@ import re
 
 #: What torch's retry callback logs at INFO for each failed send of a retryable message.
 _FAILED_SEND = re.compile(rb"\] Send try \d+ failed$", re.MULTILINE)
-_LEAKS = re.compile(
-    rb"^.*(?:Leaking RRef|Detected RRef Leaks|Could not release Dist Autograd Context).*$",
+#: What the judge looks for in a log, kept however long that is.
+_TELLING = re.compile(
+    rb"^.*(?:Leaking RRef|Detected RRef Leaks|Could not release Dist Autograd Context"
+    rb"|INTERNAL ASSERT FAILED|Timed out waiting for pending|terminate called).*$",
     re.MULTILINE,
 )
-_KEPT = 16 << 10
+_KEPT = 64 << 10
 
 
 class RankLog:
@@ -32,9 +34,9 @@ class RankLog:
         return os.pread(self.fd, max(0, self.size() - start), start)
 
     def text(self) -> str:
-        """The last 16 KiB, as text, after the lines before them that tell of a leak."""
+        """The last 64 KiB, as text, after the lines before them that tell of an error of torch."""
         start = max(0, self.size() - _KEPT)
-        told = [line.decode("utf-8", "replace") for line in _LEAKS.findall(self.read()[:start])]
+        told = [line.decode("utf-8", "replace") for line in _TELLING.findall(self.read()[:start])]
         return "\n".join([*told, self.text_from(start)])
 
     def text_from(self, start: int) -> str:

@@ -19,6 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch._C._distributed_autograd import _get_debug_info
@@ -198,7 +199,10 @@ class _Rank:
                 code = EXIT_SHUTDOWN_FAILED
                 _, blob = _functions.dump_error(error, self.rank)
                 traceback.print_exc()
-        self.answer(number, "ok", (blob, self.look()))
+        seen = self.look()
+        if graceful:
+            seen["after"] = _counters_of_this_process()
+        self.answer(number, "ok", (blob, seen))
         return code
 
     def look(self) -> dict[str, Any]:
@@ -225,8 +229,18 @@ def read_counters() -> Counters | None:
     """The counters of this process, None when no agent runs here."""
     if not _is_current_rpc_agent_set():
         return None
-    rrefs = _rref_context_get_debug_info()
     agent = _get_current_rpc_agent().get_debug_info()
+    return replace(
+        _counters_of_this_process(),
+        server_calls=int(agent["agent.server_active_calls"]),
+        server_async_calls=int(agent["agent.server_active_async_calls"]),
+        client_calls=int(agent["agent.client_active_calls"]),
+    )
+
+
+def _counters_of_this_process() -> Counters:
+    """What torch counts for the process, whether an agent runs in it or has been shut down."""
+    rrefs = _rref_context_get_debug_info()
     autograd = _get_debug_info()
     return Counters(
         owners=int(rrefs["num_owner_rrefs"]),
@@ -235,9 +249,6 @@ def read_counters() -> Counters | None:
         pending_futures=int(rrefs["num_pending_futures"]),
         contexts=int(autograd["num_autograd_contexts"]),
         backward_passes=int(autograd["num_current_backward_passes"]),
-        server_calls=int(agent["agent.server_active_calls"]),
-        server_async_calls=int(agent["agent.server_active_async_calls"]),
-        client_calls=int(agent["agent.client_active_calls"]),
     )
 
 

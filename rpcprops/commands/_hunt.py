@@ -36,8 +36,9 @@ def hunt(
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
     Both transports in turn. What was run is kept in a file, so a hunt that is interrupted goes on
-    where it was. What a known finding explains (docs/findings.md) is counted and passed over. The
-    exit code is 1 when the file holds a failure that real time has confirmed.
+    where it was. What a known finding explains (docs/findings.md), and what is accepted because it
+    is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
+    failure that real time has confirmed.
     """
     from rpcprops.hunt import Hunt, go_on, summary
     from rpcprops.report._underway import describe_died
@@ -79,7 +80,21 @@ def hunt(
             if json_file is not None:
                 write_json(json_file, summary(known))
             out.print(_table(known))
+            for line in _accepted_lines(known):
+                out.print(escape(line))
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _accepted_lines(hunt: Hunt) -> list[str]:
+    """The documented effects that the hunt met: each with its sentence and an example."""
+    from rpcprops.hunt import summary
+    from rpcprops.report._text import describe_accepted
+
+    data = summary(hunt)
+    lines: list[str] = []
+    for one in data["accepted"]:
+        lines += describe_accepted(one["kind"], one["examples"], data["examples"], one["example"])
+    return lines
 
 
 def _table(hunt: Hunt) -> Table:
@@ -93,6 +108,8 @@ def _table(hunt: Hunt) -> Table:
     table.add_row("faults fired", str(data["faults_fired"]))
     for name, count in data["known_findings_met"].items():
         table.add_row(f"known: {name}", str(count))
+    for one in data["accepted"]:
+        table.add_row(f"accepted: {one['kind']}", str(one["examples"]))
     table.add_row("unexplained failures", str(len(data["failures"])))
     table.add_row("unconfirmed", str(len(data["unconfirmed"])))
     return table

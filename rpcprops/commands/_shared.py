@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,10 @@ from rpcprops.runner import Runner
 
 HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
 
-out = Console(highlight=False, soft_wrap=True)
+#: Columns of what goes to a pipe or a file: nothing is cut there, whatever COLUMNS says.
+_ALL_OF_IT = 10_000
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _ALL_OF_IT)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Clock = Annotated[
@@ -38,6 +42,7 @@ Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memo
 COLOURS = {
     "holds": "green",
     "known": "cyan",
+    "not_seen": "cyan",
     "violated": "bold red",
     "vacuous": "yellow",
     "undecided": "yellow",

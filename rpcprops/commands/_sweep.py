@@ -26,7 +26,7 @@ from rpcprops.commands._shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.sweep import Cell, Ranks, State
+    from rpcprops.sweep import Cell, Ranks, Record, State
 
 _SHORT = {
     "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
@@ -127,6 +127,8 @@ def sweep(
                 out.print(table)
             colour = COLOURS.get(report["verdict"], "yellow")
             out.print(f"[{colour}]{report['verdict']}[/{colour}] {_summary(report)}")
+            for line in _accepted_lines(state, places, report):
+                out.print(escape(line))
             out.print(f"kept in {state.path}")
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
 
@@ -159,6 +161,7 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
         "verdict": verdict,
         "tables": len(places),
         **counts,
+        "accepted": _accepted(records),
         "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
         "faults_fired": fired,
         "kept_in": str(state.path),
@@ -168,6 +171,36 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
             if record is not None
         ],
     }
+
+
+def _accepted(records: list[Record]) -> list[dict[str, Any]]:
+    """The documented effects that some tables showed: each with its sentence and one such plan."""
+    from rpcprops._json import to_json
+    from rpcprops.oracle import DOCUMENTED
+
+    counts = Counter(kind for record in records for kind in record.accepted)
+    return [
+        {
+            "kind": kind,
+            "examples": count,
+            "sentence": DOCUMENTED[kind].sentence,
+            "is_defect": DOCUMENTED[kind].is_defect,
+            "example": to_json(next(r.plan for r in records if kind in r.accepted)),
+        }
+        for kind, count in sorted(counts.items())
+        if kind in DOCUMENTED
+    ]
+
+
+def _accepted_lines(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> list[str]:
+    from rpcprops.report._text import describe_accepted
+
+    plans = [cell.plan for cell in places if cell.plan in state.records]
+    lines: list[str] = []
+    for one in report["accepted"]:
+        plan = next(p for p in plans if one["kind"] in state.records[p].accepted)
+        lines += describe_accepted(one["kind"], one["examples"], len(plans), repr(plan))
+    return lines
 
 
 def _summary(report: dict[str, Any]) -> str:

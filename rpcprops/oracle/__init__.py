@@ -1,6 +1,8 @@
 """The oracle: predicts what a program must show under a plan, and judges what it showed."""
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
+from rpcprops.oracle._chosen import chosen, predict_for
+from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import FINDINGS, Finding, set_apart
 from rpcprops.oracle._judge import judge
@@ -8,8 +10,11 @@ from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
 
 __all__ = [
+    "DOCUMENTED",
     "FINDINGS",
     "OWN_CODE_SLACK",
+    "Accepted",
+    "Documented",
     "ErrorClass",
     "FaultCount",
     "Finding",
@@ -17,7 +22,9 @@ __all__ = [
     "Prediction",
     "Send",
     "StepPrediction",
+    "accepted",
     "account",
+    "chosen",
     "error_class",
     "fired",
     "fired_by_type",
@@ -25,6 +32,7 @@ __all__ = [
     "is_expected",
     "judge",
     "predict",
+    "predict_for",
     "rungs",
     "set_apart",
 ]

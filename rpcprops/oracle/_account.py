@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rpcprops.faults import FaultPlan, MessageType
+from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import is_expected
-from rpcprops.oracle._model import Prediction, predict
+from rpcprops.oracle._model import Prediction
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program
 
@@ -47,7 +48,7 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
     the same length.
     """
     counts: list[FaultCount] = []
-    prediction = None if program is None else predict(program, plan)
+    prediction = None if program is None else predict_for(program, plan, outcome)
     shown = prediction is not None and _steps_agree(prediction, outcome)
     failures = _expected_failures(prediction) if prediction else None
     delays = prediction.delays(plan) if prediction else None

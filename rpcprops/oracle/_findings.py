@@ -7,13 +7,18 @@ stay what torch promises, so that a torch that is mended shows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rpcprops.oracle._errors import TEXTS, WORDS
-from rpcprops.oracle._model import Prediction
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
+from rpcprops.torch_facts import release, seen_on
+
+#: Whether a version of torch is known to have a finding: it was seen there ("listed"), nobody has
+#: seen it there yet ("unlisted"), or torch has mended it ("fixed").
+Status = Literal["listed", "unlisted", "fixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,40 +26,48 @@ class Finding:
     """A promise that stock torch breaks.
 
     Attributes:
+        name: of its property.
         promise: the exception class that its smallest case raises.
-        versions: torch versions (their major and minor parts) on which it was seen to fail.
         why: what torch does, in a sentence or two.
         source: where in torch's source.
         shows_as: every exception class as which it may show in another program.
         says: what an UnexpectedError or a MissingError of it says, as a regular expression.
-        sometimes: whether its smallest case fails in some runs only.
+        logs: the same for an ErrorInLog.
+        fixed_in: the first release of torch that keeps the promise, empty where none does.
+        fixed_by: the change that mended it.
     """
 
+    name: str
     promise: str
-    versions: tuple[str, ...]
     why: str
     source: str
     shows_as: frozenset[str] = frozenset()
     says: str = ""
-    sometimes: bool = False
+    logs: str = ""
+    fixed_in: str = ""
+    fixed_by: str = ""
 
-    def expects(self, torch_version: str) -> bool:
-        """Whether it is documented to fail on this torch."""
-        return ".".join(torch_version.split(".")[:2]) in self.versions
+    def status(self, torch_version: str) -> Status:
+        """Whether this torch is known to have it, by the matrix of what was measured."""
+        now = release(torch_version)
+        if self.fixed_in and now >= release(self.fixed_in):
+            return "fixed"
+        return "listed" if now in seen_on(self.name) else "unlisted"
 
     def can_cause(self, violation: Violation) -> bool:
         """Whether it may show so in a program that meets it."""
-        if violation.promise not in self.shows_as:
+        if violation.promise == "ErrorInLog":
+            return bool(self.logs and re.search(self.logs, violation.message))
+        if violation.promise not in {*self.shows_as, self.promise}:
             return False
         errors = ("UnexpectedError", "MissingError")
         return violation.promise not in errors or bool(re.search(self.says, violation.message))
 
 
-#: The known findings, by the name of their property.
-FINDINGS: Mapping[str, Finding] = {
-    "rref-lifetime-after-reinit": Finding(
+_ALL = (
+    Finding(
+        name="rref-lifetime-after-reinit",
         promise="RRefLeak",
-        versions=("2.13",),
         why=(
             "The RRef context is a singleton that shutdown marks as destroyed and init_rpc never "
             "makes anew, so after a second init_rpc a dropped user RRef sends no delete and its "
@@ -65,9 +78,9 @@ FINDINGS: Mapping[str, Finding] = {
             "destroyed_, which RRefContext::delUser tests"
         ),
     ),
-    "fork-request-given-up": Finding(
+    Finding(
+        name="fork-request-given-up",
         promise="RankDied",
-        versions=("2.13",),
         why=(
             "When a fork request has failed six times, its callback throws in the thread that "
             "retries messages. Nothing catches it there, so the rank that received the RRef aborts."
@@ -79,9 +92,9 @@ FINDINGS: Mapping[str, Finding] = {
         ),
         shows_as=frozenset({"RankDied", "UnexpectedError"}),
     ),
-    "second-failed-remote": Finding(
+    Finding(
+        name="second-failed-remote",
         promise="RankHung",
-        versions=("2.13",),
         why=(
             "The handlers of a failed creation are a static table whose functions captured the "
             "first RRef that failed in the process. When a second one fails (or times out), the "
@@ -94,12 +107,14 @@ FINDINGS: Mapping[str, Finding] = {
             "static errorHandlers with lambdas that capture this"
         ),
         shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied"}),
+        fixed_in="2.15",
+        fixed_by="PyTorch PR 192960",
         # An RRef does not say that it was never created, or says so and was.
         says=f"{re.escape(WORDS['creation'])}|{TEXTS['creation']}",
     ),
-    "timed-out-remote-dropped": Finding(
+    Finding(
+        name="timed-out-remote-dropped",
         promise="RRefLeak",
-        versions=("2.13",),
         why=(
             "A user whose remote timed out may drop the RRef while the creation is still on its "
             "way. Its delete overtakes the creation, the owner ignores it, and then creates a "
@@ -110,11 +125,10 @@ FINDINGS: Mapping[str, Finding] = {
             "fork that it does not know"
         ),
         shows_as=frozenset({"RRefLeak", "UngracefulShutdown"}),
-        sometimes=True,
     ),
-    "shutdown-overtakes-creation": Finding(
+    Finding(
+        name="shutdown-overtakes-creation",
         promise="RRefLeak",
-        versions=("2.13",),
         why=(
             "Graceful shutdown does not wait for functions that remote() started. An owner that "
             "has no RRef yet goes on at once; when its last one is made, nobody waits for a "
@@ -127,9 +141,9 @@ FINDINGS: Mapping[str, Finding] = {
         ),
         shows_as=frozenset({"RRefLeak"}),
     ),
-    "shutdown-deletes-argument": Finding(
+    Finding(
+        name="shutdown-deletes-argument",
         promise="RankHung",
-        versions=("2.13",),
         why=(
             "Graceful shutdown deletes every user RRef of a rank, also those that a function "
             "which remote() started still uses. What that function then fetches is gone at its "
@@ -141,11 +155,10 @@ FINDINGS: Mapping[str, Finding] = {
             "RRefContext::delAllUsersAndUnforkedOwners deletes confirmed users of running functions"
         ),
         shows_as=frozenset({"RankHung"}),
-        sometimes=True,
     ),
-    "timed-out-type-query": Finding(
+    Finding(
+        name="timed-out-type-query",
         promise="UnexpectedError",
-        versions=("2.13",),
         why=(
             "The first call through an RRef asks the owner for the type of its value and keeps the "
             "future. When that times out, every later call through the RRef raises the old "
@@ -154,9 +167,25 @@ FINDINGS: Mapping[str, Finding] = {
         source="torch/csrc/distributed/rpc/py_rref.cpp: PyRRef::getRRefType keeps type_",
         shows_as=frozenset({"UnexpectedError", "FaultsDiffer", "RRefLeak"}),
     ),
-    "failed-backward-revisits-rank": Finding(
+    Finding(
+        name="failed-async-proxy",
+        promise="RRefLeak",
+        why=(
+            "rref.rpc_async() first asks the owner for the type of the value. When that fails, the "
+            "error is put into the future that the caller gets, and its traceback holds the frame "
+            "in which both the future and the RRef are variables. The cycle goes through a C++ "
+            "object that Python's garbage collector does not look into, so the RRef is never "
+            "dropped, and its owner keeps the value."
+        ),
+        source=(
+            "torch/distributed/rpc/rref_proxy.py: _invoke_rpc, whose _wrap_rref_type_cont calls "
+            "result.set_exception(ex); torch/futures/__init__.py: Future.set_exception"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="failed-backward-revisits-rank",
         promise="CallLeak",
-        versions=("2.13",),
         why=(
             "When a rank takes part in a backward pass more than once, gradients that come back "
             "to it are answered before they are used. If using them raises, a rank that waits for "
@@ -169,9 +198,9 @@ FINDINGS: Mapping[str, Finding] = {
         ),
         shows_as=frozenset({"ContextLeak", "CallLeak"}),
     ),
-    "early-owner-fork": Finding(
+    Finding(
+        name="early-owner-fork",
         promise="RankHung",
-        versions=("2.13",),
         why=(
             "An owner can be sent its own RRef before the message that creates its value arrives. "
             "If it sends that on to itself, deleting the fork that it made for the message leaves "
@@ -183,11 +212,10 @@ FINDINGS: Mapping[str, Finding] = {
             "owners_ an RRef that has no other fork yet"
         ),
         shows_as=frozenset({"RankHung", "RRefLeak", "CallLeak", "UnexpectedError"}),
-        sometimes=True,
     ),
-    "readable-injected-error": Finding(
+    Finding(
+        name="readable-injected-error",
         promise="UnclearError",
-        versions=("2.13",),
         why=(
             "The faulty agent puts the payload into the text of its error. A payload that is no "
             "UTF-8, such as a fetch's, makes Python raise UnicodeDecodeError instead."
@@ -197,25 +225,54 @@ FINDINGS: Mapping[str, Finding] = {
             "FaultyTensorPipeAgent::send"
         ),
         shows_as=frozenset({"UnclearError"}),
+        # A function that another rank runs can meet it too, and torch prints what it raised.
+        logs="UnicodeDecodeError",
     ),
-}
+    Finding(
+        name="late-remote-to-self",
+        promise="ErrorInLog",
+        why=(
+            "When a remote() to its own rank times out before its message is sent, torch forgets "
+            "the RRef. The message then comes, and torch fails an internal assertion, which asks "
+            "for a bug report, since it has no such RRef. What the function made is thrown away."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "
+            "RequestCallbackNoPython::assignOwnerRRef asks RRefContext::getOwnerRRef "
+            "(rref_context.cpp) with forceCreated for an RRef that "
+            "RRefContext::delForkOfOwner has erased"
+        ),
+        shows_as=frozenset({"ErrorInLog"}),
+        logs="INTERNAL ASSERT FAILED.*rref_context[.]cpp",
+    ),
+)
+
+#: The known findings, by the name of their property.
+FINDINGS: Mapping[str, Finding] = {finding.name: finding for finding in _ALL}
 
 
-def explanations(
-    prediction: Prediction, violation: Violation, torch_version: str
-) -> tuple[str, ...]:
-    """The known findings that the program meets and that can have caused `violation`."""
+def explanations(met: Iterable[str], violation: Violation, torch_version: str) -> tuple[str, ...]:
+    """Those of the findings that a program meets that can have caused `violation` on this torch.
+
+    One explains on a torch on which nobody has seen it yet as well: a newer one has it until it is
+    known to be mended.
+    """
     return tuple(
         name
-        for name in sorted(prediction.hazards)
-        if FINDINGS[name].expects(torch_version) and FINDINGS[name].can_cause(violation)
+        for name in sorted(met)
+        if FINDINGS[name].status(torch_version) != "fixed" and FINDINGS[name].can_cause(violation)
     )
 
 
 def set_apart(
-    program: Program, prediction: Prediction, outcome: Outcome, violations: Sequence[Violation]
+    program: Program,
+    met: Iterable[str],
+    outcome: Outcome,
+    violations: Sequence[Violation],
 ) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
     """The known findings that can have caused some of `violations`, and those that none can have.
+
+    `met` are the findings that the program meets (:attr:`Prediction.hazards`).
 
     A rank that dies or hangs cuts its run short: of the steps that were under way then, only the
     values that they gave are judged for themselves.
@@ -224,7 +281,7 @@ def set_apart(
     left: list[Violation] = []
     cut = False
     for violation in violations:
-        names = explanations(prediction, violation, outcome.torch_version)
+        names = explanations(met, violation, outcome.torch_version)
         found.update(names)
         if names:
             cut = cut or violation.promise in ("RankDied", "RankHung")

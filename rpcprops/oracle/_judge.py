@@ -10,9 +10,11 @@ from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import WORDS, error_class, is_expected
-from rpcprops.oracle._model import Prediction, StepPrediction, predict
-from rpcprops.oracle._worlds import padded, shutdown_violations, unsettled
+from rpcprops.oracle._log_errors import log_violations
+from rpcprops.oracle._model import Prediction, StepPrediction
+from rpcprops.oracle._worlds import owner_slack, padded, shutdown_violations, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Context, Leaf, Program, Refused, Settle
 
@@ -34,12 +36,27 @@ def judge(
     if program is None:
         shut = outcome.phase("shutdown")
         if shut is not None and not found:
-            found += shutdown_violations(outcome.ranks, leaks_allowed=False)
+            found += shutdown_violations(
+                outcome.ranks, leaks_allowed=False, rate=outcome.clock_rate
+            )
         return tuple(found)
     if outcome.world_size < program.world_size:
         msg = f"an outcome of {outcome.world_size} ranks is of no program for {program.world_size}."
         raise UsageError(msg)
-    prediction = predict(program, FaultPlan.of(plan))
+    faults = FaultPlan.of(plan)
+    prediction = predict_for(program, faults, outcome)
+    judged = _of_program(program, faults, prediction, outcome, found)
+    return (*judged, *log_violations(program, prediction, outcome, list(judged)))
+
+
+def _of_program(
+    program: Program,
+    plan: FaultPlan,
+    prediction: Prediction,
+    outcome: Outcome,
+    found: list[Violation],
+) -> tuple[Violation, ...]:
+    """What the program's steps and ranks broke, besides what was found before."""
     names = [rank.name for rank in outcome.ranks]
     by_index = {step.index: step for step in outcome.steps}
     for index, (step, expected) in enumerate(zip(program.leaves, prediction.steps, strict=True)):
@@ -69,7 +86,7 @@ def judge(
     if not found and prediction.graceful:
         found += _shutdown(prediction, outcome)
     if not found and program.settles and prediction.certain:
-        found += _firing(prediction, FaultPlan.of(plan), outcome)
+        found += _firing(prediction, plan, outcome)
     return tuple(found or unclear)
 
 
@@ -177,7 +194,8 @@ def _shutdown(prediction: Prediction, outcome: Outcome) -> list[Violation]:
     """What a graceful shutdown showed, less the leaks that it had to report; those it did not."""
     found: list[Violation] = []
     reported: set[int | None] = set()
-    for violation in shutdown_violations(outcome.ranks, leaks_allowed=False):
+    rate = outcome.clock_rate
+    for violation in shutdown_violations(outcome.ranks, leaks_allowed=False, rate=rate):
         leaking = prediction.leaking | prediction.perhaps_leaking
         if violation.promise == "RRefLeak" and violation.rank in leaking:
             reported.add(violation.rank)
@@ -186,7 +204,37 @@ def _shutdown(prediction: Prediction, outcome: Outcome) -> list[Violation]:
     for rank in sorted(prediction.leaking - reported):
         message = f"rank {rank} had to report the RRef that nobody can delete, and did not"
         found.append(Violation("MissingError", message, rank, needs_time=True))
-    return found
+    return [*found, *_left_over(prediction, outcome, found)]
+
+
+def _left_over(
+    prediction: Prediction, outcome: Outcome, found: Sequence[Violation]
+) -> list[Violation]:
+    """What ranks still hold after a graceful shutdown, by torch's own counters, and must not."""
+    left: list[Violation] = []
+    contexts = padded(prediction.contexts_left, outcome.world_size, range(1))
+    told = {(violation.promise, violation.rank) for violation in found}
+    slack = owner_slack(outcome.clock_rate)
+    may_leak = prediction.leaking | prediction.perhaps_leaking
+    for rank, allowed in zip(outcome.ranks, contexts, strict=True):
+        held = rank.counters_after_shutdown
+        if held is None:
+            continue
+        message = f"{rank.name} still holds {held.describe()} after its shutdown"
+        kinds: list[str] = []
+        if held.contexts not in allowed or held.backward_passes:
+            kinds.append("ContextLeak")
+        if (held.owners or held.forks or held.pending_users) and rank.rank not in may_leak:
+            kinds.append("RRefLeak")
+        elif held.pending_futures and rank.rank not in prediction.hurried:
+            # Deletes that are waiting to be sent again; ranks in a hurry may leave before.
+            kinds.append("RRefLeak")
+        left += [
+            Violation(kind, message, rank.rank, needs_time=True, slack=slack)
+            for kind in kinds
+            if (kind, rank.rank) not in told
+        ]
+    return left
 
 
 def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:

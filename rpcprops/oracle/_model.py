@@ -16,6 +16,11 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 * The first call through an RRef (``rref.rpc_sync()``) asks its owner for the type of the value.
 * A rank runs what it is asked for once the owners have answered the fork requests of the RRefs
   among its arguments. What these wait for counts against the timeout of the caller.
+* torch marks an RRef whose creation timed out when the timeout comes, in a thread of its own. Until
+  then a use of the RRef may raise nothing, as the documentation of ``rpc.remote`` warns
+  (``rref_impl.cpp``: ``UserRRef::toHere`` looks at ``getTimedOut()`` once, at its start). So each
+  such use has two outcomes, and a program with such uses has several predictions
+  (:attr:`Prediction.alternatives`).
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rpcprops.errors import UsageError
@@ -132,6 +137,15 @@ class Prediction:
         hazards: names of known findings (docs/findings.md) that this program meets under this plan.
         certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
             that is lost to some peers only, makes it uncertain.
+        waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits for
+            it, 100 virtual seconds.
+        has_failed_function: whether a function that remote() started raises.
+        unmarked_uses: how many uses of an RRef raise nothing although its creation times out, for
+            torch has not marked it yet.
+        contexts_left: how many contexts each rank may still hold after a graceful shutdown: those
+            whose cleanup was lost, and those whose cleanup was still being tried again.
+        alternatives: what else the run may show, where torch may mark a creation that timed out
+            before its RRef is used or after. See :func:`rpcprops.oracle.chosen`.
     """
 
     steps: tuple[StepPrediction, ...]
@@ -148,6 +162,11 @@ class Prediction:
     keeping: frozenset[int] = frozenset()
     hazards: frozenset[str] = frozenset()
     certain: bool = True
+    waiting: frozenset[int] = frozenset()
+    has_failed_function: bool = False
+    unmarked_uses: int = 0
+    contexts_left: tuple[range, ...] = ()
+    alternatives: tuple[Prediction, ...] = ()
 
     def failures(self) -> tuple[Mapping[MessageType, int], ...]:
         """How many sends fail, by rank and type, up to the last settle."""
@@ -239,6 +258,7 @@ class _Handle:
         fork: empty where the handle is the owner's own.
         broken: set where ``remote`` failed, as its user knows.
         timed_out: whether the creation went out late, so that a delete may overtake it.
+        unmarked: whether the creation times out, and torch may not have marked the RRef yet.
         unaccepted: whether a child that it sent will never be accepted.
         type_error: None before the type was asked for, then "" or how asking failed.
     """
@@ -248,6 +268,7 @@ class _Handle:
     fork: str = ""
     broken: ErrorClass = ""
     timed_out: bool = False
+    unmarked: bool = False
     unaccepted: bool = False
     type_error: ErrorClass | None = None
 
@@ -258,9 +279,18 @@ class _Handle:
 
 
 class Model:
-    """Predicts a program step by step."""
+    """Predicts a program step by step.
 
-    def __init__(self, world_size: int, plan: FaultPlan) -> None:
+    Args:
+        choices: for each use, in order, of an RRef that torch may not have marked as timed out yet:
+            whether it has. Those beyond are taken as not marked.
+    """
+
+    def __init__(self, world_size: int, plan: FaultPlan, choices: Sequence[bool] = ()) -> None:
+        self.choices = choices
+        #: How many such uses there were; and the handles that the current step has used so.
+        self.unmarked_uses = 0
+        self._used_now: list[_Handle] = []
         self.world_size = world_size
         self.plan = plan
         self.handles: dict[str, _Handle] = {}
@@ -283,6 +313,8 @@ class Model:
         self.given_up: list[set[str]] = [set() for _ in range(world_size)]
         #: Deletes since then that failed at first, of RRefs that their owner may not have yet.
         self.early_deletes: list[_RRef] = []
+        #: For each context whose cleanup may still be under way, the ranks that may hold it.
+        self.late_contexts: list[set[int]] = []
         self.hazards: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
@@ -290,8 +322,10 @@ class Model:
     def add(self, step: Leaf) -> StepPrediction:
         """What the next step must show."""
         index = len(self.steps)
+        self._used_now.clear()
         if isinstance(step, Settle):
             for handle in self.handles.values():
+                self._mark(handle)
                 handle.timed_out = False
             for rref in self.rrefs:
                 rref.made = True
@@ -299,6 +333,7 @@ class Model:
             self.settled = len(self.sends)
             self.given_up = [set() for _ in self.given_up]
             self.early_deletes.clear()
+            self.late_contexts.clear()
             predicted = StepPrediction(
                 counters=self.counters(), failures=self.retried(), calls=self.called()
             )
@@ -317,6 +352,8 @@ class Model:
 
         Without `settles` the shutdown comes at once.
         """
+        for handle in self.handles.values():
+            self._mark(handle)
         # Graceful shutdown does not wait for cleanup that is being tried again.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
@@ -349,7 +386,23 @@ class Model:
             frozenset(self.keeping | abandoned),
             frozenset(hazards),
             self.certain,
+            frozenset(waiting),
+            any(rref.error for rref in self.rrefs),
+            self.unmarked_uses - sum(self.choices[: self.unmarked_uses]),
+            self._contexts_left(settles=settles),
         )
+
+    def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
+        """How many contexts each rank may hold after a graceful shutdown, which waits for no retry.
+
+        ``TensorPipeAgent::join`` waits for ``clientActiveCalls_``, which counts no message that is
+        only waiting to be sent again (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``).
+        """
+        found: list[range] = []
+        for rank, kept in enumerate(self.kept):
+            late = 0 if settles else sum(rank in ranks for ranks in self.late_contexts)
+            found.append(range(len(kept), len(kept) + late + 1))
+        return tuple(found)
 
     def _overtakes(self, last: Sequence[Send]) -> bool:
         """Whether a delete is tried again after owners may have seen that they own nothing."""
@@ -421,8 +474,8 @@ class Model:
         handle: _Handle | None = None,
     ) -> _Handle | None:
         """A call with a handle among its arguments, or none; what `to` receives for it."""
-        if handle is not None and handle.broken:
-            raise _Raises(error=handle.broken)
+        if handle is not None:
+            self._use(handle)
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
             self.hazards.add("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
@@ -471,6 +524,7 @@ class Model:
         return handle
 
     def _drop(self, handle: _Handle) -> None:
+        self._mark(handle)
         if not handle.fork or handle.unaccepted:
             return
         self.users = [user for user in self.users if user is not handle]
@@ -501,8 +555,8 @@ class Model:
     ) -> tuple[_Handle, _Handle | None]:
         """``rpc.remote``: the handle that `at` gets, and what `to` receives for the argument."""
         message = _remote_message(typed=typed)
-        if argument is not None and argument.broken:
-            raise _Raises(error=argument.broken)
+        if argument is not None:
+            self._use(argument)
         handle = self._created(at, self._new_rref(to, [], typed=typed))
         try:
             received = self._call(at, to, message, handle=argument)
@@ -511,6 +565,23 @@ class Model:
             handle.rref.forks.clear()
             return handle, None
         return handle, received
+
+    def _use(self, handle: _Handle) -> None:
+        """A rank uses a handle: raises what that raises where its creation failed."""
+        if handle.unmarked and not any(used is handle for used in self._used_now):
+            self._used_now.append(handle)
+            marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
+            self.unmarked_uses += 1
+            if any(marked):
+                self._mark(handle)
+        if handle.broken:
+            raise _Raises(error=handle.broken)
+
+    def _mark(self, handle: _Handle) -> None:
+        """torch has marked the RRef as timed out, where its creation does time out."""
+        if handle.unmarked:
+            handle.unmarked = False
+            self._break(handle, "creation")
 
     def _break(self, handle: _Handle, how: ErrorClass) -> None:
         """The creation of a handle's RRef failed, as far as its rank knows."""
@@ -521,8 +592,7 @@ class Model:
 
     def _value(self, handle: _Handle, at: int) -> list[float]:
         """``to_here``, or ``local_value`` at the owner."""
-        if handle.broken:
-            raise _Raises(error=handle.broken)
+        self._use(handle)
         rref = handle.rref
         if at != rref.owner:
             message = _fetch_message(typed=rref.typed)
@@ -697,9 +767,15 @@ class Model:
             )
             raise UsageError(msg)
         if late:
-            self._break(handle, "creation")
             handle.timed_out = True
+            handle.unmarked = True
             self.given_up[step.to].add(call)
+            held_up = self._delay(step.at, message) - (step.timeout or 0.0)
+            if held_up >= CLEARLY_LATE:
+                # remote() returns after its own delay, and the timeout came before that.
+                self._mark(handle)
+                if step.at == step.to:
+                    self.hazards.add("late-remote-to-self")
         return StepPrediction(slack=slack)
 
     def _share(self, call: str, step: Share) -> StepPrediction:
@@ -725,6 +801,8 @@ class Model:
         try:
             value = self._value(handle, step.at)
             if not late:
+                # The value is made after the creation's timeout, if that came at all.
+                self._mark(handle)
                 rref.takes = 0.0
         except _Raises as raised:
             if late and raised.error == "remote":
@@ -737,8 +815,8 @@ class Model:
         python = step.flavour == "python"
         message = MessageType.PYTHON_CALL if python else MessageType.SCRIPT_CALL
         argument = self._argument(step.right)
-        if argument is not None and argument.broken:
-            raise _Raises(error=argument.broken)
+        if argument is not None:
+            self._use(argument)
         # A TorchScript call holds its function and its tensors' places, not what is in them.
         payload = call if python else f"{step.flavour} {step.raises}"
         since = len(self.sends)
@@ -770,18 +848,24 @@ class Model:
     def _through(self, step: Through) -> list[float] | None:
         handle = self._handle(step.handle)
         rref = handle.rref
-        if handle.broken:
-            raise _Raises(error=handle.broken)
+        self._use(handle)
         accept = self._delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if step.at != rref.owner else 0.0)
         late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout, perhaps=perhaps)
         if handle.type_error == "timeout":
             # torch raises the old timeout here, and asks no more; it should ask again.
             self.hazards.add("timed-out-type-query")
-        if handle.type_error in (None, "timeout"):
-            self._ask_type(handle, step.at, late, slack)
-        elif handle.type_error:
-            raise _Raises(error=handle.type_error)
+        asked = handle.type_error
+        try:
+            if asked in (None, "timeout"):
+                self._ask_type(handle, step.at, late, slack)
+            elif asked:
+                raise _Raises(error=asked)
+        except _Raises as raised:
+            # A message that cannot be sent raises before there is a future.
+            if step.how == "async" and handle.fork and (asked or raised.error != "injected"):
+                self.hazards.add("failed-async-proxy")
+            raise
         total = [x + step.addend for x in rref.value]
         if step.how == "remote":
             made, there = self._remote(step.at, rref.owner, typed=False, argument=handle)
@@ -844,20 +928,25 @@ class Model:
     def _release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
         """A context ends at `at`; every rank that cleanup reaches passes it on."""
         reached = {at}
+        at_once = {at}
         queue = [at]
         while queue:
             rank = queue.pop(0)
             if not known.get(rank):
                 continue
+            before = len(self.sends)
             if not self._clean(rank, sorted(known[rank]), f"context {name}"):
                 self.keeping.add(rank)
                 continue
+            if rank in at_once and not any(send.failures for send in self.sends[before:]):
+                at_once |= known[rank]
             for peer in sorted(known[rank] - reached):
                 reached.add(peer)
                 queue.append(peer)
         for rank in known:
             if rank not in reached:
                 self.kept[rank].add(name)
+        self.late_contexts.append(reached - at_once)
 
     def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:
         """One cleanup to each peer; they have one payload, so they share the failures.
@@ -964,16 +1053,40 @@ def _sum(left: Any, right: Any) -> list[float]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
+#: How many outcomes a program may have at most, by when torch marks creations that time out.
+_MOST_ALTERNATIVES = 64
+
+
 @functools.lru_cache(maxsize=512)
 def predict(program: Program, plan: FaultPlan) -> Prediction:
     """What `program` must do under `plan`, within the retry budget or beyond it.
 
     Raises:
         UsageError: the plan names a rank outside the world, or the program has a creation of which
-            nobody can tell whether it times out.
+            nobody can tell whether it times out, or too many uses of one that does.
     """
     plan.check(program.world_size)
-    model = Model(program.world_size, plan)
-    for step in program.leaves:
-        model.add(step)
-    return model.prediction(settles=program.settles)
+    first, *others = _alternatives(program, plan)
+    return replace(first, alternatives=tuple(others))
+
+
+def _alternatives(program: Program, plan: FaultPlan) -> list[Prediction]:
+    """All that the program may show: in the first no RRef was marked before it was used."""
+    found: list[Prediction] = []
+    waiting: list[tuple[bool, ...]] = [()]
+    while waiting:
+        choices = waiting.pop(0)
+        model = Model(program.world_size, plan, choices)
+        for step in program.leaves:
+            model.add(step)
+        found.append(model.prediction(settles=program.settles))
+        later = range(len(choices), model.unmarked_uses)
+        waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]
+        if len(found) + len(waiting) > _MOST_ALTERNATIVES:
+            msg = (
+                f"the program uses RRefs whose creation times out in more than "
+                f"{_MOST_ALTERNATIVES} ways before torch must have marked them; put a Settle() "
+                f"between such a remote() and its uses."
+            )
+            raise UsageError(msg)
+    return found

@@ -9,7 +9,16 @@ from typing import Any, Literal
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import FaultCount, Finding, account, judge, predict, set_apart
+from rpcprops.oracle import (
+    Accepted,
+    FaultCount,
+    Finding,
+    accepted,
+    account,
+    judge,
+    predict_for,
+    set_apart,
+)
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
@@ -37,6 +46,7 @@ class Observation:
 
     Attributes:
         explained_by: the known findings that may have caused what is left out of `violations`.
+        accepted: what it showed that is documented, and so no violation.
     """
 
     case: Case
@@ -44,6 +54,7 @@ class Observation:
     violations: tuple[Violation, ...]
     faults: tuple[FaultCount, ...]
     explained_by: tuple[str, ...] = ()
+    accepted: tuple[Accepted, ...] = ()
 
 
 def observe(
@@ -65,15 +76,22 @@ def observe(
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
-        prediction = predict(case.program, case.plan)
-        explained_by, violations = set_apart(case.program, prediction, outcome, violations)
+        met = findings_met(case, outcome)
+        explained_by, violations = set_apart(case.program, met, outcome, violations)
     return Observation(
         case,
         outcome,
         violations,
         account(case.program, case.plan, outcome),
         explained_by,
+        accepted(case.program, case.plan, outcome),
     )
+
+
+def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
+    """The known findings that a case meets, by the prediction that its run followed."""
+    met = predict_for(case.program, case.plan, outcome).hazards
+    return met | {"rref-lifetime-after-reinit"} if case.kind == "reinit" else met
 
 
 @dataclass(frozen=True)
@@ -84,9 +102,8 @@ class Property:
         name: as on the command line.
         promise: what must hold, in a sentence.
         cases: draws a case; called when the property is examined.
-        with_findings: whether what a known finding of stock torch causes counts as a violation.
         needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
-        known: set when stock torch is documented to break it.
+        finding: the known finding whose smallest case this is, where it is one.
         only_named: whether it takes so long that it is checked only where it is asked for by name.
         compares: whether some cases that pass under a fast clock run in real time as well.
         observe: runs and judges a case; called as :func:`observe`.
@@ -96,8 +113,7 @@ class Property:
     promise: str
     cases: Callable[[], SearchStrategy[Case]]
     needs_faults: bool = True
-    with_findings: bool = False
-    known: Finding | None = None
+    finding: Finding | None = None
     only_named: bool = False
     compares: bool = True
     observe: Callable[..., Observation] = observe

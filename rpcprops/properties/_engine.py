@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import hypothesis
@@ -16,13 +18,17 @@ from hypothesis.errors import Flaky
 
 from rpcprops import errors
 from rpcprops.errors import BrokenPromise, MachineCannot
-from rpcprops.oracle import FaultCount, fired, fired_by_type, is_decided, rungs
+from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, is_decided, judge, rungs
+from rpcprops.oracle._findings import Status
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
+from rpcprops.properties._findings import finding_case
 from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 
-Verdict = Literal["holds", "known", "violated", "vacuous", "undecided"]
+Verdict = Literal["holds", "known", "not_seen", "violated", "vacuous", "undecided"]
+#: The verdicts that are no failure.
+GOOD: tuple[Verdict, ...] = ("holds", "known", "not_seen")
 
 #: An example starts processes, so Hypothesis's idea of slow does not apply.
 _NO_HEALTH_CHECKS: Any = list(HealthCheck)
@@ -31,8 +37,8 @@ _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shri
 _REPEATS = 3
 #: How many failing cases, from the smallest up, are tried at rate 1.
 _CONFIRMATIONS = 5
-#: How often a failure that only some runs show is tried at each slower rate.
-_TRIES_SOMETIMES = 15
+#: How often the case of a finding is tried in real time at most.
+REAL_TRIES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +67,53 @@ class Failure:
     reproduction: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A failure that slower clocks did not show again.
+
+    Attributes:
+        line: what was broken, and why it is in doubt.
+        failure: the case, to be written to a file; None where there is none.
+        once: whether it is of a promise that a busy machine can seem to break, and the case did not
+            fail again at the fast rate either. Then the verdict stays what it is without it.
+    """
+
+    line: str
+    failure: Failure | None = None
+    once: bool = False
+
+
+@dataclass(slots=True)
+class AcceptedCount:
+    """A documented effect that cases showed: in how many, and the first of them.
+
+    Attributes:
+        kind: its name in :data:`rpcprops.oracle.DOCUMENTED`.
+    """
+
+    kind: str
+    case: Case
+    examples: int = 0
+
+
 @dataclass(slots=True)
 class Examination:
     """What an examination of a property showed.
 
     Attributes:
+        verdict: "known" and "not_seen" are of the smallest case of a known finding, which showed,
+            or did not in any try; "vacuous" where no injected fault fired.
         examples: cases that were run (shrinking not counted).
         faults_fired: injected faults that were seen to strike, in those.
         fired_by_type: the same by kind and type.
         compared: passing cases that were run in real time as well, and judged.
-        unconfirmed: failures that a slower clock, down to real time, did not show again.
-        doubtful: the same as failures, to be written to files.
+        doubts: failures that a slower clock, down to real time, did not show again.
         reruns: fast runs that meant nothing on a machine this loaded; slower ones decided.
-        reason: why it is violated without a failing case.
+        accepted: documented effects that the cases showed, by name.
+        explained: how many cases broke a promise as a known finding does, by its name.
+        tries: for a finding, how often its case was tried at each rate, and showed it.
+        status: for a finding, whether this torch is known to have it.
+        reason: what else is to be said of the verdict.
         seconds: real seconds.
     """
 
@@ -84,12 +124,38 @@ class Examination:
     faults_fired: int = 0
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
     compared: int = 0
-    unconfirmed: list[str] = field(default_factory=list)
-    doubtful: list[Failure] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
     reruns: int = 0
+    accepted: dict[str, AcceptedCount] = field(default_factory=dict)
+    explained: Counter[str] = field(default_factory=Counter)
+    tries: tuple[Repeats, ...] = ()
+    status: Status | None = None
     reason: str = ""
     seconds: float = 0.0
     failure: Failure | None = None
+
+    @builtins.property
+    def unconfirmed(self) -> tuple[str, ...]:
+        """The doubts that leave the verdict undecided, a line each."""
+        return tuple(doubt.line for doubt in self.doubts if not doubt.once)
+
+    @builtins.property
+    def failed_once(self) -> tuple[str, ...]:
+        """The doubts that do not, a line each."""
+        return tuple(doubt.line for doubt in self.doubts if doubt.once)
+
+    def is_good(self) -> bool:
+        """Whether the verdict is no failure."""
+        return self.verdict in GOOD
+
+    def count(self, seen: Observation) -> None:
+        """Take in a case that was run."""
+        self.examples += 1
+        self.faults_fired += fired(seen.faults)
+        self.fired_by_type = dict(Counter(self.fired_by_type) + Counter(fired_by_type(seen.faults)))
+        self.explained.update(seen.explained_by)
+        for kind in dict.fromkeys(one.kind for one in seen.accepted):
+            self.accepted.setdefault(kind, AcceptedCount(kind, seen.case)).examples += 1
 
 
 def examine(
@@ -100,9 +166,13 @@ def examine(
     seed: int | None = None,
     database: ExampleDatabase | None = None,
     on_example: Callable[[Examination, Observation], None] | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> Examination:
     """Draw `max_examples` cases of `prop`, shrink the first that fails, and say what holds.
+
+    What a known finding of stock torch can have caused is no failure. The smallest case of such a
+    finding is tried until it shows it, at most `max_examples` times.
 
     A failure under a fast clock counts once real time has shown it too: the first of each promise,
     and the smallest case (one that real time does not show gives way to the next larger one that it
@@ -113,11 +183,21 @@ def examine(
 
     Args:
         seed: makes the draws reproducible.
+        strict: whether a documented effect is a failure too.
         database: where Hypothesis keeps failing cases between runs.
         on_example: called after each case, for a progress display.
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
-    return _Examiner(prop, runner, on_example, options).examine(max_examples, seed, database)
+    examiner = _Examiner(prop, runner, on_example, options)
+    if prop.finding is not None:
+        result = examiner.examine_finding(prop.finding, max_examples)
+    else:
+        result = examiner.examine(max_examples, seed, database)
+    if strict and result.accepted and result.is_good():
+        result.verdict = "violated"
+        kinds = ", ".join(f"{one.kind} in {one.examples}" for one in result.accepted.values())
+        result.reason = f"strict: documented effects are failures ({kinds})"
+    return result
 
 
 def broken_promise(violations: tuple[Violation, ...]) -> BrokenPromise:
@@ -137,16 +217,12 @@ class _Examiner:
         self.prop = prop
         self.runner = runner
         self.on_example = on_example
-        self.options = {**options, "with_findings": prop.with_findings}
+        self.options = {**options, "with_findings": False}
         self.result = Examination(prop)
-        #: How often a slower clock may try to show a failure again.
-        self.tries = _TRIES_SOMETIMES if prop.known and prop.known.sometimes else 1
-        self.fired: Counter[str] = Counter()
         self.confirmed: set[str] = set()
         self.first_ones: list[Observation] = []
         self.failing: dict[Case, Observation] = {}
-        #: How many runs it took until the slowest clock showed a case.
-        self.tried: dict[Case, int] = {}
+        self.doubted: set[Case] = set()
         self.sample = Sample(needs_faults=prop.needs_faults)
         #: Cases that are judged by what real time shows, since the fast clock shows nothing.
         self.in_real_time: set[Case] = set()
@@ -162,29 +238,69 @@ class _Examiner:
         if error is not None:
             self.result.failure = self.smallest(error)
             if self.result.failure is None and not self.result.unconfirmed:
-                self.result.unconfirmed.append(f"not shown again: {error}")
-        self.result.fired_by_type = dict(sorted(self.fired.items()))
+                self.result.doubts.append(Doubt(f"not shown again: {error}"))
+        return self.ended(began, self.verdict())
+
+    def ended(self, began: float, verdict: Verdict) -> Examination:
+        self.result.fired_by_type = dict(sorted(self.result.fired_by_type.items()))
         self.result.seconds = time.monotonic() - began
-        self.result.verdict = self.verdict()
+        self.result.verdict = verdict
         return self.result
 
+    def examine_finding(self, finding: Finding, max_examples: int) -> Examination:
+        """Try the smallest case of a finding until it shows: fast, then in real time."""
+        began = time.monotonic()
+        version = self.runner.server.torch_version
+        self.result.status = finding.status(version)
+        fast = self.runner.server.rate_of(self.options.get("clock"))
+        rates = dict.fromkeys((fast, 1.0))
+        numbers = itertools.count()
+        tries: list[Repeats] = []
+        shown: Observation | None = None
+        for rate in rates:
+            most = max_examples if rate == fast else min(max_examples, REAL_TRIES)
+            tried, shown = self.try_finding(finding, rate, itertools.islice(numbers, most))
+            tries.append(tried)
+            if self.result.failure is not None:
+                break
+        self.result.tries = tuple(tries)
+        if self.result.failure is not None:
+            return self.ended(began, "violated")
+        if shown is not None:
+            # What real time showed last is what is reported.
+            self.result.failure = self.failure_of(shown, repeats=tuple(tries))
+            if self.result.status == "unlisted":
+                self.result.reason = f"not yet listed for torch {version}"
+            return self.ended(began, "known")
+        if self.result.status == "fixed":
+            self.result.reason = f"fixed in torch {finding.fixed_in} ({finding.fixed_by})"
+            return self.ended(began, "holds")
+        self.result.reason = f"not seen: {', '.join(map(str, tries))}"
+        return self.ended(began, "not_seen")
+
+    def try_finding(
+        self, finding: Finding, rate: float, numbers: Iterable[int]
+    ) -> tuple[Repeats, Observation | None]:
+        """Try the case at one rate until it shows; how often it was tried, and what showed it."""
+        tried = 0
+        for number in numbers:
+            case = finding_case(finding.name, number)
+            seen = self.prop.observe(self.runner, case, **{**self.options, "clock": rate})
+            tried += 1
+            self.result.executions += 1
+            self.result.count(seen)
+            if self.on_example is not None:
+                self.on_example(self.result, seen)
+            if seen.violations and self.confirms(seen):
+                self.result.failure = self.failure_of(seen)
+                break
+            if finding.name in seen.explained_by:
+                return Repeats(rate, 1, tried), seen
+        return Repeats(rate, 0, tried), None
+
     def verdict(self) -> Verdict:
-        known = self.prop.known
-        expects = known is not None and known.expects(self.runner.server.torch_version)
-        failure = self.result.failure
-        if failure is not None:
-            if expects and known is not None and failure.promise == known.promise:
-                return "known"
+        if self.result.failure is not None:
             return "violated"
-        if expects and known is not None and known.sometimes:
-            self.result.reason = "documented to fail in some runs, and held in this one"
-            return "known"
-        if expects and known is not None:
-            version = self.runner.server.torch_version
-            self.result.reason = (
-                f"documented to fail on torch {version} ({known.promise}), and holds"
-            )
-            return "undecided" if self.result.unconfirmed else "violated"
         if self.result.unconfirmed:
             return "undecided"
         if self.prop.needs_faults and not self.result.faults_fired:
@@ -203,8 +319,7 @@ class _Examiner:
             print_blob=True,
             suppress_health_check=_NO_HEALTH_CHECKS,
             report_multiple_bugs=False,
-            # What is documented is at its smallest.
-            phases=[phase for phase in _PHASES if phase != Phase.shrink or not self.prop.known],
+            phases=_PHASES,
             verbosity=hypothesis.Verbosity.quiet,
         )
         @hypothesis.given(self.prop.cases())
@@ -244,9 +359,7 @@ class _Examiner:
             raise broken_promise(seen.violations)
 
     def count(self, seen: Observation) -> None:
-        self.result.examples += 1
-        self.result.faults_fired += fired(seen.faults)
-        self.fired.update(fired_by_type(seen.faults))
+        self.result.count(seen)
         if self.on_example is not None:
             self.on_example(self.result, seen)
 
@@ -260,7 +373,7 @@ class _Examiner:
             # What shrinks a failure that only real time shows must be looked for there.
             taken = real_waits(seen.case) <= CASE_SECONDS
         else:
-            taken = is_new and not self.prop.known and self.sample.takes(seen)
+            taken = is_new and self.sample.takes(seen)
             self.result.compared += taken
         if taken:
             self.in_real_time.add(seen.case)
@@ -275,6 +388,8 @@ class _Examiner:
         """Whether a failing case fails again: in real time for a new promise, else as it did."""
         if seen.case in self.failing:
             return True
+        if seen.case in self.doubted:
+            return False
         promise = seen.violations[0].promise
         if promise in self.confirmed:
             again = self.again(seen)
@@ -289,47 +404,58 @@ class _Examiner:
         """Whether slower clocks, down to real time, show the same broken promise."""
         first = seen.violations[0]
         rate = seen.outcome.clock_rate
-        # What is documented needs no ladder: real time says whether it is still so.
-        slower = (1.0,) if self.prop.known else rungs(rate) or (1.0,)
-        same: list[Violation] = []
-        again = seen
-        for slower_rate in slower:
-            again, same = seen, list[Violation]()
-            for attempt in range(1, self.tries + 1):
-                try:
-                    again = self.prop.observe(
-                        self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
-                    )
-                except MachineCannot as error:
-                    self.unconfirmed(f"rate {slower_rate:g} could not be had ({error})", seen)
-                    return False
-                same = [v for v in again.violations if v.promise == first.promise]
-                if same:
-                    self.tried[seen.case] = attempt
-                    break
+        for slower_rate in rungs(rate) or (1.0,):
+            try:
+                again = self.prop.observe(
+                    self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
+                )
+            except MachineCannot as error:
+                if slower_rate != 1.0:
+                    # A busy machine may not give it; real time it can.
+                    continue
+                self.doubt(f"rate {slower_rate:g} could not be had ({error})", seen)
+                return False
+            same = [v for v in again.violations if v.promise == first.promise]
             if not same:
-                if is_decided(first, seen.outcome):
-                    self.unconfirmed(f"not again at rate {slower_rate:g}", seen)
-                else:
+                if not is_decided(first, seen.outcome):
                     # The fast run meant nothing on this machine; the slower one has decided.
                     self.result.reruns += 1
+                elif first.needs_time and not self.fails_again(seen):
+                    where = f"{_REPEATS} runs at rate {rate:g} and one at {slower_rate:g}"
+                    self.doubt(f"not again in {where}", seen, once=True)
+                else:
+                    self.doubt(f"not again at rate {slower_rate:g}", seen)
                 return False
             if slower_rate == 1.0 and not is_decided(same[0], again.outcome):
-                self.unconfirmed("undecided, the machine was too loaded", seen)
+                self.doubt("undecided, the machine was too loaded", seen)
                 return False
         return True
 
-    def unconfirmed(self, why: str, seen: Observation) -> None:
-        self.result.unconfirmed.append(f"{why}: {seen.violations[0]} under {seen.case.plan!r}")
-        self.result.doubtful.append(
-            Failure(
-                self.prop.name,
-                seen.violations[0].promise,
-                seen.case,
-                seen.violations,
-                seen.outcome,
-                seen.faults,
-            )
+    def fails_again(self, seen: Observation) -> bool:
+        """Whether one of a few more runs at the same rate breaks the same promise."""
+        promise = seen.violations[0].promise
+        return any(
+            promise in [violation.promise for violation in self.again(seen).violations]
+            for _ in range(_REPEATS)
+        )
+
+    def doubt(self, why: str, seen: Observation, *, once: bool = False) -> None:
+        """Keep a failure that slower clocks did not show."""
+        self.doubted.add(seen.case)
+        line = f"{why}: {seen.violations[0]} under {seen.case.plan!r}"
+        self.result.doubts.append(Doubt(line, self.failure_of(seen), once))
+
+    def failure_of(self, seen: Observation, repeats: tuple[Repeats, ...] = ()) -> Failure:
+        """A failing case as it was seen; of what a finding explains, all that the case broke."""
+        violations = seen.violations or judge(seen.case.program, seen.case.plan, seen.outcome)
+        return Failure(
+            property=self.prop.name,
+            promise=violations[0].promise,
+            case=seen.case,
+            violations=violations,
+            outcome=seen.outcome,
+            faults=seen.faults,
+            repeats=repeats,
         )
 
     def smallest(self, error: BaseException) -> Failure | None:
@@ -346,23 +472,15 @@ class _Examiner:
 
     def failure(self, seen: Observation, error: BaseException | None) -> Failure:
         promise = seen.violations[0].promise
-        again = [self.again(seen) for _ in range(1 if self.prop.known else _REPEATS)]
+        again = [self.again(seen) for _ in range(_REPEATS)]
         failed = sum(any(v.promise == promise for v in o.violations) for o in again)
         repeats = [Repeats(seen.outcome.clock_rate, failed, len(again))]
         if seen.outcome.clock_rate != 1.0:
-            repeats.append(Repeats(1.0, 1, self.tried.get(seen.case, 1)))
+            repeats.append(Repeats(1.0, 1, 1))
         elif seen.case in self.in_real_time:
             repeats.append(Repeats(self.runner.server.rate_of(self.options.get("clock")), 0, 1))
-        return Failure(
-            property=self.prop.name,
-            promise=promise,
-            case=seen.case,
-            violations=seen.violations,
-            outcome=seen.outcome,
-            faults=seen.faults,
-            repeats=tuple(repeats),
-            reproduction=() if error is None else reproduction_lines(error),
-        )
+        lines = () if error is None else reproduction_lines(error)
+        return replace(self.failure_of(seen, tuple(repeats)), reproduction=lines)
 
 
 def reproduction_lines(error: BaseException) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""The smallest case of each known finding of stock torch, as a property that is known to fail."""
+"""The smallest case of each known finding of stock torch, as a property that torch breaks.
+
+A case is a function of a number, which changes a value and nothing else: runs are remembered by
+what is run, so trying once more takes another case.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from rpcprops.programs import (
     Context,
     Drop,
     Fetch,
-    Nest,
     Own,
     Program,
     Remote,
@@ -21,123 +24,187 @@ from rpcprops.programs import (
     Share,
     Step,
     Through,
+    Value,
 )
-from rpcprops.properties import _programs
 from rpcprops.properties._base import Case, Property
 
-
-def _at(rank: int, table: FaultTable) -> FaultPlan:
-    return FaultPlan(by_rank={rank: table})
-
-
-def _case(world_size: int, *steps: Step, plan: FaultPlan | None = None) -> Case:
-    return Case(Program(world_size, steps), plan or FaultPlan())
+#: How many different cases each has.
+CASES = 1000
 
 
-def _late_creation(number: int) -> Case:
-    table = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0 + number / 1000})
-    return _case(2, Remote(0, 1, "a", timeout=0.5), Drop(0, "a"), plan=_at(0, table))
+def _case(world_size: int, *steps: Step, settles: bool = True, **tables: FaultTable) -> Case:
+    """A case without faults, or with a table for some ranks: ``rank1=table``."""
+    plan = FaultPlan(
+        by_rank={int(name.removeprefix("rank")): table for name, table in tables.items()}
+    )
+    return Case(Program(world_size, steps, settles=settles), plan)
+
+
+def _value(number: int) -> Value:
+    return (float(number),)
+
+
+def _reinitialised(number: int) -> Case:
+    case = _case(2, Remote(0, 1, "a", left=_value(number)), Drop(0, "a"))
+    return Case(case.program, case.plan, kind="reinit")
+
+
+def _given_up_fork_request(number: int) -> Case:
+    return _case(
+        3,
+        Remote(0, 1, "a", left=_value(number)),
+        Share(0, "a", 2, "b"),
+        Settle(),
+        rank2=FaultTable(["RREF_FORK_REQUEST"], 6),
+    )
+
+
+def _second_failed_remote(number: int) -> Case:
+    return _case(
+        2,
+        Remote(0, 1, "a", left=_value(number)),
+        Remote(0, 1, "b"),
+        Fetch(0, "b"),
+        rank0=FaultTable(["PYTHON_REMOTE_CALL"], 1),
+    )
+
+
+def _dropped_while_made(number: int) -> Case:
+    """The function that makes the value takes 3 s, for it fetches its argument, which is late."""
+    return _case(
+        2,
+        Own(0, "o", _value(number)),
+        Remote(0, 1, "a", right="o", timeout=1.0),
+        Drop(0, "a"),
+        rank1=FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 3.0}),
+    )
+
+
+def _overtaken_creation(number: int) -> Case:
+    return _case(
+        2,
+        Own(0, "a", _value(number)),
+        Remote(0, 1, "b", right="a"),
+        settles=False,
+        rank0=FaultTable(["RREF_USER_DELETE"], 3),
+        rank1=FaultTable(["RREF_USER_DELETE"], 3, {"SCRIPT_RREF_FETCH_CALL": 2.0}),
+    )
 
 
 def _deleted_argument(number: int) -> Case:
-    program = Program(
-        2, (Own(0, "a", (float(number),)), Remote(0, 1, "b", right="a")), settles=False
+    return _case(
+        2,
+        Own(0, "a", _value(number)),
+        Remote(0, 1, "b", right="a"),
+        settles=False,
+        rank0=FaultTable(["RREF_USER_DELETE"], 1),
+        rank1=FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 2.0}),
     )
-    late = FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 2.0})
-    return Case(program, FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 1), 1: late}))
+
+
+def _timed_out_type_query(number: int) -> Case:
+    return _case(
+        2,
+        Remote(0, 1, "a", left=_value(number)),
+        Through(0, "a", timeout=0.5),
+        Through(0, "a"),
+        rank0=FaultTable(messages_to_delay={"PYTHON_CALL": 1.0}),
+    )
+
+
+def _failed_async_proxy(number: int) -> Case:
+    return _case(
+        2,
+        Remote(0, 1, "a", left=_value(number), raises=True),
+        Through(0, "a", how="async"),
+        Drop(0, "a"),
+    )
+
+
+def _failed_backward(number: int) -> Case:
+    return _case(2, Context(0, "x", (1, 0), value=_value(number), nested=True, breaks=0))
 
 
 def _early_fork(number: int) -> Case:
+    """The owner has its own RRef 1 s before the value, whose function waits for its argument."""
     return _case(
         2,
-        Nest(0, 1, 0, "a", left=(float(number),), flavour="script"),
-        Share(0, "a", 0, "b"),
+        Own(1, "o", _value(number)),
+        Remote(1, 0, "a", right="o"),
+        Share(1, "a", 0, "b"),
+        Share(0, "b", 0, "c"),
+        Fetch(0, "b"),
+        rank0=FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 1.0}),
+    )
+
+
+def _lost_fetch(number: int) -> Case:
+    return _case(
+        2,
+        Remote(0, 1, "a", left=_value(number)),
         Fetch(0, "a"),
+        rank0=FaultTable(["PYTHON_RREF_FETCH_CALL"], 1),
+    )
+
+
+def _late_remote_to_self(number: int) -> Case:
+    return _case(
+        1,
+        Remote(0, 0, "a", left=_value(number), timeout=0.5),
+        rank0=FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0}),
     )
 
 
 #: What torch promises, and the smallest case in which it does not keep it.
-_CASES: dict[str, tuple[str, Case]] = {
+_CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
         "In a process that shut RPC down and initialised it again, RRefs are deleted as before.",
-        Case(_programs.create_and_drop(), kind="reinit"),
+        _reinitialised,
     ),
     "fork-request-given-up": (
         "A rank whose fork request is lost for good says so, and lives on.",
-        _case(
-            3,
-            Remote(0, 1, "a"),
-            Share(0, "a", 2, "b"),
-            Settle(),
-            plan=_at(2, FaultTable(["RREF_FORK_REQUEST"], 6)),
-        ),
+        _given_up_fork_request,
     ),
     "second-failed-remote": (
         "Every RRef whose creation failed says so, however many have failed before.",
-        _case(
-            2,
-            Remote(0, 1, "a"),
-            Remote(0, 1, "b"),
-            Fetch(0, "b"),
-            plan=_at(0, FaultTable(["PYTHON_REMOTE_CALL"], 1)),
-        ),
+        _second_failed_remote,
     ),
     "timed-out-remote-dropped": (
         "An RRef whose creation timed out is deleted at its owner once its user has dropped it.",
-        _late_creation(0),
+        _dropped_while_made,
     ),
     "shutdown-overtakes-creation": (
         "A graceful shutdown straight after a remote() leaves no RRef behind.",
-        Case(
-            Program(2, (Own(0, "a"), Remote(0, 1, "b", right="a")), settles=False),
-            FaultPlan(
-                by_rank={
-                    0: FaultTable(["RREF_USER_DELETE"], 3),
-                    1: FaultTable(["RREF_USER_DELETE"], 3, {"SCRIPT_RREF_FETCH_CALL": 2.0}),
-                }
-            ),
-        ),
+        _overtaken_creation,
     ),
     "shutdown-deletes-argument": (
         "A function that remote() started can use its arguments until it ends.",
-        _deleted_argument(1),
+        _deleted_argument,
     ),
     "timed-out-type-query": (
         "A call through an RRef after one that timed out is made anew.",
-        _case(
-            2,
-            Remote(0, 1, "a"),
-            Through(0, "a", timeout=0.5),
-            Through(0, "a"),
-            plan=_at(0, FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})),
-        ),
+        _timed_out_type_query,
+    ),
+    "failed-async-proxy": (
+        "An RRef through which a call failed is dropped like any other.",
+        _failed_async_proxy,
     ),
     "failed-backward-revisits-rank": (
         "A backward pass that fails ends on every rank.",
-        _case(2, Context(0, "x", (1, 0), nested=True, breaks=0)),
+        _failed_backward,
     ),
     "early-owner-fork": (
         "An owner that is sent its own RRef may send it on to itself, whenever its value comes.",
-        _early_fork(1),
+        _early_fork,
     ),
     "readable-injected-error": (
         "A call whose message is lost raises an error that says so.",
-        _case(
-            2,
-            Remote(0, 1, "a"),
-            Fetch(0, "a"),
-            plan=_at(0, FaultTable(["PYTHON_RREF_FETCH_CALL"], 1)),
-        ),
+        _lost_fetch,
     ),
-}
-
-
-#: Those that only some runs show. Runs are remembered by what is run, so trying again takes
-#: another case: the same but for a number.
-_SOMETIMES: dict[str, Callable[[int], Case]] = {
-    "timed-out-remote-dropped": _late_creation,
-    "early-owner-fork": _early_fork,
-    "shutdown-deletes-argument": _deleted_argument,
+    "late-remote-to-self": (
+        "A remote() to the own rank that times out fails without an internal error of torch.",
+        _late_remote_to_self,
+    ),
 }
 
 
@@ -145,22 +212,24 @@ _SOMETIMES: dict[str, Callable[[int], Case]] = {
 _SLOW = frozenset({"shutdown-deletes-argument"})
 
 
-def _cases(name: str) -> st.SearchStrategy[Case]:
-    if name in _SOMETIMES:
-        return st.integers(0, 999).map(_SOMETIMES[name])
-    return st.just(_CASES[name][1])
+def finding_case(name: str, number: int) -> Case:
+    """The smallest case of a finding, by a number from 0 to :data:`CASES` - 1."""
+    return _CASES[name][1](number)
+
+
+def _drawn(make: Callable[[int], Case]) -> st.SearchStrategy[Case]:
+    return st.integers(0, CASES - 1).map(make)
 
 
 def finding_properties() -> Iterator[Property]:
     """A property for each known finding; its cases are its smallest one."""
     for name, finding in FINDINGS.items():
-        promise, _ = _CASES[name]
+        promise, make = _CASES[name]
         yield Property(
             name,
             promise,
-            functools.partial(_cases, name),
+            functools.partial(_drawn, make),
             needs_faults=False,
-            with_findings=True,
-            known=finding,
+            finding=finding,
             only_named=name in _SLOW,
         )

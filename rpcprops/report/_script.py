@@ -201,6 +201,9 @@ class _Writer:
 
     def _kind(self) -> Kind:
         promise = self.violation.promise
+        if promise == "ErrorInLog":
+            msg = "only a line in the log of a rank shows it; a script cannot."
+            raise UsageError(msg)
         if promise not in _KINDS:
             msg = f"{promise} is a matter of rpcprops's own model; torch alone cannot show it."
             raise UsageError(msg)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import FaultCount
+from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure
@@ -49,6 +49,25 @@ def describe_program(program: Program) -> list[str]:
     """The program as Python, indented."""
     head, *rest = repr(program).splitlines()
     return [f"program  {head}", *(f"         {line}" for line in rest)]
+
+
+def describe_case(case: Case) -> str:
+    """A case as Python, on one line."""
+    program = case.program
+    steps = ", ".join(map(repr, program.steps))
+    settles = "" if program.settles else ", settles=False"
+    return f"Program({program.world_size}, ({steps},){settles}) under {case.plan!r}"
+
+
+def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]:
+    """A documented effect: what it is, in how many examples it was seen, and one of them."""
+    documented = DOCUMENTED[kind]
+    note = "; a user would call it a defect of torch" if documented.is_defect else ""
+    return [
+        f"accepted {kind}, in {examples} of {of} examples{note}",
+        f"         {documented.sentence}",
+        f"         such as {case}",
+    ]
 
 
 def describe_subject(case: Case, name: str) -> list[str]:

@@ -147,7 +147,11 @@ def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
     under = result.under_faults
     if under is not None and under.examination is not None:
         failure = under.examination.failure
-        return (failure,) if failure else tuple(under.examination.doubtful)
+        return (
+            (failure,)
+            if failure
+            else tuple(doubt.failure for doubt in under.examination.doubts if doubt.failure)
+        )
     last = result.last
     if last is None or last.verdict != "failed":
         return ()

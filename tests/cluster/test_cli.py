@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rpcprops.oracle import DOCUMENTED
 from rpcprops.properties import PROPERTIES
 
 #: Real seconds: far above what a command takes, so that a hang fails instead of staying.
@@ -33,6 +34,10 @@ KEYS = {
     "seconds",
     "violations",
     "unconfirmed",
+    "status",
+    "tries",
+    "known_findings_met",
+    "accepted",
 }
 
 
@@ -80,7 +85,8 @@ def read_verdicts(path: Path) -> list[dict[str, Any]]:
     verdicts: list[dict[str, Any]] = data["properties"]
     for verdict in verdicts:
         assert set(verdict) >= KEYS
-        assert verdict["verdict"] in ("holds", "known", "violated", "vacuous", "undecided")
+        known = ("holds", "known", "not_seen", "violated", "vacuous", "undecided")
+        assert verdict["verdict"] in known
     return verdicts
 
 
@@ -102,6 +108,36 @@ def test_check(rpcprops: Rpcprops, tmp_path: Path) -> None:
         assert verdict["violations"] == verdict["unconfirmed"] == []
         assert f"holds     {verdict['name']}" in ended.out
     assert "Traceback" not in ended.err
+
+
+def test_a_table_in_a_pipe_is_never_cut(
+    tmp_path: Path, environment: dict[str, str], rpcprops: Rpcprops
+) -> None:
+    """Whatever width the terminal is said to have, a pipe gets every name in full."""
+    environment["COLUMNS"] = "40"
+    name = "rref-lifetime-after-reinit"
+    ended = rpcprops("check", name, "--json", "out.json")
+    assert ended.code == 0, ended.out + ended.err
+    table = [line for line in ended.out.splitlines() if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in table] == [name]
+    assert "…" not in ended.out
+    (row,) = read_verdicts(tmp_path / "out.json")
+    assert row["verdict"] == "known"
+    assert [tries["rate"] for tries in row["tries"]] == [400.0, 1.0]
+    assert all(1 <= tries["seen"] <= tries["tried"] for tries in row["tries"])
+
+
+def test_what_is_accepted_is_told_and_strict_fails_on_it(rpcprops: Rpcprops) -> None:
+    """The same draws: counted with a sentence and an example, and a failure under --strict."""
+    words = ["check", "drawn-beyond-budget", "-n", "12", "--seed", "3", "--json", "out.json"]
+    ended = rpcprops(*words)
+    assert ended.code == 0, ended.out + ended.err
+    assert "    accepted leak-at-owner, in " in ended.out
+    assert DOCUMENTED["leak-at-owner"].sentence in ended.out
+    assert "         such as Program(" in ended.out
+    strict = rpcprops(*words, "--strict")
+    assert strict.code == 1
+    assert "reason   strict: documented effects are failures (" in strict.out
 
 
 def test_unknown_property(rpcprops: Rpcprops) -> None:

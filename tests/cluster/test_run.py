@@ -6,9 +6,11 @@ import pytest
 
 from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
+from rpcprops.cluster._spec import ClockChoice
 from rpcprops.errors import UsageError
-from rpcprops.oracle import judge, predict
-from rpcprops.programs import Call, Context, Drop, Fetch, Remote, Settle, Share, Step
+from rpcprops.oracle import accepted, judge, predict
+from rpcprops.outcomes import Counters
+from rpcprops.programs import Call, Context, Drop, Fetch, Own, Remote, Settle, Share, Step
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
 
@@ -195,3 +197,65 @@ def test_own_server_of_a_runner() -> None:
     """A Runner on a server that was not started says what to do."""
     with pytest.raises(UsageError, match="not running"):
         Runner(ClusterServer(clock="real")).run(SHARED)
+
+
+_SLOW_FETCH = FaultPlan(by_rank={1: FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 3.0})})
+_SLOW_FORK = FaultPlan(by_rank={1: FaultTable(["RREF_FORK_REQUEST"], 3)})
+
+
+@pytest.mark.parametrize("clock", ["auto", "real"])
+@pytest.mark.parametrize(
+    ("program", "plan"),
+    [
+        (
+            Program(2, (Own(0, "o"), Remote(0, 1, "a", right="o", timeout=1), Fetch(0, "a"))),
+            _SLOW_FETCH,
+        ),
+        (
+            Program(
+                2, (Own(0, "o"), Remote(0, 1, "a", right="o", timeout=1), Share(0, "a", 1, "b"))
+            ),
+            _SLOW_FETCH,
+        ),
+        (
+            Program(
+                3,
+                (
+                    Own(2, "o"),
+                    Share(2, "o", 0, "p"),
+                    Remote(0, 1, "a", right="p", timeout=1),
+                    Fetch(0, "a"),
+                ),
+            ),
+            _SLOW_FORK,
+        ),
+    ],
+    ids=["fetched", "shared", "late fork request"],
+)
+def test_an_rref_may_be_used_before_its_timeout_is_handled(
+    rpc_cluster: ClusterFactory, program: Program, plan: FaultPlan, clock: ClockChoice
+) -> None:
+    """Torch documents that such a use may raise nothing, so neither outcome is a violation."""
+    assert len(predict(program, plan).alternatives) == 1
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan, clock=clock)
+    assert judge(program, plan, outcome) == ()
+    kinds = [one.kind for one in accepted(program, plan, outcome)]
+    raised = outcome.steps[-1].error is not None
+    assert ("timed-out-rref-used" in kinds) is not raised
+
+
+def test_a_context_that_shutdown_leaves_behind_is_seen(rpc_cluster: ClusterFactory) -> None:
+    """Its cleanup was waiting for its next try; torch's counter outlives the agent."""
+    program = Program(2, (Context(0, "x", (1,)),), settles=False)
+    plan = FaultPlan(by_rank={0: FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 3)})
+    outcome = Runner(rpc_cluster.server).run_anew(program, plan)
+    assert judge(program, plan, outcome) == ()
+    after = [rank.counters_after_shutdown for rank in outcome.ranks]
+    assert after == [Counters(), Counters(contexts=1)]
+    (one,) = accepted(program, plan, outcome)
+    assert (one.kind, one.rank) == ("context-left-by-shutdown", 1)
+    # Without the fault nothing stays, so the same counter is a leak.
+    clean = Runner(rpc_cluster.server).run_anew(program)
+    assert judge(program, None, clean) == ()
+    assert [rank.counters_after_shutdown for rank in clean.ranks] == [Counters(), Counters()]
+    assert [v.promise for v in judge(program, None, outcome)] == ["ContextLeak"]

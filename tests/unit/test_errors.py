@@ -29,6 +29,7 @@ def test_the_promises_are_these() -> None:
     assert {promise.__name__ for promise in PROMISES} == {
         "CallLeak",
         "ContextLeak",
+        "ErrorInLog",
         "FaultsDiffer",
         "MissingError",
         "NotRunOnce",
@@ -104,6 +105,6 @@ def test_a_ranks_traceback_says_where_it_is_from() -> None:
 
 def test_what_a_property_is_known_to_break_is_a_promise() -> None:
     """A documented failure names a promise that exists."""
-    known = [item.known.promise for item in PROPERTIES.values() if item.known is not None]
+    known = [item.finding.promise for item in PROPERTIES.values() if item.finding is not None]
     assert known
     assert set(known) <= {promise.__name__ for promise in PROMISES}

@@ -34,7 +34,7 @@ def left(
     program: Program, plan: FaultPlan, outcome: Outcome, *violations: Violation
 ) -> tuple[tuple[str, ...], list[str]]:
     """The findings that explain some of these violations, and the promises of the others."""
-    names, others = set_apart(program, predict(program, plan), outcome, violations)
+    names, others = set_apart(program, predict(program, plan).hazards, outcome, violations)
     return names, [violation.promise for violation in others]
 
 
@@ -68,12 +68,33 @@ def test_what_no_finding_explains_stays_a_failure(leaks_first: bool) -> None:
     assert len(everything.violations) == 2
 
 
-def test_nothing_is_set_apart_on_another_torch() -> None:
-    """A finding of one version explains nothing of another."""
+def test_a_finding_explains_on_a_torch_that_nobody_has_measured() -> None:
+    """A newer torch has a finding until it is known to be mended; it is only not listed there."""
     outcome = replace(holding(seen(EARLY_FORK, FaultPlan()), 0, owners=3), torch_version="2.99.0")
     violations = judge(EARLY_FORK, None, outcome)
-    names, others = set_apart(EARLY_FORK, predict(EARLY_FORK, FaultPlan()), outcome, violations)
-    assert (names, others) == ((), violations)
+    assert violations
+    names, others = set_apart(EARLY_FORK, {"early-owner-fork"}, outcome, violations)
+    assert (names, others) == (("early-owner-fork",), ())
+    assert FINDINGS["early-owner-fork"].status("2.99.0") == "unlisted"
+    assert FINDINGS["early-owner-fork"].status(VERSION) == "listed"
+
+
+@pytest.mark.parametrize("version", ["2.15.0+cu132", "2.15.0a0+git1234567", "2.16.1", "3.0.0"])
+def test_a_mended_finding_explains_nothing_any_more(version: str) -> None:
+    """From the release that mended it, what looks like the finding is a failure of torch again."""
+    hung = Violation("RankHung", "worker0 hung", 0)
+    outcome = replace(seen(TWICE, LOST), torch_version=version)
+    assert FINDINGS["second-failed-remote"].status(version) == "fixed"
+    assert set_apart(TWICE, {"second-failed-remote"}, outcome, [hung]) == ((), (hung,))
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.14.1", "2.9.0+cu128", "2.14.0.dev20260901"])
+def test_before_it_was_mended_the_finding_explains(version: str) -> None:
+    """Releases before the mending one have it."""
+    hung = Violation("RankHung", "worker0 hung", 0)
+    outcome = replace(seen(TWICE, LOST), torch_version=version)
+    names, others = set_apart(TWICE, {"second-failed-remote"}, outcome, [hung])
+    assert (names, others) == (("second-failed-remote",), ())
 
 
 def test_a_death_explains_what_its_step_showed_besides_and_no_other() -> None:

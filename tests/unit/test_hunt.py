@@ -8,6 +8,7 @@ import pytest
 
 from rpcprops.errors import UsageError
 from rpcprops.hunt import HUNTED, Batch, Hunt, digest, summary
+from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
 from rpcprops.properties import Case
 
@@ -38,6 +39,25 @@ def test_an_example_that_two_batches_drew_counts_once(tmp_path: Path) -> None:
     hunt.append(batch(1, "b", transport="shm"))
     assert hunt.examples == 4
     assert summary(hunt)["examples_by_property"][HUNTED[0]] == 4
+
+
+def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
+    """Each kind over all batches, with its sentence and the first example."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    for seed, count in ((0, 2), (1, 3)):
+        one = batch(seed, f"case{seed}")
+        one.accepted = {"leak-at-owner": count}
+        one.accepted_examples = {"leak-at-owner": f"example {seed}"}
+        hunt.append(one)
+    assert summary(Hunt.read(hunt.path))["accepted"] == [
+        {
+            "kind": "leak-at-owner",
+            "examples": 5,
+            "sentence": DOCUMENTED["leak-at-owner"].sentence,
+            "is_defect": True,
+            "example": "example 0",
+        }
+    ]
 
 
 def test_a_hunt_goes_on_with_what_is_not_in_its_file(tmp_path: Path) -> None:

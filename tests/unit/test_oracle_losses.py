@@ -469,6 +469,36 @@ def test_a_call_through_a_handle_may_time_out_in_the_question_or_in_the_call() -
     assert seen.hazards == {"timed-out-type-query"}
 
 
+@pytest.mark.parametrize(
+    ("steps", "plan", "met"),
+    [
+        # The function that was to make the value has raised, so its type is an error.
+        ((Remote(0, 1, "a", raises=True), Through(0, "a", how="async")), FaultPlan(), True),
+        ((Remote(0, 1, "a", raises=True), Through(0, "a")), FaultPlan(), False),
+        # The owner keeps no fork of its own for it.
+        ((Remote(0, 0, "a", raises=True), Through(0, "a", how="async")), FaultPlan(), False),
+        ((Remote(0, 1, "a"), Through(0, "a", how="async")), FaultPlan(), False),
+        ((Remote(0, 1, "a"), Through(0, "a", timeout=0.5, how="async")), late(CALL), True),
+        # A question that cannot be sent raises at once: there is no future yet.
+        ((Remote(0, 1, "a"), Through(0, "a", how="async")), losing(CALL), False),
+        (
+            (
+                Remote(0, 1, "a", raises=True),
+                Through(0, "a"),
+                Through(0, "a", how="async"),
+            ),
+            FaultPlan(),
+            True,
+        ),
+    ],
+)
+def test_an_asynchronous_call_through_a_handle_whose_type_is_an_error(
+    steps: tuple[Step, ...], plan: FaultPlan, met: bool
+) -> None:
+    """The future of such a call keeps the RRef; a synchronous call has no future to keep it."""
+    assert ("failed-async-proxy" in predicted(plan, *steps).hazards) is met
+
+
 def test_an_error_of_the_function_does_not_hide_the_timeout() -> None:
     """What a late function raises comes later than the timeout; what was lost comes at once."""
     late_call = FaultTable(messages_to_delay={CALL: 2.0})

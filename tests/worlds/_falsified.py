@@ -29,6 +29,8 @@ from tests.worlds._ideal import (
     CONTEXT_LEAK,
     ERRORS,
     LEAKING,
+    OWNER_WAITED,
+    USER_WAITED,
     calling,
     hanging,
     holding,
@@ -42,6 +44,16 @@ Place: TypeAlias = tuple[str, int | None, int | None]
 Falsified: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
 Defect: TypeAlias = Callable[[World], Falsified]
 LOST = RaisedError("RuntimeError", "EOF: end of file")
+ASSERTION = (
+    "[E request_callback_no_python.cpp:561] Received error while processing request type 260: "
+    'false INTERNAL ASSERT FAILED at "rref_context.cpp":390, please report a bug to PyTorch.'
+)
+TRACEBACK = (
+    "Traceback (most recent call last):\n"
+    '  File "torch/distributed/rpc/api.py", line 1, in run\n'
+    "    callback()\n"
+    "ZeroDivisionError: division by zero"
+)
 UNREADABLE = RaisedError("UnicodeDecodeError", r"Send attempt failed intentionally for \x80\x02")
 
 DEFECTS: dict[str, Defect] = {}
@@ -513,6 +525,68 @@ def _leaks_leaving(world: World) -> Falsified:
 def _keeps_leaving(world: World) -> Falsified:
     for rank in _graceful(world):
         yield with_rank(world.outcome, rank, log=CONTEXT_LEAK), [("ContextLeak", rank, None)]
+
+
+def _wrote(world: World, line: str) -> Falsified:
+    """Each rank in turn wrote one more line."""
+    for rank in world.outcome.ranks:
+        log = f"{rank.log}\n{line}".strip()
+        yield with_rank(world.outcome, rank.rank, log=log), [("ErrorInLog", rank.rank, None)]
+
+
+@defect("an internal assertion of torch fails")
+def _assertion(world: World) -> Falsified:
+    yield from _wrote(world, ASSERTION)
+
+
+@defect("a thread of torch raises")
+def _thread_raises(world: World) -> Falsified:
+    yield from _wrote(world, TRACEBACK)
+
+
+@defect("an owner waits for a delete that nobody lost")
+def _owner_waits(world: World) -> Falsified:
+    may = world.prediction.leaking | world.prediction.perhaps_leaking
+    for falsified, (place,) in _wrote(world, OWNER_WAITED):
+        if place[1] not in may:
+            yield falsified, [place]
+
+
+@defect("a user waits for an accept that nobody lost")
+def _user_waits(world: World) -> Falsified:
+    for falsified, (place,) in _wrote(world, USER_WAITED):
+        rank = place[1]
+        if rank not in world.prediction.waiting | world.prediction.leaking:
+            yield falsified, [place]
+
+
+def _after_shutdown(promise: str, field: str) -> Defect:
+    """Each rank in turn still holds one more of these once its shutdown has returned."""
+
+    def falsify(world: World) -> Falsified:
+        may = world.prediction.leaking | world.prediction.perhaps_leaking
+        for rank in world.outcome.ranks:
+            held = rank.counters_after_shutdown
+            if held is None or (promise == "RRefLeak" and rank.rank in may):
+                continue
+            most = world.prediction.contexts_left[rank.rank][-1]
+            now = most + 1 if field == "contexts" else getattr(held, field) + 1
+            more = dataclasses.replace(held, **{field: now})
+            falsified = with_rank(world.outcome, rank.rank, counters_after_shutdown=more)
+            yield falsified, [(promise, rank.rank, None)]
+
+    return falsify
+
+
+for _promise, _field in (
+    ("ContextLeak", "contexts"),
+    ("ContextLeak", "backward_passes"),
+    ("RRefLeak", "owners"),
+    ("RRefLeak", "forks"),
+    ("RRefLeak", "pending_users"),
+):
+    _name = f"a rank still holds {_field.replace('_', ' ')} after its shutdown"
+    DEFECTS[_name] = _after_shutdown(_promise, _field)
 
 
 @defect("a leak goes unreported")

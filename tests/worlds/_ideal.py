@@ -39,6 +39,11 @@ ERRORS: dict[ErrorClass, RaisedError] = {
 LEAK = "[W rref_context.cpp:361] Detected RRef Leaks during shutdown."
 LEAKING = "Leaking RRef GloballyUniqueId(created_on=0, local_id=0) with fork Id 1"
 CONTEXT_LEAK = "[W] Could not release Dist Autograd Context on node 1: pipe closed"
+OWNER_WAITED = "[E rref_context.cpp:299] Timed out waiting for pending OwnerRRefs to be deleted."
+USER_WAITED = (
+    "[E rref_context.cpp:250] Timed out waiting for pending UserRRefs to be confirmed by owner and "
+    "parent."
+)
 LEAKED = RaisedError("RuntimeError", LEAKING)
 #: What a rank exits with when its shutdown raises.
 EXIT_SHUTDOWN_FAILED = 72
@@ -92,17 +97,25 @@ def _rank(rank: int, prediction: Prediction, plan: FaultPlan) -> RankOutcome:
         # A send that is never tried again shows at its caller, and writes no line.
         failed = prediction.retried[rank] + sum(prediction.last_failures()[rank].values())
     leaks = rank in prediction.leaking
+    held = prediction.counters[rank] if takes_part else Counters()
+    after = dataclasses.replace(
+        Counters(owners=1, forks=1) if leaks else Counters(), contexts=held.contexts
+    )
+    said = [CONTEXT_LEAK] if rank in prediction.keeping else []
+    said += [OWNER_WAITED] if leaks else []
+    said += [USER_WAITED] if prediction.graceful and rank in prediction.waiting else []
     return RankOutcome(
         rank,
         f"worker{rank}",
         exit_code=(EXIT_SHUTDOWN_FAILED if leaks else 0) if prediction.graceful else None,
         killed=not prediction.graceful,
-        counters=prediction.counters[rank] if takes_part else Counters(),
+        counters=held,
         failed_sends=failed,
         delayed_sends=dict(held_up),
         calls=dict(prediction.calls[rank]) if takes_part else {},
         shutdown_error=LEAKED if leaks else None,
-        log=CONTEXT_LEAK if rank in prediction.keeping else "",
+        log="\n".join(said),
+        counters_after_shutdown=after if prediction.graceful else None,
     )
 
 

@@ -68,6 +68,23 @@ def answer_first_value() -> None:
     _replace_add(cached)
 
 
+def never_leave_a_context() -> None:
+    """Enter a distributed autograd context, and stay in it."""
+    context = torch.distributed.autograd.context()
+    # In a thread of its own: what this rank calls later is not called inside it.
+    thread = threading.Thread(target=context.__enter__)
+    thread.start()
+    thread.join()
+    _held.append(context)
+
+
+def raise_in_a_thread() -> None:
+    """Let a thread end by an exception, which Python writes to the log."""
+    thread = threading.Thread(target=int, args=("no number",))
+    thread.start()
+    thread.join()
+
+
 def count_once() -> None:
     """Count no further than one."""
 

@@ -146,6 +146,12 @@ LIVE: dict[str, Live] = {
     "counts a fork that nobody has": Live(
         1, (Own(1, "o"), Settle()), (("RRefLeak", 1, 1),), wrong.fork_for_nobody
     ),
+    "never leaves a context, also when it shuts down": Live(
+        1, CALLED, (("ContextLeak", 1, None),), wrong.never_leave_a_context, settles=False
+    ),
+    "has a thread that raises": Live(
+        1, CALLED, (("ErrorInLog", 1, None),), wrong.raise_in_a_thread
+    ),
     "counts a fork that nobody has until it shuts down": Live(
         1, (Own(1, "o"),), (("RRefLeak", 1, None),), wrong.fork_for_nobody, settles=False
     ),
@@ -203,7 +209,8 @@ LIVE: dict[str, Live] = {
     "forgets an accept": Live(
         2,
         SHARED,
-        (("RRefLeak", 1, None),),
+        # Rank 0 waits for the accept when it shuts down, and says so.
+        (("RRefLeak", 1, None), ("ErrorInLog", 0, None)),
         ran=FaultTable(["RREF_CHILD_ACCEPT"], 6),
         told=FaultTable(["RREF_CHILD_ACCEPT"], 5),
     ),

@@ -1,0 +1,285 @@
+"""``rpcprops check``: the shipped properties against the installed torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rpcprops.commands._shared import (
+    COLOURS,
+    HOLDS,
+    VIOLATED,
+    Clock,
+    Transport,
+    check_transport,
+    out,
+    progress_bar,
+    running,
+    write_json,
+)
+from rpcprops.errors import UsageError
+from rpcprops.runner import Runner
+
+if TYPE_CHECKING:
+    from rpcprops.properties import Examination, Observation
+
+
+def check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
+    ] = None,
+    *,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples", "-n", min=1, help="Examples a property; the profile's unless given."
+        ),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="dev, ci, nightly or debug: how many examples, how much is said.")
+    ] = "dev",
+    seed: Annotated[int | None, typer.Option(help="Draw the same examples again.")] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Count what is accepted because it is documented (docs/faults.md) as a failure.",
+        ),
+    ] = False,
+    clock: Clock = "auto",
+    transport: Transport = "tcp",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the properties and leave.")
+    ] = False,
+) -> None:
+    """Check the shipped properties against the installed torch, under sampled fault tables.
+
+    The smallest case of each known finding of stock torch (docs/findings.md) is tried until it
+    shows. Exit code 0: all properties hold, and each finding is known or was not seen.
+    """
+    from rpcprops.profiles import PROFILES
+    from rpcprops.properties import PROPERTIES, examine
+    from rpcprops.report import _underway
+    from rpcprops.report._text import (
+        describe_faults,
+        describe_logs,
+        describe_plan,
+        describe_program,
+    )
+
+    if list_only:
+        for prop in PROPERTIES.values():
+            note = "(takes minutes: only when named) " if prop.only_named else ""
+            out.print(f"[bold]{prop.name}[/bold]  {note}{escape(prop.promise)}")
+        return
+    chosen = [_pick("property", name, PROPERTIES) for name in names or []]
+    chosen = chosen or [prop for prop in PROPERTIES.values() if not prop.only_named]
+    settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
+    count = examples or settings["max_examples"]
+    check_transport(transport)
+    database = _database()
+    done: list[Examination] = []
+    with running(clock) as runner, _underway.watched(runner.server) as underway:
+        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        died = _underway.describe_died(Path.cwd())
+        if died:
+            out.print(f"[yellow]{escape(died)}[/yellow]")
+        try:
+            with progress_bar() as progress:
+                for prop in chosen:
+                    task = progress.add_task(prop.name, total=count, note="")
+                    underway.begin(prop.name)
+
+                    def on_example(
+                        so_far: Examination, seen: Observation, task: Any = task
+                    ) -> None:
+                        note = f"{so_far.faults_fired} faults fired"
+                        progress.update(task, completed=so_far.examples, note=note)
+                        if profile == "debug":
+                            for line in (
+                                *describe_plan(seen.case.plan, seen.outcome.world_size),
+                                *describe_program(seen.case.program),
+                                *describe_faults(seen.faults),
+                                *describe_logs(seen.outcome),
+                            ):
+                                progress.console.print(f"    {escape(line)}")
+
+                    result = examine(
+                        prop,
+                        runner,
+                        max_examples=count,
+                        seed=seed,
+                        database=database,
+                        on_example=on_example,
+                        strict=strict,
+                        transport=transport,
+                    )
+                    done.append(result)
+                    progress.remove_task(task)
+                    progress.console.print(_verdict_line(result))
+                    for line in _details(result):
+                        progress.console.print(f"    {line}")
+        finally:
+            # Also when interrupted: what was found is not lost.
+            if json_file is not None:
+                write_json(json_file, _report(done, runner))
+            if done:
+                out.print(_verdict_table(done))
+    raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
+
+
+def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        listed = ", ".join(key.removeprefix("rpcprops-") for key in known)
+        msg = f"there is no {kind} {name.removeprefix('rpcprops-')!r}; there are: {listed}."
+        raise UsageError(msg)
+    return known[name]
+
+
+def _database() -> Any:
+    from hypothesis.database import DirectoryBasedExampleDatabase
+
+    return DirectoryBasedExampleDatabase(Path(".rpcprops") / "examples")
+
+
+def _words(verdict: str) -> str:
+    """A verdict as it is shown: ``not_seen`` is "not seen"."""
+    return verdict.replace("_", " ")
+
+
+def _verdict_line(result: Examination) -> str:
+    colour = COLOURS[result.verdict]
+    if result.status is not None:
+        first, *others = result.tries
+        tried = [f"{first.failed} of {first.times} tries at rate {first.rate:g}", *map(str, others)]
+        said = f"seen in {', '.join(tried)}"
+    else:
+        said = (
+            f"{result.examples:4} examples, {result.compared:2} in real time as well, "
+            f"{result.faults_fired:5} faults fired"
+        )
+    return (
+        f"[{colour}]{_words(result.verdict):9}[/{colour}] {result.property.name:27} "
+        f"{said}, {result.seconds:6.1f} s"
+    )
+
+
+def _details(result: Examination) -> list[str]:
+    """What else is to be said of a verdict, with rich's markup."""
+    from rpcprops.report._artefact import write
+    from rpcprops.report._text import (
+        artefact_of,
+        describe_accepted,
+        describe_case,
+        describe_violations,
+        failure_lines,
+        replay_line,
+    )
+
+    lines: list[str] = []
+    finding = result.property.finding
+    if result.failure is not None:
+        path = write(artefact_of(result.failure))
+        if result.verdict == "known":
+            lines += describe_violations(result.failure.violations)
+            lines.append(f"replay   {replay_line(path)}")
+        else:
+            lines += failure_lines(result.failure, path)
+    if result.verdict == "known" and finding is not None:
+        lines += [f"because  {finding.why}", f"source   {finding.source}"]
+    if result.reason:
+        lines.append(f"reason   {result.reason}")
+    for name, count in sorted(result.explained.items()):
+        if finding is None:
+            lines.append(f"known    {name}, met in {count} of {result.examples} examples")
+    for one in result.accepted.values():
+        case = describe_case(one.case)
+        lines += describe_accepted(one.kind, one.examples, result.examples, case)
+    shown = [escape(line) for line in lines]
+    for doubt in result.doubts:
+        word = "failed once" if doubt.once else "unconfirmed"
+        shown.append(f"[yellow]{word}[/yellow] {escape(doubt.line)}")
+        if doubt.failure is not None:
+            path = write(artefact_of(doubt.failure))
+            shown.append(f"replay   {escape(replay_line(path))}")
+    return shown
+
+
+def _verdict_table(done: list[Examination]) -> Table:
+    table = Table(title="properties", title_justify="left")
+    for column in ("property", "verdict"):
+        table.add_column(column, overflow="fold")
+    for column in ("examples", "compared", "faults fired", "accepted", "seconds"):
+        table.add_column(column, justify="right", overflow="fold")
+    for result in done:
+        colour = COLOURS[result.verdict]
+        table.add_row(
+            result.property.name,
+            f"[{colour}]{_words(result.verdict)}[/{colour}]",
+            str(result.examples),
+            str(result.compared),
+            str(result.faults_fired),
+            str(sum(one.examples for one in result.accepted.values())),
+            f"{result.seconds:.1f}",
+        )
+    return table
+
+
+def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
+    from rpcprops._json import to_json
+    from rpcprops.oracle import DOCUMENTED
+    from rpcprops.report._artefact import versions
+
+    return {
+        "versions": versions(),
+        "clock": runner.server.clock_note,
+        "rate": runner.server.rate,
+        "properties": [
+            {
+                "name": result.property.name,
+                "promise": result.property.promise,
+                "verdict": result.verdict,
+                "examples": result.examples,
+                "executions": result.executions,
+                "compared": result.compared,
+                "faults_fired": result.faults_fired,
+                "fired_by_type": dict(result.fired_by_type),
+                "seconds": round(result.seconds, 3),
+                "violations": [to_json(v) for v in result.failure.violations]
+                if result.failure
+                else [],
+                "unconfirmed": list(result.unconfirmed),
+                "failed_once": list(result.failed_once),
+                "reruns": result.reruns,
+                "reason": result.reason,
+                "status": result.status,
+                "tries": [
+                    {"rate": tries.rate, "seen": tries.failed, "tried": tries.times}
+                    for tries in result.tries
+                ],
+                "known_findings_met": dict(sorted(result.explained.items())),
+                "accepted": [
+                    {
+                        "kind": one.kind,
+                        "examples": one.examples,
+                        "sentence": DOCUMENTED[one.kind].sentence,
+                        "is_defect": DOCUMENTED[one.kind].is_defect,
+                        "example": {
+                            "program": to_json(one.case.program),
+                            "plan": to_json(one.case.plan),
+                        },
+                    }
+                    for one in result.accepted.values()
+                ],
+            }
+            for result in done
+        ],
+    }

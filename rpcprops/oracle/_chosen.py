@@ -1,0 +1,31 @@
+"""Which of a program's predictions a run follows, where torch allows more than one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle._errors import is_expected
+from rpcprops.oracle._model import Prediction, predict
+from rpcprops.outcomes import Outcome, StepOutcome
+from rpcprops.programs import Program
+
+
+def chosen(prediction: Prediction, steps: Iterable[StepOutcome]) -> Prediction:
+    """The prediction, of all alternatives, that the errors of the steps so far agree with.
+
+    Where none does, the first: the run is then wrong by any of them.
+    """
+    ended = [step for step in steps if step.ended]
+    for one in (prediction, *prediction.alternatives):
+        if all(is_expected(one.steps[step.index].error, step.error) for step in ended):
+            return one
+    return prediction
+
+
+def predict_for(program: Program, plan: FaultPlan, outcome: Outcome) -> Prediction:
+    """What `program` must show under `plan`, by the alternative that `outcome` follows."""
+    prediction = predict(program, plan)
+    if not prediction.alternatives:
+        return prediction
+    return chosen(prediction, outcome.steps)

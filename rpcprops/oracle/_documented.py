@@ -1,0 +1,154 @@
+"""What a run showed that is accepted because it is documented: counted, never silent.
+
+The sentences stand in docs/faults.md, word for word (``tests/unit/test_documented.py`` compares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rpcprops.faults import FaultPlan
+from rpcprops.oracle._chosen import predict_for
+from rpcprops.oracle._log_errors import log_errors
+from rpcprops.oracle._model import Prediction
+from rpcprops.oracle._worlds import could_not_release, reports_leak
+from rpcprops.outcomes import Counters, Outcome
+from rpcprops.programs import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """A kind of effect that the judge accepts.
+
+    Attributes:
+        sentence: what happens, and when, as docs/faults.md says it.
+        is_defect: whether a user of torch would call it a defect of torch.
+    """
+
+    sentence: str
+    is_defect: bool = False
+
+
+#: Every kind of effect that is accepted, by the name under which it is counted.
+DOCUMENTED: Mapping[str, Documented] = {
+    "leak-at-owner": Documented(
+        "An owner reports a leaked RRef at shutdown, because a message that would have deleted a "
+        "fork was lost for good; the rank that lost it is told nothing.",
+        is_defect=True,
+    ),
+    "leak-by-chance": Documented(
+        "An owner may or may not report a leaked RRef at shutdown, because a user deletes its fork "
+        "only after 100 s, which is when the owner gives up.",
+        is_defect=True,
+    ),
+    "shutdown-waits": Documented(
+        "Shutdown takes 100 s longer, because a rank waits for a message that was lost for good.",
+        is_defect=True,
+    ),
+    "context-kept": Documented(
+        "A rank keeps an autograd context for ever, because its cleanup was lost 21 times.",
+        is_defect=True,
+    ),
+    "context-left-by-shutdown": Documented(
+        "A rank still has an autograd context after shutdown, because shutdown does not wait for "
+        "cleanup that is being tried again.",
+        is_defect=True,
+    ),
+    "call-dropped-by-shutdown": Documented(
+        "A call that timed out at its caller never runs, because shutdown drops it on its way.",
+    ),
+    "no-graceful-shutdown": Documented(
+        "The ranks are ended without a shutdown, because a fault of PYTHON_CALL breaks the calls "
+        "that shutdown itself makes.",
+        is_defect=True,
+    ),
+    "timed-out-rref-used": Documented(
+        "A use of an RRef whose creation times out raises nothing, because torch has not marked "
+        "the RRef yet.",
+    ),
+    "either-way": Documented(
+        "A step may give its value or an error, because its timeout is too near to what it waits "
+        "for; which of the two came is not judged.",
+    ),
+    "fired-not-judged": Documented(
+        "How many injected faults fired is not compared with the prediction, because a timeout or "
+        "a cleanup that reaches some ranks only leaves it open.",
+    ),
+    "last-deletes-not-judged": Documented(
+        "How often the deletes that shutdown sends have failed is known within bounds only, "
+        "because a rank may leave before their last try.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Accepted:
+    """One such effect in one run.
+
+    Attributes:
+        kind: its name in :data:`DOCUMENTED`.
+        rank: where it was seen, None where it is no rank's.
+        step: the step that showed it, None where it is no step's.
+    """
+
+    kind: str
+    rank: int | None = None
+    step: int | None = None
+
+
+def accepted(program: Program, plan: FaultPlan, outcome: Outcome) -> tuple[Accepted, ...]:
+    """Every documented effect that `outcome` shows, in the order of :data:`DOCUMENTED`."""
+    prediction = predict_for(program, plan, outcome)
+    found = [*_at_ranks(program, prediction, outcome), *_in_steps(prediction, outcome)]
+    started = bool(outcome.ranks) and len(outcome.steps) == len(prediction.steps)
+    if started and prediction.unmarked_uses:
+        found.append(Accepted("timed-out-rref-used"))
+    if started and not prediction.graceful:
+        found.append(Accepted("no-graceful-shutdown"))
+    if started and program.settles and not prediction.certain:
+        found.append(Accepted("fired-not-judged"))
+    order = list(DOCUMENTED)
+    return tuple(sorted(found, key=lambda one: (order.index(one.kind), one.rank or 0)))
+
+
+def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:
+    if outcome.phase("shutdown") is None:
+        if outcome.phase("settle") is not None:
+            for number, held in enumerate(prediction.counters):
+                if held.contexts:
+                    yield Accepted("context-kept", number)
+        return
+    for rank, may_fail in zip(outcome.ranks, prediction.failed_sends(), strict=False):
+        number = rank.rank
+        if reports_leak(rank):
+            if number in prediction.leaking:
+                yield Accepted("leak-at-owner", number)
+            elif number in prediction.perhaps_leaking:
+                yield Accepted("leak-by-chance", number)
+        if any(error.kind in ("owners", "users") for error in log_errors(rank.log)):
+            yield Accepted("shutdown-waits", number)
+        kept = prediction.counters[number].contexts
+        after = rank.counters_after_shutdown or Counters()
+        if kept:
+            yield Accepted("context-kept", number)
+        # Where the program settled, who could not release a context lost its cleanup for good.
+        gave_up = not program.settles and number in prediction.keeping and could_not_release(rank)
+        if after.contexts > kept or gave_up:
+            yield Accepted("context-left-by-shutdown", number)
+        for call, times in prediction.calls[number].items():
+            if rank.calls.get(call, 0) < times and call in _given_up(prediction, number):
+                yield Accepted("call-dropped-by-shutdown", number)
+                break
+        if len(may_fail) > 1:
+            yield Accepted("last-deletes-not-judged", number)
+
+
+def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:
+    return prediction.given_up[rank] if rank < len(prediction.given_up) else frozenset()
+
+
+def _in_steps(prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:
+    for step in outcome.steps:
+        if step.ended and prediction.steps[step.index].error == "unknown":
+            yield Accepted("either-way", None, step.index)

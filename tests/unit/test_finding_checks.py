@@ -1,0 +1,134 @@
+"""How the smallest case of a known finding is examined: tried until it shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rpcprops.outcomes import Outcome, RankOutcome, Violation
+from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
+from rpcprops.properties._engine import REAL_TRIES
+
+NAME = "second-failed-remote"
+RATE = 400.0
+HUNG = Violation("RankHung", "worker0 hung", 0)
+WRONG = Violation("WrongValue", "expected [3.0], got [4.0]", 0, 2)
+
+
+class Torch:
+    """A torch on which the case of the finding shows in chosen runs.
+
+    Args:
+        shows: for each rate, the numbers of the runs there that show the finding.
+        breaks: the same for runs that break another promise.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        shows: dict[float, set[int]],
+        breaks: dict[float, set[int]] | None = None,
+    ) -> None:
+        self.version = version
+        self.shows, self.breaks = shows, breaks or {}
+        self.runs: list[tuple[float, Case]] = []
+
+    def observe(self, _: Any, case: Case, *, clock: float, **__: Any) -> Observation:
+        number = sum(rate == clock for rate, _ in self.runs)
+        self.runs.append((clock, case))
+        outcome = Outcome(
+            2,
+            clock_rate=clock,
+            torch_version=self.version,
+            ranks=(RankOutcome(0, "worker0", exit_code=0), RankOutcome(1, "worker1", exit_code=0)),
+        )
+        violations = (WRONG,) if number in self.breaks.get(clock, ()) else ()
+        explained = (NAME,) if number in self.shows.get(clock, ()) else ()
+        if explained:
+            outcome = replace(outcome, ranks=(replace(outcome.ranks[0], exit_code=None, signal=6),))
+        return Observation(case, outcome, violations, (), explained)
+
+    def examine(self, tries: int = 20) -> Examination:
+        server = SimpleNamespace(torch_version=self.version, rate_of=lambda _: RATE)
+        runner: Any = SimpleNamespace(server=server)
+        prop = replace(PROPERTIES[NAME], observe=self.observe)
+        return examine(prop, runner, max_examples=tries)
+
+
+def tries_of(result: Examination) -> list[str]:
+    return [str(tries) for tries in result.tries]
+
+
+@pytest.mark.parametrize(("version", "status"), [("2.13.0", "listed"), ("2.14.9", "listed")])
+def test_a_finding_that_shows_at_once_is_known(version: str, status: str) -> None:
+    """One run under the fast clock and one in real time are enough."""
+    result = Torch(version, {RATE: {0}, 1.0: {0}}).examine()
+    assert (result.verdict, result.status, result.reason) == ("known", status, "")
+    assert result.is_good()
+    assert tries_of(result) == ["1 of 1 at rate 400", "1 of 1 at rate 1"]
+    assert result.failure is not None
+
+
+def test_a_finding_that_shows_seldom_is_tried_until_it_does() -> None:
+    """It is known after the first run that shows it, with how many it took."""
+    result = Torch("2.13.0", {RATE: {6}, 1.0: {2}}).examine()
+    assert result.verdict == "known"
+    assert tries_of(result) == ["1 of 7 at rate 400", "1 of 3 at rate 1"]
+
+
+def test_every_try_is_another_case() -> None:
+    """Runs are remembered by what is run, so a try of the same case would show the same."""
+    torch = Torch("2.13.0", {RATE: {9}, 1.0: {4}})
+    torch.examine()
+    assert len({case for _, case in torch.runs}) == len(torch.runs) == 15
+
+
+def test_a_finding_that_never_shows_is_not_seen_and_no_failure() -> None:
+    """Chance decides which of two threads comes first, so a run that is right proves nothing."""
+    result = Torch("2.13.0", {}).examine(tries=20)
+    assert result.verdict == "not_seen"
+    assert result.is_good()
+    assert tries_of(result) == ["0 of 20 at rate 400", f"0 of {REAL_TRIES} at rate 1"]
+    assert result.reason == "not seen: 0 of 20 at rate 400, 0 of 15 at rate 1"
+
+
+def test_what_only_the_fast_clock_shows_is_not_seen() -> None:
+    """Real time decides; how often the fast clock showed it is said."""
+    result = Torch("2.13.0", {RATE: {0}}).examine()
+    assert result.verdict == "not_seen"
+    assert "1 of 1 at rate 400, 0 of 15 at rate 1" in result.reason
+
+
+def test_a_torch_that_nobody_has_measured_is_known_and_not_yet_listed() -> None:
+    """What breaks there exactly as the finding says is no violation."""
+    result = Torch("2.4.1", {RATE: {0}, 1.0: {0}}).examine()
+    assert (result.verdict, result.status) == ("known", "unlisted")
+    assert result.reason == "not yet listed for torch 2.4.1"
+
+
+def test_a_torch_that_has_mended_it_holds() -> None:
+    """The verdict says which release mended it, and by what change."""
+    result = Torch("2.15.0", {}).examine()
+    assert (result.verdict, result.status) == ("holds", "fixed")
+    assert result.reason == "fixed in torch 2.15 (PyTorch PR 192960)"
+
+
+def test_another_broken_promise_is_violated() -> None:
+    """What the finding cannot have caused is a failure, once slower clocks have shown it too."""
+    everywhere = {RATE: {0}, RATE / 10: {0}, 1.0: {0}}
+    result = Torch("2.13.0", {}, breaks=everywhere).examine()
+    assert result.verdict == "violated"
+    assert not result.is_good()
+    assert result.failure is not None
+    assert result.failure.promise == "WrongValue"
+
+
+def test_another_failure_that_real_time_does_not_show_is_named() -> None:
+    """It is unconfirmed, and the finding is tried on."""
+    result = Torch("2.13.0", {RATE: {1}, 1.0: {0}}, breaks={RATE: {0}}).examine()
+    assert result.verdict == "known"
+    assert len(result.unconfirmed) == 1
+    assert "WrongValue" in result.unconfirmed[0]
