@@ -1,0 +1,45 @@
+"""``python -m rpcprops.torch_facts FOLDER``: put a version's reports into the matrix and the docs.
+
+FOLDER holds the ``--json`` reports of ``rpcprops check``, ``hunt`` and ``upstream`` on one version.
+Without FOLDER, the tables of the document are made anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rpcprops.errors import UsageError
+from rpcprops.oracle import FINDINGS
+from rpcprops.torch_facts._matrix import FILE, read
+from rpcprops.torch_facts._measured import add, column_of, put_into, tables
+
+#: In a checkout; an installed package has no document.
+DOCUMENT = Path(__file__).parents[2] / "docs" / "findings.md"
+
+
+def fixed_in() -> dict[str, str]:
+    """The findings that a release of torch has mended, with that release."""
+    return {name: finding.fixed_in for name, finding in FINDINGS.items() if finding.fixed_in}
+
+
+def main() -> None:
+    """As the docstring of this module says.
+
+    Raises:
+        SystemExit: 2 where the reports or the document cannot be used.
+    """
+    try:
+        for folder in sys.argv[1:]:
+            add(FILE, column_of(Path(folder)))
+        if DOCUMENT.exists():
+            text = DOCUMENT.read_text(encoding="utf-8")
+            made = put_into(text, tables(read(FILE), fixed_in()))
+            DOCUMENT.write_text(made, encoding="utf-8")
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
