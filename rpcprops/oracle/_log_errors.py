@@ -104,6 +104,9 @@ def _accounted(
     died: bool,
 ) -> bool:
     number = rank.rank
+    if error.kind in ("owners", "users") and died:
+        # What others wait for then follows from the death or the hang, which is judged by itself.
+        return True
     if error.kind == "owners":
         return leaks or number in prediction.leaking | prediction.perhaps_leaking
     if error.kind == "users":

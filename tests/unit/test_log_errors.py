@@ -103,6 +103,8 @@ def test_a_death_hides_no_internal_assertion() -> None:
     outcome = with_rank(ideal(QUIET, FaultPlan()), 0, signal=6, exit_code=None)
     told = with_rank(outcome, 1, log=TRACEBACK)
     assert [v.promise for v in judge(QUIET, FaultPlan(), told)] == ["RankDied"]
+    told = with_rank(outcome, 1, log=f"{OWNER_WAITED}\n{USER_WAITED}")
+    assert [v.promise for v in judge(QUIET, FaultPlan(), told)] == ["RankDied"]
     told = with_rank(outcome, 1, log=ASSERTION)
     assert [v.promise for v in judge(QUIET, FaultPlan(), told)] == ["RankDied", "ErrorInLog"]
 
