@@ -149,7 +149,8 @@ def _raised_in_ranks(program: Program, prediction: Prediction) -> frozenset[Erro
         classes.add("remote")
     if "unknown" in classes:
         # A value or an error that torch or the callee may raise, but never one of another kind.
-        classes = classes - {"unknown"} | {"remote"}
+        classes.discard("unknown")
+        classes.add("remote")
     if "remote" in classes or prediction.has_failed_function:
         classes |= {"remote", "injected", "creation", "timeout"}
     return frozenset(classes)

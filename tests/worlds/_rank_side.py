@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch._C._distributed_rpc import _delete_all_user_and_unforked_owner_rrefs
+from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
@@ -70,7 +71,7 @@ def answer_first_value() -> None:
 
 def never_leave_a_context() -> None:
     """Enter a distributed autograd context, and stay in it."""
-    context = torch.distributed.autograd.context()
+    context = dist_autograd.context()
     # In a thread of its own: what this rank calls later is not called inside it.
     thread = threading.Thread(target=context.__enter__)
     thread.start()
