@@ -68,9 +68,9 @@ def records(torch_version: str) -> Mapping[str, Recorded]:
 
 
 def main() -> None:
-    """``python -m rpcprops.upstream._parity FILE``: make FILE's rows the record of their torch.
+    """``python -m rpcprops.upstream._parity FILE``: put FILE's rows into the record of their torch.
 
-    Causes that were written down for that torch stay.
+    Causes that were written down for that torch stay, and so do rows of tests that FILE lacks.
 
     Raises:
         SystemExit: the rows are of more than one torch, or there are none.
@@ -80,11 +80,14 @@ def main() -> None:
     if len(versions) != 1:
         sys.exit(f"{sys.argv[1]}: rows of torch {sorted(versions)}; a record is of one version")
     path = Path(__file__).with_name("parity") / f"torch-{versions.pop()}.json"
-    causes = json.loads(path.read_text(encoding="utf-8"))["causes"] if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    causes = before.get("causes", {})
     path.parent.mkdir(exist_ok=True)
     for row in rows:
         # Where things are installed is nobody's business.
         row["reason"] = re.sub(r'"/[^"]*/(?:site-packages|python3[.]\d+)/', '"', row["reason"])
+    measured = {(row["class"], row["name"]) for row in rows}
+    rows += [row for row in before.get("tests", []) if (row["class"], row["name"]) not in measured]
     rows.sort(key=lambda row: (row["class"], row["name"]))
     body = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"causes": {json.dumps(causes, indent=1)},\n"tests": [\n{body}\n]}}\n'
