@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from rpcprops.errors import UsageError
-from rpcprops.oracle import DOCUMENTED
+from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
 from rpcprops.report._artefact import versions, write
 from rpcprops.report._text import artefact_of, describe_case
@@ -238,15 +238,13 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "fired_by_type": dict(sorted(hunt.total("fired_by_type").items())),
         "known_findings_met": dict(sorted(hunt.total("explained").items())),
         "accepted": [
-            {
-                "kind": kind,
-                "examples": count,
-                "sentence": DOCUMENTED[kind].sentence,
-                "is_defect": DOCUMENTED[kind].is_defect,
-                "example": next(
+            accepted_json(
+                kind,
+                count,
+                next(
                     b.accepted_examples[kind] for b in hunt.batches if kind in b.accepted_examples
                 ),
-            }
+            )
             for kind, count in sorted(hunt.total("accepted").items())
             if kind in DOCUMENTED
         ],

@@ -235,7 +235,7 @@ def _verdict_table(done: list[Examination]) -> Table:
 
 def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
     from rpcprops._json import to_json
-    from rpcprops.oracle import DOCUMENTED
+    from rpcprops.oracle import accepted_json
     from rpcprops.report._artefact import versions
 
     return {
@@ -267,16 +267,11 @@ def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
                 ],
                 "known_findings_met": dict(sorted(result.explained.items())),
                 "accepted": [
-                    {
-                        "kind": one.kind,
-                        "examples": one.examples,
-                        "sentence": DOCUMENTED[one.kind].sentence,
-                        "is_defect": DOCUMENTED[one.kind].is_defect,
-                        "example": {
-                            "program": to_json(one.case.program),
-                            "plan": to_json(one.case.plan),
-                        },
-                    }
+                    accepted_json(
+                        one.kind,
+                        one.examples,
+                        {"program": to_json(one.case.program), "plan": to_json(one.case.plan)},
+                    )
                     for one in result.accepted.values()
                 ],
             }

@@ -176,17 +176,11 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
 def _accepted(records: list[Record]) -> list[dict[str, Any]]:
     """The documented effects that some tables showed: each with its sentence and one such plan."""
     from rpcprops._json import to_json
-    from rpcprops.oracle import DOCUMENTED
+    from rpcprops.oracle import DOCUMENTED, accepted_json
 
     counts = Counter(kind for record in records for kind in record.accepted)
     return [
-        {
-            "kind": kind,
-            "examples": count,
-            "sentence": DOCUMENTED[kind].sentence,
-            "is_defect": DOCUMENTED[kind].is_defect,
-            "example": to_json(next(r.plan for r in records if kind in r.accepted)),
-        }
+        accepted_json(kind, count, to_json(next(r.plan for r in records if kind in r.accepted)))
         for kind, count in sorted(counts.items())
         if kind in DOCUMENTED
     ]

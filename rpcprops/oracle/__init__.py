@@ -2,7 +2,7 @@
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for
-from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted
+from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import FINDINGS, Finding, set_apart
 from rpcprops.oracle._judge import judge
@@ -23,6 +23,7 @@ __all__ = [
     "Send",
     "StepPrediction",
     "accepted",
+    "accepted_json",
     "account",
     "chosen",
     "error_class",

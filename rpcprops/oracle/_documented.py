@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._chosen import predict_for
@@ -95,6 +96,18 @@ class Accepted:
     kind: str
     rank: int | None = None
     step: int | None = None
+
+
+def accepted_json(kind: str, examples: int, example: Any) -> dict[str, Any]:
+    """A documented effect in a report: in how many examples it was seen, and one of them."""
+    documented = DOCUMENTED[kind]
+    return {
+        "kind": kind,
+        "examples": examples,
+        "sentence": documented.sentence,
+        "is_defect": documented.is_defect,
+        "example": example,
+    }
 
 
 def accepted(program: Program, plan: FaultPlan, outcome: Outcome) -> tuple[Accepted, ...]:

@@ -123,7 +123,8 @@ def _is_expected_traceback(
     error: LogError, program: Program, prediction: Prediction, rank: RankOutcome
 ) -> bool:
     shutdown = rank.shutdown_error
-    if shutdown is not None and shutdown.first_line().split(":")[-1].strip() in error.line:
+    told = "" if shutdown is None else shutdown.first_line().rpartition(":")[2].strip()
+    if told and told in error.line:
         # The rank prints what its shutdown raised, which is judged by itself.
         return True
     raised = _RAISED.match(error.summary)

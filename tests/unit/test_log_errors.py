@@ -119,3 +119,13 @@ def test_the_assertion_of_the_known_finding_is_set_apart() -> None:
     other = ASSERTION.replace("rref_context.cpp", "container.cpp")
     assert not finding.can_cause(Violation("ErrorInLog", f"worker0 wrote: {other}", 0))
     assert not finding.can_cause(Violation("RRefLeak", ASSERTION, 0))
+
+
+def test_a_shutdown_that_says_nothing_hides_no_traceback() -> None:
+    """An error without a text accounts for no line of the log."""
+    error = RaisedError("KeyboardInterrupt", "")
+    outcome = with_rank(
+        ideal(QUIET, FaultPlan()), 1, log=TRACEBACK, shutdown_error=error, exit_code=72
+    )
+    promises = [violation.promise for violation in judge(QUIET, FaultPlan(), outcome)]
+    assert promises == ["UngracefulShutdown", "ErrorInLog"]
