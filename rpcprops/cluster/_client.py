@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from rpcprops import clock as clocks
-from rpcprops.cluster import _finder, _wire
+from rpcprops.cluster import _finder, _network, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Transport
+from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Network, Transport
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Outcome
@@ -68,6 +68,26 @@ def check_clock(clock: object) -> ClockChoice:
     return "real" if clock == 1 else float(clock)
 
 
+def check_network(network: object) -> Network:
+    """`network` if it is "auto", "private" or "host".
+
+    Raises:
+        UsageError: it is not.
+    """
+    if network in ("auto", "private", "host"):
+        return network
+    msg = f"network={network!r} must be 'auto', 'private' or 'host'."
+    raise UsageError(msg)
+
+
+def shared_network(problem: str) -> str:
+    """The line that says that ranks share the machine's network because of `problem`."""
+    return (
+        f"network: shared with this machine, so that any local user can connect to the ranks, and "
+        f"run code in them (SECURITY.md): {' '.join(problem.split())}"
+    )
+
+
 def unasked_real_time(problem: str) -> str:
     """The line that says that ranks run in real time because of `problem`."""
     return f"clock: real time, though it was not asked for: {' '.join(problem.split())}"
@@ -86,6 +106,9 @@ class ClusterServer:
     Args:
         clock: "auto" (fast, where the clock library was built and proves its rate; else real),
             "real", or a rate: virtual seconds for each real second.
+        network: the network of the ranks of a world: "auto" (one of their own, which nobody else
+            can reach, where this machine allows that; else the machine's), "private" (one of their
+            own, or no cluster), or "host" (the machine's: for code that talks to services there).
 
     Attributes:
         rate: the rate that clusters run at unless they name one.
@@ -94,13 +117,15 @@ class ClusterServer:
             empty, and empty before :meth:`start`.
 
     Raises:
-        UsageError: `clock` is none of these.
+        UsageError: `clock` or `network` is none of these.
         MachineCannot: a rate was asked for by number and this machine cannot give it, or torch
             cannot be imported.
     """
 
-    def __init__(self, clock: ClockChoice = "auto") -> None:
+    def __init__(self, clock: ClockChoice = "auto", network: Network = "auto") -> None:
         self.clock = check_clock(clock)
+        self.network = check_network(network)
+        self._networks = _network.Maker()
         self.rate = 1.0
         self.clock_note = ""
         self.clock_problem = ""
@@ -217,6 +242,37 @@ class ClusterServer:
         if self._log is not None:
             self._log.close()
             self._log = None
+        self._networks.close()
+
+    @property
+    def network_problem(self) -> str:
+        """A line where ranks share the machine's network though nobody asked for it; else empty."""
+        if self.network != "auto" or not self._networks.problem:
+            return ""
+        return shared_network(self._networks.problem)
+
+    def new_network(self, choice: Network) -> list[int]:
+        """Descriptors of the network of one more world; none for the machine's.
+
+        Raises:
+            MachineCannot: there is no such network here.
+        """
+        descriptors = [] if choice == "host" else self._networks.take()
+        if descriptors:
+            return descriptors
+        if choice == "private":
+            msg = (
+                f"network='private' cannot be had: {self._networks.problem}. network='auto' takes "
+                f"the machine's, which local users can connect to."
+            )
+            raise MachineCannot(msg)
+        if not _network.loopback_is_up():
+            msg = (
+                "the loopback interface, over which the ranks talk, is not there or is down; "
+                "`ip link set lo up` brings it up."
+            )
+            raise MachineCannot(msg)
+        return []
 
     def _verify(self, rate: float) -> None:
         """Measure the rate in a child of the server, once for each rate.
@@ -340,6 +396,7 @@ class ClusterServer:
         leaks: Leaks = "raise",
         init: bool = True,
         deadline: float = DEFAULT_DEADLINE,
+        network: Network | None = None,
     ) -> Cluster:
         """A cluster of fresh ranks, for one example; enter it to start them.
 
@@ -355,10 +412,11 @@ class ClusterServer:
                 it exits.
             init: False leaves ``init_rpc`` to the user's code (see ``rpcprops.fixture``).
             deadline: real seconds that a phase may take beyond what its faults account for.
+            network: overrides the server's for this cluster.
 
         Raises:
             UsageError: an argument is out of its range; the message says which.
-            MachineCannot: the clock's rate cannot be had here.
+            MachineCannot: the clock's rate, or the network, cannot be had here.
         """
         return self.make_cluster(
             sys._getframe(1).f_globals.get("__name__", ""),
@@ -372,6 +430,7 @@ class ClusterServer:
             leaks=leaks,
             init=init,
             deadline=deadline,
+            network=network,
         )
 
     def make_cluster(
@@ -389,6 +448,7 @@ class ClusterServer:
         leaks: Leaks = "raise",
         init: bool = True,
         deadline: float = DEFAULT_DEADLINE,
+        network: Network | None = None,
     ) -> Cluster:
         """As :meth:`cluster`, for code in the module of that name, which the ranks import first.
 
@@ -429,6 +489,7 @@ class ClusterServer:
             leaks=leaks,
             init=init,
             deadline=float(deadline),
+            network=self.network if network is None else check_network(network),
             first=[module, *also],
         )
 

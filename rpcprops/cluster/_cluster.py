@@ -25,7 +25,7 @@ from rpcprops.cluster._channel import Channel, Phase, left_cleanly
 from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import Leaks, WorldSpec
+from rpcprops.cluster._spec import Leaks, Network, WorldSpec
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._worlds import shutdown_violations, unsettled
@@ -174,9 +174,11 @@ class Cluster:
         leaks: Leaks,
         init: bool,
         deadline: float,
+        network: Network,
         first: Sequence[str],
     ) -> None:
         self.server = server
+        self.network = network
         self.names = names
         self.plan = plan
         self.rate = rate
@@ -268,6 +270,7 @@ class Cluster:
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
         peer.clusters += 1
+        networks = self.server.new_network(self.network)
         spec = WorldSpec(
             names=self.names,
             plan=self.plan,
@@ -278,6 +281,7 @@ class Cluster:
             num_worker_threads=self._num_worker_threads,
             ignore_leaks=self.leaks == "allow",
             init=self.init,
+            networks=len(networks),
             import_in_ranks=in_ranks,
         )
         with self._phase("start", self.deadlines.start) as phase:
@@ -296,12 +300,18 @@ class Cluster:
                 _wire.send(
                     peer.sock,
                     ("fork", number, spec),
-                    [store, *(s.fileno() for s in theirs), *(c.log.fd for c in self._channels)],
+                    [
+                        store,
+                        *(s.fileno() for s in theirs),
+                        *(c.log.fd for c in self._channels),
+                        *networks,
+                    ],
                 )
             except OSError:
                 raise self.server.died() from None
             finally:
-                os.close(store)
+                for descriptor in (store, *networks):
+                    os.close(descriptor)
                 for sock in theirs:
                     sock.close()
             while not self._take_pids():

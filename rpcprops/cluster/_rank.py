@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -32,7 +32,7 @@ from torch.distributed import rpc
 from torch.distributed.rpc import api
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _finder, _functions, _interpreter, _wire
+from rpcprops.cluster import _finder, _functions, _interpreter, _network, _wire
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.outcomes import Counters
 
@@ -56,13 +56,19 @@ def prepare() -> None:
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
 
 
-def main(
-    spec: WorldSpec, rank: int, control: socket.socket, log_fd: int, store_fd: int
-) -> NoReturn:
-    """The life of a rank; never returns."""
+def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
+    """The life of a rank; never returns.
+
+    Args:
+        descriptors: the rank's control channel, its log, the store, and those of its network.
+    """
     code = EXIT_START_FAILED
     try:
+        control_fd, log_fd, store_fd, *networks = descriptors
+        control = socket.socket(fileno=control_fd)
         prepare()
+        if networks:
+            _network.enter(networks)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
         code = _Rank(spec, rank, control, store_fd).run()

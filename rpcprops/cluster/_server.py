@@ -136,13 +136,16 @@ class Server:
         return taken
 
     def fork_world(self, number: int, spec: WorldSpec) -> None:
-        """Spares, then forks, become the ranks; descriptors: a store, then channels, then logs."""
+        """Spares, then forks, become the ranks.
+
+        Descriptors: a store, then channels, then logs, then those of a network.
+        """
         size = len(spec.names)
-        store_fd, *rest = self.take_descriptors(1 + 2 * size)
-        channels, logs = rest[:size], rest[size:]
+        store_fd, *rest = self.take_descriptors(1 + 2 * size + spec.networks)
+        channels, logs, networks = rest[:size], rest[size : 2 * size], rest[2 * size :]
         pids: list[int] = []
         for rank in range(size):
-            given = (channels[rank], logs[rank], store_fd)
+            given = (channels[rank], logs[rank], store_fd, *networks)
             pid = self.spares.hand_out(spec, rank, given)
             if pid is None:
                 parent = os.getpid()
@@ -152,10 +155,10 @@ class Server:
                     for fd in [*channels, *logs]:
                         if fd not in given:
                             os.close(fd)
-                    _rank.main(spec, rank, socket.socket(fileno=given[0]), given[1], store_fd)
+                    _rank.main(spec, rank, given)
             pids.append(pid)
             self.ranks.add(pid)
-        for fd in [store_fd, *channels, *logs]:
+        for fd in [store_fd, *channels, *logs, *networks]:
             os.close(fd)
         self.worlds[number] = set(pids)
         _wire.send(self.sock, ("forked", number, pids))

@@ -51,7 +51,7 @@ class Spares:
         """Make a spare this rank: its process, or None when there is no spare that lives.
 
         Args:
-            descriptors: the rank's channel, its log and the store.
+            descriptors: as for :func:`rpcprops.cluster._rank.main`.
         """
         self.used = time.monotonic()
         while self.sockets:
@@ -98,5 +98,4 @@ def _wait(sock: socket.socket) -> NoReturn:
     except EOFError:
         os._exit(0)
     sock.close()
-    channel, log, store = reader.descriptors
-    _rank.main(spec, rank, socket.socket(fileno=channel), log, store)
+    _rank.main(spec, rank, reader.descriptors)

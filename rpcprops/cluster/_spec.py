@@ -11,6 +11,9 @@ from rpcprops.faults import FaultPlan
 Transport = Literal["tcp", "shm"]
 Leaks = Literal["raise", "allow"]
 ClockChoice = Literal["auto", "real"] | float
+#: The network of the ranks of a world: one of their own where this machine allows it ("auto"), one
+#: of their own or none at all ("private"), or the machine's ("host").
+Network = Literal["auto", "private", "host"]
 
 #: How the line begins with which a clock's probe says, in the server's log, why it cannot answer.
 PROBE_SAYS = "the probe of the clock: "
@@ -24,6 +27,8 @@ class WorldSpec:
         rate: virtual seconds for each real second.
         origin_ns: the real instant from which time passes at that rate, the same in all ranks, so
             that they agree on the time: nanoseconds of the real monotonic clock.
+        networks: how many descriptors name the network that the ranks enter; 0 leaves them in the
+            machine's.
         import_in_ranks: modules that ranks find, and import first, by themselves; None when their
             server has imported them.
     """
@@ -37,6 +42,7 @@ class WorldSpec:
     num_worker_threads: int
     ignore_leaks: bool
     init: bool
+    networks: int = 0
     import_in_ranks: ModuleMap | None = None
 
 
