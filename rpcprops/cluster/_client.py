@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from rpcprops import clock as clocks
-from rpcprops.cluster import _finder, _network, _wire
+from rpcprops.cluster import _finder, _network, _resources, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
@@ -124,7 +124,7 @@ class ClusterServer:
 
     def __init__(self, clock: ClockChoice = "auto", network: Network = "auto") -> None:
         self.clock = check_clock(clock)
-        self.network = check_network(network)
+        self.network: Network = check_network(network)
         self._networks = _network.Maker()
         self.rate = 1.0
         self.clock_note = ""
@@ -158,6 +158,8 @@ class ClusterServer:
         """Start the server process, once; it imports torch (1 to 3 real seconds)."""
         if self._root is not None:
             return
+        # What lacks for a world of one rank lacks for all.
+        _resources.check(1, "tcp", 1)
         environ = dict(os.environ)
         self.clock_problem = ""
         # A library that cannot be loaded may kill the server, so it is tried on another program.
@@ -197,6 +199,7 @@ class ClusterServer:
         package_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         code = (
             f"import sys; sys.path.append({package_home!r})\n"
+            "from rpcprops.cluster import _resources; _resources.raise_soft_limits()\n"
             f"from rpcprops.cluster._server import main; main({theirs.fileno()})"
         )
         self._process = subprocess.Popen(
@@ -478,6 +481,7 @@ class ClusterServer:
         if not isinstance(given, bool):
             msg = f"init={init!r} must be True or False."
             raise UsageError(msg)
+        _resources.check(world_size, transport, num_worker_threads)
         return Cluster(
             self,
             names=_check_names(names, world_size),

@@ -178,7 +178,7 @@ class Cluster:
         first: Sequence[str],
     ) -> None:
         self.server = server
-        self.network = network
+        self.network: Network = network
         self.names = names
         self.plan = plan
         self.rate = rate

@@ -62,16 +62,15 @@ class Maker:
         """
         if self.problem:
             return []
-        # Twice, for a process that made some may have been killed since.
-        for _ in range(2):
-            descriptors, said = self._ask()
-            if descriptors:
-                return descriptors
+        descriptors, said = self._ask()
+        if not descriptors and not said:
+            # It made some, and has been killed since.
             self.close()
-            if said:
-                break
-        self.problem = said or "the process that makes network namespaces has died"
-        return []
+            descriptors, said = self._ask()
+        if not descriptors:
+            self.close()
+            self.problem = said or "the process that makes network namespaces has died"
+        return descriptors
 
     def _ask(self) -> tuple[list[int], str]:
         """The descriptors, or what the process says; nothing of either where it has died."""
