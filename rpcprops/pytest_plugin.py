@@ -30,7 +30,8 @@ from rpcprops import clock as clocks
 from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster._client import unasked_real_time
+from rpcprops.cluster import _network as networks
+from rpcprops.cluster._client import shared_network, unasked_real_time
 from rpcprops.errors import BrokenPromise, HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
@@ -142,7 +143,9 @@ class _Session:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.transport = _option(config, "--rpc-transport")
-        self.server = ClusterServer(clock=_clock_option(config))
+        self.server = ClusterServer(
+            clock=_clock_option(config), network=_option(config, "--rpc-network")
+        )
         runners.use_server(self.server)
         self.underway = Underway(config.rootpath, "pytest")
         if not _replays(config):
@@ -218,6 +221,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="tcp",
         choices=("tcp", "shm"),
         help="how ranks talk: tcp on loopback, or shm (shared memory)",
+    )
+    group.addoption(
+        "--rpc-network",
+        default="auto",
+        choices=("auto", "private", "host"),
+        help="network of the ranks: one of their own, which nobody else can reach, where this "
+        "machine allows that (auto) or else no ranks (private); or the machine's (host)",
     )
     group.addoption(
         "--rpc-shards",
@@ -297,6 +307,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     else:
         note = f"{choice} (the rate is measured when the first cluster starts)"
     lines = [f"rpcprops: clock {note}; transport {session.transport}"]
+    if session.server.network == "auto" and networks.problem():
+        lines.append(f"rpcprops: {shared_network(networks.problem())}")
     died = describe_died(config.rootpath)
     return [*lines, f"rpcprops: {died}"] if died else lines
 

@@ -113,6 +113,8 @@ class ClusterServer:
     Attributes:
         rate: the rate that clusters run at unless they name one.
         clock_note: one line about the clock: its rate, or why it is real time and what to do.
+        network_problem: a line where ranks share the machine's network though nobody asked for it;
+            else empty, and empty before :meth:`start`.
         clock_problem: that line where clusters run in real time though nobody asked for it; else
             empty, and empty before :meth:`start`.
 
@@ -170,7 +172,11 @@ class ClusterServer:
         if not self._library_problem:
             # In real time too: the library also sees delays and lateness.
             environ = clocks.preload_environment(environ)
+        if self.network != "host":
+            self._networks.start()
         self._spawn(environ)
+        if self.network != "host":
+            self._networks.try_out()
         if self.clock == "real":
             self.clock_note = "clock: real time, as asked for"
             return
@@ -249,7 +255,7 @@ class ClusterServer:
 
     @property
     def network_problem(self) -> str:
-        """A line where ranks share the machine's network though nobody asked for it; else empty."""
+        """A line where ranks share the machine's network though nobody asked for it."""
         if self.network != "auto" or not self._networks.problem:
             return ""
         return shared_network(self._networks.problem)

@@ -16,6 +16,7 @@ first, in which it may, and in which the user and the group have the numbers tha
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -55,6 +56,18 @@ class Maker:
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
 
+    def start(self) -> None:
+        """Start the process, which takes a moment, so that :meth:`take` need not wait for it."""
+        with contextlib.suppress(OSError):
+            # Asking tells why.
+            self._started()
+
+    def try_out(self) -> str:
+        """Make one and let go of it: why that cannot be, in words, or nothing."""
+        for descriptor in self.take():
+            os.close(descriptor)
+        return self.problem
+
     def take(self) -> list[int]:
         """Descriptors of one more namespace, for :func:`enter`; the caller closes them.
 
@@ -69,7 +82,8 @@ class Maker:
             descriptors, said = self._ask()
         if not descriptors:
             self.close()
-            self.problem = said or "the process that makes network namespaces has died"
+            why = said or "the process that makes them has died"
+            self.problem = f"no network namespace can be made: {why}"
         return descriptors
 
     def _ask(self) -> tuple[list[int], str]:
@@ -122,9 +136,7 @@ def problem() -> str:
     """
     maker = Maker()
     try:
-        for descriptor in maker.take():
-            os.close(descriptor)
-        return maker.problem
+        return maker.try_out()
     finally:
         maker.close()
 
@@ -244,7 +256,7 @@ def _main() -> None:
     except ConnectionError:
         return
     except OSError as error:
-        sock.send(f"{error.strerror or error} (while making one)".encode())
+        sock.send(f"{error.strerror or error}".encode())
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def running(clock: str) -> Iterator[Runner]:
     server = ClusterServer(clock=parse_clock(clock))
     with err.status("starting the fork server (it imports torch)"):
         server.start()
+    if server.network_problem:
+        out.print(f"[yellow]{escape(server.network_problem)}[/yellow]")
     try:
         yield Runner(server)
     except KeyboardInterrupt:
