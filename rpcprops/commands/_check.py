@@ -25,6 +25,7 @@ from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
 
 if TYPE_CHECKING:
+    from rpcprops._files import Unwritten
     from rpcprops.properties import Examination, Observation
 
 
@@ -86,7 +87,8 @@ def check(
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
     check_transport(transport)
-    database = Database(Path(".rpcprops") / "examples")
+    unwritten: list[Unwritten] = []
+    database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
@@ -134,8 +136,8 @@ def check(
                 write_json(json_file, _report(done, runner))
             if done:
                 out.print(_verdict_table(done))
-            if database.unwritten is not None:
-                out.print(f"[yellow]{escape(str(database.unwritten))}[/yellow]")
+            for problem in unwritten:
+                out.print(f"[yellow]{escape(str(problem))}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
 
 
