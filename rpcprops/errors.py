@@ -114,3 +114,17 @@ class UpstreamTestFails(BrokenPromise):
 
 class FaultsDiffer(BrokenPromise):
     """The injected failures that fired are not the ones that the message model predicts."""
+
+
+def text_of(error: BaseException) -> str:
+    """The message of an exception, or that there is none to be had: its own code makes it."""
+    try:
+        return str(error)
+    except Exception as own:
+        name = type(error).__name__
+        return f"<no text: {name}.__str__ raised {type(own).__name__}>"
+
+
+def first_line_of(error: BaseException) -> str:
+    """The first line of :func:`text_of`; empty where the message is."""
+    return (text_of(error).splitlines() or [""])[0]

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from rpcprops._files import Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
-from rpcprops.report._artefact import versions, write
+from rpcprops.report._artefact import versions, write_or_say
 from rpcprops.report._text import artefact_of, describe_case
 from rpcprops.report._underway import watched
 from rpcprops.runner import Runner
@@ -43,8 +44,9 @@ class Batch:
         accepted: examples that showed a documented effect, by its kind.
         accepted_examples: the first of them for each kind, as Python.
         verdict: of the examination, as for ``rpcprops check``.
-        failure: the promise that an unexplained failure broke, and its artefact.
-        unconfirmed: failures that real time did not show again, with their artefacts.
+        failure: the promise that an unexplained failure broke, and its artefact, or the line that
+            says why there is none.
+        unconfirmed: failures that real time did not show again, with the same.
     """
 
     property: str
@@ -72,10 +74,13 @@ class Hunt:
 
     Attributes:
         path: the file; it need not exist yet.
+        unwritten: why the last batches are not in the file, if they could not be written.
     """
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
+    unwritten: Unwritten | None = None
+    _pending: list[Batch] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Hunt:
@@ -123,7 +128,18 @@ class Hunt:
         return [batch.failure for batch in self.batches if batch.failure]
 
     def append(self, batch: Batch) -> None:
-        """Write one more batch, at once and for good."""
+        """Write one more batch, at once and for good; with the next one where that cannot be."""
+        self.batches.append(batch)
+        self._pending.append(batch)
+        self.unwritten = None
+        try:
+            while self._pending:
+                self._write(self._pending[0])
+                del self._pending[0]
+        except OSError as error:
+            self.unwritten = Unwritten.because(error, self.path)
+
+    def _write(self, batch: Batch) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             whole = self.path.read_bytes().rfind(b"\n") + 1
@@ -132,7 +148,6 @@ class Hunt:
             file.write(msgspec.json.encode(batch) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.batches.append(batch)
 
     def next_batches(self) -> Iterator[tuple[str, int, Literal["tcp", "shm"]]]:
         """What to draw next, without end: property, seed and transport."""
@@ -209,14 +224,14 @@ def go_on(
         batch.fired_by_type = dict(result.fired_by_type)
         where = [artefacts] if artefacts else []
         batch.unconfirmed = [
-            f"{doubt.line} ({write(artefact_of(doubt.failure), *where)})"
+            f"{doubt.line} ({write_or_say(artefact_of(doubt.failure), *where)})"
             if doubt.failure
             else doubt.line
             for doubt in result.doubts
         ]
         batch.seconds = round(result.seconds, 2)
         if result.failure is not None:
-            path = write(artefact_of(result.failure), *where)
+            path = write_or_say(artefact_of(result.failure), *where)
             batch.failure = [result.failure.promise, str(path)]
         hunt.append(batch)
         if on_batch is not None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +31,23 @@ import pytest
 from rpcprops import clock as clocks
 from rpcprops import profiles
 from rpcprops import runner as runners
+from rpcprops._files import Unwritten, why_not_writable, write_whole
+from rpcprops._orphan import leave_with_parent
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster import _network as networks
 from rpcprops.cluster._client import shared_network, unasked_real_time
-from rpcprops.errors import BrokenPromise, HarnessError, MachineCannot, UsageError
+from rpcprops.errors import (
+    BrokenPromise,
+    HarnessError,
+    MachineCannot,
+    UsageError,
+    first_line_of,
+    text_of,
+)
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import check_world_size
-from rpcprops.report._underway import Underway, describe_died
+from rpcprops.report._underway import Died, Underway, collect, died_line
 from rpcprops.upstream._options import add_options, check_options
 
 if TYPE_CHECKING:
@@ -46,6 +57,9 @@ FIXTURE = "rpc_cluster"
 _SHARD = "rpc_shard"
 _SESSION = pytest.StashKey["_Session"]()
 _ITEM = pytest.StashKey["_ItemRecord"]()
+_SUMMARY = pytest.StashKey["_Summary"]()
+#: How many clusters of an example are kept for the report of its failure, about 8 KB each.
+_MOST_KEPT = 256
 #: How often the smallest failing example is run again, fast, to tell how often it repeats.
 _REPEATS = 3
 #: How many failing examples, from the smallest up, are tried at rate 1.
@@ -60,6 +74,8 @@ _UNDECIDED = "undecided, the machine was too loaded"
 _NOT_SHOWN = "not confirmed in real time"
 #: The name under which a report carries why ranks run in real time though nobody asked for it.
 _CLOCK = "rpcprops-clock"
+#: The name under which a report carries the line about a file that could not be written.
+_UNWRITTEN = "rpcprops-unwritten"
 #: Errors that are no failure of the code under test: nothing is confirmed, shrunk or written.
 _NOT_THE_TESTS = (HarnessError, MachineCannot)
 #: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
@@ -96,6 +112,7 @@ class _ItemRecord:
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: the same, where the ranks had been too late for the failure to mean anything.
         not_the_tests: examples that met an error which is none of the code under test.
+        left_out: clusters that are counted, but were too many for one example to be kept.
     """
 
     examples: int = 0
@@ -112,6 +129,8 @@ class _ItemRecord:
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
     replayed: list[str] = field(default_factory=list)
+    left_out: int = 0
+    armed_left_out: bool = False
 
 
 class ClusterFactory:
@@ -148,21 +167,54 @@ class _Session:
         )
         runners.use_server(self.server)
         self.underway = Underway(config.rootpath, "pytest")
-        if not _replays(config):
-            self.server.on_start = self.underway
+        #: The process that controls this one, if this is a worker of xdist's that is not watched.
+        self._controller = os.getppid() if _is_worker(config) else None
+        self.server.on_start = self._on_start
         self.server.on_unconfirmed = self.keep_unconfirmed
+        self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
         #: What state machines did not see confirmed, and whether it is undecided, since it was
         #: taken.
         self.unconfirmed: list[tuple[str, bool]] = []
         self.told_clock_problem = ""
 
     def started(self) -> ClusterServer:
+        self._watch_controller()
         self.server.start()
         return self.server
 
+    def _on_start(self, cluster: Cluster) -> None:
+        self._watch_controller()
+        if not _replays(self.config):
+            self.underway(cluster)
+
+    def _watch_controller(self) -> None:
+        if self._controller is not None:
+            leave_with_parent(self._controller, self._on_orphaned)
+            self._controller = None
+
+    def _on_orphaned(self) -> None:
+        # This run was killed, whatever this process does now.
+        self.underway.stays = True
+
+    @contextmanager
+    def recording(self, record: _ItemRecord) -> Generator[None, None, None]:
+        """Keep what the clusters show that end in the block, to be taken; afterwards, nothing."""
+
+        def keep(plan: FaultPlan, outcome: Outcome) -> None:
+            self._recorded.append((plan, outcome))
+            if len(self._recorded) > _MOST_KEPT:
+                _leave_out(record, *self._recorded.popleft())
+
+        self.server.on_end = keep
+        try:
+            yield
+        finally:
+            self.server.on_end = None
+            self._recorded.clear()
+
     def take_recorded(self) -> list[tuple[FaultPlan, Outcome]]:
-        recorded = self.server.recorded or []
-        self.server.recorded = []
+        recorded = list(self._recorded)
+        self._recorded.clear()
         return recorded
 
     def keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
@@ -188,6 +240,11 @@ def _option(config: pytest.Config, name: str) -> Any:
 
 def _replays(config: pytest.Config) -> bool:
     return _option(config, "--rpc-replay") is not None
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of xdist's."""
+    return hasattr(config, "workerinput")
 
 
 def _clock_option(config: pytest.Config) -> Any:
@@ -279,6 +336,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if shards < 1:
         msg = f"--rpc-shards={shards} must be 1 or more"
         raise pytest.UsageError(msg)
+    if not _is_worker(config):
+        summary = config.stash[_SUMMARY] = _Summary(config)
+        config.pluginmanager.register(summary, "rpcprops-summary")
     session = config.stash[_SESSION] = _Session(config)
     if _option(config, "--rpc-upstream"):
         from rpcprops.upstream._plugin import UpstreamPlugin
@@ -309,7 +369,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     lines = [f"rpcprops: clock {note}; transport {session.transport}"]
     if session.server.network == "auto" and networks.problem():
         lines.append(f"rpcprops: {shared_network(networks.problem())}")
-    died = describe_died(config.rootpath)
+    summary = config.stash.get(_SUMMARY, None)
+    died = summary.take_died() if summary is not None else ""
     return [*lines, f"rpcprops: {died}"] if died else lines
 
 
@@ -407,10 +468,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         return (yield)
     session = item.config.stash[_SESSION]
     record = item.stash[_ITEM] = _ItemRecord()
-    session.take_recorded()
-    if _replays(item.config):
-        return (yield from _replay_call(item, session, record))
-    return (yield from _call(item, session, record))
+    run = _replay_call if _replays(item.config) else _call
+    with session.recording(record):
+        return (yield from run(item, session, record))
 
 
 def _call(item: pytest.Item, session: _Session, record: _ItemRecord) -> Generator[None, None, None]:
@@ -458,7 +518,11 @@ def _replay_call(
                 "rate": session.server.rate,
                 "clock_problem": session.server.clock_problem,
             }
-            Path(answer).write_text(json.dumps(data) + "\n", encoding="utf-8")
+            try:
+                write_whole(Path(answer), json.dumps(data) + "\n")
+            except OSError as error:
+                line = str(Unwritten.because(error, Path(answer)))
+                item.user_properties.append((_UNWRITTEN, line))
 
 
 def _is_fixed(item: pytest.Item, error: BaseException) -> bool:
@@ -467,9 +531,9 @@ def _is_fixed(item: pytest.Item, error: BaseException) -> bool:
 
     if not _replays(item.config) or not isinstance(error, DidNotReproduce):
         return False
-    if "completed successfully" in str(error):
+    if "completed successfully" in text_of(error):
         return True
-    pytest.exit(f"rpcprops: the test has changed, its example cannot be drawn: {error}", 4)
+    pytest.exit(f"rpcprops: the test has changed, its example cannot be drawn: {text_of(error)}", 4)
 
 
 class _prepared:  # noqa: N801  (used as a function)
@@ -674,7 +738,7 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
     kind = type(failing.error)
     if kind in record.confirmed:
         return isinstance(_again(session, failing, rate=None).error, kind)
-    line = f"{kind.__name__}: {_first_line(failing.error)}"
+    line = f"{kind.__name__}: {first_line_of(failing.error)}"
     fastest = max(outcome.clock_rate for _, outcome in failing.recorded)
     believed = _is_decided(failing.error, failing.recorded)
     again = _Again(None, [])
@@ -707,7 +771,7 @@ def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]])
         ]
         # What is not among them was held after everything had come to rest: no time would help.
         return not broken or any(is_decided(*one) for one in broken)
-    own = Violation(promise, str(error), needs_time=True, slack=OWN_CODE_SLACK)
+    own = Violation(promise, text_of(error), needs_time=True, slack=OWN_CODE_SLACK)
     return all(is_decided(own, outcome) for _, outcome in recorded)
 
 
@@ -822,10 +886,6 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
         record.repeats.append(_UNDECIDED if loaded else "not in real time")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
 def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
     """Whether a fault was asked for whose firing can be seen."""
     for rank in outcome.ranks:
@@ -838,13 +898,26 @@ def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
 
 
 def _account(record: _ItemRecord, recorded: list[tuple[FaultPlan, Outcome]]) -> None:
+    """Count what an example's clusters showed."""
+    if record.armed_left_out or any(_is_armed(plan, outcome) for plan, outcome in recorded):
+        record.armed += 1
+    record.armed_left_out = False
+    for plan, outcome in recorded:
+        _count(record, plan, outcome)
+
+
+def _count(record: _ItemRecord, plan: FaultPlan, outcome: Outcome) -> None:
     from rpcprops.oracle import account, fired_by_type
 
-    record.clusters += len(recorded)
-    if any(_is_armed(plan, outcome) for plan, outcome in recorded):
-        record.armed += 1
-    for plan, outcome in recorded:
-        record.fired.update(fired_by_type(account(None, plan, outcome)))
+    record.clusters += 1
+    record.fired.update(fired_by_type(account(None, plan, outcome)))
+
+
+def _leave_out(record: _ItemRecord, plan: FaultPlan, outcome: Outcome) -> None:
+    """Count a cluster of the example that runs, and keep it no longer."""
+    record.left_out += 1
+    record.armed_left_out |= _is_armed(plan, outcome)
+    _count(record, plan, outcome)
 
 
 def _tell_hypothesis(recorded: list[tuple[FaultPlan, Outcome]]) -> None:
@@ -901,6 +974,8 @@ def pytest_runtest_makereport(
         "seconds": round(call.duration, 3),
     }
     report.user_properties.append(("rpcprops", summary))
+    # What it keeps of failing examples is told; the item stays until pytest ends.
+    del item.stash[_ITEM]
     return report
 
 
@@ -915,7 +990,9 @@ def _failure_lines(
     if smallest is None:
         return []
     lines: list[str] = []
-    for number, (plan, outcome) in enumerate(smallest.recorded):
+    if record.left_out:
+        lines.append(f"cluster  the first {record.left_out} are left out")
+    for number, (plan, outcome) in enumerate(smallest.recorded, record.left_out):
         if len(smallest.recorded) > 1:
             lines.append(f"cluster  {number}")
         lines += text.describe_plan(plan, outcome.world_size)
@@ -924,7 +1001,7 @@ def _failure_lines(
         lines += text.describe_end(outcome)
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
-    blob = next((m for note in getattr(error, "__notes__", ()) for m in _BLOB.finditer(note)), None)
+    blob = next((m for note in _notes(error) for m in _BLOB.finditer(note)), None)
     if not record.is_last or not getattr(_function(item), "is_hypothesis_test", False):
         # Hypothesis's line is for its last example; without it, a replay runs the whole test.
         blob = None
@@ -933,12 +1010,12 @@ def _failure_lines(
     if blob is not None:
         lines.append(f"redraw   {blob.group()}")
     outcomes = tuple(outcome for _, outcome in smallest.recorded)
-    path = artefacts.write(
+    path = artefacts.write_or_say(
         artefacts.Artefact(
             kind="pytest",
             subject=_without_shard(item.nodeid),
             promise=type(smallest.error).__name__,
-            head=(f"broken   {type(error).__name__}: {_first_line(error)}", *lines),
+            head=(f"broken   {type(error).__name__}: {first_line_of(error)}", *lines),
             plans=tuple(plan for plan, _ in smallest.recorded),
             outcomes=outcomes,
             clock_rate=session.server.rate,
@@ -949,74 +1026,136 @@ def _failure_lines(
         ),
         item.config.rootpath / artefacts.DIRECTORY,
     )
-    try:
-        shown = path.relative_to(Path.cwd())
-    except ValueError:
-        shown = path
-    lines.append(f"replay   {text.replay_line(shown)}")
+    lines.append(f"replay   {text.replay_line(path)}")
     return lines
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    # Runs in the controller too, where xdist's workers send their reports.
-    for name, value in report.user_properties:
-        if name == "rpcprops" and isinstance(value, dict):
-            _reports.append(value)
-        elif name in (_NOT_SHOWN, _UNDECIDED):
-            _of_machines.append((name, report.nodeid, str(value)))
-        elif name == _CLOCK:
-            _clock_problems.append(str(value))
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an exception; its own code may have put anything there."""
+    notes = getattr(error, "__notes__", ())
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
-_reports: list[dict[str, Any]] = []
-#: What state machines did not see confirmed: what it is called, of which test, and the line.
-_of_machines: list[tuple[str, str, str]] = []
-#: Of each process that ran tests.
-_clock_problems: list[str] = []
+class _Summary:
+    """What the tests of this run came to, for the terminal and for ``--rpc-report``.
 
+    One for each run of pytest, in the process that prints: with xdist that is the controller, to
+    which the workers send their reports.
+    """
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if _reports:
-        fired: int = sum(summary["faults_fired"] for summary in _reports)
-        clusters = sum(summary["clusters"] for summary in _reports)
-        terminalreporter.write_line(
-            f"rpcprops: {clusters} clusters in {len(_reports)} tests, {fired} injected faults fired"
-        )
-    # Not yet told where no test ended after the server was started.
-    problems = [*_clock_problems, config.stash[_SESSION].take_clock_problem()]
-    if any(problems):
-        # Workers share a machine, so that one line is enough for all that it says.
-        first = next(filter(None, problems))
-        terminalreporter.write_line(f"rpcprops: {first}", yellow=True)
-    for summary in _reports:
-        passed = summary["drawn"] and summary["outcome"] == "passed"
-        if passed and summary["armed"] and not summary["faults_fired"]:
-            terminalreporter.write_line(
-                f"rpcprops: vacuous: no injected fault fired in {summary['nodeid']} "
-                f"({summary['examples']} examples)",
-                yellow=True,
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.tests: list[dict[str, Any]] = []
+        #: What state machines did not see confirmed: what it is called, of which test, and the
+        #: line.
+        self.of_machines: list[tuple[str, str, str]] = []
+        #: Of each process that ran tests.
+        self.clock_problems: list[str] = []
+        #: Lines about files that could not be written, each once.
+        self.unwritten: dict[str, None] = {}
+        #: What earlier runs left under way, until it is told.
+        self.died: list[Died] = []
+        #: Tests whose worker died.
+        self.crashed: list[str] = []
+        path = _option(config, "--rpc-report")
+        self.report_file = None if path is None else Path(path).absolute()
+        if self.report_file is not None:
+            problem = why_not_writable(self.report_file)
+            if problem:
+                msg = f"--rpc-report={path!r} cannot be written: {problem}"
+                raise pytest.UsageError(msg)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Look for what earlier runs left, before a test of this one is under way."""
+        # A replay reads such a file where it lies, and a list of tests need not show its lines.
+        if not _replays(self.config) and not self.config.option.collectonly:
+            self.died = collect(self.config.rootpath)
+
+    def take_died(self) -> str:
+        """The line about what earlier runs left under way, once."""
+        died, self.died = self.died, []
+        return died_line(died)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a report carries."""
+        if report.when not in ("setup", "call", "teardown"):
+            self.crashed.append(report.nodeid)
+        for name, value in report.user_properties:
+            if name == "rpcprops" and isinstance(value, dict):
+                self.tests.append(value)
+            elif name in (_NOT_SHOWN, _UNDECIDED):
+                self.of_machines.append((name, report.nodeid, str(value)))
+            elif name == _CLOCK:
+                self.clock_problems.append(str(value))
+            elif name == _UNWRITTEN:
+                self.unwritten[str(value)] = None
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report that was asked for; also when interrupted."""
+        if self.report_file is None:
+            return
+        data = {"tests": sorted(self.tests, key=lambda summary: summary["nodeid"])}
+        try:
+            write_whole(self.report_file, json.dumps(data, indent=1) + "\n")
+        except OSError as error:
+            self.unwritten[str(Unwritten.because(error, self.report_file))] = None
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what was run, and what a reader must know of it."""
+        for line, markup in self._lines():
+            terminalreporter.write_line(f"rpcprops: {line}", **markup)
+
+    def _lines(self) -> Generator[tuple[str, dict[str, bool]], None, None]:
+        yellow = {"yellow": True}
+        if self.tests:
+            fired: int = sum(summary["faults_fired"] for summary in self.tests)
+            clusters = sum(summary["clusters"] for summary in self.tests)
+            yield (
+                f"{clusters} clusters in {len(self.tests)} tests, {fired} injected faults fired",
+                {},
             )
-        for words, lines in (
-            (_NOT_SHOWN, summary["unconfirmed"]),
-            (_UNDECIDED, summary["undecided"]),
-        ):
-            for line in lines:
-                terminalreporter.write_line(
-                    f"rpcprops: {words}: {summary['nodeid']}: {line}", yellow=True
+        # Not yet told where no test ended after the server was started.
+        problems = [*self.clock_problems, self.config.stash[_SESSION].take_clock_problem()]
+        if any(problems):
+            # Workers share a machine, so that one line is enough for all that it says.
+            yield next(filter(None, problems)), yellow
+        for summary in self.tests:
+            passed = summary["drawn"] and summary["outcome"] == "passed"
+            if passed and summary["armed"] and not summary["faults_fired"]:
+                yield (
+                    f"vacuous: no injected fault fired in {summary['nodeid']} "
+                    f"({summary['examples']} examples)",
+                    yellow,
                 )
-    for words, nodeid, line in _of_machines:
-        terminalreporter.write_line(f"rpcprops: {words}: {nodeid}: {line}", yellow=True)
+            for words, lines in (
+                (_NOT_SHOWN, summary["unconfirmed"]),
+                (_UNDECIDED, summary["undecided"]),
+            ):
+                for line in lines:
+                    yield f"{words}: {summary['nodeid']}: {line}", yellow
+        for words, nodeid, line in self.of_machines:
+            yield f"{words}: {nodeid}: {line}", yellow
+        for line in self.unwritten:
+            yield line, {"red": True}
+        for line in self._died_lines():
+            yield line, yellow
+
+    def _died_lines(self) -> list[str]:
+        """What earlier runs left if no header said it, and what workers of this one have left."""
+        lines = [self.take_died()]
+        if self.crashed:
+            # The next run says it too: this one may be a part of many that nobody reads to the end.
+            died = collect(self.config.rootpath, removes=False)
+            ours = [one for one in died if any(_is_named(n, one.subject) for n in self.crashed)]
+            lines.append(died_line(ours, "a worker of this run"))
+        return [line for line in lines if line]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = _option(session.config, "--rpc-report")
-    if path is None or hasattr(session.config, "workerinput"):
-        return
-    data = {"tests": sorted(_reports, key=lambda summary: summary["nodeid"])}
-    Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+def _is_named(nodeid: str, subject: str) -> bool:
+    """Whether a node id is of the test that an artefact calls `subject`."""
+    return f"::{_without_shard(nodeid)}".endswith(f"::{subject}")
 
 
 @pytest.fixture(autouse=False)

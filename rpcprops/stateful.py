@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -50,7 +51,7 @@ from rpcprops.oracle._worlds import padded, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties._engine import broken_promise
-from rpcprops.report._artefact import Artefact, write
+from rpcprops.report._artefact import Artefact, write_or_say
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
 
@@ -370,14 +371,13 @@ class ClusterMachine(RuleBasedStateMachine):
             clock_rate=outcome.clock_rate,
             transport=self.transport,
         )
-        try:
-            path = write(artefact)
-        except OSError as error:
-            return f"replay   the failure could not be written: {error}"
+        path = write_or_say(artefact)
         cls = type(self)
-        if cls._written is not None and cls._written != path:
-            cls._written.unlink(missing_ok=True)
-        cls._written = path
+        if isinstance(path, Path):
+            if cls._written is not None and cls._written != path:
+                with suppress(OSError):
+                    cls._written.unlink()
+            cls._written = path
         return f"replay   {replay_line(path)}"
 
 

@@ -11,13 +11,16 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops._files import Unwritten
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
@@ -165,6 +168,7 @@ class State:
 
     Attributes:
         path: the file; it is made when the first record is added.
+        unwritten: why it lacks the last records, if they could not be written.
     """
 
     def __init__(
@@ -190,14 +194,23 @@ class State:
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in program.name)[:60].strip("-")
         self.path = root / DIRECTORY / f"{name or 'program'}-{digest}.jsonl"
         self.records: dict[FaultPlan, Record] = {}
+        self.unwritten: Unwritten | None = None
+        #: Records that are not in the file yet.
+        self._pending: list[Record] = []
+        #: Whether the file holds what is to be forgotten, because it could not be removed.
+        self._forgets = False
         if restart:
-            self.path.unlink(missing_ok=True)
-        self._read()
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError:
+                self._forgets = True
+        else:
+            self._read()
 
     def _read(self) -> None:
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, UnicodeDecodeError) as error:
             msg = f"{self.path}: {error}; --restart begins a new one."
@@ -215,16 +228,36 @@ class State:
             msg = f"{self.path}: damaged ({error}); --restart begins a new one."
             raise UsageError(msg) from None
         if len(whole) < len(lines):
-            self.path.write_text("".join(whole), encoding="utf-8")
+            self._cut()
+
+    def _cut(self) -> None:
+        """Remove what follows the last newline: a kill, or a full disk, cut that line short."""
+        with suppress(OSError):
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def add(self, record: Record) -> None:
-        """Keep a record, and append it to the file."""
+        """Keep a record, and append it to the file; with the next one where that cannot be."""
+        self.records[record.plan] = record
+        self._pending.append(record)
+        try:
+            while self._pending:
+                self._write(self._pending[0])
+                del self._pending[0]
+            self.unwritten = None
+        except OSError as error:
+            self.unwritten = Unwritten.because(error, self.path)
+
+    def _write(self, record: Record) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._forgets:
+            self.path.unlink(missing_ok=True)
+            self._forgets = False
+        if self.unwritten is not None:
+            self._cut()
         with self.path.open("a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(json.dumps(self._head) + "\n")
             file.write(json.dumps(to_json(record)) + "\n")
-        self.records[record.plan] = record
 
     def has(self, cell: Cell) -> bool:
         """Whether a place is known; one that was undecided is not."""
@@ -257,6 +290,7 @@ class Sweep:
             verdict, repeats = self._verdict(seen)
             failure = self._failure(seen, repeats) if verdict == "violated" else None
             first = seen.violations[0] if seen.violations else None
+            kept = "" if failure is None else str(artefacts.write_or_say(artefact_of(failure)))
             record = Record(
                 plan=cell.plan,
                 verdict=verdict,
@@ -265,7 +299,7 @@ class Sweep:
                 fired=fired(seen.faults),
                 fired_by_type=fired_by_type(seen.faults),
                 seconds=round(time.monotonic() - began, 3),
-                artefact="" if failure is None else str(artefacts.write(artefact_of(failure))),
+                artefact=kept,
                 findings=seen.explained_by,
                 accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
             )

@@ -141,10 +141,10 @@ class ClusterServer:
         self._log: RankLog | None = None
         #: Set for the examples of a confirmation, to run what names no clock at this rate.
         self.override_rate: float | None = None
-        #: Where each cluster that ends is recorded, for the report of a failure; None records none.
-        self.recorded: list[tuple[FaultPlan, Outcome]] | None = None
         #: Called with each cluster before its ranks are forked.
         self.on_start: Callable[[Cluster], None] | None = None
+        #: Called with the plan and the outcome of each cluster that has ended, if it was started.
+        self.on_end: Callable[[FaultPlan, Outcome], None] | None = None
         #: Called with each failure of a state machine that slower rates did not show, and whether
         #: it is undecided (ranks were too late for it to mean anything); None warns of it instead.
         self.on_unconfirmed: Callable[[str, bool], None] | None = None

@@ -26,7 +26,7 @@ from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._spec import Leaks, Network, WorldSpec
-from rpcprops.errors import HarnessError, UsageError
+from rpcprops.errors import HarnessError, UsageError, text_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.outcomes import (
@@ -358,8 +358,8 @@ class Cluster:
         for channel in self._channels:
             channel.sock.close()
             channel.log.close()
-        if self._channels and self.server.recorded is not None:
-            self.server.recorded.append((self.plan, self._outcome))
+        if self._channels and self.server.on_end is not None:
+            self.server.on_end(self.plan, self._outcome)
 
     # What users do with it.
 
@@ -681,7 +681,7 @@ class Cluster:
                 channel.counters_after_shutdown = seen.get("after")
                 if blob:
                     error = _functions.load_error(blob, channel.rank)
-                    channel.shutdown_error = RaisedError(type(error).__name__, str(error))
+                    channel.shutdown_error = RaisedError(type(error).__name__, text_of(error))
             while any(c.status is None for c in self._channels):
                 self._pump(min(phase.left(), 0.5))
                 self._must_have_server()
@@ -893,7 +893,8 @@ class Cluster:
         """Raise what killed a rank, if one has died: the error of another follows from that."""
         __tracebackhide__ = True
         # The channel of a dead rank closes about when its peers see their connections to it end.
-        deadline = time.monotonic() + (_DEATH_SECONDS if _LOST_CONNECTION.search(str(error)) else 0)
+        is_lost = _LOST_CONNECTION.search(text_of(error))
+        deadline = time.monotonic() + (_DEATH_SECONDS if is_lost else 0)
         self._pump(0.0)
         while not any(c.lost for c in self._channels) and time.monotonic() < deadline:
             self._pump(0.05)

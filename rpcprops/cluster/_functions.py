@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 
 from rpcprops.cluster import _finder
-from rpcprops.errors import RemoteError, RemoteTraceback, UsageError
+from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
 
 #: Values that stay in this rank, by number (see `Kept`).
 _kept: dict[int, Any] = {}
@@ -157,24 +157,24 @@ def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
     try:
         return "ok", dumps(value)
     except Exception as error:
-        if _RRefs in str(error):
+        if _RRefs in text_of(error):
             msg = (
                 f"rank {rank} returned an RRef (or a value that holds one), and an RRef has no "
                 f"meaning outside its rank. Fetch its value there, or call with keep=True and pass "
                 f"the handle to later calls on that rank."
             )
         else:
-            msg = f"rank {rank} returned {type(value).__name__}, which cannot be pickled: {error}"
+            msg = (
+                f"rank {rank} returned {type(value).__name__}, which cannot be pickled: "
+                f"{text_of(error)}"
+            )
         return dump_error(UsageError(msg), rank)
 
 
 def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
     """An exception, as the kind and the pickle of an answer."""
     text = "".join(traceback.format_exception(error))
-    try:
-        said = f"rank {rank} raised {type(error).__name__}: {error}"
-    except Exception:
-        said = f"rank {rank} raised {type(error).__name__}, whose text cannot be made"
+    said = f"rank {rank} raised {type(error).__name__}: {text_of(error)}"
     try:
         blob = dumps(error)
         pickle.loads(blob)

@@ -19,6 +19,7 @@ from torch._C._distributed_autograd import _retrieve_context, backward, get_grad
 from torch.distributed import rpc
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
+from rpcprops.errors import text_of
 from rpcprops.outcomes import RaisedError, StepOutcome
 from rpcprops.programs import (
     Bump,
@@ -193,7 +194,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         # The agent puts the payload, which is binary, into the text of an injected failure.
         return error.object.decode(errors="backslashreplace")
-    return str(error)
+    return text_of(error)
 
 
 def _run(call: str, step: Leaf, world: tuple[str, ...], contexts: dict[str, int]) -> Any:

@@ -25,6 +25,7 @@ from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
 
 if TYPE_CHECKING:
+    from rpcprops._files import Unwritten
     from rpcprops.properties import Examination, Observation
 
 
@@ -65,6 +66,7 @@ def check(
     The smallest case of each known finding of stock torch (docs/findings.md) is tried until it
     shows. Exit code 0: all properties hold, and each finding is known or was not seen.
     """
+    from rpcprops.commands._database import Database
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, examine
     from rpcprops.report import _underway
@@ -85,7 +87,8 @@ def check(
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
     check_transport(transport)
-    database = _database()
+    unwritten: list[Unwritten] = []
+    database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
@@ -133,6 +136,8 @@ def check(
                 write_json(json_file, _report(done, runner))
             if done:
                 out.print(_verdict_table(done))
+            for problem in unwritten:
+                out.print(f"[yellow]{escape(str(problem))}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
 
 
@@ -142,12 +147,6 @@ def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
         msg = f"there is no {kind} {name.removeprefix('rpcprops-')!r}; there are: {listed}."
         raise UsageError(msg)
     return known[name]
-
-
-def _database() -> Any:
-    from hypothesis.database import DirectoryBasedExampleDatabase
-
-    return DirectoryBasedExampleDatabase(Path(".rpcprops") / "examples")
 
 
 def _words(verdict: str) -> str:
@@ -174,7 +173,7 @@ def _verdict_line(result: Examination) -> str:
 
 def _details(result: Examination) -> list[str]:
     """What else is to be said of a verdict, with rich's markup."""
-    from rpcprops.report._artefact import write
+    from rpcprops.report._artefact import write_or_say
     from rpcprops.report._text import (
         artefact_of,
         describe_accepted,
@@ -187,7 +186,7 @@ def _details(result: Examination) -> list[str]:
     lines: list[str] = []
     finding = result.property.finding
     if result.failure is not None:
-        path = write(artefact_of(result.failure))
+        path = write_or_say(artefact_of(result.failure))
         if result.verdict == "known":
             lines += describe_violations(result.failure.violations)
             lines.append(f"replay   {replay_line(path)}")
@@ -208,7 +207,7 @@ def _details(result: Examination) -> list[str]:
         word = "failed once" if doubt.once else "unconfirmed"
         shown.append(f"[yellow]{word}[/yellow] {escape(doubt.line)}")
         if doubt.failure is not None:
-            path = write(artefact_of(doubt.failure))
+            path = write_or_say(artefact_of(doubt.failure))
             shown.append(f"replay   {escape(replay_line(path))}")
     return shown
 

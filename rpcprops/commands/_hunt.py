@@ -41,6 +41,7 @@ def hunt(
     failure that real time has confirmed.
     """
     from rpcprops.hunt import Hunt, go_on, summary
+    from rpcprops.report._text import replay_line
     from rpcprops.report._underway import describe_died
 
     known = Hunt.read(file)
@@ -64,9 +65,12 @@ def hunt(
                     if done.failure:
                         promise, path = done.failure
                         progress.console.print(f"[bold red]violated[/bold red]  {promise}")
-                        progress.console.print(f"    replay   rpcprops replay {escape(path)}")
+                        progress.console.print(f"    replay   {escape(replay_line(path))}")
                     for line in done.unconfirmed:
                         progress.console.print(f"[yellow]unconfirmed[/yellow] {escape(line)}")
+                    if known.unwritten is not None:
+                        line = f"{known.unwritten}; the next batch tries again"
+                        progress.console.print(f"[bold red]{escape(line)}[/bold red]")
 
                 go_on(
                     known,
@@ -82,6 +86,8 @@ def hunt(
             out.print(_table(known))
             for line in _accepted_lines(known):
                 out.print(escape(line))
+            if known.unwritten is not None:
+                out.print(f"[bold red]{escape(str(known.unwritten))}[/bold red]")
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
 
 

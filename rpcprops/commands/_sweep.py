@@ -116,7 +116,7 @@ def sweep(
                         progress.console.print(f"[yellow]{escape(line)}[/yellow]")
                     if failure is not None:
                         progress.console.print("[bold red]violated[/bold red]")
-                        for line in failure_lines(failure, Path(record.artefact)):
+                        for line in failure_lines(failure, record.artefact):
                             progress.console.print(f"    {escape(line)}")
         finally:
             # Also when interrupted: what was found is not lost.
@@ -129,7 +129,8 @@ def sweep(
             out.print(f"[{colour}]{report['verdict']}[/{colour}] {_summary(report)}")
             for line in _accepted_lines(state, places, report):
                 out.print(escape(line))
-            out.print(f"kept in {state.path}")
+            kept = state.unwritten or f"kept in {state.path}"
+            out.print(escape(str(kept)))
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rpcprops.errors import text_of
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
 from rpcprops.properties._base import Case
@@ -46,7 +47,7 @@ def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
                 cluster.each(enter)
             except Exception as error:
                 # What this raises is what the case shows: its first step cannot be run.
-                raised = RaisedError(type(error).__name__, str(error))
+                raised = RaisedError(type(error).__name__, text_of(error))
                 steps.append(StepOutcome(0, error=raised))
                 return replace(cluster.outcome, steps=tuple(steps))
         contexts: dict[str, int] = {}

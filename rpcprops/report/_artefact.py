@@ -9,9 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from rpcprops._files import Unwritten, write_whole
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
@@ -128,29 +127,39 @@ def to_data(artefact: Artefact) -> dict[str, Any]:
 def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
     """Write `artefact` below `directory` and return its path.
 
-    The name holds the subject and a digest of the case, so that the same failure is one file.
-
     Raises:
         OSError: the directory cannot be written.
     """
     data = to_data(artefact)
+    path = _path(data, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(data, indent=1) + "\n")
+    return path
+
+
+def write_or_say(artefact: Artefact, directory: Path = DIRECTORY) -> Path | Unwritten:
+    """As :func:`write`; where the file cannot be written, what to say in place of its path.
+
+    This is how a run writes what it found: a full disk or a checkout that is read-only costs the
+    file, and neither the report of the failure nor the rest of the run.
+    """
+    try:
+        return write(artefact, directory)
+    except OSError as error:
+        return Unwritten.because(error, _path(to_data(artefact), directory))
+
+
+def _path(data: dict[str, Any], directory: Path) -> Path:
+    """Where an artefact goes: the name holds its subject and a digest of its case.
+
+    So the same failure is one file.
+    """
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in artefact.subject)
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in data["subject"])
     # Cut by bytes, which is how file systems measure a name.
     safe = safe.encode()[-60:].decode(errors="ignore").strip("-")
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{safe}-{digest}.json"
-    text = json.dumps(data, indent=1)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    return directory / f"{safe}-{digest}.json"
 
 
 def read(path: Path) -> Artefact:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rpcprops._files import COULD_NOT, Unwritten, shown
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import Outcome, Violation
@@ -98,12 +99,18 @@ def describe_logs(outcome: Outcome) -> list[str]:
     return lines
 
 
-def replay_line(path: Path) -> str:
-    """The command that runs an artefact again."""
-    return f"rpcprops replay {shlex.quote(str(path))}"
+def replay_line(artefact: Path | Unwritten | str) -> str:
+    """The command that runs an artefact again, or why there is none.
+
+    Args:
+        artefact: what :func:`rpcprops.report._artefact.write_or_say` gave, or its text.
+    """
+    if str(artefact).startswith(COULD_NOT):
+        return str(artefact)
+    return f"rpcprops replay {shlex.quote(str(shown(Path(str(artefact)))))}"
 
 
-def failure_lines(failure: Failure, path: Path | None) -> list[str]:
+def failure_lines(failure: Failure, path: Path | Unwritten | str | None) -> list[str]:
     """All that a reader needs of a property's failure."""
     case = failure.case
     lines = [

@@ -1,20 +1,27 @@
 """The example that is about to run, in a file of its own, in case its process is killed.
 
-The file is an artefact without a failure: ``.rpcprops/underway/PID-START.json``, where START is
-when the process began, so that a number that is used again is not taken for the same process. It is
-replaced by rename before each cluster starts, and removed when the process ends in order. What a
-dead process left is moved to the failures by the next run.
+The file is an artefact without a failure: ``.rpcprops/underway/PID-START-WHERE.json``. START is
+when the process began, so that a number that is used again is not taken for the same process. WHERE
+stands for the boot of the machine and the PID namespace that the number belongs to: a container or
+another machine may have the same folder, and whether a process of theirs lives cannot be seen from
+here. The file is replaced by rename before each cluster starts, and removed when the process ends
+in order. What a dead process left is moved to the failures by the next run.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rpcprops._files import shown
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
@@ -23,7 +30,9 @@ from rpcprops.report import _artefact as artefacts
 
 #: Below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "underway"
-
+#: Real seconds after which a file of another namespace, boot or machine is taken for a dead
+#: process's. A process that runs examples replaces its file with each.
+FOREIGN_SECONDS = 86_400.0
 
 Reproduction = Callable[[], tuple[str, str] | None]
 
@@ -42,7 +51,9 @@ class Underway:
         self.kind = kind
         self.root = root
         pid = os.getpid()
-        self.path = root / DIRECTORY / f"{pid}-{_started(pid)}.json"
+        self.path = root / DIRECTORY / f"{pid}-{_started(pid)}-{_here()}.json"
+        #: Set to leave the file in place although this process will end in order.
+        self.stays = False
         self._kind = kind
         self._made = False
         self._subject = ""
@@ -107,14 +118,23 @@ class Underway:
             temporary.write_text(json.dumps(artefacts.to_data(artefact)), encoding="utf-8")
             os.replace(temporary, self.path)
         except OSError:
-            # A folder that cannot be written is no reason to fail a test.
-            self._subject = ""
+            # A folder that cannot be written is no reason to fail a test. The file of the example
+            # before would name the wrong one.
+            _remove(temporary)
+            self.clear()
 
     def clear(self) -> None:
         """Nothing is under way: remove the file."""
         self._subject = ""
-        if self._made:
-            self.path.unlink(missing_ok=True)
+        if self._made and not self.stays:
+            _remove(self.path)
+            # The folder may be gone by the next time.
+            self._made = False
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 @contextmanager
@@ -129,41 +149,64 @@ def watched(server: ClusterServer) -> Iterator[Underway]:
         underway.clear()
 
 
-def collect(root: Path) -> list[tuple[str, Path]]:
-    """Move what dead processes left to the failures; the subject and new path of each."""
-    found: list[tuple[str, Path]] = []
-    for path in sorted((root / DIRECTORY).glob("*-*.*")):
-        pid, _, started = path.stem.partition("-")
-        if pid.isdecimal() and started == _started(int(pid)):
+@dataclass(frozen=True)
+class Died:
+    """An example that was under way when its process was killed.
+
+    Attributes:
+        subject: the property or test.
+        path: its artefact.
+    """
+
+    subject: str
+    path: Path
+
+
+def collect(root: Path, *, removes: bool = True) -> list[Died]:
+    """Write what dead processes left to the failures, and remove their files if `removes`."""
+    found: list[Died] = []
+    try:
+        paths = sorted((root / DIRECTORY).glob("*-*.*"))
+    except OSError:
+        return []
+    for path in paths:
+        pid, _, rest = path.stem.partition("-")
+        started, _, where = rest.partition("-")
+        if pid.isdecimal() and _may_live(path, int(pid), started, where):
             continue
         if path.suffix != ".json":
-            path.unlink(missing_ok=True)  # half written
+            if removes:
+                _remove(path)  # half written
             continue
         try:
             artefact = artefacts.read(path)
-            head = _head(artefact.program, artefact.plans, artefact.sizes)
-            moved = artefacts.write(replace(artefact, head=head), root / artefacts.DIRECTORY)
-            path.unlink(missing_ok=True)
         except (UsageError, OSError):
             continue
-        found.append((artefact.subject, moved))
+        head = _head(artefact.program, artefact.plans, artefact.sizes)
+        moved = artefacts.write_or_say(replace(artefact, head=head), root / artefacts.DIRECTORY)
+        if not isinstance(moved, Path):
+            moved = path  # it can be replayed from where it is
+        elif removes:
+            _remove(path)
+        found.append(Died(artefact.subject, moved))
     return found
 
 
 def describe_died(root: Path) -> str:
     """One line about what :func:`collect` finds below `root`; empty when that is nothing."""
+    return died_line(collect(root))
+
+
+def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
+    """One line about examples under way when their processes died; empty when there are none."""
     from rpcprops.report._text import replay_line
 
-    found = collect(root)
     if not found:
         return ""
-    subject, path = found[0]
-    try:
-        path = path.relative_to(Path.cwd())
-    except ValueError:
-        pass
-    more = f" (and {len(found) - 1} more in {path.parent})" if len(found) > 1 else ""
-    return f"an earlier run died during {subject}: {replay_line(path)}{more}"
+    first = next(iter(found))
+    folder = shown(first.path).parent
+    more = f" (and {len(found) - 1} more in {folder})" if len(found) > 1 else ""
+    return f"{who} died during {first.subject}: {replay_line(first.path)}{more}"
 
 
 def _head(
@@ -177,6 +220,47 @@ def _head(
     if program is not None:
         lines += describe_program(program)
     return tuple(lines)
+
+
+@functools.cache
+def _here() -> str:
+    """A short name of what a process number belongs to: this boot, and its PID namespace."""
+    parts: list[str] = []
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    except OSError:
+        # The next best name of a machine.
+        parts.append(socket.gethostname())
+    try:
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    except OSError:
+        parts.append("")
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
+
+
+def _may_live(path: Path, pid: int, started: str, where: str) -> bool:
+    """Whether the process that wrote a file may still run, for all that can be seen from here."""
+    if where not in ("", _here()):
+        # Its number says nothing here.
+        try:
+            return time.time() - path.stat().st_mtime < FOREIGN_SECONDS
+        except OSError:
+            return True
+    now = _started(pid)
+    if now or not _is_hidden(pid):
+        return bool(now) and now == started
+    return True
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there of which this user sees nothing in /proc (its hidepid option)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _started(pid: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from rpcprops._files import why_not_writable
 
 
 def add_options(group: Any) -> None:
@@ -52,11 +54,11 @@ def check_options(config: pytest.Config) -> None:
         msg = f"--rpc-upstream-examples={examples} must be 1 or more"
         raise pytest.UsageError(msg)
     path = config.getoption("--rpc-upstream-report")
-    if path is not None and (
-        os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")
-    ):
-        msg = f"--rpc-upstream-report={path!r} must be a file in a folder that is there"
-        raise pytest.UsageError(msg)
+    if path is not None and not hasattr(config, "workerinput"):
+        problem = why_not_writable(Path(path))
+        if problem:
+            msg = f"--rpc-upstream-report={path!r} cannot be written: {problem}"
+            raise pytest.UsageError(msg)
     if config.getoption("--rpc-upstream"):
         for option in ("--rpc-replay", "--rpc-report", "--rpc-without-fault"):
             if config.getoption(option):

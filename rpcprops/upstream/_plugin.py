@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from rpcprops._files import Unwritten
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import HarnessError, MachineCannot
-from rpcprops.report._artefact import DIRECTORY, write
+from rpcprops.report._artefact import DIRECTORY, write_or_say
 from rpcprops.report._text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 from rpcprops.upstream import _report
@@ -118,7 +119,7 @@ class UpstreamPlugin:
         try:
             _report.write_report(Path(path), self.rows)
         except OSError as error:
-            self.unwritten = f"rpcprops: the report was not written: {path}: {error.strerror}"
+            self.unwritten = f"rpcprops: {Unwritten.because(error, Path(path))}"
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
@@ -202,13 +203,7 @@ class UpstreamItem(pytest.Item):
             unconfirmed = result.under_faults.examination.unconfirmed
             lines += [f"undecided under faults: {line}" for line in unconfirmed]
         for failure in failures_of(result):
-            path: Path | None = None
-            try:
-                path = write(artefact_of(failure), self.config.rootpath / DIRECTORY)
-                path = path.relative_to(Path.cwd())
-            except (ValueError, OSError):
-                # Elsewhere, or nowhere: a folder that cannot be written changes no verdict.
-                pass
+            path = write_or_say(artefact_of(failure), self.config.rootpath / DIRECTORY)
             lines += failure_lines(failure, path)
         return lines
 

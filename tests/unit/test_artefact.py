@@ -17,7 +17,8 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RankOutcome, StepOutcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
-from rpcprops.report._artefact import FORMAT, Artefact, read, versions, write
+from rpcprops.report._artefact import FORMAT, Artefact, read, versions, write, write_or_say
+from rpcprops.report._text import replay_line
 
 PROGRAM = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), "small")
 PLAN = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 3, {"PYTHON_CALL": 1.5})})
@@ -190,7 +191,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rpcprops.report._artefact.os.replace", fail)
+    monkeypatch.setattr("rpcprops._files.os.replace", fail)
     with pytest.raises(OSError, match="No space left"):
         write(dataclasses.replace(OF_A_PROGRAM, clock_rate=1.0), tmp_path)
     assert os.listdir(tmp_path) == [path.name]
@@ -202,6 +203,18 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         write(OF_A_PROGRAM, tmp_path / "file")
+
+
+def test_a_run_says_what_could_not_be_written(tmp_path: Path) -> None:
+    """Where there can be no artefact, its line says so, with path and reason; nothing is raised."""
+    assert write_or_say(OF_A_PROGRAM, tmp_path) == write(OF_A_PROGRAM, tmp_path)
+    (tmp_path / "file").write_text("")
+    told = write_or_say(OF_A_PROGRAM, tmp_path / "file")
+    name = write(OF_A_PROGRAM, tmp_path).name
+    line = f"could not be written: {tmp_path / 'file' / name}: "
+    assert replay_line(told).startswith(line)
+    # A hunt and a sweep keep it as text.
+    assert replay_line(str(told)) == replay_line(told)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 100, 0.25, 0.5, 0.99])

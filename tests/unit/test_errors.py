@@ -108,3 +108,18 @@ def test_what_a_property_is_known_to_break_is_a_promise() -> None:
     known = [item.finding.promise for item in PROPERTIES.values() if item.finding is not None]
     assert known
     assert set(known) <= {promise.__name__ for promise in PROMISES}
+
+
+class Mute(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise KeyError(self)
+
+
+def test_there_is_a_text_of_every_exception() -> None:
+    """An exception whose own code cannot make its text has one that says so."""
+    assert errors.text_of(ValueError("one\ntwo")) == "one\ntwo"
+    assert errors.first_line_of(ValueError("one\ntwo")) == "one"
+    assert errors.first_line_of(ValueError()) == ""
+    assert errors.text_of(Mute()) == "<no text: Mute.__str__ raised KeyError>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,25 @@ def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
 def test_no_file_is_an_empty_hunt(tmp_path: Path) -> None:
     """A hunt begins where there is no file."""
     assert Hunt.read(tmp_path / "none").examples == 0
+
+
+def test_a_batch_that_cannot_be_written_goes_with_the_next(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """A full disk ends no hunt: it is said, and what was not written is once there is room."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(batch(0, "a"))
+    with full_disk():
+        hunt.append(batch(1, "b"))
+    assert str(hunt.unwritten) == f"could not be written: {hunt.path}: File too large"
+    assert hunt.examples == 2
+    assert Hunt.read(hunt.path).examples == 1
+    hunt.append(batch(2, "c"))
+    assert hunt.unwritten is None
+    assert Hunt.read(hunt.path) == hunt
+    in_the_way = Hunt(hunt.path / "hunt.jsonl")
+    in_the_way.append(batch(0, "a"))
+    assert "Not a directory" in str(in_the_way.unwritten) or "exists" in str(in_the_way.unwritten)
 
 
 def test_an_example_that_two_batches_drew_counts_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,32 @@ def test_records_come_back(tmp_path: Path) -> None:
     assert state.path.read_text(encoding="utf-8") == text
     assert _state(tmp_path, restart=True).records == {}
     assert not state.path.exists()
+
+
+def test_a_record_that_cannot_be_written_goes_with_the_next(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """A full disk ends no sweep: it is said, and what was not written is once there is room."""
+    records = [sweep.Record(cell.plan, "holds") for cell in sweep.cells(3, "all")[:4]]
+    state = _state(tmp_path)
+    with full_disk():
+        state.add(records[0])
+        state.add(records[1])
+    assert str(state.unwritten) == f"could not be written: {state.path}: File too large"
+    state.add(records[2])
+    with full_disk():
+        state.add(records[3])
+    assert state.unwritten is not None
+    assert list(state.records.values()) == records
+    assert list(_state(tmp_path).records.values()) == records[:3]
+    # A file that is in the way of the folder.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".rpcprops").touch()
+    for restart in (False, True):
+        blocked = _state(tmp_path / "other", restart=restart)
+        blocked.add(records[0])
+        assert blocked.has(sweep.cells(3, "all")[0])
+        assert "could not be written" in str(blocked.unwritten)
 
 
 def test_each_key_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.properties import _programs
 from rpcprops.report import _artefact as artefacts
-from rpcprops.report._underway import DIRECTORY, Underway, collect, describe_died
+from rpcprops.report._underway import (
+    DIRECTORY,
+    FOREIGN_SECONDS,
+    Underway,
+    collect,
+    describe_died,
+)
 
 
 def _cluster(**changes: Any) -> Any:
@@ -73,6 +84,92 @@ def test_a_folder_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     underway(cluster)
     underway.clear()
     assert collect(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_file_of_another_example(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """An example that could not be written down is not taken for the one before it."""
+    underway = Underway(tmp_path, "pytest")
+    underway.begin("test_x.py::test_y")
+    underway(_cluster())
+    with full_disk():
+        underway(_cluster())
+    assert not list((tmp_path / DIRECTORY).iterdir())
+    underway.begin("test_x.py::test_z")
+    underway(_cluster())
+    assert artefacts.read(underway.path).subject == "test_x.py::test_z"
+    underway.clear()
+
+
+def test_a_folder_that_went_is_made_again(tmp_path: Path) -> None:
+    """Whoever removes the folder while tests run costs no more than the test that runs."""
+    underway = Underway(tmp_path, "pytest")
+    underway.begin("test_x.py::test_y")
+    underway(_cluster())
+    shutil.rmtree(tmp_path / ".rpcprops")
+    underway(_cluster())
+    underway.clear()
+    underway.begin("test_x.py::test_z")
+    underway(_cluster())
+    assert underway.path.exists()
+    underway.clear()
+
+
+def test_what_cannot_be_removed_ends_nothing(tmp_path: Path) -> None:
+    """A leftover that cannot be removed stays; the others are found all the same."""
+    folder = tmp_path / DIRECTORY
+    (folder / "999999999-1.writing").mkdir(parents=True)
+    underway = Underway(tmp_path, "pytest")
+    underway.begin("test_x.py::test_y")
+    underway(_cluster())
+    underway.path.rename(folder / f"{_dead_pid()}-77.json")
+    underway.path.mkdir()
+    underway.clear()
+    (folder.parent / "failures").touch()  # nothing can be moved there
+    (died,) = collect(tmp_path)
+    assert died.subject == "test_x.py::test_y"
+    assert artefacts.read(died.path).underway
+
+
+def test_other_namespaces_are_not_taken_for_dead(tmp_path: Path) -> None:
+    """A process of another container or machine may live, whatever its number is here.
+
+    After a day without another example it is taken for dead.
+    """
+    underway = Underway(tmp_path, "pytest")
+    underway.begin("test_x.py::test_y")
+    underway(_cluster())
+    pid, started, _ = underway.path.stem.split("-")
+    foreign = [
+        underway.path.with_name(f"{number}-{started}-0123456789ab{suffix}")
+        for number in (pid, _dead_pid())
+        for suffix in (".json", ".writing")
+    ]
+    for path in foreign:
+        shutil.copy(underway.path, path)
+    assert collect(tmp_path) == []
+    assert all(path.exists() for path in foreign)
+    old = time.time() - FOREIGN_SECONDS - 60
+    for path in [*foreign, underway.path]:
+        os.utime(path, (old, old))
+    assert [died.subject for died in collect(tmp_path)] == ["test_x.py::test_y"] * 2
+    # Of its own namespace it is seen to live, however old the file.
+    assert list((tmp_path / DIRECTORY).iterdir()) == [underway.path]
+    underway.clear()
+
+
+def test_a_file_of_another_pid_namespace_is_named_so(tmp_path: Path) -> None:
+    """Two processes of one machine that have numbers of their own write two kinds of names."""
+    code = "from pathlib import Path; from rpcprops.report import _underway as u; print(u._here())"
+    command = [sys.executable, "-c", code]
+    here = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert Underway(tmp_path).path.stem.endswith(f"-{here.strip()}")
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
+    there = subprocess.run(apart, capture_output=True, text=True, timeout=30, check=False)
+    if there.returncode:
+        pytest.skip(f"this machine makes no PID namespaces: {there.stderr.strip()}")
+    assert there.stdout.strip() != here.strip()
 
 
 def test_files_of_the_living_stay(tmp_path: Path) -> None:
