@@ -114,3 +114,9 @@ class UpstreamTestFails(BrokenPromise):
 
 class FaultsDiffer(BrokenPromise):
     """The injected failures that fired are not the ones that the message model predicts."""
+
+
+def is_promise(name: str) -> bool:
+    """Whether a class of that name stands for a promise."""
+    cls = globals().get(name)
+    return isinstance(cls, type) and issubclass(cls, BrokenPromise) and cls is not BrokenPromise

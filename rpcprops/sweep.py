@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops._files import GrowingFile, check_output, read_regular
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
@@ -123,10 +124,9 @@ def _from_python(path: Path, name: str) -> Program:
 
 def _from_json(path: Path) -> Program:
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}."
-        raise UsageError(msg) from None
+        data = json.loads(read_regular(path, else_what="no program of ours"))
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not JSON: {error}."
         raise UsageError(msg) from None
@@ -190,40 +190,45 @@ class State:
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in program.name)[:60].strip("-")
         self.path = root / DIRECTORY / f"{name or 'program'}-{digest}.jsonl"
         self.records: dict[FaultPlan, Record] = {}
-        if restart:
-            self.path.unlink(missing_ok=True)
+        first = json.dumps(self._head).encode()
+        remedy = "--restart begins a new one"
+        self._file = GrowingFile(self.path, "record of this sweep", first, remedy)
+        self._make_ready(restart=restart)
         self._read()
 
-    def _read(self) -> None:
+    def _make_ready(self, *, restart: bool) -> None:
+        """Make sure, before anything is run, that records can be kept."""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"{self.path}: {error}; --restart begins a new one."
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if restart:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            msg = f"{self.path}: {error.strerror}; a sweep is kept there."
             raise UsageError(msg) from None
-        # A line without its end was being written when the process was killed.
-        whole = [line for line in lines if line.endswith("\n")]
+        check_output("the file of the sweep", self.path, grows=True)
+
+    def _read(self) -> None:
+        lines = self._file.lines()
         try:
-            if whole and json.loads(whole[0]) != self._head:
+            if lines and json.loads(lines[0]) != self._head:
                 msg = "it is of another program"
                 raise UsageError(msg)
-            for line in whole[1:]:
+            for line in lines[1:]:
                 record = from_json(json.loads(line), Record)
                 self.records[record.plan] = record
         except (ValueError, RecursionError) as error:
             msg = f"{self.path}: damaged ({error}); --restart begins a new one."
             raise UsageError(msg) from None
-        if len(whole) < len(lines):
-            self.path.write_text("".join(whole), encoding="utf-8")
+        if lines:
+            # What a run that was killed did not end goes.
+            self._file.append()
+        self._lines = [] if lines else [self._file.begins]
 
     def add(self, record: Record) -> None:
         """Keep a record, and append it to the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps(to_json(record)) + "\n")
+        # With the first line where there is none yet.
+        self._file.append(*self._lines, json.dumps(to_json(record)).encode())
+        self._lines = []
         self.records[record.plan] = record
 
     def has(self, cell: Cell) -> bool:

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from rpcprops.commands._shared import HOLDS, VIOLATED, Clock, out, progress_bar, running, write_json
+from rpcprops._files import check_output
+from rpcprops.commands._shared import (
+    HOLDS,
+    VIOLATED,
+    Clock,
+    out,
+    plain,
+    progress_bar,
+    running,
+    write_json,
+)
+from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
     from rpcprops.hunt import Batch, Hunt
     from rpcprops.properties import Observation
+
+_DEFAULT = Path(".rpcprops") / "hunt.jsonl"
 
 
 def hunt(
@@ -26,7 +38,7 @@ def hunt(
     ] = 10_000,
     file: Annotated[
         Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
-    ] = Path(".rpcprops") / "hunt.jsonl",
+    ] = _DEFAULT,
     batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 400,
     clock: Clock = "auto",
     json_file: Annotated[
@@ -43,14 +55,19 @@ def hunt(
     from rpcprops.hunt import Hunt, go_on, summary
     from rpcprops.report._underway import describe_died
 
+    if file == _DEFAULT:
+        _make_folder(file.parent)
+    check_output("--file", file, grows=True)
+    if json_file is not None:
+        check_output("--json", json_file)
     known = Hunt.read(file)
     with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         died = describe_died(Path.cwd())
         if died:
-            out.print(f"[yellow]{escape(died)}[/yellow]")
+            out.print(f"[yellow]{plain(died)}[/yellow]")
         if known.batches:
-            out.print(f"{known.examples} examples are known from {file}")
+            out.print(f"{known.examples} examples are known from {plain(file)}")
         try:
             with progress_bar() as progress:
                 task = progress.add_task("hunt", total=examples, note="")
@@ -63,10 +80,10 @@ def hunt(
                 def on_batch(done: Batch) -> None:
                     if done.failure:
                         promise, path = done.failure
-                        progress.console.print(f"[bold red]violated[/bold red]  {promise}")
-                        progress.console.print(f"    replay   rpcprops replay {escape(path)}")
+                        progress.console.print(f"[bold red]violated[/bold red]  {plain(promise)}")
+                        progress.console.print(f"    replay   rpcprops replay {plain(path)}")
                     for line in done.unconfirmed:
-                        progress.console.print(f"[yellow]unconfirmed[/yellow] {escape(line)}")
+                        progress.console.print(f"[yellow]unconfirmed[/yellow] {plain(line)}")
 
                 go_on(
                     known,
@@ -81,8 +98,16 @@ def hunt(
                 write_json(json_file, summary(known))
             out.print(_table(known))
             for line in _accepted_lines(known):
-                out.print(escape(line))
+                out.print(plain(line))
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {str(folder)!r} cannot be made ({error.strerror}); use --file."
+        raise UsageError(msg) from None
 
 
 def _accepted_lines(hunt: Hunt) -> list[str]:
@@ -101,13 +126,13 @@ def _table(hunt: Hunt) -> Table:
     from rpcprops.hunt import summary
 
     data = summary(hunt)
-    table = Table(title=f"hunt, {hunt.path}", title_justify="left", show_header=False)
+    table = Table(title=f"hunt, {plain(hunt.path)}", title_justify="left", show_header=False)
     table.add_row("examples", str(data["examples"]))
     for name, count in data["examples_by_property"].items():
-        table.add_row(f"  {name}", str(count))
+        table.add_row(f"  {plain(name)}", str(count))
     table.add_row("faults fired", str(data["faults_fired"]))
     for name, count in data["known_findings_met"].items():
-        table.add_row(f"known: {name}", str(count))
+        table.add_row(f"known: {plain(name)}", str(count))
     for one in data["accepted"]:
         table.add_row(f"accepted: {one['kind']}", str(one["examples"]))
     table.add_row("unexplained failures", str(len(data["failures"])))

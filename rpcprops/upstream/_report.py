@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rpcprops._files import write_atomically
 from rpcprops.report._artefact import versions
 from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
@@ -79,7 +80,7 @@ def write_report(path: Path, rows: Iterable[Row]) -> None:
     """Write all rows as JSON, with the versions and the sums."""
     ordered = sorted(rows, key=lambda row: (row["class"], row["name"]))
     data = {"versions": versions(), "summary": _sums(ordered), "tests": ordered}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
 def _sums(rows: Sequence[Row]) -> Row:
