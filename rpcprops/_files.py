@@ -1,4 +1,8 @@
-"""Files that are written whole or not at all, and what to say where they cannot be."""
+"""Files that are read, replaced, and added to: regular ones, and never half of one.
+
+What is no regular file is refused before it is read or written: a FIFO blocks, a device may have no
+end. A file that cannot be written costs that file and nothing else: see :class:`Unwritten`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpcprops.errors import UsageError
+
+#: The largest file that is read as a whole, unless a caller says less.
+MOST_BYTES = 512 << 20
+_BLOCK = 1 << 16
 #: Where the shell of whoever reads our lines is, wherever tests may change to.
 _START = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else os.sep
 #: How the line about a file that could not be written begins.
@@ -44,6 +53,45 @@ def shown(path: Path) -> Path:
         return path
 
 
+def read_regular(path: Path, most: int = MOST_BYTES, *, else_what: str = "") -> bytes:
+    """What is in a regular file of at most `most` bytes.
+
+    Args:
+        else_what: what another kind of file, or a larger one, cannot be; said in the message.
+
+    Raises:
+        UsageError: it is another kind of file, is larger, or cannot be read.
+    """
+    so = f", so {else_what}" if else_what else ""
+    try:
+        # Not to wait for the writer of a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                msg = f"{path}: no regular file{so}."
+                raise UsageError(msg)
+            data = b""
+            if found.st_size <= most:
+                with os.fdopen(fd, "rb", closefd=False) as file:
+                    # The file may have grown since, or the system may not know its size.
+                    data = file.read(most + 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        msg = f"{path}: {reason_of(error)}."
+        raise UsageError(msg) from None
+    except UsageError:
+        raise
+    except ValueError as error:  # a NUL in the path
+        msg = f"{str(path)!r}: {error}."
+        raise UsageError(msg) from None
+    if found.st_size > most or len(data) > most:
+        msg = f"{path}: larger than {most >> 20} MiB{so}."
+        raise UsageError(msg)
+    return data
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write `text` under a temporary name and rename it, so that nobody ever reads half a file.
 
@@ -65,23 +113,144 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def why_not_writable(path: Path) -> str:
-    """Why :func:`write_whole` cannot write `path`, as far as can be told without it; or nothing."""
-    target = Path(os.path.realpath(path))
+def check_output(option: str, path: Path, *, grows: bool = False) -> None:
+    """Make sure, before long work, that a file can be written when that is done.
+
+    Args:
+        option: the option that names it, for the message.
+        grows: it is added to, and not replaced.
+
+    Raises:
+        UsageError: it cannot be written; the message names the option, the value and the remedy.
+    """
+    why = why_not_writable(path, grows=grows)
+    if why:
+        msg = f"{option} {str(path)!r}: {why}."
+        raise UsageError(msg)
+
+
+def why_not_writable(path: Path, *, grows: bool = False) -> str:
+    """Why a file cannot be written, as far as can be told without writing it; or nothing."""
     try:
+        target = Path(os.path.realpath(path))
         if target.is_dir():
             return "it is a folder; name a file in it"
-        if target.exists() and not target.is_file():
-            return "it is a pipe, a device or a socket; name a regular file"
+        exists = target.exists()
+        if exists and not target.is_file():
+            return "it is no regular file (a pipe, a device or a socket); name a regular file"
+        if exists and not os.access(target, os.W_OK):
+            return "it may not be written; name another file, or change its permissions"
         if not target.parent.is_dir():
             return f"there is no folder {str(path.parent)!r}; make it first, or name another file"
-        temporary = _temporary(target)
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        if not (exists and grows):
+            temporary = _temporary(target)
+            temporary.touch(exist_ok=False)
+            temporary.unlink()
     except OSError as error:
         return f"no file can be made in its folder ({reason_of(error)}); name one elsewhere"
+    except ValueError as error:  # a NUL in the path
+        return f"{error}; name another file"
     return ""
 
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".writing-{secrets.token_hex(8)}")
+
+
+class GrowingFile:
+    """A file of JSON lines that only grows, so that work goes on where it was interrupted.
+
+    A last line without its end was being written when a process was killed. It is not read, and
+    the next line replaces it, but only in a file that begins as this kind of file begins. Lines
+    that cannot be written are written with the next ones.
+
+    Args:
+        what: what a line holds, for messages.
+        begins: how the first line of such a file begins.
+        remedy: what to do with another file that is there, for messages.
+
+    Attributes:
+        unwritten: why the last lines are not in the file, if they could not be written.
+    """
+
+    def __init__(self, path: Path, what: str, begins: bytes, remedy: str) -> None:
+        self.path = path
+        self.what = what
+        self.begins = begins
+        self.remedy = remedy
+        self.unwritten: Unwritten | None = None
+        self._pending: list[bytes] = []
+        self._begins_anew = False
+
+    def begin_anew(self) -> None:
+        """Forget what the file holds: with the next line it has that alone."""
+        self._begins_anew = True
+        with suppress(OSError, ValueError):
+            self.path.unlink()
+
+    def lines(self) -> list[bytes]:
+        """The whole lines, without their ends; none where there is no file.
+
+        Raises:
+            UsageError: it is no file of this kind, or cannot be read.
+        """
+        with suppress(ValueError):  # a NUL in the path, of which reading it tells
+            try:
+                self.path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            except OSError:
+                pass  # Reading it says why.
+        data = read_regular(self.path, else_what=f"it holds no {self.what}")
+        self._check_beginning(data)
+        return data.split(b"\n")[:-1]
+
+    def append(self, *lines: bytes) -> None:
+        """Write lines, at once and for good; with the next ones where that cannot be.
+
+        Raises:
+            UsageError: it is no file of this kind.
+        """
+        self._pending += lines
+        try:
+            self._write()
+        except OSError as error:
+            self.unwritten = Unwritten.because(error, self.path)
+        else:
+            self.unwritten = None
+            self._pending.clear()
+
+    def _write(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._begins_anew:
+            self.path.unlink(missing_ok=True)
+        with os.fdopen(os.open(self.path, flags, 0o666), "r+b") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                msg = f"{self.path}: no regular file, so it holds no {self.what}."
+                raise UsageError(msg)
+            self._begins_anew = False
+            self._check_beginning(file.read(len(self.begins)))
+            file.seek(_end_of_lines(file.fileno()))
+            file.truncate()
+            file.write(b"".join(line + b"\n" for line in self._pending))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_beginning(self, data: bytes) -> None:
+        """A whole first line is for the reader to judge, who knows what it must hold."""
+        if not data.startswith(self.begins[: len(data)]):
+            msg = f"{self.path}, line 1: no {self.what}; {self.remedy}."
+            raise UsageError(msg)
+
+
+def _end_of_lines(fd: int) -> int:
+    """The place behind the last newline of a file."""
+    end = os.fstat(fd).st_size
+    while end:
+        start = max(0, end - _BLOCK)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import select
 import signal
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
 from rpcprops.cluster._client import server_environment
@@ -255,13 +255,13 @@ class Bench:
         command += [json.dumps(to_json(program)), json.dumps(to_json(plan.default))]
 
         def once() -> Figures:
-            ran = subprocess.run(
+            ran = _guard.run(
                 command,
-                env={**os.environ, "TP_SOCKET_IFNAME": "lo"},
-                capture_output=True,
+                env=_guard.environment(TP_SOCKET_IFNAME="lo"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
                 timeout=_HARNESS_SECONDS,
-                check=False,
             )
             if ran.returncode:
                 msg = f"PyTorch's harness failed: {ran.stderr.strip().splitlines()[-1:]}"
@@ -398,21 +398,11 @@ def _ratio(sample: Sample, floor: Sample) -> float:
 @contextmanager
 def load(processes: int) -> Iterator[None]:
     """Keep the machine busy with so many spinning processes."""
-    context = multiprocessing.get_context("spawn")
-    hogs = [context.Process(target=_spin, daemon=True) for _ in range(processes)]
-    try:
-        for hog in hogs:
-            hog.start()
+    with contextlib.ExitStack() as hogs:
+        for _ in range(processes):
+            spinning = [sys.executable, "-I", "-S", "-c", "while True: pass"]
+            hogs.enter_context(_guard.guarded(spinning, stderr=subprocess.DEVNULL))
         yield
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.join()
-
-
-def _spin() -> None:
-    while True:
-        pass
 
 
 def sample_json(sample: Sample, fault_seconds: float | None = None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The command line: ``rpcprops check``, ``replay``, ``sweep``, ``hunt``, ``upstream`` and the rest.
 
 Exit codes: 0 every promise holds (or fails as documented), 1 one does not, 2 misuse, 3 this machine
-cannot, 130 interrupted.
+cannot, 128 and its number where a signal ended the command (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -14,20 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from rpcprops._files import check_output
+from rpcprops.commands import _stop
 from rpcprops.commands._check import check
 from rpcprops.commands._hunt import hunt
 from rpcprops.commands._replay import replay
 from rpcprops.commands._shared import (
     CANNOT,
     HOLDS,
+    INTERRUPTED,
     MISUSE,
     VIOLATED,
     Clock,
     err,
     out,
+    plain,
     running,
     write_json,
 )
@@ -111,8 +115,10 @@ def bench(
     from rpcprops.bench import Bench
     from rpcprops.report._artefact import versions
 
+    if json_file is not None:
+        check_output("--json", json_file)
     with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
         try:
             with (
@@ -174,22 +180,33 @@ def _spread_text(spread: dict[str, float]) -> str:
 
 def main() -> NoReturn:
     """Entry point of the ``rpcprops`` command."""
+    _stop.listen()
+    code: Any = HOLDS
     try:
         app()
+    except SystemExit as left:
+        code = left.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except UsageError as error:
         code = _complain(error, MISUSE)
     except MachineCannot as error:
         code = _complain(error, CANNOT)
-    except Exception:
+    except Exception as error:
         # Not 1: that would say that a promise was broken.
-        err.print_exception()
-        err.print("[bold red]rpcprops is at fault[/bold red]; please report the lines above.")
         code = CANNOT
-    else:
-        code = HOLDS
+        # After a SIGHUP there is no terminal to print to.
+        if _stop.exit_code() is None or not isinstance(error, OSError):
+            err.print_exception()
+            err.print("[bold red]rpcprops is at fault[/bold red]; please report the lines above.")
+    stopped = _stop.exit_code()
+    if stopped is not None:
+        code = stopped
+        with contextlib.suppress(OSError):
+            err.print(_stop.reason())
     sys.exit(code)
 
 
 def _complain(error: Exception, code: int) -> int:
-    err.print(f"[bold red]rpcprops:[/bold red] {escape(str(error))}")
+    err.print(f"[bold red]rpcprops:[/bold red] {plain(error)}")
     return code

@@ -128,3 +128,9 @@ def text_of(error: BaseException) -> str:
 def first_line_of(error: BaseException) -> str:
     """The first line of :func:`text_of`; empty where the message is."""
     return (text_of(error).splitlines() or [""])[0]
+
+
+def is_promise(name: str) -> bool:
+    """Whether a class of that name stands for a promise."""
+    cls = globals().get(name)
+    return isinstance(cls, type) and issubclass(cls, BrokenPromise) and cls is not BrokenPromise

@@ -6,8 +6,8 @@ it are not drawn again, and an example that two batches drew counts once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rpcprops._files import Unwritten
+from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
@@ -32,6 +32,8 @@ TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
 BATCH_SIZE = 400
 _MAGIC = "rpcprops hunt"
 _FORMAT = 1
+#: How the JSON of a batch begins.
+_BEGINS = b'{"property":"'
 
 
 @dataclass
@@ -74,33 +76,23 @@ class Hunt:
 
     Attributes:
         path: the file; it need not exist yet.
-        unwritten: why the last batches are not in the file, if they could not be written.
     """
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
-    unwritten: Unwritten | None = None
-    _pending: list[Batch] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Hunt:
         """The hunt in `path`, an empty one where there is no file.
 
         Raises:
-            UsageError: a line is no batch of a hunt (the last may be cut short: it is left out).
+            UsageError: it is no regular file, or a line is no batch of a hunt (the last may be cut
+                short: it is left out).
         """
         hunt = cls(path)
-        if not path.exists():
-            return hunt
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"{path}: {error}."
-            raise UsageError(msg) from None
-        # What follows the last newline was being written when the process was killed.
-        for number, line in enumerate(text.split("\n")[:-1], 1):
+        for number, line in enumerate(hunt._file.lines(), 1):
             try:
-                batch = msgspec.json.decode(line.encode(), type=Batch)
+                batch = msgspec.json.decode(line, type=Batch)
             except msgspec.MsgspecError as error:
                 msg = f"{path}, line {number}: no batch of a hunt: {error}."
                 raise UsageError(msg) from None
@@ -127,27 +119,23 @@ class Hunt:
         """The unexplained failures, confirmed in real time: promise and artefact of each."""
         return [batch.failure for batch in self.batches if batch.failure]
 
-    def append(self, batch: Batch) -> None:
-        """Write one more batch, at once and for good; with the next one where that cannot be."""
-        self.batches.append(batch)
-        self._pending.append(batch)
-        self.unwritten = None
-        try:
-            while self._pending:
-                self._write(self._pending[0])
-                del self._pending[0]
-        except OSError as error:
-            self.unwritten = Unwritten.because(error, self.path)
+    @functools.cached_property
+    def _file(self) -> GrowingFile:
+        return GrowingFile(self.path, "batch of a hunt", _BEGINS, "hunt in another --file")
 
-    def _write(self, batch: Batch) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            whole = self.path.read_bytes().rfind(b"\n") + 1
-            os.truncate(self.path, whole)
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(batch) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    @property
+    def unwritten(self) -> Unwritten | None:
+        """Why the last batches are not in the file, if they could not be written."""
+        return self._file.unwritten
+
+    def append(self, batch: Batch) -> None:
+        """Write one more batch, at once and for good; with the next one where that cannot be.
+
+        Raises:
+            UsageError: the file is not of a hunt.
+        """
+        self.batches.append(batch)
+        self._file.append(msgspec.json.encode(batch))
 
     def next_batches(self) -> Iterator[tuple[str, int, Literal["tcp", "shm"]]]:
         """What to draw next, without end: property, seed and transport."""

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops import _guard
 from rpcprops.errors import UsageError
 from rpcprops.properties import Case, Observation, observe
-from rpcprops.report._artefact import Artefact, read
+from rpcprops.report._artefact import DIRECTORY, Artefact, read
 from rpcprops.runner import Runner
 
 Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]
@@ -203,6 +205,80 @@ def replay_program(
     return result
 
 
+def root_of(path: Path, artefact: Artefact) -> Path:
+    """The folder in which pytest runs the test of an artefact: one of the user's, never another.
+
+    It is pytest's root folder of the working directory, or the folder that holds the
+    ``.rpcprops/failures`` in which the artefact lies, where that is the working directory or one
+    above or below it. The folder that the artefact names decides between the two, and is no third:
+    an artefact may come from somebody else, and pytest runs the conftest.py of its folder.
+
+    Raises:
+        UsageError: the file of the test is in neither.
+    """
+    here = Path.cwd()
+    folders = [_pytest_root(here)]
+    failures = path.resolve().parent
+    if failures.parts[-2:] == DIRECTORY.parts:
+        holder = failures.parents[1]
+        if here.is_relative_to(holder) or holder.is_relative_to(here):
+            folders.append(holder)
+    folders.sort(key=lambda folder: not ran_in(artefact, folder))
+    file = artefact.subject.partition("::")[0]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder
+    tried = " or ".join(dict.fromkeys(repr(str(folder)) for folder in folders))
+    msg = (
+        f"there is no test file {file!r} in {tried}. The test ran in {artefact.rootdir!r}, and is "
+        f"replayed only where you are; change to the folder that {file!r} is relative to."
+    )
+    raise UsageError(msg)
+
+
+def ran_in(artefact: Artefact, folder: Path) -> bool:
+    """Whether an artefact says that its test ran in that folder."""
+    try:
+        return bool(artefact.rootdir) and os.path.realpath(artefact.rootdir) == str(folder)
+    except ValueError:
+        return False  # no name of a folder: it holds a NUL, say
+
+
+def _pytest_root(folder: Path) -> Path:
+    """The root folder that pytest finds from `folder`: the nearest with its settings, or itself.
+
+    As in pytest's documentation ("finding the rootdir").
+    """
+    candidates = (folder, *folder.parents)
+    for name in ("settings", "pyproject.toml", "setup.py"):
+        for candidate in candidates:
+            if name == "settings":
+                if _has_settings(candidate):
+                    return candidate
+            elif (candidate / name).is_file():
+                return candidate
+    return folder
+
+
+def _has_settings(folder: Path) -> bool:
+    names = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")
+    if any((folder / name).is_file() for name in names):
+        return True
+    try:
+        if "pytest" in tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["tool"]:
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    for name, section in (("tox.ini", "[pytest]"), ("setup.cfg", "[tool:pytest]")):
+        try:
+            lines = (folder / name).read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            continue
+        if any(line.strip() == section for line in lines):
+            return True
+    return False
+
+
 def replay_test(
     path: Path,
     artefact: Artefact,
@@ -222,19 +298,14 @@ def replay_test(
         quiet: keep what pytest prints, and show it only when it cannot run the test.
 
     Raises:
-        UsageError: the folder in which the test ran is gone, the artefact has not those faults, or
-            pytest cannot run the test.
+        UsageError: the test is not below the folder where the command runs (see :func:`root_of`),
+            the artefact has not those faults, or pytest cannot run the test.
     """
-    folder = Path(artefact.rootdir)
-    if not folder.is_dir():
-        # Written on another machine: the folder that holds .rpcprops/failures here.
-        folder = path.resolve().parents[2]
-    if not folder.is_dir():
-        msg = f"the test ran in {artefact.rootdir!r}, which is no folder here."
-        raise UsageError(msg)
+    folder = root_of(path, artefact)
     dropped = check_faults(artefact, without)
-    command = [sys.executable, "-m", "pytest", artefact.subject, f"--rpc-replay={path.resolve()}"]
-    command += ["-p", "no:cacheprovider", "-q", f"--rpc-transport={artefact.transport}"]
+    command = [sys.executable, "-m", "pytest", f"--rpc-replay={path.resolve()}"]
+    command += ["--rootdir=.", "-p", "no:cacheprovider", "-q"]
+    command.append(f"--rpc-transport={artefact.transport}")
     command += [f"--rpc-without-fault={name}" for name in dropped]
     if clock is not None:
         command.append(f"--rpc-clock={clock}")
@@ -246,12 +317,12 @@ def replay_test(
                 f"--rpc-replay-times={times - result.times}",
                 f"--rpc-replay-answer={answer}",
             ]
-            done = subprocess.run(
-                [*command, *options],
+            # Behind the hyphens nothing is an option; with ./ in front, an @ names no file of them.
+            done = _guard.run(
+                [*command, *options, "--", f"./{artefact.subject}"],
                 cwd=folder,
-                env=dict(os.environ),
-                check=False,
                 stdout=subprocess.PIPE if quiet else None,
+                scratch=Path(scratch),
             )
             if done.returncode < 0:
                 name = f"killed by {signal.Signals(-done.returncode).name}"
@@ -274,4 +345,14 @@ def replay_test(
     return result
 
 
-__all__ = ["Need", "Replay", "check_faults", "needed", "read", "replay_program", "replay_test"]
+__all__ = [
+    "Need",
+    "Replay",
+    "check_faults",
+    "needed",
+    "ran_in",
+    "read",
+    "replay_program",
+    "replay_test",
+    "root_of",
+]

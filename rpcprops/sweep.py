@@ -11,16 +11,14 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rpcprops._files import Unwritten
+from rpcprops._files import GrowingFile, Unwritten, read_regular
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
@@ -126,10 +124,9 @@ def _from_python(path: Path, name: str) -> Program:
 
 def _from_json(path: Path) -> Program:
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}."
-        raise UsageError(msg) from None
+        data = json.loads(read_regular(path, else_what="no program of ours"))
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not JSON: {error}."
         raise UsageError(msg) from None
@@ -194,70 +191,43 @@ class State:
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in program.name)[:60].strip("-")
         self.path = root / DIRECTORY / f"{name or 'program'}-{digest}.jsonl"
         self.records: dict[FaultPlan, Record] = {}
-        self.unwritten: Unwritten | None = None
-        #: Records that are not in the file yet.
-        self._pending: list[Record] = []
-        #: Whether the file holds what is to be forgotten, because it could not be removed.
-        self._forgets = False
+        self._first = json.dumps(self._head).encode()
+        remedy = "--restart begins a new one"
+        self._file = GrowingFile(self.path, "record of this sweep", self._first, remedy)
+        self._is_begun = False
         if restart:
-            try:
-                self.path.unlink(missing_ok=True)
-            except OSError:
-                self._forgets = True
+            self._file.begin_anew()
         else:
             self._read()
 
     def _read(self) -> None:
+        lines = self._file.lines()
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"{self.path}: {error}; --restart begins a new one."
-            raise UsageError(msg) from None
-        # A line without its end was being written when the process was killed.
-        whole = [line for line in lines if line.endswith("\n")]
-        try:
-            if whole and json.loads(whole[0]) != self._head:
+            if lines and json.loads(lines[0]) != self._head:
                 msg = "it is of another program"
                 raise UsageError(msg)
-            for line in whole[1:]:
+            for line in lines[1:]:
                 record = from_json(json.loads(line), Record)
                 self.records[record.plan] = record
         except (ValueError, RecursionError) as error:
             msg = f"{self.path}: damaged ({error}); --restart begins a new one."
             raise UsageError(msg) from None
-        if len(whole) < len(lines):
-            self._cut()
+        if lines:
+            # What a run that was killed did not end goes.
+            self._file.append()
+        self._is_begun = bool(lines)
 
-    def _cut(self) -> None:
-        """Remove what follows the last newline: a kill, or a full disk, cut that line short."""
-        with suppress(OSError):
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+    @property
+    def unwritten(self) -> Unwritten | None:
+        """Why the file lacks the last records, if they could not be written."""
+        return self._file.unwritten
 
     def add(self, record: Record) -> None:
         """Keep a record, and append it to the file; with the next one where that cannot be."""
         self.records[record.plan] = record
-        self._pending.append(record)
-        try:
-            while self._pending:
-                self._write(self._pending[0])
-                del self._pending[0]
-            self.unwritten = None
-        except OSError as error:
-            self.unwritten = Unwritten.because(error, self.path)
-
-    def _write(self, record: Record) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._forgets:
-            self.path.unlink(missing_ok=True)
-            self._forgets = False
-        if self.unwritten is not None:
-            self._cut()
-        with self.path.open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps(to_json(record)) + "\n")
+        first = [] if self._is_begun else [self._first]
+        self._is_begun = True
+        self._file.append(*first, json.dumps(to_json(record)).encode())
 
     def has(self, cell: Cell) -> bool:
         """Whether a place is known; one that was undecided is not."""

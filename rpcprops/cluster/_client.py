@@ -204,6 +204,9 @@ class ClusterServer:
         self._log = RankLog("rpcprops-server")
         package_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         code = (
+            # While it imports torch it does not see its socket close. Until it serves, the thread
+            # that started it waits; should that die, the kernel kills it (PR_SET_PDEATHSIG).
+            f"import ctypes; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"
             f"import sys; sys.path.append({package_home!r})\n"
             "from rpcprops.cluster import _resources; _resources.raise_soft_limits()\n"
             f"from rpcprops.cluster._server import main; main({theirs.fileno()})"
@@ -238,10 +241,14 @@ class ClusterServer:
         for peer, _ in self._modules.values():
             peer.close()
         self._modules.clear()
+        starts = self._root is not None and self._root.hello is None
         if self._root is not None:
             self._root.close()
             self._root = None
         if self._process is not None:
+            if starts:
+                # It imports torch, sees nothing of its socket until it has, and has forked nothing.
+                self._process.kill()
             try:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:

@@ -10,6 +10,7 @@ import importlib
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -86,12 +87,19 @@ def add(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
     return left + (right if isinstance(right, torch.Tensor) else right.to_here())
 
 
-@torch.jit.script
+def _script(function: Any) -> Any:
+    """A TorchScript function: torch warns that they are deprecated, and they are what is tested."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+@_script
 def script_add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left + right
 
 
-@torch.jit.script
+@_script
 def script_raise(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.numel() >= 0:
         raise RuntimeError("raised on purpose")  # noqa: EM101  (TorchScript)
@@ -253,7 +261,7 @@ def _run(call: str, step: Leaf, world: tuple[str, ...], contexts: dict[str, int]
     return None
 
 
-@torch.jit.script
+@_script
 def bump(rref: rpc.RRef[torch.Tensor]) -> torch.Tensor:
     value: torch.Tensor = rref.local_value()
     return value.add_(1.0)

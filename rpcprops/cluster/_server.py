@@ -291,8 +291,10 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
 
 def main(fd: int) -> NoReturn:
     """Entry point of the server process."""
-    # No PR_SET_PDEATHSIG: it follows the thread that started us, which may end before its process.
-    # Nor torch.set_num_threads: it makes a thread pool, and forks of a process that has one abort.
+    # Set while torch was imported. It follows the thread that started us, which may end before its
+    # process does: from here on a socket that closes says so.
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    # No torch.set_num_threads: it makes a thread pool, and forks of a process that has one abort.
     # The import of torch may leave a thread that is about to end.
     for _ in range(50):
         if threads_here() == 1:

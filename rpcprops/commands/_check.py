@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from rpcprops._files import check_output
 from rpcprops.commands._shared import (
     COLOURS,
     HOLDS,
@@ -17,6 +17,7 @@ from rpcprops.commands._shared import (
     Transport,
     check_transport,
     out,
+    plain,
     progress_bar,
     running,
     write_json,
@@ -80,21 +81,23 @@ def check(
     if list_only:
         for prop in PROPERTIES.values():
             note = "(takes minutes: only when named) " if prop.only_named else ""
-            out.print(f"[bold]{prop.name}[/bold]  {note}{escape(prop.promise)}")
+            out.print(f"[bold]{prop.name}[/bold]  {note}{plain(prop.promise)}")
         return
     chosen = [_pick("property", name, PROPERTIES) for name in names or []]
     chosen = chosen or [prop for prop in PROPERTIES.values() if not prop.only_named]
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
     check_transport(transport)
+    if json_file is not None:
+        check_output("--json", json_file)
     unwritten: list[Unwritten] = []
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with running(clock) as runner, _underway.watched(runner.server) as underway:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         died = _underway.describe_died(Path.cwd())
         if died:
-            out.print(f"[yellow]{escape(died)}[/yellow]")
+            out.print(f"[yellow]{plain(died)}[/yellow]")
         try:
             with progress_bar() as progress:
                 for prop in chosen:
@@ -113,7 +116,7 @@ def check(
                                 *describe_faults(seen.faults),
                                 *describe_logs(seen.outcome),
                             ):
-                                progress.console.print(f"    {escape(line)}")
+                                progress.console.print(f"    {plain(line)}")
 
                     result = examine(
                         prop,
@@ -137,7 +140,7 @@ def check(
             if done:
                 out.print(_verdict_table(done))
             for problem in unwritten:
-                out.print(f"[yellow]{escape(str(problem))}[/yellow]")
+                out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
 
 
@@ -202,13 +205,13 @@ def _details(result: Examination) -> list[str]:
     for one in result.accepted.values():
         case = describe_case(one.case)
         lines += describe_accepted(one.kind, one.examples, result.examples, case)
-    shown = [escape(line) for line in lines]
+    shown = [plain(line) for line in lines]
     for doubt in result.doubts:
         word = "failed once" if doubt.once else "unconfirmed"
-        shown.append(f"[yellow]{word}[/yellow] {escape(doubt.line)}")
+        shown.append(f"[yellow]{word}[/yellow] {plain(doubt.line)}")
         if doubt.failure is not None:
             path = write_or_say(artefact_of(doubt.failure))
-            shown.append(f"replay   {escape(replay_line(path))}")
+            shown.append(f"replay   {plain(replay_line(path))}")
     return shown
 
 

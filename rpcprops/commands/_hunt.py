@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from rpcprops.commands._shared import HOLDS, VIOLATED, Clock, out, progress_bar, running, write_json
+from rpcprops._files import check_output
+from rpcprops.commands._shared import (
+    HOLDS,
+    VIOLATED,
+    Clock,
+    out,
+    plain,
+    progress_bar,
+    running,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from rpcprops.hunt import Batch, Hunt
     from rpcprops.properties import Observation
+
+_DEFAULT = Path(".rpcprops") / "hunt.jsonl"
 
 
 def hunt(
@@ -26,7 +37,7 @@ def hunt(
     ] = 10_000,
     file: Annotated[
         Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
-    ] = Path(".rpcprops") / "hunt.jsonl",
+    ] = _DEFAULT,
     batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 400,
     clock: Clock = "auto",
     json_file: Annotated[
@@ -44,14 +55,18 @@ def hunt(
     from rpcprops.report._text import replay_line
     from rpcprops.report._underway import describe_died
 
+    if file != _DEFAULT:
+        check_output("--file", file, grows=True)
+    if json_file is not None:
+        check_output("--json", json_file)
     known = Hunt.read(file)
     with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         died = describe_died(Path.cwd())
         if died:
-            out.print(f"[yellow]{escape(died)}[/yellow]")
+            out.print(f"[yellow]{plain(died)}[/yellow]")
         if known.batches:
-            out.print(f"{known.examples} examples are known from {file}")
+            out.print(f"{known.examples} examples are known from {plain(file)}")
         try:
             with progress_bar() as progress:
                 task = progress.add_task("hunt", total=examples, note="")
@@ -64,13 +79,13 @@ def hunt(
                 def on_batch(done: Batch) -> None:
                     if done.failure:
                         promise, path = done.failure
-                        progress.console.print(f"[bold red]violated[/bold red]  {promise}")
-                        progress.console.print(f"    replay   {escape(replay_line(path))}")
+                        progress.console.print(f"[bold red]violated[/bold red]  {plain(promise)}")
+                        progress.console.print(f"    replay   {plain(replay_line(path))}")
                     for line in done.unconfirmed:
-                        progress.console.print(f"[yellow]unconfirmed[/yellow] {escape(line)}")
+                        progress.console.print(f"[yellow]unconfirmed[/yellow] {plain(line)}")
                     if known.unwritten is not None:
                         line = f"{known.unwritten}; the next batch tries again"
-                        progress.console.print(f"[bold red]{escape(line)}[/bold red]")
+                        progress.console.print(f"[bold red]{plain(line)}[/bold red]")
 
                 go_on(
                     known,
@@ -85,9 +100,9 @@ def hunt(
                 write_json(json_file, summary(known))
             out.print(_table(known))
             for line in _accepted_lines(known):
-                out.print(escape(line))
+                out.print(plain(line))
             if known.unwritten is not None:
-                out.print(f"[bold red]{escape(str(known.unwritten))}[/bold red]")
+                out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
 
 
@@ -107,13 +122,13 @@ def _table(hunt: Hunt) -> Table:
     from rpcprops.hunt import summary
 
     data = summary(hunt)
-    table = Table(title=f"hunt, {hunt.path}", title_justify="left", show_header=False)
+    table = Table(title=f"hunt, {plain(hunt.path)}", title_justify="left", show_header=False)
     table.add_row("examples", str(data["examples"]))
     for name, count in data["examples_by_property"].items():
-        table.add_row(f"  {name}", str(count))
+        table.add_row(f"  {plain(name)}", str(count))
     table.add_row("faults fired", str(data["faults_fired"]))
     for name, count in data["known_findings_met"].items():
-        table.add_row(f"known: {name}", str(count))
+        table.add_row(f"known: {plain(name)}", str(count))
     for one in data["accepted"]:
         table.add_row(f"accepted: {one['kind']}", str(one["examples"]))
     table.add_row("unexplained failures", str(len(data["failures"])))

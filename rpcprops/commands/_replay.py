@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.markup import escape
 
+from rpcprops import _guard
 from rpcprops import clock as clocks
+from rpcprops._files import check_output, write_whole
 from rpcprops.cluster._client import unasked_real_time
 from rpcprops.commands._shared import (
     CANNOT,
@@ -25,6 +26,7 @@ from rpcprops.commands._shared import (
     err,
     out,
     parse_clock,
+    plain,
     running,
     say_clock_problem,
 )
@@ -79,7 +81,7 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
-    from rpcprops.replay import check_faults, read, replay_program, replay_test
+    from rpcprops.replay import check_faults, ran_in, read, replay_program, replay_test, root_of
 
     artefact = read(file)
     parse_clock(clock)
@@ -93,8 +95,19 @@ def replay(
         msg = f"--output {str(output)!r} is for --script and --as-test."
         raise UsageError(msg)
     times = times or 3
+    elsewhere = ""
+    if artefact.kind == "pytest":
+        root = root_of(file, artefact)
+        if not ran_in(artefact, root):
+            elsewhere = (
+                f"the test ran in {artefact.rootdir!r}, which is not where you are: it is replayed "
+                f"in {str(root)!r}"
+            )
     for line in artefact.head:
-        out.print(f"  {escape(line)}")
+        # What follows a newline in it is not to pass for a line of ours.
+        out.print("  " + plain(line).replace("\n", "\n  "))
+    if elsewhere:
+        out.print(plain(elsewhere))
     if artefact.underway:
         out.print("It was under way when its process ended.")
     if artefact.fault_names:
@@ -104,7 +117,7 @@ def replay(
             chosen = None if clock == "auto" else clock
             problem = clocks.library_problem()
             if chosen is None and problem:
-                out.print(escape(unasked_real_time(problem)))
+                out.print(plain(unasked_real_time(problem)))
 
             def run(names: Sequence[str], *, told: bool = False) -> Replay:
                 return replay_test(
@@ -112,7 +125,7 @@ def replay(
                 )
         else:
             runner = stack.enter_context(running(clock))
-            out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+            out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
 
             def on_run(number: int, promises: tuple[str, ...]) -> None:
                 out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
@@ -126,7 +139,7 @@ def replay(
         result = run(without, told=True)
         seconds = time.monotonic() - began
         subject = f" ({artefact.subject})" if artefact.kind == "pytest" else ""
-        out.print(escape(f"{result}{subject}"))
+        out.print(plain(f"{result}{subject}"))
         if result.failed:
             _say_needed(artefact, run, without, needed, seconds)
         # A program's runner says it by itself, once it is closed.
@@ -149,6 +162,7 @@ def _write(
 
     default = file.stem if script else f"test_{re.sub(r'[^0-9A-Za-z]+', '_', file.stem)}"
     path = output or file.with_name(f"{default}.py")
+    check_output("--output" if output else "without --output,", path)
     if path.exists() and not is_ours(path):
         msg = f"{path} is there, and not made by replay; choose another with --output."
         raise UsageError(msg)
@@ -167,17 +181,17 @@ def _write(
                 codes = (_run_test(text, Path(scratch)),)
     told = "replaces" if path.exists() else "wrote"
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
+        said = f"{told} {path}"
     except OSError as error:
-        msg = f"{path}: {error.strerror}."
-        raise UsageError(msg) from None
+        said = f"{path} was not written: {error.strerror}. The exit code is that of the runs."
     what = "the script" if script else "the test"
     shown = f"{what} shows the failure in {codes.count(1)} of {len(codes)} runs"
     others = len(codes) - codes.count(0) - codes.count(1)
     if others:
         shown += f"; {others} ended in another way (exit codes {', '.join(map(str, codes))})"
-    out.print(escape(shown))
-    out.print(escape(f"{told} {path}"))
+    out.print(plain(shown))
+    out.print(plain(said))
     if 1 in codes:
         raise typer.Exit(VIOLATED)
     raise typer.Exit(HOLDS if set(codes) == {0} else CANNOT)
@@ -189,7 +203,15 @@ def _run_test(text: str, folder: Path) -> int:
     path.write_text(text, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+    return _guard.run(
+        command,
+        cwd=folder,
+        # What it leaves there goes with the folder.
+        env=_guard.environment(TMPDIR=str(folder)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        scratch=folder,
+    ).returncode
 
 
 def _say_needed(
@@ -214,7 +236,7 @@ def _say_needed(
         return
 
     def on_need(need: Need) -> None:
-        out.print(f"  {escape(str(need))}")
+        out.print(f"  {plain(str(need))}")
 
     with err.status("leaving out each fault in turn"):
         found = needed(artefact, run, without, on_need)

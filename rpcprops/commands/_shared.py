@@ -21,6 +21,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from rpcprops._files import write_whole
+from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
@@ -47,6 +49,11 @@ COLOURS = {
     "vacuous": "yellow",
     "undecided": "yellow",
 }
+
+
+def plain(text: object) -> str:
+    """`text` as it is for `out` and `err`: no markup, and nothing that a terminal obeys."""
+    return escape(printable(text))
 
 
 def parse_clock(text: str) -> Any:
@@ -77,14 +84,13 @@ def check_transport(text: str) -> None:
 def running(clock: str) -> Iterator[Runner]:
     """A runner on a server of its own; at the end, a line where real time was not asked for."""
     server = ClusterServer(clock=parse_clock(clock))
-    with err.status("starting the fork server (it imports torch)"):
-        server.start()
-    if server.network_problem:
-        out.print(f"[yellow]{escape(server.network_problem)}[/yellow]")
     try:
+        with err.status("starting the fork server (it imports torch)"):
+            server.start()
+        if server.network_problem:
+            out.print(f"[yellow]{plain(server.network_problem)}[/yellow]")
         yield Runner(server)
     except KeyboardInterrupt:
-        err.print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         server.close()
@@ -94,7 +100,7 @@ def running(clock: str) -> Iterator[Runner]:
 def say_clock_problem(problem: str) -> None:
     """Print why ranks ran in real time though nobody asked for it; nothing where they did not."""
     if problem:
-        out.print(f"[yellow]{escape(problem)}[/yellow]")
+        out.print(f"[yellow]{plain(problem)}[/yellow]")
 
 
 def progress_bar() -> Progress:
@@ -112,13 +118,15 @@ def progress_bar() -> Progress:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write what ``--json`` asked for.
+    """Write what ``--json`` asked for; where that fails, say so."""
+    write_report("--json", path, json.dumps(data, indent=1) + "\n")
 
-    Raises:
-        UsageError: the file cannot be written.
-    """
+
+def write_report(option: str, path: Path, text: str) -> None:
+    """Write what an option asked for; where that fails, say so: the verdict stays as it is."""
     try:
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
-        msg = f"--json {str(path)!r}: {error.strerror}."
-        raise UsageError(msg) from None
+        why = error.strerror or error
+        line = f"{option} {str(path)!r} was not written: {why}. The exit code is the verdict's."
+        err.print(f"[bold red]rpcprops:[/bold red] {plain(line)}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from rpcprops._files import check_output
 from rpcprops.commands._shared import (
     COLOURS,
     HOLDS,
@@ -19,6 +19,7 @@ from rpcprops.commands._shared import (
     Transport,
     check_transport,
     out,
+    plain,
     progress_bar,
     running,
     write_json,
@@ -73,7 +74,7 @@ def sweep(
     if list_only:
         for name, shipped in shipped_programs().items():
             size, count = shipped.world_size, len(shipped.leaves)
-            out.print(f"[bold]{escape(name)}[/bold]  {size} ranks, {count} steps")
+            out.print(f"[bold]{plain(name)}[/bold]  {size} ranks, {count} steps")
         return
     if program is None:
         msg = "sweep needs a PROGRAM; --list names the shipped ones."
@@ -82,13 +83,15 @@ def sweep(
         msg = f"--ranks {ranks!r} must be 'all', 'each' or 'pairs'."
         raise UsageError(msg)
     check_transport(transport)
+    if json_file is not None:
+        check_output("--json", json_file)
     chosen = find_program(program)
     places = cells(chosen.world_size, cast("Ranks", ranks))
     with running(clock) as runner, _underway.watched(runner.server) as underway:
-        out.print(f"torch {runner.server.torch_version}, {escape(runner.server.clock_note)}")
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         died = _underway.describe_died(Path.cwd())
         if died:
-            out.print(f"[yellow]{escape(died)}[/yellow]")
+            out.print(f"[yellow]{plain(died)}[/yellow]")
         state = State(
             chosen,
             torch_version=runner.server.torch_version,
@@ -99,11 +102,11 @@ def sweep(
         )
         known = sum(state.has(cell) for cell in places)
         if known:
-            out.print(f"{known} of {len(places)} are known from {state.path}")
+            out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
         underway.begin(f"sweep-{chosen.name or 'program'}")
         try:
             with progress_bar() as progress:
-                name = escape(chosen.name or program)
+                name = plain(chosen.name or program)
                 task = progress.add_task(name, total=len(places), completed=known, note="")
                 bad = 0
                 for record, failure in Sweep(chosen, runner, state, transport=transport).run(
@@ -113,11 +116,11 @@ def sweep(
                     progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
                     if record.verdict == "undecided":
                         line = f"undecided {record.broken} under {record.plan!r}"
-                        progress.console.print(f"[yellow]{escape(line)}[/yellow]")
+                        progress.console.print(f"[yellow]{plain(line)}[/yellow]")
                     if failure is not None:
                         progress.console.print("[bold red]violated[/bold red]")
                         for line in failure_lines(failure, record.artefact):
-                            progress.console.print(f"    {escape(line)}")
+                            progress.console.print(f"    {plain(line)}")
         finally:
             # Also when interrupted: what was found is not lost.
             report = _report(chosen.name or program, state, places, runner.server.clock_note)
@@ -126,11 +129,11 @@ def sweep(
             for table in _maps(state, places):
                 out.print(table)
             colour = COLOURS.get(report["verdict"], "yellow")
-            out.print(f"[{colour}]{report['verdict']}[/{colour}] {_summary(report)}")
+            out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(_summary(report))}")
             for line in _accepted_lines(state, places, report):
-                out.print(escape(line))
+                out.print(plain(line))
             kept = state.unwritten or f"kept in {state.path}"
-            out.print(escape(str(kept)))
+            out.print(plain(kept))
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
 
 
@@ -223,7 +226,7 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
         table = Table(
             title=title,
             title_justify="left",
-            caption="\n".join(f"known {number}: {name}" for name, number in numbers.items()),
+            caption="\n".join(f"known {number}: {plain(name)}" for name, number in numbers.items()),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
         )
@@ -253,6 +256,6 @@ def _cell_text(state: State, cell: Cell, numbers: dict[str, int]) -> str:
         return "-"
     if record.verdict == "holds":
         return f"[green]held[/green] {record.fired}"
-    shown = [record.promise] if record.promise else []
+    shown = [plain(record.promise)] if record.promise else []
     shown += [f"known {numbers[name]}" for name in record.findings]
     return f"[{COLOURS[record.verdict]}]{', '.join(shown)}[/] {record.fired}"

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import typer
-from rich.markup import escape
 
+from rpcprops import _guard
+from rpcprops._files import check_output
 from rpcprops.commands._shared import (
     CANNOT,
     HOLDS,
@@ -22,6 +23,7 @@ from rpcprops.commands._shared import (
     err,
     out,
     parse_clock,
+    plain,
     progress_bar,
 )
 from rpcprops.errors import UsageError
@@ -78,12 +80,8 @@ def upstream(
         raise UsageError(msg)
     parse_clock(clock)
     for option, path in (("--json", json_file), ("--junit", junit), ("--harness", harness)):
-        if path is not None and not path.absolute().parent.is_dir():
-            msg = f"{option} {str(path)!r}: there is no folder {str(path.absolute().parent)!r}."
-            raise UsageError(msg)
-        if path is not None and path.is_dir():
-            msg = f"{option} {str(path)!r} is a folder; name a file."
-            raise UsageError(msg)
+        if path is not None:
+            check_output(option, path, grows=option == "--harness")
     if harness is not None:
         given = [json_file, junit, seed, list_only or None]
         if any(one is not None for one in given) or (workers, faults, clock) != (1, "none", "auto"):
@@ -147,26 +145,34 @@ def _leave(code: int) -> NoReturn:
 
 def _run_in_harness(select: str, file: Path) -> NoReturn:
     """PyTorch's own harness, one process for all tests; a test that is in the file is left out."""
-    from rpcprops.upstream._parity import merged
+    from rpcprops.upstream._parity import read_rows, rows_file
 
+    log_file = file.with_name(f"{file.name}.log")
+    check_output("the log of --harness", log_file, grows=True)
+    kept = rows_file(file)
+    known = read_rows(kept)
     chosen = [test for test in _chosen(select) if not test.not_applicable]
-    done = {f"{row['class']}::{row['name']}" for row in _rows(file, merged)}
+    done = {f"{row['class']}::{row['name']}" for row in known}
     left = [test for test in chosen if test.id not in done]
-    out.print(f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {file} already")
-    with progress_bar() as progress, file.with_name(f"{file.name}.log").open("ab") as log:
+    out.print(
+        f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {plain(file)} already"
+    )
+    # No row yet, but the end of one that a killed run did not end goes.
+    kept.append()
+    with progress_bar() as progress, log_file.open("ab") as log:
         task = progress.add_task("PyTorch's harness", total=len(left), note="")
 
         def on_end(said: str) -> None:
-            progress.update(task, advance=1, note=escape(said))
+            progress.update(task, advance=1, note=plain(said))
 
         for agent in ("TensorPipe", "Faulty"):
             names = [test.id for test in left if (test.agent == "faulty") == (agent == "Faulty")]
             if names:
                 _run_script(file, agent, names, log, on_end)
-    rows = {f"{row['class']}::{row['name']}": row for row in _rows(file, merged)}
+    rows = {f"{row['class']}::{row['name']}": row for row in read_rows(kept)}
     verdicts = [str(rows[test.id]["verdict"]) for test in chosen if test.id in rows]
     said = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(verdicts))
-    out.print(f"{said}; {file}")
+    out.print(plain(f"{said}; {file}"))
     raise typer.Exit(HOLDS)
 
 
@@ -175,17 +181,16 @@ def _run_script(
 ) -> None:
     """Run tests of one agent in a process of PyTorch's harness, until it has ended."""
     script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
-    process = subprocess.Popen(
+    with _guard.guarded(
         [sys.executable, str(script), str(file.absolute()), agent],
         # torch.testing imports Hypothesis, which would import us in each process.
-        env=os.environ | {"HYPOTHESIS_NO_PLUGINS": "1"},
+        env=_guard.environment(HYPOTHESIS_NO_PLUGINS="1"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
         start_new_session=True,
-    )
-    try:
+    ) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("\n".join(names))
         process.stdin.close()
@@ -193,25 +198,6 @@ def _run_script(
             if line.startswith("ended "):
                 on_end(line.removeprefix("ended ").strip())
         code = process.wait()
-    finally:
-        _kill_group(process)
     if code:
-        err.print(f"PyTorch's harness left with exit code {code}; its output: {log.name}")
+        err.print(f"PyTorch's harness left with exit code {code}; its output: {plain(log.name)}")
         raise typer.Exit(CANNOT)
-
-
-def _rows(file: Path, merged: Any) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    return list(merged(file.read_text(encoding="utf-8").splitlines()))
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    import signal
-
-    try:
-        # Also where it has ended: what it spawned may not have.
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait(timeout=10)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import platform
+import unicodedata
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from rpcprops._files import Unwritten, write_whole
+from rpcprops._files import Unwritten, read_regular, write_whole
 from rpcprops._json import from_json, to_json
-from rpcprops.errors import UsageError
+from rpcprops.errors import UsageError, is_promise
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program, check_world_size
@@ -29,6 +31,15 @@ _MAGIC = "rpcprops failure"
 #: Where artefacts go, below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "failures"
 _MAX_BYTES = 64 << 20
+#: Characters of a name, a folder or a version, and of an error about a damaged file.
+_MOST_TEXT = 10_000
+_MOST_SAID = 500
+#: Characters of a reproduction blob, which Hypothesis decompresses: it writes a few thousand.
+_MOST_BLOB = 1 << 18
+#: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
+_NOT_IN_NAMES = ("Cc", "Zl", "Zp")
+#: Clusters of an example.
+_MOST_CLUSTERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -169,19 +180,10 @@ def read(path: Path) -> Artefact:
         UsageError: it cannot be read, is damaged, is no artefact, or is of a newer format.
     """
     try:
-        if path.exists() and not path.is_file():
-            msg = f"{path}: no regular file, so no artefact of ours."
-            raise UsageError(msg)
-        if path.stat().st_size > _MAX_BYTES:
-            msg = f"{path}: larger than {_MAX_BYTES >> 20} MiB, so no artefact of ours."
-            raise UsageError(msg)
         # Not msgspec, which refuses NaN: a wrong value may well be one.
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path, _MAX_BYTES, else_what="no artefact of ours"))
     except UsageError:
         raise
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}."
-        raise UsageError(msg) from None
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not JSON, so damaged or no artefact: {error}."
         raise UsageError(msg) from None
@@ -190,15 +192,20 @@ def read(path: Path) -> Artefact:
         raise UsageError(msg)
     if data.get("format") != FORMAT:
         msg = (
-            f"{path}: format {data.get('format')!r}, and this version reads {FORMAT}; use the "
-            f"rpcprops that wrote it ({_said(data)})."
+            f"{path}: format {_cut(repr(data.get('format')))}, and this version reads {FORMAT}; "
+            f"use the rpcprops that wrote it ({_cut(_said(data))})."
         )
         raise UsageError(msg)
     try:
         return _convert(data)
     except (UsageError, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
-        msg = f"{path}: damaged: {error}"
+        msg = f"{path}: damaged: {_cut(str(error))}"
         raise UsageError(msg) from None
+
+
+def _cut(text: str) -> str:
+    """`text`, but for what is too long to be read: an error may quote all of a file."""
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
 
 
 def _said(data: dict[str, Any]) -> str:
@@ -236,12 +243,70 @@ def _convert(data: dict[str, Any]) -> Artefact:
         raise UsageError(msg)
     for size in artefact.sizes:
         check_world_size(size)
+    _check_sizes(artefact)
+    if not 1 <= artefact.clock_rate <= 1000:  # NaN is neither
+        msg = f"clock_rate={artefact.clock_rate!r} must lie in 1 to 1000"
+        raise UsageError(msg)
+    _check_promise(artefact)
     if artefact.kind == "pytest":
-        # It becomes an argument of pytest's.
-        if artefact.subject.startswith("-") or "::" not in artefact.subject:
-            msg = f"{artefact.subject!r} is no node id of a test"
+        if not _is_node_id(artefact.subject):
+            msg = (
+                f"{artefact.subject!r} is no node id of a test (path/to/test.py::name, the path "
+                f"relative and without ..)"
+            )
             raise UsageError(msg)
     elif artefact.program is None or len(artefact.plans) != 1:
         msg = "a program's artefact holds one program and one plan"
         raise UsageError(msg)
     return artefact
+
+
+def _check_sizes(artefact: Artefact) -> None:
+    """Raises:
+    UsageError: something is larger than we write it.
+    """
+    version, blob = artefact.reproduction or ("", "")
+    texts = {"subject": artefact.subject, "promise": artefact.promise, "rootdir": artefact.rootdir}
+    for name, length, most in (
+        *((name, len(text), _MOST_TEXT) for name, text in texts.items()),
+        ("reproduction", max(len(version), len(blob)), _MOST_BLOB),
+        ("plans", len(artefact.plans), _MOST_CLUSTERS),
+        ("world_sizes", len(artefact.world_sizes), _MOST_CLUSTERS),
+    ):
+        if length > most:
+            msg = f"{name} has a length of {length}, and at most {most} is written"
+            raise UsageError(msg)
+
+
+def _check_promise(artefact: Artefact) -> None:
+    """Raises:
+    UsageError: there is no such promise.
+    """
+    if artefact.underway and not artefact.promise:
+        return
+    # What a user's test raised may be an exception of the user's own.
+    is_known = str.isidentifier if artefact.kind == "pytest" else is_promise
+    if not is_known(artefact.promise):
+        msg = f"unknown promise {artefact.promise!r}"
+        raise UsageError(msg)
+
+
+def _is_node_id(subject: str) -> bool:
+    """Whether `subject` is ``path/to/test.py::name``, with a path that goes down from a folder.
+
+    It becomes an argument of pytest's, which takes what begins with a hyphen for an option, and
+    reads options from the file that follows an @.
+    """
+    try:
+        os.fsencode(subject)
+    except UnicodeEncodeError:
+        return False
+    file, separator, name = subject.partition("::")
+    parts = file.split("/")
+    return (
+        bool(separator and name)
+        and file.endswith(".py")
+        and not subject.startswith(("-", "@"))
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(unicodedata.category(c) in _NOT_IN_NAMES for c in subject)
+    )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from rpcprops import _guard
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
@@ -129,13 +130,16 @@ def tried(script: Script, folder: Path, times: int) -> Script:
     codes: list[int] = []
     for _ in range(times):
         try:
-            done = subprocess.run(
+            done = _guard.run(
                 [sys.executable, str(path)],
                 cwd=folder,
+                # What it leaves there goes with the folder.
+                env=_guard.environment(TMPDIR=str(folder)),
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 timeout=_START_SECONDS + 10 * script.patience,
-                check=False,
+                scratch=folder,
             )
         except subprocess.TimeoutExpired:
             codes.append(2)

@@ -10,13 +10,18 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops._files import GrowingFile, write_whole
+from rpcprops.errors import UsageError
 from rpcprops.upstream._examine import UpstreamResult
+
+#: How a row of PyTorch's harness begins.
+_BEGINS = b'{"class": "'
 
 Agreement = Literal["same", "differs", "not_recorded"]
 
@@ -75,7 +80,7 @@ def main() -> None:
     Raises:
         SystemExit: the rows are of more than one torch, or there are none.
     """
-    rows = merged(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines())
+    rows = read_rows(rows_file(Path(sys.argv[1])))
     versions = {str(row.pop("torch")).partition("+")[0] for row in rows}
     if len(versions) != 1:
         sys.exit(f"{sys.argv[1]}: rows of torch {sorted(versions)}; a record is of one version")
@@ -91,7 +96,7 @@ def main() -> None:
     rows.sort(key=lambda row: (row["class"], row["name"]))
     body = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"causes": {json.dumps(causes, indent=1)},\n"tests": [\n{body}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
@@ -103,16 +108,28 @@ def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
     return Parity("same" if same else "differs", recorded)
 
 
-def merged(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a record file that grew in pieces; of a test that is there twice, the last."""
+def rows_file(path: Path) -> GrowingFile:
+    """The file to which ``--harness`` adds a row when a test has ended."""
+    return GrowingFile(path, "row of PyTorch's harness", _BEGINS, "name another --harness")
+
+
+def read_rows(file: GrowingFile) -> list[dict[str, Any]]:
+    """The rows of a record file that grew in pieces; of a test that is there twice, the last.
+
+    Raises:
+        UsageError: a line is no row, and no part of one (which a run that was killed leaves).
+    """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in lines:
+    for number, line in enumerate(file.lines(), 1):
         try:
             row = json.loads(line)
-            rows[row["class"], row["name"]] = row
-        except (ValueError, KeyError, TypeError):
-            # The last line of a run that was killed.
-            continue
+            if not isinstance(row["verdict"], str):
+                raise TypeError(row)
+            rows[str(row["class"]), str(row["name"])] = row
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if not line.startswith(_BEGINS[: len(line)]):
+                msg = f"{file.path}, line {number}: no {file.what}; {file.remedy}."
+                raise UsageError(msg) from None
     return list(rows.values())
 
 

@@ -48,7 +48,8 @@ class UpstreamPlugin:
         self.examples = int(_option(config, "--rpc-upstream-examples"))
         self.seed: int | None = _option(config, "--rpc-upstream-seed")
         self.rows: list[dict[str, Any]] = []
-        self.unwritten = ""
+        #: Files that were asked for and could not be written, in words.
+        self.unwritten: list[str] = []
 
     def pytest_report_header(self) -> str:
         """What is true of these tests where it is not of others."""
@@ -108,19 +109,31 @@ class UpstreamPlugin:
         if self.rows:
             for line in _report.summary_lines(self.rows, width=terminalreporter._tw.fullwidth):
                 terminalreporter.write_line(line)
-        if self.unwritten:
-            terminalreporter.write_line(self.unwritten, red=True)
+        for line in self.unwritten:
+            terminalreporter.write_line(line, red=True)
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the report that was asked for; also when interrupted."""
-        path = _option(self.config, "--rpc-upstream-report")
-        if path is None or hasattr(self.config, "workerinput") or not self.rows:
-            return
+    # Around the plugin that writes the JUnit XML, and inside of the one that prints the summary.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        """Write the report that was asked for; also when interrupted.
+
+        Where a file cannot be written a line says so, and the exit code is that of the tests.
+        """
+        result: object = None
+        xml = self.config.getoption("xmlpath", None)
         try:
-            _report.write_report(Path(path), self.rows)
+            result = yield
         except OSError as error:
-            self.unwritten = f"rpcprops: {Unwritten.because(error, Path(path))}"
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            if xml is None:
+                raise
+            self.unwritten.append(f"rpcprops: {Unwritten.because(error, Path(xml))}")
+        path = _option(self.config, "--rpc-upstream-report")
+        if path is not None and not hasattr(self.config, "workerinput") and self.rows:
+            try:
+                _report.write_report(Path(path), self.rows)
+            except OSError as error:
+                self.unwritten.append(f"rpcprops: {Unwritten.because(error, Path(path))}")
+        return result
 
 
 def _named(items: list[pytest.Item], names: list[str]) -> list[pytest.Item]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 import unittest
+import warnings
 from typing import Any, cast
 
 import torch.distributed as c10d
@@ -20,6 +21,11 @@ from rpcprops import profiles
 from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
 from rpcprops.upstream import _rules
 from rpcprops.upstream._data import Agent, RankVerdict, UpstreamTest
+
+if any(action == "error" for action, *_ in warnings.filters):
+    # A filter of the user's (PYTHONWARNINGS=error) is for the user's code. torch.testing does not
+    # even import under it, and in this process there is nothing but PyTorch's code and ours.
+    warnings.resetwarnings()
 
 # torch.testing registers Hypothesis profiles of its own, and loads one.
 with profiles.kept():

@@ -106,9 +106,7 @@ def test_any_text_is_read_back(text: str, tmp_path: Path) -> None:
     """Whatever a rank wrote or a path holds, surrogates and control characters too, survives."""
     rank = dataclasses.replace(OUTCOME.ranks[0], log=text, stack=text)
     outcome = dataclasses.replace(OUTCOME, ranks=(rank,))
-    artefact = dataclasses.replace(
-        OF_A_TEST, outcomes=(outcome,), rootdir=text, subject=f"x{text}::t"
-    )
+    artefact = dataclasses.replace(OF_A_TEST, outcomes=(outcome,), rootdir=text, head=(text,))
     assert read(write(artefact, tmp_path)) == artefact
 
 
@@ -316,8 +314,18 @@ def test_another_format_without_versions_is_refused_too(said: Any, tmp_path: Pat
         ({"reproduction": "blob"}, "array"),
         ({"versions": {"torch": 2}}, "str"),
         ({"rootdir": None}, "str"),
-        ({"kind": "pytest", "subject": "-pmodule::x"}, "no node id"),
-        ({"kind": "pytest", "subject": "tests"}, "no node id"),
+        ({"promise": "Exception"}, "unknown promise"),
+        ({"promise": "BrokenPromise"}, "unknown promise"),
+        ({"promise": ""}, "unknown promise"),
+        ({"kind": "pytest", "promise": "os.system()"}, "unknown promise"),
+        ({"clock_rate": math.nan}, "must lie in 1 to 1000"),
+        ({"clock_rate": math.inf}, "must lie in 1 to 1000"),
+        ({"clock_rate": -1.0}, "must lie in 1 to 1000"),
+        ({"clock_rate": 1001.0}, "must lie in 1 to 1000"),
+        ({"subject": "x" * 20_000}, "subject has a length of 20000"),
+        ({"reproduction": ["1", "x" * 300_000]}, "reproduction has a length of 300000"),
+        ({"world_sizes": [2] * 20_000}, "world_sizes has a length of 20000"),
+        ({"kind": "x" * 20_000}, "unknown kind 'xxx"),
         ({"transport": "pigeon"}, "unknown transport"),
     ],
 )
@@ -326,6 +334,54 @@ def test_wrong_values_are_refused(values: dict[str, Any], said: str, tmp_path: P
     message = refusal(changed(tmp_path, **values))
     assert "damaged: " in message
     assert said in message
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "-pmodule::x",
+        "@options.py::x",
+        "tests",
+        "tests::x",
+        "tests/options.txt::x",
+        "test_x.py::",
+        "../test_x.py::x",
+        "tests/../../test_x.py::x",
+        "/home/me/test_x.py::x",
+        "./test_x.py::x",
+        "tests//test_x.py::x",
+        "test_x.py\0::x",
+        "test_x.py::x\x1b[2J",
+        "test_x.py::x\u2028",
+        "test_x.py::x\ud800",
+    ],
+)
+def test_what_is_no_node_id_is_refused(subject: str, tmp_path: Path) -> None:
+    """What pytest could take for an option, a file of options, or a file elsewhere is no test."""
+    assert "is no node id of a test" in refusal(changed(tmp_path, kind="pytest", subject=subject))
+
+
+def test_the_exception_of_a_test_may_be_the_users(tmp_path: Path) -> None:
+    """A test may raise what it likes; an example that was under way has raised nothing yet."""
+    user = changed(tmp_path, kind="pytest", subject="test_x.py::x", promise="MyOwn_Übel")
+    assert read(user).promise == "MyOwn_Übel"
+    assert read(changed(tmp_path, promise="", underway=True)).promise == ""
+
+
+def test_a_path_with_a_nul_is_refused() -> None:
+    """No system call takes such a path; it is the caller's mistake like any other."""
+    with pytest.raises(UsageError, match="null"):
+        read(Path("a\0b"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_does_not_end_is_refused_unread(kind: str, tmp_path: Path) -> None:
+    """A FIFO would wait for its writer, and a device has no end: neither is opened to be read."""
+    path = Path("/dev/zero")
+    if kind == "fifo":
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+    assert "no regular file" in refusal(path)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -387,7 +443,6 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
         changed(
             tmp_path,
             subject=hidden,
-            promise=hidden,
             head=[hidden],
             repeats=[hidden],
             reproduction=[hidden, hidden],

@@ -119,6 +119,31 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str, said: str) -> None
         Hunt.read(path)
 
 
+@pytest.mark.parametrize("text", ["my notes", "my notes\n", '{"property": 1}', '["x"]'])
+def test_a_file_of_something_else_keeps_every_byte(tmp_path: Path, text: str) -> None:
+    """Neither read nor written: `--file notes.txt` never costs anybody their notes."""
+    path = tmp_path / "notes.txt"
+    path.write_text(text, encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="line 1: no batch of a hunt; hunt in another --file"):
+        Hunt.read(path)
+    with pytest.raises(UsageError, match="line 1: no batch of a hunt"):
+        Hunt(path).append(batch(0, "a"))
+    assert path.read_bytes() == before
+
+
+def test_a_first_batch_cut_short_is_written_over(tmp_path: Path) -> None:
+    """A hunt that was killed while it wrote its first batch begins anew in the same file."""
+    whole = Hunt(tmp_path / "whole.jsonl")
+    whole.append(batch(0, "a"))
+    cut = tmp_path / "hunt.jsonl"
+    cut.write_bytes(whole.path.read_bytes()[:30])
+    hunt = Hunt.read(cut)
+    assert hunt.examples == 0
+    hunt.append(batch(0, "a"))
+    assert cut.read_bytes() == whole.path.read_bytes()
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     """A file of another format is not gone on with."""
     hunt = Hunt(tmp_path / "hunt.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +144,88 @@ def test_which_faults_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found[-1].failed, found[-1].times) == (2, 2)
     assert str(found[3]) == "1:delay:PYTHON_CALL: needed (fails in 0 of 2 without it)"
     assert all("2:RREF_USER_DELETE" not in case.plan.fault_names(3) for case in cases)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a project with settings of pytest's and a test below it."""
+    folder = tmp_path / "checkout"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    (folder / "tests" / "test_it.py").touch()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _of_a_test(folder: Path, rootdir: object, file: str = "tests/test_it.py") -> Any:
+    """The path and the artefact of a test, in the failures of a folder."""
+    path = folder / ".rpcprops" / "failures" / "x.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, Artefact("pytest", f"{file}::test_x", "RRefLeak", rootdir=str(rootdir))
+
+
+def _project(folder: Path) -> Path:
+    (folder / "tests").mkdir(parents=True)
+    (folder / "tests" / "test_it.py").touch()
+    return folder
+
+
+def test_a_test_is_replayed_in_the_checkout_wherever_its_artefact_lies(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written here or elsewhere, downloaded to the failures or anywhere, from any subfolder."""
+    for rootdir in (checkout, "/builds/project", "", "a\0b"):
+        path, artefact = _of_a_test(checkout, rootdir)
+        for where in (path, tmp_path / "x.json", checkout / "x.json"):
+            for here in (checkout, checkout / "tests"):
+                monkeypatch.chdir(here)
+                assert replay.root_of(where, artefact) == checkout
+        assert replay.ran_in(artefact, checkout) == (rootdir == checkout)
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "tox.ini", "setup.cfg", "setup.py"])
+def test_the_root_is_the_one_that_pytest_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The nearest folder with settings of pytest's; a pyproject.toml without them comes after."""
+    text = {"pyproject.toml": "[tool.pytest.ini_options]", "tox.ini": "[pytest]"}
+    top = _project(tmp_path / "top")
+    (top / name).write_text(text.get(name, "[tool:pytest]" if name == "setup.cfg" else ""))
+    inner = top / "inner"
+    inner.mkdir()
+    (inner / "pyproject.toml").write_text("[tool.ruff]")
+    for here, root in ((top / "tests", top), (inner, inner if name == "setup.py" else top)):
+        monkeypatch.chdir(here)
+        (here / "test_own.py").touch()
+        file = str((here / "test_own.py").relative_to(root))
+        assert replay.root_of(*_of_a_test(tmp_path / "elsewhere", "", file)) == root
+
+
+def test_a_test_is_never_replayed_in_a_folder_elsewhere(checkout: Path, tmp_path: Path) -> None:
+    """Neither in the folder that the artefact names, nor in that where it lies."""
+    elsewhere = _project(tmp_path / "elsewhere")
+    path, artefact = _of_a_test(elsewhere, elsewhere)
+    assert replay.root_of(path, artefact) == checkout
+    (checkout / "tests" / "test_it.py").unlink()
+    with pytest.raises(UsageError) as caught:
+        replay.root_of(path, artefact)
+    assert f"no test file 'tests/test_it.py' in {str(checkout)!r}." in str(caught.value)
+    assert f"The test ran in {str(elsewhere)!r}" in str(caught.value)
+
+
+def test_a_project_inside_of_another_is_told_by_its_failures(checkout: Path) -> None:
+    """Below the working directory: where the artefact says so, or where only it has the file."""
+    inner = _project(checkout / "inner")
+    assert replay.root_of(*_of_a_test(inner, inner)) == inner
+    assert replay.root_of(*_of_a_test(inner, "/builds/project")) == checkout
+    (inner / "test_own.py").touch()
+    assert replay.root_of(*_of_a_test(inner, "/builds/project", "test_own.py")) == inner
+
+
+@pytest.mark.parametrize("kind", ["folder", "none"])
+def test_what_is_no_file_is_no_test(checkout: Path, kind: str) -> None:
+    """pytest would collect a whole folder of that name."""
+    if kind == "folder":
+        (checkout / "dir.py").mkdir()
+    with pytest.raises(UsageError, match=r"no test file 'dir\.py'"):
+        replay.root_of(*_of_a_test(checkout, checkout, "dir.py"))

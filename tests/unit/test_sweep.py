@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -78,6 +79,32 @@ def test_a_record_that_cannot_be_written_goes_with_the_next(
         blocked.add(records[0])
         assert blocked.has(sweep.cells(3, "all")[0])
         assert "could not be written" in str(blocked.unwritten)
+
+
+@pytest.mark.parametrize("text", ["my notes", "my notes\n", "{}\n", ""])
+def test_a_foreign_file_is_not_cut(tmp_path: Path, text: str) -> None:
+    """A state file that holds something else keeps every byte; an empty one is begun."""
+    path = _state(tmp_path).path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    if text:
+        with pytest.raises(UsageError, match="--restart begins a new one"):
+            _state(tmp_path)
+    else:
+        assert _state(tmp_path).records == {}
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_program_is_not_waited_for(tmp_path: Path) -> None:
+    """A FIFO as PROGRAM or as the file of a sweep is misuse, not a hang."""
+    os.mkfifo(tmp_path / "program.json")
+    with pytest.raises(UsageError, match="no regular file"):
+        sweep.find_program(str(tmp_path / "program.json"))
+    path = _state(tmp_path).path
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="no regular file"):
+        _state(tmp_path)
 
 
 def test_each_key_has_a_file_of_its_own(tmp_path: Path) -> None:

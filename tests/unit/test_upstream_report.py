@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rpcprops.errors import UsageError
 from rpcprops.upstream import _parity, _report
 from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
@@ -48,12 +49,27 @@ def test_a_verdict_is_compared_with_the_record() -> None:
     assert _parity.parity_of(failed, RECORDED).agreement == "differs"
 
 
-def test_pieces_of_a_record_are_put_together() -> None:
+def test_pieces_of_a_record_are_put_together(tmp_path: Path) -> None:
     """A test that is there twice counts once, the last; a line that was cut off is left out."""
     first = {"class": "A", "name": "t", "verdict": "failed"}
     last = {"class": "A", "name": "t", "verdict": "passed"}
-    lines = [json.dumps(first), json.dumps(last), '{"class": "A", "na']
-    assert _parity.merged(lines) == [last]
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps(first), '{"class": "B", "na', json.dumps(last), '{"class": "A", "na']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert _parity.read_rows(_parity.rows_file(file)) == [last]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my notes", "my notes\n", '{"class": "A"}\nnotes\n', '{"class": "A", "name": "t"}\n[]\n'],
+)
+def test_a_file_of_other_things_is_no_record(tmp_path: Path, text: str) -> None:
+    """Rows are not added to a file that holds something else, with its last line ended or not."""
+    file = tmp_path / "notes.txt"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"notes\.txt, line \d: no row of PyTorch's harness; name"):
+        _parity.read_rows(_parity.rows_file(file))
+    assert file.read_text(encoding="utf-8") == text
 
 
 def test_the_report_has_a_row_for_each_test(tmp_path: Path) -> None:
