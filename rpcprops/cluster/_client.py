@@ -206,7 +206,8 @@ class ClusterServer:
         code = (
             # While it imports torch it does not see its socket close. Until it serves, the thread
             # that started it waits; should that die, the kernel kills it (PR_SET_PDEATHSIG).
-            f"import ctypes; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"
+            f"import ctypes, os; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"
+            f"os.getppid() == {os.getpid()} or os._exit(0)\n"
             f"import sys; sys.path.append({package_home!r})\n"
             "from rpcprops.cluster import _resources; _resources.raise_soft_limits()\n"
             f"from rpcprops.cluster._server import main; main({theirs.fileno()})"

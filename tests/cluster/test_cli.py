@@ -174,13 +174,24 @@ def test_list(rpcprops: Rpcprops) -> None:
         (["doctor", "--clock", "nan"], "clock=nan must be"),
         (["replay", "nothing.json"], "nothing.json: No such file or directory."),
         (["replay"], "Missing argument"),
+        (["check", "--json", "."], "--json '.' is a folder; name a file."),
+        (["sweep", "create_and_fetch[python]", "--json", "no/x.json"], "make it first."),
+        (["bench", "--json", "/dev/zero"], "--json '/dev/zero' is no regular file"),
+        (["hunt", "--json", "/proc/x.json"], "--json '/proc/x.json': the folder '/proc' cannot"),
+        (["hunt", "--file", "no/hunt.jsonl"], "--file 'no/hunt.jsonl': there is no folder"),
+        (["hunt", "--file", "/dev/zero"], "--file '/dev/zero' is no regular file"),
+        (["hunt", "--file", "notes.txt"], "notes.txt, line 1: no batch of a hunt"),
+        (["upstream", "--junit", "/dev/zero"], "--junit '/dev/zero' is no regular file"),
+        (["upstream", "--harness", "notes.txt"], "notes.txt, line 1: no row of PyTorch's"),
         (["sing"], "sing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_misuse(rpcprops: Rpcprops, arguments: list[str], words: str) -> None:
-    """Every misuse exits 2 and names the value, without a traceback."""
+def test_misuse(rpcprops: Rpcprops, tmp_path: Path, arguments: list[str], words: str) -> None:
+    """Every misuse exits 2 and names the value, without a traceback, and costs nobody a file."""
+    (tmp_path / "notes.txt").write_text("my notes", encoding="utf-8")
     ended = rpcprops(*arguments)
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "my notes"
     assert ended.code == 2, ended.out + ended.err
     assert words in ended.err
     assert "Traceback" not in ended.out + ended.err
@@ -212,8 +223,12 @@ def test_damaged_artefacts(rpcprops: Rpcprops, tmp_path: Path, text: str) -> Non
     assert not ended.out
 
 
-def test_doctor(rpcprops: Rpcprops, tmp_path: Path) -> None:
-    """`doctor` exits 0, names versions and clock, has tried both transports, and writes nothing."""
+def test_doctor(rpcprops: Rpcprops, tmp_path: Path, environment: dict[str, str]) -> None:
+    """`doctor` exits 0, names versions and clock, has tried both transports, and writes nothing.
+
+    Also where the user makes errors of warnings: nothing of ours gives one.
+    """
+    environment["PYTHONWARNINGS"] = "error"
     ended = rpcprops("doctor")
     assert ended.code == 0, ended.out + ended.err
     for word in ("python", "torch", "rpcprops", "hypothesis", "clock", "tcp", "shm"):
@@ -235,8 +250,16 @@ def test_help(rpcprops: Rpcprops, command: str) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_interrupted_check(tmp_path: Path, environment: dict[str, str]) -> None:
-    """An interrupted `check` exits 130, prints and writes what it has, and leaves no process."""
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
+)
+def test_interrupted_check(
+    tmp_path: Path, environment: dict[str, str], number: signal.Signals, word: str
+) -> None:
+    """Ctrl-C and SIGTERM end a `check` in order: it says and writes what it has, and who ended it.
+
+    `timeout` and terminals send a signal twice.
+    """
     file = tmp_path / "out.json"
     with subprocess.Popen(
         [*COMMAND, "check", "timeout-holds", "rref-values", "-n", "4000", "--json", str(file)],
@@ -253,12 +276,13 @@ def test_interrupted_check(tmp_path: Path, environment: dict[str, str]) -> None:
             time.sleep(2)
             below = psutil.Process(process.pid).children(recursive=True)
             assert below
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
+            process.send_signal(number)
             out, err = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 130, out + err
-    assert "interrupted" in err
+    assert process.returncode == 128 + number, out + err
+    assert word in err
     assert "Traceback" not in out + err
     read_verdicts(file)
     _, alive = psutil.wait_procs(below, timeout=10)

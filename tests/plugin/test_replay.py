@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +79,46 @@ def test_without_a_fault(failed: tuple[Any, dict[str, str]], test: str) -> None:
     assert ended.code == 0, ended.out + ended.err
     text = "fixed: AssertionError in 0 of 2 runs at rate 1, without 0:RREF_USER_DELETE"
     assert f"{text} (test_user.py::{test})" in ended.lines
+
+
+def test_a_replay_runs_the_test_where_it_is_called(
+    failed: tuple[Any, dict[str, str]], tmp_path: Path
+) -> None:
+    """An artefact from elsewhere runs this folder's test, not that of the folder that it names.
+
+    Nor does anything of it reach the terminal but what can be read.
+    """
+    project, artefacts = failed
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "conftest.py").write_text("open('sprung', 'w')\n", encoding="utf-8")
+    data = json.loads(Path(artefacts["test_plain"]).read_bytes())
+    data |= {"rootdir": str(trap), "head": ["\x1b]0;title\x07clear\nfixed: forged"]}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    ended = project.command("rpcprops", "replay", str(path), "--times", "1", "--no-needed")
+    assert ended.code == 1, ended.out + ended.err
+    assert "reproduced: AssertionError in 1 of 1 runs" in ended.out
+    said = f"the test ran in {str(trap)!r}, which is not where you are: it is replayed in "
+    assert f"{said}{str(project.folder)!r}" in ended.lines
+    assert not (trap / "sprung").exists()
+    assert "\x1b" not in ended.out
+    assert ended.lines[:2] == ["  \\x1b]0;title\\x07clear", "  fixed: forged"]
+
+
+def test_options_in_an_artefact_are_misuse(
+    failed: tuple[Any, dict[str, str]], tmp_path: Path
+) -> None:
+    """A file that pytest would read options from is no node id: exit 2, and nothing is written."""
+    project, artefacts = failed
+    (project.folder / "options.py::x").write_text("--junitxml=own.xml\n", encoding="utf-8")
+    data = json.loads(Path(artefacts["test_plain"]).read_bytes())
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data | {"subject": "@options.py::x"}), encoding="utf-8")
+    ended = project.command("rpcprops", "replay", str(path))
+    assert ended.code == 2
+    assert "'@options.py::x' is no node id of a test" in ended.err
+    assert not (project.folder / "own.xml").exists()
 
 
 def test_a_wrong_fault_is_misuse(failed: tuple[Any, dict[str, str]]) -> None:
