@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from rpcprops import clock as clocks
-from rpcprops.cluster import _finder, _network, _resources, _wire
+from rpcprops.cluster import _finder, _limits, _network, _watcher, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Network, Transport
+from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Hello, Leaks, Network, Transport
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Outcome
@@ -30,6 +33,8 @@ DEFAULT_WORKER_THREADS = 8
 #: Real seconds that a phase may take beyond what its faults account for.
 DEFAULT_DEADLINE = 30.0
 _SERVER_START_SECONDS = 120.0
+#: Real seconds in which the watcher has killed all that is below it, and has left.
+_END_SECONDS = _watcher.KILL_SECONDS + 1.0
 #: Module servers kept for the next cluster of the same test module.
 _MODULE_SERVERS = 8
 
@@ -133,8 +138,12 @@ class ClusterServer:
         self.clock_problem = ""
         self._library_problem = ""
         self.torch_version = ""
+        #: The watcher, which is the parent of the fork server.
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0  # the process that started it; a fork of that one must not end it
         self._root: Peer | None = None
+        self._in_use = False
+        self._last_death = ""
         self._modules: dict[_finder.ModuleMap, tuple[Peer, _finder.ModuleMap | None]] = {}
         self._numbers = itertools.count(1)
         self._verified: set[float] = {1.0}
@@ -160,9 +169,22 @@ class ClusterServer:
         """Start the server process, once; it imports torch (1 to 3 real seconds)."""
         if self._root is not None:
             return
+        self._start()
+        self._in_use = True
+
+    def _start(self) -> None:
+        try:
+            self._start_server()
+        except BaseException:
+            # Also when interrupted: nobody leaves a with block that was not entered.
+            self._stop()
+            raise
+
+    def _start_server(self) -> None:
         # What lacks for a world of one rank lacks for all.
-        _resources.check(1, "tcp", 1)
+        _limits.check(1, "tcp", 1)
         environ = dict(os.environ)
+        self.rate = 1.0
         self.clock_problem = ""
         # A library that cannot be loaded may kill the server, so it is tried on another program.
         self._library_problem = clocks.library_problem()
@@ -188,7 +210,6 @@ class ClusterServer:
             self._verify(rate)
         except MachineCannot as error:
             if self.clock != "auto":
-                self.close()
                 raise
             self._fall_back(str(error))
             return
@@ -200,61 +221,75 @@ class ClusterServer:
         self.clock_note = self.clock_problem = unasked_real_time(problem)
 
     def _spawn(self, environ: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        self._log = RankLog("rpcprops-server")
-        package_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        code = (
-            # While it imports torch it does not see its socket close. Until it serves, the thread
-            # that started it waits; should that die, the kernel kills it (PR_SET_PDEATHSIG).
-            f"import ctypes, os; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"
-            f"os.getppid() == {os.getpid()} or os._exit(0)\n"
-            f"import sys; sys.path.append({package_home!r})\n"
-            "from rpcprops.cluster import _resources; _resources.raise_soft_limits()\n"
-            f"from rpcprops.cluster._server import main; main({theirs.fileno()})"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            env=server_environment(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log.fd,
-            stderr=self._log.fd,
-            pass_fds=[theirs.fileno()],
-            # A Ctrl-C at the terminal is for the test process, which then closes us.
-            start_new_session=True,
-        )
-        theirs.close()
-        self._root = Peer.on(ours)
-        hello = self._root.wait_hello(_SERVER_START_SECONDS)
-        if hello is None:
-            text = self._log.text()
-            self.close()
-            last = text.strip().splitlines()[-1:] or ["it printed nothing"]
-            msg = f"the fork server did not start: {last[0]}\n{text}"
-            raise MachineCannot(msg)
+        self._popen(environ)
+        hello = self._wait_for_server()
         self.torch_version = hello.torch_version
         if hello.unsafe:
-            self.close()
             msg = f"importing torch {hello.unsafe} in the fork server, so forking is unsafe."
             raise MachineCannot(msg)
 
+    def _popen(self, environ: dict[str, str]) -> None:
+        """Start the watcher, which forks the server before anything heavy is imported."""
+        package_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        try:
+            ours, theirs = socket.socketpair()
+            self._root = Peer.on(ours)
+            with theirs:
+                self._log = RankLog("rpcprops-server")
+                code = (
+                    f"import sys; sys.path.append({package_home!r})\n"
+                    f"names = {{'__name__': 'watcher'}}; path = {_watcher.__file__!r}\n"
+                    f"exec(compile(open(path, 'rb').read(), path, 'exec'), names)\n"
+                    f"names['main']({theirs.fileno()}, {os.getpid()}); del names, path\n"
+                    f"from rpcprops.cluster import _limits; _limits.raise_soft_limits()\n"
+                    f"from rpcprops.cluster._server import main; main({theirs.fileno()})"
+                )
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],
+                    bufsize=0,
+                    env=server_environment(environ),
+                    # Held open for as long as the server is wanted.
+                    stdin=subprocess.PIPE,
+                    stdout=self._log.fd,
+                    stderr=self._log.fd,
+                    pass_fds=[theirs.fileno()],
+                    # A Ctrl-C at the terminal is for the test process, which then closes us.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            msg = f"the fork server could not be started: {_limits.explain(error)}"
+            raise MachineCannot(msg) from error
+        self._owner = os.getpid()
+
+    def _wait_for_server(self) -> Hello:
+        assert self._root is not None
+        hello = self._root.wait_hello(_SERVER_START_SECONDS)
+        if hello is not None:
+            return hello
+        text = self._log.text() if self._log else ""
+        if self._root.reader.closed:
+            end = self._describe_end()
+        else:
+            end = f"it was not ready after {_SERVER_START_SECONDS:g} s"
+        last = text.strip().splitlines()[-1:] or ["it printed nothing"]
+        msg = f"the fork server did not start: {last[0]} ({end})\n{text}"
+        raise MachineCannot(msg)
+
     def close(self) -> None:
         """Stop the server and everything that it forked; may be called again."""
+        self._in_use = False
+        self._stop()
+
+    def _stop(self) -> None:
         for peer, _ in self._modules.values():
             peer.close()
         self._modules.clear()
-        starts = self._root is not None and self._root.hello is None
         if self._root is not None:
             self._root.close()
             self._root = None
+        self._verified = {1.0}
         if self._process is not None:
-            if starts:
-                # It imports torch, sees nothing of its socket until it has, and has forked nothing.
-                self._process.kill()
-            try:
-                self._process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(timeout=5)
+            self._end_watcher(self._process)
             self._process = None
         if self._log is not None:
             self._log.close()
@@ -291,6 +326,21 @@ class ClusterServer:
             raise MachineCannot(msg)
         return []
 
+    def _end_watcher(self, process: subprocess.Popen[bytes]) -> None:
+        """Have the watcher kill all that is below it, and wait until it has."""
+        assert process.stdin is not None
+        if os.getpid() != self._owner:
+            process.stdin.close()
+            return
+        with contextlib.suppress(OSError), process.stdin:
+            # Closing it is not enough where a fork of this process holds it as well.
+            process.stdin.write(b"\n")
+        try:
+            process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=_END_SECONDS)
+
     def _verify(self, rate: float) -> None:
         """Measure the rate in a child of the server, once for each rate.
 
@@ -301,10 +351,7 @@ class ClusterServer:
             return
         root = self._started()
         written = self._log.size() if self._log else 0
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                _wire.send(root.sock, ("probe", rate), [theirs.fileno()])
+        with self._ask_root(("probe", rate)) as ours:
             try:
                 clocks.observe(ours.fileno(), rate)
             except (clocks.ClockError, clocks.ClockUnavailable) as error:
@@ -315,6 +362,18 @@ class ClusterServer:
                 raise MachineCannot("; ".join([str(error), *own])) from error
         self._verified.add(rate)
 
+    def _ask_root(self, message: tuple[Any, ...]) -> socket.socket:
+        """Send the root server a message, with one end of a new socket; the other end of that."""
+        root = self._started()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                _wire.send(root.sock, message, [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise self.died() from error
+        return ours
+
     def _started(self) -> Peer:
         if self._root is None:
             msg = "the ClusterServer is not running; use it in a with block, or call start()."
@@ -323,10 +382,66 @@ class ClusterServer:
             raise self.died()
         return self._root
 
+    def _replace_if_dead(self) -> None:
+        """Start another server where the last one has died, and measure rates of the clock anew."""
+        if not self._in_use or (self._root is not None and not self._root.is_gone()):
+            return
+        self._note_deaths()
+        self._stop()
+        self._start()
+
     def died(self) -> HarnessError:
-        """The error that says that the server died, with what it wrote last."""
+        """The error that says which server has died, how, and what the fork server wrote last."""
+        self._note_deaths()
+        return HarnessError(self._last_death or "the fork server has died.")
+
+    def _note_deaths(self) -> None:
+        """Let go of servers that have died, and keep how for the clusters that still use them."""
+        dead = {
+            modules: peer
+            for modules, (peer, _) in self._modules.items()
+            if peer is not self._root and peer.is_gone()
+        }
+        for modules, peer in dead.items():
+            end = self._describe_end_of(peer)
+            del self._modules[modules]
+            peer.close()
+            if end:
+                names = ", ".join(modules.first)
+                self._note_death(f"the fork server has died that imports {names}: {end}.")
+        if self._root is not None and self._root.is_gone():
+            self._note_death(f"the fork server has died: {self._describe_end()}.")
+
+    def _note_death(self, what: str) -> None:
         text = self._log.text() if self._log else ""
-        return HarnessError(f"the fork server has died, or was killed.\n{text}".rstrip())
+        self._last_death = f"{what} The next cluster gets another.\n{text}".rstrip()
+
+    def _describe_end(self) -> str:
+        """How the fork server ended, as its watcher tells."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its socket"
+        if code < 0:
+            return f"its parent, which watches it, was {_describe_code(code)}"
+        return _describe_code(_watcher.KILLED - code if code > _watcher.KILLED else code)
+
+    def _describe_end_of(self, peer: Peer) -> str:
+        """How a module server ended, as the root tells, which reaps it; empty if that died too."""
+        deadline = time.monotonic() + _END_SECONDS
+        (pid,) = peer.forked.get(0, [0])
+        while self._root is not None:
+            gone = self._root.is_gone()
+            if pid in self._root.ended:
+                status, _ = self._root.ended.pop(pid)
+                return _describe_code(os.waitstatus_to_exitcode(status))
+            if gone:
+                return ""
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.005)
+        return "it closed its socket"
 
     def peer_for(self, first: Sequence[str]) -> tuple[Peer, _finder.ModuleMap | None, str]:
         """The server that forks ranks with these modules, what ranks must import, and why."""
@@ -338,31 +453,47 @@ class ClusterServer:
         for known, (peer, in_ranks) in self._modules.items():
             if known.covers(modules) and not peer.is_gone():
                 return peer, in_ranks, ""
+        self._note_deaths()
         self._close_idle_module_servers()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            _wire.send(root.sock, ("modules", modules), [theirs.fileno()])
-        peer = Peer.on(ours)
+        peer = Peer.on(self._ask_root(("modules", modules)))
+        try:
+            return self._take_module_server(peer, modules)
+        except BaseException:
+            peer.close()
+            raise
+
+    def _take_module_server(
+        self, peer: Peer, modules: _finder.ModuleMap
+    ) -> tuple[Peer, _finder.ModuleMap | None, str]:
+        """As :meth:`peer_for`, once the server of the modules was asked for."""
         hello = peer.wait_hello(_SERVER_START_SECONDS)
         names = ", ".join(modules.first)
+        if 0 in peer.refused:
+            msg = f"could not fork the process that imports {names} for the ranks: "
+            raise MachineCannot(msg + peer.refused[0])
+        if hello is None and not peer.reader.closed:
+            msg = f"importing {names} for the ranks took more than {_SERVER_START_SECONDS:g} s."
+            raise UsageError(msg)
         if hello is None:
-            ours.close()
-            msg = f"the process that imports {names} for the ranks has died."
+            end = self._describe_end_of(peer)
+            if not end:
+                raise self.died()
+            msg = f"the process that imports {names} for the ranks has died: {end}."
             raise HarnessError(msg)
         if hello.error:
-            ours.close()
             msg = (
                 f"importing {names} for the ranks failed. Ranks import the module of the test "
                 f"under its own name, outside pytest:\n{hello.error}"
             )
             raise UsageError(msg)
         if hello.unsafe:
-            ours.close()
+            peer.close()
             note = (
                 f"importing {names} {hello.unsafe}, which no fork survives, so each rank imports "
                 f"it anew (slower); move that into a function."
             )
-            warnings.warn(f"rpcprops: {note}", stacklevel=4)
+            warnings.warn(f"rpcprops: {note}", stacklevel=5)
+            root = self._started()
             self._modules[modules] = (root, modules)
             return root, modules, note
         self._modules[modules] = (peer, None)
@@ -473,6 +604,7 @@ class ClusterServer:
             also: modules that they import besides.
         """
         check_world_size(world_size)
+        self._replace_if_dead()
         plan = FaultPlan.of(faults)
         plan.check(world_size)
         if transport not in ("tcp", "shm"):
@@ -495,7 +627,7 @@ class ClusterServer:
         if not isinstance(given, bool):
             msg = f"init={init!r} must be True or False."
             raise UsageError(msg)
-        _resources.check(world_size, transport, num_worker_threads)
+        _limits.check(world_size, transport, num_worker_threads)
         return Cluster(
             self,
             names=_check_names(names, world_size),
@@ -510,6 +642,20 @@ class ClusterServer:
             network=self.network if network is None else check_network(network),
             first=[module, *also],
         )
+
+
+def _describe_code(code: int) -> str:
+    """How a process ended, by its exit code, which is negative for a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    number = -code
+    words = f"killed by {signal.Signals(number).name if number in set(signal.Signals) else number}"
+    if number == signal.SIGKILL:
+        words += (
+            " (if nobody sent that: the kernel does when memory runs out, see dmesg or the memory "
+            "limit of the container)"
+        )
+    return words
 
 
 def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._spec import Leaks, Network, WorldSpec
-from rpcprops.errors import HarnessError, UsageError, text_of
+from rpcprops.errors import HarnessError, MachineCannot, UsageError, text_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.outcomes import (
@@ -315,6 +315,9 @@ class Cluster:
                 for sock in theirs:
                     sock.close()
             while not self._take_pids():
+                if number in peer.refused:
+                    self._world = 0  # The server has killed what there was of it.
+                    raise MachineCannot(peer.refused.pop(number))
                 if peer.reader.closed:
                     raise self.server.died()
                 self._pump(phase.left())
@@ -345,7 +348,7 @@ class Cluster:
                 _wire.send(self._peer.sock, ("kill", self._world))
             deadline = time.monotonic() + 10
             while any(c.status is None for c in alive) and time.monotonic() < deadline:
-                if self._peer.reader.closed:
+                if self._peer.reader.closed or self._world in self._peer.refused:
                     break
                 self._pump(0.2)
                 self._take_pids()

@@ -21,6 +21,8 @@ class Peer:
     hello: Hello | None = None
     forked: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, tuple[int, float]] = field(default_factory=dict)
+    #: Why a world could not be forked, by its number; by 0 why this server could not.
+    refused: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def on(cls, sock: socket.socket) -> Peer:
@@ -37,6 +39,8 @@ class Peer:
                 # Nobody has asked how earlier processes of these numbers ended.
                 for pid in message[2]:
                     self.ended.pop(pid, None)
+            elif message[0] == "refused":
+                self.refused[message[1]] = message[2]
             elif message[0] == "ended":
                 self.ended[message[1]] = (message[2], message[3])
 

@@ -6,13 +6,14 @@ own socket in the same way. Whoever forks a rank also reaps it and reports how i
 
 Nothing outlives the test process: a server whose socket closes kills its ranks and leaves, the
 kernel kills the children of a server that dies (PR_SET_PDEATHSIG), and what a rank leaves behind is
-re-parented to its server (PR_SET_CHILD_SUBREAPER), which kills it.
+re-parented to its server (PR_SET_CHILD_SUBREAPER), which kills it. What outlives its server comes
+to the server or the watcher above that one (:mod:`rpcprops.cluster._watcher`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import gc
 import os
 import selectors
@@ -21,34 +22,25 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _finder, _pages, _rank, _warm, _wire
+from rpcprops.cluster import _finder, _limits, _pages, _rank, _warm, _watcher, _wire
 from rpcprops.cluster._spares import Spares
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-#: A socket that a fork of the test process still holds never closes; its parent still dies.
-_PARENT_CHECK_SECONDS = 5.0
-#: Less than the test process waits for its server to leave.
-_KILL_SECONDS = 4.0
-_libc = ctypes.CDLL(None)
+#: How often a server without work looks whether its parent lives, and whether spares are idle.
+_IDLE_CHECK_SECONDS = 5.0
+#: Signals on which a server kills what is below it before it ends.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def threads_here() -> int:
     """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, and leave if that has happened."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 class Server:
@@ -63,7 +55,11 @@ class Server:
         #: Those of them that live, by the number of their world.
         self.worlds: dict[int, set[int]] = {}
         self.module_servers: set[int] = set()
-        self.spares = Spares(self.become_child)
+        self.probes: set[int] = set()
+        self.spares = Spares(self.fork_child)
+        #: Whether a module server has died, whose orphans have come to this process.
+        self.has_orphans = False
+        self.handlers: dict[int, Any] = {}
 
     def hello(self, error: str = "", *, pool: bool = False) -> None:
         threads = threads_here() - 1
@@ -81,36 +77,52 @@ class Server:
             ),
         )
 
-    def serve(self) -> None:
-        """Until the socket closes; leaves no process behind."""
+    def serve(self) -> NoReturn:
+        """Until the socket closes, or a signal ends this process; leaves no process behind."""
+        code = number = 0
         try:
-            self.serve_socket()
+            number = self.serve_socket()
         except (BrokenPipeError, ConnectionResetError):
             pass  # The test process died while we told it something.
-        finally:
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        try:
             self.kill_all()
+            if number:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        finally:
+            # No interpreter shutdown: there is nothing to clean, and torch's takes its time.
+            os._exit(code)
 
-    def serve_socket(self) -> None:
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    def serve_socket(self) -> int:
+        """Until all is over; the number of the signal that ended it, 0 for none."""
+        _watcher.adopt_orphans()
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        # What a handler does is seen between the steps of the loop below, by the wake-up.
+        for handled in (signal.SIGCHLD, *_STOP_SIGNALS):
+            before = signal.signal(handled, lambda *_: None)
+            self.handlers[handled] = signal.SIG_DFL if before is None else before
         with selectors.DefaultSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(wake_read, selectors.EVENT_READ)
             self.private = (wake_read, wake_write, selector.fileno())
             while os.getppid() == self.parent:
-                for key, _ in selector.select(_PARENT_CHECK_SECONDS):
+                for key, _ in selector.select(_IDLE_CHECK_SECONDS):
                     if key.fileobj is self.sock:
                         if not self.reader.fill(descriptors=True):
-                            return
+                            return 0
                         for message in self.reader.messages():
                             self.handle(message)
                     else:
-                        with contextlib.suppress(BlockingIOError):
-                            os.read(wake_read, 4096)
+                        for number in os.read(wake_read, 4096):
+                            if number in _STOP_SIGNALS:
+                                return number
                 self.reap()
                 self.spares.keep_if_used()
+        return 0
 
     def handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -144,66 +156,98 @@ class Server:
         store_fd, *rest = self.take_descriptors(1 + 2 * size + spec.networks)
         channels, logs, networks = rest[:size], rest[size : 2 * size], rest[2 * size :]
         pids: list[int] = []
-        for rank in range(size):
-            given = (channels[rank], logs[rank], store_fd, *networks)
-            pid = self.spares.hand_out(spec, rank, given)
-            if pid is None:
-                parent = os.getpid()
-                pid = os.fork()
-                if pid == 0:
-                    self.become_child(parent)
-                    for fd in [*channels, *logs]:
-                        if fd not in given:
-                            os.close(fd)
-                    _rank.main(spec, rank, given)
-            pids.append(pid)
-            self.ranks.add(pid)
+        problem = ""
+        try:
+            for rank in range(size):
+                given = (channels[rank], logs[rank], store_fd, *networks)
+                pid = self.spares.hand_out(spec, rank, given)
+                if pid is None:
+                    others = [fd for fd in (*channels, *logs) if fd not in given]
+                    pid = self.fork_child(functools.partial(_be_rank, spec, rank, given, others))
+                pids.append(pid)
+                self.ranks.add(pid)
+        except OSError as error:
+            problem = f"could not fork rank {len(pids)} of {size}: {_limits.explain(error)}"
         for fd in [store_fd, *channels, *logs, *networks]:
             os.close(fd)
         self.worlds[number] = set(pids)
-        _wire.send(self.sock, ("forked", number, pids))
+        if problem:
+            for pid in pids:
+                self.kill(pid)
+            _wire.send(self.sock, ("refused", number, problem))
+        else:
+            _wire.send(self.sock, ("forked", number, pids))
 
     def fork_module_server(self, modules: _finder.ModuleMap) -> None:
         """Fork a server that has the modules of a test imported; descriptors: its socket."""
         (fd,) = self.take_descriptors(1)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self.become_child(parent)
-            sys.exit(_serve_modules(socket.socket(fileno=fd), modules))
-        os.close(fd)
-        self.module_servers.add(pid)
+        with socket.socket(fileno=fd) as sock:
+            try:
+                pid = self.fork_child(lambda: _serve_modules(sock, modules))
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    _wire.send(sock, ("refused", 0, _limits.explain(error)))
+            else:
+                self.module_servers.add(pid)
+                # Should it die before it says hello, this tells whose end is reported here.
+                with contextlib.suppress(OSError):
+                    _wire.send(sock, ("forked", 0, [pid]))
 
     def fork_probe(self, rate: float) -> None:
         """Fork a process that lets its clock be measured; descriptors: its socket."""
         (fd,) = self.take_descriptors(1)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
+
+        def show_clock() -> int:
             try:
-                self.become_child(parent)
                 clock.set_rate(rate)
                 clock.probe(fd)
-                code = 0
             except clock.ClockError as error:
                 # The test process sees only that the probe has ended, and reads why in our log.
                 print(f"{PROBE_SAYS}{error}", file=sys.stderr, flush=True)
-            finally:
-                os._exit(code)
+                return 1
+            return 0
+
+        try:
+            self.probes.add(self.fork_child(show_clock))
+        except OSError as error:
+            why = f"it could not be forked: {_limits.explain(error)}"
+            print(f"{PROBE_SAYS}{why}", file=sys.stderr, flush=True)
         os.close(fd)
-        self.module_servers.add(pid)
+
+    def fork_child(self, life: Callable[[], int]) -> int:
+        """Fork a process that does `life` and leaves with that code; its number.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        # A child never returns through the frames of its parent, which would end the parent's
+        # ranks as its own.
+        try:
+            self.become_child(parent)
+            code = life()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
     def become_child(self, parent: int) -> None:
         """Undo, in a forked child, what only the server needs."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        die_with_parent(parent)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        _watcher.die_with_parent(parent)
         # Descriptors of the next message may have come with the last one.
         for fd in [*self.private, *self.reader.descriptors]:
             os.close(fd)
         self.sock.close()
         self.spares.close()
+        for processes in (self.ranks, self.worlds, self.module_servers, self.probes):
+            processes.clear()
 
     def kill(self, pid: int) -> None:
         if pid in self.ranks:
@@ -217,18 +261,8 @@ class Server:
         """Kill all that is below this process. What a rank left behind comes here as it dies."""
         for pid in self.ranks:
             self.kill(pid)
-        self.ranks.clear()
-        self.module_servers.clear()
         self.spares.close()
-        deadline = time.monotonic() + _KILL_SECONDS
-        while time.monotonic() < deadline:
-            self.kill_strangers()
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                return
-            time.sleep(0.002)
+        _watcher.kill_all_below()
 
     def reap(self) -> None:
         while True:
@@ -248,24 +282,30 @@ class Server:
                 self.worlds = {number: world for number, world in self.worlds.items() if world}
                 seconds = usage.ru_utime + usage.ru_stime
                 _wire.send(self.sock, ("ended", pid, status, seconds))
-            self.module_servers.discard(pid)
+            if pid in self.module_servers:
+                self.module_servers.remove(pid)
+                # One that was told to leave has killed what was below it.
+                self.has_orphans = self.has_orphans or status != 0
+                _wire.send(self.sock, ("ended", pid, status, 0.0))
+            self.probes.discard(pid)
             self.spares.forget(pid)
-            if not self.ranks:
-                self.kill_strangers()
+            if self.has_orphans or not self.ranks:
+                self.has_orphans = self.kill_strangers()
 
-    def kill_strangers(self) -> None:
-        """Kill processes that ranks left behind in groups of their own."""
-        tid = os.getpid()
-        with contextlib.suppress(OSError):
-            with open(f"/proc/self/task/{tid}/children", encoding="ascii") as children:
-                pids = [int(word) for word in children.read().split()]
-            for pid in pids:
-                if not any(pid in ours for ours in (self.ranks, self.module_servers, self.spares)):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+    def kill_strangers(self) -> bool:
+        """Kill processes that ranks left behind in groups of their own; whether there were any."""
+        ours = {*self.ranks, *self.module_servers, *self.probes, *self.spares.sockets}
+        return _watcher.kill_children(but=ours)
 
 
-def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
+def _be_rank(spec: WorldSpec, rank: int, given: Sequence[int], others: Sequence[int]) -> NoReturn:
+    """The life of a rank that was forked for its world, with the descriptors of all ranks."""
+    for fd in others:
+        os.close(fd)
+    _rank.main(spec, rank, given)
+
+
+def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> NoReturn:
     error = ""
     pools: list[int] = []
     set_num_threads = torch.set_num_threads
@@ -286,14 +326,10 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> int:
     server = Server(sock)
     server.hello(error, pool=bool(pools))
     server.serve()
-    return 0
 
 
 def main(fd: int) -> NoReturn:
     """Entry point of the server process."""
-    # Set while torch was imported. It follows the thread that started us, which may end before its
-    # process does: from here on a socket that closes says so.
-    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
     # No torch.set_num_threads: it makes a thread pool, and forks of a process that has one abort.
     # The import of torch may leave a thread that is about to end.
     for _ in range(50):
@@ -304,5 +340,3 @@ def main(fd: int) -> NoReturn:
     server = Server(socket.socket(fileno=fd))
     server.hello()
     server.serve()
-    # No interpreter shutdown: there is nothing to clean, and torch's takes its time.
-    os._exit(0)

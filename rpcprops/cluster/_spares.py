@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -20,27 +19,33 @@ from rpcprops.cluster._spec import WorldSpec
 
 #: Real seconds after which spares that no world needed are let go.
 _IDLE_SECONDS = 5.0
+#: Real seconds for which none is forked ahead once the kernel has refused to fork one.
+_PAUSE_SECONDS = 5.0
 
 
 class Spares:
-    """The spares of one server; `become_child` undoes in a child what only the server needs."""
+    """The spares of one server; `fork_child` forks a process that does what it is given."""
 
-    def __init__(self, become_child: Callable[[int], None]) -> None:
-        self.become_child = become_child
+    def __init__(self, fork_child: Callable[[Callable[[], int]], int]) -> None:
+        self.fork_child = fork_child
         self.sockets: dict[int, socket.socket] = {}
         self.used = 0.0
-
-    def __contains__(self, pid: int) -> bool:
-        return pid in self.sockets
+        self.refused = float("-inf")
 
     def keep(self, count: int) -> None:
-        """Fork, or let go of, what makes it so many."""
+        """Fork, or let go of, what makes it so many; fewer where the kernel refuses to fork."""
         self.used = time.monotonic()
         while len(self.sockets) > count:
             _, sock = self.sockets.popitem()
             sock.close()
-        while len(self.sockets) < count:
-            self._fork()
+        if self.used - self.refused < _PAUSE_SECONDS:
+            return
+        try:
+            while len(self.sockets) < count:
+                self._fork()
+        except OSError:
+            # A world that starts needs what is left more; it forks for itself.
+            self.refused = self.used
 
     def keep_if_used(self) -> None:
         """Let go of all when no world needed them for a while."""
@@ -73,25 +78,19 @@ class Spares:
             self.sockets.popitem()[1].close()
 
     def _fork(self) -> None:
-        parent = os.getpid()
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
+        with theirs:
             try:
+                self.sockets[self.fork_child(lambda: _wait(ours, theirs))] = ours
+            except OSError:
                 ours.close()
-                self.become_child(parent)
-                _rank.prepare()
-                _wait(theirs)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        theirs.close()
-        self.sockets[pid] = ours
+                raise
 
 
-def _wait(sock: socket.socket) -> NoReturn:
-    """The life of a spare: wait for a world, then be a rank of it."""
+def _wait(servers: socket.socket, sock: socket.socket) -> NoReturn:
+    """The life of a spare: let go of the server's end, wait for a world, then be a rank of it."""
+    servers.close()
+    _rank.prepare()
     reader = _wire.Reader(sock)
     try:
         spec, rank = reader.receive(descriptors=True)

@@ -269,28 +269,3 @@ def test_violations_are_exceptions_of_ours() -> None:
     for promise in ("RankDied", "RankHung", "RRefLeak", "ContextLeak", "UngracefulShutdown"):
         assert issubclass(getattr(errors, promise), errors.BrokenPromise)
         assert promise in str(Violation(promise, "words", rank=1))
-
-
-def test_dead_server_is_no_fault_of_the_code(still_alive: Callable[..., list[int]]) -> None:
-    """A killed fork server is a HarnessError, in a call, later, and for a new cluster."""
-    from rpcprops import ClusterServer
-
-    began, pids = 0.0, list[int]()
-    with ClusterServer(clock="real") as server:
-        with pytest.raises(HarnessError, match="server has died"):
-            with server.cluster(world_size=2, deadline=20) as cluster:
-                pids = cluster.each(os.getpid)
-                (root,) = [
-                    child
-                    for child in psutil.Process().children()
-                    if set(pids) <= {below.pid for below in child.children(recursive=True)}
-                ]
-                root.kill()
-                began = time.monotonic()
-                cluster.on(0).call(time.sleep, 1e9)
-        assert time.monotonic() - began < 10
-        assert not still_alive(pids)
-        with pytest.raises(HarnessError, match="server has died"):
-            server.cluster(world_size=1).start()
-    with server, server.cluster(world_size=1) as cluster:
-        assert cluster.on(0).call(abs, -1) == 1

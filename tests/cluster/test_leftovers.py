@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,29 +17,13 @@ import psutil
 import pytest
 
 from rpcprops import ClusterServer
-from rpcprops.errors import BrokenPromise, RankDied
+from rpcprops.errors import BrokenPromise, MachineCannot, RankDied
 from rpcprops.pytest_plugin import ClusterFactory
+from tests.cluster._children import start_children
 
 StillAlive = Callable[..., list[int]]
-
-
-def start_children() -> list[int]:
-    """One child in the rank's group, one in a session of its own, and a child of that one."""
-    code = (
-        "import subprocess, sys, time\n"
-        "below = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
-        "print(below.pid, flush=True)\n"
-        "time.sleep(1000)"
-    )
-    near = subprocess.Popen(["sleep", "1000"])
-    far = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert far.stdout is not None
-    return [near.pid, far.pid, int(far.stdout.readline())]
+#: Real seconds in which all of ours is gone, whatever was killed.
+STOPPED_SECONDS = 3.0
 
 
 def leave(how: str) -> None:
@@ -163,7 +149,7 @@ import time
 from rpcprops import ClusterServer
 
 sys.path.insert(0, sys.argv[1])
-from test_leftovers import start_children
+from _children import start_children
 
 if __name__ == "__main__":
     with ClusterServer(clock="real") as server, server.cluster(world_size=2) as cluster:
@@ -212,12 +198,74 @@ def test_end_of_the_test_process(
             # The server, a server for the script, two ranks, and what one of them started.
             assert {*map(int, line.split())} < tree
             process.send_signal(how)
-            assert not still_alive(tree, 10.0)
+            assert not still_alive(tree, STOPPED_SECONDS)
         finally:
             process.kill()
             if forked:
                 os.kill(forked, signal.SIGKILL)
     assert not list(folder.iterdir()), "files were left behind"
+
+
+_SLOW_TORCH = """
+import os
+import sys
+import time
+
+
+class SlowTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.getpid(), file=open(os.environ["IMPORTS_TORCH"], "w"), flush=True)
+            time.sleep(60)
+
+
+sys.meta_path.insert(0, SlowTorch())
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
+def test_end_of_the_test_process_while_torch_is_imported(
+    tmp_path: Path, still_alive: StillAlive, how: signal.Signals
+) -> None:
+    """A server that still imports torch, for a minute here, is gone at once all the same."""
+    (tmp_path / "sitecustomize.py").write_text(_SLOW_TORCH, encoding="utf-8")
+    importing = tmp_path / "importing"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(
+        [sys.executable, "-c", "from rpcprops import ClusterServer; ClusterServer().start()"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "IMPORTS_TORCH": str(importing)},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (importing.exists() and importing.read_text()) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            tree = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+            assert int(importing.read_text()) in tree
+            process.send_signal(how)
+            assert not still_alive([process.pid, *tree], STOPPED_SECONDS)
+        finally:
+            process.kill()
+
+
+def test_descriptors_after_a_failed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot be started is MachineCannot, and takes no descriptor with it."""
+    before = psutil.Process().num_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nonexistent/python")
+        with pytest.raises(MachineCannot, match="could not be started: No such file"):
+            ClusterServer(clock="real").start()
+
+    def refuse(name: str) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        with pytest.raises(MachineCannot, match=r"Too many open files \(limits: ulimit -n = \d+\)"):
+            ClusterServer(clock="real").start()
+    assert psutil.Process().num_fds() == before
 
 
 def test_no_file_is_left(run_script: Callable[..., object]) -> None:

@@ -157,6 +157,12 @@ def test_data_stands_on_nothing_but_data(name: str) -> None:
     assert others <= {"msgspec"}
 
 
+def test_the_watcher_is_small() -> None:
+    """What stays beside each fork server for its whole life imports the standard library only."""
+    found = roots(imported(MODULES["rpcprops.cluster._watcher"], top_only=False))
+    assert found <= set(sys.stdlib_module_names)
+
+
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.oracle")])
 def test_the_oracle_is_pure(name: str) -> None:
     """Judging needs data and nothing else: no torch, no Hypothesis, no clock, no files."""

@@ -162,10 +162,17 @@ def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
             killed = []
 
             def pytest_runtest_setup(item):
-                if not killed:
-                    killed[:] = psutil.Process().children()
+                server = item.plugin.ranks.server
+                begin = server.on_start
+
+                def kill(cluster):
+                    server.on_start = begin
+                    killed[:] = psutil.Process().children(recursive=True)
                     for child in killed:
                         child.kill()
+
+                if not killed:
+                    server.on_start = kill
             """
         ),
         encoding="utf-8",

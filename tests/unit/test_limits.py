@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops.cluster import _resources
+from rpcprops.cluster import _limits
 from rpcprops.errors import MachineCannot
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -24,13 +24,13 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
 
     monkeypatch.setattr(resource, "getrlimit", read)
     monkeypatch.setattr(resource, "setrlimit", given.__setitem__)
-    monkeypatch.setattr(_resources, "_limited_cgroups", lambda: ())
+    monkeypatch.setattr(_limits, "_limited_cgroups", lambda: ())
     return given
 
 
 def test_without_limits_any_world_can_be(limits: dict[int, tuple[int, int]]) -> None:
     """Nothing is refused, and nothing is changed."""
-    _resources.check(16, "shm", 1024)
+    _limits.check(16, "shm", 1024)
     assert limits == {}
 
 
@@ -53,27 +53,27 @@ def test_a_limit_that_is_too_low_is_named(
     """The message has the limit, what a rank needs, and the command that raises it."""
     limits[number] = (limit, limit)
     with pytest.raises(MachineCannot, match=said):
-        _resources.check(2, "tcp", 8)
+        _limits.check(2, "tcp", 8)
 
 
 def test_what_a_rank_needs_grows_with_its_world(limits: dict[int, tuple[int, int]]) -> None:
     """A limit that lets two ranks be is too low for sixteen, and for shared memory."""
     limits[resource.RLIMIT_NOFILE] = (280, 280)
-    _resources.check(2, "tcp", 8)
+    _limits.check(2, "tcp", 8)
     with pytest.raises(MachineCannot, match="world of 16 needs about 288"):
-        _resources.check(16, "tcp", 8)
+        _limits.check(16, "tcp", 8)
     with pytest.raises(MachineCannot, match="world of 2 needs about 282"):
-        _resources.check(2, "shm", 8)
+        _limits.check(2, "shm", 8)
 
 
 def test_a_soft_limit_of_descriptors_is_raised(limits: dict[int, tuple[int, int]]) -> None:
     """The test process takes what it needs; a server as much as ranks may ever want."""
     limits[resource.RLIMIT_NOFILE] = (20, 100_000)
-    _resources.check(4, "tcp", 8)
+    _limits.check(4, "tcp", 8)
     soft, hard = limits[resource.RLIMIT_NOFILE]
     assert 40 < soft < 1000
     assert hard == 100_000
-    _resources.raise_soft_limits()
+    _limits.raise_soft_limits()
     assert limits[resource.RLIMIT_NOFILE] == (8192, 100_000)
 
 
@@ -81,7 +81,7 @@ def test_no_limit_is_ever_lowered(limits: dict[int, tuple[int, int]]) -> None:
     """What is higher than needed stays."""
     limits[resource.RLIMIT_NOFILE] = (20_000, 20_000)
     limits[resource.RLIMIT_FSIZE] = (100, 5 * MIB)
-    _resources.raise_soft_limits()
+    _limits.raise_soft_limits()
     assert limits[resource.RLIMIT_NOFILE] == (20_000, 20_000)
     assert limits[resource.RLIMIT_FSIZE] == (5 * MIB, 5 * MIB)
 
@@ -91,12 +91,12 @@ def test_threads_of_the_user_count(
 ) -> None:
     """What the user runs already is no room for ranks; the kernel exempts root."""
     limits[resource.RLIMIT_NPROC] = (200, 200)
-    monkeypatch.setattr(_resources, "_threads_of_user", lambda: 150)
+    monkeypatch.setattr(_limits, "_threads_of_user", lambda: 150)
     monkeypatch.setattr("os.getuid", lambda: 1000)
     with pytest.raises(MachineCannot, match=r"may have 200 threads and has 150; .* about 64"):
-        _resources.check(2, "tcp", 8)
+        _limits.check(2, "tcp", 8)
     monkeypatch.setattr("os.getuid", lambda: 0)
-    _resources.check(2, "tcp", 8)
+    _limits.check(2, "tcp", 8)
 
 
 def test_a_control_group_counts(
@@ -105,17 +105,17 @@ def test_a_control_group_counts(
     """A container's limit of processes is read where the kernel keeps it."""
     (tmp_path / "pids.max").write_text("100\n")
     (tmp_path / "pids.current").write_text("90\n")
-    monkeypatch.setattr(_resources, "_limited_cgroups", lambda: (tmp_path,))
+    monkeypatch.setattr(_limits, "_limited_cgroups", lambda: (tmp_path,))
     with pytest.raises(MachineCannot, match=r"control group .* 100 .* and has 90; .*pids\.max"):
-        _resources.check(2, "tcp", 8)
+        _limits.check(2, "tcp", 8)
     (tmp_path / "pids.current").write_text("10\n")
-    _resources.check(2, "tcp", 8)
+    _limits.check(2, "tcp", 8)
 
 
 def test_the_threads_of_this_user_are_counted() -> None:
     """At least those of this process, as the kernel has them."""
     own = len(list(Path("/proc/self/task").iterdir()))
-    assert _resources._threads_of_user() >= own
+    assert _limits._threads_of_user() >= own
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_the_threads_of_this_user_are_counted() -> None:
 )
 def test_scarcity_is_known_by_its_words(text: str) -> None:
     """Those of the C library, of libstdc++ and of CPython."""
-    assert _resources.scarcity(text)
-    assert not _resources.scarcity("ValueError: 3 is too many")
+    assert _limits.scarcity(text)
+    assert not _limits.scarcity("ValueError: 3 is too many")

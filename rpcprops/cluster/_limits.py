@@ -7,6 +7,7 @@ x86-64 (the figures are below), and is rounded up.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -33,6 +34,7 @@ _FILE_MIB = 4
 _ENOUGH_DESCRIPTORS = 8192
 
 _MIB = 1 << 20
+_CGROUPS = Path("/sys/fs/cgroup")
 
 #: The limits that are looked at, by the command of the shell that sets them, and what each says.
 _LIMITS = {
@@ -110,6 +112,20 @@ def scarcity(text: str) -> str:
     return found.group() if found else ""
 
 
+def explain(error: OSError) -> str:
+    """What the kernel said, with the limits that can be behind it."""
+    words = error.strerror or str(error)
+    if error.errno == errno.EAGAIN:
+        most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        own = "unlimited" if most == resource.RLIM_INFINITY else str(most)
+        return f"{words} (limits: ulimit -u = {own}, cgroup pids.max = {_lowest('pids')})"
+    if error.errno == errno.ENOMEM:
+        return f"{words} (limits: cgroup memory.max = {_lowest('memory')})"
+    if error.errno == errno.EMFILE:
+        return f"{words} (limits: ulimit -n = {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
+    return words
+
+
 def _is_enough(limit: int, needed: int) -> bool:
     return limit == resource.RLIM_INFINITY or (needed != resource.RLIM_INFINITY and limit >= needed)
 
@@ -148,8 +164,8 @@ def _check_threads(world_size: int, needed: int) -> None:
 
 @functools.cache
 def _limited_cgroups() -> tuple[Path, ...]:
-    """The control groups (version 2) of this process that limit processes."""
-    return tuple(folder for folder in _cgroups() if _has_limit(folder))
+    """The control groups of this process that limit processes."""
+    return tuple(folder for folder in _cgroups("pids") if _has_limit(folder))
 
 
 def _has_limit(folder: Path) -> bool:
@@ -159,17 +175,23 @@ def _has_limit(folder: Path) -> bool:
         return False
 
 
-def _cgroups() -> Iterator[Path]:
-    top = Path("/sys/fs/cgroup")
+def _cgroups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups around this process, its own first.
+
+    The second version has one hierarchy, the first has one for each controller.
+    """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
-        if line.startswith("0::/"):
-            own = top / line.removeprefix("0::/")
-            yield own
-            yield from (folder for folder in own.parents if folder.is_relative_to(top))
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = _CGROUPS / controller if controllers else _CGROUPS
+        own = top / path.lstrip("/")
+        yield own
+        yield from (folder for folder in own.parents if folder.is_relative_to(top))
 
 
 def _threads_of_user() -> int:
@@ -183,3 +205,16 @@ def _threads_of_user() -> int:
             except OSError:
                 continue
     return found
+
+
+def _lowest(controller: str) -> str:
+    """The lowest limit of that kind of the control groups around this process."""
+    found: list[int] = []
+    for folder in _cgroups(controller):
+        try:
+            text = (folder / f"{controller}.max").read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            found.append(int(text))
+    return str(min(found)) if found else "none"
