@@ -10,14 +10,18 @@ import contextlib
 import itertools
 import os
 import re
+import resource
 import select
 import socket
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+import psutil
 
 from rpcprops import errors
 from rpcprops.cluster import _functions, _wire
@@ -26,7 +30,7 @@ from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._spec import Leaks, WorldSpec
-from rpcprops.errors import HarnessError, UsageError
+from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._worlds import shutdown_violations, unsettled
 from rpcprops.outcomes import (
@@ -53,6 +57,12 @@ _DEATH_SECONDS = 1.0
 _LAST_DEATH_SECONDS = 0.3
 #: A settle that is out of time tells what is held, instead of waiting for one more look.
 _LAST_LOOK_SECONDS = 1.0
+#: How much of a log is read before the channels are looked at again.
+_LOG_PIECE = 32 << 20
+#: A log that has grown by so much is read again after so many real seconds, another one later.
+_LOUD = 1 << 20
+_LOUD_SECONDS = 0.02
+_QUIET_SECONDS = 0.1
 
 
 def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple[Counters, ...]:
@@ -76,6 +86,22 @@ def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]])
     )
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _broken_channel(channel: Channel) -> HarnessError:
+    msg = (
+        f"the control channel of {channel.name} is broken: {channel.broken.rstrip()}\n"
+        f"Unless a function of yours wrote to a descriptor that it had not opened, or closed one, "
+        f"rpcprops is at fault."
+    )
+    return HarnessError(msg)
+
+
 class RankFuture(Generic[R]):
     """What a call in a rank will give."""
 
@@ -96,7 +122,9 @@ class RankFuture(Generic[R]):
 
         Raises:
             RankDied, RankHung: the rank did not live, or did not answer, to give one.
-            Exception: what the function raised in the rank.
+            RemoteError: the function raised what would end this process (SystemExit, say), or what
+                cannot be pickled.
+            Exception: what else the function raised in the rank.
         """
         __tracebackhide__ = True
         if not self.done():
@@ -134,6 +162,8 @@ class RankProxy:
 
         Raises:
             Exception: what `fn` raised, with the rank's traceback as its cause.
+            RemoteError: `fn` raised what would end this process (SystemExit, say), or what cannot
+                be pickled.
             RankDied, RankHung: the rank did not live, or did not answer.
         """
         __tracebackhide__ = True
@@ -142,7 +172,10 @@ class RankProxy:
         number = next(self._cluster._numbers)
         self._cluster._submit(self.rank, fn, args, kwargs, keep=number).result()
         kept = _functions.KeptValue(self.rank, number)
-        weakref.finalize(kept, self._cluster._release, self.rank, number)
+        # Garbage may be collected at any moment and in any thread, even in the middle of a send:
+        # the release only waits here, and goes out with the cluster's next message.
+        released = weakref.finalize(kept, self._cluster._released.append, (self.rank, number))
+        released.atexit = False
         return kept
 
     def submit(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
@@ -193,6 +226,8 @@ class Cluster:
         self._peer: Peer | None = None
         self._world = 0  # its number at the server, once that was asked for it
         self._channels: list[Channel] = []
+        #: Values that nobody holds any more, by rank and number.
+        self._released: deque[tuple[int, int]] = deque()
         self._numbers = itertools.count(1)
         self._phases: list[PhaseOutcome] = []
         self._found: list[Violation] = []
@@ -282,28 +317,16 @@ class Cluster:
         )
         with self._phase("start", self.deadlines.start) as phase:
             number = next(self.server._numbers)
-            store = os.memfd_create("rpcprops-store")
-            theirs: list[socket.socket] = []
-            for rank, name in enumerate(self.names):
-                ours, other = socket.socketpair()
-                theirs.append(other)
-                # A rank that has stopped must not stop us: what it does not take in time is lost.
-                ours.settimeout(self.deadlines.look)
-                log = RankLog(f"rpcprops-{name}")
-                self._channels.append(Channel(self, rank, name, ours, _wire.Reader(ours), log))
-            try:
+            with self._open_channels() as theirs:
                 self._world = number
-                _wire.send(
-                    peer.sock,
-                    ("fork", number, spec),
-                    [store, *(s.fileno() for s in theirs), *(c.log.fd for c in self._channels)],
-                )
-            except OSError:
-                raise self.server.died() from None
-            finally:
-                os.close(store)
-                for sock in theirs:
-                    sock.close()
+                try:
+                    _wire.send(
+                        peer.sock,
+                        ("fork", number, spec),
+                        [*theirs, *(c.log.fd for c in self._channels)],
+                    )
+                except OSError:
+                    raise self.server.died() from None
             while not self._take_pids():
                 if peer.reader.closed:
                     raise self.server.died()
@@ -312,6 +335,40 @@ class Cluster:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
             self._gather(phase, 0, "did not join the world")
+
+    @contextlib.contextmanager
+    def _open_channels(self) -> Iterator[list[int]]:
+        """Make a channel for each rank; the descriptors of the store and of the ranks' ends.
+
+        Raises:
+            MachineCannot: this process has no descriptors left for them.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                theirs = [os.memfd_create("rpcprops-store")]
+                stack.callback(os.close, theirs[0])
+                for rank, name in enumerate(self.names):
+                    ours, other = socket.socketpair()
+                    stack.callback(other.close)
+                    theirs.append(other.fileno())
+                    # Once it is a channel, `kill` closes it.
+                    with contextlib.ExitStack() as unfinished:
+                        unfinished.callback(ours.close)
+                        # What a user sets by socket.setdefaulttimeout is not for these.
+                        other.setblocking(True)
+                        log = RankLog(f"rpcprops-{name}")
+                        self._channels.append(Channel(self, rank, name, ours, log))
+                        unfinished.pop_all()
+            except OSError as error:
+                self.kill()
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                msg = (
+                    f"a cluster of {self.world_size} ranks needs {3 * self.world_size + 1} file "
+                    f"descriptors in this process, which may have {limit}: {error}. Raise that "
+                    f"limit (ulimit -n 4096), or close files that are not needed."
+                )
+                raise MachineCannot(msg) from error
+            yield theirs
 
     def _take_pids(self) -> bool:
         """Whether the ranks are forked; they then have their process numbers."""
@@ -397,10 +454,10 @@ class Cluster:
         with self._phase("run", self.deadlines.run) as phase:
             self._runs_to_exit = True
             for channel in self._channels:
-                channel.send(("last", number, blob))
+                self._send(channel, ("last", number, blob))
             while True:
                 self._pump(min(phase.left(), 0.5))
-                self._must_have_server()
+                self._must_be_connected()
                 for channel in self._channels:
                     if number not in channel.answers:
                         continue
@@ -408,11 +465,7 @@ class Cluster:
                     if seen is not None:
                         channel.note_look(seen)
                     if kind == "error":
-                        error = _functions.load_error(payload, channel.rank)
-                        if not isinstance(error, Exception):
-                            # An exit of a rank is none of this process.
-                            raise errors.RemoteError(repr(error)) from error
-                        raise error
+                        raise _functions.load_error(payload, channel.rank)
                     results[channel.rank] = cast("R", _functions.loads(payload))
                     if is_last(results[channel.rank]):
                         self._look_for_deaths(phase, results, number)
@@ -594,7 +647,8 @@ class Cluster:
             number = next(self._numbers)
             awaited[number] = branch
             index, step = branch[0]
-            self._channel_of(step).send(("step", number, index, step, dict(contexts)))
+            message = ("step", number, index, step, dict(contexts))
+            self._send(self._channel_of(step), message)
 
         pause = max(
             sum(getattr(step, "seconds", 0.0) for _, step in branch) / self.rate
@@ -659,7 +713,7 @@ class Cluster:
         with self._phase("shutdown", self.deadlines.shutdown) as phase:
             number = next(self._numbers)
             for channel in self._channels:
-                channel.send(("exit", number, self.init))
+                self._send(channel, ("exit", number, self.init))
             answers = self._gather(phase, number, "does not shut down")
             if answers is None:
                 return
@@ -674,7 +728,7 @@ class Cluster:
                     channel.shutdown_error = RaisedError(type(error).__name__, str(error))
             while any(c.status is None for c in self._channels):
                 self._pump(min(phase.left(), 0.5))
-                self._must_have_server()
+                self._must_be_connected()
                 if phase.left() <= 0:
                     self._hung(
                         phase, [c for c in self._channels if c.status is None], "does not exit"
@@ -727,7 +781,7 @@ class Cluster:
         channel = self._channels[rank]
         # The phase is there even if the answer comes while something else is awaited.
         with self._phase("run", self.deadlines.run):
-            channel.send(("call", number, blob, keep))
+            self._send(channel, ("call", number, blob, keep))
         return RankFuture(channel, number)
 
     def _must_run(self) -> None:
@@ -738,9 +792,15 @@ class Cluster:
             msg = "the ranks have run to their exit; make another cluster for more calls."
             raise UsageError(msg)
 
-    def _release(self, rank: int, number: int) -> None:
-        if not self._over:
-            self._channels[rank].send(("release", number))
+    def _send(self, channel: Channel, message: tuple[Any, ...]) -> None:
+        self._send_releases()
+        channel.send(message, self.deadlines.look)
+
+    def _send_releases(self) -> None:
+        """Let the ranks drop the values that nobody holds here any more."""
+        while self._released:
+            rank, number = self._released.popleft()
+            self._channels[rank].writer.put(("release", number))
 
     def _answer(self, channel: Channel, number: int) -> tuple[str, Any]:
         __tracebackhide__ = True
@@ -763,7 +823,7 @@ class Cluster:
         """Ask every rank what it holds; None when one cannot answer (which is then found)."""
         number = next(self._numbers)
         for channel in self._channels:
-            channel.send(("look", number))
+            self._send(channel, ("look", number))
         own = phase or Phase("run", self.deadlines.look)
         answers = self._gather(own, number, "does not answer the control channel", wait)
         if answers is not None:
@@ -818,6 +878,12 @@ class Cluster:
         peer = self._peer
         if peer is None or self._over:
             return
+        self._send_releases()
+        # Logs are read while ranks write them, so that those of loud ranks do not pile up.
+        taken = max([channel.log.take(_LOG_PIECE) for channel in self._channels], default=0)
+        if taken >= _LOG_PIECE:
+            seconds = 0.0
+        seconds = min(seconds, _LOUD_SECONDS if taken >= _LOUD else _QUIET_SECONDS)
         poller = select.poll()
         by_fd: dict[int, Channel] = {}
         if not peer.reader.closed:
@@ -825,30 +891,37 @@ class Cluster:
         for channel in self._channels:
             if not channel.reader.closed:
                 by_fd[channel.sock.fileno()] = channel
-                poller.register(channel.sock, select.POLLIN)
-        for fd, _ in poller.poll(max(0.0, seconds) * 1000):
+                poller.register(channel.sock, channel.awaited_events())
+        for fd, happened in poller.poll(max(0.0, seconds) * 1000):
             if fd in by_fd:
-                by_fd[fd].read()
+                by_fd[fd].handle(happened)
             else:
                 peer.read()
         for channel in self._channels:
             if channel.status is None and channel.pid in peer.ended:
                 channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
 
-    def _must_have_server(self) -> None:
+    def _must_be_connected(self) -> None:
         if self._peer is None or self._peer.reader.closed:
             raise self.server.died()
+        for channel in self._channels:
+            if channel.broken:
+                raise _broken_channel(channel)
 
     def _dead(self, phase: Phase, awaited: int) -> bool:
         """Whether a rank has died before its time, or before that answer; that is then found."""
-        self._must_have_server()
+        self._must_be_connected()
         closed = [c for c in self._channels if c.reader.closed and c.status is None]
         if closed:
             # Its exit is reported by the server, a moment later.
             deadline = time.monotonic() + 5
             while any(c.status is None for c in closed) and time.monotonic() < deadline:
                 self._pump(0.2)
-                self._must_have_server()
+                self._must_be_connected()
+            for channel in closed:
+                if channel.status is None and _lives(channel.pid):
+                    channel.broken = "it has closed, and its process lives on"
+            self._must_be_connected()
         dead = [c for c in self._channels if c.status is not None]
         if phase.name == "shutdown":
             # Here ranks leave by themselves, once they have answered.
@@ -900,14 +973,14 @@ class Cluster:
         alive = [c for c in self._channels if c.status is None]
         if self._peer is None or not alive:
             return
-        sizes = {c.rank: c.log.size() for c in alive}
+        marks = {c.rank: c.log.mark() for c in alive}
         with contextlib.suppress(OSError):
             _wire.send(self._peer.sock, ("stacks", [c.pid for c in alive]))
         # faulthandler writes from the signal handler, in well under this.
         self._pump(0.0)
         time.sleep(0.3)
         for channel in alive:
-            channel.stack = channel.log.text_from(sizes[channel.rank])
+            channel.stack = channel.log.text_from(marks[channel.rank])
 
     def _make_outcome(self) -> Outcome:
         return Outcome(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -223,15 +226,53 @@ def test_traceback_holds_no_rref(rpc_cluster: ClusterFactory) -> None:
         cluster.settle()
 
 
-def test_leaving_by_exit_is_no_end_of_the_tests(rpc_cluster: ClusterFactory) -> None:
-    """`sys.exit` in a rank's function comes back as the SystemExit that it is."""
+def interrupt_itself() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
 
-    def leaves() -> None:
-        raise SystemExit(4)
 
+def interrupt_when_idle() -> None:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+@pytest.mark.parametrize(
+    ("leave", "said"),
+    [
+        (functools.partial(sys.exit, 0), "SystemExit: 0"),
+        (functools.partial(pytest.exit, "enough"), "Exit: enough"),
+        (interrupt_itself, "KeyboardInterrupt"),
+    ],
+    ids=["sys.exit", "pytest.exit", "SIGINT"],
+)
+def test_leaving_by_exit_is_no_end_of_the_tests(
+    rpc_cluster: ClusterFactory, leave: Callable[[], None], said: str
+) -> None:
+    """What would end a process is an error of the rank that did it, which goes on."""
+    with rpc_cluster(world_size=2) as cluster:
+        for ways in (cluster.on(0).call, cluster.each, cluster.on(0).submit(leave).result):
+            with pytest.raises(RemoteError, match=f"rank 0 raised {said}") as caught:
+                ways() if ways.__name__ == "result" else ways(leave)
+            assert said in str(caught.value.__cause__)
+        assert cluster.each(add, 1) == [2, 2]
+
+
+def test_an_interrupt_between_two_calls_waits_for_the_next(rpc_cluster: ClusterFactory) -> None:
+    """SIGINT ends no rank that has nothing to do, and is not lost."""
     with rpc_cluster(world_size=1) as cluster:
-        with pytest.raises(SystemExit):
-            cluster.on(0).call(leaves)
+        cluster.on(0).call(interrupt_when_idle)
+        time.sleep(0.3)
+        with pytest.raises(RemoteError, match="rank 0 raised KeyboardInterrupt"):
+            cluster.on(0).call(add, 1)
+        assert cluster.on(0).call(add, 1) == 2
+
+
+def test_a_test_is_skipped_or_failed_from_a_rank(rpc_cluster: ClusterFactory) -> None:
+    """pytest.skip and pytest.fail speak of the test, wherever they are called."""
+    with rpc_cluster(world_size=1) as cluster:
+        with pytest.raises(pytest.skip.Exception, match="not here"):
+            cluster.on(0).call(pytest.skip, "not here")
+        with pytest.raises(pytest.fail.Exception, match="wrong"):
+            cluster.on(0).call(pytest.fail, "wrong")
         assert cluster.on(0).call(add, 1) == 2
 
 
