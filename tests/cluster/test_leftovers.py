@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from rpcprops import ClusterServer
-from rpcprops.errors import BrokenPromise, RankDied
+from rpcprops.errors import BrokenPromise, MachineCannot, RankDied
 from rpcprops.pytest_plugin import ClusterFactory
 
 StillAlive = Callable[..., list[int]]
@@ -50,6 +50,31 @@ def leave(how: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "raise":
             raise ValueError(how)
+
+
+def test_a_cluster_that_gets_no_descriptors_leaves_none(rpc_cluster: ClusterFactory) -> None:
+    """Wherever they run out, those that were opened are closed, and the limit is named."""
+    with rpc_cluster(world_size=2):
+        pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = os.listdir("/proc/self/fd")
+    # The lowest number that is free: what is opened from here on counts up from it.
+    first = os.dup(0)
+    os.close(first)
+    refused = 0
+    for room in range(10):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + room, hard))
+        try:
+            with rpc_cluster(world_size=2) as cluster:
+                cluster.on(1).call(os.getpid)
+        except MachineCannot as error:
+            refused += 1
+            assert f"may have {first + room}" in str(error)
+            assert "ulimit -n" in str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir("/proc/self/fd") == before
+    assert refused == 7
 
 
 @pytest.mark.usefixtures("nothing_left")
