@@ -16,11 +16,11 @@ from rpcprops.cluster import _finder, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Transport
+from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Leaks, Transport, check_transport
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import check_world_size
+from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
 DEFAULT_RATE = 400.0
@@ -398,9 +398,7 @@ class ClusterServer:
         check_world_size(world_size)
         plan = FaultPlan.of(faults)
         plan.check(world_size)
-        if transport not in ("tcp", "shm"):
-            msg = f"transport={transport!r} must be 'tcp' or 'shm'."
-            raise UsageError(msg)
+        check_transport(transport)
         if leaks not in ("raise", "allow"):
             msg = f"leaks={leaks!r} must be 'raise' or 'allow'."
             raise UsageError(msg)
@@ -440,7 +438,7 @@ def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...
     if isinstance(given, str) or not isinstance(given, Iterable):
         msg = f"names={names!r} must be {world_size} different names, one for each rank."
         raise UsageError(msg)
-    given = tuple(given)
+    given = tuple(itertools.islice(given, MAX_WORLD_SIZE + 1))
     for name in given:
         if not isinstance(name, str) or not name or len(name) >= 128:
             msg = f"names={names!r}: {name!r} must be a string of 1 to 127 characters."

@@ -7,6 +7,8 @@ cluster, so answers may come in any order.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import itertools
 import os
 import re
@@ -75,6 +77,35 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
         msg = f"expect={expect!r} must be {world_size} Counters, one for each rank."
         raise UsageError(msg)
     return tuple(given)
+
+
+def _check_keep(fn: object, keep: object) -> None:
+    """Raises:
+    UsageError: it is no bool, or could as well be meant for `fn`.
+    """
+    if not isinstance(keep, bool):
+        msg = (
+            f"keep={keep!r} (type {type(keep).__name__}) must be True or False: it says whether "
+            f"the value stays in the rank. To pass a keep to the function, call "
+            f"functools.partial(fn, keep=...)."
+        )
+        raise UsageError(msg)
+    if isinstance(fn, functools.partial) and "keep" in fn.keywords:
+        return
+    try:
+        parameter = inspect.signature(cast("Callable[..., Any]", fn)).parameters.get("keep")
+    except (TypeError, ValueError):
+        return  # no function, which is told later, or a builtin that does not say
+    if parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    ):
+        msg = (
+            f"keep={keep!r} is ambiguous: {getattr(fn, '__qualname__', fn)!r} has a parameter "
+            f"keep, and so has call, where it says whether the value stays in the rank. Call "
+            f"functools.partial(fn, keep=...) to pass one to the function."
+        )
+        raise UsageError(msg)
 
 
 def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]]) -> bool:
@@ -149,16 +180,17 @@ class RankProxy:
 
     @overload
     def call(
-        self, fn: Callable[..., Any], *args: Any, keep: Literal[True], **kwargs: Any
+        self, fn: Callable[..., Any], /, *args: Any, keep: Literal[True], **kwargs: Any
     ) -> Any: ...
     @overload
-    def call(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
 
         Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
         value stays in the rank, and the handle that comes back stands for it in later calls there
-        (an RRef must stay: it has no meaning outside its rank).
+        (an RRef must stay: it has no meaning outside its rank). A function that has a `keep` of
+        its own gets it by ``functools.partial(fn, keep=...)``.
 
         Raises:
             Exception: what `fn` raised, with the rank's traceback as its cause.
@@ -167,6 +199,8 @@ class RankProxy:
             RankDied, RankHung: the rank did not live, or did not answer.
         """
         __tracebackhide__ = True
+        if "keep" in kwargs:
+            _check_keep(fn, kwargs["keep"])
         if not kwargs.pop("keep", False):
             return self.submit(fn, *args, **kwargs).result()
         number = next(self._cluster._numbers)
@@ -178,7 +212,7 @@ class RankProxy:
         released.atexit = False
         return kept
 
-    def submit(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
         """As :meth:`call`, but return a future at once."""
         return self._cluster._submit(self.rank, fn, args, kwargs)
 
@@ -416,7 +450,9 @@ class Cluster:
         Raises:
             UsageError: there is none.
         """
-        number: object = self.names.index(str(rank)) if rank in set(self.names) else rank
+        number: object = rank
+        if isinstance(rank, str) and rank in self.names:
+            number = self.names.index(rank)
         if isinstance(number, bool) or not isinstance(number, int):
             msg = f"rank={rank!r} must be an int from 0 to {self.world_size - 1}, or a rank's name."
             raise UsageError(msg)
@@ -425,7 +461,7 @@ class Cluster:
             raise UsageError(msg)
         return RankProxy(self, number)
 
-    def each(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
         """Run ``fn(*args, **kwargs)`` in every rank at once; the results, by rank.
 
         Raises:
@@ -448,6 +484,10 @@ class Cluster:
                 when the block is left, and the results lack them.
         """
         self._must_run()
+        given: object = is_last
+        if not callable(given):
+            msg = f"is_last={is_last!r} (type {type(is_last).__name__}) must be a function."
+            raise UsageError(msg)
         number = next(self._numbers)
         blob = _functions.dump_call(fn, args, {})
         results: dict[int, R] = {}

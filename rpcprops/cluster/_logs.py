@@ -194,7 +194,7 @@ class RankLog:
         self._scan.feed(piece)
 
     def _data_after(self, start: int, size: int) -> tuple[int, int]:
-        """Where the next data begins and ends. A writer that seeks leaves holes, of a terabyte maybe."""
+        """Where the next data begins and ends: a writer that seeks leaves holes, of any size."""
         try:
             if self._seeker < 0:
                 # A description of its own: to seek in ours would move the writers' position.

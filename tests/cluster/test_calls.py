@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.distributed import rpc
 
+from rpcprops import Cluster
 from rpcprops.cluster import _functions
 from rpcprops.errors import HarnessError, RemoteError, RemoteTraceback, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
@@ -255,9 +256,14 @@ def test_leaving_by_exit_is_no_end_of_the_tests(
 ) -> None:
     """What would end a process is an error of the rank that did it, which goes on."""
     with rpc_cluster(world_size=2) as cluster:
-        for ways in (cluster.on(0).call, cluster.each, cluster.on(0).submit(leave).result):
+        ways: list[Callable[[], Any]] = [
+            lambda: cluster.on(0).call(leave),
+            lambda: cluster.each(leave),
+            cluster.on(0).submit(leave).result,
+        ]
+        for way in ways:
             with pytest.raises(RemoteError, match=f"rank 0 raised {said}") as caught:
-                ways() if ways.__name__ == "result" else ways(leave)
+                way()
             assert said in str(caught.value.__cause__)
         assert cluster.each(add, 1) == [2, 2]
 
@@ -361,7 +367,7 @@ def test_a_stopped_rank_gets_all_that_it_was_sent(rpc_cluster: ClusterFactory) -
         os.kill(rank.call(os.getpid), signal.SIGSTOP)
         began = time.monotonic()
         data = os.urandom(5_000_000)
-        futures = [rank.submit(lambda given: given[::-1], data), rank.submit(add, 1)]
+        futures: list[Any] = [rank.submit(lambda given: given[::-1], data), rank.submit(add, 1)]
         # Handles that are dropped send nothing from within the garbage collector.
         dropper = threading.Thread(target=kept.clear)
         dropper.start()
@@ -373,24 +379,28 @@ def test_a_stopped_rank_gets_all_that_it_was_sent(rpc_cluster: ClusterFactory) -
         assert [future.result() for future in futures] == [data[::-1], 2, 0]
 
 
+def send_junk(cluster: Cluster, *, in_rank: bool) -> None:
+    junk = b"\0\0\0\4junk"
+    cluster.on(0).call(add, 1)
+    channel = cluster._channels[0]
+    if in_rank:
+        channel.sock.send(junk)
+    else:
+        channel.reader.buffer += junk
+    cluster.on(0).call(add, 1)
+
+
 @pytest.mark.parametrize("in_rank", [True, False], ids=["to the rank", "from the rank"])
 def test_a_broken_channel_is_no_death(rpc_cluster: ClusterFactory, in_rank: bool) -> None:
     """What cannot be read as a message is rpcprops's fault, and no rank is blamed for it."""
-    junk = b"\0\0\0\4junk"
-    with pytest.raises(HarnessError, match="the control channel of worker0 is broken") as caught:
-        with rpc_cluster(world_size=1, deadline=5) as cluster:
-            cluster.on(0).call(add, 1)
-            channel = cluster._channels[0]
-            if in_rank:
-                channel.sock.send(junk)
-            else:
-                channel.reader.buffer += junk
-            cluster.on(0).call(add, 1)
+    broken = pytest.raises(HarnessError, match="the control channel of worker0 is broken")
+    with broken as caught, rpc_cluster(world_size=1, deadline=5) as cluster:
+        send_junk(cluster, in_rank=in_rank)
     assert "UnpicklingError" in str(caught.value)
 
 
 def test_a_default_timeout_of_sockets_is_not_for_the_channels(rpc_cluster: ClusterFactory) -> None:
-    """`socket.setdefaulttimeout` in a test leaves ranks waiting, without work, for their next call."""
+    """`socket.setdefaulttimeout` in a test leaves ranks waiting, without work, for a call."""
     socket.setdefaulttimeout(0.2)
     try:
         with rpc_cluster(world_size=1) as cluster:
