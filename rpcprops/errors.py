@@ -8,7 +8,11 @@
 * :class:`HarnessError`: rpcprops itself is at fault.
 
 An exception that a function raised in a rank is none of these: it is raised again as itself, with
-the rank's own traceback as its cause (:class:`RemoteTraceback`).
+the rank's own traceback as its cause (:class:`RemoteTraceback`). So are ``pytest.fail``, ``skip``
+and ``xfail``, ``unittest.SkipTest`` and a false ``hypothesis.assume``: they speak of the test,
+wherever they are called. What would end the test process is an error of the rank's alone
+(:class:`RemoteError`): ``sys.exit``, ``pytest.exit``, KeyboardInterrupt, and every other exception
+that is no :class:`Exception`.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ class RemoteTraceback(Exception):
 
 
 class RemoteError(RpcPropsError):
-    """A rank raised an exception that cannot be pickled; its type and text are in the message."""
+    """A rank raised an exception that cannot be raised here: one that cannot be pickled, or that
+    would end the test process, such as SystemExit. Its type and text are in the message.
+    """
 
 
 class BrokenPromise(RpcPropsError, AssertionError):

@@ -23,6 +23,11 @@ from rpcprops.errors import UsageError
 #: The longest delay, in virtual seconds, that a table accepts.
 MAX_DELAY = 3600.0
 _MAX_INT32 = 2**31 - 1
+#: Above any world: what a loop over its ranks still ends for.
+_MAX_RANKS = 1024
+_MAX_RETRIES = 1000
+#: Above all that there are: where an iterable without an end is let go.
+_MAX_NAMES = 100_000
 
 
 class MessageType(enum.StrEnum):
@@ -69,15 +74,35 @@ def retry_wait(failures: int) -> float:
 
     The waits are 1, 1, 1.5, 2.25, 3.375, … s: ``computeNewRpcRetryTime`` uses the count before it
     is raised, so the first two are equal.
+
+    Raises:
+        UsageError: `failures` is no int from 0 to 1000 (torch retries 20 times at most).
     """
+    _counted("failures", failures, _MAX_RETRIES)
     return sum(1.5 ** max(0, n - 1) for n in range(failures))
 
 
 def delay_milliseconds(delay: float) -> int:
-    """What the agent makes of a delay: the seconds as a C float, times 1000, cut to whole ms."""
+    """What the agent makes of a delay: the seconds as a C float, times 1000, cut to whole ms.
+
+    Raises:
+        UsageError: it is no number in 0 to :data:`MAX_DELAY`.
+    """
+    delay = checked_delay(delay, "delay")
     as_float: float = struct.unpack("f", struct.pack("f", delay))[0]
     product: float = struct.unpack("f", struct.pack("f", as_float * 1000.0))[0]
     return int(product)
+
+
+def _counted(name: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        msg = f"{name}={value!r} (type {type(value).__name__}) must be an int from 0 to {most}."
+        raise UsageError(msg)
+    return value
+
+
+def _ranks(world_size: object) -> range:
+    return range(_counted("world_size", world_size, _MAX_RANKS))
 
 
 def message_type(value: object) -> MessageType:
@@ -113,7 +138,7 @@ def _message_types(value: object) -> tuple[MessageType, ...]:
             f"message types, such as ('RREF_USER_DELETE',)."
         )
         raise UsageError(msg)
-    return tuple(sorted({message_type(item) for item in value}))
+    return tuple(sorted({message_type(item) for item in itertools.islice(value, _MAX_NAMES)}))
 
 
 def _fail_count(value: object) -> int:
@@ -334,13 +359,22 @@ class FaultPlan:
         raise UsageError(msg)
 
     def table(self, rank: int) -> FaultTable:
-        """The table of `rank`."""
+        """The table of `rank`.
+
+        Raises:
+            UsageError: it is no int.
+        """
+        given: object = rank
+        if not isinstance(given, int):
+            msg = f"rank={rank!r} (type {type(rank).__name__}) must be an int."
+            raise UsageError(msg)
         return self.by_rank.get(rank, self.default)
 
     def check(self, world_size: int) -> None:
         """Raises:
         UsageError: a rank of the plan lies outside a world of `world_size` ranks.
         """
+        _counted("world_size", world_size, _MAX_RANKS)
         for rank in self.by_rank:
             if rank >= world_size:
                 msg = (
@@ -351,26 +385,36 @@ class FaultPlan:
 
     def afflicted(self, world_size: int) -> tuple[int, ...]:
         """The ranks whose table is not empty."""
-        return tuple(r for r in range(world_size) if not self.table(r).is_empty)
+        return tuple(r for r in _ranks(world_size) if not self.table(r).is_empty)
 
     def is_within_budget(self, world_size: int) -> bool:
         """Whether every rank's table is."""
-        return all(self.table(r).is_within_budget for r in range(world_size))
+        return all(self.table(r).is_within_budget for r in _ranks(world_size))
 
     def fault_names(self, world_size: int) -> tuple[str, ...]:
         """The faults by name: ``1:RREF_USER_DELETE`` fails at rank 1, ``1:delay:…`` comes late."""
         found: list[str] = []
-        for rank in range(world_size):
+        for rank in _ranks(world_size):
             table = self.table(rank)
             found += [f"{rank}:{message}" for message in table.failing]
             found += [f"{rank}:delay:{message}" for message in table.delaying]
         return tuple(found)
 
     def without(self, names: Iterable[str], world_size: int) -> FaultPlan:
-        """This plan less the faults of those names (see :meth:`fault_names`), if it has them."""
-        dropped = set(names)
+        """This plan less the faults of those names (see :meth:`fault_names`), if it has them.
+
+        Raises:
+            UsageError: `names` is no collection, or `world_size` no int from 0 up.
+        """
+        given: object = names
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            msg = f"names={names!r} (type {type(names).__name__}) must be a collection of names."
+            raise UsageError(msg)
+        ranks = _ranks(world_size)
+        listed = list(itertools.islice(names, _MAX_NAMES))
+        dropped = {name for name in self.fault_names(world_size) if name in listed}
         tables: dict[int, FaultTable] = {}
-        for rank in range(world_size):
+        for rank in ranks:
             table = self.table(rank)
             tables[rank] = FaultTable(
                 [m for m in table.messages_to_fail if f"{rank}:{m}" not in dropped],

@@ -127,6 +127,13 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
             self.fault_table = faulty_messages
         elif faulty_messages is not None:
             self.messages_to_fail = cast("list[str]", faulty_messages)
+        given: object = messages_to_delay
+        if given is not None and not isinstance(given, Mapping):
+            msg = (
+                f"messages_to_delay={given!r} (type {type(given).__name__}) must map message types "
+                f"to seconds, or be None."
+            )
+            raise UsageError(msg)
         if messages_to_delay is not None:
             self.messages_to_delay = dict(messages_to_delay)
 

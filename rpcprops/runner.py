@@ -11,13 +11,22 @@ from typing import Any
 
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import TRAINING
-from rpcprops.cluster._spec import ClockChoice, Transport
+from rpcprops.cluster._spec import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict
 from rpcprops.oracle._worlds import padded
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
-from rpcprops.programs import Context, Module, Optimize, Parallel, Program, Settle, Step
+from rpcprops.programs import (
+    Context,
+    Module,
+    Optimize,
+    Parallel,
+    Program,
+    Settle,
+    Step,
+    check_world_size,
+)
 
 _REMEMBERED = 2048
 
@@ -44,6 +53,7 @@ class Runner:
         transport: Transport = "tcp",
     ) -> Outcome:
         """As :func:`rpcprops.run`."""
+        _check(program, plan, world_size, transport)
         rate = self.server.rate_of(clock)
         key = (program, FaultPlan.of(plan), world_size, rate, transport)
         if key not in self._remembered:
@@ -64,6 +74,7 @@ class Runner:
         transport: Transport = "tcp",
     ) -> Outcome:
         """As :meth:`run`, without remembering."""
+        _check(program, plan, world_size, transport)
         faults = FaultPlan.of(plan)
         size = program.world_size if world_size is None else world_size
         if size < program.world_size:
@@ -124,6 +135,19 @@ class Runner:
         finally:
             cluster.kill()
         return replace(cluster.outcome, steps=tuple(steps))
+
+
+def _check(program: object, plan: Any, world_size: object, transport: object) -> None:
+    if not isinstance(program, Program):
+        msg = (
+            f"program={program!r} (type {type(program).__name__}) must be a Program, such as "
+            f"Program(2, (Remote(0, 1, 'a'), Fetch(0, 'a')))."
+        )
+        raise UsageError(msg)
+    FaultPlan.of(plan)
+    if world_size is not None:
+        check_world_size(world_size)
+    check_transport(transport)
 
 
 def run_step(
@@ -189,9 +213,11 @@ def run(
         transport: "tcp" or "shm".
 
     Raises:
-        UsageError: the plan is not of this world.
+        UsageError: an argument is out of its range, or the plan is not of this world.
         MachineCannot: torch cannot be imported, or a clock's rate cannot be had.
     """
+    # Before a server starts, which takes seconds.
+    _check(program, plan, world_size, transport)
     return default_runner().run(
         program, plan, world_size=world_size, clock=clock, transport=transport
     )

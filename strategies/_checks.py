@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Set
+from typing import TypeVar
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType, message_type
+
+T = TypeVar("T")
+
+#: Where an iterable without an end is let go: above all that any argument may name.
+_MAX_ITEMS = 10_000
+
+
+def first_items(value: Iterable[T]) -> list[T]:
+    """What `value` holds, up to a number that is above all that any argument may name."""
+    return list(itertools.islice(value, _MAX_ITEMS))
 
 
 def shown(name: str, value: object) -> str:
@@ -44,7 +56,7 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
         )
         raise UsageError(msg)
     try:
-        kinds = [message_type(item) for item in value]
+        kinds = [message_type(item) for item in first_items(value)]
     except UsageError as error:
         msg = f"{shown(name, value)}: {error}"
         raise UsageError(msg) from None

@@ -49,7 +49,7 @@ from rpcprops.programs import (
     Value,
     Wait,
 )
-from rpcprops.strategies._checks import shown
+from rpcprops.strategies._checks import first_items, shown
 
 T = TypeVar("T")
 #: A kind of step, and what draws one.
@@ -92,7 +92,9 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
             f"kinds=('remote',) for a single one, or None for all."
         )
         raise UsageError(msg)
-    given = sorted(map(repr, value)) if isinstance(value, Set) else list(map(repr, value))
+    given = list(map(repr, first_items(value)))
+    if isinstance(value, Set):
+        given.sort()
     for kind in given:
         if kind == repr(PARALLEL) and not parallel:
             msg = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from rpcprops.cluster._cluster import Cluster
 
 _NOTED_LINES = 30
+#: Real seconds that a send waits for a rank that takes nothing. The rest then goes out while an
+#: answer is awaited. A rank that reads goes on within milliseconds.
+_SEND_PATIENCE = 0.2
 
 
 @dataclass
@@ -35,7 +38,6 @@ class Channel:
     rank: int
     name: str
     sock: socket.socket
-    reader: _wire.Reader
     log: RankLog
     pid: int = 0
     answers: dict[int, tuple[str, Any]] = field(default_factory=dict)
@@ -53,24 +55,68 @@ class Channel:
     counters_after_shutdown: Counters | None = None
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
+    #: Why nothing can be said to this rank any more although it may live, empty while that works.
+    broken: str = ""
+
+    def __post_init__(self) -> None:
+        self.sock.setblocking(False)
+        self.reader = _wire.Reader(self.sock)
+        self.writer = _wire.Writer(self.sock)
 
     @property
     def lost(self) -> bool:
         return self.reader.closed or self.status is not None
 
-    def send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):
-            # A rank that is gone shows when its answer is awaited.
-            _wire.send(self.sock, message)
+    def send(self, message: tuple[Any, ...], seconds: float) -> None:
+        """Send a message, as long as the rank takes it, and for `seconds` at most.
+
+        What is left then goes out when the cluster reads its channels, once the rank goes on.
+        """
+        self.writer.put(message)
+        self.writer.flush()
+        deadline = time.monotonic() + seconds
+        while self.writer.is_waiting and not self.reader.closed:
+            left = min(_SEND_PATIENCE, deadline - time.monotonic())
+            if left <= 0 or not self.events(left):
+                break
+
+    def events(self, seconds: float) -> int:
+        """Wait for this rank to say or to take something, and do that; what it was, 0 if nothing.
+
+        It is read as well, because a rank that is stuck in an answer may take nothing.
+        """
+        poller = select.poll()
+        poller.register(self.sock, self.awaited_events())
+        happened = 0
+        for _, happened in poller.poll(seconds * 1000):
+            self.handle(happened)
+        return happened
+
+    def awaited_events(self) -> int:
+        """What to wait for on the socket, for `poll`."""
+        return select.POLLIN | (select.POLLOUT if self.writer.is_waiting else 0)
+
+    def handle(self, happened: int) -> None:
+        """Read or write, as `poll` said that it can be done."""
+        if happened & ~select.POLLOUT:
+            self.read()
+        if happened & select.POLLOUT:
+            self.writer.flush()
 
     def read(self) -> None:
         """Take in the answers that have arrived."""
         self.reader.fill()
-        for number, kind, payload in self.reader.messages():
-            if number in self.given_up:
-                self.given_up.remove(number)
-            else:
-                self.answers[number] = (kind, payload)
+        try:
+            for number, kind, payload in self.reader.messages():
+                if kind == "broken":
+                    self.broken = payload
+                elif number in self.given_up:
+                    self.given_up.remove(number)
+                else:
+                    self.answers[number] = (kind, payload)
+        except Exception as error:
+            self.broken = f"what came from it is no message: {error!r}"
+            self.reader.closed = True
 
     def give_up(self, number: int) -> None:
         """Drop that answer, now or when it comes."""
@@ -94,7 +140,8 @@ class Channel:
         notes: list[str] = []
         if self.stack:
             notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")
-        lines = [line for line in self.log.text().splitlines() if line not in self.stack]
+        of_stack = set(self.stack.splitlines())
+        lines = [line for line in self.log.text().splitlines() if line and line not in of_stack]
         if lines:
             last = "\n".join(lines[-_NOTED_LINES:])
             notes.append(f"last lines of {self.name}:\n{last}")

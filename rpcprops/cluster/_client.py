@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from rpcprops import clock as clocks
@@ -19,11 +19,19 @@ from rpcprops.cluster import _finder, _limits, _network, _watcher, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._spec import PROBE_SAYS, ClockChoice, Hello, Leaks, Network, Transport
+from rpcprops.cluster._spec import (
+    PROBE_SAYS,
+    ClockChoice,
+    Hello,
+    Leaks,
+    Network,
+    Transport,
+    check_transport,
+)
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import check_world_size
+from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
 DEFAULT_RATE = 400.0
@@ -303,15 +311,23 @@ class ClusterServer:
             return ""
         return shared_network(self._networks.problem)
 
-    def new_network(self, choice: Network) -> list[int]:
-        """Descriptors of the network of one more world; none for the machine's.
+    @contextlib.contextmanager
+    def new_network(self, choice: Network) -> Iterator[list[int]]:
+        """Descriptors of the network of one more world, closed at the end; none for the machine's.
 
         Raises:
             MachineCannot: there is no such network here.
         """
         descriptors = [] if choice == "host" else self._networks.take()
-        if descriptors:
-            return descriptors
+        if not descriptors:
+            self._check_machine_network(choice)
+        try:
+            yield descriptors
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _check_machine_network(self, choice: Network) -> None:
         if choice == "private":
             msg = (
                 f"network='private' cannot be had: {self._networks.problem}. network='auto' takes "
@@ -324,7 +340,6 @@ class ClusterServer:
                 "`ip link set lo up` brings it up."
             )
             raise MachineCannot(msg)
-        return []
 
     def _end_watcher(self, process: subprocess.Popen[bytes]) -> None:
         """Have the watcher kill all that is below it, and wait until it has."""
@@ -607,9 +622,7 @@ class ClusterServer:
         self._replace_if_dead()
         plan = FaultPlan.of(faults)
         plan.check(world_size)
-        if transport not in ("tcp", "shm"):
-            msg = f"transport={transport!r} must be 'tcp' or 'shm'."
-            raise UsageError(msg)
+        check_transport(transport)
         if leaks not in ("raise", "allow"):
             msg = f"leaks={leaks!r} must be 'raise' or 'allow'."
             raise UsageError(msg)
@@ -665,7 +678,7 @@ def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...
     if isinstance(given, str) or not isinstance(given, Iterable):
         msg = f"names={names!r} must be {world_size} different names, one for each rank."
         raise UsageError(msg)
-    given = tuple(given)
+    given = tuple(itertools.islice(given, MAX_WORLD_SIZE + 1))
     for name in given:
         if not isinstance(name, str) or not name or len(name) >= 128:
             msg = f"names={names!r}: {name!r} must be a string of 1 to 127 characters."

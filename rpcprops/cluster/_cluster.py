@@ -7,17 +7,23 @@ cluster, so answers may come in any order.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import itertools
 import os
 import re
+import resource
 import select
 import socket
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+import psutil
 
 from rpcprops import errors
 from rpcprops.cluster import _functions, _wire
@@ -53,6 +59,12 @@ _DEATH_SECONDS = 1.0
 _LAST_DEATH_SECONDS = 0.3
 #: A settle that is out of time tells what is held, instead of waiting for one more look.
 _LAST_LOOK_SECONDS = 1.0
+#: How much of a log is read before the channels are looked at again.
+_LOG_PIECE = 32 << 20
+#: A log that has grown by so much is read again after so many real seconds, another one later.
+_LOUD = 1 << 20
+_LOUD_SECONDS = 0.02
+_QUIET_SECONDS = 0.1
 
 
 def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple[Counters, ...]:
@@ -67,6 +79,35 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
     return tuple(given)
 
 
+def _check_keep(fn: object, keep: object) -> None:
+    """Raises:
+    UsageError: it is no bool, or could as well be meant for `fn`.
+    """
+    if not isinstance(keep, bool):
+        msg = (
+            f"keep={keep!r} (type {type(keep).__name__}) must be True or False: it says whether "
+            f"the value stays in the rank. To pass a keep to the function, call "
+            f"functools.partial(fn, keep=...)."
+        )
+        raise UsageError(msg)
+    if isinstance(fn, functools.partial) and "keep" in fn.keywords:
+        return
+    try:
+        parameter = inspect.signature(cast("Callable[..., Any]", fn)).parameters.get("keep")
+    except (TypeError, ValueError):
+        return  # no function, which is told later, or a builtin that does not say
+    if parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    ):
+        msg = (
+            f"keep={keep!r} is ambiguous: {getattr(fn, '__qualname__', fn)!r} has a parameter "
+            f"keep, and so has call, where it says whether the value stays in the rank. Call "
+            f"functools.partial(fn, keep=...) to pass one to the function."
+        )
+        raise UsageError(msg)
+
+
 def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]]) -> bool:
     """Whether some call has not run as often as it must."""
     return any(
@@ -74,6 +115,22 @@ def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]])
         for seen, wanted in zip(ran, calls, strict=False)
         for call, times in wanted.items()
     )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _broken_channel(channel: Channel) -> HarnessError:
+    msg = (
+        f"the control channel of {channel.name} is broken: {channel.broken.rstrip()}\n"
+        f"Unless a function of yours wrote to a descriptor that it had not opened, or closed one, "
+        f"rpcprops is at fault."
+    )
+    return HarnessError(msg)
 
 
 class RankFuture(Generic[R]):
@@ -96,7 +153,9 @@ class RankFuture(Generic[R]):
 
         Raises:
             RankDied, RankHung: the rank did not live, or did not answer, to give one.
-            Exception: what the function raised in the rank.
+            RemoteError: the function raised what would end this process (SystemExit, say), or what
+                cannot be pickled.
+            Exception: what else the function raised in the rank.
         """
         __tracebackhide__ = True
         if not self.done():
@@ -121,31 +180,39 @@ class RankProxy:
 
     @overload
     def call(
-        self, fn: Callable[..., Any], *args: Any, keep: Literal[True], **kwargs: Any
+        self, fn: Callable[..., Any], /, *args: Any, keep: Literal[True], **kwargs: Any
     ) -> Any: ...
     @overload
-    def call(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
 
         Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
         value stays in the rank, and the handle that comes back stands for it in later calls there
-        (an RRef must stay: it has no meaning outside its rank).
+        (an RRef must stay: it has no meaning outside its rank). A function that has a `keep` of
+        its own gets it by ``functools.partial(fn, keep=...)``.
 
         Raises:
             Exception: what `fn` raised, with the rank's traceback as its cause.
+            RemoteError: `fn` raised what would end this process (SystemExit, say), or what cannot
+                be pickled.
             RankDied, RankHung: the rank did not live, or did not answer.
         """
         __tracebackhide__ = True
+        if "keep" in kwargs:
+            _check_keep(fn, kwargs["keep"])
         if not kwargs.pop("keep", False):
             return self.submit(fn, *args, **kwargs).result()
         number = next(self._cluster._numbers)
         self._cluster._submit(self.rank, fn, args, kwargs, keep=number).result()
         kept = _functions.KeptValue(self.rank, number)
-        weakref.finalize(kept, self._cluster._release, self.rank, number)
+        # Garbage may be collected at any moment and in any thread, even in the middle of a send:
+        # the release only waits here, and goes out with the cluster's next message.
+        released = weakref.finalize(kept, self._cluster._released.append, (self.rank, number))
+        released.atexit = False
         return kept
 
-    def submit(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
         """As :meth:`call`, but return a future at once."""
         return self._cluster._submit(self.rank, fn, args, kwargs)
 
@@ -195,6 +262,8 @@ class Cluster:
         self._peer: Peer | None = None
         self._world = 0  # its number at the server, once that was asked for it
         self._channels: list[Channel] = []
+        #: Values that nobody holds any more, by rank and number.
+        self._released: deque[tuple[int, int]] = deque()
         self._numbers = itertools.count(1)
         self._phases: list[PhaseOutcome] = []
         self._found: list[Violation] = []
@@ -270,50 +339,34 @@ class Cluster:
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
         peer.clusters += 1
-        networks = self.server.new_network(self.network)
-        spec = WorldSpec(
-            names=self.names,
-            plan=self.plan,
-            rate=self.rate,
-            origin_ns=time.monotonic_ns(),
-            transport=self.transport,
-            rpc_timeout=self._rpc_timeout,
-            num_worker_threads=self._num_worker_threads,
-            ignore_leaks=self.leaks == "allow",
-            init=self.init,
-            networks=len(networks),
-            import_in_ranks=in_ranks,
-        )
         with self._phase("start", self.deadlines.start) as phase:
             number = next(self.server._numbers)
-            store = os.memfd_create("rpcprops-store")
-            theirs: list[socket.socket] = []
-            for rank, name in enumerate(self.names):
-                ours, other = socket.socketpair()
-                theirs.append(other)
-                # A rank that has stopped must not stop us: what it does not take in time is lost.
-                ours.settimeout(self.deadlines.look)
-                log = RankLog(f"rpcprops-{name}")
-                self._channels.append(Channel(self, rank, name, ours, _wire.Reader(ours), log))
-            try:
-                self._world = number
-                _wire.send(
-                    peer.sock,
-                    ("fork", number, spec),
-                    [
-                        store,
-                        *(s.fileno() for s in theirs),
-                        *(c.log.fd for c in self._channels),
-                        *networks,
-                    ],
+            with (
+                self._open_channels() as theirs,
+                self.server.new_network(self.network) as networks,
+            ):
+                spec = WorldSpec(
+                    names=self.names,
+                    plan=self.plan,
+                    rate=self.rate,
+                    origin_ns=time.monotonic_ns(),
+                    transport=self.transport,
+                    rpc_timeout=self._rpc_timeout,
+                    num_worker_threads=self._num_worker_threads,
+                    ignore_leaks=self.leaks == "allow",
+                    init=self.init,
+                    networks=len(networks),
+                    import_in_ranks=in_ranks,
                 )
-            except OSError:
-                raise self.server.died() from None
-            finally:
-                for descriptor in (store, *networks):
-                    os.close(descriptor)
-                for sock in theirs:
-                    sock.close()
+                self._world = number
+                try:
+                    _wire.send(
+                        peer.sock,
+                        ("fork", number, spec),
+                        [*theirs, *(c.log.fd for c in self._channels), *networks],
+                    )
+                except OSError:
+                    raise self.server.died() from None
             while not self._take_pids():
                 if number in peer.refused:
                     self._world = 0  # The server has killed what there was of it.
@@ -325,6 +378,40 @@ class Cluster:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
             self._gather(phase, 0, "did not join the world")
+
+    @contextlib.contextmanager
+    def _open_channels(self) -> Iterator[list[int]]:
+        """Make a channel for each rank; the descriptors of the store and of the ranks' ends.
+
+        Raises:
+            MachineCannot: this process has no descriptors left for them.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                theirs = [os.memfd_create("rpcprops-store")]
+                stack.callback(os.close, theirs[0])
+                for rank, name in enumerate(self.names):
+                    ours, other = socket.socketpair()
+                    stack.callback(other.close)
+                    theirs.append(other.fileno())
+                    # Once it is a channel, `kill` closes it.
+                    with contextlib.ExitStack() as unfinished:
+                        unfinished.callback(ours.close)
+                        # What a user sets by socket.setdefaulttimeout is not for these.
+                        other.setblocking(True)
+                        log = RankLog(f"rpcprops-{name}")
+                        self._channels.append(Channel(self, rank, name, ours, log))
+                        unfinished.pop_all()
+            except OSError as error:
+                self.kill()
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                msg = (
+                    f"a cluster of {self.world_size} ranks needs {3 * self.world_size + 1} file "
+                    f"descriptors in this process, which may have {limit}: {error}. Raise that "
+                    f"limit (ulimit -n 4096), or close files that are not needed."
+                )
+                raise MachineCannot(msg) from error
+            yield theirs
 
     def _take_pids(self) -> bool:
         """Whether the ranks are forked; they then have their process numbers."""
@@ -372,7 +459,9 @@ class Cluster:
         Raises:
             UsageError: there is none.
         """
-        number: object = self.names.index(str(rank)) if rank in set(self.names) else rank
+        number: object = rank
+        if isinstance(rank, str) and rank in self.names:
+            number = self.names.index(rank)
         if isinstance(number, bool) or not isinstance(number, int):
             msg = f"rank={rank!r} must be an int from 0 to {self.world_size - 1}, or a rank's name."
             raise UsageError(msg)
@@ -381,7 +470,7 @@ class Cluster:
             raise UsageError(msg)
         return RankProxy(self, number)
 
-    def each(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
         """Run ``fn(*args, **kwargs)`` in every rank at once; the results, by rank.
 
         Raises:
@@ -404,16 +493,20 @@ class Cluster:
                 when the block is left, and the results lack them.
         """
         self._must_run()
+        given: object = is_last
+        if not callable(given):
+            msg = f"is_last={is_last!r} (type {type(is_last).__name__}) must be a function."
+            raise UsageError(msg)
         number = next(self._numbers)
         blob = _functions.dump_call(fn, args, {})
         results: dict[int, R] = {}
         with self._phase("run", self.deadlines.run) as phase:
             self._runs_to_exit = True
             for channel in self._channels:
-                channel.send(("last", number, blob))
+                self._send(channel, ("last", number, blob))
             while True:
                 self._pump(min(phase.left(), 0.5))
-                self._must_have_server()
+                self._must_be_connected()
                 for channel in self._channels:
                     if number not in channel.answers:
                         continue
@@ -421,11 +514,7 @@ class Cluster:
                     if seen is not None:
                         channel.note_look(seen)
                     if kind == "error":
-                        error = _functions.load_error(payload, channel.rank)
-                        if not isinstance(error, Exception):
-                            # An exit of a rank is none of this process.
-                            raise errors.RemoteError(repr(error)) from error
-                        raise error
+                        raise _functions.load_error(payload, channel.rank)
                     results[channel.rank] = cast("R", _functions.loads(payload))
                     if is_last(results[channel.rank]):
                         self._look_for_deaths(phase, results, number)
@@ -607,7 +696,8 @@ class Cluster:
             number = next(self._numbers)
             awaited[number] = branch
             index, step = branch[0]
-            self._channel_of(step).send(("step", number, index, step, dict(contexts)))
+            message = ("step", number, index, step, dict(contexts))
+            self._send(self._channel_of(step), message)
 
         pause = max(
             sum(getattr(step, "seconds", 0.0) for _, step in branch) / self.rate
@@ -672,7 +762,7 @@ class Cluster:
         with self._phase("shutdown", self.deadlines.shutdown) as phase:
             number = next(self._numbers)
             for channel in self._channels:
-                channel.send(("exit", number, self.init))
+                self._send(channel, ("exit", number, self.init))
             answers = self._gather(phase, number, "does not shut down")
             if answers is None:
                 return
@@ -687,7 +777,7 @@ class Cluster:
                     channel.shutdown_error = RaisedError(type(error).__name__, text_of(error))
             while any(c.status is None for c in self._channels):
                 self._pump(min(phase.left(), 0.5))
-                self._must_have_server()
+                self._must_be_connected()
                 if phase.left() <= 0:
                     self._hung(
                         phase, [c for c in self._channels if c.status is None], "does not exit"
@@ -740,7 +830,7 @@ class Cluster:
         channel = self._channels[rank]
         # The phase is there even if the answer comes while something else is awaited.
         with self._phase("run", self.deadlines.run):
-            channel.send(("call", number, blob, keep))
+            self._send(channel, ("call", number, blob, keep))
         return RankFuture(channel, number)
 
     def _must_run(self) -> None:
@@ -751,9 +841,15 @@ class Cluster:
             msg = "the ranks have run to their exit; make another cluster for more calls."
             raise UsageError(msg)
 
-    def _release(self, rank: int, number: int) -> None:
-        if not self._over:
-            self._channels[rank].send(("release", number))
+    def _send(self, channel: Channel, message: tuple[Any, ...]) -> None:
+        self._send_releases()
+        channel.send(message, self.deadlines.look)
+
+    def _send_releases(self) -> None:
+        """Let the ranks drop the values that nobody holds here any more."""
+        while self._released:
+            rank, number = self._released.popleft()
+            self._channels[rank].writer.put(("release", number))
 
     def _answer(self, channel: Channel, number: int) -> tuple[str, Any]:
         __tracebackhide__ = True
@@ -776,7 +872,7 @@ class Cluster:
         """Ask every rank what it holds; None when one cannot answer (which is then found)."""
         number = next(self._numbers)
         for channel in self._channels:
-            channel.send(("look", number))
+            self._send(channel, ("look", number))
         own = phase or Phase("run", self.deadlines.look)
         answers = self._gather(own, number, "does not answer the control channel", wait)
         if answers is not None:
@@ -831,6 +927,12 @@ class Cluster:
         peer = self._peer
         if peer is None or self._over:
             return
+        self._send_releases()
+        # Logs are read while ranks write them, so that those of loud ranks do not pile up.
+        taken = max([channel.log.take(_LOG_PIECE) for channel in self._channels], default=0)
+        if taken >= _LOG_PIECE:
+            seconds = 0.0
+        seconds = min(seconds, _LOUD_SECONDS if taken >= _LOUD else _QUIET_SECONDS)
         poller = select.poll()
         by_fd: dict[int, Channel] = {}
         if not peer.reader.closed:
@@ -838,30 +940,37 @@ class Cluster:
         for channel in self._channels:
             if not channel.reader.closed:
                 by_fd[channel.sock.fileno()] = channel
-                poller.register(channel.sock, select.POLLIN)
-        for fd, _ in poller.poll(max(0.0, seconds) * 1000):
+                poller.register(channel.sock, channel.awaited_events())
+        for fd, happened in poller.poll(max(0.0, seconds) * 1000):
             if fd in by_fd:
-                by_fd[fd].read()
+                by_fd[fd].handle(happened)
             else:
                 peer.read()
         for channel in self._channels:
             if channel.status is None and channel.pid in peer.ended:
                 channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
 
-    def _must_have_server(self) -> None:
+    def _must_be_connected(self) -> None:
         if self._peer is None or self._peer.reader.closed:
             raise self.server.died()
+        for channel in self._channels:
+            if channel.broken:
+                raise _broken_channel(channel)
 
     def _dead(self, phase: Phase, awaited: int) -> bool:
         """Whether a rank has died before its time, or before that answer; that is then found."""
-        self._must_have_server()
+        self._must_be_connected()
         closed = [c for c in self._channels if c.reader.closed and c.status is None]
         if closed:
             # Its exit is reported by the server, a moment later.
             deadline = time.monotonic() + 5
             while any(c.status is None for c in closed) and time.monotonic() < deadline:
                 self._pump(0.2)
-                self._must_have_server()
+                self._must_be_connected()
+            for channel in closed:
+                if channel.status is None and _lives(channel.pid):
+                    channel.broken = "it has closed, and its process lives on"
+            self._must_be_connected()
         dead = [c for c in self._channels if c.status is not None]
         if phase.name == "shutdown":
             # Here ranks leave by themselves, once they have answered.
@@ -914,14 +1023,14 @@ class Cluster:
         alive = [c for c in self._channels if c.status is None]
         if self._peer is None or not alive:
             return
-        sizes = {c.rank: c.log.size() for c in alive}
+        marks = {c.rank: c.log.mark() for c in alive}
         with contextlib.suppress(OSError):
             _wire.send(self._peer.sock, ("stacks", [c.pid for c in alive]))
         # faulthandler writes from the signal handler, in well under this.
         self._pump(0.0)
         time.sleep(0.3)
         for channel in alive:
-            channel.stack = channel.log.text_from(sizes[channel.rank])
+            channel.stack = channel.log.text_from(marks[channel.rank])
 
     def _make_outcome(self) -> Outcome:
         return Outcome(

@@ -27,6 +27,8 @@ _kept: dict[int, Any] = {}
 #: The user's script here, and in ranks, where its name keeps the guarded part shut.
 _MAIN = ("__main__", "__mp_main__")
 
+_PYTEST_OUTCOMES = "_pytest.outcomes"
+
 _RRefs = "rref can only be pickled when using RPC"
 
 
@@ -43,6 +45,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return super().reducer_override(obj)
             if _find(main, obj.__qualname__) is obj:
                 return _import_member, ("__main__", obj.__qualname__)
+        outcomes = sys.modules.get(_PYTEST_OUTCOMES)
+        if isinstance(obj, type) and outcomes and _find(outcomes, obj.__qualname__) is obj:
+            # Skipped, Failed and Exit say that they are of `builtins`, where nobody finds them.
+            return _import_member, (_PYTEST_OUTCOMES, obj.__qualname__)
         if isinstance(obj, types.FunctionType):
             module = sys.modules.get(obj.__module__ or "")
             if module is not None and obj.__globals__ is module.__dict__:
@@ -184,7 +190,12 @@ def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
 
 
 def load_error(blob: bytes, rank: int) -> BaseException:
-    """The exception of an answer, with the rank's traceback as its cause."""
+    """The exception of an answer, with the rank's traceback as its cause.
+
+    It is the exception itself, where to raise it here says what it said there. One that would end
+    this process or its event loop (an exit, an interrupt) is the rank's alone, and comes as a
+    :class:`RemoteError` that names it.
+    """
     # The exception is a pickle of its own: what is said of it survives where it does not.
     pickled, said, text = pickle.loads(blob)
     error: BaseException = RemoteError(said)
@@ -192,13 +203,27 @@ def load_error(blob: bytes, rank: int) -> BaseException:
         try:
             found = pickle.loads(pickled)
             # A __reduce__ of the user's may make anything.
-            error = found if isinstance(found, BaseException) else error
+            if isinstance(found, BaseException) and _says_the_same_here(found):
+                error = found
         except Exception as problem:
             error.add_note(f"rpcprops: the exception itself cannot be read here: {problem!r}")
     error.__cause__ = RemoteTraceback(rank, text)
     for note in remedies(said, rank):
         error.add_note(note)
     return error
+
+
+def _says_the_same_here(error: BaseException) -> bool:
+    """Whether an exception that a rank raised may be raised in the test process."""
+    # pytest is imported if one of its exceptions is here, and only then.
+    pytest_outcomes: Any = sys.modules.get(_PYTEST_OUTCOMES)
+    if pytest_outcomes is not None:
+        if isinstance(error, pytest_outcomes.Exit):
+            return False
+        if isinstance(error, pytest_outcomes.OutcomeException):
+            # pytest.fail, skip and xfail speak of the test, wherever they are called.
+            return True
+    return isinstance(error, Exception)
 
 
 def remedies(text: str, rank: int) -> list[str]:

@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any, NoReturn
 
 from torch._C._distributed_autograd import _get_debug_info
@@ -86,10 +87,13 @@ class _Rank:
     def __init__(self, spec: WorldSpec, rank: int, control: socket.socket, store_fd: int) -> None:
         self.spec = spec
         self.rank = rank
+        # The user's socket.setdefaulttimeout is not for this one: a rank waits for what comes.
+        control.setblocking(True)
         self.control = control
         self.reader = _wire.Reader(control)
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.interrupts = _Interrupts()
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
         self.fixture = fixture.RankFixture(
             rank=rank,
@@ -128,6 +132,8 @@ class _Rank:
         return self.serve()
 
     def answer(self, number: int, kind: str, payload: Any) -> None:
+        # This blocks for as long as the test process does not read, looks included; but who asks
+        # for one reads until it has come.
         with self.sending:
             _wire.send(self.control, (number, kind, payload))
 
@@ -145,10 +151,15 @@ class _Rank:
             os._exit(EXIT_CHANNEL_LOST)
         except BaseException:
             traceback.print_exc()
+            # What arrives cannot be read any more, or a look failed; what is sent still arrives.
+            with contextlib.suppress(OSError):
+                self.answer(0, "broken", traceback.format_exc())
             os._exit(EXIT_CONTROL_FAILED)
 
     def serve(self) -> int:
         """The main thread: calls in order, until told to exit."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.interrupts.handle)
         while True:
             message = self.work.get()
             kind = message[0]
@@ -182,7 +193,8 @@ class _Rank:
     def result_of(self, blob: bytes, keep: int = 0) -> tuple[str, bytes]:
         """Run a call: "ok" or "error", and what it returned or raised."""
         try:
-            result = _call(blob)
+            with self.interrupts.let_through():
+                result = _call(blob)
             if keep:
                 _functions.keep(keep, result)
                 return "ok", _functions.dumps(None)
@@ -224,6 +236,36 @@ class _Rank:
             seen["late"] = clock.lateness().maximum
             seen["delays"] = dict(zip(self.delays, clock.sleep_counts(), strict=False))
         return seen
+
+
+class _Interrupts:
+    """SIGINT in a rank: a KeyboardInterrupt of the user's code, and of nothing else.
+
+    One that comes between two calls waits for the next. Here it would cut an answer off, and the
+    rank with it.
+    """
+
+    def __init__(self) -> None:
+        self.passing = False
+        self.waiting = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Do what Python's own handler does, now or later."""
+        if self.passing:
+            raise KeyboardInterrupt
+        self.waiting = True
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """For code of the user's."""
+        try:
+            self.passing = True
+            if self.waiting:
+                self.waiting, self.passing = False, False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.passing = False
 
 
 def _call(blob: bytes) -> Any:

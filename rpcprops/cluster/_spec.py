@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpcprops.cluster._finder import ModuleMap
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 
 Transport = Literal["tcp", "shm"]
@@ -14,6 +15,16 @@ ClockChoice = Literal["auto", "real"] | float
 #: The network of the ranks of a world: one of their own where this machine allows it ("auto"), one
 #: of their own or none at all ("private"), or the machine's ("host").
 Network = Literal["auto", "private", "host"]
+
+
+def check_transport(transport: object) -> None:
+    """Raises:
+    UsageError: it is neither "tcp" nor "shm".
+    """
+    if transport not in ("tcp", "shm"):
+        msg = f"transport={transport!r} must be 'tcp' or 'shm'."
+        raise UsageError(msg)
+
 
 #: How the line begins with which a clock's probe says, in the server's log, why it cannot answer.
 PROBE_SAYS = "the probe of the clock: "

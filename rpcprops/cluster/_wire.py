@@ -8,10 +8,13 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 _HEADER = struct.Struct("!I")
+#: The longest pickle that the header can count.
+MAX_MESSAGE = 2**32 - 1
 _CHUNK = 1 << 16
 #: More descriptors than a fork of sixteen ranks passes.
 _MAX_DESCRIPTORS = 64
@@ -35,6 +38,42 @@ def send(sock: socket.socket, message: object, descriptors: Sequence[int] = ()) 
         data = data[sent:]
     if data:
         sock.sendall(data)
+
+
+class Writer:
+    """Messages on their way to a socket that does not block.
+
+    What the socket does not take waits here, in order, and goes on where it stopped: a message is
+    never cut off by one that follows it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._waiting: deque[memoryview] = deque()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something has not gone out yet."""
+        return bool(self._waiting)
+
+    def put(self, message: object) -> None:
+        """Let a message wait for its turn."""
+        self._waiting.append(memoryview(pack(message)))
+
+    def flush(self) -> None:
+        """Send what the socket takes now. When the other end is gone, nothing waits any more."""
+        try:
+            while self._waiting:
+                sent = self.sock.send(self._waiting[0])
+                if sent < len(self._waiting[0]):
+                    self._waiting[0] = self._waiting[0][sent:]
+                else:
+                    self._waiting.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            # That it is gone shows to who waits for its answer.
+            self._waiting.clear()
 
 
 class Reader:

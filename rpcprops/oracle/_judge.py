@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from rpcprops.errors import UsageError
@@ -15,7 +15,14 @@ from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._log_errors import log_violations
 from rpcprops.oracle._model import Prediction, StepPrediction
 from rpcprops.oracle._worlds import owner_slack, padded, shutdown_violations, unsettled
-from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
+from rpcprops.outcomes import (
+    Counters,
+    Outcome,
+    PhaseOutcome,
+    RankOutcome,
+    StepOutcome,
+    Violation,
+)
 from rpcprops.programs import Context, Leaf, Program, Refused, Settle
 
 
@@ -30,8 +37,10 @@ def judge(
         outcome: what :func:`rpcprops.run`, or a cluster, returned.
 
     Raises:
-        UsageError: the plan is not of this world.
+        UsageError: the plan or the outcome is not of this world, or an argument is none of these.
     """
+    faults = FaultPlan.of(plan)
+    _check(program, outcome)
     found = [*_phases(outcome), *_deaths(outcome)]
     if program is None:
         shut = outcome.phase("shutdown")
@@ -43,10 +52,42 @@ def judge(
     if outcome.world_size < program.world_size:
         msg = f"an outcome of {outcome.world_size} ranks is of no program for {program.world_size}."
         raise UsageError(msg)
-    faults = FaultPlan.of(plan)
     prediction = predict_for(program, faults, outcome)
     judged = _of_program(program, faults, prediction, outcome, found)
     return (*judged, *log_violations(program, prediction, outcome, list(judged)))
+
+
+def _check(program: object, outcome: object) -> None:
+    for name, value, kind in (("program", program, Program | None), ("outcome", outcome, Outcome)):
+        if not isinstance(value, kind):
+            words = "an Outcome" if kind is Outcome else "a Program or None"
+            msg = f"{name}={value!r} (type {type(value).__name__}) must be {words}."
+            raise UsageError(msg)
+    for item in fields(Outcome):
+        value = getattr(outcome, item.name)
+        kinds = _FIELDS.get(item.name)
+        if kinds is None:
+            is_right = isinstance(value, str)
+        elif isinstance(kinds, tuple):
+            is_right = isinstance(value, kinds) and not isinstance(value, bool)
+        else:
+            is_right = isinstance(value, tuple) and all(isinstance(one, kinds) for one in value)
+        if not is_right:
+            msg = (
+                f"outcome.{item.name}={value!r} (type {type(value).__name__}) must be what "
+                f"rpcprops.run, or a cluster, gives."
+            )
+            raise UsageError(msg)
+
+
+#: What the fields of an outcome hold: a number, or a tuple of these; the others are words.
+_FIELDS: dict[str, Any] = {
+    "world_size": (int,),
+    "clock_rate": (int, float),
+    "phases": PhaseOutcome,
+    "ranks": RankOutcome,
+    "steps": StepOutcome,
+}
 
 
 def _of_program(
@@ -76,6 +117,9 @@ def _of_program(
     if ended != len(program.leaves):
         found.append(Violation("UnexpectedError", f"the program stopped after {ended} steps"))
         return tuple(unclear or found)
+    if len(outcome.ranks) != outcome.world_size:
+        msg = f"an outcome of {outcome.world_size} ranks must hold each, not {len(outcome.ranks)}."
+        raise UsageError(msg)
     if program.settles:
         found += unsettled(
             [rank.counters or Counters() for rank in outcome.ranks],

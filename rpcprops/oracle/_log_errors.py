@@ -53,12 +53,13 @@ def log_errors(log: str) -> Iterator[LogError]:
             if pattern.search(line):
                 yield LogError(kind, line.strip())
         if line == _TRACEBACK:
-            yield LogError("traceback", _end_of_traceback(lines[number + 1 :]))
+            yield LogError("traceback", _end_of_traceback(lines, number + 1))
 
 
-def _end_of_traceback(lines: list[str]) -> str:
-    """The line that names the exception, with the rest of its message."""
-    for number, line in enumerate(lines):
+def _end_of_traceback(lines: list[str], start: int) -> str:
+    """The line from `start` on that names the exception, with the rest of its message."""
+    for number in range(start, len(lines)):
+        line = lines[number]
         if line and not line[0].isspace():
             rest = [more for more in lines[number + 1 : number + 4] if more]
             return "\n".join([line, *rest])

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, cast, get_type_hints
+
+import msgspec
 
 from rpcprops.errors import UsageError
 from rpcprops.programs._scope import Scope
-from rpcprops.programs._steps import Leaf, Parallel, Step
+from rpcprops.programs._steps import STEP_TYPES, Leaf, Parallel, Step
 
 MAX_WORLD_SIZE = 16
+#: Far more than anybody runs: what goes on and on is refused before it fills the memory.
+_MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,7 @@ class Program:
 
     Raises:
         UsageError: a step names a rank outside the world, or a handle or context that does not
-            exist (any more) at its rank.
+            exist (any more) at its rank; or an argument, of a step too, is of another type.
     """
 
     world_size: int
@@ -29,10 +37,16 @@ class Program:
 
     def __post_init__(self) -> None:
         check_world_size(self.world_size)
-        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "steps", _checked_steps(self.steps))
+        for name, kind in (("name", str), ("settles", bool)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                msg = f"{name}={value!r} (type {type(value).__name__}) must be a {kind.__name__}."
+                raise UsageError(msg)
         scope = Scope(self.world_size)
         for index, step in enumerate(self.steps):
             try:
+                _check_step(step)
                 scope.add(step)
             except UsageError as error:
                 msg = f"step {index}, {step!r}: {error}"
@@ -109,6 +123,63 @@ def _step_lines(step: Step) -> list[str]:
     for branch in step.branches:
         lines += ["    (", *(f"        {leaf!r}," for leaf in branch), "    ),"]
     return [*lines, ")),"]
+
+
+def _checked_steps(steps: object) -> tuple[Any, ...]:
+    found: tuple[Any, ...] | None = None
+    if isinstance(steps, Iterable) and not isinstance(steps, str | bytes):
+        found = tuple(itertools.islice(steps, _MAX_STEPS + 1))
+    if found is None or len(found) > _MAX_STEPS:
+        msg = (
+            f"steps={steps!r} (type {type(steps).__name__}) must be a tuple of at most "
+            f"{_MAX_STEPS} steps, such as (Remote(0, 1, 'a'), Fetch(0, 'a'))."
+        )
+        raise UsageError(msg)
+    return found
+
+
+def _check_step(step: object) -> None:
+    """Raises:
+    UsageError: it is no step, or one of its arguments is of another type than it must be.
+    """
+    if type(step) not in STEP_TYPES.values():
+        msg = (
+            f"a {type(step).__name__} is no step; use "
+            f"{', '.join(cls.__name__ for cls in STEP_TYPES.values())}."
+        )
+        raise UsageError(msg)
+    step = cast("Step", step)
+    if isinstance(step, Parallel):
+        branches: object = step.branches
+        if not isinstance(branches, tuple) or not all(isinstance(b, tuple) for b in branches):
+            msg = f"branches={branches!r} must be a tuple of tuples of steps."
+            raise UsageError(msg)
+        for leaf in itertools.chain(*step.branches):
+            _check_step(leaf)
+        return
+    for name, kind in _argument_types(step.op).items():
+        value = getattr(step, name)
+        try:
+            msgspec.convert(value, kind)
+            # A list passes for a tuple there, and not here: a program is to be hashable.
+            is_right = not isinstance(value, list | set | frozenset)
+        except (msgspec.ValidationError, OverflowError, UnicodeError):
+            is_right = False
+        if not is_right:
+            msg = f"{name}={value!r} (type {type(value).__name__}) must be {_words(kind)}."
+            raise UsageError(msg)
+
+
+@functools.cache
+def _argument_types(op: str) -> dict[str, Any]:
+    """The types of a step's arguments, but for those that :class:`Scope` checks."""
+    hints = get_type_hints(STEP_TYPES[op])
+    checked = ("op", "at", "to", "via", "then", "timeout")
+    return {name: kind for name, kind in hints.items() if name not in checked}
+
+
+def _words(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 def check_world_size(world_size: object) -> int:

@@ -320,8 +320,15 @@ class Parallel(_Shown):
     branches: tuple[tuple[Leaf, ...], ...]
 
     def __post_init__(self) -> None:
-        branches = tuple(tuple(branch) for branch in self.branches)
-        object.__setattr__(self, "branches", branches)
+        given: Any = self.branches
+        if all(isinstance(part, list | tuple) for part in (given, *_parts(given))):
+            given = tuple(tuple(branch) for branch in given)
+        # What is no tuple of tuples is refused by the program, as every argument is.
+        object.__setattr__(self, "branches", given)
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else ()
 
 
 Step: TypeAlias = Leaf | Parallel

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import pytest
 
-from rpcprops import ClusterServer, FaultPlan, FaultTable
+from rpcprops import ClusterServer, FaultPlan, FaultTable, Outcome, Program, judge, run
 from rpcprops.errors import UsageError
+from rpcprops.faults import delay_milliseconds, retry_wait
+from rpcprops.programs import Call, Context, Drop, Parallel, Pause, Remote
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.strategies import message_types, programs
 
 _BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"world_size": 0}, ["world_size=0", "1 to 16"]),
@@ -89,3 +97,112 @@ def test_a_message_that_torch_does_not_know() -> None:
     """A table that torch's agent would refuse in another process is refused here."""
     with pytest.raises(UsageError, match="RREF_FORK"):
         FaultTable(["RREF_FORK"], 1)
+
+
+def keeps(keep: int = 3) -> int:
+    return keep
+
+
+def accepts_any(**given: int) -> dict[str, int]:
+    return given
+
+
+_ODD: list[Any] = [None, [], {}, "", -1, 1.5, math.nan, 10**30, "x" * 1000, b"", object(), True]
+_ODD += [[[]], {1: []}, "\ud800", bytearray(b"x"), 2j]
+
+
+def but(odd: Any, instead: Any, *fine: Any) -> Any:
+    """`odd`, or another value where it is no odd one."""
+    return instead if any(type(odd) is type(one) and odd == one for one in fine) else odd
+
+
+def test_a_keep_of_the_function_is_not_swallowed(rpc_cluster: ClusterFactory) -> None:
+    """Where `keep` could mean two things it is refused, with the way out; that way works."""
+    with rpc_cluster(world_size=1) as cluster:
+        rank = cluster.on(0)
+        call: Any = rank.call
+        for function in (keeps, lambda *, keep: keep):
+            with pytest.raises(UsageError, match=r"keep=True is ambiguous.*functools\.partial"):
+                call(function, keep=True)
+        for value in (5, "yes", None, 1):
+            with pytest.raises(UsageError, match=rf"keep={value!r} .*must be True or False"):
+                call(keeps, keep=value)
+        assert rank.call(keeps) == 3
+        assert rank.call(functools.partial(keeps, keep=5)) == 5
+        kept = rank.call(functools.partial(keeps, keep=6), keep=True)
+        assert rank.call(abs, kept) == 6
+        assert rank.call(accepts_any, fn=1) == {"fn": 1}
+        assert rank.call(dict, rank.call(accepts_any, a=1, keep=True)) == {"a": 1}
+
+
+@pytest.mark.parametrize("odd", _ODD, ids=[str(number) for number in range(len(_ODD))])
+def test_odd_values_of_a_running_cluster(rpc_cluster: ClusterFactory, odd: Any) -> None:
+    """Whatever is passed is refused by a UsageError, at once, and the cluster goes on."""
+    with rpc_cluster(world_size=1) as cluster:
+        for function in (
+            cluster.on,
+            cluster.each,
+            cluster.on(0).call,
+            cluster.on(0).submit,
+            lambda odd: cluster.settle(expect=but(odd, 5, None)),
+            lambda odd: cluster.run_to_exit(odd, is_last=bool),
+            lambda odd: cluster.run_to_exit(abs, 1, is_last=odd),
+        ):
+            with pytest.raises(UsageError):
+                function(odd)
+        assert cluster.on(0).call(abs, -1) == 1
+
+
+_WITHOUT_RANKS: list[Callable[[Any], object]] = [
+    run,
+    lambda odd: run(Program(1), but(odd, [], None)),
+    lambda odd: run(Program(1), world_size=but(odd, [], None)),
+    lambda odd: run(Program(1), transport=odd),
+    lambda odd: judge(but(odd, [], None), None, Outcome(1)),
+    lambda odd: judge(Program(1), None, odd),
+    lambda odd: judge(None, None, odd),
+    lambda odd: judge(Program(1), but(odd, [], None), Outcome(1)),
+    lambda odd: judge(None, but(odd, [], None), Outcome(1)),
+    lambda odd: judge(Program(1), None, Outcome(odd)),
+    lambda odd: judge(Program(1), None, Outcome(1, ranks=(odd,))),
+    lambda odd: Program(1, (odd,)),
+    lambda odd: Program(1, (Parallel(but(odd, 1, [])),)),
+    lambda odd: Program(2, (Call(0, 1, left=odd),)),
+    lambda odd: Program(2, (Remote(0, 1, but(odd, [], "", "x" * 1000, "\ud800")),)),
+    lambda odd: Program(2, (Context(0, "x", path=odd),)),
+    lambda odd: Program(2, (Drop(0, odd),)),
+    lambda odd: Program(2, (Pause(0, but(odd, None, 1.5)),)),
+    lambda odd: FaultPlan().table(but(odd, None, -1, 10**30, True)),
+    lambda odd: FaultPlan().afflicted(odd),
+    lambda odd: FaultPlan().check(odd),
+    lambda odd: FaultPlan().without([], odd),
+    retry_wait,
+    lambda odd: delay_milliseconds(but(odd, None, 1.5)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(_WITHOUT_RANKS)))
+def test_odd_values_where_nothing_starts(number: int) -> None:
+    """Whatever is passed is refused by a UsageError, at once, before a server starts."""
+    before = len(psutil.Process().children())
+    for odd in _ODD:
+        with pytest.raises(UsageError):
+            _WITHOUT_RANKS[number](odd)
+    assert len(psutil.Process().children()) == before
+
+
+def test_iterables_without_an_end_are_let_go() -> None:
+    """What never ends is refused before it fills the memory."""
+    endless: Any = itertools.repeat("RREF_USER_DELETE")
+    steps: Any = itertools.repeat(Pause(0, 0.0))
+    names: Any = map(str, itertools.count())
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="at most 100000 steps"):
+        Program(1, steps)
+    with pytest.raises(UsageError, match="which is no step"):
+        programs(kinds=endless)
+    with pytest.raises(UsageError, match="2 different names"):
+        ClusterServer("real").cluster(world_size=2, names=names)
+    message_types(among=endless)
+    FaultTable(endless, 1)
+    assert time.monotonic() - began < 10

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +17,9 @@ import pytest
 import torch
 from torch.distributed import rpc
 
-from rpcprops.errors import RemoteError, RemoteTraceback, UsageError
+from rpcprops import Cluster
+from rpcprops.cluster import _functions
+from rpcprops.errors import HarnessError, RemoteError, RemoteTraceback, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
 
 counter = 0
@@ -30,6 +36,10 @@ def add(left: int, right: int = 1) -> int:
 
 def fail(text: str) -> None:
     raise ValueError(text)
+
+
+def number_kept() -> int:
+    return len(_functions._kept)
 
 
 def ask(to: str, function: Callable[..., Any], *args: object) -> Any:
@@ -223,15 +233,58 @@ def test_traceback_holds_no_rref(rpc_cluster: ClusterFactory) -> None:
         cluster.settle()
 
 
-def test_leaving_by_exit_is_no_end_of_the_tests(rpc_cluster: ClusterFactory) -> None:
-    """`sys.exit` in a rank's function comes back as the SystemExit that it is."""
+def interrupt_itself() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
 
-    def leaves() -> None:
-        raise SystemExit(4)
 
+def interrupt_when_idle() -> None:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+@pytest.mark.parametrize(
+    ("leave", "said"),
+    [
+        (functools.partial(sys.exit, 0), "SystemExit: 0"),
+        (functools.partial(pytest.exit, "enough"), "Exit: enough"),
+        (interrupt_itself, "KeyboardInterrupt"),
+    ],
+    ids=["sys.exit", "pytest.exit", "SIGINT"],
+)
+def test_leaving_by_exit_is_no_end_of_the_tests(
+    rpc_cluster: ClusterFactory, leave: Callable[[], None], said: str
+) -> None:
+    """What would end a process is an error of the rank that did it, which goes on."""
+    with rpc_cluster(world_size=2) as cluster:
+        ways: list[Callable[[], Any]] = [
+            lambda: cluster.on(0).call(leave),
+            lambda: cluster.each(leave),
+            cluster.on(0).submit(leave).result,
+        ]
+        for way in ways:
+            with pytest.raises(RemoteError, match=f"rank 0 raised {said}") as caught:
+                way()
+            assert said in str(caught.value.__cause__)
+        assert cluster.each(add, 1) == [2, 2]
+
+
+def test_an_interrupt_between_two_calls_waits_for_the_next(rpc_cluster: ClusterFactory) -> None:
+    """SIGINT ends no rank that has nothing to do, and is not lost."""
     with rpc_cluster(world_size=1) as cluster:
-        with pytest.raises(SystemExit):
-            cluster.on(0).call(leaves)
+        cluster.on(0).call(interrupt_when_idle)
+        time.sleep(0.3)
+        with pytest.raises(RemoteError, match="rank 0 raised KeyboardInterrupt"):
+            cluster.on(0).call(add, 1)
+        assert cluster.on(0).call(add, 1) == 2
+
+
+def test_a_test_is_skipped_or_failed_from_a_rank(rpc_cluster: ClusterFactory) -> None:
+    """pytest.skip and pytest.fail speak of the test, wherever they are called."""
+    with rpc_cluster(world_size=1) as cluster:
+        with pytest.raises(pytest.skip.Exception, match="not here"):
+            cluster.on(0).call(pytest.skip, "not here")
+        with pytest.raises(pytest.fail.Exception, match="wrong"):
+            cluster.on(0).call(pytest.fail, "wrong")
         assert cluster.on(0).call(add, 1) == 2
 
 
@@ -304,6 +357,60 @@ def test_kept_values_are_released_at_the_end(rpc_cluster: ClusterFactory) -> Non
             cluster.on(0).call(len, kept)
         del kept
         assert cluster.on(0).call(add, 1) == 2
+
+
+def test_a_stopped_rank_gets_all_that_it_was_sent(rpc_cluster: ClusterFactory) -> None:
+    """What a rank does not read waits without a wait of ours, and arrives whole and in order."""
+    with rpc_cluster(world_size=1, deadline=5) as cluster:
+        rank = cluster.on(0)
+        kept: list[Any] = [rank.call(dict, keep=True) for _ in range(3)]
+        os.kill(rank.call(os.getpid), signal.SIGSTOP)
+        began = time.monotonic()
+        data = os.urandom(5_000_000)
+        futures: list[Any] = [rank.submit(lambda given: given[::-1], data), rank.submit(add, 1)]
+        # Handles that are dropped send nothing from within the garbage collector.
+        dropper = threading.Thread(target=kept.clear)
+        dropper.start()
+        dropper.join()
+        gc.collect()
+        futures += [rank.submit(number_kept)]
+        assert time.monotonic() - began < 3
+        os.kill(cluster._channels[0].pid, signal.SIGCONT)
+        assert [future.result() for future in futures] == [data[::-1], 2, 0]
+
+
+def send_junk(cluster: Cluster, *, in_rank: bool) -> None:
+    junk = b"\0\0\0\4junk"
+    cluster.on(0).call(add, 1)
+    channel = cluster._channels[0]
+    if in_rank:
+        channel.sock.send(junk)
+    else:
+        channel.reader.buffer += junk
+    cluster.on(0).call(add, 1)
+
+
+@pytest.mark.parametrize("in_rank", [True, False], ids=["to the rank", "from the rank"])
+def test_a_broken_channel_is_no_death(rpc_cluster: ClusterFactory, in_rank: bool) -> None:
+    """What cannot be read as a message is rpcprops's fault, and no rank is blamed for it."""
+    broken = pytest.raises(HarnessError, match="the control channel of worker0 is broken")
+    with broken as caught, rpc_cluster(world_size=1, deadline=5) as cluster:
+        send_junk(cluster, in_rank=in_rank)
+    assert "UnpicklingError" in str(caught.value)
+
+
+def test_a_default_timeout_of_sockets_is_not_for_the_channels(rpc_cluster: ClusterFactory) -> None:
+    """`socket.setdefaulttimeout` in a test leaves ranks waiting, without work, for a call."""
+    socket.setdefaulttimeout(0.2)
+    try:
+        with rpc_cluster(world_size=1) as cluster:
+            before = cluster.on(0).call(time.process_time)
+            time.sleep(0.5)
+            data = os.urandom(3_000_000)
+            assert cluster.on(0).call(lambda given: given[::-1], data) == data[::-1]
+            assert cluster.on(0).call(time.process_time) - before < 0.3
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def test_keep_passes_exceptions_on(rpc_cluster: ClusterFactory) -> None:
@@ -396,3 +503,32 @@ def test_output_of_ranks_is_kept(rpc_cluster: ClusterFactory) -> None:
     with rpc_cluster(world_size=1) as cluster:
         cluster.on(0).call(print, "printed there")
     assert "printed there" in cluster.outcome.ranks[0].log
+
+
+def shout(blocks: int) -> None:
+    block = "a line that says little\n" * 40_000
+    for _ in range(blocks):
+        print(block, end="")
+
+
+def test_a_loud_rank_costs_little(rpc_cluster: ClusterFactory) -> None:
+    """A quarter of a gigabyte of output is read once, and takes memory in neither process."""
+    with rpc_cluster(world_size=2, deadline=10) as cluster:
+        before = time.process_time()
+        cluster.on(0).call(shout, 270)
+        cluster.settle()
+        cluster.on(0).call(print, "the end of it")
+        assert cluster.outcome.ranks[0].log.endswith("the end of it\n")
+        assert os.fstat(cluster._channels[0].log.fd).st_blocks * 512 < 8 << 20
+    assert time.process_time() - before < 4
+    log = cluster.outcome.ranks[0].log
+    assert len(log) < 3 << 20
+    assert "bytes left out" in log
+
+
+def test_a_rank_may_seek_in_its_output(rpc_cluster: ClusterFactory) -> None:
+    """A hole of a terabyte in a rank's output is nothing."""
+    with rpc_cluster(world_size=1) as cluster:
+        cluster.on(0).call(os.lseek, 1, 1 << 40, os.SEEK_SET)
+        cluster.on(0).call(print, "after the hole")
+    assert "after the hole\n" in cluster.outcome.ranks[0].log

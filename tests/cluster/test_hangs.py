@@ -41,6 +41,12 @@ def stop_here() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def print_for_ever() -> None:
+    while True:
+        print("a line that says little\n" * 1000)
+        time.sleep(0.001)
+
+
 def hold_and_sleep() -> None:
     held.append(rpc.remote("worker1", torch.add, args=(torch.ones(1), 1)))
     held[0].to_here()
@@ -111,6 +117,15 @@ def test_hang_that_holds_the_interpreter(rpc_cluster: ClusterFactory) -> None:
         with rpc_cluster(world_size=1, deadline=0.5) as cluster:
             cluster.on(0).call(keep_the_interpreter_busy)
     assert "in keep_the_interpreter_busy" in notes_of(caught.value)
+
+
+def test_hang_in_much_output(rpc_cluster: ClusterFactory) -> None:
+    """The stack of a rank that prints without end is found in what it prints."""
+    cluster = rpc_cluster(world_size=1, deadline=0.5)
+    with pytest.raises(RankHung, match="phase run"), cluster:
+        cluster.on(0).call(print_for_ever)
+    assert "in print_for_ever" in cluster.outcome.ranks[0].stack
+    assert len(cluster.outcome.ranks[0].log) < 3 << 20
 
 
 def test_hang_in_settle(rpc_cluster: ClusterFactory) -> None:

@@ -38,6 +38,32 @@ def leave(how: str) -> None:
             raise ValueError(how)
 
 
+def test_a_cluster_that_gets_no_descriptors_leaves_none(rpc_cluster: ClusterFactory) -> None:
+    """Wherever they run out, those that were opened are closed, and the limit is named."""
+    with rpc_cluster(world_size=2):
+        pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = os.listdir("/proc/self/fd")
+    # The lowest number that is free: what is opened from here on counts up from it.
+    first = os.dup(0)
+    os.close(first)
+    refused: dict[int, str] = {}
+    for room in range(10):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + room, hard))
+        try:
+            with rpc_cluster(world_size=2) as cluster:
+                cluster.on(1).call(os.getpid)
+        except MachineCannot as error:
+            refused[room] = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir("/proc/self/fd") == before
+    assert list(refused) == list(range(7))
+    for room, said in refused.items():
+        assert f"may have {first + room}" in said
+        assert "ulimit -n" in said
+
+
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("how", ["return", "raise", "signal", "code", "stop"])
 def test_children_of_ranks_are_killed(

@@ -6,15 +6,18 @@ where the module's globals are concerned it must be the same globals.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import pickle
 import sys
 import threading
 import types
+import unittest
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
 from rpcprops.cluster import _functions
 from rpcprops.cluster._functions import KeptValue
@@ -388,7 +391,7 @@ class OwnError(Exception):
         self.code = code
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), OwnError(3), KeyError("k"), SystemExit(2)])
+@pytest.mark.parametrize("error", [ValueError("no"), OwnError(3), KeyError("k"), StopIteration(2)])
 def test_an_exception_arrives_as_itself(error: BaseException) -> None:
     """Type, arguments and fields survive, and the rank's traceback is the cause."""
     again = raised(error)
@@ -398,6 +401,54 @@ def test_an_exception_arrives_as_itself(error: BaseException) -> None:
     assert isinstance(again.__cause__, RemoteTraceback)
     assert again.__cause__.rank == 1
     assert "test_functions.py" in again.__cause__.text
+
+
+class OwnBaseError(BaseException):
+    """A user's exception that is no Exception."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        SystemExit(0),
+        SystemExit("words"),
+        GeneratorExit(),
+        asyncio.CancelledError("cancelled"),
+        OwnBaseError("mine"),
+        BaseExceptionGroup("several", [KeyboardInterrupt()]),
+        pytest.exit.Exception("enough"),
+        StopTest(1),
+    ],
+    ids=repr,
+)
+def test_what_would_end_this_process_is_named_instead(error: BaseException) -> None:
+    """An exit, an interrupt or a cancellation of a rank is an ordinary error here."""
+    again = raised(error, 2)
+    assert type(again) is RemoteError
+    assert str(again).startswith(f"rank 2 raised {type(error).__name__}")
+    assert str(error) in str(again)
+    assert isinstance(again.__cause__, RemoteTraceback)
+    assert "test_functions.py" in again.__cause__.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.fail.Exception("it fails"),
+        pytest.skip.Exception("not here"),
+        pytest.xfail.Exception("known"),
+        unittest.SkipTest("not here"),
+        UnsatisfiedAssumption("another example"),
+    ],
+    ids=repr,
+)
+def test_what_is_said_of_the_test_is_said_of_it_here(error: BaseException) -> None:
+    """pytest.fail, skip, xfail and a false assume mean in a rank what they mean in the test."""
+    again = raised(error)
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert isinstance(again.__cause__, RemoteTraceback)
     assert "in raised" in again.__cause__.text
     assert not getattr(again, "__notes__", [])
 

@@ -184,3 +184,34 @@ def test_the_header_counts_bytes() -> None:
     data = _wire.pack([1, 2, 3])
     assert int.from_bytes(data[:4], "big") == len(data) - 4
     assert array.array("B", data)[4] == 0x80  # where a pickle begins
+
+
+def test_what_a_socket_does_not_take_goes_on_where_it_stopped(pair: Pair) -> None:
+    """Messages that wait arrive whole and in order, and nobody waits for the reader."""
+    pair[0].setblocking(False)
+    writer = _wire.Writer(pair[0])
+    assert not writer.is_waiting
+    sent = [MESSAGES[-1], "small", 3 * MESSAGES[-1], ("last",)]
+    for message in sent:
+        writer.put(message)
+        writer.flush()
+        assert writer.is_waiting
+    reader = _wire.Reader(pair[1])
+    arrived: list[Any] = []
+    while len(arrived) < len(sent):
+        assert reader.fill()
+        arrived += reader.messages()
+        writer.flush()
+    assert arrived == sent
+    assert not writer.is_waiting
+
+
+def test_nothing_waits_for_an_end_that_is_gone(pair: Pair) -> None:
+    """What was to go there is dropped."""
+    pair[0].setblocking(False)
+    writer = _wire.Writer(pair[0])
+    writer.put(MESSAGES[-1])
+    writer.flush()
+    pair[1].close()
+    writer.flush()
+    assert not writer.is_waiting
