@@ -206,7 +206,9 @@ class ClusterServer:
             self._networks.start()
         self._spawn(environ)
         if self.network != "host":
-            self._networks.try_out()
+            with contextlib.suppress(OSError):
+                # The next cluster tries again.
+                self._networks.try_out()
         if self.clock == "real":
             self.clock_note = "clock: real time, as asked for"
             return
@@ -318,7 +320,11 @@ class ClusterServer:
         Raises:
             MachineCannot: there is no such network here.
         """
-        descriptors = [] if choice == "host" else self._networks.take()
+        try:
+            descriptors = [] if choice == "host" else self._networks.take()
+        except OSError as error:
+            msg = f"the network of a world could not be had: {_limits.explain(error)}"
+            raise MachineCannot(msg) from error
         if not descriptors:
             self._check_machine_network(choice)
         try:

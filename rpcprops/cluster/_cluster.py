@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cas
 import psutil
 
 from rpcprops import errors
-from rpcprops.cluster import _functions, _wire
+from rpcprops.cluster import _functions, _limits, _wire
 from rpcprops.cluster._channel import Channel, Phase, left_cleanly
 from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._logs import RankLog
@@ -910,17 +910,35 @@ class Cluster:
         answers = [c.answers.pop(number) for c in self._channels]
         if phase.name != "start":
             return answers
-        failed = [
-            c for c, (kind, _) in zip(self._channels, answers, strict=True) if kind == "error"
-        ]
-        for channel in failed:
-            error = _functions.load_error(answers[channel.rank][1], channel.rank)
-            self._found.append(
-                Violation("UnexpectedError", f"joining the world raised {error!r}", channel.rank)
-            )
-        if failed:
-            phase.fail("a rank did not join the world")
+        for channel, (kind, payload) in zip(self._channels, answers, strict=True):
+            if kind == "error":
+                phase.fail("a rank did not join the world")
+                self._did_not_join(channel, payload)
         return answers
+
+    def _did_not_join(self, channel: Channel, payload: bytes) -> None:
+        """Keep why a rank did not join the world, as found.
+
+        Raises:
+            MachineCannot: the rank met a limit of this machine.
+        """
+        error = _functions.load_error(payload, channel.rank)
+        if isinstance(error, MachineCannot):
+            raise error
+        message = f"joining the world raised {type(error).__name__}: {text_of(error)}"
+        self._blame_machine(channel, message)
+        self._found.append(Violation("UnexpectedError", message, channel.rank))
+
+    def _blame_machine(self, channel: Channel, message: str) -> None:
+        """Raise MachineCannot if a rank that did not join the world says that something lacked."""
+        lacks = _limits.scarcity(f"{message}\n{channel.log.text()}") if self.init else ""
+        if lacks:
+            msg = (
+                f"{channel.name} could not join a world of {self.world_size}, for the machine has "
+                f"not enough of something ({lacks}; see `ulimit -a`, and the limits of the "
+                f"container): {message}"
+            )
+            raise MachineCannot(msg)
 
     def _pump(self, seconds: float) -> None:
         """Take in what has arrived, waiting at most that long for something to."""
@@ -981,10 +999,9 @@ class Cluster:
             for channel in dead:
                 kind, payload = channel.answers.get(0, ("", b""))
                 if kind == "error":
-                    error = _functions.load_error(payload, channel.rank)
-                    self._found.append(
-                        Violation("UnexpectedError", f"joining raised {error!r}", channel.rank)
-                    )
+                    self._did_not_join(channel, payload)
+                else:
+                    self._blame_machine(channel, channel.outcome().describe_end())
         if not self._found:
             for channel in dead:
                 ended = channel.outcome().describe_end()

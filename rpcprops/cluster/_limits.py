@@ -76,7 +76,7 @@ def check(world_size: int, transport: str, num_worker_threads: int) -> None:
         MachineCannot: a limit is too low; the message names it, what is needed, and the remedy.
     """
     base, each = _DESCRIPTORS_HERE
-    here = len(os.listdir("/proc/self/fd")) + base + each * world_size
+    here = _open_descriptors() + base + each * world_size
     if not _is_enough(resource.getrlimit(resource.RLIMIT_NOFILE)[0], here):
         _raise_soft_limit(resource.RLIMIT_NOFILE, here)
     limits = {name: resource.getrlimit(number) for name, number in _LIMITS.items()}
@@ -124,6 +124,14 @@ def explain(error: OSError) -> str:
     if error.errno == errno.EMFILE:
         return f"{words} (limits: ulimit -n = {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
     return words
+
+
+def _open_descriptors() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        # None is left to look at them with.
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _is_enough(limit: int, needed: int) -> bool:

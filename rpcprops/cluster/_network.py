@@ -38,6 +38,7 @@ _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _IFREQ_BYTES = 40
 _IFF_UP = 1
 _MAX_ADDRESSES = 64
+_MAY_PASS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 #: _LINUX_CAPABILITY_VERSION_3 of capset(2).
 _CAPABILITIES_VERSION = 0x20080522
 
@@ -72,6 +73,9 @@ class Maker:
         """Descriptors of one more namespace, for :func:`enter`; the caller closes them.
 
         None come where namespaces cannot be made, and :attr:`problem` then says why.
+
+        Raises:
+            OSError: this process has no room for them now, which may pass.
         """
         if self.problem:
             return []
@@ -91,13 +95,20 @@ class Maker:
         try:
             sock = self._started()
             sock.send(b"+")
-            said, descriptors, _, _ = socket.recv_fds(sock, 1024, 2)
+            said, descriptors, flags, _ = socket.recv_fds(sock, 1024, 2)
         except TimeoutError:
             return [], f"the process that makes them did not answer within {_START_SECONDS:g} s"
         except ConnectionError:
             return [], ""
         except OSError as error:
+            if error.errno in _MAY_PASS:
+                raise
             return [], str(error)
+        if flags & socket.MSG_CTRUNC:
+            # The kernel has dropped what this process has no number for.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return descriptors, said.decode(errors="replace")
 
     def _started(self) -> socket.socket:

@@ -35,6 +35,7 @@ from torch.distributed.rpc import api
 from rpcprops import clock, fixture
 from rpcprops.cluster import _finder, _functions, _interpreter, _network, _wire
 from rpcprops.cluster._spec import WorldSpec
+from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
@@ -68,11 +69,9 @@ def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
         control_fd, log_fd, store_fd, *networks = descriptors
         control = socket.socket(fileno=control_fd)
         prepare()
-        if networks:
-            _network.enter(networks)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        code = _Rank(spec, rank, control, store_fd).run()
+        code = _Rank(spec, rank, control, store_fd, networks).run()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -84,12 +83,20 @@ def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
 
 
 class _Rank:
-    def __init__(self, spec: WorldSpec, rank: int, control: socket.socket, store_fd: int) -> None:
+    def __init__(
+        self,
+        spec: WorldSpec,
+        rank: int,
+        control: socket.socket,
+        store_fd: int,
+        networks: list[int],
+    ) -> None:
         self.spec = spec
         self.rank = rank
         # The user's socket.setdefaulttimeout is not for this one: a rank waits for what comes.
         control.setblocking(True)
         self.control = control
+        self.networks = networks
         self.reader = _wire.Reader(control)
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -112,6 +119,8 @@ class _Rank:
         fixture.set_this_rank(self.fixture)
         api._ignore_rref_leak = self.spec.ignore_leaks
         try:
+            if self.networks:
+                _enter_network(self.networks)
             if self.spec.import_in_ranks is not None:
                 _finder.install(self.spec.import_in_ranks)
                 _finder.import_first(self.spec.import_in_ranks)
@@ -266,6 +275,17 @@ class _Interrupts:
             yield
         finally:
             self.passing = False
+
+
+def _enter_network(descriptors: list[int]) -> None:
+    try:
+        _network.enter(descriptors)
+    except OSError as error:
+        msg = (
+            f"a rank could not enter the network of its world: {error.strerror}. Has a module that "
+            f"ranks import changed the user of its process? network='host' does without."
+        )
+        raise MachineCannot(msg) from error
 
 
 def _call(blob: bytes) -> Any:

@@ -165,6 +165,9 @@ def test_no_room_for_ranks(
         # Whoever gives up root's rights may not enter a network that root made.
         return server.make_cluster(name, world_size=world_size, network="host")
 
+    if server.network_problem == "":
+        with pytest.raises(MachineCannot, match="could not enter the network of its world"):
+            server.make_cluster(name, world_size=2).__enter__()
     with make(2) as cluster:
         forker = server_of(cluster)
         assert 0 not in cluster.each(os.getuid)
