@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from rpcprops.cluster import _finder
+from rpcprops.cluster import _finder, _wire
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
 
 #: Values that stay in this rank, by number (see `Kept`).
@@ -138,6 +138,13 @@ def dumps(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _sendable(blob: bytes) -> bytes:
+    if len(blob) > _wire.MAX_PAYLOAD:
+        msg = f"it takes {len(blob)} bytes, and a message holds {_wire.MAX_PAYLOAD}"
+        raise ValueError(msg)
+    return blob
+
+
 def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """A call for a rank.
 
@@ -149,7 +156,7 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         msg = f"a rank can only call a function, got {fn!r} (type {type(fn).__name__})."
         raise UsageError(msg)
     try:
-        return dumps((fn, args, kwargs))
+        return _sendable(dumps((fn, args, kwargs)))
     except Exception as error:
         msg = (
             f"the call of {getattr(fn, '__qualname__', fn)!r} cannot be sent to a rank: {error}. "
@@ -161,7 +168,7 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
     """What a call gave, as the kind and the pickle of an answer."""
     try:
-        return "ok", dumps(value)
+        return "ok", _sendable(dumps(value))
     except Exception as error:
         if _RRefs in text_of(error):
             msg = (

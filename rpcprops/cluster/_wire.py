@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _HEADER = struct.Struct("!I")
-#: The longest pickle that the header can count.
-MAX_MESSAGE = 2**32 - 1
+#: The longest call or result: what the header can count, less what goes around it.
+MAX_PAYLOAD = 2**32 - 2**16
 _CHUNK = 1 << 16
 #: More descriptors than a fork of sixteen ranks passes.
 _MAX_DESCRIPTORS = 64

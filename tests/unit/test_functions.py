@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
-from rpcprops.cluster import _functions
+from rpcprops.cluster import _functions, _wire
 from rpcprops.cluster._functions import KeptValue
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError
 
@@ -363,6 +363,16 @@ def test_a_result_that_cannot_be_pickled_names_its_type() -> None:
     error = _functions.load_error(blob, 1)
     assert type(error) is UsageError
     assert "rank 1 returned lock, which cannot be pickled" in str(error)
+
+
+def test_what_no_message_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call or a result of gigabytes is the caller's to change, and is not cut off on its way."""
+    monkeypatch.setattr(_wire, "MAX_PAYLOAD", 1000)
+    with pytest.raises(UsageError, match=r"'top' cannot be sent .* a message holds 1000"):
+        _functions.dump_call(top, (b"x" * 1001,), {})
+    kind, blob = _functions.dump_result(b"x" * 1001, 1)
+    assert kind == "error"
+    assert "a message holds 1000" in str(_functions.load_error(blob, 1))
 
 
 @pytest.mark.parametrize("value", [None, [1, (2.5, "x")], {"a": b"b"}, top])
