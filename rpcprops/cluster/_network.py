@@ -22,6 +22,7 @@ import errno
 import fcntl
 import functools
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -29,6 +30,8 @@ import sys
 
 #: Real seconds that the maker may take for its first answer; it takes 0.03 on an idle machine.
 _START_SECONDS = 15.0
+#: Real seconds between two looks at whether the process that started the maker still lives.
+_PARENT_CHECK_SECONDS = 1.0
 
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
@@ -119,7 +122,7 @@ class Maker:
             ours.settimeout(_START_SECONDS)
             self._sock = ours
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", __file__, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -239,7 +242,7 @@ def _enter_user_namespace() -> None:
             file.write(text)
 
 
-def _serve(sock: socket.socket) -> None:
+def _serve(sock: socket.socket, parent: int) -> None:
     """Pass on one namespace for each byte that comes."""
     addresses = _addresses()
     users: list[int] = []
@@ -252,7 +255,10 @@ def _serve(sock: socket.socket) -> None:
     while True:
         _bring_up_loopback(addresses)
         network = os.open("/proc/self/ns/net", os.O_RDONLY)
-        # What was made ahead waits here.
+        # What was made ahead waits here. A fork of the parent may hold the other end open.
+        while not select.select([sock], [], [], _PARENT_CHECK_SECONDS)[0]:
+            if os.getppid() != parent:
+                return
         if not sock.recv(1):
             return
         socket.send_fds(sock, [b"+"], [*users, network])
@@ -263,7 +269,7 @@ def _serve(sock: socket.socket) -> None:
 def _main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:
-        _serve(sock)
+        _serve(sock, int(sys.argv[2]))
     except ConnectionError:
         return
     except OSError as error:

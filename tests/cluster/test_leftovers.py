@@ -55,7 +55,7 @@ def test_a_cluster_that_gets_no_descriptors_leaves_none(
     first = os.dup(0)
     os.close(first)
     refused: dict[int, str] = {}
-    for room in range(10):
+    for room in range(16):
         resource.setrlimit(resource.RLIMIT_NOFILE, (first + room, hard))
         try:
             with rpc_cluster(world_size=2) as cluster:
@@ -65,7 +65,9 @@ def test_a_cluster_that_gets_no_descriptors_leaves_none(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert os.listdir("/proc/self/fd") == before
-    assert list(refused) == list(range(7))
+    # A store, two descriptors and a log for each rank; then those of the network.
+    assert 7 <= len(refused) < 12
+    assert list(refused) == list(range(len(refused)))
     for room, said in refused.items():
         assert str(first + room) in said
         assert "ulimit -n" in said
