@@ -11,6 +11,7 @@ import pytest
 
 from rpcprops._files import GrowingFile, check_output, read_regular, write_atomically
 from rpcprops._printable import printable
+from rpcprops.commands._shared import write_report
 from rpcprops.errors import UsageError
 
 
@@ -135,3 +136,13 @@ def test_nothing_that_a_terminal_obeys_is_printed() -> None:
     assert printable("a\x1b]0;title\x07\r\x9b2J\u202e\ud800b\n\tc 漢") == (
         "a\\x1b]0;title\\x07\\r\\x9b2J\\u202e\\ud800b\n\tc 漢"
     )
+
+
+def test_a_report_that_cannot_be_written_changes_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A write that fails at the end of long work is a line, not an exception."""
+    write_report("--json", tmp_path / "gone" / "x.json", "{}")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"--json '{tmp_path}/gone/x.json' was not written: No such file or directory." in said
+    assert said.endswith("The exit code is the verdict's.")
