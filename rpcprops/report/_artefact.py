@@ -263,7 +263,7 @@ def _convert(data: dict[str, Any]) -> Artefact:
 
 def _check_sizes(artefact: Artefact) -> None:
     """Raises:
-    UsageError: something is larger than we write it.
+    UsageError: something is larger than we write it, or no text that Hypothesis writes.
     """
     version, blob = artefact.reproduction or ("", "")
     texts = {"subject": artefact.subject, "promise": artefact.promise, "rootdir": artefact.rootdir}
@@ -276,6 +276,10 @@ def _check_sizes(artefact: Artefact) -> None:
         if length > most:
             msg = f"{name} has a length of {length}, and at most {most} is written"
             raise UsageError(msg)
+    # pytest prints the version where it is another than the one installed.
+    if not f"{version}{blob}".isprintable():
+        msg = f"reproduction={artefact.reproduction!r} is no version and blob of Hypothesis's"
+        raise UsageError(msg)
 
 
 def _check_promise(artefact: Artefact) -> None:

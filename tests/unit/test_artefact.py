@@ -324,6 +324,7 @@ def test_another_format_without_versions_is_refused_too(said: Any, tmp_path: Pat
         ({"clock_rate": 1001.0}, "must lie in 1 to 1000"),
         ({"subject": "x" * 20_000}, "subject has a length of 20000"),
         ({"reproduction": ["1", "x" * 300_000]}, "reproduction has a length of 300000"),
+        ({"reproduction": ["1\x1b[2J", "b''"]}, "is no version and blob"),
         ({"world_sizes": [2] * 20_000}, "world_sizes has a length of 20000"),
         ({"kind": "x" * 20_000}, "unknown kind 'xxx"),
         ({"transport": "pigeon"}, "unknown transport"),

@@ -12,6 +12,7 @@ import pytest
 
 from rpcprops._files import GrowingFile, Unwritten, check_output, read_regular, write_whole
 from rpcprops._printable import printable
+from rpcprops.commands._shared import write_report
 from rpcprops.errors import UsageError
 
 FullDisk = Callable[[], AbstractContextManager[None]]
@@ -180,3 +181,13 @@ def test_a_file_begins_anew(tmp_path: Path) -> None:
     file.begin_anew()
     file.append(b'{"ours":1}')
     assert path.read_bytes() == b'{"ours":1}\n'
+
+
+def test_a_report_that_cannot_be_written_changes_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A write that fails at the end of long work is a line, not an exception."""
+    write_report("--json", tmp_path / "gone" / "x.json", "{}")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"--json '{tmp_path}/gone/x.json' was not written: No such file or directory." in said
+    assert said.endswith("The exit code is the verdict's.")
