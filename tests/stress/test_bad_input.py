@@ -107,7 +107,12 @@ def many(examples: int, seconds: float) -> Callable[[F], F]:
             max_examples=examples * factor,
             deadline=None,
             print_blob=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+                HealthCheck.filter_too_much,
+                HealthCheck.function_scoped_fixture,
+            ],
         )
         return chosen(example)  # type: ignore[return-value]
 
@@ -232,9 +237,10 @@ def _would_start(*_: object, **__: object) -> NoReturn:
 
 def run_command(*arguments: str, main: Callable[[], object] = cli.main) -> Ended:
     """Run the command in this process, up to where it would start another one."""
+    buffers = [io.BytesIO(), io.BytesIO()]
     streams = [
-        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, write_through=True)
-        for errors in ("strict", "backslashreplace")
+        io.TextIOWrapper(held, encoding="utf-8", errors=errors, write_through=True)
+        for held, errors in zip(buffers, ("strict", "backslashreplace"), strict=True)
     ]
     code: int | None = None
     with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +257,7 @@ def run_command(*arguments: str, main: Callable[[], object] = cli.main) -> Ended
             pass
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)  # type: ignore[attr-defined]
+    out, err = (held.getvalue().decode("utf-8") for held in buffers)
     return Ended(code, out, err)
 
 

@@ -178,7 +178,7 @@ artefact_files = st.sampled_from(["program", "reinit", "upstream", "pytest"]).fl
 )
 
 
-@many(250, 5.0)
+@many(200, 3.5)
 @given(blob=artefact_files, options=st.sampled_from([(), ("--script",), ("--as-test",)]))
 def test_artefacts(place: Path, blob: bytes, options: tuple[str, ...]) -> None:
     """`replay` of any damaged artefact ends as misuse, or as a replay that would start."""
@@ -418,7 +418,7 @@ def test_examples_under_way(place: Path, blob: bytes, name: str, kind: str) -> N
     elif kind == "fifo":
         os.mkfifo(path)
     else:
-        targets = {"link": canary, "dangling": "nowhere", "zero": "/dev/zero"}
+        targets: dict[str, Any] = {"link": canary, "dangling": "nowhere", "zero": "/dev/zero"}
         path.symlink_to(targets[kind])
 
     def tell() -> None:
@@ -442,13 +442,17 @@ READERS: dict[str, tuple[str, ...]] = {
     "output": ("replay", "program.json", "--script", "--output"),
     "harness": ("upstream", "--harness"),
 }
+ALWAYS = ("folder", "fifo.json", "zero.json", "canary.json", "canary.txt", "loop.json")
 NO_FILES = [
     *("folder", "dangling.json", "loop.json", "link.json", "zero.json", "null.json", "full.json"),
     *("fifo.json", "unreadable.json", "canary.json", "canary.txt", "empty.json", "no-end.jsonl"),
 ]
 
 
-@pytest.mark.parametrize("name", NO_FILES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.nightly) for name in NO_FILES],
+)
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, name: str

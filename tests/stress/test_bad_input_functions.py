@@ -218,7 +218,7 @@ def test_what_is_called() -> None:
 def test_functions(name: str) -> None:
     """A public function takes what it is given or refuses it with an error of ours."""
 
-    @many(40, 0.5)
+    @many(40, 0.3)
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         made = call(CALLS[name], data.draw(arguments(CALLS[name])))
@@ -233,7 +233,7 @@ def test_functions(name: str) -> None:
     check()
 
 
-@many(150, 2.0)
+@many(120, 1.5)
 @given(data=st.data())
 def test_steps(data: st.DataObject) -> None:
     """A step of a program holds anything; the program refuses what it cannot be."""
@@ -256,7 +256,8 @@ def test_steps(data: st.DataObject) -> None:
         and field.default_factory is dataclasses.MISSING
         and field.name not in given
     ]
-    made = call(partial(step, **{name: data.draw(odd) for name in missing}), given)
+    make: Any = step
+    made = make(**given, **{name: data.draw(odd) for name in missing})
     program = call(Program, {"world_size": 2, "steps": (programs.Own(0, "a"), made)})
     if program is not None:
         repr(program)
@@ -312,7 +313,7 @@ outcomes = st.builds(
 )
 
 
-@many(150, 2.0)
+@many(120, 1.5)
 @given(outcome=outcomes, program=strategies.programs(max_world_size=3, max_steps=4))
 def test_outcomes(outcome: Outcome, program: Program) -> None:
     """Whatever an outcome says, it is judged or refused: it may come from another program's run."""

@@ -180,7 +180,7 @@ def test_the_options_are_ours() -> None:
     assert _FLAGS == ["--rpc-upstream"]
 
 
-@many(60, 5.0)
+@many(30, 3.0)
 @given(words=command_lines)
 def test_options(runs: Runs, words: list[str]) -> None:
     """Whatever our options are given, pytest ends as it does for misuse, or collects."""
@@ -196,7 +196,13 @@ NO_FILES = [
 ]
 
 
-@pytest.mark.parametrize("path", NO_FILES)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path[:12], marks=() if number % 3 == 0 else pytest.mark.nightly)
+        for number, path in enumerate(NO_FILES)
+    ],
+)
 @pytest.mark.parametrize("name", FILES)
 def test_options_of_files(runs: Runs, name: str, path: str) -> None:
     """What is no file to read or write is refused before a test runs, and no file is lost."""
