@@ -482,7 +482,8 @@ def test_replay_runs_nothing_of_the_folder_it_is_told(tmp_path: Path, hostile: s
     here = tmp_path / "here"
     kept = here / artefacts.DIRECTORY
     kept.mkdir(parents=True)
-    (elsewhere / "args").write_text(f"{elsewhere}/planted.py\n")
+    # pytest reads more arguments from a file that is named after an @.
+    (elsewhere / "args::x").write_text(f"{elsewhere}/test_it.py\n")
     others: dict[str, Any] = {
         "rootdir": {"rootdir": str(elsewhere), "subject": "test_it.py::test_it"},
         "subject": {"rootdir": str(here), "subject": f"{elsewhere}/test_it.py::test_it"},

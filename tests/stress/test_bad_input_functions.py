@@ -239,25 +239,15 @@ def test_steps(data: st.DataObject) -> None:
     """A step of a program holds anything; the program refuses what it cannot be."""
     step = STEP_TYPES[data.draw(st.sampled_from(sorted(STEP_TYPES)))]
     right = {"at": 0, "to": 1, "out": "b", "handle": "a", "future": "f", "then": 1, "via": 1}
-    given = (
-        {
-            field.name: data.draw(odd) if not data.draw(st.integers(0, 2)) else right[field.name]
-            for field in dataclasses.fields(step)
-            if field.name in right or not data.draw(st.integers(0, 1))
-            if field.name in right or data.draw(st.booleans())
-        }
-        if step is not Parallel
-        else {"branches": data.draw(odd)}
-    )
-    missing = [
-        field.name
-        for field in dataclasses.fields(step)
-        if field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and field.name not in given
-    ]
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(step):
+        needed = field.default is dataclasses.MISSING
+        if field.name in right and needed and data.draw(st.integers(0, 2)):
+            given[field.name] = right[field.name]
+        elif needed or not data.draw(st.integers(0, 2)):
+            given[field.name] = data.draw(odd)
     make: Any = step
-    made = make(**given, **{name: data.draw(odd) for name in missing})
+    made = make(**given)
     program = call(Program, {"world_size": 2, "steps": (programs.Own(0, "a"), made)})
     if program is not None:
         repr(program)
