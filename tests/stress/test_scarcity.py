@@ -236,7 +236,7 @@ def _wrong(name: str, ended: limits.Ended, cannot: int, violated: str) -> list[s
 @pytest.mark.parametrize("name", _chosen())
 def test_check_where_something_is_scarce(tmp_path: Path, name: str) -> None:
     """`rpcprops check` holds, or ends with 3 and says what is missing and what to do."""
-    command = processes.python("rpcprops", "check", "rref-values", "-n", "3")
+    command = processes.python("rpcprops", "check", "rref-values", "-n", "3", "--seed", "3")
     ended = limits.run(SCARCITIES[name], command, _folder(tmp_path), HANG_SECONDS)
     wrong = _wrong(name, ended, 3, r"\bviolated\b.*rref-values|\bundecided\b.*rref-values")
     assert not wrong, f"{name}: {wrong}, after {ended.seconds:.1f} s\n{ended.text[-3000:]}"
