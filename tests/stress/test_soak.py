@@ -87,8 +87,9 @@ def read(seconds: float) -> Reading:
             break
         last = below
         time.sleep(0.05)
-    # The fork server, and the one that has this module imported: both lead no rank's group.
-    family = [us, *(psutil.Process(pid) for pid in last if is_server(pid))]
+    # The fork server is older than the one that has this module imported.
+    servers = [psutil.Process(pid) for pid in last if is_server(pid)]
+    family = [us, *sorted(servers, key=psutil.Process.create_time)]
     pids = {str(pid) for pid in (us.pid, *last)}
     shared = [name for name in os.listdir("/dev/shm") if any(pid in name for pid in pids)]
     return Reading(
