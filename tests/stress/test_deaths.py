@@ -211,8 +211,14 @@ class Deaths:
                 self.report(f"no {wanted} has shown up in {SHOWS_UP_SECONDS:g} s", run)
             return False
         time.sleep(self.random.uniform(0.0, 0.6))
+        if wanted == "xdist worker":
+            # xdist itself ends with an internal error when a worker dies while it is bootstrapped,
+            # so only one that runs tests counts: it has a server.
+            run.wait_for("fork server", SHOWS_UP_SECONDS)
         # It may have ended by now, and have been followed by another.
         found = run.wait_for(wanted, SHOWS_UP_SECONDS)
+        if wanted == "xdist worker":
+            found = [one for one in found if _has_children(one)]
         if not found:
             return not run.has_ended()
         victim = self.random.choice(sorted(found, key=lambda one: one.pid))
@@ -347,6 +353,12 @@ class Deaths:
             ours = [one for one in os.listdir(place) if pids & set(re.findall(r"\d+", one))]
             if ours:
                 self.report(f"files in {place}: {ours}")
+
+
+def _has_children(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.children())
+    return False
 
 
 @pytest.fixture
