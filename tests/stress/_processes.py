@@ -1,0 +1,264 @@
+"""Runs of ours under stress: all their processes, by a mark in the environment; what each one is.
+
+Every descendant inherits the environment of the run, also one that has another parent by now, so a
+look at /proc finds what is left of a run, wherever it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+_MARK = "RPCPROPS_STRESS_RUN"
+#: What a function of a test starts in a rank, in a session of its own and with no parent of ours.
+CHILD = ["sleep", "987654"]
+#: Real seconds within which nothing of a run that died may be left.
+GONE_SECONDS = 3.0
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that live with this mark."""
+    wanted = f"{_MARK}={mark}".encode()
+    found: list[psutil.Process] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        # A process that has ended, or is one of another user that we may not look at.
+        with contextlib.suppress(OSError, psutil.Error):
+            # It is empty for a zombie.
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(psutil.Process(int(entry.name)))
+    return found
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that run still; a zombie does not."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def role(process: psutil.Process, top: int) -> str:
+    """What a process of a run is; `top` is the one that we started. Empty when it has ended."""
+    try:
+        command = process.cmdline()
+        if process.pid == top:
+            found = _command(command)
+            return "xdist controller" if found == "pytest" and "-n" in command else found
+        if command == CHILD:
+            return "child of a rank"
+        if not any("rpcprops.cluster._server import" in word for word in command):
+            if any("sys.stdin.readline()" in word for word in command):
+                return "xdist worker"
+            return _command(command)
+        return _role_of_fork(process)
+    except (psutil.Error, OSError):
+        return ""
+
+
+def _command(command: Sequence[str]) -> str:
+    if "rpcprops" in command:
+        return f"rpcprops {command[command.index('rpcprops') + 1]}"
+    if any(word.startswith("--rpc-replay=") for word in command):
+        return "pytest of a replay"
+    return "pytest" if "pytest" in command else "another"
+
+
+def _role_of_fork(process: psutil.Process) -> str:
+    """Which of the processes that have the command line of the fork server this one is."""
+    parent = process.parent()
+    if parent is None or not any("rpcprops.cluster._server" in word for word in parent.cmdline()):
+        # One whose server has just died looks so too, for as long as it lives.
+        return "fork server" if os.getsid(process.pid) == process.pid else "orphan"
+    links: list[str] = []
+    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(entry))
+    if any(link.startswith("/memfd:rpcprops-worker") for link in links):
+        return "rank"
+    if os.getpgid(process.pid) == process.pid:
+        return "spare"
+    if any("eventpoll" in link for link in links):
+        return "module server"
+    return "starting fork"
+
+
+@dataclass
+class Run:
+    """A command of ours in a folder, with a mark of its own.
+
+    Attributes:
+        scratch: what it takes for the folder of temporary files.
+    """
+
+    command: list[str]
+    folder: Path
+    scratch: Path
+    mark: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, command: Sequence[str], folder: Path, logs: Path) -> Run:
+        """Start a command, with SIGINT as a terminal would have it; what it says goes to a file."""
+        mark = uuid.uuid4().hex
+        scratch = logs / f"tmp-{mark}"
+        scratch.mkdir()
+        log = logs / f"log-{mark}"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                # A shell may have left SIGINT ignored. This stays the same process.
+                ["env", "--default-signal=INT,TERM", *command],
+                cwd=folder,
+                env=environment(mark) | {"TMPDIR": str(scratch)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return cls(list(command), folder, scratch, mark, process, log)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def processes(self, wanted: str | None = None) -> list[psutil.Process]:
+        """Those that live now, of one role if that is given."""
+        found = marked(self.mark)
+        if wanted is None:
+            return found
+        return [one for one in found if role(one, self.process.pid) == wanted]
+
+    def wait_for(self, wanted: str, seconds: float, since: float = 0.0) -> list[psutil.Process]:
+        """The processes of a role that began after `since`; empty if the run ends without one."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.has_ended():
+            found = []
+            for one in self.processes(wanted):
+                with contextlib.suppress(psutil.Error):
+                    if one.create_time() > since:
+                        found.append(one)
+            if found:
+                return found
+            time.sleep(0.02)
+        return []
+
+    def left_after(self, seconds: float, only: Iterable[psutil.Process] | None = None) -> list[str]:
+        """What lives after at most so many seconds: of `only`, or of the run; each in words."""
+        chosen = None if only is None else list(only)
+        deadline = time.monotonic() + seconds
+        while True:
+            self.process.poll()
+            found = marked(self.mark) if chosen is None else alive(chosen)
+            if not found or time.monotonic() > deadline:
+                return [self.describe(one) for one in found]
+            time.sleep(0.02)
+
+    def describe(self, process: psutil.Process) -> str:
+        name = role(process, self.process.pid)
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())[:100]
+            return f"{name} {process.pid} ({process.status()}, parent {process.ppid()}): {command}"
+        return f"{name} {process.pid}"
+
+    def kill(self) -> None:
+        """Kill all that is left; a test that found something has said so before."""
+        kill_marked(self.mark)
+        self.process.wait(timeout=10)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process with this mark, and those that they start meanwhile."""
+    for _ in range(100):
+        left = marked(mark)
+        if not left:
+            return
+        for one in left:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        time.sleep(0.02)
+
+
+def left_of(mark: str, seconds: float) -> list[str]:
+    """What lives with this mark after at most so many seconds, in words."""
+    deadline = time.monotonic() + seconds
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    words: list[str] = []
+    for one in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            words.append(f"{one.pid} {' '.join(one.cmdline())[:100]}")
+    return words
+
+
+def environment(mark: str) -> dict[str, str]:
+    """The environment of a run: neither this run's pytest nor a CI's profile reaches it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "TMPDIR") and not name.startswith(("PYTEST_", "HYPOTHESIS_"))
+    }
+    return kept | {"COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1", _MARK: mark}
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def stop(process: psutil.Process) -> bool:
+    """Stop a process where it is, to look at it; whether it could be done."""
+    with contextlib.suppress(psutil.Error):
+        process.suspend()
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+            time.sleep(0.001)
+    return False
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    """A signal to a process that is stopped, and goes on with it.
+
+    SIGINT goes to its group, as a Ctrl-C at a terminal does.
+    """
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        if number != signal.SIGKILL:
+            process.resume()
+
+
+class Score:
+    """Counts what the tests of a module did, and has pytest say it at the end.
+
+    With xdist the counts are in the reports of the tests (`user_properties`) only.
+    """
+
+    def __init__(self, title: str, words: Callable[[Counter[str]], str]) -> None:
+        self.title = title
+        self.words = words
+        self.counts: Counter[str] = Counter()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(f"{self.title}: {self.words(self.counts)}")

@@ -1,0 +1,131 @@
+"""Eight servers at once beside busy loops: a machine that has no time is not taken for a defect."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.stress import _processes as processes
+from tests.stress._processes import Run, Score
+
+#: Processes with a server each, and loops that take what is left of two processors.
+SERVERS, LOOPS = 8, 2
+#: Each server has one of them. All are confirmed in real time before they count as violated.
+CHEAP = ("rref-values", "rref-lifetime", "calls-run-once", "autograd-gradients")
+#: Whatever programs there are, under faults that change nothing that they see.
+DRAWN = ("drawn-within-budget",)
+#: Real seconds, far above what the runs take.
+SHORT_SECONDS, NIGHTLY_SECONDS = 150.0, 60 * 60.0
+
+
+def _words(counts: Counter[str]) -> str:
+    verdicts = {name: count for name, count in counts.items() if name in _VERDICTS}
+    said = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items()))
+    return (
+        f"{counts['examples']} examples in {SERVERS} servers at once: {said}; "
+        f"{counts['failed once']} failed once, {counts['reruns']} were run again"
+    )
+
+
+_VERDICTS = ("holds", "violated", "undecided", "vacuous")
+
+
+@pytest.fixture(scope="module")
+def score(request: pytest.FixtureRequest) -> Score:
+    made = Score("load", _words)
+    request.config.pluginmanager.register(made)
+    return made
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Loops that compute beside the test."""
+    loops = [
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"])
+        for _ in range(LOOPS)
+    ]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def check_at_once(
+    folder: Path, properties: Sequence[str], examples: int, seconds: float, seed: int
+) -> list[dict[str, object]]:
+    """What eight `rpcprops check` at the same time say, each in a folder of its own."""
+    logs = folder / "logs"
+    logs.mkdir()
+    runs: list[Run] = []
+    deadline = time.monotonic() + seconds
+    try:
+        for number in range(SERVERS):
+            place = folder / f"run{number}"
+            place.mkdir()
+            name = properties[number % len(properties)]
+            options = ["-n", str(examples), "--seed", str(seed + number), "--json", "said.json"]
+            command = processes.python("rpcprops", "check", name, *options)
+            runs.append(Run.start(command, place, logs))
+        said: list[dict[str, object]] = []
+        for run in runs:
+            code = run.process.wait(max(1.0, deadline - time.monotonic()))
+            assert code in (0, 1), f"seed {seed}: exit code {code}\n{run.text}"
+            (found,) = json.loads((run.folder / "said.json").read_text())["properties"]
+            said.append(found | {"text": run.text})
+            assert not run.left_after(processes.GONE_SECONDS)
+        return said
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def hold_under_load(
+    folder: Path,
+    properties: Sequence[str],
+    examples: int,
+    seconds: float,
+    score: Score,
+    record: Callable[[str, object], None],
+) -> None:
+    """No verdict is "violated"; what is undecided is counted."""
+    seed = random.SystemRandom().randrange(10**6)
+    said = check_at_once(folder, properties, -(-examples // SERVERS), seconds, seed)
+    counts = Counter(str(one["verdict"]) for one in said)
+    for one in said:
+        for name, value in (("examples", one["examples"]), ("reruns", one["reruns"])):
+            assert isinstance(value, int)
+            counts[name] += value
+        failed_once = one["failed_once"]
+        assert isinstance(failed_once, list)
+        counts["failed once"] += len(failed_once)
+    score.counts.update(counts)
+    record("load", dict(counts))
+    # A verdict that is undecided ends its run early.
+    assert counts["examples"] >= examples or counts["undecided"]
+    false = [str(one["text"]) for one in said if one["verdict"] not in ("holds", "undecided")]
+    assert not false, f"seeds from {seed} on: {_words(counts)}\n" + "\n".join(false)
+
+
+@pytest.mark.usefixtures("busy")
+def test_load(tmp_path: Path, score: Score, record_property: Callable[[str, object], None]) -> None:
+    """Of 40 examples on an overloaded machine, none is said to violate a promise."""
+    hold_under_load(tmp_path, CHEAP, 40, SHORT_SECONDS, score, record_property)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("busy")
+def test_long_load(
+    tmp_path: Path, score: Score, record_property: Callable[[str, object], None]
+) -> None:
+    """Of 2,000 examples on an overloaded machine, none is said to violate a promise."""
+    hold_under_load(tmp_path, DRAWN, 2_000, NIGHTLY_SECONDS, score, record_property)
