@@ -13,6 +13,8 @@ from rpcprops.outcomes import Counters, Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import run
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DEFAULT_MESSAGES_TO_DELAY",
     "RETRYABLE_MESSAGE_TYPES",
@@ -25,6 +27,7 @@ __all__ = [
     "Outcome",
     "Program",
     "Violation",
+    "__version__",
     "judge",
     "run",
 ]
