@@ -27,7 +27,6 @@ __all__ = [
     "Outcome",
     "Program",
     "Violation",
-    "__version__",
     "judge",
     "run",
 ]
