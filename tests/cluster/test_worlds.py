@@ -120,8 +120,8 @@ def test_nothing_works_after_the_end(rpc_cluster: ClusterFactory) -> None:
 
 
 def test_ranks_listen_on_loopback_only(rpc_cluster: ClusterFactory) -> None:
-    """Every listener and every connection of a rank is on loopback."""
-    with rpc_cluster(world_size=3) as cluster:
+    """On the machine's network, every listener and connection of a rank is on loopback."""
+    with rpc_cluster(world_size=3, network="host") as cluster:
         cluster.each(remote_ring, 3)
         for pid in cluster.each(os.getpid):
             connections = psutil.Process(pid).net_connections(kind="inet")
