@@ -362,6 +362,27 @@ class Cluster:
             raise UsageError(msg)
         if self.server.on_start is not None:
             self.server.on_start(self)
+        try:
+            self._fork()
+        except HarnessError:
+            is_gone = self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
+            if not is_gone or any(channel.pid for channel in self._channels):
+                raise
+            # It died before it told of a rank, maybe before this cluster was made: the socket of a
+            # process that was killed closes some milliseconds later.
+            self._let_go_of_channels()
+            self.server.replace_if_dead(self.rate)
+            self._fork()
+        with self._phase("start", self.deadlines.start) as phase:
+            self._gather(phase, 0, "did not join the world")
+
+    def _fork(self) -> None:
+        """Have the ranks forked.
+
+        Raises:
+            HarnessError: the server has died, or does not do it in time.
+            MachineCannot: a rank cannot be forked.
+        """
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
         peer.clusters += 1
@@ -403,7 +424,17 @@ class Cluster:
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
-            self._gather(phase, 0, "did not join the world")
+
+    def _let_go_of_channels(self) -> None:
+        """As before :meth:`start`."""
+        if self._peer is not None:
+            self._peer.clusters -= 1
+            self._peer = None
+        self._world = 0
+        for channel in self._channels:
+            channel.sock.close()
+            channel.log.close()
+        self._channels.clear()
 
     @contextlib.contextmanager
     def _open_channels(self) -> Iterator[list[int]]:
