@@ -55,6 +55,8 @@ class Channel:
     counters_after_shutdown: Counters | None = None
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
+    #: Whether a function of the user's was sent to this rank.
+    ran_users_code: bool = False
     #: Why nothing can be said to this rank any more although it may live, empty while that works.
     broken: str = ""
 
@@ -135,15 +137,20 @@ class Channel:
         self.delayed_sends = seen["delays"]
         self.late_seconds = max(self.late_seconds, seen["late"])
 
-    def notes(self) -> list[str]:
-        """What helps to understand this rank's end: its stacks, and what it wrote last."""
+    @property
+    def runs_calls(self) -> bool:
+        """Whether it ran a call for another rank when it was last looked at."""
+        return self.counters is not None and self.counters.server_calls > 0
+
+    def notes(self, lines: int = _NOTED_LINES) -> list[str]:
+        """What helps to understand this rank's end: its stacks, and so many lines of its last."""
         notes: list[str] = []
         if self.stack:
             notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")
         of_stack = set(self.stack.splitlines())
-        lines = [line for line in self.log.text().splitlines() if line and line not in of_stack]
-        if lines:
-            last = "\n".join(lines[-_NOTED_LINES:])
+        wrote = [line for line in self.log.text().splitlines() if line and line not in of_stack]
+        if wrote and lines:
+            last = "\n".join(wrote[-lines:])
             notes.append(f"last lines of {self.name}:\n{last}")
         return notes
 

@@ -411,6 +411,19 @@ class ClusterServer:
         self._stop()
         self._start()
 
+    def is_gone(self) -> bool:
+        """Whether the fork server, which was started, has died."""
+        return self._root is not None and self._root.is_gone()
+
+    def replace_if_dead(self, rate: float) -> None:
+        """Start another server where this one has died, and see to it that it has that rate.
+
+        Raises:
+            MachineCannot: its clock does not run at that rate.
+        """
+        self._replace_if_dead()
+        self._chosen_rate(rate)
+
     def died(self) -> HarnessError:
         """The error that says which server has died, how, and what the fork server wrote last."""
         self._note_deaths()

@@ -11,7 +11,6 @@ import functools
 import inspect
 import itertools
 import os
-import re
 import resource
 import select
 import socket
@@ -41,6 +40,7 @@ from rpcprops.outcomes import (
     PhaseName,
     PhaseOutcome,
     RaisedError,
+    RankOutcome,
     StepOutcome,
     Violation,
 )
@@ -52,13 +52,18 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: What TensorPipe says of a peer that is gone, and the real seconds in which its death is known.
-_LOST_CONNECTION = re.compile(r"EOF|[Cc]onnection (reset|closed)|[Pp]ipe (closed|broken)|ECONN")
+#: How each error of TensorPipe's ends, that of a peer that is gone among them (tensorpipe,
+#: common/error.cc), and the real seconds in which the death of the peer is known.
+_LOST_CONNECTION = "(this error originated at tensorpipe/"
 _DEATH_SECONDS = 1.0
 #: The same for a result that says that the run is over, which may tell of anything.
 _LAST_DEATH_SECONDS = 0.3
 #: A settle that is out of time tells what is held, instead of waiting for one more look.
 _LAST_LOOK_SECONDS = 1.0
+#: What is said of a rank that does not even answer a look, and the real seconds that one which runs
+#: needs at most for that, once another has hung.
+_SILENT = "does not answer the control channel"
+_HANG_LOOK_SECONDS = 2.0
 #: How much of a log is read before the channels are looked at again.
 _LOG_PIECE = 32 << 20
 #: A log that has grown by so much is read again after so many real seconds, another one later.
@@ -117,6 +122,21 @@ def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]])
     )
 
 
+def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
+    """Take in what a rank answered when it had shut RPC down."""
+    # Of what was held up and counted, shutdown's own messages are no part.
+    channel.calls = seen["calls"]
+    channel.late_seconds = max(channel.late_seconds, seen["late"])
+    channel.counters_after_shutdown = seen.get("after")
+    if error:
+        raised = _functions.load_error(error, channel.rank)
+        channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))
+
+
+def _names(channels: Sequence[Channel]) -> str:
+    return ", ".join(channel.name for channel in channels)
+
+
 def _lives(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -124,13 +144,17 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _broken_channel(channel: Channel) -> HarnessError:
-    msg = (
-        f"the control channel of {channel.name} is broken: {channel.broken.rstrip()}\n"
-        f"Unless a function of yours wrote to a descriptor that it had not opened, or closed one, "
-        f"rpcprops is at fault."
+def _broken_channel(channel: Channel) -> HarnessError | UsageError:
+    """The user's own code in a rank can do anything to it; without such code it is our fault."""
+    msg = f"the control channel of {channel.name} is broken: {channel.broken.rstrip()}"
+    if not channel.ran_users_code:
+        return HarnessError(msg)
+    msg += (
+        "\nA function that was called there has probably read, written or closed a descriptor that "
+        "it had not opened, or changed what all code of the process needs (sys.modules, a trace "
+        "function). If none has, rpcprops is at fault: please report it with this message."
     )
-    return HarnessError(msg)
+    return UsageError(msg)
 
 
 class RankFuture(Generic[R]):
@@ -165,7 +189,7 @@ class RankFuture(Generic[R]):
             error = _functions.load_error(payload, self._channel.rank)
             self._channel.cluster._blame_death(error)
             raise error
-        return cast("R", _functions.loads(payload))
+        return cast("R", _functions.load_result(payload, self._channel.rank))
 
 
 class RankProxy:
@@ -267,6 +291,8 @@ class Cluster:
         self._numbers = itertools.count(1)
         self._phases: list[PhaseOutcome] = []
         self._found: list[Violation] = []
+        #: The ranks that a hang may come from, those that wait for them among them.
+        self._involved: list[Channel] = []
         self._log_sizes: tuple[int, ...] = ()
         self._logs_changed = 0.0
         self._over = False
@@ -336,6 +362,27 @@ class Cluster:
             raise UsageError(msg)
         if self.server.on_start is not None:
             self.server.on_start(self)
+        try:
+            self._fork()
+        except HarnessError:
+            is_gone = self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
+            if not is_gone or any(channel.pid for channel in self._channels):
+                raise
+            # It died before it told of a rank, maybe before this cluster was made: the socket of a
+            # process that was killed closes some milliseconds later.
+            self._let_go_of_channels()
+            self.server.replace_if_dead(self.rate)
+            self._fork()
+        with self._phase("start", self.deadlines.start) as phase:
+            self._gather(phase, 0, "did not join the world")
+
+    def _fork(self) -> None:
+        """Have the ranks forked.
+
+        Raises:
+            HarnessError: the server has died, or does not do it in time.
+            MachineCannot: a rank cannot be forked.
+        """
         peer, in_ranks, _ = self.server.peer_for(self._first)
         self._peer = peer
         peer.clusters += 1
@@ -377,7 +424,17 @@ class Cluster:
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
-            self._gather(phase, 0, "did not join the world")
+
+    def _let_go_of_channels(self) -> None:
+        """As before :meth:`start`."""
+        if self._peer is not None:
+            self._peer.clusters -= 1
+            self._peer = None
+        self._world = 0
+        for channel in self._channels:
+            channel.sock.close()
+            channel.log.close()
+        self._channels.clear()
 
     @contextlib.contextmanager
     def _open_channels(self) -> Iterator[list[int]]:
@@ -515,7 +572,8 @@ class Cluster:
                         channel.note_look(seen)
                     if kind == "error":
                         raise _functions.load_error(payload, channel.rank)
-                    results[channel.rank] = cast("R", _functions.loads(payload))
+                    result = _functions.load_result(payload, channel.rank)
+                    results[channel.rank] = cast("R", result)
                     if is_last(results[channel.rank]):
                         self._look_for_deaths(phase, results, number)
                         return results
@@ -720,7 +778,7 @@ class Cluster:
                 number, (first, *_) = next(iter(awaited.items()))
                 index, step = first
                 dead = self._dead(phase, number)
-                if dead or (self._look(phase, wait=2.0) is None and self._found):
+                if dead or (self._look(phase, _HANG_LOOK_SECONDS) is None and self._found):
                     break
                 moved = tuple(
                     (c.counters, tuple(c.calls.items()), c.log.size()) for c in self._channels
@@ -729,12 +787,8 @@ class Cluster:
                     before, since = moved, time.monotonic()
                 stalled = time.monotonic() - since > self.deadlines.stalled + pause
                 if stalled or phase.left() <= 0:
-                    complaint = f"step {index}, {step!r}, does not end"
-                    silent = [c for c in self._channels if c.silent]
-                    if silent:
-                        # Whoever waits for these is not the one that hangs.
-                        complaint = f"does not answer the control channel; {complaint}"
-                    self._hung(phase, silent or [self._channel_of(step)], complaint)
+                    complaint = f"does not end step {index}, {step!r}"
+                    self._hung(phase, [self._channel_of(step)], complaint)
                     break
         done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
         return sorted(done, key=lambda outcome: outcome.index)
@@ -765,16 +819,16 @@ class Cluster:
                 self._send(channel, ("exit", number, self.init))
             answers = self._gather(phase, number, "does not shut down")
             if answers is None:
+                # The others wait for ever for a rank whose shutdown has raised.
+                left = [c for c in self._channels if number in c.answers]
+                for channel in left:
+                    _note_shutdown(channel, *channel.answers.pop(number)[1])
+                raised = [c.outcome() for c in left if c.shutdown_error is not None]
+                self._found[:0] = self._shutdown_violations(raised)
                 return
             self._ask_for_spares()
-            for channel, (_, (blob, seen)) in zip(self._channels, answers, strict=True):
-                # Of what was held up and counted, shutdown's own messages are no part.
-                channel.calls = seen["calls"]
-                channel.late_seconds = max(channel.late_seconds, seen["late"])
-                channel.counters_after_shutdown = seen.get("after")
-                if blob:
-                    error = _functions.load_error(blob, channel.rank)
-                    channel.shutdown_error = RaisedError(type(error).__name__, text_of(error))
+            for channel, (_, answer) in zip(self._channels, answers, strict=True):
+                _note_shutdown(channel, *answer)
             while any(c.status is None for c in self._channels):
                 self._pump(min(phase.left(), 0.5))
                 self._must_be_connected()
@@ -783,11 +837,11 @@ class Cluster:
                         phase, [c for c in self._channels if c.status is None], "does not exit"
                     )
                     return
-            self._found += shutdown_violations(
-                [c.outcome() for c in self._channels],
-                leaks_allowed=self.leaks == "allow",
-                rate=self.rate,
-            )
+            self._found += self._shutdown_violations([c.outcome() for c in self._channels])
+
+    def _shutdown_violations(self, ranks: Sequence[RankOutcome]) -> list[Violation]:
+        allowed = self.leaks == "allow"
+        return shutdown_violations(ranks, leaks_allowed=allowed, rate=self.rate)
 
     def _ask_for_spares(self) -> None:
         """Let the server fork ranks for the next world, as these ranks have only to exit."""
@@ -830,6 +884,7 @@ class Cluster:
         channel = self._channels[rank]
         # The phase is there even if the answer comes while something else is awaited.
         with self._phase("run", self.deadlines.run):
+            channel.ran_users_code = True
             self._send(channel, ("call", number, blob, keep))
         return RankFuture(channel, number)
 
@@ -874,7 +929,7 @@ class Cluster:
         for channel in self._channels:
             self._send(channel, ("look", number))
         own = phase or Phase("run", self.deadlines.look)
-        answers = self._gather(own, number, "does not answer the control channel", wait)
+        answers = self._gather(own, number, _SILENT, wait)
         if answers is not None:
             for channel, (_, seen) in zip(self._channels, answers, strict=True):
                 channel.note_look(seen)
@@ -896,15 +951,20 @@ class Cluster:
             if self._dead(phase, number):
                 return None
             if phase.left() <= 0:
+                if complaint == _SILENT:
+                    self._note_silent(missing)
                 self._hung(phase, missing, complaint)
                 return None
             if until is not None and time.monotonic() > until:
-                for channel in missing:
-                    channel.silent = True
+                self._note_silent(missing)
                 for channel in self._channels:
                     channel.give_up(number)
                 return None
             self._pump(min(phase.left(), 0.5))
+
+    def _note_silent(self, missing: Sequence[Channel]) -> None:
+        for channel in self._channels:
+            channel.silent = channel in missing
 
     def _answers(self, phase: Phase, number: int) -> list[tuple[str, Any]] | None:
         answers = [c.answers.pop(number) for c in self._channels]
@@ -1011,18 +1071,35 @@ class Cluster:
         return True
 
     def _hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
-        """Keep a hang as found, with the stacks of all ranks."""
+        """Keep a hang as found, with the stacks of all ranks, and with whom it may come from."""
+        passed = phase.passed()
         self._take_stacks()
-        names = ", ".join(c.name for c in who)
-        message = f"{names} {complaint} (phase {phase.name}, after {phase.passed():.1f} real s)"
-        self._found.append(Violation("RankHung", message, who[0].rank, needs_time=True))
-        phase.hang(message, tuple(c.rank for c in who))
+        busy: list[Channel] = []
+        # Before a rank has joined, and once it has left, nothing in it answers a look.
+        if phase.name != "start" and not any(c.silent or c.lost for c in self._channels):
+            if self._look(wait=_HANG_LOOK_SECONDS) is not None:
+                busy = [c for c in self._channels if c not in who and c.runs_calls]
+            elif self._found:
+                phase.fail("a rank died", tuple(v.rank for v in self._found if v.rank is not None))
+                return
+        silent = [c for c in self._channels if c.silent]
+        message = f"{_names(who)} {complaint}"
+        if silent and complaint != _SILENT:
+            message = f"{_names(silent)} {_SILENT}; {message}"
+        if busy:
+            message += f"; {_names(busy)} runs a call for another rank"
+        message += f" (phase {phase.name}, after {passed:.1f} real s)"
+        self._involved = [*silent, *who, *busy]
+        # Whoever waits for a rank that is silent is not the one that hangs.
+        blamed = silent or who
+        self._found.append(Violation("RankHung", message, blamed[0].rank, needs_time=True))
+        phase.hang(message, tuple(c.rank for c in blamed))
 
     def _blame_death(self, error: BaseException) -> None:
         """Raise what killed a rank, if one has died: the error of another follows from that."""
         __tracebackhide__ = True
         # The channel of a dead rank closes about when its peers see their connections to it end.
-        is_lost = _LOST_CONNECTION.search(text_of(error))
+        is_lost = _LOST_CONNECTION in text_of(error)
         deadline = time.monotonic() + (_DEATH_SECONDS if is_lost else 0)
         self._pump(0.0)
         while not any(c.lost for c in self._channels) and time.monotonic() < deadline:
@@ -1067,8 +1144,11 @@ class Cluster:
         kind = getattr(errors, first.promise)
         lines = [str(violation) for violation in self._found]
         error = kind("\n".join(lines))
-        for violation in self._found[:3]:
-            if violation.rank is not None:
-                for note in self._channels[violation.rank].notes():
-                    error.add_note(note)
+        blamed = [self._channels[v.rank] for v in self._found[:3] if v.rank is not None]
+        others = [channel for channel in self._involved if channel not in blamed]
+        for note in itertools.chain(
+            *(channel.notes() for channel in blamed),
+            *(channel.notes(lines=0) for channel in others[:2]),
+        ):
+            error.add_note(note)
         raise error

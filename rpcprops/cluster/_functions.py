@@ -7,10 +7,13 @@ counter in the module is one counter. Exceptions carry their traceback as text.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import pickle
+import signal
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable
@@ -131,6 +134,59 @@ def loads(blob: bytes) -> Any:
     return pickle.loads(blob)
 
 
+class _Unreadable(Exception):
+    """What was pickled cannot be read here; its cause says why."""
+
+
+def _read(blob: bytes) -> Any:
+    """As :func:`loads`, of what a rank sent. To read it runs code of the user's, which may do anything.
+
+    Raises:
+        _Unreadable: it raised.
+        KeyboardInterrupt: this process was interrupted meanwhile.
+    """
+    interrupted = False
+    handle: Any = signal.getsignal(signal.SIGINT)
+    # Else a KeyboardInterrupt of that code cannot be told from a Ctrl-C.
+    handles = callable(handle) and threading.current_thread() is threading.main_thread()
+
+    def note(*args: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        handle(*args)
+
+    try:
+        if handles:
+            signal.signal(signal.SIGINT, note)
+        return loads(blob)
+    except BaseException as error:
+        if interrupted:
+            raise
+        raise _Unreadable from error
+    finally:
+        if handles:
+            signal.signal(signal.SIGINT, handle)
+
+
+def load_result(blob: bytes, rank: int) -> Any:
+    """What a call in that rank returned.
+
+    Raises:
+        UsageError: it cannot be read in this process.
+    """
+    try:
+        return _read(blob)
+    except _Unreadable as problem:
+        error = problem.__cause__
+        assert error is not None
+        msg = (
+            f"what rank {rank} returned cannot be read in this process: {type(error).__name__}: "
+            f"{text_of(error)}. Return what the test can import and unpickle, or keep the value "
+            f"in the rank with keep=True."
+        )
+        raise UsageError(msg) from error
+
+
 def dumps(value: Any) -> bytes:
     """`value` for another process. Raises whatever its pickling raises."""
     buffer = io.BytesIO()
@@ -169,7 +225,7 @@ def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
     """What a call gave, as the kind and the pickle of an answer."""
     try:
         return "ok", _sendable(dumps(value))
-    except Exception as error:
+    except BaseException as error:
         if _RRefs in text_of(error):
             msg = (
                 f"rank {rank} returned an RRef (or a value that holds one), and an RRef has no "
@@ -185,13 +241,23 @@ def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
 
 
 def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
-    """An exception, as the kind and the pickle of an answer."""
-    text = "".join(traceback.format_exception(error))
-    said = f"rank {rank} raised {type(error).__name__}: {text_of(error)}"
+    """An exception, as the kind and the pickle of an answer.
+
+    Its own code makes its text and its pickle, and may do anything. One that cannot be shown is
+    not raised in the test process, where pytest would show it.
+    """
+    name = type(error).__name__
+    said = f"rank {rank} raised {name}"
+    text = "".join(traceback.format_tb(error.__traceback__)) + name
+    blob = b""
     try:
+        said += f": {text_of(error)}"
+        text = "".join(traceback.format_exception(error))
+        with contextlib.suppress(Exception):
+            str(error)  # One that exits would end the test process.
         blob = dumps(error)
         pickle.loads(blob)
-    except Exception:
+    except BaseException:
         blob = b""
     return "error", pickle.dumps((blob, said, text))
 
@@ -208,12 +274,17 @@ def load_error(blob: bytes, rank: int) -> BaseException:
     error: BaseException = RemoteError(said)
     if pickled:
         try:
-            found = pickle.loads(pickled)
+            found = _read(pickled)
             # A __reduce__ of the user's may make anything.
             if isinstance(found, BaseException) and _says_the_same_here(found):
                 error = found
-        except Exception as problem:
-            error.add_note(f"rpcprops: the exception itself cannot be read here: {problem!r}")
+        except _Unreadable as problem:
+            why = problem.__cause__
+            assert why is not None
+            error.add_note(
+                f"rpcprops: the exception itself cannot be read here: {type(why).__name__}: "
+                f"{text_of(why)}"
+            )
     error.__cause__ = RemoteTraceback(rank, text)
     for note in remedies(said, rank):
         error.add_note(note)

@@ -73,13 +73,19 @@ def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
         os.dup2(log_fd, 2)
         code = _Rank(spec, rank, control, store_fd, networks).run()
     except BaseException:
-        traceback.print_exc()
+        _print_traceback()
     finally:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+def _print_traceback() -> None:
+    """Print it where the user's code has left something to print on."""
+    with contextlib.suppress(Exception):
+        traceback.print_exc()
 
 
 class _Rank:
@@ -96,6 +102,7 @@ class _Rank:
         # The user's socket.setdefaulttimeout is not for this one: a rank waits for what comes.
         control.setblocking(True)
         self.control = control
+        self.pid = os.getpid()
         self.networks = networks
         self.reader = _wire.Reader(control)
         self.sending = threading.Lock()
@@ -141,6 +148,9 @@ class _Rank:
         return self.serve()
 
     def answer(self, number: int, kind: str, payload: Any) -> None:
+        if os.getpid() != self.pid:
+            # A child that a call forked has come back from it: the rank gives the answer.
+            os._exit(0)
         # This blocks for as long as the test process does not read, looks included; but who asks
         # for one reads until it has come.
         with self.sending:
@@ -159,7 +169,7 @@ class _Rank:
             # The test process is gone: nobody is left to tell.
             os._exit(EXIT_CHANNEL_LOST)
         except BaseException:
-            traceback.print_exc()
+            _print_traceback()
             # What arrives cannot be read any more, or a look failed; what is sent still arrives.
             with contextlib.suppress(OSError):
                 self.answer(0, "broken", traceback.format_exc())
@@ -225,7 +235,7 @@ class _Rank:
             except BaseException as error:
                 code = EXIT_SHUTDOWN_FAILED
                 _, blob = _functions.dump_error(error, self.rank)
-                traceback.print_exc()
+                _print_traceback()
         seen = self.look()
         if graceful:
             seen["after"] = _counters_of_this_process()

@@ -381,22 +381,28 @@ def test_a_stopped_rank_gets_all_that_it_was_sent(rpc_cluster: ClusterFactory) -
 
 def send_junk(cluster: Cluster, *, in_rank: bool) -> None:
     junk = b"\0\0\0\4junk"
-    cluster.on(0).call(add, 1)
     channel = cluster._channels[0]
     if in_rank:
         channel.sock.send(junk)
     else:
         channel.reader.buffer += junk
-    cluster.on(0).call(add, 1)
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["no call", "a call"])
 @pytest.mark.parametrize("in_rank", [True, False], ids=["to the rank", "from the rank"])
-def test_a_broken_channel_is_no_death(rpc_cluster: ClusterFactory, in_rank: bool) -> None:
-    """What cannot be read as a message is rpcprops's fault, and no rank is blamed for it."""
-    broken = pytest.raises(HarnessError, match="the control channel of worker0 is broken")
+def test_a_broken_channel_is_no_death(
+    rpc_cluster: ClusterFactory, in_rank: bool, calls: bool
+) -> None:
+    """What cannot be read as a message is rpcprops's fault, unless code of the user's ran there."""
+    words = "the control channel of worker0 is broken"
+    broken = pytest.raises(UsageError if calls else HarnessError, match=words)
     with broken as caught, rpc_cluster(world_size=1, deadline=5) as cluster:
+        if calls:
+            cluster.on(0).call(add, 1)
         send_junk(cluster, in_rank=in_rank)
+        cluster.settle()
     assert "UnpicklingError" in str(caught.value)
+    assert ("A function that was called there" in str(caught.value)) is calls
 
 
 def test_a_default_timeout_of_sockets_is_not_for_the_channels(rpc_cluster: ClusterFactory) -> None:

@@ -268,7 +268,7 @@ def test_server_that_is_killed(
     """Whichever process above the ranks is killed, what they started is gone in three seconds.
 
     The clusters under way fail with an error that says so. The next gets another server, for which
-    the rate of the clock is measured anew. A module server takes nothing of other servers along.
+    the rate of the clock is measured anew, and so does one that was made before and not started. A module server takes nothing of other servers along.
     """
     began, pids = 0.0, list[int]()
     measured: list[float] = []
@@ -297,9 +297,9 @@ def test_server_that_is_killed(
             assert other.on(0).call(abs, -1) == 1
         else:
             assert not still_alive(theirs, began + STOPPED_SECONDS - time.monotonic())
-            # One that was made before cannot know what the next server's clock does.
-            with pytest.raises(HarnessError, match=words):
-                before.start()
+        # One that was made before, and has begun nothing, starts on what comes instead.
+        with before:
+            assert before.on(0).call(clocks.get_rate) == 50
     with server.cluster(world_size=1) as cluster:
         assert cluster.on(0).call(clocks.get_rate) == 50
     assert measured == ([] if which == "module server" else [50])
@@ -329,3 +329,17 @@ def test_descriptors_after_a_request_that_fails(
         with pytest.raises(HarnessError, match="the fork server has died"):
             server.rate_of(3.0)
     assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.parametrize("which", ["module server", "root server", "watcher"])
+def test_server_that_was_killed_just_now(server: ClusterServer, which: str) -> None:
+    """A cluster that starts while its server dies gets another, whichever it notices first."""
+    for delay in (0.0, 0.0005, 0.002, 0.005):
+        with server.cluster(world_size=1) as cluster:
+            above = process_above(server, cluster, which)
+        above.kill()
+        time.sleep(delay)
+        with server.cluster(world_size=1) as cluster:
+            assert cluster.on(0).call(abs, -1) == 1
+        if which != "module server":
+            break  # to start a server takes seconds
