@@ -126,7 +126,9 @@ def text_of(error: BaseException) -> str:
     """The message of an exception, or that there is none to be had: its own code makes it."""
     try:
         return str(error)
-    except Exception as own:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as own:
         name = type(error).__name__
         return f"<no text: {name}.__str__ raised {type(own).__name__}>"
 
