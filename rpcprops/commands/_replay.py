@@ -16,7 +16,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops import clock as clocks
-from rpcprops._files import check_output, write_whole
+from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops.cluster._client import unasked_real_time
 from rpcprops.commands._shared import (
     CANNOT,
@@ -184,7 +184,7 @@ def _write(
         write_whole(path, text)
         said = f"{told} {path}"
     except OSError as error:
-        said = f"{path} was not written: {error.strerror}. The exit code is that of the runs."
+        said = f"{Unwritten.because(error, path)}. The exit code is that of the runs."
     what = "the script" if script else "the test"
     shown = f"{what} shows the failure in {codes.count(1)} of {len(codes)} runs"
     others = len(codes) - codes.count(0) - codes.count(1)
