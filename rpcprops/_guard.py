@@ -184,8 +184,8 @@ def _guard(pipe: int, command: list[str]) -> None:
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     told: list[int] = []
-    # What a terminal or `timeout` sends to the whole group reaches the command by itself, and us
-    # from whoever started us, by the pipe.
+    # A Ctrl-C at a terminal goes to the whole group: it reaches the command by itself, and us from
+    # whoever started us, by the pipe. A SIGTERM may be for this process alone.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: told.append(number))
@@ -205,6 +205,9 @@ def _guard(pipe: int, command: list[str]) -> None:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == child:
                     status = ended[1]
+        if status is None and signal.SIGTERM in told:
+            told.remove(signal.SIGTERM)
+            os.kill(child, signal.SIGTERM)
         if status is None and pipe in ready:
             deadline = time.monotonic() + _GRACE_SECONDS
             if signal.SIGINT not in told:

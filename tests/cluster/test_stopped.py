@@ -152,7 +152,7 @@ def test_no_folder_outlives_a_replay_between_its_runs(marked: Marked, tmp_path: 
 
 
 def test_a_guarded_command_is_as_any_other(tmp_path: Path) -> None:
-    """Its exit code, signal, output and time limit are those of the command itself."""
+    """Its exit code, signal, output and time limit are the command's, and a SIGTERM reaches it."""
     code = "import os, sys; print(os.getcwd()); sys.exit(7)"
     done = _guard.run(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=30
@@ -160,6 +160,12 @@ def test_a_guarded_command_is_as_any_other(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, f"{tmp_path}\n")
     killed = _guard.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"]
+    with _guard.guarded(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=STOP_SECONDS) == -signal.SIGTERM
     with pytest.raises(subprocess.TimeoutExpired):
         _guard.run([sys.executable, "-c", "import time; time.sleep(300)"], timeout=0.2)
 
