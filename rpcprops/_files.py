@@ -6,6 +6,7 @@ end. A file that cannot be written costs that file and nothing else: see :class:
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -92,20 +93,23 @@ def read_regular(path: Path, most: int = MOST_BYTES, *, else_what: str = "") -> 
     return data
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, temporary: Path | None = None) -> None:
     """Write `text` under a temporary name and rename it, so that nobody ever reads half a file.
+
+    Args:
+        temporary: a name next to `path`, for who removes what a killed process left; otherwise one
+            that nobody else has.
 
     Raises:
         OSError: it cannot be written; what was there before still is, and nothing else is left.
     """
-    # A link stays one: its target is replaced.
-    target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
+    target = _target(path)
+    temporary = temporary or _temporary(target)
     try:
         with temporary.open("x", encoding="utf-8") as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             file.write(text)
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
@@ -132,7 +136,7 @@ def check_output(option: str, path: Path, *, grows: bool = False) -> None:
 def why_not_writable(path: Path, *, grows: bool = False) -> str:
     """Why a file cannot be written, as far as can be told without writing it; or nothing."""
     try:
-        target = Path(os.path.realpath(path))
+        target = _target(path)
         if target.is_dir():
             return "it is a folder; name a file in it"
         exists = target.exists()
@@ -147,10 +151,22 @@ def why_not_writable(path: Path, *, grows: bool = False) -> str:
             temporary.touch(exist_ok=False)
             temporary.unlink()
     except OSError as error:
-        return f"no file can be made in its folder ({reason_of(error)}); name one elsewhere"
+        return f"no file can be made there ({reason_of(error)}); name one elsewhere"
     except ValueError as error:  # a NUL in the path
         return f"{error}; name another file"
     return ""
+
+
+def _target(path: Path) -> Path:
+    """What is replaced when `path` is written: a link stays one, and its target is replaced.
+
+    Raises:
+        OSError: it is a link to itself.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 def _temporary(target: Path) -> Path:

@@ -3,11 +3,14 @@
 :func:`guarded` starts this file as a process of its own, the *guard*, which starts the command and
 holds the reading end of a pipe whose writing end only we have. It closes when we are done and when
 we die, of a SIGKILL too. The guard then sends the command a SIGINT, as Ctrl-C does, and kills what
-is left of it after a second: whatever loses its parent below the guard becomes the guard's child
-(PR_SET_CHILD_SUBREAPER). Should the guard be killed, the kernel kills the command
-(PR_SET_PDEATHSIG).
+is left of it after a second: whatever loses its parent below the guard becomes the guard's child.
+Should the guard be killed, the kernel kills the command.
 
-The guard imports nothing of ours, so that it starts in a few hundredths of a second.
+:func:`scratch` makes a folder, and starts this file as a process that removes it once we and every
+guard of ours are gone.
+
+Both import nothing of ours but the watcher of the fork server, by its path: it kills in the same
+way, and imports the standard library only. So they start in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -28,32 +31,30 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 #: Real seconds that a command which is to stop has for that.
 _GRACE_SECONDS = 1.0
 #: Real seconds within which the guard ends once it is told to.
 _STOP_SECONDS = 5.0
+#: The writing ends of the pipes that keep folders. A guard holds them too, for as long as its
+#: command may write there.
+_keeping: list[int] = []
 
 
 @contextlib.contextmanager
-def guarded(
-    command: Sequence[str], *, scratch: Path | None = None, **options: Any
-) -> Iterator[subprocess.Popen[Any]]:
+def guarded(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Runs `command` until the block is left; then nothing of it runs any more.
 
     Args:
-        scratch: a folder of the command's, which the guard removes if we die before it ends.
         options: for the ``Popen`` that the block gets.
     """
     import subprocess
 
-    ours = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
     theirs, writing = os.pipe()
+    passed = [theirs, *_keeping]
     try:
         try:
             process = subprocess.Popen(
-                [*ours, str(theirs), str(scratch or ""), *command], pass_fds=[theirs], **options
+                [*_ourselves("guard", passed), *command], pass_fds=passed, **options
             )
         finally:
             os.close(theirs)
@@ -77,11 +78,7 @@ def guarded(
 
 
 def run(
-    command: Sequence[str],
-    *,
-    timeout: float | None = None,
-    scratch: Path | None = None,
-    **options: Any,
+    command: Sequence[str], *, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
     """As ``subprocess.run``, of a command of which nothing outlives the call.
 
@@ -90,9 +87,56 @@ def run(
     """
     import subprocess
 
-    with guarded(command, scratch=scratch, **options) as process:
+    with guarded(command, **options) as process:
         out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A new folder for temporary files, which is removed at the end, also when we are killed.
+
+    The commands that are guarded meanwhile have ended before.
+    """
+    import secrets
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.gettempdir(), prefix + secrets.token_hex(8))
+    theirs, writing = os.pipe()
+    try:
+        try:
+            keeper = subprocess.Popen(
+                [*_ourselves("keeper", [theirs]), str(folder)],
+                pass_fds=[theirs],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # A Ctrl-C is for us, and does not hurry it.
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+        _keeping.append(writing)
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            _keeping.remove(writing)
+            os.close(writing)
+            writing = -1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                keeper.wait(timeout=_STOP_SECONDS)
+    finally:
+        if writing >= 0:
+            os.close(writing)
+
+
+def _ourselves(role: str, passed: Sequence[int]) -> list[str]:
+    """The command that runs this file, with the numbers of the descriptors that it gets."""
+    pipes = ",".join(map(str, passed))
+    return [sys.executable, "-I", "-S", os.path.abspath(__file__), role, pipes]
 
 
 def environment(**values: str) -> dict[str, str]:
@@ -105,62 +149,48 @@ def environment(**values: str) -> dict[str, str]:
     return ours | values
 
 
-def _start(command: list[str], prctl: Any) -> int:
+def _watcher() -> Any:
+    """The module of the fork server's watcher, without the package that it is in."""
+    import importlib.util
+
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cluster", "_watcher.py")
+    spec = importlib.util.spec_from_file_location("watcher", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _start(command: list[str], watcher: Any) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        watcher.die_with_parent(parent)
         # A handler does not survive what follows, unlike a signal that is ignored.
         signal.set_wakeup_fd(-1)
-        if os.getppid() == parent:
-            os.execvp(command[0], command)
+        os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
 
 
-def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as children:
-        return [int(word) for word in children.read().split()]
-
-
-def _kill_all() -> None:
-    """Kill what is below this process, until nothing is."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            for pid in _children():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
-
-
-def main() -> None:
-    """The guard: arguments are the pipe, a folder or nothing, and the command."""
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-    pipe, scratch, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    os.set_inheritable(pipe, False)
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def _guard(pipe: int, command: list[str]) -> None:
+    """Runs the command, and leaves as it did, with nothing of it left."""
+    watcher = _watcher()
+    watcher.adopt_orphans()
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     told: list[int] = []
-    # What a terminal or `timeout` sends to the whole group reaches the command by itself, and us
-    # from whoever started us, by the pipe.
+    # A Ctrl-C at a terminal goes to the whole group: it reaches the command by itself, and us from
+    # whoever started us, by the pipe. A SIGTERM may be for this process alone.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: told.append(number))
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    child = _start(command, prctl)
+    child = _start(command, watcher)
     status: int | None = None
     deadline: float | None = None
     while status is None:
@@ -175,6 +205,9 @@ def main() -> None:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == child:
                     status = ended[1]
+        if status is None and signal.SIGTERM in told:
+            told.remove(signal.SIGTERM)
+            os.kill(child, signal.SIGTERM)
         if status is None and pipe in ready:
             deadline = time.monotonic() + _GRACE_SECONDS
             if signal.SIGINT not in told:
@@ -182,9 +215,7 @@ def main() -> None:
                 os.kill(child, signal.SIGINT)
         elif deadline is not None and time.monotonic() >= deadline:
             break
-    _kill_all()
-    if deadline is not None and scratch:
-        shutil.rmtree(scratch, ignore_errors=True)
+    watcher.kill_all_below()
     if status is None:
         os._exit(128 + signal.SIGKILL)
     if os.WIFSIGNALED(status):
@@ -194,6 +225,24 @@ def main() -> None:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _keep(pipe: int, folder: str) -> None:
+    """Removes the folder once nobody can write into it any more."""
+    os.read(pipe, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Arguments are the role, descriptors of which the first is its own pipe, and the rest."""
+    role, passed, *rest = sys.argv[1:]
+    pipes = [int(number) for number in passed.split(",")]
+    for pipe in pipes:
+        os.set_inheritable(pipe, False)
+    if role == "guard":
+        _guard(pipes[0], rest)
+    else:
+        _keep(pipes[0], rest[0])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def from_json(data: Any, cls: type[T]) -> T:
         if cls is Program:
             return cls(**_program_fields(data))
         return msgspec.convert(data, cls, str_keys=True)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
+        # JSON can hold half of a surrogate pair, which msgspec cannot encode where it wants a
+        # number, and programs that are nested more deeply than Python can follow.
         msg = f"this is no {getattr(cls, '__name__', cls)}: {error}"
         raise UsageError(msg) from None
 

@@ -33,6 +33,7 @@ from rpcprops import profiles
 from rpcprops import runner as runners
 from rpcprops._files import Unwritten, why_not_writable, write_whole
 from rpcprops._orphan import leave_with_parent
+from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster import _network as networks
 from rpcprops.cluster._client import shared_network, unasked_real_time
@@ -371,7 +372,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         lines.append(f"rpcprops: {shared_network(networks.problem())}")
     summary = config.stash.get(_SUMMARY, None)
     died = summary.take_died() if summary is not None else ""
-    return [*lines, f"rpcprops: {died}"] if died else lines
+    return [*lines, f"rpcprops: {printable(died)}"] if died else lines
 
 
 @pytest.fixture(scope="session")
@@ -415,11 +416,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         artefact = read(Path(path))
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(printable(error)) from None
     found = [item for item in items if item.nodeid == artefact.subject]
     if not found:
         msg = f"the test of the artefact, {artefact.subject}, is not among those collected."
-        raise pytest.UsageError(msg)
+        raise pytest.UsageError(printable(msg))
     for item in found:
         if artefact.reproduction is not None:
             _reproduce(item, artefact)
@@ -1105,7 +1106,7 @@ class _Summary:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what was run, and what a reader must know of it."""
         for line, markup in self._lines():
-            terminalreporter.write_line(f"rpcprops: {line}", **markup)
+            terminalreporter.write_line(f"rpcprops: {printable(line)}", **markup)
 
     def _lines(self) -> Generator[tuple[str, dict[str, bool]], None, None]:
         yellow = {"yellow": True}

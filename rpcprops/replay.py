@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -310,9 +309,9 @@ def replay_test(
     if clock is not None:
         command.append(f"--rpc-clock={clock}")
     result = Replay(artefact, (), without=dropped)
-    with tempfile.TemporaryDirectory(prefix="rpcprops-replay-") as scratch:
+    with _guard.scratch("rpcprops-replay-") as scratch:
         while result.times < times:
-            answer = Path(scratch, f"answer{result.times}.json")
+            answer = scratch / f"answer{result.times}.json"
             options = [
                 f"--rpc-replay-times={times - result.times}",
                 f"--rpc-replay-answer={answer}",
@@ -322,7 +321,6 @@ def replay_test(
                 [*command, *options, "--", f"./{artefact.subject}"],
                 cwd=folder,
                 stdout=subprocess.PIPE if quiet else None,
-                scratch=Path(scratch),
             )
             if done.returncode < 0:
                 name = f"killed by {signal.Signals(-done.returncode).name}"

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from rpcprops._files import GrowingFile, Unwritten, read_regular
 from rpcprops._json import from_json, to_json
-from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.errors import MachineCannot, UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type, is_decided, rungs
 from rpcprops.programs import Program
@@ -105,21 +106,26 @@ def find_program(text: str) -> Program:
 
 def _from_python(path: Path, name: str) -> Program:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    # os.path, unlike Path, says of a name that is too long that there is no such file.
+    if not os.path.isfile(path) or spec is None or spec.loader is None:
         msg = f"{path}: no such Python file."
         raise UsageError(msg)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        msg = f"{path}: it raised {type(error).__name__}: {error}"
+        # Code of the module again: it may have a __getattr__, and its objects have a __repr__.
+        found = getattr(module, name, None)
+        if isinstance(found, Program):
+            return found
+        shown = f"{found!r} (type {type(found).__name__})"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        msg = f"{path}: it raised {type(error).__name__}: {text_of(error)}"
         raise UsageError(msg) from error
-    found = getattr(module, name, None)
-    if not isinstance(found, Program):
-        msg = f"{path}: {name} is {found!r} (type {type(found).__name__}), not a rpcprops.Program."
-        raise UsageError(msg)
-    return found
+    msg = f"{path}: {name} is {shown}, not a rpcprops.Program."
+    raise UsageError(msg)
 
 
 def _from_json(path: Path) -> Program:

@@ -1,8 +1,10 @@
-"""Skips the long tests unless the profile asks for them, and prints the score of the worlds."""
+"""Skips the long tests unless the profile asks for them, and prints what tests have counted."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,22 +21,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many seeded defects were reported, and how many clean examples were not.
+    """Print what tests have recorded, wherever they ran: the reports come from every worker."""
+    recorded: list[tuple[str, Any, bool]] = [
+        (name, value, outcome == "passed")
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, value in getattr(report, "user_properties", ())
+    ]
+    for line in (*_worlds(recorded), *_stress(recorded)):
+        terminalreporter.write_line(line)
 
-    The tests of tests/worlds record what they planted; the reports come from every worker.
-    """
+
+def _worlds(recorded: list[tuple[str, Any, bool]]) -> Iterator[str]:
+    """How many seeded defects were reported, and how many clean examples were not."""
     good: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "seeded defect":
-                    good[name] += outcome == "passed"
-                    total[name] += 1
-                    total[value] += 1
-                elif name in ("clean outcomes", "clean runs"):
-                    good[name] += value[0]
-                    total[name] += value[1]
+    for name, value, passed in recorded:
+        if name == "seeded defect":
+            good[name] += passed
+            total[name] += 1
+            total[value] += 1
+        elif name in ("clean outcomes", "clean runs"):
+            good[name] += value[0]
+            total[name] += value[1]
     words = {
         "seeded defect": f"seeded defects reported as what they are ({total['false']} falsified "
         f"outcomes, {total['live']} ranks that are wrong)",
@@ -43,4 +52,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     parts = [f"{good[name]} of {total[name]} {said}" for name, said in words.items() if total[name]]
     if parts:
-        terminalreporter.write_line(f"worlds: {'; '.join(parts)}")
+        yield f"worlds: {'; '.join(parts)}"
+
+
+def _stress(recorded: list[tuple[str, Any, bool]]) -> Iterator[str]:
+    """How many processes were killed, what ran on a loaded machine, and what a long run cost."""
+    for title, name in (("deaths", "death"), ("load", "load")):
+        counts: Counter[str] = Counter()
+        for value in (value for key, value, _ in recorded if key == name):
+            counts.update(value if isinstance(value, dict) else [value])
+        if counts:
+            said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            yield f"{title}: {said}"
+    yield from (value for name, value, _ in recorded if name == "soak")

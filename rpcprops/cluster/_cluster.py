@@ -314,9 +314,7 @@ class Cluster:
     # Life.
 
     def __enter__(self) -> Cluster:
-        if self._peer is not None or self._over:
-            msg = "a cluster runs once; make another with server.cluster(...)."
-            raise UsageError(msg)
+        self._must_be_new()
         try:
             self.start()
         except BaseException:
@@ -357,9 +355,7 @@ class Cluster:
 
     def start(self) -> None:
         """Fork the ranks and wait until each has joined the world."""
-        if self._peer is not None:
-            msg = "a cluster runs once; make another with server.cluster(...)."
-            raise UsageError(msg)
+        self._must_be_new()
         if self.server.on_start is not None:
             self.server.on_start(self)
         try:
@@ -375,6 +371,11 @@ class Cluster:
             self._fork()
         with self._phase("start", self.deadlines.start) as phase:
             self._gather(phase, 0, "did not join the world")
+
+    def _must_be_new(self) -> None:
+        if self._peer is not None or self._over:
+            msg = "a cluster runs once; make another with server.cluster(...)."
+            raise UsageError(msg)
 
     def _fork(self) -> None:
         """Have the ranks forked.

@@ -139,7 +139,7 @@ class _Unreadable(Exception):
 
 
 def _read(blob: bytes) -> Any:
-    """As :func:`loads`, of what a rank sent. To read it runs code of the user's, which may do anything.
+    """As :func:`loads`, of what a rank sent: reading it runs code of the user's, which may raise.
 
     Raises:
         _Unreadable: it raised.

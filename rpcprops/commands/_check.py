@@ -20,6 +20,7 @@ from rpcprops.commands._shared import (
     plain,
     progress_bar,
     running,
+    say_died,
     write_json,
 )
 from rpcprops.errors import UsageError
@@ -95,9 +96,7 @@ def check(
     done: list[Examination] = []
     with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
-        died = _underway.describe_died(Path.cwd())
-        if died:
-            out.print(f"[yellow]{plain(died)}[/yellow]")
+        say_died()
         try:
             with progress_bar() as progress:
                 for prop in chosen:

@@ -17,6 +17,7 @@ from rpcprops.commands._shared import (
     plain,
     progress_bar,
     running,
+    say_died,
     write_json,
 )
 
@@ -53,7 +54,6 @@ def hunt(
     """
     from rpcprops.hunt import Hunt, go_on, summary
     from rpcprops.report._text import replay_line
-    from rpcprops.report._underway import describe_died
 
     if file != _DEFAULT:
         check_output("--file", file, grows=True)
@@ -62,9 +62,7 @@ def hunt(
     known = Hunt.read(file)
     with running(clock) as runner:
         out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
-        died = describe_died(Path.cwd())
-        if died:
-            out.print(f"[yellow]{plain(died)}[/yellow]")
+        say_died()
         if known.batches:
             out.print(f"{known.examples} examples are known from {plain(file)}")
         try:
@@ -98,12 +96,17 @@ def hunt(
         finally:
             if json_file is not None:
                 write_json(json_file, summary(known))
-            out.print(_table(known))
-            for line in _accepted_lines(known):
-                out.print(plain(line))
+            _show(known)
             if known.unwritten is not None:
                 out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _show(hunt: Hunt) -> None:
+    """Print what a hunt came to."""
+    out.print(_table(hunt))
+    for line in _accepted_lines(hunt):
+        out.print(plain(line))
 
 
 def _accepted_lines(hunt: Hunt) -> list[str]:

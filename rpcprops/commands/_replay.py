@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops import clock as clocks
-from rpcprops._files import check_output, write_whole
+from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops.cluster._client import unasked_real_time
 from rpcprops.commands._shared import (
     CANNOT,
@@ -169,22 +168,22 @@ def _write(
     plan = None
     if artefact.plans:
         plan = artefact.plans[0].without(without, artefact.sizes[0] if artefact.sizes else 0)
-    with tempfile.TemporaryDirectory(prefix="rpcprops-script-") as scratch:
+    with _guard.scratch("rpcprops-script-") as scratch:
         if script:
             made = script_of(artefact, plan)
             with err.status(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
-                made = tried(made, Path(scratch), times)
+                made = tried(made, scratch, times)
             text, codes = made.text, made.codes
         else:
             text = regression_test(artefact, plan)
             with err.status("running it"):
-                codes = (_run_test(text, Path(scratch)),)
+                codes = (_run_test(text, scratch),)
     told = "replaces" if path.exists() else "wrote"
     try:
         write_whole(path, text)
         said = f"{told} {path}"
     except OSError as error:
-        said = f"{path} was not written: {error.strerror}. The exit code is that of the runs."
+        said = f"{Unwritten.because(error, path)}. The exit code is that of the runs."
     what = "the script" if script else "the test"
     shown = f"{what} shows the failure in {codes.count(1)} of {len(codes)} runs"
     others = len(codes) - codes.count(0) - codes.count(1)
@@ -210,7 +209,6 @@ def _run_test(text: str, folder: Path) -> int:
         env=_guard.environment(TMPDIR=str(folder)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        scratch=folder,
     ).returncode
 
 

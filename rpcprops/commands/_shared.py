@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from rpcprops._files import write_whole
+from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import UsageError
@@ -97,6 +97,15 @@ def running(clock: str) -> Iterator[Runner]:
         say_clock_problem(server.clock_problem)
 
 
+def say_died() -> None:
+    """Print what an earlier run here left under way; nothing where it left none."""
+    from rpcprops.report._underway import describe_died
+
+    died = describe_died(Path.cwd())
+    if died:
+        out.print(f"[yellow]{plain(died)}[/yellow]")
+
+
 def say_clock_problem(problem: str) -> None:
     """Print why ranks ran in real time though nobody asked for it; nothing where they did not."""
     if problem:
@@ -118,15 +127,9 @@ def progress_bar() -> Progress:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write what ``--json`` asked for; where that fails, say so."""
-    write_report("--json", path, json.dumps(data, indent=1) + "\n")
-
-
-def write_report(option: str, path: Path, text: str) -> None:
-    """Write what an option asked for; where that fails, say so: the verdict stays as it is."""
+    """Write what ``--json`` asked for; where that fails, say so: the verdict stays as it is."""
     try:
-        write_whole(path, text)
+        write_whole(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:
-        why = error.strerror or error
-        line = f"{option} {str(path)!r} was not written: {why}. The exit code is the verdict's."
+        line = f"{Unwritten.because(error, path)}. The exit code is the verdict's."
         err.print(f"[bold red]rpcprops:[/bold red] {plain(line)}")

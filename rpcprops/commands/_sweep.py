@@ -22,6 +22,7 @@ from rpcprops.commands._shared import (
     plain,
     progress_bar,
     running,
+    say_died,
     write_json,
 )
 from rpcprops.errors import UsageError
@@ -89,9 +90,7 @@ def sweep(
     places = cells(chosen.world_size, cast("Ranks", ranks))
     with running(clock) as runner, _underway.watched(runner.server) as underway:
         out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
-        died = _underway.describe_died(Path.cwd())
-        if died:
-            out.print(f"[yellow]{plain(died)}[/yellow]")
+        say_died()
         state = State(
             chosen,
             torch_version=runner.server.torch_version,
@@ -126,12 +125,7 @@ def sweep(
             report = _report(chosen.name or program, state, places, runner.server.clock_note)
             if json_file is not None:
                 write_json(json_file, report)
-            for table in _maps(state, places):
-                out.print(table)
-            colour = COLOURS.get(report["verdict"], "yellow")
-            out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(_summary(report))}")
-            for line in _accepted_lines(state, places, report):
-                out.print(plain(line))
+            _show(state, places, report)
             kept = state.unwritten or f"kept in {state.path}"
             out.print(plain(kept))
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
@@ -188,6 +182,16 @@ def _accepted(records: list[Record]) -> list[dict[str, Any]]:
         for kind, count in sorted(counts.items())
         if kind in DOCUMENTED
     ]
+
+
+def _show(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> None:
+    """Print the maps of a sweep, and what they come to."""
+    for table in _maps(state, places):
+        out.print(table)
+    colour = COLOURS.get(report["verdict"], "yellow")
+    out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(_summary(report))}")
+    for line in _accepted_lines(state, places, report):
+        out.print(plain(line))
 
 
 def _accepted_lines(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> list[str]:

@@ -57,7 +57,8 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
         imports += ["from rpcprops.properties import Case, observe"]
         imports += ["from rpcprops.runner import default_runner"]
     transport = "" if artefact.transport == "tcp" else f", transport={artefact.transport!r}"
-    name = re.sub(r"\W+", "_", artefact.subject).strip("_").lower() or "regression"
+    # Not every character that Python's own \w takes may stand in a name: "²" may not.
+    name = re.sub(r"\W+", "_", artefact.subject, flags=re.ASCII).strip("_").lower() or "regression"
     body = (_REINIT if reinit else _PROGRAM).format(name=name, transport=transport)
     doc = wrapped(f"A regression test, made from a failure: {violation}")
     lines = [MARK, '"""' + doc[0], *doc[1:], '"""' if len(doc) > 1 else "", "", *imports, ""]

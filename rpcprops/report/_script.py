@@ -139,7 +139,6 @@ def tried(script: Script, folder: Path, times: int) -> Script:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 timeout=_START_SECONDS + 10 * script.patience,
-                scratch=folder,
             )
         except subprocess.TimeoutExpired:
             codes.append(2)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rpcprops._files import shown
+from rpcprops._files import shown, write_whole
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
@@ -110,17 +110,16 @@ class Underway:
         )
 
     def _write(self, artefact: artefacts.Artefact) -> None:
-        temporary = self.path.with_suffix(".writing")
         try:
             if not self._made:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._made = True
-            temporary.write_text(json.dumps(artefacts.to_data(artefact)), encoding="utf-8")
-            os.replace(temporary, self.path)
+            # Under a name that says whose it is, so that `collect` finds half a file.
+            temporary = self.path.with_suffix(".writing")
+            write_whole(self.path, json.dumps(artefacts.to_data(artefact)), temporary=temporary)
         except OSError:
             # A folder that cannot be written is no reason to fail a test. The file of the example
             # before would name the wrong one.
-            _remove(temporary)
             self.clear()
 
     def clear(self) -> None:

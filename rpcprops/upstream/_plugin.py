@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from rpcprops._files import Unwritten
+from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.report._artefact import DIRECTORY, write_or_say
@@ -110,7 +111,7 @@ class UpstreamPlugin:
             for line in _report.summary_lines(self.rows, width=terminalreporter._tw.fullwidth):
                 terminalreporter.write_line(line)
         for line in self.unwritten:
-            terminalreporter.write_line(line, red=True)
+            terminalreporter.write_line(printable(line), red=True)
 
     # Around the plugin that writes the JUnit XML, and inside of the one that prints the summary.
     @pytest.hookimpl(wrapper=True, trylast=True)

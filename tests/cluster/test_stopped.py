@@ -28,11 +28,15 @@ START_SECONDS = 60.0
 MARK = "RPCPROPS_TEST_MARK"
 #: A process with a child in a session of its own, both of which would run for minutes.
 TREE = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
 subprocess.Popen(sleep, start_new_session=True)
 print("started", flush=True)
-time.sleep(300)
+try:
+    time.sleep(300)
+finally:
+    time.sleep(0.3)
+    os.makedirs(os.path.join(sys.argv[1], "late"))
 """
 NAPS = """
 import time
@@ -99,26 +103,56 @@ def marked() -> Iterator[Marked]:
 def test_nothing_outlives_who_runs_a_guarded_command(
     marked: Marked, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Not the command, not what it started in a session of its own, and not its folder."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    """Not the command, not what it started in a session of its own, and not its folder.
+
+    Nor what the command writes there while it has a second to end.
+    """
     code = (
-        "import sys; from pathlib import Path; from rpcprops import _guard\n"
-        f"_guard.run([sys.executable, '-c', {TREE!r}], scratch=Path({str(scratch)!r}))"
+        "import sys; from rpcprops import _guard\n"
+        "with _guard.scratch('scratch-') as folder:\n"
+        f"    _guard.run([sys.executable, '-c', {TREE!r}, folder])"
     )
+    environment = marked.environment | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=marked.environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(number)
         assert process.wait(timeout=STOP_SECONDS) == -number
         assert marked.gone_after(STOP_SECONDS) == []
-    assert not scratch.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_outlives_a_replay_between_its_runs(marked: Marked, tmp_path: Path) -> None:
+    """A replay that is killed while no pytest of its runs leaves no folder either."""
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import sys, time; from pathlib import Path; from rpcprops import _guard, replay\n"
+        "from rpcprops.report._artefact import Artefact\n"
+        "_guard.run = lambda *_, **__: (print('started', flush=True), time.sleep(300))\n"
+        f"made = Artefact('pytest', 'test_it.py::test_it', 'RankDied', rootdir={str(tmp_path)!r})\n"
+        "replay.replay_test(Path('x.json'), made, times=1, clock=None)"
+    )
+    (tmp_path / "test_it.py").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=marked.environment | {"TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        assert len(list((tmp_path / "tmp").iterdir())) == 1
+        process.kill()
+        process.wait()
+        assert marked.gone_after(STOP_SECONDS) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_guarded_command_is_as_any_other(tmp_path: Path) -> None:
-    """Its exit code, signal, output and time limit are those of the command itself."""
+    """Its exit code, signal, output and time limit are the command's, and a SIGTERM reaches it."""
     code = "import os, sys; print(os.getcwd()); sys.exit(7)"
     done = _guard.run(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=30
@@ -126,6 +160,12 @@ def test_a_guarded_command_is_as_any_other(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, f"{tmp_path}\n")
     killed = _guard.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"]
+    with _guard.guarded(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=STOP_SECONDS) == -signal.SIGTERM
     with pytest.raises(subprocess.TimeoutExpired):
         _guard.run([sys.executable, "-c", "import time; time.sleep(300)"], timeout=0.2)
 
@@ -167,8 +207,9 @@ def test_a_replayed_test_stops_with_its_replay(
     artefact = Artefact("pytest", "test_it.py::test_naps", "RankDied", rootdir=str(tmp_path))
     path = write(artefact, tmp_path)
     with _replay(marked, tmp_path, path) as process:
-        # The replay, its guard, pytest, the server, a server with the test's module, a rank.
-        marked.wait_for(6)
+        # The replay, what keeps its folder, its guard, pytest, the server, a server with the
+        # test's module, a rank.
+        marked.wait_for(7)
         process.send_signal(number)
         _, err = process.communicate(timeout=STOP_SECONDS)
         assert marked.gone_after(STOP_SECONDS) == []

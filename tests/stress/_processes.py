@@ -13,13 +13,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 
 _MARK = "RPCPROPS_STRESS_RUN"
 #: What a function of a test starts in a rank, in a session of its own and with no parent of ours.
@@ -247,18 +245,3 @@ def send(process: psutil.Process, number: signal.Signals) -> None:
             process.send_signal(number)
         if number != signal.SIGKILL:
             process.resume()
-
-
-class Score:
-    """Counts what the tests of a module did, and has pytest say it at the end.
-
-    With xdist the counts are in the reports of the tests (`user_properties`) only.
-    """
-
-    def __init__(self, title: str, words: Callable[[Counter[str]], str]) -> None:
-        self.title = title
-        self.words = words
-        self.counts: Counter[str] = Counter()
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.write_line(f"{self.title}: {self.words(self.counts)}")

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from rpcprops._json import to_json
 from rpcprops.commands import _sweep, _upstream
-from rpcprops.commands._shared import out
+from rpcprops.commands._shared import say_died
 from rpcprops.errors import UsageError
 from rpcprops.hunt import Batch, Hunt, summary
 from rpcprops.report import _artefact as artefacts
@@ -327,8 +327,7 @@ def test_hunts(place: Path, blob: list[bytes], end: bytes) -> None:
         def tell() -> None:
             json.dumps(summary(hunt))
             next(hunt.next_batches())
-            out.print(_hunt._table(hunt))
-            out.print("\n".join(_hunt._accepted_lines(hunt)), markup=False)
+            _hunt._show(hunt)
 
         run_command(main=tell).check()
 
@@ -367,10 +366,7 @@ def test_states_of_sweeps(
         def tell() -> None:
             report = _sweep._report("program", state, places, "clock: real time")
             json.dumps(report)
-            for table in _sweep._maps(state, places):
-                out.print(table)
-            out.print(_sweep._summary(report), markup=False)
-            out.print("\n".join(_sweep._accepted_lines(state, places, report)), markup=False)
+            _sweep._show(state, places, report)
 
         run_command(main=tell).check()
     path.unlink()
@@ -421,11 +417,8 @@ def test_examples_under_way(place: Path, blob: bytes, name: str, kind: str) -> N
         targets: dict[str, Any] = {"link": canary, "dangling": "nowhere", "zero": "/dev/zero"}
         path.symlink_to(targets[kind])
 
-    def tell() -> None:
-        out.print(_underway.describe_died(place), markup=False)
-
     try:
-        run_command(main=tell).check()
+        run_command(main=say_died).check()
         assert canary.read_bytes() == blob
     finally:
         if kind == "folder":

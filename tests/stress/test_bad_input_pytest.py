@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from rpcprops import pytest_plugin
 from tests.stress.test_bad_input import (
     PATHS,
     TEXTS,
+    artefact_data,
     control_characters,
     fingerprint,
     make_folder,
@@ -187,6 +189,29 @@ def test_options(runs: Runs, words: list[str]) -> None:
     if any(word in ("planted", "test_it.py", "..", "/", "~", ".", "//") for word in words):
         return
     check(runs, words)
+
+
+def test_control_characters_of_a_path(runs: Runs) -> None:
+    """The path of an artefact is shown as text that a terminal does not obey."""
+    code, said = runs.pytest(
+        *APART, "quiet/test_one.py", "--collect-only", "--rpc-replay=\x1b[31mred"
+    )
+    assert code == 4 and "\\x1b[31mred: No such file" in said
+    assert not control_characters(said)
+
+
+def test_control_characters_of_what_was_under_way(runs: Runs) -> None:
+    """The header shows what an earlier run left as text that a terminal does not obey."""
+    ours = runs.folder / "quiet" / ".rpcprops"
+    (ours / "underway").mkdir(parents=True)
+    data = artefact_data(subject="\x1b[31mred", promise="", underway=True)
+    (ours / "underway" / "1-2.json").write_text(json.dumps(data))
+    try:
+        _, said = runs.pytest(*APART, "quiet/test_one.py", "-k", "nothing")
+    finally:
+        shutil.rmtree(ours)
+    assert "rpcprops: an earlier run died during \\x1b[31mred: rpcprops replay" in said
+    assert not control_characters(said)
 
 
 FILES = [name for name, how in OPTIONS.items() if how.get("metavar") == "FILE"]

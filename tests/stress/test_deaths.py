@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from rpcprops import FaultPlan, FaultTable, Program
 from rpcprops.programs import Drop, Remote
 from rpcprops.report import _artefact as artefacts
 from tests.stress import _processes as processes
-from tests.stress._processes import Run, Score
+from tests.stress._processes import Run
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 #: Which signals a process may meet. A Ctrl-C is for what the user started, not for what that did.
@@ -155,23 +154,6 @@ KINDS = {
         _AFTER_PYTEST,
     ),
 }
-
-
-def _words(counts: Counter[str]) -> str:
-    deaths = {name: count for name, count in counts.items() if " by " in name}
-    by_pair = ", ".join(f"{name} {count}" for name, count in sorted(deaths.items()))
-    return (
-        f"{sum(deaths.values())} processes killed ({by_pair}); {counts['under way']} had an "
-        f"example under way, {counts['replayed']} of those replayed"
-    )
-
-
-@pytest.fixture(scope="module")
-def score(request: pytest.FixtureRequest) -> Score:
-    """Has pytest print at its end how many were killed, by process and signal."""
-    made = Score("deaths", _words)
-    request.config.pluginmanager.register(made)
-    return made
 
 
 @dataclass
@@ -365,7 +347,6 @@ def _has_children(process: psutil.Process) -> bool:
 def deaths(
     tmp_path: Path,
     request: pytest.FixtureRequest,
-    score: Score,
     record_property: Callable[[str, object], None],
 ) -> Iterator[Deaths]:
     """A folder of a user's with tests and artefacts; what was found wrong fails the test."""
@@ -379,7 +360,7 @@ def deaths(
     _write_artefacts(folder)
 
     def count(what: str) -> None:
-        score.counts[what] += 1
+        # pytest prints the sums at its end.
         record_property("death", what)
 
     made = Deaths(folder, logs, random.Random(f"{seed} {request.node.name}"), count)

@@ -12,7 +12,7 @@ import pytest
 
 from rpcprops._files import GrowingFile, Unwritten, check_output, read_regular, write_whole
 from rpcprops._printable import printable
-from rpcprops.commands._shared import write_report
+from rpcprops.commands._shared import write_json
 from rpcprops.errors import UsageError
 
 FullDisk = Callable[[], AbstractContextManager[None]]
@@ -21,6 +21,11 @@ FullDisk = Callable[[], AbstractContextManager[None]]
 def _fifo(folder: Path) -> Path:
     os.mkfifo(folder / "fifo")
     return folder / "fifo"
+
+
+def _loop(folder: Path) -> Path:
+    (folder / "loop").symlink_to("loop")
+    return folder / "loop"
 
 
 def _grows(path: Path) -> GrowingFile:
@@ -37,8 +42,9 @@ def _grows(path: Path) -> GrowingFile:
         (lambda _: Path("a\0b"), "null"),
         (lambda _: Path("/proc/self/x.json"), "name one elsewhere."),
         (lambda folder: folder / ("x" * 300), "too long"),
+        (_loop, "links); name one elsewhere."),
     ],
-    ids=["folder", "no folder", "fifo", "device", "nul", "read-only", "long"],
+    ids=["folder", "no folder", "fifo", "device", "nul", "read-only", "long", "loop"],
 )
 def test_what_cannot_be_written_is_said_before(
     tmp_path: Path, make: Callable[[Path], Path], words: str
@@ -151,6 +157,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, full_disk:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_link_to_itself_is_not_replaced(tmp_path: Path) -> None:
+    """It is nobody's file, and stays as it is."""
+    loop = _loop(tmp_path)
+    with pytest.raises(OSError, match="symbolic links"):
+        write_whole(loop, "text")
+    assert loop.is_symlink() and os.listdir(tmp_path) == ["loop"]
+
+
 def test_the_line_names_path_and_reason(tmp_path: Path, full_disk: FullDisk) -> None:
     """What stands in the place of a path says which, and the system's reason."""
     with full_disk(), pytest.raises(OSError, match="File too large") as raised:
@@ -187,7 +201,7 @@ def test_a_report_that_cannot_be_written_changes_no_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A write that fails at the end of long work is a line, not an exception."""
-    write_report("--json", tmp_path / "gone" / "x.json", "{}")
+    write_json(tmp_path / "gone" / "x.json", {})
     said = " ".join(capsys.readouterr().err.split())
-    assert f"--json '{tmp_path}/gone/x.json' was not written: No such file or directory." in said
+    assert f"could not be written: {tmp_path}/gone/x.json: No such file or directory." in said
     assert said.endswith("The exit code is the verdict's.")

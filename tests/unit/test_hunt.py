@@ -81,6 +81,16 @@ def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
     ]
 
 
+def test_an_example_that_a_file_lacks_is_not_missed(tmp_path: Path) -> None:
+    """A file that somebody edited may count an effect of which it holds no example."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    one = batch(0, "a")
+    one.accepted = {"leak-at-owner": 1}
+    hunt.append(one)
+    (accepted,) = summary(hunt)["accepted"]
+    assert accepted["example"] == "one that the file does not hold"
+
+
 def test_a_hunt_goes_on_with_what_is_not_in_its_file(tmp_path: Path) -> None:
     """No property is drawn from again with a seed and over a transport that it was drawn with."""
     hunt = Hunt(tmp_path / "hunt.jsonl")

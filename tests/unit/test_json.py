@@ -178,6 +178,12 @@ def test_what_is_left_out_has_its_default() -> None:
     assert from_json({"world_size": 1, "steps": steps}, Program) == Program(1, (Own(0, "a"),))
 
 
+#: Steps within steps, more deeply than Python can follow.
+_NESTED: list[Any] = [{"op": "settle"}]
+for _ in range(2000):
+    _NESTED = [{"op": "parallel", "branches": [_NESTED]}]
+
+
 @pytest.mark.parametrize(
     ("cls", "data", "said"),
     [
@@ -209,6 +215,8 @@ def test_what_is_left_out_has_its_default() -> None:
         (Program, {"world_size": 2, "steps": {}}, "steps"),
         (Program, {"steps": []}, "int"),
         (Program, {"world_size": 2.5, "steps": []}, "int"),
+        (Program, {"world_size": "\ud800", "steps": []}, "surrogates not allowed"),
+        (Program, {"world_size": 2, "steps": _NESTED}, "recursion"),
         (Program, {"world_size": 99, "steps": []}, "world_size=99"),
         (Program, {"world_size": 2, "steps": ["own"]}, "'own'"),
         (Program, {"world_size": 2, "steps": [{}]}, "Unknown step"),

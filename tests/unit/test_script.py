@@ -211,13 +211,18 @@ def test_calls_have_names_where_bytes_matter() -> None:
 
 @pytest.mark.parametrize("kind", ["script", "test"])
 @pytest.mark.parametrize(
-    "words", ['"""; import os; os.abort(); """', "\\", "a\nb", "'\x00\x1b[31m", "{x}"]
+    "words", ['"""; import os; os.abort(); """', "\\", "a\nb", "'\x00\x1b[31m", "{x}", "²"]
 )
 def test_nothing_of_an_artefact_becomes_code(kind: str, words: str) -> None:
     """Text of an artefact stays text in what is written, whatever it holds."""
     program = Program(2, (Remote(0, 1, words), Fetch(0, words)), words)
     hostile = artefact(
-        "RRefLeak", program, words, versions={"torch": words, "python": words}, repeats=(words,)
+        "RRefLeak",
+        program,
+        words,
+        subject=words,
+        versions={"torch": words, "python": words},
+        repeats=(words,),
     )
     text = script_of(hostile).text if kind == "script" else regression_test(hostile, None)
     tree = ast.parse(text)

@@ -220,6 +220,7 @@ def test_programs_are_found(tmp_path: Path) -> None:
         ("nothing", "no shipped program 'nothing'"),
         ("nothing.json", "No such file"),
         ("nothing.py:P", "no such Python file"),
+        (f"{'x' * 300}.py:P", "no such Python file"),
         ("{folder}/code.py:BAD", "BAD is 3 .type int., not a rpcprops.Program"),
         ("{folder}/code.py:NONE", "NONE is None"),
         ("{folder}/raises.py:P", "raised ZeroDivisionError"),
