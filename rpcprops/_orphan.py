@@ -15,14 +15,14 @@ from collections.abc import Callable
 #: Real seconds between two looks at the parent.
 _LOOK_SECONDS = 0.25
 #: Real seconds that an interrupted worker has for its fixtures to end.
-_GRACE_SECONDS = 1.5
+_GRACE_SECONDS = 1.0
 
 
 def leave_with_parent(parent: int, on_death: Callable[[], None]) -> None:
     """End this process when `parent` is no longer its parent, from a thread that looks for it.
 
     It is interrupted, as execnet does later, so that fixtures are torn down; what is left of it
-    after 1.5 real seconds is killed.
+    after a real second is killed.
 
     Args:
         on_death: called first.

@@ -179,16 +179,17 @@ class _Session:
         self.told_clock_problem = ""
 
     def started(self) -> ClusterServer:
-        self._watch_controller()
+        self.watch_controller()
         self.server.start()
         return self.server
 
     def _on_start(self, cluster: Cluster) -> None:
-        self._watch_controller()
+        self.watch_controller()
         if not _replays(self.config):
             self.underway(cluster)
 
-    def _watch_controller(self) -> None:
+    def watch_controller(self) -> None:
+        """In a worker of xdist's: leave soon after the process that controls it was killed."""
         if self._controller is not None:
             leave_with_parent(self._controller, self._on_orphaned)
             self._controller = None
@@ -408,6 +409,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any(map(_uses_us, items)):
+        config.stash[_SESSION].watch_controller()
     path = _option(config, "--rpc-replay")
     if path is None:
         return

@@ -19,11 +19,25 @@ from pathlib import Path
 
 import psutil
 
+from rpcprops.profiles import NIGHTLY, current
+
 _MARK = "RPCPROPS_STRESS_RUN"
 #: What a function of a test starts in a rank, in a session of its own and with no parent of ours.
 CHILD = ["sleep", "987654"]
 #: Real seconds within which nothing of a run that died may be left.
 GONE_SECONDS = 3.0
+#: How many of those in which processes waited for a processor do not count. The tests that CI runs
+#: share its processors with others; those of a night have the machine for themselves.
+MOST_STALLED_SECONDS = 0.0 if current() == NIGHTLY else 7.0
+
+
+def stalled_seconds() -> float:
+    """Real seconds since boot in which a process waited for a processor; 0 where none are told."""
+    try:
+        text = Path("/proc/pressure/cpu").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(text.split("total=")[1].split()[0]) / 1e6
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -60,7 +74,7 @@ def role(process: psutil.Process, top: int) -> str:
             return "xdist controller" if found == "pytest" and "-n" in command else found
         if command == CHILD:
             return "child of a rank"
-        if not any("rpcprops.cluster._server import" in word for word in command):
+        if not _may_fork_ranks(process):
             if any("sys.stdin.readline()" in word for word in command):
                 return "xdist worker"
             return _command(command)
@@ -74,15 +88,27 @@ def _command(command: Sequence[str]) -> str:
         return f"rpcprops {command[command.index('rpcprops') + 1]}"
     if any(word.startswith("--rpc-replay=") for word in command):
         return "pytest of a replay"
+    if any(word.endswith("_network.py") for word in command):
+        return "maker of networks"
     return "pytest" if "pytest" in command else "another"
+
+
+def _may_fork_ranks(process: psutil.Process | None) -> bool:
+    """Whether a process has the command line of the watcher, which all its forks have."""
+    return process is not None and any(
+        "rpcprops.cluster._server import" in word for word in process.cmdline()
+    )
 
 
 def _role_of_fork(process: psutil.Process) -> str:
     """Which of the processes that have the command line of the fork server this one is."""
     parent = process.parent()
-    if parent is None or not any("rpcprops.cluster._server" in word for word in parent.cmdline()):
-        # One whose server has just died looks so too, for as long as it lives.
-        return "fork server" if os.getsid(process.pid) == process.pid else "orphan"
+    leads = os.getsid(process.pid) == process.pid
+    if parent is None or not _may_fork_ranks(parent):
+        # A fork server whose watcher has just died looks so too, for as long as it lives.
+        return "watcher" if leads else "orphan"
+    if leads and not _may_fork_ranks(parent.parent()):
+        return "fork server"
     links: list[str] = []
     for entry in Path(f"/proc/{process.pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -162,11 +188,12 @@ class Run:
     def left_after(self, seconds: float, only: Iterable[psutil.Process] | None = None) -> list[str]:
         """What lives after at most so many seconds: of `only`, or of the run; each in words."""
         chosen = None if only is None else list(only)
-        deadline = time.monotonic() + seconds
+        began, stalled = time.monotonic(), stalled_seconds()
         while True:
             self.process.poll()
             found = marked(self.mark) if chosen is None else alive(chosen)
-            if not found or time.monotonic() > deadline:
+            waited = min(stalled_seconds() - stalled, MOST_STALLED_SECONDS)
+            if not found or time.monotonic() - began > seconds + waited:
                 return [self.describe(one) for one in found]
             time.sleep(0.02)
 

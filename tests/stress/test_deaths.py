@@ -40,12 +40,16 @@ FAIR = {
     "rpcprops replay": (KILL, TERM, INT),
     "pytest of a replay": (KILL, TERM),
     "xdist worker": (KILL, TERM),
+    "maker of networks": (KILL, TERM),
+    "watcher": (KILL, TERM),
     "fork server": (KILL, TERM),
     "module server": (KILL, TERM),
     "rank": (KILL, TERM),
     "spare": (KILL, TERM),
     "child of a rank": (KILL, TERM),
 }
+#: Processes without which a run goes on as if nothing had happened.
+_UNNOTICED = ("spare", "child of a rank", "maker of networks")
 #: Real seconds: for a process to show up on a busy machine, and for a whole run of a passing test.
 SHOWS_UP_SECONDS = 40.0
 NEXT_RUN_SECONDS = 60.0
@@ -113,7 +117,10 @@ class Kind:
 _PYTEST = ["-p", "no:cacheprovider", "test_user.py"]
 _AFTER_PYTEST = processes.python("pytest", "-p", "no:cacheprovider", "test_user.py::test_once")
 _AFTER_COMMAND = processes.python("rpcprops", "check", "timeout-holds", "-n", "1")
-_IN_PYTEST = ("spare", "rank", "child of a rank", "module server", "fork server")
+_IN_PYTEST = (
+    *("spare", "rank", "child of a rank", "module server", "fork server"),
+    *("watcher", "maker of networks"),
+)
 
 
 def _command(*arguments: str) -> list[str]:
@@ -206,7 +213,7 @@ class Deaths:
         victim = self.random.choice(sorted(found, key=lambda one: one.pid))
         number = self.random.choice(FAIR[wanted])
         dead = self.kill(run, victim, wanted, number)
-        if dead is None or wanted in ("spare", "child of a rank") or not kind.goes_on:
+        if dead is None or wanted in _UNNOTICED or not kind.goes_on:
             return not run.has_ended()
         if run.wait_for("rank", SHOWS_UP_SECONDS, since=dead):
             return True

@@ -58,7 +58,7 @@ def _memory(mib: int) -> Scarcity:
 
 def _file_size(size: int) -> Scarcity:
     return Scarcity(
-        cause=rf"(ulimit -f|RLIMIT_FSIZE|file size).*\b({size}|{size >> 10}|{size >> 9})\b",
+        cause=rf"size of a file is limited to {size / 2**20:.4g} MiB",
         remedy=r"ulimit|raise|at least|limit",
         limits=(f"--fsize={size}:{size}",),
     )
