@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpcprops._frozen import FrozenMap
+from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
 
 #: The longest delay, in virtual seconds, that a table accepts.
 MAX_DELAY = 3600.0
 _MAX_INT32 = 2**31 - 1
 #: Above any world: what a loop over its ranks still ends for.
-_MAX_RANKS = 1024
+MAX_RANKS = 1024
 _MAX_RETRIES = 1000
 #: Above all that there are: where an iterable without an end is let go.
 _MAX_NAMES = 100_000
@@ -96,13 +97,13 @@ def delay_milliseconds(delay: float) -> int:
 
 def _counted(name: str, value: object, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        msg = f"{name}={value!r} (type {type(value).__name__}) must be an int from 0 to {most}."
+        msg = f"{argument(name, value)} must be an int from 0 to {most}."
         raise UsageError(msg)
     return value
 
 
 def _ranks(world_size: object) -> range:
-    return range(_counted("world_size", world_size, _MAX_RANKS))
+    return range(_counted("world_size", world_size, MAX_RANKS))
 
 
 def message_type(value: object) -> MessageType:
@@ -120,34 +121,31 @@ def message_type(value: object) -> MessageType:
         if value.upper() in MessageType.__members__:
             hint = f" Did you mean {value.upper()!r}? Names are in upper case."
         msg = (
-            f"message type {value!r} cannot be failed or delayed by torch's agent.{hint} "
+            f"message type {shown(value)} cannot be failed or delayed by torch's agent.{hint} "
             f"It knows: {', '.join(MessageType)}."
         )
     else:
         msg = (
             f"a message type must be a rpcprops.MessageType or its name, "
-            f"got {value!r} (type {type(value).__name__})."
+            f"got {shown(value)} (type {type(value).__name__})."
         )
     raise UsageError(msg)
 
 
 def _message_types(value: object) -> tuple[MessageType, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        msg = (
-            f"messages_to_fail={value!r} (type {type(value).__name__}) must be a collection of "
-            f"message types, such as ('RREF_USER_DELETE',)."
-        )
-        raise UsageError(msg)
-    return tuple(sorted({message_type(item) for item in itertools.islice(value, _MAX_NAMES)}))
+    must_be = "a collection of message types, such as ('RREF_USER_DELETE',)"
+    given = items("messages_to_fail", value, _MAX_NAMES, must_be)
+    return tuple(sorted({message_type(item) for item in given}))
 
 
 def _fail_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"num_fail_sends={value!r} (type {type(value).__name__}) must be an int."
+        msg = f"{argument('num_fail_sends', value)} must be an int."
         raise UsageError(msg)
     if not 0 <= value <= _MAX_INT32:
         msg = (
-            f"num_fail_sends={value!r} must lie in 0 to {_MAX_INT32} (torch keeps it as int32); "
+            f"num_fail_sends={shown(value)} must lie in 0 to {_MAX_INT32} (torch keeps it as "
+            "int32); "
             f"0 fails nothing, 1 to 5 is within the retry budget of every retryable type."
         )
         raise UsageError(msg)
@@ -162,14 +160,11 @@ def checked_delay(value: object, name: str) -> float:
             delay and then never sends.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name}={value!r} (type {type(value).__name__}) must be seconds as an int or float."
+        msg = f"{argument(name, value)} must be seconds as an int or float."
         raise UsageError(msg)
     # Compared before it is made a float: an int may be too large for one. NaN fails both.
     if not 0 <= value <= MAX_DELAY:
-        msg = (
-            f"{name}={value!r} (type {type(value).__name__}) must be a finite number of seconds "
-            f"from 0 to {MAX_DELAY:g}."
-        )
+        msg = f"{argument(name, value)} must be a finite number of seconds from 0 to {MAX_DELAY:g}."
         raise UsageError(msg)
     return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints otherwise
 
@@ -177,13 +172,13 @@ def checked_delay(value: object, name: str) -> float:
 def _delays(value: object) -> FrozenMap[MessageType, float]:
     if not isinstance(value, Mapping):
         msg = (
-            f"messages_to_delay={value!r} (type {type(value).__name__}) must map message types to "
+            f"{argument('messages_to_delay', value)} must map message types to "
             f"seconds, such as {{'PYTHON_CALL': 1.5}}."
         )
         raise UsageError(msg)
     return FrozenMap(
         {
-            message_type(key): checked_delay(delay, f"messages_to_delay[{key!r}]")
+            message_type(key): checked_delay(delay, f"messages_to_delay[{shown(key)}]")
             for key, delay in value.items()
         }
     )
@@ -307,22 +302,24 @@ class FaultPlan:
         by_rank: Any = self.by_rank
         if not isinstance(by_rank, Mapping):
             msg = (
-                f"by_rank={by_rank!r} must map ranks to fault tables, such as {{1: FaultTable()}}."
+                f"by_rank={shown(by_rank)} must map ranks to fault tables, such as "
+                f"{{1: FaultTable()}}."
             )
             raise UsageError(msg)
         for rank in by_rank:
             if isinstance(rank, bool) or not isinstance(rank, int):
                 msg = (
-                    f"by_rank has the key {rank!r} (type {type(rank).__name__}); a rank is an int."
+                    f"by_rank has the key {shown(rank)} (type {type(rank).__name__}); a rank "
+                    "is an int."
                 )
                 raise UsageError(msg)
             if rank < 0:
-                msg = f"by_rank has the key {rank!r}; ranks count from 0."
+                msg = f"by_rank has the key {shown(rank)}; ranks count from 0."
                 raise UsageError(msg)
-        named = {f"by_rank[{rank!r}]": table for rank, table in by_rank.items()}
-        for where, table in {"default": self.default, **named}.items():
+        named = [(f"by_rank[{shown(rank)}]", table) for rank, table in by_rank.items()]
+        for where, table in [("default", self.default), *named]:
             if not isinstance(table, FaultTable):
-                msg = f"{where}={table!r} (type {type(table).__name__}) must be a FaultTable."
+                msg = f"{argument(where, table)} must be a FaultTable."
                 raise UsageError(msg)
         object.__setattr__(self, "by_rank", FrozenMap({int(r): t for r, t in by_rank.items()}))
 
@@ -353,7 +350,7 @@ class FaultPlan:
         if isinstance(given, FaultPlan):
             return given
         msg = (
-            f"faults={given!r} (type {type(given).__name__}) must be a FaultTable (for every "
+            f"{argument('faults', given)} must be a FaultTable (for every "
             f"rank), a FaultPlan, or None."
         )
         raise UsageError(msg)
@@ -366,7 +363,7 @@ class FaultPlan:
         """
         given: object = rank
         if not isinstance(given, int):
-            msg = f"rank={rank!r} (type {type(rank).__name__}) must be an int."
+            msg = f"{argument('rank', rank)} must be an int."
             raise UsageError(msg)
         return self.by_rank.get(rank, self.default)
 
@@ -374,7 +371,7 @@ class FaultPlan:
         """Raises:
         UsageError: a rank of the plan lies outside a world of `world_size` ranks.
         """
-        _counted("world_size", world_size, _MAX_RANKS)
+        _counted("world_size", world_size, MAX_RANKS)
         for rank in self.by_rank:
             if rank >= world_size:
                 msg = (
@@ -406,13 +403,10 @@ class FaultPlan:
         Raises:
             UsageError: `names` is no collection, or `world_size` no int from 0 up.
         """
-        given: object = names
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            msg = f"names={names!r} (type {type(names).__name__}) must be a collection of names."
-            raise UsageError(msg)
         ranks = _ranks(world_size)
-        listed = list(itertools.islice(names, _MAX_NAMES))
-        dropped = {name for name in self.fault_names(world_size) if name in listed}
+        listed = items("names", names, _MAX_NAMES, "a collection of names")
+        wanted = {name for name in listed if isinstance(name, str)}
+        dropped = {name for name in self.fault_names(world_size) if name in wanted}
         tables: dict[int, FaultTable] = {}
         for rank in ranks:
             table = self.table(rank)

@@ -18,6 +18,7 @@ import torch.distributed.rpc._testing  # noqa: F401  (registers FAULTY_TENSORPIP
 from torch.distributed import rpc
 
 from rpcprops import profiles
+from rpcprops._given import argument
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import DEFAULT_MESSAGES_TO_DELAY, RETRYABLE_MESSAGE_TYPES, FaultTable
 
@@ -74,7 +75,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
     def fault_table(self, table: FaultTable) -> None:
         given: object = table
         if not isinstance(given, FaultTable):
-            msg = f"fault_table={table!r} (type {type(table).__name__}) must be a FaultTable."
+            msg = f"{argument('fault_table', table)} must be a FaultTable."
             raise UsageError(msg)
         self.messages_to_fail = [str(m) for m in table.messages_to_fail]
         self.num_fail_sends = table.num_fail_sends
@@ -130,7 +131,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         given: object = messages_to_delay
         if given is not None and not isinstance(given, Mapping):
             msg = (
-                f"messages_to_delay={given!r} (type {type(given).__name__}) must map message types "
+                f"{argument('messages_to_delay', given)} must map message types "
                 f"to seconds, or be None."
             )
             raise UsageError(msg)

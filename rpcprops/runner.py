@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport, check_transport
@@ -78,7 +79,7 @@ class Runner:
         faults = FaultPlan.of(plan)
         size = program.world_size if world_size is None else world_size
         if size < program.world_size:
-            msg = f"world_size={size!r}, but the program needs {program.world_size} ranks."
+            msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
         prediction = predict(program, faults)
         trains = any(isinstance(leaf, Optimize | Module) for leaf in program.leaves)
@@ -140,7 +141,7 @@ class Runner:
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:
     if not isinstance(program, Program):
         msg = (
-            f"program={program!r} (type {type(program).__name__}) must be a Program, such as "
+            f"{argument('program', program)} must be a Program, such as "
             f"Program(2, (Remote(0, 1, 'a'), Fetch(0, 'a')))."
         )
         raise UsageError(msg)

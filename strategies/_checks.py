@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Set
-from typing import TypeVar
+from collections.abc import Set
 
+from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType, message_type
-
-T = TypeVar("T")
 
 #: Where an iterable without an end is let go: above all that any argument may name.
 _MAX_ITEMS = 10_000
 
 
-def first_items(value: Iterable[T]) -> list[T]:
-    """What `value` holds, up to a number that is above all that any argument may name."""
-    return list(itertools.islice(value, _MAX_ITEMS))
+def first_items(name: str, value: object, must_be: str) -> list[object]:
+    """What `value` holds, up to a number that is above all that any argument may name.
 
-
-def shown(name: str, value: object) -> str:
-    """`value` as every message begins: ``name=repr (type ...)``."""
-    return f"{name}={value!r} (type {type(value).__name__})"
+    Raises:
+        UsageError: it is no collection.
+    """
+    return items(name, value, _MAX_ITEMS, must_be)
 
 
 def whole_number(
@@ -34,11 +30,11 @@ def whole_number(
         UsageError: it is another type (a bool is no number here), or it lies outside.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{shown(name, value)} must be an int; {remedy}."
+        msg = f"{argument(name, value)} must be an int; {remedy}."
         raise UsageError(msg)
     if value < least or (most is not None and value > most):
         span = f"from {least} up" if most is None else f"in {least} to {most}"
-        msg = f"{shown(name, value)} must be {span}; {remedy}."
+        msg = f"{argument(name, value)} must be {span}; {remedy}."
         raise UsageError(msg)
     return int(value)
 
@@ -49,16 +45,12 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
     Raises:
         UsageError: it is no collection, or holds what is no message type.
     """
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        msg = (
-            f"{shown(name, value)} must be a collection of message types; "
-            f"write {name}=('RREF_USER_DELETE',) for a single one."
-        )
-        raise UsageError(msg)
+    must_be = f"a collection of message types; write {name}=('RREF_USER_DELETE',) for a single one"
+    given = first_items(name, value, must_be)
     try:
-        kinds = [message_type(item) for item in first_items(value)]
+        kinds = [message_type(item) for item in given]
     except UsageError as error:
-        msg = f"{shown(name, value)}: {error}"
+        msg = f"{argument(name, value)}: {error}"
         raise UsageError(msg) from None
     if isinstance(value, Set):
         # A set's own order changes from process to process, and with it what a seed draws.

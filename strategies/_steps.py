@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
+from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import (
@@ -49,7 +50,7 @@ from rpcprops.programs import (
     Value,
     Wait,
 )
-from rpcprops.strategies._checks import first_items, shown
+from rpcprops.strategies._checks import first_items
 
 T = TypeVar("T")
 #: A kind of step, and what draws one.
@@ -86,29 +87,29 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
     kinds = (*KINDS, PARALLEL) if parallel else KINDS
     if value is None:
         return kinds
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        msg = (
-            f"{shown('kinds', value)} must be a collection of names of steps; write "
-            f"kinds=('remote',) for a single one, or None for all."
-        )
-        raise UsageError(msg)
-    given = list(map(repr, first_items(value)))
+    must_be = (
+        "a collection of names of steps; write kinds=('remote',) for a single one, or None for all"
+    )
+    given = list(map(shown, first_items("kinds", value, must_be)))
     if isinstance(value, Set):
         given.sort()
     for kind in given:
         if kind == repr(PARALLEL) and not parallel:
             msg = (
-                f"{shown('kinds', value)} must name what the branches hold, not {kind}; write "
+                f"{argument('kinds', value)} must name what the branches hold, not {kind}; write "
                 f"branches=True for steps that run at once."
             )
             raise UsageError(msg)
         if kind not in map(repr, kinds):
-            msg = f"{shown('kinds', value)} names {kind}, which is no step; use {', '.join(kinds)}."
+            msg = (
+                f"{argument('kinds', value)} names {kind}, which is no step; use "
+                f"{', '.join(kinds)}."
+            )
             raise UsageError(msg)
     found = tuple(kind for kind in kinds if repr(kind) in given)
     if not set(found) & set(FIRST_KINDS):
         msg = (
-            f"{shown('kinds', value)} must name a step that can come first; add one of "
+            f"{argument('kinds', value)} must name a step that can come first; add one of "
             f"{', '.join(FIRST_KINDS)}."
         )
         raise UsageError(msg)

@@ -15,15 +15,17 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from rpcprops._frozen import FrozenMap
+from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import (
+    MAX_RANKS,
     RETRYABLE_MESSAGE_TYPES,
     FaultPlan,
     FaultTable,
     MessageType,
     checked_delay,
 )
-from rpcprops.strategies._checks import distinct_types, shown, whole_number
+from rpcprops.strategies._checks import distinct_types, whole_number
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -49,7 +51,9 @@ def message_types(
     """
     kinds = distinct_types(among, "among")
     if not kinds:
-        msg = f"{shown('among', among)} holds no message type; name at least one, or leave it out."
+        msg = (
+            f"{argument('among', among)} holds no message type; name at least one, or leave it out."
+        )
         raise UsageError(msg)
     return st.sampled_from(kinds)
 
@@ -73,7 +77,7 @@ def retryable_subsets(
     for kind in kinds:
         if not kind.is_retryable:
             msg = (
-                f"{shown('messages', messages)} must hold retryable types only, and torch does "
+                f"{argument('messages', messages)} must hold retryable types only, and torch does "
                 f"not send {kind} again; take it out, or fail it with fault_tables(messages=...)."
             )
             raise UsageError(msg)
@@ -105,7 +109,7 @@ def fail_counts(
     least = _fail_bound(min_fail_sends, "min_fail_sends")
     if least > most:
         msg = (
-            f"{shown('min_fail_sends', min_fail_sends)} must not be above "
+            f"{argument('min_fail_sends', min_fail_sends)} must not be above "
             f"max_fail_sends={max_fail_sends!r}; lower it, or raise max_fail_sends."
         )
         raise UsageError(msg)
@@ -129,14 +133,14 @@ def delays(*, max_delay: float = _MAX_DELAY, min_delay: float = 0.0) -> st.Searc
     shortest = checked_delay(min_delay, "min_delay")
     if shortest > longest:
         msg = (
-            f"{shown('min_delay', min_delay)} must not be above max_delay={max_delay!r}; lower "
+            f"{argument('min_delay', min_delay)} must not be above max_delay={max_delay!r}; lower "
             f"it, or raise max_delay."
         )
         raise UsageError(msg)
     least, most = -_floor_ms(-shortest), _floor_ms(longest)
     if least > most:
         msg = (
-            f"{shown('min_delay', min_delay)} must leave a whole millisecond up to "
+            f"{argument('min_delay', min_delay)} must leave a whole millisecond up to "
             f"max_delay={max_delay!r}; lower it to {most / 1000!r}, or raise max_delay to "
             f"{least / 1000!r}."
         )
@@ -223,11 +227,12 @@ def fault_plans(
         max_afflicted: the most ranks with faults in a draw (None: all).
 
     Raises:
-        UsageError: `world_size` is no int from 1 up, `tables` is no strategy, or `max_afflicted`
-            is no int from 0 up. When drawn: `tables` drew what is no :class:`FaultTable`.
+        UsageError: `world_size` is no int from 1 to 1024, `tables` is no strategy, or
+            `max_afflicted` is no int from 0 up. When drawn: `tables` drew what is no
+            :class:`FaultTable`.
     """
     remedy = "give the number of ranks, as rpc_cluster(world_size=...) gets it"
-    size = whole_number(world_size, "world_size", least=1, remedy=remedy)
+    size = whole_number(world_size, "world_size", least=1, most=MAX_RANKS, remedy=remedy)
     most = size
     if max_afflicted is not None:
         remedy = "give the most ranks that may have faults at once, or None for all"
@@ -241,7 +246,7 @@ def fault_plans(
     given: Any = tables
     if not isinstance(given, st.SearchStrategy):
         msg = (
-            f"{shown('tables', given)} must be a strategy that draws fault tables; write "
+            f"{argument('tables', given)} must be a strategy that draws fault tables; write "
             f"fault_tables(...), or hypothesis.strategies.just(table) for one table of your own."
         )
         raise UsageError(msg)
@@ -383,7 +388,8 @@ def _fault_plans(
         given: Any = table
         if not isinstance(given, FaultTable):
             msg = (
-                f"{shown('tables', tables)} drew {given!r} (type {type(given).__name__}); it must "
+                f"{argument('tables', tables)} drew {shown(given)} (type "
+                f"{type(given).__name__}); it must "
                 f"draw FaultTable only."
             )
             raise UsageError(msg)

@@ -12,10 +12,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORLD_SIZE, Program
-from rpcprops.strategies._checks import shown, whole_number
+from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies._steps import PARALLEL, StepDrawer, below, checked_kinds
 from rpcprops.strategies.faults import fault_plans
 
@@ -67,7 +68,7 @@ def programs(
         needed = max(faults.by_rank) + 1
         if needed > most:
             msg = (
-                f"{shown('max_world_size', max_world_size)} must be at least {needed}, for the "
+                f"{argument('max_world_size', max_world_size)} must be at least {needed}, for the "
                 f"plan names rank {needed - 1}; raise it, or take the rank out of by_rank."
             )
             raise UsageError(msg)
@@ -131,7 +132,8 @@ def _plan(value: object) -> FaultPlan | None:
     if isinstance(value, FaultTable):
         return FaultPlan(default=value)
     msg = (
-        f"{shown('plan', value)} must be a FaultPlan, a FaultTable for every rank, or None; write "
+        f"{argument('plan', value)} must be a FaultPlan, a FaultTable for every rank, or None; "
+        "write "
         f"programs_under_faults(...) to draw the plan as well."
     )
     raise UsageError(msg)
@@ -140,7 +142,7 @@ def _plan(value: object) -> FaultPlan | None:
 def _ordered(name: str, least: int, most: int) -> None:
     if least > most:
         msg = (
-            f"{shown(f'min_{name}', least)} must not be above max_{name}={most!r}; lower it, or "
+            f"{argument(f'min_{name}', least)} must not be above max_{name}={most!r}; lower it, or "
             f"raise max_{name}."
         )
         raise UsageError(msg)
@@ -161,7 +163,7 @@ def _program_drawer(
     for name, value in (("branches", branches), ("settles", settles)):
         if not isinstance(value, bool) and not (name == "settles" and value is None):
             also = ", or None for either" if name == "settles" else ""
-            msg = f"{shown(name, value)} must be a bool; write True or False{also}."
+            msg = f"{argument(name, value)} must be a bool; write True or False{also}."
             raise UsageError(msg)
     if branches:
         drawn = (*drawn, PARALLEL)

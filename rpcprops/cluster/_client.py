@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from rpcprops import clock as clocks
+from rpcprops._given import argument, is_one_of, items, shown
 from rpcprops.cluster import _finder, _limits, _network, _watcher, _wire
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster._logs import RankLog
@@ -70,11 +71,12 @@ def check_clock(clock: object) -> ClockChoice:
     Raises:
         UsageError: it is not.
     """
-    if clock in ("auto", "real"):
+    if is_one_of(clock, ("auto", "real")):
         return cast("ClockChoice", clock)
     if isinstance(clock, bool) or not isinstance(clock, int | float) or not 1 <= clock <= 1000:
         msg = (
-            f"clock={clock!r} must be 'auto', 'real', or a rate from 1 to 1000 (virtual seconds "
+            f"clock={shown(clock)} must be 'auto', 'real', or a rate from 1 to 1000 (virtual "
+            "seconds "
             f"for each real second)."
         )
         raise UsageError(msg)
@@ -87,9 +89,9 @@ def check_network(network: object) -> Network:
     Raises:
         UsageError: it is not.
     """
-    if network in ("auto", "private", "host"):
-        return network
-    msg = f"network={network!r} must be 'auto', 'private' or 'host'."
+    if is_one_of(network, ("auto", "private", "host")):
+        return cast("Network", network)
+    msg = f"network={shown(network)} must be 'auto', 'private' or 'host'."
     raise UsageError(msg)
 
 
@@ -560,7 +562,7 @@ class ClusterServer:
         rate = float(choice)
         if rate != 1.0:
             if self._library_problem:
-                msg = f"clock={clock!r} cannot be had: {self._library_problem}"
+                msg = f"clock={shown(clock)} cannot be had: {self._library_problem}"
                 raise MachineCannot(msg)
             self._verify(rate)
         return rate
@@ -642,8 +644,8 @@ class ClusterServer:
         plan = FaultPlan.of(faults)
         plan.check(world_size)
         check_transport(transport)
-        if leaks not in ("raise", "allow"):
-            msg = f"leaks={leaks!r} must be 'raise' or 'allow'."
+        if not is_one_of(leaks, ("raise", "allow")):
+            msg = f"leaks={shown(leaks)} must be 'raise' or 'allow'."
             raise UsageError(msg)
         for name, value, top in (
             ("rpc_timeout", rpc_timeout, 1e6),
@@ -653,11 +655,11 @@ class ClusterServer:
             kinds = int if name == "num_worker_threads" else int | float
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= top:
                 kind = "an int" if kinds is int else "a number"
-                msg = f"{name}={value!r} must be {kind} above 0 and at most {top:g}."
+                msg = f"{name}={shown(value)} must be {kind} above 0 and at most {top:g}."
                 raise UsageError(msg)
         given: object = init
         if not isinstance(given, bool):
-            msg = f"init={init!r} must be True or False."
+            msg = f"init={shown(init)} must be True or False."
             raise UsageError(msg)
         _limits.check(world_size, transport, num_worker_threads)
         return Cluster(
@@ -693,21 +695,19 @@ def _describe_code(code: int) -> str:
 def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...]:
     if names is None:
         return tuple(f"worker{rank}" for rank in range(world_size))
-    given: Any = names
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        msg = f"names={names!r} must be {world_size} different names, one for each rank."
-        raise UsageError(msg)
-    given = tuple(itertools.islice(given, MAX_WORLD_SIZE + 1))
+    must_be = f"{world_size} different names, one for each rank"
+    given: tuple[Any, ...] = tuple(items("names", names, MAX_WORLD_SIZE + 1, must_be))
     for name in given:
         if not isinstance(name, str) or not name or len(name) >= 128:
-            msg = f"names={names!r}: {name!r} must be a string of 1 to 127 characters."
+            msg = f"names={shown(names)}: {shown(name)} must be a string of 1 to 127 characters."
             raise UsageError(msg)
         if not all(c.isascii() and (c.isalnum() or c in "_:-") for c in name):
             msg = (
-                f"the name {name!r} may hold letters, digits, and any of _ : - only (torch's rule)."
+                f"the name {shown(name)} may hold letters, digits, and any of _ : - only "
+                "(torch's rule)."
             )
             raise UsageError(msg)
     if len(given) != world_size or len(set(given)) != world_size:
-        msg = f"names={names!r} must be {world_size} different names, one for each rank."
+        msg = f"{argument('names', names)} must be {must_be}."
         raise UsageError(msg)
     return cast("tuple[str, ...]", given)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cas
 import psutil
 
 from rpcprops import errors
+from rpcprops._given import argument, shown
 from rpcprops.cluster import _functions, _limits, _wire
 from rpcprops.cluster._channel import Channel, Phase, left_cleanly
 from rpcprops.cluster._deadlines import Deadlines
@@ -79,7 +80,7 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
         or len(given) != world_size
         or not all(isinstance(counters, Counters) for counters in given)
     ):
-        msg = f"expect={expect!r} must be {world_size} Counters, one for each rank."
+        msg = f"expect={shown(expect)} must be {world_size} Counters, one for each rank."
         raise UsageError(msg)
     return tuple(given)
 
@@ -90,7 +91,7 @@ def _check_keep(fn: object, keep: object) -> None:
     """
     if not isinstance(keep, bool):
         msg = (
-            f"keep={keep!r} (type {type(keep).__name__}) must be True or False: it says whether "
+            f"{argument('keep', keep)} must be True or False: it says whether "
             f"the value stays in the rank. To pass a keep to the function, call "
             f"functools.partial(fn, keep=...)."
         )
@@ -106,7 +107,7 @@ def _check_keep(fn: object, keep: object) -> None:
         inspect.Parameter.KEYWORD_ONLY,
     ):
         msg = (
-            f"keep={keep!r} is ambiguous: {getattr(fn, '__qualname__', fn)!r} has a parameter "
+            f"keep={shown(keep)} is ambiguous: {getattr(fn, '__qualname__', fn)!r} has a parameter "
             f"keep, and so has call, where it says whether the value stays in the rank. Call "
             f"functools.partial(fn, keep=...) to pass one to the function."
         )
@@ -521,10 +522,13 @@ class Cluster:
         if isinstance(rank, str) and rank in self.names:
             number = self.names.index(rank)
         if isinstance(number, bool) or not isinstance(number, int):
-            msg = f"rank={rank!r} must be an int from 0 to {self.world_size - 1}, or a rank's name."
+            msg = (
+                f"rank={shown(rank)} must be an int from 0 to {self.world_size - 1}, or a "
+                "rank's name."
+            )
             raise UsageError(msg)
         if not 0 <= number < self.world_size:
-            msg = f"rank={rank!r} is no rank of a world of {self.world_size}."
+            msg = f"rank={shown(rank)} is no rank of a world of {self.world_size}."
             raise UsageError(msg)
         return RankProxy(self, number)
 
@@ -553,7 +557,7 @@ class Cluster:
         self._must_run()
         given: object = is_last
         if not callable(given):
-            msg = f"is_last={is_last!r} (type {type(is_last).__name__}) must be a function."
+            msg = f"{argument('is_last', is_last)} must be a function."
             raise UsageError(msg)
         number = next(self._numbers)
         blob = _functions.dump_call(fn, args, {})

@@ -21,6 +21,7 @@ from typing import Any
 
 import cloudpickle
 
+from rpcprops._given import shown
 from rpcprops.cluster import _finder, _wire
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
 
@@ -139,7 +140,7 @@ class _Unreadable(Exception):
 
 
 def _read(blob: bytes) -> Any:
-    """As :func:`loads`, of what a rank sent: reading it runs code of the user's, which may raise.
+    """As :func:`loads`, of what a rank sent: it runs code of the user's, which may do anything.
 
     Raises:
         _Unreadable: it raised.
@@ -209,13 +210,16 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """
     given: object = fn
     if not callable(given):
-        msg = f"a rank can only call a function, got {fn!r} (type {type(fn).__name__})."
+        msg = f"a rank can only call a function, got {shown(fn)} (type {type(fn).__name__})."
         raise UsageError(msg)
     try:
         return _sendable(dumps((fn, args, kwargs)))
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         msg = (
-            f"the call of {getattr(fn, '__qualname__', fn)!r} cannot be sent to a rank: {error}. "
+            f"the call of {shown(getattr(fn, '__qualname__', fn))} cannot be sent to a rank: "
+            f"{text_of(error)}. "
             f"A function, its closure and its arguments must be picklable by cloudpickle."
         )
         raise UsageError(msg) from error

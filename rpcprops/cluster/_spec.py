@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rpcprops._given import is_one_of, shown
 from rpcprops.cluster._finder import ModuleMap
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
@@ -21,8 +22,8 @@ def check_transport(transport: object) -> None:
     """Raises:
     UsageError: it is neither "tcp" nor "shm".
     """
-    if transport not in ("tcp", "shm"):
-        msg = f"transport={transport!r} must be 'tcp' or 'shm'."
+    if not is_one_of(transport, ("tcp", "shm")):
+        msg = f"transport={shown(transport)} must be 'tcp' or 'shm'."
         raise UsageError(msg)
 
 

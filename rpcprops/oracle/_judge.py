@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle._chosen import predict_for
@@ -61,7 +62,7 @@ def _check(program: object, outcome: object) -> None:
     for name, value, kind in (("program", program, Program | None), ("outcome", outcome, Outcome)):
         if not isinstance(value, kind):
             words = "an Outcome" if kind is Outcome else "a Program or None"
-            msg = f"{name}={value!r} (type {type(value).__name__}) must be {words}."
+            msg = f"{argument(name, value)} must be {words}."
             raise UsageError(msg)
     for item in fields(Outcome):
         value = getattr(outcome, item.name)
@@ -74,7 +75,7 @@ def _check(program: object, outcome: object) -> None:
             is_right = isinstance(value, tuple) and all(isinstance(one, kinds) for one in value)
         if not is_right:
             msg = (
-                f"outcome.{item.name}={value!r} (type {type(value).__name__}) must be what "
+                f"outcome.{item.name}={shown(value)} (type {type(value).__name__}) must be what "
                 f"rpcprops.run, or a cluster, gives."
             )
             raise UsageError(msg)
@@ -98,6 +99,10 @@ def _of_program(
     found: list[Violation],
 ) -> tuple[Violation, ...]:
     """What the program's steps and ranks broke, besides what was found before."""
+    size = outcome.world_size
+    if len(outcome.ranks) != size:
+        msg = f"an outcome of {size} ranks must hold each, not {len(outcome.ranks)}."
+        raise UsageError(msg)
     names = [rank.name for rank in outcome.ranks]
     by_index = {step.index: step for step in outcome.steps}
     for index, (step, expected) in enumerate(zip(program.leaves, prediction.steps, strict=True)):
@@ -117,9 +122,6 @@ def _of_program(
     if ended != len(program.leaves):
         found.append(Violation("UnexpectedError", f"the program stopped after {ended} steps"))
         return tuple(unclear or found)
-    if len(outcome.ranks) != outcome.world_size:
-        msg = f"an outcome of {outcome.world_size} ranks must hold each, not {len(outcome.ranks)}."
-        raise UsageError(msg)
     if program.settles:
         found += unsettled(
             [rank.counters or Counters() for rank in outcome.ranks],
@@ -171,6 +173,12 @@ def _step(
 ) -> list[Violation]:
     where = getattr(step, "at", None)
     if isinstance(step, Settle):
+        if len(seen.counters) != len(names):
+            msg = (
+                f"step {index} of the program settles, and the outcome has the counters of "
+                f"{len(seen.counters)} ranks there, not of {len(names)}: it is of another program."
+            )
+            raise UsageError(msg)
         wanted = padded(expected.counters, len(seen.counters), Counters())
         return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
     if (
@@ -191,6 +199,12 @@ def _step(
             return []
         message = f"{WORDS[expected.error]} came as {seen.error.first_line()}"
         return [Violation("UnclearError", message, where, index)]
+    if isinstance(step, Context | Refused) and not isinstance(seen.value, dict):
+        msg = (
+            f"step {index} of the program, {step!r}, cannot give {argument('value', seen.value)}: "
+            f"the outcome is of another program."
+        )
+        raise UsageError(msg)
     if isinstance(step, Context):
         return _context(index, step, expected.value, seen.value)
     if isinstance(step, Refused):
@@ -207,18 +221,22 @@ def _step(
     return []
 
 
-def _context(index: int, step: Context, expected: Any, seen: Any) -> list[Violation]:
+def _is_close(seen: object, expected: float) -> bool:
+    return isinstance(seen, int | float) and math.isclose(seen, expected, rel_tol=1e-12)
+
+
+def _context(index: int, step: Context, expected: Any, seen: Mapping[str, Any]) -> list[Violation]:
     found: list[Violation] = []
-    if not math.isclose(seen.get("loss", math.nan), expected["loss"], rel_tol=1e-12):
+    if not _is_close(seen.get("loss"), expected["loss"]):
         message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
         found.append(Violation("WrongValue", message, step.at, index))
     gradient, wanted = seen.get("gradient"), expected.get("gradient")
     if seen.get("broke"):
         wanted = None
     if wanted is not None and not (
-        gradient is not None
+        isinstance(gradient, list | tuple)
         and len(gradient) == len(wanted)
-        and all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(gradient, wanted, strict=True))
+        and all(_is_close(a, b) for a, b in zip(gradient, wanted, strict=True))
     ):
         message = f"expected the gradient {wanted!r}, got {gradient!r}"
         found.append(Violation("WrongGradient", message, step.at, index))

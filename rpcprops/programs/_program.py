@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_type_hints
 
 import msgspec
 
+from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
 from rpcprops.programs._scope import Scope
 from rpcprops.programs._steps import STEP_TYPES, Leaf, Parallel, Step
@@ -41,7 +41,7 @@ class Program:
         for name, kind in (("name", str), ("settles", bool)):
             value = getattr(self, name)
             if not isinstance(value, kind):
-                msg = f"{name}={value!r} (type {type(value).__name__}) must be a {kind.__name__}."
+                msg = f"{argument(name, value)} must be a {kind.__name__}."
                 raise UsageError(msg)
         scope = Scope(self.world_size)
         for index, step in enumerate(self.steps):
@@ -49,7 +49,7 @@ class Program:
                 _check_step(step)
                 scope.add(step)
             except UsageError as error:
-                msg = f"step {index}, {step!r}: {error}"
+                msg = f"step {index}, {shown(step)}: {error}"
                 raise UsageError(msg) from None
 
     @property
@@ -78,7 +78,15 @@ class Program:
         return tuple(found)
 
     def without(self, index: int) -> Program:
-        """This program less one of its `leaves`, and less whatever cannot be without it."""
+        """This program less one of its `leaves`, and less whatever cannot be without it.
+
+        Raises:
+            UsageError: `index` is no int.
+        """
+        given: object = index
+        if isinstance(given, bool) or not isinstance(given, int):
+            msg = f"{argument('index', index)} must be an int: the place of a step in leaves."
+            raise UsageError(msg)
         number = -1
         scope = Scope(self.world_size)
         kept: list[Step] = []
@@ -126,14 +134,10 @@ def _step_lines(step: Step) -> list[str]:
 
 
 def _checked_steps(steps: object) -> tuple[Any, ...]:
-    found: tuple[Any, ...] | None = None
-    if isinstance(steps, Iterable) and not isinstance(steps, str | bytes):
-        found = tuple(itertools.islice(steps, _MAX_STEPS + 1))
-    if found is None or len(found) > _MAX_STEPS:
-        msg = (
-            f"steps={steps!r} (type {type(steps).__name__}) must be a tuple of at most "
-            f"{_MAX_STEPS} steps, such as (Remote(0, 1, 'a'), Fetch(0, 'a'))."
-        )
+    must_be = f"a tuple of at most {_MAX_STEPS} steps, such as (Remote(0, 1, 'a'), Fetch(0, 'a'))"
+    found = tuple(items("steps", steps, _MAX_STEPS + 1, must_be))
+    if len(found) > _MAX_STEPS:
+        msg = f"{argument('steps', steps)} must be {must_be}."
         raise UsageError(msg)
     return found
 
@@ -152,7 +156,7 @@ def _check_step(step: object) -> None:
     if isinstance(step, Parallel):
         branches: object = step.branches
         if not isinstance(branches, tuple) or not all(isinstance(b, tuple) for b in branches):
-            msg = f"branches={branches!r} must be a tuple of tuples of steps."
+            msg = f"branches={shown(branches)} must be a tuple of tuples of steps."
             raise UsageError(msg)
         for leaf in itertools.chain(*step.branches):
             _check_step(leaf)
@@ -166,7 +170,7 @@ def _check_step(step: object) -> None:
         except (msgspec.ValidationError, OverflowError, UnicodeError):
             is_right = False
         if not is_right:
-            msg = f"{name}={value!r} (type {type(value).__name__}) must be {_words(kind)}."
+            msg = f"{argument(name, value)} must be {_words(kind)}."
             raise UsageError(msg)
 
 
@@ -189,9 +193,9 @@ def check_world_size(world_size: object) -> int:
         UsageError: it is not.
     """
     if isinstance(world_size, bool) or not isinstance(world_size, int):
-        msg = f"world_size={world_size!r} (type {type(world_size).__name__}) must be an int."
+        msg = f"{argument('world_size', world_size)} must be an int."
         raise UsageError(msg)
     if not 1 <= world_size <= MAX_WORLD_SIZE:
-        msg = f"world_size={world_size!r} must lie in 1 to {MAX_WORLD_SIZE}."
+        msg = f"world_size={shown(world_size)} must lie in 1 to {MAX_WORLD_SIZE}."
         raise UsageError(msg)
     return world_size

@@ -9,6 +9,7 @@ import itertools
 import math
 from dataclasses import dataclass, field, fields, replace
 
+from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
 from rpcprops.programs._steps import (
@@ -140,7 +141,8 @@ class Scope:
                     raise UsageError(msg)
                 if leaf.at != rank:
                     msg = (
-                        f"{leaf!r} is at rank {leaf.at} in a branch of rank {rank}; one rank each."
+                        f"{shown(leaf)} is at rank {leaf.at} in a branch of rank {rank}; one "
+                        "rank each."
                     )
                     raise UsageError(msg)
             if rank in ranks:
@@ -201,7 +203,8 @@ class Scope:
                 owner = self.alive(step.at, step.handle).owner
                 if owner != step.at:
                     msg = (
-                        f"handle {step.handle!r} is owned by rank {owner}; only its owner has the "
+                        f"handle {shown(step.handle)} is owned by rank {owner}; only its owner "
+                        "has the "
                         f"local value. Use Fetch here."
                     )
                     raise UsageError(msg)
@@ -214,7 +217,8 @@ class Scope:
             case Bump():
                 if not self.alive(step.at, step.handle).typed:
                     msg = (
-                        f"handle {step.handle!r} was made by a Python function, so TorchScript "
+                        f"handle {shown(step.handle)} was made by a Python function, so "
+                        "TorchScript "
                         f"does not know its type; make it with flavour='builtin' or 'script'."
                     )
                     raise UsageError(msg)
@@ -228,22 +232,29 @@ class Scope:
                 self._optimize(step)
             case Refused():
                 if step.context not in self.contexts:
-                    msg = f"there is no context {step.context!r} before this step; make it first."
+                    msg = (
+                        f"there is no context {shown(step.context)} before this step; make it "
+                        "first."
+                    )
                     raise UsageError(msg)
                 if step.context not in self.ids:
                     msg = (
-                        f"the context {step.context!r} is an optimizer's, which gives no id; use "
+                        f"the context {shown(step.context)} is an optimizer's, which gives no "
+                        "id; use "
                         f"that of a Context."
                     )
                     raise UsageError(msg)
                 if step.context not in self.settled:
-                    msg = f"the context {step.context!r} may not be gone yet; put a Settle before."
+                    msg = (
+                        f"the context {shown(step.context)} may not be gone yet; put a Settle "
+                        "before."
+                    )
                     raise UsageError(msg)
             case Chain():
                 _check_sizes(step.left, step.right, len(step.right))
             case Pause():
                 if not 0 <= step.seconds <= MAX_DELAY:
-                    msg = f"seconds={step.seconds!r} must lie in 0 to {MAX_DELAY:g} (virtual)."
+                    msg = f"seconds={shown(step.seconds)} must lie in 0 to {MAX_DELAY:g} (virtual)."
                     raise UsageError(msg)
             case Settle():
                 self.settled |= self.contexts
@@ -257,7 +268,8 @@ class Scope:
         self._python_only(step)
         if (step.wait == "later") != bool(step.out):
             msg = (
-                f"wait={step.wait!r} and out={step.out!r}: wait='later' needs a name, others none."
+                f"wait={shown(step.wait)} and out={shown(step.out)}: wait='later' needs a "
+                "name, others none."
             )
             raise UsageError(msg)
         if step.out:
@@ -266,14 +278,15 @@ class Scope:
 
     def _wait(self, step: Wait) -> None:
         if step.future in self.waited:
-            msg = f"the future {step.future!r} was waited for before; wait once."
+            msg = f"the future {shown(step.future)} was waited for before; wait once."
             raise UsageError(msg)
         if step.future not in self.futures:
-            msg = f"there is no future {step.future!r} before this step; make it first."
+            msg = f"there is no future {shown(step.future)} before this step; make it first."
             raise UsageError(msg)
         if self.futures[step.future] != step.at:
             msg = (
-                f"the future {step.future!r} is at rank {self.futures[step.future]}, not {step.at}."
+                f"the future {shown(step.future)} is at rank {self.futures[step.future]}, not "
+                f"{step.at}."
             )
             raise UsageError(msg)
         del self.futures[step.future]
@@ -282,7 +295,10 @@ class Scope:
     def _through(self, step: Through) -> None:
         handle = self.alive(step.at, step.handle)
         if (step.how == "remote") != bool(step.out):
-            msg = f"how={step.how!r} and out={step.out!r}: how='remote' needs a name, others none."
+            msg = (
+                f"how={shown(step.how)} and out={shown(step.out)}: how='remote' needs a name, "
+                "others none."
+            )
             raise UsageError(msg)
         if step.out and step.timeout is not None:
             msg = "a timeout of how='remote' is not modelled; use how='sync' or 'async'."
@@ -298,7 +314,8 @@ class Scope:
             raise UsageError(msg)
         if step.breaks is not None and (step.breaks not in step.path or not step.backward):
             msg = (
-                f"breaks={step.breaks!r} must be a rank of path={step.path!r}, with backward=True."
+                f"breaks={shown(step.breaks)} must be a rank of path={shown(step.path)}, with "
+                "backward=True."
             )
             raise UsageError(msg)
         self._new_context(step.name)
@@ -308,25 +325,25 @@ class Scope:
         for rank in step.owners:
             self._rank("owners", rank)
         if not step.owners or len(set(step.owners)) != len(step.owners):
-            msg = f"owners={step.owners!r} must be ranks, at least one, each once."
+            msg = f"owners={shown(step.owners)} must be ranks, at least one, each once."
             raise UsageError(msg)
         self._new_context(step.name)
 
     def _new_context(self, name: str) -> None:
         if name in self.contexts:
-            msg = f"the context name {name!r} is taken; names are used once."
+            msg = f"the context name {shown(name)} is taken; names are used once."
             raise UsageError(msg)
         self.contexts.add(name)
 
     def _rank(self, name: str, rank: object) -> None:
         size = self.world_size
         if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < size:
-            msg = f"{name}={rank!r} is no rank of a world of {size} (0 to {size - 1})."
+            msg = f"{name}={shown(rank)} is no rank of a world of {size} (0 to {size - 1})."
             raise UsageError(msg)
 
     def _name(self, name: str) -> None:
         if name in self.taken:
-            msg = f"the handle name {name!r} is taken; names are used once."
+            msg = f"the handle name {shown(name)} is taken; names are used once."
             raise UsageError(msg)
         self.taken.add(name)
 
@@ -342,17 +359,20 @@ class Scope:
             UsageError: there is none.
         """
         if name in self.gone:
-            msg = f"handle {name!r} was dropped before; drop it after its last use."
+            msg = f"handle {shown(name)} was dropped before; drop it after its last use."
             raise UsageError(msg)
         if name not in self.handles:
-            msg = f"there is no handle {name!r} before this step; make it first."
+            msg = f"there is no handle {shown(name)} before this step; make it first."
             raise UsageError(msg)
         handle = self.handles[name]
         if handle.home != at:
-            msg = f"handle {name!r} lives at rank {handle.home}, not at {at}; share it first."
+            msg = f"handle {shown(name)} lives at rank {handle.home}, not at {at}; share it first."
             raise UsageError(msg)
         if handle.late:
-            msg = f"handle {name!r} was shared under a timeout; put a Settle before its first use."
+            msg = (
+                f"handle {shown(name)} was shared under a timeout; put a Settle before its "
+                "first use."
+            )
             raise UsageError(msg)
         return handle
 
@@ -360,7 +380,7 @@ class Scope:
         allowed = ("python", "script") if isinstance(step, Call) else ("python",)
         if getattr(step, "raises", False) and step.flavour not in allowed:
             listed = " or ".join(map(repr, allowed))
-            msg = f"raises=True needs flavour {listed}, not {step.flavour!r}."
+            msg = f"raises=True needs flavour {listed}, not {shown(step.flavour)}."
             raise UsageError(msg)
 
     def _arguments(self, step: Remote | Call | Nest) -> None:
@@ -379,7 +399,7 @@ class Scope:
 def _check_sizes(left: tuple[float, ...], right: object, size: int) -> None:
     if len(left) != size:
         msg = (
-            f"left={left!r} and right={right!r} hold {len(left)} and {size} "
+            f"left={shown(left)} and right={shown(right)} hold {len(left)} and {size} "
             f"numbers; give both the same length."
         )
         raise UsageError(msg)
@@ -391,7 +411,8 @@ def _check_timeout(timeout: object) -> None:
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
         msg = (
-            f"timeout={timeout!r} must be a positive, finite number of virtual seconds, or None "
+            f"timeout={shown(timeout)} must be a positive, finite number of virtual seconds, "
+            "or None "
             f"for the cluster's."
         )
         raise UsageError(msg)

@@ -268,8 +268,8 @@ def test_server_that_is_killed(
     """Whichever process above the ranks is killed, what they started is gone in three seconds.
 
     The clusters under way fail with an error that says so. The next gets another server, for which
-    the rate of the clock is measured anew, and so does one that was made before and not started. A
-    module server takes nothing of other servers along.
+    the rate of the clock is measured anew, and so does one that was made before and not started.
+    A module server takes nothing of other servers along.
     """
     began, pids = 0.0, list[int]()
     measured: list[float] = []

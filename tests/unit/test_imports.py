@@ -19,7 +19,7 @@ PACKAGE = Path(rpcprops.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 #: The data: it stands on nothing else of ours.
-DATA = ("errors", "_frozen", "faults", "programs", "outcomes", "_json")
+DATA = ("errors", "_given", "_frozen", "faults", "programs", "outcomes", "_json")
 #: Who may import torch: what runs in ranks (our own, and those that the benchmarks compare with),
 #: the server that forks them, and the fixture.
 WITH_TORCH = (
