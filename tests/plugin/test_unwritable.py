@@ -99,7 +99,7 @@ def test_hunt_goes_on_without_its_folder(project: Any) -> None:
     ("name", "words"),
     [
         ("none/report.json", "there is no folder"),
-        ("pipe", "it is a pipe, a device or a socket"),
+        ("pipe", "it is no regular file (a pipe, a device or a socket)"),
     ],
 )
 def test_a_report_that_cannot_be_is_refused_at_once(project: Any, name: str, words: str) -> None:
