@@ -366,8 +366,7 @@ class Cluster:
         try:
             self._fork()
         except HarnessError:
-            is_gone = self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
-            if not is_gone or any(channel.pid for channel in self._channels):
+            if not self._has_lost_server() or any(channel.pid for channel in self._channels):
                 raise
             # It died before it told of a rank, maybe before this cluster was made: the socket of a
             # process that was killed closes some milliseconds later.
@@ -425,6 +424,9 @@ class Cluster:
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
+
+    def _has_lost_server(self) -> bool:
+        return self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
 
     def _let_go_of_channels(self) -> None:
         """As before :meth:`start`."""
