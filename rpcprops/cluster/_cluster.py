@@ -1079,15 +1079,17 @@ class Cluster:
     def _hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
         """Keep a hang as found, with the stacks of all ranks, and with whom it may come from."""
         passed = phase.passed()
-        self._take_stacks()
         busy: list[Channel] = []
         # Before a rank has joined, and once it has left, nothing in it answers a look.
         if phase.name != "start" and not any(c.silent or c.lost for c in self._channels):
-            if self._look(wait=_HANG_LOOK_SECONDS) is not None:
+            own = Phase("run", 2 * _HANG_LOOK_SECONDS)
+            if self._look(own, _HANG_LOOK_SECONDS) is not None:
                 busy = [c for c in self._channels if c not in who and c.runs_calls]
             elif self._found:
                 phase.fail("a rank died", tuple(v.rank for v in self._found if v.rank is not None))
                 return
+        # Last, as it ends a rank that has no handler for it any more.
+        self._take_stacks()
         silent = [c for c in self._channels if c.silent]
         message = f"{_names(who)} {complaint}"
         if silent and complaint != _SILENT:
