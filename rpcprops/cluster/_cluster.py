@@ -362,8 +362,7 @@ class Cluster:
         try:
             self._fork()
         except HarnessError:
-            is_gone = self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
-            if not is_gone or any(channel.pid for channel in self._channels):
+            if not self._has_lost_server() or any(channel.pid for channel in self._channels):
                 raise
             # It died before it told of a rank, maybe before this cluster was made: the socket of a
             # process that was killed closes some milliseconds later.
@@ -426,6 +425,9 @@ class Cluster:
                 if phase.left() <= 0:
                     msg = f"the fork server did not fork {self.world_size} ranks in time."
                     raise HarnessError(msg)
+
+    def _has_lost_server(self) -> bool:
+        return self.server.is_gone() or (self._peer is not None and self._peer.is_gone())
 
     def _let_go_of_channels(self) -> None:
         """As before :meth:`start`."""
@@ -1078,15 +1080,17 @@ class Cluster:
     def _hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
         """Keep a hang as found, with the stacks of all ranks, and with whom it may come from."""
         passed = phase.passed()
-        self._take_stacks()
         busy: list[Channel] = []
         # Before a rank has joined, and once it has left, nothing in it answers a look.
         if phase.name != "start" and not any(c.silent or c.lost for c in self._channels):
-            if self._look(wait=_HANG_LOOK_SECONDS) is not None:
+            own = Phase("run", 2 * _HANG_LOOK_SECONDS)
+            if self._look(own, _HANG_LOOK_SECONDS) is not None:
                 busy = [c for c in self._channels if c not in who and c.runs_calls]
             elif self._found:
                 phase.fail("a rank died", tuple(v.rank for v in self._found if v.rank is not None))
                 return
+        # Last, as it ends a rank that has no handler for it any more.
+        self._take_stacks()
         silent = [c for c in self._channels if c.silent]
         message = f"{_names(who)} {complaint}"
         if silent and complaint != _SILENT:

@@ -17,6 +17,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops import Violation
+from rpcprops.cluster._spec import Transport
 from rpcprops.errors import HarnessError, RankDied, UnexpectedError, UngracefulShutdown
 from rpcprops.pytest_plugin import ClusterFactory
 
@@ -77,11 +78,21 @@ def test_death_in_a_call(
         assert "in read_null" in "\n".join(caught.value.__notes__)
 
 
-def test_death_while_another_rank_waits(rpc_cluster: ClusterFactory) -> None:
+def test_an_end_of_a_file_is_no_lost_connection(rpc_cluster: ClusterFactory) -> None:
+    """The EOFError of a function is raised at once: nothing has died that could be waited for."""
+    with rpc_cluster(world_size=1) as cluster:
+        began = time.monotonic()
+        with pytest.raises(EOFError, match="EOF when reading a line"):
+            cluster.on(0).call(input)
+        assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_death_while_another_rank_waits(rpc_cluster: ClusterFactory, transport: Transport) -> None:
     """A rank that dies serving an RPC is found while the caller still waits for its answer."""
     began = time.monotonic()
     with pytest.raises(RankDied, match="worker1 died during run: killed by SIGKILL"):
-        with rpc_cluster(world_size=2, clock="real") as cluster:
+        with rpc_cluster(world_size=2, clock="real", transport=transport) as cluster:
             cluster.on(0).call(rpc.rpc_sync, "worker1", kill_here, (int(signal.SIGKILL),))
     assert time.monotonic() - began < 10
 

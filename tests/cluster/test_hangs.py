@@ -92,12 +92,24 @@ def test_hang_in_a_call(rpc_cluster: ClusterFactory) -> None:
 
 
 def test_hang_in_another_rank(rpc_cluster: ClusterFactory) -> None:
-    """The stacks of all ranks are kept, so that the one that is waited for shows as well."""
+    """The error names the rank that is waited for as well, with the stacks of both."""
     cluster = rpc_cluster(world_size=2, deadline=0.5)
-    with pytest.raises(RankHung, match="worker0"), cluster:
+    words = "worker0 does not answer a call; worker1 runs a call for another rank"
+    with pytest.raises(RankHung, match=words) as caught, cluster:
         cluster.on(0).call(wait_for_the_other)
     assert "in wait_for_the_other" in cluster.outcome.ranks[0].stack
     assert "in sleep_for_ever" in cluster.outcome.ranks[1].stack
+    for words in ("in wait_for_the_other", "in sleep_for_ever"):
+        assert words in notes_of(caught.value)
+
+
+def test_a_stopped_rank_that_another_waits_for(rpc_cluster: ClusterFactory) -> None:
+    """The rank that does not even answer a look is blamed, not the one that waits for it."""
+    cluster = rpc_cluster(world_size=2, deadline=0.5)
+    words = "^RankHung .rank 1.: worker1 does not answer the control channel; worker0 does not"
+    with pytest.raises(RankHung, match=words) as caught, cluster:
+        cluster.on(0).call(rpc.rpc_sync, "worker1", stop_here)
+    assert "in rpc_sync" in notes_of(caught.value)
 
 
 def test_what_a_hung_rank_holds(rpc_cluster: ClusterFactory) -> None:

@@ -541,7 +541,7 @@ PLANS_OF_TWO = {"world_size": 2}
         (
             fault_plans,
             {"world_size": 0},
-            ["world_size=0 (type int)", "from 1 up", "number of ranks"],
+            ["world_size=0 (type int)", "in 1 to 1024", "number of ranks"],
         ),
         (fault_plans, {"world_size": True}, ["world_size=True (type bool)", "must be an int"]),
         (fault_plans, {"world_size": "2"}, ["world_size='2' (type str)", "must be an int"]),

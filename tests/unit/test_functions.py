@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import pickle
+import signal
 import sys
 import threading
 import types
@@ -614,3 +615,66 @@ def test_a_released_value_is_refused() -> None:
 def test_a_handle_says_what_it_stands_for() -> None:
     """Printing a handle shows the rank and the number, not an address."""
     assert repr(KeptValue(2, 5)) == "<value 5 kept in rank 2>"
+
+
+class Reads:
+    """Raises what it is given wherever it is read."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _raise, (self.error,)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error", [LookupError("on purpose"), SystemExit("on purpose"), KeyboardInterrupt("on purpose")]
+)
+def test_a_result_that_cannot_be_read_names_its_rank(error: BaseException) -> None:
+    """Whatever the code of a result raises when it is read is told as the result's fault."""
+    blob = _functions.dumps(Reads(error))
+    with pytest.raises(UsageError, match=rf"rank 3 .*{type(error).__name__}: on purpose") as caught:
+        _functions.load_result(blob, 3)
+    assert isinstance(caught.value.__cause__, type(error))
+
+
+def test_a_real_interrupt_while_a_result_is_read() -> None:
+    """A Ctrl-C that comes while a result is read interrupts, and the handler is as before."""
+    before = signal.getsignal(signal.SIGINT)
+    blob = pickle.dumps(Interrupts())
+    with pytest.raises(KeyboardInterrupt):
+        _functions.load_result(blob, 3)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Interrupts:
+    """Has the process interrupted as it is read."""
+
+    def __reduce__(self) -> Any:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+class Exits(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def odd_syntax_error() -> SyntaxError:
+    error = SyntaxError("on purpose")
+    error.filename, error.lineno, error.offset, error.text = "f", 1, "x", 3  # type: ignore[assignment]
+    return error
+
+
+@pytest.mark.parametrize("error", [Exits(), odd_syntax_error(), Reads(SystemExit())])
+def test_what_cannot_be_shown_is_told_by_its_name(error: Any) -> None:
+    """An exception that exits when shown, or that no traceback shows, comes as a RemoteError."""
+    raised = ValueError("on purpose", error) if isinstance(error, Reads) else error
+    kind, blob = _functions.dump_error(raised, 2)
+    found = _functions.load_error(blob, 2)
+    assert kind == "error"
+    assert type(found) is RemoteError
+    assert str(found).startswith(f"rank 2 raised {type(raised).__name__}")
