@@ -135,6 +135,7 @@ def bench(
                     report["curve"] = bench.curve()
                     out.print(_rows_table("the curve of rates", "rate", report["curve"]))
         finally:
+            _stop.ending()
             if json_file is not None:
                 write_json(json_file, report)
 
@@ -187,6 +188,7 @@ def main() -> NoReturn:
     except SystemExit as left:
         code = left.code
     except KeyboardInterrupt:
+        _stop.ending()
         code = INTERRUPTED
     except UsageError as error:
         code = _complain(error, MISUSE)

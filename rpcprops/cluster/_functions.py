@@ -135,6 +135,10 @@ def loads(blob: bytes) -> Any:
     return pickle.loads(blob)
 
 
+#: Signals whose handlers may raise KeyboardInterrupt in the test process.
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _Unreadable(Exception):
     """What was pickled cannot be read here; its cause says why."""
 
@@ -147,26 +151,29 @@ def _read(blob: bytes) -> Any:
         KeyboardInterrupt: this process was interrupted meanwhile.
     """
     interrupted = False
-    handle: Any = signal.getsignal(signal.SIGINT)
-    # Else a KeyboardInterrupt of that code cannot be told from a Ctrl-C.
-    handles = callable(handle) and threading.current_thread() is threading.main_thread()
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in _INTERRUPTS}
 
-    def note(*args: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         nonlocal interrupted
         interrupted = True
-        handle(*args)
+        handlers[number](number, frame)
 
     try:
-        if handles:
-            signal.signal(signal.SIGINT, note)
+        # Else a KeyboardInterrupt of that code cannot be told from a Ctrl-C.
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, note)
         return loads(blob)
     except BaseException as error:
         if interrupted:
             raise
         raise _Unreadable from error
     finally:
-        if handles:
-            signal.signal(signal.SIGINT, handle)
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
 
 
 def load_result(blob: bytes, rank: int) -> Any:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from rpcprops._files import check_output
+from rpcprops.commands import _stop
 from rpcprops.commands._shared import (
     COLOURS,
     HOLDS,
@@ -134,6 +135,7 @@ def check(
                         progress.console.print(f"    {line}")
         finally:
             # Also when interrupted: what was found is not lost.
+            _stop.ending()
             if json_file is not None:
                 write_json(json_file, _report(done, runner))
             if done:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from rpcprops._files import check_output
+from rpcprops.commands import _stop
 from rpcprops.commands._shared import (
     HOLDS,
     VIOLATED,
@@ -94,6 +95,7 @@ def hunt(
                     on_batch=on_batch,
                 )
         finally:
+            _stop.ending()
             if json_file is not None:
                 write_json(json_file, summary(known))
             _show(known)

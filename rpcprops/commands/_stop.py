@@ -1,16 +1,42 @@
-"""Signals that end a command in order: SIGTERM and SIGHUP do what Ctrl-C does."""
+"""Signals that end a command in order: SIGTERM and SIGHUP do what Ctrl-C does.
+
+The KeyboardInterrupt that a signal raises may be lost: Python drops one that is raised while it
+collects garbage, and one that comes between the taking of a lock and the block that releases it
+leaves other threads waiting. So a thread raises it once more where it changed nothing within a
+second, and ends the process where that does not help either.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Real seconds: `timeout`, terminals and shells send one signal twice, to us and to our group.
 _TWICE_SECONDS = 1.0
-_received: list[tuple[signal.Signals, float]] = []
+#: Real seconds after a signal: until KeyboardInterrupt is raised again, and until the process ends,
+#: unless it has begun to end in order; then it has the last of these.
+_AGAIN_SECONDS = 1.0
+_LOST_SECONDS = 2.0
+_END_SECONDS = 10.0
+
+
+class _State:
+    """What the signals of this process have done so far."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.at = 0.0
+        self.is_ending = False
+        #: Whether the next signal comes from the thread, and not from outside.
+        self.raises_again = False
+        self.woken, self.wakes = os.pipe2(os.O_CLOEXEC)
+
+
+_state = _State()
 
 
 def listen() -> None:
@@ -18,29 +44,55 @@ def listen() -> None:
 
     A signal that is ignored stays so, as under ``nohup``.
     """
-    _received.clear()
+    global _state
+    _state = _State()
+    threading.Thread(target=_insist, args=(_state,), name="rpcprops-stop", daemon=True).start()
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
+def ending() -> None:
+    """Say that the interrupt has arrived: the command is about to end in order."""
+    _state.is_ending = True
+
+
 def _on_signal(number: int, _: FrameType | None) -> None:
-    now = time.monotonic()
-    if not _received:
-        _received.append((signal.Signals(number), now))
+    if _state.received is None:
+        _state.received, _state.at = signal.Signals(number), time.monotonic()
+        os.write(_state.wakes, b"\n")
         raise KeyboardInterrupt
-    if now - _received[0][1] > _TWICE_SECONDS:
+    if _state.raises_again:
+        _state.raises_again = False
+        raise KeyboardInterrupt
+    if time.monotonic() - _state.at > _TWICE_SECONDS:
         # Somebody does not want to wait. What we started ends without us.
         os._exit(128 + number)
 
 
+def _insist(state: _State) -> None:
+    """The thread: wait for the first signal, then see to it that the process ends."""
+    os.read(state.woken, 1)
+    number = state.received or signal.SIGTERM
+    time.sleep(_AGAIN_SECONDS)
+    if not state.is_ending:
+        state.raises_again = True
+        os.kill(os.getpid(), number)
+        time.sleep(_LOST_SECONDS - _AGAIN_SECONDS)
+    if state.is_ending:
+        time.sleep(_END_SECONDS)
+    os.write(2, f"{reason()}; it did not end in order\n".encode())
+    os._exit(128 + number)
+
+
 def exit_code() -> int | None:
     """The exit code that says which signal ended the command; None where none did."""
-    return 128 + _received[0][0] if _received else None
+    return None if _state.received is None else 128 + _state.received
 
 
 def reason() -> str:
     """Why a command ends early, in words."""
-    if not _received or _received[0][0] == signal.SIGINT:
+    if _state.received in (None, signal.SIGINT):
         return "interrupted"
-    return f"ended by {_received[0][0].name}"
+    assert _state.received is not None
+    return f"ended by {_state.received.name}"

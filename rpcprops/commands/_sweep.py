@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from rpcprops._files import check_output
+from rpcprops.commands import _stop
 from rpcprops.commands._shared import (
     COLOURS,
     HOLDS,
@@ -122,6 +123,7 @@ def sweep(
                             progress.console.print(f"    {plain(line)}")
         finally:
             # Also when interrupted: what was found is not lost.
+            _stop.ending()
             report = _report(chosen.name or program, state, places, runner.server.clock_note)
             if json_file is not None:
                 write_json(json_file, report)

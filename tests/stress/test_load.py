@@ -90,8 +90,8 @@ def hold_under_load(
         counts["failed once"] += len(failed_once)
     # pytest prints the sums at its end.
     record("load", dict(counts))
-    # A verdict that is undecided ends its run early.
-    assert counts["examples"] >= examples or counts["undecided"]
+    # A verdict that is undecided ends its run early, and Hypothesis leaves out what it drew before.
+    assert counts["examples"] >= 0.9 * examples or counts["undecided"]
     false = [str(one["text"]) for one in said if one["verdict"] not in ("holds", "undecided")]
     assert not false, f"seeds from {seed} on: {dict(counts)}\n" + "\n".join(false)
 

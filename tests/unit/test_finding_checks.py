@@ -48,7 +48,8 @@ class Torch:
         violations = (WRONG,) if number in self.breaks.get(clock, ()) else ()
         explained = (NAME,) if number in self.shows.get(clock, ()) else ()
         if explained:
-            outcome = replace(outcome, ranks=(replace(outcome.ranks[0], exit_code=None, signal=6),))
+            first, second = outcome.ranks
+            outcome = replace(outcome, ranks=(replace(first, exit_code=None, signal=6), second))
         return Observation(case, outcome, violations, (), explained)
 
     def examine(self, tries: int = 20) -> Examination:

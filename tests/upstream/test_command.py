@@ -157,9 +157,21 @@ def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         textwrap.dedent(
             """
+            import threading
+            import time
+
             import psutil
 
-            killed = []
+            begun = []
+
+            def kill_once_it_has_ranks(cluster):
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline:
+                    if cluster._channels and all(channel.pid for channel in cluster._channels):
+                        for child in psutil.Process().children(recursive=True):
+                            child.kill()
+                        return
+                    time.sleep(0.001)
 
             def pytest_runtest_setup(item):
                 server = item.plugin.ranks.server
@@ -167,11 +179,10 @@ def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
 
                 def kill(cluster):
                     server.on_start = begin
-                    killed[:] = psutil.Process().children(recursive=True)
-                    for child in killed:
-                        child.kill()
+                    begun.append(cluster)
+                    threading.Thread(target=kill_once_it_has_ranks, args=[cluster]).start()
 
-                if not killed:
+                if not begun:
                     server.on_start = kill
             """
         ),
