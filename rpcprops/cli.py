@@ -181,32 +181,37 @@ def _spread_text(spread: dict[str, float]) -> str:
 
 def main() -> NoReturn:
     """Entry point of the ``rpcprops`` command."""
-    _stop.listen()
-    code: Any = HOLDS
+    with _stop.listening():
+        code = _run()
+        stopped = _stop.exit_code()
+        if stopped is not None:
+            code = stopped
+            with contextlib.suppress(OSError):
+                err.print(_stop.reason())
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Run the command; its exit code."""
     try:
         app()
     except SystemExit as left:
-        code = left.code
+        return left.code
     except KeyboardInterrupt:
         _stop.ending()
-        code = INTERRUPTED
+        return INTERRUPTED
     except UsageError as error:
-        code = _complain(error, MISUSE)
+        return _complain(error, MISUSE)
     except MachineCannot as error:
-        code = _complain(error, CANNOT)
+        return _complain(error, CANNOT)
     except Exception as error:
-        # Not 1: that would say that a promise was broken.
-        code = CANNOT
         # After a SIGHUP there is no terminal to print to.
         if _stop.exit_code() is None or not isinstance(error, OSError):
             err.print_exception()
             err.print("[bold red]rpcprops is at fault[/bold red]; please report the lines above.")
-    stopped = _stop.exit_code()
-    if stopped is not None:
-        code = stopped
-        with contextlib.suppress(OSError):
-            err.print(_stop.reason())
-    sys.exit(code)
+        # Not 1: that would say that a promise was broken.
+        return CANNOT
+    return HOLDS
 
 
 def _complain(error: Exception, code: int) -> int:

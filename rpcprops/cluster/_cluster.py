@@ -360,15 +360,18 @@ class Cluster:
         if self.server.on_start is not None:
             self.server.on_start(self)
         try:
-            self._fork()
+            self._fork_and_join()
         except HarnessError:
-            if not self._has_lost_server() or any(channel.pid for channel in self._channels):
+            if not self._has_lost_server():
                 raise
-            # It died before it told of a rank, maybe before this cluster was made: the socket of a
-            # process that was killed closes some milliseconds later.
+            # It died before a call was sent, maybe before this cluster was made: the socket of a
+            # process that was killed closes some milliseconds later. Its ranks die with it.
             self._let_go_of_channels()
             self.server.replace_if_dead(self.rate)
-            self._fork()
+            self._fork_and_join()
+
+    def _fork_and_join(self) -> None:
+        self._fork()
         with self._phase("start", self.deadlines.start) as phase:
             self._gather(phase, 0, "did not join the world")
 

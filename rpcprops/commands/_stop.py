@@ -8,10 +8,12 @@ second, and ends the process where that does not help either.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,23 +35,39 @@ class _State:
         self.is_ending = False
         #: Whether the next signal comes from the thread, and not from outside.
         self.raises_again = False
-        self.woken, self.wakes = os.pipe2(os.O_CLOEXEC)
+        #: Set when nobody listens any more.
+        self.over = threading.Event()
+        #: A pipe that wakes the thread: a handler may write to it at any moment.
+        self.woken = self.wakes = -1
 
 
 _state = _State()
 
 
-def listen() -> None:
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first of these signals, and leave at once at a later one.
 
     A signal that is ignored stays so, as under ``nohup``.
     """
     global _state
-    _state = _State()
-    threading.Thread(target=_insist, args=(_state,), name="rpcprops-stop", daemon=True).start()
-    for number in _NUMBERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    state = _state = _State()
+    state.woken, state.wakes = os.pipe2(os.O_CLOEXEC)
+    thread = threading.Thread(target=_insist, args=(state,), name="rpcprops-stop", daemon=True)
+    thread.start()
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        state.over.set()
+        os.close(state.wakes)
+        thread.join()
+        os.close(state.woken)
 
 
 def ending() -> None:
@@ -73,14 +91,16 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 def _insist(state: _State) -> None:
     """The thread: wait for the first signal, then see to it that the process ends."""
     os.read(state.woken, 1)
-    number = state.received or signal.SIGTERM
-    time.sleep(_AGAIN_SECONDS)
+    number = state.received
+    if number is None or state.over.wait(_AGAIN_SECONDS):
+        return
     if not state.is_ending:
         state.raises_again = True
         os.kill(os.getpid(), number)
-        time.sleep(_LOST_SECONDS - _AGAIN_SECONDS)
-    if state.is_ending:
-        time.sleep(_END_SECONDS)
+        if state.over.wait(_LOST_SECONDS - _AGAIN_SECONDS):
+            return
+    if state.is_ending and state.over.wait(_END_SECONDS):
+        return
     os.write(2, f"{reason()}; it did not end in order\n".encode())
     os._exit(128 + number)
 

@@ -423,11 +423,13 @@ def one_run(deaths: Deaths, name: str, inner: Sequence[str]) -> None:
     run.kill()
 
 
-@pytest.mark.parametrize("name", ["pytest", "xdist", "commands"])
+@pytest.mark.parametrize(
+    "name", ["pytest", "commands", pytest.param("xdist", marks=pytest.mark.nightly)]
+)
 def test_deaths(deaths: Deaths, name: str) -> None:
-    """A dozen processes, killed at random: nothing of theirs is left, and the next run works."""
+    """Some processes, killed at random: nothing of theirs is left, and the next run works."""
     if name == "commands":
-        for chosen in ("check", deaths.random.choice(["hunt", "sweep"]), "replay of a test"):
+        for chosen in (deaths.random.choice(["check", "hunt", "sweep"]), "replay of a test"):
             one_run(deaths, chosen, ())
         deaths.next_run(_AFTER_COMMAND, replays=False)
         return

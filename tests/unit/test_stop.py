@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from rpcprops.commands import _stop
 
 #: Waits; drops the first interrupts, as Python does with one that comes while it collects garbage.
 _SCRIPT = """
 import sys, time
 from rpcprops.commands import _stop
 
-_stop.listen()
-print("ready", flush=True)
-for _ in range(int(sys.argv[1])):
+with _stop.listening():
+    print("ready", flush=True)
+    for _ in range(int(sys.argv[1])):
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            pass
     try:
         time.sleep(30)
     except KeyboardInterrupt:
-        pass
-try:
-    time.sleep(30)
-except KeyboardInterrupt:
-    _stop.ending()
-    time.sleep(float(sys.argv[2]))
-    print(_stop.reason(), flush=True)
-    sys.exit(_stop.exit_code())
+        _stop.ending()
+        time.sleep(float(sys.argv[2]))
+        print(_stop.reason(), flush=True)
+    code = _stop.exit_code()
+sys.exit(code)
 """
+
+
+def test_signals_are_as_before_once_nobody_listens() -> None:
+    """A command that runs in a process of somebody else's leaves no handler, thread or pipe."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    threads, descriptors = threading.active_count(), os.listdir("/proc/self/fd")
+    with _stop.listening():
+        assert signal.getsignal(signal.SIGTERM) not in before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert _stop.exit_code() == 143
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert threading.active_count() == threads
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 @pytest.mark.parametrize(
