@@ -270,7 +270,7 @@ def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
         pickle.loads(blob)
     except BaseException:
         blob = b""
-    return "error", pickle.dumps((blob, said, text))
+    return "error", pickle.dumps((blob, said, text, remedies(said, rank)))
 
 
 def load_error(blob: bytes, rank: int) -> BaseException:
@@ -281,7 +281,7 @@ def load_error(blob: bytes, rank: int) -> BaseException:
     :class:`RemoteError` that names it.
     """
     # The exception is a pickle of its own: what is said of it survives where it does not.
-    pickled, said, text = pickle.loads(blob)
+    pickled, said, text, notes = pickle.loads(blob)
     error: BaseException = RemoteError(said)
     if pickled:
         try:
@@ -297,7 +297,7 @@ def load_error(blob: bytes, rank: int) -> BaseException:
                 f"{text_of(why)}"
             )
     error.__cause__ = RemoteTraceback(rank, text)
-    for note in remedies(said, rank):
+    for note in notes:
         error.add_note(note)
     return error
 
@@ -316,13 +316,19 @@ def _says_the_same_here(error: BaseException) -> bool:
 
 
 def remedies(text: str, rank: int) -> list[str]:
-    """What to do about an error that torch's RPC raises for a function it cannot send."""
+    """What to do about an error of this rank that comes of how ranks run."""
     unsendable = ("Can't pickle", "Can't get local object", "not found as", "Can't get attribute")
     if any(part in text for part in unsendable) or "No module named" in text:
         return [
             "rpcprops: torch's RPC sends a function as its module and name, so the target of "
             "rpc_sync, rpc_async or remote must be a plain function at the top of a module that "
             f"ranks can import (seen in rank {rank}; entry functions may be closures)."
+        ]
+    if _has_own_network and any(part in text for part in _UNREACHED):
+        return [
+            "rpcprops: the ranks of a world have a network of their own, with loopback alone. Code "
+            "that talks to a service of the machine, or to others, needs network='host' "
+            "(rpc_cluster(..., network='host') or --rpc-network=host)."
         ]
     return []
 
@@ -342,12 +348,22 @@ class KeptValue:
 
 
 _this_rank = -1
+_has_own_network = False
+#: What the system says where a network does not reach what it was asked for.
+_UNREACHED = (
+    *("Network is unreachable", "Connection refused", "No route to host"),
+    *("Temporary failure in name resolution", "Name or service not known"),
+)
 
 
-def enter_rank(rank: int) -> None:
-    """Called once in a rank, so that kept values of other ranks are refused."""
-    global _this_rank
-    _this_rank = rank
+def enter_rank(rank: int, *, own_network: bool) -> None:
+    """Called once in a rank, so that kept values of other ranks are refused.
+
+    Args:
+        own_network: whether its world has a network of its own, of which errors then tell.
+    """
+    global _this_rank, _has_own_network
+    _this_rank, _has_own_network = rank, own_network
 
 
 def keep(number: int, value: Any) -> None:

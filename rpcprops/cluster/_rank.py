@@ -122,7 +122,7 @@ class _Rank:
     def run(self) -> int:
         if clock.loaded():
             clock.set_rate(self.spec.rate, origin_ns=self.spec.origin_ns)
-        _functions.enter_rank(self.rank)
+        _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
         api._ignore_rref_leak = self.spec.ignore_leaks
         try:

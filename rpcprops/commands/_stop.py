@@ -1,9 +1,11 @@
 """Signals that end a command in order: SIGTERM and SIGHUP do what Ctrl-C does.
 
-The KeyboardInterrupt that a signal raises may be lost: Python drops one that is raised while it
-collects garbage, and one that comes between the taking of a lock and the block that releases it
-leaves other threads waiting. So a thread raises it once more where it changed nothing within a
-second, and ends the process where that does not help either.
+A signal may not do that by itself. The kernel may give it to another thread, and then the main one
+goes on waiting for what it waits for. And the KeyboardInterrupt that it raises may be lost: Python
+drops one that is raised while it collects garbage, and one that comes between the taking of a lock
+and the block that releases it leaves other threads waiting. So a thread sees to it that the main
+one gets the signal, raises it once more where it changed nothing within a second, and ends the
+process where that does not help either.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ _TWICE_SECONDS = 1.0
 #: Real seconds after a signal: until KeyboardInterrupt is raised again, and until the process ends,
 #: unless it has begun to end in order; then it has the last of these.
 _AGAIN_SECONDS = 1.0
+#: Real seconds in which the main thread notices a signal that another thread was given.
+_NOTICED = 0.05
 _LOST_SECONDS = 2.0
 _END_SECONDS = 10.0
 
@@ -37,7 +41,7 @@ class _State:
         self.raises_again = False
         #: Set when nobody listens any more.
         self.over = threading.Event()
-        #: A pipe that wakes the thread: a handler may write to it at any moment.
+        #: A pipe that wakes the thread: Python writes the number of each signal to it.
         self.woken = self.wakes = -1
 
 
@@ -53,6 +57,8 @@ def listening() -> Iterator[None]:
     global _state
     state = _state = _State()
     state.woken, state.wakes = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(state.wakes, False)
+    wakeup = signal.set_wakeup_fd(state.wakes, warn_on_full_buffer=False)
     thread = threading.Thread(target=_insist, args=(state,), name="rpcprops-stop", daemon=True)
     thread.start()
     before = {number: signal.getsignal(number) for number in _NUMBERS}
@@ -64,6 +70,7 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
         state.over.set()
         os.close(state.wakes)
         thread.join()
@@ -78,7 +85,6 @@ def ending() -> None:
 def _on_signal(number: int, _: FrameType | None) -> None:
     if _state.received is None:
         _state.received, _state.at = signal.Signals(number), time.monotonic()
-        os.write(_state.wakes, b"\n")
         raise KeyboardInterrupt
     if _state.raises_again:
         _state.raises_again = False
@@ -90,13 +96,22 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 def _insist(state: _State) -> None:
     """The thread: wait for the first signal, then see to it that the process ends."""
-    os.read(state.woken, 1)
+    main = threading.main_thread().ident
+    assert main is not None
+    # None of them is for this thread, which only the pipe wakes.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+    while state.received is None:
+        seen = os.read(state.woken, 64)
+        if not seen:
+            return
+        while seen[0] in _NUMBERS and state.received is None and not state.over.wait(_NOTICED):
+            signal.pthread_kill(main, seen[0])
     number = state.received
-    if number is None or state.over.wait(_AGAIN_SECONDS):
+    if state.over.wait(_AGAIN_SECONDS):
         return
     if not state.is_ending:
         state.raises_again = True
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(main, number)
         if state.over.wait(_LOST_SECONDS - _AGAIN_SECONDS):
             return
     if state.is_ending and state.over.wait(_END_SECONDS):

@@ -97,6 +97,24 @@ def test_the_addresses_of_the_machine_are_there(rpc_cluster: ClusterFactory) -> 
         assert all(cluster.on(0).call(reach, address) for address in addresses)
 
 
+def connect_to_port_one() -> None:
+    socket.create_connection((_HERE, 1), timeout=5)
+
+
+@needs_namespaces
+def test_an_error_of_the_network_says_what_to_do(rpc_cluster: ClusterFactory) -> None:
+    """Code that finds no service is told of network="host", unless it runs there."""
+    for network, notes in (("private", 1), ("host", 0)):
+        with rpc_cluster(world_size=1, network=network) as cluster:
+            with pytest.raises(ConnectionRefusedError) as refused:
+                cluster.on(0).call(connect_to_port_one)
+        told = (
+            [note for note in refused.value.__notes__ if "network='host'" in note] if notes else []
+        )
+        assert len(told) == notes
+        assert notes or not getattr(refused.value, "__notes__", [])
+
+
 @needs_namespaces
 def test_a_killed_maker_is_replaced(rpc_cluster: ClusterFactory) -> None:
     """Networks are still made after the process that makes them was killed."""

@@ -70,7 +70,9 @@ def test_a_replay_says_which_faults_are_needed(failed: tuple[Any, dict[str, str]
     ]
 
 
-@pytest.mark.parametrize("test", ["test_drawn", "test_plain"])
+@pytest.mark.parametrize(
+    "test", ["test_drawn", pytest.param("test_plain", marks=pytest.mark.nightly)]
+)
 def test_without_a_fault(failed: tuple[Any, dict[str, str]], test: str) -> None:
     """Without the fault that it needs a failure is gone, drawn or not, at the clock asked for."""
     project, artefacts = failed

@@ -136,6 +136,7 @@ def test_runs_that_end_leave_nothing(project: Any) -> None:
     assert "an earlier run died" not in ran.out
 
 
+@pytest.mark.nightly  # tests/stress/test_deaths.py does the same at random moments
 def test_a_killed_check_leaves_its_program(project: Any) -> None:
     """`check` that is killed leaves the case under way, which replays, and the next one says so."""
     underway = project.folder / ".rpcprops" / "underway"

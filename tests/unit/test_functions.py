@@ -581,7 +581,7 @@ def test_an_ordinary_error_gets_no_advice() -> None:
 def _rank_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_functions, "_this_rank", -1)
     monkeypatch.setattr(_functions, "_kept", {})
-    _functions.enter_rank(1)
+    _functions.enter_rank(1, own_network=False)
 
 
 @pytest.mark.usefixtures("rank_one")

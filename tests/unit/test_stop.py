@@ -18,15 +18,24 @@ _SCRIPT = """
 import sys, time
 from rpcprops.commands import _stop
 
+words = ["ready"]
+
+
+def wait():
+    # A signal comes once it has said so, and so within the block that catches it.
+    if words:
+        print(words.pop(), flush=True)
+    time.sleep(30)
+
+
 with _stop.listening():
-    print("ready", flush=True)
     for _ in range(int(sys.argv[1])):
         try:
-            time.sleep(30)
+            wait()
         except KeyboardInterrupt:
             pass
     try:
-        time.sleep(30)
+        wait()
     except KeyboardInterrupt:
         _stop.ending()
         time.sleep(float(sys.argv[2]))
@@ -82,3 +91,44 @@ def test_a_signal_ends_a_command(
             assert least <= seconds < most + 5.0
         finally:
             process.kill()
+
+
+#: Waits in the kernel for a child, while another thread is there to be given the signal.
+_WAITS = """
+import signal, subprocess, sys, threading, time
+from rpcprops.commands import _stop
+
+with _stop.listening():
+    try:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        child = subprocess.Popen(["sleep", "60"])
+        print(child.pid, flush=True)
+        child.wait()
+    except KeyboardInterrupt:
+        _stop.ending()
+        child.kill()
+        child.wait()
+    code = _stop.exit_code()
+sys.exit(code)
+"""
+
+
+def test_a_signal_that_another_thread_is_given_ends_a_command() -> None:
+    """The main thread waits for a child, and is woken; a stopped process gives it to any thread."""
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", _WAITS], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                process.stdout.readline()
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(0.02)
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)
+                began = time.monotonic()
+                assert process.wait(timeout=30) == 143
+                # Without being woken it waits for 60 s; with other work it takes a moment.
+                assert time.monotonic() - began < 6.0
+            finally:
+                process.kill()
