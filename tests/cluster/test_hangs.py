@@ -39,6 +39,8 @@ def keep_the_interpreter_busy() -> None:
 
 def stop_here() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+    # Other threads are stopped a moment later than the one that was given the signal.
+    time.sleep(60)
 
 
 def print_for_ever() -> None:

@@ -72,6 +72,7 @@ def _planted(promise: str) -> Artefact:
     )
 
 
+@pytest.mark.nightly
 def test_a_script_of_what_holds_says_so(tmp_path: Path) -> None:
     """Where torch keeps its promise a script exits 0; with a wrong expectation in it, 1."""
     text = script_of(_planted("WrongValue")).text

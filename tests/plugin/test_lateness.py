@@ -64,7 +64,9 @@ def ran(make_project: MakeProject) -> tuple[Any, dict[str, Any]]:
     return result, report
 
 
-@pytest.mark.parametrize("test", ["test_after", "test_inside"])
+@pytest.mark.parametrize(
+    "test", ["test_after", pytest.param("test_inside", marks=pytest.mark.nightly)]
+)
 def test_what_a_loaded_machine_shows_is_undecided(
     ran: tuple[Any, dict[str, Any]], test: str
 ) -> None:

@@ -87,6 +87,7 @@ def test_check_goes_on_without_its_folder(project: Any) -> None:
     assert "at fault" not in result.out + result.err
 
 
+@pytest.mark.nightly
 def test_hunt_goes_on_without_its_folder(project: Any) -> None:
     """`hunt` whose own file cannot be written runs to its end, and says so."""
     result = project.command("rpcprops", "hunt", "-n", "3", "--batch", "3")

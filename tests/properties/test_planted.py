@@ -90,6 +90,7 @@ def _fails_and_replays(folder: Path, test: str) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.nightly
 def test_a_global_that_holds_an_rref_is_found(tmp_path: Path) -> None:
     """A user function that keeps an RRef for ever leaks without any fault: the empty plan."""
     data = _fails_and_replays(tmp_path, "test_hoarder")

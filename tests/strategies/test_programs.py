@@ -446,6 +446,7 @@ def test_a_program_shrinks_together_with_its_plan(kind: MessageType, alone: list
         assert plan == FaultPlan(by_rank={0: FaultTable((kind,), 1)})
 
 
+@pytest.mark.nightly
 def test_a_timeout_shrinks_together_with_its_delay() -> None:
     """A fetch that is late for sure: half a second of delay, and half of that as its timeout."""
 

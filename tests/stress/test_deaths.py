@@ -424,7 +424,8 @@ def one_run(deaths: Deaths, name: str, inner: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pytest", "commands", pytest.param("xdist", marks=pytest.mark.nightly)]
+    "name",
+    ["pytest", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("commands", "xdist"))],
 )
 def test_deaths(deaths: Deaths, name: str) -> None:
     """Some processes, killed at random: nothing of theirs is left, and the next run works."""
