@@ -153,37 +153,32 @@ def test_a_killed_run_leaves_the_test_under_way(tmp_path: Path) -> None:
 
 
 def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
-    """Where the fork server is killed, the test under way fails and is reported; the next runs."""
+    """A fork server that is killed fails the test whose ranks have joined; the next test runs."""
     (tmp_path / "conftest.py").write_text(
         textwrap.dedent(
             """
-            import threading
-            import time
-
             import psutil
 
             begun = []
-
-            def kill_once_it_has_ranks(cluster):
-                deadline = time.monotonic() + 60
-                while time.monotonic() < deadline:
-                    if cluster._channels and all(channel.pid for channel in cluster._channels):
-                        for child in psutil.Process().children(recursive=True):
-                            child.kill()
-                        return
-                    time.sleep(0.001)
 
             def pytest_runtest_setup(item):
                 server = item.plugin.ranks.server
                 begin = server.on_start
 
-                def kill(cluster):
+                def kill_once_it_has_started(cluster):
                     server.on_start = begin
                     begun.append(cluster)
-                    threading.Thread(target=kill_once_it_has_ranks, args=[cluster]).start()
+                    run = cluster.run_to_exit
+
+                    def kill_and_run(*args, **kwargs):
+                        for child in psutil.Process().children(recursive=True):
+                            child.kill()
+                        return run(*args, **kwargs)
+
+                    cluster.run_to_exit = kill_and_run
 
                 if not begun:
-                    server.on_start = kill
+                    server.on_start = kill_once_it_has_started
             """
         ),
         encoding="utf-8",
