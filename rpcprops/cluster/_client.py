@@ -183,12 +183,32 @@ class ClusterServer:
         self._in_use = True
 
     def _start(self) -> None:
+        """Start the server. One that is killed before it is ready is started once more."""
+        try:
+            self._start_server()
+        except BaseException as error:
+            was_killed = isinstance(error, HarnessError | MachineCannot) and self._was_killed()
+            # Also when interrupted: nobody leaves a with block that was not entered.
+            self._stop()
+            if not was_killed:
+                raise
+        else:
+            return
         try:
             self._start_server()
         except BaseException:
-            # Also when interrupted: nobody leaves a with block that was not entered.
             self._stop()
             raise
+
+    def _was_killed(self) -> bool:
+        """Whether a signal has ended the fork server or its watcher."""
+        if self._process is None or self._root is None or not self._root.is_gone():
+            return False
+        try:
+            code = self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        return code < 0 or code > _watcher.KILLED
 
     def _start_server(self) -> None:
         # What lacks for a world of one rank lacks for all.

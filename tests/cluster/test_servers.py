@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -344,3 +345,32 @@ def test_server_that_was_killed_just_now(server: ClusterServer, which: str) -> N
             assert cluster.on(0).call(abs, -1) == 1
         if which != "module server":
             break  # to start a server takes seconds
+
+
+@pytest.mark.parametrize("which", ["watcher", "fork server"])
+def test_server_that_is_killed_while_it_starts(which: str) -> None:
+    """A server whose process is killed while it imports torch is started once more."""
+    server = ClusterServer(clock="real")
+    killed: list[int] = []
+
+    def kill_soon() -> None:
+        deadline = time.monotonic() + 20
+        while not killed and time.monotonic() < deadline:
+            watcher = server._process
+            below = [] if watcher is None else psutil.Process(watcher.pid).children()
+            if watcher is not None and below:
+                victim = psutil.Process(watcher.pid) if which == "watcher" else below[0]
+                killed.append(victim.pid)
+                victim.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_soon)
+    killer.start()
+    try:
+        server.start()
+        assert killed
+        with server.cluster(world_size=1) as cluster:
+            assert cluster.on(0).call(abs, -1) == 1
+    finally:
+        server.close()
+        killer.join()
