@@ -3,10 +3,9 @@
 Nothing here imports torch. All times are virtual seconds.
 """
 
-from rpcprops.faults._fault import Fault, Predicted, PredictedSend, fault_class, register
+from rpcprops.faults._fault import MAX_RANKS, Fault, Predicted, PredictedSend, fault_class, register
 from rpcprops.faults._sends import (
     MAX_DELAY,
-    MAX_RANKS,
     SendDelay,
     SendFailure,
     checked_delay,

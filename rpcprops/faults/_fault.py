@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rpcprops.faults.tables import FaultPlan
     from rpcprops.outcomes import RankOutcome
 
+#: Above any world: what a loop over its ranks still ends for.
+MAX_RANKS = 1024
+
 
 class PredictedSend(Protocol):
     """A message that a program must send, as the message model predicts it.

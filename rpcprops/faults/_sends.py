@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from rpcprops._given import argument, counted, shown
 from rpcprops.errors import UsageError
-from rpcprops.faults._fault import Fault, PredictedSend, fewer
+from rpcprops.faults._fault import MAX_RANKS, Fault, PredictedSend, fewer
 from rpcprops.faults.message_types import MessageType, message_type, retry_wait
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 #: The longest delay, in virtual seconds, that a table accepts.
 MAX_DELAY = 3600.0
 _MAX_INT32 = 2**31 - 1
-#: Above any world: what a loop over its ranks still ends for.
-MAX_RANKS = 1024
 
 
 def delay_milliseconds(delay: float) -> int:

@@ -15,9 +15,8 @@ from typing import Any
 from rpcprops._frozen import FrozenMap
 from rpcprops._given import argument, counted, items, shown
 from rpcprops.errors import UsageError
-from rpcprops.faults._fault import Fault
+from rpcprops.faults._fault import MAX_RANKS, Fault
 from rpcprops.faults._sends import (
-    MAX_RANKS,
     SendDelay,
     SendFailure,
     checked_delay,
@@ -33,7 +32,6 @@ from rpcprops.faults.message_types import (
 
 #: Above all that there are: where an iterable without an end is let go.
 _MAX_NAMES = 100_000
-
 
 #: What torch's own fixture delays when a test does not say (virtual seconds).
 DEFAULT_MESSAGES_TO_DELAY: Mapping[MessageType, float] = FrozenMap(
