@@ -52,6 +52,8 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
     reinit = artefact.kind == "reinit"
     imports = ["import rpcprops"] if not reinit else []
     imports.append(f"from rpcprops import {', '.join(faults)}")
+    others = {type(fault) for fault in plan.others}
+    imports += sorted(f"from {cls.__module__} import {cls.__qualname__}" for cls in others)
     imports.append(f"from rpcprops.programs import {', '.join(sorted({'Program', *used}))}")
     if reinit:
         imports += ["from rpcprops.properties import Case, observe"]
