@@ -48,7 +48,8 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
         for cls in STEP_TYPES.values()
         if re.search(rf"\b{cls.__name__}\(", repr(program))
     ]
-    faults = [name for name in ("FaultPlan", "FaultTable") if f"{name}(" in repr(plan)]
+    names = ("FaultPlan", "FaultTable", "MessageType")
+    faults = [name for name in names if re.search(rf"\b{name}[.(]", repr(plan))]
     reinit = artefact.kind == "reinit"
     imports = ["import rpcprops"] if not reinit else []
     imports.append(f"from rpcprops import {', '.join(faults)}")
