@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
+from rpcprops._given import argument
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,8 +171,12 @@ def register(cls: type[F]) -> type[F]:
     """A class decorator: plans with faults of this class can be read from JSON, by its `kind`.
 
     Raises:
-        UsageError: another class has that word.
+        UsageError: it is no class of faults, or another class has that word.
     """
+    given: object = cls
+    if not isinstance(given, type) or not issubclass(given, Fault):
+        msg = f"{argument('cls', given)} must be a class that derives from Fault."
+        raise UsageError(msg)
     known = _CLASSES.setdefault(cls.kind, cls)
     if known is not cls:
         msg = f"kind={cls.kind!r} of {cls.__name__} is the word of {known.__name__}; change it."

@@ -211,8 +211,7 @@ class FaultPlan:
                 msg = f"{argument(where, table)} must be a FaultTable."
                 raise UsageError(msg)
         object.__setattr__(self, "by_rank", FrozenMap({int(r): t for r, t in by_rank.items()}))
-        if self.others:
-            object.__setattr__(self, "others", _others(self.others))
+        object.__setattr__(self, "others", _others(self.others))
 
     def __repr__(self) -> str:
         parts: list[str] = []
