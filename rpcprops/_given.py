@@ -66,3 +66,15 @@ def items(name: str, value: object, most: int, must_be: str) -> list[Any]:
 def is_one_of(value: object, words: Sequence[str]) -> bool:
     """Whether `value` is one of these words; what cannot be compared is none."""
     return isinstance(value, str) and value in words
+
+
+def counted(name: str, value: object, most: int) -> int:
+    """`value` as an int from 0 to `most`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        msg = f"{argument(name, value)} must be an int from 0 to {most}."
+        raise UsageError(msg)
+    return value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from rpcprops.errors import UsageError
+from rpcprops.faults import Fault, FaultPlan, fault_class
 from rpcprops.programs import STEP_TYPES, Parallel, Program, Step
 
 T = TypeVar("T")
@@ -22,7 +24,15 @@ def to_json(value: Any) -> Any:
             "settles": value.settles,
             "steps": [_step_json(step) for step in value.steps],
         }
-    return _builtins(value)
+    data = _builtins(value)
+    if isinstance(value, FaultPlan):
+        data.pop("others")
+        if value.others:
+            data["others"] = [{"kind": fault.kind, **_builtins(fault)} for fault in value.others]
+    elif is_dataclass(value):
+        held = {item.name: getattr(value, item.name) for item in fields(value)}
+        data |= {name: to_json(one) for name, one in held.items() if isinstance(one, FaultPlan)}
+    return data
 
 
 def _step_json(step: Step) -> dict[str, Any]:
@@ -41,7 +51,7 @@ def from_json(data: Any, cls: type[T]) -> T:
     try:
         if cls is Program:
             return cls(**_program_fields(data))
-        return msgspec.convert(data, cls, str_keys=True)
+        return msgspec.convert(data, cls, str_keys=True, dec_hook=_decode)
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
         # JSON can hold half of a surrogate pair, which msgspec cannot encode where it wants a
         # number, and programs that are nested more deeply than Python can follow.
@@ -81,3 +91,11 @@ def _encode(value: Any) -> Any:
         return dict(value)
     msg = f"{type(value).__name__} is not data"
     raise NotImplementedError(msg)
+
+
+def _decode(cls: type, data: Any) -> Any:
+    found = fault_class(data.get("kind")) if cls is Fault and isinstance(data, dict) else None
+    if found is None:
+        msg = f"Unknown fault {data!r}"
+        raise msgspec.ValidationError(msg)
+    return msgspec.convert({k: v for k, v in data.items() if k != "kind"}, found)

@@ -892,13 +892,11 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
 
 def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
     """Whether a fault was asked for whose firing can be seen."""
-    for rank in outcome.ranks:
-        table = plan.table(rank.rank)
-        if any(message.is_retryable for message in table.failing):
-            return True
-        if table.delaying and rank.delayed_sends is not None:
-            return True
-    return False
+    return any(
+        fault.seen(rank) is not None
+        for rank in outcome.ranks
+        for fault in plan.faults_at(rank.rank)
+    )
 
 
 def _account(record: _ItemRecord, recorded: list[tuple[FaultPlan, Outcome]]) -> None:

@@ -314,7 +314,9 @@ class StepDrawer:
         # RRefs whose functions were sent an RRef.
         self._sent: set[str] = set()
         self._targets = tuple(
-            (rank, message) for rank in self.ranks for message in _armed(self._plan, rank)
+            (rank, message)
+            for rank in self.ranks
+            for message in sorted({m for f in self._plan.faults_at(rank) for m in f.targets})
         )
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         self._waiting = 1  # one more than there are values whose making waits for another handle
@@ -880,13 +882,9 @@ def _is_own(handle: HandleInfo) -> bool:
     return handle.home == handle.owner
 
 
-def _armed(plan: FaultPlan, rank: int) -> list[MessageType]:
-    table = plan.table(rank)
-    return sorted({*table.failing, *table.delaying})
-
-
 def _longest_delay(plan: FaultPlan, ranks: Iterable[int]) -> float:
-    return max((ms / 1000 for r in ranks for ms in plan.table(r).delaying.values()), default=0.0)
+    faults = (fault for rank in ranks for fault in plan.faults_at(rank))
+    return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
 
 
 def _new_names(leaves: Iterable[Leaf], began: _Names) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpcprops.faults import FaultPlan, FaultTable, MessageType, retry_wait
+from rpcprops.faults import FaultPlan
 from rpcprops.oracle._worlds import OWNER_WAITS
 
 #: Real seconds in which nothing may change before what is held is called stuck. An answer on
@@ -46,15 +46,16 @@ class Deadlines:
     @classmethod
     def of(cls, plan: FaultPlan, world_size: int, rate: float, margin: float) -> Deadlines:
         """The deadlines under `plan` at `rate`, each with `margin` real seconds on top."""
-        tables = [plan.table(rank) for rank in range(world_size)]
-        rref = max(
-            sum(t.retry_seconds(m) for m in MessageType if m.max_retries == 5) for t in tables
+        faults = [plan.faults_at(rank) for rank in range(world_size)]
+        seen = max(
+            sum(f.seconds for f in at if not f.unseen_waits and not f.blocks_sender)
+            for at in faults
         )
-        cleanup = max(t.retry_seconds(MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ) for t in tables)
+        unseen = max(sum(f.seconds for f in at if f.unseen_waits) for at in faults)
         # Messages of one sender wait for each other's delays.
-        delays = 4 * max(sum(t.messages_to_delay.values()) for t in tables)
-        chain = (rref + cleanup + delays) / rate
-        longest = max(map(_longest_cleanup_wait, tables))
+        delays = 4 * max(sum(f.seconds for f in at if f.blocks_sender) for at in faults)
+        chain = (seen + unseen + delays) / rate
+        longest = max((wait for at in faults for f in at for wait in f.unseen_waits), default=0.0)
         # A message that is held up, or waits for its retry, counts as under way: that is not quiet.
         quiet = _QUIET + 1.0 / rate
         return cls(
@@ -64,17 +65,9 @@ class Deadlines:
             settle=margin + 4 * chain + world_size * delays / rate,
             shutdown=margin + 4 * chain + OWNER_WAITS / rate,
             quiet=quiet,
-            quiet_cleanup=quiet + cleanup / rate,
+            quiet_cleanup=quiet + unseen / rate,
             between_cleanups=longest * 1.5 / rate + 0.02,
             last_cleanup=longest / rate + 0.02,
             stalled=_STALLED + 2 * chain,
             unseen=_UNSEEN + 1.0 / rate,
         )
-
-
-def _longest_cleanup_wait(table: FaultTable) -> float:
-    cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
-    if cleanup not in table.failing:
-        return 0.0
-    last = min(table.num_fail_sends, cleanup.max_retries)
-    return retry_wait(last) - retry_wait(last - 1)

@@ -131,6 +131,8 @@ class _Rank:
             if self.spec.import_in_ranks is not None:
                 _finder.install(self.spec.import_in_ranks)
                 _finder.import_first(self.spec.import_in_ranks)
+            for fault in self.spec.plan.faults_at(self.rank):
+                fault.enter_rank()
             if self.spec.init:
                 with _transport(self.spec.transport):
                     self.fixture.init_rpc()

@@ -343,4 +343,11 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
                 f"message model predicts {dict(wanted)!r}"
             )
             found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+    for rank in outcome.ranks:
+        for fault in plan.others:
+            seen = fault.seen(rank) if fault.rank == rank.rank else None
+            could = fault.could_strike(prediction)
+            if seen not in (None, could):
+                message = f"{fault.name} struck {seen} times, the message model predicts {could}"
+                found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
     return found

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
+from rpcprops.faults import FaultPlan, MessageType, SendDelay, delay_milliseconds, retry_wait
 from rpcprops.oracle._gradients import run_context
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import (
@@ -196,18 +196,18 @@ class Prediction:
     def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
         """How many sends must be held up, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
-        for send in self.sends:
-            if send.delivered and send.message in plan.table(send.rank).delaying:
-                found[send.rank][send.message] += 1
+        for fault in plan.faults(len(self.counters)):
+            if isinstance(fault, SendDelay) and (times := fault.could_strike(self)):
+                found[fault.rank][fault.message] = times
         return tuple(found)
 
     def fault_seconds(self, plan: FaultPlan) -> float:
         """Virtual seconds that all retries and delays take, one after the other."""
         total = 0.0
-        for send in self.sends:
-            total += retry_wait(min(send.failures, send.message.max_retries))
-            if send.delivered:
-                total += plan.table(send.rank).delaying.get(send.message, 0) / 1000
+        faults = plan.faults(len(self.counters))
+        for struck in zip(*(fault.strikes(self.sends) for fault in faults), strict=True):
+            for fault, times in zip(faults, struck, strict=True):
+                total += fault.waits(times)
         return total
 
 

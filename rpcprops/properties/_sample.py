@@ -29,30 +29,28 @@ def real_waits(case: Case) -> float:
     """Seconds that `case` waits for retries and delays at rate 1, as if one after the other."""
     program, plan = case.program, case.plan
     size = program.world_size
-    tables = [plan.table(rank) for rank in range(size)]
     prediction = predict(program, plan)
     waits = 0.0
-    for table, failing, delayed in zip(
-        tables, prediction.failures(), prediction.delays(plan), strict=True
-    ):
-        waits += sum(table.retry_seconds(message) for message in failing)
-        waits += sum(table.delaying[message] / 1000 * count for message, count in delayed.items())
+    struck = {fault: sum(fault.strikes(prediction.sends)) for fault in plan.faults(size)}
+    for fault, times in struck.items():
+        # Retries of different messages are waited for at once, but a sender holds up each in turn.
+        waits += fault.seconds * (times if fault.blocks_sender else bool(times))
     # Cleanup retries have no counter: a settle after one that failed waits for its last try.
     settles = 1 + sum(isinstance(step, Settle) for step in program.steps)
-    if any(
-        MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ in failing for failing in prediction.failures()
-    ):
+    if any(times and fault.unseen_waits for fault, times in struck.items()):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
     waits += sum(leaf.seconds for leaf in program.leaves if isinstance(leaf, Pause))
     if not program.settles:
         # The handles that are left are dropped by shutdown, in all ranks at once.
-        waits += max(table.retry_seconds(MessageType.RREF_USER_DELETE) for table in tables)
+        deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]
+        waits += max((f.seconds for f in deletes if not f.blocks_sender), default=0.0)
     if prediction.graceful and (prediction.leaking or prediction.hurried):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
     # Shutdown gathers by Python calls: each rank to the first, which then tells every other.
-    calls = [table.delaying.get(MessageType.PYTHON_CALL, 0) / 1000 for table in tables]
-    return waits + max(calls[1:], default=0.0) + calls[0] * (size - 1)
+    late = [f for f in struck if f.blocks_sender and MessageType.PYTHON_CALL in f.targets]
+    waits += sum(f.seconds for f in late if f.rank == 0) * (size - 1)
+    return waits + max((f.seconds for f in late if f.rank), default=0.0)
 
 
 class Sample:

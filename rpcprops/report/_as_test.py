@@ -48,10 +48,13 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
         for cls in STEP_TYPES.values()
         if re.search(rf"\b{cls.__name__}\(", repr(program))
     ]
-    faults = [name for name in ("FaultPlan", "FaultTable") if f"{name}(" in repr(plan)]
+    names = ("FaultPlan", "FaultTable", "MessageType")
+    faults = [name for name in names if re.search(rf"\b{name}[.(]", repr(plan))]
     reinit = artefact.kind == "reinit"
     imports = ["import rpcprops"] if not reinit else []
     imports.append(f"from rpcprops import {', '.join(faults)}")
+    others = {type(fault) for fault in plan.others}
+    imports += sorted(f"from {cls.__module__} import {cls.__qualname__}" for cls in others)
     imports.append(f"from rpcprops.programs import {', '.join(sorted({'Program', *used}))}")
     if reinit:
         imports += ["from rpcprops.properties import Case, observe"]

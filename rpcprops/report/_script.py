@@ -185,6 +185,9 @@ class _Writer:
         self.plan = plan
         self.program, self.violation = refuse(artefact)
         self.size = artefact.sizes[0]
+        if plan.others:
+            msg = f"torch's agent does not make the fault {plan.others[0].name}; a script cannot."
+            raise UsageError(msg)
         self.prediction: Prediction = predict(self.program, plan)
         self.leaves = self.program.leaves
         self.kind: Kind = self._kind()
@@ -347,8 +350,8 @@ class _Writer:
         return "\n".join(lines)
 
     def _longest_delay(self) -> float:
-        tables = [self.plan.table(rank) for rank in range(self.size)]
-        return max(delay for t in tables for delay in (0.0, *t.messages_to_delay.values()))
+        faults = self.plan.faults(self.size)
+        return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
 
     @property
     def _has_contexts(self) -> bool:

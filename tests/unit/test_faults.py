@@ -7,6 +7,7 @@ import enum
 import itertools
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from rpcprops.faults import (
     FaultPlan,
     FaultTable,
     MessageType,
+    SendDelay,
+    SendFailure,
     checked_delay,
     delay_milliseconds,
     message_type,
@@ -457,3 +460,72 @@ def test_a_table_keeps_nothing_of_the_callers() -> None:
     plan_ranks[0] = table
     assert table.messages_to_delay == {"PYTHON_CALL": 1.0}
     assert list(plan.by_rank) == [1]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_faults_of_a_plan_make_it_again(plan: FaultPlan) -> None:
+    """Put into an empty plan one by one, the faults of a plan are the faults of the new one."""
+    made = FaultPlan()
+    for fault in plan.faults(4):
+        made = fault.put_into(made)
+    assert made.faults(4) == plan.faults(4)
+    assert made.afflicted(4) == plan.afflicted(4)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_simpler_plans_have_fewer_or_smaller_faults(plan: FaultPlan) -> None:
+    """Each plan to try instead has one fault less, or one that holds a message up for less long.
+
+    All types that fail at a rank have one count, so one that fails less often takes others along.
+    """
+    faults = plan.faults(4)
+    for simpler in plan.simpler(4):
+        rest = simpler.faults(4)
+        assert {fault.name for fault in rest} <= {fault.name for fault in faults}
+        assert len(rest) == len(faults) - 1 or (
+            len(rest) == len(faults)
+            and sum(f.seconds for f in rest) < sum(f.seconds for f in faults)
+        )
+    assert len(list(plan.simpler(4))) >= len(faults)
+
+
+@pytest.mark.parametrize(
+    ("fault", "simpler"),
+    [
+        (SendFailure(0, MessageType.PYTHON_CALL, 5), [1, 2, 4]),
+        (SendFailure(0, MessageType.PYTHON_CALL, 2), [1]),
+        (SendFailure(0, MessageType.PYTHON_CALL, 1), []),
+        (SendDelay(0, MessageType.PYTHON_CALL, 2.0), [0.001, 1.0, 1.999]),
+        (SendDelay(0, MessageType.PYTHON_CALL, 0.001), []),
+    ],
+)
+def test_a_fault_knows_simpler_ones(
+    fault: SendFailure | SendDelay, simpler: list[int] | list[float]
+) -> None:
+    """Fewer failures and shorter delays, the simplest first, and never none at all."""
+    sizes = [f.num_fail_sends if isinstance(f, SendFailure) else f.delay for f in fault.simpler()]
+    assert sizes == simpler
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: SendFailure(-1, MessageType.PYTHON_CALL, 1),
+        lambda: SendFailure(0, "CALL", 1),  # type: ignore[arg-type]
+        lambda: SendFailure(0, MessageType.PYTHON_CALL, 1.5),  # type: ignore[arg-type]
+        lambda: SendDelay(0, MessageType.PYTHON_CALL, math.inf),
+    ],
+)
+def test_a_fault_is_checked_when_it_is_made(odd: Callable[[], object]) -> None:
+    """A fault alone refuses what a table refuses."""
+    with pytest.raises(UsageError):
+        odd()
+
+
+def test_what_retries_without_a_counter_waits_for() -> None:
+    """A context's cleanup waits 1, 1, 1.5 s and so on unseen; nothing else does."""
+    cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+    assert SendFailure(0, cleanup, 3).unseen_waits == (1.0, 1.0, 1.5)
+    assert len(SendFailure(0, cleanup, 42).unseen_waits) == 20
+    assert SendFailure(0, MessageType.RREF_USER_DELETE, 3).unseen_waits == ()
+    assert SendDelay(0, cleanup, 3.0).unseen_waits == ()

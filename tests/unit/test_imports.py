@@ -128,7 +128,7 @@ def test_the_promised_names_are_public(name: str) -> None:
     assert name in rpcprops.__all__
 
 
-@pytest.mark.parametrize("package", ["oracle", "properties", "strategies", "cluster"])
+@pytest.mark.parametrize("package", ["faults", "oracle", "properties", "strategies", "cluster"])
 def test_every_name_of_a_subpackage_exists(package: str) -> None:
     """The lists of names of the subpackages hold nothing that is not there."""
     code = (
@@ -146,10 +146,10 @@ def test_every_module_says_what_it_is(name: str) -> None:
     assert doc.splitlines()[0].rstrip().endswith((".", ":"))
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", [n for n in MODULES if f"{n}.".split(".")[1] in DATA])
 def test_data_stands_on_nothing_but_data(name: str) -> None:
     """Faults, programs and outcomes import neither torch nor anything that runs or judges them."""
-    found = imported(MODULES[f"rpcprops.{name}"], top_only=False)
+    found = imported(MODULES[name], top_only=False)
     ours = {module for module in found if module.startswith("rpcprops")}
     allowed = {f"rpcprops.{data}" for data in DATA}
     assert all(any(f"{module}.".startswith(f"{a}.") for a in allowed) for module in ours), ours

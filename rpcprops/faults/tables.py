@@ -1,68 +1,37 @@
-"""The faults that can be injected, as data: message types, a table for a rank, a plan for a world.
+"""What torch's agent takes, as data: a fault table for a rank, and a fault plan for a world.
 
 Nothing here imports torch. A table is checked when it is made, because torch's agent accepts
 values that then hang a cluster (an infinite delay) and reports others only when it is built, in
 another process. All times are virtual seconds.
-
-Sources: the ten names are ``FaultyTensorPipeAgent::messageStringToType``, the retry budgets
-``RpcRetryOptions`` (5 retries, backoff 1.5) and ``kNumCleanupContextRetries`` (20) in torch's C++.
 """
 
 from __future__ import annotations
 
-import enum
 import itertools
-import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpcprops._frozen import FrozenMap
-from rpcprops._given import argument, items, shown
+from rpcprops._given import argument, counted, items, shown
 from rpcprops.errors import UsageError
+from rpcprops.faults._fault import MAX_RANKS, Fault
+from rpcprops.faults._sends import (
+    SendDelay,
+    SendFailure,
+    checked_delay,
+    delay_milliseconds,
+    fail_count,
+)
+from rpcprops.faults.message_types import (
+    RETRYABLE_MESSAGE_TYPES,
+    MessageType,
+    message_type,
+    retry_wait,
+)
 
-#: The longest delay, in virtual seconds, that a table accepts.
-MAX_DELAY = 3600.0
-_MAX_INT32 = 2**31 - 1
-#: Above any world: what a loop over its ranks still ends for.
-MAX_RANKS = 1024
-_MAX_RETRIES = 1000
 #: Above all that there are: where an iterable without an end is let go.
 _MAX_NAMES = 100_000
-
-
-class MessageType(enum.StrEnum):
-    """The ten message types that torch's faulty agent can fail or delay, by torch's own names."""
-
-    CLEANUP_AUTOGRAD_CONTEXT_REQ = "CLEANUP_AUTOGRAD_CONTEXT_REQ"
-    RREF_CHILD_ACCEPT = "RREF_CHILD_ACCEPT"
-    RREF_FORK_REQUEST = "RREF_FORK_REQUEST"
-    RREF_USER_DELETE = "RREF_USER_DELETE"
-    PYTHON_CALL = "PYTHON_CALL"
-    PYTHON_REMOTE_CALL = "PYTHON_REMOTE_CALL"
-    PYTHON_RREF_FETCH_CALL = "PYTHON_RREF_FETCH_CALL"
-    SCRIPT_CALL = "SCRIPT_CALL"
-    SCRIPT_REMOTE_CALL = "SCRIPT_REMOTE_CALL"
-    SCRIPT_RREF_FETCH_CALL = "SCRIPT_RREF_FETCH_CALL"
-
-    def __repr__(self) -> str:
-        return f"MessageType.{self.name}"
-
-    @property
-    def max_retries(self) -> int:
-        """How many times torch sends again after a failed send (0: it never does)."""
-        if self is MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ:
-            return 20
-        return 5 if self.name.startswith("RREF_") else 0
-
-    @property
-    def is_retryable(self) -> bool:
-        """Whether torch sends this type again when a send fails."""
-        return self.max_retries > 0
-
-
-#: The four types that torch retries; failing them at most ``max_retries`` times changes nothing.
-RETRYABLE_MESSAGE_TYPES: tuple[MessageType, ...] = tuple(m for m in MessageType if m.is_retryable)
 
 #: What torch's own fixture delays when a test does not say (virtual seconds).
 DEFAULT_MESSAGES_TO_DELAY: Mapping[MessageType, float] = FrozenMap(
@@ -70,103 +39,10 @@ DEFAULT_MESSAGES_TO_DELAY: Mapping[MessageType, float] = FrozenMap(
 )
 
 
-def retry_wait(failures: int) -> float:
-    """Virtual seconds that torch waits in all before the send after `failures` failed ones.
-
-    The waits are 1, 1, 1.5, 2.25, 3.375, … s: ``computeNewRpcRetryTime`` uses the count before it
-    is raised, so the first two are equal.
-
-    Raises:
-        UsageError: `failures` is no int from 0 to 1000 (torch retries 20 times at most).
-    """
-    _counted("failures", failures, _MAX_RETRIES)
-    return sum(1.5 ** max(0, n - 1) for n in range(failures))
-
-
-def delay_milliseconds(delay: float) -> int:
-    """What the agent makes of a delay: the seconds as a C float, times 1000, cut to whole ms.
-
-    Raises:
-        UsageError: it is no number in 0 to :data:`MAX_DELAY`.
-    """
-    delay = checked_delay(delay, "delay")
-    as_float: float = struct.unpack("f", struct.pack("f", delay))[0]
-    product: float = struct.unpack("f", struct.pack("f", as_float * 1000.0))[0]
-    return int(product)
-
-
-def _counted(name: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        msg = f"{argument(name, value)} must be an int from 0 to {most}."
-        raise UsageError(msg)
-    return value
-
-
-def _ranks(world_size: object) -> range:
-    return range(_counted("world_size", world_size, MAX_RANKS))
-
-
-def message_type(value: object) -> MessageType:
-    """The message type that `value` names.
-
-    Raises:
-        UsageError: it is no torch message type that can be failed or delayed.
-    """
-    if isinstance(value, str):
-        try:
-            return MessageType(value)
-        except ValueError:
-            pass
-        hint = ""
-        if value.upper() in MessageType.__members__:
-            hint = f" Did you mean {value.upper()!r}? Names are in upper case."
-        msg = (
-            f"message type {shown(value)} cannot be failed or delayed by torch's agent.{hint} "
-            f"It knows: {', '.join(MessageType)}."
-        )
-    else:
-        msg = (
-            f"a message type must be a rpcprops.MessageType or its name, "
-            f"got {shown(value)} (type {type(value).__name__})."
-        )
-    raise UsageError(msg)
-
-
 def _message_types(value: object) -> tuple[MessageType, ...]:
     must_be = "a collection of message types, such as ('RREF_USER_DELETE',)"
     given = items("messages_to_fail", value, _MAX_NAMES, must_be)
     return tuple(sorted({message_type(item) for item in given}))
-
-
-def _fail_count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{argument('num_fail_sends', value)} must be an int."
-        raise UsageError(msg)
-    if not 0 <= value <= _MAX_INT32:
-        msg = (
-            f"num_fail_sends={shown(value)} must lie in 0 to {_MAX_INT32} (torch keeps it as "
-            "int32); "
-            f"0 fails nothing, 1 to 5 is within the retry budget of every retryable type."
-        )
-        raise UsageError(msg)
-    return int(value)
-
-
-def checked_delay(value: object, name: str) -> float:
-    """`value` as a delay in virtual seconds.
-
-    Raises:
-        UsageError: it is no number in 0 to :data:`MAX_DELAY`. torch's agent accepts an infinite
-            delay and then never sends.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{argument(name, value)} must be seconds as an int or float."
-        raise UsageError(msg)
-    # Compared before it is made a float: an int may be too large for one. NaN fails both.
-    if not 0 <= value <= MAX_DELAY:
-        msg = f"{argument(name, value)} must be a finite number of seconds from 0 to {MAX_DELAY:g}."
-        raise UsageError(msg)
-    return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints otherwise
 
 
 def _delays(value: object) -> FrozenMap[MessageType, float]:
@@ -223,7 +99,7 @@ class FaultTable:
     def __post_init__(self) -> None:
         # Apart from __init__, because decoding from JSON calls this alone.
         object.__setattr__(self, "messages_to_fail", _message_types(self.messages_to_fail))
-        object.__setattr__(self, "num_fail_sends", _fail_count(self.num_fail_sends))
+        object.__setattr__(self, "num_fail_sends", fail_count(self.num_fail_sends))
         object.__setattr__(self, "messages_to_delay", _delays(self.messages_to_delay))
 
     def __repr__(self) -> str:
@@ -268,6 +144,14 @@ class FaultTable:
         """Whether every failing type still arrives, so that nothing a program sees may change."""
         return all(self.is_survivable(m) for m in self.failing)
 
+    def faults(self, rank: int) -> tuple[Fault, ...]:
+        """What this table makes at `rank`: the types that fail, then those that are late."""
+        late = self.messages_to_delay
+        return (
+            *(SendFailure(rank, message, self.num_fail_sends) for message in self.failing),
+            *(SendDelay(rank, message, late[message]) for message in self.delaying),
+        )
+
     def retry_seconds(self, message: MessageType | str) -> float:
         """Virtual seconds of retry waits before a message of this type arrives, or is given up."""
         kind = message_type(message)
@@ -291,12 +175,17 @@ def retryable_tables() -> tuple[FaultTable, ...]:
 class FaultPlan:
     """A table for each rank: `by_rank` where it names the rank, else `default`.
 
+    Args:
+        others: faults that torch's agent does not make, and that are in no table therefore.
+
     Raises:
-        UsageError: a rank is no int from 0 up, or a table is no :class:`FaultTable`.
+        UsageError: a rank is no int from 0 up, a table is no :class:`FaultTable`, or one of
+            `others` is no :class:`Fault` or belongs into a table.
     """
 
     default: FaultTable = FaultTable()
     by_rank: Mapping[int, FaultTable] = field(default_factory=FrozenMap[int, FaultTable])
+    others: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         by_rank: Any = self.by_rank
@@ -322,6 +211,7 @@ class FaultPlan:
                 msg = f"{argument(where, table)} must be a FaultTable."
                 raise UsageError(msg)
         object.__setattr__(self, "by_rank", FrozenMap({int(r): t for r, t in by_rank.items()}))
+        object.__setattr__(self, "others", _others(self.others))
 
     def __repr__(self) -> str:
         parts: list[str] = []
@@ -329,6 +219,8 @@ class FaultPlan:
             parts.append(f"default={self.default!r}")
         if self.by_rank:
             parts.append(f"by_rank={self.by_rank!r}")
+        if self.others:
+            parts.append(f"others={self.others!r}")
         return f"FaultPlan({', '.join(parts)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -371,8 +263,8 @@ class FaultPlan:
         """Raises:
         UsageError: a rank of the plan lies outside a world of `world_size` ranks.
         """
-        _counted("world_size", world_size, MAX_RANKS)
-        for rank in self.by_rank:
+        counted("world_size", world_size, MAX_RANKS)
+        for rank in (*self.by_rank, *(fault.rank for fault in self.others)):
             if rank >= world_size:
                 msg = (
                     f"the plan afflicts rank {rank}, but a world of {world_size} has ranks 0 to "
@@ -380,44 +272,75 @@ class FaultPlan:
                 )
                 raise UsageError(msg)
 
+    def with_table(self, rank: int, table: FaultTable) -> FaultPlan:
+        """This plan with another table for `rank`."""
+        return replace(self, by_rank={**self.by_rank, rank: table})
+
+    def faults_at(self, rank: int) -> tuple[Fault, ...]:
+        """The faults of `rank`: of its table, then others."""
+        others = [fault for fault in self.others if fault.rank == rank]
+        return (*self.table(rank).faults(rank), *others)
+
+    def faults(self, world_size: int) -> tuple[Fault, ...]:
+        """The faults of a world of that size, rank by rank.
+
+        Raises:
+            UsageError: `world_size` is no int from 0 up.
+        """
+        ranks = range(counted("world_size", world_size, MAX_RANKS))
+        return tuple(fault for rank in ranks for fault in self.faults_at(rank))
+
     def afflicted(self, world_size: int) -> tuple[int, ...]:
-        """The ranks whose table is not empty."""
-        return tuple(r for r in _ranks(world_size) if not self.table(r).is_empty)
+        """The ranks that have a fault."""
+        return tuple(dict.fromkeys(fault.rank for fault in self.faults(world_size)))
 
     def is_within_budget(self, world_size: int) -> bool:
-        """Whether every rank's table is."""
-        return all(self.table(r).is_within_budget for r in _ranks(world_size))
+        """Whether torch survives every fault."""
+        return all(fault.is_survivable for fault in self.faults(world_size))
 
     def fault_names(self, world_size: int) -> tuple[str, ...]:
         """The faults by name: ``1:RREF_USER_DELETE`` fails at rank 1, ``1:delay:…`` comes late."""
-        found: list[str] = []
-        for rank in _ranks(world_size):
-            table = self.table(rank)
-            found += [f"{rank}:{message}" for message in table.failing]
-            found += [f"{rank}:delay:{message}" for message in table.delaying]
-        return tuple(found)
+        return tuple(fault.name for fault in self.faults(world_size))
 
-    def without(self, names: Iterable[str], world_size: int) -> FaultPlan:
-        """This plan less the faults of those names (see :meth:`fault_names`), if it has them.
+    def named(self, names: Iterable[str], world_size: int) -> tuple[Fault, ...]:
+        """The faults of those names (see :meth:`fault_names`), as far as this plan has them.
 
         Raises:
             UsageError: `names` is no collection, or `world_size` no int from 0 up.
         """
-        ranks = _ranks(world_size)
+        faults = self.faults(world_size)
         listed = items("names", names, _MAX_NAMES, "a collection of names")
         wanted = {name for name in listed if isinstance(name, str)}
-        dropped = {name for name in self.fault_names(world_size) if name in wanted}
-        tables: dict[int, FaultTable] = {}
-        for rank in ranks:
-            table = self.table(rank)
-            tables[rank] = FaultTable(
-                [m for m in table.messages_to_fail if f"{rank}:{m}" not in dropped],
-                table.num_fail_sends,
-                {
-                    m: delay
-                    for m, delay in table.messages_to_delay.items()
-                    if f"{rank}:delay:{m}" not in dropped
-                },
-            )
-        changed = {rank: table for rank, table in tables.items() if table != self.table(rank)}
-        return FaultPlan(self.default, {**self.by_rank, **changed})
+        return tuple(fault for fault in faults if fault.name in wanted)
+
+    def without(self, names: Iterable[str], world_size: int) -> FaultPlan:
+        """This plan less the faults of those names (see :meth:`named`).
+
+        Raises:
+            UsageError: `names` is no collection, or `world_size` no int from 0 up.
+        """
+        plan = self
+        for fault in self.named(names, world_size):
+            plan = fault.taken_from(plan)
+        return plan
+
+    def simpler(self, world_size: int) -> Iterator[FaultPlan]:
+        """Plans to try instead: without each fault, then with each replaced by a simpler one."""
+        faults = self.faults(world_size)
+        for fault in faults:
+            yield fault.taken_from(self)
+        for fault in faults:
+            for other in fault.simpler():
+                yield other.put_into(fault.taken_from(self))
+
+
+def _others(value: object) -> tuple[Fault, ...]:
+    found = items("others", value, _MAX_NAMES, "a collection of faults")
+    for fault in found:
+        if not isinstance(fault, Fault):
+            msg = f"others holds {shown(fault)} (type {type(fault).__name__}), which is no Fault."
+            raise UsageError(msg)
+        if fault.in_table:
+            msg = f"others holds {shown(fault)}, which is of a table: use its put_into(plan)."
+            raise UsageError(msg)
+    return tuple(sorted(set(found)))

@@ -1,0 +1,254 @@
+"""The two faults of torch's own agent: a message that fails to be sent, and one that is late."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from rpcprops._given import argument, counted, shown
+from rpcprops.errors import UsageError
+from rpcprops.faults._fault import MAX_RANKS, Fault, PredictedSend, fewer
+from rpcprops.faults.message_types import MessageType, message_type, retry_wait
+
+if TYPE_CHECKING:
+    from rpcprops.faults._fault import Predicted
+    from rpcprops.faults.tables import FaultPlan
+    from rpcprops.outcomes import RankOutcome
+
+#: The longest delay, in virtual seconds, that a table accepts.
+MAX_DELAY = 3600.0
+_MAX_INT32 = 2**31 - 1
+
+
+def delay_milliseconds(delay: float) -> int:
+    """What the agent makes of a delay: the seconds as a C float, times 1000, cut to whole ms.
+
+    Raises:
+        UsageError: it is no number in 0 to :data:`MAX_DELAY`.
+    """
+    delay = checked_delay(delay, "delay")
+    as_float: float = struct.unpack("f", struct.pack("f", delay))[0]
+    product: float = struct.unpack("f", struct.pack("f", as_float * 1000.0))[0]
+    return int(product)
+
+
+def checked_delay(value: object, name: str) -> float:
+    """`value` as a delay in virtual seconds.
+
+    Raises:
+        UsageError: it is no number in 0 to :data:`MAX_DELAY`. torch's agent accepts an infinite
+            delay and then never sends.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{argument(name, value)} must be seconds as an int or float."
+        raise UsageError(msg)
+    # Compared before it is made a float: an int may be too large for one. NaN fails both.
+    if not 0 <= value <= MAX_DELAY:
+        msg = f"{argument(name, value)} must be a finite number of seconds from 0 to {MAX_DELAY:g}."
+        raise UsageError(msg)
+    return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints otherwise
+
+
+def fail_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{argument('num_fail_sends', value)} must be an int."
+        raise UsageError(msg)
+    if not 0 <= value <= _MAX_INT32:
+        msg = (
+            f"num_fail_sends={shown(value)} must lie in 0 to {_MAX_INT32} (torch keeps it as "
+            "int32); "
+            f"0 fails nothing, 1 to 5 is within the retry budget of every retryable type."
+        )
+        raise UsageError(msg)
+    return int(value)
+
+
+class _SendFault(Fault):
+    """A fault of one type of message at one rank: it is in the fault table of that rank."""
+
+    __slots__ = ()
+
+    in_table: ClassVar[bool] = True
+    message: MessageType
+
+    @property
+    def what(self) -> str:
+        """The type of message."""
+        return self.message
+
+    @property
+    def targets(self) -> tuple[MessageType, ...]:
+        """The type of message."""
+        return (self.message,)
+
+    def enter_rank(self) -> None:
+        """Nothing: the options of the agent are made from the table."""
+
+    def _check(self) -> None:
+        object.__setattr__(self, "rank", counted("rank", self.rank, MAX_RANKS))
+        object.__setattr__(self, "message", message_type(self.message))
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailure(_SendFault):
+    """Sends of a type fail: each distinct payload `num_fail_sends` times, then it passes.
+
+    In a table all types that fail have one count.
+
+    Raises:
+        UsageError: as :class:`FaultTable` does.
+    """
+
+    kind: ClassVar[str] = "failure"
+
+    rank: int
+    message: MessageType
+    num_fail_sends: int
+
+    def __post_init__(self) -> None:
+        self._check()
+        object.__setattr__(self, "num_fail_sends", fail_count(self.num_fail_sends))
+
+    @property
+    def name(self) -> str:
+        """Rank and type, without a word for the kind: files and command lines hold such names."""
+        return f"{self.rank}:{self.message}"
+
+    @property
+    def is_survivable(self) -> bool:
+        """Whether torch sends again often enough."""
+        return self.num_fail_sends <= self.message.max_retries
+
+    def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
+        """As the model predicts, which counts by payload as the agent does."""
+        return [
+            send.failures if send.rank == self.rank and send.message is self.message else 0
+            for send in sends
+        ]
+
+    def could_strike(self, predicted: Predicted) -> int:
+        """In the graceful shutdown as well: the log shows what fails there."""
+        return sum(self.strikes([*predicted.sends, *predicted.last_sends]))
+
+    @property
+    def seconds(self) -> float:
+        """Until the last try."""
+        return self.waits(self.num_fail_sends)
+
+    def waits(self, times: int) -> float:
+        """What torch waits between its tries."""
+        return retry_wait(min(times, self.message.max_retries))
+
+    @property
+    def unseen_waits(self) -> tuple[float, ...]:
+        """Those of a context's cleanup: it has no counter."""
+        if self.message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ:
+            return ()
+        tries = min(self.num_fail_sends, self.message.max_retries)
+        return tuple(retry_wait(n + 1) - retry_wait(n) for n in range(tries))
+
+    @property
+    def sign(self) -> int | None:
+        """One for all types that are sent again: torch's line in the log names no type."""
+        return 0 if self.message.is_retryable else None
+
+    @property
+    def shows_in(self) -> Literal["", "errors", "seconds"]:
+        """A message that is never sent again shows at its caller."""
+        return "errors"
+
+    def seen(self, rank: RankOutcome) -> int | None:
+        """The lines in the log, which torch writes where it will send again."""
+        return rank.failed_sends if self.message.is_retryable else None
+
+    def put_into(self, plan: FaultPlan) -> FaultPlan:
+        """In the table of its rank, of which all types that fail get its count."""
+        table = plan.table(self.rank)
+        failing = (*table.failing, self.message)
+        return plan.with_table(
+            self.rank,
+            replace(table, messages_to_fail=failing, num_fail_sends=self.num_fail_sends),
+        )
+
+    def taken_from(self, plan: FaultPlan) -> FaultPlan:
+        """Its type no longer fails at its rank."""
+        table = plan.table(self.rank)
+        rest = tuple(m for m in table.messages_to_fail if m is not self.message)
+        return plan.with_table(self.rank, replace(table, messages_to_fail=rest))
+
+    def simpler(self) -> Iterator[Self]:
+        """Fewer failures."""
+        for count in fewer(self.num_fail_sends):
+            yield replace(self, num_fail_sends=count)
+
+
+@dataclass(frozen=True, slots=True)
+class SendDelay(_SendFault):
+    """Sends of a type are held up in their sender, by `delay` virtual seconds.
+
+    Raises:
+        UsageError: as :class:`FaultTable` does.
+    """
+
+    kind: ClassVar[str] = "delay"
+    blocks_sender: ClassVar[bool] = True
+
+    rank: int
+    message: MessageType
+    delay: float
+
+    def __post_init__(self) -> None:
+        self._check()
+        object.__setattr__(self, "delay", checked_delay(self.delay, "delay"))
+
+    @property
+    def is_survivable(self) -> bool:
+        """Whether torch promises anything: what is late arrives."""
+        return True
+
+    def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
+        """Each message of its type once, when it is sent at last."""
+        return [
+            int(send.rank == self.rank and send.message is self.message and send.delivered)
+            for send in sends
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """Whole milliseconds, as the agent keeps them."""
+        return self.sign / 1000
+
+    @property
+    def sign(self) -> int:
+        """Its whole milliseconds: the clock library counts sleeps by their length."""
+        return delay_milliseconds(self.delay)
+
+    @property
+    def shows_in(self) -> Literal["", "errors", "seconds"]:
+        """Without the clock library, how long steps took may show it."""
+        return "seconds"
+
+    def seen(self, rank: RankOutcome) -> int | None:
+        """What the clock library counted, where it was loaded."""
+        held_up = rank.delayed_sends
+        return None if held_up is None else held_up.get(self.sign, 0)
+
+    def put_into(self, plan: FaultPlan) -> FaultPlan:
+        """In the table of its rank."""
+        return self._with(plan, {self.message: self.delay})
+
+    def taken_from(self, plan: FaultPlan) -> FaultPlan:
+        """Its type is no longer late at its rank."""
+        return self._with(plan, {})
+
+    def _with(self, plan: FaultPlan, mine: dict[MessageType, float]) -> FaultPlan:
+        table = plan.table(self.rank)
+        rest = {m: delay for m, delay in table.messages_to_delay.items() if m is not self.message}
+        return plan.with_table(self.rank, replace(table, messages_to_delay={**rest, **mine}))
+
+    def simpler(self) -> Iterator[Self]:
+        """Shorter delays."""
+        for milliseconds in fewer(self.sign):
+            yield replace(self, delay=milliseconds / 1000)
