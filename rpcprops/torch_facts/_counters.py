@@ -52,8 +52,3 @@ class CounterKeys:
             for keys in (self.rrefs, self.autograd, self.agent)
             for name, key in keys.items()
         }
-
-
-def read(keys: Mapping[str, str], info: Mapping[str, object]) -> dict[str, int]:
-    """Fields of :class:`rpcprops.Counters` out of a debug info of torch's."""
-    return {name: int(str(info[key])) for name, key in keys.items()}

@@ -15,6 +15,8 @@ from rpcprops.torch_facts._versions import release
 #: Whether a version of torch is known to have a finding: it was seen there ("listed"), nobody has
 #: seen it there yet ("unlisted"), or torch has mended it ("fixed").
 Status = Literal["listed", "unlisted", "fixed"]
+#: The errors that are told by their text.
+ErrorWords = Literal["", "remote", "creation", "injected", "timeout"]
 #: What a log says of a finding: an error whose text cannot be read, or a failed assertion about an
 #: RRef without an owner.
 LogWords = Literal["", "unreadable", "owner_assertion"]
@@ -42,7 +44,7 @@ class Finding:
     why: str
     source: str
     shows_as: frozenset[str] = frozenset()
-    says: str = ""
+    says: ErrorWords = ""
     logs: LogWords = ""
     fixed_in: str = ""
     fixed_by: str = ""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rpcprops
+from rpcprops.torch_facts.symbols import SYMBOLS
 
 PACKAGE = Path(rpcprops.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -186,7 +187,33 @@ def test_strategies_draw_data_and_run_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in MODULES if n not in WITH_TORCH])
 def test_only_ranks_and_the_fixture_import_torch(name: str) -> None:
     """Every other module can be imported where there is no torch."""
-    assert "torch" not in roots(imported(MODULES[name]))
+    found = imported(MODULES[name])
+    assert "torch" not in roots(found)
+    assert not found & {f"rpcprops.torch_facts.symbols.{symbol}" for symbol in SYMBOLS}
+
+
+#: Where the symbols stand, and a script that imports nothing of ours.
+MAY_BE_PRIVATE = ("rpcprops.torch_facts.symbols", "rpcprops.upstream._pytorch_harness")
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in MAY_BE_PRIVATE])
+def test_what_torch_does_not_promise_is_imported_in_one_place(name: str) -> None:
+    """Only torch_facts/symbols.py imports from torch._C, torch.testing, or a name with a _."""
+    found = {one for one in imported(MODULES[name], top_only=False) if one.startswith("torch.")}
+    assert not {
+        one
+        for one in found
+        if one.startswith("torch.testing") or any(part.startswith("_") for part in one.split("."))
+    }
+
+
+def test_what_is_said_of_agents_needs_no_torch() -> None:
+    """Agents stand on data and on what is known of torch; torch is imported where it is used."""
+    assert not loaded_by("import rpcprops.agents") & {"torch", "numpy"}
+    for name in (n for n in MODULES if n.startswith("rpcprops.agents")):
+        found = imported(MODULES[name], top_only=False)
+        ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+        assert ours <= {*DATA, "agents", "torch_facts"}
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.cluster")])
