@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from rpcprops._frozen import FrozenMap
+from rpcprops.outcomes import Counters
 
 _RREFS = FrozenMap(
     {
@@ -47,8 +48,5 @@ class CounterKeys:
     @property
     def all(self) -> dict[str, str]:
         """Those of all three, in the order of the fields."""
-        return {
-            name: key
-            for keys in (self.rrefs, self.autograd, self.agent)
-            for name, key in keys.items()
-        }
+        keys = {**self.rrefs, **self.autograd, **self.agent}
+        return {item.name: keys[item.name] for item in fields(Counters)}
