@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: Besides all the names of :data:`SYMBOLS`, of which these have types.
 __all__ = [
     "SYMBOLS",
+    "TESTING",
     "FaultyRpcAgentTestFixture",
     "FileStore",
     "MultiProcessTestCase",
@@ -57,9 +58,11 @@ class Symbol:
     purpose: str
 
 
+#: Where torch keeps what its own tests are made of.
+TESTING = "torch.testing._internal"
+
 _RPC = "torch._C._distributed_rpc"
 _AUTOGRAD = "torch._C._distributed_autograd"
-_TESTING = "torch.testing._internal"
 _LOOK = "see what a rank still holds"
 _CONTEXTS = "run the contexts of a program"
 _WARM = "do in the fork server what ranks would do for the first time"
@@ -85,23 +88,23 @@ SYMBOLS: Mapping[str, Symbol] = {
     "rref_proxy": Symbol("torch.distributed.rpc.rref_proxy", "", _WARM),
     # Our fixture is one of theirs.
     "RpcAgentTestFixture": Symbol(
-        f"{_TESTING}.distributed.rpc.rpc_agent_test_fixture",
+        f"{TESTING}.distributed.rpc.rpc_agent_test_fixture",
         "RpcAgentTestFixture",
         "make the options of an agent",
     ),
     # PyTorch's own suites.
-    "common_utils": Symbol(f"{_TESTING}.common_utils", "", _SUITES),
-    "rpc_utils": Symbol(f"{_TESTING}.distributed.rpc_utils", "", _SUITES),
-    "TEST_SKIPS": Symbol(f"{_TESTING}.common_distributed", "TEST_SKIPS", _SUITES),
-    "tp_transports": Symbol(f"{_TESTING}.common_distributed", "tp_transports", _SUITES),
+    "common_utils": Symbol(f"{TESTING}.common_utils", "", _SUITES),
+    "rpc_utils": Symbol(f"{TESTING}.distributed.rpc_utils", "", _SUITES),
+    "TEST_SKIPS": Symbol(f"{TESTING}.common_distributed", "TEST_SKIPS", _SUITES),
+    "tp_transports": Symbol(f"{TESTING}.common_distributed", "tp_transports", _SUITES),
     # PyTorch's own harness.
     "FileStore": Symbol("torch._C._distributed_c10d", "FileStore", _HARNESS),
     "MultiProcessTestCase": Symbol(
-        f"{_TESTING}.common_distributed", "MultiProcessTestCase", _HARNESS
+        f"{TESTING}.common_distributed", "MultiProcessTestCase", _HARNESS
     ),
-    "dist_init": Symbol(f"{_TESTING}.dist_utils", "dist_init", _HARNESS),
+    "dist_init": Symbol(f"{TESTING}.dist_utils", "dist_init", _HARNESS),
     "FaultyRpcAgentTestFixture": Symbol(
-        f"{_TESTING}.distributed.rpc.faulty_rpc_agent_test_fixture",
+        f"{TESTING}.distributed.rpc.faulty_rpc_agent_test_fixture",
         "FaultyRpcAgentTestFixture",
         _HARNESS,
     ),

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rpcprops
+from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe
 from rpcprops.torch_facts.symbols import SYMBOLS
 
 PACKAGE = Path(rpcprops.__file__).parent
@@ -81,6 +83,21 @@ def imported(path: Path, *, top_only: bool = True) -> set[str]:
             module = f"rpcprops.{path.parent.name}.{module}"
         found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every string of a source but its docstrings; of bytes what they say."""
+    docs: list[ast.expr] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr):
+            # A docstring, or a string that does nothing.
+            docs.append(node.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            value = node.value
+            text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            if not any(node is doc for doc in docs):
+                # Of a regular expression, what it is about.
+                yield re.sub(r"\\(?=\W)", "", re.sub(r"\[(\W)\]", r"\1", text))
 
 
 def roots(names: set[str]) -> set[str]:
@@ -205,6 +222,18 @@ def test_what_torch_does_not_promise_is_imported_in_one_place(name: str) -> None
         for one in found
         if one.startswith("torch.testing") or any(part.startswith("_") for part in one.split("."))
     }
+
+
+@pytest.mark.parametrize("agent", [FaultyTensorPipe(), TensorPipe()], ids=lambda one: one.name)
+def test_one_module_names_the_backend_of_an_agent(agent: Agent) -> None:
+    """Everybody else asks the agent; a script that runs without rpcprops is written out."""
+    naming = {
+        name
+        for name, path in MODULES.items()
+        if any(re.search(rf"\b{agent.name}\b", text) for text in strings(path))
+    }
+    scripts = {name for name in naming if name.startswith("rpcprops.report._script")}
+    assert naming - scripts == {type(agent).__module__}
 
 
 def test_what_is_said_of_agents_needs_no_torch() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from rpcprops.torch_facts import (
     facts_of,
     release,
 )
-from tests.unit.test_imports import MODULES
+from tests.unit.test_imports import MODULES, strings
 from tests.worlds._ideal import ideal
 
 OTHER = "torch words it (so) now."
@@ -194,21 +192,6 @@ def test_each_counter_has_one_key() -> None:
 #: Its texts are the source of a script that runs without rpcprops.
 SCRIPT = ("rpcprops.report._script", "rpcprops.report._script_steps")
 OTHERS = [name for name in MODULES if not name.startswith("rpcprops.torch_facts")]
-
-
-def strings(path: Path) -> Iterator[str]:
-    """Every string of a source but its docstrings; of bytes what they say."""
-    docs: list[ast.expr] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Expr):
-            # A docstring, or a string that does nothing.
-            docs.append(node.value)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
-            value = node.value
-            text = value if isinstance(value, str) else value.decode("utf-8", "replace")
-            if not any(node is doc for doc in docs):
-                # Of a regular expression, what it is about.
-                yield re.sub(r"\\(?=\W)", "", re.sub(r"\[(\W)\]", r"\1", text))
 
 
 def sought() -> list[str]:
