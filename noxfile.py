@@ -18,7 +18,8 @@ from pathlib import Path
 import nox
 
 #: By its path: in the process of nox there may be no rpcprops.
-TORCH = runpy.run_path("rpcprops/torch_facts/_versions.py")["VERSIONS"]
+_FILE = Path(__file__).with_name("rpcprops") / "torch_facts" / "_versions.py"
+TORCH = runpy.run_path(str(_FILE))["VERSIONS"]
 HUNTED = "300"
 
 #: What each part runs. A verdict that is no good is what the matrix is to show, so 1 is no error.

@@ -43,9 +43,10 @@ class Agent:
         return f"rpc.backend_registry.BackendType.{self.name}"
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
-        """What is known of a torch under this agent: an agent that writes, or counts, otherwise
-        replaces that (``injected``, ``failed_send`` and ``lost_connection`` of the texts, ``agent``
-        of the counters).
+        """What is known of a torch when ranks run this agent.
+
+        An agent that writes something else, or counts otherwise, replaces that: ``injected``,
+        ``failed_send`` and ``lost_connection`` of the texts, ``agent`` of the counters.
         """
         return facts
 

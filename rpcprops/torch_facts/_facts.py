@@ -34,7 +34,7 @@ class TorchFacts:
         Raises:
             KeyError: there is no such finding.
         """
-        return FINDINGS[name].status(self.version) != "fixed"
+        return not FINDINGS[name].is_mended(self.version)
 
 
 def facts_of(version: str) -> TorchFacts:

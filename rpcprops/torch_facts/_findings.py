@@ -51,10 +51,13 @@ class Finding:
 
     def status(self, torch_version: str) -> Status:
         """Whether this torch is known to have it, by the matrix of what was measured."""
-        now = release(torch_version)
-        if self.fixed_in and now >= release(self.fixed_in):
+        if self.is_mended(torch_version):
             return "fixed"
-        return "listed" if now in seen_on(self.name) else "unlisted"
+        return "listed" if release(torch_version) in seen_on(self.name) else "unlisted"
+
+    def is_mended(self, torch_version: str) -> bool:
+        """Whether this torch is a release that is known to keep the promise."""
+        return bool(self.fixed_in) and release(torch_version) >= release(self.fixed_in)
 
 
 _ALL = (

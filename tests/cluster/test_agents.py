@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from rpcprops.agents import FaultyTensorPipe, TensorPipe, _registry
 from rpcprops.errors import UsageError
 from rpcprops.fixture import for_this_rank
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.torch_facts import TorchFacts
 
 #: The agents that this process has started, by the name of their rank.
 started: list[str] = []
@@ -22,6 +25,10 @@ class LoggedTensorPipe(FaultyTensorPipe):
 
     name = "LOGGED_TENSORPIPE"
     script_import = ""
+
+    def facts(self, facts: TorchFacts) -> TorchFacts:
+        """It has a text of its own."""
+        return replace(facts, texts=replace(facts.texts, timeout="the logged agent waited"))
 
     def make_known(self) -> None:
         """Register it on top of the stock one."""
@@ -45,9 +52,10 @@ class LoggedTensorPipe(FaultyTensorPipe):
 agents.register(LoggedTensorPipe())
 
 
-def backend_in_rank() -> tuple[list[str], str, str]:
+def backend_in_rank() -> tuple[list[str], str, str, str]:
     fixture = for_this_rank()
-    return started, str(fixture.rpc_backend), type(fixture.rpc_backend_options).__name__
+    options = type(fixture.rpc_backend_options).__name__
+    return started, str(fixture.rpc_backend), options, fixture.get_timeout_error_regex()
 
 
 def make_and_drop() -> float:
@@ -70,6 +78,7 @@ def test_ranks_run_another_agent_and_a_table_fires_under_it(
             [f"worker{rank}"],
             "BackendType.LOGGED_TENSORPIPE",
             "FaultyTensorPipeRpcBackendOptions",
+            re.escape("the logged agent waited"),
         )
         for rank in range(2)
     ]
@@ -80,7 +89,7 @@ def test_ranks_run_another_agent_and_a_table_fires_under_it(
 def test_the_stock_agent_is_what_runs_unless_another_is_named(rpc_cluster: ClusterFactory) -> None:
     """A world that names no agent runs torch's faulty one, also where others are registered."""
     with rpc_cluster(world_size=1) as cluster:
-        _, backend, _ = cluster.on(0).call(backend_in_rank)
+        _, backend, *_ = cluster.on(0).call(backend_in_rank)
         assert cluster.on(0).call(started.copy) == []
     assert backend == "BackendType.FAULTY_TENSORPIPE"
 
