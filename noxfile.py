@@ -11,16 +11,15 @@ that takes minutes), hunt and upstream. What a run leaves out stays in the file 
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
 import nox
 
-#: The last release of each minor version that the package supports, the oldest first.
-TORCH = (
-    *("2.5.1", "2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.10.0"),
-    *("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0"),
-)
+#: By its path: in the process of nox there may be no rpcprops.
+_FILE = Path(__file__).with_name("rpcprops") / "torch_facts" / "_versions.py"
+TORCH = runpy.run_path(str(_FILE))["VERSIONS"]
 HUNTED = "300"
 
 #: What each part runs. A verdict that is no good is what the matrix is to show, so 1 is no error.

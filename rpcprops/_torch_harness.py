@@ -17,18 +17,17 @@ import time
 import unittest
 from typing import Any
 
-from torch._C._distributed_c10d import FileStore
-from torch.testing._internal.common_distributed import MultiProcessTestCase
-from torch.testing._internal.dist_utils import dist_init
-from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture import (
-    FaultyRpcAgentTestFixture,
-)
-
 from rpcprops._json import from_json, to_json
 from rpcprops.cluster import _interpreter
 from rpcprops.cluster._rank import read_counters
 from rpcprops.faults import FaultTable
 from rpcprops.programs import Program, Settle
+from rpcprops.torch_facts.symbols import (
+    FaultyRpcAgentTestFixture,
+    FileStore,
+    MultiProcessTestCase,
+    dist_init,
+)
 
 _PROGRAM = "RPCPROPS_BENCH_PROGRAM"
 _TABLE = "RPCPROPS_BENCH_TABLE"

@@ -1,9 +1,10 @@
-"""The fixture that turns fault tables into options of torch's faulty agent.
+"""The fixture that turns fault tables into options of an agent.
 
 :class:`FaultyRpcAgentTestFixture` is a drop-in for the class of the same name in
 ``torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture``: the same members, the
 same defaults, mixed into PyTorch's own test classes in the same way. It is the one way into the
-agent: the ranks of a cluster get their options from it too.
+agent: the ranks of a cluster get their options from it too. The agent itself is one of
+:mod:`rpcprops.agents`: torch's faulty one, unless a world names another.
 
 Importing this module imports torch.
 """
@@ -14,17 +15,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import torch.distributed.rpc._testing  # noqa: F401  (registers FAULTY_TENSORPIPE)
+import torch
 from torch.distributed import rpc
 
-from rpcprops import profiles
+from rpcprops import agents
 from rpcprops._given import argument
-from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.agents import faulty_tensorpipe
+from rpcprops.errors import UsageError
 from rpcprops.faults import DEFAULT_MESSAGES_TO_DELAY, RETRYABLE_MESSAGE_TYPES, FaultTable
+from rpcprops.torch_facts import TorchFacts, facts_of
+from rpcprops.torch_facts.symbols import RpcAgentTestFixture
 
-# torch.testing registers Hypothesis profiles of its own (`dev` among them) and loads one.
-with profiles.kept():
-    from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
+# Before a fork: each registration makes torch's enum of backends anew.
+agents.named(faulty_tensorpipe.NAME).make_known()
 
 #: What torch's fixture fails, and how often, when a test does not say.
 DEFAULT_FAULT_TABLE = FaultTable(
@@ -33,17 +36,9 @@ DEFAULT_FAULT_TABLE = FaultTable(
     messages_to_delay=DEFAULT_MESSAGES_TO_DELAY,
 )
 
-#: What torch's own tests accept as the error of a call whose peer is gone.
-_SHUTDOWN_ERRORS = (
-    "Exception in thread pool task",
-    "Connection reset by peer",
-    "Connection closed by peer",
-)
-_TIMEOUT_ERROR = "RPC ran for more than"
-
 
 class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
-    """Options of the ``FAULTY_TENSORPIPE`` agent, made from a :class:`rpcprops.FaultTable`.
+    """Options of an agent, torch's faulty one, made from a :class:`rpcprops.FaultTable`.
 
     As in torch, ``messages_to_fail`` and ``messages_to_delay`` are attributes that a test may set,
     and ``dist_init`` calls :meth:`setup_fault_injection`. Beyond torch, a whole table may be put in
@@ -53,8 +48,10 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         num_worker_threads: threads of the agent (torch's fixture has 8).
         rpc_timeout: seconds (virtual in a rank with a fast clock) before a call fails; None leaves
             torch's default of 60.
+        agent_name: which of :mod:`rpcprops.agents` it is.
     """
 
+    agent_name: str = faulty_tensorpipe.NAME
     num_worker_threads: int = 8
     rpc_timeout: float | None = None
 
@@ -82,36 +79,35 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         self.messages_to_delay = {str(m): d for m, d in table.messages_to_delay.items()}
 
     @property
+    def agent(self) -> agents.Agent:
+        """The agent.
+
+        Raises:
+            UsageError: none of that name is known in this process.
+        """
+        return agents.named(self.agent_name)
+
+    @property
+    def facts(self) -> TorchFacts:
+        """What is known of this torch, under this agent."""
+        return self.agent.facts(facts_of(str(torch.__version__)))
+
+    @property
     def rpc_backend(self) -> Any:
-        """torch's ``BackendType.FAULTY_TENSORPIPE``.
+        """The agent's member of torch's ``BackendType``.
 
         Raises:
             MachineCannot: this torch was built without it.
         """
-        try:
-            return rpc.backend_registry.BackendType["FAULTY_TENSORPIPE"]
-        except KeyError:
-            msg = (
-                "this build of torch has no FAULTY_TENSORPIPE backend, so faults cannot be "
-                "injected; install a Linux wheel of torch."
-            )
-            raise MachineCannot(msg) from None
+        return self.agent.backend()
 
     @property
     def rpc_backend_options(self) -> Any:
-        """``FaultyTensorPipeRpcBackendOptions`` for ``rpc.init_rpc``, made anew on each reading."""
-        table = self.fault_table
-        options: dict[str, Any] = {
-            "init_method": self.init_method,
-            "num_worker_threads": self.num_worker_threads,
-            "num_fail_sends": table.num_fail_sends,
-            "messages_to_fail": [str(m) for m in table.messages_to_fail],
-            "messages_to_delay": {str(m): d for m, d in table.messages_to_delay.items()},
-        }
+        """The agent's options for ``rpc.init_rpc``, made anew on each reading."""
+        others: dict[str, Any] = {"num_worker_threads": self.num_worker_threads}
         if self.rpc_timeout is not None:
-            options["rpc_timeout"] = self.rpc_timeout
-        construct: Any = rpc.backend_registry.construct_rpc_backend_options
-        return construct(self.rpc_backend, **options)
+            others["rpc_timeout"] = self.rpc_timeout
+        return self.agent.options(self.fault_table, init_method=self.init_method, **others)
 
     def setup_fault_injection(
         self,
@@ -142,11 +138,11 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
 
     def get_shutdown_error_regex(self) -> Any:
         """A pattern of the errors that a call to a rank that went away may raise."""
-        return "|".join(f"({re.escape(text)})" for text in _SHUTDOWN_ERRORS)
+        return "|".join(f"({re.escape(text)})" for text in self.facts.texts.gone)
 
     def get_timeout_error_regex(self) -> Any:
         """A pattern of the error that a call raises when its RPC timeout has passed."""
-        return re.escape(_TIMEOUT_ERROR)
+        return re.escape(self.facts.texts.timeout)
 
 
 class RankFixture(FaultyRpcAgentTestFixture):
@@ -165,8 +161,10 @@ class RankFixture(FaultyRpcAgentTestFixture):
         table: FaultTable,
         rpc_timeout: float,
         num_worker_threads: int,
+        agent_name: str = faulty_tensorpipe.NAME,
     ) -> None:
         super().__init__()
+        self.agent_name = agent_name
         self.rank = rank
         self.name = name
         self._world_size = world_size

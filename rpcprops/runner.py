@@ -28,6 +28,7 @@ from rpcprops.programs import (
     Step,
     check_world_size,
 )
+from rpcprops.torch_facts import facts_of
 
 _REMEMBERED = 2048
 
@@ -91,13 +92,14 @@ class Runner:
             transport=transport,
         )
         cluster.program = program
+        facts = facts_of(cluster.server.torch_version)
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
 
         def as_expected(seen: StepOutcome) -> bool:
             # After a step that went wrong, the next ones would be judged for its fault.
-            follows = chosen(prediction, [*steps, seen])
-            return seen.ended and is_expected(follows.steps[seen.index].error, seen.error)
+            follows = chosen(prediction, [*steps, seen], facts)
+            return seen.ended and is_expected(follows.steps[seen.index].error, seen.error, facts)
 
         try:
             cluster.start()
@@ -105,7 +107,7 @@ class Runner:
                 if cluster.has_found:
                     break
                 if isinstance(step, Settle):
-                    expected = chosen(prediction, steps).steps[first]
+                    expected = chosen(prediction, steps, facts).steps[first]
                     held = cluster.settle_to(
                         padded(expected.counters, size, Counters()),
                         padded(expected.failures, size, 0),
@@ -120,7 +122,7 @@ class Runner:
                         cluster.look()
                     break
             else:
-                prediction = chosen(prediction, steps)
+                prediction = chosen(prediction, steps, facts)
                 # Without a graceful shutdown, only a settle shows what the last step led to.
                 settles = program.settles or not prediction.graceful
                 if settles and not cluster.has_found:

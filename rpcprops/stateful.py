@@ -54,6 +54,7 @@ from rpcprops.properties._engine import broken_promise
 from rpcprops.report._artefact import Artefact, write_or_say
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
+from rpcprops.torch_facts import facts_of
 
 #: What a violation of the world says about itself, whatever the program has done so far.
 _ALWAYS = ("RankDied", "RankHung")
@@ -207,6 +208,7 @@ class ClusterMachine(RuleBasedStateMachine):
         cluster = self._running()
         program = self.program
         prediction = predict(program, self._plan)
+        facts = facts_of(cluster.server.torch_version)
         for step in steps:
             first = len(self._seen)
             if isinstance(step, Settle):
@@ -223,7 +225,7 @@ class ClusterMachine(RuleBasedStateMachine):
                     first,
                     step,
                     self._contexts,
-                    lambda seen: is_expected(prediction.steps[seen.index].error, seen.error),
+                    lambda seen: is_expected(prediction.steps[seen.index].error, seen.error, facts),
                 )
             self._check(program)
 

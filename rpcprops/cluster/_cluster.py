@@ -46,6 +46,7 @@ from rpcprops.outcomes import (
     Violation,
 )
 from rpcprops.programs import Leaf, Program, Settle
+from rpcprops.torch_facts import installed
 
 if TYPE_CHECKING:
     from rpcprops.cluster._client import ClusterServer
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: How each error of TensorPipe's ends, that of a peer that is gone among them (tensorpipe,
-#: common/error.cc), and the real seconds in which the death of the peer is known.
-_LOST_CONNECTION = "(this error originated at tensorpipe/"
+#: How each error of TensorPipe's ends, that of a peer that is gone among them, and the real seconds
+#: in which the death of the peer is known.
+_LOST_CONNECTION = installed().texts.lost_connection
 _DEATH_SECONDS = 1.0
 #: The same for a result that says that the run is over, which may tell of anything.
 _LAST_DEATH_SECONDS = 0.3

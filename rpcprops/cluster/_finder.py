@@ -21,6 +21,8 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rpcprops.torch_facts import symbols
+
 #: The modules of ours that are imported on request, since they take more than a second.
 TRAINING = "rpcprops.cluster._training"
 UPSTREAM = "rpcprops.upstream._rank_side"
@@ -142,18 +144,11 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def install(modules: ModuleMap) -> None:
     """Make the modules of `modules` importable here, in the test process's own order of paths."""
-    sys.path[:] = [*modules.path, *_folders_of_torch()]
+    sys.path[:] = [*modules.path, *symbols.folders_of_modules()]
     sys.argv[:] = list(modules.argv)
     sys.meta_path.insert(0, _Finder(modules))
     if modules.directory:
         os.chdir(modules.directory)
-
-
-def _folders_of_torch() -> list[str]:
-    """Where torch before 2.10 writes the modules that RemoteModule makes; it appends it itself."""
-    module = sys.modules.get("torch.distributed.nn.jit.instantiator")
-    folder = getattr(module, "INSTANTIATED_TEMPLATE_DIR_PATH", None)
-    return [folder] if isinstance(folder, str) else []
 
 
 def import_first(modules: ModuleMap) -> None:

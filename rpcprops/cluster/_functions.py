@@ -24,6 +24,7 @@ import cloudpickle
 from rpcprops._given import shown
 from rpcprops.cluster import _finder, _wire
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
+from rpcprops.torch_facts import installed
 
 #: Values that stay in this rank, by number (see `Kept`).
 _kept: dict[int, Any] = {}
@@ -32,8 +33,6 @@ _kept: dict[int, Any] = {}
 _MAIN = ("__main__", "__mp_main__")
 
 _PYTEST_OUTCOMES = "_pytest.outcomes"
-
-_RRefs = "rref can only be pickled when using RPC"
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -237,7 +236,7 @@ def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
     try:
         return "ok", _sendable(dumps(value))
     except BaseException as error:
-        if _RRefs in text_of(error):
+        if installed().texts.not_picklable in text_of(error):
             msg = (
                 f"rank {rank} returned an RRef (or a value that holds one), and an RRef has no "
                 f"meaning outside its rank. Fetch its value there, or call with keep=True and pass "

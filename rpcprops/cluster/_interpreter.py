@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed.autograd as dist_autograd
-from torch._C._distributed_autograd import _retrieve_context, backward, get_gradients
 from torch.distributed import rpc
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
@@ -43,6 +42,7 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
+from rpcprops.torch_facts.symbols import backward, get_gradients, retrieve_context
 
 #: How often each user-visible call ran in this rank, by the name that its step gave it.
 ledger: Counter[str] = Counter()
@@ -382,7 +382,7 @@ def _fetch_remote(to: str, function: Any, args: tuple[Any, ...]) -> Any:
 
 def _is_refused(context_id: int) -> dict[str, Any]:
     try:
-        _retrieve_context(context_id)
+        retrieve_context(context_id)
     except RuntimeError as error:
         return {"refused": True, "message": str(error).splitlines()[0]}
     return {"refused": False}

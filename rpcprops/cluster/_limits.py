@@ -1,8 +1,8 @@
 """Whether this machine lets a world of ranks be: limits of descriptors, memory, files, processes.
 
 A rank that runs into a limit fails in many ways, and each looks like a broken promise of torch's.
-So limits are checked before the ranks are forked. What a rank needs was measured with torch 2.13 on
-x86-64 (the figures are below), and is rounded up.
+So limits are checked before the ranks are forked. What a rank needs was measured on x86-64 with the
+torch of requirements.txt (the figures are below), and is rounded up.
 """
 
 from __future__ import annotations

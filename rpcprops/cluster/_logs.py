@@ -11,19 +11,8 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-#: What torch's retry callback logs at INFO for each failed send of a retryable message.
-_FAILED_SEND = re.compile(rb"\] Send try \d+ failed$", re.MULTILINE)
-_FAILED_SEND_BEGINS = b"] Send try "
-#: What the judge looks for in a log. Each is sought by itself, and by the C library: that takes a
-#: tenth of a second for a gigabyte, `bytes.find` half a second, a pattern of alternatives twenty.
-_TELLING = (
-    b"Leaking RRef",
-    b"Detected RRef Leaks",
-    b"Could not release Dist Autograd Context",
-    b"INTERNAL ASSERT FAILED",
-    b"Timed out waiting for pending",
-    b"terminate called",
-)
+from rpcprops.torch_facts import Texts, TorchFacts, installed
+
 _TRACEBACK = b"Traceback (most recent call last):\n"
 #: What every stack of a thread begins with, in the words of `faulthandler`.
 _STACK = b"(most recent call first):"
@@ -39,15 +28,51 @@ _CHUNK = 1 << 20
 _STACKS = 64 << 10
 
 
+@dataclass(frozen=True)
+class _Words:
+    """What is looked for in a log, as bytes.
+
+    Attributes:
+        telling: what the judge looks for. Each is sought by itself, and by the C library: that
+            takes a tenth of a second for a gigabyte, `bytes.find` half a second, a pattern of
+            alternatives twenty.
+        failed_send: what torch's retry callback logs for each failed send of a retryable message.
+        failed_send_begins: what stands in every such line.
+    """
+
+    telling: tuple[bytes, ...]
+    failed_send: re.Pattern[bytes]
+    failed_send_begins: bytes
+
+
+@functools.cache
+def _words_of(texts: Texts) -> _Words:
+    begins, ends = (text.encode() for text in texts.failed_send)
+    pattern = re.escape(begins) + rb"\d+" + re.escape(ends) + rb"$"
+    telling = (
+        *texts.leaks,
+        texts.context_kept,
+        texts.assertion,
+        texts.owners_waited,
+        texts.users_waited,
+        texts.terminated,
+    )
+    return _Words(
+        tuple(text.encode() for text in telling), re.compile(pattern, re.MULTILINE), begins
+    )
+
+
 @dataclass
 class LogScan:
     """Both ends of a log that is read on piece by piece, and what the judge looks for in it.
 
     Attributes:
         total: bytes read so far.
+        facts: what the torch that writes it is known to write.
     """
 
     total: int = 0
+    facts: TorchFacts = field(default_factory=installed)
     _head: bytearray = field(default_factory=bytearray)
     _tail: deque[bytes] = field(default_factory=deque[bytes])
     _tail_size: int = 0
@@ -58,6 +83,9 @@ class LogScan:
     #: The line that has not ended yet, and how much of its beginning was searched before.
     _line: bytes = b""
     _searched: int = 0
+
+    def __post_init__(self) -> None:
+        self._words = _words_of(self.facts.texts)
 
     def feed(self, piece: bytes) -> None:
         """Take in what comes next."""
@@ -76,8 +104,8 @@ class LogScan:
         begins = self.total - len(text)
         lines = text.rfind(b"\n") + 1
         if lines:
-            if _holds(text, lines, _FAILED_SEND_BEGINS):
-                self._failed_sends += len(_FAILED_SEND.findall(text, 0, lines))
+            if _holds(text, lines, self._words.failed_send_begins):
+                self._failed_sends += len(self._words.failed_send.findall(text, 0, lines))
             self._search(text, lines, begins)
         self._line = text[lines:]
         if len(self._line) > _LONG_LINE:
@@ -91,7 +119,7 @@ class LogScan:
         if self._told_size > _MAX_TOLD:
             return
         places: list[int] = []
-        for words in _TELLING:
+        for words in self._words.telling:
             if _holds(text, length, words):
                 place = text.find(words, max(0, searched - len(words) + 1), length)
                 while place >= 0:
@@ -109,7 +137,7 @@ class LogScan:
 
     def failed_sends(self) -> int:
         """How many injected failures of retryable messages torch has logged."""
-        return self._failed_sends + len(_FAILED_SEND.findall(self._line))
+        return self._failed_sends + len(self._words.failed_send.findall(self._line))
 
     def text(self) -> str:
         """All of it, or both ends with the lines between them that tell of an error of torch."""
@@ -144,9 +172,9 @@ class RankLog:
     back to the kernel once it was read, so that it takes no memory; both ends of it are kept.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, facts: TorchFacts | None = None) -> None:
         self.fd = os.memfd_create(name)
-        self._scan = LogScan()
+        self._scan = LogScan(facts=facts or installed())
         #: Up to where the file has been read, and up to where it was given back.
         self._taken = 0
         self._freed = 0

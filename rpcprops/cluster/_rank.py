@@ -18,25 +18,18 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from torch._C._distributed_autograd import _get_debug_info
-from torch._C._distributed_rpc import (
-    _get_current_rpc_agent,
-    _is_current_rpc_agent_set,
-    _rref_context_get_debug_info,
-)
 from torch.distributed import rpc
-from torch.distributed.rpc import api
 
 from rpcprops import clock, fixture
 from rpcprops.cluster import _finder, _functions, _interpreter, _network, _wire
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
+from rpcprops.torch_facts import CounterKeys, installed, symbols
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
 _NO_SHARED_MEMORY = 512 << 10
@@ -108,6 +101,7 @@ class _Rank:
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.interrupts = _Interrupts()
+        self.keys = CounterKeys()
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
         self.fixture = fixture.RankFixture(
             rank=rank,
@@ -117,6 +111,7 @@ class _Rank:
             table=spec.plan.table(rank),
             rpc_timeout=spec.rpc_timeout,
             num_worker_threads=spec.num_worker_threads,
+            agent_name=spec.agent,
         )
 
     def run(self) -> int:
@@ -124,7 +119,7 @@ class _Rank:
             clock.set_rate(self.spec.rate, origin_ns=self.spec.origin_ns)
         _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
-        api._ignore_rref_leak = self.spec.ignore_leaks
+        symbols.ignore_rref_leaks(self.spec.ignore_leaks)
         try:
             if self.networks:
                 _enter_network(self.networks)
@@ -133,6 +128,7 @@ class _Rank:
                 _finder.import_first(self.spec.import_in_ranks)
             for fault in self.spec.plan.faults_at(self.rank):
                 fault.enter_rank()
+            self.keys = self.fixture.facts.counters
             if self.spec.init:
                 with _transport(self.spec.transport):
                     self.fixture.init_rpc()
@@ -240,7 +236,7 @@ class _Rank:
                 _print_traceback()
         seen = self.look()
         if graceful:
-            seen["after"] = _counters_of_this_process()
+            seen["after"] = Counters(**_held_by_process(self.keys))
         self.answer(number, "ok", (blob, seen))
         return code
 
@@ -248,7 +244,7 @@ class _Rank:
         """What this rank holds now, after a garbage collection."""
         gc.collect()
         seen: dict[str, Any] = {
-            "counters": read_counters(),
+            "counters": read_counters(self.keys),
             "calls": dict(_interpreter.ledger),
             "late": 0.0,
             "delays": None,
@@ -305,31 +301,29 @@ def _call(blob: bytes) -> Any:
     return fn(*args, **kwargs)
 
 
-def read_counters() -> Counters | None:
-    """The counters of this process, None when no agent runs here."""
-    if not _is_current_rpc_agent_set():
+def read_counters(keys: CounterKeys | None = None) -> Counters | None:
+    """The counters of this process, None when no agent runs here.
+
+    Args:
+        keys: torch's names for them; those of the installed torch unless given.
+    """
+    if not symbols.is_agent_set():
         return None
-    agent = _get_current_rpc_agent().get_debug_info()
-    return replace(
-        _counters_of_this_process(),
-        server_calls=int(agent["agent.server_active_calls"]),
-        server_async_calls=int(agent["agent.server_active_async_calls"]),
-        client_calls=int(agent["agent.client_active_calls"]),
-    )
+    keys = keys or installed().counters
+    agent = symbols.current_agent().get_debug_info()
+    return Counters(**_held_by_process(keys), **_counted(keys.agent, agent))
 
 
-def _counters_of_this_process() -> Counters:
+def _held_by_process(keys: CounterKeys) -> dict[str, int]:
     """What torch counts for the process, whether an agent runs in it or has been shut down."""
-    rrefs = _rref_context_get_debug_info()
-    autograd = _get_debug_info()
-    return Counters(
-        owners=int(rrefs["num_owner_rrefs"]),
-        forks=int(rrefs["num_forks"]),
-        pending_users=int(rrefs["num_pending_users"]),
-        pending_futures=int(rrefs["num_pending_futures"]),
-        contexts=int(autograd["num_autograd_contexts"]),
-        backward_passes=int(autograd["num_current_backward_passes"]),
-    )
+    return {
+        **_counted(keys.rrefs, symbols.rref_debug_info()),
+        **_counted(keys.autograd, symbols.autograd_debug_info()),
+    }
+
+
+def _counted(keys: Mapping[str, str], info: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(info[key]) for name, key in keys.items()}
 
 
 def _widen_descriptor_table() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from rpcprops import agents
 from rpcprops._given import is_one_of, shown
 from rpcprops.cluster._finder import ModuleMap
 from rpcprops.errors import UsageError
@@ -43,6 +44,7 @@ class WorldSpec:
             machine's.
         import_in_ranks: modules that ranks find, and import first, by themselves; None when their
             server has imported them.
+        agent: the agent of its ranks, by its name in :mod:`rpcprops.agents`.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,11 @@ class WorldSpec:
     init: bool
     networks: int = 0
     import_in_ranks: ModuleMap | None = None
+    agent: str = field(default_factory=agents.default_name)
+
+    def __post_init__(self) -> None:
+        # A rank that finds out by itself breaks the start of its world.
+        agents.named(self.agent)
 
 
 @dataclass(frozen=True)

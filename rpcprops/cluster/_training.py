@@ -6,7 +6,6 @@ import gc
 from typing import Any
 
 import torch
-from torch._C._distributed_autograd import backward
 from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
@@ -14,6 +13,7 @@ from torch.distributed.optim import DistributedOptimizer
 
 from rpcprops.cluster._interpreter import note_call
 from rpcprops.programs import Module, Optimize
+from rpcprops.torch_facts.symbols import backward
 
 LEARNING_RATE = 0.25
 

@@ -10,17 +10,12 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import torch.distributed.rpc.rref_proxy  # noqa: F401  (init_rpc imports it)
-from torch.distributed.rpc import internal
-
 from rpcprops.cluster import _interpreter, _wire
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import Fetch
-
-#: torch says nothing of the types of these.
-_internal: Any = internal
+from rpcprops.torch_facts import symbols
 
 #: Python specialises code that has run this often.
 _REPEATS = 20
@@ -28,6 +23,7 @@ _REPEATS = 20
 
 def warm_up() -> None:
     """Run what a rank runs, as far as that needs no world."""
+    _ = symbols.rref_proxy  # init_rpc imports it
     for _ in range(_REPEATS):
         _ = _make_fixture().rpc_backend_options
         _call()
@@ -52,12 +48,14 @@ def _make_fixture() -> RankFixture:
 def _call() -> None:
     """Both ends of an RPC, without sending it."""
     x = _interpreter._tensor([1.0, 2.0])
-    call = _pass_on(_internal.PythonUDF(_interpreter.add, ("warm", x, x), {}))
-    _pass_on(_internal._run_function(call)).tolist()
+    internal = symbols.rpc_internal
+    call = _pass_on(internal.PythonUDF(_interpreter.add, ("warm", x, x), {}))
+    _pass_on(internal._run_function(call)).tolist()
 
 
 def _pass_on(value: Any) -> Any:
-    return _internal.deserialize(*_internal.serialize(value))
+    internal = symbols.rpc_internal
+    return internal.deserialize(*internal.serialize(value))
 
 
 def _differentiate() -> None:

@@ -4,10 +4,11 @@ from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
 from rpcprops.oracle._errors import error_class, is_expected
-from rpcprops.oracle._findings import FINDINGS, Finding, set_apart
+from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
+from rpcprops.torch_facts import FINDINGS, Finding
 
 __all__ = [
     "DOCUMENTED",

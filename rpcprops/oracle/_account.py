@@ -13,6 +13,7 @@ from rpcprops.oracle._errors import is_expected
 from rpcprops.oracle._model import Prediction
 from rpcprops.outcomes import Outcome, RankOutcome
 from rpcprops.programs import Program
+from rpcprops.torch_facts import facts_of
 
 #: How sure the type of a fired fault is: exact, inferred from how long the steps of its sender
 #: took (where the clock library was not there to see it), or not known which of several it was.
@@ -103,8 +104,9 @@ def _attributed(
 
 def _steps_agree(prediction: Prediction, outcome: Outcome) -> bool:
     """Whether every step ended with the class of error that it had to."""
+    facts = facts_of(outcome.torch_version)
     return len(outcome.steps) == len(prediction.steps) and all(
-        step.ended and is_expected(prediction.steps[step.index].error, step.error)
+        step.ended and is_expected(prediction.steps[step.index].error, step.error, facts)
         for step in outcome.steps
     )
 

@@ -9,23 +9,31 @@ from rpcprops.oracle._errors import is_expected
 from rpcprops.oracle._model import Prediction, predict
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program
+from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
 
 
-def chosen(prediction: Prediction, steps: Iterable[StepOutcome]) -> Prediction:
+def chosen(
+    prediction: Prediction, steps: Iterable[StepOutcome], facts: TorchFacts = NEWEST
+) -> Prediction:
     """The prediction, of all alternatives, that the errors of the steps so far agree with.
 
     Where none does, the first: the run is then wrong by any of them.
     """
     ended = [step for step in steps if step.ended]
     for one in (prediction, *prediction.alternatives):
-        if all(is_expected(one.steps[step.index].error, step.error) for step in ended):
+        if all(is_expected(one.steps[step.index].error, step.error, facts) for step in ended):
             return one
     return prediction
 
 
-def predict_for(program: Program, plan: FaultPlan, outcome: Outcome) -> Prediction:
-    """What `program` must show under `plan`, by the alternative that `outcome` follows."""
+def predict_for(
+    program: Program, plan: FaultPlan, outcome: Outcome, facts: TorchFacts | None = None
+) -> Prediction:
+    """What `program` must show under `plan`, by the alternative that `outcome` follows.
+
+    `facts` are those of the outcome's torch, where they are not given.
+    """
     prediction = predict(program, plan)
     if not prediction.alternatives:
         return prediction
-    return chosen(prediction, outcome.steps)
+    return chosen(prediction, outcome.steps, facts or facts_of(outcome.torch_version))

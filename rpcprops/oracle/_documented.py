@@ -16,6 +16,7 @@ from rpcprops.oracle._model import Prediction
 from rpcprops.oracle._worlds import could_not_release, reports_leak
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Program
+from rpcprops.torch_facts import facts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +133,24 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
                 if held.contexts:
                     yield Accepted("context-kept", number)
         return
+    facts = facts_of(outcome.torch_version)
     for rank, may_fail in zip(outcome.ranks, prediction.failed_sends(), strict=False):
         number = rank.rank
-        if reports_leak(rank):
+        if reports_leak(rank, facts):
             if number in prediction.leaking:
                 yield Accepted("leak-at-owner", number)
             elif number in prediction.perhaps_leaking:
                 yield Accepted("leak-by-chance", number)
-        if any(error.kind in ("owners", "users") for error in log_errors(rank.log)):
+        if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):
             yield Accepted("shutdown-waits", number)
         kept = prediction.counters[number].contexts
         after = rank.counters_after_shutdown or Counters()
         if kept:
             yield Accepted("context-kept", number)
         # Where the program settled, who could not release a context lost its cleanup for good.
-        gave_up = not program.settles and number in prediction.keeping and could_not_release(rank)
+        gave_up = (
+            not program.settles and number in prediction.keeping and could_not_release(rank, facts)
+        )
         if after.contexts > kept or gave_up:
             yield Accepted("context-left-by-shutdown", number)
         for call, times in prediction.calls[number].items():

@@ -7,34 +7,50 @@ from collections.abc import Mapping
 
 from rpcprops.oracle._model import ErrorClass
 from rpcprops.outcomes import RaisedError
-
-#: What the error of each class says, as a regular expression, in the order in which they are
-#: tried: a remote error quotes the error that was raised there.
-TEXTS: Mapping[ErrorClass, str] = {
-    "remote": "(?i:on WorkerInfo|raised on purpose|RaisedOnPurpose)",
-    "creation": "RRef creation via rpc[.]remote",
-    "injected": "Send attempt failed intentionally",
-    "timeout": "(?i:RPC ran for more than|timed? ?out)",
-}
+from rpcprops.torch_facts import NEWEST, TorchFacts
 
 
-def error_class(error: RaisedError | None) -> ErrorClass:
+def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
+    """What the error of each class says, as a regular expression, in the order to try them.
+
+    A remote error comes first: it quotes the error that was raised there.
+    """
+    texts = facts.texts
+    return {
+        # What our own functions raise (cluster/_interpreter.py) tells it as well.
+        "remote": f"(?i:{_plain(texts.remote)}|raised on purpose|RaisedOnPurpose)",
+        "creation": _plain(texts.creation),
+        "injected": _plain(texts.injected),
+        "timeout": f"(?i:{_plain(texts.timeout)}|{texts.timed_out})",
+    }
+
+
+def _plain(text: str) -> str:
+    """A regular expression for `text` that stays readable in a script: ``[.]``, no backslash."""
+    return re.sub(r"[.*+?(){}|$]", r"[\g<0>]", re.sub(r"[\\^\[\]]", r"\\\g<0>", text))
+
+
+#: The patterns of the newest torch.
+TEXTS = patterns(NEWEST)
+
+
+def error_class(error: RaisedError | None, facts: TorchFacts = NEWEST) -> ErrorClass:
     """The class of an error, "" for none, "unknown" for one that is none of these."""
     if error is None:
         return ""
     if error.type == "MissingHandleError":
         return "missing"
-    for name, text in TEXTS.items():
+    for name, text in patterns(facts).items():
         if re.search(text, error.message):
             return name
     return "unknown"
 
 
-def is_expected(expected: ErrorClass, seen: RaisedError | None) -> bool:
+def is_expected(expected: ErrorClass, seen: RaisedError | None, facts: TorchFacts = NEWEST) -> bool:
     """Whether a step that had to end with `expected` may end as `seen` shows."""
     if expected == "unknown":
-        return error_class(seen) != "unknown"
-    return error_class(seen) == expected
+        return error_class(seen, facts) != "unknown"
+    return error_class(seen, facts) == expected
 
 
 #: What each class is called in a message.

@@ -25,10 +25,15 @@ from rpcprops.outcomes import (
     Violation,
 )
 from rpcprops.programs import Context, Leaf, Program, Refused, Settle
+from rpcprops.torch_facts import TorchFacts, facts_of
 
 
 def judge(
-    program: Program | None, plan: FaultPlan | FaultTable | None, outcome: Outcome
+    program: Program | None,
+    plan: FaultPlan | FaultTable | None,
+    outcome: Outcome,
+    *,
+    facts: TorchFacts | None = None,
 ) -> tuple[Violation, ...]:
     """Every promise that `outcome` breaks; empty when all hold.
 
@@ -36,26 +41,28 @@ def judge(
         program: what ran; None judges only how the ranks lived and left.
         plan: the faults under which it ran.
         outcome: what :func:`rpcprops.run`, or a cluster, returned.
+        facts: what is known of its torch, where it is not what is known of that version.
 
     Raises:
         UsageError: the plan or the outcome is not of this world, or an argument is none of these.
     """
     faults = FaultPlan.of(plan)
     _check(program, outcome)
+    facts = facts or facts_of(outcome.torch_version)
     found = [*_phases(outcome), *_deaths(outcome)]
     if program is None:
         shut = outcome.phase("shutdown")
         if shut is not None and not found:
             found += shutdown_violations(
-                outcome.ranks, leaks_allowed=False, rate=outcome.clock_rate
+                outcome.ranks, leaks_allowed=False, rate=outcome.clock_rate, facts=facts
             )
         return tuple(found)
     if outcome.world_size < program.world_size:
         msg = f"an outcome of {outcome.world_size} ranks is of no program for {program.world_size}."
         raise UsageError(msg)
-    prediction = predict_for(program, faults, outcome)
-    judged = _of_program(program, faults, prediction, outcome, found)
-    return (*judged, *log_violations(program, prediction, outcome, list(judged)))
+    prediction = predict_for(program, faults, outcome, facts)
+    judged = _of_program(program, faults, prediction, outcome, found, facts)
+    return (*judged, *log_violations(program, prediction, outcome, list(judged), facts))
 
 
 def _check(program: object, outcome: object) -> None:
@@ -97,6 +104,7 @@ def _of_program(
     prediction: Prediction,
     outcome: Outcome,
     found: list[Violation],
+    facts: TorchFacts,
 ) -> tuple[Violation, ...]:
     """What the program's steps and ranks broke, besides what was found before."""
     size = outcome.world_size
@@ -109,7 +117,7 @@ def _of_program(
         seen = by_index.get(index)
         if seen is None or not seen.ended:
             continue
-        found += _step(index, step, expected, seen, names)
+        found += _step(index, step, expected, seen, names, facts)
     if any(violation.promise == "RankDied" for violation in found):
         # What steps raise once a rank has died follows from that.
         found = [violation for violation in found if violation.promise != "UnexpectedError"]
@@ -130,7 +138,7 @@ def _of_program(
         )
     found += _calls(prediction, outcome)
     if not found and prediction.graceful:
-        found += _shutdown(prediction, outcome)
+        found += _shutdown(prediction, outcome, facts)
     if not found and program.settles and prediction.certain:
         found += _firing(prediction, plan, outcome)
     return tuple(found or unclear)
@@ -169,7 +177,12 @@ def _deaths(outcome: Outcome) -> list[Violation]:
 
 
 def _step(
-    index: int, step: Leaf, expected: StepPrediction, seen: StepOutcome, names: Sequence[str]
+    index: int,
+    step: Leaf,
+    expected: StepPrediction,
+    seen: StepOutcome,
+    names: Sequence[str],
+    facts: TorchFacts,
 ) -> list[Violation]:
     where = getattr(step, "at", None)
     if isinstance(step, Settle):
@@ -184,18 +197,18 @@ def _step(
     if (
         expected.error == "unknown"
         and expected.value is None
-        and error_class(seen.error) != "unknown"
+        and error_class(seen.error, facts) != "unknown"
     ):
         return []
-    if not is_expected(expected.error, seen.error):
-        late = "timeout" in (expected.error, error_class(seen.error))
+    if not is_expected(expected.error, seen.error, facts):
+        late = "timeout" in (expected.error, error_class(seen.error, facts))
         if seen.error is None:
             message = f"expected {WORDS[expected.error]}, got the value {seen.value!r}"
             return [Violation("MissingError", message, where, index, late, expected.slack)]
         message = f"expected {WORDS[expected.error]}, got {seen.error.first_line()}"
         return [Violation("UnexpectedError", message, where, index, late, expected.slack)]
     if seen.error is not None:
-        if seen.error.type != "UnicodeDecodeError":
+        if seen.error.type != facts.texts.unreadable:
             return []
         message = f"{WORDS[expected.error]} came as {seen.error.first_line()}"
         return [Violation("UnclearError", message, where, index)]
@@ -252,13 +265,14 @@ def _context(index: int, step: Context, expected: Any, seen: Mapping[str, Any]) 
     return found
 
 
-def _shutdown(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> list[Violation]:
     """What a graceful shutdown showed, less the leaks that it had to report; those it did not."""
     found: list[Violation] = []
     reported: set[int | None] = set()
     rate = outcome.clock_rate
-    for violation in shutdown_violations(outcome.ranks, leaks_allowed=False, rate=rate):
-        leaking = prediction.leaking | prediction.perhaps_leaking
+    leaking = prediction.leaking | prediction.perhaps_leaking
+    seen = shutdown_violations(outcome.ranks, leaks_allowed=False, rate=rate, facts=facts)
+    for violation in seen:
         if violation.promise == "RRefLeak" and violation.rank in leaking:
             reported.add(violation.rank)
         elif violation.promise != "ContextLeak" or violation.rank not in prediction.keeping:

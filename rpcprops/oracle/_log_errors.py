@@ -17,6 +17,7 @@ from rpcprops.oracle._model import ErrorClass, Prediction
 from rpcprops.oracle._worlds import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Context, Program
+from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
 
 Kind = Literal["assertion", "owners", "users", "terminate", "traceback"]
 
@@ -33,25 +34,26 @@ class LogError(NamedTuple):
         return self.line.partition("\n")[0]
 
 
-#: ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` logs the two waits.
-_LINES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("assertion", re.compile("INTERNAL ASSERT FAILED")),
-    ("owners", re.compile("Timed out waiting for pending OwnerRRefs")),
-    ("users", re.compile("Timed out waiting for pending UserRRefs")),
-    ("terminate", re.compile("^terminate called")),
-)
 _TRACEBACK = "Traceback (most recent call last):"
 #: The last line of a traceback: the type of the exception, and what it says.
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 
 
-def log_errors(log: str) -> Iterator[LogError]:
+def log_errors(log: str, facts: TorchFacts = NEWEST) -> Iterator[LogError]:
     """Each such place in `log`, in order; a traceback by the line that ends it."""
+    texts = facts.texts
+    told: tuple[tuple[Kind, str], ...] = (
+        ("assertion", texts.assertion),
+        ("owners", texts.owners_waited),
+        ("users", texts.users_waited),
+    )
     lines = log.splitlines()
     for number, line in enumerate(lines):
-        for kind, pattern in _LINES:
-            if pattern.search(line):
+        for kind, text in told:
+            if text in line:
                 yield LogError(kind, line.strip())
+        if line.startswith(texts.terminated):
+            yield LogError("terminate", line.strip())
         if line == _TRACEBACK:
             yield LogError("traceback", _end_of_traceback(lines, number + 1))
 
@@ -67,9 +69,17 @@ def _end_of_traceback(lines: list[str], start: int) -> str:
 
 
 def log_violations(
-    program: Program, prediction: Prediction, outcome: Outcome, found: list[Violation]
+    program: Program,
+    prediction: Prediction,
+    outcome: Outcome,
+    found: list[Violation],
+    facts: TorchFacts | None = None,
 ) -> list[Violation]:
-    """The errors in the ranks' logs that neither the prediction nor `found` accounts for."""
+    """The errors in the ranks' logs that neither the prediction nor `found` accounts for.
+
+    `facts` are those of the outcome's torch, where they are not given.
+    """
+    facts = facts or facts_of(outcome.torch_version)
     died = any(violation.promise in ("RankDied", "RankHung") for violation in found)
     left: list[Violation] = []
     told = [step.error.message for step in outcome.steps if step.error is not None]
@@ -78,8 +88,8 @@ def log_violations(
         leaks = any(
             v.rank == rank.rank and v.promise in ("RRefLeak", "UngracefulShutdown") for v in found
         )
-        for error in log_errors(rank.log):
-            if _accounted(error, program, prediction, rank, leaks=leaks, died=died):
+        for error in log_errors(rank.log, facts):
+            if _accounted(error, program, prediction, rank, facts, leaks=leaks, died=died):
                 continue
             if error.kind == "traceback" and any(error.summary in message for message in told):
                 # It reached the caller, whose step is judged by it.
@@ -100,6 +110,7 @@ def _accounted(
     program: Program,
     prediction: Prediction,
     rank: RankOutcome,
+    facts: TorchFacts,
     *,
     leaks: bool,
     died: bool,
@@ -116,12 +127,16 @@ def _accounted(
         # How a rank ended is judged by itself.
         return bool(rank.signal) or died
     if error.kind == "traceback":
-        return died or _is_expected_traceback(error, program, prediction, rank)
+        return died or _is_expected_traceback(error, program, prediction, rank, facts)
     return False
 
 
 def _is_expected_traceback(
-    error: LogError, program: Program, prediction: Prediction, rank: RankOutcome
+    error: LogError,
+    program: Program,
+    prediction: Prediction,
+    rank: RankOutcome,
+    facts: TorchFacts,
 ) -> bool:
     shutdown = rank.shutdown_error
     told = "" if shutdown is None else shutdown.first_line().rpartition(":")[2].strip()
@@ -131,8 +146,8 @@ def _is_expected_traceback(
     raised = _RAISED.match(error.summary)
     if raised is None:
         # One traceback inside another: the outer one is looked at where it ends.
-        return error.line.startswith((_TRACEBACK, "On WorkerInfo"))
-    kind = error_class(RaisedError(raised["type"], error.line))
+        return error.line.startswith((_TRACEBACK, facts.texts.remote))
+    kind = error_class(RaisedError(raised["type"], error.line), facts)
     return kind in _raised_in_ranks(program, prediction)
 
 

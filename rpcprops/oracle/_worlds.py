@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from rpcprops.outcomes import Counters, RankOutcome, Violation
+from rpcprops.torch_facts import NEWEST, TorchFacts
 
 T = TypeVar("T")
 
@@ -16,10 +17,6 @@ OWNER_WAITS = 100.0
 #: Real seconds for which a process that is ready may get no processor on a busy machine: 0.4 were
 #: seen with a dozen busy processes for each core.
 _STARVED_SECONDS = 1.0
-
-#: What torch says of a leak, or of a context that it could not clean up.
-_LEAK = re.compile(r"^.*(?:Leaking RRef|Detected RRef Leaks).*$", re.MULTILINE)
-_CONTEXT_LEAK = re.compile(r"^.*Could not release Dist Autograd Context.*$", re.MULTILINE)
 
 
 def padded(values: Sequence[T], size: int, filler: T) -> list[T]:
@@ -54,15 +51,30 @@ def unsettled(
     return found
 
 
-def reports_leak(rank: RankOutcome) -> bool:
+def reports_leak(rank: RankOutcome, facts: TorchFacts = NEWEST) -> bool:
     """Whether the rank told of a leaked RRef when it shut down."""
+    return bool(_leak(rank, facts))
+
+
+def _leak(rank: RankOutcome, facts: TorchFacts) -> str:
+    """The line that tells of it."""
     error = rank.shutdown_error
-    return bool(_LEAK.search(error.message if error else rank.log))
+    return _line_with(facts.texts.leaks, error.message if error else rank.log)
 
 
-def could_not_release(rank: RankOutcome) -> bool:
+def could_not_release(rank: RankOutcome, facts: TorchFacts = NEWEST) -> bool:
     """Whether the rank wrote that it could not release a context at another rank."""
-    return bool(_CONTEXT_LEAK.search(rank.log))
+    return bool(_kept_context(rank, facts))
+
+
+def _kept_context(rank: RankOutcome, facts: TorchFacts) -> str:
+    return _line_with((facts.texts.context_kept,), rank.log)
+
+
+def _line_with(texts: Sequence[str], log: str) -> str:
+    """The first line of a log that holds one of some texts; empty for none."""
+    found = re.search(rf"^.*(?:{'|'.join(map(re.escape, texts))}).*$", log, re.MULTILINE)
+    return found.group().strip() if found else ""
 
 
 def owner_slack(rate: float) -> float:
@@ -75,7 +87,11 @@ def owner_slack(rate: float) -> float:
 
 
 def shutdown_violations(
-    ranks: Iterable[RankOutcome], *, leaks_allowed: bool, rate: float
+    ranks: Iterable[RankOutcome],
+    *,
+    leaks_allowed: bool,
+    rate: float,
+    facts: TorchFacts = NEWEST,
 ) -> list[Violation]:
     """What a graceful shutdown at `rate` should not have shown."""
     found: list[Violation] = []
@@ -85,17 +101,17 @@ def shutdown_violations(
 
     for rank in ranks:
         error = rank.shutdown_error
-        leak = _LEAK.search(error.message if error else rank.log)
-        context = _CONTEXT_LEAK.search(rank.log)
+        leak = _leak(rank, facts)
+        context = _kept_context(rank, facts)
         if error is not None:
             promise = "RRefLeak" if leak else "UngracefulShutdown"
             message = f"rpc.shutdown() of {rank.name} raised {error.first_line()}"
             found.append(late(promise, message, rank.rank))
         elif leak and not leaks_allowed:
-            message = f"{rank.name} shut down with a leak: {leak.group().strip()}"
+            message = f"{rank.name} shut down with a leak: {leak}"
             found.append(late("RRefLeak", message, rank.rank))
         if context:
-            message = f"{rank.name} shut down with a context: {context.group().strip()}"
+            message = f"{rank.name} shut down with a context: {context}"
             found.append(late("ContextLeak", message, rank.rank))
         if rank.signal:
             message = f"{rank.name} was {rank.describe_end()} during shutdown"

@@ -19,12 +19,12 @@ from hypothesis.errors import Flaky
 from rpcprops import errors
 from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, is_decided, judge, rungs
-from rpcprops.oracle._findings import Status
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._findings import finding_case
 from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
+from rpcprops.torch_facts import Status
 
 Verdict = Literal["holds", "known", "not_seen", "violated", "vacuous", "undecided"]
 #: The verdicts that are no failure.

@@ -1,9 +1,13 @@
-"""What differs between versions of torch, as it was measured.
+"""What differs between versions of torch: its texts, counters and bugs, and what was measured.
 
-``noxfile.py`` measures a version and writes its column to ``matrix.json``; docs/findings.md shows
-the file as tables.
+:func:`facts_of` is what is known of a version, by hand. The matrix is what was measured of it:
+``noxfile.py`` writes its column to ``matrix.json``, and docs/findings.md shows the file as tables.
+``symbols`` is apart, because using it imports torch.
 """
 
+from rpcprops.torch_facts._counters import CounterKeys
+from rpcprops.torch_facts._facts import NEWEST, TorchFacts, facts_of, installed
+from rpcprops.torch_facts._findings import FINDINGS, Finding, Status
 from rpcprops.torch_facts._matrix import (
     Column,
     FindingCell,
@@ -11,17 +15,28 @@ from rpcprops.torch_facts._matrix import (
     PropertyCell,
     UpstreamCell,
     columns,
-    release,
     seen_on,
 )
+from rpcprops.torch_facts._texts import Texts
+from rpcprops.torch_facts._versions import VERSIONS, release
 
 __all__ = [
+    "FINDINGS",
+    "NEWEST",
+    "VERSIONS",
     "Column",
+    "CounterKeys",
+    "Finding",
     "FindingCell",
     "HuntCell",
     "PropertyCell",
+    "Status",
+    "Texts",
+    "TorchFacts",
     "UpstreamCell",
     "columns",
+    "facts_of",
+    "installed",
     "release",
     "seen_on",
 ]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rpcprops.errors import UsageError
-from rpcprops.oracle import FINDINGS
+from rpcprops.torch_facts._findings import FINDINGS
 from rpcprops.torch_facts._matrix import FILE, read
 from rpcprops.torch_facts._measured import add, column_of, put_into, tables
 

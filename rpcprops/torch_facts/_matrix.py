@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from rpcprops.errors import UsageError
+from rpcprops.torch_facts._versions import release
 
 #: The committed file.
 FILE = Path(__file__).with_name("matrix.json")
@@ -107,15 +108,6 @@ class Column:
 class _File:
     format: int
     columns: tuple[Column, ...]
-
-
-def release(version: str) -> tuple[int, int]:
-    """Major and minor number of a version: ``(2, 13)`` of ``2.13.0+cpu`` or ``2.13.0a0+git1``.
-
-    A version that does not begin with two numbers is (0, 0): older than all.
-    """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def read(file: Path) -> tuple[Column, ...]:

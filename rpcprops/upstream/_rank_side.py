@@ -11,14 +11,14 @@ from __future__ import annotations
 import traceback
 import unittest
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as c10d
-from torch.distributed import rpc
-from torch.distributed.rpc import backend_registry
 
-from rpcprops import profiles
+from rpcprops.agents import TensorPipe, tensorpipe
+from rpcprops.faults import FaultTable
 from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
+from rpcprops.torch_facts import symbols
 from rpcprops.upstream import _rules
 from rpcprops.upstream._data import Agent, RankVerdict, UpstreamTest
 
@@ -27,11 +27,7 @@ if any(action == "error" for action, *_ in warnings.filters):
     # even import under it, and in this process there is nothing but PyTorch's code and ours.
     warnings.resetwarnings()
 
-# torch.testing registers Hypothesis profiles of its own, and loads one.
-with profiles.kept():
-    from torch.testing._internal import common_utils
-    from torch.testing._internal.common_distributed import TEST_SKIPS, tp_transports
-    from torch.testing._internal.distributed import rpc_utils
+rpc_utils = symbols.rpc_utils
 
 _CUDA = "needs CUDA devices, and these ranks have none: they run the faulty agent, on the CPU"
 
@@ -58,17 +54,12 @@ class _Sampled(_PlainAgent):
 class _TensorPipe(_PlainAgent):
     """Our fixture for suites about the options of the plain agent, which the faulty one refuses."""
 
-    @property
-    def rpc_backend(self) -> Any:
-        """torch's ``BackendType.TENSORPIPE``."""
-        return backend_registry.BackendType["TENSORPIPE"]
+    agent_name = tensorpipe.NAME
 
     @property
     def rpc_backend_options(self) -> Any:
-        """``TensorPipeRpcBackendOptions``, made anew on each reading."""
-        construct: Any = backend_registry.construct_rpc_backend_options
-        transports: Any = tp_transports
-        return construct(self.rpc_backend, init_method=self.init_method, _transports=transports())
+        """``TensorPipeRpcBackendOptions``, made anew on each reading, as PyTorch's fixture does."""
+        return self.agent.options(FaultTable(), init_method=self.init_method)
 
 
 _SUITES: tuple[tuple[Agent, type[FaultyRpcAgentTestFixture], list[Any]], ...] = (
@@ -129,14 +120,12 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     """
     agent, cls = _CLASSES[suite]
     if agent == "tensorpipe":
-        # To register an agent makes the enum anew, which `rpc.BackendType` does not follow: from
-        # then on `init_rpc` takes no member of that. Here nothing else has been registered.
-        cast("Any", backend_registry).BackendType = rpc.BackendType
+        # Its tests pass members of `rpc.BackendType`.
+        TensorPipe().undo_registrations()
     case = cls(name)
     case.rank = for_this_rank().rank
     case.file_name = file_name
-    # What PyTorch's harness does; before torch 2.10 the seed has no default.
-    cast("Any", common_utils).set_rng_seed(cast("Any", common_utils).SEED)
+    symbols.set_rng_seed()
     return _run(case, name)
 
 
@@ -165,7 +154,7 @@ def _left(code: Any) -> RankVerdict:
     """What an exit by a test means: PyTorch's decorators skip so."""
     if not code:
         return RankVerdict("passed")
-    for known in TEST_SKIPS.values():
+    for known in symbols.TEST_SKIPS.values():
         if code == known.exit_code:
             return RankVerdict("skipped", known.message)
     return RankVerdict("failed", f"it left by sys.exit({code!r})")

@@ -14,10 +14,12 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from rpcprops.torch_facts.symbols import TESTING
+
 _CLOCKS = frozenset(
     {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 )
-_HOME = "torch.testing._internal."
+_HOME = f"{TESTING}."
 
 
 def asserts_wall_clock(cls: Any, name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS, judge, predict, set_apart
+from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Outcome, RaisedError, Violation
 from rpcprops.programs import Drop, Fetch, Nest, Program, Remote, Settle, Share
 from rpcprops.properties import Case, observe
@@ -161,4 +162,4 @@ def test_a_second_failed_remote_explains_no_more_than_torch_does(
     violation: Violation, explained: bool
 ) -> None:
     """A mark that is missing, or at another place, can hang, raise or kill, and nothing else."""
-    assert FINDINGS["second-failed-remote"].can_cause(violation) is explained
+    assert can_cause(FINDINGS["second-failed-remote"], violation) is explained

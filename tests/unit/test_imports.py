@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import rpcprops
+from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe
+from rpcprops.torch_facts.symbols import SYMBOLS
 
 PACKAGE = Path(rpcprops.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -80,6 +83,21 @@ def imported(path: Path, *, top_only: bool = True) -> set[str]:
             module = f"rpcprops.{path.parent.name}.{module}"
         found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every string of a source but its docstrings; of bytes what they say."""
+    docs: list[ast.expr] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr):
+            # A docstring, or a string that does nothing.
+            docs.append(node.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            value = node.value
+            text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            if not any(node is doc for doc in docs):
+                # Of a regular expression, what it is about.
+                yield re.sub(r"\\(?=\W)", "", re.sub(r"\[(\W)\]", r"\1", text))
 
 
 def roots(names: set[str]) -> set[str]:
@@ -186,7 +204,45 @@ def test_strategies_draw_data_and_run_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in MODULES if n not in WITH_TORCH])
 def test_only_ranks_and_the_fixture_import_torch(name: str) -> None:
     """Every other module can be imported where there is no torch."""
-    assert "torch" not in roots(imported(MODULES[name]))
+    found = imported(MODULES[name])
+    assert "torch" not in roots(found)
+    assert not found & {f"rpcprops.torch_facts.symbols.{symbol}" for symbol in SYMBOLS}
+
+
+#: Where the symbols stand, and a script that imports nothing of ours.
+MAY_BE_PRIVATE = ("rpcprops.torch_facts.symbols", "rpcprops.upstream._pytorch_harness")
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in MAY_BE_PRIVATE])
+def test_what_torch_does_not_promise_is_imported_in_one_place(name: str) -> None:
+    """Only torch_facts/symbols.py imports from torch._C, torch.testing, or a name with a _."""
+    found = {one for one in imported(MODULES[name], top_only=False) if one.startswith("torch.")}
+    assert not {
+        one
+        for one in found
+        if one.startswith("torch.testing") or any(part.startswith("_") for part in one.split("."))
+    }
+
+
+@pytest.mark.parametrize("agent", [FaultyTensorPipe(), TensorPipe()], ids=lambda one: one.name)
+def test_one_module_names_the_backend_of_an_agent(agent: Agent) -> None:
+    """Everybody else asks the agent; a script that runs without rpcprops is written out."""
+    naming = {
+        name
+        for name, path in MODULES.items()
+        if any(re.search(rf"\b{agent.name}\b", text) for text in strings(path))
+    }
+    scripts = {name for name in naming if name.startswith("rpcprops.report._script")}
+    assert naming - scripts == {type(agent).__module__}
+
+
+def test_what_is_said_of_agents_needs_no_torch() -> None:
+    """Agents stand on data and on what is known of torch; torch is imported where it is used."""
+    assert not loaded_by("import rpcprops.agents") & {"torch", "numpy"}
+    for name in (n for n in MODULES if n.startswith("rpcprops.agents")):
+        found = imported(MODULES[name], top_only=False)
+        ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+        assert ours <= {*DATA, "agents", "torch_facts"}
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.cluster")])

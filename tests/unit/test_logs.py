@@ -193,7 +193,8 @@ def test_stacks_are_found_in_the_noise(log: RankLog) -> None:
 
 def test_the_search_of_the_c_library() -> None:
     """It finds what Python finds, up to where it was told to look."""
-    for words in (*_logs._TELLING, _logs._FAILED_SEND_BEGINS):
+    sought = LogScan()._words
+    for words in (*sought.telling, sought.failed_send_begins):
         for text in (words, b"x" + words, words[:-1], words + b"\0x", b"\0" + words, b""):
             for length in {0, len(text) - 1, len(text)} - {-1}:
                 assert _logs._holds(text, length, words) == (words in text[:length])

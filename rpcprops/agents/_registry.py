@@ -1,0 +1,67 @@
+"""The agents that there are, by name."""
+
+from __future__ import annotations
+
+from rpcprops._given import argument, shown
+from rpcprops.agents._agent import Agent
+from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
+from rpcprops.agents.tensorpipe import TensorPipe
+from rpcprops.errors import UsageError
+
+_agents: dict[str, Agent] = {}
+#: Of worlds that name none.
+_default = FaultyTensorPipe.name
+
+
+def register(agent: Agent) -> Agent:
+    """Make an agent known by its name, in this process.
+
+    Ranks look an agent up by its name, so whatever registers one must run in them as well: the
+    module of a test does, where it calls this when it is imported.
+
+    Raises:
+        UsageError: it is no agent, it has no name, or an agent of another class has that name.
+    """
+    given: object = agent
+    if not isinstance(given, Agent) or not agent.name:
+        msg = f"{argument('agent', agent)} must be an Agent with the name of its backend."
+        raise UsageError(msg)
+    known = _agents.get(agent.name)
+    # A module that is imported again makes its class again.
+    if known is not None and type(known).__qualname__ != type(agent).__qualname__:
+        msg = (
+            f"an agent {agent.name} is there already, of {type(known).__qualname__}; give the name "
+            f"of another backend."
+        )
+        raise UsageError(msg)
+    _agents[agent.name] = agent
+    return agent
+
+
+def named(name: str) -> Agent:
+    """The agent of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in _agents:
+        msg = (
+            f"there is no agent {shown(name)} in this process. There are: {', '.join(names())}. "
+            f"Another one is made known by rpcprops.agents.register in a module that ranks import."
+        )
+        raise UsageError(msg)
+    return _agents[name]
+
+
+def names() -> tuple[str, ...]:
+    """Every agent that is known in this process."""
+    return tuple(sorted(_agents))
+
+
+def default_name() -> str:
+    """The agent of worlds that name none."""
+    return _default
+
+
+register(FaultyTensorPipe())
+register(TensorPipe())

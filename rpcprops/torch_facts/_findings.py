@@ -1,0 +1,247 @@
+"""What stock torch is known to get wrong: how it shows, where in its source, and what mended it.
+
+What a finding explains in a run is for the oracle to say (``oracle/_findings.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rpcprops.torch_facts._matrix import seen_on
+from rpcprops.torch_facts._versions import release
+
+#: Whether a version of torch is known to have a finding: it was seen there ("listed"), nobody has
+#: seen it there yet ("unlisted"), or torch has mended it ("fixed").
+Status = Literal["listed", "unlisted", "fixed"]
+#: The errors that are told by their text.
+ErrorWords = Literal["", "remote", "creation", "injected", "timeout"]
+#: What a log says of a finding: an error whose text cannot be read, or a failed assertion about an
+#: RRef without an owner.
+LogWords = Literal["", "unreadable", "owner_assertion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A promise that stock torch breaks.
+
+    Attributes:
+        name: of its property.
+        promise: the exception class that its smallest case raises.
+        why: what torch does, in a sentence or two.
+        source: where in torch's source.
+        shows_as: every exception class as which it may show in another program.
+        says: the class of error that an UnexpectedError or a MissingError of it is about, where it
+            is about one alone.
+        logs: what an ErrorInLog of it says; without it, it shows in no log.
+        fixed_in: the first release of torch that keeps the promise, empty where none does.
+        fixed_by: the change that mended it.
+    """
+
+    name: str
+    promise: str
+    why: str
+    source: str
+    shows_as: frozenset[str] = frozenset()
+    says: ErrorWords = ""
+    logs: LogWords = ""
+    fixed_in: str = ""
+    fixed_by: str = ""
+
+    def status(self, torch_version: str) -> Status:
+        """Whether this torch is known to have it, by the matrix of what was measured."""
+        if self.is_mended(torch_version):
+            return "fixed"
+        return "listed" if release(torch_version) in seen_on(self.name) else "unlisted"
+
+    def is_mended(self, torch_version: str) -> bool:
+        """Whether this torch is a release that is known to keep the promise."""
+        return bool(self.fixed_in) and release(torch_version) >= release(self.fixed_in)
+
+
+_ALL = (
+    Finding(
+        name="rref-lifetime-after-reinit",
+        promise="RRefLeak",
+        why=(
+            "The RRef context is a singleton that shutdown marks as destroyed and init_rpc never "
+            "makes anew, so after a second init_rpc a dropped user RRef sends no delete and its "
+            "owner keeps the value for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance sets "
+            "destroyed_, which RRefContext::delUser tests"
+        ),
+    ),
+    Finding(
+        name="fork-request-given-up",
+        promise="RankDied",
+        why=(
+            "When a fork request has failed six times, its callback throws in the thread that "
+            "retries messages. Nothing catches it there, so the rank that received the RRef aborts."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::notifyOwnerAndParentOfFork, whose callback calls handleException "
+            "(rref_context.cpp:111), under RpcAgent::retryExpiredRpcs in rpc_agent.cpp"
+        ),
+        shows_as=frozenset({"RankDied", "UnexpectedError"}),
+    ),
+    Finding(
+        name="second-failed-remote",
+        promise="RankHung",
+        why=(
+            "The handlers of a failed creation are a static table whose functions captured the "
+            "first RRef that failed in the process. When a second one fails (or times out), the "
+            "first is marked again, or what its memory now holds: another RRef, which then says "
+            "that it was never created, or something whose change ends the process. The second is "
+            "never marked: to_here() on it waits until its own timeout."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_impl.cpp: RRef::handleError, "
+            "static errorHandlers with lambdas that capture this"
+        ),
+        shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied"}),
+        fixed_in="2.15",
+        fixed_by="PyTorch PR 192960",
+        # An RRef does not say that it was never created, or says so and was.
+        says="creation",
+    ),
+    Finding(
+        name="timed-out-remote-dropped",
+        promise="RRefLeak",
+        why=(
+            "A user whose remote timed out may drop the RRef while the creation is still on its "
+            "way. Its delete overtakes the creation, the owner ignores it, and then creates a "
+            "value that nobody will delete."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::delForkOfOwner ignores a "
+            "fork that it does not know"
+        ),
+        shows_as=frozenset({"RRefLeak", "UngracefulShutdown"}),
+    ),
+    Finding(
+        name="shutdown-overtakes-creation",
+        promise="RRefLeak",
+        why=(
+            "Graceful shutdown does not wait for functions that remote() started. An owner that "
+            "has no RRef yet goes on at once; when its last one is made, nobody waits for a "
+            "delete that is to be tried again, for meanwhile it counts as no call."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::delAllUsersAndUnforkedOwners waits until owners_ is empty; "
+            "tensorpipe_agent.cpp: TensorPipeAgent::join waits for clientActiveCalls_ alone"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="shutdown-deletes-argument",
+        promise="RankHung",
+        why=(
+            "Graceful shutdown deletes every user RRef of a rank, also those that a function "
+            "which remote() started still uses. What that function then fetches is gone at its "
+            "owner, which waits for it to be made; the function ends with the RPC timeout, and the "
+            "shutdown of both ranks with it."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::delAllUsersAndUnforkedOwners deletes confirmed users of running functions"
+        ),
+        shows_as=frozenset({"RankHung"}),
+    ),
+    Finding(
+        name="timed-out-type-query",
+        promise="UnexpectedError",
+        why=(
+            "The first call through an RRef asks the owner for the type of its value and keeps the "
+            "future. When that times out, every later call through the RRef raises the old "
+            "timeout, whatever its own, and sends nothing."
+        ),
+        source="torch/csrc/distributed/rpc/py_rref.cpp: PyRRef::getRRefType keeps type_",
+        shows_as=frozenset({"UnexpectedError", "FaultsDiffer", "RRefLeak"}),
+    ),
+    Finding(
+        name="failed-async-proxy",
+        promise="RRefLeak",
+        why=(
+            "rref.rpc_async() first asks the owner for the type of the value. When that fails, the "
+            "error is put into the future that the caller gets, and its traceback holds the frame "
+            "in which both the future and the RRef are variables. The cycle goes through a C++ "
+            "object that Python's garbage collector does not look into, so the RRef is never "
+            "dropped, and its owner keeps the value."
+        ),
+        source=(
+            "torch/distributed/rpc/rref_proxy.py: _invoke_rpc, whose _wrap_rref_type_cont calls "
+            "result.set_exception(ex); torch/futures/__init__.py: Future.set_exception"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="failed-backward-revisits-rank",
+        promise="CallLeak",
+        why=(
+            "When a rank takes part in a backward pass more than once, gradients that come back "
+            "to it are answered before they are used. If using them raises, a rank that waits for "
+            "what should have followed is never told: its pass and the call that began it stay."
+        ),
+        source=(
+            "torch/csrc/distributed/autograd/engine/dist_engine.cpp: "
+            "DistEngine::executeSendFunctionAsync returns a completed future when the context is "
+            "already running"
+        ),
+        shows_as=frozenset({"ContextLeak", "CallLeak"}),
+    ),
+    Finding(
+        name="early-owner-fork",
+        promise="RankHung",
+        why=(
+            "An owner can be sent its own RRef before the message that creates its value arrives. "
+            "If it sends that on to itself, deleting the fork that it made for the message leaves "
+            "none, so it forgets the RRef. The creation then makes another, and who holds the "
+            "first waits for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::delForkOfOwner erases from "
+            "owners_ an RRef that has no other fork yet"
+        ),
+        shows_as=frozenset({"RankHung", "RRefLeak", "CallLeak", "UnexpectedError"}),
+    ),
+    Finding(
+        name="readable-injected-error",
+        promise="UnclearError",
+        why=(
+            "The faulty agent puts the payload into the text of its error. A payload that is no "
+            "UTF-8, such as a fetch's, makes Python raise UnicodeDecodeError instead."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/testing/faulty_tensorpipe_agent.cpp: "
+            "FaultyTensorPipeAgent::send"
+        ),
+        shows_as=frozenset({"UnclearError"}),
+        # A function that another rank runs can meet it too, and torch prints what it raised.
+        logs="unreadable",
+    ),
+    Finding(
+        name="late-remote-to-self",
+        promise="ErrorInLog",
+        why=(
+            "When a remote() to its own rank times out before its message is sent, torch forgets "
+            "the RRef. The message then comes, and torch fails an internal assertion, which asks "
+            "for a bug report, since it has no such RRef. What the function made is thrown away."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "
+            "RequestCallbackNoPython::assignOwnerRRef asks RRefContext::getOwnerRRef "
+            "(rref_context.cpp) with forceCreated for an RRef that "
+            "RRefContext::delForkOfOwner has erased"
+        ),
+        shows_as=frozenset({"ErrorInLog"}),
+        logs="owner_assertion",
+    ),
+)
+
+#: The known findings, by the name of their property.
+FINDINGS: Mapping[str, Finding] = {finding.name: finding for finding in _ALL}

@@ -1,0 +1,99 @@
+"""What torch writes and rpcprops reads: errors by their text, and lines of logs.
+
+All of it reads the same in every release so far. What a later release words otherwise goes into
+:data:`CHANGES`, and nothing else has to change. Beside each text stands who writes it: files
+without a folder are in ``torch/csrc/distributed/rpc``, and lines are of the Python in the wheel of
+2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rpcprops.torch_facts._versions import release
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts of one version of torch. They are plain text, where nothing else is said.
+
+    Attributes:
+        remote: how an error begins that a function raised at another rank.
+        creation: an RRef whose creation failed or timed out is used.
+        injected: a send that the faulty agent made fail.
+        timeout: an RPC took longer than its timeout.
+        timed_out: other timeouts, of stores and of waits in C++: a regular expression.
+        unreadable: the class of the exception that Python raises where torch's own text of an error
+            is no UTF-8.
+        lost_connection: how each error of TensorPipe's ends, that of a peer that is gone among
+            them.
+        gone: what torch's own tests accept as the error of a call whose peer is gone.
+        not_picklable: an RRef is pickled by anything but RPC.
+        failed_send: before and after the number of the try, in the line of a failed send of a
+            retryable message.
+        leaks: an RRef that is left at shutdown.
+        context_kept: a context that a rank could not release at another.
+        assertion: an assertion inside torch has failed.
+        owner_assertion_file: the file that the assertion about an RRef without an owner names.
+        owners_waited: a shutdown has waited in vain for owners to be left by their users.
+        users_waited: the same for users that wait for their owner or their parent.
+        terminated: how the C++ runtime begins when it ends the process.
+    """
+
+    # torch/distributed/rpc/internal.py:213, `_run_function`.
+    remote: str = "On WorkerInfo"
+    # rref_impl.cpp, `UserRRef::toHere`, and rref_context.cpp, `RRefContext::prepareChildFork`.
+    creation: str = "RRef creation via rpc.remote"
+    # testing/faulty_tensorpipe_agent.cpp, `FaultyTensorPipeAgent::send`.
+    injected: str = "Send attempt failed intentionally"
+    # rpc_agent.h, `kRpcTimeoutErrorStr`, which tensorpipe_agent.cpp,
+    # `TensorPipeAgent::pollTimeoutRpcs`, puts into futures.
+    timeout: str = "RPC ran for more than"
+    # torch/csrc/distributed/c10d: stores and sockets.
+    timed_out: str = "timed? ?out"
+    # CPython, of the text that testing/faulty_tensorpipe_agent.cpp, `FaultyTensorPipeAgent::send`,
+    # puts the payload into.
+    unreadable: str = "UnicodeDecodeError"
+    # third_party/tensorpipe: tensorpipe/common/error.cc, `Error::what`.
+    lost_connection: str = "(this error originated at tensorpipe/"
+    # torch/testing/_internal/distributed/rpc/faulty_rpc_agent_test_fixture.py:57 to 59,
+    # `get_shutdown_error_regex`; written by c10/core/thread_pool.cpp, the C library and gloo.
+    gone: tuple[str, ...] = (
+        "Exception in thread pool task",
+        "Connection reset by peer",
+        "Connection closed by peer",
+    )
+    # init.cpp, `__getstate__` of `PyRRef`.
+    not_picklable: str = "rref can only be pickled when using RPC"
+    # rpc_agent.cpp, `RpcAgent::rpcRetryCallback`, at INFO.
+    failed_send: tuple[str, str] = ("] Send try ", " failed")
+    # rref_context.cpp, `RRefContext::checkRRefLeaks`.
+    leaks: tuple[str, ...] = ("Leaking RRef", "Detected RRef Leaks")
+    # torch/csrc/distributed/autograd/context/container.cpp,
+    # `DistAutogradContainer::sendReleaseContextRpc`.
+    context_kept: str = "Could not release Dist Autograd Context"
+    # c10/util/Exception.h, `TORCH_INTERNAL_ASSERT`.
+    assertion: str = "INTERNAL ASSERT FAILED"
+    # rref_context.cpp, `RRefContext::getOwnerRRef`.
+    owner_assertion_file: str = "rref_context.cpp"
+    # rref_context.cpp, `RRefContext::delAllUsersAndUnforkedOwners` logs both waits.
+    owners_waited: str = "Timed out waiting for pending OwnerRRefs"
+    users_waited: str = "Timed out waiting for pending UserRRefs"
+    # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.
+    terminated: str = "terminate called"
+
+
+#: What a release of torch words otherwise than the one before it: by the release (``2.16``) from
+#: which on it does, the fields of :class:`Texts`.
+CHANGES: Mapping[str, Mapping[str, Any]] = {}
+
+
+def texts_of(version: str) -> Texts:
+    """The texts of a version of torch; those of the oldest where the version is no version."""
+    found = Texts()
+    for since in sorted(CHANGES, key=release):
+        if release(since) <= release(version):
+            found = replace(found, **CHANGES[since])
+    return found

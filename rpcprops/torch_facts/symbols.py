@@ -1,0 +1,180 @@
+"""What rpcprops uses of torch that torch does not promise: each symbol, and what it is for.
+
+Nothing here is imported before it is used: ``from rpcprops.torch_facts.symbols import dist_init``
+imports that one, and torch with it. Where a torch has it no more, that raises
+:class:`rpcprops.MachineCannot`, which names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rpcprops import profiles
+from rpcprops.errors import MachineCannot
+from rpcprops.torch_facts._versions import VERSIONS
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import FileStore
+    from torch.testing._internal.common_distributed import MultiProcessTestCase
+    from torch.testing._internal.dist_utils import dist_init
+    from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture import (
+        FaultyRpcAgentTestFixture,
+    )
+    from torch.testing._internal.distributed.rpc.rpc_agent_test_fixture import RpcAgentTestFixture
+
+#: Besides all the names of :data:`SYMBOLS`, of which these have types.
+__all__ = [
+    "SYMBOLS",
+    "TESTING",
+    "FaultyRpcAgentTestFixture",
+    "FileStore",
+    "MultiProcessTestCase",
+    "RpcAgentTestFixture",
+    "Symbol",
+    "dist_init",
+    "folders_of_modules",
+    "ignore_rref_leaks",
+    "set_rng_seed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """Something of torch's.
+
+    Attributes:
+        module: where it is.
+        name: in that module; empty for the module itself.
+        purpose: what rpcprops cannot do without it.
+    """
+
+    module: str
+    name: str
+    purpose: str
+
+
+#: Where torch keeps what its own tests are made of.
+TESTING = "torch.testing._internal"
+
+_RPC = "torch._C._distributed_rpc"
+_AUTOGRAD = "torch._C._distributed_autograd"
+_LOOK = "see what a rank still holds"
+_CONTEXTS = "run the contexts of a program"
+_WARM = "do in the fork server what ranks would do for the first time"
+_SUITES = "run PyTorch's own RPC tests in ranks"
+_HARNESS = "compare with PyTorch's own test harness"
+
+#: Every such symbol, by the name under which it is imported from here.
+SYMBOLS: Mapping[str, Symbol] = {
+    # Counters.
+    "rref_debug_info": Symbol(_RPC, "_rref_context_get_debug_info", _LOOK),
+    "autograd_debug_info": Symbol(_AUTOGRAD, "_get_debug_info", _LOOK),
+    "is_agent_set": Symbol(_RPC, "_is_current_rpc_agent_set", _LOOK),
+    "current_agent": Symbol(_RPC, "_get_current_rpc_agent", _LOOK),
+    # Contexts. torch.distributed.autograd has them as well, and takes long to import.
+    "backward": Symbol(_AUTOGRAD, "backward", _CONTEXTS),
+    "get_gradients": Symbol(_AUTOGRAD, "get_gradients", _CONTEXTS),
+    "retrieve_context": Symbol(_AUTOGRAD, "_retrieve_context", _CONTEXTS),
+    # The life of an agent.
+    "faulty_agent": Symbol(
+        "torch.distributed.rpc._testing", "", "have the agent that injects faults"
+    ),
+    "rpc_internal": Symbol("torch.distributed.rpc.internal", "", _WARM),
+    "rref_proxy": Symbol("torch.distributed.rpc.rref_proxy", "", _WARM),
+    # Our fixture is one of theirs.
+    "RpcAgentTestFixture": Symbol(
+        f"{TESTING}.distributed.rpc.rpc_agent_test_fixture",
+        "RpcAgentTestFixture",
+        "make the options of an agent",
+    ),
+    # PyTorch's own suites.
+    "common_utils": Symbol(f"{TESTING}.common_utils", "", _SUITES),
+    "rpc_utils": Symbol(f"{TESTING}.distributed.rpc_utils", "", _SUITES),
+    "TEST_SKIPS": Symbol(f"{TESTING}.common_distributed", "TEST_SKIPS", _SUITES),
+    "tp_transports": Symbol(f"{TESTING}.common_distributed", "tp_transports", _SUITES),
+    # PyTorch's own harness.
+    "FileStore": Symbol("torch._C._distributed_c10d", "FileStore", _HARNESS),
+    "MultiProcessTestCase": Symbol(
+        f"{TESTING}.common_distributed", "MultiProcessTestCase", _HARNESS
+    ),
+    "dist_init": Symbol(f"{TESTING}.dist_utils", "dist_init", _HARNESS),
+    "FaultyRpcAgentTestFixture": Symbol(
+        f"{TESTING}.distributed.rpc.faulty_rpc_agent_test_fixture",
+        "FaultyRpcAgentTestFixture",
+        _HARNESS,
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in SYMBOLS:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found = _load(SYMBOLS[name])
+    globals()[name] = found
+    return found
+
+
+def _load(symbol: Symbol) -> Any:
+    # torch.testing registers Hypothesis profiles of its own (`dev` among them) and loads one.
+    is_testing = symbol.module.startswith("torch.testing.")
+    try:
+        with profiles.kept() if is_testing else contextlib.nullcontext():
+            module = importlib.import_module(symbol.module)
+        return getattr(module, symbol.name) if symbol.name else module
+    except AttributeError as error:
+        raise _lacks(symbol) from error
+    except ModuleNotFoundError as error:
+        # What torch itself needs and lacks is no symbol of torch's.
+        if not f"{symbol.module}.".startswith(f"{error.name}."):
+            raise
+        raise _lacks(symbol) from error
+
+
+def _lacks(symbol: Symbol) -> MachineCannot:
+    version = getattr(sys.modules.get("torch"), "__version__", None)
+    what = f"{symbol.module}.{symbol.name}" if symbol.name else symbol.module
+    return MachineCannot(
+        f"torch {version} has no {what}, without which rpcprops cannot {symbol.purpose}; it has "
+        f"been seen in torch {VERSIONS[0]} to {VERSIONS[-1]}: install one of these."
+        if version
+        else f"there is no torch here, so rpcprops cannot {symbol.purpose}; install torch."
+    )
+
+
+def ignore_rref_leaks(ignore: bool) -> None:
+    """Set whether ``rpc.shutdown()`` of this process only warns of RRefs that are left.
+
+    Raises:
+        MachineCannot: this torch has no such switch.
+    """
+    from torch.distributed.rpc import api
+
+    switch = "_ignore_rref_leak"
+    if not hasattr(api, switch):
+        raise _lacks(Symbol(api.__name__, switch, "choose what a leak at shutdown does"))
+    setattr(api, switch, ignore)
+
+
+def set_rng_seed() -> None:
+    """Seed as PyTorch's harness does before each test.
+
+    Before torch 2.10 the seed has no default.
+    """
+    utils = __getattr__("common_utils")
+    utils.set_rng_seed(utils.SEED)
+
+
+def folders_of_modules() -> list[str]:
+    """Where torch before 2.10 writes the modules that RemoteModule makes; it appends it itself.
+
+    Empty where torch has not done that in this process.
+    """
+    module = sys.modules.get("torch.distributed.nn.jit.instantiator")
+    folder = getattr(module, "INSTANTIATED_TEMPLATE_DIR_PATH", None)
+    return [folder] if isinstance(folder, str) else []
