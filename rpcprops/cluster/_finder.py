@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The modules of ours that are imported on request, since they take more than a second.
-TRAINING = "rpcprops.cluster._training"
+TRAINING = "rpcprops.steps.in_rank.training"
 UPSTREAM = "rpcprops.upstream._rank_side"
 
 
