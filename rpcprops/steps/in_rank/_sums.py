@@ -47,16 +47,20 @@ def script_raise(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left + right
 
 
+def operand(value: tuple[float, ...] | str) -> Any:
+    """What stands for a value in a call: a tensor, or the RRef of that name."""
+    return handle_of(value) if isinstance(value, str) else tensor(value)
+
+
 def sum_call(
     call: str, flavour: str, left: Any, right: Any, *, raises: bool = False
 ) -> tuple[Any, tuple[Any, ...]]:
-    """The function that adds `left` and `right`, or raises, and its arguments.
+    """The function that adds, or raises, and its arguments.
 
-    `right` may be the name of an RRef. Only a Python function can be told the name of its call.
+    Only a Python function can be told the name of its call.
     """
     if raises:
         function = raise_on_purpose if flavour == "python" else script_raise
     else:
         function = {"python": add, "builtin": torch.add, "script": script_add}[flavour]
-    args = (tensor(left), handle_of(right) if isinstance(right, str) else tensor(right))
-    return function, (call, *args) if flavour == "python" else args
+    return function, (call, left, right) if flavour == "python" else (left, right)

@@ -15,7 +15,7 @@ from rpcprops.steps.in_rank._shared import (
     tensor,
     timeout_of,
 )
-from rpcprops.steps.in_rank._sums import add, sum_call
+from rpcprops.steps.in_rank._sums import add, operand, sum_call
 
 
 def call(
@@ -33,7 +33,7 @@ def call(
 ) -> list[float] | None:
     """Let another rank compute a sum: by ``rpc_sync``, or ``rpc_async`` waited for now or later."""
     send: Any = rpc.rpc_sync if wait == "sync" else rpc.rpc_async
-    function, args = sum_call(call, flavour, left, right, raises=raises)
+    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
     result = send(world[to], function, args=args, timeout=timeout_of(timeout))
     if wait == "later":
         futures[out] = result

@@ -9,7 +9,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank._shared import handle_of, handles, note_call, tensor, timeout_of
-from rpcprops.steps.in_rank._sums import sum_call, torchscript
+from rpcprops.steps.in_rank._sums import operand, sum_call, torchscript
 
 
 def remote(
@@ -25,7 +25,7 @@ def remote(
     timeout: float | None,
 ) -> None:
     """Let another rank compute a sum and own it; keep the RRef."""
-    function, args = sum_call(call, flavour, left, right, raises=raises)
+    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
     handles[out] = rpc.remote(world[to], function, args=args, timeout=timeout_of(timeout))
 
 
