@@ -393,16 +393,21 @@ class _Writer:
             words.append(f'raises="{_ERRORS[expected.error]}"')
         elif expected.value is not None:
             words.append(f"gives={literal(expected.value)}")
-        module, function = place_of(leaf)
-        sources.take(module, function)
-        sources.claim("the steps", f"step{number}")
-        given = [f'"step{number}"', "WORLD"]
-        given += [f"{name}={literal(value)}" for name, value in arguments_of(leaf).items()]
-        body = f"    return {function}({', '.join(given)})"
-        if len(body) > _LINE:
-            lines = [f"    return {function}(", *(f"        {item}," for item in given), "    )"]
-            body = "\n".join(lines)
-        return f"@step({', '.join(words)})\ndef step{number}():\n{body}"
+        return f"@step({', '.join(words)})\n{step_function(number, leaf, sources)}"
+
+
+def step_function(number: int, leaf: Leaf, sources: Sources) -> str:
+    """The function of a step that runs it in its rank; takes what it needs."""
+    module, function = place_of(leaf)
+    sources.take(module, function)
+    sources.claim("the steps", f"step{number}")
+    given = [f'"step{number}"', "WORLD"]
+    given += [f"{name}={literal(value)}" for name, value in arguments_of(leaf).items()]
+    body = f"    return {function}({', '.join(given)})"
+    if len(body) > _LINE:
+        lines = [f"    return {function}(", *(f"        {item}," for item in given), "    )"]
+        body = "\n".join(lines)
+    return f"def step{number}():\n{body}"
 
 
 def literal(value: Any) -> str:
