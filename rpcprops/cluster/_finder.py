@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from rpcprops.torch_facts import symbols
 
 #: The modules of ours that are imported on request, since they take more than a second.
-TRAINING = "rpcprops.cluster._training"
+TRAINING = "rpcprops.steps.in_rank.training"
 UPSTREAM = "rpcprops.upstream._rank_side"
 
 

@@ -30,6 +30,7 @@ from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
 from rpcprops.torch_facts import CounterKeys, installed, symbols
+from rpcprops.steps.in_rank import _shared
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
 _NO_SHARED_MEMORY = 512 << 10
@@ -245,7 +246,7 @@ class _Rank:
         gc.collect()
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
-            "calls": dict(_interpreter.ledger),
+            "calls": dict(_shared.ran),
             "late": 0.0,
             "delays": None,
         }

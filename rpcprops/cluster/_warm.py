@@ -7,14 +7,17 @@ thread, an agent or the autograd engine, which no fork survives.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from typing import Any
 
-from rpcprops.cluster import _interpreter, _wire
+from rpcprops.cluster import _finder, _wire
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
-from rpcprops.programs import Fetch
+from rpcprops.programs import STEP_TYPES, Fetch, Parallel, Settle
+from rpcprops.steps.in_rank import _shared, _sums, autograd
+from rpcprops.steps.in_rank._lookup import place_of
 from rpcprops.torch_facts import symbols
 
 #: Python specialises code that has run this often.
@@ -24,13 +27,16 @@ _REPEATS = 20
 def warm_up() -> None:
     """Run what a rank runs, as far as that needs no world."""
     _ = symbols.rref_proxy  # init_rpc imports it
+    for kind in STEP_TYPES.values():
+        if kind not in (Parallel, Settle) and place_of(kind)[0] != _finder.TRAINING:
+            importlib.import_module(place_of(kind)[0])
     for _ in range(_REPEATS):
         _ = _make_fixture().rpc_backend_options
         _call()
         _differentiate()
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
         pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
-    _interpreter.ledger.clear()
+    _shared.ran.clear()
 
 
 def _make_fixture() -> RankFixture:
@@ -47,9 +53,9 @@ def _make_fixture() -> RankFixture:
 
 def _call() -> None:
     """Both ends of an RPC, without sending it."""
-    x = _interpreter._tensor([1.0, 2.0])
+    x = _shared.tensor([1.0, 2.0])
     internal = symbols.rpc_internal
-    call = _pass_on(internal.PythonUDF(_interpreter.add, ("warm", x, x), {}))
+    call = _pass_on(internal.PythonUDF(_sums.add, ("warm", x, x), {}))
     _pass_on(internal._run_function(call)).tolist()
 
 
@@ -60,5 +66,5 @@ def _pass_on(value: Any) -> Any:
 
 def _differentiate() -> None:
     """The forward pass; the first backward pass starts threads."""
-    leaf = _interpreter._tensor([1.0, 2.0]).requires_grad_()
-    _interpreter.hop("warm", 2.0, False, leaf * leaf).sum().item()
+    leaf = _shared.tensor([1.0, 2.0]).requires_grad_()
+    autograd.hop("warm", 2.0, False, leaf * leaf).sum().item()

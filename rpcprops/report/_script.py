@@ -1,35 +1,36 @@
 """Stand-alone scripts: a program's failure in plain torch, in real time, without us.
 
-A script holds the program's steps as functions (see ``_script_steps``), a driver that runs each in
-a process of its own rank, and only those checks that what is broken needs. It exits 1 when the
-failure shows, 0 when it does not, and 2 when something else goes wrong.
+A script holds, in this order: what it looks for, as data; the functions that ranks run for its
+steps (:mod:`rpcprops.steps.in_rank`) with all that they use, word for word; the driver that starts
+the ranks and looks (``_script_driver.py``), word for word; the steps. It exits 1 when the failure
+shows, 0 when it does not, and 2 when something else goes wrong.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-import pprint
-import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rpcprops import _guard
-from rpcprops.errors import UsageError
+from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.oracle._errors import TEXTS
 from rpcprops.oracle._model import Prediction
 from rpcprops.oracle._worlds import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
-from rpcprops.programs import Context, Leaf, Parallel, Pause, Program, Refused, Settle
+from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
 from rpcprops.report._artefact import Artefact
-from rpcprops.report._script_steps import StepWriter
+from rpcprops.report._sources import Sources
+from rpcprops.steps.in_rank._lookup import arguments_of, place_of
 
 #: The first or second line of everything that replay generates.
 MARK = "# Made by rpcprops replay."
@@ -64,7 +65,7 @@ _WORDS: dict[Kind, str] = {
 }
 
 #: What the error of a step that must raise says, as a regular expression.
-_ERRORS = {**TEXTS, "missing": "KeyError"}
+_ERRORS = {**TEXTS, "missing": "MissingHandleError"}
 
 #: torch's names of what our counters count.
 _TORCH_NAMES = {
@@ -79,12 +80,25 @@ _TORCH_NAMES = {
     "client_calls": "agent.client_active_calls",
 }
 
-#: Modules of the standard library that a script may use.
-_MODULES = ("collections", "gc", "itertools", "multiprocessing", "re", "tempfile", "time")
+#: What a script does before it imports torch.
+_BEFORE_TORCH = """def end_in_trouble(*error):
+    \"\"\"Exit with 2: Python would exit with 1.\"\"\"
+    traceback.print_exception(*error)
+    os._exit(2)
+
+
+sys.excepthook = end_in_trouble"""
+_MAIN = """if __name__ == "__main__":
+    sys.exit(main())"""
+
+#: The file that drives the ranks of a script.
+_DRIVER = "rpcprops.report._script_driver"
 
 #: Real seconds: what a busy machine may add to anything; processes import torch in the first.
 _START_SECONDS = 180
 _MARGIN_SECONDS = 20
+#: A longer line is broken.
+_LINE = 100
 #: Beyond that, what the retries and delays themselves take makes a script no use.
 _LONGEST_SECONDS = 600.0
 
@@ -191,12 +205,7 @@ class _Writer:
         self.prediction: Prediction = predict(self.program, plan)
         self.leaves = self.program.leaves
         self.kind: Kind = self._kind()
-        tables = [plan.table(rank) for rank in range(self.size)]
-        # Calls that may fail must differ, since the agent counts failures by their bytes.
-        differ = any(not m.is_retryable for table in tables for m in table.failing)
-        self.counts = self.kind == "calls"
-        names = tuple(f"worker{rank}" for rank in range(self.size))
-        self.writer = StepWriter(names, labels=differ or self.counts, counts=self.counts)
+        self.names = tuple(f"worker{rank}" for rank in range(self.size))
         pauses = sum(leaf.seconds for leaf in self.leaves if isinstance(leaf, Pause))
         self.seconds = self.prediction.fault_seconds(plan) + pauses
         if self.seconds > _LONGEST_SECONDS:
@@ -246,15 +255,25 @@ class _Writer:
 
     def script(self, codes: tuple[int, ...]) -> Script:
         """The whole script; `codes` are what it exited with so far."""
-        self.writer.functions.clear()
-        self.writer.imports.clear()
-        # First the steps, which say what is needed before them.
-        steps = self._steps()
-        code = [self._constants(), *self._functions(), _kept(_STEPS, self._flags()), *steps]
-        code += self._driver()
-        imports = self._imports("\n".join(code))
-        parts = [f"{self._head(codes)}\n{imports}", *code]
-        text = "\n\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+        sources = Sources()
+        steps = self._steps(sources)
+        data, driver = self._driver(sources)
+        imports = [
+            "from __future__ import annotations",
+            "\n".join(sources.import_lines(of_torch=False)),
+            f"\n{_BEFORE_TORCH}",
+            "\n".join(sources.import_lines(of_torch=True)),
+        ]
+        parts = [
+            "\n\n".join([self._head(codes), *imports, data]),
+            "# What the steps run in a rank, and what ranks call on each other.",
+            sources.definitions(),
+            driver,
+            "# The steps, in the order in which they run.",
+            *steps,
+            _MAIN,
+        ]
+        text = "\n\n\n".join(parts) + "\n"
         return Script(self.artefact, self.plan, text, self.seconds, self.patience, codes)
 
     # The parts, from the top.
@@ -282,91 +301,68 @@ class _Writer:
         doc = [*wrapped(title), "", *wrapped(sentences)]
         return "\n".join(["#!/usr/bin/env python3", MARK, '"""' + doc[0], *doc[1:], '"""'])
 
-    def _imports(self, code: str) -> str:
-        used = [name for name in _MODULES if re.search(rf"\b{name}\.", code)]
-        torch = list(self.writer.imports)
-        return "\n".join(
-            [
-                *(f"import {name}" for name in sorted({*used, "os", "sys", "traceback"})),
-                "",
-                "",
-                "def end_in_trouble(*error):",
-                '    """Python would exit with 1."""',
-                "    traceback.print_exception(*error)",
-                "    os._exit(2)",
-                "",
-                "",
-                "sys.excepthook = end_in_trouble",
-                "",
-                "import torch",
-                *sorted(line for line in torch if line.startswith("import")),
-                "import torch.distributed.rpc as rpc",
-                "import torch.distributed.rpc._testing  # registers FAULTY_TENSORPIPE",
-                *sorted(line for line in torch if line.startswith("from")),
-            ]
-        )
+    def _driver(self, sources: Sources) -> tuple[str, str]:
+        """The driver's data as this failure has it, and the rest of the driver as it is."""
+        module = sources.module(_DRIVER)
+        for name in ("os", "sys", "traceback"):
+            sources.imports.add(f"import {name}")
+        values = self._values()
+        data = ""
+        end = 0
+        for statement in module.statements:
+            match statement:
+                case ast.Import() | ast.ImportFrom():
+                    sources.take_import(module, statement)
+                case ast.AnnAssign(target=ast.Name(id=name)) if name in values:
+                    comment, _, _ = module.source(statement).partition(f"{name}: ")
+                    data += "\n" * bool(comment) + f"{comment}{name} = {values.pop(name)}\n"
+                    end = statement.end_lineno or 0
+                case _:
+                    for name in module.defined_by(statement):
+                        sources.claim(_DRIVER, name)
+        if values:
+            msg = f"the driver of scripts does not declare {', '.join(values)}."
+            raise HarnessError(msg)
+        return data.strip("\n"), "\n".join(module.lines[end:]).strip("\n")
 
-    def _constants(self) -> str:
-        lines = [
-            f"WORLD_SIZE = {self.size}",
-            "",
-            "# What each rank fails to send, how often each, and what it sends late, by how many",
-            "# seconds: arguments of torch's FaultyTensorPipeRpcBackendOptions.",
-        ]
+    def _values(self) -> dict[str, str]:
+        """What the driver is told of the failure, as Python, by the name that it has there."""
         tables = [self.plan.table(rank) for rank in range(self.size)]
         if len(set(tables)) == 1:
-            lines += ["FAULTS = [", *_fault_lines(tables[0]), "] * WORLD_SIZE"]
+            faults = "\n".join(["[", *_fault_lines(tables[0]), "] * len(WORLD)"])
         else:
-            lines += ["FAULTS = [", *(line for t in tables for line in _fault_lines(t)), "]"]
-        lines += [
-            "",
-            "# Seconds after which a process that starts, or anything else, has hung.",
-            f"START_SECONDS = {_START_SECONDS}",
-            f"PATIENCE = {self.patience}",
-        ]
-        if self.shuts_down:
-            lines += [
-                "# At shutdown an owner waits for deletes that do not come.",
-                f"SHUTDOWN_SECONDS = {self.patience + OWNER_WAITS:g}",
-            ]
-        lines += ["", "# What lives in a rank, by name.", "handles = {}"]
-        if any(getattr(leaf, "wait", "") == "later" for leaf in self.leaves):
-            lines.append("futures = {}")
-        if self._has_contexts:
-            lines.append("contexts = {}")
-        if self._flags()["settle"]:
-            counted = [name for name in _TORCH_NAMES.values() if "agent" not in name]
-            if self.violation.promise == "CallLeak":
-                counted = list(_TORCH_NAMES.values())
-            quoted = [f'    "{name}",' for name in counted]
-            lines += [
-                "# What is held must stay so for so many seconds: nothing is on its way any more.",
-                f"STEADY = {self._longest_delay() + 0.3:g}",
-            ]
-            lines += ["", "# What of torch's debug information is looked at.", "COUNTED = ["]
-            lines += [*quoted, "]"]
-        if self.counts:
-            lines += ["# How often each call ran in a rank.", "ran = collections.Counter()"]
-        return "\n".join(lines)
+            faults = "\n".join(["[", *(line for t in tables for line in _fault_lines(t)), "]"])
+        counted = list(_TORCH_NAMES.values())
+        if self.violation.promise != "CallLeak":
+            counted = [name for name in counted if "agent" not in name]
+        calls: list[dict[str, int]] | None = None
+        if self.kind == "calls":
+            calls = [dict(by_name) for by_name in self.prediction.calls]
+            calls += [{}] * (self.size - len(calls))
+        leaking, perhaps = self.prediction.leaking, self.prediction.perhaps_leaking
+        return {
+            "BROKEN": f"{literal(self.kind)}  # {_WORDS[self.kind]}",
+            "WORLD": literal(self.names),
+            "FAULTS": faults,
+            "REINIT": literal(self.reinit),
+            "COUNTED": _spread(counted),
+            "STEADY": f"{self._longest_delay() + 0.3:g}",
+            "CALLS": "None" if calls is None else _spread(calls),
+            "SHUTS_DOWN": literal(self.shuts_down),
+            "LEAKING": literal(sorted(leaking)),
+            "MAY_LEAK": literal(sorted(leaking | perhaps)),
+            "START_SECONDS": literal(_START_SECONDS),
+            "SHUTDOWN_SECONDS": f"{self.patience + OWNER_WAITS:g}",
+            "PATIENCE": literal(self.patience),
+        }
 
     def _longest_delay(self) -> float:
         faults = self.plan.faults(self.size)
         return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
 
-    @property
-    def _has_contexts(self) -> bool:
-        return any("contexts" in line for body in self.bodies for line in body)
-
-    def _functions(self) -> list[str]:
-        found = self.writer.code_of_functions()
-        if found:
-            found[0] = "# What the ranks call on each other, or use.\n\n\n" + found[0]
-        return found
-
-    def _steps(self) -> list[str]:
-        """The steps as functions, and the settles between them, in order."""
+    def _steps(self, sources: Sources) -> list[str]:
+        """The steps as functions, and the settles between them, in order; takes what they need."""
         texts: list[str] = []
-        self.bodies: list[list[str]] = []
         number, together = 0, 0
         last = self.violation.step
         for step in self.program.steps:
@@ -381,13 +377,13 @@ class _Writer:
             for branch in branches:
                 for leaf in branch:
                     group = together if isinstance(step, Parallel) else 0
-                    texts.append(self._step(number, leaf, group))
+                    texts.append(self._step(number, leaf, group, sources))
                     number += 1
         if self.settles_at_end:
             texts.append(_settle(self.prediction.counters, self.size))
         return texts
 
-    def _step(self, number: int, leaf: Leaf, together: int) -> str:
+    def _step(self, number: int, leaf: Leaf, together: int, sources: Sources) -> str:
         expected = self.prediction.steps[number]
         if isinstance(leaf, Settle):
             return _settle(expected.counters, self.size)
@@ -399,51 +395,46 @@ class _Writer:
         elif expected.error:
             words.append(f'raises="{_ERRORS[expected.error]}"')
         elif expected.value is not None:
-            value = {"refused": expected.value["refused"]} if isinstance(leaf, Refused) else None
-            words.append(f"gives={value or expected.value!r}".replace("'", '"'))
-        body = self.writer.body(number, leaf)
-        self.bodies.append(body)
-        lines = [f"@step({', '.join(words)})", f"def step{number}():"]
-        return "\n".join([*lines, *(f"    {line}" for line in body)])
+            words.append(f"gives={literal(expected.value)}")
+        return f"@step({', '.join(words)})\n{step_function(number, leaf, sources)}"
 
-    def _flags(self) -> dict[str, bool]:
-        """Which lines of the templates are needed."""
-        settles = self.settles_at_end or any(isinstance(leaf, Settle) for leaf in self.leaves)
-        return {
-            "reinit": self.reinit,
-            "settle": settles,
-            "contexts": self._has_contexts,
-            "calls": self.counts,
-            "shutdown": self.shuts_down,
-            "leaking": self.shuts_down and bool(self._may_leak),
-            "agent": self.violation.promise == "CallLeak",
-            "raises": any(step.error not in ("", "unknown") for step in self.prediction.steps),
-            "decodes": any(step.error == "injected" for step in self.prediction.steps),
-            "unclear": self.kind == "unclear",
-            "floats": any(isinstance(leaf, Context) for leaf in self.leaves),
-            "together": any(isinstance(step, Parallel) for step in self.program.steps),
-        }
 
-    @property
-    def _may_leak(self) -> frozenset[int]:
-        return self.prediction.leaking | self.prediction.perhaps_leaking
+def step_function(number: int, leaf: Leaf, sources: Sources) -> str:
+    """The function of a step that runs it in its rank; takes what it needs."""
+    module, function = place_of(leaf)
+    sources.take(module, function)
+    sources.claim("the steps", f"step{number}")
+    given = [f'"step{number}"', "WORLD"]
+    given += [f"{name}={literal(value)}" for name, value in arguments_of(leaf).items()]
+    body = f"    return {function}({', '.join(given)})"
+    if len(body) > _LINE:
+        lines = [f"    return {function}(", *(f"        {item}," for item in given), "    )"]
+        body = "\n".join(lines)
+    return f"def step{number}():\n{body}"
 
-    def _driver(self) -> list[str]:
-        """What runs the steps, with the checks that are needed."""
-        broken = [f'BROKEN = "{self.kind}"  # {_WORDS[self.kind]}']
-        flags = self._flags()
-        if self.counts:
-            calls = [dict(by_name) for by_name in self.prediction.calls]
-            calls += [{}] * (self.size - len(calls))
-            lines = [f"CALLS = {pprint.pformat(calls, width=90)}".replace("'", '"')]
-            broken += ["", "# How often each call must run, by rank.", *lines]
-        if flags["leaking"]:
-            broken += [
-                "# Ranks whose shutdown must report a leak, and those where it may.",
-                f"LEAKING = {sorted(self.prediction.leaking)!r}",
-                f"MAY_LEAK = {sorted(self._may_leak)!r}",
-            ]
-        return ["\n".join(broken), *(_kept(part, flags) for part in _DRIVER)]
+
+def literal(value: Any) -> str:
+    """`value` as Python that yields it, whatever it holds."""
+    match value:
+        case str():
+            # The escapes of JSON are Python's, up to the first 65536 characters.
+            return json.dumps(value) if max(value, default="") <= "\uffff" else ascii(value)
+        case float() if not math.isfinite(value):
+            return f'float("{value}")'
+        case dict():
+            items = [f"{literal(key)}: {literal(item)}" for key, item in value.items()]
+            return f"{{{', '.join(items)}}}"
+        case list():
+            return f"[{', '.join(map(literal, value))}]"
+        case tuple():
+            return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+        case _:
+            return repr(value)
+
+
+def _spread(items: Sequence[Any]) -> str:
+    """A list with one item in a line."""
+    return "\n".join(["[", *(f"    {literal(item)}," for item in items), "]"])
 
 
 def wrapped(text: str) -> list[str]:
@@ -456,8 +447,8 @@ def wrapped(text: str) -> list[str]:
 
 
 def _fault_lines(table: FaultTable) -> list[str]:
-    failing = json.dumps([str(m) for m in table.failing])
-    delays = json.dumps({str(m): delay for m, delay in table.messages_to_delay.items()})
+    failing = literal([str(m) for m in table.failing])
+    delays = literal({str(m): delay for m, delay in table.messages_to_delay.items()})
     return [
         "    {",
         f'        "messages_to_fail": {failing},',
@@ -477,295 +468,4 @@ def _settle(counters: Sequence[Counters], size: int) -> str:
         }
         if names:
             held[rank] = names
-    return f"settle({held!r})".replace("'", '"')
-
-
-def _kept(text: str, flags: Mapping[str, bool]) -> str:
-    """`text` without the lines that are marked with a flag that is off: ``#?flag``."""
-    kept: list[str] = []
-    for line in textwrap.dedent(text).splitlines():
-        code, *marks = line.split("#?")
-        wanted = [mark.strip() for mark in marks]
-        if all(flags[flag.removeprefix("not ")] is not flag.startswith("not ") for flag in wanted):
-            kept.append(code.rstrip())
-    return "\n".join(kept)
-
-
-_STEPS = '''
-# The steps, in the order in which they run, each in the process of its own rank.
-
-STEPS = []
-
-
-def step(rank, gives=None, raises=False, together=0):  #?together
-def step(rank, gives=None, raises=False):  #?not together
-    """A step at `rank`: what it gives, or what it raises (None: it may).  #?together
-  #?together
-    Those of one number in `together` run at once; of those, one rank's in their order.  #?together
-    """  #?together
-    """A step at `rank`: what it gives, or what it raises (None: it may)."""  #?not together
-
-    def add_step(function):
-        it = {"rank": rank, "run": function, "gives": gives, "raises": raises}
-        STEPS.append(it | {"together": together})  #?together
-        STEPS.append(it)  #?not together
-        return function
-
-    return add_step
-  #?settle
-  #?settle
-def settle(held):  #?settle
-    """Wait until every rank holds exactly this (nothing, where it is not named)."""  #?settle
-    STEPS.append({"held": held, "together": 0})  #?settle #?together
-    STEPS.append({"held": held})  #?settle #?not together
-'''
-
-_DRIVER = (
-    '''
-    class Found(Exception):
-        """What went wrong: its kind, and a sentence."""
-    ''',
-    '''
-    # What a rank does.
-
-
-    def held():  #?settle
-        """What this rank holds, as torch counts it, without the zeros."""  #?settle
-        gc.collect()  #?settle
-        counts = torch._C._distributed_rpc._rref_context_get_debug_info()  #?settle
-        counts |= torch.distributed.autograd._get_debug_info()  #?settle
-        counts |= torch._C._distributed_rpc._get_current_rpc_agent().get_debug_info()  #?agent
-        return {name: int(counts[name]) for name in COUNTED if int(counts[name])}  #?settle
-      #?settle
-      #?settle
-    def join(rank, store):
-        options = rpc.backend_registry.construct_rpc_backend_options(
-            rpc.backend_registry.BackendType.FAULTY_TENSORPIPE,
-            init_method=f"file://{store}",
-            num_worker_threads=8,
-            rpc_timeout=86400.0,
-            **FAULTS[rank],
-        )
-        rpc.init_rpc(
-            f"worker{rank}",
-            backend=rpc.backend_registry.BackendType.FAULTY_TENSORPIPE,
-            rank=rank,
-            world_size=WORLD_SIZE,
-            rpc_backend_options=options,
-        )
-
-
-    def run_rank(rank, folder, pipe):
-        """Join the others, then do what comes through the pipe."""
-        os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
-        rpc.api._ignore_rref_leak = False  #?shutdown
-        join(rank, f"{folder}/first")  #?reinit
-        rpc.shutdown()  #?reinit
-        join(rank, f"{folder}/store")
-        pipe.send((None, None))
-        while True:
-            what, argument = pipe.recv()
-            value = error = None
-            try:
-                if what == "step":
-                    number, known = argument  #?contexts
-                    contexts.update(known)  #?contexts
-                    value = STEPS[number]["run"]()  #?contexts
-                    value = STEPS[argument]["run"]()  #?not contexts
-                elif what == "held":  #?settle
-                    value = held()  #?settle
-                elif what == "ran":  #?calls
-                    value = dict(ran)  #?calls
-                elif what == "shutdown":  #?shutdown
-                    rpc.shutdown()  #?shutdown
-                elif what == "exit":  #?shutdown
-                    os._exit(0)  #?shutdown
-            except BaseException as raised:
-                error = f"{type(raised).__name__}: {raised}"
-                if isinstance(raised, UnicodeDecodeError):  #?decodes
-                    # torch put the bytes of a message into the text of its error.  #?decodes
-                    error += raised.object.decode(errors="backslashreplace")  #?decodes
-                # Its frames hold RRefs, which would stay alive.
-                traceback.clear_frames(raised.__traceback__)
-            pipe.send((value, error, contexts))  #?contexts
-            pipe.send((value, error))  #?not contexts
-    ''',
-    '''
-    # What the first process does: it starts the ranks, tells each what to do, and looks.
-
-
-    class Rank:
-        def __init__(self, rank, folder):
-            context = multiprocessing.get_context("spawn")
-            self.name = f"worker{rank}"
-            self.pipe, theirs = context.Pipe()
-            args = (rank, folder, theirs)
-            self.process = context.Process(target=run_rank, args=args, daemon=True)
-            self.process.start()
-            theirs.close()
-
-        def tell(self, what, argument=None):
-            try:
-                self.pipe.send((what, argument))
-            except OSError:
-                self.must_live("")
-
-        def must_live(self, what):
-            self.process.join(1)
-            code = self.process.exitcode
-            if code is not None:
-                end = f"was killed by signal {-code}" if code < 0 else f"left with exit code {code}"
-                raise Found("died", f"{self.name} {end} {what}")
-
-        def answer(self, seconds, what):
-            """What it answers: a value and an error."""
-            deadline = time.monotonic() + seconds
-            while not self.pipe.poll(0.05):
-                for rank in RANKS:
-                    if not rank.process.is_alive() and not self.pipe.poll(0.5):
-                        rank.must_live(f"while {self.name} ran {what}")
-                if time.monotonic() > deadline:
-                    raise Found("hung", f"{what} at {self.name} did not end in {seconds} s")
-            try:
-                return self.pipe.recv()
-            except EOFError:
-                self.must_live(f"while it ran {what}")
-                raise
-    ''',
-    '''
-    RANKS = []
-    contexts_known = {}  #?contexts
-
-
-    def same(seen, wanted):  #?floats
-        """Whether two values are equal, apart from rounding."""  #?floats
-        if isinstance(wanted, dict):  #?floats
-            return all(same(seen.get(key), value) for key, value in wanted.items())  #?floats
-        if isinstance(wanted, list):  #?floats
-            return len(seen or []) == len(wanted) and all(map(same, seen, wanted))  #?floats
-        if isinstance(wanted, float) and isinstance(seen, float):  #?floats
-            return abs(seen - wanted) <= 1e-12 * abs(wanted)  #?floats
-        return seen == wanted  #?floats
-      #?floats
-      #?floats
-    def start(number):
-        argument = (number, contexts_known)  #?contexts
-        RANKS[STEPS[number]["rank"]].tell("step", argument)  #?contexts
-        RANKS[STEPS[number]["rank"]].tell("step", number)  #?not contexts
-
-
-    def end(number):
-        """Wait for a step, and compare what it gave."""
-        step = STEPS[number]
-        name = f"step{number}"
-        value, error, made = RANKS[step["rank"]].answer(PATIENCE, name)  #?contexts
-        contexts_known.update(made)  #?contexts
-        value, error = RANKS[step["rank"]].answer(PATIENCE, name)  #?not contexts
-        if error and step["raises"] is False:
-            # A rank that died explains what others raise.
-            for rank in RANKS:
-                rank.must_live(f"while {name} raised {error}")
-            raise Found("error", f"{name} raised {error}")
-        if not error and step["raises"]:  #?raises
-            raise Found("no error", f"{name} gave {value}, and had to raise")  #?raises
-        if error and step["raises"] and not re.search(step["raises"], error):  #?raises
-            raise Found("error", f"{name} raised {error}, not {step['raises']}")  #?raises
-        if error and error.startswith("UnicodeDecodeError"):  #?unclear
-            raise Found("unclear", f"{name} raised {error}")  #?unclear
-        if not error and step["gives"] is not None and not same(value, step["gives"]):  #?floats
-        if not error and step["gives"] is not None and value != step["gives"]:  #?not floats
-            raise Found("value", f"{name} gave {value}, and had to give {step['gives']}")
-
-
-    def wait_until(wanted):  #?settle
-        """Wait until every rank holds what it must, and goes on to."""  #?settle
-        began = steady = time.monotonic()  #?settle
-        while True:  #?settle
-            for rank in RANKS:  #?settle
-                rank.tell("held")  #?settle
-            seen = [rank.answer(PATIENCE, "a look at its counters")[0] for rank in RANKS]  #?settle
-            now = time.monotonic()  #?settle
-            if any(seen[rank] != wanted.get(rank, {}) for rank in range(WORLD_SIZE)):  #?settle
-                steady = now  #?settle
-            elif now - steady > STEADY:  #?settle
-                return  #?settle
-            if now - began > PATIENCE:  #?settle
-                raise Found("held", f"ranks hold {seen}, and must hold {wanted}")  #?settle
-            time.sleep(0.1)  #?settle
-      #?settle
-      #?settle
-    def run():
-        for rank in RANKS:
-            _, error, *_ = rank.answer(START_SECONDS, "init_rpc")
-            if error:
-                raise Found("error", f"init_rpc raised {error}")
-        for number, step in enumerate(STEPS):  #?not together
-            if "held" in step:  #?settle #?not together
-                wait_until(step["held"])  #?settle #?not together
-                continue  #?settle #?not together
-            start(number)  #?not together
-            end(number)  #?not together
-        number = 0  #?together
-        while number < len(STEPS):  #?together
-            if "held" in STEPS[number]:  #?settle #?together
-                wait_until(STEPS[number]["held"])  #?settle #?together
-                number += 1  #?settle #?together
-                continue  #?settle #?together
-            group = [number]  #?together
-            for other in range(number + 1, len(STEPS)):  #?together
-                if not STEPS[number]["together"] == STEPS[other]["together"] > 0:  #?together
-                    break  #?together
-                group.append(other)  #?together
-            # A rank takes what it is told one after the other.  #?together
-            for other in group:  #?together
-                start(other)  #?together
-            for other in group:  #?together
-                end(other)  #?together
-            number += len(group)  #?together
-        for rank, wanted in zip(RANKS, CALLS):  #?calls
-            rank.tell("ran")  #?calls
-            seen, *_ = rank.answer(PATIENCE, "a look at its calls")  #?calls
-            if seen != wanted:  #?calls
-                raise Found("calls", f"{rank.name} ran {seen}, and had to run {wanted}")  #?calls
-        for rank in RANKS:  #?shutdown
-            rank.tell("shutdown")  #?shutdown
-        for number, rank in enumerate(RANKS):  #?shutdown
-            _, error, *_ = rank.answer(SHUTDOWN_SECONDS, "rpc.shutdown()")  #?shutdown
-            if number in LEAKING and not error:  #?leaking
-                raise Found("no error", f"{rank.name} had to report a leak at shutdown")  #?leaking
-            if number in MAY_LEAK and error and "Leak" in error:  #?leaking
-                continue  #?leaking
-            if error:  #?shutdown
-                raise Found("shutdown", f"rpc.shutdown() of {rank.name} raised {error}")  #?shutdown
-        for rank in RANKS:  #?shutdown
-            rank.tell("exit")  #?shutdown
-            rank.process.join(PATIENCE)  #?shutdown
-            if rank.process.exitcode != 0:  #?shutdown
-                kind = "died" if (rank.process.exitcode or 0) < 0 else "shutdown"  #?shutdown
-                raise Found(kind, f"{rank.name} left with {rank.process.exitcode}")  #?shutdown
-
-
-    def main():
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            try:
-                RANKS.extend(Rank(rank, folder) for rank in range(WORLD_SIZE))
-                run()
-            except Found as found:
-                kind, sentence = found.args
-                print("the failure shows:" if kind == BROKEN else "something else:", sentence)
-                return 1 if kind == BROKEN else 2
-            except Exception:
-                traceback.print_exc()
-                return 2
-            finally:
-                for rank in RANKS:
-                    rank.process.kill()
-                    rank.process.join()
-        print("the failure does not show")
-        return 0
-
-
-    if __name__ == "__main__":
-        sys.exit(main())
-    ''',
-)
+    return f"settle({literal(held)})"

@@ -14,9 +14,9 @@ import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 
 from rpcprops import RETRYABLE_MESSAGE_TYPES, Counters, FaultPlan, FaultTable
-from rpcprops.cluster import _interpreter
 from rpcprops.errors import ContextLeak, OwnerGone, RRefLeak, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.steps.in_rank._shared import note_call
 
 held: list[Any] = []
 
@@ -45,7 +45,7 @@ def close_context() -> None:
 
 def run_later(seconds: float) -> None:
     """Run a call after some virtual seconds in which no counter shows it."""
-    threading.Timer(seconds, _interpreter.note_call, ("late",)).start()
+    threading.Timer(seconds, note_call, ("late",)).start()
 
 
 OWNED = (Counters(), Counters(owners=1, forks=1))

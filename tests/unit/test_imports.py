@@ -28,12 +28,13 @@ DATA = ("errors", "_given", "_frozen", "faults", "programs", "outcomes", "_json"
 WITH_TORCH = (
     "rpcprops._bare_ranks",
     "rpcprops._torch_harness",
-    "rpcprops.cluster._interpreter",
     "rpcprops.cluster._rank",
     "rpcprops.cluster._server",
-    "rpcprops.cluster._training",
     "rpcprops.cluster._warm",
     "rpcprops.fixture",
+    "rpcprops.report._script_driver",
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("_shared", "_sums", "autograd", "calls")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "rrefs", "training")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )

@@ -231,4 +231,4 @@ def test_only_programs_that_train_have_the_optimizers_imported() -> None:
     runner, server = pretend(StepOutcome(0, [3.0]))
     runner.run(Program(2, (Call(0, 1),)))
     runner.run(Program(2, (Module(0, 1),)))
-    assert server.imports == ["", "rpcprops.cluster._training"]
+    assert server.imports == ["", "rpcprops.steps.in_rank.training"]

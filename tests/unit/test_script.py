@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import py_compile
+import symtable
+import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rpcprops.errors import UsageError
+import rpcprops
+from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Violation
 from rpcprops.programs import (
@@ -38,7 +44,9 @@ from rpcprops.programs import (
 )
 from rpcprops.report._artefact import Artefact
 from rpcprops.report._as_test import regression_test
-from rpcprops.report._script import MARK, is_ours, script_of
+from rpcprops.report._script import MARK, is_ours, literal, script_of, step_function
+from rpcprops.report._sources import Sources
+from tests.unit._toy_step import Toy
 
 EVERY = Program(
     3,
@@ -139,6 +147,21 @@ def modules(text: str) -> set[str]:
     return found
 
 
+def undefined(text: str) -> set[str]:
+    """The names that a source uses and nowhere defines."""
+
+    def tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+        yield table
+        for child in table.get_children():
+            yield from tables(child)
+
+    top = symtable.symtable(text, "script.py", "exec")
+    known = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
+    known |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_imported()}
+    used = {s.get_name() for t in tables(top) for s in t.get_symbols() if s.is_global() or t is top}
+    return used - known - set(dir(builtins))
+
+
 def test_the_program_has_every_kind_of_step() -> None:
     """What the other tests use leaves no kind of step out."""
     kinds = {type(step) for step in (*EVERY.steps, *EVERY.leaves)}
@@ -170,19 +193,134 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "collections", "gc", "itertools", "multiprocessing",
-        "os", "re", "sys", "tempfile", "time", "traceback",
+        "torch", "__future__", "collections", "gc", "itertools", "multiprocessing", "os", "re",
+        "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
     }  # fmt: skip
-    assert not any(mark in text for mark in ("#?", "«", "»"))
+    assert not undefined(text)
+
+
+@pytest.mark.parametrize("program", [EVERY, SMALL], ids=["every", "small"])
+def test_a_script_runs_what_ranks_run_word_for_word(program: Program) -> None:
+    """Each function and class is, as text, in the module that ranks import, or in the driver."""
+    text = script_of(artefact("RRefLeak", program)).text
+    package = Path(rpcprops.__file__).parent
+    driver = (package / "report" / "_script_driver.py").read_text(encoding="utf-8")
+    ours = [path.read_text(encoding="utf-8") for path in package.glob("steps/in_rank/*.py")]
+    lines = text.splitlines()
+    found = 0
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name == "end_in_trouble":
+            continue
+        if node.name.startswith("step") and node.name != "step":
+            continue
+        first = min(part.lineno for part in (node, *node.decorator_list)) - 1
+        source = "\n".join(lines[first : node.end_lineno])
+        assert sum(f"\n{source}\n" in module for module in (driver, *ours)) == 1, source
+        found += 1
+    assert found > 30
+    _, mark, rest = driver.partition("# torch's faulty agent")
+    assert f"{mark}{rest}" in text
 
 
 def test_a_script_holds_only_what_its_program_needs() -> None:
-    """A small program's script has none of the functions of other steps, nor unused checks."""
+    """A small program's script has none of the functions of other steps, and skips other checks."""
     text = script_of(artefact("WrongValue", step=1)).text
     assert {"tensor", "add", "step0", "step1"} <= names(text)
-    assert not names(text) & {"keep", "hop", "bump", "settle", "held", "wait_until", "step2"}
+    assert not names(text) & {"keep_handle", "hop", "add_one", "step2"}
     assert "gives=[3.0]" in text
-    assert "rpc.shutdown" not in text
+    assert "\nSHUTS_DOWN = False\n" in text
+    assert "\nCALLS = None\n" in text
+    assert "\nsettle(" not in text
+
+
+def test_a_function_of_a_test_is_scripted_with_what_it_needs() -> None:
+    """A step names its function by its class alone; the script holds it, and it runs there."""
+    sources = Sources()
+    step = step_function(7, Toy(0, seconds=0.5), sources)
+    assert step == 'def step7():\n    return toy("step7", WORLD, seconds=0.5)'
+    text = sources.definitions()
+    own = Path(__file__).with_name("_toy_in_rank.py").read_text(encoding="utf-8")
+    first, last = own.index("#: A table"), own.index("def uses_an_alias")
+    assert text.endswith(own[first:last].strip())
+    assert names(text) == {"note_call", "doubled", "toy"}
+    assert sources.import_lines(of_torch=True) == []
+    imports = sources.import_lines(of_torch=False)
+    assert imports == [
+        "import threading",
+        "from collections import Counter",
+        "from itertools import repeat as again",
+    ]
+    found: dict[str, Any] = {"WORLD": ("worker0",)}
+    code = "\n".join(["from __future__ import annotations", *imports, text, step])
+    exec(compile(code, "script.py", "exec", dont_inherit=True), found)  # our own text
+    assert found["step7"]() == [1.0, 1.0]
+    assert found["ran"] == {"step7": 1}
+
+
+def test_the_function_of_a_test_is_in_a_whole_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a class names as its function is in the script of a program that has such a step."""
+    monkeypatch.setattr(Pause, "runs", Toy.runs, raising=False)
+    text = script_of(artefact("RankDied", Program(2, (Pause(1, 0.5),)))).text
+    assert {"toy", "doubled", "note_call", "step0"} <= names(text)
+    assert 'return toy("step0", WORLD, seconds=0.5)' in text
+    assert not undefined(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("uses_an_alias", "must be imported by its own name, not 'from rpcprops.errors import"),
+        ("uses_a_module", "must be imported by its own name, not 'import hypothesis'"),
+        ("uses_what_is_nowhere", "'nowhere' of tests.unit._toy_in_rank cannot stand in a script"),
+    ],
+)
+def test_what_cannot_stand_in_a_script_is_an_error_of_ours(name: str, words: str) -> None:
+    """A function that needs more than its text, torch and the standard library is named."""
+    sources = Sources()
+    with pytest.raises(HarnessError, match=words):
+        sources.take("tests.unit._toy_in_rank", name)
+
+
+def test_two_functions_of_one_name_are_an_error_of_ours() -> None:
+    """A script has one name for one thing, so what would replace another is refused."""
+    sources = Sources()
+    sources.take("rpcprops.steps.in_rank._shared", "handle_of")
+    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]_shared"):
+        sources.take("tests.unit._toy_in_rank", "handle_of")
+
+
+def test_sources_that_are_not_there_are_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources in a zip file are read; a module without its source says what to do."""
+    with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
+        archive.writestr("zipped_steps.py", "def zipped(call, world):\n    return call\n")
+    (tmp_path / "bare_steps.py").write_text("def bare(call, world): ...\n", encoding="utf-8")
+    py_compile.compile(str(tmp_path / "bare_steps.py"), str(tmp_path / "bare_steps.pyc"))
+    (tmp_path / "bare_steps.py").unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "zipped.zip")
+    sources = Sources()
+    sources.take("zipped_steps", "zipped")
+    assert sources.definitions() == "def zipped(call, world):\n    return call"
+    with pytest.raises(HarnessError, match="source of bare_steps, which cannot be read"):
+        sources.take("bare_steps", "bare")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ("a", 'b"\\\n\x00', "²", "\U0001f600", "\ud800"),
+        {"x": [1.0, (2,), (), None, True]},
+        float("inf"),
+        [float("-inf")],
+    ],
+)
+def test_values_are_written_as_python_that_yields_them(value: Any) -> None:
+    """Whatever a step holds comes back as it was, from plain characters."""
+    text = literal(value)
+    assert text.isascii()
+    assert eval(text) == value  # our own text
 
 
 def test_faults_are_those_of_each_rank() -> None:
@@ -192,21 +330,19 @@ def test_faults_are_those_of_each_rank() -> None:
     assert '"messages_to_delay": {"PYTHON_CALL": 0.25}' in text
     text = script_of(artefact("RRefLeak"), FaultPlan()).text
     assert "RREF_USER_DELETE" not in text
-    assert "] * WORLD_SIZE" in text
+    assert "] * len(WORLD)" in text
 
 
-def test_calls_have_names_where_bytes_matter() -> None:
-    """Where calls are counted or may fail, equal calls differ in an argument, as in our ranks."""
+def test_calls_have_names_and_are_counted() -> None:
+    """Equal calls differ in an argument, as in our ranks; where it matters their runs are told."""
     twice = Program(2, (Call(0, 1), Call(0, 1)))
     plain = script_of(artefact("RankDied", twice)).text
-    assert '"step0", tensor' not in plain
-    counted = script_of(artefact("NotRunOnce", twice)).text
-    assert '"step0", tensor' in counted
-    assert "ran[call] += 1" in counted
-    failing = FaultPlan(FaultTable(["PYTHON_CALL"], 1))
-    named = script_of(artefact("RankDied", twice), failing).text
-    assert '"step1", tensor' in named
-    assert "ran[call]" not in named
+    for text in (plain, script_of(artefact("NotRunOnce", twice)).text):
+        assert '"step0",\n' in text
+        assert '"step1",\n' in text
+        assert "ran[call] += 1" in text
+    assert "CALLS = None" in plain
+    assert 'CALLS = [\n    {},\n    {"step0": 1, "step1": 1},\n]' in text
 
 
 @pytest.mark.parametrize("kind", ["script", "test"])

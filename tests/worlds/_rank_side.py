@@ -1,7 +1,8 @@
 """What makes a real rank wrong: functions that run in it before the program, and patch it.
 
-A function here is called in one rank. What it replaces are the RPC targets and the steps of that
-rank's interpreter, so the agent, the wire and every other rank stay stock torch's.
+A function here is called in one rank. What it replaces are the functions that the steps of that
+rank run, and that other ranks call there, so the agent, the wire and every other rank stay stock
+torch's.
 """
 
 from __future__ import annotations
@@ -20,23 +21,28 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
-from rpcprops.cluster import _interpreter
+from rpcprops.steps.in_rank import _shared, _sums, autograd, calls, rrefs
 
 #: What wrong ranks hold on to.
 _held: list[Any] = []
-#: torch's names that are no part of its types, and ours that are replaced.
+#: torch's names that are no part of its types.
 _torch: Any = torch
-_ours: Any = _interpreter
+
+
+def _replace(module: Any, name: str, function: Any) -> None:
+    """Let a function run in place of one that a step names, or that an RPC names as its target."""
+    getattr(module, name)
+    setattr(module, name, function)
 
 
 def _replace_add(around: Callable[[Callable[..., Any], tuple[Any, ...]], Any]) -> None:
     """Let `around` run in place of the function that programs call, with it and its arguments."""
-    honest = _interpreter.add
+    honest = _sums.add
 
     def add(*args: Any) -> Any:
         return around(honest, args)
 
-    _ours.add = add
+    _replace(_sums, "add", add)
 
 
 def run_twice() -> None:
@@ -50,7 +56,7 @@ def run_never() -> None:
 
 
 def _add(*args: Any) -> Any:
-    return _interpreter.add(*args)
+    return _sums.add(*args)
 
 
 def run_at(other: str) -> None:
@@ -89,11 +95,11 @@ def raise_in_a_thread() -> None:
 def count_once() -> None:
     """Count no further than one."""
 
-    def count(call: str) -> int:
-        _interpreter.note_call(call)
+    def next_number(call: str) -> int:
+        _shared.note_call(call)
         return 1
 
-    _ours.count = count
+    _replace(calls, "next_number", next_number)
 
 
 def change_values() -> None:
@@ -112,7 +118,7 @@ def raise_in_calls() -> None:
     """Raise in what is called here."""
 
     def raising(_: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        _interpreter.note_call(args[0])
+        _shared.note_call(args[0])
         msg = "out of memory"
         raise RuntimeError(msg)
 
@@ -123,23 +129,23 @@ def swallow_exceptions() -> None:
     """Answer with a value where the function raises."""
 
     def harmless(call: str, left: Any, _right: Any) -> Any:
-        _interpreter.note_call(call)
+        _shared.note_call(call)
         return left
 
-    _ours.raise_on_purpose = harmless
+    _replace(_sums, "raise_on_purpose", harmless)
 
 
 def hide_lost_calls() -> None:
     """Make up a value where a call could not be sent."""
-    honest = _ours._call
+    honest = calls.call
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **fields: Any) -> Any:
         try:
-            return honest(*args)
+            return honest(*args, **fields)
         except RuntimeError:
             return [3.0]
 
-    _ours._call = call
+    _replace(calls, "call", call)
 
 
 def sleep_in_calls(seconds: float) -> None:
@@ -154,13 +160,13 @@ def sleep_in_calls(seconds: float) -> None:
 
 def keep_dropped_handles() -> None:
     """Hold on to every handle that the program drops: its delete is never sent."""
-    honest = _ours._drop
+    honest = rrefs.drop
 
-    def drop(step: Any) -> None:
-        _held.append(_ours._handles[step.handle])
-        honest(step)
+    def drop(*args: Any, **fields: Any) -> None:
+        _held.append(_shared.handles[fields["handle"]])
+        honest(*args, **fields)
 
-    _ours._drop = drop
+    _replace(rrefs, "drop", drop)
 
 
 def keep_arguments() -> None:
@@ -191,12 +197,12 @@ def swallow_what_leaves_contexts() -> None:
 
 
 def _replace_hop(change: Callable[[Any], Any]) -> None:
-    honest = _interpreter.hop
+    honest = autograd.hop
 
     def hop(*args: Any) -> Any:
         return change(honest(*args))
 
-    _ours.hop = hop
+    _replace(autograd, "hop", hop)
 
 
 def lose_gradients() -> None:
@@ -216,15 +222,14 @@ def compute_otherwise() -> None:
 
 def break_silently() -> None:
     """Let a backward pass through that has to break."""
-    _ours._Breaks.backward = staticmethod(lambda _ctx, gradient: gradient)
+    _replace(autograd.BreaksInBackward, "backward", staticmethod(lambda _ctx, gradient: gradient))
 
 
 def step_without_moving() -> None:
     """Make the optimizers of this rank do nothing."""
-    from rpcprops.cluster import _training
+    from rpcprops.steps.in_rank import training
 
-    plain: Any = _training.PlainSGD
-    plain.step = lambda *_: None
+    _replace(training.PlainSGD, "step", lambda *_: None)
 
 
 def _wait_for_ever() -> None:
@@ -288,17 +293,16 @@ def die_in_shutdown() -> None:
     module.shutdown = lambda **_: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _after_each(kind: str, act: Callable[[Any], Any]) -> None:
-    """Let `act` follow every step of a kind that this rank runs."""
-    honest = _ours._run
+def _after_each(name: str, act: Callable[[str], Any]) -> None:
+    """Let `act` follow every step of a kind that makes an RRef here, with the RRef's name."""
+    honest = getattr(rrefs, name)
 
-    def run(call: str, step: Any, *rest: Any) -> Any:
-        value = honest(call, step, *rest)
-        if step.op == kind:
-            act(step)
+    def run(*args: Any, **fields: Any) -> Any:
+        value = honest(*args, **fields)
+        act(fields["out"])
         return value
 
-    _ours._run = run
+    _replace(rrefs, name, run)
 
 
 def delete_what_lives() -> None:
@@ -324,4 +328,4 @@ def delete_twice() -> None:
 
 def fork_for_nobody() -> None:
     """Count a fork of what is owned here, and send it to nobody."""
-    _after_each("own", lambda step: _held.append(_ours._handles[step.out]._serialize()))
+    _after_each("own", lambda out: _held.append(_shared.handles[out]._serialize()))

@@ -1,0 +1,345 @@
+"""The driver of a script: starts the ranks, tells each what to do, and looks for the failure.
+
+Nobody imports this module. Its text stands in every script, whole, from the faulty agent's name on.
+What comes before that stands there too, with the values that the failure has (see ``_script.py``);
+those here are of no program at all.
+"""
+
+# ruff: noqa: EM101  (the first argument of Found is no message)
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed.rpc._testing  # noqa: F401
+from torch._C._distributed_autograd import _get_debug_info
+from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank._shared import contexts, ran
+
+# What shows that it is this failure, and not another one: the kind of what is found.
+BROKEN: str = ""
+
+# The names of the ranks.
+WORLD: tuple[str, ...] = ()
+
+# What each rank fails to send, how often each, and what it sends late, by how many seconds:
+# arguments of torch's FaultyTensorPipeRpcBackendOptions.
+FAULTS: list[dict[str, Any]] = []
+
+# Whether the ranks shut RPC down once, and initialise it again, before the steps.
+REINIT: bool = False
+
+# What of torch's debug information a settle looks at. It must stay as it is for some seconds, as
+# long as something may be on its way.
+COUNTED: list[str] = []
+STEADY: float = 0.3
+
+# How often each call must have run at the end, by rank; None where that is not looked at.
+CALLS: list[dict[str, int]] | None = None
+
+# Whether the ranks shut down at the end; those whose shutdown must report a leak, or may.
+SHUTS_DOWN: bool = False
+LEAKING: list[int] = []
+MAY_LEAK: list[int] = []
+
+# Seconds after which a process that starts, a shutdown (where an owner waits for deletes that do
+# not come), or anything else has hung.
+START_SECONDS: float = 180.0
+SHUTDOWN_SECONDS: float = 120.0
+PATIENCE: float = 20.0
+
+# torch's faulty agent, which torch.distributed.rpc._testing registers.
+BACKEND = "FAULTY_TENSORPIPE"
+
+
+class Found(Exception):
+    """What went wrong: its kind, and a sentence."""
+
+
+# The steps, in the order in which they run, each in the process of its own rank.
+
+STEPS: list[dict[str, Any]] = []
+
+
+def step(rank: int, gives: Any = None, raises: Any = False, together: int = 0) -> Any:
+    """A step at `rank`: what it gives, or a text in what it raises (None: it may raise).
+
+    Those of one number in `together` run at once; of those, one rank's in their order.
+    """
+
+    def add_step(function: Callable[[], Any]) -> Callable[[], Any]:
+        it = {"rank": rank, "run": function, "gives": gives, "raises": raises}
+        STEPS.append(it | {"together": together})
+        return function
+
+    return add_step
+
+
+def settle(held: dict[int, dict[str, int]]) -> None:
+    """Wait until every rank holds exactly this (nothing, where it is not named)."""
+    STEPS.append({"held": held, "together": 0})
+
+
+# What a rank does.
+
+
+def run_rank(rank: int, folder: str, pipe: Any) -> None:
+    """Join the others, then do what comes through the pipe."""
+    os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
+    rpc.api._ignore_rref_leak = False
+    if REINIT:
+        join(rank, f"{folder}/first")
+        rpc.shutdown()
+    join(rank, f"{folder}/store")
+    pipe.send((None, None, {}))
+    while True:
+        what, argument = pipe.recv()
+        value = error = None
+        try:
+            value = obey(what, argument)
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"
+            if isinstance(raised, UnicodeDecodeError):
+                # torch put the bytes of a message into the text of its error.
+                error += raised.object.decode(errors="backslashreplace")
+            # Its frames hold RRefs, which would stay alive.
+            traceback.clear_frames(raised.__traceback__)
+        pipe.send((value, error, contexts))
+
+
+def join(rank: int, store: str) -> None:
+    """Initialise RPC with this rank's faults."""
+    registry: Any = rpc.backend_registry
+    backend = registry.BackendType[BACKEND]
+    options = registry.construct_rpc_backend_options(
+        backend,
+        init_method=f"file://{store}",
+        num_worker_threads=8,
+        rpc_timeout=86400.0,
+        **FAULTS[rank],
+    )
+    rpc.init_rpc(  # type: ignore[no-untyped-call]
+        WORLD[rank],
+        backend=backend,
+        rank=rank,
+        world_size=len(WORLD),
+        rpc_backend_options=options,
+    )
+
+
+def obey(what: str, argument: Any) -> Any:
+    """Do what the first process tells; the answer."""
+    if what == "step":
+        number, known = argument
+        contexts.update(known)
+        return STEPS[number]["run"]()
+    if what == "held":
+        return held_here()
+    if what == "ran":
+        return dict(ran)
+    if what == "shutdown":
+        rpc.shutdown()
+    if what == "exit":
+        os._exit(0)
+    return None
+
+
+def held_here() -> dict[str, int]:
+    """What this rank holds, as torch counts it, without the zeros."""
+    gc.collect()
+    agent = _get_current_rpc_agent().get_debug_info()
+    counts = {**_rref_context_get_debug_info(), **_get_debug_info(), **agent}
+    return {name: int(counts[name]) for name in COUNTED if int(counts[name])}
+
+
+# What the first process does.
+
+
+class Rank:
+    """The process of a rank, and the pipe to it."""
+
+    def __init__(self, rank: int, folder: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = WORLD[rank]
+        self.pipe, theirs = context.Pipe()
+        args = (rank, folder, theirs)
+        self.process = context.Process(target=run_rank, args=args, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def tell(self, what: str, argument: Any = None) -> None:
+        """Let it do something; :meth:`answer` waits for it."""
+        try:
+            self.pipe.send((what, argument))
+        except OSError:
+            self.must_live("")
+
+    def must_live(self, what: str) -> None:
+        """Look whether its process has died."""
+        self.process.join(1)
+        code = self.process.exitcode
+        if code is not None:
+            end = f"was killed by signal {-code}" if code < 0 else f"left with exit code {code}"
+            raise Found("died", f"{self.name} {end} {what}")
+
+    def answer(self, seconds: float, what: str) -> Any:
+        """What it answers: a value, an error, and the contexts that it knows."""
+        deadline = time.monotonic() + seconds
+        while not self.pipe.poll(0.05):
+            for rank in RANKS:
+                if not rank.process.is_alive() and not self.pipe.poll(0.5):
+                    rank.must_live(f"while {self.name} ran {what}")
+            if time.monotonic() > deadline:
+                raise Found("hung", f"{what} at {self.name} did not end in {seconds} s")
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.must_live(f"while it ran {what}")
+            raise
+
+
+RANKS: list[Rank] = []
+
+
+def run() -> None:
+    """All that the program does; raises what is found."""
+    for rank in RANKS:
+        _, error, _ = rank.answer(START_SECONDS, "init_rpc")
+        if error:
+            raise Found("error", f"init_rpc raised {error}")
+    number = 0
+    while number < len(STEPS):
+        if "held" in STEPS[number]:
+            wait_until(STEPS[number]["held"])
+            number += 1
+            continue
+        group = [number]
+        for other in range(number + 1, len(STEPS)):
+            if not STEPS[number]["together"] == STEPS[other]["together"] > 0:
+                break
+            group.append(other)
+        # A rank takes what it is told one after the other.
+        for other in group:
+            RANKS[STEPS[other]["rank"]].tell("step", (other, contexts))
+        for other in group:
+            end_step(other)
+        number += len(group)
+    if CALLS is not None:
+        compare_calls(CALLS)
+    if SHUTS_DOWN:
+        shut_down()
+
+
+def end_step(number: int) -> None:
+    """Wait for a step, and compare what it gave."""
+    step = STEPS[number]
+    name = f"step{number}"
+    value, error, made = RANKS[step["rank"]].answer(PATIENCE, name)
+    contexts.update(made)
+    if error and step["raises"] is False:
+        # A rank that died explains what others raise.
+        for rank in RANKS:
+            rank.must_live(f"while {name} raised {error}")
+        raise Found("error", f"{name} raised {error}")
+    if not error and step["raises"]:
+        raise Found("no error", f"{name} gave {value}, and had to raise")
+    if error and step["raises"] and not re.search(step["raises"], error):
+        raise Found("error", f"{name} raised {error}, not {step['raises']}")
+    if error and error.startswith("UnicodeDecodeError") and BROKEN == "unclear":
+        raise Found("unclear", f"{name} raised {error}")
+    if not error and step["gives"] is not None and not same(value, step["gives"]):
+        raise Found("value", f"{name} gave {value}, and had to give {step['gives']}")
+
+
+def same(seen: Any, wanted: Any) -> bool:
+    """Whether two values are equal; what a dict holds, apart from rounding."""
+    if isinstance(wanted, dict):
+        return all(close(seen.get(key), value) for key, value in wanted.items())
+    return bool(seen == wanted)
+
+
+def close(seen: Any, wanted: Any) -> bool:
+    """Whether two numbers, or lists of them, are equal, apart from rounding."""
+    if isinstance(wanted, list):
+        return len(seen or []) == len(wanted) and all(map(close, seen, wanted))
+    if isinstance(wanted, float) and isinstance(seen, float):
+        return seen == wanted or abs(seen - wanted) <= 1e-12 * abs(wanted)
+    # True stands for any text.
+    return bool(seen) if wanted is True else bool(seen == wanted)
+
+
+def wait_until(wanted: dict[int, dict[str, int]]) -> None:
+    """Wait until every rank holds what it must, and goes on to."""
+    began = steady = time.monotonic()
+    while True:
+        for rank in RANKS:
+            rank.tell("held")
+        seen = [rank.answer(PATIENCE, "a look at its counters")[0] for rank in RANKS]
+        now = time.monotonic()
+        if any(held != wanted.get(rank, {}) for rank, held in enumerate(seen)):
+            steady = now
+        elif now - steady > STEADY:
+            return
+        if now - began > PATIENCE:
+            raise Found("held", f"ranks hold {seen}, and must hold {wanted}")
+        time.sleep(0.1)
+
+
+def compare_calls(calls: list[dict[str, int]]) -> None:
+    """Compare how often each call ran with how often it must."""
+    for rank, wanted in zip(RANKS, calls, strict=True):
+        rank.tell("ran")
+        seen, _, _ = rank.answer(PATIENCE, "a look at its calls")
+        if seen != wanted:
+            raise Found("calls", f"{rank.name} ran {seen}, and had to run {wanted}")
+
+
+def shut_down() -> None:
+    """Let all ranks shut down gracefully, and leave."""
+    for rank in RANKS:
+        rank.tell("shutdown")
+    for number, rank in enumerate(RANKS):
+        _, error, _ = rank.answer(SHUTDOWN_SECONDS, "rpc.shutdown()")
+        if number in LEAKING and not error:
+            raise Found("no error", f"{rank.name} had to report a leak at shutdown")
+        if number in MAY_LEAK and error and "Leak" in error:
+            continue
+        if error:
+            raise Found("shutdown", f"rpc.shutdown() of {rank.name} raised {error}")
+    for rank in RANKS:
+        rank.tell("exit")
+        rank.process.join(PATIENCE)
+        if rank.process.exitcode != 0:
+            kind = "died" if (rank.process.exitcode or 0) < 0 else "shutdown"
+            raise Found(kind, f"{rank.name} left with {rank.process.exitcode}")
+
+
+def main() -> int:
+    """Run it all; the code to exit with."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            RANKS.extend(Rank(rank, folder) for rank in range(len(WORLD)))
+            run()
+        except Found as found:
+            kind, sentence = found.args
+            print("the failure shows:" if kind == BROKEN else "something else:", sentence)
+            return 1 if kind == BROKEN else 2
+        except Exception:
+            traceback.print_exc()
+            return 2
+        finally:
+            for rank in RANKS:
+                rank.process.kill()
+                rank.process.join()
+    print("the failure does not show")
+    return 0

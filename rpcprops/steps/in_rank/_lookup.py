@@ -1,0 +1,46 @@
+"""Finds the function that runs a step in a rank. It imports torch only where the function does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+#: The modules of the kinds whose classes do not name their function themselves.
+_MODULES = {
+    **dict.fromkeys(
+        ("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"), "rrefs"
+    ),
+    **dict.fromkeys(("call", "wait", "count", "chain"), "calls"),
+    **dict.fromkeys(("context", "refused"), "autograd"),
+    **dict.fromkeys(("optimize", "module"), "training"),
+    "pause": "control",
+}
+
+
+def place_of(kind: Any) -> tuple[str, str]:
+    """The module and the name of the function that runs a step, or steps of a class.
+
+    Raises:
+        TypeError: no rank runs it.
+    """
+    runs = getattr(kind, "runs", "")
+    if not runs and kind.op in _MODULES:
+        runs = f"rpcprops.steps.in_rank.{_MODULES[kind.op]}:{kind.op}"
+    if not runs:
+        msg = f"{kind!r} is not run in a rank"
+        raise TypeError(msg)
+    module, _, name = runs.partition(":")
+    return module, name
+
+
+def function_of(step: Any) -> Any:
+    """The function that runs a step here; it takes what :func:`arguments_of` gives."""
+    module, name = place_of(step)
+    return getattr(importlib.import_module(module), name)
+
+
+def arguments_of(step: Any) -> dict[str, Any]:
+    """The fields of a step, by name, but for the rank that runs it."""
+    names = (field.name for field in dataclasses.fields(step))
+    return {name: getattr(step, name) for name in names if name != "at"}

@@ -1,0 +1,66 @@
+"""The sum that calls and remote calls compute: in Python, by a builtin of torch, in TorchScript."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from rpcprops.steps.in_rank._shared import handle_of, note_call, tensor
+
+
+class RaisedOnPurposeError(Exception):
+    """Raised by functions that a step asks to raise."""
+
+
+def add(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
+    """Add two tensors; the second may come as an RRef, and is fetched here."""
+    note_call(call)
+    return left + (right if isinstance(right, torch.Tensor) else right.to_here())
+
+
+def raise_on_purpose(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
+    """Raise, whatever the arguments."""
+    note_call(call)
+    raise RaisedOnPurposeError(call)
+
+
+def torchscript(function: Any) -> Any:
+    """Compile a function by TorchScript, without torch's warning that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+@torchscript
+def script_add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Add two tensors, in TorchScript."""
+    return left + right
+
+
+@torchscript
+def script_raise(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Raise in TorchScript, which wants to see a value returned as well."""
+    if left.numel() >= 0:
+        raise RuntimeError("raised on purpose")  # noqa: EM101  (TorchScript)
+    return left + right
+
+
+def operand(value: tuple[float, ...] | str) -> Any:
+    """What stands for a value in a call: a tensor, or the RRef of that name."""
+    return handle_of(value) if isinstance(value, str) else tensor(value)
+
+
+def sum_call(
+    call: str, flavour: str, left: Any, right: Any, *, raises: bool = False
+) -> tuple[Any, tuple[Any, ...]]:
+    """The function that adds, or raises, and its arguments.
+
+    Only a Python function can be told the name of its call.
+    """
+    if raises:
+        function = raise_on_purpose if flavour == "python" else script_raise
+    else:
+        function = {"python": add, "builtin": torch.add, "script": script_add}[flavour]
+    return function, (call, left, right) if flavour == "python" else (left, right)

@@ -1,0 +1,90 @@
+"""Steps that call a function on another rank: now, later, counted, in a chain."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank._shared import (
+    MissingHandleError,
+    futures,
+    note_call,
+    tensor,
+    timeout_of,
+)
+from rpcprops.steps.in_rank._sums import add, operand, sum_call
+
+
+def call(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    left: tuple[float, ...],
+    right: tuple[float, ...] | str,
+    flavour: str,
+    wait: str,
+    timeout: float | None,
+    out: str,
+    raises: bool,
+) -> list[float] | None:
+    """Let another rank compute a sum: by ``rpc_sync``, or ``rpc_async`` waited for now or later."""
+    send: Any = rpc.rpc_sync if wait == "sync" else rpc.rpc_async
+    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
+    result = send(world[to], function, args=args, timeout=timeout_of(timeout))
+    if wait == "later":
+        futures[out] = result
+        return None
+    if wait == "async":
+        result = result.wait()
+    value: list[float] = result.tolist()
+    return value
+
+
+def wait(call: str, world: tuple[str, ...], *, future: str) -> list[float]:
+    """Wait for a call that was made before."""
+    if future not in futures:
+        raise MissingHandleError(future)
+    value: list[float] = futures.pop(future).wait().tolist()
+    return value
+
+
+#: The numbers that :func:`next_number` has not given yet; ``next`` takes each once.
+numbers = itertools.count(1)
+
+
+def count(call: str, world: tuple[str, ...], *, to: int) -> int:
+    """Let another rank count one more, and say how many."""
+    number: int = rpc.rpc_sync(world[to], next_number, args=(call,))
+    return number
+
+
+def next_number(call: str) -> int:
+    """Count one more."""
+    note_call(call)
+    return next(numbers)
+
+
+def chain(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    then: int,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+) -> list[float]:
+    """Call another rank, which answers once a third one has computed the sum for it."""
+    args = (call, world[then], tensor(left), tensor(right))
+    value: list[float] = rpc.rpc_sync(world[to], chained_add, args=args).tolist()
+    return value
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def chained_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
+    """Let another rank add; the answer goes out when that one's has come."""
+    note_call(call)
+    return rpc.rpc_async(then, add, args=(call + "/then", left, right))

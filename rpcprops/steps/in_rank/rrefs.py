@@ -1,0 +1,150 @@
+"""Steps with RRefs: made, sent, fetched, called through, dropped."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank._shared import handle_of, handles, note_call, tensor, timeout_of
+from rpcprops.steps.in_rank._sums import operand, sum_call, torchscript
+
+
+def remote(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    out: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...] | str,
+    flavour: str,
+    raises: bool,
+    timeout: float | None,
+) -> None:
+    """Let another rank compute a sum and own it; keep the RRef."""
+    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
+    handles[out] = rpc.remote(world[to], function, args=args, timeout=timeout_of(timeout))
+
+
+def own(call: str, world: tuple[str, ...], *, out: str, value: tuple[float, ...]) -> None:
+    """Own a value here, and keep its RRef."""
+    handles[out] = rpc.RRef(tensor(value))
+
+
+def share(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    handle: str,
+    to: int,
+    out: str,
+    inside: str,
+    timeout: float | None,
+) -> None:
+    """Send an RRef to another rank, which keeps it: alone, or inside a list or a dict."""
+    rref = handle_of(handle)
+    sent = {"list": [rref], "dict": {"rref": rref}}.get(inside, rref)
+    args = (call, out, sent)
+    rpc.rpc_sync(world[to], keep_handle, args=args, timeout=timeout_of(timeout))
+
+
+def keep_handle(call: str, name: str, sent: Any) -> None:
+    """Keep an RRef that arrived as an argument, alone or in a list or a dict."""
+    note_call(call)
+    if isinstance(sent, list):
+        (sent,) = sent
+    elif isinstance(sent, dict):
+        sent = sent["rref"]
+    handles[name] = sent
+
+
+def fetch(call: str, world: tuple[str, ...], *, handle: str, timeout: float | None) -> list[float]:
+    """Copy the value of an RRef to here."""
+    value: list[float] = handle_of(handle).to_here(timeout=timeout_of(timeout)).tolist()
+    return value
+
+
+def local(call: str, world: tuple[str, ...], *, handle: str) -> list[float]:
+    """The value of an RRef that is owned here."""
+    value: list[float] = handle_of(handle).local_value().tolist()
+    return value
+
+
+def through(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    handle: str,
+    how: str,
+    addend: float,
+    out: str,
+    timeout: float | None,
+) -> list[float] | None:
+    """Call a method of an RRef's value at its owner."""
+    rref = handle_of(handle)
+    if how == "remote":
+        handles[out] = rref.remote().add(addend)
+        return None
+    if how == "async":
+        value = rref.rpc_async(timeout_of(timeout)).add(addend).wait()
+    else:
+        value = rref.rpc_sync(timeout_of(timeout)).add(addend)
+    numbers: list[float] = value.tolist()
+    return numbers
+
+
+def bump(call: str, world: tuple[str, ...], *, handle: str) -> list[float]:
+    """Add one to the value of an RRef in place, at its owner."""
+    rref = handle_of(handle)
+    value: list[float] = rpc.rpc_sync(rref.owner(), add_one, args=(rref,)).tolist()
+    return value
+
+
+@torchscript
+def add_one(rref: rpc.RRef[torch.Tensor]) -> torch.Tensor:
+    """Add one to a tensor that is owned here, in place."""
+    value: torch.Tensor = rref.local_value()
+    return value.add_(1.0)
+
+
+def nest(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    via: int,
+    to: int,
+    out: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    flavour: str,
+) -> None:
+    """Let `via` call ``rpc.remote`` on a third rank; keep the RRef that it returns."""
+    args = (call, flavour, world[to], tensor(left), tensor(right))
+    handles[out] = rpc.rpc_sync(world[via], nested_remote, args=args)
+
+
+def nested_remote(call: str, flavour: str, to: str, left: torch.Tensor, right: torch.Tensor) -> Any:
+    """Call ``rpc.remote`` on a third rank, and return the RRef."""
+    note_call(call)
+    function, args = sum_call(call + "/nested", flavour, left, right)
+    return rpc.remote(to, function, args=args)
+
+
+def drop(call: str, world: tuple[str, ...], *, handle: str, by: str) -> None:
+    """Let go of an RRef, by ``del`` or as a scope ends, and collect garbage."""
+    if by == "scope":
+        leave_scope(handle)
+    else:
+        handle_of(handle)
+        del handles[handle]
+    gc.collect()
+
+
+def leave_scope(handle: str) -> None:
+    """Let an RRef end with this function."""
+    held = handle_of(handle)
+    del handles[handle]
+    held.owner()
