@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -111,27 +111,20 @@ def letters(number: int) -> str:
     return name if number < 26 else letters(number // 26 - 1) + name
 
 
-class _Names:
-    """Names in the order in which they are given."""
+_NAMED: dict[Sort, Callable[[int], str]] = {
+    "handle": letters,
+    "future": "f{}".format,
+    "context": "x{}".format,
+}
 
-    def __init__(self, given: dict[Sort, int] | None = None) -> None:
-        self.given: dict[Sort, int] = {} if given is None else dict(given)
+
+class _Names(Counter[Sort]):
+    """How many of each sort have been named."""
 
     def next(self, sort: Sort) -> str:
         """The next name for a thing of that sort."""
-        number = self.given.get(sort, 0)
-        self.given[sort] = number + 1
-        match sort:
-            case "handle":
-                return letters(number)
-            case "future":
-                return f"f{number}"
-            case "context":
-                return f"x{number}"
-
-    def copy(self) -> _Names:
-        """The same, to go on with apart."""
-        return _Names(self.given)
+        self[sort] += 1
+        return _NAMED[sort](self[sort] - 1)
 
 
 @dataclass
@@ -140,7 +133,7 @@ class _Block:
 
     Attributes:
         left: how many steps are still to come.
-        began: the names that had been given before it.
+        began: how many names had been given before it.
         maker: the rank whose branch made a thing, by its name.
         users: the ranks whose branches use an RRef, by its number.
         changer: the rank whose branch changes its value.
@@ -252,9 +245,9 @@ class StepDrawer:
         )
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
-        #: For each rank: one of the others first, itself, the rest.
-        self._peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
-        self._others = others
+        #: For each rank: the others; and whom it may call, one of the others first, then itself.
+        self.others = others
+        self.peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
 
     def add(self, *, room: int = _MOST_AT_ONCE, must: bool = False) -> None:
         """Draw the next step, or none, or the start of a parallel step.
@@ -327,7 +320,7 @@ class StepDrawer:
     def start_parallel(self, most: int = _MOST_AT_ONCE) -> None:
         """Let the next steps, two to `most`, run at once where they are at several ranks."""
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
-        self._block = _Block(left, self.scope.copy(), self._names.copy())
+        self._block = _Block(left, self.scope.copy(), _Names(self._names))
 
     # Which kind.
 
@@ -421,15 +414,7 @@ class StepDrawer:
 
     def peer(self, at: int) -> int:
         """A rank for `at` to call: another one first, then itself."""
-        return self.pick(self._peers[at])
-
-    def peers(self, at: int) -> tuple[int, ...]:
-        """The ranks that `at` may call: one of the others first, itself, the rest."""
-        return self._peers[at]
-
-    def others(self, at: int) -> tuple[int, ...]:
-        """The ranks but `at`."""
-        return self._others[at]
+        return self.pick(self.peers[at])
 
     def name(self, sort: Sort) -> str:
         """A name for what a step makes."""
@@ -478,8 +463,8 @@ class StepDrawer:
     def countable(self, at: int) -> list[int]:
         """The ranks whose counter a step at `at` may use: in a parallel step, one a branch."""
         counter = self._block.counter if self._block else {}
-        own = [rank for rank in self._peers[at] if counter.get(rank) == at]
-        return own or [rank for rank in self._peers[at] if rank not in counter]
+        own = [rank for rank in self.peers[at] if counter.get(rank) == at]
+        return own or [rank for rank in self.peers[at] if rank not in counter]
 
     def timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
         """None, clearly more than any delay, or clearly less than that of the message."""
@@ -515,5 +500,5 @@ def _aim_order(cls: type[Step]) -> tuple[int, float]:
 
 def _new_names(leaves: Iterable[Leaf], began: _Names) -> dict[str, str]:
     """Names in the order in which `leaves` stand, for those that they make."""
-    names = began.copy()
+    names = _Names(began)
     return {name: names.next(sort) for leaf in leaves for sort, name in leaf.made}

@@ -158,7 +158,7 @@ class Context(Step):
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others(rank)
+        others = drawer.others[rank]
         if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
             return []
         return [
@@ -177,7 +177,7 @@ def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
     hops: list[int] = []
     for _ in range(length if width else 0):
         number, index = divmod(number, width)
-        start = drawer.others(start)[index]
+        start = drawer.others[start][index]
         hops.append(start)
     return hops
 

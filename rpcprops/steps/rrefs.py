@@ -52,9 +52,43 @@ _OWNED: tuple[Value, ...] = ((1.0,), (0.0,), (-2.0,), (1.0, 2.0), (3.0, 0.0, -1.
 _ADDENDS = (1.0, 0.0, -2.0, 3.0)
 
 
-def _maker(drawer: StepDrawer) -> Step | None:
-    """A step that makes a handle, of the first such kind that is drawn."""
-    return next((cls.draw(drawer) for cls in (Remote, Own, Nest) if cls.op in drawer.on), None)
+class _OfHandle(Step):
+    """A step at the rank of a handle, which it uses."""
+
+    __slots__ = ()
+
+    comes_first: ClassVar[bool] = False
+    handle: str
+
+    def enter(self, scope: Scope) -> None:
+        scope.alive(self.at, self.handle)
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        """The handles that one may use now."""
+        return drawer.handles()
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Step:
+        """One that uses this handle."""
+        return cls(handle.home, name)  # type: ignore[call-arg]  # where it has no other fields
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return bool(cls.usable(drawer))
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, names: Sequence[str] = (), **aim: Any) -> Step | None:
+        names = names or cls.usable(drawer)
+        if not names:
+            return None
+        name = drawer.recall(names)
+        return cls.using(drawer, name, drawer.scope.handles[name], **aim)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        makers = (Remote, Own, Nest)
+        return next((maker.draw(drawer) for maker in makers if maker.op in drawer.on), None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -152,7 +186,7 @@ class Remote(Step):
         flavours: Sequence[Flavour] = FLAVOURS,
     ) -> Remote:
         at = drawer.rank() if at is None else at
-        target = drawer.pick(to or drawer.peers(at))
+        target = drawer.pick(to or drawer.peers[at])
         form = drawer.pick([x for x in _REMOTES if x.get("flavour", "python") in flavours])
         flavour: Flavour = form.get("flavour", "python")
         left, right = draw_arguments(drawer, at, flavour)
@@ -177,7 +211,7 @@ class Remote(Step):
         cls, drawer: StepDrawer, rank: int, flavours: Sequence[Flavour] = FLAVOURS
     ) -> Way:
         """A way to draw one by which `rank` gets a handle of a value at another rank."""
-        others = drawer.others(rank)
+        others = drawer.others[rank]
         return (cls.op, lambda: cls.draw(drawer, at=rank, to=others, flavours=flavours))
 
     def drawn(self, drawer: StepDrawer) -> None:
@@ -222,7 +256,7 @@ class Own(Step):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Share(Step):
+class Share(_OfHandle):
     """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
 
     `inside` nests it in a list or in a dict. After a share with a `timeout` the handle may arrive
@@ -232,7 +266,6 @@ class Share(Step):
     op: ClassVar[str] = "share"
     order: ClassVar[int | None] = 2
     often: ClassVar[bool] = True
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
     to: int
@@ -262,30 +295,21 @@ class Share(Step):
         return model.shows(error=late, slack=slack)
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.sendable())
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.sendable()
 
     @classmethod
-    def draw(
-        cls, drawer: StepDrawer, *, names: Sequence[str] = (), to: int | None = None
-    ) -> Share | None:
-        names = names or drawer.sendable()
-        if not names:
-            return None
-        name = drawer.recall(names)
-        at = drawer.scope.handles[name].home
-        to = drawer.peer(at) if to is None else to
+    def using(
+        cls, drawer: StepDrawer, name: str, handle: HandleInfo, *, to: int | None = None
+    ) -> Share:
+        to = drawer.peer(handle.home) if to is None else to
         inside: Any = drawer.pick(("", "", "list", "dict"))
-        timeout = drawer.timeout(at, MessageType.PYTHON_CALL)
-        return cls(at, name, to, drawer.name("handle"), inside, timeout)
-
-    @classmethod
-    def instead(cls, drawer: StepDrawer) -> Step | None:
-        return _maker(drawer)
+        timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
+        return cls(handle.home, name, to, drawer.name("handle"), inside, timeout)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others(rank)
+        others = drawer.others[rank]
         match message:
             case MessageType.PYTHON_CALL:
                 here = drawer.sendable(lambda h: h.home == rank)
@@ -312,19 +336,15 @@ def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fetch(Step):
+class Fetch(_OfHandle):
     """``to_here``: copy the value of a handle to the rank where the handle lives."""
 
     op: ClassVar[str] = "fetch"
     order: ClassVar[int | None] = 1
     often: ClassVar[bool] = True
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
     timeout: float | None = None
-
-    def enter(self, scope: Scope) -> None:
-        scope.alive(self.at, self.handle)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # UserRRef::toHere; at the owner OwnerRRef::getValue, which sends nothing.
@@ -347,27 +367,14 @@ class Fetch(Step):
         return model.shows(None if late == "timeout" else value, late, slack)
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.handles())
-
-    @classmethod
-    def draw(cls, drawer: StepDrawer, *, names: Sequence[str] = ()) -> Fetch | None:
-        names = names or drawer.handles()
-        if not names:
-            return None
-        name = drawer.recall(names)
-        handle = drawer.scope.handles[name]
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
         message = fetch_message(typed=handle.typed)
         timeout = drawer.timeout(handle.home, message, late=handle.home != handle.owner)
         return cls(handle.home, name, timeout)
 
     @classmethod
-    def instead(cls, drawer: StepDrawer) -> Step | None:
-        return _maker(drawer)
-
-    @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        if not message.name.endswith("_FETCH_CALL") or not drawer.others(rank):
+        if not message.name.endswith("_FETCH_CALL") or not drawer.others[rank]:
             return []
         typed = message is fetch_message(typed=True)
         users = drawer.handles(lambda h: h.home == rank != h.owner and h.typed == typed)
@@ -385,17 +392,12 @@ def _note_value(drawer: StepDrawer, name: str) -> None:
     drawer.unseen.discard(name)
 
 
-def _is_own(handle: HandleInfo) -> bool:
-    return handle.home == handle.owner
-
-
 @dataclass(frozen=True, slots=True, repr=False)
-class Local(Step):
+class Local(_OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
     order: ClassVar[int | None] = 5
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
 
@@ -412,27 +414,19 @@ class Local(Step):
         return model.shows(model.value(model.handle(self.handle), self.at))
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.handles(_is_own))
-
-    @classmethod
-    def draw(cls, drawer: StepDrawer) -> Local | None:
-        names = drawer.handles(_is_own)
-        if not names:
-            return None
-        name = drawer.recall(names)
-        return cls(drawer.scope.handles[name].home, name)
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.handles(lambda h: h.home == h.owner)
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        return Own.draw(drawer) if Own.op in drawer.on else _maker(drawer)
+        return Own.draw(drawer) if Own.op in drawer.on else _OfHandle.instead(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_value(drawer, self.handle)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Through(Step):
+class Through(_OfHandle):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
     `how` says which; "remote" makes the handle `out` at `at`. The first such call asks the owner
@@ -441,7 +435,6 @@ class Through(Step):
 
     op: ClassVar[str] = "through"
     order: ClassVar[int | None] = 8
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
     how: Literal["sync", "async", "remote"] = "sync"
@@ -501,24 +494,16 @@ class Through(Step):
         return model.shows(None if self.how == "remote" else total)
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.sendable())
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.sendable()
 
     @classmethod
-    def draw(cls, drawer: StepDrawer) -> Through | None:
-        names = drawer.sendable()
-        if not names:
-            return None
-        name = drawer.recall(names)
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
         form: Any = drawer.pick(("sync", "async", "remote"))
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"
-        return cls(drawer.scope.handles[name].home, name, form, addend, out)
-
-    @classmethod
-    def instead(cls, drawer: StepDrawer) -> Step | None:
-        return _maker(drawer)
+        return cls(handle.home, name, form, addend, out)
 
 
 def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
@@ -540,7 +525,7 @@ def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: fl
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Bump(Step):
+class Bump(_OfHandle):
     """Add one to a handle's tensor in place, by a TorchScript function on its owner.
 
     Not idempotent: a call that ran twice shows in the next fetch. TorchScript must know the type of
@@ -549,7 +534,6 @@ class Bump(Step):
 
     op: ClassVar[str] = "bump"
     order: ClassVar[int | None] = 9
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
 
@@ -573,27 +557,21 @@ class Bump(Step):
         return model.shows(list(rref.value))
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(_bumpable(drawer))
-
-    @classmethod
-    def draw(cls, drawer: StepDrawer, *, names: Sequence[str] = ()) -> Bump | None:
-        names = names or _bumpable(drawer)
-        if not names:
-            return None
-        name = drawer.recall(names)
-        return cls(drawer.scope.handles[name].home, name)
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return _bumpable(drawer)
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        return Remote.draw(drawer, flavours=TYPED) if Remote.op in drawer.on else _maker(drawer)
+        if Remote.op in drawer.on:
+            return Remote.draw(drawer, flavours=TYPED)
+        return _OfHandle.instead(drawer)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         match message:
             case MessageType.SCRIPT_CALL:
                 names = _bumpable(drawer, lambda h: h.home == rank)
-            case MessageType.RREF_CHILD_ACCEPT if drawer.others(rank):
+            case MessageType.RREF_CHILD_ACCEPT if drawer.others[rank]:
                 names = _bumpable(drawer, lambda h: h.owner == rank != h.home)
             case _:
                 return []
@@ -650,15 +628,15 @@ class Nest(Step):
         flavours: Sequence[Flavour] = FLAVOURS,
     ) -> Nest:
         caller = drawer.pick(at or drawer.ranks)
-        middle = drawer.pick(via or drawer.peers(caller))
-        target = drawer.pick([rank for rank in drawer.peers(middle) if to(rank)])
+        middle = drawer.pick(via or drawer.peers[caller])
+        target = drawer.pick([rank for rank in drawer.peers[middle] if to(rank)])
         flavour = drawer.pick(flavours)
         out = drawer.name("handle")
         return cls(caller, middle, target, out, *drawer.pick(PAIRS), flavour)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others(rank)
+        others = drawer.others[rank]
         aim: dict[str, Any]
         match message:
             case MessageType.PYTHON_CALL:
@@ -680,13 +658,12 @@ class Nest(Step):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Drop(Step):
+class Drop(_OfHandle):
     """Let go of a handle and collect garbage at its rank: by ``del``, or as a scope ends."""
 
     op: ClassVar[str] = "drop"
     order: ClassVar[int | None] = 4
     often: ClassVar[bool] = True
-    comes_first: ClassVar[bool] = False
     at: int
     handle: str
     by: Literal["del", "scope"] = "del"
@@ -703,24 +680,12 @@ class Drop(Step):
         return model.shows()
 
     @classmethod
-    def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.handles())
-
-    @classmethod
-    def draw(cls, drawer: StepDrawer, *, names: Sequence[str] = ()) -> Drop | None:
-        names = names or drawer.handles()
-        if not names:
-            return None
-        name = drawer.recall(names)
-        return cls(drawer.scope.handles[name].home, name, drawer.pick(("del", "scope")))
-
-    @classmethod
-    def instead(cls, drawer: StepDrawer) -> Step | None:
-        return _maker(drawer)
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Drop:
+        return cls(handle.home, name, drawer.pick(("del", "scope")))
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        if message is not MessageType.RREF_USER_DELETE or not drawer.others(rank):
+        if message is not MessageType.RREF_USER_DELETE or not drawer.others[rank]:
             return []
         users = drawer.handles(lambda h: h.home == rank != h.owner)
         if not users:

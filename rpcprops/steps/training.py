@@ -101,9 +101,9 @@ class Optimize(Step):
         cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
     ) -> Optimize:
         at = drawer.rank() if at is None else at
-        owners = [drawer.pick(first or drawer.peers(at))]
+        owners = [drawer.pick(first or drawer.peers[at])]
         for _ in range(_MOST_OWNERS - 1):
-            others = [rank for rank in drawer.peers(at) if rank not in owners]
+            others = [rank for rank in drawer.peers[at] if rank not in owners]
             owner = drawer.pick((None, None, *others))
             if owner is not None:
                 owners.append(owner)
@@ -111,7 +111,7 @@ class Optimize(Step):
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others(rank)
+        others = drawer.others[rank]
         if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
             return []
         return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
