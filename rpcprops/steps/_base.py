@@ -78,7 +78,7 @@ class Step:
     runs: ClassVar[str]
     #: Its place among the kinds that are drawn by default, roughly the simplest first; what needs
     #: something before it comes after what makes that. None: drawn only where it is asked for.
-    order: ClassVar[int | None] = None
+    order: ClassVar[float | None] = None
     #: Its place, before `order`, among the steps that have a rank send one type of message.
     aim_order: ClassVar[int] = 1
     #: Whether it is drawn twice as often as the rest.

@@ -56,7 +56,7 @@ class Context(Step):
     """
 
     op: ClassVar[str] = "context"
-    order: ClassVar[int | None] = 13
+    order: ClassVar[float | None] = 13
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     at: int
     name: str
@@ -187,7 +187,7 @@ class Refused(Step):
     """Ask `at` for a context that has ended: its id must be refused. Settle first."""
 
     op: ClassVar[str] = "refused"
-    order: ClassVar[int | None] = 15
+    order: ClassVar[float | None] = 15
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False
     at: int

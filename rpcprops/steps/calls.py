@@ -55,7 +55,7 @@ class Call(Step):
     """
 
     op: ClassVar[str] = "call"
-    order: ClassVar[int | None] = 6
+    order: ClassVar[float | None] = 6
     aim_order: ClassVar[int] = 0
     makes: ClassVar[Mapping[str, Sort]] = {"out": "future"}
     at: int
@@ -165,7 +165,7 @@ class Wait(Step):
     """Wait for the future of a :class:`Call` made with ``wait="later"``."""
 
     op: ClassVar[str] = "wait"
-    order: ClassVar[int | None] = 7
+    order: ClassVar[float | None] = 7
     often: ClassVar[bool] = True  # for it seldom finds a future
     comes_first: ClassVar[bool] = False
     at: int
@@ -214,7 +214,7 @@ class Count(Step):
     """Add one to a counter that `to` keeps, and give the new count. Not idempotent."""
 
     op: ClassVar[str] = "count"
-    order: ClassVar[int | None] = 10
+    order: ClassVar[float | None] = 10
     at: int
     to: int
 
@@ -242,7 +242,7 @@ class Chain(Step):
     """Call an ``async_execution`` function of `to`, which calls `then` for ``left + right``."""
 
     op: ClassVar[str] = "chain"
-    order: ClassVar[int | None] = 12
+    order: ClassVar[float | None] = 12
     at: int
     to: int
     then: int

@@ -25,7 +25,7 @@ class Pause(Step):
     """Let `seconds` (virtual) pass at a rank."""
 
     op: ClassVar[str] = "pause"
-    order: ClassVar[int | None] = 18
+    order: ClassVar[float | None] = 18
     at: int
     seconds: float = 1.0
 
@@ -48,7 +48,7 @@ class Settle(Step):
 
     op: ClassVar[str] = "settle"
     runs: ClassVar[str] = ""
-    order: ClassVar[int | None] = 14
+    order: ClassVar[float | None] = 14
     in_branch: ClassVar[bool] = False
 
     def enter(self, scope: Scope) -> None:

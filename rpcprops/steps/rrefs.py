@@ -101,7 +101,7 @@ class Remote(Step):
     """
 
     op: ClassVar[str] = "remote"
-    order: ClassVar[int | None] = 0
+    order: ClassVar[float | None] = 0
     at: int
     to: int
     out: str
@@ -235,7 +235,7 @@ class Own(Step):
     """``RRef(value)``: `at` owns the value itself and keeps the handle `out`."""
 
     op: ClassVar[str] = "own"
-    order: ClassVar[int | None] = 3
+    order: ClassVar[float | None] = 3
     at: int
     out: str
     value: Value = (1.0,)
@@ -264,7 +264,7 @@ class Share(_OfHandle):
     """
 
     op: ClassVar[str] = "share"
-    order: ClassVar[int | None] = 2
+    order: ClassVar[float | None] = 2
     often: ClassVar[bool] = True
     at: int
     handle: str
@@ -340,7 +340,7 @@ class Fetch(_OfHandle):
     """``to_here``: copy the value of a handle to the rank where the handle lives."""
 
     op: ClassVar[str] = "fetch"
-    order: ClassVar[int | None] = 1
+    order: ClassVar[float | None] = 1
     often: ClassVar[bool] = True
     at: int
     handle: str
@@ -397,7 +397,7 @@ class Local(_OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
-    order: ClassVar[int | None] = 5
+    order: ClassVar[float | None] = 5
     at: int
     handle: str
 
@@ -434,7 +434,7 @@ class Through(_OfHandle):
     """
 
     op: ClassVar[str] = "through"
-    order: ClassVar[int | None] = 8
+    order: ClassVar[float | None] = 8
     at: int
     handle: str
     how: Literal["sync", "async", "remote"] = "sync"
@@ -533,7 +533,7 @@ class Bump(_OfHandle):
     """
 
     op: ClassVar[str] = "bump"
-    order: ClassVar[int | None] = 9
+    order: ClassVar[float | None] = 9
     at: int
     handle: str
 
@@ -587,7 +587,7 @@ class Nest(Step):
     """`at` asks `via`, which itself calls ``rpc.remote`` on `to` and returns the handle to `at`."""
 
     op: ClassVar[str] = "nest"
-    order: ClassVar[int | None] = 11
+    order: ClassVar[float | None] = 11
     at: int
     via: int
     to: int
@@ -662,7 +662,7 @@ class Drop(_OfHandle):
     """Let go of a handle and collect garbage at its rank: by ``del``, or as a scope ends."""
 
     op: ClassVar[str] = "drop"
-    order: ClassVar[int | None] = 4
+    order: ClassVar[float | None] = 4
     often: ClassVar[bool] = True
     at: int
     handle: str

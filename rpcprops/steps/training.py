@@ -30,7 +30,7 @@ class Optimize(Step):
     """
 
     op: ClassVar[str] = "optimize"
-    order: ClassVar[int | None] = 17
+    order: ClassVar[float | None] = 17
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     at: int
     name: str
@@ -122,7 +122,7 @@ class Module(Step):
     """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``; called once with `value`."""
 
     op: ClassVar[str] = "module"
-    order: ClassVar[int | None] = 16
+    order: ClassVar[float | None] = 16
     at: int
     to: int
     value: Value = (1.0, 2.0)

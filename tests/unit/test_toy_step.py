@@ -14,6 +14,7 @@ from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import predict
 from rpcprops.programs import STEP_TYPES, Drop, Own, Parallel, Program, Remote, Share, Step
+from rpcprops.stateful import ClusterMachine
 from rpcprops.strategies import programs
 from rpcprops.strategies._steps import KINDS, checked_kinds
 from tests._draws import draws
@@ -87,9 +88,9 @@ def _registered() -> Iterator[None]:
 
 def test_it_is_drawn_where_it_is_asked_for() -> None:
     """Strategies draw it where `kinds` names it, on one rank after the other and at once."""
-    found = draws(programs(kinds=("remote", "own", "share", "twice"), max_steps=32), 150)
+    found = draws(programs(kinds=("remote", "own", "share", "twice")), 80)
     drawn = [step for program in found for step in program.steps if isinstance(step, Twice)]
-    assert len(drawn) > 50
+    assert len(drawn) > 30
     assert {step.at == step.to for step in drawn} == {True, False}
     parallel = [s for program in found for s in program.steps if isinstance(s, Parallel)]
     assert any(isinstance(leaf, Twice) for step in parallel for leaf in step.leaves)
@@ -101,9 +102,21 @@ def test_it_is_aimed_at_faults() -> None:
     drawn = programs(
         min_world_size=3, max_world_size=3, min_steps=8, kinds=("own", "twice"), plan=plan
     )
-    found = draws(drawn, 60)
+    found = draws(drawn, 30)
     at = [leaf.at for program in found for leaf in program.leaves if isinstance(leaf, Twice)]
     assert at.count(1) > at.count(0) + at.count(2) > 0
+
+
+def test_a_state_machine_has_a_rule_for_it() -> None:
+    """A machine whose kinds name it may run it as a rule, and a machine of all kinds does not."""
+
+    class Toys(ClusterMachine):
+        kinds = ("own", "twice")
+
+    class Others(ClusterMachine):
+        pass
+
+    assert {name for name in dir(Toys) if not hasattr(Others, name)} == {"step_twice"}
 
 
 def test_it_is_not_drawn_unasked() -> None:
