@@ -414,7 +414,7 @@ class Model:
     def created(self, at: int, owner: int, value: Sequence[float] = (), *, typed: bool) -> Handle:
         """The handle of `at` to a new RRef of `owner`, which may be `at` itself.
 
-        The owner of another's counts the fork of its creator when the creation arrives
+        Another rank's handle is a fork, which the owner counts once the creation arrives
         (``rref_context.cpp``: ``RRefContext::createUserRRef``, ``addForkOfOwner``).
         """
         rref = RRef(owner, list(value), typed)

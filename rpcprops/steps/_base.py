@@ -61,7 +61,7 @@ class StepFails(Exception):
 
 
 class Step:
-    """A step of a program: at the rank `at` (but for a settle and a parallel step, at all of them).
+    """A step of a program, at the rank `at`. A settle and a parallel step have no such rank.
 
     Fields of these names mean the same in every step, and what follows from them is done for all:
     `at`, `to`, `via` and `then` are ranks; `timeout` is in virtual seconds, or None; `handle` and a
