@@ -93,6 +93,10 @@ class ClusterMachine(RuleBasedStateMachine):
         super().__init_subclass__(**options)
         cls._confirmed, cls._doubted, cls._unasked, cls._written = set(), set(), {}, None
         cls._asked = checked_kinds(cls.kinds, parallel=True)
+        for kind in cls._asked:
+            if not hasattr(cls, f"step_{kind}"):
+                # A kind that is not drawn by default.
+                setattr(cls, f"step_{kind}", _rule(kind))
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,8 +29,8 @@ from rpcprops.cluster import _finder, _functions, _interpreter, _network, _wire
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
-from rpcprops.torch_facts import CounterKeys, installed, symbols
 from rpcprops.steps.in_rank import _shared
+from rpcprops.torch_facts import CounterKeys, installed, symbols
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
 _NO_SHARED_MEMORY = 512 << 10

@@ -7,7 +7,8 @@ from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
-from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
+from rpcprops.oracle._model import Model, predict
+from rpcprops.oracle._prediction import ErrorClass, Prediction, Send, StepPrediction
 from rpcprops.torch_facts import FINDINGS, Finding
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Literal
 from rpcprops.faults import Fault, FaultPlan
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import is_expected
-from rpcprops.oracle._model import Prediction
+from rpcprops.oracle._prediction import Prediction
 from rpcprops.outcomes import Outcome, RankOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of

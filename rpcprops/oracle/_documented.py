@@ -12,7 +12,7 @@ from typing import Any
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._log_errors import log_errors
-from rpcprops.oracle._model import Prediction
+from rpcprops.oracle._prediction import Prediction
 from rpcprops.oracle._worlds import could_not_release, reports_leak
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from rpcprops.oracle._model import ErrorClass
+from rpcprops.oracle._prediction import ErrorClass
 from rpcprops.outcomes import RaisedError
 from rpcprops.torch_facts import NEWEST, TorchFacts
 

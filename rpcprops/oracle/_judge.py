@@ -14,7 +14,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._log_errors import log_violations
-from rpcprops.oracle._model import Prediction, StepPrediction
+from rpcprops.oracle._prediction import Prediction, StepPrediction
 from rpcprops.oracle._worlds import owner_slack, padded, shutdown_violations, unsettled
 from rpcprops.outcomes import (
     Counters,

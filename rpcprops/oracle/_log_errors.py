@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from rpcprops.oracle._errors import error_class
-from rpcprops.oracle._model import ErrorClass, Prediction
+from rpcprops.oracle._prediction import ErrorClass, Prediction
 from rpcprops.oracle._worlds import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Context, Program

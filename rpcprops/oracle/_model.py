@@ -29,207 +29,22 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType, SendDelay, delay_milliseconds, retry_wait
-from rpcprops.oracle._gradients import run_context
+from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
+from rpcprops.oracle._prediction import ErrorClass, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
-from rpcprops.programs import (
-    Bump,
-    Call,
-    Chain,
-    Context,
-    Count,
-    Drop,
-    Fetch,
-    Leaf,
-    Local,
-    Module,
-    Nest,
-    Optimize,
-    Own,
-    Pause,
-    Program,
-    Refused,
-    Remote,
-    Settle,
-    Share,
-    Through,
-    Wait,
-)
-
-#: Virtual seconds by which a timeout must clear what the faults make its call wait for, before the
-#: outcome is certain either way. Where it is shorter, that wait alone decides; where it is longer,
-#: the answer must also come back in time.
-CLEARLY_LATE = 0.25
-CLEARLY_IN_TIME = 60.0
-
-#: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
-#: torch does not retry; by what a function raised; because the RRef that it uses was never created;
-#: because the handle that it uses never came; or in a way that cannot be known.
-ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing", "unknown"]
+from rpcprops.programs import Program
+from rpcprops.steps import Argument, Leaf, StepFails
+from rpcprops.steps._arguments import sum_of
+from rpcprops.steps._base import CLEARLY_IN_TIME, CLEARLY_LATE, fetch_message, remote_message
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One message of the ten types.
-
-    Attributes:
-        payload: a name that two messages share exactly when their payload bytes are equal.
-        failures: how often sending it fails.
-        delivered: whether it is sent in the end.
-    """
-
-    rank: int
-    message: MessageType
-    payload: str
-    failures: int = 0
-    delivered: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class StepPrediction:
-    """What a step must show.
-
-    Attributes:
-        value: what it yields, None when it yields nothing.
-        error: the class of error that it must raise.
-        slack: virtual seconds between the step's timeout and what faults make its answer wait for.
-        counters: what each rank holds once it has settled after this step.
-        failures: how many sends that are tried again have failed at each rank by then.
-        calls: how often each named call has run at each rank by then.
-    """
-
-    value: Any = None
-    error: ErrorClass = ""
-    slack: float = UNLIMITED_SLACK
-    counters: tuple[Counters, ...] = ()
-    failures: tuple[int, ...] = ()
-    calls: tuple[Mapping[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a run must show.
-
-    Attributes:
-        steps: one for each of the program's `leaves`.
-        calls: how often each named call runs, by rank.
-        given_up: the named calls, by rank, that shutdown may drop: their callers no longer wait
-            for them, and nothing settles after them.
-        sends: every message of the ten types, in order, up to the last settle.
-        retried: how many sends that are tried again have failed by then, by rank.
-        last_sends: the deletes that a graceful shutdown sends for what is still held.
-        counters: what each rank holds at the end, once settled.
-        graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
-            where these fail.
-        leaking: ranks whose graceful shutdown must report a leak, because a message that would
-            have drained them was lost.
-        hurried: ranks that may leave before their last deletes are through: they wait for a child
-            to be accepted first, 100 virtual seconds, or the owner has nothing to be deleted.
-        perhaps_leaking: ranks that may report one: such deletes come as late as their
-            owners give up.
-        keeping: ranks that may say that they could not release a context somewhere: their cleanup
-            was lost, or a shutdown that came at once has given it up.
-        hazards: names of known findings (docs/findings.md) that this program meets under this plan.
-        certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
-            that is lost to some peers only, makes it uncertain.
-        waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits for
-            it, 100 virtual seconds.
-        has_failed_function: whether a function that remote() started raises.
-        unmarked_uses: how many uses of an RRef raise nothing although its creation times out, for
-            torch has not marked it yet.
-        contexts_left: how many contexts each rank may still hold after a graceful shutdown: those
-            whose cleanup was lost, and those whose cleanup was still being tried again.
-        alternatives: what else the run may show, where torch may mark a creation that timed out
-            before its RRef is used or after. See :func:`rpcprops.oracle.chosen`.
-    """
-
-    steps: tuple[StepPrediction, ...]
-    sends: tuple[Send, ...]
-    calls: tuple[Mapping[str, int], ...]
-    counters: tuple[Counters, ...]
-    retried: tuple[int, ...]
-    last_sends: tuple[Send, ...] = ()
-    graceful: bool = True
-    given_up: tuple[frozenset[str], ...] = ()
-    leaking: frozenset[int] = frozenset()
-    hurried: frozenset[int] = frozenset()
-    perhaps_leaking: frozenset[int] = frozenset()
-    keeping: frozenset[int] = frozenset()
-    hazards: frozenset[str] = frozenset()
-    certain: bool = True
-    waiting: frozenset[int] = frozenset()
-    has_failed_function: bool = False
-    unmarked_uses: int = 0
-    contexts_left: tuple[range, ...] = ()
-    alternatives: tuple[Prediction, ...] = ()
-
-    def failures(self) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends fail, by rank and type, up to the last settle."""
-        return _by_rank(self.sends, len(self.counters))
-
-    def last_failures(self) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends fail in the graceful shutdown, by rank and type."""
-        return _by_rank(self.last_sends, len(self.counters))
-
-    def failed_sends(self) -> tuple[range, ...]:
-        """How many sends that are tried again may fail in all, by rank.
-
-        Until the last settle they are known, and so are the last deletes of a graceful shutdown
-        unless the rank is in a hurry: then it may not come to them, and may lose every try of each
-        to an owner that has left.
-        """
-        found: list[range] = []
-        for rank, settled in enumerate(self.retried):
-            leaving = [send for send in self.last_sends if send.rank == rank]
-            least = most = settled + sum(send.failures for send in leaving)
-            if rank in self.hurried:
-                least = settled
-                most = settled + sum(send.message.max_retries + 1 for send in leaving)
-            found.append(range(least, most + 1))
-        return tuple(found)
-
-    def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends must be held up, by rank and type, up to the last settle."""
-        found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
-        for fault in plan.faults(len(self.counters)):
-            if isinstance(fault, SendDelay) and (times := fault.could_strike(self)):
-                found[fault.rank][fault.message] = times
-        return tuple(found)
-
-    def fault_seconds(self, plan: FaultPlan) -> float:
-        """Virtual seconds that all retries and delays take, one after the other."""
-        total = 0.0
-        faults = plan.faults(len(self.counters))
-        for struck in zip(*(fault.strikes(self.sends) for fault in faults), strict=True):
-            for fault, times in zip(faults, struck, strict=True):
-                total += fault.waits(times)
-        return total
-
-
-def _by_rank(sends: Sequence[Send], size: int) -> tuple[Mapping[MessageType, int], ...]:
-    found: list[Counter[MessageType]] = [Counter() for _ in range(size)]
-    for send in sends:
-        if send.failures:
-            found[send.rank][send.message] += send.failures
-    return tuple(found)
-
-
-class _Raises(Exception):
-    """Ends a step with an error of that class."""
-
-    def __init__(self, error: ErrorClass, slack: float = UNLIMITED_SLACK) -> None:
-        super().__init__(error)
-        self.error: ErrorClass = error
-        self.slack = slack
-
-
 @dataclass(slots=True)
-class _RRef:
+class RRef:
     """A value at its owner.
 
     Attributes:
@@ -251,7 +66,7 @@ class _RRef:
 
 
 @dataclass(slots=True)
-class _Handle:
+class Handle:
     """An RRef object at a rank.
 
     Attributes:
@@ -263,7 +78,7 @@ class _Handle:
         type_error: None before the type was asked for, then "" or how asking failed.
     """
 
-    rref: _RRef
+    rref: RRef
     rank: int
     fork: str = ""
     broken: ErrorClass = ""
@@ -281,6 +96,9 @@ class _Handle:
 class Model:
     """Predicts a program step by step.
 
+    It knows no kind of step: each step says what torch does for it, by the methods that follow
+    :meth:`add`, and by what the model remembers.
+
     Args:
         choices: for each use, in order, of an RRef that torch may not have marked as timed out yet:
             whether it has. Those beyond are taken as not marked.
@@ -290,62 +108,73 @@ class Model:
         self.choices = choices
         #: How many such uses there were; and the handles that the current step has used so.
         self.unmarked_uses = 0
-        self._used_now: list[_Handle] = []
+        self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
-        self.handles: dict[str, _Handle] = {}
+        #: Handles and futures by name. One that never came has no entry.
+        self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
-        self.rrefs: list[_RRef] = []
+        self.rrefs: list[RRef] = []
         #: User handles that are held, or that wait for a child to be accepted.
-        self.users: list[_Handle] = []
+        self.users: list[Handle] = []
+        #: The contexts that each rank never releases, by name.
         self.kept: list[set[str]] = [set() for _ in range(world_size)]
         self.keeping: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
+        #: What the counter of each rank is at.
         self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
         #: How many of them were over when the last settle ended.
         self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
+        #: How often each named call has run at each rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
         self.given_up: list[set[str]] = [set() for _ in range(world_size)]
         #: Deletes since then that failed at first, of RRefs that their owner may not have yet.
-        self.early_deletes: list[_RRef] = []
+        self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
         self.late_contexts: list[set[int]] = []
+        #: Names of known findings (docs/findings.md) that were met.
         self.hazards: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
 
     def add(self, step: Leaf) -> StepPrediction:
         """What the next step must show."""
-        index = len(self.steps)
         self._used_now.clear()
-        if isinstance(step, Settle):
-            for handle in self.handles.values():
-                self._mark(handle)
-                handle.timed_out = False
-            for rref in self.rrefs:
-                rref.made = True
-                rref.takes = 0.0
-            self.settled = len(self.sends)
-            self.given_up = [set() for _ in self.given_up]
-            self.early_deletes.clear()
-            self.late_contexts.clear()
-            predicted = StepPrediction(
-                counters=self.counters(), failures=self.retried(), calls=self.called()
-            )
-        else:
-            try:
-                predicted = self._step(f"step{index}", step)
-            except _Raises as raised:
-                predicted = StepPrediction(None, raised.error, raised.slack)
+        try:
+            predicted = step.predict(self, f"step{len(self.steps)}")
+        except StepFails as failed:
+            predicted = self.shows(error=failed.error, slack=failed.slack)
         if predicted.error == "unknown":
             self.certain = False
         self.steps.append(predicted)
         return predicted
+
+    def shows(
+        self, value: Any = None, error: ErrorClass = "", slack: float = UNLIMITED_SLACK
+    ) -> StepPrediction:
+        """What a step must show: see :class:`StepPrediction`."""
+        return StepPrediction(value, error, slack)
+
+    def settle(self) -> StepPrediction:
+        """All ranks come to rest; what they then hold."""
+        for handle in self.handles.values():
+            self.mark(handle)
+            handle.timed_out = False
+        for rref in self.rrefs:
+            rref.made = True
+            rref.takes = 0.0
+        self.settled = len(self.sends)
+        self.given_up = [set() for _ in self.given_up]
+        self.early_deletes.clear()
+        self.late_contexts.clear()
+        return StepPrediction(
+            counters=self.counters(), failures=self.retried(), calls=self.called()
+        )
 
     def prediction(self, *, settles: bool = True) -> Prediction:
         """What the steps so far must have shown, and a graceful shutdown now would.
@@ -353,7 +182,7 @@ class Model:
         Without `settles` the shutdown comes at once.
         """
         for handle in self.handles.values():
-            self._mark(handle)
+            self.mark(handle)
         # Graceful shutdown does not wait for cleanup that is being tried again.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
@@ -440,7 +269,7 @@ class Model:
         gone: set[str] = set()
         perhaps: set[int] = set()
         for user in self.users:
-            if self._send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
+            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
                 gone.add(user.fork)
             if user.rank in waiting:
                 perhaps.add(user.rref.owner)
@@ -450,10 +279,28 @@ class Model:
         self.failed = failed
         return last, leaking, perhaps - leaking
 
-    # Messages.
+    # What steps are made of.
 
-    def _send(self, rank: int, message: MessageType, payload: str = "") -> bool:
-        """Send one message; whether it is delivered."""
+    def handle(self, name: str) -> Handle:
+        """The handle of that name.
+
+        Raises:
+            StepFails: it never came.
+        """
+        if name not in self.handles:
+            raise StepFails(error="missing")
+        return self.handles[name]
+
+    def argument(self, argument: Argument) -> Handle | None:
+        """The handle that an argument names; None where it is a value."""
+        return self.handle(argument) if isinstance(argument, str) else None
+
+    def send(self, rank: int, message: MessageType, payload: str = "") -> bool:
+        """Send one message; whether it is delivered.
+
+        Messages whose `payload` is equal share the failures that the plan asks for; without one it
+        is unlike any other.
+        """
         payload = payload or f"unique{len(self.sends)}"
         table = self.plan.table(rank)
         failures, delivered = 0, True
@@ -465,162 +312,205 @@ class Model:
         self.sends.append(Send(rank, message, payload, failures, delivered))
         return delivered
 
-    def _call(
+    def call(
         self,
         at: int,
         to: int,
         message: MessageType,
         payload: str = "",
-        handle: _Handle | None = None,
-    ) -> _Handle | None:
-        """A call with a handle among its arguments, or none; what `to` receives for it."""
+        handle: Handle | None = None,
+    ) -> Handle | None:
+        """A call with a handle among its arguments, or none; what `to` receives for it.
+
+        Raises:
+            StepFails: the call fails for its caller.
+        """
         if handle is not None:
-            self._use(handle)
+            self.use(handle)
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
             self.hazards.add("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
-        if not self._send(at, message, payload):
+        if not self.send(at, message, payload):
             if not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, down to its length.
                 self.hazards.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise _Raises(error="injected")
+            raise StepFails(error="injected")
         return self._receive(handle, at, to, fork) if handle else None
 
-    def _prepare(self, handle: _Handle, sender: int) -> str:
-        """Fork a handle while the message that carries it is written."""
+    def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
+        """A call with a handle among its arguments, of a function that lets go of it.
+
+        Raises:
+            StepFails: the call fails for its caller.
+        """
+        there = self.call(at, to, message, handle=handle)
+        if there:
+            self.drop(there)
+
+    def give(self, handle: Handle, sender: int, receiver: int) -> Handle:
+        """A handle travels in a message that is not counted here; what `receiver` gets."""
+        return self._receive(handle, sender, receiver, self._prepare(handle, sender))
+
+    def _prepare(self, handle: Handle, sender: int) -> str:
+        """Fork a handle while the message that carries it is written.
+
+        ``rref_context.cpp``: ``RRefContext::prepareChildFork``.
+        """
         self.forks += 1
         fork = f"fork{self.forks}"
         if sender == handle.rref.owner:
             handle.rref.forks.add(fork)
         return fork
 
-    def _lose(self, handle: _Handle, sender: int) -> None:
+    def _lose(self, handle: Handle, sender: int) -> None:
         """The message that carries a fork was not sent; an owner has counted the fork already."""
         if sender != handle.rref.owner:
             handle.unaccepted = True
 
-    def _receive(self, handle: _Handle, sender: int, receiver: int, fork: str) -> _Handle:
+    def _receive(self, handle: Handle, sender: int, receiver: int, fork: str) -> Handle:
+        """Make a fork known while the message that carries it is read.
+
+        ``rref_context.cpp``: ``RRefContext::notifyOwnerAndParentOfFork``.
+        """
         rref = handle.rref
         if receiver == rref.owner:
             rref.forks.discard(fork)
             if sender != rref.owner:
                 self._accept(handle, receiver)
-            return _Handle(rref, receiver)
+            return Handle(rref, receiver)
         if sender != rref.owner:
-            if not self._send(receiver, MessageType.RREF_FORK_REQUEST, fork):
+            if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork):
                 self.hazards.add("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
-        return self._new_user(_Handle(rref, receiver, fork))
+        return self._new_user(Handle(rref, receiver, fork))
 
-    def _accept(self, parent: _Handle, receiver: int) -> None:
-        if not self._send(receiver, MessageType.RREF_CHILD_ACCEPT):
+    def _accept(self, parent: Handle, receiver: int) -> None:
+        if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT):
             parent.unaccepted = True
 
-    def _new_user(self, handle: _Handle) -> _Handle:
+    def _new_user(self, handle: Handle) -> Handle:
         self.users.append(handle)
         return handle
 
-    def _drop(self, handle: _Handle) -> None:
-        self._mark(handle)
+    def drop(self, handle: Handle) -> None:
+        """A rank lets go of a handle: a user's is deleted, once its children are accepted.
+
+        ``rref_impl.cpp``: ``UserRRef::tryDel``; ``rref_context.cpp``: ``RRefContext::delUser``.
+        """
+        self.mark(handle)
         if not handle.fork or handle.unaccepted:
             return
         self.users = [user for user in self.users if user is not handle]
         if handle.timed_out:
             self.hazards.add("timed-out-remote-dropped")
-        if self._send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
+        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
             handle.rref.forks.discard(handle.fork)
         if self.sends[-1].failures and not handle.lost:
             self.early_deletes.append(handle.rref)
 
-    def _new_rref(self, owner: int, value: Sequence[float], *, typed: bool) -> _RRef:
-        rref = _RRef(owner, list(value), typed)
-        self.rrefs.append(rref)
-        return rref
+    def created(self, at: int, owner: int, value: Sequence[float] = (), *, typed: bool) -> Handle:
+        """The handle of `at` to a new RRef of `owner`, which may be `at` itself.
 
-    def _created(self, at: int, rref: _RRef) -> _Handle:
-        """The handle of `at` to an RRef that a ``remote`` of it makes at another rank, or there."""
-        if rref.owner == at:
-            return _Handle(rref, at)
+        Another rank's handle is a fork, which the owner counts once the creation arrives
+        (``rref_context.cpp``: ``RRefContext::createUserRRef``, ``addForkOfOwner``).
+        """
+        rref = RRef(owner, list(value), typed)
+        self.rrefs.append(rref)
+        if owner == at:
+            return Handle(rref, at)
         self.forks += 1
         fork = f"fork{self.forks}"
         rref.forks.add(fork)
         rref.made = False
-        return self._new_user(_Handle(rref, at, fork))
+        return self._new_user(Handle(rref, at, fork))
 
-    def _remote(
-        self, at: int, to: int, *, typed: bool, argument: _Handle | None = None
-    ) -> tuple[_Handle, _Handle | None]:
+    def remote(
+        self, at: int, to: int, *, typed: bool, argument: Handle | None = None
+    ) -> tuple[Handle, Handle | None]:
         """``rpc.remote``: the handle that `at` gets, and what `to` receives for the argument."""
-        message = _remote_message(typed=typed)
+        message = remote_message(typed=typed)
         if argument is not None:
-            self._use(argument)
-        handle = self._created(at, self._new_rref(to, [], typed=typed))
+            self.use(argument)
+        handle = self.created(at, to, typed=typed)
         try:
-            received = self._call(at, to, message, handle=argument)
-        except _Raises:
+            received = self.call(at, to, message, handle=argument)
+        except StepFails:
             self._break(handle, "creation")
             handle.rref.forks.clear()
             return handle, None
         return handle, received
 
-    def _use(self, handle: _Handle) -> None:
-        """A rank uses a handle: raises what that raises where its creation failed."""
+    def use(self, handle: Handle) -> None:
+        """A rank uses a handle.
+
+        Raises:
+            StepFails: its creation failed, as torch knows.
+        """
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
             marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
             self.unmarked_uses += 1
             if any(marked):
-                self._mark(handle)
+                self.mark(handle)
         if handle.broken:
-            raise _Raises(error=handle.broken)
+            raise StepFails(handle.broken)
 
-    def _mark(self, handle: _Handle) -> None:
-        """torch has marked the RRef as timed out, where its creation does time out."""
+    def mark(self, handle: Handle) -> None:
+        """torch has marked the RRef as timed out, where its creation does time out.
+
+        ``rref_impl.cpp``: ``RRef::handleError``.
+        """
         if handle.unmarked:
             handle.unmarked = False
             self._break(handle, "creation")
 
-    def _break(self, handle: _Handle, how: ErrorClass) -> None:
+    def _break(self, handle: Handle, how: ErrorClass) -> None:
         """The creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
         if handle.rank in self.broke_one:
             self.hazards.add("second-failed-remote")
         self.broke_one.add(handle.rank)
 
-    def _value(self, handle: _Handle, at: int) -> list[float]:
-        """``to_here``, or ``local_value`` at the owner."""
-        self._use(handle)
+    def value(self, handle: Handle, at: int) -> list[float]:
+        """``to_here``, or ``local_value`` at the owner.
+
+        ``rref_impl.cpp``: ``UserRRef::toHere``, ``OwnerRRef::getValue``.
+
+        Raises:
+            StepFails: there is no value, or it cannot be asked for.
+        """
+        self.use(handle)
         rref = handle.rref
         if at != rref.owner:
-            message = _fetch_message(typed=rref.typed)
-            if not self._send(at, message, f"fetch {self.rrefs.index(rref)}"):
+            message = fetch_message(typed=rref.typed)
+            if not self.send(at, message, f"fetch {self.rrefs.index(rref)}"):
                 self.hazards.add("readable-injected-error")
-                raise _Raises(error="injected")
+                raise StepFails(error="injected")
         rref.made = True
         if rref.error:
-            raise _Raises(error=rref.error)
+            raise StepFails(rref.error)
         return list(rref.value)
 
-    def _compute(self, at: int, left: Sequence[float], right: Any, there: _Handle | None) -> Any:
+    def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
         """What a called function computes at `at`, of a value or of the handle it was sent."""
         if there is None:
-            return _sum(left, right)
+            return sum_of(left, right)
         try:
-            return _sum(left, self._value(there, at))
-        except _Raises as raised:
-            raise _Raises(error="remote" if raised.error != "unknown" else "unknown") from None
+            return sum_of(left, self.value(there, at))
+        except StepFails as failed:
+            raise StepFails(error="remote" if failed.error != "unknown" else "unknown") from None
         finally:
-            self._drop(there)
+            self.drop(there)
 
-    def _delay(self, rank: int, message: MessageType) -> float:
+    def delay(self, rank: int, message: MessageType) -> float:
         """Virtual seconds for which a message of `rank` is held up."""
         delay = self.plan.table(rank).messages_to_delay.get(message, 0.0)
         return delay_milliseconds(delay) / 1000
 
-    def _callee_waits(self, at: int, since: int) -> tuple[float, float]:
+    def callee_waits(self, at: int, since: int) -> tuple[float, float]:
         """Virtual seconds that a call waits for at `at`, by the messages sent there `since` then.
 
         Returns: those that it waits for certainly, and those that it may wait for besides: accepts
@@ -630,7 +520,7 @@ class Model:
         for send in self.sends[since:]:
             if send.rank != at:
                 continue
-            delay = self._delay(at, send.message) if send.delivered else 0.0
+            delay = self.delay(at, send.message) if send.delivered else 0.0
             if send.message is MessageType.RREF_FORK_REQUEST:
                 surely += retry_wait(min(send.failures, send.message.max_retries)) + delay
             elif send.message.endswith("_FETCH_CALL"):
@@ -639,7 +529,7 @@ class Model:
                 perhaps += delay
         return surely, perhaps
 
-    def _timed(
+    def timed(
         self,
         at: int,
         message: MessageType,
@@ -653,280 +543,23 @@ class Model:
         """
         if timeout is None:
             return "", UNLIMITED_SLACK
-        slack = timeout - self._delay(at, message) - surely
+        slack = timeout - self.delay(at, message) - surely
         if slack <= -CLEARLY_LATE:
             return "timeout", -slack
         slack -= perhaps
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
-    # The steps.
+    def release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
+        """A context ends at `at`; every rank that cleanup reaches passes it on.
 
-    def _handle(self, name: str) -> _Handle:
-        if name not in self.handles:
-            raise _Raises(error="missing")
-        return self.handles[name]
+        ``autograd/context/container.cpp``: ``DistAutogradContainer::releaseContext``,
+        ``sendReleaseContextRpc``.
 
-    def _argument(self, argument: Any) -> _Handle | None:
-        return self._handle(argument) if isinstance(argument, str) else None
-
-    def _step(self, call: str, step: Leaf) -> StepPrediction:
-        value: Any = None
-        match step:
-            case Remote():
-                return self._make(call, step)
-            case Own():
-                # torch infers the type of the value, so this RRef is no Python object to it.
-                rref = self._new_rref(step.at, step.value, typed=True)
-                self.handles[step.out] = _Handle(rref, step.at)
-            case Share():
-                return self._share(call, step)
-            case Fetch():
-                return self._fetch(step)
-            case Local():
-                value = self._value(self._handle(step.handle), step.at)
-            case Call():
-                predicted = self._ask(call, step)
-                if step.wait != "later":
-                    return predicted
-                self.futures[step.out] = predicted
-            case Wait():
-                if step.future not in self.futures:
-                    raise _Raises(error="missing")
-                return self.futures.pop(step.future)
-            case Count():
-                self._call(step.at, step.to, MessageType.PYTHON_CALL, call)
-                self.calls[step.to][call] += 1
-                self.counts[step.to] += 1
-                value = self.counts[step.to]
-            case Chain():
-                self._call(step.at, step.to, MessageType.PYTHON_CALL, call)
-                self.calls[step.to][call] += 1
-                self._call(step.to, step.then, MessageType.PYTHON_CALL, f"{call}/then")
-                self.calls[step.then][f"{call}/then"] += 1
-                value = _sum(step.left, step.right)
-            case Through():
-                value = self._through(step)
-            case Bump():
-                handle = self._handle(step.handle)
-                owner = handle.rref.owner
-                there = self._call(step.at, owner, MessageType.SCRIPT_CALL, handle=handle)
-                if there:
-                    self._drop(there)
-                handle.rref.made = True
-                handle.rref.value = [x + 1.0 for x in handle.rref.value]
-                value = list(handle.rref.value)
-            case Nest():
-                self._nest(call, step)
-            case Drop():
-                self._drop(self._handle(step.handle))
-                del self.handles[step.handle]
-            case Context():
-                value = self._context(call, step)
-            case Optimize():
-                value = self._optimize(call, step)
-            case Module():
-                value = self._module(step)
-            case Refused():
-                value = {"refused": step.context not in self.kept[step.at]}
-            case Pause() | Settle():
-                pass
-        return StepPrediction(value)
-
-    def _make(self, call: str, step: Remote) -> StepPrediction:
-        typed = step.flavour != "python"
-        argument = self._argument(step.right)
-        since = len(self.sends)
-        handle, there = self._remote(step.at, step.to, typed=typed, argument=argument)
-        self.handles[step.out] = handle
-        if handle.broken:
-            return StepPrediction()
-        if not typed:
-            self.calls[step.to][call] += 1
-        rref = handle.rref
-        if step.raises:
-            rref.error = "remote"
-            if there:
-                self._drop(there)
-        else:
-            try:
-                rref.fetches = there is not None and there.rref.owner != step.to
-                rref.value = self._compute(step.to, step.left, step.right, there)
-            except _Raises as raised:
-                rref.error = raised.error
-        message = _remote_message(typed=typed)
-        surely, perhaps = self._callee_waits(step.to, since)
-        perhaps += argument.rref.takes if argument else 0.0
-        rref.takes = surely + perhaps
-        late, slack = self._timed(step.at, message, step.timeout, surely, perhaps)
-        if late == "unknown":
-            least = self._delay(step.at, message) + surely
-            msg = (
-                f"{step!r}: under this plan nobody can tell whether its creation times out, for it "
-                f"takes {least:g} to {least + perhaps:g} s (virtual); let the timeout be "
-                f"{CLEARLY_IN_TIME:g} s above that, {CLEARLY_LATE:g} s below, or None."
-            )
-            raise UsageError(msg)
-        if late:
-            handle.timed_out = True
-            handle.unmarked = True
-            self.given_up[step.to].add(call)
-            held_up = self._delay(step.at, message) - (step.timeout or 0.0)
-            if held_up >= CLEARLY_LATE:
-                # remote() returns after its own delay, and the timeout came before that.
-                self._mark(handle)
-                if step.at == step.to:
-                    self.hazards.add("late-remote-to-self")
-        return StepPrediction(slack=slack)
-
-    def _share(self, call: str, step: Share) -> StepPrediction:
-        handle = self._handle(step.handle)
-        since = len(self.sends)
-        received = self._call(step.at, step.to, MessageType.PYTHON_CALL, call, handle)
-        self.calls[step.to][call] += 1
-        if received:
-            self.handles[step.out] = received
-        waits = self._callee_waits(step.to, since)
-        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout, *waits)
-        if late:
-            self.given_up[step.to].add(call)
-        return StepPrediction(error=late, slack=slack)
-
-    def _fetch(self, step: Fetch) -> StepPrediction:
-        handle = self._handle(step.handle)
-        if step.at == handle.rref.owner:
-            return StepPrediction(self._value(handle, step.at))
-        rref = handle.rref
-        message = _fetch_message(typed=rref.typed)
-        late, slack = self._timed(step.at, message, step.timeout, perhaps=rref.takes)
-        try:
-            value = self._value(handle, step.at)
-            if not late:
-                # The value is made after the creation's timeout, if that came at all.
-                self._mark(handle)
-                rref.takes = 0.0
-        except _Raises as raised:
-            if late and raised.error == "remote":
-                raise _Raises(late, slack) from None
-            raise
-        return StepPrediction(None if late == "timeout" else value, late, slack)
-
-    def _ask(self, call: str, step: Call) -> StepPrediction:
-        """A call, and how its future ends; raises only what keeps the call from being made."""
-        python = step.flavour == "python"
-        message = MessageType.PYTHON_CALL if python else MessageType.SCRIPT_CALL
-        argument = self._argument(step.right)
-        if argument is not None:
-            self._use(argument)
-        # A TorchScript call holds its function and its tensors' places, not what is in them.
-        payload = call if python else f"{step.flavour} {step.raises}"
-        since = len(self.sends)
-
-        def timed() -> tuple[ErrorClass, float]:
-            surely, perhaps = self._callee_waits(step.to, since)
-            perhaps += argument.rref.takes if argument else 0.0
-            late, slack = self._timed(step.at, message, step.timeout, surely, perhaps)
-            if late and python:
-                self.given_up[step.to].add(call)
-            return late, slack
-
-        try:
-            there = self._call(step.at, step.to, message, payload, argument)
-            if python:
-                self.calls[step.to][call] += 1
-            if step.raises:
-                if there:
-                    self._drop(there)
-                raise _Raises(error="remote")
-            value = self._compute(step.to, step.left, step.right, there)
-        except _Raises as raised:
-            late, slack = timed()
-            error = raised.error if raised.error == "injected" or not late else late
-            return StepPrediction(error=error, slack=slack)
-        late, slack = timed()
-        return StepPrediction(None if late == "timeout" else value, late, slack)
-
-    def _through(self, step: Through) -> list[float] | None:
-        handle = self._handle(step.handle)
-        rref = handle.rref
-        self._use(handle)
-        accept = self._delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
-        perhaps = rref.takes + (accept if step.at != rref.owner else 0.0)
-        late, slack = self._timed(step.at, MessageType.PYTHON_CALL, step.timeout, perhaps=perhaps)
-        if handle.type_error == "timeout":
-            # torch raises the old timeout here, and asks no more; it should ask again.
-            self.hazards.add("timed-out-type-query")
-        asked = handle.type_error
-        try:
-            if asked in (None, "timeout"):
-                self._ask_type(handle, step.at, late, slack)
-            elif asked:
-                raise _Raises(error=asked)
-        except _Raises as raised:
-            # A message that cannot be sent raises before there is a future.
-            if step.how == "async" and handle.fork and (asked or raised.error != "injected"):
-                self.hazards.add("failed-async-proxy")
-            raise
-        total = [x + step.addend for x in rref.value]
-        if step.how == "remote":
-            made, there = self._remote(step.at, rref.owner, typed=False, argument=handle)
-            made.rref.value = total
-            made.rref.takes = perhaps
-            self.handles[step.out] = made
-        else:
-            there = self._call(step.at, rref.owner, MessageType.PYTHON_CALL, handle=handle)
-        if there:
-            self._drop(there)
-        if late:
-            raise _Raises(late, slack)
-        return None if step.how == "remote" else total
-
-    def _ask_type(self, handle: _Handle, at: int, late: ErrorClass, slack: float) -> None:
-        """The first call through a handle asks the owner for the type of the value."""
-        handle.type_error = ""
-        try:
-            if at != handle.rref.owner:
-                there = self._call(at, handle.rref.owner, MessageType.PYTHON_CALL, handle=handle)
-                if there:
-                    self._drop(there)
-                if late:
-                    raise _Raises(late, slack)
-            if handle.rref.error:
-                raise _Raises(error=handle.rref.error)
-        except _Raises as raised:
-            handle.type_error = raised.error
-            raise
-
-    def _nest(self, call: str, step: Nest) -> None:
-        self._call(step.at, step.via, MessageType.PYTHON_CALL, call)
-        self.calls[step.via][call] += 1
-        typed = step.flavour != "python"
-        there, _ = self._remote(step.via, step.to, typed=typed)
-        if there.broken:
-            self._drop(there)
-            raise _Raises(error="creation")
-        if not typed:
-            self.calls[step.to][f"{call}/nested"] += 1
-        there.rref.value = _sum(step.left, step.right)
-        fork = self._prepare(there, step.via)
-        self.handles[step.out] = self._receive(there, step.via, step.at, fork)
-        self._drop(there)
-
-    def _context(self, call: str, step: Context) -> dict[str, Any]:
-        for rank in step.path:
-            self.calls[rank][call] += 1
-        if step.rrefs:
-            for to in step.path[:1] if step.nested else step.path:
-                # Created and fetched as FORWARD_AUTOGRAD_REQ; only its delete is in the open.
-                handle = self._created(step.at, self._new_rref(to, [], typed=False))
-                handle.rref.made = True
-                self._drop(handle)
-        if step.breaks is not None and len({step.at, *step.path}) <= len(step.path):
-            self.hazards.add("failed-backward-revisits-rank")
-        self._release(step.name, step.at, _acquaintances(step))
-        return run_context(step)
-
-    def _release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
-        """A context ends at `at`; every rank that cleanup reaches passes it on."""
+        Args:
+            name: names the context.
+            at: the rank that leaves it.
+            known: for each rank in it, the ranks that it has exchanged messages with.
+        """
         reached = {at}
         at_once = {at}
         queue = [at]
@@ -963,94 +596,6 @@ class Model:
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries
-
-    def _optimize(self, call: str, step: Optimize) -> list[list[float]]:
-        made: list[_Handle] = []
-        try:
-            for owner in step.owners:
-                handle, _ = self._remote(step.at, owner, typed=False)
-                made.append(handle)
-                if not handle.broken:
-                    handle.rref.value = list(step.value)
-                    self.calls[owner][call] += 1
-            parameters = tuple(made)
-            optimizers = self._new_optimizers(step, parameters, made)
-            for optimizer in optimizers:
-                # The step runs inside the context, so only the handle that it carries shows.
-                owner = optimizer.rref.owner
-                fork = self._prepare(optimizer, step.at)
-                self._drop(self._receive(optimizer, step.at, owner, fork))
-            known: dict[int, set[int]] = {step.at: set(step.owners)}
-            for owner in step.owners:
-                known.setdefault(owner, set()).add(step.at)
-            self._release(step.name, step.at, known)
-            for parameter in parameters:
-                parameter.rref.value = [0.5 * x for x in step.value]
-            return [self._value(parameter, step.at) for parameter in parameters]
-        finally:
-            for handle in made:
-                self._drop(handle)
-
-    def _new_optimizers(
-        self, step: Optimize, parameters: Sequence[_Handle], made: list[_Handle]
-    ) -> list[_Handle]:
-        """The constructor asks all owners, and then raises if one has failed."""
-        found: list[_Handle] = []
-        failed: _Raises | None = None
-        for parameter in parameters:
-            owner = parameter.rref.owner
-            if parameter.broken:
-                raise _Raises(error=parameter.broken)
-            try:
-                there = self._call(step.at, owner, MessageType.PYTHON_CALL, handle=parameter)
-            except _Raises as raised:
-                failed = raised
-                continue
-            if there:
-                self._drop(there)
-            local = _Handle(self._new_rref(owner, [], typed=False), owner)
-            fork = self._prepare(local, owner)
-            optimizer = self._receive(local, owner, step.at, fork)
-            made.append(optimizer)
-            found.append(optimizer)
-        if failed:
-            raise failed
-        return found
-
-    def _module(self, step: Module) -> list[float]:
-        handle, _ = self._remote(step.at, step.to, typed=False)
-        try:
-            there = self._call(step.at, step.to, MessageType.PYTHON_CALL, handle=handle)
-            if there:
-                self._drop(there)
-            handle.rref.made = True
-            return [2.0 * x + 1.0 for x in step.value]
-        finally:
-            self._drop(handle)
-
-
-def _remote_message(*, typed: bool) -> MessageType:
-    return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
-
-
-def _fetch_message(*, typed: bool) -> MessageType:
-    return MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
-
-
-def _acquaintances(step: Context) -> dict[int, set[int]]:
-    """The ranks that each rank of a context exchanged messages with inside it."""
-    known: dict[int, set[int]] = {}
-    caller = step.at
-    for rank in step.path:
-        known.setdefault(caller, set()).add(rank)
-        known.setdefault(rank, set()).add(caller)
-        if step.nested:
-            caller = rank
-    return known
-
-
-def _sum(left: Any, right: Any) -> list[float]:
-    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 #: How many outcomes a program may have at most, by when torch marks creations that time out.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast, get_type_hints
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
 from rpcprops.programs._scope import Scope
-from rpcprops.programs._steps import STEP_TYPES, Leaf, Parallel, Step
+from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 
 MAX_WORLD_SIZE = 16
 #: Far more than anybody runs: what goes on and on is refused before it fills the memory.
@@ -58,14 +57,7 @@ class Program:
 
         Outcomes and violations count steps by their place here.
         """
-        found: list[Leaf] = []
-        for step in self.steps:
-            if isinstance(step, Parallel):
-                for branch in step.branches:
-                    found += branch
-            else:
-                found.append(step)
-        return tuple(found)
+        return tuple(leaf for step in self.steps for leaf in step.leaves)
 
     @property
     def numbered(self) -> tuple[tuple[int, Step], ...]:
@@ -74,7 +66,7 @@ class Program:
         number = 0
         for step in self.steps:
             found.append((number, step))
-            number += sum(map(len, step.branches)) if isinstance(step, Parallel) else 1
+            number += len(step.leaves)
         return tuple(found)
 
     def without(self, index: int) -> Program:
@@ -158,7 +150,7 @@ def _check_step(step: object) -> None:
         if not isinstance(branches, tuple) or not all(isinstance(b, tuple) for b in branches):
             msg = f"branches={shown(branches)} must be a tuple of tuples of steps."
             raise UsageError(msg)
-        for leaf in itertools.chain(*step.branches):
+        for leaf in step.leaves:
             _check_step(leaf)
         return
     for name, kind in _argument_types(step.op).items():
@@ -177,9 +169,10 @@ def _check_step(step: object) -> None:
 @functools.cache
 def _argument_types(op: str) -> dict[str, Any]:
     """The types of a step's arguments, but for those that :class:`Scope` checks."""
-    hints = get_type_hints(STEP_TYPES[op])
-    checked = ("op", "at", "to", "via", "then", "timeout")
-    return {name: kind for name, kind in hints.items() if name not in checked}
+    cls = STEP_TYPES[op]
+    hints = get_type_hints(cls)
+    checked = ("at", "to", "via", "then", "timeout")
+    return {item.name: hints[item.name] for item in fields(cls) if item.name not in checked}
 
 
 def _words(kind: Any) -> str:

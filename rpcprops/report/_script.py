@@ -24,7 +24,7 @@ from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.oracle._errors import TEXTS
-from rpcprops.oracle._model import Prediction
+from rpcprops.oracle._prediction import Prediction
 from rpcprops.oracle._worlds import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle

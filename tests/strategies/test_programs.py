@@ -15,7 +15,7 @@ from rpcprops import programs as language
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import _model, predict
+from rpcprops.oracle import predict
 from rpcprops.programs import (
     STEP_TYPES,
     Bump,
@@ -40,6 +40,7 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
+from rpcprops.steps._base import CLEARLY_LATE
 from rpcprops.strategies import _register, fault_tables, programs, programs_under_faults
 from rpcprops.strategies._steps import FIRST_KINDS, KINDS, StepDrawer
 from tests._draws import QUIET, draws, smallest
@@ -221,7 +222,7 @@ def test_names_are_given_in_order(program: Program) -> None:
         elif isinstance(leaf, Context | Optimize):
             contexts.append(leaf.name)
         elif getattr(leaf, "out", ""):
-            made.append(leaf.out)  # type: ignore[union-attr]
+            made.append(leaf.out)  # type: ignore[attr-defined]
     assert made == sorted(made, key=lambda name: (len(name), name))
     assert made[:26] == list("abcdefghijklmnopqrstuvwxyz")[: len(made)]
     assert futures == [f"f{n}" for n in range(len(futures))]
@@ -304,7 +305,7 @@ def test_a_timeout_decides(plan: FaultPlan) -> None:
                 rank, message = sent[0]
                 delay = plan.table(rank).messages_to_delay.get(message, 0.0)
             slack = timeout - delay
-            assert slack <= -_model.CLEARLY_LATE or slack >= IN_TIME
+            assert slack <= -CLEARLY_LATE or slack >= IN_TIME
             timeouts[slack < 0] += 1
     assert timeouts[False]
     late = any(table.delaying and max(table.delaying.values()) >= 500 for table in tables(plan))

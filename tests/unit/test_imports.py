@@ -22,7 +22,7 @@ PACKAGE = Path(rpcprops.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 #: The data: it stands on nothing else of ours.
-DATA = ("errors", "_given", "_frozen", "faults", "programs", "outcomes", "_json")
+DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes", "_json")
 #: Who may import torch: what runs in ranks (our own, and those that the benchmarks compare with),
 #: the server that forks them, and the fixture.
 WITH_TORCH = (
@@ -174,6 +174,18 @@ def test_data_stands_on_nothing_but_data(name: str) -> None:
     assert all(any(f"{module}.".startswith(f"{a}.") for a in allowed) for module in ours), ours
     others = roots(found - ours) - set(sys.stdlib_module_names)
     assert others <= {"msgspec"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in MODULES if n.startswith("rpcprops.steps.") and ".in_rank" not in n],
+)
+def test_a_kind_of_step_is_given_what_walks_over_programs(name: str) -> None:
+    """Steps stand below programs, oracle and strategies, of which they know the types only."""
+    found = imported(MODULES[name])
+    ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
+    assert ours <= {"errors", "_given", "faults", "outcomes", "steps"}
+    assert roots(found) <= {"rpcprops", *sys.stdlib_module_names}
 
 
 def test_the_watcher_is_small() -> None:

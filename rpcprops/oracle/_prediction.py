@@ -1,0 +1,162 @@
+"""What the oracle predicts of a run, as data: what each step shows, and every message sent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rpcprops.faults import FaultPlan, MessageType, SendDelay
+from rpcprops.outcomes import UNLIMITED_SLACK, Counters
+
+#: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
+#: torch does not retry; by what a function raised; because the RRef that it uses was never created;
+#: because the handle that it uses never came; or in a way that cannot be known.
+ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One message of the ten types.
+
+    Attributes:
+        payload: a name that two messages share exactly when their payload bytes are equal.
+        failures: how often sending it fails.
+        delivered: whether it is sent in the end.
+    """
+
+    rank: int
+    message: MessageType
+    payload: str
+    failures: int = 0
+    delivered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StepPrediction:
+    """What a step must show.
+
+    Attributes:
+        value: what it yields, None when it yields nothing.
+        error: the class of error that it must raise.
+        slack: virtual seconds between the step's timeout and what faults make its answer wait for.
+        counters: what each rank holds once it has settled after this step.
+        failures: how many sends that are tried again have failed at each rank by then.
+        calls: how often each named call has run at each rank by then.
+    """
+
+    value: Any = None
+    error: ErrorClass = ""
+    slack: float = UNLIMITED_SLACK
+    counters: tuple[Counters, ...] = ()
+    failures: tuple[int, ...] = ()
+    calls: tuple[Mapping[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a run must show.
+
+    Attributes:
+        steps: one for each of the program's `leaves`.
+        calls: how often each named call runs, by rank.
+        given_up: the named calls, by rank, that shutdown may drop: their callers no longer wait
+            for them, and nothing settles after them.
+        sends: every message of the ten types, in order, up to the last settle.
+        retried: how many sends that are tried again have failed by then, by rank.
+        last_sends: the deletes that a graceful shutdown sends for what is still held.
+        counters: what each rank holds at the end, once settled.
+        graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
+            where these fail.
+        leaking: ranks whose graceful shutdown must report a leak, because a message that would
+            have drained them was lost.
+        hurried: ranks that may leave before their last deletes are through: they wait for a child
+            to be accepted first, 100 virtual seconds, or the owner has nothing to be deleted.
+        perhaps_leaking: ranks that may report one: such deletes come as late as their
+            owners give up.
+        keeping: ranks that may say that they could not release a context somewhere: their cleanup
+            was lost, or a shutdown that came at once has given it up.
+        hazards: names of known findings (docs/findings.md) that this program meets under this plan.
+        certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
+            that is lost to some peers only, makes it uncertain.
+        waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits for
+            it, 100 virtual seconds.
+        has_failed_function: whether a function that remote() started raises.
+        unmarked_uses: how many uses of an RRef raise nothing although its creation times out, for
+            torch has not marked it yet.
+        contexts_left: how many contexts each rank may still hold after a graceful shutdown: those
+            whose cleanup was lost, and those whose cleanup was still being tried again.
+        alternatives: what else the run may show, where torch may mark a creation that timed out
+            before its RRef is used or after. See :func:`rpcprops.oracle.chosen`.
+    """
+
+    steps: tuple[StepPrediction, ...]
+    sends: tuple[Send, ...]
+    calls: tuple[Mapping[str, int], ...]
+    counters: tuple[Counters, ...]
+    retried: tuple[int, ...]
+    last_sends: tuple[Send, ...] = ()
+    graceful: bool = True
+    given_up: tuple[frozenset[str], ...] = ()
+    leaking: frozenset[int] = frozenset()
+    hurried: frozenset[int] = frozenset()
+    perhaps_leaking: frozenset[int] = frozenset()
+    keeping: frozenset[int] = frozenset()
+    hazards: frozenset[str] = frozenset()
+    certain: bool = True
+    waiting: frozenset[int] = frozenset()
+    has_failed_function: bool = False
+    unmarked_uses: int = 0
+    contexts_left: tuple[range, ...] = ()
+    alternatives: tuple[Prediction, ...] = ()
+
+    def failures(self) -> tuple[Mapping[MessageType, int], ...]:
+        """How many sends fail, by rank and type, up to the last settle."""
+        return _by_rank(self.sends, len(self.counters))
+
+    def last_failures(self) -> tuple[Mapping[MessageType, int], ...]:
+        """How many sends fail in the graceful shutdown, by rank and type."""
+        return _by_rank(self.last_sends, len(self.counters))
+
+    def failed_sends(self) -> tuple[range, ...]:
+        """How many sends that are tried again may fail in all, by rank.
+
+        Until the last settle they are known, and so are the last deletes of a graceful shutdown
+        unless the rank is in a hurry: then it may not come to them, and may lose every try of each
+        to an owner that has left.
+        """
+        found: list[range] = []
+        for rank, settled in enumerate(self.retried):
+            leaving = [send for send in self.last_sends if send.rank == rank]
+            least = most = settled + sum(send.failures for send in leaving)
+            if rank in self.hurried:
+                least = settled
+                most = settled + sum(send.message.max_retries + 1 for send in leaving)
+            found.append(range(least, most + 1))
+        return tuple(found)
+
+    def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
+        """How many sends must be held up, by rank and type, up to the last settle."""
+        found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
+        for fault in plan.faults(len(self.counters)):
+            if isinstance(fault, SendDelay) and (times := fault.could_strike(self)):
+                found[fault.rank][fault.message] = times
+        return tuple(found)
+
+    def fault_seconds(self, plan: FaultPlan) -> float:
+        """Virtual seconds that all retries and delays take, one after the other."""
+        total = 0.0
+        faults = plan.faults(len(self.counters))
+        for struck in zip(*(fault.strikes(self.sends) for fault in faults), strict=True):
+            for fault, times in zip(faults, struck, strict=True):
+                total += fault.waits(times)
+        return total
+
+
+def _by_rank(sends: Sequence[Send], size: int) -> tuple[Mapping[MessageType, int], ...]:
+    found: list[Counter[MessageType]] = [Counter() for _ in range(size)]
+    for send in sends:
+        if send.failures:
+            found[send.rank][send.message] += send.failures
+    return tuple(found)

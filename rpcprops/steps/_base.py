@@ -1,0 +1,233 @@
+"""What every kind of step has: its data, what may follow it, its effect, how it is drawn.
+
+A kind of step is one class, in the module of its family. The class holds:
+
+* its data: the fields of a dataclass, and what the ClassVars below say of the kind;
+* what may come before it and what it makes: :meth:`Step.enter`;
+* its effect on torch: :meth:`Step.predict`, which tells the model what torch does for it;
+* how it is drawn: :meth:`Step.draw`, and where there is more to say :meth:`Step.may_come`,
+  :meth:`Step.instead`, :meth:`Step.ways` and :meth:`Step.drawn`;
+* the name of the function that runs it in a rank: :attr:`Step.runs`.
+
+A class that has an ``op`` of its own is registered when it is defined. Write ``@dataclass(
+frozen=True, slots=True, repr=False)`` above it, and no ``super()`` without arguments in it:
+``slots=True`` makes a second class of it, which ``super()`` does not know.
+
+Nothing here imports torch, or what walks over programs: a scope, a model and a drawer are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+
+from rpcprops.errors import HarnessError, UsageError
+from rpcprops.faults import MessageType
+from rpcprops.outcomes import UNLIMITED_SLACK
+
+if TYPE_CHECKING:
+    from rpcprops.oracle._model import Model
+    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
+    from rpcprops.programs._scope import Scope
+    from rpcprops.strategies._steps import StepDrawer
+
+Value: TypeAlias = tuple[float, ...]
+#: An argument of a call: a value, or the name of a handle that lives at the calling rank.
+Argument: TypeAlias = Value | str
+Flavour: TypeAlias = Literal["python", "builtin", "script"]
+#: What a step can make under a name.
+Sort: TypeAlias = Literal["handle", "future", "context"]
+#: A kind of step, by its ``op``, and what draws one.
+Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
+
+#: Virtual seconds by which a timeout must clear what the faults make its call wait for, before the
+#: outcome is certain either way. Where it is shorter, that wait alone decides; where it is longer,
+#: the answer must also come back in time.
+CLEARLY_LATE = 0.25
+CLEARLY_IN_TIME = 60.0
+
+#: Every kind of step, by its ``op``.
+STEP_TYPES: dict[str, type[Step]] = {}
+
+
+class StepFails(Exception):
+    """Ends the prediction of a step: the step must raise an error of that class."""
+
+    def __init__(self, error: ErrorClass, slack: float = UNLIMITED_SLACK) -> None:
+        super().__init__(error)
+        self.error: ErrorClass = error
+        self.slack = slack
+
+
+class Step:
+    """A step of a program, at the rank `at`. A settle and a parallel step have no such rank.
+
+    Fields of these names mean the same in every step, and what follows from them is done for all:
+    `at`, `to`, `via` and `then` are ranks; `timeout` is in virtual seconds, or None; `handle` and a
+    text as `right` name handles that it uses.
+    """
+
+    __slots__ = ()
+
+    #: Its name in JSON, and in what strategies are asked for.
+    op: ClassVar[str]
+    #: "module:function": what runs it in a rank, as ``function(call, world, **fields)``.
+    #: "" where no rank runs it. By default a function of its ``op`` in
+    #: ``rpcprops.steps.in_rank.<family>``, the family being its module.
+    runs: ClassVar[str]
+    #: Its place among the kinds that are drawn by default, roughly the simplest first; what needs
+    #: something before it comes after what makes that. None: drawn only where it is asked for.
+    order: ClassVar[float | None] = None
+    #: Its place, before `order`, among the steps that have a rank send one type of message.
+    aim_order: ClassVar[int] = 1
+    #: Whether it is drawn twice as often as the rest.
+    often: ClassVar[bool] = False
+    #: Whether it needs nothing before it, so that it can always come next.
+    comes_first: ClassVar[bool] = True
+    #: Whether it may stand in a branch of a parallel step.
+    in_branch: ClassVar[bool] = True
+    #: Its fields that name what it makes ("" makes nothing), and what that is.
+    makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
+
+    at: int
+    #: Every kind is a dataclass, which has these.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        op = cls.__dict__.get("op")
+        if op is None:
+            return
+        other = STEP_TYPES.get(op)
+        # The dataclass decorator, with slots, defines the class a second time.
+        if other is not None and _place(other) != _place(cls):
+            msg = f"the op {op!r} of {_place(cls)} is that of {_place(other)}; give it another."
+            raise UsageError(msg)
+        if "runs" not in cls.__dict__:
+            cls.runs = f"rpcprops.steps.in_rank.{cls.__module__.rpartition('.')[2]}:{op}"
+        STEP_TYPES[op] = cls
+
+    def __repr__(self) -> str:
+        """The Python that makes it, without what has its default."""
+        given: list[str] = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.default is MISSING or value != item.default:
+                given.append(f"{item.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @property
+    def leaves(self) -> tuple[Step, ...]:
+        """The steps that ranks run: itself, or those of its branches."""
+        return (self,)
+
+    # What may follow. Handles are given by name.
+
+    def enter(self, scope: Scope) -> None:
+        """Add to `scope` what it makes. Ranks and timeout are in order.
+
+        Raises:
+            UsageError: it cannot come next; nothing was added.
+        """
+
+    @property
+    def made(self) -> tuple[tuple[Sort, str], ...]:
+        """What it makes, by name."""
+        return tuple(
+            (sort, name) for item, sort in self.makes.items() if (name := getattr(self, item, ""))
+        )
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The handles that it uses."""
+        names = (getattr(self, "handle", None), getattr(self, "right", None))
+        return tuple(name for name in names if isinstance(name, str))
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The handles whose value it changes in place."""
+        return ()
+
+    @property
+    def fetched_there(self) -> tuple[str, ...]:
+        """The handles that a function which it calls fetches."""
+        argument = getattr(self, "right", None)
+        return (argument,) if isinstance(argument, str) else ()
+
+    @property
+    def counted_at(self) -> tuple[int, ...]:
+        """The ranks whose counters it uses."""
+        return ()
+
+    def renamed(self, new: Mapping[str, str]) -> Self:
+        """The same with the names in `new` in place of those of before."""
+        changed: dict[str, Any] = {
+            item: new[name]
+            for item in ("handle", "right", "future", *self.makes)
+            if isinstance(name := getattr(self, item, None), str) and new.get(name, name) != name
+        }
+        return replace(self, **changed) if changed else self
+
+    # Its effect.
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        """Do to `model` what torch does for this step; `call` names what it calls.
+
+        Returns: what it must show, as :meth:`Model.shows` makes it.
+
+        Raises:
+            StepFails: it must raise an error.
+        """
+        msg = f"{type(self).__name__} does not say what it must show; define its predict()."
+        raise HarnessError(msg)
+
+    # How it is drawn.
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        """Whether a step of this kind can come next."""
+        return True
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Step | None:
+        """A step of this kind that can come next; None, with nothing drawn, where none can."""
+        return None
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        """Where none can come next: a step that must come before one of this kind, or None."""
+        return None
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        """Ways to draw one that has `rank` send such a message.
+
+        Where it needs a handle for that and there is none, a way to draw what makes one.
+        """
+        return []
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        """Keep in `drawer`, which has just taken it, what later steps must heed."""
+
+
+#: A step of a program that is in no other: what a rank runs, or a settle.
+Leaf: TypeAlias = Step
+
+
+def _place(cls: type[Step]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def call_message(*, typed: bool) -> MessageType:
+    """What a call of a Python function, or of one that TorchScript knows (typed), travels as."""
+    return MessageType.SCRIPT_CALL if typed else MessageType.PYTHON_CALL
+
+
+def remote_message(*, typed: bool) -> MessageType:
+    """What such a ``remote`` travels as."""
+    return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
+
+
+def fetch_message(*, typed: bool) -> MessageType:
+    """What a fetch of an RRef travels as, by whether TorchScript knows the type of its value."""
+    return MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL

@@ -1,0 +1,231 @@
+"""Steps of distributed autograd: a context and its backward, and asking for one that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.steps._arguments import TENSORS
+from rpcprops.steps._base import Sort, Step, Value, Way
+from rpcprops.steps.control import Settle
+
+if TYPE_CHECKING:
+    from rpcprops.oracle._model import Model
+    from rpcprops.oracle._prediction import StepPrediction
+    from rpcprops.programs._scope import Scope
+    from rpcprops.strategies._steps import StepDrawer
+
+_LONGEST_PATH = 5
+#: What a context may be: how it walks its path, and how it ends.
+_WALKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"nested": True},
+    {"rrefs": True},
+    {"nested": True, "rrefs": True},
+)
+_ENDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"raises": True},
+    {"backward": False},
+    {"retain": True},
+    {"raises": True, "backward": False},
+    {"raises": True, "retain": True},
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Context(Step):
+    """A ``dist_autograd.context()`` at `at`, sending a tensor through the ranks of `path`.
+
+    The tensor starts as `value` (a leaf that requires a gradient), is squared at `at`, and each
+    rank ``r`` of the path maps it to ``(r + 2) * x + 1``. The step's value is the loss (the sum)
+    and, with `backward`, the gradient of the leaf.
+
+    Args:
+        name: names the context for :class:`Refused`.
+        nested: each rank calls the next one itself, instead of `at` calling them in turn.
+        rrefs: each hop is ``rpc.remote`` and a fetch instead of ``rpc_sync``.
+        backward: run ``dist_autograd.backward`` and read the gradients.
+        raises: leave the ``with`` block by an exception, after all of that.
+        retain: run backward twice, the first time with ``retain_graph=True``; gradients add up.
+        breaks: a rank of the path whose backward raises; the step then shows its error.
+    """
+
+    op: ClassVar[str] = "context"
+    order: ClassVar[float | None] = 13
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    at: int
+    name: str
+    path: tuple[int, ...] = ()
+    value: Value = (1.0, 2.0)
+    nested: bool = False
+    rrefs: bool = False
+    backward: bool = True
+    raises: bool = False
+    retain: bool = False
+    breaks: int | None = None
+
+    def enter(self, scope: Scope) -> None:
+        for rank in self.path:
+            scope.check_rank("path", rank)
+        if self.retain and not self.backward:
+            msg = "retain=True runs backward twice, so it needs backward=True."
+            raise UsageError(msg)
+        if self.breaks is not None and (self.breaks not in self.path or not self.backward):
+            msg = (
+                f"breaks={shown(self.breaks)} must be a rank of path={shown(self.path)}, with "
+                "backward=True."
+            )
+            raise UsageError(msg)
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
+        # sendMessageWithAutograd), which the agent neither fails nor delays.
+        for rank in self.path:
+            model.calls[rank][call] += 1
+        if self.rrefs:
+            for to in self.path[:1] if self.nested else self.path:
+                # Created and fetched inside the context; only its delete is in the open.
+                handle = model.created(self.at, to, typed=False)
+                handle.rref.made = True
+                model.drop(handle)
+        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+            model.hazards.add("failed-backward-revisits-rank")
+        model.release(self.name, self.at, self._acquaintances())
+        return model.shows(self._computed())
+
+    def _acquaintances(self) -> dict[int, set[int]]:
+        """The ranks that each rank exchanged messages with inside the context.
+
+        ``autograd/context/context.cpp``: DistAutogradContext::addKnownWorkerId.
+        """
+        known: dict[int, set[int]] = {}
+        caller = self.at
+        for rank in self.path:
+            known.setdefault(caller, set()).add(rank)
+            known.setdefault(rank, set()).add(caller)
+            if self.nested:
+                caller = rank
+        return known
+
+    def _computed(self) -> dict[str, Any]:
+        """What it yields: x squared, then (r + 2) * y + 1 at each rank r of the path.
+
+        The loss is the sum over elements. Elements do not mix, so the gradient is elementwise: 2x
+        times the product of the factors; a second backward adds the same again.
+        """
+        loss = 0.0
+        gradient: list[float] = []
+        for x in self.value:
+            y, slope = x * x, 2.0 * x
+            for rank in self.path:
+                factor = float(rank + 2)
+                y, slope = factor * y + 1.0, factor * slope
+            loss += y
+            gradient.append(slope)
+        result: dict[str, Any] = {"loss": loss}
+        if self.breaks is not None:
+            result["broke"] = True
+        elif self.backward:
+            result["gradient"] = [2.0 * g for g in gradient] if self.retain else gradient
+        if self.raises:
+            result["raised"] = True
+        return result
+
+    @classmethod
+    def draw(
+        cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
+    ) -> Context:
+        at = drawer.rank() if at is None else at
+        path = [drawer.pick(first)] if first else []
+        length = drawer.pick(range(_LONGEST_PATH + 1 - len(path)))
+        path += _hops(drawer, path[-1] if path else at, length)
+        form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
+        value = drawer.pick(TENSORS)
+        # Mostly nobody breaks; and where a rank is passed twice, torch may then crash.
+        once = len({at, *path}) > len(path)
+        able = path if once and form.get("backward", True) else []
+        breaks = drawer.pick((*(None,) * (1 + 3 * len(path)), *able))
+        if breaks is not None:
+            form["breaks"] = breaks
+        return cls(at, drawer.name("context"), tuple(path), value, **form)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
+            return []
+        return [
+            (cls.op, lambda: cls.draw(drawer, at=rank, first=others)),
+            (cls.op, lambda: cls.draw(drawer, at=drawer.pick(others), first=(rank,))),
+        ]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False
+
+
+def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
+    """So many ranks, each another than the one before it."""
+    width = len(drawer.ranks) - 1
+    number = drawer.pick(range(max(1, width**length)))
+    hops: list[int] = []
+    for _ in range(length if width else 0):
+        number, index = divmod(number, width)
+        start = drawer.others[start][index]
+        hops.append(start)
+    return hops
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Refused(Step):
+    """Ask `at` for a context that has ended: its id must be refused. Settle first."""
+
+    op: ClassVar[str] = "refused"
+    order: ClassVar[float | None] = 15
+    comes_first: ClassVar[bool] = False
+    in_branch: ClassVar[bool] = False
+    at: int
+    context: str
+
+    def enter(self, scope: Scope) -> None:
+        if self.context not in scope.contexts:
+            msg = f"there is no context {shown(self.context)} before this step; make it first."
+            raise UsageError(msg)
+        if self.context not in scope.ids:
+            msg = (
+                f"the context {shown(self.context)} is an optimizer's, which gives no id; use that "
+                f"of a Context."
+            )
+            raise UsageError(msg)
+        if self.context not in scope.settled:
+            msg = f"the context {shown(self.context)} may not be gone yet; put a Settle before."
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # autograd/context/container.cpp: DistAutogradContainer::retrieveContext.
+        return model.shows({"refused": self.context not in model.kept[self.at]})
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return any(drawer.ended.values())
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Refused | None:
+        ended = [name for name, settled in drawer.ended.items() if settled]
+        if not ended:
+            return None
+        context = drawer.recall(ended)
+        return cls(drawer.rank(), context)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        if drawer.in_parallel:
+            return None
+        missing: type[Step] = Settle if drawer.ended else Context
+        return missing.draw(drawer) if missing.op in drawer.on else None

@@ -1,0 +1,266 @@
+"""Steps that call a function on another rank, and wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.steps._arguments import (
+    FLAVOURS,
+    PAIRS,
+    TYPED,
+    check_arguments,
+    check_raises,
+    draw_arguments,
+    sum_of,
+)
+from rpcprops.steps._base import (
+    Argument,
+    Flavour,
+    Sort,
+    Step,
+    StepFails,
+    Value,
+    Way,
+    call_message,
+)
+
+if TYPE_CHECKING:
+    from rpcprops.oracle._model import Model
+    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
+    from rpcprops.programs._scope import Scope
+    from rpcprops.strategies._steps import StepDrawer
+
+#: What a call may be: how it is waited for, and whether it raises.
+_CALLS: tuple[dict[str, Any], ...] = tuple(
+    {**wait, **raises}
+    for raises in ({}, {"raises": True})
+    for wait in ({}, {"wait": "async"}, {"wait": "later"})
+)
+_QUIET_CALLS = _CALLS[:3]
+_LATER_CALLS = _CALLS[2::3]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Call(Step):
+    """``rpc_sync`` (or ``rpc_async`` and ``wait``): `to` computes ``left + right`` for `at`.
+
+    With ``wait="later"`` the future is kept under the name `out` for a :class:`Wait`. With `raises`
+    the function raises (Python and TorchScript). `timeout` is the call's RPC timeout in virtual
+    seconds; None leaves the cluster's, far away.
+    """
+
+    op: ClassVar[str] = "call"
+    order: ClassVar[float | None] = 6
+    aim_order: ClassVar[int] = 0
+    makes: ClassVar[Mapping[str, Sort]] = {"out": "future"}
+    at: int
+    to: int
+    left: Value = (1.0,)
+    right: Argument = (2.0,)
+    flavour: Flavour = "python"
+    wait: Literal["sync", "async", "later"] = "sync"
+    timeout: float | None = None
+    out: str = ""
+    raises: bool = False
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        if self.raises:
+            check_raises(self.flavour, ("python", "script"))
+        if (self.wait == "later") != bool(self.out):
+            msg = (
+                f"wait={shown(self.wait)} and out={shown(self.out)}: wait='later' needs a name, "
+                "others none."
+            )
+            raise UsageError(msg)
+        if self.out:
+            scope.take_name(self.out)
+            scope.futures[self.out] = self.at
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        predicted = self._future(model, call)
+        if self.wait != "later":
+            return predicted
+        model.futures[self.out] = predicted
+        return model.shows()
+
+    def _future(self, model: Model, call: str) -> StepPrediction:
+        """How its future ends; raises only what keeps the call from being made.
+
+        The rank that is called answers once the RRefs among the arguments are confirmed
+        (``request_callback_no_python.cpp``: RequestCallbackNoPython::processMessage, which waits
+        for RRefContext::waitForThreadLocalPendingRRefs).
+        """
+        python = self.flavour == "python"
+        message = call_message(typed=not python)
+        argument = model.argument(self.right)
+        if argument is not None:
+            model.use(argument)
+        # A TorchScript call holds its function and its tensors' places, not what is in them.
+        payload = call if python else f"{self.flavour} {self.raises}"
+        since = len(model.sends)
+
+        def timed() -> tuple[ErrorClass, float]:
+            surely, perhaps = model.callee_waits(self.to, since)
+            perhaps += argument.rref.takes if argument else 0.0
+            late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+            if late and python:
+                model.given_up[self.to].add(call)
+            return late, slack
+
+        try:
+            there = model.call(self.at, self.to, message, payload, argument)
+            if python:
+                model.calls[self.to][call] += 1
+            if self.raises:
+                if there:
+                    model.drop(there)
+                raise StepFails(error="remote")
+            value = model.compute(self.to, self.left, self.right, there)
+        except StepFails as failed:
+            late, slack = timed()
+            error = failed.error if failed.error == "injected" or not late else late
+            return model.shows(error=error, slack=slack)
+        late, slack = timed()
+        return model.shows(None if late == "timeout" else value, late, slack)
+
+    @classmethod
+    def draw(
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: int | None = None,
+        flavours: Sequence[Flavour] = FLAVOURS,
+        later: bool = False,
+    ) -> Call:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        flavour = drawer.pick(flavours)
+        forms = _LATER_CALLS if later else _CALLS
+        form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
+        left, right = draw_arguments(drawer, at, flavour)
+        timeout = drawer.timeout(at, call_message(typed=flavour != "python"))
+        out = drawer.name("future") if form.get("wait") == "later" else ""
+        return cls(at, to, left, right, flavour, timeout=timeout, out=out, **form)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        match message:
+            case MessageType.PYTHON_CALL:
+                flavours = FLAVOURS[:1]
+            case MessageType.SCRIPT_CALL:
+                flavours = TYPED
+            case _:
+                return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank, flavours=flavours))]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Wait(Step):
+    """Wait for the future of a :class:`Call` made with ``wait="later"``."""
+
+    op: ClassVar[str] = "wait"
+    order: ClassVar[float | None] = 7
+    often: ClassVar[bool] = True  # for it seldom finds a future
+    comes_first: ClassVar[bool] = False
+    at: int
+    future: str
+
+    def enter(self, scope: Scope) -> None:
+        if self.future in scope.waited:
+            msg = f"the future {shown(self.future)} was waited for before; wait once."
+            raise UsageError(msg)
+        if self.future not in scope.futures:
+            msg = f"there is no future {shown(self.future)} before this step; make it first."
+            raise UsageError(msg)
+        if scope.futures[self.future] != self.at:
+            msg = (
+                f"the future {shown(self.future)} is at rank {scope.futures[self.future]}, not "
+                f"{self.at}."
+            )
+            raise UsageError(msg)
+        del scope.futures[self.future]
+        scope.waited.add(self.future)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        if self.future not in model.futures:
+            raise StepFails(error="missing")
+        return model.futures.pop(self.future)
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return bool(drawer.scope.futures)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Wait | None:
+        futures = list(drawer.scope.futures)
+        if not futures:
+            return None
+        future = drawer.recall(futures)
+        return cls(drawer.scope.futures[future], future)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        return Call.draw(drawer, later=True) if Call.op in drawer.on else None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Count(Step):
+    """Add one to a counter that `to` keeps, and give the new count. Not idempotent."""
+
+    op: ClassVar[str] = "count"
+    order: ClassVar[float | None] = 10
+    at: int
+    to: int
+
+    @property
+    def counted_at(self) -> tuple[int, ...]:
+        return (self.to,)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+        model.calls[self.to][call] += 1
+        model.counts[self.to] += 1
+        return model.shows(model.counts[self.to])
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Count | None:
+        able = [rank for rank in drawer.ranks if drawer.countable(rank)]
+        if not able:
+            return None
+        at = drawer.pick(able)
+        return cls(at, drawer.pick(drawer.countable(at)))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Chain(Step):
+    """Call an ``async_execution`` function of `to`, which calls `then` for ``left + right``."""
+
+    op: ClassVar[str] = "chain"
+    order: ClassVar[float | None] = 12
+    at: int
+    to: int
+    then: int
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+        model.calls[self.to][call] += 1
+        model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/then")
+        model.calls[self.then][f"{call}/then"] += 1
+        return model.shows(sum_of(self.left, self.right))
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Chain:
+        at = drawer.rank()
+        to = drawer.peer(at)
+        return cls(at, to, drawer.peer(to), *drawer.pick(PAIRS))

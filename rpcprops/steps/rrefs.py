@@ -1,0 +1,693 @@
+"""Steps that make, share, use and drop RRefs.
+
+What they have the model do is its way of saying what torch's ``rref_context.cpp`` and
+``rref_impl.cpp`` do; the functions named here are of those files unless another file is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.steps._arguments import (
+    FLAVOURS,
+    PAIRS,
+    TYPED,
+    check_arguments,
+    check_raises,
+    draw_arguments,
+    sum_of,
+)
+from rpcprops.steps._base import (
+    CLEARLY_IN_TIME,
+    CLEARLY_LATE,
+    Argument,
+    Flavour,
+    Step,
+    StepFails,
+    Value,
+    Way,
+    fetch_message,
+    remote_message,
+)
+
+if TYPE_CHECKING:
+    from rpcprops.oracle._model import Handle, Model
+    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
+    from rpcprops.programs._scope import HandleInfo, Scope
+    from rpcprops.strategies._steps import StepDrawer
+
+#: What a remote may be: its flavour, and whether it raises.
+_REMOTES: tuple[dict[str, Any], ...] = (
+    {},
+    {"flavour": "builtin"},
+    {"flavour": "script"},
+    {"raises": True},
+)
+_OWNED: tuple[Value, ...] = ((1.0,), (0.0,), (-2.0,), (1.0, 2.0), (3.0, 0.0, -1.0))
+_ADDENDS = (1.0, 0.0, -2.0, 3.0)
+
+
+class _OfHandle(Step):
+    """A step at the rank of a handle, which it uses."""
+
+    __slots__ = ()
+
+    comes_first: ClassVar[bool] = False
+    handle: str
+
+    def enter(self, scope: Scope) -> None:
+        scope.alive(self.at, self.handle)
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        """The handles that one may use now."""
+        return drawer.handles()
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Step:
+        """One that uses this handle."""
+        return cls(handle.home, name)  # type: ignore[call-arg]  # where it has no other fields
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return bool(cls.usable(drawer))
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, names: Sequence[str] = (), **aim: Any) -> Step | None:
+        names = names or cls.usable(drawer)
+        if not names:
+            return None
+        name = drawer.recall(names)
+        return cls.using(drawer, name, drawer.scope.handles[name], **aim)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        makers = (Remote, Own, Nest)
+        return next((maker.draw(drawer) for maker in makers if maker.op in drawer.on), None)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Remote(Step):
+    """``rpc.remote``: `to` computes ``left + right`` and owns it; `at` gets the handle `out`.
+
+    `flavour` says what runs there: a Python function, the builtin ``torch.add``, or a TorchScript
+    function. A handle as `right` is fetched at `to` (Python only). With `raises` the function
+    raises instead (Python only), which shows when the handle is used. `timeout` is the creation's.
+    """
+
+    op: ClassVar[str] = "remote"
+    order: ClassVar[float | None] = 0
+    at: int
+    to: int
+    out: str
+    left: Value = (1.0,)
+    right: Argument = (2.0,)
+    flavour: Flavour = "python"
+    raises: bool = False
+    timeout: float | None = None
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        if self.raises:
+            check_raises(self.flavour, ("python",))
+        typed = self.flavour != "python"
+        scope.new_handle(self.out, self.at, self.to, typed=typed, size=len(self.left))
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        typed = self.flavour != "python"
+        argument = model.argument(self.right)
+        since = len(model.sends)
+        handle, there = model.remote(self.at, self.to, typed=typed, argument=argument)
+        model.handles[self.out] = handle
+        if handle.broken:
+            return model.shows()
+        if not typed:
+            model.calls[self.to][call] += 1
+        rref = handle.rref
+        if self.raises:
+            # The owner keeps the error in place of the value (OwnerRRef::setError).
+            rref.error = "remote"
+            if there:
+                model.drop(there)
+        else:
+            try:
+                rref.fetches = there is not None and there.rref.owner != self.to
+                rref.value = model.compute(self.to, self.left, self.right, there)
+            except StepFails as failed:
+                rref.error = failed.error
+        surely, perhaps = model.callee_waits(self.to, since)
+        perhaps += argument.rref.takes if argument else 0.0
+        rref.takes = surely + perhaps
+        slack = self._time(model, call, handle, surely, perhaps)
+        return model.shows(slack=slack)
+
+    def _time(
+        self, model: Model, call: str, handle: Handle, surely: float, perhaps: float
+    ) -> float:
+        """The creation times out, or not; the slack of that.
+
+        torch marks the RRef when the timeout comes (callback::confirmPendingUser, which hands the
+        error to RRef::handleError), and until then its uses raise nothing.
+        """
+        message = remote_message(typed=self.flavour != "python")
+        late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+        if late == "unknown":
+            least = model.delay(self.at, message) + surely
+            msg = (
+                f"{self!r}: under this plan nobody can tell whether its creation times out, for it "
+                f"takes {least:g} to {least + perhaps:g} s (virtual); let the timeout be "
+                f"{CLEARLY_IN_TIME:g} s above that, {CLEARLY_LATE:g} s below, or None."
+            )
+            raise UsageError(msg)
+        if late:
+            handle.timed_out = True
+            handle.unmarked = True
+            model.given_up[self.to].add(call)
+            held_up = model.delay(self.at, message) - (self.timeout or 0.0)
+            if held_up >= CLEARLY_LATE:
+                # remote() returns after its own delay, and the timeout came before that.
+                model.mark(handle)
+                if self.at == self.to:
+                    model.hazards.add("late-remote-to-self")
+        return slack
+
+    @classmethod
+    def draw(
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: int | None = None,
+        to: Sequence[int] = (),
+        flavours: Sequence[Flavour] = FLAVOURS,
+    ) -> Remote:
+        at = drawer.rank() if at is None else at
+        target = drawer.pick(to or drawer.peers[at])
+        form = drawer.pick([x for x in _REMOTES if x.get("flavour", "python") in flavours])
+        flavour: Flavour = form.get("flavour", "python")
+        left, right = draw_arguments(drawer, at, flavour)
+        message = remote_message(typed=flavour != "python")
+        timeout = drawer.timeout(at, message, late=_may_time_out(drawer, at))
+        out = drawer.name("handle")
+        drawer.waiting += isinstance(right, str)
+        if timeout is not None and timeout * 1000 < drawer.delay_milliseconds(at, message):
+            drawer.uncreated.add(out)
+            drawer.failed_at.add(at)
+        return cls(at, target, out, left, right, timeout=timeout, **form)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message not in (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL):
+            return []
+        flavours = _flavours_of(message)
+        return [(cls.op, lambda: cls.draw(drawer, at=rank, flavours=flavours))]
+
+    @classmethod
+    def to_another(
+        cls, drawer: StepDrawer, rank: int, flavours: Sequence[Flavour] = FLAVOURS
+    ) -> Way:
+        """A way to draw one by which `rank` gets a handle of a value at another rank."""
+        others = drawer.others[rank]
+        return (cls.op, lambda: cls.draw(drawer, at=rank, to=others, flavours=flavours))
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.unseen.add(self.out)
+        if isinstance(self.right, str):
+            drawer.sent.add(self.out)
+
+
+def _may_time_out(drawer: StepDrawer, at: int) -> bool:
+    """Whether a creation may time out: once at a rank, for torch mistakes the second one."""
+    remote = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
+    return drawer.settles and at not in drawer.failed_at and not drawer.may_fail(at, remote)
+
+
+def _flavours_of(message: MessageType) -> tuple[Flavour, ...]:
+    return FLAVOURS[:1] if message.name.startswith("PYTHON") else TYPED
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Own(Step):
+    """``RRef(value)``: `at` owns the value itself and keeps the handle `out`."""
+
+    op: ClassVar[str] = "own"
+    order: ClassVar[float | None] = 3
+    at: int
+    out: str
+    value: Value = (1.0,)
+
+    def enter(self, scope: Scope) -> None:
+        scope.new_handle(self.out, self.at, self.at, typed=True, size=len(self.value))
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # torch infers the type of the value (py_rref.cpp: tryInferTypeWithTypeHint), so this RRef
+        # is no Python object to it.
+        handle = model.created(self.at, self.at, self.value, typed=True)
+        model.handles[self.out] = handle
+        return model.shows()
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Own:
+        return cls(drawer.rank(), drawer.name("handle"), drawer.pick(_OWNED))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Share(_OfHandle):
+    """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
+
+    `inside` nests it in a list or in a dict. After a share with a `timeout` the handle may arrive
+    later than the step ends, so a settle must come before its first use.
+    """
+
+    op: ClassVar[str] = "share"
+    order: ClassVar[float | None] = 2
+    often: ClassVar[bool] = True
+    at: int
+    handle: str
+    to: int
+    out: str
+    inside: Literal["", "list", "dict"] = ""
+    timeout: float | None = None
+
+    def enter(self, scope: Scope) -> None:
+        shared = scope.alive(self.at, self.handle)
+        scope.take_name(self.out)
+        late = self.timeout is not None
+        scope.handles[self.out] = replace(shared, home=self.to, late=late)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # While the message is written the RRef is forked (RRefContext::prepareChildFork), and
+        # while it is read the fork is made known (RRefContext::notifyOwnerAndParentOfFork).
+        handle = model.handle(self.handle)
+        since = len(model.sends)
+        received = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
+        model.calls[self.to][call] += 1
+        if received:
+            model.handles[self.out] = received
+        waits = model.callee_waits(self.to, since)
+        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, *waits)
+        if late:
+            model.given_up[self.to].add(call)
+        return model.shows(error=late, slack=slack)
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.sendable()
+
+    @classmethod
+    def using(
+        cls, drawer: StepDrawer, name: str, handle: HandleInfo, *, to: int | None = None
+    ) -> Share:
+        to = drawer.peer(handle.home) if to is None else to
+        inside: Any = drawer.pick(("", "", "list", "dict"))
+        timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
+        return cls(handle.home, name, to, drawer.name("handle"), inside, timeout)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        match message:
+            case MessageType.PYTHON_CALL:
+                here = drawer.sendable(lambda h: h.home == rank)
+                return [(cls.op, lambda: cls.draw(drawer, names=here))] if here else []
+            case MessageType.RREF_CHILD_ACCEPT if others:
+                users = drawer.handles(lambda h: h.home != h.owner)
+            case MessageType.RREF_FORK_REQUEST if others:
+                users = drawer.handles(lambda h: h.home != h.owner != rank)
+            case _:
+                return []
+        if not users:
+            return [Remote.to_another(drawer, rank)]
+        return [(cls.op, lambda: cls.draw(drawer, names=users, to=rank))]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        _note_arrival(drawer, self.out, self.at)
+
+
+def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
+    """A handle has come from `sender`, perhaps back to its owner before the value is made."""
+    arrived = drawer.scope.handles[name]
+    if arrived.home == arrived.owner != sender:
+        drawer.unmade.add(name)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Fetch(_OfHandle):
+    """``to_here``: copy the value of a handle to the rank where the handle lives."""
+
+    op: ClassVar[str] = "fetch"
+    order: ClassVar[float | None] = 1
+    often: ClassVar[bool] = True
+    at: int
+    handle: str
+    timeout: float | None = None
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # UserRRef::toHere; at the owner OwnerRRef::getValue, which sends nothing.
+        handle = model.handle(self.handle)
+        if self.at == handle.rref.owner:
+            return model.shows(model.value(handle, self.at))
+        rref = handle.rref
+        message = fetch_message(typed=rref.typed)
+        late, slack = model.timed(self.at, message, self.timeout, perhaps=rref.takes)
+        try:
+            value = model.value(handle, self.at)
+            if not late:
+                # The value is made after the creation's timeout, if that came at all.
+                model.mark(handle)
+                rref.takes = 0.0
+        except StepFails as failed:
+            if late and failed.error == "remote":
+                raise StepFails(late, slack) from None
+            raise
+        return model.shows(None if late == "timeout" else value, late, slack)
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
+        message = fetch_message(typed=handle.typed)
+        timeout = drawer.timeout(handle.home, message, late=handle.home != handle.owner)
+        return cls(handle.home, name, timeout)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if not message.name.endswith("_FETCH_CALL") or not drawer.others[rank]:
+            return []
+        typed = message is fetch_message(typed=True)
+        users = drawer.handles(lambda h: h.home == rank != h.owner and h.typed == typed)
+        if not users:
+            return [Remote.to_another(drawer, rank, _flavours_of(message))]
+        return [(cls.op, lambda: cls.draw(drawer, names=users))]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        _note_value(drawer, self.handle)
+
+
+def _note_value(drawer: StepDrawer, name: str) -> None:
+    """Somebody has seen the value of a handle, so it has been made."""
+    drawer.unmade.discard(name)
+    drawer.unseen.discard(name)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Local(_OfHandle):
+    """``local_value``: the value of a handle at the rank that owns it."""
+
+    op: ClassVar[str] = "local"
+    order: ClassVar[float | None] = 5
+    at: int
+    handle: str
+
+    def enter(self, scope: Scope) -> None:
+        owner = scope.alive(self.at, self.handle).owner
+        if owner != self.at:
+            msg = (
+                f"handle {shown(self.handle)} is owned by rank {owner}; only its owner has the "
+                f"local value. Use Fetch here."
+            )
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        return model.shows(model.value(model.handle(self.handle), self.at))
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.handles(lambda h: h.home == h.owner)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        return Own.draw(drawer) if Own.op in drawer.on else _OfHandle.instead(drawer)
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        _note_value(drawer, self.handle)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Through(_OfHandle):
+    """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
+
+    `how` says which; "remote" makes the handle `out` at `at`. The first such call asks the owner
+    for the type of the value. `timeout` is for each of the messages.
+    """
+
+    op: ClassVar[str] = "through"
+    order: ClassVar[float | None] = 8
+    at: int
+    handle: str
+    how: Literal["sync", "async", "remote"] = "sync"
+    addend: float = 1.0
+    out: str = ""
+    timeout: float | None = None
+
+    def enter(self, scope: Scope) -> None:
+        handle = scope.alive(self.at, self.handle)
+        if (self.how == "remote") != bool(self.out):
+            msg = (
+                f"how={shown(self.how)} and out={shown(self.out)}: how='remote' needs a name, "
+                "others none."
+            )
+            raise UsageError(msg)
+        if self.out and self.timeout is not None:
+            msg = "a timeout of how='remote' is not modelled; use how='sync' or 'async'."
+            raise UsageError(msg)
+        if self.out:
+            scope.new_handle(self.out, self.at, handle.owner, typed=False, size=handle.size)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # torch/distributed/rpc/rref_proxy.py: _invoke_rpc asks for the type first, and then calls
+        # _local_invoke on the owner, with the RRef among its arguments.
+        handle = model.handle(self.handle)
+        rref = handle.rref
+        model.use(handle)
+        accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
+        perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
+        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
+        if handle.type_error == "timeout":
+            # torch raises the old timeout here, and asks no more; it should ask again.
+            model.hazards.add("timed-out-type-query")
+        asked = handle.type_error
+        try:
+            if asked in (None, "timeout"):
+                _ask_type(model, handle, self.at, late, slack)
+            elif asked:
+                raise StepFails(asked)
+        except StepFails as failed:
+            # A message that cannot be sent raises before there is a future.
+            if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
+                model.hazards.add("failed-async-proxy")
+            raise
+        total = [x + self.addend for x in rref.value]
+        if self.how == "remote":
+            made, there = model.remote(self.at, rref.owner, typed=False, argument=handle)
+            made.rref.value = total
+            made.rref.takes = perhaps
+            model.handles[self.out] = made
+            if there:
+                model.drop(there)
+        else:
+            model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
+        if late:
+            raise StepFails(late, slack)
+        return model.shows(None if self.how == "remote" else total)
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.sendable()
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
+        form: Any = drawer.pick(("sync", "async", "remote"))
+        addend = drawer.pick(_ADDENDS)
+        out = drawer.name("handle") if form == "remote" else ""
+        drawer.waiting += form == "remote"
+        return cls(handle.home, name, form, addend, out)
+
+
+def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
+    """The first call through a handle asks the owner for the type of the value.
+
+    The RRef keeps the answer, or the error (``py_rref.cpp``: PyRRef::getRRefType).
+    """
+    handle.type_error = ""
+    try:
+        if at != handle.rref.owner:
+            model.ask(at, handle.rref.owner, MessageType.PYTHON_CALL, handle)
+            if late:
+                raise StepFails(late, slack)
+        if handle.rref.error:
+            raise StepFails(handle.rref.error)
+    except StepFails as failed:
+        handle.type_error = failed.error
+        raise
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Bump(_OfHandle):
+    """Add one to a handle's tensor in place, by a TorchScript function on its owner.
+
+    Not idempotent: a call that ran twice shows in the next fetch. TorchScript must know the type of
+    the handle's value, so a handle that a Python function's ``remote`` made cannot be bumped.
+    """
+
+    op: ClassVar[str] = "bump"
+    order: ClassVar[float | None] = 9
+    at: int
+    handle: str
+
+    def enter(self, scope: Scope) -> None:
+        if not scope.alive(self.at, self.handle).typed:
+            msg = (
+                f"handle {shown(self.handle)} was made by a Python function, so TorchScript "
+                f"does not know its type; make it with flavour='builtin' or 'script'."
+            )
+            raise UsageError(msg)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        return (self.handle,)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        rref = model.handle(self.handle).rref
+        model.ask(self.at, rref.owner, MessageType.SCRIPT_CALL, model.handle(self.handle))
+        rref.made = True
+        rref.value = [x + 1.0 for x in rref.value]
+        return model.shows(list(rref.value))
+
+    @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return _bumpable(drawer)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        if Remote.op in drawer.on:
+            return Remote.draw(drawer, flavours=TYPED)
+        return _OfHandle.instead(drawer)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        match message:
+            case MessageType.SCRIPT_CALL:
+                names = _bumpable(drawer, lambda h: h.home == rank)
+            case MessageType.RREF_CHILD_ACCEPT if drawer.others[rank]:
+                names = _bumpable(drawer, lambda h: h.owner == rank != h.home)
+            case _:
+                return []
+        return [(cls.op, lambda: cls.draw(drawer, names=names))] if names else []
+
+
+def _bumpable(drawer: StepDrawer, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
+    return drawer.changeable(lambda h: h.typed and fits(h))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Nest(Step):
+    """`at` asks `via`, which itself calls ``rpc.remote`` on `to` and returns the handle to `at`."""
+
+    op: ClassVar[str] = "nest"
+    order: ClassVar[float | None] = 11
+    at: int
+    via: int
+    to: int
+    out: str
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    flavour: Flavour = "python"
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        typed = self.flavour != "python"
+        scope.new_handle(self.out, self.at, self.to, typed=typed, size=len(self.left))
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.call(self.at, self.via, MessageType.PYTHON_CALL, call)
+        model.calls[self.via][call] += 1
+        typed = self.flavour != "python"
+        there, _ = model.remote(self.via, self.to, typed=typed)
+        if there.broken:
+            model.drop(there)
+            raise StepFails(error="creation")
+        if not typed:
+            model.calls[self.to][f"{call}/nested"] += 1
+        there.rref.value = sum_of(self.left, self.right)
+        # The answer carries a fork, as an argument does (RRefContext::prepareChildFork).
+        model.handles[self.out] = model.give(there, self.via, self.at)
+        model.drop(there)
+        return model.shows()
+
+    @classmethod
+    def draw(
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: Sequence[int] = (),
+        via: Sequence[int] = (),
+        to: Callable[[int], bool] = lambda _: True,
+        flavours: Sequence[Flavour] = FLAVOURS,
+    ) -> Nest:
+        caller = drawer.pick(at or drawer.ranks)
+        middle = drawer.pick(via or drawer.peers[caller])
+        target = drawer.pick([rank for rank in drawer.peers[middle] if to(rank)])
+        flavour = drawer.pick(flavours)
+        out = drawer.name("handle")
+        return cls(caller, middle, target, out, *drawer.pick(PAIRS), flavour)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        aim: dict[str, Any]
+        match message:
+            case MessageType.PYTHON_CALL:
+                aim = {"at": (rank,)}
+            case MessageType.PYTHON_REMOTE_CALL | MessageType.SCRIPT_REMOTE_CALL:
+                aim = {"via": (rank,), "flavours": _flavours_of(message)}
+            case MessageType.RREF_FORK_REQUEST if len(others) > 1:
+                # The handle that comes back is a user's, from a user.
+                aim = {"at": (rank,), "via": others[:1], "to": others[1:].__contains__}
+            case MessageType.RREF_USER_DELETE if others:
+                aim = {"via": (rank,), "to": others.__contains__}
+            case _:
+                return []
+        return [(cls.op, lambda: cls.draw(drawer, **aim))]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        _note_arrival(drawer, self.out, self.via)
+        drawer.unseen.add(self.out)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Drop(_OfHandle):
+    """Let go of a handle and collect garbage at its rank: by ``del``, or as a scope ends."""
+
+    op: ClassVar[str] = "drop"
+    order: ClassVar[float | None] = 4
+    often: ClassVar[bool] = True
+    at: int
+    handle: str
+    by: Literal["del", "scope"] = "del"
+
+    def enter(self, scope: Scope) -> None:
+        scope.alive(self.at, self.handle)
+        del scope.handles[self.handle]
+        scope.gone.add(self.handle)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # UserRRef::tryDel, once RRefContext::delPendingChild has seen the last child accepted.
+        model.drop(model.handle(self.handle))
+        del model.handles[self.handle]
+        return model.shows()
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Drop:
+        return cls(handle.home, name, drawer.pick(("del", "scope")))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.RREF_USER_DELETE or not drawer.others[rank]:
+            return []
+        users = drawer.handles(lambda h: h.home == rank != h.owner)
+        if not users:
+            return [Remote.to_another(drawer, rank)]
+        return [(cls.op, lambda: cls.draw(drawer, names=users))]

@@ -1,0 +1,203 @@
+"""A kind of step of a test's own, written in this one file: drawn, checked, predicted, sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import HarnessError, UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import predict
+from rpcprops.programs import STEP_TYPES, Drop, Own, Parallel, Program, Remote, Share, Step
+from rpcprops.stateful import ClusterMachine
+from rpcprops.strategies import programs
+from rpcprops.strategies._steps import KINDS, checked_kinds
+from tests._draws import draws
+
+if TYPE_CHECKING:
+    from rpcprops.oracle import Model, StepPrediction
+    from rpcprops.programs import Scope
+    from rpcprops.steps._base import Way
+    from rpcprops.strategies._steps import StepDrawer
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Twice(Step):
+    """`at` sends a handle to `to`, where a function fetches it and answers with twice its value."""
+
+    op: ClassVar[str] = "twice"
+    comes_first: ClassVar[bool] = False
+    at: int
+    handle: str
+    to: int
+
+    @property
+    def fetched_there(self) -> tuple[str, ...]:
+        """What the function fetches."""
+        return (self.handle,)
+
+    def enter(self, scope: Scope) -> None:
+        """Needs the handle."""
+        scope.alive(self.at, self.handle)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        """One call, and what its function does."""
+        handle = model.handle(self.handle)
+        there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
+        model.calls[self.to][call] += 1
+        once = model.compute(self.to, [0.0] * len(handle.rref.value), (), there)
+        return model.shows([2.0 * x for x in once])
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Twice | None:
+        """One with any handle, or with one of `at`."""
+        names = [
+            name
+            for rank in (drawer.ranks if at is None else (at,))
+            for name in drawer.fetchable_there(rank)
+        ]
+        if not names:
+            return None
+        name = drawer.recall(names)
+        home = drawer.scope.handles[name].home
+        return cls(home, name, drawer.peer(home))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        """The call is a PYTHON_CALL of the rank where the handle lives."""
+        if message is not MessageType.PYTHON_CALL or not drawer.fetchable_there(rank):
+            return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank))]
+
+
+# A kind of step only while a test here runs: others count the kinds.
+del STEP_TYPES[Twice.op]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    STEP_TYPES[Twice.op] = Twice
+    yield
+    del STEP_TYPES[Twice.op]
+
+
+def test_it_is_drawn_where_it_is_asked_for() -> None:
+    """Strategies draw it where `kinds` names it, on one rank after the other and at once."""
+    found = draws(programs(kinds=("remote", "own", "share", "twice")), 80)
+    drawn = [step for program in found for step in program.steps if isinstance(step, Twice)]
+    assert len(drawn) > 30
+    assert {step.at == step.to for step in drawn} == {True, False}
+    parallel = [s for program in found for s in program.steps if isinstance(s, Parallel)]
+    assert any(isinstance(leaf, Twice) for step in parallel for leaf in step.leaves)
+
+
+def test_it_is_aimed_at_faults() -> None:
+    """Where a plan fails the calls of one rank, most of these steps are at that rank."""
+    plan = FaultPlan(by_rank={1: FaultTable((MessageType.PYTHON_CALL,), 1)})
+    drawn = programs(
+        min_world_size=3, max_world_size=3, min_steps=8, kinds=("own", "twice"), plan=plan
+    )
+    found = draws(drawn, 30)
+    at = [leaf.at for program in found for leaf in program.leaves if isinstance(leaf, Twice)]
+    assert at.count(1) > at.count(0) + at.count(2) > 0
+
+
+def test_a_state_machine_has_a_rule_for_it() -> None:
+    """A machine whose kinds name it may run it as a rule, and a machine of all kinds does not."""
+
+    class Toys(ClusterMachine):
+        kinds = ("own", "twice")
+
+    class Others(ClusterMachine):
+        pass
+
+    assert {name for name in dir(Toys) if not hasattr(Others, name)} == {"step_twice"}
+
+
+def test_it_is_not_drawn_unasked() -> None:
+    """What is drawn by default does not change where somebody defines a kind of step."""
+    assert checked_kinds(None) == KINDS
+    assert Twice.op not in KINDS
+    with pytest.raises(UsageError, match="must name a step that can come first"):
+        programs(kinds=("twice",))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Twice(0, "a", 1),), "there is no handle 'a' before this step; make it first"),
+        ((Own(0, "a"), Twice(0, "a", 7)), "to=7 is no rank of a world of 3"),
+        ((Own(0, "a"), Drop(0, "a"), Twice(0, "a", 1)), "handle 'a' was dropped before"),
+        (
+            (
+                Own(0, "a"),
+                Share(0, "a", 1, "b"),
+                Parallel(((Twice(0, "a", 2),), (Twice(1, "b", 2),))),
+            ),
+            "two branches of Parallel meet at one RRef",
+        ),
+    ],
+)
+def test_it_is_refused_where_it_cannot_be(steps: tuple[Step, ...], message: str) -> None:
+    """A program checks its ranks, its handles and what branches share, as of any step."""
+    with pytest.raises(UsageError, match=message):
+        Program(3, steps)
+
+
+def test_it_goes_with_the_step_that_it_needs() -> None:
+    """Without the step that makes its handle a program is without it as well."""
+    program = Program(2, (Own(0, "a"), Twice(0, "a", 1), Own(1, "b")))
+    assert program.without(0) == Program(2, (Own(1, "b"),))
+
+
+def test_its_effect_is_predicted() -> None:
+    """The oracle predicts its value, its messages and its calls, and that a lost call raises."""
+    program = Program(2, (Remote(0, 1, "a", (1.0, 2.0), (3.0, 4.0)), Twice(0, "a", 1)))
+    predicted = predict(program, FaultPlan())
+    assert predicted.steps[1].value == [8.0, 12.0]
+    assert [(send.rank, send.message) for send in predicted.sends] == [
+        (0, MessageType.PYTHON_REMOTE_CALL),
+        (0, MessageType.PYTHON_CALL),
+        (1, MessageType.RREF_CHILD_ACCEPT),
+    ]
+    assert predicted.calls == ({}, {"step0": 1, "step1": 1})
+    lost = predict(program, FaultPlan(FaultTable((MessageType.PYTHON_CALL,), 1)))
+    assert lost.steps[1].error == "injected"
+
+
+def test_it_travels_as_json() -> None:
+    """A program with it is the same after a trip through JSON, and prints as Python."""
+    program = Program(2, (Own(0, "a"), Twice(0, "a", 1)))
+    data = json.loads(json.dumps(to_json(program)))
+    assert data["steps"][1] == {"op": "twice", "at": 0, "handle": "a", "to": 1}
+    assert from_json(data, Program) == program
+    assert repr(program.steps[1]) == "Twice(at=0, handle='a', to=1)"
+
+
+def test_two_kinds_cannot_have_one_name() -> None:
+    """A second class with the op of a kind that exists is refused, and the first one stays."""
+    with pytest.raises(UsageError, match=r"the op 'twice' of .*Thrice is that of .*Twice"):
+
+        class Thrice(Step):
+            op: ClassVar[str] = "twice"
+
+    assert STEP_TYPES["twice"] is Twice
+
+
+def test_each_kind_names_what_runs_it() -> None:
+    """By default a function in a rank, of its family and its op; and nothing where none runs it."""
+    assert Remote.runs == "rpcprops.steps.in_rank.rrefs:remote"
+    assert STEP_TYPES["optimize"].runs == "rpcprops.steps.in_rank.training:optimize"
+    assert {op for op, cls in STEP_TYPES.items() if not cls.runs} == {"settle", "parallel"}
+
+
+def test_a_kind_must_say_what_it_shows() -> None:
+    """A step whose class predicts nothing is our mistake, not an empty prediction."""
+    program = Program(2, (Parallel(((Own(0, "a"),), (Own(1, "b"),))),))
+    with pytest.raises(HarnessError, match=r"Parallel does not say what it must show"):
+        program.steps[0].predict(None, "step0")  # type: ignore[arg-type]
