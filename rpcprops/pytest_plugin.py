@@ -20,7 +20,7 @@ import os
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster import _network as networks
 from rpcprops.cluster._client import shared_network, unasked_real_time
+from rpcprops.confirmation import OWN_CODE_SLACK, Confirmation, Sight, confirm, is_decided
 from rpcprops.errors import (
     BrokenPromise,
     HarnessError,
@@ -737,33 +738,42 @@ def _counts(session: _Session, record: _ItemRecord, failing: _Failing) -> bool:
     """
     if failing.draws_inside:
         return True
-    from rpcprops.oracle import rungs
-
     kind = type(failing.error)
     if kind in record.confirmed:
         return isinstance(_again(session, failing, rate=None).error, kind)
+    said = _confirmation(session, failing)
     line = f"{kind.__name__}: {first_line_of(failing.error)}"
-    fastest = max(outcome.clock_rate for _, outcome in failing.recorded)
-    believed = _is_decided(failing.error, failing.recorded)
-    again = _Again(None, [])
-    for rate in rungs(fastest) or (None,):
+    if said.is_confirmed:
+        record.confirmed.add(kind)
+        record.first_ones.append(failing)
+    else:
+        (record.undecided if said.is_undecided else record.unconfirmed).append(line)
+    return said.is_confirmed
+
+
+def _confirmation(
+    session: _Session, failing: _Failing, rates: Sequence[float] | None = None
+) -> Confirmation:
+    """What slower rates show of a failing example."""
+    kind = type(failing.error)
+
+    def run(rate: float) -> Sight:
         again = _again(session, failing, rate)
-        if isinstance(again.error, kind):
-            believed = believed or _is_decided(again.error, again.recorded)
-        elif believed:
-            record.unconfirmed.append(line)
-            return False
-    if not _shows(again, kind):
-        record.undecided.append(line)
-        return False
-    record.confirmed.add(kind)
-    record.first_ones.append(failing)
-    return True
+        if not isinstance(again.error, kind):
+            return Sight(False)
+        # A failure of the test's own code counts in real time, however late the ranks were: it is
+        # what any run without us would report.
+        counts = rate == 1.0 and not isinstance(again.error, BrokenPromise)
+        return Sight(True, counts or _is_decided(again.error, again.recorded))
+
+    fastest = max(outcome.clock_rate for _, outcome in failing.recorded)
+    first = Sight(True, _is_decided(failing.error, failing.recorded))
+    return confirm(fastest, first, run, rates=rates, raises_cannot=True)
 
 
 def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]]) -> bool:
     """Whether the ranks were scheduled in time enough for a failure to mean what it says."""
-    from rpcprops.oracle import OWN_CODE_SLACK, is_decided, judge
+    from rpcprops.oracle import judge
 
     promise = type(error).__name__
     if isinstance(error, BrokenPromise):
@@ -777,17 +787,6 @@ def _is_decided(error: BaseException, recorded: list[tuple[FaultPlan, Outcome]])
         return not broken or any(is_decided(*one) for one in broken)
     own = Violation(promise, text_of(error), needs_time=True, slack=OWN_CODE_SLACK)
     return all(is_decided(own, outcome) for _, outcome in recorded)
-
-
-def _shows(again: _Again, kind: type[BaseException]) -> bool:
-    """Whether a run in real time shows a failure of this kind.
-
-    A failure of the test's own code counts there, however late the ranks were: it is what any run
-    without us would report.
-    """
-    if not isinstance(again.error, kind):
-        return False
-    return not isinstance(again.error, BrokenPromise) or _is_decided(again.error, again.recorded)
 
 
 @functools.cache
@@ -870,10 +869,9 @@ def _confirm_smallest(session: _Session, record: _ItemRecord) -> None:
             record.repeats.append(_UNCONFIRMED if fast else _UNREPEATED)
             return
         if fast:
-            real = _again(session, failing, rate=1.0)
-            if not _shows(real, kind):
-                failed_late = isinstance(real.error, kind)
-                loaded |= failed_late or not _is_decided(failing.error, failing.recorded)
+            said = _confirmation(session, failing, rates=(1.0,))
+            if not said.is_confirmed:
+                loaded |= said.is_undecided
                 continue
         failed = sum(
             isinstance(_again(session, failing, None).error, kind) for _ in range(_REPEATS)

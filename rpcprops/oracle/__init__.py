@@ -6,13 +6,11 @@ from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accept
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import FINDINGS, Finding, set_apart
 from rpcprops.oracle._judge import judge
-from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import ErrorClass, Model, Prediction, Send, StepPrediction, predict
 
 __all__ = [
     "DOCUMENTED",
     "FINDINGS",
-    "OWN_CODE_SLACK",
     "Accepted",
     "Documented",
     "ErrorClass",
@@ -29,11 +27,9 @@ __all__ = [
     "error_class",
     "fired",
     "fired_by_type",
-    "is_decided",
     "is_expected",
     "judge",
     "predict",
     "predict_for",
-    "rungs",
     "set_apart",
 ]

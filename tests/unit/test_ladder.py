@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rpcprops.oracle import is_decided, rungs
+from rpcprops.confirmation import is_decided, rungs
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RankOutcome, Violation
 
 
