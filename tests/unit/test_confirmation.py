@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from rpcprops import errors, pytest_plugin
+from rpcprops import errors
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, PhaseOutcome, RaisedError, RankOutcome
-from rpcprops.pytest_plugin import _Again, _counts, _Failing, _is_decided, _ItemRecord
+from rpcprops.plugin import failures
+from rpcprops.plugin.failures import Again, counts, in_time
+from rpcprops.plugin.records import Failing, ItemRecord
 
 RATE = 400.0
 #: Real seconds by which waits ended late: too late for a test's own code at rate 400, and not.
@@ -48,7 +50,7 @@ def test_lateness_that_eats_the_slack(
     error: BaseException, recorded: list[tuple[FaultPlan, Outcome]], decided: bool
 ) -> None:
     """A failure is believed while lateness times rate stays below its slack, known or stated."""
-    assert _is_decided(error, recorded) is decided
+    assert in_time(error, recorded) is decided
 
 
 def test_a_shutdown_that_gave_up_has_the_slack_of_the_owner() -> None:
@@ -64,7 +66,7 @@ def test_a_shutdown_that_gave_up_has_the_slack_of_the_owner() -> None:
             shutdown_error=RaisedError("RuntimeError", "Leaking RRef"),
         )
         recorded = seen(rate, ranks=(rank,), phases=(PhaseOutcome("shutdown"),))
-        assert _is_decided(errors.RRefLeak("leak"), recorded) is decided
+        assert in_time(errors.RRefLeak("leak"), recorded) is decided
 
 
 COUNTS, UNCONFIRMED, UNDECIDED = "counts", "unconfirmed", "undecided"
@@ -98,16 +100,16 @@ def test_the_ladder(
     answers = {RATE / 10: tenth, 1.0: real}
     asked: list[float] = []
 
-    def again(session: Any, failing: Any, rate: float) -> _Again:
+    def again(session: Any, failing: Any, rate: float) -> Again:
         asked.append(rate)
         late = answers[rate]
-        return _Again(None if late is None else AssertionError("no"), seen(rate, late or 0.0))
+        return Again(None if late is None else AssertionError("no"), seen(rate, late or 0.0))
 
-    monkeypatch.setattr(pytest_plugin, "_again", again)
-    record = _ItemRecord()
+    monkeypatch.setattr(failures, "run_again", again)
+    record = ItemRecord()
     session: Any = None
-    failing = _Failing(lambda: None, AssertionError("no"), seen(RATE, fast))
-    assert _counts(session, record, failing) is (verdict == COUNTS)
+    failing = Failing(lambda: None, AssertionError("no"), seen(RATE, fast))
+    assert counts(session, record, failing) is (verdict == COUNTS)
     assert record.unconfirmed == (["AssertionError: no"] if verdict == UNCONFIRMED else [])
     assert record.undecided == (["AssertionError: no"] if verdict == UNDECIDED else [])
     assert record.confirmed == ({AssertionError} if verdict == COUNTS else set())
@@ -122,11 +124,11 @@ def test_a_promise_that_real_time_shows_too_late_is_undecided(
     """A hang of ranks that were late for longer than a hang's slack is none, in real time too."""
     error = errors.RankHung("hangs")
     monkeypatch.setattr(
-        pytest_plugin, "_again", lambda _s, _f, rate: _Again(error, hung(rate or 1.0, 1.5))
+        failures, "run_again", lambda _s, _f, rate: Again(error, hung(rate or 1.0, 1.5))
     )
-    record = _ItemRecord()
+    record = ItemRecord()
     session: Any = None
-    assert not _counts(session, record, _Failing(lambda: None, error, hung(RATE, 0.0)))
+    assert not counts(session, record, Failing(lambda: None, error, hung(RATE, 0.0)))
     assert record.undecided == ["RankHung: hangs"]
 
 
@@ -147,12 +149,12 @@ def test_an_error_of_ours_is_no_run_without_the_failure(
         runs.append(server.override_rate)
         raise error if server.override_rate == rate else AssertionError("no")
 
-    record = _ItemRecord()
-    failing = _Failing(body, AssertionError("no"), seen(RATE))
+    record = ItemRecord()
+    failing = Failing(body, AssertionError("no"), seen(RATE))
     if rate is None:
         record.confirmed.add(AssertionError)
     with pytest.raises(kind) as raised:
-        _counts(session, record, failing)
+        counts(session, record, failing)
     assert raised.value is error
     assert runs == ([None] if rate is None else [RATE / 10, 1.0][: runs.index(rate) + 1])
     assert not record.unconfirmed
