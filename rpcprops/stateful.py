@@ -49,7 +49,7 @@ from rpcprops.oracle import (
 from rpcprops.oracle._worlds import padded, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
-from rpcprops.properties._engine import broken_promise
+from rpcprops.properties import broken_promise
 from rpcprops.report._artefact import Artefact, write_or_say
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds

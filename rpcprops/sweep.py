@@ -26,8 +26,7 @@ from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type
 from rpcprops.programs import Program
-from rpcprops.properties import Case, Failure, Observation, Repeats, observe
-from rpcprops.properties._catalogue import shipped_programs
+from rpcprops.properties import Case, Failure, Observation, Repeats, observe, shipped_programs
 from rpcprops.report import _artefact as artefacts
 from rpcprops.report._text import artefact_of
 from rpcprops.runner import Runner
