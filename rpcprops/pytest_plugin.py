@@ -15,10 +15,9 @@ from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan
-from rpcprops.plugin import examples, reports
-from rpcprops.plugin import options as options_
-from rpcprops.plugin import replay as replays
-from rpcprops.plugin.drawn import is_drawn, without_shard
+from rpcprops.plugin import examples, replay, reports, shards
+from rpcprops.plugin.drawn import is_drawn
+from rpcprops.plugin.options import Options, declare, is_worker
 from rpcprops.plugin.records import ITEM, ItemRecord
 from rpcprops.plugin.session import SESSION, Session
 from rpcprops.programs import check_world_size
@@ -53,13 +52,13 @@ class ClusterFactory:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    options_.declare(parser)
+    declare(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    options = options_.Options.read(config)
+    options = Options.read(config)
     session = config.stash[SESSION] = Session(config, options)
-    if not options_.is_worker(config):
+    if not is_worker(config):
         summary = config.stash[_SUMMARY] = reports.Summary(config, session)
         config.pluginmanager.register(summary, "rpcprops-summary")
     if options.upstream is not None:
@@ -104,9 +103,9 @@ def _uses_us(item: pytest.Item) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    shards = metafunc.config.stash[SESSION].options.shards
-    if shards > 1 and is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
-        examples.split(metafunc, shards)
+    count = metafunc.config.stash[SESSION].options.shards
+    if count > 1 and is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
+        shards.split(metafunc, count)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -115,13 +114,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any(map(_uses_us, items)):
         session.watch_controller()
     if session.options.replay is not None:
-        replays.choose(items, session.options.replay)
+        replay.choose(items, session.options.replay)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     underway = item.config.stash[SESSION].underway
-    underway.begin(without_shard(item.nodeid))
+    underway.begin(shards.without_shard(item.nodeid))
     try:
         return (yield)
     finally:
@@ -134,7 +133,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         return (yield)
     session = item.config.stash[SESSION]
     record = item.stash[ITEM] = ItemRecord()
-    call = examples.call if session.options.replay is None else replays.call_again
+    call = examples.call if session.options.replay is None else replay.call_again
     with session.recording(record):
         return (yield from call(item, session, record))
 

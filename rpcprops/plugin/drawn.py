@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +28,6 @@ def function_of(item: pytest.Item) -> Any:
 def is_drawn(function: Any) -> bool:
     """Whether Hypothesis draws the examples of a test."""
     return bool(getattr(function, "is_hypothesis_test", False))
-
-
-def without_shard(nodeid: str) -> str:
-    """The id of the test that a shard is part of: a replay does not split tests."""
-    return re.sub(r"\[shard\d+\]$|-shard\d+(?=\]$)|(?<=\[)shard\d+-", "", nodeid)
 
 
 def outcome_of(

@@ -32,18 +32,10 @@ from rpcprops.plugin.drawn import (
 from rpcprops.plugin.failures import choose_smallest, counts
 from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
-
-#: The parameter that a test gets with ``--rpc-shards``.
-SHARD = "rpc_shard"
+from rpcprops.plugin.shards import shard_of
 
 #: Makes the body that Hypothesis runs for each example, from that of the test.
 Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
-
-
-def split(metafunc: pytest.Metafunc, shards: int) -> None:
-    """Make an item of each shard of a test that Hypothesis draws."""
-    metafunc.fixturenames.append(SHARD)
-    metafunc.parametrize(SHARD, range(shards), ids=[f"shard{n}" for n in range(shards)])
 
 
 def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> Any:
@@ -143,8 +135,7 @@ def _prepared(
     inner = handle.inner_test
     settings = getattr(function, "_hypothesis_internal_use_settings", None)
     seed = getattr(function, "_hypothesis_internal_use_seed", None)
-    callspec = getattr(item, "callspec", None)
-    shard = callspec.params.get(SHARD) if callspec is not None else None
+    shard = shard_of(item)
     ours, is_seeded = _settings(settings, seed, shard, session.options.shards)
     if is_seeded:
         function._hypothesis_internal_use_seed = f"{seed}/{shard}"

@@ -24,10 +24,10 @@ from rpcprops.plugin.drawn import (
     example_runner,
     function_of,
     is_drawn,
-    without_shard,
 )
 from rpcprops.plugin.records import UNDECIDED, Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
+from rpcprops.plugin.shards import without_shard
 from rpcprops.report import _artefact as artefacts
 
 #: How often the smallest failing example is run again, fast, to tell how often it repeats.

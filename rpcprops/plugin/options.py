@@ -39,12 +39,10 @@ DECLARED: dict[str, dict[str, Any]] = {
         "and 1/N of the examples, so that xdist can run them side by side",
     },
     "--rpc-report": {
-        "default": None,
         "metavar": "FILE",
         "help": "write what each test of rpc_cluster ran and which faults fired to FILE, as JSON",
     },
     "--rpc-replay": {
-        "default": None,
         "metavar": "FILE",
         "help": "run the example of a failure artefact only (`rpcprops replay` does this)",
     },
@@ -55,7 +53,6 @@ DECLARED: dict[str, dict[str, Any]] = {
         "help": "with --rpc-replay: run the example N times, where it can be run again",
     },
     "--rpc-replay-answer": {
-        "default": None,
         "metavar": "FILE",
         "help": "with --rpc-replay: write what each run raised to FILE, as JSON",
     },
@@ -83,12 +80,10 @@ DECLARED: dict[str, dict[str, Any]] = {
     },
     "--rpc-upstream-seed": {
         "type": int,
-        "default": None,
         "metavar": "N",
         "help": "with sampled faults: draw the same tables again",
     },
     "--rpc-upstream-report": {
-        "default": None,
         "metavar": "FILE",
         "help": "write what each of PyTorch's tests came to to FILE, as JSON",
     },

@@ -17,10 +17,11 @@ from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import _network as networks
 from rpcprops.cluster._client import shared_network, unasked_real_time
-from rpcprops.plugin.drawn import function_of, is_drawn, without_shard
+from rpcprops.plugin.drawn import function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
 from rpcprops.plugin.session import Session
+from rpcprops.plugin.shards import without_shard
 from rpcprops.report._underway import Died, collect, died_line
 
 #: The name under which a report carries what a test came to.

@@ -26,12 +26,10 @@ class Session:
     """The server of this process, made to tell what its clusters show.
 
     Attributes:
-        unconfirmed: what state machines did not see confirmed, and whether it is undecided, since
-            it was taken.
+        options: what this run of pytest was asked for.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
-        self.config = config
         self.options = options
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
@@ -39,10 +37,11 @@ class Session:
         #: The process that controls this one, if this is a worker of xdist's that is not watched.
         self._controller = os.getppid() if is_worker(config) else None
         self.server.on_start = self._on_start
-        self.server.on_unconfirmed = self.keep_unconfirmed
+        self.server.on_unconfirmed = self._keep_unconfirmed
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
-        self.unconfirmed: list[tuple[str, bool]] = []
-        self.told_clock_problem = ""
+        #: What state machines did not see confirmed, and whether it is undecided.
+        self._unconfirmed: list[tuple[str, bool]] = []
+        self._told_clock_problem = ""
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""
@@ -92,21 +91,20 @@ class Session:
         self._recorded.clear()
         return recorded
 
-    def keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
-        """Keep what a state machine did not see confirmed."""
-        self.unconfirmed.append((line, is_undecided))
+    def _keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
+        self._unconfirmed.append((line, is_undecided))
 
     def take_unconfirmed(self) -> list[tuple[str, bool]]:
-        """What state machines did not see confirmed, once."""
-        taken, self.unconfirmed = self.unconfirmed, []
+        """What state machines did not see confirmed, and whether it is undecided, once."""
+        taken, self._unconfirmed = self._unconfirmed, []
         return taken
 
     def take_clock_problem(self) -> str:
         """Why ranks run in real time though nobody asked for it, once for each server started."""
         problem = self.server.clock_problem
-        if problem == self.told_clock_problem:
+        if problem == self._told_clock_problem:
             return ""
-        self.told_clock_problem = problem
+        self._told_clock_problem = problem
         return problem
 
 
