@@ -35,22 +35,21 @@ from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
 from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._spec import ClockChoice, Transport
-from rpcprops.errors import HarnessError, MachineCannot, UsageError
+from rpcprops.confirmation import Sight, confirm
+from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
     account,
     fired_by_type,
-    is_decided,
     is_expected,
     judge,
     predict,
-    rungs,
     set_apart,
 )
 from rpcprops.oracle._worlds import padded, unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
-from rpcprops.properties._engine import broken_promise
+from rpcprops.properties import broken_promise
 from rpcprops.report._artefact import Artefact, write_or_say
 from rpcprops.report._text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
@@ -310,38 +309,27 @@ class ClusterMachine(RuleBasedStateMachine):
         if key in self._unasked:
             # It failed so before: an example must not change its mind.
             raise self._unasked[key]
-        believed = is_decided(violation, outcome)
+        rate, first = outcome.clock_rate, Sight.of(outcome, [violation])
         # In real time a run that was in time counts; one that was late is made again.
-        slower = rungs(outcome.clock_rate) or (() if believed else (1.0,))
-        counts = believed
-        for rate in slower:
-            try:
-                same = self._broken_at(rate, promise)
-            except MachineCannot:
-                # This machine cannot give that rate now; the last one, real time, it can.
-                counts = False
-                continue
-            except HarnessError as error:
-                self._unasked[key] = error
-                raise
-            counts = any(is_decided(*one) for one in same)
-            believed = believed or counts
-            if not same and believed:
-                self._doubt(key, violation, is_undecided=False)
-                return False
-        if not counts:
-            self._doubt(key, violation, is_undecided=True)
-            return False
-        self._confirmed.add(promise)
-        return True
+        rates = () if rate == 1.0 and first.in_time else None
+        try:
+            said = confirm(rate, first, lambda at: self._again(at, promise), rates=rates)
+        except HarnessError as error:
+            self._unasked[key] = error
+            raise
+        if said.is_confirmed:
+            self._confirmed.add(promise)
+        else:
+            self._doubt(key, violation, is_undecided=said.is_undecided)
+        return said.is_confirmed
 
-    def _broken_at(self, rate: float, promise: str) -> list[tuple[Violation, Outcome]]:
-        """What breaks the promise, and is no known finding, when the program runs at `rate`."""
+    def _again(self, rate: float, promise: str) -> Sight:
+        """What the program alone shows at `rate` of a promise, beside what findings explain."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
         met = predict(program, plan).hazards
         _, left = set_apart(program, met, again, judge(program, plan, again))
-        return [(other, again) for other in left if other.promise == promise]
+        return Sight.of(again, [other for other in left if other.promise == promise])
 
     def _doubt(
         self, key: tuple[Program, FaultPlan, str], violation: Violation, *, is_undecided: bool

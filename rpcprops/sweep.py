@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 from rpcprops._files import GrowingFile, Unwritten, read_regular
 from rpcprops._json import from_json, to_json
-from rpcprops.errors import MachineCannot, UsageError, text_of
+from rpcprops.confirmation import Sight, confirm
+from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
-from rpcprops.oracle import fired, fired_by_type, is_decided, rungs
+from rpcprops.oracle import fired, fired_by_type
 from rpcprops.programs import Program
-from rpcprops.properties import Case, Failure, Observation, Repeats, observe
-from rpcprops.properties._catalogue import shipped_programs
+from rpcprops.properties import Case, Failure, Observation, Repeats, observe, shipped_programs
 from rpcprops.report import _artefact as artefacts
 from rpcprops.report._text import artefact_of
 from rpcprops.runner import Runner
@@ -286,22 +286,19 @@ class Sweep:
         """A failure counts once it was seen again: in real time for a new promise, else fast."""
         if not seen.violations:
             return "known" if seen.explained_by else "holds", []
-        promise = seen.violations[0].promise
-        rate = seen.outcome.clock_rate
-        known = promise in self._confirmed
-        repeats: list[Repeats] = []
-        for again_at in (rate,) if known else rungs(rate) or (rate,):
-            try:
-                again = observe(
-                    self.runner, seen.case, anew=True, **{**self.options, "clock": again_at}
-                )
-            except MachineCannot:
-                return "undecided", repeats
-            same = [v for v in again.violations if v.promise == promise]
-            if not same or not is_decided(same[0], again.outcome):
-                return "undecided", repeats
-            repeats.append(Repeats(again_at, 1, 1))
-        self._confirmed.add(promise)
+        first, rate = seen.violations[0], seen.outcome.clock_rate
+
+        def run(at: float) -> Sight:
+            again = observe(self.runner, seen.case, anew=True, **{**self.options, "clock": at})
+            same = [v for v in again.violations if v.promise == first.promise]
+            return Sight.of(again.outcome, same)
+
+        rates = (rate,) if first.promise in self._confirmed else None
+        said = confirm(rate, Sight.of(seen.outcome, [first]), run, rates=rates)
+        repeats = [Repeats(at, int(shows), 1) for at, shows in said.runs]
+        if not said.is_confirmed:
+            return "undecided", repeats
+        self._confirmed.add(first.promise)
         return "violated", repeats
 
     def _failure(self, seen: Observation, repeats: list[Repeats]) -> Failure:

@@ -1,1 +1,1 @@
-"""The larger commands of the command line, a module each, and what they share."""
+"""The commands of the command line, a module each, and what they share."""

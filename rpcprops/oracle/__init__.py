@@ -6,7 +6,6 @@ from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accept
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
-from rpcprops.oracle._ladder import OWN_CODE_SLACK, is_decided, rungs
 from rpcprops.oracle._model import Model, predict
 from rpcprops.oracle._prediction import ErrorClass, Prediction, Send, StepPrediction
 from rpcprops.torch_facts import FINDINGS, Finding
@@ -14,7 +13,6 @@ from rpcprops.torch_facts import FINDINGS, Finding
 __all__ = [
     "DOCUMENTED",
     "FINDINGS",
-    "OWN_CODE_SLACK",
     "Accepted",
     "Documented",
     "ErrorClass",
@@ -31,11 +29,9 @@ __all__ = [
     "error_class",
     "fired",
     "fired_by_type",
-    "is_decided",
     "is_expected",
     "judge",
     "predict",
     "predict_for",
-    "rungs",
     "set_apart",
 ]

@@ -5,8 +5,8 @@
 """
 
 from rpcprops.properties._base import Case, Observation, Property, observe
-from rpcprops.properties._catalogue import PROPERTIES
-from rpcprops.properties._engine import Examination, Failure, Repeats, examine
+from rpcprops.properties._catalogue import PROPERTIES, shipped_programs
+from rpcprops.properties._engine import Examination, Failure, Repeats, broken_promise, examine
 
 __all__ = [
     "PROPERTIES",
@@ -16,6 +16,8 @@ __all__ = [
     "Observation",
     "Property",
     "Repeats",
+    "broken_promise",
     "examine",
     "observe",
+    "shipped_programs",
 ]

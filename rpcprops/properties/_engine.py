@@ -17,8 +17,9 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 
 from rpcprops import errors
-from rpcprops.errors import BrokenPromise, MachineCannot
-from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, is_decided, judge, rungs
+from rpcprops.confirmation import Sight, confirm
+from rpcprops.errors import BrokenPromise
+from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._findings import finding_case
@@ -379,9 +380,9 @@ class _Examiner:
             self.in_real_time.add(seen.case)
         return taken
 
-    def again(self, seen: Observation) -> Observation:
-        """The same case once more, at the same rate."""
-        options = {**self.options, "clock": seen.outcome.clock_rate}
+    def again(self, seen: Observation, rate: float | None = None) -> Observation:
+        """The same case once more, at the same rate unless one is given."""
+        options = {**self.options, "clock": rate or seen.outcome.clock_rate}
         return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:
@@ -402,42 +403,33 @@ class _Examiner:
 
     def confirms(self, seen: Observation) -> bool:
         """Whether slower clocks, down to real time, show the same broken promise."""
-        first = seen.violations[0]
-        rate = seen.outcome.clock_rate
-        for slower_rate in rungs(rate) or (1.0,):
-            try:
-                again = self.prop.observe(
-                    self.runner, seen.case, anew=True, **{**self.options, "clock": slower_rate}
-                )
-            except MachineCannot as error:
-                if slower_rate != 1.0:
-                    # A busy machine may not give it; real time it can.
-                    continue
-                self.doubt(f"rate {slower_rate:g} could not be had ({error})", seen)
-                return False
-            same = [v for v in again.violations if v.promise == first.promise]
-            if not same:
-                if not is_decided(first, seen.outcome):
-                    # The fast run meant nothing on this machine; the slower one has decided.
-                    self.result.reruns += 1
-                elif first.needs_time and not self.fails_again(seen):
-                    where = f"{_REPEATS} runs at rate {rate:g} and one at {slower_rate:g}"
-                    self.doubt(f"not again in {where}", seen, once=True)
-                else:
-                    self.doubt(f"not again at rate {slower_rate:g}", seen)
-                return False
-            if slower_rate == 1.0 and not is_decided(same[0], again.outcome):
-                self.doubt("undecided, the machine was too loaded", seen)
-                return False
-        return True
+        first, rate = seen.violations[0], seen.outcome.clock_rate
 
-    def fails_again(self, seen: Observation) -> bool:
-        """Whether one of a few more runs at the same rate breaks the same promise."""
-        promise = seen.violations[0].promise
-        return any(
-            promise in [violation.promise for violation in self.again(seen).violations]
-            for _ in range(_REPEATS)
+        def run(at: float) -> Sight:
+            again = self.again(seen, at)
+            same = [v for v in again.violations if v.promise == first.promise]
+            return Sight.of(again.outcome, same)
+
+        said = confirm(
+            rate,
+            Sight.of(seen.outcome, [first]),
+            run,
+            passing_decides=True,
+            more_runs=_REPEATS if first.needs_time else 0,
         )
+        if said.kind == "not had":
+            self.doubt(f"rate {said.rate:g} could not be had ({said.cannot})", seen)
+        elif said.kind == "meant nothing":
+            # The fast run meant nothing on this machine; the slower one has decided.
+            self.result.reruns += 1
+        elif said.kind == "failed once":
+            where = f"{_REPEATS} runs at rate {rate:g} and one at {said.rate:g}"
+            self.doubt(f"not again in {where}", seen, once=True)
+        elif said.kind == "unconfirmed":
+            self.doubt(f"not again at rate {said.rate:g}", seen)
+        elif said.kind == "too late":
+            self.doubt("undecided, the machine was too loaded", seen)
+        return said.is_confirmed
 
     def doubt(self, why: str, seen: Observation, *, once: bool = False) -> None:
         """Keep a failure that slower clocks did not show."""

@@ -9,9 +9,8 @@ from typing import Any, Literal, cast
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from rpcprops.errors import MachineCannot
+from rpcprops.confirmation import Sight, confirm, rungs
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import rungs
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
 from rpcprops.strategies import delay_tables, fail_counts, fault_plans, retryable_subsets
@@ -80,19 +79,26 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
 
     A test that passes under a fast clock has passed: those that could pass only because of it, as
     they assert how long something took, run in real time.
+
+    Raises:
+        MachineCannot: no rate shows that it passes, and this machine cannot give real time.
     """
     if test.not_applicable:
         return UpstreamResult(test, "not_applicable", test.not_applicable)
-    first = ranks.rate_of(test)
     seen: list[Seen] = []
-    for rate in (first, *rungs(first)):
-        try:
-            seen.append(ranks.run(test, rate=rate))
-        except MachineCannot:
-            # A rate that this machine cannot give at the moment; the last is real time.
-            continue
-        if seen[-1].verdict != "failed":
-            break
+
+    def run(rate: float) -> Sight:
+        seen.append(ranks.run(test, rate=rate))
+        # A failure counts in real time, however late the ranks were, as in PyTorch's harness.
+        return Sight(seen[-1].verdict == "failed")
+
+    fastest = ranks.rate_of(test)
+    # As a failure that nobody has seen yet: the first rate is asked too, and passing ends it.
+    rates = (fastest, *rungs(fastest))
+    unseen = Sight(True, in_time=False)
+    said = confirm(fastest, unseen, run, rates=rates, passing_decides=True)
+    if said.cannot is not None:
+        raise said.cannot
     last = seen[-1]
     return UpstreamResult(
         test,

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import UPSTREAM
+from rpcprops.confirmation import OWN_CODE_SLACK
 from rpcprops.errors import BrokenPromise, HarnessError, RankDied, UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import OWN_CODE_SLACK, account
+from rpcprops.oracle import account
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Observation

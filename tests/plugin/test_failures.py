@@ -240,6 +240,7 @@ def test_user_code_is_shown(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     assert "planted" in section
     assert re.search("(Falsifying example|Failing test case): test_fails", section)
     assert "pytest_plugin.py" not in section
+    assert "rpcprops/plugin/" not in section
 
 
 def test_drawn_inside_is_unconfirmed(ran: tuple[Any, Any, dict[str, Any]]) -> None:

@@ -38,9 +38,9 @@ def test_many_without_the_fixture():
 
 
 def test_many_with_the_fixture(rpc_cluster, monkeypatch):
-    from rpcprops import pytest_plugin
+    from rpcprops.plugin import session
 
-    monkeypatch.setattr(pytest_plugin, "_MOST_KEPT", 4)
+    monkeypatch.setattr(session, "MOST_KEPT", 4)
     before = kept()
     for _ in range(10):
         with rpc_cluster(world_size=1, faults=FaultTable(["RREF_USER_DELETE"], 1)):

@@ -15,11 +15,11 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 
-from rpcprops import Cluster, stateful
+from rpcprops import Cluster, confirmation
 from rpcprops.programs import Bump
 from rpcprops.stateful import ClusterMachine
 
-run_branches, is_decided = Cluster.run_branches, stateful.is_decided
+run_branches, is_decided = Cluster.run_branches, confirmation.is_decided
 running = None
 
 
@@ -36,7 +36,7 @@ def in_time(violation, outcome):
     return not (running.is_late and outcome.clock_rate > 1) and is_decided(violation, outcome)
 
 
-Cluster.run_branches, stateful.is_decided = miscounted, in_time
+Cluster.run_branches, confirmation.is_decided = miscounted, in_time
 
 
 class Base(ClusterMachine):

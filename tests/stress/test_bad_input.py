@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, Outcome, Program, Violation, cli
 from rpcprops._json import to_json
-from rpcprops.commands import _upstream
+from rpcprops.commands import upstream as upstream_command
 from rpcprops.outcomes import Counters, PhaseOutcome, RankOutcome, StepOutcome
 from rpcprops.profiles import NIGHTLY, current
 from rpcprops.programs import Drop, Fetch, Remote, Settle
@@ -258,7 +258,7 @@ def run_command(*arguments: str, main: Callable[[], object] = cli.main) -> Ended
         patch.setattr(sys, "stderr", streams[1])
         patch.setattr(ClusterServer, "start", _would_start)
         patch.setattr(subprocess.Popen, "__init__", _would_start)
-        patch.setattr(_upstream, "_pytest", _would_start)
+        patch.setattr(upstream_command, "_pytest", _would_start)
         try:
             with bounded():
                 main()

@@ -23,8 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpcprops._json import to_json
-from rpcprops.commands import _sweep, _upstream
-from rpcprops.commands._shared import say_died
+from rpcprops.commands import hunt as hunt_command
+from rpcprops.commands import sweep as sweep_command
+from rpcprops.commands import upstream as upstream_command
+from rpcprops.commands.shared import say_died
 from rpcprops.errors import UsageError
 from rpcprops.hunt import Batch, Hunt, summary
 from rpcprops.report import _artefact as artefacts
@@ -322,12 +324,11 @@ def test_hunts(place: Path, blob: list[bytes], end: bytes) -> None:
     assert file.read_bytes() == whole
     hunt = refused(lambda: Hunt.read(file))
     if hunt is not None:
-        from rpcprops.commands import _hunt
 
         def tell() -> None:
             json.dumps(summary(hunt))
             next(hunt.next_batches())
-            _hunt._show(hunt)
+            hunt_command._show(hunt)
 
         run_command(main=tell).check()
 
@@ -364,9 +365,9 @@ def test_states_of_sweeps(
         places = cells(2, "all")
 
         def tell() -> None:
-            report = _sweep._report("program", state, places, "clock: real time")
+            report = sweep_command._report("program", state, places, "clock: real time")
             json.dumps(report)
-            _sweep._show(state, places, report)
+            sweep_command._show(state, places, report)
 
         run_command(main=tell).check()
     path.unlink()
@@ -387,7 +388,7 @@ def test_records_of_the_harness(place: Path, blob: list[bytes]) -> None:
     whole = b"\n".join([*blob, json.dumps(ROW).encode(), b""])
     file.write_bytes(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_upstream, "_chosen", lambda _: [TEST])
+        patch.setattr(upstream_command, "_chosen", lambda _: [TEST])
         run_command("upstream", "--harness", "rows.jsonl").check()
     assert file.read_bytes() == whole
 
@@ -453,7 +454,7 @@ def test_what_is_no_file(
     """A device, a pipe, a folder or a file of the user's is never read for ever nor written to."""
     folder = make_folder(tmp_path / "input")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(_upstream, "_chosen", lambda _: [TEST])
+    monkeypatch.setattr(upstream_command, "_chosen", lambda _: [TEST])
     before = fingerprint(folder)
     run_command(*READERS[reader], name).check()
     after = fingerprint(folder)

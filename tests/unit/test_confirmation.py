@@ -1,29 +1,205 @@
-"""What the plugin makes of a user's failure under a fast clock, by what slower rates show."""
+"""What slower rates make of a failure under a fast clock, and what each that asks makes of that."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
-from rpcprops import errors, pytest_plugin
+from rpcprops import errors, runner, stateful, sweep
+from rpcprops.confirmation import Confirmation, Sight, confirm, is_decided, rungs
+from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.faults import FaultPlan
-from rpcprops.outcomes import Outcome, PhaseOutcome, RaisedError, RankOutcome
-from rpcprops.pytest_plugin import _Again, _counts, _Failing, _is_decided, _ItemRecord
+from rpcprops.outcomes import (
+    UNLIMITED_SLACK,
+    Outcome,
+    PhaseOutcome,
+    RaisedError,
+    RankOutcome,
+    Violation,
+)
+from rpcprops.plugin import failures
+from rpcprops.plugin.failures import Again, counts, in_time
+from rpcprops.plugin.records import Failing, ItemRecord
+from rpcprops.programs import Pause, Program
+from rpcprops.properties import Case, Examination, Observation, Property, examine
+from rpcprops.stateful import ClusterMachine
+from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream._examine import run_without_faults
 
 RATE = 400.0
-#: Real seconds by which waits ended late: too late for a test's own code at rate 400, and not.
+#: Real seconds by which waits ended late: enough to eat the slack of a hang or of a test's own code
+#: at rate 400, and not.
 LATE, IN_TIME = 0.05, 0.002
+HUNG = Violation("RankHung", "worker1 hangs", needs_time=True, slack=4.0)
+OTHER = Violation("RankDied", "worker1 died")
+CANNOT = MachineCannot("rate 40 cannot be had")
+#: What a run does: it fails that late, holds (None), or raises.
+Answer = float | Exception | None
+COUNTS, UNCONFIRMED, UNDECIDED = "counts", "unconfirmed", "undecided"
 
 
-def seen(rate: float, late: float = IN_TIME, **options: Any) -> list[tuple[FaultPlan, Outcome]]:
-    """What two ranks recorded, one of which was late."""
+def outcome(rate: float, late: float = IN_TIME, **options: Any) -> Outcome:
+    """What two ranks showed, one of which was late."""
     ranks = (RankOutcome(0, "worker0"), RankOutcome(1, "worker1", late_seconds=late))
-    return [(FaultPlan(), Outcome(2, clock_rate=rate, **{"ranks": ranks, **options}))]
+    return Outcome(2, clock_rate=rate, **{"ranks": ranks, **options})
 
 
-def hung(rate: float, late: float) -> list[tuple[FaultPlan, Outcome]]:
+# The rule.
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [(400.0, (40.0, 1.0)), (100.0, (10.0, 1.0)), (10.0, (1.0,)), (5.0, (1.0,)), (1.0, ())],
+)
+def test_rungs(rate: float, expected: tuple[float, ...]) -> None:
+    """A failure is run again at a tenth of the rate and in real time, each where it is slower."""
+    assert rungs(rate) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "late", "slack", "decided"),
+    [
+        (1.0, 0.1, 0.25, True),
+        (1.0, 0.3, 0.25, False),
+        (100.0, 0.001, 0.25, True),
+        (100.0, 0.003, 0.25, False),
+        (100.0, 3.0, UNLIMITED_SLACK, True),
+    ],
+)
+def test_lateness_times_rate_must_stay_below_the_slack(
+    rate: float, late: float, slack: float, decided: bool
+) -> None:
+    """A verdict whose slack the slowest rank's lateness eats, in virtual seconds, is undecided."""
+    violation = Violation("MissingError", "no timeout", needs_time=True, slack=slack)
+    assert is_decided(violation, outcome(rate, late)) is decided
+
+
+def test_one_violation_in_time_is_enough() -> None:
+    """A run that breaks a promise twice shows it where the machine can have caused but one."""
+    leak = Violation("RankHung", "worker0 hangs", slack=UNLIMITED_SLACK)
+    assert Sight.of(outcome(RATE, LATE), [HUNG]) == Sight(True, in_time=False)
+    assert Sight.of(outcome(RATE, LATE), [HUNG, leak]) == Sight(True)
+    assert not Sight.of(outcome(RATE), []).shows
+
+
+def asked(
+    first: float, answers: Mapping[float, Answer], rate: float = RATE, **options: Any
+) -> tuple[Confirmation, list[float]]:
+    """What is made of a hang at `rate` that was so late, and the rates that were asked."""
+    rates: list[float] = []
+
+    def run(at: float) -> Sight:
+        rates.append(at)
+        answer = answers[at]
+        if isinstance(answer, Exception):
+            raise answer
+        return Sight.of(outcome(at, answer or 0.0), () if answer is None else (HUNG,))
+
+    return confirm(rate, Sight.of(outcome(rate, first), [HUNG]), run, **options), rates
+
+
+#: How late the fast run was, what a tenth of its rate and real time show, what it is called, and
+#: whether that holds for a test's own code as well, which counts in real time however late.
+LADDER: list[tuple[float, Answer, Answer, str]] = [
+    # Late or not, what real time shows counts.
+    (IN_TIME, IN_TIME, IN_TIME, COUNTS),
+    (LATE, IN_TIME, IN_TIME, COUNTS),
+    (LATE, None, IN_TIME, COUNTS),
+    (LATE, 10 * LATE, IN_TIME, COUNTS),
+    # In time, and not shown at a slower rate.
+    (IN_TIME, None, IN_TIME, UNCONFIRMED),
+    (IN_TIME, IN_TIME, None, UNCONFIRMED),
+    (LATE, IN_TIME, None, UNCONFIRMED),
+    # Late wherever it failed.
+    (LATE, None, None, UNDECIDED),
+    (LATE, 10 * LATE, None, UNDECIDED),
+]
+#: The same, where a promise was shown too late in real time.
+TOO_LATE: list[tuple[float, Answer, Answer, str]] = [
+    (LATE, None, 100 * LATE, UNDECIDED),
+    (IN_TIME, IN_TIME, 100 * LATE, UNDECIDED),
+]
+#: The same, where the machine cannot give a tenth of the rate: real time decides.
+PASSED_OVER: list[tuple[float, Answer, Answer, str]] = [
+    (LATE, CANNOT, IN_TIME, COUNTS),
+    (IN_TIME, CANNOT, IN_TIME, COUNTS),
+    (IN_TIME, CANNOT, None, UNCONFIRMED),
+]
+
+
+@pytest.mark.parametrize(("fast", "tenth", "real", "verdict"), [*LADDER, *TOO_LATE, *PASSED_OVER])
+def test_the_ladder(fast: float, tenth: Answer, real: Answer, verdict: str) -> None:
+    """The lateness of each run that failed decides what the failure is called."""
+    said, rates = asked(fast, {RATE / 10: tenth, 1.0: real})
+    assert said.is_confirmed is (verdict == COUNTS)
+    assert said.is_undecided is (verdict == UNDECIDED)
+    assert (said.kind == "unconfirmed") is (verdict == UNCONFIRMED)
+    if fast == LATE:
+        # A run that says nothing ends nothing.
+        assert rates == [RATE / 10, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "answers", "kind", "at"),
+    [
+        (LATE, (None, None), "meant nothing", 1.0),
+        (IN_TIME, (IN_TIME, 5.0), "too late", 1.0),
+        (IN_TIME, (IN_TIME, CANNOT), "not had", 1.0),
+        (LATE, (CANNOT, CANNOT), "not had", 1.0),
+        (IN_TIME, (None, IN_TIME), "unconfirmed", RATE / 10),
+        (LATE, (IN_TIME, None), "unconfirmed", 1.0),
+    ],
+)
+def test_why(first: float, answers: tuple[Answer, Answer], kind: str, at: float) -> None:
+    """What is not confirmed says why, and the rate that it comes from."""
+    said, _ = asked(first, dict(zip((RATE / 10, 1.0), answers, strict=True)))
+    assert (said.kind, said.rate) == (kind, at)
+    assert said.cannot is (CANNOT if kind == "not had" else None)
+
+
+def test_a_slower_run_that_holds_may_decide() -> None:
+    """Where each run is judged whole, one that holds ends it, unless a run in time has failed."""
+    answers = {RATE / 10: None, 1.0: IN_TIME}
+    said, rates = asked(LATE, answers, passing_decides=True)
+    assert (said.kind, said.rate, rates) == ("meant nothing", RATE / 10, [RATE / 10])
+    said, _ = asked(IN_TIME, answers, passing_decides=True)
+    assert said.kind == "unconfirmed"
+
+
+def test_a_failure_in_real_time_is_run_once_more() -> None:
+    """There is no slower rate; who needs no second run says so."""
+    said, rates = asked(IN_TIME, {1.0: IN_TIME}, rate=1.0)
+    assert (said.kind, rates, said.runs) == ("confirmed", [1.0], ((1.0, True),))
+    said, rates = asked(IN_TIME, {}, rate=1.0, rates=())
+    assert (said.kind, rates) == ("confirmed", [])
+
+
+@pytest.mark.parametrize("error", [CANNOT, HarnessError("the fork server has died")])
+@pytest.mark.parametrize("rate", [RATE / 10, 1.0])
+def test_what_a_run_raises(rate: float, error: Exception) -> None:
+    """An error of ours is raised, and one of this machine where it may be the caller's own code."""
+    answers: dict[float, Answer] = {RATE / 10: IN_TIME, 1.0: IN_TIME}
+    with pytest.raises(type(error)) as raised:
+        asked(IN_TIME, answers | {rate: error}, raises_cannot=True)
+    assert raised.value is error
+
+
+# A test of the user's.
+
+Recorded = list[tuple[FaultPlan, Outcome]]
+
+
+def seen(rate: float, late: float = IN_TIME, **options: Any) -> Recorded:
+    """What a cluster recorded."""
+    return [(FaultPlan(), outcome(rate, late, **options))]
+
+
+def hung(rate: float, late: float) -> Recorded:
     """The same, of a cluster that hung."""
     return seen(rate, late, phases=(PhaseOutcome("settle", "hung", detail="worker1 hangs"),))
 
@@ -45,10 +221,10 @@ def hung(rate: float, late: float) -> list[tuple[FaultPlan, Outcome]]:
     ],
 )
 def test_lateness_that_eats_the_slack(
-    error: BaseException, recorded: list[tuple[FaultPlan, Outcome]], decided: bool
+    error: BaseException, recorded: Recorded, decided: bool
 ) -> None:
     """A failure is believed while lateness times rate stays below its slack, known or stated."""
-    assert _is_decided(error, recorded) is decided
+    assert in_time(error, recorded) is decided
 
 
 def test_a_shutdown_that_gave_up_has_the_slack_of_the_owner() -> None:
@@ -64,56 +240,30 @@ def test_a_shutdown_that_gave_up_has_the_slack_of_the_owner() -> None:
             shutdown_error=RaisedError("RuntimeError", "Leaking RRef"),
         )
         recorded = seen(rate, ranks=(rank,), phases=(PhaseOutcome("shutdown"),))
-        assert _is_decided(errors.RRefLeak("leak"), recorded) is decided
-
-
-COUNTS, UNCONFIRMED, UNDECIDED = "counts", "unconfirmed", "undecided"
+        assert in_time(errors.RRefLeak("leak"), recorded) is decided
 
 
 @pytest.mark.parametrize(
-    ("fast", "tenth", "real", "verdict"),
-    [
-        # Late or not, what real time shows counts.
-        (IN_TIME, IN_TIME, IN_TIME, COUNTS),
-        (LATE, IN_TIME, IN_TIME, COUNTS),
-        (LATE, None, IN_TIME, COUNTS),
-        (LATE, 10 * LATE, 100 * LATE, COUNTS),
-        # In time, and not shown at a slower rate.
-        (IN_TIME, None, IN_TIME, UNCONFIRMED),
-        (IN_TIME, IN_TIME, None, UNCONFIRMED),
-        (LATE, IN_TIME, None, UNCONFIRMED),
-        # Late wherever it failed.
-        (LATE, None, None, UNDECIDED),
-        (LATE, 10 * LATE, None, UNDECIDED),
-    ],
+    ("fast", "tenth", "real", "verdict"), [*LADDER, (LATE, 10 * LATE, 100 * LATE, COUNTS)]
 )
-def test_the_ladder(
-    monkeypatch: pytest.MonkeyPatch,
-    fast: float,
-    tenth: float | None,
-    real: float | None,
-    verdict: str,
+def test_a_tests_own_failure(
+    monkeypatch: pytest.MonkeyPatch, fast: float, tenth: Any, real: Any, verdict: str
 ) -> None:
-    """The lateness of each run that failed (None: it passed) decides what the failure is called."""
+    """A failure of a test is kept as what the ladder calls it; in real time its own code counts."""
     answers = {RATE / 10: tenth, 1.0: real}
-    asked: list[float] = []
 
-    def again(session: Any, failing: Any, rate: float) -> _Again:
-        asked.append(rate)
+    def again(session: Any, failing: Any, rate: float) -> Again:
         late = answers[rate]
-        return _Again(None if late is None else AssertionError("no"), seen(rate, late or 0.0))
+        return Again(None if late is None else AssertionError("no"), seen(rate, late or 0.0))
 
-    monkeypatch.setattr(pytest_plugin, "_again", again)
-    record = _ItemRecord()
+    monkeypatch.setattr(failures, "run_again", again)
+    record = ItemRecord()
     session: Any = None
-    failing = _Failing(lambda: None, AssertionError("no"), seen(RATE, fast))
-    assert _counts(session, record, failing) is (verdict == COUNTS)
+    failing = Failing(lambda: None, AssertionError("no"), seen(RATE, fast))
+    assert counts(session, record, failing) is (verdict == COUNTS)
     assert record.unconfirmed == (["AssertionError: no"] if verdict == UNCONFIRMED else [])
     assert record.undecided == (["AssertionError: no"] if verdict == UNDECIDED else [])
     assert record.confirmed == ({AssertionError} if verdict == COUNTS else set())
-    if fast == LATE:
-        # A run that says nothing ends nothing.
-        assert asked == [RATE / 10, 1.0]
 
 
 def test_a_promise_that_real_time_shows_too_late_is_undecided(
@@ -122,18 +272,18 @@ def test_a_promise_that_real_time_shows_too_late_is_undecided(
     """A hang of ranks that were late for longer than a hang's slack is none, in real time too."""
     error = errors.RankHung("hangs")
     monkeypatch.setattr(
-        pytest_plugin, "_again", lambda _s, _f, rate: _Again(error, hung(rate or 1.0, 1.5))
+        failures, "run_again", lambda _s, _f, rate: Again(error, hung(rate or 1.0, 1.5))
     )
-    record = _ItemRecord()
+    record = ItemRecord()
     session: Any = None
-    assert not _counts(session, record, _Failing(lambda: None, error, hung(RATE, 0.0)))
+    assert not counts(session, record, Failing(lambda: None, error, hung(RATE, 0.0)))
     assert record.undecided == ["RankHung: hangs"]
 
 
-@pytest.mark.parametrize("kind", [errors.HarnessError, errors.MachineCannot])
+@pytest.mark.parametrize("kind", [HarnessError, MachineCannot])
 @pytest.mark.parametrize("rate", [None, RATE / 10, 1.0])
 def test_an_error_of_ours_is_no_run_without_the_failure(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], rate: float | None
+    kind: type[Exception], rate: float | None
 ) -> None:
     """A run made again that fails for a reason of ours raises that, and confirms nothing."""
     error = kind("the fork server has died")
@@ -147,13 +297,326 @@ def test_an_error_of_ours_is_no_run_without_the_failure(
         runs.append(server.override_rate)
         raise error if server.override_rate == rate else AssertionError("no")
 
-    record = _ItemRecord()
-    failing = _Failing(body, AssertionError("no"), seen(RATE))
+    record = ItemRecord()
+    failing = Failing(body, AssertionError("no"), seen(RATE))
     if rate is None:
         record.confirmed.add(AssertionError)
     with pytest.raises(kind) as raised:
-        _counts(session, record, failing)
+        counts(session, record, failing)
     assert raised.value is error
     assert runs == ([None] if rate is None else [RATE / 10, 1.0][: runs.index(rate) + 1])
     assert not record.unconfirmed
     assert not record.undecided
+
+
+# A state machine.
+
+
+class Rates:
+    """A runner whose run at each rate fails that late, raises, or shows something else (None)."""
+
+    def __init__(self, answers: Mapping[float, Answer]) -> None:
+        self.answers = answers
+        self.asked: list[float] = []
+        self.told: list[tuple[str, bool]] = []
+        self.server = SimpleNamespace(on_unconfirmed=lambda *told: self.told.append(told))
+
+    def run_anew(self, program: Any, plan: FaultPlan, *, clock: float, transport: str) -> Outcome:
+        self.asked.append(clock)
+        answer = self.answers[clock]
+        if isinstance(answer, Exception):
+            raise answer
+        return outcome(clock, answer or 0.0)
+
+    def judge(self, program: Any, plan: FaultPlan, outcome: Outcome) -> tuple[Violation, ...]:
+        return (OTHER,) if self.answers[outcome.clock_rate] is None else (OTHER, HUNG)
+
+
+MakeMachine = Callable[[Rates], ClusterMachine]
+
+
+@pytest.fixture
+def make_machine(monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
+    """Makes a machine that has no ranks, over such a runner."""
+
+    def make(rates: Rates) -> ClusterMachine:
+        monkeypatch.setattr(runner, "default_runner", lambda: rates)
+        monkeypatch.setattr(stateful, "judge", rates.judge)
+        monkeypatch.setattr(stateful, "event", lambda _: None)
+        machine: ClusterMachine = type("Machine", (ClusterMachine,), {})()
+        return machine
+
+    return make
+
+
+@pytest.mark.parametrize(("fast", "tenth", "real", "verdict"), [*LADDER, *TOO_LATE, *PASSED_OVER])
+def test_a_state_machine(
+    make_machine: MakeMachine, fast: float, tenth: Answer, real: Answer, verdict: str
+) -> None:
+    """A violation is told of as what the ladder calls it, once, and costs no more runs after."""
+    rates = Rates({RATE / 10: tenth, 1.0: real})
+    machine = make_machine(rates)
+    assert machine._is_confirmed(HUNG, outcome(RATE, fast)) is (verdict == COUNTS)
+    line = "RankHung: worker1 hangs under FaultPlan()"
+    assert rates.told == ([] if verdict == COUNTS else [(line, verdict == UNDECIDED)])
+    runs = list(rates.asked)
+    assert machine._is_confirmed(HUNG, outcome(RATE, fast)) is (verdict == COUNTS)
+    assert len(rates.told) == (verdict != COUNTS)
+    assert rates.asked == runs
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "runs", "verdict"),
+    [
+        (0.1, None, [], COUNTS),
+        (5.0, 0.1, [1.0], COUNTS),
+        (5.0, 5.0, [1.0], UNDECIDED),
+        (5.0, None, [1.0], UNDECIDED),
+    ],
+)
+def test_a_state_machine_in_real_time(
+    make_machine: MakeMachine, first: float, again: float | None, runs: list[float], verdict: str
+) -> None:
+    """In real time a run that was in time counts, and one that was late is made once more."""
+    rates = Rates({1.0: again})
+    assert make_machine(rates)._is_confirmed(HUNG, outcome(1.0, first)) is (verdict == COUNTS)
+    assert rates.asked == runs
+    assert [is_undecided for _, is_undecided in rates.told] == [True] * (verdict == UNDECIDED)
+
+
+def test_rules_of_the_users_own(make_machine: MakeMachine) -> None:
+    """With them a run cannot be made again, and its failure counts as it is, late or not."""
+    rates = Rates({})
+    machine = make_machine(rates)
+    machine._shared = True
+    assert machine._is_confirmed(HUNG, outcome(RATE, LATE))
+    assert not rates.told
+
+
+@pytest.mark.parametrize("rate", [RATE / 10, 1.0])
+def test_an_error_of_ours_confirms_nothing(make_machine: MakeMachine, rate: float) -> None:
+    """A slower run that fails for a reason of ours is raised: it is no run without the failure."""
+    error = HarnessError("the fork server has died")
+    rates = Rates({RATE / 10: IN_TIME, 1.0: IN_TIME} | {rate: error})
+    machine = make_machine(rates)
+    # Hypothesis runs a failing example again, which must not change its mind.
+    for _ in range(2):
+        with pytest.raises(HarnessError) as raised:
+            machine._is_confirmed(HUNG, outcome(RATE))
+        assert raised.value is error
+        rates.answers = {RATE / 10: None, 1.0: None}
+    assert not rates.told
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (LATE, "undecided, the machine was too loaded"),
+        (IN_TIME, "unconfirmed, slower clocks did not show it"),
+    ],
+)
+def test_without_a_listener_it_is_a_warning(
+    make_machine: MakeMachine, late: float, words: str
+) -> None:
+    """Where nobody reports it, a failure that slower rates do not show is warned of."""
+    rates = Rates({RATE / 10: None, 1.0: None})
+    rates.server = SimpleNamespace(on_unconfirmed=None)
+    with pytest.warns(UserWarning, match=f"^rpcprops: {words}: RankHung: worker1 hangs under"):
+        assert not make_machine(rates)._is_confirmed(HUNG, outcome(RATE, late))
+
+
+# A property.
+
+CASE = Case(Program(1, (Pause(0, 1.0),)))
+#: A busy machine can seem to leak; it cannot make another value of one.
+LEAK = Violation("RRefLeak", "holds 1 owner", 0, needs_time=True)
+WRONG = Violation("WrongValue", "expected [3.0], got [4.0]", 0, 0)
+ALL = set(range(50))
+
+
+class Runs:
+    """Runs of one case: the numbers of those at each rate that show a violation.
+
+    Args:
+        cannot: rates that this machine cannot give.
+        late: real seconds by which its ranks were late at the fast rate.
+    """
+
+    def __init__(
+        self,
+        violation: Violation,
+        shows: dict[float, set[int]],
+        cannot: tuple[float, ...] = (),
+        late: float = 0.0,
+    ) -> None:
+        self.violation, self.shows, self.cannot, self.late = violation, shows, cannot, late
+        self.asked: list[float] = []
+        self.first: Observation | None = None
+
+    def observe(
+        self, _: Any, case: Case, *, clock: Any = None, anew: bool = False, **__: Any
+    ) -> Observation:
+        rate = float(clock or RATE)
+        if rate in self.cannot:
+            msg = "run fewer processes at once"
+            raise MachineCannot(msg)
+        if not anew and self.first is not None:
+            # Runs are remembered.
+            return self.first
+        number = self.asked.count(rate)
+        self.asked.append(rate)
+        broken = number in self.shows.get(rate, ())
+        late = self.late if rate == RATE else 0.0
+        found = (self.violation,) if broken else ()
+        observed = Observation(case, outcome(rate, late), found, ())
+        self.first = self.first or observed
+        return observed
+
+    def examine(self) -> Examination:
+        server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
+        prop = Property(
+            "p", "It holds.", lambda: st.just(CASE), needs_faults=False, observe=self.observe
+        )
+        runner: Any = SimpleNamespace(server=server)
+        return examine(prop, runner, max_examples=3)
+
+
+@pytest.mark.parametrize("violation", [LEAK, WRONG])
+def test_what_slower_clocks_show_too_is_violated(violation: Violation) -> None:
+    """A tenth of the rate, then real time."""
+    runs = Runs(violation, {RATE: ALL, RATE / 10: ALL, 1.0: ALL})
+    result = runs.examine()
+    assert result.verdict == "violated"
+    assert runs.asked[:3] == [RATE, RATE / 10, 1.0]
+
+
+def test_what_may_be_the_machines_and_comes_once_leaves_the_verdict() -> None:
+    """It is named, with its file, and the rest of the examples decide."""
+    result = Runs(LEAK, {RATE: {0}}).examine()
+    assert result.verdict == "holds"
+    assert result.is_good()
+    (doubt,) = result.doubts
+    assert doubt.once
+    assert doubt.failure is not None
+    assert result.unconfirmed == ()
+    (line,) = result.failed_once
+    assert line.startswith("not again in 3 runs at rate 400 and one at 40: RRefLeak")
+
+
+def test_what_the_fast_clock_shows_again_is_undecided() -> None:
+    """Something is wrong there that slower clocks do not show."""
+    result = Runs(LEAK, {RATE: {0, 2}}).examine()
+    assert result.verdict == "undecided"
+    assert not result.is_good()
+    assert "not again at rate 40" in result.unconfirmed[0]
+
+
+def test_what_no_machine_can_cause_is_undecided_though_it_comes_once() -> None:
+    """A wrong value is no matter of time."""
+    result = Runs(WRONG, {RATE: {0}}).examine()
+    assert result.verdict == "undecided"
+    assert result.failed_once == ()
+
+
+def test_a_case_in_doubt_is_asked_about_once() -> None:
+    """Hypothesis draws a case again; its failure is the remembered one, and so is the answer."""
+    runs = Runs(WRONG, {RATE: {0}})
+    result = runs.examine()
+    assert len(result.doubts) == 1
+    assert runs.asked == [RATE, RATE / 10]
+
+
+def test_a_rate_that_a_busy_machine_cannot_give_is_passed_over() -> None:
+    """Real time decides: it needs no measurement."""
+    everywhere = {RATE: ALL, 1.0: ALL}
+    assert Runs(LEAK, everywhere, cannot=(RATE / 10,)).examine().verdict == "violated"
+    result = Runs(LEAK, {RATE: {0}}, cannot=(RATE / 10,)).examine()
+    assert (result.verdict, len(result.failed_once)) == ("holds", 1)
+    result = Runs(LEAK, {RATE: {0}}, cannot=(RATE / 10, 1.0)).examine()
+    assert result.verdict == "undecided"
+    assert result.unconfirmed[0].startswith("rate 1 could not be had (run fewer processes at once)")
+
+
+def test_a_late_fast_run_of_a_property_means_nothing() -> None:
+    """The slower run decides; what that shows in time, and real time does not, is in doubt."""
+    result = Runs(HUNG, {RATE: {0}}, late=LATE).examine()
+    assert (result.verdict, result.doubts, result.reruns > 0) == ("holds", [], True)
+    result = Runs(HUNG, {RATE: ALL, RATE / 10: ALL}, late=LATE).examine()
+    assert result.verdict == "undecided"
+    assert "not again at rate 1" in result.unconfirmed[0]
+
+
+# A sweep.
+
+
+@pytest.mark.parametrize(("fast", "tenth", "real", "verdict"), [*LADDER, *TOO_LATE, *PASSED_OVER])
+def test_a_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fast: float,
+    tenth: Answer,
+    real: Answer,
+    verdict: str,
+) -> None:
+    """A place of a map is violated where the failure counts, and undecided where it does not."""
+    monkeypatch.chdir(tmp_path)
+    answers = {RATE: fast, RATE / 10: tenth, 1.0: real}
+
+    def observe(_: Any, case: Case, *, clock: float = RATE, **options: Any) -> Observation:
+        answer = answers[clock]
+        if isinstance(answer, Exception):
+            raise answer
+        found = () if answer is None else (HUNG,)
+        return Observation(case, outcome(clock, answer or 0.0), found, ())
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    program = Program(2)
+    state = sweep.State(program, torch_version="2.13.0", rate=RATE, transport="tcp", root=tmp_path)
+    places = sweep.cells(2, "all")[:1]
+    runner: Any = None
+    ((record, _),) = sweep.Sweep(program, runner, state).run(places)
+    assert record.verdict == ("violated" if verdict == COUNTS else "undecided")
+
+
+# A test of PyTorch's.
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "rates"),
+    [
+        ({50.0: None}, "passed", [50.0]),
+        ({50.0: LATE, 5.0: None}, "passed", [50.0, 5.0]),
+        ({50.0: CANNOT, 5.0: None}, "passed", [5.0]),
+        ({50.0: IN_TIME, 5.0: CANNOT, 1.0: None}, "passed", [50.0, 1.0]),
+        ({50.0: IN_TIME, 5.0: IN_TIME, 1.0: 9.0}, "failed", [50.0, 5.0, 1.0]),
+        # Real time has not shown it, so it is no failure yet.
+        ({50.0: IN_TIME, 5.0: IN_TIME, 1.0: CANNOT}, CANNOT, [50.0, 5.0]),
+        ({50.0: CANNOT, 5.0: CANNOT, 1.0: CANNOT}, CANNOT, []),
+    ],
+)
+def test_a_test_of_pytorchs(
+    answers: dict[float, Answer], verdict: str | Exception, rates: list[float]
+) -> None:
+    """The first rate at which it passes decides, and real time where there is none."""
+    test = UpstreamTest("RpcTest", "test_add", "generic", 4)
+    ran: list[float] = []
+
+    def run(_: UpstreamTest, *, rate: float) -> Any:
+        answer = answers[rate]
+        if isinstance(answer, Exception):
+            raise answer
+        ran.append(rate)
+        said = "passed" if answer is None else "failed"
+        return SimpleNamespace(
+            verdict=said, reason="", rate=rate, seconds=0.0, processor_seconds=0.0
+        )
+
+    ranks: Any = SimpleNamespace(rate_of=lambda _: 50.0, run=run)
+    if isinstance(verdict, Exception):
+        with pytest.raises(MachineCannot):
+            run_without_faults(ranks, test)
+    else:
+        result = run_without_faults(ranks, test)
+        assert (result.verdict, result.rate) == (verdict, rates[-1])
+        assert result.slower == tuple(rates[:-1])
+    assert ran == rates

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rpcprops._files import Unwritten
-from rpcprops.commands._database import Database
+from rpcprops.commands.database import Database
 
 
 def test_cases_are_kept(tmp_path: Path) -> None:

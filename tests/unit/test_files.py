@@ -12,7 +12,7 @@ import pytest
 
 from rpcprops._files import GrowingFile, Unwritten, check_output, read_regular, write_whole
 from rpcprops._printable import printable
-from rpcprops.commands._shared import write_json
+from rpcprops.commands.shared import write_json
 from rpcprops.errors import UsageError
 
 FullDisk = Callable[[], AbstractContextManager[None]]

@@ -125,6 +125,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import rpcprops.cli", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
         ("import rpcprops.pytest_plugin", {"torch", "numpy"}),
         ("import rpcprops.oracle", {"torch", "numpy", "hypothesis", "pytest"}),
+        ("import rpcprops.confirmation", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, absent: set[str]) -> None:
@@ -264,7 +265,18 @@ def test_the_cluster_knows_no_test_framework(name: str) -> None:
     found = imported(MODULES[name], top_only=False)
     assert not roots(found) & {"pytest", "_pytest", "hypothesis", "rich", "typer"}
     ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
-    assert not ours & {"properties", "strategies", "report", "cli", "pytest_plugin", "runner"}
+    above = {"properties", "strategies", "report", "confirmation", "runner"}
+    assert not ours & {*above, "cli", "commands", "pytest_plugin", "plugin"}
+
+
+@pytest.mark.parametrize("package", ["commands", "plugin", "properties"])
+def test_what_other_packages_import_is_public(package: str) -> None:
+    """Private modules and names of these packages stay in them."""
+    of_it = f"rpcprops.{package}."
+    for name, path in MODULES.items():
+        taken = [n for n in imported(path, top_only=False) if n.startswith(of_it)]
+        if not f"{name}.".startswith(of_it):
+            assert not [n for n in taken if "._" in n], name
 
 
 def test_nobody_imports_the_folder_by_its_bare_name() -> None:

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from rpcprops.commands import _stop
+from rpcprops.commands import stop
 
 #: Waits; drops the first interrupts, as Python does with one that comes while it collects garbage.
 _SCRIPT = """
 import sys, time
-from rpcprops.commands import _stop
+from rpcprops.commands import stop
 
 words = ["ready"]
 
@@ -28,7 +28,7 @@ def wait():
     time.sleep(30)
 
 
-with _stop.listening():
+with stop.listening():
     for _ in range(int(sys.argv[1])):
         try:
             wait()
@@ -37,10 +37,10 @@ with _stop.listening():
     try:
         wait()
     except KeyboardInterrupt:
-        _stop.ending()
+        stop.ending()
         time.sleep(float(sys.argv[2]))
-        print(_stop.reason(), flush=True)
-    code = _stop.exit_code()
+        print(stop.reason(), flush=True)
+    code = stop.exit_code()
 sys.exit(code)
 """
 
@@ -49,11 +49,11 @@ def test_signals_are_as_before_once_nobody_listens() -> None:
     """A command that runs in a process of somebody else's leaves no handler, thread or pipe."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     threads, descriptors = threading.active_count(), os.listdir("/proc/self/fd")
-    with _stop.listening():
+    with stop.listening():
         assert signal.getsignal(signal.SIGTERM) not in before
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-        assert _stop.exit_code() == 143
+        assert stop.exit_code() == 143
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert threading.active_count() == threads
     assert os.listdir("/proc/self/fd") == descriptors
@@ -96,19 +96,19 @@ def test_a_signal_ends_a_command(
 #: Waits in the kernel for a child, while another thread is there to be given the signal.
 _WAITS = """
 import signal, subprocess, sys, threading, time
-from rpcprops.commands import _stop
+from rpcprops.commands import stop
 
-with _stop.listening():
+with stop.listening():
     try:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         child = subprocess.Popen(["sleep", "60"])
         print(child.pid, flush=True)
         child.wait()
     except KeyboardInterrupt:
-        _stop.ending()
+        stop.ending()
         child.kill()
         child.wait()
-    code = _stop.exit_code()
+    code = stop.exit_code()
 sys.exit(code)
 """
 

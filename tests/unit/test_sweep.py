@@ -13,7 +13,7 @@ import pytest
 
 from rpcprops import sweep
 from rpcprops._json import to_json
-from rpcprops.commands._sweep import _maps, _report, _summary
+from rpcprops.commands.sweep import _maps, _report, _summary
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation

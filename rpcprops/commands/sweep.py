@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 
 from rpcprops._files import check_output
-from rpcprops.commands import _stop
-from rpcprops.commands._shared import (
+from rpcprops.commands import stop
+from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
@@ -68,7 +68,7 @@ def sweep(
     What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. A table
     under which the program met a known finding (docs/findings.md) says which.
     """
-    from rpcprops.properties._catalogue import shipped_programs
+    from rpcprops.properties import shipped_programs
     from rpcprops.report import _underway
     from rpcprops.report._text import failure_lines
     from rpcprops.sweep import State, Sweep, cells, find_program
@@ -123,7 +123,7 @@ def sweep(
                             progress.console.print(f"    {plain(line)}")
         finally:
             # Also when interrupted: what was found is not lost.
-            _stop.ending()
+            stop.ending()
             report = _report(chosen.name or program, state, places, runner.server.clock_note)
             if json_file is not None:
                 write_json(json_file, report)

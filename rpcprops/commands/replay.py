@@ -17,7 +17,7 @@ from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops.cluster._client import unasked_real_time
-from rpcprops.commands._shared import (
+from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
     VIOLATED,

@@ -16,6 +16,7 @@ from rpcprops._files import Unwritten
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import HarnessError, MachineCannot
+from rpcprops.plugin.options import UpstreamOptions
 from rpcprops.report._artefact import DIRECTORY, write_or_say
 from rpcprops.report._text import artefact_of, failure_lines
 from rpcprops.runner import Runner
@@ -40,14 +41,18 @@ _FOLDER = "upstream"
 class UpstreamPlugin:
     """Collects the suites instead of files, runs them, and reports on them."""
 
-    def __init__(self, config: pytest.Config, server: ClusterServer, underway: Underway) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        options: UpstreamOptions,
+        server: ClusterServer,
+        underway: Underway,
+    ) -> None:
         self.config = config
+        self.options = options
         self.underway = underway
         self.ranks = UpstreamRanks(server)
         self.runner = Runner(server)
-        self.sampled = _option(config, "--rpc-upstream-faults") == "sampled"
-        self.examples = int(_option(config, "--rpc-upstream-examples"))
-        self.seed: int | None = _option(config, "--rpc-upstream-seed")
         self.rows: list[dict[str, Any]] = []
         #: Files that were asked for and could not be written, in words.
         self.unwritten: list[str] = []
@@ -128,12 +133,12 @@ class UpstreamPlugin:
             if xml is None:
                 raise
             self.unwritten.append(f"rpcprops: {Unwritten.because(error, Path(xml))}")
-        path = _option(self.config, "--rpc-upstream-report")
-        if path is not None and not hasattr(self.config, "workerinput") and self.rows:
+        path = self.options.report
+        if path is not None and self.rows:
             try:
-                _report.write_report(Path(path), self.rows)
+                _report.write_report(path, self.rows)
             except OSError as error:
-                self.unwritten.append(f"rpcprops: {Unwritten.because(error, Path(path))}")
+                self.unwritten.append(f"rpcprops: {Unwritten.because(error, path)}")
         return result
 
 
@@ -204,9 +209,10 @@ class UpstreamItem(pytest.Item):
     def _result(self) -> UpstreamResult:
         plugin = self.plugin
         result = run_without_faults(plugin.ranks, self.test)
-        if plugin.sampled:
+        options = plugin.options
+        if options.sampled:
             run_under_faults(
-                plugin.ranks, plugin.runner, result, examples=plugin.examples, seed=plugin.seed
+                plugin.ranks, plugin.runner, result, examples=options.examples, seed=options.seed
             )
         return result
 
@@ -230,8 +236,3 @@ class UpstreamItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where pytest says that the test is: in a folder of that name, a file for each class."""
         return self.config.rootpath / _FOLDER / self.test.suite, None, self.test.id
-
-
-def _option(config: pytest.Config, name: str) -> Any:
-    value: Any = config.getoption(name)
-    return value

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from rpcprops._files import check_output
-from rpcprops.commands import _stop
-from rpcprops.commands._shared import (
+from rpcprops.commands import stop
+from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
@@ -69,7 +69,7 @@ def check(
     The smallest case of each known finding of stock torch (docs/findings.md) is tried until it
     shows. Exit code 0: all properties hold, and each finding is known or was not seen.
     """
-    from rpcprops.commands._database import Database
+    from rpcprops.commands.database import Database
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, examine
     from rpcprops.report import _underway
@@ -135,7 +135,7 @@ def check(
                         progress.console.print(f"    {line}")
         finally:
             # Also when interrupted: what was found is not lost.
-            _stop.ending()
+            stop.ending()
             if json_file is not None:
                 write_json(json_file, _report(done, runner))
             if done:

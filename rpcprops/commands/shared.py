@@ -24,7 +24,7 @@ from rich.progress import (
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
-from rpcprops.commands import _stop
+from rpcprops.commands import stop
 from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
 
@@ -92,7 +92,7 @@ def running(clock: str) -> Iterator[Runner]:
             out.print(f"[yellow]{plain(server.network_problem)}[/yellow]")
         yield Runner(server)
     except KeyboardInterrupt:
-        _stop.ending()
+        stop.ending()
         raise typer.Exit(INTERRUPTED) from None
     finally:
         server.close()

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from rpcprops._files import check_output
-from rpcprops.commands import _stop
-from rpcprops.commands._shared import (
+from rpcprops.commands import stop
+from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
     Clock,
@@ -95,7 +95,7 @@ def hunt(
                     on_batch=on_batch,
                 )
         finally:
-            _stop.ending()
+            stop.ending()
             if json_file is not None:
                 write_json(json_file, summary(known))
             _show(known)

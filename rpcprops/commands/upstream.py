@@ -13,7 +13,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops._files import check_output
-from rpcprops.commands._shared import (
+from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
     INTERRUPTED,

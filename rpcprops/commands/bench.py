@@ -1,0 +1,98 @@
+"""``rpcprops bench``: what an example costs, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rpcprops._files import check_output
+from rpcprops.commands import stop
+from rpcprops.commands.shared import Clock, err, out, plain, running, write_json
+
+
+def bench(
+    *,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each kind.")] = 7,
+    harness: Annotated[
+        int, typer.Option(min=0, help="Runs of PyTorch's own harness (15 s and more each).")
+    ] = 3,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Also with world size, failing sends and length.")
+    ] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also the curve of rates, idle and loaded.")
+    ] = False,
+    clock: Clock = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")
+    ] = None,
+) -> None:
+    """Measure what an example costs, against PyTorch's own harness and two bare floors."""
+    from rpcprops.bench import Bench
+    from rpcprops.report._artefact import versions
+
+    if json_file is not None:
+        check_output("--json", json_file)
+    with running(clock) as runner:
+        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
+        try:
+            with (
+                err.status("measuring") as status,
+                Bench(runner, repeats, status.update) as bench,
+            ):
+                report["comparison"] = bench.comparison(harness)
+                _print_samples("four ranks, all four types failing three times", report)
+                if growth:
+                    report["growth"] = bench.growth()
+                    for name, rows in report["growth"].items():
+                        out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
+                if curve:
+                    report["curve"] = bench.curve()
+                    out.print(_rows_table("the curve of rates", "rate", report["curve"]))
+        finally:
+            stop.ending()
+            if json_file is not None:
+                write_json(json_file, report)
+
+
+def _print_samples(title: str, report: dict[str, Any]) -> None:
+    comparison = report["comparison"]
+    out.print(_rows_table(title, "name", comparison["samples"]))
+    for name, ratio in comparison["ratios"].items():
+        out.print(f"{name}: {ratio:g} times")
+
+
+def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = ["machine"] if "machine" in rows[0] else []
+    columns += [key.replace("_", " "), "seconds", "a second", "processor", "late", "wrong"]
+    floors = ("floor", "prepared_floor") if "floor" in rows[0] else ()
+    for floor in floors:
+        columns += [floor.replace("_", " "), "ours is"]
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        cells = [str(row["machine"])] if "machine" in row else []
+        cells += [
+            f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]),
+            _spread_text(row["seconds"]),
+            f"{row['examples_per_second']:.2f}",
+            _spread_text(row["processor_seconds"]),
+            f"{row['late_seconds'] * 1000:.1f} ms",
+            str(row["wrong_verdicts"]),
+        ]
+        for floor in floors:
+            cells += [
+                f"{row[floor]['seconds']['median']:.3f}",
+                f"{row[f'against_{floor}']:.2f} times",
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _spread_text(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.3f} ({spread['least']:.2f}-{spread['greatest']:.2f})"

@@ -1,0 +1,181 @@
+"""Runs a test of ``rpc_cluster``, and has each example that Hypothesis draws watched.
+
+Where the waits of ranks ended so late that a failure may come from the machine, it means nothing:
+slower rates are asked, and what they do not show is undecided.
+
+An error of rpcprops itself, or of the machine, is not a failure of the code under test: it fails
+the test as what it is, at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from rpcprops import profiles
+from rpcprops.plugin.drawn import (
+    FAILURES,
+    NOT_THE_TESTS,
+    blob_so_far,
+    draws_inside,
+    example_key,
+    example_runner,
+    function_of,
+    is_drawn,
+    outcome_of,
+    tell_hypothesis,
+)
+from rpcprops.plugin.failures import choose_smallest, counts
+from rpcprops.plugin.records import Failing, ItemRecord, Recorded
+from rpcprops.plugin.session import Session
+from rpcprops.plugin.shards import shard_of
+
+#: Makes the body that Hypothesis runs for each example, from that of the test.
+Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
+
+
+def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> Any:
+    """Runs an example, keeps what it showed, and lets a failure through once it counts."""
+
+    @functools.wraps(inner)
+    def example(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        session.take_recorded()
+        is_open = draws_inside(args, kwargs)
+        _is_underway(session, is_open)
+        key = example_key(args, kwargs)
+        known = record.failing.get(key)
+        result, error = outcome_of(inner, args, kwargs)
+        recorded = session.take_recorded()
+        show_logs(recorded)
+        if known is None:
+            record.count(recorded)
+            record.examples += 1
+        if key in record.not_the_tests:
+            # It failed so before: an example must not change its mind.
+            raise record.not_the_tests[key]
+        if isinstance(error, NOT_THE_TESTS):
+            if not is_open:
+                record.not_the_tests[key] = error
+            raise error
+        if error is None:
+            if known is not None:
+                # It failed before: an example must not change its mind.
+                raise known.error
+            tell_hypothesis(recorded)
+            return result
+        if recorded:
+            body = functools.partial(inner, *args, **kwargs)
+            failing = Failing(body, error, recorded, is_open)
+            try:
+                if known is None and not counts(session, record, failing):
+                    return None
+            except NOT_THE_TESTS as own:
+                record.not_the_tests[key] = own
+                raise
+            # The order is the one in which they last failed: Hypothesis ends with the smallest.
+            record.failing.pop(key, None)
+            record.failing[key] = failing
+        raise error
+
+    return example
+
+
+def _is_underway(session: Session, is_open: bool) -> None:
+    """Tell which example comes next; what one that draws inside has drawn, it tells when asked."""
+    if is_open:
+        session.underway.example(blob_so_far)
+    else:
+        blob = blob_so_far()
+        session.underway.example(lambda: blob)
+
+
+def call(
+    item: pytest.Item, session: Session, record: ItemRecord, watch: Watch = watched
+) -> Generator[None, None, None]:
+    """Run a test around the `yield`; where it fails, choose the example to be told of."""
+    function = function_of(item)
+    if not is_drawn(function):
+        return (yield from _call_plain(session, record))
+    with _prepared(item, function, session, record, watch):
+        try:
+            return (yield)
+        except FAILURES as error:
+            if not record.replayed and not isinstance(error, NOT_THE_TESTS):
+                choose_smallest(session, record)
+            raise
+
+
+def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, None]:
+    """The same, of a test that Hypothesis has no part in: it is its one example."""
+    record.examples = 1
+    try:
+        return (yield)
+    except FAILURES as error:
+        recorded = session.take_recorded()
+        record.count(recorded)
+        if not isinstance(error, NOT_THE_TESTS):
+            record.smallest = Failing(lambda: None, error, recorded)
+        raise
+    finally:
+        record.count(session.take_recorded())
+
+
+@contextmanager
+def _prepared(
+    item: pytest.Item, function: Any, session: Session, record: ItemRecord, watch: Watch
+) -> Generator[None, None, None]:
+    """While a Hypothesis test runs: settings that suit it, and a body that we can run again."""
+    example_runner()
+    handle = function.hypothesis
+    inner = handle.inner_test
+    settings = getattr(function, "_hypothesis_internal_use_settings", None)
+    seed = getattr(function, "_hypothesis_internal_use_seed", None)
+    shard = shard_of(item)
+    ours, is_seeded = _settings(settings, seed, shard, session.options.shards)
+    if is_seeded:
+        function._hypothesis_internal_use_seed = f"{seed}/{shard}"
+    function._hypothesis_internal_use_settings = ours
+    handle.inner_test = watch(inner, session, record)
+    try:
+        yield
+    finally:
+        handle.inner_test = inner
+        function._hypothesis_internal_use_settings = settings
+        function._hypothesis_internal_use_seed = seed
+
+
+def _settings(given: Any, seed: Any, shard: int | None, shards: int) -> tuple[Any, bool]:
+    """The settings of a test as they suit it, and whether its shard needs a seed of its own."""
+    import hypothesis
+
+    default: Any = hypothesis.settings.default
+    ours = given or default
+    # One failure, so that its notes and its artefact are of the same example.
+    changes: dict[str, Any] = {"print_blob": True, "report_multiple_bugs": False}
+    if ours.phases == default.phases:
+        # It traces lines of this process, and what fails runs in others: slow, and no help.
+        changes["phases"] = [phase for phase in ours.phases if phase.name != "explain"]
+    if ours.deadline == default.deadline:
+        changes["deadline"] = None
+    # Unseeded, derandomized shards would all draw the same examples.
+    is_seeded = shard is not None and (ours.derandomize or seed is not None)
+    if shard is not None:
+        changes["max_examples"] = max(1, -(-ours.max_examples // shards))
+    if is_seeded:
+        changes["derandomize"] = False
+    return hypothesis.settings(ours, **changes), is_seeded
+
+
+def show_logs(recorded: Recorded) -> None:
+    """Under the debug profile, print what each rank wrote (shown with -s, or on failure)."""
+    if profiles.current() != profiles.DEBUG:
+        return
+    from rpcprops.report._text import describe_logs, describe_plan
+
+    for plan, outcome in recorded:
+        print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))

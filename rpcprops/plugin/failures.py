@@ -1,0 +1,231 @@
+"""Failures of tests: run again at slower rates before they count, the smallest chosen and told.
+
+A failure found under a fast clock counts once real time has shown it: the body of the example runs
+again with the same arguments, for the first failure of each kind and for the smallest one. A test
+that draws inside its body (``st.data()``) cannot be run again so; its failures are reported as
+unconfirmed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from rpcprops.confirmation import OWN_CODE_SLACK, Confirmation, Sight, confirm, is_decided
+from rpcprops.errors import BrokenPromise, first_line_of, text_of
+from rpcprops.oracle import account, judge
+from rpcprops.outcomes import Violation
+from rpcprops.plugin.drawn import (
+    FAILURES,
+    NOT_THE_TESTS,
+    example_runner,
+    function_of,
+    is_drawn,
+)
+from rpcprops.plugin.records import UNDECIDED, Failing, ItemRecord, Recorded
+from rpcprops.plugin.session import Session
+from rpcprops.plugin.shards import without_shard
+from rpcprops.report import _artefact as artefacts
+
+#: How often the smallest failing example is run again, fast, to tell how often it repeats.
+_REPEATS = 3
+#: How many failing examples, from the smallest up, are tried at rate 1.
+_CONFIRMATIONS = 3
+#: A test that draws inside its body cannot be run again by us.
+_UNREPEATED = "not tried: the test draws inside its body, so an example cannot be run again"
+_UNCONFIRMED = (
+    "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
+    "--rpc-clock=real finds it there"
+)
+_BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
+
+
+@dataclass(frozen=True)
+class Again:
+    """One more run of an example: what it raised, if it did, and what its clusters showed."""
+
+    error: BaseException | None
+    recorded: Recorded
+
+
+def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
+    """What the example shows when its body runs once more; at its own rates unless one is given.
+
+    Raises:
+        HarnessError: the run failed for a reason of ours, and shows nothing of the example.
+        MachineCannot: the same, for one of this machine.
+    """
+    raised: list[BaseException] = []
+    recorded: Recorded = []
+
+    def body() -> None:
+        try:
+            failing.body()
+        except FAILURES as error:
+            raised.append(error)
+
+    session.server.override_rate = rate
+    session.underway.again()
+    try:
+        example_runner()(body)
+    finally:
+        session.server.override_rate = None
+        recorded += session.take_recorded()
+    if raised and isinstance(raised[0], NOT_THE_TESTS):
+        # Raised here, for Hypothesis would run the body once more to see whether it repeats.
+        raise raised[0]
+    return Again(raised[0] if raised else None, recorded)
+
+
+def counts(session: Session, record: ItemRecord, failing: Failing) -> bool:
+    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+    if failing.draws_inside:
+        return True
+    kind = type(failing.error)
+    if kind in record.confirmed:
+        return isinstance(run_again(session, failing, rate=None).error, kind)
+    said = _confirmation(session, failing)
+    if said.is_confirmed:
+        record.confirmed.add(kind)
+        record.first_ones.append(failing)
+    else:
+        line = f"{kind.__name__}: {first_line_of(failing.error)}"
+        record.doubt(line, is_undecided=said.is_undecided)
+    return said.is_confirmed
+
+
+def _confirmation(
+    session: Session, failing: Failing, rates: Sequence[float] | None = None
+) -> Confirmation:
+    """What slower rates show of a failing example."""
+    kind = type(failing.error)
+
+    def run(rate: float) -> Sight:
+        again = run_again(session, failing, rate)
+        if not isinstance(again.error, kind):
+            return Sight(False)
+        # A failure of the test's own code counts in real time, however late the ranks were: it is
+        # what any run without us would report.
+        is_own = rate == 1.0 and not isinstance(again.error, BrokenPromise)
+        return Sight(True, is_own or in_time(again.error, again.recorded))
+
+    first = Sight(True, in_time(failing.error, failing.recorded))
+    return confirm(failing.fastest, first, run, rates=rates, raises_cannot=True)
+
+
+def in_time(error: BaseException, recorded: Recorded) -> bool:
+    """Whether the ranks were scheduled in time enough for a failure to mean what it says."""
+    promise = type(error).__name__
+    if isinstance(error, BrokenPromise):
+        broken = [
+            (violation, outcome)
+            for plan, outcome in recorded
+            for violation in judge(None, plan, outcome)
+            if violation.promise == promise
+        ]
+        # What is not among them was held after everything had come to rest: no time would help.
+        return not broken or any(is_decided(*one) for one in broken)
+    own = Violation(promise, text_of(error), needs_time=True, slack=OWN_CODE_SLACK)
+    return all(is_decided(own, outcome) for _, outcome in recorded)
+
+
+def choose_smallest(session: Session, record: ItemRecord) -> None:
+    """Settle on the smallest failing example that real time shows; tell how often it repeats."""
+    # Hypothesis runs the smallest last.
+    candidates = list(reversed(record.failing.values()))
+    tried = candidates[:_CONFIRMATIONS]
+    # The first failure of each kind was confirmed when it was found.
+    tried += [failing for failing in record.first_ones if failing not in tried]
+    loaded = False
+    for failing in tried:
+        is_fast = failing.fastest != 1.0
+        if failing.draws_inside:
+            record.smallest = failing
+            record.repeats.append(_UNCONFIRMED if is_fast else _UNREPEATED)
+            return
+        if is_fast:
+            said = _confirmation(session, failing, rates=(1.0,))
+            if not said.is_confirmed:
+                loaded |= said.is_undecided
+                continue
+        record.repeats.append(_repeats(session, failing))
+        if is_fast:
+            record.repeats.append("1 of 1 at rate 1")
+        record.smallest = failing
+        record.is_last = failing is candidates[0]
+        return
+    if record.failing:
+        record.smallest = list(record.failing.values())[-1]
+        record.repeats.append(UNDECIDED if loaded else "not in real time")
+
+
+def _repeats(session: Session, failing: Failing) -> str:
+    """How often a failing example fails again at its own rate, in words."""
+    kind = type(failing.error)
+    again = [run_again(session, failing, None) for _ in range(_REPEATS)]
+    failed = sum(isinstance(one.error, kind) for one in again)
+    rate = failing.recorded[0][1].clock_rate if failing.recorded else 1.0
+    return f"{failed} of {_REPEATS} at rate {rate:g}"
+
+
+def failure_lines(
+    item: pytest.Item, error: BaseException, record: ItemRecord, session: Session
+) -> list[str]:
+    """What to tell of the smallest failing example of a test; its artefact is written first."""
+    from rpcprops.report._text import replay_line
+
+    smallest = record.smallest
+    if smallest is None:
+        return []
+    lines = _described(smallest, record.left_out)
+    if record.repeats:
+        lines.append(f"repeats  {', '.join(record.repeats)}")
+    if session.options.replay is not None:
+        return lines  # the artefact is there, and knows more than this run
+    blob = None
+    # Hypothesis's line is for its last example; without it, a replay runs the whole test.
+    if record.is_last and is_drawn(function_of(item)):
+        blob = next((m for note in _notes(error) for m in _BLOB.finditer(note)), None)
+    if blob is not None:
+        lines.append(f"redraw   {blob.group()}")
+    artefact = artefacts.Artefact(
+        kind="pytest",
+        subject=without_shard(item.nodeid),
+        promise=type(smallest.error).__name__,
+        head=(f"broken   {type(error).__name__}: {first_line_of(error)}", *lines),
+        plans=tuple(plan for plan, _ in smallest.recorded),
+        outcomes=tuple(outcome for _, outcome in smallest.recorded),
+        clock_rate=session.server.rate,
+        transport=session.options.transport,
+        repeats=tuple(record.repeats),
+        reproduction=None if blob is None else (blob.group(1), blob.group(2)),
+        rootdir=str(item.config.rootpath),
+    )
+    path = artefacts.write_or_say(artefact, item.config.rootpath / artefacts.DIRECTORY)
+    return [*lines, f"replay   {replay_line(path)}"]
+
+
+def _described(failing: Failing, left_out: int) -> list[str]:
+    """The clusters of a failing example in words, after `left_out` that were not kept."""
+    from rpcprops.report import _text as text
+
+    lines: list[str] = []
+    if left_out:
+        lines.append(f"cluster  the first {left_out} are left out")
+    for number, (plan, outcome) in enumerate(failing.recorded, left_out):
+        if len(failing.recorded) > 1:
+            lines.append(f"cluster  {number}")
+        lines += text.describe_plan(plan, outcome.world_size)
+        lines += text.describe_faults(account(None, plan, outcome))
+        lines += text.describe_violations(judge(None, plan, outcome))
+        lines += text.describe_end(outcome)
+    return lines
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an exception; its own code may have put anything there."""
+    notes = getattr(error, "__notes__", ())
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []

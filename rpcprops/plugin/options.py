@@ -1,0 +1,219 @@
+"""The options that pytest gets from us: declared here, and read once, into values with types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from rpcprops._files import why_not_writable
+from rpcprops.cluster._client import check_clock
+from rpcprops.cluster._spec import ClockChoice, Network, Transport
+from rpcprops.errors import UsageError
+
+#: What pytest is told of each, by its name.
+DECLARED: dict[str, dict[str, Any]] = {
+    "--rpc-clock": {
+        "default": "auto",
+        "metavar": "CLOCK",
+        "help": "clock of the ranks: auto (fast where it can be), real, or a rate from 1 to 1000",
+    },
+    "--rpc-transport": {
+        "default": "tcp",
+        "choices": ("tcp", "shm"),
+        "help": "how ranks talk: tcp on loopback, or shm (shared memory)",
+    },
+    "--rpc-network": {
+        "default": "auto",
+        "choices": ("auto", "private", "host"),
+        "help": "network of the ranks: one of their own, which nobody else can reach, where this "
+        "machine allows that (auto) or else no ranks (private); or the machine's (host)",
+    },
+    "--rpc-shards": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "split each Hypothesis test of rpc_cluster into N items, each with its own seed "
+        "and 1/N of the examples, so that xdist can run them side by side",
+    },
+    "--rpc-report": {
+        "metavar": "FILE",
+        "help": "write what each test of rpc_cluster ran and which faults fired to FILE, as JSON",
+    },
+    "--rpc-replay": {
+        "metavar": "FILE",
+        "help": "run the example of a failure artefact only (`rpcprops replay` does this)",
+    },
+    "--rpc-replay-times": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "with --rpc-replay: run the example N times, where it can be run again",
+    },
+    "--rpc-replay-answer": {
+        "metavar": "FILE",
+        "help": "with --rpc-replay: write what each run raised to FILE, as JSON",
+    },
+    "--rpc-without-fault": {
+        "action": "append",
+        "default": [],
+        "metavar": "FAULT",
+        "help": "leave this fault out of every cluster's plan, such as 1:RREF_USER_DELETE or "
+        "1:delay:PYTHON_CALL; may be given several times",
+    },
+    "--rpc-upstream": {
+        "action": "store_true",
+        "help": "run PyTorch's own RPC suites, from the installed torch, instead of the tests here",
+    },
+    "--rpc-upstream-faults": {
+        "default": "none",
+        "choices": ("none", "sampled"),
+        "help": "sampled: each test that faults mean something to runs under drawn tables as well",
+    },
+    "--rpc-upstream-examples": {
+        "type": int,
+        "default": 5,
+        "metavar": "N",
+        "help": "with sampled faults: tables for each test",
+    },
+    "--rpc-upstream-seed": {
+        "type": int,
+        "metavar": "N",
+        "help": "with sampled faults: draw the same tables again",
+    },
+    "--rpc-upstream-report": {
+        "metavar": "FILE",
+        "help": "write what each of PyTorch's tests came to to FILE, as JSON",
+    },
+}
+
+
+def declare(parser: pytest.Parser) -> None:
+    """Tell pytest of the options."""
+    group = parser.getgroup("rpcprops", "torch RPC under sampled faults")
+    for name, how in DECLARED.items():
+        group.addoption(name, **how)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """The options of ``--rpc-upstream``.
+
+    Attributes:
+        sampled: whether tests run under drawn tables as well, `examples` of them, drawn by `seed`.
+        report: None in a worker of xdist's too, whose controller writes it.
+    """
+
+    sampled: bool
+    examples: int
+    seed: int | None
+    report: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What this run of pytest was asked for.
+
+    Attributes:
+        clock_text: the clock as it was written.
+        report: None in a worker of xdist's too, whose controller writes it.
+        replay: the artefact that is replayed, `replay_times` times.
+        replay_answer: where what it raised is written.
+        upstream: None where the tests here are to run.
+    """
+
+    clock: ClockChoice
+    clock_text: str
+    transport: Transport
+    network: Network
+    shards: int
+    report: Path | None
+    replay: Path | None
+    replay_times: int
+    replay_answer: Path | None
+    without_fault: tuple[str, ...]
+    upstream: UpstreamOptions | None
+
+    @classmethod
+    def read(cls, config: pytest.Config) -> Self:
+        """The options of a run of pytest.
+
+        Raises:
+            UsageError: (pytest's) one has a value that means nothing, or two contradict.
+        """
+        option: Any = config.getoption
+        upstream = _read_upstream(config)
+        return cls(
+            clock_text=option("--rpc-clock"),
+            transport=option("--rpc-transport"),
+            network=option("--rpc-network"),
+            shards=_positive(config, "--rpc-shards"),
+            report=_written(config, "--rpc-report"),
+            clock=_clock(option("--rpc-clock")),
+            replay=_path(option("--rpc-replay")),
+            replay_times=option("--rpc-replay-times"),
+            replay_answer=_path(option("--rpc-replay-answer")),
+            without_fault=tuple(option("--rpc-without-fault")),
+            upstream=upstream,
+        )
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of xdist's."""
+    return hasattr(config, "workerinput")
+
+
+def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
+    option: Any = config.getoption
+    read = UpstreamOptions(
+        examples=_positive(config, "--rpc-upstream-examples"),
+        report=_written(config, "--rpc-upstream-report"),
+        sampled=option("--rpc-upstream-faults") == "sampled",
+        seed=option("--rpc-upstream-seed"),
+    )
+    if not option("--rpc-upstream"):
+        return None
+    for other in ("--rpc-replay", "--rpc-report", "--rpc-without-fault"):
+        if option(other):
+            msg = f"{other} is for tests of rpc_cluster, not for --rpc-upstream"
+            raise pytest.UsageError(msg)
+    return read
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _positive(config: pytest.Config, name: str) -> int:
+    value: Any = config.getoption(name)
+    if value < 1:
+        msg = f"{name}={value} must be 1 or more"
+        raise pytest.UsageError(msg)
+    return int(value)
+
+
+def _written(config: pytest.Config, name: str) -> Path | None:
+    """The file that an option names, to be written by this process at its end."""
+    text: Any = config.getoption(name)
+    if text is None or is_worker(config):
+        return None
+    path = Path(text).absolute()
+    problem = why_not_writable(path)
+    if problem:
+        msg = f"{name}={text!r} cannot be written: {problem}"
+        raise pytest.UsageError(msg)
+    return path
+
+
+def _clock(text: str) -> ClockChoice:
+    try:
+        try:
+            rate = float(text)
+        except ValueError:
+            return check_clock(text)
+        return check_clock(rate)
+    except UsageError as error:
+        msg = f"--rpc-clock: {error}"
+        raise pytest.UsageError(msg) from None

@@ -1,0 +1,208 @@
+"""What a run of pytest says of the tests of ``rpc_cluster``, at its start and end and of each test.
+
+What a test came to travels in the properties of its report: with xdist the process that prints is
+the controller, to which the workers send their reports.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from rpcprops import clock as clocks
+from rpcprops._files import Unwritten, write_whole
+from rpcprops._printable import printable
+from rpcprops.cluster import _network as networks
+from rpcprops.cluster._client import shared_network, unasked_real_time
+from rpcprops.plugin.drawn import function_of, is_drawn
+from rpcprops.plugin.failures import failure_lines
+from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
+from rpcprops.plugin.session import Session
+from rpcprops.plugin.shards import without_shard
+from rpcprops.report._underway import Died, collect, died_line
+
+#: The name under which a report carries what a test came to.
+_TEST = "rpcprops"
+#: The name under which it carries why ranks run in real time though nobody asked for it.
+_CLOCK = "rpcprops-clock"
+
+
+def header(session: Session) -> list[str]:
+    """The clock, the transport and the network of the ranks, as far as it is known yet."""
+    options, server = session.options, session.server
+    problem = "" if server.clock == "real" else clocks.library_problem()
+    if server.clock == "real":
+        note = "real time, as asked for"
+    elif problem and server.clock == "auto":
+        note = unasked_real_time(problem).removeprefix("clock: ")
+    elif problem:
+        note = f"{options.clock_text} cannot be had: {problem}"
+    else:
+        note = f"{options.clock_text} (the rate is measured when the first cluster starts)"
+    lines = [f"rpcprops: clock {note}; transport {options.transport}"]
+    if server.network == "auto" and networks.problem():
+        lines.append(f"rpcprops: {shared_network(networks.problem())}")
+    return lines
+
+
+def add_to(
+    report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], session: Session
+) -> None:
+    """Add to the report of a test what its clusters showed, and what to tell of its failure."""
+    problem = session.take_clock_problem()
+    if problem:
+        report.user_properties.append((_CLOCK, problem))
+    unconfirmed = session.take_unconfirmed()
+    record = item.stash.get(ITEM, None)
+    if record is None or call.when != "call":
+        report.user_properties += [
+            (UNDECIDED if late else NOT_SHOWN, line) for line, late in unconfirmed
+        ]
+        return
+    for line, late in unconfirmed:
+        record.doubt(line, is_undecided=late)
+    if report.failed and record.smallest is not None and call.excinfo is not None:
+        lines = failure_lines(item, call.excinfo.value, record, session)
+        report.sections.append(("rpcprops", "\n".join(lines)))
+    report.user_properties.append((_TEST, _summary_of(report, item, call, record)))
+    # What it keeps of failing examples is told; the item stays until pytest ends.
+    del item.stash[ITEM]
+
+
+def _summary_of(
+    report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], record: ItemRecord
+) -> dict[str, Any]:
+    """What a test came to, as ``--rpc-report`` writes it."""
+    return {
+        "nodeid": item.nodeid,
+        "outcome": report.outcome,
+        "examples": record.examples,
+        "clusters": record.clusters,
+        "armed": record.armed,
+        "drawn": is_drawn(function_of(item)),
+        "faults_fired": record.fired.total(),
+        "fired_by_type": dict(sorted(record.fired.items())),
+        "unconfirmed": record.unconfirmed,
+        "undecided": record.undecided,
+        "seconds": round(call.duration, 3),
+    }
+
+
+class Summary:
+    """What the tests of this run came to, for the terminal and for ``--rpc-report``.
+
+    One for each run of pytest, in the process that prints: with xdist that is the controller, to
+    which the workers send their reports.
+    """
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
+        self.session = session
+        self.report_file = session.options.report
+        self.tests: list[dict[str, Any]] = []
+        #: What state machines did not see confirmed: what it is called, of which test, and the
+        #: line.
+        self.of_machines: list[tuple[str, str, str]] = []
+        #: Of each process that ran tests.
+        self.clock_problems: list[str] = []
+        #: Lines about files that could not be written, each once.
+        self.unwritten: dict[str, None] = {}
+        #: What earlier runs left under way, until it is told.
+        self.died: list[Died] = []
+        #: Tests whose worker died.
+        self.crashed: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Look for what earlier runs left, before a test of this one is under way."""
+        # A replay reads such a file where it lies, and a list of tests need not show its lines.
+        if self.session.options.replay is None and not self.config.option.collectonly:
+            self.died = collect(self.config.rootpath)
+
+    def take_died(self) -> str:
+        """The line about what earlier runs left under way, once."""
+        died, self.died = self.died, []
+        return died_line(died)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a report carries."""
+        if report.when not in ("setup", "call", "teardown"):
+            self.crashed.append(report.nodeid)
+        for name, value in report.user_properties:
+            if name == _TEST and isinstance(value, dict):
+                self.tests.append(value)
+            elif name in (NOT_SHOWN, UNDECIDED):
+                self.of_machines.append((name, report.nodeid, str(value)))
+            elif name == _CLOCK:
+                self.clock_problems.append(str(value))
+            elif name == UNWRITTEN:
+                self.unwritten[str(value)] = None
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report that was asked for; also when interrupted."""
+        if self.report_file is None:
+            return
+        data = {"tests": sorted(self.tests, key=lambda summary: summary["nodeid"])}
+        try:
+            write_whole(self.report_file, json.dumps(data, indent=1) + "\n")
+        except OSError as error:
+            self.unwritten[str(Unwritten.because(error, self.report_file))] = None
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what was run, and what a reader must know of it."""
+        for line, markup in self._lines():
+            terminalreporter.write_line(f"rpcprops: {printable(line)}", **markup)
+
+    def _lines(self) -> Generator[tuple[str, dict[str, bool]], None, None]:
+        yellow = {"yellow": True}
+        if self.tests:
+            fired: int = sum(summary["faults_fired"] for summary in self.tests)
+            clusters = sum(summary["clusters"] for summary in self.tests)
+            yield (
+                f"{clusters} clusters in {len(self.tests)} tests, {fired} injected faults fired",
+                {},
+            )
+        # Not yet told where no test ended after the server was started.
+        problems = [*self.clock_problems, self.session.take_clock_problem()]
+        if any(problems):
+            # Workers share a machine, so that one line is enough for all that it says.
+            yield next(filter(None, problems)), yellow
+        for summary in self.tests:
+            passed = summary["drawn"] and summary["outcome"] == "passed"
+            if passed and summary["armed"] and not summary["faults_fired"]:
+                yield (
+                    f"vacuous: no injected fault fired in {summary['nodeid']} "
+                    f"({summary['examples']} examples)",
+                    yellow,
+                )
+            for words, lines in (
+                (NOT_SHOWN, summary["unconfirmed"]),
+                (UNDECIDED, summary["undecided"]),
+            ):
+                for line in lines:
+                    yield f"{words}: {summary['nodeid']}: {line}", yellow
+        for words, nodeid, line in self.of_machines:
+            yield f"{words}: {nodeid}: {line}", yellow
+        for line in self.unwritten:
+            yield line, {"red": True}
+        for line in self._died_lines():
+            yield line, yellow
+
+    def _died_lines(self) -> list[str]:
+        """What earlier runs left if no header said it, and what workers of this one have left."""
+        lines = [self.take_died()]
+        if self.crashed:
+            # The next run says it too: this one may be a part of many that nobody reads to the end.
+            died = collect(self.config.rootpath, removes=False)
+            ours = [one for one in died if any(_is_named(n, one.subject) for n in self.crashed)]
+            lines.append(died_line(ours, "a worker of this run"))
+        return [line for line in lines if line]
+
+
+def _is_named(nodeid: str, subject: str) -> bool:
+    """Whether a node id is of the test that an artefact calls `subject`."""
+    return f"::{without_shard(nodeid)}".endswith(f"::{subject}")

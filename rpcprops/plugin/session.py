@@ -1,0 +1,112 @@
+"""What one process of a run of pytest has: the fork server, and what its clusters show."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import pytest
+
+from rpcprops import runner as runners
+from rpcprops._orphan import leave_with_parent
+from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Outcome
+from rpcprops.plugin.options import Options, is_worker
+from rpcprops.plugin.records import ItemRecord, Recorded
+from rpcprops.report._underway import Underway
+
+#: How many clusters of an example are kept for the report of its failure, about 8 KB each.
+MOST_KEPT = 256
+
+
+class Session:
+    """The server of this process, made to tell what its clusters show.
+
+    Attributes:
+        options: what this run of pytest was asked for.
+    """
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self.options = options
+        self.server = ClusterServer(clock=options.clock, network=options.network)
+        runners.use_server(self.server)
+        self.underway = Underway(config.rootpath, "pytest")
+        #: The process that controls this one, if this is a worker of xdist's that is not watched.
+        self._controller = os.getppid() if is_worker(config) else None
+        self.server.on_start = self._on_start
+        self.server.on_unconfirmed = self._keep_unconfirmed
+        self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
+        #: What state machines did not see confirmed, and whether it is undecided.
+        self._unconfirmed: list[tuple[str, bool]] = []
+        self._told_clock_problem = ""
+
+    def started(self) -> ClusterServer:
+        """The server, once it has started."""
+        self.watch_controller()
+        self.server.start()
+        return self.server
+
+    def close(self) -> None:
+        """Nothing is under way any more, and the server ends."""
+        self.underway.clear()
+        self.server.close()
+
+    def _on_start(self, cluster: Cluster) -> None:
+        self.watch_controller()
+        if self.options.replay is None:
+            self.underway(cluster)
+
+    def watch_controller(self) -> None:
+        """In a worker of xdist's: leave soon after the process that controls it was killed."""
+        if self._controller is not None:
+            leave_with_parent(self._controller, self._on_orphaned)
+            self._controller = None
+
+    def _on_orphaned(self) -> None:
+        # This run was killed, whatever this process does now.
+        self.underway.stays = True
+
+    @contextmanager
+    def recording(self, record: ItemRecord) -> Generator[None, None, None]:
+        """Keep what the clusters show that end in the block, to be taken; afterwards, nothing."""
+
+        def keep(plan: FaultPlan, outcome: Outcome) -> None:
+            self._recorded.append((plan, outcome))
+            if len(self._recorded) > MOST_KEPT:
+                record.leave_out(*self._recorded.popleft())
+
+        self.server.on_end = keep
+        try:
+            yield
+        finally:
+            self.server.on_end = None
+            self._recorded.clear()
+
+    def take_recorded(self) -> Recorded:
+        """What the clusters showed that have ended since it was last taken."""
+        recorded = list(self._recorded)
+        self._recorded.clear()
+        return recorded
+
+    def _keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
+        self._unconfirmed.append((line, is_undecided))
+
+    def take_unconfirmed(self) -> list[tuple[str, bool]]:
+        """What state machines did not see confirmed, and whether it is undecided, once."""
+        taken, self._unconfirmed = self._unconfirmed, []
+        return taken
+
+    def take_clock_problem(self) -> str:
+        """Why ranks run in real time though nobody asked for it, once for each server started."""
+        problem = self.server.clock_problem
+        if problem == self._told_clock_problem:
+            return ""
+        self._told_clock_problem = problem
+        return problem
+
+
+#: Where pytest's configuration has the session of this process.
+SESSION = pytest.StashKey[Session]()
