@@ -47,7 +47,7 @@ def judge(
         UsageError: the plan or the outcome is not of this world, or an argument is none of these.
     """
     faults = FaultPlan.of(plan)
-    _check(program, outcome)
+    _check(program, outcome, facts)
     facts = facts or facts_of(outcome.torch_version)
     found = [*_phases(outcome), *_deaths(outcome)]
     if program is None:
@@ -65,10 +65,13 @@ def judge(
     return (*judged, *log_violations(program, prediction, outcome, list(judged), facts))
 
 
-def _check(program: object, outcome: object) -> None:
-    for name, value, kind in (("program", program, Program | None), ("outcome", outcome, Outcome)):
+def _check(program: object, outcome: object, facts: object) -> None:
+    for name, value, kind, words in (
+        ("program", program, Program | None, "a Program or None"),
+        ("outcome", outcome, Outcome, "an Outcome"),
+        ("facts", facts, TorchFacts | None, "TorchFacts (rpcprops.torch_facts) or None"),
+    ):
         if not isinstance(value, kind):
-            words = "an Outcome" if kind is Outcome else "a Program or None"
             msg = f"{argument(name, value)} must be {words}."
             raise UsageError(msg)
     for item in fields(Outcome):
