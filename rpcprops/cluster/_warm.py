@@ -17,7 +17,7 @@ from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import STEP_TYPES, Fetch, Parallel, Settle
 from rpcprops.steps.in_rank import _shared, _sums, autograd
-from rpcprops.steps.in_rank._lookup import place_of
+from rpcprops.steps.in_rank._lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
 
 #: Python specialises code that has run this often.
@@ -35,7 +35,8 @@ def warm_up() -> None:
         _call()
         _differentiate()
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
-        pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
+        (*_, fetch, _) = pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
+        _ = function_of(fetch), arguments_of(fetch)
     _shared.ran.clear()
 
 

@@ -31,7 +31,7 @@ def uses_an_alias() -> str:
 
 def uses_a_module() -> str:
     """Needs a module that is neither torch's nor the standard library's."""
-    return hypothesis.__version__
+    return str(hypothesis.__version__)
 
 
 def uses_what_is_nowhere() -> str:
