@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pytest
 
@@ -34,9 +34,10 @@ from rpcprops import runner as runners
 from rpcprops._files import Unwritten, why_not_writable, write_whole
 from rpcprops._orphan import leave_with_parent
 from rpcprops._printable import printable
-from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster import Cluster, ClusterOptions, ClusterServer
 from rpcprops.cluster import _network as networks
-from rpcprops.cluster._client import shared_network, unasked_real_time
+from rpcprops.cluster._rates import unasked_real_time
+from rpcprops.cluster._servers import shared_network
 from rpcprops.errors import (
     BrokenPromise,
     HarnessError,
@@ -137,14 +138,15 @@ class _ItemRecord:
 class ClusterFactory:
     """What the ``rpc_cluster`` fixture gives: call it to make a cluster, enter that to start it.
 
-    The arguments are those of :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of
-    ``--rpc-transport`` unless given.
+    The options are :class:`rpcprops.cluster.ClusterOptions`, as of
+    :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of ``--rpc-transport`` unless
+    given.
     """
 
     def __init__(self, session: _Session) -> None:
         self._session = session
 
-    def __call__(self, **options: Any) -> Cluster:
+    def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
         module = sys._getframe(1).f_globals.get("__name__", "")
         options.setdefault("transport", self._session.transport)
         without = _option(self._session.config, "--rpc-without-fault")
@@ -250,7 +252,7 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 def _clock_option(config: pytest.Config) -> Any:
-    from rpcprops.cluster._client import check_clock
+    from rpcprops.cluster._options import check_clock
 
     text = _option(config, "--rpc-clock")
     try:
