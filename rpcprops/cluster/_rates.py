@@ -31,7 +31,7 @@ class Rates:
     """
 
     def __init__(self, server: ForkServer, choice: ClockChoice) -> None:
-        self.choice = choice
+        self.choice: ClockChoice = choice
         self.rate = 1.0
         self.note = ""
         self.problem = ""
