@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import json
 import os
@@ -196,6 +197,13 @@ def test_the_cluster_knows_no_test_framework(name: str) -> None:
     assert not roots(found) & {"pytest", "_pytest", "hypothesis", "rich", "typer"}
     ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
     assert not ours & {"properties", "strategies", "report", "cli", "pytest_plugin", "runner"}
+
+
+def test_no_two_modules_of_the_cluster_need_each_other() -> None:
+    """Imports between modules of the cluster, those for type checkers as well, make no circle."""
+    ours = [name for name in MODULES if name.startswith("rpcprops.cluster.")]
+    needs = {name: imported(MODULES[name], top_only=False).intersection(ours) for name in ours}
+    assert set(graphlib.TopologicalSorter(needs).static_order()) == set(ours)
 
 
 def test_nobody_imports_the_folder_by_its_bare_name() -> None:
