@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import Any
+from typing import Unpack
 
 import pytest
 
 from rpcprops._printable import printable
-from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster import Cluster, ClusterOptions, ClusterServer
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan
 from rpcprops.plugin import examples, replay, reports, shards
@@ -29,14 +29,15 @@ _SUMMARY = pytest.StashKey[reports.Summary]()
 class ClusterFactory:
     """What the ``rpc_cluster`` fixture gives: call it to make a cluster, enter that to start it.
 
-    The arguments are those of :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of
-    ``--rpc-transport`` unless given.
+    The options are :class:`rpcprops.cluster.ClusterOptions`, as of
+    :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of ``--rpc-transport`` unless
+    given.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def __call__(self, **options: Any) -> Cluster:
+    def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
         module = sys._getframe(1).f_globals.get("__name__", "")
         options.setdefault("transport", self._session.options.transport)
         without = self._session.options.without_fault

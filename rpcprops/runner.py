@@ -12,7 +12,7 @@ from typing import Any
 from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import TRAINING
-from rpcprops.cluster._spec import ClockChoice, Transport, check_transport
+from rpcprops.cluster._options import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict

@@ -34,7 +34,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
 from rpcprops.cluster._finder import TRAINING
-from rpcprops.cluster._spec import ClockChoice, Transport
+from rpcprops.cluster._options import ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable

@@ -1,4 +1,4 @@
-"""One rank as the test process sees it, and one phase of a cluster under way."""
+"""One rank as the test process sees it: what it is sent, what it answers, how it ended."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rpcprops.cluster import _wire
 from rpcprops.cluster._logs import RankLog
-from rpcprops.outcomes import (
-    Counters,
-    PhaseName,
-    PhaseOutcome,
-    PhaseVerdict,
-    RaisedError,
-    RankOutcome,
-)
-
-if TYPE_CHECKING:
-    from rpcprops.cluster._cluster import Cluster
+from rpcprops.errors import HarnessError, UsageError
+from rpcprops.outcomes import Counters, RaisedError, RankOutcome
 
 _NOTED_LINES = 30
 #: Real seconds that a send waits for a rank that takes nothing. The rest then goes out while an
@@ -34,7 +25,6 @@ _SEND_PATIENCE = 0.2
 class Channel:
     """One rank, as the test process sees it."""
 
-    cluster: Cluster
     rank: int
     name: str
     sock: socket.socket
@@ -68,6 +58,11 @@ class Channel:
     @property
     def lost(self) -> bool:
         return self.reader.closed or self.status is not None
+
+    @property
+    def left_cleanly(self) -> bool:
+        """Whether it has exited, and by itself."""
+        return self.status is not None and not os.WIFSIGNALED(self.status)
 
     def send(self, message: tuple[Any, ...], seconds: float) -> None:
         """Send a message, as long as the rank takes it, and for `seconds` at most.
@@ -129,6 +124,26 @@ class Channel:
         """Whether that answer will never come; all that was sent has been read."""
         return self.reader.closed and number not in self.answers
 
+    def must_work(self) -> None:
+        """Raise why nothing can be said to this rank any more, if that is so.
+
+        Raises:
+            UsageError: the user's own code ran in the rank, where it can do anything to the rank.
+            HarnessError: no such code ran, so it is our fault.
+        """
+        if not self.broken:
+            return
+        msg = f"the control channel of {self.name} is broken: {self.broken.rstrip()}"
+        if not self.ran_users_code:
+            raise HarnessError(msg)
+        msg += (
+            "\nA function that was called there has probably read, written or closed a descriptor "
+            "that it had not opened, or changed what all code of the process needs (sys.modules, a "
+            "trace function). If none has, rpcprops is at fault: please report it with this "
+            "message."
+        )
+        raise UsageError(msg)
+
     def note_look(self, seen: dict[str, Any]) -> None:
         self.silent = False
         if seen["counters"] is not None:
@@ -178,38 +193,4 @@ class Channel:
             processor_seconds=self.processor_seconds,
             late_seconds=self.late_seconds,
             counters_after_shutdown=self.counters_after_shutdown,
-        )
-
-
-def left_cleanly(channel: Channel) -> bool:
-    return channel.status is not None and not os.WIFSIGNALED(channel.status)
-
-
-@dataclass
-class Phase:
-    """One phase under way."""
-
-    name: PhaseName
-    seconds: float
-    began: float = field(default_factory=time.monotonic)
-    verdict: PhaseVerdict = "ok"
-    detail: str = ""
-    ranks: tuple[int, ...] = ()
-
-    def passed(self) -> float:
-        return time.monotonic() - self.began
-
-    def left(self) -> float:
-        return max(0.0, self.seconds - self.passed())
-
-    def fail(self, detail: str, ranks: tuple[int, ...] = ()) -> None:
-        self.verdict, self.detail, self.ranks = "failed", detail, ranks
-
-    def hang(self, detail: str, ranks: tuple[int, ...]) -> None:
-        self.verdict, self.detail, self.ranks = "hung", detail, ranks
-
-    def outcome(self, rate: float) -> PhaseOutcome:
-        passed = self.passed()
-        return PhaseOutcome(
-            self.name, self.verdict, passed * rate, passed, self.seconds, self.detail, self.ranks
         )

@@ -1,4 +1,9 @@
-"""How long each phase of a cluster may take, in real seconds, from what its faults account for."""
+"""How long each phase of a cluster may take, in real seconds, from what its faults account for.
+
+What torch retries, and how often, is in :mod:`rpcprops.faults`; what it waits for at shutdown in
+:mod:`rpcprops.cluster._shutdown`; why a settle must look longer than a moment in
+:mod:`rpcprops.cluster._settling`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,8 @@ class Deadlines:
 
     Attributes:
         quiet: how long nothing may change, with nothing under way, before it is stuck.
-        quiet_cleanup: the same while a context is held: cleanup retries have no counter.
+        quiet_cleanup: the same while a context is held: retries of its cleanup, which torch sends
+            by ``container.cpp: DistAutogradContainer::sendReleaseContextRpc``, have no counter.
         between_cleanups: the longest that a context's cleanup waits between two tries; once no
             rank has logged a failed send for that long, none is still to come.
         last_cleanup: the longest that a cleanup waits before its last try, and that try.
@@ -52,7 +58,8 @@ class Deadlines:
             for at in faults
         )
         unseen = max(sum(f.seconds for f in at if f.unseen_waits) for at in faults)
-        # Messages of one sender wait for each other's delays.
+        # Messages of one sender wait for each other's delays: the agent sleeps in the thread that
+        # sends (``faulty_tensorpipe_agent.cpp: FaultyTensorPipeAgent::send``).
         delays = 4 * max(sum(f.seconds for f in at if f.blocks_sender) for at in faults)
         chain = (seen + unseen + delays) / rate
         longest = max((wait for at in faults for f in at for wait in f.unseen_waits), default=0.0)
@@ -63,6 +70,7 @@ class Deadlines:
             run=margin + chain + world_size * delays / rate,
             look=margin,
             settle=margin + 4 * chain + world_size * delays / rate,
+            # ``rref_context.cpp: RRefContext::delAllUsersAndUnforkedOwners`` gives up after that.
             shutdown=margin + 4 * chain + OWNER_WAITS / rate,
             quiet=quiet,
             quiet_cleanup=quiet + unseen / rate,

@@ -16,7 +16,7 @@ import typer
 from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops.cluster._client import unasked_real_time
+from rpcprops.cluster._rates import unasked_real_time
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,

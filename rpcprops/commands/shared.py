@@ -63,7 +63,7 @@ def parse_clock(text: str) -> Any:
     Raises:
         UsageError: it is none.
     """
-    from rpcprops.cluster._client import check_clock
+    from rpcprops.cluster._options import check_clock
 
     try:
         rate = float(text)

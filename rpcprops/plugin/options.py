@@ -9,8 +9,7 @@ from typing import Any, Self
 import pytest
 
 from rpcprops._files import why_not_writable
-from rpcprops.cluster._client import check_clock
-from rpcprops.cluster._spec import ClockChoice, Network, Transport
+from rpcprops.cluster._options import ClockChoice, Network, Transport, check_clock
 from rpcprops.errors import UsageError
 
 #: What pytest is told of each, by its name.

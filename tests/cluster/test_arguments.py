@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,12 +70,26 @@ _BAD: list[tuple[dict[str, Any], list[str]]] = [
 def test_bad_arguments(options: dict[str, Any], words: list[str]) -> None:
     """A value outside its range raises UsageError with the value and what it may be instead."""
     server = ClusterServer(clock="real")
+    given: Any = {"world_size": 2, **options}
     before = len(psutil.Process().children())
     with pytest.raises(UsageError) as caught:
-        server.cluster(**{"world_size": 2, **options})
+        server.cluster(**given)
     for word in words:
         assert word in str(caught.value)
     assert len(psutil.Process().children()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"world_size": 2, "fautls": None}, "got an unexpected keyword argument 'fautls'"),
+        ({}, "missing 1 required keyword-only argument: 'world_size'"),
+    ],
+)
+def test_unknown_and_missing_options(options: Any, words: str) -> None:
+    """An option that there is not, and a size that is missing, are TypeErrors as in any call."""
+    with pytest.raises(TypeError, match=re.escape(f"ClusterServer.cluster() {words}")):
+        ClusterServer(clock="real").cluster(**options)
 
 
 @pytest.mark.parametrize("clock", ["", "REAL", 0, -5, 1001, True, None, math.nan, [1]])

@@ -375,13 +375,13 @@ def test_a_stopped_rank_gets_all_that_it_was_sent(rpc_cluster: ClusterFactory) -
         gc.collect()
         futures += [rank.submit(number_kept)]
         assert time.monotonic() - began < 3
-        os.kill(cluster._channels[0].pid, signal.SIGCONT)
+        os.kill(cluster.ranks.channels[0].pid, signal.SIGCONT)
         assert [future.result() for future in futures] == [data[::-1], 2, 0]
 
 
 def send_junk(cluster: Cluster, *, in_rank: bool) -> None:
     junk = b"\0\0\0\4junk"
-    channel = cluster._channels[0]
+    channel = cluster.ranks.channels[0]
     if in_rank:
         channel.sock.send(junk)
     else:
@@ -525,7 +525,7 @@ def test_a_loud_rank_costs_little(rpc_cluster: ClusterFactory) -> None:
         cluster.settle()
         cluster.on(0).call(print, "the end of it")
         assert cluster.outcome.ranks[0].log.endswith("the end of it\n")
-        assert os.fstat(cluster._channels[0].log.fd).st_blocks * 512 < 8 << 20
+        assert os.fstat(cluster.ranks.channels[0].log.fd).st_blocks * 512 < 8 << 20
     assert time.process_time() - before < 4
     log = cluster.outcome.ranks[0].log
     assert len(log) < 3 << 20

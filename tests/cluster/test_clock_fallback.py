@@ -69,7 +69,7 @@ def test_a_rate_that_was_asked_for_is_refused(damage: Callable[[int], Path]) -> 
     server = ClusterServer(clock=40)
     with pytest.raises(MachineCannot, match=r"clock=40\.0 cannot be had: .*file too short"):
         server.start()
-    assert server._process is None
+    assert server.servers.root.watcher is None
 
 
 def test_real_time_that_was_asked_for_is_no_problem(damage: Callable[[int], Path]) -> None:
@@ -104,7 +104,7 @@ def test_a_probe_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ClusterServer()
 
     def stalled(fd: int, rate: float) -> float:
-        root = server._started()
+        root = server.servers.root.peer()
         deadline = time.monotonic() + 30
         while not stopped and time.monotonic() < deadline:
             assert root.hello is not None

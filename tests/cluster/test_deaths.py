@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops import Violation
-from rpcprops.cluster._spec import Transport
+from rpcprops.cluster._options import Transport
 from rpcprops.errors import HarnessError, RankDied, UnexpectedError, UngracefulShutdown
 from rpcprops.pytest_plugin import ClusterFactory
 
@@ -214,7 +215,7 @@ def test_interrupt_while_starting(
 
     cluster = rpc_cluster(world_size=2)
     with monkeypatch.context() as patch:
-        patch.setattr(cluster, "_gather", interrupted)
+        patch.setattr(cluster._diagnosis, "gather", interrupted)
         with pytest.raises(KeyboardInterrupt), cluster:
             pass
     assert all(rank.killed for rank in cluster.outcome.ranks)
@@ -225,7 +226,7 @@ def test_interrupt_while_starting(
 def test_ranks_that_are_forked_too_late_are_ended(rpc_cluster: ClusterFactory) -> None:
     """A server that stops while it is asked for ranks kills them once it goes on, and serves."""
     server = rpc_cluster.server
-    peer, _, _ = server.peer_for([__name__])
+    peer, _ = server.servers.peer_for([__name__])
     assert peer.hello is not None
     forker = psutil.Process(peer.hello.pid)
     with rpc_cluster(world_size=3) as cluster:
@@ -242,7 +243,7 @@ def test_ranks_that_are_forked_too_late_are_ended(rpc_cluster: ClusterFactory) -
         goes_on.join()
     assert time.monotonic() - began < 10
     assert all(rank.killed and not rank.signal for rank in cluster.outcome.ranks)
-    pids = [channel.pid for channel in cluster._channels]
+    pids = [channel.pid for channel in cluster.ranks.channels]
     assert len(set(pids) - {0}) == 4
     assert not {child.pid for child in forker.children()} & set(pids)
     with rpc_cluster(world_size=2) as cluster:
@@ -268,7 +269,7 @@ def test_bad_rendezvous_is_an_error_of_the_start(rpc_cluster: ClusterFactory) ->
     """What init_rpc raises in a rank is reported as such, with the rank."""
     cluster = rpc_cluster(world_size=2, num_worker_threads=1)
     # Threads that torch refuses: nothing of ours checks what its agent thinks of them.
-    cluster._num_worker_threads = -1
+    cluster.options = replace(cluster.options, num_worker_threads=-1)
     with pytest.raises((UnexpectedError, RankDied), match=r"rank [01]"), cluster:
         pass
 

@@ -68,11 +68,11 @@ def test_the_answers_to_a_look_that_was_given_up_are_dropped(rpc_cluster: Cluste
     with rpc_cluster(world_size=2) as cluster:
         pid = cluster.on(1).call(os.getpid)
         os.kill(pid, signal.SIGSTOP)
-        assert cluster._look(wait=0.1) is None
-        assert [channel.silent for channel in cluster._channels] == [False, True]
+        assert not cluster._diagnosis.look(wait=0.1)
+        assert [channel.silent for channel in cluster.ranks.channels] == [False, True]
         os.kill(pid, signal.SIGCONT)
         assert cluster.snapshot() == (Counters(), Counters())
-        for channel in cluster._channels:
+        for channel in cluster.ranks.channels:
             assert (channel.silent, channel.answers, channel.given_up) == (False, {}, set())
 
 

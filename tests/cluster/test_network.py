@@ -14,7 +14,7 @@ import pytest
 
 from rpcprops import ClusterServer
 from rpcprops.cluster import _network
-from rpcprops.cluster._spec import Network
+from rpcprops.cluster._options import Network
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
 from tests.cluster.conftest import RunScript
@@ -104,7 +104,8 @@ def connect_to_port_one() -> None:
 @needs_namespaces
 def test_an_error_of_the_network_says_what_to_do(rpc_cluster: ClusterFactory) -> None:
     """Code that finds no service is told of network="host", unless it runs there."""
-    for network, notes in (("private", 1), ("host", 0)):
+    choices: tuple[tuple[Network, int], ...] = (("private", 1), ("host", 0))
+    for network, notes in choices:
         with rpc_cluster(world_size=1, network=network) as cluster:
             with pytest.raises(ConnectionRefusedError) as refused:
                 cluster.on(0).call(connect_to_port_one)
@@ -120,7 +121,7 @@ def test_a_killed_maker_is_replaced(rpc_cluster: ClusterFactory) -> None:
     """Networks are still made after the process that makes them was killed."""
     with rpc_cluster(world_size=1, network="private"):
         pass
-    process = rpc_cluster.server._networks._process
+    process = rpc_cluster.server.servers.networks._process
     assert process is not None
     process.kill()
     process.wait(timeout=10)
@@ -215,5 +216,5 @@ def test_a_maker_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert maker.take() == []
     assert "No such file" in maker.problem
     server = ClusterServer(network="private")
-    with pytest.raises(MachineCannot, match="No such file"), server.new_network("private"):
+    with pytest.raises(MachineCannot, match="No such file"), server.servers.new_network("private"):
         pass

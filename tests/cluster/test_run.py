@@ -7,7 +7,7 @@ import pytest
 from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster._interpreter import run_step
-from rpcprops.cluster._spec import ClockChoice
+from rpcprops.cluster._options import ClockChoice
 from rpcprops.errors import UsageError
 from rpcprops.oracle import accepted, judge, predict
 from rpcprops.outcomes import Counters

@@ -44,9 +44,9 @@ def server() -> Iterator[ClusterServer]:
 
 def server_of(cluster: Cluster) -> psutil.Process:
     """The process that has forked the ranks of a cluster."""
-    assert cluster._peer is not None
-    assert cluster._peer.hello is not None
-    return psutil.Process(cluster._peer.hello.pid)
+    assert cluster.ranks.peer is not None
+    assert cluster.ranks.peer.hello is not None
+    return psutil.Process(cluster.ranks.peer.hello.pid)
 
 
 def write_module(folder: Path, name: str, source: str) -> str:
@@ -125,7 +125,7 @@ def test_module_servers_that_are_let_go_harm_no_other(
         pids = cluster.each(os.getpid)
         servers: list[int] = []
         for number in range(9):
-            peer, _, _ = server.peer_for([write_module(module_folder, f"module_{number}", "")])
+            peer, _ = server.servers.peer_for([write_module(module_folder, f"module_{number}", "")])
             assert peer.hello is not None
             servers.append(peer.hello.pid)
         assert not still_alive(servers[:1])
@@ -246,8 +246,8 @@ def process_above(server: ClusterServer, cluster: Cluster, which: str) -> psutil
     """The process of that kind that stands above the ranks of a cluster."""
     if which == "module server":
         return server_of(cluster)
-    assert server._process is not None
-    watcher = psutil.Process(server._process.pid)
+    assert server.servers.root.watcher is not None
+    watcher = psutil.Process(server.servers.root.watcher.pid)
     return watcher if which == "watcher" else watcher.children()[0]
 
 
@@ -311,7 +311,7 @@ def test_descriptors_after_a_request_that_fails(
     server: ClusterServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A module server or a probe that cannot be asked for, or not in time, takes no descriptor."""
-    server.peer_for([])
+    server.servers.peer_for([])
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -323,11 +323,11 @@ def test_descriptors_after_a_request_that_fails(
     with monkeypatch.context() as patch:
         patch.setattr(Peer, "wait_hello", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            server.peer_for([TRAINING])
+            server.servers.peer_for([TRAINING])
     with monkeypatch.context() as patch:
         patch.setattr(_wire, "send", broken)
         with pytest.raises(HarnessError, match="the fork server has died"):
-            server.peer_for([TRAINING])
+            server.servers.peer_for([TRAINING])
         with pytest.raises(HarnessError, match="the fork server has died"):
             server.rate_of(3.0)
     assert psutil.Process().num_fds() == before
@@ -356,7 +356,7 @@ def test_server_that_is_killed_while_it_starts(which: str) -> None:
     def kill_soon() -> None:
         deadline = time.monotonic() + 20
         while not killed and time.monotonic() < deadline:
-            watcher = server._process
+            watcher = server.servers.root.watcher
             below = [] if watcher is None else psutil.Process(watcher.pid).children()
             if watcher is not None and below:
                 victim = psutil.Process(watcher.pid) if which == "watcher" else below[0]

@@ -33,7 +33,7 @@ def run_world(server: ClusterServer, size: int) -> list[int]:
 
 def forker(server: ClusterServer) -> psutil.Process:
     """The process that forks the ranks of this module."""
-    peer, _, _ = server.peer_for([__name__])
+    peer, _ = server.servers.peer_for([__name__])
     assert peer.hello is not None
     return psutil.Process(peer.hello.pid)
 
@@ -84,10 +84,9 @@ def test_programs_use_spares_too(server: ClusterServer) -> None:
     """The root server has spares of its own, for programs, which import no module of a test."""
     runner = Runner(server)
     program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a")))
-    peer, _, _ = server.peer_for([])
+    peer, *modules = server.servers.peers
     assert peer.hello is not None
     root = psutil.Process(peer.hello.pid)
-    modules = {peer.hello.pid for peer, _ in server._modules.values() if peer.hello}
     for _ in range(2):
         outcome = runner.run_anew(program)
         assert [rank.exit_code for rank in outcome.ranks] == [0, 0]

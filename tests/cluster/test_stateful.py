@@ -72,7 +72,7 @@ def test_a_clean_machine_passes(still_alive: Callable[..., list[int]]) -> None:
             assert len(self._seen) == len(self.program.leaves)
 
         def teardown(self) -> None:
-            pids.extend(channel.pid for channel in self.cluster._channels)
+            pids.extend(channel.pid for channel in self.cluster.ranks.channels)
             super().teardown()
             ran.append((self.program, self.plan))
 

@@ -42,16 +42,16 @@ clock.library_path = lambda: library
 
 #: The process that lets its clock be measured refuses its rate, and ends.
 PROBE_DIES = """
-from rpcprops.cluster import _client
+from rpcprops.cluster import _wire
 
-send = _client._wire.send
+send = _wire.send
 
 
 def wrong_rate(sock, message, descriptors=()):
     send(sock, ("probe", -1.0) if message[0] == "probe" else message, descriptors)
 
 
-_client._wire.send = wrong_rate
+_wire.send = wrong_rate
 """
 
 

@@ -342,5 +342,5 @@ def test_options_of_a_cluster(rpc_cluster: ClusterFactory, data: st.DataObject) 
     names = ["world_size", "faults", "names", "clock", "transport", "rpc_timeout", "leaks", "init"]
     names += ["num_worker_threads", "deadline"]
     wrong = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
-    given = {"world_size": 2} | {name: data.draw(odd) for name in wrong}
+    given: Any = {"world_size": 2} | {name: data.draw(odd) for name in wrong}
     call(partial(rpc_cluster, **given), {})

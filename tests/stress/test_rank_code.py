@@ -1373,8 +1373,7 @@ def use(cluster: Any, one: Kind) -> Any:
 
 def left_of_clusters(server: ClusterServer) -> list[str]:
     """The processes below a server that are no servers, once its spares were let go."""
-    root, _, _ = server.peer_for([])
-    peers = [root, *(peer for peer, _ in server._modules.values())]
+    peers = server.servers.peers
     servers = {peer.hello.pid for peer in peers if peer.hello}
     for peer in peers:
         _wire.send(peer.sock, ("spares", 0))

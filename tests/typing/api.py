@@ -27,8 +27,9 @@ from rpcprops import (
     Violation,
     strategies,
 )
-from rpcprops.cluster import RankFuture, RankProxy
+from rpcprops.cluster import ClusterOptions, RankFuture, RankProxy
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Refused, Remote, Settle, Share
+from rpcprops.pytest_plugin import ClusterFactory
 
 
 def work(x: int, factor: float = 1.0) -> str:
@@ -145,6 +146,19 @@ def servers() -> None:
     )
     server.cluster(world_size=2, transport="ibv")  # type: ignore[arg-type]
     server.cluster(2)  # type: ignore[call-arg]
+    server.cluster()  # type: ignore[call-arg]
+    server.cluster(world_size=2, fautls=TABLE)  # type: ignore[call-arg]
+
+
+def fixtures(rpc_cluster: ClusterFactory) -> None:
+    """The fixture takes the options of a cluster, by name, and nothing else."""
+    with rpc_cluster(world_size=2, faults=TABLE, names=("ps", "trainer"), clock=50) as cluster:
+        assert_type(cluster, Cluster)
+    options: ClusterOptions = {"world_size": 2, "transport": "shm"}
+    assert_type(rpc_cluster(**options), Cluster)
+    rpc_cluster(world_size=2, fautls=TABLE)  # type: ignore[call-arg]
+    rpc_cluster(world_size="2")  # type: ignore[arg-type]
+    rpc_cluster(faults=TABLE)  # type: ignore[call-arg]
 
 
 def calling(cluster: Cluster) -> None:

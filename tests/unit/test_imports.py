@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import json
 import os
@@ -277,6 +278,13 @@ def test_what_other_packages_import_is_public(package: str) -> None:
         taken = [n for n in imported(path, top_only=False) if n.startswith(of_it)]
         if not f"{name}.".startswith(of_it):
             assert not [n for n in taken if "._" in n], name
+
+
+def test_no_two_modules_of_the_cluster_need_each_other() -> None:
+    """Imports between modules of the cluster, those for type checkers as well, make no circle."""
+    ours = [name for name in MODULES if name.startswith("rpcprops.cluster.")]
+    needs = {name: imported(MODULES[name], top_only=False).intersection(ours) for name in ours}
+    assert set(graphlib.TopologicalSorter(needs).static_order()) == set(ours)
 
 
 def test_nobody_imports_the_folder_by_its_bare_name() -> None:

@@ -1,0 +1,284 @@
+"""Calls of a user's functions in ranks: one, one in each rank, and one as the last thing of all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from rpcprops._given import argument, shown
+from rpcprops.cluster import _functions
+from rpcprops.cluster._channel import Channel
+from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster._diagnosis import Diagnosis
+from rpcprops.cluster._phases import Phase, Phases
+from rpcprops.cluster._ranks import Ranks
+from rpcprops.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Calls:
+    """The calls in the ranks of one world.
+
+    Attributes:
+        ran_to_exit: whether the ranks have been given the last thing that they do.
+    """
+
+    def __init__(
+        self, ranks: Ranks, phases: Phases, diagnosis: Diagnosis, deadlines: Deadlines
+    ) -> None:
+        self.ran_to_exit = False
+        self._ranks = ranks
+        self._phases = phases
+        self._diagnosis = diagnosis
+        self._deadlines = deadlines
+        self._kept = itertools.count(1)
+
+    def must_run(self) -> None:
+        """Raise if the ranks take no calls.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self._phases.over or not self._ranks.channels:
+            msg = "the cluster is not running; calls belong inside its with block."
+            raise UsageError(msg)
+        if self.ran_to_exit:
+            msg = "the ranks have run to their exit; make another cluster for more calls."
+            raise UsageError(msg)
+
+    def submit(
+        self,
+        rank: int,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keep: int = 0,
+    ) -> RankFuture[Any]:
+        """Have a rank run ``fn(*args, **kwargs)``, and keep the value under a number above 0."""
+        self.must_run()
+        blob = _functions.dump_call(fn, args, kwargs)
+        channel = self._ranks.channels[rank]
+        # The phase is there even if the answer comes while something else is awaited.
+        with self._phases.open("run", self._deadlines.run):
+            channel.ran_users_code = True
+            number = self._ranks.send(channel, "call", blob, keep)
+        return RankFuture(self, channel, number)
+
+    def keep(
+        self, rank: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _functions.KeptValue:
+        """Have a rank run ``fn(*args, **kwargs)`` and keep the value for as long as the handle."""
+        __tracebackhide__ = True
+        number = next(self._kept)
+        self.submit(rank, fn, args, kwargs, keep=number).result()
+        kept = _functions.KeptValue(rank, number)
+        # Garbage may be collected at any moment and in any thread, even in the middle of a send:
+        # the release only waits here, and goes out with the cluster's next message.
+        released = weakref.finalize(kept, self._ranks.released.append, (rank, number))
+        released.atexit = False
+        return kept
+
+    def take(self, channel: Channel, number: int) -> tuple[str, Any] | None:
+        """An answer, if it has arrived."""
+        self._ranks.pump(0.0)
+        return channel.answers.pop(number, None)
+
+    def wait(self, channel: Channel, number: int) -> tuple[str, Any]:
+        """An answer, waiting for it; what is found meanwhile is raised."""
+        __tracebackhide__ = True
+        if number not in channel.answers:
+            with self._phases.open("run", self._deadlines.run) as phase:
+                while number not in channel.answers:
+                    self._ranks.pump(min(phase.left(), 1.0))
+                    if number in channel.answers:
+                        break
+                    if self._diagnosis.dead(phase, number):
+                        break
+                    if phase.left() <= 0:
+                        self._diagnosis.hung(phase, [channel], "does not answer a call")
+                        break
+            if number not in channel.answers:
+                self._diagnosis.found.raise_first()
+        return channel.answers.pop(number)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise what a function raised in a rank, or what is behind it."""
+        __tracebackhide__ = True
+        self._diagnosis.blame_death(error)
+        raise error
+
+    # The last call.
+
+    def run_to_exit(
+        self, fn: Callable[..., R], args: tuple[Any, ...], is_last: Callable[[R], bool]
+    ) -> dict[int, R]:
+        """See :meth:`rpcprops.Cluster.run_to_exit`."""
+        self.must_run()
+        given: object = is_last
+        if not callable(given):
+            msg = f"{argument('is_last', is_last)} must be a function."
+            raise UsageError(msg)
+        blob = _functions.dump_call(fn, args, {})
+        results: dict[int, R] = {}
+        with self._phases.open("run", self._deadlines.run) as phase:
+            self.ran_to_exit = True
+            number = self._ranks.send_to_all("last", blob)
+            has_asked = False
+            while True:
+                self._ranks.pump(min(phase.left(), 0.5))
+                self._ranks.must_be_connected()
+                if self._take_results(number, results, is_last):
+                    self._diagnosis.wait_for_bad_exits(phase, results, number)
+                    return results
+                if len(results) == len(self._ranks.channels) and not has_asked:
+                    has_asked = True
+                    self._ranks.ask_for_spares()
+                if self._have_ended(phase, number, results):
+                    return results
+                if phase.left() <= 0:
+                    who = self._ranks.alive() or self._ranks.channels
+                    self._diagnosis.hung(phase, who, "does not end")
+                    return results
+
+    def _take_results(
+        self, number: int, results: dict[int, R], is_last: Callable[[R], bool]
+    ) -> bool:
+        """Take in results that have arrived; whether one of them makes the others pointless."""
+        for channel in self._ranks.channels:
+            if number not in channel.answers:
+                continue
+            kind, (payload, seen) = channel.answers.pop(number)
+            if seen is not None:
+                channel.note_look(seen)
+            if kind == "error":
+                raise _functions.load_error(payload, channel.rank)
+            results[channel.rank] = cast("R", _functions.load_result(payload, channel.rank))
+            if is_last(results[channel.rank]):
+                return True
+        return False
+
+    def _have_ended(self, phase: Phase, number: int, results: dict[int, R]) -> bool:
+        """Whether nothing is to be waited for: all have ended, or one has ended that must not."""
+        channels = self._ranks.channels
+        if all(
+            c.status is not None and (c.rank in results or c.has_left_without(number))
+            for c in channels
+        ):
+            self._diagnosis.bad_exits(phase, results, number)
+            return True
+        if any(c.lost and c.rank not in results for c in channels):
+            # Its exit is reported by the server, a moment later; then it is found.
+            self._ranks.pump(0.2)
+            return self._diagnosis.bad_exits(phase, results, number)
+        return False
+
+
+class RankFuture(Generic[R]):
+    """What a call in a rank will give."""
+
+    def __init__(self, calls: Calls, channel: Channel, number: int) -> None:
+        self._calls = calls
+        self._channel = channel
+        self._number = number
+        self._answer: tuple[str, Any] | None = None
+
+    def done(self) -> bool:
+        """Whether the answer has arrived (looks, and does not wait)."""
+        if self._answer is None:
+            self._answer = self._calls.take(self._channel, self._number)
+        return self._answer is not None
+
+    def result(self) -> R:
+        """The value, waiting for it.
+
+        Raises:
+            RankDied, RankHung: the rank did not live, or did not answer, to give one.
+            RemoteError: the function raised what would end this process (SystemExit, say), or what
+                cannot be pickled.
+            Exception: what else the function raised in the rank.
+        """
+        __tracebackhide__ = True
+        if not self.done():
+            self._answer = self._calls.wait(self._channel, self._number)
+        kind, payload = cast("tuple[str, bytes]", self._answer)
+        if kind == "error":
+            self._calls.fail(_functions.load_error(payload, self._channel.rank))
+        return cast("R", _functions.load_result(payload, self._channel.rank))
+
+
+class RankProxy:
+    """One rank of a running cluster (:meth:`rpcprops.Cluster.on`)."""
+
+    def __init__(self, calls: Calls, rank: int, world: str) -> None:
+        self.rank = rank
+        self._calls = calls
+        self._world = world
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self._world}>"
+
+    @overload
+    def call(
+        self, fn: Callable[..., Any], /, *args: Any, keep: Literal[True], **kwargs: Any
+    ) -> Any: ...
+    @overload
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
+
+        Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
+        value stays in the rank, and the handle that comes back stands for it in later calls there
+        (an RRef must stay: it has no meaning outside its rank). A function that has a `keep` of
+        its own gets it by ``functools.partial(fn, keep=...)``.
+
+        Raises:
+            Exception: what `fn` raised, with the rank's traceback as its cause.
+            RemoteError: `fn` raised what would end this process (SystemExit, say), or what cannot
+                be pickled.
+            RankDied, RankHung: the rank did not live, or did not answer.
+        """
+        __tracebackhide__ = True
+        if "keep" in kwargs:
+            _check_keep(fn, kwargs["keep"])
+        if kwargs.pop("keep", False):
+            return self._calls.keep(self.rank, fn, args, kwargs)
+        return self.submit(fn, *args, **kwargs).result()
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
+        """As :meth:`call`, but return a future at once."""
+        return self._calls.submit(self.rank, fn, args, kwargs)
+
+
+def _check_keep(fn: object, keep: object) -> None:
+    """Raises:
+    UsageError: it is no bool, or could as well be meant for `fn`.
+    """
+    if not isinstance(keep, bool):
+        msg = (
+            f"{argument('keep', keep)} must be True or False: it says whether "
+            f"the value stays in the rank. To pass a keep to the function, call "
+            f"functools.partial(fn, keep=...)."
+        )
+        raise UsageError(msg)
+    if isinstance(fn, functools.partial) and "keep" in fn.keywords:
+        return
+    try:
+        parameter = inspect.signature(cast("Callable[..., Any]", fn)).parameters.get("keep")
+    except (TypeError, ValueError):
+        return  # no function, which is told later, or a builtin that does not say
+    if parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    ):
+        msg = (
+            f"keep={shown(keep)} is ambiguous: {getattr(fn, '__qualname__', fn)!r} has a parameter "
+            f"keep, and so has call, where it says whether the value stays in the rank. Call "
+            f"functools.partial(fn, keep=...) to pass one to the function."
+        )
+        raise UsageError(msg)

@@ -1,0 +1,218 @@
+"""The options of a cluster: as a user gives them, and as its ranks get them, checked and complete.
+
+Torch-free: the test process and its ranks import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Required, TypedDict, cast
+
+from rpcprops import agents
+from rpcprops._given import argument, is_one_of, items, shown
+from rpcprops.cluster import _limits
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
+
+Transport = Literal["tcp", "shm"]
+Leaks = Literal["raise", "allow"]
+ClockChoice = Literal["auto", "real"] | float
+#: The network of the ranks of a world: one of their own where this machine allows it ("auto"), one
+#: of their own or none at all ("private"), or the machine's ("host").
+Network = Literal["auto", "private", "host"]
+
+
+class ClusterOptions(TypedDict, total=False):
+    """The options of :meth:`rpcprops.ClusterServer.cluster`, and of the ``rpc_cluster`` fixture.
+
+    Attributes:
+        world_size: number of ranks, 1 to 16.
+        faults: a table for every rank, or a plan.
+        names: the ranks' names, "worker0", "worker1", … unless given.
+        clock: overrides the server's for this cluster.
+        transport: "tcp" on loopback, or "shm", shared memory as between processes of one host.
+        rpc_timeout: virtual seconds before a call that names no timeout fails: a day unless given,
+            which is far away at any rate.
+        num_worker_threads: threads of each agent, 8 unless given.
+        leaks: "raise" reports what does not drain; "allow" is for code that holds RRefs until it
+            exits.
+        init: False leaves ``init_rpc`` to the user's code (see ``rpcprops.fixture``).
+        deadline: real seconds that a phase may take beyond what its faults account for, 30 unless
+            given.
+        network: overrides the server's for this cluster.
+        agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`: torch's faulty one
+            unless given.
+    """
+
+    world_size: Required[int]
+    faults: FaultTable | FaultPlan | None
+    names: Sequence[str] | None
+    clock: ClockChoice | None
+    transport: Transport
+    rpc_timeout: float
+    num_worker_threads: int
+    leaks: Leaks
+    init: bool
+    deadline: float
+    network: Network | None
+    agent: str
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """The options of one world, all of them. Times are virtual seconds, but for `deadline`.
+
+    Attributes:
+        rate: virtual seconds for each real second.
+    """
+
+    names: tuple[str, ...]
+    plan: FaultPlan
+    rate: float
+    transport: Transport
+    rpc_timeout: float
+    num_worker_threads: int
+    leaks: Leaks
+    init: bool
+    deadline: float
+    network: Network
+    agent: str
+
+    @property
+    def ignore_leaks(self) -> bool:
+        """Whether code may hold RRefs until it exits."""
+        return self.leaks == "allow"
+
+
+def complete(
+    options: ClusterOptions, *, rate_of: Callable[[ClockChoice | None], float], network: Network
+) -> WorldOptions:
+    """Check the options, and add what was not given.
+
+    Args:
+        rate_of: gives the rate of a choice of clock, or raises.
+        network: the network of ranks where `options` names none.
+
+    Raises:
+        TypeError: an option is unknown, or the size of the world is missing, as in any call.
+        UsageError: a value is out of its range; the message says which.
+        MachineCannot: the machine's limits do not allow such a world, or it cannot have the rate.
+    """
+    _check_keywords(options)
+    size = options["world_size"]
+    check_world_size(size)
+    plan = FaultPlan.of(options.get("faults"))
+    plan.check(size)
+    transport = options.get("transport", "tcp")
+    check_transport(transport)
+    leaks = options.get("leaks", "raise")
+    if not is_one_of(leaks, ("raise", "allow")):
+        msg = f"leaks={shown(leaks)} must be 'raise' or 'allow'."
+        raise UsageError(msg)
+    rpc_timeout = options.get("rpc_timeout", 86_400.0)
+    _check_number("rpc_timeout", rpc_timeout, 1e6)
+    threads = options.get("num_worker_threads", 8)
+    _check_number("num_worker_threads", threads, 1024, whole=True)
+    deadline = options.get("deadline", 30.0)
+    _check_number("deadline", deadline, 86_400.0)
+    init: object = options.get("init", True)
+    if not isinstance(init, bool):
+        msg = f"init={shown(init)} must be True or False."
+        raise UsageError(msg)
+    _limits.check(size, transport, threads)
+    chosen = options.get("network")
+    return WorldOptions(
+        names=_check_names(options.get("names"), size),
+        plan=plan,
+        rate=rate_of(options.get("clock")),
+        transport=transport,
+        rpc_timeout=float(rpc_timeout),
+        num_worker_threads=threads,
+        leaks=leaks,
+        init=init,
+        deadline=float(deadline),
+        network=network if chosen is None else check_network(chosen),
+        # A rank that found out by itself would break the start of its world.
+        agent=agents.named(options.get("agent", agents.default_name())).name,
+    )
+
+
+def check_transport(transport: object) -> None:
+    """Raises:
+    UsageError: it is neither "tcp" nor "shm".
+    """
+    if not is_one_of(transport, ("tcp", "shm")):
+        msg = f"transport={shown(transport)} must be 'tcp' or 'shm'."
+        raise UsageError(msg)
+
+
+def check_clock(clock: object) -> ClockChoice:
+    """`clock` if it is "auto", "real" or a rate.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if is_one_of(clock, ("auto", "real")):
+        return cast("ClockChoice", clock)
+    if isinstance(clock, bool) or not isinstance(clock, int | float) or not 1 <= clock <= 1000:
+        msg = (
+            f"clock={shown(clock)} must be 'auto', 'real', or a rate from 1 to 1000 (virtual "
+            "seconds "
+            f"for each real second)."
+        )
+        raise UsageError(msg)
+    return "real" if clock == 1 else float(clock)
+
+
+def check_network(network: object) -> Network:
+    """`network` if it is "auto", "private" or "host".
+
+    Raises:
+        UsageError: it is not.
+    """
+    if is_one_of(network, ("auto", "private", "host")):
+        return cast("Network", network)
+    msg = f"network={shown(network)} must be 'auto', 'private' or 'host'."
+    raise UsageError(msg)
+
+
+def _check_keywords(options: Mapping[str, object]) -> None:
+    """Say of these arguments what Python says of others: it takes what `Unpack` refuses."""
+    for name in options:
+        if name not in ClusterOptions.__annotations__:
+            msg = f"ClusterServer.cluster() got an unexpected keyword argument {name!r}"
+            raise TypeError(msg)
+    if "world_size" not in options:
+        msg = "ClusterServer.cluster() missing 1 required keyword-only argument: 'world_size'"
+        raise TypeError(msg)
+
+
+def _check_number(name: str, value: object, top: float, *, whole: bool = False) -> None:
+    kinds = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= top:
+        kind = "an int" if whole else "a number"
+        msg = f"{name}={shown(value)} must be {kind} above 0 and at most {top:g}."
+        raise UsageError(msg)
+
+
+def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"worker{rank}" for rank in range(world_size))
+    must_be = f"{world_size} different names, one for each rank"
+    given: tuple[Any, ...] = tuple(items("names", names, MAX_WORLD_SIZE + 1, must_be))
+    for name in given:
+        if not isinstance(name, str) or not name or len(name) >= 128:
+            msg = f"names={shown(names)}: {shown(name)} must be a string of 1 to 127 characters."
+            raise UsageError(msg)
+        if not all(c.isascii() and (c.isalnum() or c in "_:-") for c in name):
+            msg = (
+                f"the name {shown(name)} may hold letters, digits, and any of _ : - only "
+                "(torch's rule)."
+            )
+            raise UsageError(msg)
+    if len(given) != world_size or len(set(given)) != world_size:
+        msg = f"{argument('names', names)} must be {must_be}."
+        raise UsageError(msg)
+    return cast("tuple[str, ...]", given)

@@ -1,0 +1,263 @@
+"""The ranks of one world: forks them, takes in what they and their server say, kills them.
+
+No thread runs here. Whoever waits for something reads what has arrived from every rank, so answers
+may come in any order. Whether what happens is right is not decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import resource
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from rpcprops.cluster import _wire
+from rpcprops.cluster._channel import Channel
+from rpcprops.cluster._logs import RankLog
+from rpcprops.cluster._options import WorldOptions
+from rpcprops.cluster._peer import Peer
+from rpcprops.cluster._phases import Phase, Phases
+from rpcprops.cluster._servers import Servers
+from rpcprops.cluster._spec import WorldSpec
+from rpcprops.errors import HarnessError, MachineCannot
+from rpcprops.outcomes import Counters
+
+#: How much of a log is read before the channels are looked at again.
+_LOG_PIECE = 32 << 20
+#: A log that has grown by so much is read again after so many real seconds, another one later.
+_LOUD = 1 << 20
+_LOUD_SECONDS = 0.02
+_QUIET_SECONDS = 0.1
+#: Real seconds in which a server has killed the ranks of a world.
+_KILL_SECONDS = 10.0
+
+
+class Ranks:
+    """The ranks of one world.
+
+    Attributes:
+        channels: one for each rank, in order, from the fork on; they stay when the ranks are gone.
+        peer: the server that forks the ranks; None before, and once they were let go.
+        released: values that nobody holds any more, by rank and number; goes out with the next
+            message.
+    """
+
+    def __init__(self, servers: Servers, *, send_seconds: float) -> None:
+        self.channels: list[Channel] = []
+        self.peer: Peer | None = None
+        self.released: deque[tuple[int, int]] = deque()
+        self._servers = servers
+        self._send_seconds = send_seconds
+        self._world = 0  # its number at the server, once that was asked for it
+        self._numbers = itertools.count(1)
+
+    # Their life.
+
+    def fork(
+        self, options: WorldOptions, first: Sequence[str], phases: Phases, seconds: float
+    ) -> None:
+        """Have the ranks forked, which then import the modules `first` and join their world.
+
+        Raises:
+            HarnessError: the server has died, or does not do it in time.
+            MachineCannot: a rank cannot be forked.
+        """
+        self.peer, in_ranks = self._servers.peer_for(first)
+        self.peer.clusters += 1
+        with phases.open("start", seconds) as phase:
+            with (
+                self._open_channels(options.names) as theirs,
+                self._servers.new_network(options.network) as networks,
+            ):
+                spec = WorldSpec(
+                    **vars(options),
+                    origin_ns=time.monotonic_ns(),
+                    networks=len(networks),
+                    import_in_ranks=in_ranks,
+                )
+                self._world = self._servers.next_world()
+                descriptors = [*theirs, *(c.log.fd for c in self.channels), *networks]
+                try:
+                    _wire.send(self.peer.sock, ("fork", self._world, spec), descriptors)
+                except OSError:
+                    raise self._servers.died() from None
+            self._wait_until_forked(self.peer, phase)
+
+    @contextlib.contextmanager
+    def _open_channels(self, names: Sequence[str]) -> Iterator[list[int]]:
+        """Make a channel for each rank; the descriptors of the store and of the ranks' ends.
+
+        Raises:
+            MachineCannot: this process has no descriptors left for them.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                theirs = [os.memfd_create("rpcprops-store")]
+                stack.callback(os.close, theirs[0])
+                for rank, name in enumerate(names):
+                    ours, other = socket.socketpair()
+                    stack.callback(other.close)
+                    theirs.append(other.fileno())
+                    # Once it is a channel, `let_go` closes it.
+                    with contextlib.ExitStack() as unfinished:
+                        unfinished.callback(ours.close)
+                        # What a user sets by socket.setdefaulttimeout is not for these.
+                        other.setblocking(True)
+                        log = RankLog(f"rpcprops-{name}")
+                        self.channels.append(Channel(rank, name, ours, log))
+                        unfinished.pop_all()
+            except OSError as error:
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                msg = (
+                    f"a cluster of {len(names)} ranks needs {3 * len(names) + 1} file "
+                    f"descriptors in this process, which may have {limit}: {error}. Raise that "
+                    f"limit (ulimit -n 4096), or close files that are not needed."
+                )
+                raise MachineCannot(msg) from error
+            yield theirs
+
+    def _wait_until_forked(self, peer: Peer, phase: Phase) -> None:
+        while not self._take_pids():
+            if self._world in peer.refused:
+                why = peer.refused.pop(self._world)
+                self._world = 0  # The server has killed what there was of it.
+                raise MachineCannot(why)
+            if peer.reader.closed:
+                raise self._servers.died()
+            self.pump(phase.left())
+            if phase.left() <= 0:
+                msg = f"the fork server did not fork {len(self.channels)} ranks in time."
+                raise HarnessError(msg)
+
+    def _take_pids(self) -> bool:
+        """Whether the ranks are forked; they then have their process numbers."""
+        if self.peer is not None and self._world in self.peer.forked:
+            for channel, pid in zip(self.channels, self.peer.forked.pop(self._world), strict=True):
+                channel.pid = pid
+        return all(channel.pid for channel in self.channels)
+
+    def ask_for_spares(self) -> None:
+        """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        if self.peer is not None:
+            with contextlib.suppress(OSError):
+                _wire.send(self.peer.sock, ("spares", len(self.channels)))
+
+    def ask_for_stacks(self) -> None:
+        """Have the ranks that live write the stacks of their threads, which ends some of them."""
+        if self.peer is not None:
+            with contextlib.suppress(OSError):
+                _wire.send(self.peer.sock, ("stacks", [c.pid for c in self.alive()]))
+
+    def kill(self) -> None:
+        """Kill every rank that still lives, and take in what they said before."""
+        alive = self.alive()
+        if alive and self.peer is not None and self._world:
+            for channel in alive:
+                channel.killed = True
+            # By its number: a server that was slow forks it first, and then kills it.
+            with contextlib.suppress(OSError):
+                _wire.send(self.peer.sock, ("kill", self._world))
+            deadline = time.monotonic() + _KILL_SECONDS
+            while any(c.status is None for c in alive) and time.monotonic() < deadline:
+                if self.peer.reader.closed or self._world in self.peer.refused:
+                    break
+                self.pump(0.2)
+                self._take_pids()
+        with contextlib.suppress(OSError, HarnessError):
+            self.pump(0.0)
+
+    def let_go(self) -> None:
+        """Close what connects this process with the ranks."""
+        if self.peer is not None:
+            self.peer.clusters -= 1
+            self.peer = None
+        for channel in self.channels:
+            channel.sock.close()
+            channel.log.close()
+
+    def forget(self) -> None:
+        """Let go of the ranks, and be as before :meth:`fork`."""
+        self.let_go()
+        self.channels.clear()
+        self._world = 0
+
+    def has_lost_server(self) -> bool:
+        """Whether a server above the ranks has died."""
+        return self._servers.root.is_gone or (self.peer is not None and self.peer.is_gone())
+
+    # What goes out and comes in.
+
+    def send(self, channel: Channel, kind: str, *rest: object) -> int:
+        """Send one rank a message; the number of the answer that will come."""
+        self._send_releases()
+        number = next(self._numbers)
+        channel.send((kind, number, *rest), self._send_seconds)
+        return number
+
+    def send_to_all(self, kind: str, *rest: object) -> int:
+        """As :meth:`send`, to every rank; their answers have one number."""
+        self._send_releases()
+        number = next(self._numbers)
+        for channel in self.channels:
+            channel.send((kind, number, *rest), self._send_seconds)
+        return number
+
+    def _send_releases(self) -> None:
+        """Let the ranks drop the values that nobody holds here any more."""
+        while self.released:
+            rank, number = self.released.popleft()
+            self.channels[rank].writer.put(("release", number))
+
+    def pump(self, seconds: float) -> None:
+        """Take in what has arrived, waiting at most that long for something to."""
+        peer = self.peer
+        if peer is None:
+            return
+        self._send_releases()
+        # Logs are read while ranks write them, so that those of loud ranks do not pile up.
+        taken = max([channel.log.take(_LOG_PIECE) for channel in self.channels], default=0)
+        if taken >= _LOG_PIECE:
+            seconds = 0.0
+        seconds = min(seconds, _LOUD_SECONDS if taken >= _LOUD else _QUIET_SECONDS)
+        poller = select.poll()
+        by_fd: dict[int, Channel] = {}
+        if not peer.reader.closed:
+            poller.register(peer.sock, select.POLLIN)
+        for channel in self.channels:
+            if not channel.reader.closed:
+                by_fd[channel.sock.fileno()] = channel
+                poller.register(channel.sock, channel.awaited_events())
+        for fd, happened in poller.poll(max(0.0, seconds) * 1000):
+            if fd in by_fd:
+                by_fd[fd].handle(happened)
+            else:
+                peer.read()
+        for channel in self.channels:
+            if channel.status is None and channel.pid in peer.ended:
+                channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
+
+    def must_be_connected(self) -> None:
+        """Raise why nothing can be said to the ranks any more, if that is so."""
+        if self.peer is None or self.peer.reader.closed:
+            raise self._servers.died()
+        for channel in self.channels:
+            channel.must_work()
+
+    # What they are.
+
+    def alive(self) -> list[Channel]:
+        """Those that have not ended."""
+        return [channel for channel in self.channels if channel.status is None]
+
+    def without_answer(self, number: int) -> list[Channel]:
+        """Those from which that answer has not come."""
+        return [channel for channel in self.channels if number not in channel.answers]
+
+    def counters(self) -> tuple[Counters, ...]:
+        """What each held when it was last looked at; zeros before init_rpc."""
+        return tuple(channel.counters or Counters() for channel in self.channels)

@@ -1,0 +1,130 @@
+"""The rates that clocks of ranks run at: which was chosen, and whether this machine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rpcprops import clock as clocks
+from rpcprops._given import shown
+from rpcprops.cluster._fork_server import ForkServer
+from rpcprops.cluster._options import ClockChoice, check_clock
+from rpcprops.cluster._spec import PROBE_SAYS
+from rpcprops.errors import MachineCannot
+
+#: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
+_DEFAULT_RATE = 400.0
+
+
+def unasked_real_time(problem: str) -> str:
+    """The line that says that ranks run in real time because of `problem`."""
+    return f"clock: real time, though it was not asked for: {' '.join(problem.split())}"
+
+
+class Rates:
+    """The rates of the ranks of one fork server.
+
+    Attributes:
+        choice: what the user has chosen.
+        rate: what that gives here, 1.0 before :meth:`measure`.
+        note: one line about the clock: its rate, or why it is real time and what to do.
+        problem: that line where it is real time though nobody asked for it, else empty.
+    """
+
+    def __init__(self, server: ForkServer, choice: ClockChoice) -> None:
+        self.choice: ClockChoice = choice
+        self.rate = 1.0
+        self.note = ""
+        self.problem = ""
+        self._server = server
+        self._library_problem = ""
+        self._verified = {1.0}
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ` as the fork server must have it: with the clock library, if that can be loaded.
+
+        Raises:
+            MachineCannot: it cannot, and a rate was chosen by number.
+        """
+        self.rate = 1.0
+        self.problem = ""
+        # A library that cannot be loaded may kill the server, so it is tried on another program.
+        self._library_problem = clocks.library_problem()
+        if self._library_problem:
+            if self.choice not in ("auto", "real"):
+                msg = f"clock={self.choice!r} cannot be had: {self._library_problem}"
+                raise MachineCannot(msg)
+            return dict(environ)
+        # In real time too: the library also sees delays and lateness.
+        return clocks.preload_environment(dict(environ))
+
+    def measure(self) -> None:
+        """See whether ranks of the fork server, which has started, have the rate that was chosen.
+
+        Raises:
+            MachineCannot: they do not, and it was chosen by number.
+        """
+        if self.choice == "real":
+            self.note = "clock: real time, as asked for"
+            return
+        if self._library_problem:
+            self._fall_back(self._library_problem)
+            return
+        rate = _DEFAULT_RATE if self.choice == "auto" else float(self.choice)
+        try:
+            self._verify(rate)
+        except MachineCannot as error:
+            if self.choice != "auto":
+                raise
+            self._fall_back(str(error))
+            return
+        self.rate = rate
+        self.note = f"clock: {rate:g} virtual seconds for each real second (measured)"
+
+    def of(self, clock: ClockChoice | None) -> float:
+        """The rate of this choice, or of the server's where it is None.
+
+        Raises:
+            MachineCannot: a rate was named that this machine cannot give.
+        """
+        if clock is None:
+            return self.rate
+        choice = check_clock(clock)
+        if choice == "real":
+            return 1.0
+        if choice == "auto":
+            return self.rate
+        rate = float(choice)
+        if rate != 1.0:
+            if self._library_problem:
+                msg = f"clock={shown(clock)} cannot be had: {self._library_problem}"
+                raise MachineCannot(msg)
+            self._verify(rate)
+        return rate
+
+    def forget(self) -> None:
+        """Measure every rate anew, in another fork server."""
+        self._verified = {1.0}
+
+    def _fall_back(self, problem: str) -> None:
+        """Stay in real time, and say why in one line."""
+        self.note = self.problem = unasked_real_time(problem)
+
+    def _verify(self, rate: float) -> None:
+        """Measure the rate in a child of the server, once for each rate.
+
+        Raises:
+            MachineCannot: the child's clock does not run at that rate.
+        """
+        if rate in self._verified:
+            return
+        written = self._server.log_size()
+        with self._server.ask(("probe", rate)) as ours:
+            try:
+                clocks.observe(ours.fileno(), rate)
+            except (clocks.ClockError, clocks.ClockUnavailable) as error:
+                if self._server.is_gone:
+                    raise self._server.died() from error
+                said = self._server.log_from(written).splitlines()
+                own = [line for line in said if line.startswith(PROBE_SAYS)]
+                raise MachineCannot("; ".join([str(error), *own])) from error
+        self._verified.add(rate)

@@ -1,0 +1,161 @@
+"""What forks the ranks of a test process: the fork server, and all that belongs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+from rpcprops.cluster import _finder, _limits, _network
+from rpcprops.cluster._fork_server import ForkServer
+from rpcprops.cluster._module_servers import ModuleServers
+from rpcprops.cluster._options import ClockChoice, Network
+from rpcprops.cluster._peer import Peer
+from rpcprops.cluster._rates import Rates
+from rpcprops.errors import HarnessError, MachineCannot
+
+
+def shared_network(problem: str) -> str:
+    """The line that says that ranks share the machine's network because of `problem`."""
+    return (
+        f"network: shared with this machine, so that any local user can connect to the ranks, and "
+        f"run code in them (SECURITY.md): {' '.join(problem.split())}"
+    )
+
+
+class Servers:
+    """The fork server, its module servers, its clocks and the networks of its worlds.
+
+    Attributes:
+        network: the choice of networks for worlds that name none.
+        networks: the process that makes them.
+    """
+
+    def __init__(self, clock: ClockChoice, network: Network) -> None:
+        self.network: Network = network
+        self.networks = _network.Maker()
+        self.root = ForkServer()
+        self.rates = Rates(self.root, clock)
+        self._modules = ModuleServers(self.root)
+        self._worlds = itertools.count(1)
+        self._in_use = False
+        #: Whether a signal ended the server when it was started last.
+        self._was_killed = False
+
+    def start(self) -> None:
+        """Start the fork server, once; it imports torch (1 to 3 real seconds)."""
+        if self.root.is_started:
+            return
+        self._start()
+        self._in_use = True
+
+    def _start(self) -> None:
+        """Start the server. One that is killed before it is ready is started once more."""
+        try:
+            self._start_once()
+        except (HarnessError, MachineCannot):
+            if not self._was_killed:
+                raise
+            self._start_once()
+
+    def _start_once(self) -> None:
+        self._was_killed = False
+        try:
+            # What lacks for a world of one rank lacks for all.
+            _limits.check(1, "tcp", 1)
+            environ = self.rates.environment(os.environ)
+            if self.network != "host":
+                self.networks.start()
+            self.root.start(environ)
+            if self.network != "host":
+                with contextlib.suppress(OSError):
+                    # The next cluster tries again.
+                    self.networks.try_out()
+            self.rates.measure()
+        except BaseException:
+            self._was_killed = self.root.was_killed()
+            # Also when interrupted: nobody leaves a with block that was not entered.
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """Stop the server and everything that it forked; may be called again."""
+        self._in_use = False
+        self._stop()
+
+    def _stop(self) -> None:
+        self._modules.close()
+        self.rates.forget()
+        self.root.stop()
+        self.networks.close()
+
+    def replace_if_dead(self, rate: float = 1.0) -> None:
+        """Start another server where the last one has died, and see to it that it has that rate.
+
+        Raises:
+            MachineCannot: its clock does not run at that rate.
+        """
+        if self._in_use and (not self.root.is_started or self.root.is_gone):
+            self.died()
+            self._stop()
+            self._start()
+        self.rates.of(rate)
+
+    def died(self) -> HarnessError:
+        """The error that says which server has died, how, and what the fork server wrote last."""
+        return self._modules.died()
+
+    def peer_for(self, first: Sequence[str]) -> tuple[Peer, _finder.ModuleMap | None]:
+        """The server that forks ranks with these modules, and what ranks import by themselves."""
+        return self._modules.peer_for(first)
+
+    @property
+    def peers(self) -> list[Peer]:
+        """The sockets of all servers that fork ranks; they may have died."""
+        return [self.root.peer(), *self._modules.peers]
+
+    def next_world(self) -> int:
+        """A number that no world of these servers had."""
+        return next(self._worlds)
+
+    @property
+    def network_problem(self) -> str:
+        """A line where ranks share the machine's network though nobody asked for it."""
+        if self.network != "auto" or not self.networks.problem:
+            return ""
+        return shared_network(self.networks.problem)
+
+    @contextlib.contextmanager
+    def new_network(self, choice: Network) -> Iterator[list[int]]:
+        """Descriptors of the network of one more world, closed at the end; none for the machine's.
+
+        Raises:
+            MachineCannot: there is no such network here.
+        """
+        try:
+            descriptors = [] if choice == "host" else self.networks.take()
+        except OSError as error:
+            msg = f"the network of a world could not be had: {_limits.explain(error)}"
+            raise MachineCannot(msg) from error
+        if not descriptors:
+            self._check_machine_network(choice)
+        try:
+            yield descriptors
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _check_machine_network(self, choice: Network) -> None:
+        if choice == "private":
+            msg = (
+                f"network='private' cannot be had: {self.networks.problem}. network='auto' takes "
+                f"the machine's, which local users can connect to."
+            )
+            raise MachineCannot(msg)
+        if not _network.loopback_is_up():
+            msg = (
+                "the loopback interface, over which the ranks talk, is not there or is down; "
+                "`ip link set lo up` brings it up."
+            )
+            raise MachineCannot(msg)

@@ -1,0 +1,140 @@
+"""Settling: waits until ranks hold what they should, or nothing can change what they hold.
+
+What torch does is behind each wait here:
+
+* One look at each rank does not show that all are at rest. Ranks are not looked at in the same
+  instant, and ``rref_context.cpp: RRefContext::getDebugInfo`` counts neither the children that an
+  RRef still waits for nor what a function that was started by ``remote`` will make. So what is
+  held must be as expected in two looks in a row.
+* A retry of a context's cleanup has no counter. ``container.cpp:
+  DistAutogradContainer::sendReleaseContextRpc`` sends by ``rpc_agent.cpp:
+  RpcAgent::sendWithRetries``, and between two tries the message is in a map of the agent
+  (``rpcRetryMap_``) that no debug info shows. The sender has no context any more; a rank that still
+  has one looks like a leak. Only the sender's log tells of each failed try.
+* Shutdown waits for no such retry (see :mod:`rpcprops.cluster._shutdown`), so that this must.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rpcprops._given import shown
+from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster._diagnosis import Diagnosis
+from rpcprops.cluster._phases import Phases
+from rpcprops.cluster._ranks import Ranks
+from rpcprops.errors import UsageError
+from rpcprops.oracle._worlds import unsettled
+from rpcprops.outcomes import Counters
+
+#: A settle that is out of time tells what is held, instead of waiting for one more look.
+_LAST_LOOK_SECONDS = 1.0
+
+
+class Settling:
+    """Lets the ranks of one world settle."""
+
+    def __init__(
+        self, ranks: Ranks, phases: Phases, diagnosis: Diagnosis, deadlines: Deadlines
+    ) -> None:
+        self._ranks = ranks
+        self._phases = phases
+        self._diagnosis = diagnosis
+        self._deadlines = deadlines
+        self._log_sizes: tuple[int, ...] = ()
+        self._logs_changed = 0.0
+
+    def settle_to(
+        self,
+        expect: Sequence[Counters] | None,
+        failures: Sequence[int] | None = None,
+        calls: Sequence[Mapping[str, int]] = (),
+    ) -> tuple[Counters, ...]:
+        """See :meth:`rpcprops.Cluster.settle_to`."""
+        channels = self._ranks.channels
+        wanted = _check_expected(expect, len(channels))
+        with self._phases.open("settle", self._deadlines.settle) as phase:
+            held: tuple[Counters, ...] = ()
+            ran: list[Mapping[str, int]] = []
+            since, wait = time.monotonic(), 0.0005
+            matched = 0
+            while True:
+                if not self._diagnosis.look(phase):
+                    return self._ranks.counters()
+                now = (self._ranks.counters(), [c.calls for c in channels])
+                if now != (held, ran):
+                    held, ran = now
+                    since = time.monotonic()
+                awaits_calls = _lacks(ran, calls)
+                matched = matched + 1 if held == wanted and not awaits_calls else 0
+                quiet = time.monotonic() - since
+                if matched >= 2 and self._retries_ended(failures, quiet):
+                    break
+                if not matched and (
+                    quiet > self._patience(held, wanted, awaits_calls=awaits_calls)
+                    or phase.left() < _LAST_LOOK_SECONDS
+                ):
+                    if held != wanted:
+                        names = [channel.name for channel in channels]
+                        self._diagnosis.found.violations += unsettled(held, wanted, names)
+                        phase.fail("the ranks did not settle")
+                    break
+                time.sleep(wait)
+                if not matched:
+                    wait = min(wait * 1.5, 0.02)
+            return held
+
+    def _patience(
+        self, held: Sequence[Counters], wanted: Sequence[Counters], *, awaits_calls: bool
+    ) -> float:
+        """Real seconds without a change after which what is held is stuck."""
+        contexts = any(h.contexts > w.contexts for h, w in zip(held, wanted, strict=True))
+        patience = self._deadlines.quiet_cleanup if contexts else self._deadlines.quiet
+        if awaits_calls:
+            patience = max(patience, self._deadlines.unseen)
+        idle = all(counters.is_idle for counters in held)
+        return patience if idle else self._deadlines.stalled + patience
+
+    def _retries_ended(self, failures: Sequence[int] | None, quiet: float) -> bool:
+        """Whether no retry of a context cleanup can still be waiting."""
+        if self._deadlines.quiet_cleanup == self._deadlines.quiet:
+            return True
+        if failures is not None:
+            if not any(failures):
+                return True
+            seen = [channel.log.failed_sends() for channel in self._ranks.channels]
+            if all(now >= then for now, then in zip(seen, failures, strict=True)):
+                # The last failed send is followed by one more, which must be through.
+                return self._logs_quiet() > self._deadlines.last_cleanup
+            return quiet > self._deadlines.quiet_cleanup
+        return self._logs_quiet() > self._deadlines.between_cleanups
+
+    def _logs_quiet(self) -> float:
+        """Real seconds since a rank was seen to have written something."""
+        sizes = tuple(channel.log.size() for channel in self._ranks.channels)
+        if sizes != self._log_sizes:
+            self._log_sizes, self._logs_changed = sizes, time.monotonic()
+        return time.monotonic() - self._logs_changed
+
+
+def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple[Counters, ...]:
+    given: Any = (Counters(),) * world_size if expect is None else expect
+    if (
+        not isinstance(given, Sequence)
+        or len(given) != world_size
+        or not all(isinstance(counters, Counters) for counters in given)
+    ):
+        msg = f"expect={shown(expect)} must be {world_size} Counters, one for each rank."
+        raise UsageError(msg)
+    return tuple(given)
+
+
+def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]]) -> bool:
+    """Whether some call has not run as often as it must."""
+    return any(
+        seen.get(call, 0) < times
+        for seen, wanted in zip(ran, calls, strict=False)
+        for call, times in wanted.items()
+    )

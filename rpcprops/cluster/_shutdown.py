@@ -1,0 +1,82 @@
+"""The end of a world: RPC is shut down gracefully in every rank, and each rank exits.
+
+What torch 2.13 does in ``api.py: shutdown`` (lines 382 to 384) is behind the waits here:
+
+* ``_wait_all_workers``, by ``_all_gather``, calls two Python functions with ``rpc_sync`` and
+  ``rpc_async``: followers send to the rank of the smallest name, which answers each. These are
+  PYTHON_CALL messages, so a table that fails or delays that type strikes shutdown as well. They
+  have no timeout (``constants.py: DEFAULT_SHUTDOWN_TIMEOUT`` is 0), and the signal between them is
+  waited for without end. So the others wait for ever for a rank whose shutdown has raised.
+* ``_delete_all_user_and_unforked_owner_rrefs`` is ``rref_context.cpp:
+  RRefContext::delAllUsersAndUnforkedOwners``: a user waits 100 s for what it has sent on to be
+  accepted, and an owner 100 s for the deletes of its forks. Virtual seconds, as everything there.
+* ``agent.join`` waits for calls of this rank that have no answer (``tensorpipe_agent.cpp:
+  TensorPipeAgent::join``). The agent's map of messages that wait to be sent again is not looked at,
+  so what remains of a context's cleanup is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rpcprops.cluster import _functions
+from rpcprops.cluster._channel import Channel
+from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster._diagnosis import Diagnosis
+from rpcprops.cluster._options import WorldOptions
+from rpcprops.cluster._phases import Phases
+from rpcprops.cluster._ranks import Ranks
+from rpcprops.errors import text_of
+from rpcprops.oracle._worlds import shutdown_violations
+from rpcprops.outcomes import RaisedError, Violation
+from rpcprops.torch_facts import installed
+
+
+def shut_down(
+    ranks: Ranks,
+    phases: Phases,
+    diagnosis: Diagnosis,
+    deadlines: Deadlines,
+    options: WorldOptions,
+) -> None:
+    """Shut RPC down in all ranks and wait for their exits; what is wrong is found, not raised."""
+
+    def violations(channels: Iterable[Channel]) -> list[Violation]:
+        outcomes = [channel.outcome() for channel in channels]
+        return shutdown_violations(
+            outcomes, leaks_allowed=options.ignore_leaks, rate=options.rate, facts=installed()
+        )
+
+    found = diagnosis.found
+    with phases.open("shutdown", deadlines.shutdown) as phase:
+        number = ranks.send_to_all("exit", options.init)
+        answers = diagnosis.gather(phase, number, "does not shut down")
+        if answers is None:
+            # Those that wait for a rank whose shutdown has raised are not to blame.
+            left = [c for c in ranks.channels if number in c.answers]
+            for channel in left:
+                _note_shutdown(channel, *channel.answers.pop(number)[1])
+            found.violations[:0] = violations(c for c in left if c.shutdown_error is not None)
+            return
+        ranks.ask_for_spares()
+        for channel, (_, answer) in zip(ranks.channels, answers, strict=True):
+            _note_shutdown(channel, *answer)
+        while ranks.alive():
+            ranks.pump(min(phase.left(), 0.5))
+            ranks.must_be_connected()
+            if phase.left() <= 0:
+                diagnosis.hung(phase, ranks.alive(), "does not exit")
+                return
+        found.violations += violations(ranks.channels)
+
+
+def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
+    """Take in what a rank answered when it had shut RPC down."""
+    # Of what was held up and counted, shutdown's own messages are no part.
+    channel.calls = seen["calls"]
+    channel.late_seconds = max(channel.late_seconds, seen["late"])
+    channel.counters_after_shutdown = seen.get("after")
+    if error:
+        raised = _functions.load_error(error, channel.rank)
+        channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))
