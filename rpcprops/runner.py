@@ -92,7 +92,7 @@ class Runner:
             transport=transport,
         )
         cluster.program = program
-        facts = facts_of(cluster.server.torch_version)
+        facts = facts_of(cluster.torch_version)
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
 

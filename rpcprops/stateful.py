@@ -211,7 +211,7 @@ class ClusterMachine(RuleBasedStateMachine):
         cluster = self._running()
         program = self.program
         prediction = predict(program, self._plan)
-        facts = facts_of(cluster.server.torch_version)
+        facts = facts_of(cluster.torch_version)
         for step in steps:
             first = len(self._seen)
             if isinstance(step, Settle):

@@ -85,12 +85,17 @@ class Cluster:
         """What was seen: complete once the ``with`` block has been left, else so far."""
         return self._outcome or self._make_outcome()
 
+    @property
+    def torch_version(self) -> str:
+        """Of the torch that its ranks run."""
+        return self._servers.root.torch_version
+
     def _make_outcome(self) -> Outcome:
         return Outcome(
             world_size=self.world_size,
             clock_rate=self.rate,
             transport=self.transport,
-            torch_version=self._servers.root.torch_version,
+            torch_version=self.torch_version,
             phases=tuple(self._phases.outcomes),
             ranks=tuple(channel.outcome() for channel in self.ranks.channels),
         )
