@@ -16,7 +16,7 @@ import typer
 from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops.cluster._client import unasked_real_time
+from rpcprops.cluster._client import parse_clock, unasked_real_time
 from rpcprops.commands._shared import (
     CANNOT,
     HOLDS,
@@ -24,7 +24,6 @@ from rpcprops.commands._shared import (
     Clock,
     err,
     out,
-    parse_clock,
     plain,
     running,
     say_clock_problem,

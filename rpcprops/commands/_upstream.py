@@ -13,6 +13,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops._files import check_output
+from rpcprops.cluster._client import parse_clock
 from rpcprops.commands._shared import (
     CANNOT,
     HOLDS,
@@ -22,7 +23,6 @@ from rpcprops.commands._shared import (
     Clock,
     err,
     out,
-    parse_clock,
     plain,
     progress_bar,
 )

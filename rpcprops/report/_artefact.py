@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from rpcprops._files import Unwritten, read_regular, write_whole
+from rpcprops._files import Unwritten, read_regular, safe_name, write_whole
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError, is_promise
 from rpcprops.faults import FaultPlan
@@ -167,9 +167,7 @@ def _path(data: dict[str, Any], directory: Path) -> Path:
     """
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in data["subject"])
-    # Cut by bytes, which is how file systems measure a name.
-    safe = safe.encode()[-60:].decode(errors="ignore").strip("-")
+    safe = safe_name(data["subject"], keep="end")
     return directory / f"{safe}-{digest}.json"
 
 
