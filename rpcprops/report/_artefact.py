@@ -12,10 +12,10 @@ import json
 import os
 import platform
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -65,10 +65,8 @@ class Artefact:
     kind: str
     subject: str
     promise: str
-    head: tuple[str, ...] = ()
-    program: Program | None = None
     plans: tuple[FaultPlan, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
+    program: Program | None = None
     violations: tuple[Violation, ...] = ()
     clock_rate: float = 1.0
     transport: str = "tcp"
@@ -78,6 +76,8 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     world_sizes: tuple[int, ...] = ()
     underway: bool = False
+    outcomes: tuple[Outcome, ...] = ()
+    head: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -113,26 +113,10 @@ def versions() -> dict[str, str]:
 
 def to_data(artefact: Artefact) -> dict[str, Any]:
     """What the file of an artefact holds."""
-    return {
-        "what": _MAGIC,
-        "format": FORMAT,
-        "head": list(artefact.head),
-        "kind": artefact.kind,
-        "subject": artefact.subject,
-        "promise": artefact.promise,
-        "plans": [to_json(plan) for plan in artefact.plans],
-        "program": None if artefact.program is None else to_json(artefact.program),
-        "violations": [to_json(violation) for violation in artefact.violations],
-        "clock_rate": artefact.clock_rate,
-        "transport": artefact.transport,
-        "repeats": list(artefact.repeats),
-        "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
-        "rootdir": artefact.rootdir,
-        "versions": artefact.versions or versions(),
-        "world_sizes": list(artefact.world_sizes),
-        "underway": artefact.underway,
-        "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
-    }
+    values = {item.name: to_json(getattr(artefact, item.name)) for item in fields(artefact)}
+    values["versions"] = artefact.versions or versions()
+    # The sentences for a reader come first.
+    return {"what": _MAGIC, "format": FORMAT, "head": values.pop("head"), **values}
 
 
 def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
@@ -211,27 +195,15 @@ def _said(data: dict[str, Any]) -> str:
     return str(said.get("rpcprops", "unknown")) if isinstance(said, dict) else "unknown"
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Artefact)
+
+
 def _convert(data: dict[str, Any]) -> Artefact:
-    program = data.get("program")
+    given = {"world_sizes": [], "underway": False, **data}
     artefact = Artefact(
-        kind=from_json(data.get("kind"), str),
-        subject=from_json(data.get("subject"), str),
-        promise=from_json(data.get("promise"), str),
-        head=tuple(from_json(data.get("head"), list[str])),
-        program=None if program is None else from_json(program, Program),
-        plans=tuple(from_json(plan, FaultPlan) for plan in from_json(data.get("plans"), list[Any])),
-        outcomes=tuple(from_json(o, Outcome) for o in from_json(data.get("outcomes"), list[Any])),
-        violations=tuple(
-            from_json(v, Violation) for v in from_json(data.get("violations"), list[Any])
-        ),
-        clock_rate=from_json(data.get("clock_rate"), float),
-        transport=from_json(data.get("transport"), str),
-        repeats=tuple(from_json(data.get("repeats"), list[str])),
-        reproduction=from_json(data.get("reproduction"), tuple[str, str] | None),  # type: ignore[arg-type]
-        rootdir=from_json(data.get("rootdir"), str),
-        versions=from_json(data.get("versions"), dict[str, str]),
-        world_sizes=tuple(from_json(data.get("world_sizes", []), list[int])),
-        underway=from_json(data.get("underway", False), bool),
+        **{name: from_json(given.get(name), hint) for name, hint in _hints().items()}
     )
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"
