@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rpcprops import _guard
-from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops.cluster._client import parse_clock, unasked_real_time
+from rpcprops._kinds import kind_of
+from rpcprops.cluster._client import parse_clock
 from rpcprops.commands._shared import (
     CANNOT,
     HOLDS,
@@ -31,7 +31,7 @@ from rpcprops.commands._shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.replay import Need, Replay
+    from rpcprops.replay import Need, Run
     from rpcprops.report._artefact import Artefact
 
 #: Real seconds that telling which faults are needed may take without being asked for.
@@ -79,7 +79,7 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
-    from rpcprops.replay import check_faults, ran_in, read, replay_program, replay_test, root_of
+    from rpcprops.replay import check_faults, read
 
     artefact = read(file)
     parse_clock(clock)
@@ -93,51 +93,30 @@ def replay(
         msg = f"--output {str(output)!r} is for --script and --as-test."
         raise UsageError(msg)
     times = times or 3
-    elsewhere = ""
-    if artefact.kind == "pytest":
-        root = root_of(file, artefact)
-        if not ran_in(artefact, root):
-            elsewhere = (
-                f"the test ran in {artefact.rootdir!r}, which is not where you are: it is replayed "
-                f"in {str(root)!r}"
-            )
+    kind = kind_of(artefact.kind)
+    notes = kind.notes(artefact, file)
     for line in artefact.head:
         # What follows a newline in it is not to pass for a line of ours.
         out.print("  " + plain(line).replace("\n", "\n  "))
-    if elsewhere:
-        out.print(plain(elsewhere))
+    for note in notes:
+        out.print(plain(note))
     if artefact.underway:
         out.print("It was under way when its process ended.")
     if artefact.fault_names:
         out.print(f"faults by name: {', '.join(artefact.fault_names)}")
     with ExitStack() as stack:
-        if artefact.kind == "pytest":
-            chosen = None if clock == "auto" else clock
-            problem = clocks.library_problem()
-            if chosen is None and problem:
-                out.print(plain(unasked_real_time(problem)))
-
-            def run(names: Sequence[str], *, told: bool = False) -> Replay:
-                return replay_test(
-                    file, artefact, times=times, without=names, clock=chosen, quiet=not told
-                )
-        else:
-            runner = stack.enter_context(running(clock))
-            out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
-
-            def on_run(number: int, promises: tuple[str, ...]) -> None:
-                out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
-
-            def run(names: Sequence[str], *, told: bool = False) -> Replay:
-                return replay_program(
-                    artefact, runner, times=times, without=names, on_run=on_run if told else None
-                )
-
+        run = kind.prepare(
+            artefact,
+            file,
+            times=times,
+            clock=clock,
+            runner=lambda: stack.enter_context(running(clock)),
+            say=lambda line: out.print(plain(line)),
+        )
         began = time.monotonic()
         result = run(without, told=True)
         seconds = time.monotonic() - began
-        subject = f" ({artefact.subject})" if artefact.kind == "pytest" else ""
-        out.print(plain(f"{result}{subject}"))
+        out.print(plain(kind.told(result)))
         if result.failed:
             _say_needed(artefact, run, without, needed, seconds)
         # A program's runner says it by itself, once it is closed.
@@ -213,7 +192,7 @@ def _run_test(text: str, folder: Path) -> int:
 
 def _say_needed(
     artefact: Artefact,
-    run: Callable[[Sequence[str]], Replay],
+    run: Run,
     without: Sequence[str],
     asked: bool | None,
     seconds: float,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
+from rpcprops._kinds import kind_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import (
     Accepted,
@@ -23,21 +24,20 @@ from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.runner import Runner
 
-Kind = Literal["program", "reinit", "upstream"]
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """What is drawn: what the ranks do, and the faults under which they do it.
 
     Attributes:
-        kind: "program" runs `program`; "reinit" runs it in ranks that have already been through one
-            ``init_rpc`` and ``shutdown``; "upstream" runs a test of PyTorch's own.
+        kind: the tag of what is run (see :mod:`rpcprops._kinds`): "program" runs `program`;
+            "reinit" runs it in ranks that have already been through one ``init_rpc`` and
+            ``shutdown``; "upstream" runs a test of PyTorch's own.
     """
 
     program: Program
     plan: FaultPlan = field(default_factory=FaultPlan)
-    kind: Kind = "program"
+    kind: str = "program"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,7 @@ def observe(
     Without `with_findings`, what a known finding can have caused is no violation; what else the
     case shows still is.
     """
-    if case.kind == "reinit":
-        from rpcprops.properties._reinit import run_again
-
-        outcome = run_again(runner, case, **options)
-    elif anew:
-        outcome = runner.run_anew(case.program, case.plan, **options)
-    else:
-        outcome = runner.run(case.program, case.plan, **options)
+    outcome = kind_of(case.kind).run(runner, case, anew=anew, **options)
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
@@ -91,7 +84,7 @@ def observe(
 def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
     """The known findings that a case meets, by the prediction that its run followed."""
     met = predict_for(case.program, case.plan, outcome).hazards
-    return met | {"rref-lifetime-after-reinit"} if case.kind == "reinit" else met
+    return met | kind_of(case.kind).findings
 
 
 @dataclass(frozen=True)

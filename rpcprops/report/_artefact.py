@@ -9,9 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
-import unicodedata
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +19,8 @@ import msgspec
 
 from rpcprops._files import Unwritten, read_regular, safe_name, write_whole
 from rpcprops._json import from_json, to_json
-from rpcprops.errors import UsageError, is_promise
+from rpcprops._kinds import kind_of
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program, check_world_size
@@ -36,8 +35,6 @@ _MOST_TEXT = 10_000
 _MOST_SAID = 500
 #: Characters of a reproduction blob, which Hypothesis decompresses: it writes a few thousand.
 _MOST_BLOB = 1 << 18
-#: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
-_NOT_IN_NAMES = ("Cc", "Zl", "Zp")
 #: Clusters of an example.
 _MOST_CLUSTERS = 10_000
 
@@ -47,8 +44,9 @@ class Artefact:
     """A failure that can be run again.
 
     Attributes:
-        kind: "program" and "reinit" hold a program; "pytest" names a test of the user's, "upstream"
-            one of PyTorch's own (its program is empty, and says how many ranks there are).
+        kind: the tag of what it is of (see :mod:`rpcprops._kinds`). "program" and "reinit" hold a
+            program; "pytest" names a test of the user's, "upstream" one of PyTorch's own (its
+            program is empty, and says how many ranks there are).
         head: sentences for a reader; not used.
         subject: name of the property, or node id of the test.
         plans: the plan of each cluster that the failing example made, in order.
@@ -208,26 +206,18 @@ def _convert(data: dict[str, Any]) -> Artefact:
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"
         raise UsageError(msg)
-    if artefact.kind not in ("program", "reinit", "upstream", "pytest"):
-        msg = f"unknown kind {artefact.kind!r}"
-        raise UsageError(msg)
+    kind = kind_of(artefact.kind)
     for size in artefact.sizes:
         check_world_size(size)
     _check_sizes(artefact)
     if not 1 <= artefact.clock_rate <= 1000:  # NaN is neither
         msg = f"clock_rate={artefact.clock_rate!r} must lie in 1 to 1000"
         raise UsageError(msg)
-    _check_promise(artefact)
-    if artefact.kind == "pytest":
-        if not _is_node_id(artefact.subject):
-            msg = (
-                f"{artefact.subject!r} is no node id of a test (path/to/test.py::name, the path "
-                f"relative and without ..)"
-            )
-            raise UsageError(msg)
-    elif artefact.program is None or len(artefact.plans) != 1:
-        msg = "a program's artefact holds one program and one plan"
+    has_none = artefact.underway and not artefact.promise
+    if not has_none and not kind.may_break(artefact.promise):
+        msg = f"unknown promise {artefact.promise!r}"
         raise UsageError(msg)
+    kind.check(artefact)
     return artefact
 
 
@@ -250,37 +240,3 @@ def _check_sizes(artefact: Artefact) -> None:
     if not f"{version}{blob}".isprintable():
         msg = f"reproduction={artefact.reproduction!r} is no version and blob of Hypothesis's"
         raise UsageError(msg)
-
-
-def _check_promise(artefact: Artefact) -> None:
-    """Raises:
-    UsageError: there is no such promise.
-    """
-    if artefact.underway and not artefact.promise:
-        return
-    # What a user's test raised may be an exception of the user's own.
-    is_known = str.isidentifier if artefact.kind == "pytest" else is_promise
-    if not is_known(artefact.promise):
-        msg = f"unknown promise {artefact.promise!r}"
-        raise UsageError(msg)
-
-
-def _is_node_id(subject: str) -> bool:
-    """Whether `subject` is ``path/to/test.py::name``, with a path that goes down from a folder.
-
-    It becomes an argument of pytest's, which takes what begins with a hyphen for an option, and
-    reads options from the file that follows an @.
-    """
-    try:
-        os.fsencode(subject)
-    except UnicodeEncodeError:
-        return False
-    file, separator, name = subject.partition("::")
-    parts = file.split("/")
-    return (
-        bool(separator and name)
-        and file.endswith(".py")
-        and not subject.startswith(("-", "@"))
-        and not any(part in ("", ".", "..") for part in parts)
-        and not any(unicodedata.category(c) in _NOT_IN_NAMES for c in subject)
-    )
