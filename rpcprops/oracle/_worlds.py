@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 from rpcprops.outcomes import Counters, RankOutcome, Violation
-
-T = TypeVar("T")
 
 #: At shutdown an owner that still holds forks waits so many virtual seconds for their deletes
 #: (torch's ``RRefContext::delAllUsersAndUnforkedOwners``).
@@ -20,11 +17,6 @@ _STARVED_SECONDS = 1.0
 #: What torch says of a leak, or of a context that it could not clean up.
 _LEAK = re.compile(r"^.*(?:Leaking RRef|Detected RRef Leaks).*$", re.MULTILINE)
 _CONTEXT_LEAK = re.compile(r"^.*Could not release Dist Autograd Context.*$", re.MULTILINE)
-
-
-def padded(values: Sequence[T], size: int, filler: T) -> list[T]:
-    """One value for each rank, where the world is larger than the program."""
-    return [*values, *([filler] * (size - len(values)))]
 
 
 def unsettled(
