@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import pkgutil
-from abc import ABC
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rpcprops.errors import UsageError, is_promise
@@ -22,19 +22,35 @@ if TYPE_CHECKING:
     from rpcprops.outcomes import Outcome
     from rpcprops.programs import Program
     from rpcprops.properties import Case, Observation
-    from rpcprops.replay import Replay, Run
+    from rpcprops.replay import Replay
     from rpcprops.report._artefact import Artefact
     from rpcprops.runner import Runner
 
 _HOMES = {
-    "program": "rpcprops.properties._kinds:OfProgram",
+    "program": "rpcprops.properties._base:OfProgram",
     "reinit": "rpcprops.properties._reinit:OfReinitialised",
-    "upstream": "rpcprops.upstream._kind:OfPyTorch",
+    "upstream": "rpcprops.upstream._ranks:OfPyTorch",
     "pytest": "rpcprops._users_test:OfUser",
 }
 
 
-class Kind(ABC):
+@dataclass(frozen=True)
+class Again:
+    """How an artefact is to be replayed.
+
+    Attributes:
+        file: where it lies.
+        clock: as for ``--clock``.
+        runner: gives a runner by that clock, always the same one.
+    """
+
+    file: Path
+    times: int
+    clock: str
+    runner: Callable[[], Runner]
+
+
+class Kind:
     """What an artefact is of. Unless it says otherwise, our ranks run it, and it has a program.
 
     Attributes:
@@ -89,8 +105,8 @@ class Kind(ABC):
 
     # Its replay.
 
-    def notes(self, artefact: Artefact, file: Path) -> list[str]:
-        """What a reader must know before it is replayed from that file.
+    def notes(self, artefact: Artefact, again: Again) -> list[str]:
+        """What a reader must know before it is replayed.
 
         Raises:
             UsageError: it cannot be replayed here.
@@ -103,38 +119,18 @@ class Kind(ABC):
         """What runs it once more under a plan and judges it; called with options of a run."""
         raise NotImplementedError
 
-    def prepare(
+    def replay(
         self,
         artefact: Artefact,
-        file: Path,
-        *,
-        times: int,
-        clock: str,
-        runner: Callable[[], Runner],
-        say: Callable[[str], None],
-    ) -> Run:
-        """What replays an artefact, `times` times when it is called.
-
-        Args:
-            file: where the artefact lies.
-            clock: as for ``--clock``.
-            runner: gives a runner by that clock.
-            say: prints a line.
-        """
+        again: Again,
+        without: Sequence[str] = (),
+        on_run: Callable[[int, tuple[str, ...]], None] | None = None,
+    ) -> Replay:
+        """Run it again, without the faults of those names; `on_run` is told of each run."""
         from rpcprops.replay import replay_program
 
-        ranks = runner()
-        say(f"torch {ranks.server.torch_version}, {ranks.server.clock_note}")
-
-        def on_run(number: int, promises: tuple[str, ...]) -> None:
-            say(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
-
-        def run(without: Sequence[str], *, told: bool = False) -> Replay:
-            return replay_program(
-                artefact, ranks, times=times, without=without, on_run=on_run if told else None
-            )
-
-        return run
+        runner = again.runner()
+        return replay_program(artefact, runner, times=again.times, without=without, on_run=on_run)
 
     def told(self, result: Replay) -> str:
         """What a replay showed, on a line."""

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from rpcprops import _guard
 from rpcprops import clock as clocks
-from rpcprops._kinds import Kind
+from rpcprops._kinds import Again, Kind
 from rpcprops.cluster._client import unasked_real_time
 from rpcprops.errors import UsageError
 from rpcprops.programs import Program
-from rpcprops.replay import Replay, Run, check_faults
+from rpcprops.replay import Replay, check_faults
 from rpcprops.report._artefact import DIRECTORY, Artefact
-from rpcprops.runner import Runner
 
 #: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
 _NOT_IN_NAMES = ("Cc", "Zl", "Zp")
@@ -49,36 +48,35 @@ class OfUser(Kind):
             )
             raise UsageError(msg)
 
-    def notes(self, artefact: Artefact, file: Path) -> list[str]:
-        """Where it is replayed, if that is not where it ran."""
-        root = root_of(file, artefact)
-        if ran_in(artefact, root):
-            return []
-        where = "which is not where you are: it is replayed in"
-        return [f"the test ran in {artefact.rootdir!r}, {where} {str(root)!r}"]
+    def notes(self, artefact: Artefact, again: Again) -> list[str]:
+        """Where it is replayed, if that is not where it ran; why it has no fast clock."""
+        found: list[str] = []
+        root = root_of(again.file, artefact)
+        if not ran_in(artefact, root):
+            where = "which is not where you are: it is replayed in"
+            found.append(f"the test ran in {artefact.rootdir!r}, {where} {str(root)!r}")
+        problem = clocks.library_problem()
+        if again.clock == "auto" and problem:
+            found.append(unasked_real_time(problem))
+        return found
 
-    def prepare(
+    def replay(
         self,
         artefact: Artefact,
-        file: Path,
-        *,
-        times: int,
-        clock: str,
-        runner: Callable[[], Runner],
-        say: Callable[[str], None],
-    ) -> Run:
-        """pytest has ranks of its own."""
-        chosen = None if clock == "auto" else clock
-        problem = clocks.library_problem()
-        if chosen is None and problem:
-            say(unasked_real_time(problem))
-
-        def run(without: Sequence[str], *, told: bool = False) -> Replay:
-            return replay_test(
-                file, artefact, times=times, without=without, clock=chosen, quiet=not told
-            )
-
-        return run
+        again: Again,
+        without: Sequence[str] = (),
+        on_run: Callable[[int, tuple[str, ...]], None] | None = None,
+    ) -> Replay:
+        """pytest has ranks of its own, and prints what it runs unless nobody wants to know."""
+        clock = None if again.clock == "auto" else again.clock
+        return replay_test(
+            again.file,
+            artefact,
+            times=again.times,
+            without=without,
+            clock=clock,
+            quiet=on_run is None,
+        )
 
     def told(self, result: Replay) -> str:
         """With its name, which pytest's output does not end with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
@@ -101,13 +101,6 @@ class Need:
         return f"{self.name}: {word} (fails in {self.failed} of {self.times} without it)"
 
 
-class Run(Protocol):
-    """Runs an artefact again, without the faults of some names."""
-
-    def __call__(self, without: Sequence[str], *, told: bool = False) -> Replay:
-        """With `told`, each run is told as it ends."""
-
-
 def check_faults(artefact: Artefact, names: Sequence[str]) -> tuple[str, ...]:
     """`names` if the artefact has faults of all those names.
 
@@ -197,7 +190,6 @@ def replay_program(
 __all__ = [
     "Need",
     "Replay",
-    "Run",
     "check_faults",
     "needed",
     "read",

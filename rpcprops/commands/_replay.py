@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -15,7 +17,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops._kinds import kind_of
+from rpcprops._kinds import Again, kind_of
 from rpcprops.cluster._client import parse_clock
 from rpcprops.commands._shared import (
     CANNOT,
@@ -31,8 +33,9 @@ from rpcprops.commands._shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.replay import Need, Run
+    from rpcprops.replay import Need, Replay
     from rpcprops.report._artefact import Artefact
+    from rpcprops.runner import Runner
 
 #: Real seconds that telling which faults are needed may take without being asked for.
 _CHEAP_SECONDS = 30.0
@@ -94,27 +97,30 @@ def replay(
         raise UsageError(msg)
     times = times or 3
     kind = kind_of(artefact.kind)
-    notes = kind.notes(artefact, file)
-    for line in artefact.head:
-        # What follows a newline in it is not to pass for a line of ours.
-        out.print("  " + plain(line).replace("\n", "\n  "))
-    for note in notes:
-        out.print(plain(note))
-    if artefact.underway:
-        out.print("It was under way when its process ended.")
-    if artefact.fault_names:
-        out.print(f"faults by name: {', '.join(artefact.fault_names)}")
     with ExitStack() as stack:
-        run = kind.prepare(
-            artefact,
-            file,
-            times=times,
-            clock=clock,
-            runner=lambda: stack.enter_context(running(clock)),
-            say=lambda line: out.print(plain(line)),
-        )
+
+        @functools.cache
+        def runner() -> Runner:
+            found = stack.enter_context(running(clock))
+            out.print(f"torch {found.server.torch_version}, {plain(found.server.clock_note)}")
+            return found
+
+        def on_run(number: int, promises: tuple[str, ...]) -> None:
+            out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
+
+        run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
+        notes = kind.notes(artefact, again)
+        for line in artefact.head:
+            # What follows a newline in it is not to pass for a line of ours.
+            out.print("  " + plain(line).replace("\n", "\n  "))
+        if artefact.underway:
+            out.print("It was under way when its process ended.")
+        if artefact.fault_names:
+            out.print(f"faults by name: {', '.join(artefact.fault_names)}")
+        for note in notes:
+            out.print(plain(note))
         began = time.monotonic()
-        result = run(without, told=True)
+        result = run(without, on_run)
         seconds = time.monotonic() - began
         out.print(plain(kind.told(result)))
         if result.failed:
@@ -192,7 +198,7 @@ def _run_test(text: str, folder: Path) -> int:
 
 def _say_needed(
     artefact: Artefact,
-    run: Run,
+    run: Callable[[Sequence[str]], Replay],
     without: Sequence[str],
     asked: bool | None,
     seconds: float,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, cast
 
 from hypothesis.strategies import SearchStrategy
 
-from rpcprops._kinds import kind_of
+from rpcprops._kinds import Kind, kind_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import (
     Accepted,
@@ -22,6 +23,7 @@ from rpcprops.oracle import (
 )
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
+from rpcprops.report._artefact import Artefact
 from rpcprops.runner import Runner
 
 
@@ -85,6 +87,29 @@ def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
     """The known findings that a case meets, by the prediction that its run followed."""
     met = predict_for(case.program, case.plan, outcome).hazards
     return met | kind_of(case.kind).findings
+
+
+class OfProgram(Kind):
+    """A program, in fresh ranks."""
+
+    test = """
+def test_{name}() -> None:
+    outcome = rpcprops.run(PROGRAM, PLAN{transport})
+    found = rpcprops.judge(PROGRAM, PLAN, outcome)
+    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
+"""
+    test_imports: ClassVar[tuple[str, ...]] = ("import rpcprops",)
+
+    def in_cluster(self, *, init: bool) -> Kind:
+        """Ranks that do not join at once join twice."""
+        return self if init else kind_of("reinit")
+
+    def observer(
+        self, runner: Runner, artefact: Artefact, plan: FaultPlan
+    ) -> Callable[..., Observation]:
+        """As of a case of a property."""
+        case = Case(cast("Program", artefact.program), plan, kind=self.tag)
+        return partial(observe, runner, case)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 from rpcprops.errors import text_of
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
-from rpcprops.properties._base import Case
-from rpcprops.properties._kinds import OfProgram
+from rpcprops.properties._base import Case, OfProgram
 from rpcprops.runner import Runner, run_step
 
 

@@ -14,7 +14,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
-from rpcprops.properties import Case, Observation, _kinds
+from rpcprops.properties import Case, Observation, _base
 from rpcprops.report._artefact import Artefact
 
 PLAN = FaultPlan(
@@ -69,7 +69,7 @@ def _observer(monkeypatch: pytest.MonkeyPatch, broken: Any) -> list[Case]:
         outcome = Outcome(3, clock_rate=400.0)
         return Observation(case, outcome, tuple(Violation(n, "planted") for n in names), ())
 
-    monkeypatch.setattr(_kinds, "observe", observe)
+    monkeypatch.setattr(_base, "observe", observe)
     return cases
 
 
@@ -117,7 +117,7 @@ def test_a_fault_without_which_nobody_can_judge_is_needed(monkeypatch: pytest.Mo
         predict(case.program, case.plan)
         raise AssertionError(case)
 
-    monkeypatch.setattr(_kinds, "observe", observe)
+    monkeypatch.setattr(_base, "observe", observe)
 
     def run(names: Sequence[str]) -> replay.Replay:
         return replay.replay_program(artefact, None, times=2, without=names)  # type: ignore[arg-type]
