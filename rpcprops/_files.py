@@ -10,15 +10,23 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
+
+from msgspec import MsgspecError
 
 from rpcprops.errors import UsageError
+
+T = TypeVar("T")
 
 #: The largest file that is read as a whole, unless a caller says less.
 MOST_BYTES = 512 << 20
 _BLOCK = 1 << 16
+#: Bytes of a name that stand for a longer text.
+_MOST_OF_NAME = 60
 #: Where the shell of whoever reads our lines is, wherever tests may change to.
 _START = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else os.sep
 #: How the line about a file that could not be written begins.
@@ -157,6 +165,16 @@ def why_not_writable(path: Path, *, grows: bool = False) -> str:
     return ""
 
 
+def safe_name(text: str, keep: Literal["start", "end"]) -> str:
+    """A part of a file's name that stands for `text`: what may be in any name, and not much of it.
+
+    Cut by bytes, which is how file systems measure a name.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in text).encode()
+    cut = safe[:_MOST_OF_NAME] if keep == "start" else safe[-_MOST_OF_NAME:]
+    return cut.decode(errors="ignore").strip("-")
+
+
 def _target(path: Path) -> Path:
     """What is replaced when `path` is written: a link stays one, and its target is replaced.
 
@@ -184,16 +202,21 @@ class GrowingFile:
         what: what a line holds, for messages.
         begins: how the first line of such a file begins.
         remedy: what to do with another file that is there, for messages.
+        identifies: `begins` is the whole first line, and says what the others are of. It is written
+            with the first of them, and is none of :meth:`lines`.
 
     Attributes:
         unwritten: why the last lines are not in the file, if they could not be written.
     """
 
-    def __init__(self, path: Path, what: str, begins: bytes, remedy: str) -> None:
+    def __init__(
+        self, path: Path, what: str, begins: bytes, remedy: str, *, identifies: bool = False
+    ) -> None:
         self.path = path
         self.what = what
         self.begins = begins
         self.remedy = remedy
+        self.identifies = identifies
         self.unwritten: Unwritten | None = None
         self._pending: list[bytes] = []
         self._begins_anew = False
@@ -219,7 +242,25 @@ class GrowingFile:
                 pass  # Reading it says why.
         data = read_regular(self.path, else_what=f"it holds no {self.what}")
         self._check_beginning(data)
-        return data.split(b"\n")[:-1]
+        lines = data.split(b"\n")[:-1]
+        if self.identifies and lines and lines.pop(0) != self.begins:
+            raise self._refusal(1)
+        return lines
+
+    def read(self, decode: Callable[[bytes], T]) -> list[T]:
+        """What `decode` makes of each whole line.
+
+        Raises:
+            UsageError: it is no file of this kind, cannot be read, or `decode` refuses a line: by
+                any error that a line can cause.
+        """
+        found: list[T] = []
+        for number, line in enumerate(self.lines(), 2 if self.identifies else 1):
+            try:
+                found.append(decode(line))
+            except (ValueError, LookupError, TypeError, RecursionError, MsgspecError) as error:
+                raise self._refusal(number, f" ({error})") from None
+        return found
 
     def append(self, *lines: bytes) -> None:
         """Write lines, at once and for good; with the next ones where that cannot be.
@@ -247,17 +288,20 @@ class GrowingFile:
                 raise UsageError(msg)
             self._begins_anew = False
             self._check_beginning(file.read(len(self.begins)))
-            file.seek(_end_of_lines(file.fileno()))
+            end = file.seek(_end_of_lines(file.fileno()))
             file.truncate()
-            file.write(b"".join(line + b"\n" for line in self._pending))
+            first = [self.begins] if self.identifies and self._pending and not end else []
+            file.write(b"".join(line + b"\n" for line in [*first, *self._pending]))
             file.flush()
             os.fsync(file.fileno())
 
     def _check_beginning(self, data: bytes) -> None:
         """A whole first line is for the reader to judge, who knows what it must hold."""
         if not data.startswith(self.begins[: len(data)]):
-            msg = f"{self.path}, line 1: no {self.what}; {self.remedy}."
-            raise UsageError(msg)
+            raise self._refusal(1)
+
+    def _refusal(self, number: int, why: str = "") -> UsageError:
+        return UsageError(f"{self.path}, line {number}: no {self.what}; {self.remedy}{why}.")
 
 
 def _end_of_lines(fd: int) -> int:

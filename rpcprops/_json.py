@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -49,13 +49,16 @@ def from_json(data: Any, cls: type[T]) -> T:
         UsageError: `data` does not hold one; the message says where.
     """
     try:
-        if cls is Program:
-            return cls(**_program_fields(data))
+        if cls == Program | None and data is None:
+            return cast("T", None)
+        if cls in (Program, Program | None):
+            return cast("T", Program(**_program_fields(data)))
         return msgspec.convert(data, cls, str_keys=True, dec_hook=_decode)
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
         # JSON can hold half of a surrogate pair, which msgspec cannot encode where it wants a
         # number, and programs that are nested more deeply than Python can follow.
-        msg = f"this is no {getattr(cls, '__name__', cls)}: {error}"
+        name = cls.__name__ if isinstance(cls, type) else cls
+        msg = f"this is no {name}: {error}"
         raise UsageError(msg) from None
 
 

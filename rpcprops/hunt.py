@@ -70,6 +70,14 @@ class Batch:
     format: int = _FORMAT
 
 
+def _batch(line: bytes) -> Batch:
+    batch = msgspec.json.decode(line, type=Batch)
+    if batch.what != _MAGIC or batch.format != _FORMAT:
+        msg = f"it is not of format {_FORMAT}"
+        raise ValueError(msg)
+    return batch
+
+
 @dataclass
 class Hunt:
     """All batches of a file.
@@ -90,16 +98,7 @@ class Hunt:
                 short: it is left out).
         """
         hunt = cls(path)
-        for number, line in enumerate(hunt._file.lines(), 1):
-            try:
-                batch = msgspec.json.decode(line, type=Batch)
-            except msgspec.MsgspecError as error:
-                msg = f"{path}, line {number}: no batch of a hunt: {error}."
-                raise UsageError(msg) from None
-            if batch.what != _MAGIC or batch.format != _FORMAT:
-                msg = f"{path}, line {number}: no batch of a hunt of format {_FORMAT}."
-                raise UsageError(msg)
-            hunt.batches.append(batch)
+        hunt.batches += hunt._file.read(_batch)
         return hunt
 
     @property

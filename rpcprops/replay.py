@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from rpcprops import _guard
+from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
-from rpcprops.properties import Case, Observation, observe
-from rpcprops.report._artefact import DIRECTORY, Artefact, read
+from rpcprops.report._artefact import Artefact, read
 from rpcprops.runner import Runner
 
 Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]
@@ -109,9 +101,6 @@ class Need:
         return f"{self.name}: {word} (fails in {self.failed} of {self.times} without it)"
 
 
-Run = Callable[[Sequence[str]], Replay]
-
-
 def check_faults(artefact: Artefact, names: Sequence[str]) -> tuple[str, ...]:
     """`names` if the artefact has faults of all those names.
 
@@ -129,7 +118,7 @@ def check_faults(artefact: Artefact, names: Sequence[str]) -> tuple[str, ...]:
 
 def needed(
     artefact: Artefact,
-    run: Run,
+    run: Callable[[Sequence[str]], Replay],
     without: Sequence[str] = (),
     on_need: Callable[[Need], None] | None = None,
 ) -> tuple[Need, ...]:
@@ -186,160 +175,15 @@ def replay_program(
         raise UsageError(msg)
     dropped = check_faults(artefact, without)
     plan = artefact.plans[0].without(dropped, artefact.program.world_size)
-    case = Case(artefact.program, plan, kind=artefact.kind)  # type: ignore[arg-type]
-    watch: Callable[..., Observation] = observe
-    if artefact.kind == "upstream":
-        from rpcprops.upstream._ranks import UpstreamCase, UpstreamRanks
-
-        ranks = UpstreamRanks(runner.server)
-        case, watch = UpstreamCase.of(ranks.test(artefact.subject), plan), ranks.observe
+    observe = kind_of(artefact.kind).observer(runner, artefact, plan)
     options.setdefault("transport", artefact.transport)
     result = Replay(artefact, (), without=dropped)
     for number in range(times):
-        seen = watch(runner, case, anew=True, **options)
+        seen = observe(anew=True, **options)
         promises = tuple(dict.fromkeys(v.promise for v in seen.violations))
         result = replace(result, seen=(*result.seen, promises), rate=seen.outcome.clock_rate)
         if on_run is not None:
             on_run(number, promises)
-    return result
-
-
-def root_of(path: Path, artefact: Artefact) -> Path:
-    """The folder in which pytest runs the test of an artefact: one of the user's, never another.
-
-    It is pytest's root folder of the working directory, or the folder that holds the
-    ``.rpcprops/failures`` in which the artefact lies, where that is the working directory or one
-    above or below it. The folder that the artefact names decides between the two, and is no third:
-    an artefact may come from somebody else, and pytest runs the conftest.py of its folder.
-
-    Raises:
-        UsageError: the file of the test is in neither.
-    """
-    here = Path.cwd()
-    folders = [_pytest_root(here)]
-    failures = path.resolve().parent
-    if failures.parts[-2:] == DIRECTORY.parts:
-        holder = failures.parents[1]
-        if here.is_relative_to(holder) or holder.is_relative_to(here):
-            folders.append(holder)
-    folders.sort(key=lambda folder: not ran_in(artefact, folder))
-    file = artefact.subject.partition("::")[0]
-    for folder in folders:
-        if (folder / file).is_file():
-            return folder
-    tried = " or ".join(dict.fromkeys(repr(str(folder)) for folder in folders))
-    msg = (
-        f"there is no test file {file!r} in {tried}. The test ran in {artefact.rootdir!r}, and is "
-        f"replayed only where you are; change to the folder that {file!r} is relative to."
-    )
-    raise UsageError(msg)
-
-
-def ran_in(artefact: Artefact, folder: Path) -> bool:
-    """Whether an artefact says that its test ran in that folder."""
-    try:
-        return bool(artefact.rootdir) and os.path.realpath(artefact.rootdir) == str(folder)
-    except ValueError:
-        return False  # no name of a folder: it holds a NUL, say
-
-
-def _pytest_root(folder: Path) -> Path:
-    """The root folder that pytest finds from `folder`: the nearest with its settings, or itself.
-
-    As in pytest's documentation ("finding the rootdir").
-    """
-    candidates = (folder, *folder.parents)
-    for name in ("settings", "pyproject.toml", "setup.py"):
-        for candidate in candidates:
-            if name == "settings":
-                if _has_settings(candidate):
-                    return candidate
-            elif (candidate / name).is_file():
-                return candidate
-    return folder
-
-
-def _has_settings(folder: Path) -> bool:
-    names = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")
-    if any((folder / name).is_file() for name in names):
-        return True
-    try:
-        if "pytest" in tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["tool"]:
-            return True
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    for name, section in (("tox.ini", "[pytest]"), ("setup.cfg", "[tool:pytest]")):
-        try:
-            lines = (folder / name).read_text("utf-8").splitlines()
-        except (OSError, ValueError):
-            continue
-        if any(line.strip() == section for line in lines):
-            return True
-    return False
-
-
-def replay_test(
-    path: Path,
-    artefact: Artefact,
-    *,
-    times: int,
-    without: Sequence[str] = (),
-    clock: str | None,
-    quiet: bool = False,
-) -> Replay:
-    """Run the test of an artefact again in pytest, `times` times on the example that failed.
-
-    A test that draws inside its body, or one without Hypothesis, takes a pytest for each time.
-
-    Args:
-        without: names of faults that no cluster of the test gets.
-        clock: as for ``--rpc-clock``; None leaves pytest's own choice.
-        quiet: keep what pytest prints, and show it only when it cannot run the test.
-
-    Raises:
-        UsageError: the test is not below the folder where the command runs (see :func:`root_of`),
-            the artefact has not those faults, or pytest cannot run the test.
-    """
-    folder = root_of(path, artefact)
-    dropped = check_faults(artefact, without)
-    command = [sys.executable, "-m", "pytest", f"--rpc-replay={path.resolve()}"]
-    command += ["--rootdir=.", "-p", "no:cacheprovider", "-q"]
-    command.append(f"--rpc-transport={artefact.transport}")
-    command += [f"--rpc-without-fault={name}" for name in dropped]
-    if clock is not None:
-        command.append(f"--rpc-clock={clock}")
-    result = Replay(artefact, (), without=dropped)
-    with _guard.scratch("rpcprops-replay-") as scratch:
-        while result.times < times:
-            answer = scratch / f"answer{result.times}.json"
-            options = [
-                f"--rpc-replay-times={times - result.times}",
-                f"--rpc-replay-answer={answer}",
-            ]
-            # Behind the hyphens nothing is an option; with ./ in front, an @ names no file of them.
-            done = _guard.run(
-                [*command, *options, "--", f"./{artefact.subject}"],
-                cwd=folder,
-                stdout=subprocess.PIPE if quiet else None,
-            )
-            if done.returncode < 0:
-                name = f"killed by {signal.Signals(-done.returncode).name}"
-                result = replace(result, seen=(*result.seen, (name,)))
-                continue
-            if done.returncode not in (0, 1) or not answer.exists():
-                if done.stdout:
-                    sys.stdout.buffer.write(done.stdout)
-                code = done.returncode
-                msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
-                raise UsageError(msg)
-            said = json.loads(answer.read_text(encoding="utf-8"))
-            raised = tuple((name,) if name else () for name in said["raised"])
-            result = replace(
-                result,
-                seen=result.seen + raised,
-                rate=said["rate"],
-                clock_problem=said["clock_problem"],
-            )
     return result
 
 
@@ -348,9 +192,6 @@ __all__ = [
     "Replay",
     "check_faults",
     "needed",
-    "ran_in",
     "read",
     "replay_program",
-    "replay_test",
-    "root_of",
 ]

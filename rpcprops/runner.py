@@ -15,9 +15,8 @@ from rpcprops.cluster._finder import TRAINING
 from rpcprops.cluster._options import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, predict
-from rpcprops.oracle._worlds import padded
-from rpcprops.outcomes import Counters, Outcome, StepOutcome
+from rpcprops.oracle import chosen, is_expected, predict_in
+from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import (
     Context,
     Module,
@@ -82,7 +81,7 @@ class Runner:
         if size < program.world_size:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
-        prediction = predict(program, faults)
+        prediction = predict_in(program, faults, size)
         trains = any(isinstance(leaf, Optimize | Module) for leaf in program.leaves)
         cluster = self.server.make_cluster(
             TRAINING if trains else "",
@@ -108,11 +107,7 @@ class Runner:
                     break
                 if isinstance(step, Settle):
                     expected = chosen(prediction, steps, facts).steps[first]
-                    held = cluster.settle_to(
-                        padded(expected.counters, size, Counters()),
-                        padded(expected.failures, size, 0),
-                        expected.calls,
-                    )
+                    held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
                     steps.append(StepOutcome(first, counters=held))
                     continue
                 seen = run_step(cluster, first, step, contexts, as_expected)
@@ -126,11 +121,7 @@ class Runner:
                 # Without a graceful shutdown, only a settle shows what the last step led to.
                 settles = program.settles or not prediction.graceful
                 if settles and not cluster.has_found:
-                    cluster.settle_to(
-                        padded(prediction.counters, size, Counters()),
-                        padded(prediction.retried, size, 0),
-                        prediction.calls,
-                    )
+                    cluster.settle_to(prediction.counters, prediction.retried, prediction.calls)
                 elif not cluster.has_found:
                     cluster.look()
                 if not cluster.has_found and prediction.graceful:

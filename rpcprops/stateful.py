@@ -46,7 +46,7 @@ from rpcprops.oracle import (
     predict,
     set_apart,
 )
-from rpcprops.oracle._worlds import padded, unsettled
+from rpcprops.oracle._worlds import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties import broken_promise
@@ -249,7 +249,8 @@ class ClusterMachine(RuleBasedStateMachine):
         return replace(self._running().outcome, steps=tuple(self._seen))
 
     def _with_held(self, counters: Sequence[Counters]) -> tuple[Counters, ...]:
-        held = padded(self.held(), self.world_size, Counters())
+        own = self.held()
+        held = [*own, *[Counters()] * (self.world_size - len(own))]
         return tuple(_sum(one, other) for one, other in zip(counters, held, strict=True))
 
     # Failures.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rpcprops._files import GrowingFile, Unwritten, read_regular
+from rpcprops._files import GrowingFile, Unwritten, read_regular, safe_name
 from rpcprops._json import from_json, to_json
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import UsageError, text_of
@@ -192,36 +192,21 @@ class State:
             "rate": rate,
             "transport": transport,
         }
-        self._head = json.loads(json.dumps(head))
-        digest = hashlib.sha256(json.dumps(head).encode()).hexdigest()[:10]
-        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in program.name)[:60].strip("-")
-        self.path = root / DIRECTORY / f"{name or 'program'}-{digest}.jsonl"
+        first = json.dumps(head).encode()
+        digest = hashlib.sha256(first).hexdigest()[:10]
+        name = safe_name(program.name, keep="start") or "program"
+        self.path = root / DIRECTORY / f"{name}-{digest}.jsonl"
+        self._file = GrowingFile(
+            self.path, "record of this sweep", first, "--restart begins a new one", identifies=True
+        )
         self.records: dict[FaultPlan, Record] = {}
-        self._first = json.dumps(self._head).encode()
-        remedy = "--restart begins a new one"
-        self._file = GrowingFile(self.path, "record of this sweep", self._first, remedy)
-        self._is_begun = False
         if restart:
             self._file.begin_anew()
-        else:
-            self._read()
-
-    def _read(self) -> None:
-        lines = self._file.lines()
-        try:
-            if lines and json.loads(lines[0]) != self._head:
-                msg = "it is of another program"
-                raise UsageError(msg)
-            for line in lines[1:]:
-                record = from_json(json.loads(line), Record)
-                self.records[record.plan] = record
-        except (ValueError, RecursionError) as error:
-            msg = f"{self.path}: damaged ({error}); --restart begins a new one."
-            raise UsageError(msg) from None
-        if lines:
+            return
+        self.records |= {record.plan: record for record in self._file.read(_record)}
+        if self.records:
             # What a run that was killed did not end goes.
             self._file.append()
-        self._is_begun = bool(lines)
 
     @property
     def unwritten(self) -> Unwritten | None:
@@ -231,14 +216,16 @@ class State:
     def add(self, record: Record) -> None:
         """Keep a record, and append it to the file; with the next one where that cannot be."""
         self.records[record.plan] = record
-        first = [] if self._is_begun else [self._first]
-        self._is_begun = True
-        self._file.append(*first, json.dumps(to_json(record)).encode())
+        self._file.append(json.dumps(to_json(record)).encode())
 
     def has(self, cell: Cell) -> bool:
         """Whether a place is known; one that was undecided is not."""
         record = self.records.get(cell.plan)
         return record is not None and record.verdict != "undecided"
+
+
+def _record(line: bytes) -> Record:
+    return from_json(json.loads(line), Record)
 
 
 class Sweep:

@@ -166,6 +166,19 @@ def check_clock(clock: object) -> ClockChoice:
     return "real" if clock == 1 else float(clock)
 
 
+def parse_clock(text: str) -> ClockChoice:
+    """The clock that an option names.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        return check_clock(text)
+    return check_clock(rate)
+
+
 def check_network(network: object) -> Network:
     """`network` if it is "auto", "private" or "host".
 

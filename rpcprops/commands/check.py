@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from rpcprops._files import check_output
+from rpcprops._kinds import kind_of
 from rpcprops.commands import stop
 from rpcprops.commands.shared import (
     COLOURS,
@@ -73,12 +74,7 @@ def check(
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, examine
     from rpcprops.report import _underway
-    from rpcprops.report._text import (
-        describe_faults,
-        describe_logs,
-        describe_plan,
-        describe_program,
-    )
+    from rpcprops.report._text import describe_faults, describe_logs, describe_plan
 
     if list_only:
         for prop in PROPERTIES.values():
@@ -110,9 +106,10 @@ def check(
                         note = f"{so_far.faults_fired} faults fired"
                         progress.update(task, completed=so_far.examples, note=note)
                         if profile == "debug":
+                            case = seen.case
                             for line in (
-                                *describe_plan(seen.case.plan, seen.outcome.world_size),
-                                *describe_program(seen.case.program),
+                                *describe_plan(case.plan, seen.outcome.world_size),
+                                *kind_of(case.kind).describe(so_far.property.name, case.program),
                                 *describe_faults(seen.faults),
                                 *describe_logs(seen.outcome),
                             ):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from rpcprops import _guard
-from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops.cluster._rates import unasked_real_time
+from rpcprops._kinds import Again, kind_of
+from rpcprops.cluster._options import parse_clock
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
@@ -24,7 +26,6 @@ from rpcprops.commands.shared import (
     Clock,
     err,
     out,
-    parse_clock,
     plain,
     running,
     say_clock_problem,
@@ -34,6 +35,7 @@ from rpcprops.errors import UsageError
 if TYPE_CHECKING:
     from rpcprops.replay import Need, Replay
     from rpcprops.report._artefact import Artefact
+    from rpcprops.runner import Runner
 
 #: Real seconds that telling which faults are needed may take without being asked for.
 _CHEAP_SECONDS = 30.0
@@ -80,7 +82,7 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
-    from rpcprops.replay import check_faults, ran_in, read, replay_program, replay_test, root_of
+    from rpcprops.replay import check_faults, read
 
     artefact = read(file)
     parse_clock(clock)
@@ -94,51 +96,33 @@ def replay(
         msg = f"--output {str(output)!r} is for --script and --as-test."
         raise UsageError(msg)
     times = times or 3
-    elsewhere = ""
-    if artefact.kind == "pytest":
-        root = root_of(file, artefact)
-        if not ran_in(artefact, root):
-            elsewhere = (
-                f"the test ran in {artefact.rootdir!r}, which is not where you are: it is replayed "
-                f"in {str(root)!r}"
-            )
-    for line in artefact.head:
-        # What follows a newline in it is not to pass for a line of ours.
-        out.print("  " + plain(line).replace("\n", "\n  "))
-    if elsewhere:
-        out.print(plain(elsewhere))
-    if artefact.underway:
-        out.print("It was under way when its process ended.")
-    if artefact.fault_names:
-        out.print(f"faults by name: {', '.join(artefact.fault_names)}")
+    kind = kind_of(artefact.kind)
     with ExitStack() as stack:
-        if artefact.kind == "pytest":
-            chosen = None if clock == "auto" else clock
-            problem = clocks.library_problem()
-            if chosen is None and problem:
-                out.print(plain(unasked_real_time(problem)))
 
-            def run(names: Sequence[str], *, told: bool = False) -> Replay:
-                return replay_test(
-                    file, artefact, times=times, without=names, clock=chosen, quiet=not told
-                )
-        else:
-            runner = stack.enter_context(running(clock))
-            out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        @functools.cache
+        def runner() -> Runner:
+            found = stack.enter_context(running(clock))
+            out.print(f"torch {found.server.torch_version}, {plain(found.server.clock_note)}")
+            return found
 
-            def on_run(number: int, promises: tuple[str, ...]) -> None:
-                out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
+        def on_run(number: int, promises: tuple[str, ...]) -> None:
+            out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
 
-            def run(names: Sequence[str], *, told: bool = False) -> Replay:
-                return replay_program(
-                    artefact, runner, times=times, without=names, on_run=on_run if told else None
-                )
-
+        run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
+        notes = kind.notes(artefact, again)
+        for line in artefact.head:
+            # What follows a newline in it is not to pass for a line of ours.
+            out.print("  " + plain(line).replace("\n", "\n  "))
+        if artefact.underway:
+            out.print("It was under way when its process ended.")
+        if artefact.fault_names:
+            out.print(f"faults by name: {', '.join(artefact.fault_names)}")
+        for note in notes:
+            out.print(plain(note))
         began = time.monotonic()
-        result = run(without, told=True)
+        result = run(without, on_run)
         seconds = time.monotonic() - began
-        subject = f" ({artefact.subject})" if artefact.kind == "pytest" else ""
-        out.print(plain(f"{result}{subject}"))
+        out.print(plain(kind.told(result)))
         if result.failed:
             _say_needed(artefact, run, without, needed, seconds)
         # A program's runner says it by itself, once it is closed.

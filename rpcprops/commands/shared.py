@@ -24,6 +24,7 @@ from rich.progress import (
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
+from rpcprops.cluster._options import parse_clock
 from rpcprops.commands import stop
 from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
@@ -55,21 +56,6 @@ COLOURS = {
 def plain(text: object) -> str:
     """`text` as it is for `out` and `err`: no markup, and nothing that a terminal obeys."""
     return escape(printable(text))
-
-
-def parse_clock(text: str) -> Any:
-    """The clock that a command line names.
-
-    Raises:
-        UsageError: it is none.
-    """
-    from rpcprops.cluster._options import check_clock
-
-    try:
-        rate = float(text)
-    except ValueError:
-        return check_clock(text)
-    return check_clock(rate)
 
 
 def check_transport(text: str) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops._files import check_output
+from rpcprops.cluster._options import parse_clock
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
@@ -22,7 +23,6 @@ from rpcprops.commands.shared import (
     Clock,
     err,
     out,
-    parse_clock,
     plain,
     progress_bar,
 )

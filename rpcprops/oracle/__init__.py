@@ -1,7 +1,7 @@
 """The oracle: predicts what a program must show under a plan, and judges what it showed."""
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
-from rpcprops.oracle._chosen import chosen, predict_for
+from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
 from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import set_apart
@@ -33,5 +33,6 @@ __all__ = [
     "judge",
     "predict",
     "predict_for",
+    "predict_in",
     "set_apart",
 ]

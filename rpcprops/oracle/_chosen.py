@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._errors import is_expected
@@ -27,6 +28,17 @@ def chosen(
     return prediction
 
 
+def predict_in(program: Program, plan: FaultPlan, world_size: int) -> Prediction:
+    """What `program` must show in a world that may be larger than it needs; the others are idle.
+
+    Raises:
+        UsageError: as :func:`predict`; or there can be no such world.
+    """
+    if world_size != program.world_size:
+        program = replace(program, world_size=world_size)
+    return predict(program, plan)
+
+
 def predict_for(
     program: Program, plan: FaultPlan, outcome: Outcome, facts: TorchFacts | None = None
 ) -> Prediction:
@@ -34,7 +46,7 @@ def predict_for(
 
     `facts` are those of the outcome's torch, where they are not given.
     """
-    prediction = predict(program, plan)
+    prediction = predict_in(program, plan, max(program.world_size, outcome.world_size))
     if not prediction.alternatives:
         return prediction
     return chosen(prediction, outcome.steps, facts or facts_of(outcome.torch_version))

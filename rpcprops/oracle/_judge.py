@@ -15,7 +15,7 @@ from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._log_errors import log_violations
 from rpcprops.oracle._prediction import Prediction, StepPrediction
-from rpcprops.oracle._worlds import owner_slack, padded, shutdown_violations, unsettled
+from rpcprops.oracle._worlds import owner_slack, shutdown_violations, unsettled
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -136,7 +136,7 @@ def _of_program(
     if program.settles:
         found += unsettled(
             [rank.counters or Counters() for rank in outcome.ranks],
-            padded(prediction.counters, outcome.world_size, Counters()),
+            prediction.counters,
             names,
         )
     found += _calls(prediction, outcome)
@@ -195,8 +195,8 @@ def _step(
                 f"{len(seen.counters)} ranks there, not of {len(names)}: it is of another program."
             )
             raise UsageError(msg)
-        wanted = padded(expected.counters, len(seen.counters), Counters())
-        return [replace(v, step=index) for v in unsettled(seen.counters, wanted, names)]
+        found = unsettled(seen.counters, expected.counters, names)
+        return [replace(v, step=index) for v in found]
     if (
         expected.error == "unknown"
         and expected.value is None
@@ -291,11 +291,10 @@ def _left_over(
 ) -> list[Violation]:
     """What ranks still hold after a graceful shutdown, by torch's own counters, and must not."""
     left: list[Violation] = []
-    contexts = padded(prediction.contexts_left, outcome.world_size, range(1))
     told = {(violation.promise, violation.rank) for violation in found}
     slack = owner_slack(outcome.clock_rate)
     may_leak = prediction.leaking | prediction.perhaps_leaking
-    for rank, allowed in zip(outcome.ranks, contexts, strict=True):
+    for rank, allowed in zip(outcome.ranks, prediction.contexts_left, strict=True):
         held = rank.counters_after_shutdown
         if held is None:
             continue
@@ -318,9 +317,8 @@ def _left_over(
 
 def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    expected = padded(prediction.calls, outcome.world_size, {})
-    dropped = padded(prediction.given_up, outcome.world_size, frozenset())
-    for rank, wanted, given_up in zip(outcome.ranks, expected, dropped, strict=True):
+    rows = zip(outcome.ranks, prediction.calls, prediction.given_up, strict=True)
+    for rank, wanted, given_up in rows:
         for call in sorted(set(wanted) | set(rank.calls)):
             times, seen = wanted.get(call, 0), rank.calls.get(call, 0)
             if times != seen and not (call in given_up and seen < times):
@@ -331,10 +329,8 @@ def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
 
 def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    before = padded(prediction.failures(), outcome.world_size, {})
-    last = padded(prediction.last_failures(), outcome.world_size, {})
-    allowed = padded(prediction.failed_sends(), outcome.world_size, range(1))
-    rows = zip(outcome.ranks, before, last, allowed, strict=True)
+    before, last = prediction.failures(), prediction.last_failures()
+    rows = zip(outcome.ranks, before, last, prediction.failed_sends(), strict=True)
     for rank, settled, leaving, numbers in rows:
         if rank.failed_sends not in numbers:
             counts = Counter({m: n for m, n in settled.items() if m.is_retryable})
@@ -346,8 +342,7 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
                 f"{span} ({types})"
             )
             found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
-    held_up = padded(prediction.delays(plan), outcome.world_size, {})
-    for rank, by_type in zip(outcome.ranks, held_up, strict=True):
+    for rank, by_type in zip(outcome.ranks, prediction.delays(plan), strict=True):
         if rank.delayed_sends is None:
             continue
         lengths = plan.table(rank.rank).delaying

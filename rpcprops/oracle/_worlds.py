@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 from rpcprops.outcomes import Counters, RankOutcome, Violation
 from rpcprops.torch_facts import NEWEST, TorchFacts
-
-T = TypeVar("T")
 
 #: At shutdown an owner that still holds forks waits so many virtual seconds for their deletes
 #: (torch's ``RRefContext::delAllUsersAndUnforkedOwners``).
@@ -17,11 +14,6 @@ OWNER_WAITS = 100.0
 #: Real seconds for which a process that is ready may get no processor on a busy machine: 0.4 were
 #: seen with a dozen busy processes for each core.
 _STARVED_SECONDS = 1.0
-
-
-def padded(values: Sequence[T], size: int, filler: T) -> list[T]:
-    """One value for each rank, where the world is larger than the program."""
-    return [*values, *([filler] * (size - len(values)))]
 
 
 def unsettled(

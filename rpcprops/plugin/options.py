@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 
 from rpcprops._files import why_not_writable
-from rpcprops.cluster._options import ClockChoice, Network, Transport, check_clock
+from rpcprops.cluster._options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
 
 #: What pytest is told of each, by its name.
@@ -208,11 +208,7 @@ def _written(config: pytest.Config, name: str) -> Path | None:
 
 def _clock(text: str) -> ClockChoice:
     try:
-        try:
-            rate = float(text)
-        except ValueError:
-            return check_clock(text)
-        return check_clock(rate)
+        return parse_clock(text)
     except UsageError as error:
         msg = f"--rpc-clock: {error}"
         raise pytest.UsageError(msg) from None

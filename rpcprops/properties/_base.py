@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, cast
 
 from hypothesis.strategies import SearchStrategy
 
+from rpcprops._kinds import Kind, kind_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import (
     Accepted,
@@ -21,9 +23,8 @@ from rpcprops.oracle import (
 )
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
+from rpcprops.report._artefact import Artefact
 from rpcprops.runner import Runner
-
-Kind = Literal["program", "reinit", "upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,14 @@ class Case:
     """What is drawn: what the ranks do, and the faults under which they do it.
 
     Attributes:
-        kind: "program" runs `program`; "reinit" runs it in ranks that have already been through one
-            ``init_rpc`` and ``shutdown``; "upstream" runs a test of PyTorch's own.
+        kind: the tag of what is run (see :mod:`rpcprops._kinds`): "program" runs `program`;
+            "reinit" runs it in ranks that have already been through one ``init_rpc`` and
+            ``shutdown``; "upstream" runs a test of PyTorch's own.
     """
 
     program: Program
     plan: FaultPlan = field(default_factory=FaultPlan)
-    kind: Kind = "program"
+    kind: str = "program"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,7 @@ def observe(
     Without `with_findings`, what a known finding can have caused is no violation; what else the
     case shows still is.
     """
-    if case.kind == "reinit":
-        from rpcprops.properties._reinit import run_again
-
-        outcome = run_again(runner, case, **options)
-    elif anew:
-        outcome = runner.run_anew(case.program, case.plan, **options)
-    else:
-        outcome = runner.run(case.program, case.plan, **options)
+    outcome = kind_of(case.kind).run(runner, case, anew=anew, **options)
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
@@ -91,7 +86,30 @@ def observe(
 def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
     """The known findings that a case meets, by the prediction that its run followed."""
     met = predict_for(case.program, case.plan, outcome).hazards
-    return met | {"rref-lifetime-after-reinit"} if case.kind == "reinit" else met
+    return met | kind_of(case.kind).findings
+
+
+class OfProgram(Kind):
+    """A program, in fresh ranks."""
+
+    test = """
+def test_{name}() -> None:
+    outcome = rpcprops.run(PROGRAM, PLAN{transport})
+    found = rpcprops.judge(PROGRAM, PLAN, outcome)
+    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
+"""
+    test_imports: ClassVar[tuple[str, ...]] = ("import rpcprops",)
+
+    def in_cluster(self, *, init: bool) -> Kind:
+        """Ranks that do not join at once join twice."""
+        return self if init else kind_of("reinit")
+
+    def observer(
+        self, runner: Runner, artefact: Artefact, plan: FaultPlan
+    ) -> Callable[..., Observation]:
+        """As of a case of a property."""
+        case = Case(cast("Program", artefact.program), plan, kind=self.tag)
+        return partial(observe, runner, case)
 
 
 @dataclass(frozen=True)

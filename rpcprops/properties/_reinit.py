@@ -8,7 +8,7 @@ from typing import Any
 from rpcprops.errors import text_of
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
-from rpcprops.properties._base import Case
+from rpcprops.properties._base import Case, OfProgram
 from rpcprops.runner import Runner, run_step
 
 
@@ -28,7 +28,30 @@ def _went_well(seen: StepOutcome) -> bool:
     return seen.ended and seen.error is None
 
 
-def run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
+class OfReinitialised(OfProgram):
+    """A program in the second life of its ranks."""
+
+    reinit = True
+    findings = frozenset({"rref-lifetime-after-reinit"})
+    foreword = ("case     in ranks that have shut RPC down once and initialised it again",)
+    test = """
+def test_{name}() -> None:
+    # In ranks that have shut RPC down once and initialised it again.
+    case = Case(PROGRAM, PLAN, kind="reinit")
+    found = observe(default_runner(), case, anew=True{transport}).violations
+    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
+"""
+    test_imports = (
+        "from rpcprops.properties import Case, observe",
+        "from rpcprops.runner import default_runner",
+    )
+
+    def run(self, runner: Runner, case: Case, *, anew: bool, **options: Any) -> Outcome:
+        """Never a remembered outcome."""
+        return _run_again(runner, case, **options)
+
+
+def _run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
     """The outcome of the case's program in its ranks' second life.
 
     The run ends at the settle: shutting down what did not settle waits 100 virtual seconds and adds

@@ -9,19 +9,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
-import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
-from rpcprops._files import Unwritten, read_regular, write_whole
+from rpcprops._files import Unwritten, read_regular, safe_name, write_whole
 from rpcprops._json import from_json, to_json
-from rpcprops.errors import UsageError, is_promise
+from rpcprops._kinds import kind_of
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program, check_world_size
@@ -36,8 +35,6 @@ _MOST_TEXT = 10_000
 _MOST_SAID = 500
 #: Characters of a reproduction blob, which Hypothesis decompresses: it writes a few thousand.
 _MOST_BLOB = 1 << 18
-#: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
-_NOT_IN_NAMES = ("Cc", "Zl", "Zp")
 #: Clusters of an example.
 _MOST_CLUSTERS = 10_000
 
@@ -47,8 +44,9 @@ class Artefact:
     """A failure that can be run again.
 
     Attributes:
-        kind: "program" and "reinit" hold a program; "pytest" names a test of the user's, "upstream"
-            one of PyTorch's own (its program is empty, and says how many ranks there are).
+        kind: the tag of what it is of (see :mod:`rpcprops._kinds`). "program" and "reinit" hold a
+            program; "pytest" names a test of the user's, "upstream" one of PyTorch's own (its
+            program is empty, and says how many ranks there are).
         head: sentences for a reader; not used.
         subject: name of the property, or node id of the test.
         plans: the plan of each cluster that the failing example made, in order.
@@ -65,10 +63,8 @@ class Artefact:
     kind: str
     subject: str
     promise: str
-    head: tuple[str, ...] = ()
-    program: Program | None = None
     plans: tuple[FaultPlan, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
+    program: Program | None = None
     violations: tuple[Violation, ...] = ()
     clock_rate: float = 1.0
     transport: str = "tcp"
@@ -78,6 +74,8 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     world_sizes: tuple[int, ...] = ()
     underway: bool = False
+    outcomes: tuple[Outcome, ...] = ()
+    head: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -113,26 +111,10 @@ def versions() -> dict[str, str]:
 
 def to_data(artefact: Artefact) -> dict[str, Any]:
     """What the file of an artefact holds."""
-    return {
-        "what": _MAGIC,
-        "format": FORMAT,
-        "head": list(artefact.head),
-        "kind": artefact.kind,
-        "subject": artefact.subject,
-        "promise": artefact.promise,
-        "plans": [to_json(plan) for plan in artefact.plans],
-        "program": None if artefact.program is None else to_json(artefact.program),
-        "violations": [to_json(violation) for violation in artefact.violations],
-        "clock_rate": artefact.clock_rate,
-        "transport": artefact.transport,
-        "repeats": list(artefact.repeats),
-        "reproduction": list(artefact.reproduction) if artefact.reproduction else None,
-        "rootdir": artefact.rootdir,
-        "versions": artefact.versions or versions(),
-        "world_sizes": list(artefact.world_sizes),
-        "underway": artefact.underway,
-        "outcomes": [to_json(outcome) for outcome in artefact.outcomes],
-    }
+    values = {item.name: to_json(getattr(artefact, item.name)) for item in fields(artefact)}
+    values["versions"] = artefact.versions or versions()
+    # The sentences for a reader come first.
+    return {"what": _MAGIC, "format": FORMAT, "head": values.pop("head"), **values}
 
 
 def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
@@ -167,9 +149,7 @@ def _path(data: dict[str, Any], directory: Path) -> Path:
     """
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in data["subject"])
-    # Cut by bytes, which is how file systems measure a name.
-    safe = safe.encode()[-60:].decode(errors="ignore").strip("-")
+    safe = safe_name(data["subject"], keep="end")
     return directory / f"{safe}-{digest}.json"
 
 
@@ -213,51 +193,31 @@ def _said(data: dict[str, Any]) -> str:
     return str(said.get("rpcprops", "unknown")) if isinstance(said, dict) else "unknown"
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Artefact)
+
+
 def _convert(data: dict[str, Any]) -> Artefact:
-    program = data.get("program")
+    given = {"world_sizes": [], "underway": False, **data}
     artefact = Artefact(
-        kind=from_json(data.get("kind"), str),
-        subject=from_json(data.get("subject"), str),
-        promise=from_json(data.get("promise"), str),
-        head=tuple(from_json(data.get("head"), list[str])),
-        program=None if program is None else from_json(program, Program),
-        plans=tuple(from_json(plan, FaultPlan) for plan in from_json(data.get("plans"), list[Any])),
-        outcomes=tuple(from_json(o, Outcome) for o in from_json(data.get("outcomes"), list[Any])),
-        violations=tuple(
-            from_json(v, Violation) for v in from_json(data.get("violations"), list[Any])
-        ),
-        clock_rate=from_json(data.get("clock_rate"), float),
-        transport=from_json(data.get("transport"), str),
-        repeats=tuple(from_json(data.get("repeats"), list[str])),
-        reproduction=from_json(data.get("reproduction"), tuple[str, str] | None),  # type: ignore[arg-type]
-        rootdir=from_json(data.get("rootdir"), str),
-        versions=from_json(data.get("versions"), dict[str, str]),
-        world_sizes=tuple(from_json(data.get("world_sizes", []), list[int])),
-        underway=from_json(data.get("underway", False), bool),
+        **{name: from_json(given.get(name), hint) for name, hint in _hints().items()}
     )
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"
         raise UsageError(msg)
-    if artefact.kind not in ("program", "reinit", "upstream", "pytest"):
-        msg = f"unknown kind {artefact.kind!r}"
-        raise UsageError(msg)
+    kind = kind_of(artefact.kind)
     for size in artefact.sizes:
         check_world_size(size)
     _check_sizes(artefact)
     if not 1 <= artefact.clock_rate <= 1000:  # NaN is neither
         msg = f"clock_rate={artefact.clock_rate!r} must lie in 1 to 1000"
         raise UsageError(msg)
-    _check_promise(artefact)
-    if artefact.kind == "pytest":
-        if not _is_node_id(artefact.subject):
-            msg = (
-                f"{artefact.subject!r} is no node id of a test (path/to/test.py::name, the path "
-                f"relative and without ..)"
-            )
-            raise UsageError(msg)
-    elif artefact.program is None or len(artefact.plans) != 1:
-        msg = "a program's artefact holds one program and one plan"
+    has_none = artefact.underway and not artefact.promise
+    if not has_none and not kind.may_break(artefact.promise):
+        msg = f"unknown promise {artefact.promise!r}"
         raise UsageError(msg)
+    kind.check(artefact)
     return artefact
 
 
@@ -280,37 +240,3 @@ def _check_sizes(artefact: Artefact) -> None:
     if not f"{version}{blob}".isprintable():
         msg = f"reproduction={artefact.reproduction!r} is no version and blob of Hypothesis's"
         raise UsageError(msg)
-
-
-def _check_promise(artefact: Artefact) -> None:
-    """Raises:
-    UsageError: there is no such promise.
-    """
-    if artefact.underway and not artefact.promise:
-        return
-    # What a user's test raised may be an exception of the user's own.
-    is_known = str.isidentifier if artefact.kind == "pytest" else is_promise
-    if not is_known(artefact.promise):
-        msg = f"unknown promise {artefact.promise!r}"
-        raise UsageError(msg)
-
-
-def _is_node_id(subject: str) -> bool:
-    """Whether `subject` is ``path/to/test.py::name``, with a path that goes down from a folder.
-
-    It becomes an argument of pytest's, which takes what begins with a hyphen for an option, and
-    reads options from the file that follows an @.
-    """
-    try:
-        os.fsencode(subject)
-    except UnicodeEncodeError:
-        return False
-    file, separator, name = subject.partition("::")
-    parts = file.split("/")
-    return (
-        bool(separator and name)
-        and file.endswith(".py")
-        and not subject.startswith(("-", "@"))
-        and not any(part in ("", ".", "..") for part in parts)
-        and not any(unicodedata.category(c) in _NOT_IN_NAMES for c in subject)
-    )

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import re
 
+from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.programs import STEP_TYPES
 from rpcprops.report._artefact import Artefact
 from rpcprops.report._script import MARK, refuse, wrapped
-
-_PROGRAM = """
-def test_{name}() -> None:
-    outcome = rpcprops.run(PROGRAM, PLAN{transport})
-    found = rpcprops.judge(PROGRAM, PLAN, outcome)
-    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
-"""
-
-_REINIT = """
-def test_{name}() -> None:
-    # In ranks that have shut RPC down once and initialised it again.
-    case = Case(PROGRAM, PLAN, kind="reinit")
-    found = observe(default_runner(), case, anew=True{transport}).violations
-    assert not found, f"{{RECORDED}}; now {{'; '.join(map(str, found))}}"
-"""
 
 
 def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
@@ -50,19 +36,19 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
     ]
     names = ("FaultPlan", "FaultTable", "MessageType")
     faults = [name for name in names if re.search(rf"\b{name}[.(]", repr(plan))]
-    reinit = artefact.kind == "reinit"
-    imports = ["import rpcprops"] if not reinit else []
-    imports.append(f"from rpcprops import {', '.join(faults)}")
     others = {type(fault) for fault in plan.others}
-    imports += sorted(f"from {cls.__module__} import {cls.__qualname__}" for cls in others)
-    imports.append(f"from rpcprops.programs import {', '.join(sorted({'Program', *used}))}")
-    if reinit:
-        imports += ["from rpcprops.properties import Case, observe"]
-        imports += ["from rpcprops.runner import default_runner"]
+    kind = kind_of(artefact.kind)
+    imports = [
+        *kind.test_imports,
+        f"from rpcprops import {', '.join(faults)}",
+        *(f"from {cls.__module__} import {cls.__qualname__}" for cls in others),
+        f"from rpcprops.programs import {', '.join(sorted({'Program', *used}))}",
+    ]
+    imports.sort(key=lambda line: (line.startswith("from"), line))
     transport = "" if artefact.transport == "tcp" else f", transport={artefact.transport!r}"
     # Not every character that Python's own \w takes may stand in a name: "²" may not.
     name = re.sub(r"\W+", "_", artefact.subject, flags=re.ASCII).strip("_").lower() or "regression"
-    body = (_REINIT if reinit else _PROGRAM).format(name=name, transport=transport)
+    body = kind.test.format(name=name, transport=transport)
     doc = wrapped(f"A regression test, made from a failure: {violation}")
     lines = [MARK, '"""' + doc[0], *doc[1:], '"""' if len(doc) > 1 else "", "", *imports, ""]
     if len(doc) == 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rpcprops import _guard
+from rpcprops._kinds import kind_of
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
@@ -176,7 +177,7 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
     Raises:
         UsageError: it holds no program, or no failure.
     """
-    if artefact.kind in ("pytest", "upstream") or artefact.program is None:
+    if artefact.program is None or not kind_of(artefact.kind).test:
         msg = (
             f"the artefact is of the test {artefact.subject}, which is code already; only a "
             f"program's failure is written as a script or a test."
@@ -237,7 +238,7 @@ class _Writer:
     @property
     def reinit(self) -> bool:
         """Whether the ranks have shut RPC down once before."""
-        return self.artefact.kind == "reinit"
+        return kind_of(self.artefact.kind).reinit
 
     @property
     def settles_at_end(self) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rpcprops._files import COULD_NOT, Unwritten, shown
+from rpcprops._kinds import kind_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import Outcome, Violation
-from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure
 from rpcprops.report._artefact import Artefact
 
@@ -46,12 +46,6 @@ def describe_violations(violations: Iterable[Violation]) -> list[str]:
     return [f"broken   {violation}" for violation in violations]
 
 
-def describe_program(program: Program) -> list[str]:
-    """The program as Python, indented."""
-    head, *rest = repr(program).splitlines()
-    return [f"program  {head}", *(f"         {line}" for line in rest)]
-
-
 def describe_case(case: Case) -> str:
     """A case as Python, on one line."""
     program = case.program
@@ -69,13 +63,6 @@ def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]
         f"         {documented.sentence}",
         f"         such as {case}",
     ]
-
-
-def describe_subject(case: Case, name: str) -> list[str]:
-    """What ran: a program, or a test of PyTorch's of that name."""
-    if case.kind == "upstream":
-        return [f"test     {name}, PyTorch's own"]
-    return describe_program(case.program)
 
 
 def describe_end(outcome: Outcome) -> list[str]:
@@ -113,16 +100,16 @@ def replay_line(artefact: Path | Unwritten | str) -> str:
 def failure_lines(failure: Failure, path: Path | Unwritten | str | None) -> list[str]:
     """All that a reader needs of a property's failure."""
     case = failure.case
+    kind = kind_of(case.kind)
     lines = [
+        *kind.foreword,
         *describe_violations(failure.violations),
         *describe_plan(case.plan, case.program.world_size),
-        *describe_subject(case, failure.property),
+        *kind.describe(failure.property, case.program),
         *describe_faults(failure.faults),
         *describe_end(failure.outcome),
         f"repeats  {', '.join(map(str, failure.repeats)) or 'not tried'}",
     ]
-    if case.kind == "reinit":
-        lines.insert(0, "case     in ranks that have shut RPC down once and initialised it again")
     lines += [f"redraw   {line}" for line in failure.reproduction]
     if path is not None:
         lines.append(f"replay   {replay_line(path)}")

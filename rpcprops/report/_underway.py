@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpcprops._files import shown, write_whole
+from rpcprops._kinds import kind_of
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.programs import Program
 from rpcprops.report import _artefact as artefacts
 
 #: Below the working directory (or pytest's root).
@@ -44,7 +44,7 @@ class Underway:
 
     Args:
         root: the folder that holds ``.rpcprops``.
-        kind: "program", "upstream" or "pytest", as in an artefact.
+        kind: the tag of what runs here, as in an artefact, unless :meth:`begin` is told another.
     """
 
     def __init__(self, root: Path, kind: str = "program") -> None:
@@ -83,27 +83,24 @@ class Underway:
         """Write down that a cluster starts."""
         if not self._subject:
             return
-        kind, program = self._kind, cluster.program
-        if kind == "pytest":
-            self._plans += (cluster.plan,)
-            self._sizes += (cluster.world_size,)
-        else:
-            self._plans, self._sizes = (cluster.plan,), (cluster.world_size,)
-            if program is None:
+        kind = kind_of(self._kind).in_cluster(init=cluster.init)
+        if not kind.by_pytest:
+            if cluster.program is None:
                 return
-            if kind == "program" and not cluster.init:
-                kind = "reinit"
+            self.again()
+        self._plans += (cluster.plan,)
+        self._sizes += (cluster.world_size,)
         self._write(
             artefacts.Artefact(
-                kind=kind,
+                kind=kind.tag,
                 subject=self._subject,
                 promise="",
-                program=program,
+                program=cluster.program,
                 plans=self._plans,
                 clock_rate=cluster.rate,
                 transport=cluster.transport,
                 reproduction=self._reproduction(),
-                rootdir=str(self.root) if kind == "pytest" else "",
+                rootdir=str(self.root) if kind.by_pytest else "",
                 world_sizes=self._sizes,
                 underway=True,
             )
@@ -181,8 +178,9 @@ def collect(root: Path, *, removes: bool = True) -> list[Died]:
             artefact = artefacts.read(path)
         except (UsageError, OSError):
             continue
-        head = _head(artefact.program, artefact.plans, artefact.sizes)
-        moved = artefacts.write_or_say(replace(artefact, head=head), root / artefacts.DIRECTORY)
+        moved = artefacts.write_or_say(
+            replace(artefact, head=_head(artefact)), root / artefacts.DIRECTORY
+        )
         if not isinstance(moved, Path):
             moved = path  # it can be replayed from where it is
         elif removes:
@@ -208,17 +206,14 @@ def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
     return f"{who} died during {first.subject}: {replay_line(first.path)}{more}"
 
 
-def _head(
-    program: Program | None, plans: tuple[FaultPlan, ...], sizes: tuple[int, ...]
-) -> tuple[str, ...]:
-    from rpcprops.report._text import describe_plan, describe_program
+def _head(artefact: artefacts.Artefact) -> tuple[str, ...]:
+    from rpcprops.report._text import describe_plan
 
     lines = ["died     this was under way when its process ended"]
-    for plan, size in zip(plans, sizes, strict=False):
+    for plan, size in zip(artefact.plans, artefact.sizes, strict=False):
         lines += describe_plan(plan, size)
-    if program is not None:
-        lines += describe_program(program)
-    return tuple(lines)
+    kind = kind_of(artefact.kind)
+    return (*lines, *kind.foreword, *kind.describe(artefact.subject, artefact.program))
 
 
 @functools.cache

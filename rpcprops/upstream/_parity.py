@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rpcprops._files import GrowingFile, write_whole
-from rpcprops.errors import UsageError
 from rpcprops.upstream._examine import UpstreamResult
 
 #: How a row of PyTorch's harness begins.
@@ -113,24 +112,27 @@ def rows_file(path: Path) -> GrowingFile:
     return GrowingFile(path, "row of PyTorch's harness", _BEGINS, "name another --harness")
 
 
+def _row(line: bytes) -> tuple[tuple[str, str], dict[str, Any]] | None:
+    """The row in a line, and whose it is; nothing in a part that a run that was killed left."""
+    try:
+        row = json.loads(line)
+        if not isinstance(row["verdict"], str):
+            msg = "its verdict is no text"
+            raise TypeError(msg)
+        return (str(row["class"]), str(row["name"])), row
+    except (ValueError, KeyError, TypeError, RecursionError):
+        if line.startswith(_BEGINS[: len(line)]):
+            return None
+        raise
+
+
 def read_rows(file: GrowingFile) -> list[dict[str, Any]]:
     """The rows of a record file that grew in pieces; of a test that is there twice, the last.
 
     Raises:
         UsageError: a line is no row, and no part of one (which a run that was killed leaves).
     """
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, line in enumerate(file.lines(), 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["verdict"], str):
-                raise TypeError(row)
-            rows[str(row["class"]), str(row["name"])] = row
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if not line.startswith(_BEGINS[: len(line)]):
-                msg = f"{file.path}, line {number}: no {file.what}; {file.remedy}."
-                raise UsageError(msg) from None
-    return list(rows.values())
+    return list(dict(filter(None, file.read(_row))).values())
 
 
 if __name__ == "__main__":

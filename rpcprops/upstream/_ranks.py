@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops._kinds import Kind
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster._finder import UPSTREAM
 from rpcprops.confirmation import OWN_CODE_SLACK
@@ -17,6 +20,7 @@ from rpcprops.oracle import account
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Observation
+from rpcprops.report._artefact import Artefact
 from rpcprops.runner import Runner
 from rpcprops.upstream import _entry
 from rpcprops.upstream._data import RankVerdict, UpstreamTest
@@ -187,6 +191,22 @@ class UpstreamRanks:
             init=False,
             deadline=_REAL_DEADLINE if rate == 1.0 else _FAST_DEADLINE,
         )
+
+
+class OfPyTorch(Kind):
+    """A test of PyTorch's own, which is named by its suite and its method."""
+
+    def describe(self, name: str, program: Program | None) -> list[str]:
+        """Its name: its program is empty."""
+        return [f"test     {name}, PyTorch's own"]
+
+    def observer(
+        self, runner: Runner, artefact: Artefact, plan: FaultPlan
+    ) -> Callable[..., Observation]:
+        """Its verdict, as in PyTorch's harness."""
+        ranks = UpstreamRanks(runner.server)
+        case = UpstreamCase.of(ranks.test(artefact.subject), plan)
+        return partial(ranks.observe, runner, case)
 
 
 def _has_failed(result: RankVerdict) -> bool:

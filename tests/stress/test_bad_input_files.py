@@ -358,7 +358,7 @@ def test_states_of_sweeps(
         **{"plan": plan, "promise": promise, "verdict": verdict},
         **{"findings": [promise], "accepted": [promise], "broken": promise},
     }
-    head = json.dumps(_state(place)._head).encode()
+    head = _state(place)._file.begins
     path.write_bytes(b"\n".join([head, *blob, json.dumps(own).encode(), b""]))
     state = refused(lambda: _state(place))
     if state is not None:

@@ -176,13 +176,13 @@ def test_failures_and_delays_of_one_rank_come_together() -> None:
 
 
 def test_ranks_beyond_the_program_are_idle_but_asked() -> None:
-    """In a larger world an afflicted idle rank is accounted for without a prediction of its own."""
+    """In a larger world an afflicted idle rank is accounted for, and predicted to send nothing."""
     program = Program(2, (Remote(0, 1, "a"), Drop(0, "a")))
     plan = FaultPlan(FaultTable([DELETE], 2))
     assert account(program, plan, outcome((2, 0, 0))) == (
         FaultCount(0, "failure", DELETE, 2, 2),
         FaultCount(1, "failure", DELETE, 0, 0),
-        FaultCount(2, "failure", DELETE, None, 0),
+        FaultCount(2, "failure", DELETE, 0, 0),
     )
 
 

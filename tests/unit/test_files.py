@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops._files import GrowingFile, Unwritten, check_output, read_regular, write_whole
+from rpcprops._files import (
+    GrowingFile,
+    Unwritten,
+    check_output,
+    read_regular,
+    safe_name,
+    write_whole,
+)
 from rpcprops._printable import printable
 from rpcprops.commands.shared import write_json
 from rpcprops.errors import UsageError
@@ -195,6 +202,41 @@ def test_a_file_begins_anew(tmp_path: Path) -> None:
     file.begin_anew()
     file.append(b'{"ours":1}')
     assert path.read_bytes() == b'{"ours":1}\n'
+
+
+def test_a_first_line_says_what_the_others_are_of(tmp_path: Path) -> None:
+    """It comes with the first line, is none of them, and another file is not gone on with."""
+
+    def grows(first: bytes) -> GrowingFile:
+        return GrowingFile(tmp_path / "l.jsonl", "line", first, "name another", identifies=True)
+
+    file = grows(b'"mine"')
+    file.append()
+    assert file.path.read_bytes() == b""
+    file.append(b"1")
+    file.append(b"2")
+    assert file.path.read_bytes() == b'"mine"\n1\n2\n'
+    assert grows(b'"mine"').read(int) == [1, 2]
+    for other in (b'"mine" ', b'"mine', b'"yours"'):
+        with pytest.raises(UsageError, match=r"line 1: no line; name another\.$"):
+            grows(other).lines()
+    file.append(b"x")
+    with pytest.raises(UsageError, match=r"line 4: no line; name another \(invalid literal"):
+        grows(b'"mine"').read(int)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("a b/../c", "a-b----c", "a-b----c"),
+        ("0" * 50 + "1" * 50, "0" * 50 + "1" * 10, "0" * 10 + "1" * 50),
+        ("漢" * 99, "漢" * 20, "漢" * 20),
+        ("/\udc80\0", "", ""),
+    ],
+)
+def test_any_text_makes_a_part_of_a_file_name(text: str, start: str, end: str) -> None:
+    """It holds no separator and is at most 60 bytes long, from either end."""
+    assert (safe_name(text, keep="start"), safe_name(text, keep="end")) == (start, end)
 
 
 def test_a_report_that_cannot_be_written_changes_no_verdict(

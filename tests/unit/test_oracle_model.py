@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import Prediction, predict
+from rpcprops.oracle import Prediction, predict, predict_in
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
     Bump,
@@ -37,6 +38,7 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
+from tests.worlds._programs import EVERY_KIND, shipped_programs
 
 ACCEPT = MessageType.RREF_CHILD_ACCEPT
 FORK = MessageType.RREF_FORK_REQUEST
@@ -753,3 +755,26 @@ def test_every_send_is_of_an_afflictable_type_and_counted_once() -> None:
         Counter(),
     )
     assert total == Counter(send.message for send in seen.sends)
+
+
+@pytest.mark.parametrize("program", [*shipped_programs()[::3], *EVERY_KIND], ids=lambda p: p.name)
+def test_a_larger_world_has_idle_ranks_alone(program: Program) -> None:
+    """What the program's own ranks must show is the same; the others hold and send nothing."""
+    tables = (FaultTable(), FaultTable(RETRYABLE_MESSAGE_TYPES, 2), FaultTable(["PYTHON_CALL"], 1))
+    for plan in map(FaultPlan, tables):
+        own, wide = predict(program, plan), predict_in(program, plan, program.world_size + 1)
+        idle = {"counters": Counters(), "retried": 0, "calls": {}}
+        idle |= {"given_up": frozenset(), "contexts_left": range(1)}
+        steps = [
+            replace(
+                step,
+                counters=(*step.counters, Counters()) if step.counters else (),
+                failures=(*step.failures, 0) if step.counters else (),
+                calls=(*step.calls, {}) if step.counters else (),
+            )
+            for step in own.steps
+        ]
+        added: dict[str, Any] = {name: (*getattr(own, name), value) for name, value in idle.items()}
+        expected = replace(own, steps=tuple(steps), **added)
+        assert replace(wide, alternatives=()) == replace(expected, alternatives=())
+        assert len(wide.alternatives) == len(own.alternatives)

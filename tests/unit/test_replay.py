@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rpcprops import replay
+from rpcprops import _users_test, replay
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
-from rpcprops.properties import Case, Observation
+from rpcprops.properties import Case, Observation, _base
 from rpcprops.report._artefact import Artefact
 
 PLAN = FaultPlan(
@@ -69,7 +69,7 @@ def _observer(monkeypatch: pytest.MonkeyPatch, broken: Any) -> list[Case]:
         outcome = Outcome(3, clock_rate=400.0)
         return Observation(case, outcome, tuple(Violation(n, "planted") for n in names), ())
 
-    monkeypatch.setattr(replay, "observe", observe)
+    monkeypatch.setattr(_base, "observe", observe)
     return cases
 
 
@@ -117,7 +117,7 @@ def test_a_fault_without_which_nobody_can_judge_is_needed(monkeypatch: pytest.Mo
         predict(case.program, case.plan)
         raise AssertionError(case)
 
-    monkeypatch.setattr(replay, "observe", observe)
+    monkeypatch.setattr(_base, "observe", observe)
 
     def run(names: Sequence[str]) -> replay.Replay:
         return replay.replay_program(artefact, None, times=2, without=names)  # type: ignore[arg-type]
@@ -179,8 +179,8 @@ def test_a_test_is_replayed_in_the_checkout_wherever_its_artefact_lies(
         for where in (path, tmp_path / "x.json", checkout / "x.json"):
             for here in (checkout, checkout / "tests"):
                 monkeypatch.chdir(here)
-                assert replay.root_of(where, artefact) == checkout
-        assert replay.ran_in(artefact, checkout) == (rootdir == checkout)
+                assert _users_test.root_of(where, artefact) == checkout
+        assert _users_test.ran_in(artefact, checkout) == (rootdir == checkout)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "tox.ini", "setup.cfg", "setup.py"])
@@ -198,17 +198,17 @@ def test_the_root_is_the_one_that_pytest_finds(
         monkeypatch.chdir(here)
         (here / "test_own.py").touch()
         file = str((here / "test_own.py").relative_to(root))
-        assert replay.root_of(*_of_a_test(tmp_path / "elsewhere", "", file)) == root
+        assert _users_test.root_of(*_of_a_test(tmp_path / "elsewhere", "", file)) == root
 
 
 def test_a_test_is_never_replayed_in_a_folder_elsewhere(checkout: Path, tmp_path: Path) -> None:
     """Neither in the folder that the artefact names, nor in that where it lies."""
     elsewhere = _project(tmp_path / "elsewhere")
     path, artefact = _of_a_test(elsewhere, elsewhere)
-    assert replay.root_of(path, artefact) == checkout
+    assert _users_test.root_of(path, artefact) == checkout
     (checkout / "tests" / "test_it.py").unlink()
     with pytest.raises(UsageError) as caught:
-        replay.root_of(path, artefact)
+        _users_test.root_of(path, artefact)
     assert f"no test file 'tests/test_it.py' in {str(checkout)!r}." in str(caught.value)
     assert f"The test ran in {str(elsewhere)!r}" in str(caught.value)
 
@@ -216,10 +216,10 @@ def test_a_test_is_never_replayed_in_a_folder_elsewhere(checkout: Path, tmp_path
 def test_a_project_inside_of_another_is_told_by_its_failures(checkout: Path) -> None:
     """Below the working directory: where the artefact says so, or where only it has the file."""
     inner = _project(checkout / "inner")
-    assert replay.root_of(*_of_a_test(inner, inner)) == inner
-    assert replay.root_of(*_of_a_test(inner, "/builds/project")) == checkout
+    assert _users_test.root_of(*_of_a_test(inner, inner)) == inner
+    assert _users_test.root_of(*_of_a_test(inner, "/builds/project")) == checkout
     (inner / "test_own.py").touch()
-    assert replay.root_of(*_of_a_test(inner, "/builds/project", "test_own.py")) == inner
+    assert _users_test.root_of(*_of_a_test(inner, "/builds/project", "test_own.py")) == inner
 
 
 @pytest.mark.parametrize("kind", ["folder", "none"])
@@ -228,4 +228,4 @@ def test_what_is_no_file_is_no_test(checkout: Path, kind: str) -> None:
     if kind == "folder":
         (checkout / "dir.py").mkdir()
     with pytest.raises(UsageError, match=r"no test file 'dir\.py'"):
-        replay.root_of(*_of_a_test(checkout, checkout, "dir.py"))
+        _users_test.root_of(*_of_a_test(checkout, checkout, "dir.py"))

@@ -215,7 +215,7 @@ def test_a_settle_waits_for_what_is_predicted() -> None:
     runner.run(program, plan, world_size=3)
     held = (Counters(), Counters(owners=1, forks=1), Counters())
     assert server.pretended.expected == [(held, (0, 0, 0)), ((Counters(),) * 3, (2, 0, 0))]
-    assert server.pretended.awaited == [({}, {"step0": 1})] * 2
+    assert server.pretended.awaited == [({}, {"step0": 1}, {})] * 2
 
 
 def test_the_ids_of_contexts_reach_later_steps() -> None:

@@ -1,0 +1,243 @@
+"""A test of the user's as what an artefact is of: pytest runs it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rpcprops import _guard
+from rpcprops import clock as clocks
+from rpcprops._kinds import Again, Kind
+from rpcprops.cluster._rates import unasked_real_time
+from rpcprops.errors import UsageError
+from rpcprops.programs import Program
+from rpcprops.replay import Replay, check_faults
+from rpcprops.report._artefact import DIRECTORY, Artefact
+
+#: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
+_NOT_IN_NAMES = ("Cc", "Zl", "Zp")
+
+
+class OfUser(Kind):
+    """A test of the user's."""
+
+    by_pytest = True
+
+    def describe(self, name: str, program: Program | None) -> list[str]:
+        """Nothing: its name says it."""
+        return []
+
+    def may_break(self, promise: str) -> bool:
+        """What a user's test raised may be an exception of the user's own."""
+        return promise.isidentifier()
+
+    def check(self, artefact: Artefact) -> None:
+        """Its subject becomes an argument of pytest's."""
+        if not _is_node_id(artefact.subject):
+            msg = (
+                f"{artefact.subject!r} is no node id of a test (path/to/test.py::name, the path "
+                f"relative and without ..)"
+            )
+            raise UsageError(msg)
+
+    def notes(self, artefact: Artefact, again: Again) -> list[str]:
+        """Where it is replayed, if that is not where it ran; why it has no fast clock."""
+        found: list[str] = []
+        root = root_of(again.file, artefact)
+        if not ran_in(artefact, root):
+            where = "which is not where you are: it is replayed in"
+            found.append(f"the test ran in {artefact.rootdir!r}, {where} {str(root)!r}")
+        problem = clocks.library_problem()
+        if again.clock == "auto" and problem:
+            found.append(unasked_real_time(problem))
+        return found
+
+    def replay(
+        self,
+        artefact: Artefact,
+        again: Again,
+        without: Sequence[str] = (),
+        on_run: Callable[[int, tuple[str, ...]], None] | None = None,
+    ) -> Replay:
+        """pytest has ranks of its own, and prints what it runs unless nobody wants to know."""
+        clock = None if again.clock == "auto" else again.clock
+        return replay_test(
+            again.file,
+            artefact,
+            times=again.times,
+            without=without,
+            clock=clock,
+            quiet=on_run is None,
+        )
+
+    def told(self, result: Replay) -> str:
+        """With its name, which pytest's output does not end with."""
+        return f"{result} ({result.artefact.subject})"
+
+
+def root_of(path: Path, artefact: Artefact) -> Path:
+    """The folder in which pytest runs the test of an artefact: one of the user's, never another.
+
+    It is pytest's root folder of the working directory, or the folder that holds the
+    ``.rpcprops/failures`` in which the artefact lies, where that is the working directory or one
+    above or below it. The folder that the artefact names decides between the two, and is no third:
+    an artefact may come from somebody else, and pytest runs the conftest.py of its folder.
+
+    Raises:
+        UsageError: the file of the test is in neither.
+    """
+    here = Path.cwd()
+    folders = [_pytest_root(here)]
+    failures = path.resolve().parent
+    if failures.parts[-2:] == DIRECTORY.parts:
+        holder = failures.parents[1]
+        if here.is_relative_to(holder) or holder.is_relative_to(here):
+            folders.append(holder)
+    folders.sort(key=lambda folder: not ran_in(artefact, folder))
+    file = artefact.subject.partition("::")[0]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder
+    tried = " or ".join(dict.fromkeys(repr(str(folder)) for folder in folders))
+    msg = (
+        f"there is no test file {file!r} in {tried}. The test ran in {artefact.rootdir!r}, and is "
+        f"replayed only where you are; change to the folder that {file!r} is relative to."
+    )
+    raise UsageError(msg)
+
+
+def ran_in(artefact: Artefact, folder: Path) -> bool:
+    """Whether an artefact says that its test ran in that folder."""
+    try:
+        return bool(artefact.rootdir) and os.path.realpath(artefact.rootdir) == str(folder)
+    except ValueError:
+        return False  # no name of a folder: it holds a NUL, say
+
+
+def _pytest_root(folder: Path) -> Path:
+    """The root folder that pytest finds from `folder`: the nearest with its settings, or itself.
+
+    As in pytest's documentation ("finding the rootdir").
+    """
+    candidates = (folder, *folder.parents)
+    for name in ("settings", "pyproject.toml", "setup.py"):
+        for candidate in candidates:
+            if name == "settings":
+                if _has_settings(candidate):
+                    return candidate
+            elif (candidate / name).is_file():
+                return candidate
+    return folder
+
+
+def _has_settings(folder: Path) -> bool:
+    names = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")
+    if any((folder / name).is_file() for name in names):
+        return True
+    try:
+        if "pytest" in tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["tool"]:
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    for name, section in (("tox.ini", "[pytest]"), ("setup.cfg", "[tool:pytest]")):
+        try:
+            lines = (folder / name).read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            continue
+        if any(line.strip() == section for line in lines):
+            return True
+    return False
+
+
+def replay_test(
+    path: Path,
+    artefact: Artefact,
+    *,
+    times: int,
+    without: Sequence[str] = (),
+    clock: str | None,
+    quiet: bool = False,
+) -> Replay:
+    """Run the test of an artefact again in pytest, `times` times on the example that failed.
+
+    A test that draws inside its body, or one without Hypothesis, takes a pytest for each time.
+
+    Args:
+        without: names of faults that no cluster of the test gets.
+        clock: as for ``--rpc-clock``; None leaves pytest's own choice.
+        quiet: keep what pytest prints, and show it only when it cannot run the test.
+
+    Raises:
+        UsageError: the test is not below the folder where the command runs (see :func:`root_of`),
+            the artefact has not those faults, or pytest cannot run the test.
+    """
+    folder = root_of(path, artefact)
+    dropped = check_faults(artefact, without)
+    command = [sys.executable, "-m", "pytest", f"--rpc-replay={path.resolve()}"]
+    command += ["--rootdir=.", "-p", "no:cacheprovider", "-q"]
+    command.append(f"--rpc-transport={artefact.transport}")
+    command += [f"--rpc-without-fault={name}" for name in dropped]
+    if clock is not None:
+        command.append(f"--rpc-clock={clock}")
+    result = Replay(artefact, (), without=dropped)
+    with _guard.scratch("rpcprops-replay-") as scratch:
+        while result.times < times:
+            answer = scratch / f"answer{result.times}.json"
+            options = [
+                f"--rpc-replay-times={times - result.times}",
+                f"--rpc-replay-answer={answer}",
+            ]
+            # Behind the hyphens nothing is an option; with ./ in front, an @ names no file of them.
+            done = _guard.run(
+                [*command, *options, "--", f"./{artefact.subject}"],
+                cwd=folder,
+                stdout=subprocess.PIPE if quiet else None,
+            )
+            if done.returncode < 0:
+                name = f"killed by {signal.Signals(-done.returncode).name}"
+                result = replace(result, seen=(*result.seen, (name,)))
+                continue
+            if done.returncode not in (0, 1) or not answer.exists():
+                if done.stdout:
+                    sys.stdout.buffer.write(done.stdout)
+                code = done.returncode
+                msg = f"pytest could not run {artefact.subject} (its exit code was {code})."
+                raise UsageError(msg)
+            said = json.loads(answer.read_text(encoding="utf-8"))
+            raised = tuple((name,) if name else () for name in said["raised"])
+            result = replace(
+                result,
+                seen=result.seen + raised,
+                rate=said["rate"],
+                clock_problem=said["clock_problem"],
+            )
+    return result
+
+
+def _is_node_id(subject: str) -> bool:
+    """Whether `subject` is ``path/to/test.py::name``, with a path that goes down from a folder.
+
+    It becomes an argument of pytest's, which takes what begins with a hyphen for an option, and
+    reads options from the file that follows an @.
+    """
+    try:
+        os.fsencode(subject)
+    except UnicodeEncodeError:
+        return False
+    file, separator, name = subject.partition("::")
+    parts = file.split("/")
+    return (
+        bool(separator and name)
+        and file.endswith(".py")
+        and not subject.startswith(("-", "@"))
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(unicodedata.category(c) in _NOT_IN_NAMES for c in subject)
+    )
