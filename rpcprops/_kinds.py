@@ -18,12 +18,12 @@ from rpcprops.errors import UsageError, is_promise
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rpcprops._replay import Replay
     from rpcprops.faults import FaultPlan
     from rpcprops.outcomes import Outcome
     from rpcprops.programs import Program
     from rpcprops.properties import Case, Observation
-    from rpcprops.replay import Replay
-    from rpcprops.report._artefact import Artefact
+    from rpcprops.report.artefact import Artefact
     from rpcprops.runner import Runner
 
 _HOMES = {
@@ -127,7 +127,7 @@ class Kind:
         on_run: Callable[[int, tuple[str, ...]], None] | None = None,
     ) -> Replay:
         """Run it again, without the faults of those names; `on_run` is told of each run."""
-        from rpcprops.replay import replay_program
+        from rpcprops._replay import replay_program
 
         runner = again.runner()
         return replay_program(artefact, runner, times=again.times, without=without, on_run=on_run)

@@ -16,11 +16,11 @@ from pathlib import Path
 from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._kinds import Again, Kind
+from rpcprops._replay import Replay, check_faults
 from rpcprops.cluster._rates import unasked_real_time
 from rpcprops.errors import UsageError
 from rpcprops.programs import Program
-from rpcprops.replay import Replay, check_faults
-from rpcprops.report._artefact import DIRECTORY, Artefact
+from rpcprops.report.artefact import DIRECTORY, Artefact
 
 #: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
 _NOT_IN_NAMES = ("Cc", "Zl", "Zp")

@@ -50,8 +50,8 @@ from rpcprops.oracle._worlds import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties import broken_promise
-from rpcprops.report._artefact import Artefact, write_or_say
-from rpcprops.report._text import describe_plan, describe_violations, replay_line
+from rpcprops.report.artefact import Artefact, write_or_say
+from rpcprops.report.text import describe_plan, describe_violations, replay_line
 from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
 from rpcprops.torch_facts import facts_of
 

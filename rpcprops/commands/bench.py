@@ -31,8 +31,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what an example costs, against PyTorch's own harness and two bare floors."""
-    from rpcprops.bench import Bench
-    from rpcprops.report._artefact import versions
+    from rpcprops._bench import Bench
+    from rpcprops.report.artefact import versions
 
     if json_file is not None:
         check_output("--json", json_file)

@@ -73,8 +73,8 @@ def check(
     from rpcprops.commands.database import Database
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, examine
-    from rpcprops.report import _underway
-    from rpcprops.report._text import describe_faults, describe_logs, describe_plan
+    from rpcprops.report.text import describe_faults, describe_logs, describe_plan
+    from rpcprops.report.underway import watched
 
     if list_only:
         for prop in PROPERTIES.values():
@@ -91,14 +91,14 @@ def check(
     unwritten: list[Unwritten] = []
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
-    with running(clock) as runner, _underway.watched(runner.server) as underway:
+    with running(clock) as runner, watched(runner.server) as in_flight:
         out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         say_died()
         try:
             with progress_bar() as progress:
                 for prop in chosen:
                     task = progress.add_task(prop.name, total=count, note="")
-                    underway.begin(prop.name)
+                    in_flight.begin(prop.name)
 
                     def on_example(
                         so_far: Examination, seen: Observation, task: Any = task
@@ -174,8 +174,8 @@ def _verdict_line(result: Examination) -> str:
 
 def _details(result: Examination) -> list[str]:
     """What else is to be said of a verdict, with rich's markup."""
-    from rpcprops.report._artefact import write_or_say
-    from rpcprops.report._text import (
+    from rpcprops.report.artefact import write_or_say
+    from rpcprops.report.text import (
         artefact_of,
         describe_accepted,
         describe_case,
@@ -236,7 +236,7 @@ def _verdict_table(done: list[Examination]) -> Table:
 def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
     from rpcprops._json import to_json
     from rpcprops.oracle import accepted_json
-    from rpcprops.report._artefact import versions
+    from rpcprops.report.artefact import versions
 
     return {
         "versions": versions(),

@@ -19,7 +19,7 @@ def doctor(*, clock: Clock = "auto") -> None:
     from rpcprops.faults import FaultPlan, FaultTable
     from rpcprops.oracle import judge
     from rpcprops.programs import Drop, Fetch, Program, Remote
-    from rpcprops.report._artefact import versions
+    from rpcprops.report.artefact import versions
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, version in versions().items():

@@ -23,7 +23,7 @@ from rpcprops.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.hunt import Batch, Hunt
+    from rpcprops._hunt import Batch, Hunt
     from rpcprops.properties import Observation
 
 _DEFAULT = Path(".rpcprops") / "hunt.jsonl"
@@ -53,8 +53,8 @@ def hunt(
     is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
     failure that real time has confirmed.
     """
-    from rpcprops.hunt import Hunt, go_on, summary
-    from rpcprops.report._text import replay_line
+    from rpcprops._hunt import Hunt, go_on, summary
+    from rpcprops.report.text import replay_line
 
     if file != _DEFAULT:
         check_output("--file", file, grows=True)
@@ -113,8 +113,8 @@ def _show(hunt: Hunt) -> None:
 
 def _accepted_lines(hunt: Hunt) -> list[str]:
     """The documented effects that the hunt met: each with its sentence and an example."""
-    from rpcprops.hunt import summary
-    from rpcprops.report._text import describe_accepted
+    from rpcprops._hunt import summary
+    from rpcprops.report.text import describe_accepted
 
     data = summary(hunt)
     lines: list[str] = []
@@ -124,7 +124,7 @@ def _accepted_lines(hunt: Hunt) -> list[str]:
 
 
 def _table(hunt: Hunt) -> Table:
-    from rpcprops.hunt import summary
+    from rpcprops._hunt import summary
 
     data = summary(hunt)
     table = Table(title=f"hunt, {plain(hunt.path)}", title_justify="left", show_header=False)

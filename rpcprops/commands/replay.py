@@ -33,8 +33,8 @@ from rpcprops.commands.shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.replay import Need, Replay
-    from rpcprops.report._artefact import Artefact
+    from rpcprops._replay import Need, Replay
+    from rpcprops.report.artefact import Artefact
     from rpcprops.runner import Runner
 
 #: Real seconds that telling which faults are needed may take without being asked for.
@@ -82,7 +82,7 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
-    from rpcprops.replay import check_faults, read
+    from rpcprops._replay import check_faults, read
 
     artefact = read(file)
     parse_clock(clock)
@@ -119,6 +119,8 @@ def replay(
             out.print(f"faults by name: {', '.join(artefact.fault_names)}")
         for note in notes:
             out.print(plain(note))
+        if not kind.by_pytest:
+            runner()  # The start of its server is no part of what a try takes.
         began = time.monotonic()
         result = run(without, on_run)
         seconds = time.monotonic() - began
@@ -140,8 +142,8 @@ def _write(
     output: Path | None,
 ) -> NoReturn:
     """Write a script or a test, once it has been run, and leave as a replay does."""
-    from rpcprops.report._as_test import regression_test
-    from rpcprops.report._script import is_ours, script_of, tried
+    from rpcprops.report.as_test import regression_test
+    from rpcprops.report.script import is_ours, script_of, tried
 
     default = file.stem if script else f"test_{re.sub(r'[^0-9A-Za-z]+', '_', file.stem)}"
     path = output or file.with_name(f"{default}.py")
@@ -204,7 +206,7 @@ def _say_needed(
     seconds: float,
 ) -> None:
     """Say which faults a failure needs, if that was asked for or `seconds` a try make it cheap."""
-    from rpcprops.replay import needed
+    from rpcprops._replay import needed
 
     left = [name for name in artefact.fault_names if name not in without]
     if not left:

@@ -29,7 +29,7 @@ from rpcprops.commands.shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.sweep import Cell, Ranks, Record, State
+    from rpcprops._sweep import Cell, Ranks, Record, State
 
 _SHORT = {
     "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
@@ -68,10 +68,10 @@ def sweep(
     What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. A table
     under which the program met a known finding (docs/findings.md) says which.
     """
+    from rpcprops._sweep import State, Sweep, cells, find_program
     from rpcprops.properties import shipped_programs
-    from rpcprops.report import _underway
-    from rpcprops.report._text import failure_lines
-    from rpcprops.sweep import State, Sweep, cells, find_program
+    from rpcprops.report.text import failure_lines
+    from rpcprops.report.underway import watched
 
     if list_only:
         for name, shipped in shipped_programs().items():
@@ -89,7 +89,7 @@ def sweep(
         check_output("--json", json_file)
     chosen = find_program(program)
     places = cells(chosen.world_size, cast("Ranks", ranks))
-    with running(clock) as runner, _underway.watched(runner.server) as underway:
+    with running(clock) as runner, watched(runner.server) as in_flight:
         out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
         say_died()
         state = State(
@@ -103,7 +103,7 @@ def sweep(
         known = sum(state.has(cell) for cell in places)
         if known:
             out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
-        underway.begin(f"sweep-{chosen.name or 'program'}")
+        in_flight.begin(f"sweep-{chosen.name or 'program'}")
         try:
             with progress_bar() as progress:
                 name = plain(chosen.name or program)
@@ -135,7 +135,7 @@ def sweep(
 
 def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:
     from rpcprops._json import to_json
-    from rpcprops.report._artefact import versions
+    from rpcprops.report.artefact import versions
 
     seen = [(cell, state.records.get(cell.plan)) for cell in places]
     records = [record for _, record in seen if record is not None]
@@ -197,7 +197,7 @@ def _show(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> Non
 
 
 def _accepted_lines(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> list[str]:
-    from rpcprops.report._text import describe_accepted
+    from rpcprops.report.text import describe_accepted
 
     plans = [cell.plan for cell in places if cell.plan in state.records]
     lines: list[str] = []

@@ -175,7 +175,7 @@ def show_logs(recorded: Recorded) -> None:
     """Under the debug profile, print what each rank wrote (shown with -s, or on failure)."""
     if profiles.current() != profiles.DEBUG:
         return
-    from rpcprops.report._text import describe_logs, describe_plan
+    from rpcprops.report.text import describe_logs, describe_plan
 
     for plan, outcome in recorded:
         print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))

@@ -28,7 +28,7 @@ from rpcprops.plugin.drawn import (
 from rpcprops.plugin.records import UNDECIDED, Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 
 #: How often the smallest failing example is run again, fast, to tell how often it repeats.
 _REPEATS = 3
@@ -175,7 +175,7 @@ def failure_lines(
     item: pytest.Item, error: BaseException, record: ItemRecord, session: Session
 ) -> list[str]:
     """What to tell of the smallest failing example of a test; its artefact is written first."""
-    from rpcprops.report._text import replay_line
+    from rpcprops.report.text import replay_line
 
     smallest = record.smallest
     if smallest is None:
@@ -210,7 +210,7 @@ def failure_lines(
 
 def _described(failing: Failing, left_out: int) -> list[str]:
     """The clusters of a failing example in words, after `left_out` that were not kept."""
-    from rpcprops.report import _text as text
+    from rpcprops.report import text
 
     lines: list[str] = []
     if left_out:

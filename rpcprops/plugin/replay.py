@@ -19,7 +19,7 @@ from rpcprops.plugin.examples import call, show_logs, watched
 from rpcprops.plugin.failures import run_again
 from rpcprops.plugin.records import UNWRITTEN, Failing, ItemRecord
 from rpcprops.plugin.session import Session
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 
 
 def choose(items: list[pytest.Item], path: Path) -> None:

@@ -16,7 +16,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
 from rpcprops.plugin.records import ItemRecord, Recorded
-from rpcprops.report._underway import Underway
+from rpcprops.report.underway import Underway
 
 #: How many clusters of an example are kept for the report of its failure, about 8 KB each.
 MOST_KEPT = 256

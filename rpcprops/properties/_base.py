@@ -23,7 +23,7 @@ from rpcprops.oracle import (
 )
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
-from rpcprops.report._artefact import Artefact
+from rpcprops.report.artefact import Artefact
 from rpcprops.runner import Runner
 
 

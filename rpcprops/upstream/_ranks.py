@@ -20,7 +20,7 @@ from rpcprops.oracle import account
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Observation
-from rpcprops.report._artefact import Artefact
+from rpcprops.report.artefact import Artefact
 from rpcprops.runner import Runner
 from rpcprops.upstream import _entry
 from rpcprops.upstream._data import RankVerdict, UpstreamTest

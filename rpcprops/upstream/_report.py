@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpcprops._files import write_whole
-from rpcprops.report._artefact import versions
+from rpcprops.report.artefact import versions
 from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
 from rpcprops.upstream._parity import parity_of

@@ -17,8 +17,8 @@ from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.plugin.options import UpstreamOptions
-from rpcprops.report._artefact import DIRECTORY, write_or_say
-from rpcprops.report._text import artefact_of, failure_lines
+from rpcprops.report.artefact import DIRECTORY, write_or_say
+from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 from rpcprops.upstream import _report
 from rpcprops.upstream._data import UpstreamTest
@@ -31,7 +31,7 @@ from rpcprops.upstream._examine import (
 from rpcprops.upstream._ranks import DEFAULT_RATE, UpstreamRanks
 
 if TYPE_CHECKING:
-    from rpcprops.report._underway import Underway
+    from rpcprops.report.underway import Underway
 
 #: The name under which a report carries what a test came to, as JSON.
 PROPERTY = "rpcprops-upstream"

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rpcprops.bench import Bench, Figures, Kind, failing, long_program, small_program
+from rpcprops._bench import Bench, Figures, Kind, failing, long_program, small_program
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import predict
 from rpcprops.pytest_plugin import ClusterFactory

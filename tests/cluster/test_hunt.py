@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rpcprops.hunt import Hunt
+from rpcprops._hunt import Hunt
 
 #: Real seconds: far above what these hunts take.
 HUNT_SECONDS = 100

@@ -18,8 +18,8 @@ from rpcprops.outcomes import Violation
 from rpcprops.programs import Call, Drop, Fetch, Own, Program, Remote, Share
 from rpcprops.properties import PROPERTIES, observe
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.report._artefact import Artefact, write
-from rpcprops.report._script import script_of
+from rpcprops.report.artefact import Artefact, write
+from rpcprops.report.script import script_of
 from rpcprops.runner import Runner
 
 SECONDS = 500

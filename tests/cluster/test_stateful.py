@@ -15,12 +15,12 @@ from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from torch.distributed import rpc
 
 from rpcprops import Cluster, FaultPlan, FaultTable, strategies
+from rpcprops._replay import replay_program
 from rpcprops.errors import RRefLeak, UsageError, WrongValue
 from rpcprops.outcomes import Counters, StepOutcome
 from rpcprops.programs import Bump, Own
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.replay import replay_program
-from rpcprops.report._artefact import read
+from rpcprops.report.artefact import read
 from rpcprops.runner import Runner
 from rpcprops.stateful import ClusterMachine
 

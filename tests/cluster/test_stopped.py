@@ -19,7 +19,7 @@ from rpcprops import _guard
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Pause, Program
-from rpcprops.report._artefact import Artefact, write
+from rpcprops.report.artefact import Artefact, write
 
 #: Real seconds that are promised.
 STOP_SECONDS = 3.0
@@ -129,7 +129,7 @@ def test_no_folder_outlives_a_replay_between_its_runs(marked: Marked, tmp_path: 
     (tmp_path / "tmp").mkdir()
     code = (
         "import sys, time; from pathlib import Path; from rpcprops import _guard, replay\n"
-        "from rpcprops.report._artefact import Artefact\n"
+        "from rpcprops.report.artefact import Artefact\n"
         "_guard.run = lambda *_, **__: (print('started', flush=True), time.sleep(300))\n"
         f"made = Artefact('pytest', 'test_it.py::test_it', 'RankDied', rootdir={str(tmp_path)!r})\n"
         "replay.replay_test(Path('x.json'), made, times=1, clock=None)"

@@ -16,8 +16,8 @@ from rpcprops.oracle import judge
 from rpcprops.outcomes import Violation
 from rpcprops.properties import Case, Property, _base, _programs, examine
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.report._artefact import read, write
-from rpcprops.report._text import artefact_of, failure_lines
+from rpcprops.report.artefact import read, write
+from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 from rpcprops.strategies import fault_plans
 

@@ -7,8 +7,8 @@ from hypothesis import settings
 
 from rpcprops.properties import PROPERTIES, examine
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.report._artefact import write
-from rpcprops.report._text import artefact_of, failure_lines
+from rpcprops.report.artefact import write
+from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.

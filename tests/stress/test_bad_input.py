@@ -39,7 +39,7 @@ from rpcprops.profiles import NIGHTLY, current
 from rpcprops.programs import Drop, Fetch, Remote, Settle
 from rpcprops.properties import PROPERTIES
 from rpcprops.properties._catalogue import shipped_programs
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 
 F = TypeVar("F", bound=Callable[..., None])
 

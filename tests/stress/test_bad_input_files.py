@@ -22,18 +22,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rpcprops._hunt import Batch, Hunt, summary
 from rpcprops._json import to_json
+from rpcprops._sweep import Record, State, cells, find_program
 from rpcprops.commands import hunt as hunt_command
 from rpcprops.commands import sweep as sweep_command
 from rpcprops.commands import upstream as upstream_command
 from rpcprops.commands.shared import say_died
 from rpcprops.errors import UsageError
-from rpcprops.hunt import Batch, Hunt, summary
-from rpcprops.report import _artefact as artefacts
-from rpcprops.report import _underway
-from rpcprops.report._as_test import regression_test
-from rpcprops.report._script import script_of
-from rpcprops.sweep import Record, State, cells, find_program
+from rpcprops.report import artefact as artefacts
+from rpcprops.report import underway
+from rpcprops.report.as_test import regression_test
+from rpcprops.report.script import script_of
 from rpcprops.upstream._data import UpstreamTest
 from tests.stress.test_bad_input import (
     PLAN,
@@ -403,7 +403,7 @@ def test_records_of_the_harness(place: Path, blob: list[bytes]) -> None:
 )
 def test_examples_under_way(place: Path, blob: bytes, name: str, kind: str) -> None:
     """Whatever lies where examples under way are kept, the next run starts and tells it well."""
-    folder = place / _underway.DIRECTORY
+    folder = place / underway.DIRECTORY
     folder.mkdir(parents=True, exist_ok=True)
     canary = place / "canary.json"
     canary.write_bytes(blob)

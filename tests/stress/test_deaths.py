@@ -25,7 +25,7 @@ import pytest
 
 from rpcprops import FaultPlan, FaultTable, Program
 from rpcprops.programs import Drop, Remote
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 from tests.stress import _processes as processes
 from tests.stress._processes import Run
 

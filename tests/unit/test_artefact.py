@@ -17,8 +17,8 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RankOutcome, StepOutcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
-from rpcprops.report._artefact import FORMAT, Artefact, read, versions, write, write_or_say
-from rpcprops.report._text import replay_line
+from rpcprops.report.artefact import FORMAT, Artefact, read, versions, write, write_or_say
+from rpcprops.report.text import replay_line
 
 PROGRAM = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), "small")
 PLAN = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 3, {"PYTHON_CALL": 1.5})})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from rpcprops import errors, runner, stateful, sweep
+from rpcprops import _sweep as sweep
+from rpcprops import errors, runner, stateful
 from rpcprops.confirmation import Confirmation, Sight, confirm, is_decided, rungs
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.faults import FaultPlan

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rpcprops._hunt import HUNTED, Batch, Hunt, digest, summary
 from rpcprops.errors import UsageError
-from rpcprops.hunt import HUNTED, Batch, Hunt, digest, summary
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
 from rpcprops.properties import Case

@@ -122,7 +122,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import rpcprops", {"torch", "numpy", "hypothesis", "pytest", "_pytest", "rich", "typer"}),
         ("import rpcprops.strategies", {"torch", "numpy", "pytest", "_pytest", "rich"}),
-        ("import rpcprops.properties, rpcprops.report._text, rpcprops.replay", {"torch", "numpy"}),
+        ("import rpcprops.properties, rpcprops.report.text, rpcprops._replay", {"torch", "numpy"}),
         ("import rpcprops.cli", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
         ("import rpcprops.pytest_plugin", {"torch", "numpy"}),
         ("import rpcprops.oracle", {"torch", "numpy", "hypothesis", "pytest"}),
@@ -247,7 +247,7 @@ def test_one_module_names_the_backend_of_an_agent(agent: Agent) -> None:
         for name, path in MODULES.items()
         if any(re.search(rf"\b{agent.name}\b", text) for text in strings(path))
     }
-    scripts = {name for name in naming if name.startswith("rpcprops.report._script")}
+    scripts = {name for name in naming if name.startswith("rpcprops.report.script")}
     assert naming - scripts == {type(agent).__module__}
 
 

@@ -15,7 +15,7 @@ from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.properties import Case, Observation, _base
-from rpcprops.report._artefact import Artefact
+from rpcprops.report.artefact import Artefact
 
 PLAN = FaultPlan(
     FaultTable(["RREF_USER_DELETE"], 2),
@@ -101,9 +101,9 @@ def test_an_example_that_was_under_way_fails_or_holds(monkeypatch: pytest.Monkey
     """What was only under way broke no promise yet: it fails with whatever it breaks, or holds."""
     underway = Artefact("program", "planted", "", program=PROGRAM, plans=(PLAN,), underway=True)
     _observer(monkeypatch, lambda _, n: ["RankDied"] if n == 1 else [])
-    result = replay.replay_program(underway, None, times=2)  # type: ignore[arg-type]
+    result = replay.replay_program(underway, None, times=2)
     assert str(result) == "fails: RankDied in 1 of 2 runs at rate 400"
-    again = replay.replay_program(underway, None, times=1)  # type: ignore[arg-type]
+    again = replay.replay_program(underway, None, times=1)
     assert str(again) == "holds: no failure of 1 runs at rate 400"
 
 
@@ -120,7 +120,7 @@ def test_a_fault_without_which_nobody_can_judge_is_needed(monkeypatch: pytest.Mo
     monkeypatch.setattr(_base, "observe", observe)
 
     def run(names: Sequence[str]) -> replay.Replay:
-        return replay.replay_program(artefact, None, times=2, without=names)  # type: ignore[arg-type]
+        return replay.replay_program(artefact, None, times=2, without=names)
 
     (need,) = replay.needed(artefact, run)
     assert need.is_needed
@@ -136,7 +136,7 @@ def test_which_faults_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     def run(names: Sequence[str]) -> replay.Replay:
-        return replay.replay_program(ARTEFACT, None, times=2, without=names)  # type: ignore[arg-type]
+        return replay.replay_program(ARTEFACT, None, times=2, without=names)
 
     found = replay.needed(ARTEFACT, run, without=["2:RREF_USER_DELETE"])
     assert [need.name for need in found if need.is_needed] == ["1:delay:PYTHON_CALL"]

@@ -42,10 +42,10 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
-from rpcprops.report._artefact import Artefact
-from rpcprops.report._as_test import regression_test
-from rpcprops.report._script import MARK, is_ours, literal, script_of, step_function
 from rpcprops.report._sources import Sources
+from rpcprops.report.artefact import Artefact
+from rpcprops.report.as_test import regression_test
+from rpcprops.report.script import MARK, is_ours, literal, script_of, step_function
 from tests.unit._toy_step import Toy
 
 EVERY = Program(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rpcprops import sweep
+from rpcprops import _sweep as sweep
 from rpcprops._json import to_json
 from rpcprops.commands.sweep import _maps, _report, _summary
 from rpcprops.errors import UsageError
@@ -19,7 +19,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Drop, Program, Remote
 from rpcprops.properties import Case, Observation
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 
 PROGRAM = Program(3, (Remote(0, 1, "a"), Drop(0, "a")), "mine")
 

@@ -16,8 +16,8 @@ from rpcprops.outcomes import Counters, Outcome, RankOutcome, Violation
 from rpcprops.programs import STEP_TYPES, Program
 from rpcprops.properties import Case, Failure, Repeats
 from rpcprops.properties import _programs as shipped
-from rpcprops.report import _artefact
-from rpcprops.report._text import (
+from rpcprops.report import artefact as artefacts
+from rpcprops.report.text import (
     artefact_of,
     describe_end,
     describe_faults,
@@ -195,7 +195,7 @@ def test_a_case_of_reinitialised_ranks_says_so_first() -> None:
 
 def test_the_artefact_of_a_failure_holds_all_of_it(tmp_path: Path) -> None:
     """What is written of a failure, and read back, is its case, its outcome and its words."""
-    artefact = _artefact.read(_artefact.write(artefact_of(FAILURE), tmp_path))
+    artefact = artefacts.read(artefacts.write(artefact_of(FAILURE), tmp_path))
     assert artefact.kind == "program"
     assert (artefact.program, artefact.plans) == (FAILURE.case.program, (FAILURE.case.plan,))
     assert (artefact.subject, artefact.promise) == (FAILURE.property, FAILURE.promise)

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from rpcprops import replay
+from rpcprops import _replay as replay
 from rpcprops._json import from_json, to_json
+from rpcprops._sweep import Record
 from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.errors import UsageError
 from rpcprops.faults import (
@@ -28,12 +29,11 @@ from rpcprops.outcomes import Outcome, RankOutcome, Violation
 from rpcprops.programs import Call, Program
 from rpcprops.properties import Case, Observation
 from rpcprops.properties._sample import real_waits
-from rpcprops.report._artefact import Artefact
-from rpcprops.report._as_test import regression_test
-from rpcprops.report._script import script_of
-from rpcprops.report._text import describe_faults, describe_plan
+from rpcprops.report.artefact import Artefact
+from rpcprops.report.as_test import regression_test
+from rpcprops.report.script import script_of
+from rpcprops.report.text import describe_faults, describe_plan
 from rpcprops.strategies import programs
-from rpcprops.sweep import Record
 from tests._draws import draws
 from tests.worlds._ideal import ideal, with_rank
 

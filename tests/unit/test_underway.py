@@ -18,8 +18,8 @@ import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.properties import _programs
-from rpcprops.report import _artefact as artefacts
-from rpcprops.report._underway import (
+from rpcprops.report import artefact as artefacts
+from rpcprops.report.underway import (
     DIRECTORY,
     FOREIGN_SECONDS,
     Underway,
@@ -161,7 +161,7 @@ def test_other_namespaces_are_not_taken_for_dead(tmp_path: Path) -> None:
 
 def test_a_file_of_another_pid_namespace_is_named_so(tmp_path: Path) -> None:
     """Two processes of one machine that have numbers of their own write two kinds of names."""
-    code = "from pathlib import Path; from rpcprops.report import _underway as u; print(u._here())"
+    code = "from pathlib import Path; from rpcprops.report import underway as u; print(u._here())"
     command = [sys.executable, "-c", code]
     here = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     assert Underway(tmp_path).path.stem.endswith(f"-{here.strip()}")

@@ -17,7 +17,7 @@ import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import Program
-from rpcprops.report._artefact import Artefact, read, write
+from rpcprops.report.artefact import Artefact, read, write
 
 RPCPROPS = [sys.executable, "-m", "rpcprops"]
 #: Real seconds, far above what a command takes here.

@@ -29,8 +29,8 @@ from rpcprops.oracle._prediction import Prediction
 from rpcprops.oracle._worlds import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
-from rpcprops.report._artefact import Artefact
 from rpcprops.report._sources import Sources
+from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank._lookup import arguments_of, place_of
 
 #: The first or second line of everything that replay generates.

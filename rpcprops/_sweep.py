@@ -27,8 +27,8 @@ from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure, Observation, Repeats, observe, shipped_programs
-from rpcprops.report import _artefact as artefacts
-from rpcprops.report._text import artefact_of
+from rpcprops.report import artefact as artefacts
+from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 
 Ranks = Literal["all", "each", "pairs"]

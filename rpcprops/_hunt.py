@@ -20,9 +20,9 @@ from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
-from rpcprops.report._artefact import versions, write_or_say
-from rpcprops.report._text import artefact_of, describe_case
-from rpcprops.report._underway import watched
+from rpcprops.report.artefact import versions, write_or_say
+from rpcprops.report.text import artefact_of, describe_case
+from rpcprops.report.underway import watched
 from rpcprops.runner import Runner
 
 #: What is hunted in, batch by batch, in turn.

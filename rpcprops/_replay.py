@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
-from rpcprops.report._artefact import Artefact, read
+from rpcprops.report.artefact import Artefact, read
 from rpcprops.runner import Runner
 
 Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]

@@ -26,7 +26,7 @@ from rpcprops._kinds import kind_of
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.report import _artefact as artefacts
+from rpcprops.report import artefact as artefacts
 
 #: Below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "underway"
@@ -196,7 +196,7 @@ def describe_died(root: Path) -> str:
 
 def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
     """One line about examples under way when their processes died; empty when there are none."""
-    from rpcprops.report._text import replay_line
+    from rpcprops.report.text import replay_line
 
     if not found:
         return ""
@@ -207,7 +207,7 @@ def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
 
 
 def _head(artefact: artefacts.Artefact) -> tuple[str, ...]:
-    from rpcprops.report._text import describe_plan
+    from rpcprops.report.text import describe_plan
 
     lines = ["died     this was under way when its process ended"]
     for plan, size in zip(artefact.plans, artefact.sizes, strict=False):

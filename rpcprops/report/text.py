@@ -12,7 +12,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties import Case, Failure
-from rpcprops.report._artefact import Artefact
+from rpcprops.report.artefact import Artefact
 
 
 def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
@@ -90,7 +90,7 @@ def replay_line(artefact: Path | Unwritten | str) -> str:
     """The command that runs an artefact again, or why there is none.
 
     Args:
-        artefact: what :func:`rpcprops.report._artefact.write_or_say` gave, or its text.
+        artefact: what :func:`rpcprops.report.artefact.write_or_say` gave, or its text.
     """
     if str(artefact).startswith(COULD_NOT):
         return str(artefact)

@@ -8,8 +8,8 @@ from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.programs import STEP_TYPES
-from rpcprops.report._artefact import Artefact
-from rpcprops.report._script import MARK, refuse, wrapped
+from rpcprops.report.artefact import Artefact
+from rpcprops.report.script import MARK, refuse, wrapped
 
 
 def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
