@@ -24,9 +24,8 @@ class Agent:
         can_fail: the message types whose sends it can make fail.
         can_delay: those that it can hold up.
         retries: how often it sends each type again after a failed send, where it does at all.
-        script_import: the line that makes the backend known in a script of plain torch.
-        script_backend: the expression for the backend there, after ``import
-            torch.distributed.rpc as rpc``.
+        module: the module of torch's that makes the backend known when it is imported; empty where
+            ``torch.distributed.rpc`` itself does.
     """
 
     name: ClassVar[str] = ""
@@ -36,11 +35,7 @@ class Agent:
     retries: ClassVar[Mapping[MessageType, int]] = FrozenMap(
         {message: message.max_retries for message in MessageType if message.is_retryable}
     )
-    script_import: ClassVar[str] = ""
-
-    @property
-    def script_backend(self) -> str:
-        return f"rpc.backend_registry.BackendType.{self.name}"
+    module: ClassVar[str] = ""
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
         """What is known of a torch when ranks run this agent.

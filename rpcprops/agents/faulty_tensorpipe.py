@@ -20,7 +20,7 @@ class FaultyTensorPipe(Agent):
 
     name = NAME
     can_fail = can_delay = tuple(MessageType)
-    script_import = f"import torch.distributed.rpc._testing  # registers {NAME}"
+    module = "torch.distributed.rpc._testing"
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
         """Three arguments of ``FaultyTensorPipeRpcBackendOptions``."""

@@ -1,6 +1,6 @@
 """The end of a world: RPC is shut down gracefully in every rank, and each rank exits.
 
-What torch 2.13 does in ``api.py: shutdown`` (lines 382 to 384) is behind the waits here:
+What torch does in ``api.py: shutdown`` is behind the waits here:
 
 * ``_wait_all_workers``, by ``_all_gather``, calls two Python functions with ``rpc_sync`` and
   ``rpc_async``: followers send to the rank of the smallest name, which answers each. These are

@@ -15,7 +15,7 @@ from rpcprops.cluster import _finder, _wire
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
-from rpcprops.programs import STEP_TYPES, Fetch, Parallel, Settle
+from rpcprops.programs import STEP_TYPES, Fetch
 from rpcprops.steps.in_rank import _shared, _sums, autograd
 from rpcprops.steps.in_rank._lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
@@ -28,7 +28,7 @@ def warm_up() -> None:
     """Run what a rank runs, as far as that needs no world."""
     _ = symbols.rref_proxy  # init_rpc imports it
     for kind in STEP_TYPES.values():
-        if kind not in (Parallel, Settle) and place_of(kind)[0] != _finder.TRAINING:
+        if kind.runs and place_of(kind)[0] != _finder.TRAINING:
             importlib.import_module(place_of(kind)[0])
     for _ in range(_REPEATS):
         _ = _make_fixture().rpc_backend_options

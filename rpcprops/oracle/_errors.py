@@ -30,10 +30,6 @@ def _plain(text: str) -> str:
     return re.sub(r"[.*+?(){}|$]", r"[\g<0>]", re.sub(r"[\\^\[\]]", r"\\\g<0>", text))
 
 
-#: The patterns of the newest torch.
-TEXTS = patterns(NEWEST)
-
-
 def error_class(error: RaisedError | None, facts: TorchFacts = NEWEST) -> ErrorClass:
     """The class of an error, "" for none, "unknown" for one that is none of these."""
     if error is None:

@@ -1,6 +1,6 @@
 """The driver of a script: starts the ranks, tells each what to do, and looks for the failure.
 
-Nobody imports this module. Its text stands in every script, whole, from the faulty agent's name on.
+Nobody imports this module. Its text stands in every script, whole, from its first class on.
 What comes before that stands there too, with the values that the failure has (see ``_script.py``);
 those here are of no program at all.
 """
@@ -10,6 +10,7 @@ those here are of no program at all.
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import re
@@ -19,7 +20,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed.rpc._testing  # noqa: F401
 from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
 from torch.distributed import rpc
@@ -31,6 +31,10 @@ BROKEN: str = ""
 
 # The names of the ranks.
 WORLD: tuple[str, ...] = ()
+
+# The agent that fails and delays messages, and the module of torch's that registers it.
+BACKEND: str = ""
+BACKEND_MODULE: str = ""
 
 # What each rank fails to send, how often each, and what it sends late, by how many seconds:
 # arguments of torch's FaultyTensorPipeRpcBackendOptions.
@@ -57,9 +61,6 @@ MAY_LEAK: list[int] = []
 START_SECONDS: float = 180.0
 SHUTDOWN_SECONDS: float = 120.0
 PATIENCE: float = 20.0
-
-# torch's faulty agent, which torch.distributed.rpc._testing registers.
-BACKEND = "FAULTY_TENSORPIPE"
 
 
 class Found(Exception):
@@ -119,6 +120,7 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
 
 def join(rank: int, store: str) -> None:
     """Initialise RPC with this rank's faults."""
+    importlib.import_module(BACKEND_MODULE)
     registry: Any = rpc.backend_registry
     backend = registry.BackendType[BACKEND]
     options = registry.construct_rpc_backend_options(

@@ -19,12 +19,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rpcprops import _guard
+from rpcprops import _guard, agents
 from rpcprops._kinds import kind_of
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
-from rpcprops.oracle._errors import TEXTS
+from rpcprops.oracle._errors import patterns
 from rpcprops.oracle._prediction import Prediction
 from rpcprops.oracle._worlds import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
@@ -32,6 +32,7 @@ from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
 from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank._lookup import arguments_of, place_of
+from rpcprops.torch_facts import NEWEST
 
 #: The first or second line of everything that replay generates.
 MARK = "# Made by rpcprops replay."
@@ -66,20 +67,10 @@ _WORDS: dict[Kind, str] = {
 }
 
 #: What the error of a step that must raise says, as a regular expression.
-_ERRORS = {**TEXTS, "missing": "MissingHandleError"}
+_ERRORS = {**patterns(NEWEST), "missing": "MissingHandleError"}
 
-#: torch's names of what our counters count.
-_TORCH_NAMES = {
-    "owners": "num_owner_rrefs",
-    "forks": "num_forks",
-    "pending_users": "num_pending_users",
-    "pending_futures": "num_pending_futures",
-    "contexts": "num_autograd_contexts",
-    "backward_passes": "num_current_backward_passes",
-    "server_calls": "agent.server_active_calls",
-    "server_async_calls": "agent.server_active_async_calls",
-    "client_calls": "agent.client_active_calls",
-}
+#: torch's key for each of our counters.
+_COUNTERS = NEWEST.counters.all
 
 #: What a script does before it imports torch.
 _BEFORE_TORCH = """def end_in_trouble(*error):
@@ -328,12 +319,13 @@ class _Writer:
 
     def _values(self) -> dict[str, str]:
         """What the driver is told of the failure, as Python, by the name that it has there."""
+        agent = agents.named(agents.default_name())
         tables = [self.plan.table(rank) for rank in range(self.size)]
         if len(set(tables)) == 1:
             faults = "\n".join(["[", *_fault_lines(tables[0]), "] * len(WORLD)"])
         else:
             faults = "\n".join(["[", *(line for t in tables for line in _fault_lines(t)), "]"])
-        counted = list(_TORCH_NAMES.values())
+        counted = list(_COUNTERS.values())
         if self.violation.promise != "CallLeak":
             counted = [name for name in counted if "agent" not in name]
         calls: list[dict[str, int]] | None = None
@@ -344,6 +336,8 @@ class _Writer:
         return {
             "BROKEN": f"{literal(self.kind)}  # {_WORDS[self.kind]}",
             "WORLD": literal(self.names),
+            "BACKEND": literal(agent.name),
+            "BACKEND_MODULE": literal(agent.module),
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
             "COUNTED": _spread(counted),
@@ -463,7 +457,7 @@ def _settle(counters: Sequence[Counters], size: int) -> str:
     held: dict[int, Mapping[str, int]] = {}
     for rank, wanted in enumerate(counters[:size]):
         names = {
-            _TORCH_NAMES[item.name]: getattr(wanted, item.name)
+            _COUNTERS[item.name]: getattr(wanted, item.name)
             for item in fields(wanted)
             if getattr(wanted, item.name)
         }

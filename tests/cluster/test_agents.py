@@ -24,7 +24,6 @@ class LoggedTensorPipe(FaultyTensorPipe):
     """torch's faulty agent under another backend, which notes that it starts."""
 
     name = "LOGGED_TENSORPIPE"
-    script_import = ""
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
         """It has a text of its own."""
@@ -134,8 +133,8 @@ def test_a_table_that_an_agent_cannot_carry_out_is_refused() -> None:
 def test_the_stock_agent_says_what_a_script_needs() -> None:
     """The import line and the backend are Python that names the same backend."""
     stock = agents.named(agents.default_name())
-    assert stock.script_import.startswith("import torch.distributed.rpc._testing")
-    assert stock.script_backend == "rpc.backend_registry.BackendType.FAULTY_TENSORPIPE"
+    assert stock.module == "torch.distributed.rpc._testing"
+    assert stock.name == "FAULTY_TENSORPIPE"
     table = FaultTable(["RREF_USER_DELETE"], 2, {"PYTHON_CALL": 0.5})
     assert stock.arguments(table) == {
         "num_fail_sends": 2,

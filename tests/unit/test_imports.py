@@ -167,7 +167,9 @@ def test_every_module_says_what_it_is(name: str) -> None:
     assert doc.splitlines()[0].rstrip().endswith((".", ":"))
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if f"{n}.".split(".")[1] in DATA])
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if f"{n}.".split(".")[1] in set(DATA) - {"steps"}]
+)
 def test_data_stands_on_nothing_but_data(name: str) -> None:
     """Faults, programs and outcomes import neither torch nor anything that runs or judges them."""
     found = imported(MODULES[name], top_only=False)
@@ -188,6 +190,15 @@ def test_a_kind_of_step_is_given_what_walks_over_programs(name: str) -> None:
     ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
     assert ours <= {"errors", "_given", "faults", "outcomes", "steps"}
     assert roots(found) <= {"rpcprops", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("rpcprops.steps.in_rank.")])
+def test_what_a_step_does_in_a_rank_is_plain_torch(name: str) -> None:
+    """Scripts hold its source, so it knows torch and nothing else of ours."""
+    found = imported(MODULES[name], top_only=False)
+    ours = {module for module in found if module.startswith("rpcprops")}
+    assert all(module.startswith("rpcprops.steps.in_rank.") for module in ours)
+    assert roots(found) <= {"rpcprops", "torch", *sys.stdlib_module_names}
 
 
 def test_the_watcher_is_small() -> None:
@@ -224,8 +235,12 @@ def test_only_ranks_and_the_fixture_import_torch(name: str) -> None:
     assert not found & {f"rpcprops.torch_facts.symbols.{symbol}" for symbol in SYMBOLS}
 
 
-#: Where the symbols stand, and a script that imports nothing of ours.
-MAY_BE_PRIVATE = ("rpcprops.torch_facts.symbols", "rpcprops.upstream._pytorch_harness")
+#: Where the symbols stand, and what runs without rpcprops.
+MAY_BE_PRIVATE = (
+    "rpcprops.torch_facts.symbols",
+    "rpcprops.upstream._pytorch_harness",
+    "rpcprops.report._script_driver",
+)
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n not in MAY_BE_PRIVATE])

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rpcprops import _users_test, replay
+from rpcprops import _replay as replay
+from rpcprops import _users_test
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict

@@ -190,7 +190,7 @@ def test_each_counter_has_one_key() -> None:
 
 
 #: Its texts are the source of a script that runs without rpcprops.
-SCRIPT = ("rpcprops.report.script", "rpcprops.report._script_steps")
+SCRIPT = ("rpcprops.report._script_driver",)
 OTHERS = [name for name in MODULES if not name.startswith("rpcprops.torch_facts")]
 
 

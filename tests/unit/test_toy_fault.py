@@ -27,7 +27,7 @@ from rpcprops.faults import (
 from rpcprops.oracle import FaultCount, account, fired_by_type, judge, predict
 from rpcprops.outcomes import Outcome, RankOutcome, Violation
 from rpcprops.programs import Call, Program
-from rpcprops.properties import Case, Observation
+from rpcprops.properties import Case, Observation, _base
 from rpcprops.properties._sample import real_waits
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.as_test import regression_test
@@ -200,7 +200,7 @@ def test_it_is_found_needed_or_not(monkeypatch: pytest.MonkeyPatch, is_needed: b
         broken = (Violation("RRefLeak", "planted"),) if fails else ()
         return Observation(case, Outcome(2), broken, ())
 
-    monkeypatch.setattr(replay, "observe", observe)
+    monkeypatch.setattr(_base, "observe", observe)
 
     def run(names: Sequence[str]) -> replay.Replay:
         return replay.replay_program(ARTEFACT, None, times=2, without=names)  # type: ignore[arg-type]

@@ -6,17 +6,6 @@ import dataclasses
 import importlib
 from typing import Any
 
-#: The modules of the kinds whose classes do not name their function themselves.
-_MODULES = {
-    **dict.fromkeys(
-        ("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"), "rrefs"
-    ),
-    **dict.fromkeys(("call", "wait", "count", "chain"), "calls"),
-    **dict.fromkeys(("context", "refused"), "autograd"),
-    **dict.fromkeys(("optimize", "module"), "training"),
-    "pause": "control",
-}
-
 
 def place_of(kind: Any) -> tuple[str, str]:
     """The module and the name of the function that runs a step, or steps of a class.
@@ -24,9 +13,7 @@ def place_of(kind: Any) -> tuple[str, str]:
     Raises:
         TypeError: no rank runs it.
     """
-    runs = getattr(kind, "runs", "")
-    if not runs and kind.op in _MODULES:
-        runs = f"rpcprops.steps.in_rank.{_MODULES[kind.op]}:{kind.op}"
+    runs: str = kind.runs
     if not runs:
         msg = f"{kind!r} is not run in a rank"
         raise TypeError(msg)
