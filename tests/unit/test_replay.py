@@ -102,9 +102,9 @@ def test_an_example_that_was_under_way_fails_or_holds(monkeypatch: pytest.Monkey
     """What was only under way broke no promise yet: it fails with whatever it breaks, or holds."""
     underway = Artefact("program", "planted", "", program=PROGRAM, plans=(PLAN,), underway=True)
     _observer(monkeypatch, lambda _, n: ["RankDied"] if n == 1 else [])
-    result = replay.replay_program(underway, None, times=2)
+    result = replay.replay_program(underway, None, times=2)  # type: ignore[arg-type]
     assert str(result) == "fails: RankDied in 1 of 2 runs at rate 400"
-    again = replay.replay_program(underway, None, times=1)
+    again = replay.replay_program(underway, None, times=1)  # type: ignore[arg-type]
     assert str(again) == "holds: no failure of 1 runs at rate 400"
 
 
@@ -121,7 +121,7 @@ def test_a_fault_without_which_nobody_can_judge_is_needed(monkeypatch: pytest.Mo
     monkeypatch.setattr(_base, "observe", observe)
 
     def run(names: Sequence[str]) -> replay.Replay:
-        return replay.replay_program(artefact, None, times=2, without=names)
+        return replay.replay_program(artefact, None, times=2, without=names)  # type: ignore[arg-type]
 
     (need,) = replay.needed(artefact, run)
     assert need.is_needed
@@ -137,7 +137,7 @@ def test_which_faults_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     def run(names: Sequence[str]) -> replay.Replay:
-        return replay.replay_program(ARTEFACT, None, times=2, without=names)
+        return replay.replay_program(ARTEFACT, None, times=2, without=names)  # type: ignore[arg-type]
 
     found = replay.needed(ARTEFACT, run, without=["2:RREF_USER_DELETE"])
     assert [need.name for need in found if need.is_needed] == ["1:delay:PYTHON_CALL"]
