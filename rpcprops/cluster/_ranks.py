@@ -148,7 +148,7 @@ class Ranks:
                 _wire.send(self.peer.sock, ("spares", len(self.channels)))
 
     def ask_for_stacks(self) -> None:
-        """Have the ranks that live write the stacks of their threads, which ends some of them."""
+        """Have the ranks that live write their stacks; one that has no handler for that ends."""
         if self.peer is not None:
             with contextlib.suppress(OSError):
                 _wire.send(self.peer.sock, ("stacks", [c.pid for c in self.alive()]))
