@@ -21,8 +21,8 @@ from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
 from rpcprops.report.artefact import versions, write_or_say
+from rpcprops.report.in_flight import watched
 from rpcprops.report.text import artefact_of, describe_case
-from rpcprops.report.underway import watched
 from rpcprops.runner import Runner
 
 #: What is hunted in, batch by batch, in turn.
@@ -191,8 +191,8 @@ def go_on(
             if on_example is not None:
                 on_example(batch, observation)
 
-        with watched(server) as underway:
-            underway.begin(name)
+        with watched(server) as in_flight:
+            in_flight.begin(name)
             result = examine(
                 PROPERTIES[name],
                 runner,

@@ -2,7 +2,7 @@
 
 What was run is kept in a file of JSON lines, one for each plan, so that a sweep goes on where it
 was interrupted. The file belongs to a program on a torch version at a rate over a transport; which
-ranks are afflicted may differ from sweep to sweep.
+ranks are faulty may differ from sweep to sweep.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of the map: a table, and the ranks that it afflicts (none: every rank)."""
+    """One place of the map: a table, and the ranks that it is for (none: every rank)."""
 
     table: FaultTable
     ranks: tuple[int, ...] = ()

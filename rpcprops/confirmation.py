@@ -20,7 +20,7 @@ from rpcprops.outcomes import Outcome, Violation
 OWN_CODE_SLACK = 4.0
 
 
-def rungs(rate: float) -> tuple[float, ...]:
+def confirmation_rates(rate: float) -> tuple[float, ...]:
     """The rates below `rate` at which a failure must show as well: a tenth of it, then 1."""
     tenth = rate / 10
     return (tenth, 1.0) if tenth > 1.0 else (1.0,) if rate > 1.0 else ()
@@ -105,8 +105,8 @@ def confirm(
     Args:
         run: runs the same once more, at the rate that it is given. What it raises is raised, but
             MachineCannot: such a run shows nothing of the failure, and is none without it.
-        rates: what to ask, in this order; unless given the :func:`rungs` below `rate`, and for a
-            failure in real time that once more.
+        rates: what to ask, in this order; unless given the :func:`confirmation_rates` below `rate`,
+            and for a failure in real time that once more.
         passing_decides: whether a slower run that does not fail ends it, where nothing but late
             runs has failed. Right where each run is judged whole, so that this one is an example
             that holds.
@@ -118,7 +118,7 @@ def confirm(
     believed, last, at = first.in_time, first, rate
     runs: list[tuple[float, bool]] = []
     cannot: MachineCannot | None = None
-    for at in (rungs(rate) or (1.0,)) if rates is None else rates:
+    for at in (confirmation_rates(rate) or (1.0,)) if rates is None else rates:
         try:
             last, cannot = run(at), None
         except MachineCannot as error:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import msgspec
+
 from rpcprops._frozen import FrozenMap
 
 #: Finite, because JSON has no infinity; longer than any run.
@@ -192,8 +194,7 @@ class Outcome:
         return sum(p.real_seconds for p in self.phases)
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(msgspec.Struct, frozen=True, rename={"timing_sensitive": "needs_time"}):
     """A promise that did not hold.
 
     Attributes:
@@ -201,7 +202,8 @@ class Violation:
         message: what was expected and what was seen, in a sentence.
         rank: where it was seen, None when it concerns the whole world.
         step: the step that showed it, None when it is no step's.
-        needs_time: whether a machine too slow for the clock could show the same.
+        timing_sensitive: whether a machine too slow for the clock could show the same (in JSON:
+            `needs_time`).
         slack: virtual seconds by which waits may end late before the verdict means nothing.
     """
 
@@ -209,7 +211,7 @@ class Violation:
     message: str
     rank: int | None = None
     step: int | None = None
-    needs_time: bool = False
+    timing_sensitive: bool = False
     slack: float = UNLIMITED_SLACK
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if options.upstream is not None:
         from rpcprops.upstream.plugin import UpstreamPlugin
 
-        plugin = UpstreamPlugin(config, options.upstream, session.server, session.underway)
+        plugin = UpstreamPlugin(config, options.upstream, session.server, session.in_flight)
         config.pluginmanager.register(plugin, "rpcprops-upstream")
 
 
@@ -120,12 +120,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    underway = item.config.stash[SESSION].underway
-    underway.begin(shards.without_shard(item.nodeid))
+    in_flight = item.config.stash[SESSION].in_flight
+    in_flight.begin(shards.without_shard(item.nodeid))
     try:
         return (yield)
     finally:
-        underway.clear()
+        in_flight.clear()
 
 
 @pytest.hookimpl(wrapper=True)

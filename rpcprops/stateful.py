@@ -46,7 +46,7 @@ from rpcprops.oracle import (
     predict,
     set_apart,
 )
-from rpcprops.oracle._worlds import unsettled
+from rpcprops.oracle._ranks import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties import broken_promise
@@ -271,7 +271,7 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         prediction = predict(self.program, self._plan)
         if not self._shared:
-            known, violations = set_apart(self.program, prediction.hazards, outcome, violations)
+            known, violations = set_apart(self.program, prediction.known_bugs, outcome, violations)
             for name in known:
                 event(f"met the known finding {name}")
             if not violations:
@@ -328,7 +328,7 @@ class ClusterMachine(RuleBasedStateMachine):
         """What the program alone shows at `rate` of a promise, beside what findings explain."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
-        met = predict(program, plan).hazards
+        met = predict(program, plan).known_bugs
         _, left = set_apart(program, met, again, judge(program, plan, again))
         return Sight.of(again, [other for other in left if other.promise == promise])
 

@@ -212,33 +212,33 @@ def fault_plans(
     *,
     world_size: int,
     tables: st.SearchStrategy[FaultTable] | None = None,
-    max_afflicted: int | None = None,
+    max_faulty_ranks: int | None = None,
 ) -> st.SearchStrategy[FaultPlan]:
     """A fault table for each rank of a world: for none, one, a few, or the same for all.
 
     A plan under which all ranks share a table has it as its ``default``; any other plan names the
-    afflicted ranks, and only those, in ``by_rank``.
+    faulty ranks, and only those, in ``by_rank``.
 
-    Shrinks to ``FaultPlan()``: to fewer afflicted ranks, to lower ranks, and to smaller tables.
+    Shrinks to ``FaultPlan()``: to fewer faulty ranks, to lower ranks, and to smaller tables.
 
     Args:
         world_size: how many ranks the plan is for.
-        tables: what each afflicted rank's table is drawn from (None: :func:`fault_tables`).
-        max_afflicted: the most ranks with faults in a draw (None: all).
+        tables: what each faulty rank's table is drawn from (None: :func:`fault_tables`).
+        max_faulty_ranks: the most ranks with faults in a draw (None: all).
 
     Raises:
         UsageError: `world_size` is no int from 1 to 1024, `tables` is no strategy, or
-            `max_afflicted` is no int from 0 up. When drawn: `tables` drew what is no
+            `max_faulty_ranks` is no int from 0 up. When drawn: `tables` drew what is no
             :class:`FaultTable`.
     """
     remedy = "give the number of ranks, as rpc_cluster(world_size=...) gets it"
     size = whole_number(world_size, "world_size", least=1, most=MAX_RANKS, remedy=remedy)
     most = size
-    if max_afflicted is not None:
+    if max_faulty_ranks is not None:
         remedy = "give the most ranks that may have faults at once, or None for all"
-        most = min(size, whole_number(max_afflicted, "max_afflicted", least=0, remedy=remedy))
+        most = min(size, whole_number(max_faulty_ranks, "max_faulty_ranks", least=0, remedy=remedy))
     if tables is None:
-        # A rank that is picked is there to be afflicted: an empty table would waste the draw.
+        # A rank that is picked is there to be faulty: an empty table would waste the draw.
         drawn = _fault_tables(
             RETRYABLE_MESSAGE_TYPES, _MAX_FAIL_SENDS, _floor_ms(_MAX_DELAY), allow_empty=False
         )
@@ -370,9 +370,9 @@ _SPREADS = (_Spread.NOBODY, *(_Spread.OWN_TABLES, _Spread.ONE_TABLE) * 3)
 
 @st.composite
 def _fault_plans(
-    draw: st.DrawFn, world_size: int, tables: st.SearchStrategy[FaultTable], max_afflicted: int
+    draw: st.DrawFn, world_size: int, tables: st.SearchStrategy[FaultTable], max_faulty_ranks: int
 ) -> FaultPlan:
-    spread = draw(st.sampled_from(_SPREADS)) if max_afflicted else _Spread.NOBODY
+    spread = draw(st.sampled_from(_SPREADS)) if max_faulty_ranks else _Spread.NOBODY
     if spread is _Spread.NOBODY:
         return FaultPlan()
     ranks = range(world_size)
@@ -380,10 +380,10 @@ def _fault_plans(
         # Shorter than a table for each rank, and so smaller to Hypothesis: a failure that needs
         # one fault here and another there may end as one table with both, on those two ranks.
         shared = st.just(draw(tables))
-        drawn = _some(draw, ranks, shared, least=1, most=max_afflicted, copies=4)
+        drawn = _some(draw, ranks, shared, least=1, most=max_faulty_ranks, copies=4)
     else:
         # Mostly a single rank, the plan that is easiest to understand when it fails.
-        drawn = _some(draw, ranks, tables, least=1, most=max_afflicted, stops=world_size)
+        drawn = _some(draw, ranks, tables, least=1, most=max_faulty_ranks, stops=world_size)
     for table in drawn.values():
         given: Any = table
         if not isinstance(given, FaultTable):

@@ -82,7 +82,7 @@ def programs_under_faults(
     min_world_size: int = 1,
     max_world_size: int = _MAX_WORLD_SIZE,
     tables: st.SearchStrategy[FaultTable] | None = None,
-    max_afflicted: int | None = None,
+    max_faulty_ranks: int | None = None,
     min_steps: int = 1,
     max_steps: int = _MAX_STEPS,
     kinds: Iterable[str] | None = None,
@@ -97,8 +97,8 @@ def programs_under_faults(
     Args:
         min_world_size: the fewest ranks.
         max_world_size: the most ranks.
-        tables: what each afflicted rank's table is drawn from (None: :func:`fault_tables`).
-        max_afflicted: the most ranks with faults in a draw (None: all).
+        tables: what each faulty rank's table is drawn from (None: :func:`fault_tables`).
+        max_faulty_ranks: the most ranks with faults in a draw (None: all).
         min_steps: the fewest steps.
         max_steps: the most steps.
         kinds: the kinds of step to draw, by their ``op`` (None: all).
@@ -110,7 +110,7 @@ def programs_under_faults(
     """
     least, most = _world_sizes(min_world_size, max_world_size)
     plans = [
-        fault_plans(world_size=size, tables=tables, max_afflicted=max_afflicted)
+        fault_plans(world_size=size, tables=tables, max_faulty_ranks=max_faulty_ranks)
         for size in range(least, most + 1)
     ]
     draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles)

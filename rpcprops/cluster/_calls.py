@@ -138,7 +138,7 @@ class Calls:
                     return results
                 if len(results) == len(self._ranks.channels) and not has_asked:
                     has_asked = True
-                    self._ranks.ask_for_spares()
+                    self._ranks.ask_for_preforked()
                 if self._have_ended(phase, number, results):
                     return results
                 if phase.left() <= 0:

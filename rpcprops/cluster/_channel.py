@@ -60,7 +60,7 @@ class Channel:
         return self.reader.closed or self.status is not None
 
     @property
-    def left_cleanly(self) -> bool:
+    def exited_by_itself(self) -> bool:
         """Whether it has exited, and by itself."""
         return self.status is not None and not os.WIFSIGNALED(self.status)
 

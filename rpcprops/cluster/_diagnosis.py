@@ -155,7 +155,7 @@ class Diagnosis:
         dead = [c for c in self._ranks.channels if c.status is not None]
         if phase.name == "shutdown":
             # Here ranks leave by themselves, once they have answered.
-            dead = [c for c in dead if not c.left_cleanly or c.has_left_without(awaited)]
+            dead = [c for c in dead if not c.exited_by_itself or c.has_left_without(awaited)]
         if not dead:
             return False
         if phase.name == "start":
@@ -218,7 +218,7 @@ class Diagnosis:
             c
             for c in self._ranks.channels
             if c.status is not None
-            and (not c.left_cleanly or (c.rank not in finished and c.has_left_without(number)))
+            and (not c.exited_by_itself or (c.rank not in finished and c.has_left_without(number)))
         ]
         if dead:
             self._find_deaths(phase, dead)
@@ -258,7 +258,7 @@ class Diagnosis:
         self.found.involved = [*silent, *who, *busy]
         # Whoever waits for a rank that is silent is not the one that hangs.
         blamed = silent or who
-        self.found.add("RankHung", message, blamed[0].rank, needs_time=True)
+        self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
         phase.hang(message, tuple(c.rank for c in blamed))
 
     def _take_stacks(self) -> None:

@@ -26,9 +26,9 @@ class Found:
     def __bool__(self) -> bool:
         return bool(self.violations)
 
-    def add(self, promise: str, message: str, rank: int, *, needs_time: bool = False) -> None:
+    def add(self, promise: str, message: str, rank: int, *, timing_sensitive: bool = False) -> None:
         """Add a violation."""
-        self.violations.append(Violation(promise, message, rank, needs_time=needs_time))
+        self.violations.append(Violation(promise, message, rank, timing_sensitive=timing_sensitive))
 
     def raise_first(self) -> None:
         """Raise the first violation, with all of them in words, if there is any.

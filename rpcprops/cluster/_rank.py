@@ -45,7 +45,7 @@ EXIT_CONTROL_FAILED = 73
 
 
 def prepare() -> None:
-    """What does not depend on the world. A spare does it ahead, and once more is harmless."""
+    """What does not depend on the world. A pre-forked rank does it ahead, and again later."""
     os.setpgid(0, 0)
     _widen_descriptor_table()
     faulthandler.enable(file=2, all_threads=True)

@@ -141,11 +141,11 @@ class Ranks:
                 channel.pid = pid
         return all(channel.pid for channel in self.channels)
 
-    def ask_for_spares(self) -> None:
+    def ask_for_preforked(self) -> None:
         """Let the server fork ranks for the next world, as these ranks have only to exit."""
         if self.peer is not None:
             with contextlib.suppress(OSError):
-                _wire.send(self.peer.sock, ("spares", len(self.channels)))
+                _wire.send(self.peer.sock, ("preforked", len(self.channels)))
 
     def ask_for_stacks(self) -> None:
         """Have the ranks that live write their stacks; one that has no handler for that ends."""

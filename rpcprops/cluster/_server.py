@@ -29,10 +29,11 @@ import torch
 
 from rpcprops import clock
 from rpcprops.cluster import _finder, _limits, _pages, _rank, _warm, _watcher, _wire
-from rpcprops.cluster._spares import Spares
+from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
-#: How often a server without work looks whether its parent lives, and whether spares are idle.
+#: Real seconds between the looks of a server without work: does its parent live, are pre-forked
+#: ranks idle?
 _IDLE_CHECK_SECONDS = 5.0
 #: Signals on which a server kills what is below it before it ends.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -56,7 +57,7 @@ class Server:
         self.worlds: dict[int, set[int]] = {}
         self.module_servers: set[int] = set()
         self.probes: set[int] = set()
-        self.spares = Spares(self.fork_child)
+        self.preforked = PreForked(self.fork_child)
         #: Whether a module server has died, whose orphans have come to this process.
         self.has_orphans = False
         self.handlers: dict[int, Any] = {}
@@ -121,15 +122,15 @@ class Server:
                             if number in _STOP_SIGNALS:
                                 return number
                 self.reap()
-                self.spares.keep_if_used()
+                self.preforked.keep_if_used()
         return 0
 
     def handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == "fork":
             self.fork_world(message[1], message[2])
-        elif kind == "spares":
-            self.spares.keep(message[1])
+        elif kind == "preforked":
+            self.preforked.keep(message[1])
         elif kind == "kill":
             for pid in tuple(self.worlds.get(message[1], ())):
                 self.kill(pid)
@@ -148,7 +149,7 @@ class Server:
         return taken
 
     def fork_world(self, number: int, spec: WorldSpec) -> None:
-        """Spares, then forks, become the ranks.
+        """PreForked, then forks, become the ranks.
 
         Descriptors: a store, then channels, then logs, then those of a network.
         """
@@ -160,7 +161,7 @@ class Server:
         try:
             for rank in range(size):
                 given = (channels[rank], logs[rank], store_fd, *networks)
-                pid = self.spares.hand_out(spec, rank, given)
+                pid = self.preforked.hand_out(spec, rank, given)
                 if pid is None:
                     others = [fd for fd in (*channels, *logs) if fd not in given]
                     pid = self.fork_child(functools.partial(_be_rank, spec, rank, given, others))
@@ -245,7 +246,7 @@ class Server:
         for fd in [*self.private, *self.reader.descriptors]:
             os.close(fd)
         self.sock.close()
-        self.spares.close()
+        self.preforked.close()
         for processes in (self.ranks, self.worlds, self.module_servers, self.probes):
             processes.clear()
 
@@ -261,7 +262,7 @@ class Server:
         """Kill all that is below this process. What a rank left behind comes here as it dies."""
         for pid in self.ranks:
             self.kill(pid)
-        self.spares.close()
+        self.preforked.close()
         _watcher.kill_all_below()
 
     def reap(self) -> None:
@@ -288,13 +289,13 @@ class Server:
                 self.has_orphans = self.has_orphans or status != 0
                 _wire.send(self.sock, ("ended", pid, status, 0.0))
             self.probes.discard(pid)
-            self.spares.forget(pid)
+            self.preforked.forget(pid)
             if self.has_orphans or not self.ranks:
                 self.has_orphans = self.kill_strangers()
 
     def kill_strangers(self) -> bool:
         """Kill processes that ranks left behind in groups of their own; whether there were any."""
-        ours = {*self.ranks, *self.module_servers, *self.probes, *self.spares.sockets}
+        ours = {*self.ranks, *self.module_servers, *self.probes, *self.preforked.sockets}
         return _watcher.kill_children(but=ours)
 
 

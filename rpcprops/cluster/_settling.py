@@ -26,7 +26,7 @@ from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
 from rpcprops.errors import UsageError
-from rpcprops.oracle._worlds import unsettled
+from rpcprops.oracle._ranks import unsettled
 from rpcprops.outcomes import Counters
 
 #: A settle that is out of time tells what is held, instead of waiting for one more look.

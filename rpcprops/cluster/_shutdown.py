@@ -28,7 +28,7 @@ from rpcprops.cluster._options import WorldOptions
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
 from rpcprops.errors import text_of
-from rpcprops.oracle._worlds import shutdown_violations
+from rpcprops.oracle._ranks import shutdown_violations
 from rpcprops.outcomes import RaisedError, Violation
 from rpcprops.torch_facts import installed
 
@@ -59,7 +59,7 @@ def shut_down(
                 _note_shutdown(channel, *channel.answers.pop(number)[1])
             found.violations[:0] = violations(c for c in left if c.shutdown_error is not None)
             return
-        ranks.ask_for_spares()
+        ranks.ask_for_preforked()
         for channel, (_, answer) in zip(ranks.channels, answers, strict=True):
             _note_shutdown(channel, *answer)
         while ranks.alive():

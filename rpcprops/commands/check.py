@@ -73,8 +73,8 @@ def check(
     from rpcprops.commands.database import Database
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES, examine
+    from rpcprops.report.in_flight import watched
     from rpcprops.report.text import describe_faults, describe_logs, describe_plan
-    from rpcprops.report.underway import watched
 
     if list_only:
         for prop in PROPERTIES.values():

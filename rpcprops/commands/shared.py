@@ -87,7 +87,7 @@ def running(clock: str) -> Iterator[Runner]:
 
 def say_died() -> None:
     """Print what an earlier run here left under way; nothing where it left none."""
-    from rpcprops.report.underway import describe_died
+    from rpcprops.report.in_flight import describe_died
 
     died = describe_died(Path.cwd())
     if died:

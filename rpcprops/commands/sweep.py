@@ -49,7 +49,7 @@ def sweep(
     ] = None,
     *,
     ranks: Annotated[
-        str, typer.Option(help="Which ranks a table afflicts: all, each alone, or all pairs.")
+        str, typer.Option(help="Which ranks get the table: all, each alone, or all pairs.")
     ] = "all",
     clock: Clock = "auto",
     transport: Transport = "tcp",
@@ -70,8 +70,8 @@ def sweep(
     """
     from rpcprops._sweep import State, Sweep, cells, find_program
     from rpcprops.properties import shipped_programs
+    from rpcprops.report.in_flight import watched
     from rpcprops.report.text import failure_lines
-    from rpcprops.report.underway import watched
 
     if list_only:
         for name, shipped in shipped_programs().items():
@@ -218,7 +218,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
-    """A table for each group of afflicted ranks: subsets of types by how often each fails."""
+    """A table for each group of faulty ranks: subsets of types by how often each fails."""
     empty, *rest = places
     groups: dict[tuple[int, ...], dict[tuple[Any, int], Cell]] = {}
     for cell in rest:
@@ -227,7 +227,7 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
     tables: list[Table] = []
     numbers = _numbered_findings(state, places)
     for ranks, group in groups.items():
-        who = f"rank {' and '.join(map(str, ranks))} afflicted" if ranks else "all ranks afflicted"
+        who = f"rank {' and '.join(map(str, ranks))} faulty" if ranks else "all ranks faulty"
         title = f"{who}; without any fault: {_cell_text(state, empty, numbers)}"
         table = Table(
             title=title,

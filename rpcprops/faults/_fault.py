@@ -113,7 +113,7 @@ class Fault(abc.ABC):
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
         """How often it strikes each of these messages of a world, which are in order."""
 
-    def could_strike(self, predicted: Predicted) -> int:
+    def eligible(self, predicted: Predicted) -> int:
         """How often it can strike in all. A fault that strikes a step looks at the steps."""
         return sum(self.strikes(predicted.sends))
 

@@ -128,7 +128,7 @@ class SendFailure(_SendFault):
             for send in sends
         ]
 
-    def could_strike(self, predicted: Predicted) -> int:
+    def eligible(self, predicted: Predicted) -> int:
         """In the graceful shutdown as well: the log shows what fails there."""
         return sum(self.strikes([*predicted.sends, *predicted.last_sends]))
 

@@ -229,7 +229,7 @@ class FaultPlan:
 
     @staticmethod
     def of(faults: FaultTable | FaultPlan | None) -> FaultPlan:
-        """`faults` as a plan: a table afflicts every rank, None afflicts none.
+        """`faults` as a plan: a table is for every rank, None for none.
 
         Raises:
             UsageError: it is neither.
@@ -267,7 +267,7 @@ class FaultPlan:
         for rank in (*self.by_rank, *(fault.rank for fault in self.others)):
             if rank >= world_size:
                 msg = (
-                    f"the plan afflicts rank {rank}, but a world of {world_size} has ranks 0 to "
+                    f"the plan faults at rank {rank}, but a world of {world_size} has ranks 0 to "
                     f"{world_size - 1}; raise world_size or take the rank out of by_rank."
                 )
                 raise UsageError(msg)
@@ -290,7 +290,7 @@ class FaultPlan:
         ranks = range(counted("world_size", world_size, MAX_RANKS))
         return tuple(fault for rank in ranks for fault in self.faults_at(rank))
 
-    def afflicted(self, world_size: int) -> tuple[int, ...]:
+    def faulty_ranks(self, world_size: int) -> tuple[int, ...]:
         """The ranks that have a fault."""
         return tuple(dict.fromkeys(fault.rank for fault in self.faults(world_size)))
 

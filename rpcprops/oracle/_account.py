@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from rpcprops.faults import Fault, FaultPlan
 from rpcprops.oracle._chosen import predict_for
@@ -20,21 +22,21 @@ from rpcprops.torch_facts import facts_of
 Attribution = Literal["exact", "inferred", "unattributed"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class FaultCount:
+class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "could"}):
     """One fault, or several of one kind that are counted together at a rank.
 
     Attributes:
         kind: the fault's own word: "failure" or "delay" of a message.
         message: its type, "" for signs that cannot be attributed to one.
-        could: how many could strike, by the message model (None when the program is not known).
+        eligible: how many messages it can strike, by the message model (None when the program is
+            not known). In JSON: `could`.
         fired: how many were seen; None when this run had no way to see them.
     """
 
     rank: int
     kind: str
     message: str
-    could: int | None
+    eligible: int | None
     fired: int | None
     attribution: Attribution = "exact"
 
@@ -54,7 +56,7 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
     for rank in outcome.ranks:
         known = prediction if prediction and rank.rank < len(prediction.counters) else None
         groups = [
-            [(fault, None if known is None else fault.could_strike(known)) for fault in group]
+            [(fault, None if known is None else fault.eligible(known)) for fault in group]
             for group in _counted_together(plan.faults_at(rank.rank))
         ]
         # Where steps took as long as all that nobody counted and that can hold them up, all did.

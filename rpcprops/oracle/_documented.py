@@ -13,7 +13,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._log_errors import log_errors
 from rpcprops.oracle._prediction import Prediction
-from rpcprops.oracle._worlds import could_not_release, reports_leak
+from rpcprops.oracle._ranks import could_not_release, reports_leak
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of
@@ -139,7 +139,7 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
         if reports_leak(rank, facts):
             if number in prediction.leaking:
                 yield Accepted("leak-at-owner", number)
-            elif number in prediction.perhaps_leaking:
+            elif number in prediction.may_leak:
                 yield Accepted("leak-by-chance", number)
         if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):
             yield Accepted("shutdown-waits", number)
@@ -149,7 +149,9 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
             yield Accepted("context-kept", number)
         # Where the program settled, who could not release a context lost its cleanup for good.
         gave_up = (
-            not program.settles and number in prediction.keeping and could_not_release(rank, facts)
+            not program.settles
+            and number in prediction.may_warn_unreleased_context
+            and could_not_release(rank, facts)
         )
         if after.contexts > kept or gave_up:
             yield Accepted("context-left-by-shutdown", number)
@@ -162,7 +164,9 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
 
 
 def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:
-    return prediction.given_up[rank] if rank < len(prediction.given_up) else frozenset()
+    return (
+        prediction.abandoned_calls[rank] if rank < len(prediction.abandoned_calls) else frozenset()
+    )
 
 
 def _in_steps(prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:

@@ -1,7 +1,7 @@
 """Which violations of a run the known findings of stock torch explain.
 
-The model marks each program and plan that meets one (:attr:`Prediction.hazards`); its predictions
-stay what torch promises, so that a torch that is mended shows it.
+The model marks each program and plan that meets one (:attr:`Prediction.known_bugs`). Its
+predictions stay what torch promises, so that a torch that is mended shows it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def set_apart(
 ) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
     """The known findings that can have caused some of `violations`, and those that none can have.
 
-    `met` are the findings that the program meets (:attr:`Prediction.hazards`), `facts` those of the
-    outcome's torch where they are not given.
+    `met` are the findings that the program meets (:attr:`Prediction.known_bugs`). `facts` are those
+    of the outcome's torch where they are not given.
 
     A rank that dies or hangs cuts its run short: of the steps that were under way then, only the
     values that they gave are judged for themselves.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
+
+from msgspec.structs import replace
 
 from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
@@ -15,7 +17,7 @@ from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._log_errors import log_violations
 from rpcprops.oracle._prediction import Prediction, StepPrediction
-from rpcprops.oracle._worlds import owner_slack, shutdown_violations, unsettled
+from rpcprops.oracle._ranks import owner_slack, shutdown_violations, unsettled
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -153,7 +155,7 @@ def _phases(outcome: Outcome) -> list[Violation]:
             "RankHung",
             phase.detail,
             phase.ranks[0] if phase.ranks else None,
-            needs_time=True,
+            timing_sensitive=True,
             # A second of real time, against the three and more after which a hang is called one.
             slack=outcome.clock_rate,
         )
@@ -230,7 +232,7 @@ def _step(
         message = f"context {step.context!r} has ended, and its id is still accepted"
         if not refused:
             message = f"context {step.context!r} cannot have been cleaned up, and its id is refused"
-        return [Violation("ContextLeak", message, where, index, needs_time=True)]
+        return [Violation("ContextLeak", message, where, index, timing_sensitive=True)]
     if seen.value != expected.value:
         message = f"expected {expected.value!r}, got {seen.value!r}"
         return [Violation("WrongValue", message, where, index)]
@@ -273,16 +275,19 @@ def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> li
     found: list[Violation] = []
     reported: set[int | None] = set()
     rate = outcome.clock_rate
-    leaking = prediction.leaking | prediction.perhaps_leaking
+    leaking = prediction.leaking | prediction.may_leak
     seen = shutdown_violations(outcome.ranks, leaks_allowed=False, rate=rate, facts=facts)
     for violation in seen:
         if violation.promise == "RRefLeak" and violation.rank in leaking:
             reported.add(violation.rank)
-        elif violation.promise != "ContextLeak" or violation.rank not in prediction.keeping:
+        elif (
+            violation.promise != "ContextLeak"
+            or violation.rank not in prediction.may_warn_unreleased_context
+        ):
             found.append(violation)
     for rank in sorted(prediction.leaking - reported):
         message = f"rank {rank} had to report the RRef that nobody can delete, and did not"
-        found.append(Violation("MissingError", message, rank, needs_time=True))
+        found.append(Violation("MissingError", message, rank, timing_sensitive=True))
     return [*found, *_left_over(prediction, outcome, found)]
 
 
@@ -293,7 +298,7 @@ def _left_over(
     left: list[Violation] = []
     told = {(violation.promise, violation.rank) for violation in found}
     slack = owner_slack(outcome.clock_rate)
-    may_leak = prediction.leaking | prediction.perhaps_leaking
+    may_leak = prediction.leaking | prediction.may_leak
     for rank, allowed in zip(outcome.ranks, prediction.contexts_left, strict=True):
         held = rank.counters_after_shutdown
         if held is None:
@@ -304,11 +309,11 @@ def _left_over(
             kinds.append("ContextLeak")
         if (held.owners or held.forks or held.pending_users) and rank.rank not in may_leak:
             kinds.append("RRefLeak")
-        elif held.pending_futures and rank.rank not in prediction.hurried:
+        elif held.pending_futures and rank.rank not in prediction.may_exit_early:
             # Deletes that are waiting to be sent again; ranks in a hurry may leave before.
             kinds.append("RRefLeak")
         left += [
-            Violation(kind, message, rank.rank, needs_time=True, slack=slack)
+            Violation(kind, message, rank.rank, timing_sensitive=True, slack=slack)
             for kind in kinds
             if (kind, rank.rank) not in told
         ]
@@ -317,11 +322,11 @@ def _left_over(
 
 def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:
     found: list[Violation] = []
-    rows = zip(outcome.ranks, prediction.calls, prediction.given_up, strict=True)
-    for rank, wanted, given_up in rows:
+    rows = zip(outcome.ranks, prediction.calls, prediction.abandoned_calls, strict=True)
+    for rank, wanted, abandoned_calls in rows:
         for call in sorted(set(wanted) | set(rank.calls)):
             times, seen = wanted.get(call, 0), rank.calls.get(call, 0)
-            if times != seen and not (call in given_up and seen < times):
+            if times != seen and not (call in abandoned_calls and seen < times):
                 message = f"{call} ran {seen} times on {rank.name}, expected {times}"
                 found.append(Violation("NotRunOnce", message, rank.rank))
     return found
@@ -341,7 +346,7 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
                 f"{rank.name} failed {rank.failed_sends} sends, the message model predicts "
                 f"{span} ({types})"
             )
-            found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+            found.append(Violation("FaultsDiffer", message, rank.rank, timing_sensitive=True))
     for rank, by_type in zip(outcome.ranks, prediction.delays(plan), strict=True):
         if rank.delayed_sends is None:
             continue
@@ -354,12 +359,12 @@ def _firing(prediction: Prediction, plan: FaultPlan, outcome: Outcome) -> list[V
                 f"{rank.name} held up sends {dict(rank.delayed_sends)!r} (by milliseconds), the "
                 f"message model predicts {dict(wanted)!r}"
             )
-            found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+            found.append(Violation("FaultsDiffer", message, rank.rank, timing_sensitive=True))
     for rank in outcome.ranks:
         for fault in plan.others:
             seen = fault.seen(rank) if fault.rank == rank.rank else None
-            could = fault.could_strike(prediction)
+            could = fault.eligible(prediction)
             if seen not in (None, could):
                 message = f"{fault.name} struck {seen} times, the message model predicts {could}"
-                found.append(Violation("FaultsDiffer", message, rank.rank, needs_time=True))
+                found.append(Violation("FaultsDiffer", message, rank.rank, timing_sensitive=True))
     return found

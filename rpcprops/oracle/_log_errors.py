@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from rpcprops.oracle._errors import error_class
 from rpcprops.oracle._prediction import ErrorClass, Prediction
-from rpcprops.oracle._worlds import owner_slack
+from rpcprops.oracle._ranks import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Context, Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
@@ -100,7 +100,7 @@ def log_violations(
                 waited = error.kind in ("owners", "users")
                 slack = owner_slack(outcome.clock_rate) if waited else UNLIMITED_SLACK
                 left.append(
-                    Violation("ErrorInLog", message, rank.rank, needs_time=True, slack=slack)
+                    Violation("ErrorInLog", message, rank.rank, timing_sensitive=True, slack=slack)
                 )
     return left
 
@@ -120,7 +120,7 @@ def _accounted(
         # What others wait for then follows from the death or the hang, which is judged by itself.
         return True
     if error.kind == "owners":
-        return leaks or number in prediction.leaking | prediction.perhaps_leaking
+        return leaks or number in prediction.leaking | prediction.may_leak
     if error.kind == "users":
         return leaks or number in prediction.waiting
     if error.kind == "terminate":

@@ -119,7 +119,7 @@ class Model:
         self.users: list[Handle] = []
         #: The contexts that each rank never releases, by name.
         self.kept: list[set[str]] = [set() for _ in range(world_size)]
-        self.keeping: set[int] = set()
+        self.may_warn_unreleased_context: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
         #: What the counter of each rank is at.
@@ -132,13 +132,13 @@ class Model:
         #: How often each named call has run at each rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
-        self.given_up: list[set[str]] = [set() for _ in range(world_size)]
+        self.abandoned_calls: list[set[str]] = [set() for _ in range(world_size)]
         #: Deletes since then that failed at first, of RRefs that their owner may not have yet.
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
         self.late_contexts: list[set[int]] = []
         #: Names of known findings (docs/findings.md) that were met.
-        self.hazards: set[str] = set()
+        self.known_bugs: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
 
@@ -169,7 +169,7 @@ class Model:
             rref.made = True
             rref.takes = 0.0
         self.settled = len(self.sends)
-        self.given_up = [set() for _ in self.given_up]
+        self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.early_deletes.clear()
         self.late_contexts.clear()
         return StepPrediction(
@@ -194,12 +194,14 @@ class Model:
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
         last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
-        hazards = set(self.hazards)
+        known_bugs = set(self.known_bugs)
         if graceful and not settles and self._overtakes(last):
-            hazards.add("shutdown-overtakes-creation")
+            known_bugs.add("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
-            hazards.add("shutdown-deletes-argument")
-        dropped = self.given_up if graceful and not settles else [set[str]() for _ in self.calls]
+            known_bugs.add("shutdown-deletes-argument")
+        dropped = (
+            self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
+        )
         return Prediction(
             tuple(self.steps),
             sends,
@@ -212,8 +214,8 @@ class Model:
             frozenset(leaking),
             frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
-            frozenset(self.keeping | abandoned),
-            frozenset(hazards),
+            frozenset(self.may_warn_unreleased_context | abandoned),
+            frozenset(known_bugs),
             self.certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
@@ -328,12 +330,12 @@ class Model:
         if handle is not None:
             self.use(handle)
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
-            self.hazards.add("early-owner-fork")
+            self.known_bugs.add("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload):
             if not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, down to its length.
-                self.hazards.add("readable-injected-error")
+                self.known_bugs.add("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise StepFails(error="injected")
@@ -382,7 +384,7 @@ class Model:
             return Handle(rref, receiver)
         if sender != rref.owner:
             if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork):
-                self.hazards.add("fork-request-given-up")
+                self.known_bugs.add("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
         return self._new_user(Handle(rref, receiver, fork))
@@ -405,7 +407,7 @@ class Model:
             return
         self.users = [user for user in self.users if user is not handle]
         if handle.timed_out:
-            self.hazards.add("timed-out-remote-dropped")
+            self.known_bugs.add("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
             handle.rref.forks.discard(handle.fork)
         if self.sends[-1].failures and not handle.lost:
@@ -471,7 +473,7 @@ class Model:
         """The creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
         if handle.rank in self.broke_one:
-            self.hazards.add("second-failed-remote")
+            self.known_bugs.add("second-failed-remote")
         self.broke_one.add(handle.rank)
 
     def value(self, handle: Handle, at: int) -> list[float]:
@@ -487,7 +489,7 @@ class Model:
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}"):
-                self.hazards.add("readable-injected-error")
+                self.known_bugs.add("readable-injected-error")
                 raise StepFails(error="injected")
         rref.made = True
         if rref.error:
@@ -569,7 +571,7 @@ class Model:
                 continue
             before = len(self.sends)
             if not self._clean(rank, sorted(known[rank]), f"context {name}"):
-                self.keeping.add(rank)
+                self.may_warn_unreleased_context.add(rank)
                 continue
             if rank in at_once and not any(send.failures for send in self.sends[before:]):
                 at_once |= known[rank]

@@ -61,8 +61,8 @@ class Prediction:
     Attributes:
         steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
-        given_up: the named calls, by rank, that shutdown may drop: their callers no longer wait
-            for them, and nothing settles after them.
+        abandoned_calls: the named calls, by rank, that shutdown may drop: their callers no longer
+            wait for them, and nothing settles after them.
         sends: every message of the ten types, in order, up to the last settle.
         retried: how many sends that are tried again have failed by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
@@ -71,13 +71,14 @@ class Prediction:
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
             have drained them was lost.
-        hurried: ranks that may leave before their last deletes are through: they wait for a child
-            to be accepted first, 100 virtual seconds, or the owner has nothing to be deleted.
-        perhaps_leaking: ranks that may report one: such deletes come as late as their
-            owners give up.
-        keeping: ranks that may say that they could not release a context somewhere: their cleanup
-            was lost, or a shutdown that came at once has given it up.
-        hazards: names of known findings (docs/findings.md) that this program meets under this plan.
+        may_exit_early: ranks that may exit before their last deletes have arrived: they wait for a
+            child to be accepted first, 100 virtual seconds, or the owner has nothing to delete.
+        may_leak: ranks whose graceful shutdown may report a leak: such deletes arrive at about the
+            time at which their owners give up.
+        may_warn_unreleased_context: ranks that may say that they could not release a context at
+            another rank: their cleanup was lost, or a shutdown that came at once has given it up.
+        known_bugs: the known findings (docs/findings.md), by name, that this program meets under
+            this plan.
         certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
             that is lost to some peers only, makes it uncertain.
         waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits for
@@ -98,12 +99,12 @@ class Prediction:
     retried: tuple[int, ...]
     last_sends: tuple[Send, ...] = ()
     graceful: bool = True
-    given_up: tuple[frozenset[str], ...] = ()
+    abandoned_calls: tuple[frozenset[str], ...] = ()
     leaking: frozenset[int] = frozenset()
-    hurried: frozenset[int] = frozenset()
-    perhaps_leaking: frozenset[int] = frozenset()
-    keeping: frozenset[int] = frozenset()
-    hazards: frozenset[str] = frozenset()
+    may_exit_early: frozenset[int] = frozenset()
+    may_leak: frozenset[int] = frozenset()
+    may_warn_unreleased_context: frozenset[int] = frozenset()
+    known_bugs: frozenset[str] = frozenset()
     certain: bool = True
     waiting: frozenset[int] = frozenset()
     has_failed_function: bool = False
@@ -130,7 +131,7 @@ class Prediction:
         for rank, settled in enumerate(self.retried):
             leaving = [send for send in self.last_sends if send.rank == rank]
             least = most = settled + sum(send.failures for send in leaving)
-            if rank in self.hurried:
+            if rank in self.may_exit_early:
                 least = settled
                 most = settled + sum(send.message.max_retries + 1 for send in leaving)
             found.append(range(least, most + 1))
@@ -140,7 +141,7 @@ class Prediction:
         """How many sends must be held up, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
         for fault in plan.faults(len(self.counters)):
-            if isinstance(fault, SendDelay) and (times := fault.could_strike(self)):
+            if isinstance(fault, SendDelay) and (times := fault.eligible(self)):
                 found[fault.rank][fault.message] = times
         return tuple(found)
 

@@ -46,7 +46,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
         __tracebackhide__ = True
         session.take_recorded()
         is_open = draws_inside(args, kwargs)
-        _is_underway(session, is_open)
+        _is_in_flight(session, is_open)
         key = example_key(args, kwargs)
         known = record.failing.get(key)
         result, error = outcome_of(inner, args, kwargs)
@@ -85,13 +85,13 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
     return example
 
 
-def _is_underway(session: Session, is_open: bool) -> None:
+def _is_in_flight(session: Session, is_open: bool) -> None:
     """Tell which example comes next; what one that draws inside has drawn, it tells when asked."""
     if is_open:
-        session.underway.example(blob_so_far)
+        session.in_flight.example(blob_so_far)
     else:
         blob = blob_so_far()
-        session.underway.example(lambda: blob)
+        session.in_flight.example(lambda: blob)
 
 
 def call(

@@ -68,7 +68,7 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
             raised.append(error)
 
     session.server.override_rate = rate
-    session.underway.again()
+    session.in_flight.again()
     try:
         example_runner()(body)
     finally:
@@ -128,7 +128,7 @@ def in_time(error: BaseException, recorded: Recorded) -> bool:
         ]
         # What is not among them was held after everything had come to rest: no time would help.
         return not broken or any(is_decided(*one) for one in broken)
-    own = Violation(promise, text_of(error), needs_time=True, slack=OWN_CODE_SLACK)
+    own = Violation(promise, text_of(error), timing_sensitive=True, slack=OWN_CODE_SLACK)
     return all(is_decided(own, outcome) for _, outcome in recorded)
 
 

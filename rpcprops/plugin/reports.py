@@ -23,7 +23,7 @@ from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
-from rpcprops.report.underway import Died, collect, died_line
+from rpcprops.report.in_flight import Died, collect, died_line
 
 #: The name under which a report carries what a test came to.
 _TEST = "rpcprops"

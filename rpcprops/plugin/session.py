@@ -16,7 +16,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
 from rpcprops.plugin.records import ItemRecord, Recorded
-from rpcprops.report.underway import Underway
+from rpcprops.report.in_flight import InFlight
 
 #: How many clusters of an example are kept for the report of its failure, about 8 KB each.
 MOST_KEPT = 256
@@ -33,7 +33,7 @@ class Session:
         self.options = options
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
-        self.underway = Underway(config.rootpath, "pytest")
+        self.in_flight = InFlight(config.rootpath, "pytest")
         #: The process that controls this one, if this is a worker of xdist's that is not watched.
         self._controller = os.getppid() if is_worker(config) else None
         self.server.on_start = self._on_start
@@ -51,13 +51,13 @@ class Session:
 
     def close(self) -> None:
         """Nothing is under way any more, and the server ends."""
-        self.underway.clear()
+        self.in_flight.clear()
         self.server.close()
 
     def _on_start(self, cluster: Cluster) -> None:
         self.watch_controller()
         if self.options.replay is None:
-            self.underway(cluster)
+            self.in_flight(cluster)
 
     def watch_controller(self) -> None:
         """In a worker of xdist's: leave soon after the process that controls it was killed."""
@@ -67,7 +67,7 @@ class Session:
 
     def _on_orphaned(self) -> None:
         # This run was killed, whatever this process does now.
-        self.underway.stays = True
+        self.in_flight.stays = True
 
     @contextmanager
     def recording(self, record: ItemRecord) -> Generator[None, None, None]:

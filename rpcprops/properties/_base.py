@@ -85,7 +85,7 @@ def observe(
 
 def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
     """The known findings that a case meets, by the prediction that its run followed."""
-    met = predict_for(case.program, case.plan, outcome).hazards
+    met = predict_for(case.program, case.plan, outcome).known_bugs
     return met | kind_of(case.kind).findings
 
 

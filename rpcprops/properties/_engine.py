@@ -415,7 +415,7 @@ class _Examiner:
             Sight.of(seen.outcome, [first]),
             run,
             passing_decides=True,
-            more_runs=_REPEATS if first.needs_time else 0,
+            more_runs=_REPEATS if first.timing_sensitive else 0,
         )
         if said.kind == "not had":
             self.doubt(f"rate {said.rate:g} could not be had ({said.cannot})", seen)

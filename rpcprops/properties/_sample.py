@@ -9,7 +9,7 @@ from __future__ import annotations
 from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.faults import MessageType
 from rpcprops.oracle import fired, predict
-from rpcprops.oracle._worlds import OWNER_WAITS
+from rpcprops.oracle._ranks import OWNER_WAITS
 from rpcprops.programs import Pause, Settle
 from rpcprops.properties._base import Case, Observation
 
@@ -44,7 +44,7 @@ def real_waits(case: Case) -> float:
         # The handles that are left are dropped by shutdown, in all ranks at once.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]
         waits += max((f.seconds for f in deletes if not f.blocks_sender), default=0.0)
-    if prediction.graceful and (prediction.leaking or prediction.hurried):
+    if prediction.graceful and (prediction.leaking or prediction.may_exit_early):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
     # Shutdown gathers by Python calls: each rank to the first, which then tells every other.

@@ -26,7 +26,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.oracle._errors import patterns
 from rpcprops.oracle._prediction import Prediction
-from rpcprops.oracle._worlds import OWNER_WAITS
+from rpcprops.oracle._ranks import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
 from rpcprops.report._sources import Sources
@@ -332,7 +332,7 @@ class _Writer:
         if self.kind == "calls":
             calls = [dict(by_name) for by_name in self.prediction.calls]
             calls += [{}] * (self.size - len(calls))
-        leaking, perhaps = self.prediction.leaking, self.prediction.perhaps_leaking
+        leaking, perhaps = self.prediction.leaking, self.prediction.may_leak
         return {
             "BROKEN": f"{literal(self.kind)}  # {_WORDS[self.kind]}",
             "WORLD": literal(self.names),

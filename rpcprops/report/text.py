@@ -16,15 +16,15 @@ from rpcprops.report.artefact import Artefact
 
 
 def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
-    """The plan as Python, and the ranks that it afflicts."""
-    ranks = plan.afflicted(world_size)
+    """The plan as Python, and the ranks that it is for."""
+    ranks = plan.faulty_ranks(world_size)
     if not ranks:
-        where = "no rank is afflicted: it fails without any fault"
+        where = "no rank is faulty: it fails without any fault"
     elif len(ranks) == world_size:
-        where = f"afflicts every rank of {world_size}"
+        where = f"faults at every rank of {world_size}"
     else:
         noun = "ranks" if len(ranks) > 1 else "rank"
-        where = f"afflicts {noun} {', '.join(map(str, ranks))} of {world_size}"
+        where = f"faults at {noun} {', '.join(map(str, ranks))} of {world_size}"
     return [f"faults   {plan!r}", f"         {where}"]
 
 
@@ -32,11 +32,11 @@ def describe_faults(counts: Sequence[FaultCount]) -> list[str]:
     """Which faults fired where, one line each."""
     lines: list[str] = []
     for count in counts:
-        if not count.fired and not count.could:
+        if not count.fired and not count.eligible:
             continue
         what = count.message or "types not told apart"
         seen = "not visible here" if count.fired is None else f"{count.fired} fired"
-        able = "" if count.could is None else f" of {count.could} that could"
+        able = "" if count.eligible is None else f" of {count.eligible} that could"
         lines.append(f"         rank {count.rank}: {count.kind} {what}: {seen}{able}")
     return ["fired    " + lines[0].strip(), *lines[1:]] if lines else ["fired    nothing"]
 

@@ -96,7 +96,7 @@ class Context(Step):
                 handle.rref.made = True
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
-            model.hazards.add("failed-backward-revisits-rank")
+            model.known_bugs.add("failed-backward-revisits-rank")
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed())
 

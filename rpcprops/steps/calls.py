@@ -110,7 +110,7 @@ class Call(Step):
             perhaps += argument.rref.takes if argument else 0.0
             late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
             if late and python:
-                model.given_up[self.to].add(call)
+                model.abandoned_calls[self.to].add(call)
             return late, slack
 
         try:

@@ -167,13 +167,13 @@ class Remote(Step):
         if late:
             handle.timed_out = True
             handle.unmarked = True
-            model.given_up[self.to].add(call)
+            model.abandoned_calls[self.to].add(call)
             held_up = model.delay(self.at, message) - (self.timeout or 0.0)
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
                 model.mark(handle)
                 if self.at == self.to:
-                    model.hazards.add("late-remote-to-self")
+                    model.known_bugs.add("late-remote-to-self")
         return slack
 
     @classmethod
@@ -291,7 +291,7 @@ class Share(_OfHandle):
         waits = model.callee_waits(self.to, since)
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, *waits)
         if late:
-            model.given_up[self.to].add(call)
+            model.abandoned_calls[self.to].add(call)
         return model.shows(error=late, slack=slack)
 
     @classmethod
@@ -467,7 +467,7 @@ class Through(_OfHandle):
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
         if handle.type_error == "timeout":
             # torch raises the old timeout here, and asks no more; it should ask again.
-            model.hazards.add("timed-out-type-query")
+            model.known_bugs.add("timed-out-type-query")
         asked = handle.type_error
         try:
             if asked in (None, "timeout"):
@@ -477,7 +477,7 @@ class Through(_OfHandle):
         except StepFails as failed:
             # A message that cannot be sent raises before there is a future.
             if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
-                model.hazards.add("failed-async-proxy")
+                model.known_bugs.add("failed-async-proxy")
             raise
         total = [x + self.addend for x in rref.value]
         if self.how == "remote":

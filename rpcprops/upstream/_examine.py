@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from rpcprops.confirmation import Sight, confirm, rungs
+from rpcprops.confirmation import Sight, confirm, confirmation_rates
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
@@ -94,7 +94,7 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
 
     fastest = ranks.rate_of(test)
     # As a failure that nobody has seen yet: the first rate is asked too, and passing ends it.
-    rates = (fastest, *rungs(fastest))
+    rates = (fastest, *confirmation_rates(fastest))
     unseen = Sight(True, in_time=False)
     said = confirm(fastest, unseen, run, rates=rates, passing_decides=True)
     if said.cannot is not None:
@@ -215,7 +215,7 @@ def _property_of(
     def cases() -> SearchStrategy[Any]:
         # Without faults it has run.
         plans = fault_plans(world_size=test.world_size, tables=tables).filter(
-            lambda plan: bool(plan.afflicted(test.world_size))
+            lambda plan: bool(plan.faulty_ranks(test.world_size))
         )
         return plans.map(lambda plan: UpstreamCase.of(test, plan))
 

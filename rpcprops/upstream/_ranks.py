@@ -81,7 +81,7 @@ class Seen:
         """What a failure breaks; nobody knows how much time a test of PyTorch's needs."""
         if self.verdict != "failed":
             return ()
-        return (Violation(self.promise, self.reason, needs_time=True, slack=OWN_CODE_SLACK),)
+        return (Violation(self.promise, self.reason, timing_sensitive=True, slack=OWN_CODE_SLACK),)
 
 
 class UpstreamRanks:

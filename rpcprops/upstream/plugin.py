@@ -31,7 +31,7 @@ from rpcprops.upstream._examine import (
 from rpcprops.upstream._ranks import DEFAULT_RATE, UpstreamRanks
 
 if TYPE_CHECKING:
-    from rpcprops.report.underway import Underway
+    from rpcprops.report.in_flight import InFlight
 
 #: The name under which a report carries what a test came to, as JSON.
 PROPERTY = "rpcprops-upstream"
@@ -46,11 +46,11 @@ class UpstreamPlugin:
         config: pytest.Config,
         options: UpstreamOptions,
         server: ClusterServer,
-        underway: Underway,
+        in_flight: InFlight,
     ) -> None:
         self.config = config
         self.options = options
-        self.underway = underway
+        self.in_flight = in_flight
         self.ranks = UpstreamRanks(server)
         self.runner = Runner(server)
         self.rows: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ class UpstreamPlugin:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Name what is under way as a replay finds it."""
         if isinstance(item, UpstreamItem):
-            self.underway.begin(item.test.id, kind="upstream")
+            self.in_flight.begin(item.test.id, kind="upstream")
         return (yield)
 
     @pytest.hookimpl(tryfirst=True)

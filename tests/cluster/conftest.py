@@ -70,7 +70,7 @@ def let_spares_go() -> LetSparesGo:
         peers = server.servers.peers
         servers = {peer.hello.pid for peer in peers if peer.hello}
         for peer in peers:
-            _wire.send(peer.sock, ("spares", 0))
+            _wire.send(peer.sock, ("preforked", 0))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             below = {child.pid for pid in servers for child in psutil.Process(pid).children()}
@@ -99,7 +99,7 @@ def nothing_left(
     after = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert not still_alive(after), "processes were left behind"
     for pid in before:
-        # A spare that was just being let go is gone.
+        # A pre-forked rank that was just being let go is gone.
         with contextlib.suppress(psutil.NoSuchProcess):
             states = {connection.status for connection in psutil.Process(pid).net_connections()}
             assert psutil.CONN_LISTEN not in states

@@ -188,7 +188,7 @@ _WITHOUT_RANKS: list[Callable[[Any], object]] = [
     lambda odd: Program(2, (Drop(0, odd),)),
     lambda odd: Program(2, (Pause(0, but(odd, None, 1.5)),)),
     lambda odd: FaultPlan().table(but(odd, None, -1, 10**30, True)),
-    lambda odd: FaultPlan().afflicted(odd),
+    lambda odd: FaultPlan().faulty_ranks(odd),
     lambda odd: FaultPlan().check(odd),
     lambda odd: FaultPlan().without([], odd),
     retry_wait,

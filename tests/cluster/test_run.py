@@ -147,7 +147,7 @@ def test_a_rank_in_a_hurry_fails_as_often_as_it_may(
 ) -> None:
     """A creation or an accept was lost, so that nobody waits for the last delete of rank 0."""
     program = Program(3, steps)
-    assert predict(program, plan).hurried == {0}
+    assert predict(program, plan).may_exit_early == {0}
     outcome = Runner(rpc_cluster.server).run_anew(program, plan)
     assert judge(program, plan, outcome) == ()
 

@@ -179,15 +179,15 @@ def test_no_room_for_ranks(
         wait_until(lambda: (" 1 " not in line_of(limits, "Max processes")) == yes)
 
     wait_until(lambda: len(forker.children()) == 2)
-    spares = [child.pid for child in forker.children()]
+    preforked = [child.pid for child in forker.children()]
     descriptors = forker.num_fds()
     may_fork(False)
     with pytest.raises(
         MachineCannot, match=r"rank 2 of 4: Resource temporarily unavailable \(limits: "
     ):
         make(4).__enter__()
-    assert not still_alive(spares)
-    assert forker.num_fds() == descriptors - 2  # the sockets of the spares
+    assert not still_alive(preforked)
+    assert forker.num_fds() == descriptors - 2  # the sockets of the pre-forked ranks
     may_fork(True)
     with make(2) as cluster:
         may_fork(False)
@@ -216,7 +216,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 def test_no_room_for_servers(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
-    """A server that can fork neither a module server nor a probe nor a spare says so, and lives."""
+    """A server that cannot fork a module server, a probe or a rank ahead says so, and lives."""
 
     def refuse() -> int:
         raise OSError(number, os.strerror(number))
@@ -235,8 +235,8 @@ def test_no_room_for_servers(
     root.reader.descriptors = [os.open(os.devnull, os.O_RDONLY)]
     root.handle(("probe", 2.0))
     assert f"{PROBE_SAYS}it could not be forked: {os.strerror(number)}" in capfd.readouterr().err
-    root.handle(("spares", 2))
-    assert not root.spares.sockets
+    root.handle(("preforked", 2))
+    assert not root.preforked.sockets
     assert psutil.Process().num_fds() == before
     ours.close()
     theirs.close()

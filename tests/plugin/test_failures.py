@@ -221,10 +221,10 @@ def test_failures_are_explained(ran: tuple[Any, Any, dict[str, Any]], test: str)
     if test != "test_does_not_raise":
         table = "FaultTable(messages_to_fail=('RREF_USER_DELETE',), num_fail_sends=1)"
         assert f"faults   FaultPlan(default={table})" in text
-        assert "afflicts every rank of 2" in text
+        assert "faults at every rank of 2" in text
         assert "fired    rank 0: failure RREF_USER_DELETE: 1 fired" in text
     else:
-        assert "no rank is afflicted: it fails without any fault" in text
+        assert "no rank is faulty: it fails without any fault" in text
 
 
 def test_plain_failures_are_explained(ran: tuple[Any, Any, dict[str, Any]]) -> None:

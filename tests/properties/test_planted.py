@@ -140,7 +140,7 @@ def test_a_wrong_value_of_the_oracle_is_found(
     path = write(artefact_of(failure), tmp_path)
     text = "\n".join(failure_lines(failure, path))
     assert "WrongValue (step 3, rank 2): expected [4.0], got [3.0]" in text
-    assert "afflicts rank 2 of 3" in text
+    assert "faults at rank 2 of 3" in text
     assert "rank 2: failure RREF_CHILD_ACCEPT: 3 fired of 3 that could" in text
     # Without the wrong oracle the same case holds: the replay says that it is fixed.
     replayed = _command(tmp_path, "-m", "rpcprops", "replay", str(path), "--times", "1")

@@ -142,7 +142,7 @@ ONE = FaultTable((CLEANUP,), 1)
     [
         (lambda _: True, FaultPlan()),
         (lambda p: p != FaultPlan(), FaultPlan(by_rank={0: ONE})),
-        (lambda p: p.afflicted(WORLD), FaultPlan(by_rank={0: ONE})),
+        (lambda p: p.faulty_ranks(WORLD), FaultPlan(by_rank={0: ONE})),
         (lambda p: p.table(2).failing, FaultPlan(by_rank={2: ONE})),
         (lambda p: DELETE in p.table(3).failing, FaultPlan(by_rank={3: FaultTable((DELETE,), 1)})),
         (
@@ -153,7 +153,7 @@ ONE = FaultTable((CLEANUP,), 1)
             lambda p: any(p.table(rank).messages_to_delay for rank in range(WORLD)),
             FaultPlan(by_rank={0: FaultTable(messages_to_delay={CLEANUP: 0.001})}),
         ),
-        (lambda p: len(p.afflicted(WORLD)) >= 2, FaultPlan(by_rank={0: ONE, 1: ONE})),
+        (lambda p: len(p.faulty_ranks(WORLD)) >= 2, FaultPlan(by_rank={0: ONE, 1: ONE})),
         (
             lambda p: p.table(1).failing and p.table(3).failing,
             FaultPlan(by_rank={1: ONE, 3: ONE}),
@@ -162,7 +162,7 @@ ONE = FaultTable((CLEANUP,), 1)
             lambda p: all(DELETE in p.table(rank).failing for rank in (0, 2)),
             FaultPlan(by_rank={0: FaultTable((DELETE,), 1), 2: FaultTable((DELETE,), 1)}),
         ),
-        (lambda p: len(p.afflicted(WORLD)) == WORLD, FaultPlan(default=ONE)),
+        (lambda p: len(p.faulty_ranks(WORLD)) == WORLD, FaultPlan(default=ONE)),
         (lambda p: p.default.num_fail_sends > 1, FaultPlan(default=FaultTable((CLEANUP,), 2))),
         (lambda p: DELETE in p.default.failing, FaultPlan(default=FaultTable((DELETE,), 1))),
     ],
@@ -176,16 +176,16 @@ def test_the_smallest_plan_with_different_tables() -> None:
     """Two tables that must differ shrink to two ranks and one failure more in one of the two."""
     for plan in smallest(
         fault_plans(world_size=WORLD),
-        lambda p: len({p.table(rank) for rank in p.afflicted(WORLD)}) == 2,
+        lambda p: len({p.table(rank) for rank in p.faulty_ranks(WORLD)}) == 2,
         SEEDS,
     ):
-        assert plan.afflicted(WORLD) == (0, 1)
+        assert plan.faulty_ranks(WORLD) == (0, 1)
         assert {plan.table(0), plan.table(1)} == {ONE, FaultTable((CLEANUP,), 2)}
 
 
 def test_the_smallest_plan_of_a_world_of_one() -> None:
     """A lone rank shares its table with every rank there is, so the table is the default."""
-    assert smallest(fault_plans(world_size=1), lambda p: p.afflicted(1), SEEDS) == (
+    assert smallest(fault_plans(world_size=1), lambda p: p.faulty_ranks(1), SEEDS) == (
         [FaultPlan(default=ONE)] * SEEDS
     )
 
@@ -309,14 +309,14 @@ def test_a_plan_is_canonical(
     most: int | None,
     tables: st.SearchStrategy[FaultTable] | None,
 ) -> None:
-    """A plan names afflicted ranks of its world only, or has one default table, never both."""
-    plan = data.draw(fault_plans(world_size=world_size, tables=tables, max_afflicted=most))
+    """A plan names faulty ranks of its world only, or has one default table, never both."""
+    plan = data.draw(fault_plans(world_size=world_size, tables=tables, max_faulty_ranks=most))
     plan.check(world_size)
-    afflicted = plan.afflicted(world_size)
-    assert most is None or len(afflicted) <= most
+    faulty = plan.faulty_ranks(world_size)
+    assert most is None or len(faulty) <= most
     if plan.default == FaultTable():
-        assert tuple(plan.by_rank) == afflicted
-        assert len(afflicted) < world_size or len(set(plan.by_rank.values())) > 1
+        assert tuple(plan.by_rank) == faulty
+        assert len(faulty) < world_size or len(set(plan.by_rank.values())) > 1
     else:
         assert not plan.by_rank
         assert not plan.default.is_empty
@@ -329,7 +329,7 @@ def test_plans_come_in_every_kind() -> None:
     """No rank, one rank, a few with a table each or one for all of them, all ranks with one."""
     plans = draws(fault_plans(world_size=3), 300)
     assert FaultPlan() in plans
-    assert {plan.afflicted(3) for plan in plans} == {
+    assert {plan.faulty_ranks(3) for plan in plans} == {
         ranks for size in range(4) for ranks in itertools.combinations(range(3), size)
     }
     shares = {
@@ -557,13 +557,13 @@ PLANS_OF_TWO = {"world_size": 2}
         ),
         (
             fault_plans,
-            PLANS_OF_TWO | {"max_afflicted": -1},
-            ["max_afflicted=-1 (type int)", "from 0 up", "None for all"],
+            PLANS_OF_TWO | {"max_faulty_ranks": -1},
+            ["max_faulty_ranks=-1 (type int)", "from 0 up", "None for all"],
         ),
         (
             fault_plans,
-            PLANS_OF_TWO | {"max_afflicted": 1.0},
-            ["max_afflicted=1.0 (type float)", "must be an int"],
+            PLANS_OF_TWO | {"max_faulty_ranks": 1.0},
+            ["max_faulty_ranks=1.0 (type float)", "must be an int"],
         ),
     ],
 )
@@ -593,7 +593,7 @@ def test_a_strategy_that_draws_no_tables_is_refused_when_drawn() -> None:
         (delay_tables(max_size=0), {}),
         (fault_tables(messages=(), max_delay=0), FaultTable()),
         (fault_tables(max_fail_sends=0, max_delay=0), FaultTable()),
-        (fault_plans(world_size=3, max_afflicted=0), FaultPlan()),
+        (fault_plans(world_size=3, max_faulty_ranks=0), FaultPlan()),
         (fault_plans(world_size=3, tables=st.just(FaultTable((), 2))), FaultPlan()),
     ],
 )

@@ -259,7 +259,7 @@ def test_a_program_is_certain_and_meets_no_known_finding(
     """Under the plan it was drawn for, the oracle knows how each step ends."""
     program, plan = drawn
     seen = predict(program, plan)
-    assert not seen.hazards
+    assert not seen.known_bugs
     assert "unknown" not in {step.error for step in seen.steps}
 
 
@@ -542,9 +542,9 @@ def test_most_plans_fire_in_the_program_that_is_drawn_with_them() -> None:
 def test_a_plan_is_of_the_world_of_its_program() -> None:
     """The plan names ranks of the program only, and draws from the tables that were given."""
     mild = fault_tables(messages=("RREF_USER_DELETE",), max_fail_sends=1, max_delay=0)
-    for program, plan in draws(programs_under_faults(tables=mild, max_afflicted=1), 100):
+    for program, plan in draws(programs_under_faults(tables=mild, max_faulty_ranks=1), 100):
         plan.check(program.world_size)
-        assert len(plan.afflicted(program.world_size)) <= 1
+        assert len(plan.faulty_ranks(program.world_size)) <= 1
         assert set(tables(plan)) <= {FaultTable(), FaultTable(("RREF_USER_DELETE",), 1)}
 
 
@@ -654,7 +654,7 @@ def test_a_program_is_drawn_from_its_type() -> None:
             ["max_world_size=8 (type int)", "at least 9", "rank 8", "raise it"],
         ),
         (programs_under_faults, {"tables": FaultTable()}, ["tables=FaultTable()", "just(table)"]),
-        (programs_under_faults, {"max_afflicted": -1}, ["max_afflicted=-1 (type int)"]),
+        (programs_under_faults, {"max_faulty_ranks": -1}, ["max_faulty_ranks=-1 (type int)"]),
         (programs_under_faults, {"max_steps": 65}, ["max_steps=65 (type int)", "0 to 64"]),
         (programs_under_faults, {"max_world_size": 0}, ["max_world_size=0 (type int)", "1 to 16"]),
     ],

@@ -116,7 +116,7 @@ def _role_of_fork(process: psutil.Process) -> str:
     if any(link.startswith("/memfd:rpcprops-worker") for link in links):
         return "rank"
     if os.getpgid(process.pid) == process.pid:
-        return "spare"
+        return "pre-forked rank"
     if any("eventpoll" in link for link in links):
         return "module server"
     return "starting fork"

@@ -31,7 +31,7 @@ from rpcprops.commands import upstream as upstream_command
 from rpcprops.commands.shared import say_died
 from rpcprops.errors import UsageError
 from rpcprops.report import artefact as artefacts
-from rpcprops.report import underway
+from rpcprops.report import in_flight
 from rpcprops.report.as_test import regression_test
 from rpcprops.report.script import script_of
 from rpcprops.upstream._data import UpstreamTest
@@ -403,7 +403,7 @@ def test_records_of_the_harness(place: Path, blob: list[bytes]) -> None:
 )
 def test_examples_under_way(place: Path, blob: bytes, name: str, kind: str) -> None:
     """Whatever lies where examples under way are kept, the next run starts and tells it well."""
-    folder = place / underway.DIRECTORY
+    folder = place / in_flight.DIRECTORY
     folder.mkdir(parents=True, exist_ok=True)
     canary = place / "canary.json"
     canary.write_bytes(blob)

@@ -125,7 +125,7 @@ def calls() -> dict[str, Callable[..., Any]]:
         "fixture.setup_fault_injection": _set_up,
         "fixture.attributes": _attributes,
     }
-    plan_methods = ["of", "check", "afflicted", "is_within_budget", "fault_names", "without"]
+    plan_methods = ["of", "check", "faulty_ranks", "is_within_budget", "fault_names", "without"]
     plan_methods += ["faults", "faults_at", "named", "with_table"]
     return found | {f"FaultPlan.{name}": getattr(PLAN, name) for name in plan_methods}
 

@@ -45,11 +45,11 @@ FAIR = {
     "fork server": (KILL, TERM),
     "module server": (KILL, TERM),
     "rank": (KILL, TERM),
-    "spare": (KILL, TERM),
+    "pre-forked rank": (KILL, TERM),
     "child of a rank": (KILL, TERM),
 }
 #: Processes without which a run goes on as if nothing had happened.
-_UNNOTICED = ("spare", "child of a rank", "maker of networks")
+_UNNOTICED = ("pre-forked rank", "child of a rank", "maker of networks")
 #: Real seconds: for a process to show up on a busy machine, and for a whole run of a passing test.
 SHOWS_UP_SECONDS = 40.0
 NEXT_RUN_SECONDS = 60.0
@@ -118,7 +118,7 @@ _PYTEST = ["-p", "no:cacheprovider", "test_user.py"]
 _AFTER_PYTEST = processes.python("pytest", "-p", "no:cacheprovider", "test_user.py::test_once")
 _AFTER_COMMAND = processes.python("rpcprops", "check", "timeout-holds", "-n", "1")
 _IN_PYTEST = (
-    *("spare", "rank", "child of a rank", "module server", "fork server"),
+    *("pre-forked rank", "rank", "child of a rank", "module server", "fork server"),
     *("watcher", "maker of networks"),
 )
 
@@ -137,22 +137,22 @@ KINDS = {
     ),
     "check": Kind(
         _command("check", "rref-values", "-n", "100000"),
-        ("spare", "rank", "fork server"),
+        ("pre-forked rank", "rank", "fork server"),
         _AFTER_COMMAND,
     ),
     "hunt": Kind(
         _command("hunt", "-n", "100000", "--batch", "20"),
-        ("spare", "rank", "fork server"),
+        ("pre-forked rank", "rank", "fork server"),
         _AFTER_COMMAND,
     ),
     "sweep": Kind(
         _command("sweep", "fork_chain[4]", "--ranks", "pairs", "--restart"),
-        ("spare", "rank", "fork server"),
+        ("pre-forked rank", "rank", "fork server"),
         _AFTER_COMMAND,
     ),
     "replay": Kind(
         _command("replay", "input/program.json", "--times", "100000", "--no-needed"),
-        ("spare", "rank", "fork server"),
+        ("pre-forked rank", "rank", "fork server"),
         _AFTER_COMMAND,
     ),
     "replay of a test": Kind(
@@ -267,10 +267,10 @@ class Deaths:
         tests = name in ("pytest", "xdist worker", "rpcprops check", "rpcprops hunt")
         if (tests or name == "rpcprops sweep") and has_ranks and by_signal:
             self.count("under way")
-            self.expect_underway(victim.pid, name, number, died)
+            self.expect_in_flight(victim.pid, name, number, died)
         return died
 
-    def expect_underway(self, pid: int, name: str, number: signal.Signals, died: float) -> None:
+    def expect_in_flight(self, pid: int, name: str, number: signal.Signals, died: float) -> None:
         """What a test process was running when it died is on disk."""
         if list((self.folder / ".rpcprops" / "underway").glob(f"{pid}-*.json")):
             return
@@ -287,8 +287,8 @@ class Deaths:
 
     def next_run(self, command: Sequence[str], *, replays: bool) -> None:
         """The next run passes, names what was under way, and `replay` takes that."""
-        underway = self.folder / ".rpcprops" / "underway"
-        waiting = {path.name for path in underway.glob("*.json")}
+        in_flight = self.folder / ".rpcprops" / "underway"
+        waiting = {path.name for path in in_flight.glob("*.json")}
         run = self.start(command)
         try:
             code = run.process.wait(NEXT_RUN_SECONDS)
@@ -304,7 +304,7 @@ class Deaths:
         named = re.search(r"an earlier run died during .*?: rpcprops replay (\S+)", run.text)
         if waiting and named is None:
             self.report(f"the next run did not name what was under way: {sorted(waiting)}", run)
-        still = {path.name for path in underway.glob("*.json")} & waiting
+        still = {path.name for path in in_flight.glob("*.json")} & waiting
         if still:
             self.report(f"the next run left what was under way where it was: {sorted(still)}", run)
         if named is not None and replays:
@@ -435,8 +435,8 @@ def test_deaths(deaths: Deaths, name: str) -> None:
         deaths.next_run(_AFTER_COMMAND, replays=False)
         return
     inner = {
-        "pytest": ["spare", "rank", "child of a rank", "module server"],
-        "xdist": ["spare", "rank", "fork server", "xdist worker"],
+        "pytest": ["pre-forked rank", "rank", "child of a rank", "module server"],
+        "xdist": ["pre-forked rank", "rank", "fork server", "xdist worker"],
     }[name]
     deaths.random.shuffle(inner)
     one_run(deaths, name, inner)

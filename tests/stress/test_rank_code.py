@@ -1372,11 +1372,11 @@ def use(cluster: Any, one: Kind) -> Any:
 
 
 def left_of_clusters(server: ClusterServer) -> list[str]:
-    """The processes below a server that are no servers, once its spares were let go."""
+    """The processes below a server that are no servers, once its pre-forked ranks were let go."""
     peers = server.servers.peers
     servers = {peer.hello.pid for peer in peers if peer.hello}
     for peer in peers:
-        _wire.send(peer.sock, ("spares", 0))
+        _wire.send(peer.sock, ("preforked", 0))
     deadline = time.monotonic() + GONE_SECONDS
     while True:
         below: dict[int, str] = {}

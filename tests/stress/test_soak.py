@@ -36,7 +36,7 @@ class Reading:
         memory: bytes that are resident: of the test process, then of its servers.
         descriptors: open ones, of the same.
         threads: the same.
-        processes: that live below the test process, its spares included.
+        processes: that live below the test process, its pre-forked ranks included.
         files: in /dev/shm that name one of these processes, and temporary ones.
     """
 
@@ -78,7 +78,7 @@ def main(cycles: int, most_seconds: float) -> None:
 
 
 def read(seconds: float) -> Reading:
-    """Count, once the spares of the last world have been forked."""
+    """Count, once the pre-forked ranks of the last world have been forked."""
     us = psutil.Process()
     last: list[int] = []
     for _ in range(60):

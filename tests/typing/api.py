@@ -78,7 +78,7 @@ def faults() -> None:
     assert_type(TABLE.is_within_budget, bool)
     assert_type(TABLE.retry_seconds("RREF_USER_DELETE"), float)
     assert_type(PLAN.table(1), FaultTable)
-    assert_type(PLAN.afflicted(4), tuple[int, ...])
+    assert_type(PLAN.faulty_ranks(4), tuple[int, ...])
     assert_type(MessageType("PYTHON_CALL").is_retryable, bool)
     assert_type(MessageType.PYTHON_CALL.max_retries, int)
     TABLE.num_fail_sends = 4  # type: ignore[misc]
@@ -102,7 +102,7 @@ def drawing() -> None:
     )
     assert_type(tables, st.SearchStrategy[FaultTable])
     assert_type(
-        strategies.fault_plans(world_size=4, tables=tables, max_afflicted=1),
+        strategies.fault_plans(world_size=4, tables=tables, max_faulty_ranks=1),
         st.SearchStrategy[FaultPlan],
     )
 

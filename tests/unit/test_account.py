@@ -10,7 +10,7 @@ from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, Mess
 from rpcprops.oracle import FaultCount, account, fired, fired_by_type
 from rpcprops.outcomes import Outcome, RankOutcome
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Share
-from tests.worlds._ideal import ideal, with_step
+from tests.seeded._ideal import ideal, with_step
 
 DELETE = "RREF_USER_DELETE"
 FORK = "RREF_FORK_REQUEST"
@@ -40,7 +40,7 @@ def outcome(
 
 
 def at(rank: int, table: FaultTable) -> FaultPlan:
-    """A plan that afflicts one rank."""
+    """A plan with faults at one rank."""
     return FaultPlan(by_rank={rank: table})
 
 
@@ -115,7 +115,7 @@ def test_a_lost_call_shows_at_its_caller() -> None:
 
 
 def test_each_rank_is_accounted_by_its_own_table() -> None:
-    """Two afflicted ranks are two entries, in the order of ranks, each with its own signs."""
+    """Two faulty ranks are two entries, in the order of ranks, each with its own signs."""
     plan = FaultPlan(by_rank={2: FaultTable([ACCEPT], 1), 0: FaultTable([DELETE], 4)})
     assert account(PROGRAM, plan, outcome((4, 0, 1))) == (
         FaultCount(0, "failure", DELETE, 4, 4),
@@ -176,7 +176,7 @@ def test_failures_and_delays_of_one_rank_come_together() -> None:
 
 
 def test_ranks_beyond_the_program_are_idle_but_asked() -> None:
-    """In a larger world an afflicted idle rank is accounted for, and predicted to send nothing."""
+    """In a larger world a faulty idle rank is accounted for, and predicted to send nothing."""
     program = Program(2, (Remote(0, 1, "a"), Drop(0, "a")))
     plan = FaultPlan(FaultTable([DELETE], 2))
     assert account(program, plan, outcome((2, 0, 0))) == (

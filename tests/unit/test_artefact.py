@@ -41,7 +41,7 @@ OF_A_PROGRAM = Artefact(
     program=PROGRAM,
     plans=(PLAN,),
     outcomes=(OUTCOME,),
-    violations=(Violation("RRefLeak", "worker1 holds 1 owner", 1, needs_time=True),),
+    violations=(Violation("RRefLeak", "worker1 holds 1 owner", 1, timing_sensitive=True),),
     clock_rate=100.0,
     repeats=("3 of 3 at rate 100",),
     versions={"rpcprops": "0.1.0", "torch": "2.13.0"},

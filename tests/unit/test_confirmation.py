@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rpcprops import _sweep as sweep
 from rpcprops import errors, runner, stateful
-from rpcprops.confirmation import Confirmation, Sight, confirm, is_decided, rungs
+from rpcprops.confirmation import Confirmation, Sight, confirm, confirmation_rates, is_decided
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import (
@@ -36,7 +36,7 @@ RATE = 400.0
 #: Real seconds by which waits ended late: enough to eat the slack of a hang or of a test's own code
 #: at rate 400, and not.
 LATE, IN_TIME = 0.05, 0.002
-HUNG = Violation("RankHung", "worker1 hangs", needs_time=True, slack=4.0)
+HUNG = Violation("RankHung", "worker1 hangs", timing_sensitive=True, slack=4.0)
 OTHER = Violation("RankDied", "worker1 died")
 CANNOT = MachineCannot("rate 40 cannot be had")
 #: What a run does: it fails that late, holds (None), or raises.
@@ -59,7 +59,7 @@ def outcome(rate: float, late: float = IN_TIME, **options: Any) -> Outcome:
 )
 def test_rungs(rate: float, expected: tuple[float, ...]) -> None:
     """A failure is run again at a tenth of the rate and in real time, each where it is slower."""
-    assert rungs(rate) == expected
+    assert confirmation_rates(rate) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_lateness_times_rate_must_stay_below_the_slack(
     rate: float, late: float, slack: float, decided: bool
 ) -> None:
     """A verdict whose slack the slowest rank's lateness eats, in virtual seconds, is undecided."""
-    violation = Violation("MissingError", "no timeout", needs_time=True, slack=slack)
+    violation = Violation("MissingError", "no timeout", timing_sensitive=True, slack=slack)
     assert is_decided(violation, outcome(rate, late)) is decided
 
 
@@ -290,7 +290,7 @@ def test_an_error_of_ours_is_no_run_without_the_failure(
     error = kind("the fork server has died")
     server = SimpleNamespace(override_rate=None)
     session: Any = SimpleNamespace(
-        server=server, underway=SimpleNamespace(again=lambda: None), take_recorded=list
+        server=server, in_flight=SimpleNamespace(again=lambda: None), take_recorded=list
     )
     runs: list[float | None] = []
 
@@ -430,7 +430,7 @@ def test_without_a_listener_it_is_a_warning(
 
 CASE = Case(Program(1, (Pause(0, 1.0),)))
 #: A busy machine can seem to leak; it cannot make another value of one.
-LEAK = Violation("RRefLeak", "holds 1 owner", 0, needs_time=True)
+LEAK = Violation("RRefLeak", "holds 1 owner", 0, timing_sensitive=True)
 WRONG = Violation("WrongValue", "expected [3.0], got [4.0]", 0, 0)
 ALL = set(range(50))
 

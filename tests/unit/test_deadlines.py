@@ -74,7 +74,7 @@ def test_delays_are_waited_for_by_every_phase_that_sends() -> None:
 
 
 def test_the_rank_with_the_most_faults_decides() -> None:
-    """One afflicted rank is waited for as if all were, and a rank outside the world is not."""
+    """One faulty rank is waited for as if all were, and a rank outside the world is not."""
     table = FaultTable(RETRYABLE_MESSAGE_TYPES, 5)
     one = Deadlines.of(FaultPlan(by_rank={1: table}), 2, 1.0, 30.0)
     assert one == Deadlines.of(FaultPlan(table), 2, 1.0, 30.0)

@@ -11,7 +11,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import DOCUMENTED, accepted, judge, predict
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Program, Remote, Settle, Share
-from tests.worlds._ideal import CONTEXT_LEAK, ERRORS, OWNER_WAITED, ideal, with_rank, with_step
+from tests.seeded._ideal import CONTEXT_LEAK, ERRORS, OWNER_WAITED, ideal, with_rank, with_step
 
 FAULTS = Path(__file__).parents[2] / "docs" / "faults.md"
 CLEANUP, DELETE = "CLEANUP_AUTOGRAD_CONTEXT_REQ", "RREF_USER_DELETE"

@@ -252,7 +252,7 @@ def test_a_plan_fits_its_world_or_says_how() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_afflicts_every_rank_and_none_afflicts_nobody(table: FaultTable) -> None:
+def test_a_table_is_for_every_rank_and_none_for_nobody(table: FaultTable) -> None:
     """FaultPlan.of makes a plan of a table, leaves a plan alone, and takes None for no faults."""
     assert FaultPlan.of(table) == FaultPlan(default=table)
     assert all(FaultPlan.of(table).table(rank) == table for rank in range(4))
@@ -261,10 +261,10 @@ def test_a_table_afflicts_every_rank_and_none_afflicts_nobody(table: FaultTable)
 
 
 def test_a_rank_has_its_own_table_or_the_default() -> None:
-    """`by_rank` wins over the default, and only ranks with faults count as afflicted."""
+    """`by_rank` wins over the default, and only ranks with faults count as faulty."""
     plan = FaultPlan(default=TABLES[1], by_rank={1: TABLES[0], 2: TABLES[3]})
     assert [plan.table(rank) for rank in range(4)] == [TABLES[n] for n in (1, 0, 3, 1)]
-    assert plan.afflicted(4) == (0, 2, 3)
+    assert plan.faulty_ranks(4) == (0, 2, 3)
     assert plan.is_within_budget(4)
     assert not FaultPlan(by_rank={2: FaultTable(RETRYABLE_MESSAGE_TYPES, 6)}).is_within_budget(3)
 
@@ -469,7 +469,7 @@ def test_the_faults_of_a_plan_make_it_again(plan: FaultPlan) -> None:
     for fault in plan.faults(4):
         made = fault.put_into(made)
     assert made.faults(4) == plan.faults(4)
-    assert made.afflicted(4) == plan.afflicted(4)
+    assert made.faulty_ranks(4) == plan.faulty_ranks(4)
 
 
 @pytest.mark.parametrize("plan", PLANS)

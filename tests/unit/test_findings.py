@@ -13,7 +13,7 @@ from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Outcome, RaisedError, Violation
 from rpcprops.programs import Drop, Fetch, Nest, Program, Remote, Settle, Share
 from rpcprops.properties import Case, observe
-from tests.worlds._ideal import holding, ideal, place, with_step
+from tests.seeded._ideal import holding, ideal, place, with_step
 
 # Rank 0 may forget an RRef that it sends to itself, and hang, leak or raise for that.
 EARLY_FETCHED = Program(
@@ -35,15 +35,15 @@ def left(
     program: Program, plan: FaultPlan, outcome: Outcome, *violations: Violation
 ) -> tuple[tuple[str, ...], list[str]]:
     """The findings that explain some of these violations, and the promises of the others."""
-    names, others = set_apart(program, predict(program, plan).hazards, outcome, violations)
+    names, others = set_apart(program, predict(program, plan).known_bugs, outcome, violations)
     return names, [violation.promise for violation in others]
 
 
 def test_the_programs_meet_their_findings() -> None:
     """Each meets one, but for the value that has come before its RRef is sent on."""
-    assert predict(EARLY_FETCHED, FaultPlan()).hazards == set()
-    assert predict(EARLY_FORK, FaultPlan()).hazards == {"early-owner-fork"}
-    assert predict(TWICE, LOST).hazards == {"second-failed-remote"}
+    assert predict(EARLY_FETCHED, FaultPlan()).known_bugs == set()
+    assert predict(EARLY_FORK, FaultPlan()).known_bugs == {"early-owner-fork"}
+    assert predict(TWICE, LOST).known_bugs == {"second-failed-remote"}
 
 
 class _Shows:

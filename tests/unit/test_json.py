@@ -26,7 +26,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import STEP_TYPES, Own, Program
 from rpcprops.properties import _programs as shipped
-from tests.worlds._programs import EVERY_KIND
+from tests.seeded._programs import EVERY_KIND
 
 #: Tables far beyond what the defaults draw: every type, any count, delays up to an hour.
 WIDE_TABLES = strategies.fault_tables(
@@ -103,7 +103,7 @@ OUTCOME = Outcome(
 )
 VIOLATIONS = [
     Violation("WrongValue", "expected [3.0], got [4.0]", 1, 2),
-    Violation("RankHung", "worker0 hangs", needs_time=True),
+    Violation("RankHung", "worker0 hangs", timing_sensitive=True),
     Violation("RRefLeak", "", 0),
 ]
 

@@ -22,8 +22,8 @@ from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Settle, Share
 from rpcprops.properties import PROPERTIES, Case
 from rpcprops.properties import _programs as shipped
-from tests.worlds._corpus import PLANS as WORLD_PLANS
-from tests.worlds._ideal import (
+from tests.seeded._corpus import PLANS as WORLD_PLANS
+from tests.seeded._ideal import (
     CONTEXT_LEAK,
     LEAK,
     LEAKING,
@@ -38,7 +38,7 @@ from tests.worlds._ideal import (
     with_rank,
     with_step,
 )
-from tests.worlds._programs import EVERY_KIND, shipped_programs
+from tests.seeded._programs import EVERY_KIND, shipped_programs
 
 DELETE = MessageType.RREF_USER_DELETE
 PLANS = (
@@ -575,7 +575,7 @@ def test_a_message_names_what_was_expected_and_what_was_seen(how: str, parts: li
 
 
 @pytest.mark.parametrize(
-    ("how", "needs_time"),
+    ("how", "timing_sensitive"),
     [
         ("a fetch gives another value", False),
         ("another gradient", False),
@@ -590,11 +590,11 @@ def test_a_message_names_what_was_expected_and_what_was_seen(how: str, parts: li
         ("one failed send fewer than predicted", True),
     ],
 )
-def test_only_what_a_slow_machine_could_show_needs_time(how: str, needs_time: bool) -> None:
+def test_only_what_a_slow_machine_could_show_needs_time(how: str, timing_sensitive: bool) -> None:
     """A wrong value stays one on any machine; what was not over in time might just be late."""
     program, plan, falsify, _ = FALSIFIED[how]
     for violation in judge(program, plan, falsify(ideal(program, plan))):
-        assert violation.needs_time is needs_time
+        assert violation.timing_sensitive is timing_sensitive
 
 
 @pytest.mark.parametrize("value", [None, [3.0]])
@@ -647,7 +647,7 @@ def test_every_rank_that_leaks_is_named() -> None:
 
 
 def test_a_table_and_none_are_plans_too() -> None:
-    """A table afflicts every rank and None afflicts none, as everywhere."""
+    """A table is for every rank and None for none, as everywhere."""
     table = FaultTable([DELETE], 2)
     assert judge(FORK, table, ideal(FORK, DELETES)) == ()
     assert judge(FORK, None, ideal(FORK, NONE)) == ()
@@ -696,7 +696,7 @@ def test_a_plan_beyond_the_budget_is_judged_by_what_it_does() -> None:
 
 
 def test_a_plan_of_another_world_is_refused() -> None:
-    """A plan that afflicts a rank that is not there is the caller's mistake."""
+    """A plan with faults at a rank that is not there is the caller's mistake."""
     outcome = ideal(FORK, NONE)
     with pytest.raises(UsageError, match="rank 7"):
         judge(FORK, FaultPlan(by_rank={7: FaultTable([DELETE], 1)}), outcome)

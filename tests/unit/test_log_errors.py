@@ -10,8 +10,8 @@ from rpcprops.oracle._findings import can_cause
 from rpcprops.oracle._log_errors import log_errors
 from rpcprops.outcomes import RaisedError, Violation
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote
-from tests.worlds._falsified import ASSERTION, TRACEBACK
-from tests.worlds._ideal import OWNER_WAITED, USER_WAITED, ideal, with_rank
+from tests.seeded._falsified import ASSERTION, TRACEBACK
+from tests.seeded._ideal import OWNER_WAITED, USER_WAITED, ideal, with_rank
 
 QUIET = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
 RAISING = Program(2, (Call(0, 1, raises=True),))
@@ -114,7 +114,7 @@ def test_the_assertion_of_the_known_finding_is_set_apart() -> None:
     """Only that one: another assertion in such a program is a failure."""
     late = FaultPlan(FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0}))
     program = Program(1, (Remote(0, 0, "a", timeout=0.5),))
-    assert predict(program, late).hazards == {"late-remote-to-self"}
+    assert predict(program, late).known_bugs == {"late-remote-to-self"}
     finding = FINDINGS["late-remote-to-self"]
     assert can_cause(finding, Violation("ErrorInLog", f"worker0 wrote: {ASSERTION}", 0))
     other = ASSERTION.replace("rref_context.cpp", "container.cpp")

@@ -213,10 +213,10 @@ def test_a_user_keeps_a_handle_whose_child_is_lost() -> None:
     seen = predicted(plan, *steps)
     assert DELETE not in [send.message for send in seen.sends]
     assert seen.steps[3].counters == seen.counters == (NOTHING, ONE, NOTHING)
-    assert seen.hurried == {0}
+    assert seen.may_exit_early == {0}
     assert [send.message for send in seen.last_sends] == [DELETE]
     assert not seen.leaking
-    assert seen.perhaps_leaking == {1}
+    assert seen.may_leak == {1}
 
 
 def test_an_owner_keeps_a_fork_that_is_lost() -> None:
@@ -270,9 +270,9 @@ def test_a_creation_that_is_lost_shows_when_it_is_used(
 def test_the_second_creation_that_fails_at_a_rank_is_a_known_finding() -> None:
     """One is fine, one at each of two ranks is; the second of a process is marked."""
     plan = losing(REMOTE, 1)
-    assert predicted(plan, Remote(0, 1, "a"), Remote(1, 0, "b")).hazards == frozenset()
+    assert predicted(plan, Remote(0, 1, "a"), Remote(1, 0, "b")).known_bugs == frozenset()
     seen = predicted(plan, Remote(0, 1, "a"), Remote(0, 2, "b"))
-    assert seen.hazards == {"second-failed-remote"}
+    assert seen.known_bugs == {"second-failed-remote"}
 
 
 def test_a_nested_creation_that_is_lost() -> None:
@@ -323,7 +323,7 @@ def test_a_delete_that_is_given_up_leaves_its_fork(count: int, left: Counters) -
 def test_a_fork_request_that_is_given_up_is_a_known_finding() -> None:
     """It and its delete share six failures and more: what is left over hits the delete."""
     seen = predicted(losing(FORK, 6, 2), *SHARED)
-    assert seen.hazards == {"fork-request-given-up"}
+    assert seen.known_bugs == {"fork-request-given-up"}
     assert seen.failures() == ({}, {}, {FORK: 6})
     both = FaultPlan(by_rank={2: FaultTable([FORK, DELETE], 9)})
     assert predicted(both, *SHARED).failures() == ({}, {}, {FORK: 6, DELETE: 3})
@@ -340,7 +340,7 @@ def test_a_rank_in_a_hurry_may_fail_some_of_its_last_deletes() -> None:
         Settle(),
     )
     seen = predicted(FaultPlan(by_rank={0: table, 2: table}), *steps)
-    assert seen.hurried == {0}
+    assert seen.may_exit_early == {0}
     assert seen.retried == (2, 0, 0)
     assert seen.failed_sends() == (range(2, 9), range(1), range(1))
 
@@ -348,7 +348,7 @@ def test_a_rank_in_a_hurry_may_fail_some_of_its_last_deletes() -> None:
 def test_a_rank_in_no_hurry_fails_all_of_its_last_deletes() -> None:
     """Nor more, nor less, wherever it still holds a handle."""
     seen = predicted(losing(DELETE, 2, 0), Remote(0, 1, "a"), Remote(0, 1, "b"), Drop(0, "b"))
-    assert seen.hurried == frozenset()
+    assert seen.may_exit_early == frozenset()
     assert seen.failed_sends() == (range(4, 5), range(1), range(1))
 
 
@@ -357,8 +357,8 @@ def test_an_accept_that_is_given_up_keeps_the_parent() -> None:
     seen = predicted(losing(ACCEPT, 6, 2), *SHARED)
     assert [send.message for send in seen.sends if send.rank == 0] == [REMOTE, CALL]
     assert seen.counters == (NOTHING, ONE, NOTHING)
-    assert seen.hurried == {0}
-    assert seen.perhaps_leaking == {1}
+    assert seen.may_exit_early == {0}
+    assert seen.may_leak == {1}
 
 
 def test_what_is_still_held_is_deleted_by_shutdown() -> None:
@@ -377,12 +377,12 @@ def test_a_cleanup_that_is_given_up_leaves_the_context_behind() -> None:
     seen = predicted(losing(CLEANUP, 21, 0), *steps)
     assert [step.value["refused"] for step in seen.steps[2:]] == [True, False, True]
     assert seen.counters == (NOTHING, Counters(contexts=1), NOTHING)
-    assert seen.keeping == {0}
+    assert seen.may_warn_unreleased_context == {0}
     assert seen.failures() == ({CLEANUP: 21}, {}, {})
     # What rank 1 fails is no loss: rank 0 has let go of the context before.
     other = predicted(losing(CLEANUP, 21, 1), *steps)
     assert other.counters == (NOTHING,) * 3
-    assert other.keeping == {1}
+    assert other.may_warn_unreleased_context == {1}
 
 
 def test_a_cleanup_stops_where_it_is_given_up() -> None:
@@ -390,7 +390,7 @@ def test_a_cleanup_stops_where_it_is_given_up() -> None:
     chain = Context(0, "x", (1, 2), nested=True)
     seen = predicted(losing(CLEANUP, 50, 1), chain)
     assert seen.counters == (NOTHING, NOTHING, Counters(contexts=1))
-    assert seen.keeping == {1}
+    assert seen.may_warn_unreleased_context == {1}
 
 
 @pytest.mark.parametrize(
@@ -448,8 +448,8 @@ def test_a_creation_that_is_late_shows_when_it_is_used() -> None:
     assert seen.steps[2].counters == (NOTHING, ONE, NOTHING)
     assert seen.counters == (NOTHING,) * 3
     assert dict(seen.calls[1]) == {"step0": 1}
-    assert seen.hazards == frozenset()
-    assert predicted(late(REMOTE), made, Drop(0, "a")).hazards == {"timed-out-remote-dropped"}
+    assert seen.known_bugs == frozenset()
+    assert predicted(late(REMOTE), made, Drop(0, "a")).known_bugs == {"timed-out-remote-dropped"}
 
 
 def test_a_future_that_is_late_times_out_where_it_is_waited_for() -> None:
@@ -463,10 +463,10 @@ def test_a_call_through_a_handle_may_time_out_in_the_question_or_in_the_call() -
     asked = (Remote(0, 1, "a"), Through(0, "a"), Through(0, "a", timeout=0.5))
     seen = predicted(late(CALL), *asked)
     assert errors(seen) == ["", "", "timeout"]
-    assert seen.hazards == frozenset()
+    assert seen.known_bugs == frozenset()
     seen = predicted(late(CALL), Remote(0, 1, "a"), Through(0, "a", timeout=0.5), Through(0, "a"))
     assert errors(seen) == ["", "timeout", ""]
-    assert seen.hazards == {"timed-out-type-query"}
+    assert seen.known_bugs == {"timed-out-type-query"}
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_an_asynchronous_call_through_a_handle_whose_type_is_an_error(
     steps: tuple[Step, ...], plan: FaultPlan, met: bool
 ) -> None:
     """The future of such a call keeps the RRef; a synchronous call has no future to keep it."""
-    assert ("failed-async-proxy" in predicted(plan, *steps).hazards) is met
+    assert ("failed-async-proxy" in predicted(plan, *steps).known_bugs) is met
 
 
 def test_an_error_of_the_function_does_not_hide_the_timeout() -> None:
@@ -528,9 +528,9 @@ def test_fault_seconds_add_up_waits_and_delays() -> None:
     seen = predicted(plan, Remote(0, 1, "a"), Drop(0, "a"))
     assert seen.fault_seconds(plan) == pytest.approx(2.5)
     # Given up after the fifth wait: never sent, so never late.
-    given_up = FaultPlan(FaultTable([DELETE], 6, {DELETE: 0.5}))
-    seen = predicted(given_up, Remote(0, 1, "a"), Drop(0, "a"))
-    assert seen.fault_seconds(given_up) == pytest.approx(1 + 1 + 1.5 + 2.25 + 3.375)
+    abandoned_calls = FaultPlan(FaultTable([DELETE], 6, {DELETE: 0.5}))
+    seen = predicted(abandoned_calls, Remote(0, 1, "a"), Drop(0, "a"))
+    assert seen.fault_seconds(abandoned_calls) == pytest.approx(1 + 1 + 1.5 + 2.25 + 3.375)
 
 
 def test_a_call_that_is_late_may_be_dropped_by_a_shutdown_that_comes_at_once() -> None:
@@ -547,12 +547,12 @@ def test_a_call_that_is_late_may_be_dropped_by_a_shutdown_that_comes_at_once() -
     program = Program(3, calls, settles=False)
     delays = {CALL: 2.0, SCRIPT_CALL: 2.0}
     seen = predict(program, FaultPlan(by_rank={0: FaultTable(messages_to_delay=delays)}))
-    assert [set(names) for names in seen.given_up] == [set(), {"step3", "step4"}, set()]
+    assert [set(names) for names in seen.abandoned_calls] == [set(), {"step3", "step4"}, set()]
     assert dict(seen.calls[1]) == {"step0": 1, "step3": 1, "step4": 1}
     assert dict(seen.steps[1].calls[1]) == {"step0": 1}
-    assert predicted(late(CALL), *calls).given_up == (frozenset(),) * 3
+    assert predicted(late(CALL), *calls).abandoned_calls == (frozenset(),) * 3
     made = Program(3, (Remote(0, 1, "a", timeout=0.5),), settles=False)
-    assert predict(made, late(REMOTE)).given_up[1] == {"step0"}
+    assert predict(made, late(REMOTE)).abandoned_calls[1] == {"step0"}
 
 
 @pytest.mark.parametrize(
@@ -575,9 +575,9 @@ def test_a_shutdown_may_overtake_a_creation(steps: tuple[Step, ...], meets: bool
     """Where its delete is tried again, and nothing has shown that the owner has the RRef."""
     program = Program(3, steps, settles=False)
     expected = {"shutdown-overtakes-creation"} if meets else set()
-    assert predict(program, losing(DELETE)).hazards == expected
-    assert predict(program, FaultPlan()).hazards == set()
-    assert predicted(losing(DELETE), *steps).hazards == set()
+    assert predict(program, losing(DELETE)).known_bugs == expected
+    assert predict(program, FaultPlan()).known_bugs == set()
+    assert predicted(losing(DELETE), *steps).known_bugs == set()
 
 
 def test_a_creation_that_is_lost_is_overtaken_by_nothing() -> None:
@@ -585,4 +585,4 @@ def test_a_creation_that_is_lost_is_overtaken_by_nothing() -> None:
     table = FaultTable([DELETE, REMOTE], 1)
     for steps in ((Remote(0, 1, "a"),), (Remote(0, 1, "a"), Drop(0, "a"))):
         program = Program(2, steps, settles=False)
-        assert predict(program, FaultPlan(table)).hazards == set()
+        assert predict(program, FaultPlan(table)).known_bugs == set()

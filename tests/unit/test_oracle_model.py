@@ -38,7 +38,7 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
-from tests.worlds._programs import EVERY_KIND, shipped_programs
+from tests.seeded._programs import EVERY_KIND, shipped_programs
 
 ACCEPT = MessageType.RREF_CHILD_ACCEPT
 FORK = MessageType.RREF_FORK_REQUEST
@@ -334,7 +334,7 @@ def test_a_backward_that_breaks_gives_the_loss_and_no_gradient() -> None:
     whole, broken = predicted(Context(0, "x", (1, 2))), predicted(Context(0, "x", (1, 2), breaks=2))
     assert broken.steps[0].value == {"loss": 70.0, "broke": True}
     assert sends(broken) == sends(whole)
-    assert broken.hazards == frozenset()
+    assert broken.known_bugs == frozenset()
 
 
 @pytest.mark.parametrize("path", [(1, 0), (1, 2, 1)])
@@ -343,9 +343,9 @@ def test_a_backward_that_breaks_and_comes_by_a_rank_twice_is_a_known_finding(
 ) -> None:
     """torch then forgets who waits; the program is marked, and its prediction is the promise."""
     seen = predicted(Context(0, "x", path, breaks=1))
-    assert seen.hazards == {"failed-backward-revisits-rank"}
+    assert seen.known_bugs == {"failed-backward-revisits-rank"}
     assert seen.counters == (NOTHING,) * 3
-    assert predicted(Context(0, "x", path)).hazards == frozenset()
+    assert predicted(Context(0, "x", path)).known_bugs == frozenset()
 
 
 def test_branches_send_what_their_steps_send_one_after_the_other() -> None:
@@ -392,7 +392,7 @@ def test_each_fork_has_a_budget_of_its_own() -> None:
 
 
 def test_a_table_of_one_rank_fails_that_ranks_sends_only() -> None:
-    """Failures happen on the sender, so only the afflicted rank's messages count."""
+    """Failures happen on the sender, so only the faulty rank's messages count."""
     steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
     seen = predicted(*steps, plan=FaultPlan(by_rank={0: FaultTable([DELETE], 5)}))
     assert [dict(by_type) for by_type in seen.failures()] == [{DELETE: 5}, {}, {}]
@@ -726,19 +726,19 @@ def test_a_plan_within_the_budget_is_predicted(table: FaultTable) -> None:
 
 
 def test_a_plan_of_a_larger_world_is_refused() -> None:
-    """A plan that afflicts a rank that the program has not is no plan for it."""
+    """A plan with faults at a rank that the program has not is no plan for it."""
     with pytest.raises(UsageError, match="rank 3, but a world of 3"):
         predicted(Own(0, "a"), plan=FaultPlan(by_rank={3: FaultTable([DELETE], 1)}))
 
 
 def test_a_plan_beyond_the_budget_at_a_rank_that_is_not_there_does_not_count() -> None:
-    """The default of a plan whose every rank is named afflicts nobody."""
+    """The default of a plan whose every rank is named makes nobody faulty."""
     plan = FaultPlan(FaultTable([CALL], 1), {0: FaultTable(), 1: FaultTable()})
     seen = predicted(Own(0, "a"), world_size=2, plan=plan)
     assert seen.counters == (NOTHING, NOTHING)
 
 
-def test_every_send_is_of_an_afflictable_type_and_counted_once() -> None:
+def test_every_send_is_of_an_injectable_type_and_counted_once() -> None:
     """The totals over ranks and types are those of the list of sends, each failing once."""
     program = Program(
         3,
@@ -764,7 +764,7 @@ def test_a_larger_world_has_idle_ranks_alone(program: Program) -> None:
     for plan in map(FaultPlan, tables):
         own, wide = predict(program, plan), predict_in(program, plan, program.world_size + 1)
         idle = {"counters": Counters(), "retried": 0, "calls": {}}
-        idle |= {"given_up": frozenset(), "contexts_left": range(1)}
+        idle |= {"abandoned_calls": frozenset(), "contexts_left": range(1)}
         steps = [
             replace(
                 step,

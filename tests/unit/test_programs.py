@@ -44,7 +44,7 @@ from rpcprops.programs import (
     check_world_size,
 )
 from rpcprops.properties import _programs as shipped
-from tests.worlds._programs import EVERY_KIND
+from tests.seeded._programs import EVERY_KIND
 
 NAMES = {
     name: getattr(language, name)

@@ -46,9 +46,9 @@ def test_a_fault_is_left_out_by_its_name(name: str) -> None:
 
 
 def test_nothing_left_out_is_the_plan_itself() -> None:
-    """A plan without no fault is equal to the plan; without all, no rank is afflicted."""
+    """A plan without no fault is equal to the plan; without all, no rank is faulty."""
     assert PLAN.without([], 3) == PLAN
-    assert PLAN.without(PLAN.fault_names(3), 3).afflicted(3) == ()
+    assert PLAN.without(PLAN.fault_names(3), 3).faulty_ranks(3) == ()
 
 
 def test_a_wrong_name_lists_the_right_ones() -> None:
@@ -100,11 +100,11 @@ def test_answers(
 
 def test_an_example_that_was_under_way_fails_or_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was only under way broke no promise yet: it fails with whatever it breaks, or holds."""
-    underway = Artefact("program", "planted", "", program=PROGRAM, plans=(PLAN,), underway=True)
+    in_flight = Artefact("program", "planted", "", program=PROGRAM, plans=(PLAN,), underway=True)
     _observer(monkeypatch, lambda _, n: ["RankDied"] if n == 1 else [])
-    result = replay.replay_program(underway, None, times=2)  # type: ignore[arg-type]
+    result = replay.replay_program(in_flight, None, times=2)  # type: ignore[arg-type]
     assert str(result) == "fails: RankDied in 1 of 2 runs at rate 400"
-    again = replay.replay_program(underway, None, times=1)  # type: ignore[arg-type]
+    again = replay.replay_program(in_flight, None, times=1)  # type: ignore[arg-type]
     assert str(again) == "holds: no failure of 1 runs at rate 400"
 
 

@@ -25,7 +25,7 @@ from rpcprops.programs import (
     Settle,
 )
 from rpcprops.runner import Runner
-from tests.worlds._ideal import ideal
+from tests.seeded._ideal import ideal
 
 TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (1100 ms)")
 LATE = FaultPlan(by_rank={0: FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})})

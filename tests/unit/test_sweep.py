@@ -36,7 +36,7 @@ def test_a_map_has_every_table_on_every_group_of_ranks(ranks: Any, count: int) -
     assert len(places) == len({cell.plan for cell in places}) == count
     assert places[0].plan == FaultPlan()
     for cell in places[1:]:
-        assert cell.plan.afflicted(3) == (cell.ranks or (0, 1, 2))
+        assert cell.plan.faulty_ranks(3) == (cell.ranks or (0, 1, 2))
 
 
 def test_records_come_back(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_failure_counts_once_real_time_has_shown_it(
 ) -> None:
     """The first of a promise is run again down to rate 1, later ones fast; each is an artefact."""
     monkeypatch.chdir(tmp_path)
-    rates = _observer(monkeypatch, lambda plan, _: "RRefLeak" if plan.afflicted(3) else "")
+    rates = _observer(monkeypatch, lambda plan, _: "RRefLeak" if plan.faulty_ranks(3) else "")
     found = list(sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))  # type: ignore[arg-type]
     assert rates == [400.0, 400.0, 40.0, 1.0, 400.0, 400.0]
     assert [record.verdict for record, _ in found] == ["holds", "violated", "violated"]

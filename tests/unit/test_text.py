@@ -41,7 +41,7 @@ FAILURE = Failure(
     case=Case(shipped.fork_user_to_user(), FaultPlan(by_rank={2: TABLE})),
     violations=(
         Violation(
-            "RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", 1, needs_time=True
+            "RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", 1, timing_sensitive=True
         ),
         Violation("WrongValue", "expected [3.0], got [4.0]", 2, 5),
     ),
@@ -74,22 +74,22 @@ def part(lines: list[str], name: str) -> list[str]:
 
 
 def test_the_faults_are_printed_as_python() -> None:
-    """The plan's line is Python that makes the plan again, and the next says whom it afflicts."""
+    """The plan's line is Python that makes the plan again; the next says at which ranks it is."""
     text, where = part(failure_lines(FAILURE, None), "faults")
     assert eval(text, NAMES) == FAILURE.case.plan
-    assert where == "afflicts rank 2 of 3"
+    assert where == "faults at rank 2 of 3"
 
 
 @pytest.mark.parametrize(
     ("plan", "where"),
     [
-        (FaultPlan(), "no rank is afflicted: it fails without any fault"),
-        (FaultPlan(TABLE), "afflicts every rank of 3"),
-        (FaultPlan(by_rank={0: TABLE}), "afflicts rank 0 of 3"),
-        (FaultPlan(TABLE, {1: FaultTable()}), "afflicts ranks 0, 2 of 3"),
+        (FaultPlan(), "no rank is faulty: it fails without any fault"),
+        (FaultPlan(TABLE), "faults at every rank of 3"),
+        (FaultPlan(by_rank={0: TABLE}), "faults at rank 0 of 3"),
+        (FaultPlan(TABLE, {1: FaultTable()}), "faults at ranks 0, 2 of 3"),
     ],
 )
-def test_it_is_said_which_ranks_are_afflicted(plan: FaultPlan, where: str) -> None:
+def test_it_is_said_which_ranks_are_faulty(plan: FaultPlan, where: str) -> None:
     """None, one, some and every rank each have their own words."""
     text, below = describe_plan(plan, 3)
     assert eval(text[9:], NAMES) == plan

@@ -14,7 +14,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS, ErrorClass, error_class, is_expected, judge, set_apart
 from rpcprops.oracle._findings import can_cause
 from rpcprops.oracle._log_errors import log_errors
-from rpcprops.oracle._worlds import could_not_release, reports_leak, shutdown_violations
+from rpcprops.oracle._ranks import could_not_release, reports_leak, shutdown_violations
 from rpcprops.outcomes import Counters, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Call, Program
 from rpcprops.torch_facts import (
@@ -27,8 +27,8 @@ from rpcprops.torch_facts import (
     facts_of,
     release,
 )
+from tests.seeded._ideal import ideal
 from tests.unit.test_imports import MODULES, strings
-from tests.worlds._ideal import ideal
 
 OTHER = "torch words it (so) now."
 

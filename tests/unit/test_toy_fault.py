@@ -35,7 +35,7 @@ from rpcprops.report.script import script_of
 from rpcprops.report.text import describe_faults, describe_plan
 from rpcprops.strategies import programs
 from tests._draws import draws
-from tests.worlds._ideal import ideal, with_rank
+from tests.seeded._ideal import ideal, with_rank
 
 CALL = MessageType.PYTHON_CALL
 
@@ -107,7 +107,7 @@ def test_a_plan_lists_names_and_leaves_out() -> None:
     assert PLAN.without(["0:RREF_USER_DELETE"], 2).others == (TOY,)
     assert TOY.put_into(BARE) == PLAN
     alone = FaultPlan(others=(TOY,))
-    assert alone.afflicted(2) == (0,)
+    assert alone.faulty_ranks(2) == (0,)
     assert alone.is_within_budget(2)
     with pytest.raises(UsageError, match="raise world_size"):
         FaultPlan(others=(Hold(2, CALL, 1),)).check(2)
@@ -170,16 +170,16 @@ def test_it_is_accounted_for_and_described() -> None:
     counts = account(PROGRAM, PLAN, HELD)
     toy = FaultCount(0, "hold", CALL, 1, 1)
     assert [count for count in counts if count.kind == "hold"] == [toy]
-    assert account(None, FaultPlan(others=(TOY,)), HELD) == (replace(toy, could=None),)
+    assert account(None, FaultPlan(others=(TOY,)), HELD) == (replace(toy, eligible=None),)
     short = Program(2, (Call(0, 1),))
     assert account(short, FaultPlan(others=(TOY,)), ideal(short, FaultPlan())) == (
-        replace(toy, could=0, fired=0),
+        replace(toy, eligible=0, fired=0),
     )
     assert fired_by_type(counts) == {"hold PYTHON_CALL": 1}
     assert describe_faults(counts) == ["fired    rank 0: hold PYTHON_CALL: 1 fired of 1 that could"]
     first, second = describe_plan(FaultPlan(others=(TOY,)), 2)
     assert repr(TOY) in first
-    assert second.strip() == "afflicts rank 0 of 2"
+    assert second.strip() == "faults at rank 0 of 2"
 
 
 def test_what_fired_is_judged() -> None:
@@ -245,7 +245,7 @@ def test_drawn_programs_aim_at_it() -> None:
     alone = FaultPlan(others=(Hold(1, MessageType.SCRIPT_CALL, 1),))
     struck = [
         sum(
-            bool(alone.others[0].could_strike(predict(program, FaultPlan())))
+            bool(alone.others[0].eligible(predict(program, FaultPlan())))
             for program in draws(programs(min_world_size=2, max_world_size=2, plan=plan), 30)
         )
         for plan in (alone, None)

@@ -37,7 +37,7 @@ FOREIGN_SECONDS = 86_400.0
 Reproduction = Callable[[], tuple[str, str] | None]
 
 
-class Underway:
+class InFlight:
     """Writes down each cluster that this process starts, before it starts.
 
     Set as the `on_start` of a server. Where the file cannot be written, nothing is.
@@ -134,15 +134,15 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def watched(server: ClusterServer) -> Iterator[Underway]:
+def watched(server: ClusterServer) -> Iterator[InFlight]:
     """Writes down what a server runs, below the working directory, until the block is left."""
-    underway = Underway(Path.cwd())
-    server.on_start = underway
+    in_flight = InFlight(Path.cwd())
+    server.on_start = in_flight
     try:
-        yield underway
+        yield in_flight
     finally:
         server.on_start = None
-        underway.clear()
+        in_flight.clear()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Violation
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
-from tests.worlds._corpus import WIDE_TABLES, World, drawn
+from tests.seeded._corpus import WIDE_TABLES, World, drawn
 
 Record = Callable[[str, object], None]
 CLEAN = 500
@@ -53,7 +53,7 @@ def test_clean_ranks_give_no_report(
     of stock torch are left out.
     """
     runner = Runner(rpc_cluster.server)
-    worlds = [world for world in drawn(number + number // 5) if not world.prediction.hazards]
+    worlds = [world for world in drawn(number + number // 5) if not world.prediction.known_bugs]
     worlds = worlds[:number]
     reports: list[tuple[World, tuple[Violation, ...]]] = []
     for world in worlds:

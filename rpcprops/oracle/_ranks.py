@@ -39,7 +39,7 @@ def unsettled(
             kinds.append("ContextLeak")
         if not kinds:
             kinds.append("CallLeak")
-        found += [Violation(kind, seen, rank, needs_time=True) for kind in kinds]
+        found += [Violation(kind, seen, rank, timing_sensitive=True) for kind in kinds]
     return found
 
 
@@ -89,7 +89,7 @@ def shutdown_violations(
     found: list[Violation] = []
 
     def late(promise: str, message: str, rank: int) -> Violation:
-        return Violation(promise, message, rank, needs_time=True, slack=owner_slack(rate))
+        return Violation(promise, message, rank, timing_sensitive=True, slack=owner_slack(rate))
 
     for rank in ranks:
         error = rank.shutdown_error

@@ -15,8 +15,8 @@ from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
-from tests.worlds._ideal import ideal
-from tests.worlds._programs import EVERY_KIND, bumps, shipped_programs
+from tests.seeded._ideal import ideal
+from tests.seeded._programs import EVERY_KIND, bumps, shipped_programs
 
 PLANS = (
     FaultPlan(),

@@ -101,7 +101,7 @@ def _rank(rank: int, prediction: Prediction, plan: FaultPlan) -> RankOutcome:
     after = dataclasses.replace(
         Counters(owners=1, forks=1) if leaks else Counters(), contexts=held.contexts
     )
-    said = [CONTEXT_LEAK] if rank in prediction.keeping else []
+    said = [CONTEXT_LEAK] if rank in prediction.may_warn_unreleased_context else []
     said += [OWNER_WAITED] if leaks else []
     said += [USER_WAITED] if prediction.graceful and rank in prediction.waiting else []
     return RankOutcome(

@@ -19,10 +19,10 @@ import pytest
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.properties import _programs
 from rpcprops.report import artefact as artefacts
-from rpcprops.report.underway import (
+from rpcprops.report.in_flight import (
     DIRECTORY,
     FOREIGN_SECONDS,
-    Underway,
+    InFlight,
     collect,
     describe_died,
 )
@@ -42,47 +42,47 @@ def _dead_pid() -> int:
 
 def test_an_example_costs_less_than_a_millisecond(tmp_path: Path) -> None:
     """Writing down a program of a dozen steps takes under a millisecond, as a rule."""
-    underway = Underway(tmp_path)
-    underway.begin("planted")
+    in_flight = InFlight(tmp_path)
+    in_flight.begin("planted")
     cluster = _cluster()
     cluster.program = _programs.handle_as_argument()
     took: list[float] = []
     for _ in range(200):
         began = time.perf_counter()
-        underway(cluster)
+        in_flight(cluster)
         took.append(time.perf_counter() - began)
     assert statistics.median(took) < 1e-3
 
 
 def test_what_is_written_is_an_artefact(tmp_path: Path) -> None:
     """Each cluster of an example is added to one artefact; the next example begins anew."""
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway.example(lambda: ("6.1", "b'AA=='"))
-    underway(_cluster())
-    underway(_cluster())
-    artefact = artefacts.read(underway.path)
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight.example(lambda: ("6.1", "b'AA=='"))
+    in_flight(_cluster())
+    in_flight(_cluster())
+    artefact = artefacts.read(in_flight.path)
     assert artefact.underway
     assert artefact.plans == (_cluster().plan,) * 2
     assert artefact.sizes == (3, 3)
     assert artefact.reproduction == ("6.1", "b'AA=='")
     assert artefact.fault_names == ("0:RREF_USER_DELETE", "2:RREF_USER_DELETE")
-    underway.again()
-    underway(_cluster())
-    assert len(artefacts.read(underway.path).plans) == 1
-    underway.clear()
+    in_flight.again()
+    in_flight(_cluster())
+    assert len(artefacts.read(in_flight.path).plans) == 1
+    in_flight.clear()
     assert not list((tmp_path / DIRECTORY).iterdir())
 
 
 def test_a_folder_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     """Where there can be no file, there is none, and nothing is raised."""
     (tmp_path / ".rpcprops").write_text("a file")
-    underway = Underway(tmp_path)
-    underway.begin("planted")
+    in_flight = InFlight(tmp_path)
+    in_flight.begin("planted")
     cluster = _cluster()
     cluster.program = _programs.create_and_drop()
-    underway(cluster)
-    underway.clear()
+    in_flight(cluster)
+    in_flight.clear()
     assert collect(tmp_path) == []
 
 
@@ -90,42 +90,42 @@ def test_a_full_disk_leaves_no_file_of_another_example(
     tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
 ) -> None:
     """An example that could not be written down is not taken for the one before it."""
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway(_cluster())
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight(_cluster())
     with full_disk():
-        underway(_cluster())
+        in_flight(_cluster())
     assert not list((tmp_path / DIRECTORY).iterdir())
-    underway.begin("test_x.py::test_z")
-    underway(_cluster())
-    assert artefacts.read(underway.path).subject == "test_x.py::test_z"
-    underway.clear()
+    in_flight.begin("test_x.py::test_z")
+    in_flight(_cluster())
+    assert artefacts.read(in_flight.path).subject == "test_x.py::test_z"
+    in_flight.clear()
 
 
 def test_a_folder_that_went_is_made_again(tmp_path: Path) -> None:
     """Whoever removes the folder while tests run costs no more than the test that runs."""
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway(_cluster())
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight(_cluster())
     shutil.rmtree(tmp_path / ".rpcprops")
-    underway(_cluster())
-    underway.clear()
-    underway.begin("test_x.py::test_z")
-    underway(_cluster())
-    assert underway.path.exists()
-    underway.clear()
+    in_flight(_cluster())
+    in_flight.clear()
+    in_flight.begin("test_x.py::test_z")
+    in_flight(_cluster())
+    assert in_flight.path.exists()
+    in_flight.clear()
 
 
 def test_what_cannot_be_removed_ends_nothing(tmp_path: Path) -> None:
     """A leftover that cannot be removed stays; the others are found all the same."""
     folder = tmp_path / DIRECTORY
     (folder / "999999999-1.writing").mkdir(parents=True)
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway(_cluster())
-    underway.path.rename(folder / f"{_dead_pid()}-77.json")
-    underway.path.mkdir()
-    underway.clear()
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight(_cluster())
+    in_flight.path.rename(folder / f"{_dead_pid()}-77.json")
+    in_flight.path.mkdir()
+    in_flight.clear()
     (folder.parent / "failures").touch()  # nothing can be moved there
     (died,) = collect(tmp_path)
     assert died.subject == "test_x.py::test_y"
@@ -137,34 +137,34 @@ def test_other_namespaces_are_not_taken_for_dead(tmp_path: Path) -> None:
 
     After a day without another example it is taken for dead.
     """
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway(_cluster())
-    pid, started, _ = underway.path.stem.split("-")
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight(_cluster())
+    pid, started, _ = in_flight.path.stem.split("-")
     foreign = [
-        underway.path.with_name(f"{number}-{started}-0123456789ab{suffix}")
+        in_flight.path.with_name(f"{number}-{started}-0123456789ab{suffix}")
         for number in (pid, _dead_pid())
         for suffix in (".json", ".writing")
     ]
     for path in foreign:
-        shutil.copy(underway.path, path)
+        shutil.copy(in_flight.path, path)
     assert collect(tmp_path) == []
     assert all(path.exists() for path in foreign)
     old = time.time() - FOREIGN_SECONDS - 60
-    for path in [*foreign, underway.path]:
+    for path in [*foreign, in_flight.path]:
         os.utime(path, (old, old))
     assert [died.subject for died in collect(tmp_path)] == ["test_x.py::test_y"] * 2
     # Of its own namespace it is seen to live, however old the file.
-    assert list((tmp_path / DIRECTORY).iterdir()) == [underway.path]
-    underway.clear()
+    assert list((tmp_path / DIRECTORY).iterdir()) == [in_flight.path]
+    in_flight.clear()
 
 
 def test_a_file_of_another_pid_namespace_is_named_so(tmp_path: Path) -> None:
     """Two processes of one machine that have numbers of their own write two kinds of names."""
-    code = "from pathlib import Path; from rpcprops.report import underway as u; print(u._here())"
+    code = "from pathlib import Path; from rpcprops.report import in_flight as u; print(u._here())"
     command = [sys.executable, "-c", code]
     here = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    assert Underway(tmp_path).path.stem.endswith(f"-{here.strip()}")
+    assert InFlight(tmp_path).path.stem.endswith(f"-{here.strip()}")
     apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
     there = subprocess.run(apart, capture_output=True, text=True, timeout=30, check=False)
     if there.returncode:
@@ -175,16 +175,16 @@ def test_a_file_of_another_pid_namespace_is_named_so(tmp_path: Path) -> None:
 def test_files_of_the_living_stay(tmp_path: Path) -> None:
     """What a live process has under way stays; a dead one's, or a reused number's, moves."""
     folder = tmp_path / DIRECTORY
-    underway = Underway(tmp_path, "pytest")
-    underway.begin("test_x.py::test_y")
-    underway(_cluster())
-    text = underway.path.read_bytes()
+    in_flight = InFlight(tmp_path, "pytest")
+    in_flight.begin("test_x.py::test_y")
+    in_flight(_cluster())
+    text = in_flight.path.read_bytes()
     (folder / f"{_dead_pid()}-77.json").write_bytes(text.replace(b"test_y", b"test_z"))
     (folder / f"{os.getpid()}-1.json").write_bytes(text.replace(b"test_y", b"test_w"))
     line = describe_died(tmp_path)
     assert line.startswith("an earlier run died during test_x.py::test_")
     assert "rpcprops replay " in line
     assert line.endswith(f"(and 1 more in {tmp_path / artefacts.DIRECTORY})")
-    assert list(folder.iterdir()) == [underway.path]
+    assert list(folder.iterdir()) == [in_flight.path]
     assert describe_died(tmp_path) == ""
-    underway.clear()
+    in_flight.clear()

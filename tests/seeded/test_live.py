@@ -27,9 +27,9 @@ from rpcprops.programs import (
 )
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
-from tests.worlds import _rank_side as wrong
-from tests.worlds._falsified import Place
-from tests.worlds._ideal import place
+from tests.seeded import _rank_side as wrong
+from tests.seeded._falsified import Place
+from tests.seeded._ideal import place
 
 #: Where a delay or a timeout decides, it does so by far (virtual seconds).
 LATE = 300.0
@@ -289,7 +289,7 @@ def test_the_same_programs_are_clean_where_no_rank_is_wrong(rpc_cluster: Cluster
     """What is reported above is the defects' doing: without them there is nothing to say."""
     runner = Runner(rpc_cluster.server)
     for program, plan in dict.fromkeys((live.program, live.plan) for live in LIVE.values()):
-        if predict(program, plan).hazards:
+        if predict(program, plan).known_bugs:
             # Stock torch itself is known to be wrong there.
             continue
         assert judge(program, plan, runner.run_anew(program, plan)) == ()

@@ -57,22 +57,22 @@ def start_child() -> int:
 
 
 def test_spares_become_the_next_ranks(server: ClusterServer) -> None:
-    """A larger world takes all spares and forks the rest; a smaller one leaves some waiting."""
+    """A larger world takes all of them and forks the rest; a smaller one leaves some waiting."""
     run_world(server, 2)
-    spares = wait_for_children(forker(server), 2)
+    preforked = wait_for_children(forker(server), 2)
     larger = run_world(server, 3)
-    assert set(spares) < set(larger)
-    spares = wait_for_children(forker(server), 3)
-    assert set(run_world(server, 2)) < set(spares)
+    assert set(preforked) < set(larger)
+    preforked = wait_for_children(forker(server), 3)
+    assert set(run_world(server, 2)) < set(preforked)
     wait_for_children(forker(server), 2)
 
 
 def test_a_spare_is_a_rank_like_any(server: ClusterServer) -> None:
     """It has the rate of its world, no other rank's descriptors, and a group of its own."""
     run_world(server, 3)
-    spares = wait_for_children(forker(server), 3)
+    preforked = wait_for_children(forker(server), 3)
     with server.cluster(world_size=3) as cluster:
-        assert sorted(cluster.each(os.getpid)) == sorted(spares)
+        assert sorted(cluster.each(os.getpid)) == sorted(preforked)
         assert cluster.each(os.getpgid, 0) == cluster.each(os.getpid)
         assert cluster.each(clock.get_rate) == [server.rate] * 3
         for rank, pid in enumerate(cluster.each(os.getpid)):
@@ -81,7 +81,7 @@ def test_a_spare_is_a_rank_like_any(server: ClusterServer) -> None:
 
 
 def test_programs_use_spares_too(server: ClusterServer) -> None:
-    """The root server has spares of its own, for programs, which import no module of a test."""
+    """The root server has some of its own, for programs, which import no module of a test."""
     runner = Runner(server)
     program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a")))
     peer, *modules = server.servers.peers
@@ -94,7 +94,7 @@ def test_programs_use_spares_too(server: ClusterServer) -> None:
 
 
 def test_a_spare_holds_nothing_of_a_running_world(server: ClusterServer) -> None:
-    """A spare that is forked while another world runs does not hide the end of that one."""
+    """One that is forked while another world runs does not hide the end of that one."""
     with server.cluster(world_size=2) as outer:
         ranks = outer.each(os.getpid)
         with server.cluster(world_size=2) as inner:
@@ -112,7 +112,7 @@ def test_a_spare_holds_nothing_of_a_running_world(server: ClusterServer) -> None
 
 
 def test_a_killed_spare_is_replaced(server: ClusterServer, still_alive: StillAlive) -> None:
-    """A spare that has died is not handed out; the world gets a fork instead."""
+    """A pre-forked rank that has died is not handed out; the world gets a fork instead."""
     run_world(server, 2)
     first, second = wait_for_children(forker(server), 2)
     os.kill(first, signal.SIGKILL)
@@ -124,14 +124,14 @@ def test_a_killed_spare_is_replaced(server: ClusterServer, still_alive: StillAli
 
 
 def test_strangers_among_spares(server: ClusterServer, still_alive: StillAlive) -> None:
-    """What a rank leaves behind is killed, and the spares are not."""
+    """What a rank leaves behind is killed, and the pre-forked ranks are not."""
     run_world(server, 3)
-    spares = wait_for_children(forker(server), 3)
+    preforked = wait_for_children(forker(server), 3)
     with server.cluster(world_size=2) as cluster:
         child = cluster.on(0).call(start_child)
         used = cluster.each(os.getpid)
     assert not still_alive([child, *used])
-    assert set(spares) - set(used) < set(wait_for_children(forker(server), 2))
+    assert set(preforked) - set(used) < set(wait_for_children(forker(server), 2))
 
 
 def test_an_idle_server_lets_its_spares_go(server: ClusterServer) -> None:
@@ -177,7 +177,7 @@ def test_no_spare_outlives_the_test_process(
                 for child in psutil.Process(process.pid).children()
                 for server in child.children()
             ]
-            # A server for the script, and two spares of each server.
+            # A server for the script, and two pre-forked ranks of each server.
             wait_for_children(root, 3)
             tree = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
             assert len(tree) == 8

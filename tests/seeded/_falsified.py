@@ -24,8 +24,8 @@ from rpcprops.programs import (
     Settle,
     Share,
 )
-from tests.worlds._corpus import World
-from tests.worlds._ideal import (
+from tests.seeded._corpus import World
+from tests.seeded._ideal import (
     CONTEXT_LEAK,
     ERRORS,
     LEAKING,
@@ -329,7 +329,7 @@ def _twice(world: World) -> Falsified:
 @defect("a call never runs")
 def _never(world: World) -> Falsified:
     for rank, name, times in _calls(world):
-        if name in world.prediction.given_up[rank]:
+        if name in world.prediction.abandoned_calls[rank]:
             continue
         yield calling(world.outcome, rank, {name: times - 1}), [("NotRunOnce", rank, None)]
 
@@ -339,7 +339,7 @@ def _elsewhere(world: World) -> Falsified:
     size = world.program.world_size
     for rank, name, times in _calls(world):
         other = (rank + 1) % size
-        if other == rank or name in world.prediction.given_up[rank]:
+        if other == rank or name in world.prediction.abandoned_calls[rank]:
             continue
         there = world.outcome.ranks[other].calls.get(name, 0)
         moved = calling(world.outcome, rank, {name: times - 1})
@@ -484,7 +484,7 @@ def _graceful(world: World) -> Iterator[int]:
     seen = world.prediction
     if seen.graceful:
         for rank in range(world.program.world_size):
-            if rank not in seen.leaking | seen.perhaps_leaking | seen.keeping:
+            if rank not in seen.leaking | seen.may_leak | seen.may_warn_unreleased_context:
                 yield rank
 
 
@@ -546,7 +546,7 @@ def _thread_raises(world: World) -> Falsified:
 
 @defect("an owner waits for a delete that nobody lost")
 def _owner_waits(world: World) -> Falsified:
-    may = world.prediction.leaking | world.prediction.perhaps_leaking
+    may = world.prediction.leaking | world.prediction.may_leak
     for falsified, (place,) in _wrote(world, OWNER_WAITED):
         if place[1] not in may:
             yield falsified, [place]
@@ -564,7 +564,7 @@ def _after_shutdown(promise: str, field: str) -> Defect:
     """Each rank in turn still holds one more of these once its shutdown has returned."""
 
     def falsify(world: World) -> Falsified:
-        may = world.prediction.leaking | world.prediction.perhaps_leaking
+        may = world.prediction.leaking | world.prediction.may_leak
         for rank in world.outcome.ranks:
             held = rank.counters_after_shutdown
             if held is None or (promise == "RRefLeak" and rank.rank in may):

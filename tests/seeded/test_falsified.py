@@ -8,9 +8,9 @@ import pytest
 
 from rpcprops import errors
 from rpcprops.oracle import judge
-from tests.worlds._corpus import World, corpus
-from tests.worlds._falsified import DEFECTS, Defect, Place
-from tests.worlds._ideal import place
+from tests.seeded._corpus import World, corpus
+from tests.seeded._falsified import DEFECTS, Defect, Place
+from tests.seeded._ideal import place
 
 #: Of the places in one world where a defect can be, the first so many are tried.
 _PLACES = 3

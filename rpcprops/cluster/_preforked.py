@@ -1,8 +1,9 @@
 """Ranks forked ahead: children of a server that wait until a world needs them.
 
 A server forks them as a world ends, so that the ranks of the next need not all be forked while it
-starts, when the processors are busiest. A spare has done what does not depend on its world, and
-waits on a socket of its own for the rest. It ends when that socket closes, or its server dies.
+starts, when the processors are busiest. A pre-forked rank has done what does not depend on its
+world, and waits on a socket of its own for the rest. It ends when that socket closes, or its
+server dies.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import NoReturn
 from rpcprops.cluster import _rank, _wire
 from rpcprops.cluster._spec import WorldSpec
 
-#: Real seconds after which spares that no world needed are let go.
+#: Real seconds after which pre-forked ranks that no world needed are let go.
 _IDLE_SECONDS = 5.0
 #: Real seconds for which none is forked ahead once the kernel has refused to fork one.
 _PAUSE_SECONDS = 5.0
 
 
-class Spares:
-    """The spares of one server; `fork_child` forks a process that does what it is given."""
+class PreForked:
+    """The pre-forked ranks of a server; `fork_child` forks a process that does what it is given."""
 
     def __init__(self, fork_child: Callable[[Callable[[], int]], int]) -> None:
         self.fork_child = fork_child
@@ -53,7 +54,7 @@ class Spares:
             self.keep(0)
 
     def hand_out(self, spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> int | None:
-        """Make a spare this rank: its process, or None when there is no spare that lives.
+        """Make a pre-forked process this rank; its number, or None when none of them lives.
 
         Args:
             descriptors: as for :func:`rpcprops.cluster._rank.main`.
@@ -61,7 +62,7 @@ class Spares:
         self.used = time.monotonic()
         while self.sockets:
             pid = next(iter(self.sockets))
-            # Sending to a spare that has died fails.
+            # Sending to a pre-forked rank that has died fails.
             with self.sockets.pop(pid) as sock, contextlib.suppress(OSError):
                 _wire.send(sock, (spec, rank), descriptors)
                 return pid
@@ -88,7 +89,7 @@ class Spares:
 
 
 def _wait(servers: socket.socket, sock: socket.socket) -> NoReturn:
-    """The life of a spare: let go of the server's end, wait for a world, then be a rank of it."""
+    """The life of a pre-forked rank: close the server's end, wait for a world, be a rank of it."""
     servers.close()
     _rank.prepare()
     reader = _wire.Reader(sock)

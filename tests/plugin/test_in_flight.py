@@ -139,14 +139,14 @@ def test_runs_that_end_leave_nothing(project: Any) -> None:
 @pytest.mark.nightly  # tests/stress/test_deaths.py does the same at random moments
 def test_a_killed_check_leaves_its_program(project: Any) -> None:
     """`check` that is killed leaves the case under way, which replays, and the next one says so."""
-    underway = project.folder / ".rpcprops" / "underway"
+    in_flight = project.folder / ".rpcprops" / "underway"
     command = ["rpcprops", "check", "timeout-holds", "-n", "500"]
-    _kill_while_running(project, command, lambda: bool(list(underway.glob("*.json"))))
-    (left,) = underway.glob("*.json")
+    _kill_while_running(project, command, lambda: bool(list(in_flight.glob("*.json"))))
+    (left,) = in_flight.glob("*.json")
     ended = project.command("rpcprops", "replay", str(left), "--times", "1")
     assert ended.code == 0, ended.out + ended.err
     assert "holds: no failure of 1 runs at rate 400" in ended.lines
     checked = project.command("rpcprops", "check", "timeout-holds", "-n", "1")
     assert checked.code == 0, checked.out + checked.err
     assert "an earlier run died during timeout-holds: rpcprops replay " in checked.out
-    assert not list(underway.iterdir())
+    assert not list(in_flight.iterdir())
