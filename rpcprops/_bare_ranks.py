@@ -22,7 +22,7 @@ import time
 from torch.distributed import rpc
 
 from rpcprops import clock
-from rpcprops.cluster import _pages, _rank
+from rpcprops.cluster import pages, rank_process
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 
@@ -31,7 +31,7 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared:
     if clock.loaded():
         clock.set_rate(rate)
     if prepared:
-        _rank._widen_descriptor_table()
+        rank_process._widen_descriptor_table()
     fixture = RankFixture(
         rank=rank,
         name=f"worker{rank}",
@@ -41,7 +41,7 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared:
         rpc_timeout=86_400.0,
         num_worker_threads=8,
     )
-    with _rank._transport("tcp"):
+    with rank_process._transport("tcp"):
         fixture.init_rpc()
     rpc.shutdown()
 
@@ -82,7 +82,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     if prepared:
-        _pages.collapse()
+        pages.collapse()
     for line in sys.stdin:
         world_size, rate = json.loads(line)
         print(json.dumps(_once(world_size, rate, prepared=prepared)), flush=True)

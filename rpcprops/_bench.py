@@ -27,8 +27,8 @@ from typing import Any, Self
 from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
-from rpcprops.cluster._fork_server import server_environment
-from rpcprops.cluster._logs import RankLog
+from rpcprops.cluster.fork_server import server_environment
+from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable
 from rpcprops.oracle import judge

@@ -18,8 +18,8 @@ import unittest
 from typing import Any
 
 from rpcprops._json import from_json, to_json
-from rpcprops.cluster import _interpreter
-from rpcprops.cluster._rank import read_counters
+from rpcprops.cluster import interpreter
+from rpcprops.cluster.rank_process import read_counters
 from rpcprops.faults import FaultTable
 from rpcprops.programs import Program, Settle
 from rpcprops.torch_facts.symbols import (
@@ -60,7 +60,7 @@ class HarnessExample(MultiProcessTestCase, FaultyRpcAgentTestFixture):
         names = tuple(f"worker{rank}" for rank in range(program.world_size))
         for index, step in enumerate(program.leaves):
             if not isinstance(step, Settle) and step.at == self.rank:
-                seen = _interpreter.run_step(index, step, names, {})
+                seen = interpreter.run_step(index, step, names, {})
                 assert seen.error is None, seen.error
                 store.set(f"done{index}", "")
             store.wait([f"done{index}"])

@@ -17,7 +17,7 @@ from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._kinds import Again, Kind
 from rpcprops._replay import Replay, check_faults
-from rpcprops.cluster._rates import unasked_real_time
+from rpcprops.cluster.rates import unasked_real_time
 from rpcprops.errors import UsageError
 from rpcprops.programs import Program
 from rpcprops.report.artefact import DIRECTORY, Artefact

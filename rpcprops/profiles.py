@@ -27,7 +27,7 @@ def register() -> None:
     """Register the profiles, and the strategy that draws a ``FaultTable`` from its type."""
     from hypothesis import Verbosity, settings
 
-    from rpcprops.strategies import _register
+    from rpcprops.strategies import register
 
     for name, values in PROFILES.items():
         chosen = dict(values)
@@ -36,7 +36,7 @@ def register() -> None:
         # From Hypothesis's default, not from what happens to be loaded: under CI=true that is
         # Hypothesis's own `ci`, which is derandomized and has no database.
         settings.register_profile(name, settings.get_profile("default"), deadline=None, **chosen)
-    _register.register()
+    register.register()
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 
 from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster._finder import TRAINING
-from rpcprops.cluster._options import ClockChoice, Transport, check_transport
+from rpcprops.cluster.finder import TRAINING
+from rpcprops.cluster.options import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict_in

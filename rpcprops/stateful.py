@@ -33,8 +33,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
-from rpcprops.cluster._finder import TRAINING
-from rpcprops.cluster._options import ClockChoice, Transport
+from rpcprops.cluster.finder import TRAINING
+from rpcprops.cluster.options import ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -46,13 +46,13 @@ from rpcprops.oracle import (
     predict,
     set_apart,
 )
-from rpcprops.oracle._ranks import unsettled
+from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import Module, Optimize, Program, Settle, Step
 from rpcprops.properties import broken_promise
 from rpcprops.report.artefact import Artefact, write_or_say
 from rpcprops.report.text import describe_plan, describe_violations, replay_line
-from rpcprops.strategies._steps import KINDS, PARALLEL, StepDrawer, checked_kinds
+from rpcprops.strategies.drawing import KINDS, PARALLEL, StepDrawer, checked_kinds
 from rpcprops.torch_facts import facts_of
 
 #: What a violation of the world says about itself, whatever the program has done so far.

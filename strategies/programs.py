@@ -17,7 +17,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORLD_SIZE, Program
 from rpcprops.strategies._checks import whole_number
-from rpcprops.strategies._steps import PARALLEL, StepDrawer, below, checked_kinds
+from rpcprops.strategies.drawing import PARALLEL, StepDrawer, below, checked_kinds
 from rpcprops.strategies.faults import fault_plans
 
 _MAX_WORLD_SIZE = 8

@@ -12,10 +12,10 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 from rpcprops._given import argument, shown
 from rpcprops.cluster import _functions
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import UsageError
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpcprops.cluster import _wire
-from rpcprops.cluster._logs import RankLog
+from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Unpack
 
 from rpcprops.cluster._cluster import Cluster
-from rpcprops.cluster._options import (
+from rpcprops.cluster.options import (
     ClockChoice,
     ClusterOptions,
     Network,
@@ -15,7 +15,7 @@ from rpcprops.cluster._options import (
     check_network,
     complete,
 )
-from rpcprops.cluster._servers import Servers
+from rpcprops.cluster.servers import Servers
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 

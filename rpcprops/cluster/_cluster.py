@@ -11,14 +11,14 @@ from rpcprops import errors
 from rpcprops._given import shown
 from rpcprops.cluster import _shutdown
 from rpcprops.cluster._calls import Calls, RankProxy
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._driver import Branch, Driver
-from rpcprops.cluster._options import WorldOptions
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
-from rpcprops.cluster._servers import Servers
 from rpcprops.cluster._settling import Settling
+from rpcprops.cluster.deadlines import Deadlines
+from rpcprops.cluster.options import WorldOptions
+from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Counters, Outcome, StepOutcome

@@ -16,10 +16,10 @@ import psutil
 from rpcprops import errors
 from rpcprops.cluster import _functions, _limits
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._found import Found
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import MachineCannot, text_of
 from rpcprops.torch_facts import installed
 

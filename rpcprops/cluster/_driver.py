@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._diagnosis import LOOK_SECONDS, Diagnosis
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import HarnessError
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import Leaf, Settle

@@ -22,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from rpcprops._given import shown
-from rpcprops.cluster import _finder, _wire
+from rpcprops.cluster import _wire, finder
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
 from rpcprops.torch_facts import installed
 
@@ -43,7 +43,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type | types.FunctionType) and obj.__module__ in _MAIN:
             main = sys.modules.get("__main__")
-            if main is None or not _finder.is_user_file(getattr(main, "__file__", None)):
+            if main is None or not finder.is_user_file(getattr(main, "__file__", None)):
                 # A notebook, or python -c: ranks cannot import it, so by value with its globals.
                 return super().reducer_override(obj)
             if _find(main, obj.__qualname__) is obj:

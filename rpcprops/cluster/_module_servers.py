@@ -8,9 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from rpcprops.cluster import _finder
-from rpcprops.cluster._fork_server import START_SECONDS, ForkServer
+from rpcprops.cluster import finder
 from rpcprops.cluster._peer import Peer
+from rpcprops.cluster.fork_server import START_SECONDS, ForkServer
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 
 #: How many are kept for the next cluster of the same test module.
@@ -22,17 +22,17 @@ class ModuleServers:
 
     def __init__(self, root: ForkServer) -> None:
         self._root = root
-        self._known: dict[_finder.ModuleMap, tuple[Peer, _finder.ModuleMap | None]] = {}
+        self._known: dict[finder.ModuleMap, tuple[Peer, finder.ModuleMap | None]] = {}
 
     @property
     def peers(self) -> list[Peer]:
         """Their sockets."""
         return [peer for peer, in_ranks in self._known.values() if in_ranks is None]
 
-    def peer_for(self, first: Sequence[str]) -> tuple[Peer, _finder.ModuleMap | None]:
+    def peer_for(self, first: Sequence[str]) -> tuple[Peer, finder.ModuleMap | None]:
         """The server that forks ranks with these modules, and what ranks import by themselves."""
         root = self._root.peer()
-        modules = _finder.describe_modules(first)
+        modules = finder.describe_modules(first)
         if not modules.first:
             # Nothing of the user's to import: ranks still find what they are sent by name.
             return root, modules
@@ -48,9 +48,7 @@ class ModuleServers:
             peer.close()
             raise
 
-    def _take(
-        self, peer: Peer, modules: _finder.ModuleMap
-    ) -> tuple[Peer, _finder.ModuleMap | None]:
+    def _take(self, peer: Peer, modules: finder.ModuleMap) -> tuple[Peer, finder.ModuleMap | None]:
         """As :meth:`peer_for`, once the server of the modules was asked for."""
         hello = peer.wait_hello(START_SECONDS)
         names = ", ".join(modules.first)

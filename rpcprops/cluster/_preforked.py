@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from rpcprops.cluster import _rank, _wire
+from rpcprops.cluster import _wire, rank_process
 from rpcprops.cluster._spec import WorldSpec
 
 #: Real seconds after which pre-forked ranks that no world needed are let go.
@@ -57,7 +57,7 @@ class PreForked:
         """Make a pre-forked process this rank; its number, or None when none of them lives.
 
         Args:
-            descriptors: as for :func:`rpcprops.cluster._rank.main`.
+            descriptors: as for :func:`rpcprops.cluster.rank_process.main`.
         """
         self.used = time.monotonic()
         while self.sockets:
@@ -91,11 +91,11 @@ class PreForked:
 def _wait(servers: socket.socket, sock: socket.socket) -> NoReturn:
     """The life of a pre-forked rank: close the server's end, wait for a world, be a rank of it."""
     servers.close()
-    _rank.prepare()
+    rank_process.prepare()
     reader = _wire.Reader(sock)
     try:
         spec, rank = reader.receive(descriptors=True)
     except EOFError:
         os._exit(0)
     sock.close()
-    _rank.main(spec, rank, reader.descriptors)
+    rank_process.main(spec, rank, reader.descriptors)

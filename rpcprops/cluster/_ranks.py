@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 
 from rpcprops.cluster import _wire
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._logs import RankLog
-from rpcprops.cluster._options import WorldOptions
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._phases import Phase, Phases
-from rpcprops.cluster._servers import Servers
 from rpcprops.cluster._spec import WorldSpec
+from rpcprops.cluster.logs import RankLog
+from rpcprops.cluster.options import WorldOptions
+from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.outcomes import Counters
 

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _finder, _limits, _pages, _rank, _warm, _watcher, _wire
+from rpcprops.cluster import _limits, _warm, _watcher, _wire, finder, pages, rank_process
 from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
@@ -69,7 +69,7 @@ class Server:
             unsafe = "calls torch.set_num_threads, which makes a thread pool"
         gc.collect()
         gc.freeze()
-        _pages.collapse()
+        pages.collapse()
         _wire.send(
             self.sock,
             (
@@ -179,7 +179,7 @@ class Server:
         else:
             _wire.send(self.sock, ("forked", number, pids))
 
-    def fork_module_server(self, modules: _finder.ModuleMap) -> None:
+    def fork_module_server(self, modules: finder.ModuleMap) -> None:
         """Fork a server that has the modules of a test imported; descriptors: its socket."""
         (fd,) = self.take_descriptors(1)
         with socket.socket(fileno=fd) as sock:
@@ -303,10 +303,10 @@ def _be_rank(spec: WorldSpec, rank: int, given: Sequence[int], others: Sequence[
     """The life of a rank that was forked for its world, with the descriptors of all ranks."""
     for fd in others:
         os.close(fd)
-    _rank.main(spec, rank, given)
+    rank_process.main(spec, rank, given)
 
 
-def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> NoReturn:
+def _serve_modules(sock: socket.socket, modules: finder.ModuleMap) -> NoReturn:
     error = ""
     pools: list[int] = []
     set_num_threads = torch.set_num_threads
@@ -318,8 +318,8 @@ def _serve_modules(sock: socket.socket, modules: _finder.ModuleMap) -> NoReturn:
     # The pool has no thread of its own when num is 1, and ranks still abort when they find it.
     setattr(torch, "set_num_threads", watched)  # noqa: B010  (it is typed as a builtin)
     try:
-        _finder.install(modules)
-        _finder.import_first(modules)
+        finder.install(modules)
+        finder.import_first(modules)
     except BaseException:
         error = traceback.format_exc()
     finally:

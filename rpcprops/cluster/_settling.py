@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rpcprops._given import shown
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import UsageError
-from rpcprops.oracle._ranks import unsettled
+from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters
 
 #: A settle that is out of time tells what is held, instead of waiting for one more look.

@@ -22,13 +22,13 @@ from typing import Any
 
 from rpcprops.cluster import _functions
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._deadlines import Deadlines
 from rpcprops.cluster._diagnosis import Diagnosis
-from rpcprops.cluster._options import WorldOptions
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster.deadlines import Deadlines
+from rpcprops.cluster.options import WorldOptions
 from rpcprops.errors import text_of
-from rpcprops.oracle._ranks import shutdown_violations
+from rpcprops.oracle.ranks import shutdown_violations
 from rpcprops.outcomes import RaisedError, Violation
 from rpcprops.torch_facts import installed
 

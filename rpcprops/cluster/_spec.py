@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpcprops.cluster._finder import ModuleMap
-from rpcprops.cluster._options import WorldOptions
+from rpcprops.cluster.finder import ModuleMap
+from rpcprops.cluster.options import WorldOptions
 
 #: How the line begins with which a clock's probe says, in the server's log, why it cannot answer.
 PROBE_SAYS = "the probe of the clock: "

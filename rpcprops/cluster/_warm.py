@@ -11,13 +11,13 @@ import importlib
 import pickle
 from typing import Any
 
-from rpcprops.cluster import _finder, _wire
+from rpcprops.cluster import _wire, finder
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import STEP_TYPES, Fetch
-from rpcprops.steps.in_rank import _shared, _sums, autograd
-from rpcprops.steps.in_rank._lookup import arguments_of, function_of, place_of
+from rpcprops.steps.in_rank import autograd, shared, sums
+from rpcprops.steps.in_rank.lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
 
 #: Python specialises code that has run this often.
@@ -28,7 +28,7 @@ def warm_up() -> None:
     """Run what a rank runs, as far as that needs no world."""
     _ = symbols.rref_proxy  # init_rpc imports it
     for kind in STEP_TYPES.values():
-        if kind.runs and place_of(kind)[0] != _finder.TRAINING:
+        if kind.runs and place_of(kind)[0] != finder.TRAINING:
             importlib.import_module(place_of(kind)[0])
     for _ in range(_REPEATS):
         _ = _make_fixture().rpc_backend_options
@@ -37,7 +37,7 @@ def warm_up() -> None:
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
         (*_, fetch, _) = pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
         _ = function_of(fetch), arguments_of(fetch)
-    _shared.ran.clear()
+    shared.ran.clear()
 
 
 def _make_fixture() -> RankFixture:
@@ -54,9 +54,9 @@ def _make_fixture() -> RankFixture:
 
 def _call() -> None:
     """Both ends of an RPC, without sending it."""
-    x = _shared.tensor([1.0, 2.0])
+    x = shared.tensor([1.0, 2.0])
     internal = symbols.rpc_internal
-    call = _pass_on(internal.PythonUDF(_sums.add, ("warm", x, x), {}))
+    call = _pass_on(internal.PythonUDF(sums.add, ("warm", x, x), {}))
     _pass_on(internal._run_function(call)).tolist()
 
 
@@ -67,5 +67,5 @@ def _pass_on(value: Any) -> Any:
 
 def _differentiate() -> None:
     """The forward pass; the first backward pass starts threads."""
-    leaf = _shared.tensor([1.0, 2.0]).requires_grad_()
+    leaf = shared.tensor([1.0, 2.0]).requires_grad_()
     autograd.hop("warm", 2.0, False, leaf * leaf).sum().item()

@@ -18,7 +18,7 @@ import typer
 from rpcprops import _guard
 from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops._kinds import Again, kind_of
-from rpcprops.cluster._options import parse_clock
+from rpcprops.cluster.options import parse_clock
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,

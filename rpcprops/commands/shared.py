@@ -24,7 +24,7 @@ from rich.progress import (
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
-from rpcprops.cluster._options import parse_clock
+from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
 from rpcprops.errors import UsageError
 from rpcprops.runner import Runner

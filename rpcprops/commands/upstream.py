@@ -13,7 +13,7 @@ import typer
 
 from rpcprops import _guard
 from rpcprops._files import check_output
-from rpcprops.cluster._options import parse_clock
+from rpcprops.cluster.options import parse_clock
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
@@ -29,7 +29,7 @@ from rpcprops.commands.shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops.upstream._data import UpstreamTest
+    from rpcprops.upstream.data import UpstreamTest
 
 #: pytest's exit codes: passed, failed, interrupted, internal error, misuse, nothing selected.
 _CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
@@ -145,7 +145,7 @@ def _leave(code: int) -> NoReturn:
 
 def _run_in_harness(select: str, file: Path) -> NoReturn:
     """PyTorch's own harness, one process for all tests; a test that is in the file is left out."""
-    from rpcprops.upstream._parity import read_rows, rows_file
+    from rpcprops.upstream.rows import read_rows, rows_file
 
     log_file = file.with_name(f"{file.name}.log")
     check_output("the log of --harness", log_file, grows=True)

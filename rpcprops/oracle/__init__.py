@@ -3,11 +3,11 @@
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
-from rpcprops.oracle._errors import error_class, is_expected
 from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
-from rpcprops.oracle._model import Model, predict
-from rpcprops.oracle._prediction import ErrorClass, Prediction, Send, StepPrediction
+from rpcprops.oracle.errors import error_class, is_expected
+from rpcprops.oracle.model import Model, predict
+from rpcprops.oracle.prediction import ErrorClass, Prediction, Send, StepPrediction
 from rpcprops.torch_facts import FINDINGS, Finding
 
 __all__ = [

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from rpcprops.faults import Fault, FaultPlan
 from rpcprops.oracle._chosen import predict_for
-from rpcprops.oracle._errors import is_expected
-from rpcprops.oracle._prediction import Prediction
+from rpcprops.oracle.errors import is_expected
+from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, RankOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of

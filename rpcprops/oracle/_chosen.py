@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle._errors import is_expected
-from rpcprops.oracle._model import predict
-from rpcprops.oracle._prediction import Prediction
+from rpcprops.oracle.errors import is_expected
+from rpcprops.oracle.model import predict
+from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of

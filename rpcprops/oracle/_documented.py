@@ -12,8 +12,8 @@ from typing import Any
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._log_errors import log_errors
-from rpcprops.oracle._prediction import Prediction
-from rpcprops.oracle._ranks import could_not_release, reports_leak
+from rpcprops.oracle.prediction import Prediction
+from rpcprops.oracle.ranks import could_not_release, reports_leak
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from rpcprops.oracle._errors import WORDS, patterns
+from rpcprops.oracle.errors import WORDS, patterns
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of

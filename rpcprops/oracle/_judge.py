@@ -14,10 +14,10 @@ from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle._chosen import predict_for
-from rpcprops.oracle._errors import WORDS, error_class, is_expected
 from rpcprops.oracle._log_errors import log_violations
-from rpcprops.oracle._prediction import Prediction, StepPrediction
-from rpcprops.oracle._ranks import owner_slack, shutdown_violations, unsettled
+from rpcprops.oracle.errors import WORDS, error_class, is_expected
+from rpcprops.oracle.prediction import Prediction, StepPrediction
+from rpcprops.oracle.ranks import owner_slack, shutdown_violations, unsettled
 from rpcprops.outcomes import (
     Counters,
     Outcome,

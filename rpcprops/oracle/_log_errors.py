@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from rpcprops.oracle._errors import error_class
-from rpcprops.oracle._prediction import ErrorClass, Prediction
-from rpcprops.oracle._ranks import owner_slack
+from rpcprops.oracle.errors import error_class
+from rpcprops.oracle.prediction import ErrorClass, Prediction
+from rpcprops.oracle.ranks import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Context, Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of

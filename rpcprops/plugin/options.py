@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 
 from rpcprops._files import why_not_writable
-from rpcprops.cluster._options import ClockChoice, Network, Transport, parse_clock
+from rpcprops.cluster.options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
 
 #: What pytest is told of each, by its name.

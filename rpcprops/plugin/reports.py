@@ -15,9 +15,9 @@ import pytest
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
-from rpcprops.cluster import _network as networks
-from rpcprops.cluster._rates import unasked_real_time
-from rpcprops.cluster._servers import shared_network
+from rpcprops.cluster import namespaces as networks
+from rpcprops.cluster.rates import unasked_real_time
+from rpcprops.cluster.servers import shared_network
 from rpcprops.plugin.drawn import function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord

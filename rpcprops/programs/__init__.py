@@ -6,7 +6,7 @@ run one after the other, each at the rank it names; the branches of a :class:`Pa
 """
 
 from rpcprops.programs._program import MAX_WORLD_SIZE, Program, check_world_size
-from rpcprops.programs._scope import HandleInfo, Scope
+from rpcprops.programs.scope import HandleInfo, Scope
 from rpcprops.steps import (
     STEP_TYPES,
     Argument,

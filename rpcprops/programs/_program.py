@@ -10,7 +10,7 @@ import msgspec
 
 from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
-from rpcprops.programs._scope import Scope
+from rpcprops.programs.scope import Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 
 MAX_WORLD_SIZE = 16

@@ -6,10 +6,10 @@ in real time would cost what the fast clock saves, so a sample has to do.
 
 from __future__ import annotations
 
-from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.faults import MessageType
 from rpcprops.oracle import fired, predict
-from rpcprops.oracle._ranks import OWNER_WAITS
+from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.programs import Pause, Settle
 from rpcprops.properties._base import Case, Observation
 

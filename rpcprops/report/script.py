@@ -24,14 +24,14 @@ from rpcprops._kinds import kind_of
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
-from rpcprops.oracle._errors import patterns
-from rpcprops.oracle._prediction import Prediction
-from rpcprops.oracle._ranks import OWNER_WAITS
+from rpcprops.oracle.errors import patterns
+from rpcprops.oracle.prediction import Prediction
+from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
 from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
-from rpcprops.steps.in_rank._lookup import arguments_of, place_of
+from rpcprops.steps.in_rank.lookup import arguments_of, place_of
 from rpcprops.torch_facts import NEWEST
 
 #: The first or second line of everything that replay generates.

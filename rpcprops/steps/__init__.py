@@ -1,11 +1,11 @@
 """The kinds of step: each is one class, which holds all that makes it differ from the others.
 
 To add one, write its class in the module of its family, and the function that runs it in a rank.
-:mod:`rpcprops.steps._base` says what a class must hold.
+:mod:`rpcprops.steps.base` says what a class must hold.
 """
 
-from rpcprops.steps._base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.autograd import Context, Refused
+from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through

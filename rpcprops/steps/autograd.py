@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.steps._arguments import TENSORS
-from rpcprops.steps._base import Sort, Step, Value, Way
+from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.base import Sort, Step, Value, Way
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Model
-    from rpcprops.oracle._prediction import StepPrediction
-    from rpcprops.programs._scope import Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
 #: What a context may be: how it walks its path, and how it ends.

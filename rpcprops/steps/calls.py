@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.steps._arguments import (
+from rpcprops.steps.arguments import (
     FLAVOURS,
     PAIRS,
     TYPED,
@@ -18,7 +18,7 @@ from rpcprops.steps._arguments import (
     draw_arguments,
     sum_of,
 )
-from rpcprops.steps._base import (
+from rpcprops.steps.base import (
     Argument,
     Flavour,
     Sort,
@@ -30,10 +30,10 @@ from rpcprops.steps._base import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Model
-    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
-    from rpcprops.programs._scope import Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 #: What a call may be: how it is waited for, and whether it raises.
 _CALLS: tuple[dict[str, Any], ...] = tuple(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
-from rpcprops.steps._base import Leaf, Step
+from rpcprops.steps.base import Leaf, Step
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Model
-    from rpcprops.oracle._prediction import StepPrediction
-    from rpcprops.programs._scope import Scope, Touched
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope, Touched
+    from rpcprops.strategies.drawing import StepDrawer
 
 _PAUSES = (1.0, 0.25, 3.0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.steps._arguments import (
+from rpcprops.steps.arguments import (
     FLAVOURS,
     PAIRS,
     TYPED,
@@ -22,7 +22,7 @@ from rpcprops.steps._arguments import (
     draw_arguments,
     sum_of,
 )
-from rpcprops.steps._base import (
+from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     CLEARLY_LATE,
     Argument,
@@ -36,10 +36,10 @@ from rpcprops.steps._base import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Handle, Model
-    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
-    from rpcprops.programs._scope import HandleInfo, Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.programs.scope import HandleInfo, Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 #: What a remote may be: its flavour, and whether it raises.
 _REMOTES: tuple[dict[str, Any], ...] = (

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.steps._arguments import TENSORS
-from rpcprops.steps._base import Sort, Step, StepFails, Value, Way
+from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Handle, Model
-    from rpcprops.oracle._prediction import StepPrediction
-    from rpcprops.programs._scope import Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 _MOST_OWNERS = 3
 

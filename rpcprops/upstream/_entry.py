@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rpcprops.upstream._data import RankVerdict, UpstreamTest
+from rpcprops.upstream.data import RankVerdict, UpstreamTest
 
 
 def list_tests() -> list[UpstreamTest]:

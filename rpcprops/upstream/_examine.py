@@ -14,8 +14,8 @@ from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, Mess
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
 from rpcprops.strategies import delay_tables, fail_counts, fault_plans, retryable_subsets
-from rpcprops.upstream._data import UpstreamTest, Verdict
 from rpcprops.upstream._ranks import TRANSPORT, Seen, UpstreamCase, UpstreamRanks
+from rpcprops.upstream.data import UpstreamTest, Verdict
 
 #: What drawn tables mean for a test.
 FaultsVerdict = Literal["holds", "violated", "vacuous", "undecided"]

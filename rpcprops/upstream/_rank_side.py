@@ -20,7 +20,7 @@ from rpcprops.faults import FaultTable
 from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
 from rpcprops.torch_facts import symbols
 from rpcprops.upstream import _rules
-from rpcprops.upstream._data import Agent, RankVerdict, UpstreamTest
+from rpcprops.upstream.data import Agent, RankVerdict, UpstreamTest
 
 if any(action == "error" for action, *_ in warnings.filters):
     # A filter of the user's (PYTHONWARNINGS=error) is for the user's code. torch.testing does not

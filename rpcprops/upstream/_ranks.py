@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rpcprops._kinds import Kind
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster._finder import UPSTREAM
+from rpcprops.cluster.finder import UPSTREAM
 from rpcprops.confirmation import OWN_CODE_SLACK
 from rpcprops.errors import BrokenPromise, HarnessError, RankDied, UsageError
 from rpcprops.faults import FaultPlan
@@ -23,7 +23,7 @@ from rpcprops.properties import Case, Observation
 from rpcprops.report.artefact import Artefact
 from rpcprops.runner import Runner
 from rpcprops.upstream import _entry
-from rpcprops.upstream._data import RankVerdict, UpstreamTest
+from rpcprops.upstream.data import RankVerdict, UpstreamTest
 
 #: Virtual seconds for each real one, unless a rate is asked for. The tests have timeouts of half a
 #: second and more, so that 50 leaves honest work 10 ms; what fails is asked again, slower.

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from rpcprops._files import write_whole
 from rpcprops.report.artefact import versions
-from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
-from rpcprops.upstream._parity import parity_of
+from rpcprops.upstream.data import UpstreamTest
+from rpcprops.upstream.rows import parity_of
 
 Row = dict[str, Any]
 #: Narrower, the tables would lose their figures.

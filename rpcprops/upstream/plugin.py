@@ -21,7 +21,6 @@ from rpcprops.report.artefact import DIRECTORY, write_or_say
 from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 from rpcprops.upstream import _report
-from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import (
     UpstreamResult,
     failures_of,
@@ -29,6 +28,7 @@ from rpcprops.upstream._examine import (
     run_without_faults,
 )
 from rpcprops.upstream._ranks import DEFAULT_RATE, UpstreamRanks
+from rpcprops.upstream.data import UpstreamTest
 
 if TYPE_CHECKING:
     from rpcprops.report.in_flight import InFlight

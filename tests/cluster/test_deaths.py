@@ -18,7 +18,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops import Violation
-from rpcprops.cluster._options import Transport
+from rpcprops.cluster.options import Transport
 from rpcprops.errors import HarnessError, RankDied, UnexpectedError, UngracefulShutdown
 from rpcprops.pytest_plugin import ClusterFactory
 

@@ -13,14 +13,15 @@ import psutil
 import pytest
 
 from rpcprops import ClusterServer
-from rpcprops.cluster import _network
-from rpcprops.cluster._options import Network
+from rpcprops.cluster import namespaces
+from rpcprops.cluster.options import Network
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
 from tests.cluster.conftest import RunScript
 
 needs_namespaces = pytest.mark.skipif(
-    bool(_network.problem()), reason=f"no network namespaces on this machine: {_network.problem()}"
+    bool(namespaces.problem()),
+    reason=f"no network namespaces on this machine: {namespaces.problem()}",
 )
 _LISTENS = "0A"
 _HERE = "127.0.0.1"
@@ -134,19 +135,19 @@ ENTERS = """
 import os
 import socket
 
-from rpcprops.cluster import _network
+from rpcprops.cluster import namespaces
 
 ours, theirs = socket.socketpair()
 maker = os.fork()
 if maker == 0:
-    _network._enter_user_namespace()
-    _network._checked(_network._libc.unshare(_network._CLONE_NEWNET))
+    namespaces._enter_user_namespace()
+    namespaces._checked(namespaces._libc.unshare(namespaces._CLONE_NEWNET))
     spaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "net")]
     socket.send_fds(theirs, [b"+"], spaces)
     os._exit(0)
 _, spaces, _, _ = socket.recv_fds(ours, 1, 2)
 before = os.getuid(), os.getgid()
-_network.enter(spaces)
+namespaces.enter(spaces)
 os.waitpid(maker, 0)
 with open("/proc/self/status") as status:
     print([line.split()[1] for line in status if line.startswith("CapEff")], before, os.getuid())
@@ -164,12 +165,12 @@ def test_a_rank_has_no_capabilities_from_a_user_namespace(run_script: RunScript)
 
 FALLS_BACK = """
 from rpcprops import ClusterServer
-from rpcprops.cluster import _network
+from rpcprops.cluster import namespaces
 from rpcprops.errors import MachineCannot
 
 if __name__ == "__main__":
     # The limit is one of the user namespace, so that nobody else's changes.
-    _network._enter_user_namespace()
+    namespaces._enter_user_namespace()
     with open("/proc/sys/user/max_net_namespaces", "w") as file:
         file.write("0")
     with ClusterServer(clock="real") as server:
@@ -186,7 +187,7 @@ if __name__ == "__main__":
 
 def may_make_user_namespaces() -> bool:
     """Tried in a process of its own."""
-    code = "from rpcprops.cluster import _network; _network._enter_user_namespace()"
+    code = "from rpcprops.cluster import _network; namespaces._enter_user_namespace()"
     return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
@@ -212,7 +213,7 @@ def test_another_network_is_refused(network: Network) -> None:
 def test_a_maker_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not even the process can be started, the problem is in words."""
     monkeypatch.setattr("sys.executable", "/nonexistent/python")
-    maker = _network.Maker()
+    maker = namespaces.Maker()
     assert maker.take() == []
     assert "No such file" in maker.problem
     server = ClusterServer(network="private")

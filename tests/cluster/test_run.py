@@ -6,8 +6,8 @@ import pytest
 
 from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
-from rpcprops.cluster._interpreter import run_step
-from rpcprops.cluster._options import ClockChoice
+from rpcprops.cluster.interpreter import run_step
+from rpcprops.cluster.options import ClockChoice
 from rpcprops.errors import UsageError
 from rpcprops.oracle import accepted, judge, predict
 from rpcprops.outcomes import Counters

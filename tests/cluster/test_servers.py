@@ -23,10 +23,10 @@ import pytest
 from rpcprops import Cluster, ClusterServer
 from rpcprops import clock as clocks
 from rpcprops.cluster import _wire
-from rpcprops.cluster._finder import TRAINING, ModuleMap
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._server import Server
 from rpcprops.cluster._spec import PROBE_SAYS
+from rpcprops.cluster.finder import TRAINING, ModuleMap
 from rpcprops.errors import HarnessError, MachineCannot
 from tests.cluster._children import start_children
 

@@ -20,13 +20,13 @@ import rpcprops.strategies
 from rpcprops.errors import UsageError
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.strategies import (
-    _register,
     delay_tables,
     delays,
     fail_counts,
     fault_plans,
     fault_tables,
     message_types,
+    register,
     retryable_subsets,
 )
 from tests._draws import QUIET, draws, smallest
@@ -441,7 +441,7 @@ def test_another_process_draws_the_same() -> None:
 
 def test_a_table_is_drawn_from_its_type() -> None:
     """After registration from_type(FaultTable), and so any builds() of a caller's, draws faults."""
-    _register.register()
+    register.register()
     drawn = draws(st.from_type(FaultTable), 100)
     assert sum(not table.is_empty for table in drawn) > 50
     assert all(is_canonical(table) and table.is_within_budget for table in drawn)
@@ -454,7 +454,7 @@ def test_a_message_type_is_drawn_from_its_type() -> None:
 
 @pytest.mark.parametrize(
     "imported",
-    ["import hypothesis", "import rpcprops.strategies", "import rpcprops.strategies._register"],
+    ["import hypothesis", "import rpcprops.strategies", "import rpcprops.strategies.register"],
 )
 def test_the_entry_point_works_whoever_imports_first(imported: str, tmp_path: Path) -> None:
     """Importing Hypothesis registers the tables without torch, and from rpcprops.strategies too."""
@@ -464,7 +464,7 @@ def test_the_entry_point_works_whoever_imports_first(imported: str, tmp_path: Pa
         "Metadata-Version: 2.1\nName: entry-point-of-a-test\nVersion: 1\n"
     )
     (distribution / "entry_points.txt").write_text(
-        "[hypothesis]\ntables = rpcprops.strategies._register:register\n"
+        "[hypothesis]\ntables = rpcprops.strategies.register:register\n"
     )
     code = f"""
 import sys

@@ -40,9 +40,9 @@ from rpcprops.programs import (
     Through,
     Wait,
 )
-from rpcprops.steps._base import CLEARLY_LATE
-from rpcprops.strategies import _register, fault_tables, programs, programs_under_faults
-from rpcprops.strategies._steps import FIRST_KINDS, KINDS, StepDrawer
+from rpcprops.steps.base import CLEARLY_LATE
+from rpcprops.strategies import fault_tables, programs, programs_under_faults, register
+from rpcprops.strategies.drawing import FIRST_KINDS, KINDS, StepDrawer
 from tests._draws import QUIET, draws, smallest
 
 NAMES = {
@@ -615,7 +615,7 @@ def test_a_seed_draws_one_sequence(strategy: st.SearchStrategy[Any]) -> None:
 
 def test_a_program_is_drawn_from_its_type() -> None:
     """After registration from_type(Program), and so any builds() of a caller's, draws programs."""
-    _register.register()
+    register.register()
     assert len({program.world_size for program in draws(st.from_type(Program), 50)}) > 3
 
 

@@ -88,7 +88,7 @@ def _command(command: Sequence[str]) -> str:
         return f"rpcprops {command[command.index('rpcprops') + 1]}"
     if any(word.startswith("--rpc-replay=") for word in command):
         return "pytest of a replay"
-    if any(word.endswith("_network.py") for word in command):
+    if any(word.endswith("namespaces.py") for word in command):
         return "maker of networks"
     return "pytest" if "pytest" in command else "another"
 

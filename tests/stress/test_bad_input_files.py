@@ -34,7 +34,7 @@ from rpcprops.report import artefact as artefacts
 from rpcprops.report import in_flight
 from rpcprops.report.as_test import regression_test
 from rpcprops.report.script import script_of
-from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream.data import UpstreamTest
 from tests.stress.test_bad_input import (
     PLAN,
     PROGRAM,

@@ -7,7 +7,7 @@ from itertools import repeat as again
 import hypothesis
 
 from rpcprops.errors import text_of as said
-from rpcprops.steps.in_rank._shared import note_call
+from rpcprops.steps.in_rank.shared import note_call
 
 #: A table of this module.
 FACTOR = {"two": 2.0}

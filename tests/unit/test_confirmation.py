@@ -29,8 +29,8 @@ from rpcprops.plugin.records import Failing, ItemRecord
 from rpcprops.programs import Pause, Program
 from rpcprops.properties import Case, Examination, Observation, Property, examine
 from rpcprops.stateful import ClusterMachine
-from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import run_without_faults
+from rpcprops.upstream.data import UpstreamTest
 
 RATE = 400.0
 #: Real seconds by which waits ended late: enough to eat the slack of a hang or of a test's own code

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 
 NONE = FaultPlan()

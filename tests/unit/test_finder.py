@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rpcprops.cluster._finder import ModuleMap, describe_modules, install, is_user_file
+from rpcprops.cluster.finder import ModuleMap, describe_modules, install, is_user_file
 
 
 def described(name: str, **attributes: Any) -> ModuleMap:
@@ -104,7 +104,7 @@ def run_with(modules: ModuleMap, code: str) -> Any:
     """What `code` prints, as JSON, in a fresh process that has installed the map."""
     text = (
         f"import json, sys\nfrom rpcprops.cluster import _finder\n"
-        f"from rpcprops.cluster._finder import ModuleMap\n"
+        f"from rpcprops.cluster.finder import ModuleMap\n"
         f"modules = {modules!r}\n_finder.install(modules)\n_finder.import_first(modules)\n{code}\n"
     )
     done = subprocess.run(

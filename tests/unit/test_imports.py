@@ -29,12 +29,12 @@ DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes"
 WITH_TORCH = (
     "rpcprops._bare_ranks",
     "rpcprops._torch_harness",
-    "rpcprops.cluster._rank",
+    "rpcprops.cluster.rank_process",
     "rpcprops.cluster._server",
     "rpcprops.cluster._warm",
     "rpcprops.fixture",
     "rpcprops.report._script_driver",
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("_shared", "_sums", "autograd", "calls")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "rrefs", "training")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
@@ -285,14 +285,21 @@ def test_the_cluster_knows_no_test_framework(name: str) -> None:
     assert not ours & {*above, "cli", "commands", "pytest_plugin", "plugin"}
 
 
-@pytest.mark.parametrize("package", ["commands", "plugin", "properties"])
-def test_what_other_packages_import_is_public(package: str) -> None:
-    """Private modules and names of these packages stay in them."""
-    of_it = f"rpcprops.{package}."
+def private_imports() -> Iterator[str]:
+    """Each import of a private module or name of a package from outside that package."""
     for name, path in MODULES.items():
-        taken = [n for n in imported(path, top_only=False) if n.startswith(of_it)]
-        if not f"{name}.".startswith(of_it):
-            assert not [n for n in taken if "._" in n], name
+        for taken in imported(path, top_only=False):
+            parts = taken.split(".")
+            hidden = [number for number, part in enumerate(parts) if part.startswith("_")]
+            if parts[0] == "rpcprops" and hidden:
+                package = ".".join(parts[: hidden[0]])
+                if not f"{name}.".startswith(f"{package}."):
+                    yield f"{name} imports {taken}"
+
+
+def test_what_other_packages_import_is_public() -> None:
+    """A module or name with an underscore is used in its own package only."""
+    assert list(private_imports()) == []
 
 
 def test_no_two_modules_of_the_cluster_need_each_other() -> None:

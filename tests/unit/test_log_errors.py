@@ -21,7 +21,7 @@ RaisedOnPurposeError('step0')
 Traceback (most recent call last):
   File "internal.py", line 207, in _run_function
     result = python_udf.func(*python_udf.args, **python_udf.kwargs)
-rpcprops.steps.in_rank._sums.RaisedOnPurposeError: step0
+rpcprops.steps.in_rank.sums.RaisedOnPurposeError: step0
 """
 LOST = """Traceback (most recent call last):
   File "internal.py", line 207, in _run_function

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rpcprops.cluster import _logs
-from rpcprops.cluster._logs import END, LogScan, RankLog
+from rpcprops.cluster import logs
+from rpcprops.cluster.logs import END, LogScan, RankLog
 from rpcprops.oracle._log_errors import log_errors
 
 FAILED = b"[I1124 rpc_agent.cpp:217] Send try 12 failed\n"
@@ -197,4 +197,4 @@ def test_the_search_of_the_c_library() -> None:
     for words in (*sought.telling, sought.failed_send_begins):
         for text in (words, b"x" + words, words[:-1], words + b"\0x", b"\0" + words, b""):
             for length in {0, len(text) - 1, len(text)} - {-1}:
-                assert _logs._holds(text, length, words) == (words in text[:length])
+                assert logs._holds(text, length, words) == (words in text[:length])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rpcprops.cluster._logs import END, LogScan
+from rpcprops.cluster.logs import END, LogScan
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS, ErrorClass, error_class, is_expected, judge, set_apart
 from rpcprops.oracle._findings import can_cause
 from rpcprops.oracle._log_errors import log_errors
-from rpcprops.oracle._ranks import could_not_release, reports_leak, shutdown_violations
+from rpcprops.oracle.ranks import could_not_release, reports_leak, shutdown_violations
 from rpcprops.outcomes import Counters, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Call, Program
 from rpcprops.torch_facts import (

@@ -13,7 +13,7 @@ import pytest
 from rpcprops import _replay as replay
 from rpcprops._json import from_json, to_json
 from rpcprops._sweep import Record
-from rpcprops.cluster._deadlines import Deadlines
+from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import UsageError
 from rpcprops.faults import (
     Fault,

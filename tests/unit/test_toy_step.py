@@ -16,14 +16,14 @@ from rpcprops.oracle import predict
 from rpcprops.programs import STEP_TYPES, Drop, Own, Parallel, Program, Remote, Share, Step
 from rpcprops.stateful import ClusterMachine
 from rpcprops.strategies import programs
-from rpcprops.strategies._steps import KINDS, checked_kinds
+from rpcprops.strategies.drawing import KINDS, checked_kinds
 from tests._draws import draws
 
 if TYPE_CHECKING:
     from rpcprops.oracle import Model, StepPrediction
     from rpcprops.programs import Scope
-    from rpcprops.steps._base import Way
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.steps.base import Way
+    from rpcprops.strategies.drawing import StepDrawer
 
 
 @dataclass(frozen=True, slots=True, repr=False)

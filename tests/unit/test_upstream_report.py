@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.upstream import _parity, _report
-from rpcprops.upstream._data import UpstreamTest
+from rpcprops.upstream import _report, rows
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
+from rpcprops.upstream.data import UpstreamTest
 
 RECORDED = "2.13.0"
 TEST = UpstreamTest("RpcTest", "test_add", "generic", 4)
@@ -29,7 +29,7 @@ def text(*rows: dict[str, Any]) -> str:
 
 def test_the_record_holds_every_test() -> None:
     """Of torch 2.13.0 all 464 tests are recorded, with a verdict and the time that they took."""
-    records = _parity.records(RECORDED + "+cpu")
+    records = rows.records(RECORDED + "+cpu")
     assert len(records) == 464
     assert {one.verdict for one in records.values()} <= {"passed", "failed", "skipped"}
     ran = [one for one in records.values() if one.verdict != "skipped"]
@@ -38,15 +38,15 @@ def test_the_record_holds_every_test() -> None:
 
 def test_another_torch_has_no_record() -> None:
     """Nothing is said of a torch whose suites nobody ran."""
-    assert _parity.records("1.0.0") == {}
-    assert _parity.parity_of(PASSED, "1.0.0").agreement == "not_recorded"
+    assert rows.records("1.0.0") == {}
+    assert rows.parity_of(PASSED, "1.0.0").agreement == "not_recorded"
 
 
 def test_a_verdict_is_compared_with_the_record() -> None:
     """The same verdict agrees, another differs."""
-    assert _parity.parity_of(PASSED, RECORDED).agreement == "same"
+    assert rows.parity_of(PASSED, RECORDED).agreement == "same"
     failed = replace(PASSED, verdict="failed")
-    assert _parity.parity_of(failed, RECORDED).agreement == "differs"
+    assert rows.parity_of(failed, RECORDED).agreement == "differs"
 
 
 def test_pieces_of_a_record_are_put_together(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_pieces_of_a_record_are_put_together(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     lines = [json.dumps(first), '{"class": "B", "na', json.dumps(last), '{"class": "A", "na']
     file.write_text("\n".join(lines), encoding="utf-8")
-    assert _parity.read_rows(_parity.rows_file(file)) == [last]
+    assert rows.read_rows(rows.rows_file(file)) == [last]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_file_of_other_things_is_no_record(tmp_path: Path, text: str) -> None:
     file = tmp_path / "notes.txt"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"notes\.txt, line \d: no row of PyTorch's harness; name"):
-        _parity.read_rows(_parity.rows_file(file))
+        rows.read_rows(rows.rows_file(file))
     assert file.read_text(encoding="utf-8") == text
 
 

@@ -11,9 +11,9 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import account, fired
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
-from rpcprops.upstream._data import UpstreamTest
 from rpcprops.upstream._examine import failures_of, run_under_faults, run_without_faults
 from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamRanks
+from rpcprops.upstream.data import UpstreamTest
 
 #: Of torch 2.13, by torch's own count of its classes.
 SUITES = {

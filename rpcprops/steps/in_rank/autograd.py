@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._shared import contexts, dist_autograd, note_call, tensor
-from rpcprops.steps.in_rank._sums import RaisedOnPurposeError
+from rpcprops.steps.in_rank.shared import contexts, dist_autograd, note_call, tensor
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 
 class AbandonedError(Exception):

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._shared import (
+from rpcprops.steps.in_rank.shared import (
     MissingHandleError,
     futures,
     note_call,
     tensor,
     timeout_of,
 )
-from rpcprops.steps.in_rank._sums import add, operand, sum_call
+from rpcprops.steps.in_rank.sums import add, operand, sum_call
 
 
 def call(

@@ -72,7 +72,7 @@ def records(torch_version: str) -> Mapping[str, Recorded]:
 
 
 def main() -> None:
-    """``python -m rpcprops.upstream._parity FILE``: put FILE's rows into the record of their torch.
+    """``python -m rpcprops.upstream.rows FILE``: put FILE's rows into the record of their torch.
 
     Causes that were written down for that torch stay, and so do rows of tests that FILE lacks.
 

@@ -25,11 +25,11 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _finder, _functions, _interpreter, _network, _wire
+from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
-from rpcprops.steps.in_rank import _shared
+from rpcprops.steps.in_rank import shared
 from rpcprops.torch_facts import CounterKeys, installed, symbols
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
@@ -125,8 +125,8 @@ class _Rank:
             if self.networks:
                 _enter_network(self.networks)
             if self.spec.import_in_ranks is not None:
-                _finder.install(self.spec.import_in_ranks)
-                _finder.import_first(self.spec.import_in_ranks)
+                finder.install(self.spec.import_in_ranks)
+                finder.import_first(self.spec.import_in_ranks)
             for fault in self.spec.plan.faults_at(self.rank):
                 fault.enter_rank()
             self.keys = self.fixture.facts.counters
@@ -223,7 +223,7 @@ class _Rank:
             return dumped
 
     def step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
-        self.answer(number, "ok", _interpreter.run_step(index, step, self.spec.names, contexts))
+        self.answer(number, "ok", interpreter.run_step(index, step, self.spec.names, contexts))
 
     def leave(self, number: int, graceful: bool) -> int:
         """Shut RPC down if asked to, answer with the error and a last look; the exit code."""
@@ -246,7 +246,7 @@ class _Rank:
         gc.collect()
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
-            "calls": dict(_shared.ran),
+            "calls": dict(shared.ran),
             "late": 0.0,
             "delays": None,
         }
@@ -288,7 +288,7 @@ class _Interrupts:
 
 def _enter_network(descriptors: list[int]) -> None:
     try:
-        _network.enter(descriptors)
+        namespaces.enter(descriptors)
     except OSError as error:
         msg = (
             f"a rank could not enter the network of its world: {error.strerror}. Has a module that "

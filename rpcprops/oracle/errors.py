@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from rpcprops.oracle._prediction import ErrorClass
+from rpcprops.oracle.prediction import ErrorClass
 from rpcprops.outcomes import RaisedError
 from rpcprops.torch_facts import NEWEST, TorchFacts
 
@@ -17,7 +17,7 @@ def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
     """
     texts = facts.texts
     return {
-        # What our own functions raise (cluster/_interpreter.py) tells it as well.
+        # What our own functions raise (cluster/interpreter.py) tells it as well.
         "remote": f"(?i:{_plain(texts.remote)}|raised on purpose|RaisedOnPurpose)",
         "creation": _plain(texts.creation),
         "injected": _plain(texts.injected),

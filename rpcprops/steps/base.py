@@ -27,10 +27,10 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK
 
 if TYPE_CHECKING:
-    from rpcprops.oracle._model import Model
-    from rpcprops.oracle._prediction import ErrorClass, StepPrediction
-    from rpcprops.programs._scope import Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 Value: TypeAlias = tuple[float, ...]
 #: An argument of a call: a value, or the name of a handle that lives at the calling rank.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.steps._base import Argument, Flavour, Value
+from rpcprops.steps.base import Argument, Flavour, Value
 
 if TYPE_CHECKING:
-    from rpcprops.programs._scope import Scope
-    from rpcprops.strategies._steps import StepDrawer
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
 
 FLAVOURS: tuple[Flavour, ...] = ("python", "builtin", "script")
 #: Those of which TorchScript knows the type of the result.

@@ -33,12 +33,12 @@ from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
-from rpcprops.oracle._prediction import ErrorClass, Prediction, Send, StepPrediction
+from rpcprops.oracle.prediction import ErrorClass, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
 from rpcprops.steps import Argument, Leaf, StepFails
-from rpcprops.steps._arguments import sum_of
-from rpcprops.steps._base import CLEARLY_IN_TIME, CLEARLY_LATE, fetch_message, remote_message
+from rpcprops.steps.arguments import sum_of
+from rpcprops.steps.base import CLEARLY_IN_TIME, CLEARLY_LATE, fetch_message, remote_message
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 

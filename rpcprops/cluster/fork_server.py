@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpcprops.cluster import _limits, _watcher, _wire
-from rpcprops.cluster._logs import RankLog
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._spec import Hello
+from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 
 #: Real seconds in which a server has imported what it must.

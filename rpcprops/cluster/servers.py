@@ -7,12 +7,12 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-from rpcprops.cluster import _finder, _limits, _network
-from rpcprops.cluster._fork_server import ForkServer
+from rpcprops.cluster import _limits, finder, namespaces
 from rpcprops.cluster._module_servers import ModuleServers
-from rpcprops.cluster._options import ClockChoice, Network
 from rpcprops.cluster._peer import Peer
-from rpcprops.cluster._rates import Rates
+from rpcprops.cluster.fork_server import ForkServer
+from rpcprops.cluster.options import ClockChoice, Network
+from rpcprops.cluster.rates import Rates
 from rpcprops.errors import HarnessError, MachineCannot
 
 
@@ -34,7 +34,7 @@ class Servers:
 
     def __init__(self, clock: ClockChoice, network: Network) -> None:
         self.network: Network = network
-        self.networks = _network.Maker()
+        self.networks = namespaces.Maker()
         self.root = ForkServer()
         self.rates = Rates(self.root, clock)
         self._modules = ModuleServers(self.root)
@@ -106,7 +106,7 @@ class Servers:
         """The error that says which server has died, how, and what the fork server wrote last."""
         return self._modules.died()
 
-    def peer_for(self, first: Sequence[str]) -> tuple[Peer, _finder.ModuleMap | None]:
+    def peer_for(self, first: Sequence[str]) -> tuple[Peer, finder.ModuleMap | None]:
         """The server that forks ranks with these modules, and what ranks import by themselves."""
         return self._modules.peer_for(first)
 
@@ -153,7 +153,7 @@ class Servers:
                 f"the machine's, which local users can connect to."
             )
             raise MachineCannot(msg)
-        if not _network.loopback_is_up():
+        if not namespaces.loopback_is_up():
             msg = (
                 "the loopback interface, over which the ranks talk, is not there or is down; "
                 "`ip link set lo up` brings it up."

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rpcprops.steps.in_rank._shared import handle_of, note_call, tensor
+from rpcprops.steps.in_rank.shared import handle_of, note_call, tensor
 
 
 class RaisedOnPurposeError(Exception):

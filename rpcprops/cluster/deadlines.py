@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle._ranks import OWNER_WAITS
+from rpcprops.oracle.ranks import OWNER_WAITS
 
 #: Real seconds in which nothing may change before what is held is called stuck. An answer on
 #: loopback takes well under a millisecond; the rest is for a machine that is busy elsewhere.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from rpcprops import clock as clocks
 from rpcprops._given import shown
-from rpcprops.cluster._fork_server import ForkServer
-from rpcprops.cluster._options import ClockChoice, check_clock
 from rpcprops.cluster._spec import PROBE_SAYS
+from rpcprops.cluster.fork_server import ForkServer
+from rpcprops.cluster.options import ClockChoice, check_clock
 from rpcprops.errors import MachineCannot
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).

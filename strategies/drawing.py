@@ -24,7 +24,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
-from rpcprops.steps._base import Sort
+from rpcprops.steps.base import Sort
 from rpcprops.strategies._checks import first_items
 
 T = TypeVar("T")
