@@ -254,6 +254,8 @@ class Deaths:
         if name == "xdist controller" and number == INT:
             bound += XDIST_SECONDS
         left = run.left_after(bound, None if is_top else [victim, *below])
+        if run.late and not left:
+            self.count(f"later than {bound:g} s, on a loaded machine")
         if left:
             late = run.left_after(10.0, None if is_top else [victim, *below])
             more = f"; after {time.time() - died:.0f} s: {len(late)}" if late else ""
