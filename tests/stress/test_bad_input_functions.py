@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -156,14 +156,25 @@ RIGHT: dict[str, Any] = {
 }
 
 
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Those that have names, with the options of a TypedDict one by one."""
+    found: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            found += [parameter] * (parameter.kind is not parameter.VAR_POSITIONAL)
+            continue
+        options = get_args(get_type_hints(function, include_extras=True)[parameter.name])
+        hints = get_type_hints(options[0], include_extras=True) if options else {}
+        for name, hint in hints.items():
+            default = parameter.empty if get_origin(hint) is Required else None
+            found.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default))
+    return found
+
+
 @st.composite
 def arguments(draw: st.DrawFn, function: Callable[..., Any]) -> dict[str, Any]:
     """Arguments by the names that a function has for them; at least one is anything."""
-    parameters = [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    parameters = parameters_of(function)
     given: dict[str, Any] = {}
     wrong = draw(st.sampled_from([p.name for p in parameters])) if parameters else ""
     for parameter in parameters:
