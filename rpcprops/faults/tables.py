@@ -267,13 +267,18 @@ class FaultPlan:
         for rank in (*self.by_rank, *(fault.rank for fault in self.others)):
             if rank >= world_size:
                 msg = (
-                    f"the plan faults at rank {rank}, but a world of {world_size} has ranks 0 to "
+                    f"the plan has faults at rank {rank}, but a world of {world_size} has ranks 0 to "
                     f"{world_size - 1}; raise world_size or take the rank out of by_rank."
                 )
                 raise UsageError(msg)
 
     def with_table(self, rank: int, table: FaultTable) -> FaultPlan:
-        """This plan with another table for `rank`."""
+        """This plan with another table for `rank`.
+
+        Raises:
+            UsageError: `rank` is no int from 0 up, or `table` is no :class:`FaultTable`.
+        """
+        self.table(rank)  # refuses what is no int
         return replace(self, by_rank={**self.by_rank, rank: table})
 
     def faults_at(self, rank: int) -> tuple[Fault, ...]:
