@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import pytest
+from msgspec import structs
 
 from rpcprops import _replay as replay
 from rpcprops._json import from_json, to_json
@@ -170,10 +171,10 @@ def test_it_is_accounted_for_and_described() -> None:
     counts = account(PROGRAM, PLAN, HELD)
     toy = FaultCount(0, "hold", CALL, 1, 1)
     assert [count for count in counts if count.kind == "hold"] == [toy]
-    assert account(None, FaultPlan(others=(TOY,)), HELD) == (replace(toy, eligible=None),)
+    assert account(None, FaultPlan(others=(TOY,)), HELD) == (structs.replace(toy, eligible=None),)
     short = Program(2, (Call(0, 1),))
     assert account(short, FaultPlan(others=(TOY,)), ideal(short, FaultPlan())) == (
-        replace(toy, eligible=0, fired=0),
+        structs.replace(toy, eligible=0, fired=0),
     )
     assert fired_by_type(counts) == {"hold PYTHON_CALL": 1}
     assert describe_faults(counts) == ["fired    rank 0: hold PYTHON_CALL: 1 fired of 1 that could"]
