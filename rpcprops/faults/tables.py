@@ -267,8 +267,8 @@ class FaultPlan:
         for rank in (*self.by_rank, *(fault.rank for fault in self.others)):
             if rank >= world_size:
                 msg = (
-                    f"the plan has faults at rank {rank}, but a world of {world_size} has ranks 0 to "
-                    f"{world_size - 1}; raise world_size or take the rank out of by_rank."
+                    f"the plan has faults at rank {rank}, but a world of {world_size} has ranks 0 "
+                    f"to {world_size - 1}; raise world_size or take the rank out of by_rank."
                 )
                 raise UsageError(msg)
 
