@@ -1,4 +1,4 @@
-"""Skips the long tests unless the profile asks for them, and prints what tests have counted."""
+"""Skips the long tests unless the profile asks for them, hands tests out, and prints counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ from typing import Any
 import pytest
 
 from rpcprops.profiles import NIGHTLY, current
+
+#: Where tests share a fixture that takes seconds to make, or take no time at all: one worker of
+#: xdist's runs all the tests of such a module.
+_BY_MODULE = (
+    *(f"tests/plugin/test_{name}.py" for name in ("errors_of_ours", "failures", "in_flight")),
+    *(f"tests/plugin/test_{name}.py" for name in ("lateness", "long_runs", "machines", "replay")),
+    *(f"tests/plugin/test_{name}.py" for name in ("unwritable", "workers_that_die")),
+    *(f"tests/cluster/test_{name}.py" for name in ("preforked", "servers")),
+    *("tests/upstream/test_suites.py", "tests/stress/test_bad_input_pytest.py"),
+    "tests/unit/",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out the tests of some modules together, and all others one by one."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module.startswith(_BY_MODULE) else nodeid
+
+    return ByModule(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

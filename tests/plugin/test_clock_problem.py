@@ -55,6 +55,9 @@ _wire.send = wrong_rate
 """
 
 
+LONG = pytest.mark.nightly
+
+
 def ours(lines: list[str]) -> list[str]:
     """The lines that tell of the clock."""
     return [line for line in lines if line.startswith("rpcprops: clock")]
@@ -104,11 +107,10 @@ def test_real_time_that_was_asked_for(make_project: MakeProject) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("check", "timeout-holds", "-n", "1"),
-        ("upstream", "-k", "test_add_with_id"),
-        ("doctor",),
+        pytest.param(("check", "timeout-holds", "-n", "1"), id="check"),
+        pytest.param(("upstream", "-k", "test_add_with_id"), id="upstream", marks=LONG),
+        pytest.param(("doctor",), id="doctor", marks=LONG),
     ],
-    ids=lambda arguments: arguments[0],
 )
 def test_commands_say_it_first_and_last(
     make_project: MakeProject, arguments: tuple[str, ...]
