@@ -16,7 +16,7 @@ from torch.distributed import rpc
 from rpcprops import RETRYABLE_MESSAGE_TYPES, Counters, FaultPlan, FaultTable
 from rpcprops.errors import ContextLeak, OwnerGone, RRefLeak, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.steps.in_rank._shared import note_call
+from rpcprops.steps.in_rank._state import note_call
 
 held: list[Any] = []
 

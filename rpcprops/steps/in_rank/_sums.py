@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rpcprops.steps.in_rank._shared import handle_of, note_call, tensor
+from rpcprops.steps.in_rank._shared import tensor
+from rpcprops.steps.in_rank._state import handle_of, note_call
 
 
 class RaisedOnPurposeError(Exception):
