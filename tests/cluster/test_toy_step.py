@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import HarnessError, UsageError
@@ -26,7 +28,7 @@ from rpcprops.stateful import ClusterMachine
 from rpcprops.steps.in_rank._state import handle_of, note_call
 from rpcprops.strategies import programs, programs_under_faults
 from rpcprops.strategies._steps import KINDS, checked_kinds
-from tests._draws import draws
+from tests._draws import QUIET, draws
 
 if TYPE_CHECKING:
     from rpcprops.oracle import Model, StepPrediction
@@ -290,6 +292,22 @@ def test_drawn_ones_run_as_predicted() -> None:
 
 
 @pytest.mark.usefixtures("rpc_cluster")
+def test_a_state_machine_runs_it() -> None:
+    """The ranks of a state machine have imported what its rules need, and run it as predicted."""
+    ran: list[int] = []
+
+    class Toys(ClusterMachine):
+        kinds = ("own", "twice")
+
+        def let_go(self) -> None:
+            ran.append(sum(isinstance(step, Twice) for step in self.program.leaves))
+
+    bounded = settings(QUIET, max_examples=8, stateful_step_count=12)
+    run_state_machine_as_test(Toys, settings=bounded)
+    assert any(ran)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
 def test_a_wrong_value_is_a_violation() -> None:
     """A function that gives another value than the class says is reported, at its step."""
     program = Program(2, (Own(0, "a"), Thrice(0, "a", 1)))
@@ -309,6 +327,7 @@ def test_a_script_of_it_runs(tmp_path: Path) -> None:
         violations=(Violation("WrongValue", "planted", 0, 1),),
     )
     script = script_of(artefact)
+    assert "gives=[2.0, 4.0]" in script.text
     assert "import rpcprops" not in script.text
     assert "from rpcprops" not in script.text
     assert tried(script, tmp_path, 1).codes == (0,)
