@@ -188,16 +188,17 @@ class StepDrawer:
         plan: prefers steps whose messages it can strike, and gives timeouts that are clearly
             longer or clearly shorter than its delays. None: any plan may come.
         settles: whether a settle follows the last step.
-        facts: what is known of the torch that is to run it, by default of the installed one. What
-            meets its findings (docs/findings.md) is not drawn where nothing else would come of it.
+        facts: what is known of the torch that is to run it, by default of the installed one. Some
+            of its findings (docs/findings.md) are avoided; each place that does so names them.
 
     Attributes:
         steps: what was drawn so far. Those of a parallel step come once it has ended.
         count: how many steps that a rank runs (and settles) were drawn so far.
         on: the kinds that are drawn.
         ended: contexts, and whether a settle came after.
-        uncreated: handles whose creation timed out, until a settle.
-        failed_at: the ranks that have had such a creation.
+        uncreated: handles whose creation timed out, until a settle. Uses of them may go either way;
+            drops of them meet timed-out-remote-dropped.
+        failed_at: the ranks that have had such a creation. A second meets second-failed-remote.
         unmade: handles at their owner, which perhaps has not made the value yet. When such a one is
             sent on and that fork is deleted first, torch forgets the value, and the handle never
             has it (early-owner-fork); none on a torch without that.
