@@ -11,22 +11,13 @@ from typing import Any
 
 from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster.finder import TRAINING
 from rpcprops.cluster.options import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome
-from rpcprops.programs import (
-    Context,
-    Module,
-    Optimize,
-    Parallel,
-    Program,
-    Settle,
-    Step,
-    check_world_size,
-)
+from rpcprops.programs import Program, Settle, Step, check_world_size
+from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
 
 _REMEMBERED = 2048
@@ -81,10 +72,8 @@ class Runner:
         if size < program.world_size:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
-        prediction = predict_in(program, faults, size)
-        trains = any(isinstance(leaf, Optimize | Module) for leaf in program.leaves)
         cluster = self.server.make_cluster(
-            TRAINING if trains else "",
+            *modules_of(program.leaves),
             world_size=size,
             faults=faults,
             clock=clock,
@@ -92,6 +81,7 @@ class Runner:
         )
         cluster.program = program
         facts = facts_of(cluster.torch_version)
+        prediction = predict_in(program, faults, size, facts)
         steps: list[StepOutcome] = []
         contexts: dict[str, int] = {}
 
@@ -157,14 +147,11 @@ def run_step(
     made are kept in `contexts`, by name.
     """
     numbers = itertools.count(first)
-    branches = step.branches if isinstance(step, Parallel) else ((step,),)
-    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in branches]
+    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in step.at_once]
     seen = cluster.run_branches(numbered, contexts, goes_on)
     leaves = dict(itertools.chain(*numbered))
     for outcome in seen:
-        leaf = leaves[outcome.index]
-        if isinstance(leaf, Context) and isinstance(outcome.value, dict):
-            contexts[leaf.name] = outcome.value["id"]
+        contexts |= leaves[outcome.index].context_ids(outcome.value)
     return seen
 
 

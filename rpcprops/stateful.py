@@ -33,12 +33,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
-from rpcprops.cluster.finder import TRAINING
 from rpcprops.cluster.options import ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
+    Prediction,
     account,
     fired_by_type,
     is_expected,
@@ -48,10 +48,11 @@ from rpcprops.oracle import (
 )
 from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
-from rpcprops.programs import Module, Optimize, Program, Settle, Step
+from rpcprops.programs import STEP_TYPES, Program, Settle, Step
 from rpcprops.properties import broken_promise
 from rpcprops.report.artefact import Artefact, write_or_say
 from rpcprops.report.text import describe_plan, describe_violations, replay_line
+from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.strategies.drawing import KINDS, PARALLEL, StepDrawer, checked_kinds
 from rpcprops.torch_facts import facts_of
 
@@ -144,11 +145,9 @@ class ClusterMachine(RuleBasedStateMachine):
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
         self._drawer = StepDrawer(_no_draw, self.world_size, kinds=self._asked, plan=self._plan)
-        # Imported in the middle of a run, what trains would look like a hang.
-        trains = bool({Optimize.op, Module.op} & set(self._asked))
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
-            also=[TRAINING] if trains else [],
+            *modules_of(STEP_TYPES[kind] for kind in self._asked),
             world_size=self.world_size,
             faults=self._plan,
             clock=self.clock,
@@ -173,7 +172,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def _finish(self, cluster: Cluster) -> None:
         __tracebackhide__ = True
-        prediction = predict(self.program, self._plan)
+        prediction = self._predicted(self.program)
         wanted = self._with_held(prediction.counters)
         held = cluster.settle_to(wanted, prediction.retried, prediction.calls)
         found = unsettled(held, wanted, cluster.names)
@@ -210,7 +209,7 @@ class ClusterMachine(RuleBasedStateMachine):
         __tracebackhide__ = True
         cluster = self._running()
         program = self.program
-        prediction = predict(program, self._plan)
+        prediction = self._predicted(program)
         facts = facts_of(cluster.torch_version)
         for step in steps:
             first = len(self._seen)
@@ -245,6 +244,9 @@ class ClusterMachine(RuleBasedStateMachine):
         if found:
             self._broken(tuple(found))
 
+    def _predicted(self, program: Program) -> Prediction:
+        return predict(program, self._plan, facts_of(self._running().torch_version))
+
     def _outcome(self) -> Outcome:
         return replace(self._running().outcome, steps=tuple(self._seen))
 
@@ -269,7 +271,7 @@ class ClusterMachine(RuleBasedStateMachine):
                 pass
         cluster.kill()
         outcome = self._outcome()
-        prediction = predict(self.program, self._plan)
+        prediction = self._predicted(self.program)
         if not self._shared:
             known, violations = set_apart(self.program, prediction.known_bugs, outcome, violations)
             for name in known:
@@ -328,7 +330,7 @@ class ClusterMachine(RuleBasedStateMachine):
         """What the program alone shows at `rate` of a promise, beside what findings explain."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
-        met = predict(program, plan).known_bugs
+        met = predict(program, plan, facts_of(again.torch_version)).known_bugs
         _, left = set_apart(program, met, again, judge(program, plan, again))
         return Sight.of(again, [other for other in left if other.promise == promise])
 

@@ -26,6 +26,7 @@ from rpcprops.programs import HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import Sort
 from rpcprops.strategies._checks import first_items
+from rpcprops.torch_facts import TorchFacts, installed
 
 T = TypeVar("T")
 
@@ -187,17 +188,20 @@ class StepDrawer:
         plan: prefers steps whose messages it can strike, and gives timeouts that are clearly
             longer or clearly shorter than its delays. None: any plan may come.
         settles: whether a settle follows the last step.
+        facts: what is known of the torch that is to run it, by default of the installed one. Some
+            of its findings (docs/findings.md) are avoided; each place that does so names them.
 
     Attributes:
         steps: what was drawn so far. Those of a parallel step come once it has ended.
         count: how many steps that a rank runs (and settles) were drawn so far.
         on: the kinds that are drawn.
         ended: contexts, and whether a settle came after.
-        uncreated: handles whose creation timed out, until a settle.
-        failed_at: the ranks that have had such a creation.
+        uncreated: handles whose creation timed out, until a settle. Uses of them may go either way;
+            drops of them meet timed-out-remote-dropped.
+        failed_at: the ranks that have had such a creation. A second meets second-failed-remote.
         unmade: handles at their owner, which perhaps has not made the value yet. When such a one is
             sent on and that fork is deleted first, torch forgets the value, and the handle never
-            has it.
+            has it (early-owner-fork); none on a torch without that.
         unseen: handles of RRefs made by others than their owner, of which nobody has seen that they
             arrived.
         sent: handles of RRefs whose functions were sent an RRef.
@@ -213,7 +217,9 @@ class StepDrawer:
         off: Iterable[str] = (),
         plan: FaultPlan | None = None,
         settles: bool = True,
+        facts: TorchFacts | None = None,
     ) -> None:
+        self.facts = facts or installed()
         self.draw: Draw = draw
         self.ranks = tuple(range(world_size))
         self.kinds = tuple(kinds)
@@ -273,11 +279,14 @@ class StepDrawer:
         """Whether torch's shutdown may overtake the steps drawn, should no settle follow them.
 
         It does not wait for a creation whose delete is to be tried again, and deletes what a
-        function still uses (known findings).
+        function still uses, on a torch with these findings.
         """
-        tables = (self._plan.table(rank) for rank in self.ranks)
-        failing = any(MessageType.RREF_USER_DELETE in table.failing for table in tables)
-        return bool(self.unseen) and (failing or bool(self.unseen & self.sent))
+        has_bug = self.facts.has_bug
+        deletes = (MessageType.RREF_USER_DELETE,)
+        failing = any(self.may_fail(rank, deletes) for rank in self.ranks)
+        if self.unseen and failing and has_bug("shutdown-overtakes-creation"):
+            return True
+        return bool(self.unseen & self.sent) and has_bug("shutdown-deletes-argument")
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; whether there can be one."""
@@ -438,14 +447,19 @@ class StepDrawer:
 
     def handles(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that may be used now."""
+        return [name for name in self._held(fits) if name not in self.uncreated]
+
+    def droppable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
+        """The handles that may be dropped now."""
+        is_lost = self.facts.has_bug("timed-out-remote-dropped")
+        return self.handles(fits) if is_lost else self._held(fits)
+
+    def _held(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
         block = self._block
         return [
             name
             for name, handle in self.scope.handles.items()
-            if not handle.late
-            and name not in self.uncreated
-            and fits(handle)
-            and (block is None or block.is_seen(name, handle))
+            if not handle.late and fits(handle) and (block is None or block.is_seen(name, handle))
         ]
 
     def sendable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:

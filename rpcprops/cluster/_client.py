@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Unpack
 
 from rpcprops.cluster._cluster import Cluster
@@ -129,20 +129,13 @@ class ClusterServer:
         """
         return self.make_cluster(sys._getframe(1).f_globals.get("__name__", ""), **options)
 
-    def make_cluster(
-        self, module: str, *, also: Sequence[str] = (), **options: Unpack[ClusterOptions]
-    ) -> Cluster:
-        """As :meth:`cluster`, for code in the module of that name, which the ranks import first.
-
-        Args:
-            also: modules that they import besides.
-            options: as for :meth:`cluster`.
-        """
+    def make_cluster(self, *modules: str, **options: Unpack[ClusterOptions]) -> Cluster:
+        """As :meth:`cluster`, for code in the modules of these names, which ranks import first."""
         self.servers.replace_if_dead()
         return Cluster(
             self.servers,
             complete(options, rate_of=self.rate_of, network=self.network),
-            [module, *also],
+            tuple(dict.fromkeys(modules)),
             on_start=self._tell_start,
             on_end=self._tell_end,
         )

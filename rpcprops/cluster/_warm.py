@@ -16,7 +16,7 @@ from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import STEP_TYPES, Fetch
-from rpcprops.steps.in_rank import autograd, shared, sums
+from rpcprops.steps.in_rank import autograd, shared, state, sums
 from rpcprops.steps.in_rank.lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
 
@@ -37,7 +37,7 @@ def warm_up() -> None:
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
         (*_, fetch, _) = pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
         _ = function_of(fetch), arguments_of(fetch)
-    shared.ran.clear()
+    state.ran.clear()
 
 
 def _make_fixture() -> RankFixture:

@@ -12,7 +12,7 @@ from typing import Any
 from rpcprops.errors import text_of
 from rpcprops.outcomes import RaisedError, StepOutcome
 from rpcprops.programs import Leaf
-from rpcprops.steps.in_rank import shared
+from rpcprops.steps.in_rank import state
 from rpcprops.steps.in_rank.lookup import arguments_of, function_of
 
 
@@ -24,7 +24,7 @@ def run_step(
     value: Any = None
     error: RaisedError | None = None
     try:
-        shared.contexts.update(contexts)
+        state.contexts.update(contexts)
         value = function_of(step)(f"step{index}", world, **arguments_of(step))
     except BaseException as raised:
         error = RaisedError(type(raised).__name__, _message(raised), traceback.format_exc())

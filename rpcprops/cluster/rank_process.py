@@ -29,7 +29,7 @@ from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
-from rpcprops.steps.in_rank import shared
+from rpcprops.steps.in_rank import state
 from rpcprops.torch_facts import CounterKeys, installed, symbols
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
@@ -246,7 +246,7 @@ class _Rank:
         gc.collect()
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
-            "calls": dict(shared.ran),
+            "calls": dict(state.ran),
             "late": 0.0,
             "delays": None,
         }

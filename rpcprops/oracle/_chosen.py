@@ -11,7 +11,7 @@ from rpcprops.oracle.model import predict
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program
-from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
+from rpcprops.torch_facts import NEWEST, UNKNOWN, TorchFacts, facts_of
 
 
 def chosen(
@@ -28,7 +28,9 @@ def chosen(
     return prediction
 
 
-def predict_in(program: Program, plan: FaultPlan, world_size: int) -> Prediction:
+def predict_in(
+    program: Program, plan: FaultPlan, world_size: int, facts: TorchFacts = UNKNOWN
+) -> Prediction:
     """What `program` must show in a world that may be larger than it needs; the others are idle.
 
     Raises:
@@ -36,7 +38,7 @@ def predict_in(program: Program, plan: FaultPlan, world_size: int) -> Prediction
     """
     if world_size != program.world_size:
         program = replace(program, world_size=world_size)
-    return predict(program, plan)
+    return predict(program, plan, facts)
 
 
 def predict_for(
@@ -46,7 +48,6 @@ def predict_for(
 
     `facts` are those of the outcome's torch, where they are not given.
     """
-    prediction = predict_in(program, plan, max(program.world_size, outcome.world_size))
-    if not prediction.alternatives:
-        return prediction
-    return chosen(prediction, outcome.steps, facts or facts_of(outcome.torch_version))
+    facts = facts or facts_of(outcome.torch_version)
+    prediction = predict_in(program, plan, max(program.world_size, outcome.world_size), facts)
+    return chosen(prediction, outcome.steps, facts) if prediction.alternatives else prediction

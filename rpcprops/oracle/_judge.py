@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +25,7 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.programs import Context, Leaf, Program, Refused, Settle
+from rpcprops.programs import Leaf, Program
 from rpcprops.torch_facts import TorchFacts, facts_of
 
 
@@ -190,7 +189,8 @@ def _step(
     facts: TorchFacts,
 ) -> list[Violation]:
     where = getattr(step, "at", None)
-    if isinstance(step, Settle):
+    if expected.counters:
+        # What all ranks hold is what it shows.
         if len(seen.counters) != len(names):
             msg = (
                 f"step {index} of the program settles, and the outcome has the counters of "
@@ -217,57 +217,14 @@ def _step(
             return []
         message = f"{WORDS[expected.error]} came as {seen.error.first_line()}"
         return [Violation("UnclearError", message, where, index)]
-    if isinstance(step, Context | Refused) and not isinstance(seen.value, dict):
+    if not isinstance(seen.value, step.gives):
         msg = (
             f"step {index} of the program, {step!r}, cannot give {argument('value', seen.value)}: "
             f"the outcome is of another program."
         )
         raise UsageError(msg)
-    if isinstance(step, Context):
-        return _context(index, step, expected.value, seen.value)
-    if isinstance(step, Refused):
-        refused = bool(expected.value and expected.value["refused"])
-        if bool(seen.value.get("refused")) == refused:
-            return []
-        message = f"context {step.context!r} has ended, and its id is still accepted"
-        if not refused:
-            message = f"context {step.context!r} cannot have been cleaned up, and its id is refused"
-        return [Violation("ContextLeak", message, where, index, timing_sensitive=True)]
-    if seen.value != expected.value:
-        message = f"expected {expected.value!r}, got {seen.value!r}"
-        return [Violation("WrongValue", message, where, index)]
-    return []
-
-
-def _is_close(seen: object, expected: float) -> bool:
-    return isinstance(seen, int | float) and math.isclose(seen, expected, rel_tol=1e-12)
-
-
-def _context(index: int, step: Context, expected: Any, seen: Mapping[str, Any]) -> list[Violation]:
-    found: list[Violation] = []
-    if not _is_close(seen.get("loss"), expected["loss"]):
-        message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
-        found.append(Violation("WrongValue", message, step.at, index))
-    gradient, wanted = seen.get("gradient"), expected.get("gradient")
-    if seen.get("broke"):
-        wanted = None
-    if wanted is not None and not (
-        isinstance(gradient, list | tuple)
-        and len(gradient) == len(wanted)
-        and all(_is_close(a, b) for a, b in zip(gradient, wanted, strict=True))
-    ):
-        message = f"expected the gradient {wanted!r}, got {gradient!r}"
-        found.append(Violation("WrongGradient", message, step.at, index))
-    if bool(seen.get("broke")) != (step.breaks is not None):
-        message = f"backward had to raise at rank {step.breaks}, and showed {seen.get('broke')!r}"
-        if step.breaks is None:
-            message = f"backward raised {seen.get('broke')!r}"
-        kind = "UnexpectedError" if step.breaks is None else "MissingError"
-        found.append(Violation(kind, message, step.at, index))
-    if bool(seen.get("raised")) != step.raises:
-        message = "the exception that left the context did not reach its caller"
-        found.append(Violation("MissingError", message, step.at, index))
-    return found
+    found = step.judge(expected.value, seen.value)
+    return [replace(violation, rank=where, step=index) for violation in found]
 
 
 def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> list[Violation]:

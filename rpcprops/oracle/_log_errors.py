@@ -16,7 +16,7 @@ from rpcprops.oracle.errors import error_class
 from rpcprops.oracle.prediction import ErrorClass, Prediction
 from rpcprops.oracle.ranks import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
-from rpcprops.programs import Context, Program
+from rpcprops.programs import Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
 
 Kind = Literal["assertion", "owners", "users", "terminate", "traceback"]
@@ -158,11 +158,7 @@ def _raised_in_ranks(program: Program, prediction: Prediction) -> frozenset[Erro
     raises itself, or by a message that it sends (a fetch of its argument, a call of its own).
     """
     classes: set[ErrorClass] = {step.error for step in prediction.steps if step.error}
-    purposely = any(
-        getattr(leaf, "raises", False) or (isinstance(leaf, Context) and leaf.breaks is not None)
-        for leaf in program.leaves
-    )
-    if purposely:
+    if any(leaf.raises_there for leaf in program.leaves):
         classes.add("remote")
     if "unknown" in classes:
         # A value or an error that torch or the callee may raise, but never one of another kind.

@@ -17,7 +17,7 @@ def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
     """
     texts = facts.texts
     return {
-        # What our own functions raise (cluster/interpreter.py) tells it as well.
+        # What our own functions raise (steps/in_rank) tells it as well.
         "remote": f"(?i:{_plain(texts.remote)}|raised on purpose|RaisedOnPurpose)",
         "creation": _plain(texts.creation),
         "injected": _plain(texts.injected),

@@ -39,6 +39,7 @@ from rpcprops.programs import Program
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
 from rpcprops.steps.base import CLEARLY_IN_TIME, CLEARLY_LATE, fetch_message, remote_message
+from rpcprops.torch_facts import UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
@@ -100,11 +101,19 @@ class Model:
     :meth:`add`, and by what the model remembers.
 
     Args:
+        facts: what is known of the torch that runs it.
         choices: for each use, in order, of an RRef that torch may not have marked as timed out yet:
             whether it has. Those beyond are taken as not marked.
     """
 
-    def __init__(self, world_size: int, plan: FaultPlan, choices: Sequence[bool] = ()) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        plan: FaultPlan,
+        choices: Sequence[bool] = (),
+        facts: TorchFacts = UNKNOWN,
+    ) -> None:
+        self.facts = facts
         self.choices = choices
         #: How many such uses there were; and the handles that the current step has used so.
         self.unmarked_uses = 0
@@ -160,6 +169,11 @@ class Model:
         """What a step must show: see :class:`StepPrediction`."""
         return StepPrediction(value, error, slack)
 
+    def meets(self, finding: str) -> None:
+        """The program meets a known finding (docs/findings.md), if this torch has it."""
+        if self.facts.has_bug(finding):
+            self.known_bugs.add(finding)
+
     def settle(self) -> StepPrediction:
         """All ranks come to rest; what they then hold."""
         for handle in self.handles.values():
@@ -194,11 +208,10 @@ class Model:
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
         last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
-        known_bugs = set(self.known_bugs)
         if graceful and not settles and self._overtakes(last):
-            known_bugs.add("shutdown-overtakes-creation")
+            self.meets("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
-            known_bugs.add("shutdown-deletes-argument")
+            self.meets("shutdown-deletes-argument")
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
@@ -215,7 +228,7 @@ class Model:
             frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
-            frozenset(known_bugs),
+            frozenset(self.known_bugs),
             self.certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
@@ -330,12 +343,12 @@ class Model:
         if handle is not None:
             self.use(handle)
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
-            self.known_bugs.add("early-owner-fork")
+            self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload):
             if not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, down to its length.
-                self.known_bugs.add("readable-injected-error")
+                self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
             raise StepFails(error="injected")
@@ -384,7 +397,7 @@ class Model:
             return Handle(rref, receiver)
         if sender != rref.owner:
             if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork):
-                self.known_bugs.add("fork-request-given-up")
+                self.meets("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
         return self._new_user(Handle(rref, receiver, fork))
@@ -407,7 +420,7 @@ class Model:
             return
         self.users = [user for user in self.users if user is not handle]
         if handle.timed_out:
-            self.known_bugs.add("timed-out-remote-dropped")
+            self.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
             handle.rref.forks.discard(handle.fork)
         if self.sends[-1].failures and not handle.lost:
@@ -473,7 +486,7 @@ class Model:
         """The creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
         if handle.rank in self.broke_one:
-            self.known_bugs.add("second-failed-remote")
+            self.meets("second-failed-remote")
         self.broke_one.add(handle.rank)
 
     def value(self, handle: Handle, at: int) -> list[float]:
@@ -489,7 +502,7 @@ class Model:
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}"):
-                self.known_bugs.add("readable-injected-error")
+                self.meets("readable-injected-error")
                 raise StepFails(error="injected")
         rref.made = True
         if rref.error:
@@ -605,25 +618,31 @@ _MOST_ALTERNATIVES = 64
 
 
 @functools.lru_cache(maxsize=512)
-def predict(program: Program, plan: FaultPlan) -> Prediction:
+def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> Prediction:
     """What `program` must do under `plan`, within the retry budget or beyond it.
+
+    Args:
+        program: what the ranks do.
+        plan: the faults that they meet.
+        facts: what is known of the torch that they run; its findings are those that the program may
+            meet. Without them it may meet every one.
 
     Raises:
         UsageError: the plan names a rank outside the world, or the program has a creation of which
             nobody can tell whether it times out, or too many uses of one that does.
     """
     plan.check(program.world_size)
-    first, *others = _alternatives(program, plan)
+    first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
 
 
-def _alternatives(program: Program, plan: FaultPlan) -> list[Prediction]:
+def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:
     """All that the program may show: in the first no RRef was marked before it was used."""
     found: list[Prediction] = []
     waiting: list[tuple[bool, ...]] = [()]
     while waiting:
         choices = waiting.pop(0)
-        model = Model(program.world_size, plan, choices)
+        model = Model(program.world_size, plan, choices, facts)
         for step in program.leaves:
             model.add(step)
         found.append(model.prediction(settles=program.settles))

@@ -25,7 +25,7 @@ from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._findings import finding_case
 from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
-from rpcprops.torch_facts import Status
+from rpcprops.torch_facts import Status, facts_of
 
 Verdict = Literal["holds", "known", "not_seen", "violated", "vacuous", "undecided"]
 #: The verdicts that are no failure.
@@ -372,7 +372,7 @@ class _Examiner:
             return True
         if self.real_only:
             # What shrinks a failure that only real time shows must be looked for there.
-            taken = real_waits(seen.case) <= CASE_SECONDS
+            taken = real_waits(seen.case, facts_of(seen.outcome.torch_version)) <= CASE_SECONDS
         else:
             taken = is_new and self.sample.takes(seen)
             self.result.compared += taken

@@ -10,6 +10,7 @@ from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RaisedError, StepOutcome
 from rpcprops.properties._base import Case, OfProgram
 from rpcprops.runner import Runner, run_step
+from rpcprops.torch_facts import facts_of
 
 
 def _init() -> None:
@@ -57,11 +58,11 @@ def _run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
     The run ends at the settle: shutting down what did not settle waits 100 virtual seconds and adds
     nothing.
     """
-    prediction = predict(case.program, case.plan)
     cluster = runner.server.cluster(
         world_size=case.program.world_size, faults=case.plan, init=False, **options
     )
     cluster.program = case.program
+    prediction = predict(case.program, case.plan, facts_of(cluster.torch_version))
     steps: list[StepOutcome] = []
     try:
         cluster.start()

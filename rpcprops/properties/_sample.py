@@ -10,8 +10,8 @@ from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.faults import MessageType
 from rpcprops.oracle import fired, predict
 from rpcprops.oracle.ranks import OWNER_WAITS
-from rpcprops.programs import Pause, Settle
 from rpcprops.properties._base import Case, Observation
+from rpcprops.torch_facts import UNKNOWN, TorchFacts, facts_of
 
 #: Of the passing cases that may be taken, one in so many is.
 EVERY = 5
@@ -25,21 +25,21 @@ ALL_SECONDS = 3.0
 _EXAMPLE_SECONDS = 0.1
 
 
-def real_waits(case: Case) -> float:
+def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     """Seconds that `case` waits for retries and delays at rate 1, as if one after the other."""
     program, plan = case.program, case.plan
     size = program.world_size
-    prediction = predict(program, plan)
+    prediction = predict(program, plan, facts)
     waits = 0.0
     struck = {fault: sum(fault.strikes(prediction.sends)) for fault in plan.faults(size)}
     for fault, times in struck.items():
         # Retries of different messages are waited for at once, but a sender holds up each in turn.
         waits += fault.seconds * (times if fault.blocks_sender else bool(times))
     # Cleanup retries have no counter: a settle after one that failed waits for its last try.
-    settles = 1 + sum(isinstance(step, Settle) for step in program.steps)
+    settles = 1 + sum(bool(step.counters) for step in prediction.steps)
     if any(times and fault.unseen_waits for fault, times in struck.items()):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
-    waits += sum(leaf.seconds for leaf in program.leaves if isinstance(leaf, Pause))
+    waits += sum(leaf.lasts for leaf in program.leaves)
     if not program.settles:
         # The handles that are left are dropped by shutdown, in all ranks at once.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]
@@ -74,7 +74,7 @@ class Sample:
         self._passed += 1
         if self._passed <= self._due or self.taken >= MOST:
             return False
-        waits = real_waits(seen.case)
+        waits = real_waits(seen.case, facts_of(seen.outcome.torch_version))
         allowed = max(ALL_SECONDS, self._passed * _EXAMPLE_SECONDS / 10)
         if waits > CASE_SECONDS or self.spent + waits > allowed:
             return False

@@ -105,6 +105,7 @@ class Sources:
             elif statement not in self.taken.setdefault(module, []):
                 self.claim(module, name)
                 self.taken[module].append(statement)
+                self._check_inside(here, name, statement)
                 for used in sorted(_used_in(here.source(statement))):
                     if used in here.defined or not hasattr(builtins, used):
                         self.take(module, used)
@@ -118,7 +119,7 @@ class Sources:
             origin = alias.name if isinstance(statement, ast.Import) else here.origin(statement)
             if origin == "__future__":
                 continue
-            if origin.partition(".")[0] not in ("torch", *sys.stdlib_module_names):
+            if not _is_everywhere(origin):
                 if isinstance(statement, ast.Import) or alias.asname not in (None, alias.name):
                     said = ast.unparse(statement)
                     raise _cannot(
@@ -131,6 +132,20 @@ class Sources:
             else:
                 self.claim(f"{origin}.{alias.name}", bound)
                 self.imported.setdefault(origin, set()).add(ast.unparse(alias))
+
+    def _check_inside(self, here: Module, name: str, statement: ast.stmt) -> None:
+        """Raises:
+        HarnessError: a statement imports, inside a function, what a script must take along.
+        """
+        for node in ast.walk(statement):
+            origins: list[str] = []
+            if isinstance(node, ast.Import):
+                origins = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                origins = [here.origin(node)]
+            if not all(map(_is_everywhere, origins)):
+                said = ast.unparse(node)
+                raise _cannot(here.name, name, f"must have {said!r} at the top of its module")
 
     def claim(self, owner: str, name: str) -> None:
         """Note whose name this is in the file.
@@ -178,6 +193,11 @@ class Sources:
         for name in sorted(self.taken):
             visit(name)
         return ordered
+
+
+def _is_everywhere(module: str) -> bool:
+    """Whether a script finds a module where it runs: torch's, or the standard library's."""
+    return module.partition(".")[0] in ("torch", *sys.stdlib_module_names)
 
 
 def _cannot(module: str, name: str, why: str) -> HarnessError:

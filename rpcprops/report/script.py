@@ -28,11 +28,11 @@ from rpcprops.oracle.errors import patterns
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
-from rpcprops.programs import Leaf, Parallel, Pause, Program, Refused, Settle
+from rpcprops.programs import Leaf, Program
 from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank.lookup import arguments_of, place_of
-from rpcprops.torch_facts import NEWEST
+from rpcprops.torch_facts import NEWEST, facts_of
 
 #: The first or second line of everything that replay generates.
 MARK = "# Made by rpcprops replay."
@@ -194,12 +194,12 @@ class _Writer:
         if plan.others:
             msg = f"torch's agent does not make the fault {plan.others[0].name}; a script cannot."
             raise UsageError(msg)
-        self.prediction: Prediction = predict(self.program, plan)
+        facts = facts_of(artefact.versions.get("torch", ""))
+        self.prediction: Prediction = predict(self.program, plan, facts)
         self.leaves = self.program.leaves
         self.kind: Kind = self._kind()
         self.names = tuple(f"worker{rank}" for rank in range(self.size))
-        pauses = sum(leaf.seconds for leaf in self.leaves if isinstance(leaf, Pause))
-        self.seconds = self.prediction.fault_seconds(plan) + pauses
+        self.seconds = self.prediction.fault_seconds(plan) + sum(s.lasts for s in self.leaves)
         if self.seconds > _LONGEST_SECONDS:
             msg = f"in real time its faults take {self.seconds:.0f} s, which is no use as a script."
             raise UsageError(msg)
@@ -216,7 +216,8 @@ class _Writer:
             raise UsageError(msg)
         kind = _KINDS[promise]
         step = self.violation.step
-        if step is not None and isinstance(self.leaves[step], Refused):
+        if kind == "held" and step is not None and not self.prediction.steps[step].counters:
+            # A step of a rank tells by its value what is still held.
             return "value"
         at_shutdown = "shut down" in self.violation.message or not self.program.settles
         if promise == "ContextLeak" and at_shutdown and step is None:
@@ -363,24 +364,18 @@ class _Writer:
         for step in self.program.steps:
             if last is not None and number > last:
                 break
-            branches: Sequence[Sequence[Leaf]] = (
-                ((step,),) if not isinstance(step, Parallel) else ()
-            )
-            if isinstance(step, Parallel):
-                branches = step.branches
-                together += 1
-            for branch in branches:
-                for leaf in branch:
-                    group = together if isinstance(step, Parallel) else 0
-                    texts.append(self._step(number, leaf, group, sources))
-                    number += 1
+            is_alone = len(step.leaves) == 1
+            together += not is_alone
+            for leaf in step.leaves:
+                texts.append(self._step(number, leaf, 0 if is_alone else together, sources))
+                number += 1
         if self.settles_at_end:
             texts.append(_settle(self.prediction.counters, self.size))
         return texts
 
     def _step(self, number: int, leaf: Leaf, together: int, sources: Sources) -> str:
         expected = self.prediction.steps[number]
-        if isinstance(leaf, Settle):
+        if expected.counters:
             return _settle(expected.counters, self.size)
         words = [str(leaf.at)]
         if together:

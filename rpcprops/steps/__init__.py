@@ -1,6 +1,8 @@
 """The kinds of step: each is one class, which holds all that makes it differ from the others.
 
-To add one, write its class in the module of its family, and the function that runs it in a rank.
+To add one, write its class in the module of its family, and the function that runs it in a rank;
+or both in a module of your own, where the function has the name of the class's ``op``. What that
+function needs of ours it imports from ``in_rank._state`` at the top of its module, torch inside.
 :mod:`rpcprops.steps.base` says what a class must hold.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
+from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS
 from rpcprops.steps.base import Sort, Step, Value, Way
 from rpcprops.steps.control import Settle
@@ -58,6 +60,7 @@ class Context(Step):
     op: ClassVar[str] = "context"
     order: ClassVar[float | None] = 13
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
     at: int
     name: str
     path: tuple[int, ...] = ()
@@ -96,7 +99,7 @@ class Context(Step):
                 handle.rref.made = True
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
-            model.known_bugs.add("failed-backward-revisits-rank")
+            model.meets("failed-backward-revisits-rank")
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed())
 
@@ -138,6 +141,41 @@ class Context(Step):
             result["raised"] = True
         return result
 
+    @property
+    def raises_there(self) -> bool:
+        return self.raises or self.breaks is not None
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        found: list[Violation] = []
+        if not _is_close(seen.get("loss"), expected["loss"]):
+            message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
+            found.append(Violation("WrongValue", message))
+        gradient, wanted = seen.get("gradient"), expected.get("gradient")
+        if seen.get("broke"):
+            wanted = None
+        if wanted is not None and not (
+            isinstance(gradient, list | tuple)
+            and len(gradient) == len(wanted)
+            and all(_is_close(a, b) for a, b in zip(gradient, wanted, strict=True))
+        ):
+            message = f"expected the gradient {wanted!r}, got {gradient!r}"
+            found.append(Violation("WrongGradient", message))
+        if bool(seen.get("broke")) != (self.breaks is not None):
+            message = (
+                f"backward had to raise at rank {self.breaks}, and showed {seen.get('broke')!r}"
+            )
+            if self.breaks is None:
+                message = f"backward raised {seen.get('broke')!r}"
+            kind = "UnexpectedError" if self.breaks is None else "MissingError"
+            found.append(Violation(kind, message))
+        if bool(seen.get("raised")) != self.raises:
+            message = "the exception that left the context did not reach its caller"
+            found.append(Violation("MissingError", message))
+        return found
+
     @classmethod
     def draw(
         cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
@@ -148,9 +186,10 @@ class Context(Step):
         path += _hops(drawer, path[-1] if path else at, length)
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
         value = drawer.pick(TENSORS)
-        # Mostly nobody breaks; and where a rank is passed twice, torch may then crash.
+        # Mostly nobody breaks; and where torch has the finding, no path that passes a rank twice.
         once = len({at, *path}) > len(path)
-        able = path if once and form.get("backward", True) else []
+        may_break = once or not drawer.facts.has_bug("failed-backward-revisits-rank")
+        able = path if may_break and form.get("backward", True) else []
         breaks = drawer.pick((*(None,) * (1 + 3 * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
@@ -168,6 +207,10 @@ class Context(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+
+
+def _is_close(seen: object, expected: float) -> bool:
+    return isinstance(seen, int | float) and math.isclose(seen, expected, rel_tol=1e-12)
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
@@ -190,6 +233,7 @@ class Refused(Step):
     order: ClassVar[float | None] = 15
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False
+    gives: ClassVar[type] = dict
     at: int
     context: str
 
@@ -210,6 +254,15 @@ class Refused(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         # autograd/context/container.cpp: DistAutogradContainer::retrieveContext.
         return model.shows({"refused": self.context not in model.kept[self.at]})
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        refused = bool(expected and expected["refused"])
+        if bool(seen.get("refused")) == refused:
+            return []
+        message = f"context {self.context!r} has ended, and its id is still accepted"
+        if not refused:
+            message = f"context {self.context!r} cannot have been cleaned up, and its id is refused"
+        return [Violation("ContextLeak", message, timing_sensitive=True)]
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:

@@ -5,6 +5,7 @@ A kind of step is one class, in the module of its family. The class holds:
 * its data: the fields of a dataclass, and what the ClassVars below say of the kind;
 * what may come before it and what it makes: :meth:`Step.enter`;
 * its effect on torch: :meth:`Step.predict`, which tells the model what torch does for it;
+* what its value must be, where that is more than equal to the predicted one: :meth:`Step.judge`;
 * how it is drawn: :meth:`Step.draw`, and where there is more to say :meth:`Step.may_come`,
   :meth:`Step.instead`, :meth:`Step.ways` and :meth:`Step.drawn`;
 * the name of the function that runs it in a rank: :attr:`Step.runs`.
@@ -18,13 +19,14 @@ Nothing here imports torch, or what walks over programs: a scope, a model and a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import MessageType
-from rpcprops.outcomes import UNLIMITED_SLACK
+from rpcprops.outcomes import UNLIMITED_SLACK, Violation
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -73,8 +75,8 @@ class Step:
     #: Its name in JSON, and in what strategies are asked for.
     op: ClassVar[str]
     #: "module:function": what runs it in a rank, as ``function(call, world, **fields)``.
-    #: "" where no rank runs it. By default a function of its ``op`` in
-    #: ``rpcprops.steps.in_rank.<family>``, the family being its module.
+    #: "" where no rank runs it. By default a function of its ``op`` beside the class, or for ours
+    #: in ``rpcprops.steps.in_rank.<family>``, the family being its module.
     runs: ClassVar[str]
     #: Its place among the kinds that are drawn by default, roughly the simplest first; what needs
     #: something before it comes after what makes that. None: drawn only where it is asked for.
@@ -89,6 +91,8 @@ class Step:
     in_branch: ClassVar[bool] = True
     #: Its fields that name what it makes ("" makes nothing), and what that is.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
+    #: The type of its value; a value of another type is of another program.
+    gives: ClassVar[type] = object
 
     at: int
     #: Every kind is a dataclass, which has these.
@@ -104,7 +108,9 @@ class Step:
             msg = f"the op {op!r} of {_place(cls)} is that of {_place(other)}; give it another."
             raise UsageError(msg)
         if "runs" not in cls.__dict__:
-            cls.runs = f"rpcprops.steps.in_rank.{cls.__module__.rpartition('.')[2]}:{op}"
+            package, _, family = cls.__module__.rpartition(".")
+            is_ours = package == "rpcprops.steps"
+            cls.runs = f"{f'{package}.in_rank.{family}' if is_ours else cls.__module__}:{op}"
         STEP_TYPES[op] = cls
 
     def __repr__(self) -> str:
@@ -117,9 +123,14 @@ class Step:
         return f"{type(self).__name__}({', '.join(given)})"
 
     @property
+    def at_once(self) -> tuple[tuple[Step, ...], ...]:
+        """What runs at once, each in order: itself alone, or the branches that it holds."""
+        return ((self,),)
+
+    @property
     def leaves(self) -> tuple[Step, ...]:
         """The steps that ranks run: itself, or those of its branches."""
-        return (self,)
+        return tuple(itertools.chain(*self.at_once))
 
     # What may follow. Handles are given by name.
 
@@ -180,6 +191,28 @@ class Step:
         """
         msg = f"{type(self).__name__} does not say what it must show; define its predict()."
         raise HarnessError(msg)
+
+    @property
+    def lasts(self) -> float:
+        """Virtual seconds that it takes by itself."""
+        return 0.0
+
+    @property
+    def raises_there(self) -> bool:
+        """Whether a function that a rank runs for it raises on purpose, so that a log says so."""
+        return bool(getattr(self, "raises", False))
+
+    # What it showed.
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        """What is wrong with the value that it gave; its rank and its place are added."""
+        if seen == expected:
+            return []
+        return [Violation("WrongValue", f"expected {expected!r}, got {seen!r}")]
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        """The ids, by name, of the contexts that it made, which its value holds."""
+        return {}
 
     # How it is drawn.
 

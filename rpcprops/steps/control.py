@@ -37,6 +37,10 @@ class Pause(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         return model.shows()
 
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Pause:
         return cls(drawer.rank(), drawer.pick(_PAUSES))
@@ -44,7 +48,10 @@ class Pause(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settle(Step):
-    """Wait until every rank holds exactly what the handles that are alive account for."""
+    """Wait until every rank holds exactly what the handles that are alive account for.
+
+    No rank runs it: who drives the ranks knows it by its class, and brings all of them to rest.
+    """
 
     op: ClassVar[str] = "settle"
     runs: ClassVar[str] = ""
@@ -76,6 +83,9 @@ class Parallel(Step):
 
     Branches must not meet: what one makes the others cannot use; a counter, an RRef whose value a
     branch changes, and an RRef that a called function fetches belong to one branch.
+
+    It is the one step that holds others, so a program, its JSON and what draws know it by its
+    class, and take it apart and put it together.
     """
 
     op: ClassVar[str] = "parallel"
@@ -92,8 +102,8 @@ class Parallel(Step):
         object.__setattr__(self, "branches", given)
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        return tuple(itertools.chain(*self.branches))
+    def at_once(self) -> tuple[tuple[Leaf, ...], ...]:
+        return self.branches
 
     def enter(self, scope: Scope) -> None:
         ranks: list[int] = []

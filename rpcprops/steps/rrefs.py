@@ -173,7 +173,7 @@ class Remote(Step):
                 # remote() returns after its own delay, and the timeout came before that.
                 model.mark(handle)
                 if self.at == self.to:
-                    model.known_bugs.add("late-remote-to-self")
+                    model.meets("late-remote-to-self")
         return slack
 
     @classmethod
@@ -221,9 +221,15 @@ class Remote(Step):
 
 
 def _may_time_out(drawer: StepDrawer, at: int) -> bool:
-    """Whether a creation may time out: once at a rank, for torch mistakes the second one."""
+    """Whether a creation of `at` may time out, as far as the findings of this torch let it."""
+    has_bug = drawer.facts.has_bug
+    # Without a settle, shutdown drops the handle while the creation may be on its way.
+    early = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
+    if not drawer.settles and any(map(has_bug, early)):
+        return False
     remote = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
-    return drawer.settles and at not in drawer.failed_at and not drawer.may_fail(at, remote)
+    is_second = at in drawer.failed_at or drawer.may_fail(at, remote)
+    return not (is_second and has_bug("second-failed-remote"))
 
 
 def _flavours_of(message: MessageType) -> tuple[Flavour, ...]:
@@ -331,7 +337,8 @@ class Share(_OfHandle):
 def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
     """A handle has come from `sender`, perhaps back to its owner before the value is made."""
     arrived = drawer.scope.handles[name]
-    if arrived.home == arrived.owner != sender:
+    is_back = arrived.home == arrived.owner != sender
+    if is_back and drawer.facts.has_bug("early-owner-fork"):
         drawer.unmade.add(name)
 
 
@@ -467,7 +474,7 @@ class Through(_OfHandle):
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
         if handle.type_error == "timeout":
             # torch raises the old timeout here, and asks no more; it should ask again.
-            model.known_bugs.add("timed-out-type-query")
+            model.meets("timed-out-type-query")
         asked = handle.type_error
         try:
             if asked in (None, "timeout"):
@@ -477,7 +484,7 @@ class Through(_OfHandle):
         except StepFails as failed:
             # A message that cannot be sent raises before there is a future.
             if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
-                model.known_bugs.add("failed-async-proxy")
+                model.meets("failed-async-proxy")
             raise
         total = [x + self.addend for x in rref.value]
         if self.how == "remote":
@@ -503,7 +510,10 @@ class Through(_OfHandle):
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"
-        return cls(handle.home, name, form, addend, out)
+        timeout = None
+        if form != "remote" and not drawer.facts.has_bug("timed-out-type-query"):
+            timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
+        return cls(handle.home, name, form, addend, out, timeout)
 
 
 def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
@@ -680,6 +690,10 @@ class Drop(_OfHandle):
         return model.shows()
 
     @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return drawer.droppable()
+
+    @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Drop:
         return cls(handle.home, name, drawer.pick(("del", "scope")))
 
@@ -687,7 +701,7 @@ class Drop(_OfHandle):
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         if message is not MessageType.RREF_USER_DELETE or not drawer.others[rank]:
             return []
-        users = drawer.handles(lambda h: h.home == rank != h.owner)
+        users = drawer.droppable(lambda h: h.home == rank != h.owner)
         if not users:
             return [Remote.to_another(drawer, rank)]
         return [(cls.op, lambda: cls.draw(drawer, names=users))]

@@ -6,7 +6,7 @@
 """
 
 from rpcprops.torch_facts._counters import CounterKeys
-from rpcprops.torch_facts._facts import NEWEST, TorchFacts, facts_of, installed
+from rpcprops.torch_facts._facts import NEWEST, UNKNOWN, TorchFacts, facts_of, installed
 from rpcprops.torch_facts._findings import FINDINGS, Finding, Status
 from rpcprops.torch_facts._matrix import (
     Column,
@@ -23,6 +23,7 @@ from rpcprops.torch_facts._versions import VERSIONS, release
 __all__ = [
     "FINDINGS",
     "NEWEST",
+    "UNKNOWN",
     "VERSIONS",
     "Column",
     "CounterKeys",

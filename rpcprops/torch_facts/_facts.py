@@ -45,6 +45,9 @@ def facts_of(version: str) -> TorchFacts:
 #: The facts of the newest torch that is supported: what is taken where no version is known.
 NEWEST = facts_of(VERSIONS[-1])
 
+#: Those of a torch of which nothing is known: it may have every known finding.
+UNKNOWN = facts_of("")
+
 
 @functools.cache
 def installed() -> TorchFacts:

@@ -88,8 +88,8 @@ def test_a_script_of_what_holds_says_so(tmp_path: Path) -> None:
     ("promise", "old", "new", "code"),
     [
         ("MissingError", "gives=[3.0]", 'raises="timeout"', 1),
-        ("UnexpectedError", "(?i:on WorkerInfo|raised on purpose|RaisedOnPurpose)", "planted", 1),
-        ("WrongValue", "(?i:on WorkerInfo|raised on purpose|RaisedOnPurpose)", "planted", 2),
+        ("UnexpectedError", "(?i:On WorkerInfo|raised on purpose|RaisedOnPurpose)", "planted", 1),
+        ("WrongValue", "(?i:On WorkerInfo|raised on purpose|RaisedOnPurpose)", "planted", 2),
         ("NotRunOnce", '"step0": 1', '"step0": 2', 1),
         ("NotRunOnce", "", "", 0),
         ("RRefLeak", "settle({})", 'settle({0: {"num_forks": 1}})', 1),

@@ -6,7 +6,6 @@ import pytest
 
 from rpcprops import FaultPlan, FaultTable, MessageType, Program
 from rpcprops.cluster import ClusterServer
-from rpcprops.cluster.interpreter import run_step
 from rpcprops.cluster.options import ClockChoice
 from rpcprops.errors import UsageError
 from rpcprops.oracle import accepted, judge, predict
@@ -14,7 +13,6 @@ from rpcprops.outcomes import Counters
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Remote, Settle, Share, Step
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
-from tests.unit._toy_step import Toy
 
 SHARED = Program(
     3,
@@ -263,15 +261,3 @@ def test_a_context_that_shutdown_leaves_behind_is_seen(rpc_cluster: ClusterFacto
     assert judge(program, None, clean) == ()
     assert [rank.counters_after_shutdown for rank in clean.ranks] == [Counters(), Counters()]
     assert [v.promise for v in judge(program, None, outcome)] == ["ContextLeak"]
-
-
-def test_a_step_of_a_test_runs_by_the_function_that_its_class_names(
-    rpc_cluster: ClusterFactory,
-) -> None:
-    """A rank imports the function of a kind of step that only the test knows, and runs it."""
-    with rpc_cluster(world_size=1) as cluster:
-        seen = cluster.on(0).call(run_step, 3, Toy(0, seconds=0.5), ("worker0",), {})
-        cluster.look()
-        (calls,) = (rank.calls for rank in cluster.outcome.ranks)
-    assert (seen.index, seen.value, seen.error) == (3, [1.0, 1.0], None)
-    assert calls == {"step3": 1}

@@ -21,7 +21,7 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
-from rpcprops.steps.in_rank import autograd, calls, rrefs, shared, sums
+from rpcprops.steps.in_rank import autograd, calls, rrefs, state, sums
 
 #: What wrong ranks hold on to.
 _held: list[Any] = []
@@ -96,7 +96,7 @@ def count_once() -> None:
     """Count no further than one."""
 
     def next_number(call: str) -> int:
-        shared.note_call(call)
+        state.note_call(call)
         return 1
 
     _replace(calls, "next_number", next_number)
@@ -118,7 +118,7 @@ def raise_in_calls() -> None:
     """Raise in what is called here."""
 
     def raising(_: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        shared.note_call(args[0])
+        state.note_call(args[0])
         msg = "out of memory"
         raise RuntimeError(msg)
 
@@ -129,7 +129,7 @@ def swallow_exceptions() -> None:
     """Answer with a value where the function raises."""
 
     def harmless(call: str, left: Any, _right: Any) -> Any:
-        shared.note_call(call)
+        state.note_call(call)
         return left
 
     _replace(sums, "raise_on_purpose", harmless)
@@ -163,7 +163,7 @@ def keep_dropped_handles() -> None:
     honest = rrefs.drop
 
     def drop(*args: Any, **fields: Any) -> None:
-        _held.append(shared.handles[fields["handle"]])
+        _held.append(state.handles[fields["handle"]])
         honest(*args, **fields)
 
     _replace(rrefs, "drop", drop)
@@ -328,4 +328,4 @@ def delete_twice() -> None:
 
 def fork_for_nobody() -> None:
     """Count a fork of what is owned here, and send it to nobody."""
-    _after_each("own", lambda out: _held.append(shared.handles[out]._serialize()))
+    _after_each("own", lambda out: _held.append(state.handles[out]._serialize()))

@@ -223,7 +223,7 @@ def test_strategies_draw_data_and_run_nothing(name: str) -> None:
     """What draws faults knows neither a cluster nor torch."""
     found = imported(MODULES[name], top_only=False)
     ours = {module.split(".")[1] for module in found if module.startswith("rpcprops.")}
-    assert ours <= {*DATA, "strategies"}
+    assert ours <= {*DATA, "strategies", "torch_facts"}
     assert roots(found) <= {"rpcprops", "hypothesis", *sys.stdlib_module_names}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rpcprops.cluster.finder import describe_modules
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import judge
@@ -100,14 +101,14 @@ class PretendedServer:
     def __init__(self, cluster: PretendedCluster) -> None:
         self.pretended = cluster
         self.made = 0
-        self.imports: list[str] = []
+        self.imports: list[tuple[str, ...]] = []
 
     def rate_of(self, clock: Any) -> float:
         return 1.0 if clock is None else float(clock)
 
-    def make_cluster(self, module: str, **_options: Any) -> PretendedCluster:
+    def make_cluster(self, *modules: str, **_options: Any) -> PretendedCluster:
         self.made += 1
-        self.imports.append(module)
+        self.imports.append(describe_modules(modules).first)
         return self.pretended
 
 
@@ -232,4 +233,4 @@ def test_only_programs_that_train_have_the_optimizers_imported() -> None:
     runner, server = pretend(StepOutcome(0, [3.0]))
     runner.run(Program(2, (Call(0, 1),)))
     runner.run(Program(2, (Module(0, 1),)))
-    assert server.imports == ["", "rpcprops.steps.in_rank.training"]
+    assert server.imports == [(), ("rpcprops.steps.in_rank.training",)]

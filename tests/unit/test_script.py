@@ -46,7 +46,6 @@ from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.as_test import regression_test
 from rpcprops.report.script import MARK, is_ours, literal, script_of, step_function
-from tests.unit._toy_step import Toy
 
 EVERY = Program(
     3,
@@ -194,8 +193,7 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
         "torch", "__future__", "collections", "gc", "importlib", "itertools", "multiprocessing",
-        "os", "re",
-        "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 
@@ -234,13 +232,20 @@ def test_a_script_holds_only_what_its_program_needs() -> None:
     assert "\nsettle(" not in text
 
 
+@pytest.fixture
+def scripted_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses are run by a function of a test."""
+    monkeypatch.setattr(Pause, "runs", "tests.unit._scripted:toy", raising=False)
+
+
+@pytest.mark.usefixtures("scripted_pauses")
 def test_a_function_of_a_test_is_scripted_with_what_it_needs() -> None:
     """A step names its function by its class alone; the script holds it, and it runs there."""
     sources = Sources()
-    step = step_function(7, Toy(0, seconds=0.5), sources)
+    step = step_function(7, Pause(0, 0.5), sources)
     assert step == 'def step7():\n    return toy("step7", WORLD, seconds=0.5)'
     text = sources.definitions()
-    own = Path(__file__).with_name("_toy_in_rank.py").read_text(encoding="utf-8")
+    own = Path(__file__).with_name("_scripted.py").read_text(encoding="utf-8")
     first, last = own.index("#: A table"), own.index("def uses_an_alias")
     assert text.endswith(own[first:last].strip())
     assert names(text) == {"note_call", "doubled", "toy"}
@@ -258,9 +263,9 @@ def test_a_function_of_a_test_is_scripted_with_what_it_needs() -> None:
     assert found["ran"] == {"step7": 1}
 
 
-def test_the_function_of_a_test_is_in_a_whole_script(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("scripted_pauses")
+def test_the_function_of_a_test_is_in_a_whole_script() -> None:
     """What a class names as its function is in the script of a program that has such a step."""
-    monkeypatch.setattr(Pause, "runs", Toy.runs, raising=False)
     text = script_of(artefact("RankDied", Program(2, (Pause(1, 0.5),)))).text
     assert {"toy", "doubled", "note_call", "step0"} <= names(text)
     assert 'return toy("step0", WORLD, seconds=0.5)' in text
@@ -272,22 +277,23 @@ def test_the_function_of_a_test_is_in_a_whole_script(monkeypatch: pytest.MonkeyP
     [
         ("uses_an_alias", "must be imported by its own name, not 'from rpcprops.errors import"),
         ("uses_a_module", "must be imported by its own name, not 'import hypothesis'"),
-        ("uses_what_is_nowhere", "'nowhere' of tests.unit._toy_in_rank cannot stand in a script"),
+        ("imports_inside", "must have 'from rpcprops.errors import text_of' at the top of its"),
+        ("uses_what_is_nowhere", "'nowhere' of tests.unit._scripted cannot stand in a script"),
     ],
 )
 def test_what_cannot_stand_in_a_script_is_an_error_of_ours(name: str, words: str) -> None:
     """A function that needs more than its text, torch and the standard library is named."""
     sources = Sources()
     with pytest.raises(HarnessError, match=words):
-        sources.take("tests.unit._toy_in_rank", name)
+        sources.take("tests.unit._scripted", name)
 
 
 def test_two_functions_of_one_name_are_an_error_of_ours() -> None:
     """A script has one name for one thing, so what would replace another is refused."""
     sources = Sources()
-    sources.take("rpcprops.steps.in_rank.shared", "handle_of")
-    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]_shared"):
-        sources.take("tests.unit._toy_in_rank", "handle_of")
+    sources.take("rpcprops.steps.in_rank._state", "handle_of")
+    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]_state"):
+        sources.take("tests.unit._scripted", "handle_of")
 
 
 def test_sources_that_are_not_there_are_an_error_of_ours(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -19,6 +20,19 @@ def place_of(kind: Any) -> tuple[str, str]:
         raise TypeError(msg)
     module, _, name = runs.partition(":")
     return module, name
+
+
+def modules_of(kinds: Iterable[Any]) -> list[str]:
+    """The modules that hold what runs steps, or steps of classes, and those classes themselves.
+
+    Imported in the middle of a run, they would make a step look like a hang.
+    """
+    found: set[str] = set()
+    for kind in kinds:
+        if kind.runs:
+            cls = kind if isinstance(kind, type) else type(kind)
+            found |= {cls.__module__, place_of(kind)[0]}
+    return sorted(found)
 
 
 def function_of(step: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rpcprops.steps.in_rank.shared import handle_of, note_call, tensor
+from rpcprops.steps.in_rank._state import handle_of, note_call
+from rpcprops.steps.in_rank.shared import tensor
 
 
 class RaisedOnPurposeError(Exception):

@@ -1,13 +1,13 @@
-"""What runs a toy step in a rank, and functions that no script can hold."""
+"""A function that a script can hold, and functions that none can."""
 
 from __future__ import annotations
 
 from itertools import repeat as again
 
 import hypothesis
+from rpcprops.steps.in_rank._state import note_call
 
 from rpcprops.errors import text_of as said
-from rpcprops.steps.in_rank.shared import note_call
 
 #: A table of this module.
 FACTOR = {"two": 2.0}
@@ -32,6 +32,13 @@ def uses_an_alias() -> str:
 def uses_a_module() -> str:
     """Needs a module that is neither torch's nor the standard library's."""
     return str(hypothesis.__version__)
+
+
+def imports_inside() -> str:
+    """Imports a function of ours where no script looks for it."""
+    from rpcprops.errors import text_of
+
+    return text_of(ValueError("x"))
 
 
 def uses_what_is_nowhere() -> str:

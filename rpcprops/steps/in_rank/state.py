@@ -1,0 +1,38 @@
+"""What lives in a rank for the steps of its program, by name. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+#: The RRefs that live in this rank, by name.
+handles: dict[str, Any] = {}
+
+#: The calls of this rank that were not waited for yet, by name.
+futures: dict[str, Any] = {}
+
+#: The ids of distributed autograd contexts, by name, those of other ranks included.
+contexts: dict[str, int] = {}
+
+#: How often each call ran in this rank, by the name that its caller gave it.
+ran: Counter[str] = Counter()
+ran_lock = threading.Lock()
+
+
+class MissingHandleError(Exception):
+    """A step needs what never came here, because the step that makes or sends it failed."""
+
+
+def note_call(call: str) -> None:
+    """Count one more run of a call in this rank."""
+    with ran_lock:
+        ran[call] += 1
+
+
+def handle_of(name: str) -> Any:
+    """The RRef that lives here under a name."""
+    try:
+        return handles[name]
+    except KeyError:
+        raise MissingHandleError(name) from None

@@ -1,0 +1,118 @@
+"""What a known finding of torch keeps from being drawn, which comes where torch has mended it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import strategies as st
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import predict
+from rpcprops.programs import Program, Remote
+from rpcprops.strategies.drawing import StepDrawer
+from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts, facts_of, installed
+from tests._draws import draws
+
+LATE_CREATIONS = FaultTable(
+    messages_to_delay={"PYTHON_REMOTE_CALL": 3.0, "SCRIPT_REMOTE_CALL": 3.0}
+)
+LATE_CALLS = FaultTable(messages_to_delay={"PYTHON_CALL": 3.0})
+FAILED_DELETES = FaultTable(["RREF_USER_DELETE"], 3)
+TWO = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
+
+
+@dataclass(frozen=True)
+class Mended(TorchFacts):
+    """A torch that has mended some findings, and has the others."""
+
+    mended: tuple[str, ...] = ()
+
+    def has_bug(self, name: str) -> bool:
+        """Whether it has the finding of that name."""
+        assert name in FINDINGS
+        return name not in self.mended
+
+
+@st.composite
+def drawn_for(
+    draw: st.DrawFn,
+    table: FaultTable,
+    facts: TorchFacts,
+    settles: bool,
+    kinds: tuple[str, ...],
+    steps: int,
+) -> Program:
+    """Some steps under a table; a program settles where its shutdown would overtake them."""
+    plan = FaultPlan(table)
+    drawer = StepDrawer(draw, 2, kinds=kinds, plan=plan, settles=settles, facts=facts)
+    for _ in range(steps):
+        drawer.add(must=True)
+    drawer.close()
+    return Program(2, tuple(drawer.steps), settles=settles or drawer.overtakes)
+
+
+def programs_on(
+    table: FaultTable, facts: TorchFacts, *, settles: bool, kinds: tuple[str, ...], steps: int = 8
+) -> list[Program]:
+    """The same few programs each time, as they are drawn for a torch."""
+    return draws(drawn_for(table, facts, settles, kinds, steps), 100)
+
+
+@pytest.mark.parametrize(
+    ("finding", "table", "settles", "kinds"),
+    [
+        ("second-failed-remote", LATE_CREATIONS, True, ("remote", "fetch", "settle")),
+        ("timed-out-remote-dropped", LATE_CREATIONS, True, ("remote", "drop")),
+        ("early-owner-fork", FaultTable(), True, ("remote", "share")),
+        ("timed-out-type-query", LATE_CALLS, True, ("remote", "through")),
+        ("failed-backward-revisits-rank", FaultTable(), True, ("context",)),
+        ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
+        ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
+    ],
+)
+def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
+    finding: str, table: FaultTable, settles: bool, kinds: tuple[str, ...]
+) -> None:
+    """Nothing meets it on a torch that has it, and something would on one that has mended it."""
+
+    def met_by(facts: TorchFacts) -> int:
+        # A finding of two uses of one handle needs more steps to come.
+        steps = 16 if finding == "timed-out-type-query" else 8
+        found = programs_on(table, facts, settles=settles, kinds=kinds, steps=steps)
+        # By what is known of every finding, since a mended torch meets none.
+        return sum(finding in predict(one, FaultPlan(table)).known_bugs for one in found)
+
+    assert met_by(UNKNOWN) == 0
+    assert met_by(Mended("", mended=(finding,)))
+
+
+def test_a_creation_may_time_out_before_a_shutdown_that_can_bear_it() -> None:
+    """Without a settle none does, unless torch has mended both findings that such a one meets."""
+
+    def late(*mended: str) -> int:
+        facts = Mended("", mended=mended)
+        found = programs_on(LATE_CREATIONS, facts, settles=False, kinds=("remote",))
+        return sum(
+            isinstance(step, Remote) and (step.timeout or 9.0) < 3.0
+            for program in found
+            for step in program.leaves
+        )
+
+    assert late() == late(TWO[0]) == late(TWO[1]) == 0
+    assert late(*TWO) > 3
+
+
+def test_a_torch_without_a_finding_meets_none() -> None:
+    """Predictions name only findings that the torch has; without facts, all that there are."""
+    lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL"], 1)})
+    program = Program(2, (Remote(0, 1, "a"), Remote(0, 1, "b")))
+    assert predict(program, lost).known_bugs == {"second-failed-remote"}
+    assert predict(program, lost, facts_of("2.14.1")).known_bugs == {"second-failed-remote"}
+    assert predict(program, lost, facts_of("2.15.0")).known_bugs == set()
+
+
+def test_the_installed_torch_is_what_is_drawn_for() -> None:
+    """Who says nothing else draws for the torch that ranks will import."""
+    drawer = StepDrawer(lambda _: 0, 2)
+    assert drawer.facts is installed()
