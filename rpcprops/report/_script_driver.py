@@ -24,7 +24,7 @@ from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._state import contexts, ran
+from rpcprops.steps.in_rank.state import contexts, ran
 
 # What shows that it is this failure, and not another one: the kind of what is found.
 BROKEN: str = ""

@@ -2,7 +2,7 @@
 
 To add one, write its class in the module of its family, and the function that runs it in a rank;
 or both in a module of your own, where the function has the name of the class's ``op``. What that
-function needs of ours it imports from ``in_rank._state`` at the top of its module, torch inside.
+function needs of ours it imports from ``in_rank.state`` at the top of its module, torch inside.
 :mod:`rpcprops.steps.base` says what a class must hold.
 """
 

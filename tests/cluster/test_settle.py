@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.autograd as dist_autograd
-from rpcprops.steps.in_rank._state import note_call
 from torch.distributed import rpc
 
 from rpcprops import RETRYABLE_MESSAGE_TYPES, Counters, FaultPlan, FaultTable
 from rpcprops.errors import ContextLeak, OwnerGone, RRefLeak, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.steps.in_rank.state import note_call
 
 held: list[Any] = []
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
-from rpcprops.steps.in_rank._state import handle_of, note_call
 
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import HarnessError, UsageError
@@ -26,6 +25,7 @@ from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import default_runner, run
 from rpcprops.stateful import ClusterMachine
+from rpcprops.steps.in_rank.state import handle_of, note_call
 from rpcprops.strategies import programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS, checked_kinds
 from tests._draws import QUIET, draws

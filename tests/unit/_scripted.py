@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import repeat as again
 
 import hypothesis
-from rpcprops.steps.in_rank._state import note_call
 
 from rpcprops.errors import text_of as said
+from rpcprops.steps.in_rank.state import note_call
 
 #: A table of this module.
 FACTOR = {"two": 2.0}

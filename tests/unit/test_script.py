@@ -291,8 +291,8 @@ def test_what_cannot_stand_in_a_script_is_an_error_of_ours(name: str, words: str
 def test_two_functions_of_one_name_are_an_error_of_ours() -> None:
     """A script has one name for one thing, so what would replace another is refused."""
     sources = Sources()
-    sources.take("rpcprops.steps.in_rank._state", "handle_of")
-    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]_state"):
+    sources.take("rpcprops.steps.in_rank.state", "handle_of")
+    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]state"):
         sources.take("tests.unit._scripted", "handle_of")
 
 

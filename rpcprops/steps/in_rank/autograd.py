@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._state import contexts, note_call
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.state import contexts, note_call
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._state import MissingHandleError, futures, note_call
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
+from rpcprops.steps.in_rank.state import MissingHandleError, futures, note_call
 from rpcprops.steps.in_rank.sums import add, operand, sum_call
 
 

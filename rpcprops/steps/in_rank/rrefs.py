@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank._state import handle_of, handles, note_call
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
+from rpcprops.steps.in_rank.state import handle_of, handles, note_call
 from rpcprops.steps.in_rank.sums import operand, sum_call, torchscript
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rpcprops.steps.in_rank._state import handle_of, note_call
 from rpcprops.steps.in_rank.shared import tensor
+from rpcprops.steps.in_rank.state import handle_of, note_call
 
 
 class RaisedOnPurposeError(Exception):

@@ -10,8 +10,8 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
-from rpcprops.steps.in_rank._state import contexts, note_call
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.state import contexts, note_call
 
 #: Each step of the optimizer halves a parameter whose loss is its square.
 LEARNING_RATE = 0.25
