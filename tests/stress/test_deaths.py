@@ -48,6 +48,9 @@ FAIR = {
     "pre-forked rank": (KILL, TERM),
     "child of a rank": (KILL, TERM),
 }
+#: Temporary folders of pytest's, and of torch's, which makes one when its optimizers are imported
+#: (torch/_inductor/runtime/cache_dir_utils.py: default_cache_dir).
+_NOT_OURS = ("pytest-of-", "torchinductor_")
 #: Processes without which a run goes on as if nothing had happened.
 _UNNOTICED = ("pre-forked rank", "child of a rank", "maker of networks")
 #: Real seconds: for a process to show up on a busy machine, and for a whole run of a passing test.
@@ -334,8 +337,7 @@ class Deaths:
         if half:
             self.report(f"half-written files: {half}")
         for run in self.runs:
-            # pytest's own; there is none in these runs, but it may make one.
-            found = [one for one in run.scratch.iterdir() if not one.name.startswith("pytest-of-")]
+            found = [one for one in run.scratch.iterdir() if not one.name.startswith(_NOT_OURS)]
             if found:
                 command = " ".join(run.command[2:4])
                 self.report(f"temporary files of {command}: {[one.name for one in found]}")
