@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
 
 
-def upstream(
+def upstream(  # noqa: PLR0913 - one argument for each option
     *,
     select: Annotated[
         str,
@@ -90,19 +90,20 @@ def upstream(
         _run_in_harness(select, harness)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
-    if select:
-        command += ["-k", select]
-    if workers > 1:
-        command += ["-n", str(workers)]
-    if seed is not None:
-        command.append(f"--rpc-upstream-seed={seed}")
-    if json_file is not None:
-        command.append(f"--rpc-upstream-report={json_file.absolute()}")
-    if junit is not None:
-        command.append(f"--junitxml={junit.absolute()}")
-    if list_only:
-        command += ["--collect-only", "-q"]
+    command += ["-k", select] if select else []
+    command += ["-n", str(workers)] if workers > 1 else []
+    command += _option("--rpc-upstream-seed", seed)
+    command += _option("--rpc-upstream-report", json_file)
+    command += _option("--junitxml", junit)
+    command += ["--collect-only", "-q"] if list_only else []
     _leave(_pytest(command))
+
+
+def _option(name: str, value: int | Path | None) -> list[str]:
+    """An option of pytest's, where it has a value."""
+    if value is None:
+        return []
+    return [f"{name}={value.absolute() if isinstance(value, Path) else value}"]
 
 
 def _pytest(command: Sequence[str], *plugins: object) -> int:
