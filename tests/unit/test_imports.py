@@ -17,6 +17,7 @@ import pytest
 
 import rpcprops
 from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe
+from rpcprops.steps import STEP_TYPES, Step
 from rpcprops.torch_facts.symbols import SYMBOLS
 
 PACKAGE = Path(rpcprops.__file__).parent
@@ -180,6 +181,16 @@ def test_every_module_says_what_it_is(name: str) -> None:
     doc = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
     assert doc
     assert doc.splitlines()[0].rstrip().endswith((".", ":"))
+
+
+@pytest.mark.parametrize("kind", STEP_TYPES.values(), ids=lambda kind: kind.__name__)
+def test_every_method_of_a_kind_of_step_is_described(kind: type[Step]) -> None:
+    """What a kind overrides is described in Step, which ruff cannot tell; what it adds, in it."""
+    for name in vars(kind):
+        value = inspect.getattr_static(kind, name)
+        if inspect.isfunction(value) or isinstance(value, classmethod | staticmethod | property):
+            said = [inspect.getdoc(vars(base)[name]) for base in kind.__mro__ if name in vars(base)]
+            assert name.startswith("_") or any(said), name
 
 
 @pytest.mark.parametrize(
