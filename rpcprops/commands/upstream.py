@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -91,12 +92,30 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
     command += ["-k", select] if select else []
-    command += ["-n", str(workers)] if workers > 1 else []
+    command += _side_by_side(workers)
     command += _option("--rpc-upstream-seed", seed)
     command += _option("--rpc-upstream-report", json_file)
     command += _option("--junitxml", junit)
     command += ["--collect-only", "-q"] if list_only else []
     _leave(_pytest(command))
+
+
+def _has_xdist() -> bool:
+    return importlib.util.find_spec("xdist") is not None
+
+
+def _side_by_side(workers: int) -> list[str]:
+    """What has pytest use so many processes.
+
+    Raises:
+        UsageError: that needs pytest-xdist, which is not installed.
+    """
+    if workers == 1:
+        return []
+    if not _has_xdist():
+        msg = f"-n {workers} needs pytest-xdist, which is not installed: pip install pytest-xdist."
+        raise UsageError(msg)
+    return ["-n", str(workers)]
 
 
 def _option(name: str, value: int | Path | None) -> list[str]:
@@ -113,7 +132,8 @@ def _pytest(command: Sequence[str], *plugins: object) -> int:
     # What they add is meant for the tests there; that we are a plugin is not theirs to say.
     os.environ.pop("PYTEST_ADDOPTS", None)
     autoload = not os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    ours = [] if autoload else ["-p", "rpcprops.pytest_plugin", "-p", "xdist"]
+    ours = [] if autoload else ["-p", "rpcprops.pytest_plugin"]
+    ours += ["-p", "xdist"] if not autoload and _has_xdist() else []
     apart = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "--noconftest"]
     return int(pytest.main([*ours, *apart, *command], plugins=list(plugins)))
 
