@@ -181,7 +181,7 @@ def _deaths(outcome: Outcome) -> list[Violation]:
     return found
 
 
-def _step(
+def _step(  # noqa: C901, PLR0911, PLR0912 - one return for each thing that can be wrong
     index: int,
     step: Leaf,
     expected: StepPrediction,
