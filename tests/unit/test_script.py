@@ -286,7 +286,7 @@ def test_two_functions_of_one_name_are_an_error_of_ours() -> None:
     """A script has one name for one thing, so what would replace another is refused."""
     sources = Sources()
     sources.take("rpcprops.steps.in_rank.shared", "handle_of")
-    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]_shared"):
+    with pytest.raises(HarnessError, match=r"also a name of rpcprops[.]steps[.]in_rank[.]shared"):
         sources.take("tests.unit._toy_in_rank", "handle_of")
 
 
