@@ -128,11 +128,11 @@ def test_no_folder_outlives_a_replay_between_its_runs(marked: Marked, tmp_path: 
     """A replay that is killed while no pytest of its runs leaves no folder either."""
     (tmp_path / "tmp").mkdir()
     code = (
-        "import sys, time; from pathlib import Path; from rpcprops import _guard, replay\n"
+        "import sys, time; from pathlib import Path; from rpcprops import _guard, _users_test\n"
         "from rpcprops.report.artefact import Artefact\n"
         "_guard.run = lambda *_, **__: (print('started', flush=True), time.sleep(300))\n"
         f"made = Artefact('pytest', 'test_it.py::test_it', 'RankDied', rootdir={str(tmp_path)!r})\n"
-        "replay.replay_test(Path('x.json'), made, times=1, clock=None)"
+        "_users_test.replay_test(Path('x.json'), made, times=1, clock=None)"
     )
     (tmp_path / "test_it.py").touch()
     with subprocess.Popen(

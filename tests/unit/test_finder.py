@@ -103,9 +103,9 @@ def write(folder: Path, files: dict[str, str]) -> None:
 def run_with(modules: ModuleMap, code: str) -> Any:
     """What `code` prints, as JSON, in a fresh process that has installed the map."""
     text = (
-        f"import json, sys\nfrom rpcprops.cluster import _finder\n"
+        f"import json, sys\nfrom rpcprops.cluster import finder\n"
         f"from rpcprops.cluster.finder import ModuleMap\n"
-        f"modules = {modules!r}\n_finder.install(modules)\n_finder.import_first(modules)\n{code}\n"
+        f"modules = {modules!r}\nfinder.install(modules)\nfinder.import_first(modules)\n{code}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=60
