@@ -42,7 +42,7 @@ def matrix(session: nox.Session, torch: str) -> None:
     if unknown:
         session.error(f"there is no part {sorted(unknown)}; there are: {', '.join(PARTS)}.")
     checkout = Path.cwd()
-    session.install("--no-cache-dir", f"torch=={torch}", "-e", ".")
+    session.install("--no-cache-dir", f"torch=={torch}", "-e", ".[xdist]")
     folder = Path(session.create_tmp())
     # Not what an earlier run left; a hunt would go on where it stopped.
     shutil.rmtree(folder)

@@ -31,7 +31,7 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared:
     if clock.loaded():
         clock.set_rate(rate)
     if prepared:
-        rank_process._widen_descriptor_table()
+        rank_process.widen_descriptor_table()
     fixture = RankFixture(
         rank=rank,
         name=f"worker{rank}",
@@ -41,7 +41,7 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared:
         rpc_timeout=86_400.0,
         num_worker_threads=8,
     )
-    with rank_process._transport("tcp"):
+    with rank_process.only_transport("tcp"):
         fixture.init_rpc()
     rpc.shutdown()
 

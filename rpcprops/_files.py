@@ -145,16 +145,13 @@ def why_not_writable(path: Path, *, grows: bool = False) -> str:
     """Why a file cannot be written, as far as can be told without writing it; or nothing."""
     try:
         target = _target(path)
-        if target.is_dir():
-            return "it is a folder; name a file in it"
-        exists = target.exists()
-        if exists and not target.is_file():
-            return "it is no regular file (a pipe, a device or a socket); name a regular file"
-        if exists and not os.access(target, os.W_OK):
-            return "it may not be written; name another file, or change its permissions"
-        if not target.parent.is_dir():
-            return f"there is no folder {str(path.parent)!r}; make it first, or name another file"
-        if not (exists and grows):
+        if target.exists():
+            why = _why_not_replaced(target)
+        elif not target.parent.is_dir():
+            why = f"there is no folder {str(path.parent)!r}; make it first, or name another file"
+        else:
+            why = ""
+        if not why and not (grows and target.exists()):
             temporary = _temporary(target)
             temporary.touch(exist_ok=False)
             temporary.unlink()
@@ -162,6 +159,17 @@ def why_not_writable(path: Path, *, grows: bool = False) -> str:
         return f"no file can be made there ({reason_of(error)}); name one elsewhere"
     except ValueError as error:  # a NUL in the path
         return f"{error}; name another file"
+    return why
+
+
+def _why_not_replaced(target: Path) -> str:
+    """Why what is there cannot become a file of ours; or nothing."""
+    if target.is_dir():
+        return "it is a folder; name a file in it"
+    if not target.is_file():
+        return "it is no regular file (a pipe, a device or a socket); name a regular file"
+    if not os.access(target, os.W_OK):
+        return "it may not be written; name another file, or change its permissions"
     return ""
 
 

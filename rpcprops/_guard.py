@@ -200,11 +200,7 @@ def _guard(pipe: int, command: list[str]) -> None:
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 4096)
-        # Others that end here lost their parent.
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == child:
-                    status = ended[1]
+        status = _reap(child)
         if status is None and signal.SIGTERM in told:
             told.remove(signal.SIGTERM)
             os.kill(child, signal.SIGTERM)
@@ -216,10 +212,26 @@ def _guard(pipe: int, command: list[str]) -> None:
         elif deadline is not None and time.monotonic() >= deadline:
             break
     watcher.kill_all_below()
+    _leave_as(status)
+
+
+def _reap(child: int) -> int | None:
+    """Wait for whoever has ended, and give the status of `child` where it is among them."""
+    status: int | None = None
+    # The others lost their parent.
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                status = ended[1]
+    return status
+
+
+def _leave_as(status: int | None) -> None:
+    """End as the command did; as one that was killed where it did not end."""
     if status is None:
         os._exit(128 + signal.SIGKILL)
     if os.WIFSIGNALED(status):
-        # End as the command did, but leave its core to it.
+        # Its core is its own.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError):  # SIGKILL has no handler to take away
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)

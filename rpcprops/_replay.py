@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rpcprops._kinds import kind_of
+from rpcprops._kinds import Again, Kind, kind_of
 from rpcprops.errors import UsageError
 from rpcprops.report.artefact import Artefact, read
 from rpcprops.runner import Runner
@@ -187,8 +187,24 @@ def replay_program(
     return result
 
 
+class OfRanks(Kind):
+    """What our ranks run, and run again."""
+
+    def replay(
+        self,
+        artefact: Artefact,
+        again: Again,
+        without: Sequence[str] = (),
+        on_run: Callable[[int, tuple[str, ...]], None] | None = None,
+    ) -> Replay:
+        """Run it again in fresh ranks, by the clock that was asked for."""
+        runner = again.runner()
+        return replay_program(artefact, runner, times=again.times, without=without, on_run=on_run)
+
+
 __all__ = [
     "Need",
+    "OfRanks",
     "Replay",
     "check_faults",
     "needed",

@@ -45,7 +45,7 @@ def kept() -> Iterator[None]:
     from hypothesis import settings
 
     loaded = settings.get_current_profile_name()
-    registered: dict[str, Any] = settings._profiles
+    registered: dict[str, Any] = settings._profiles  # noqa: SLF001 - they are listed nowhere else
     before = dict(registered)
     try:
         yield

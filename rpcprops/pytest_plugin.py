@@ -38,6 +38,14 @@ class ClusterFactory:
         self._session = session
 
     def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
+        """A cluster that is not started yet, less the faults of ``--rpc-without-fault``.
+
+        Functions that it is to run are looked for in the module that calls this.
+
+        Raises:
+            UsageError: an option has a value that it cannot have.
+            MachineCannot: the fork server cannot start here.
+        """
         module = sys._getframe(1).f_globals.get("__name__", "")
         options.setdefault("transport", self._session.options.transport)
         without = self._session.options.without_fault
@@ -53,10 +61,16 @@ class ClusterFactory:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the ``--rpc-`` options."""
     declare(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Read the options, and make what lives as long as this process; no server starts yet.
+
+    Raises:
+        pytest.UsageError: an option has a value that it cannot have.
+    """
     options = Options.read(config)
     session = config.stash[SESSION] = Session(config, options)
     if not is_worker(config):
@@ -70,12 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the fork server, where one was started, and all its ranks."""
     session = config.stash.get(SESSION, None)
     if session is not None:
         session.close()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Which torch and clock tests get, and what an earlier run here left under way."""
     lines = reports.header(config.stash[SESSION])
     summary = config.stash.get(_SUMMARY, None)
     died = summary.take_died() if summary is not None else ""
@@ -104,6 +120,7 @@ def _uses_us(item: pytest.Item) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With ``--rpc-shards``, make each drawn test of ``rpc_cluster`` so many tests."""
     count = metafunc.config.stash[SESSION].options.shards
     if count > 1 and is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
         shards.split(metafunc, count)
@@ -111,6 +128,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--rpc-replay``, leave the test of the artefact only.
+
+    A worker of xdist's that has tests of ours begins to watch its controller.
+    """
     session = config.stash[SESSION]
     if any(map(_uses_us, items)):
         session.watch_controller()
@@ -120,6 +141,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """While a test runs, keep its name on disk, for the case that this process is killed."""
     in_flight = item.config.stash[SESSION].in_flight
     in_flight.begin(shards.without_shard(item.nodeid))
     try:
@@ -130,6 +152,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Watch each example of a test of ``rpc_cluster``, or replay the one of the artefact."""
     if not _uses_us(item):
         return (yield)
     session = item.config.stash[SESSION]
@@ -143,6 +166,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a test what its clusters showed."""
     report = yield
     reports.add_to(report, item, call, item.config.stash[SESSION])
     return report

@@ -56,7 +56,7 @@ class Runner:
                 self._remembered.popitem(last=False)
         return self._remembered[key]
 
-    def run_anew(
+    def run_anew(  # noqa: C901 - the life of a run, in its order
         self,
         program: Program,
         plan: FaultPlan | FaultTable | None = None,

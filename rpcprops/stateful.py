@@ -140,7 +140,7 @@ class ClusterMachine(RuleBasedStateMachine):
         given: Any = type(self).faults
         return given if isinstance(given, st.SearchStrategy) else st.just(given)
 
-    @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))
+    @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))  # noqa: SLF001 - its own
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
@@ -392,7 +392,7 @@ def _sum(one: Counters, other: Counters) -> Counters:
 @st.composite
 def _steps(draw: st.DrawFn, kind: str) -> tuple[Step, ...]:
     """The steps that a rule adds: one, or more where those of a parallel step are at one rank."""
-    drawer: StepDrawer = draw(st.runner())._drawer
+    drawer: StepDrawer = draw(st.runner())._drawer  # noqa: SLF001 - that of the machine
     drawer.draw = draw
     before = len(drawer.steps)
     if kind == PARALLEL:
@@ -411,7 +411,7 @@ def _rule(kind: str) -> Callable[[Any], None]:
     run.__doc__ = f"Run a step of the kind {kind!r}."
 
     def may(machine: ClusterMachine) -> bool:
-        return machine._may(kind)
+        return machine._may(kind)  # noqa: SLF001 - a rule of the machine
 
     made: Any = rule(steps=_steps(kind))(run)
     checked: Callable[[Any], None] = precondition(may)(made)

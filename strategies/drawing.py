@@ -172,7 +172,9 @@ class _Block:
 class Draw(Protocol):
     """``draw`` of a composite strategy, or of ``data()``."""
 
-    def __call__(self, strategy: st.SearchStrategy[int], /) -> int: ...
+    def __call__(self, strategy: st.SearchStrategy[int], /) -> int:
+        """A number that the strategy gives."""
+        ...
 
 
 class StepDrawer:

@@ -77,7 +77,7 @@ def programs(
     return _programs(least, most, faults, draw_program)
 
 
-def programs_under_faults(
+def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of programs
     *,
     min_world_size: int = 1,
     max_world_size: int = _MAX_WORLD_SIZE,

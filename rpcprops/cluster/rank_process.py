@@ -47,7 +47,7 @@ EXIT_CONTROL_FAILED = 73
 def prepare() -> None:
     """What does not depend on the world. A pre-forked rank does it ahead, and again later."""
     os.setpgid(0, 0)
-    _widen_descriptor_table()
+    widen_descriptor_table()
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
 
@@ -131,7 +131,7 @@ class _Rank:
                 fault.enter_rank()
             self.keys = self.fixture.facts.counters
             if self.spec.init:
-                with _transport(self.spec.transport):
+                with only_transport(self.spec.transport):
                     self.fixture.init_rpc()
             elif self.spec.transport == "tcp":
                 # The user's own init_rpc comes at a time that we do not see.
@@ -327,7 +327,7 @@ def _counted(keys: Mapping[str, str], info: Mapping[str, Any]) -> dict[str, int]
     return {name: int(info[key]) for name, key in keys.items()}
 
 
-def _widen_descriptor_table() -> None:
+def widen_descriptor_table() -> None:
     """Make room for every descriptor now, while this process has one thread.
 
     When the table of a process with threads grows, the kernel waits for an RCU grace period (6 to
@@ -338,7 +338,7 @@ def _widen_descriptor_table() -> None:
 
 
 @contextlib.contextmanager
-def _transport(name: str) -> Iterator[None]:
+def only_transport(name: str) -> Iterator[None]:
     """TensorPipe probes its transports when the agent starts, so the limit is for that long."""
     if name != "tcp":
         yield

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from rpcprops._files import check_output
 from rpcprops.commands import stop
-from rpcprops.commands.shared import Clock, err, out, plain, running, write_json
+from rpcprops.commands.shared import Clock, check_json, err, out, running, say_torch, write_json
 
 
 def bench(
@@ -34,10 +33,9 @@ def bench(
     from rpcprops._bench import Bench
     from rpcprops.report.artefact import versions
 
-    if json_file is not None:
-        check_output("--json", json_file)
+    check_json(json_file)
     with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        say_torch(runner)
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
         try:
             with (
@@ -55,8 +53,7 @@ def bench(
                     out.print(_rows_table("the curve of rates", "rate", report["curve"]))
         finally:
             stop.ending()
-            if json_file is not None:
-                write_json(json_file, report)
+            write_json(json_file, report)
 
 
 def _print_samples(title: str, report: dict[str, Any]) -> None:

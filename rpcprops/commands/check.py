@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
-from rpcprops._files import check_output
 from rpcprops._kinds import kind_of
 from rpcprops.commands import stop
 from rpcprops.commands.shared import (
@@ -17,12 +18,14 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Clock,
     Transport,
+    check_json,
     check_transport,
     out,
     plain,
     progress_bar,
     running,
     say_died,
+    say_torch,
     write_json,
 )
 from rpcprops.errors import UsageError
@@ -30,10 +33,10 @@ from rpcprops.runner import Runner
 
 if TYPE_CHECKING:
     from rpcprops._files import Unwritten
-    from rpcprops.properties import Examination, Observation
+    from rpcprops.properties import Examination, Observation, Property
 
 
-def check(
+def check(  # noqa: PLR0913 - one argument for each option
     names: Annotated[
         list[str] | None,
         typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
@@ -72,74 +75,104 @@ def check(
     """
     from rpcprops.commands.database import Database
     from rpcprops.profiles import PROFILES
-    from rpcprops.properties import PROPERTIES, examine
+    from rpcprops.properties import PROPERTIES
     from rpcprops.report.in_flight import watched
-    from rpcprops.report.text import describe_faults, describe_logs, describe_plan
 
     if list_only:
-        for prop in PROPERTIES.values():
-            note = "(takes minutes: only when named) " if prop.only_named else ""
-            out.print(f"[bold]{prop.name}[/bold]  {note}{plain(prop.promise)}")
+        _list()
         return
     chosen = [_pick("property", name, PROPERTIES) for name in names or []]
     chosen = chosen or [prop for prop in PROPERTIES.values() if not prop.only_named]
     settings = _pick("profile", f"rpcprops-{profile}", PROFILES)
     count = examples or settings["max_examples"]
     check_transport(transport)
-    if json_file is not None:
-        check_output("--json", json_file)
+    check_json(json_file)
     unwritten: list[Unwritten] = []
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with running(clock) as runner, watched(runner.server) as in_flight:
-        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        say_torch(runner)
         say_died()
         try:
             with progress_bar() as progress:
                 for prop in chosen:
-                    task = progress.add_task(prop.name, total=count, note="")
                     in_flight.begin(prop.name)
-
-                    def on_example(
-                        so_far: Examination, seen: Observation, task: Any = task
-                    ) -> None:
-                        note = f"{so_far.faults_fired} faults fired"
-                        progress.update(task, completed=so_far.examples, note=note)
-                        if profile == "debug":
-                            case = seen.case
-                            for line in (
-                                *describe_plan(case.plan, seen.outcome.world_size),
-                                *kind_of(case.kind).describe(so_far.property.name, case.program),
-                                *describe_faults(seen.faults),
-                                *describe_logs(seen.outcome),
-                            ):
-                                progress.console.print(f"    {plain(line)}")
-
-                    result = examine(
-                        prop,
-                        runner,
-                        max_examples=count,
-                        seed=seed,
-                        database=database,
-                        on_example=on_example,
-                        strict=strict,
-                        transport=transport,
+                    done.append(
+                        _examine(
+                            prop,
+                            runner,
+                            progress,
+                            talks=profile == "debug",
+                            max_examples=count,
+                            seed=seed,
+                            database=database,
+                            strict=strict,
+                            transport=transport,
+                        )
                     )
-                    done.append(result)
-                    progress.remove_task(task)
-                    progress.console.print(_verdict_line(result))
-                    for line in _details(result):
-                        progress.console.print(f"    {line}")
+                    _say(done[-1], progress)
         finally:
             # Also when interrupted: what was found is not lost.
             stop.ending()
-            if json_file is not None:
-                write_json(json_file, _report(done, runner))
+            write_json(json_file, _report(done, runner))
             if done:
                 out.print(_verdict_table(done))
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
+
+
+def _list() -> None:
+    """Print the properties, and what each promises."""
+    from rpcprops.properties import PROPERTIES
+
+    for prop in PROPERTIES.values():
+        note = "(takes minutes: only when named) " if prop.only_named else ""
+        out.print(f"[bold]{prop.name}[/bold]  {note}{plain(prop.promise)}")
+
+
+def _examine(
+    prop: Property,
+    runner: Runner,
+    progress: Progress,
+    *,
+    talks: bool,
+    max_examples: int,
+    **options: Any,
+) -> Examination:
+    """Check one property under a bar; with `talks`, print each example. `options`: of `examine`."""
+    from rpcprops.properties import examine
+
+    task = progress.add_task(prop.name, total=max_examples, note="")
+
+    def on_example(so_far: Examination, seen: Observation) -> None:
+        note = f"{so_far.faults_fired} faults fired"
+        progress.update(task, completed=so_far.examples, note=note)
+        if talks:
+            for line in _example_lines(so_far.property.name, seen):
+                progress.console.print(f"    {plain(line)}")
+
+    result = examine(prop, runner, max_examples=max_examples, on_example=on_example, **options)
+    progress.remove_task(task)
+    return result
+
+
+def _example_lines(name: str, seen: Observation) -> Iterator[str]:
+    """What an example was, and what it showed."""
+    from rpcprops.report.text import describe_faults, describe_logs, describe_plan
+
+    case = seen.case
+    yield from describe_plan(case.plan, seen.outcome.world_size)
+    yield from kind_of(case.kind).describe(name, case.program)
+    yield from describe_faults(seen.faults)
+    yield from describe_logs(seen.outcome)
+
+
+def _say(result: Examination, progress: Progress) -> None:
+    """Print a verdict, and what else is to be said of it."""
+    progress.console.print(_verdict_line(result))
+    for line in _details(result):
+        progress.console.print(f"    {line}")
 
 
 def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:

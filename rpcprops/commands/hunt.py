@@ -14,17 +14,20 @@ from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
     Clock,
+    check_json,
     out,
     plain,
     progress_bar,
     running,
     say_died,
+    say_torch,
     write_json,
 )
 
 if TYPE_CHECKING:
     from rpcprops._hunt import Batch, Hunt
     from rpcprops.properties import Observation
+    from rpcprops.runner import Runner
 
 _DEFAULT = Path(".rpcprops") / "hunt.jsonl"
 
@@ -53,55 +56,60 @@ def hunt(
     is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
     failure that real time has confirmed.
     """
-    from rpcprops._hunt import Hunt, go_on, summary
-    from rpcprops.report.text import replay_line
+    from rpcprops._hunt import Hunt, summary
 
     if file != _DEFAULT:
         check_output("--file", file, grows=True)
-    if json_file is not None:
-        check_output("--json", json_file)
+    check_json(json_file)
     known = Hunt.read(file)
     with running(clock) as runner:
-        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        say_torch(runner)
         say_died()
         if known.batches:
             out.print(f"{known.examples} examples are known from {plain(file)}")
         try:
-            with progress_bar() as progress:
-                task = progress.add_task("hunt", total=examples, note="")
-                progress.update(task, completed=known.examples)
-
-                def on_example(so_far: Batch, _: Observation) -> None:
-                    note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
-                    progress.update(task, completed=known.examples + len(so_far.cases), note=note)
-
-                def on_batch(done: Batch) -> None:
-                    if done.failure:
-                        promise, path = done.failure
-                        progress.console.print(f"[bold red]violated[/bold red]  {plain(promise)}")
-                        progress.console.print(f"    replay   {plain(replay_line(path))}")
-                    for line in done.unconfirmed:
-                        progress.console.print(f"[yellow]unconfirmed[/yellow] {plain(line)}")
-                    if known.unwritten is not None:
-                        line = f"{known.unwritten}; the next batch tries again"
-                        progress.console.print(f"[bold red]{plain(line)}[/bold red]")
-
-                go_on(
-                    known,
-                    runner,
-                    examples=examples,
-                    batch_size=batch,
-                    on_example=on_example,
-                    on_batch=on_batch,
-                )
+            _go_on(known, runner, examples, batch)
         finally:
             stop.ending()
-            if json_file is not None:
-                write_json(json_file, summary(known))
+            write_json(json_file, summary(known))
             _show(known)
             if known.unwritten is not None:
                 out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
+    """Draw and run until there are so many examples, under a bar; print what each batch found."""
+    from rpcprops._hunt import go_on
+    from rpcprops.report.text import replay_line
+
+    with progress_bar() as progress:
+        task = progress.add_task("hunt", total=examples, note="")
+        progress.update(task, completed=known.examples)
+
+        def on_example(so_far: Batch, _: Observation) -> None:
+            note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
+            progress.update(task, completed=known.examples + len(so_far.cases), note=note)
+
+        def on_batch(done: Batch) -> None:
+            if done.failure:
+                promise, path = done.failure
+                progress.console.print(f"[bold red]violated[/bold red]  {plain(promise)}")
+                progress.console.print(f"    replay   {plain(replay_line(path))}")
+            for line in done.unconfirmed:
+                progress.console.print(f"[yellow]unconfirmed[/yellow] {plain(line)}")
+            if known.unwritten is not None:
+                line = f"{known.unwritten}; the next batch tries again"
+                progress.console.print(f"[bold red]{plain(line)}[/bold red]")
+
+        go_on(
+            known,
+            runner,
+            examples=examples,
+            batch_size=batch,
+            on_example=on_example,
+            on_batch=on_batch,
+        )
 
 
 def _show(hunt: Hunt) -> None:

@@ -29,6 +29,7 @@ from rpcprops.commands.shared import (
     plain,
     running,
     say_clock_problem,
+    say_torch,
 )
 from rpcprops.errors import UsageError
 
@@ -102,23 +103,14 @@ def replay(
         @functools.cache
         def runner() -> Runner:
             found = stack.enter_context(running(clock))
-            out.print(f"torch {found.server.torch_version}, {plain(found.server.clock_note)}")
+            say_torch(found)
             return found
 
         def on_run(number: int, promises: tuple[str, ...]) -> None:
             out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
 
         run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
-        notes = kind.notes(artefact, again)
-        for line in artefact.head:
-            # What follows a newline in it is not to pass for a line of ours.
-            out.print("  " + plain(line).replace("\n", "\n  "))
-        if artefact.underway:
-            out.print("It was under way when its process ended.")
-        if artefact.fault_names:
-            out.print(f"faults by name: {', '.join(artefact.fault_names)}")
-        for note in notes:
-            out.print(plain(note))
+        _say_what(artefact, kind.notes(artefact, again))
         if not kind.by_pytest:
             runner()  # The start of its server is no part of what a try takes.
         began = time.monotonic()
@@ -132,6 +124,19 @@ def replay(
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
 
 
+def _say_what(artefact: Artefact, notes: Sequence[str]) -> None:
+    """Print what was recorded, and what a reader must know before it runs again."""
+    for line in artefact.head:
+        # What follows a newline in it is not to pass for a line of ours.
+        out.print("  " + plain(line).replace("\n", "\n  "))
+    if artefact.underway:
+        out.print("It was under way when its process ended.")
+    if artefact.fault_names:
+        out.print(f"faults by name: {', '.join(artefact.fault_names)}")
+    for note in notes:
+        out.print(plain(note))
+
+
 def _write(
     file: Path,
     artefact: Artefact,
@@ -142,8 +147,7 @@ def _write(
     output: Path | None,
 ) -> NoReturn:
     """Write a script or a test, once it has been run, and leave as a replay does."""
-    from rpcprops.report.as_test import regression_test
-    from rpcprops.report.script import is_ours, script_of, tried
+    from rpcprops.report.script import is_ours
 
     default = file.stem if script else f"test_{re.sub(r'[^0-9A-Za-z]+', '_', file.stem)}"
     path = output or file.with_name(f"{default}.py")
@@ -151,19 +155,7 @@ def _write(
     if path.exists() and not is_ours(path):
         msg = f"{path} is there, and not made by replay; choose another with --output."
         raise UsageError(msg)
-    plan = None
-    if artefact.plans:
-        plan = artefact.plans[0].without(without, artefact.sizes[0] if artefact.sizes else 0)
-    with _guard.scratch("rpcprops-script-") as scratch:
-        if script:
-            made = script_of(artefact, plan)
-            with err.status(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
-                made = tried(made, scratch, times)
-            text, codes = made.text, made.codes
-        else:
-            text = regression_test(artefact, plan)
-            with err.status("running it"):
-                codes = (_run_test(text, scratch),)
+    text, codes = _made(artefact, without, script=script, times=times)
     told = "replaces" if path.exists() else "wrote"
     try:
         write_whole(path, text)
@@ -180,6 +172,27 @@ def _write(
     if 1 in codes:
         raise typer.Exit(VIOLATED)
     raise typer.Exit(HOLDS if set(codes) == {0} else CANNOT)
+
+
+def _made(
+    artefact: Artefact, without: Sequence[str], *, script: bool, times: int
+) -> tuple[str, tuple[int, ...]]:
+    """The text of a script or a test, and the exit codes that its runs gave."""
+    from rpcprops.report.as_test import regression_test
+    from rpcprops.report.script import script_of, tried
+
+    plan = None
+    if artefact.plans:
+        plan = artefact.plans[0].without(without, artefact.sizes[0] if artefact.sizes else 0)
+    with _guard.scratch("rpcprops-script-") as scratch:
+        if script:
+            made = script_of(artefact, plan)
+            with err.status(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
+                made = tried(made, scratch, times)
+            return made.text, made.codes
+        text = regression_test(artefact, plan)
+        with err.status("running it"):
+            return text, (_run_test(text, scratch),)
 
 
 def _run_test(text: str, folder: Path) -> int:

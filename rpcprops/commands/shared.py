@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from rpcprops._files import Unwritten, write_whole
+from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
@@ -85,6 +85,11 @@ def running(clock: str) -> Iterator[Runner]:
         say_clock_problem(server.clock_problem)
 
 
+def say_torch(runner: Runner) -> None:
+    """Print which torch the ranks run, and by which clock."""
+    out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+
+
 def say_died() -> None:
     """Print what an earlier run here left under way; nothing where it left none."""
     from rpcprops.report.in_flight import describe_died
@@ -114,8 +119,20 @@ def progress_bar() -> Progress:
     )
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def check_json(path: Path | None) -> None:
+    """Find out, before anything runs, whether what ``--json`` asks for can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if path is not None:
+        check_output("--json", path)
+
+
+def write_json(path: Path | None, data: dict[str, Any]) -> None:
     """Write what ``--json`` asked for; where that fails, say so: the verdict stays as it is."""
+    if path is None:
+        return
     try:
         write_whole(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:

@@ -10,7 +10,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from rpcprops._files import check_output
 from rpcprops.commands import stop
 from rpcprops.commands.shared import (
     COLOURS,
@@ -18,18 +17,20 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Clock,
     Transport,
+    check_json,
     check_transport,
     out,
     plain,
     progress_bar,
     running,
     say_died,
+    say_torch,
     write_json,
 )
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops._sweep import Cell, Ranks, Record, State
+    from rpcprops._sweep import Cell, Ranks, Record, State, Sweep
 
 _SHORT = {
     "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
@@ -69,14 +70,10 @@ def sweep(
     under which the program met a known finding (docs/findings.md) says which.
     """
     from rpcprops._sweep import State, Sweep, cells, find_program
-    from rpcprops.properties import shipped_programs
     from rpcprops.report.in_flight import watched
-    from rpcprops.report.text import failure_lines
 
     if list_only:
-        for name, shipped in shipped_programs().items():
-            size, count = shipped.world_size, len(shipped.leaves)
-            out.print(f"[bold]{plain(name)}[/bold]  {size} ranks, {count} steps")
+        _list()
         return
     if program is None:
         msg = "sweep needs a PROGRAM; --list names the shipped ones."
@@ -85,12 +82,11 @@ def sweep(
         msg = f"--ranks {ranks!r} must be 'all', 'each' or 'pairs'."
         raise UsageError(msg)
     check_transport(transport)
-    if json_file is not None:
-        check_output("--json", json_file)
+    check_json(json_file)
     chosen = find_program(program)
     places = cells(chosen.world_size, cast("Ranks", ranks))
     with running(clock) as runner, watched(runner.server) as in_flight:
-        out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
+        say_torch(runner)
         say_died()
         state = State(
             chosen,
@@ -104,33 +100,46 @@ def sweep(
         if known:
             out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
         in_flight.begin(f"sweep-{chosen.name or 'program'}")
+        name = chosen.name or program
         try:
-            with progress_bar() as progress:
-                name = plain(chosen.name or program)
-                task = progress.add_task(name, total=len(places), completed=known, note="")
-                bad = 0
-                for record, failure in Sweep(chosen, runner, state, transport=transport).run(
-                    places
-                ):
-                    bad += record.verdict not in ("holds", "known")
-                    progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
-                    if record.verdict == "undecided":
-                        line = f"undecided {record.broken} under {record.plan!r}"
-                        progress.console.print(f"[yellow]{plain(line)}[/yellow]")
-                    if failure is not None:
-                        progress.console.print("[bold red]violated[/bold red]")
-                        for line in failure_lines(failure, record.artefact):
-                            progress.console.print(f"    {plain(line)}")
+            _go_on(Sweep(chosen, runner, state, transport=transport), name, places, known)
         finally:
             # Also when interrupted: what was found is not lost.
             stop.ending()
-            report = _report(chosen.name or program, state, places, runner.server.clock_note)
-            if json_file is not None:
-                write_json(json_file, report)
+            report = _report(name, state, places, runner.server.clock_note)
+            write_json(json_file, report)
             _show(state, places, report)
             kept = state.unwritten or f"kept in {state.path}"
             out.print(plain(kept))
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
+
+
+def _list() -> None:
+    """Print the shipped programs."""
+    from rpcprops.properties import shipped_programs
+
+    for name, shipped in shipped_programs().items():
+        size, count = shipped.world_size, len(shipped.leaves)
+        out.print(f"[bold]{plain(name)}[/bold]  {size} ranks, {count} steps")
+
+
+def _go_on(sweep: Sweep, name: str, places: tuple[Cell, ...], known: int) -> None:
+    """Run what is not known yet, under a bar; print what did not hold."""
+    from rpcprops.report.text import failure_lines
+
+    with progress_bar() as progress:
+        task = progress.add_task(plain(name), total=len(places), completed=known, note="")
+        bad = 0
+        for record, failure in sweep.run(places):
+            bad += record.verdict not in ("holds", "known")
+            progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
+            if record.verdict == "undecided":
+                line = f"undecided {record.broken} under {record.plan!r}"
+                progress.console.print(f"[yellow]{plain(line)}[/yellow]")
+            if failure is not None:
+                progress.console.print("[bold red]violated[/bold red]")
+                for line in failure_lines(failure, record.artefact):
+                    progress.console.print(f"    {plain(line)}")
 
 
 def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
 
 
-def upstream(
+def upstream(  # noqa: PLR0913 - one argument for each option
     *,
     select: Annotated[
         str,
@@ -90,19 +91,38 @@ def upstream(
         _run_in_harness(select, harness)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
-    if select:
-        command += ["-k", select]
-    if workers > 1:
-        command += ["-n", str(workers)]
-    if seed is not None:
-        command.append(f"--rpc-upstream-seed={seed}")
-    if json_file is not None:
-        command.append(f"--rpc-upstream-report={json_file.absolute()}")
-    if junit is not None:
-        command.append(f"--junitxml={junit.absolute()}")
-    if list_only:
-        command += ["--collect-only", "-q"]
+    command += ["-k", select] if select else []
+    command += _side_by_side(workers)
+    command += _option("--rpc-upstream-seed", seed)
+    command += _option("--rpc-upstream-report", json_file)
+    command += _option("--junitxml", junit)
+    command += ["--collect-only", "-q"] if list_only else []
     _leave(_pytest(command))
+
+
+def _has_xdist() -> bool:
+    return importlib.util.find_spec("xdist") is not None
+
+
+def _side_by_side(workers: int) -> list[str]:
+    """What has pytest use so many processes.
+
+    Raises:
+        UsageError: that needs pytest-xdist, which is not installed.
+    """
+    if workers == 1:
+        return []
+    if not _has_xdist():
+        msg = f"-n {workers} needs pytest-xdist, which is not installed: pip install pytest-xdist."
+        raise UsageError(msg)
+    return ["-n", str(workers)]
+
+
+def _option(name: str, value: int | Path | None) -> list[str]:
+    """An option of pytest's, where it has a value."""
+    if value is None:
+        return []
+    return [f"{name}={value.absolute() if isinstance(value, Path) else value}"]
 
 
 def _pytest(command: Sequence[str], *plugins: object) -> int:
@@ -112,7 +132,8 @@ def _pytest(command: Sequence[str], *plugins: object) -> int:
     # What they add is meant for the tests there; that we are a plugin is not theirs to say.
     os.environ.pop("PYTEST_ADDOPTS", None)
     autoload = not os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    ours = [] if autoload else ["-p", "rpcprops.pytest_plugin", "-p", "xdist"]
+    ours = [] if autoload else ["-p", "rpcprops.pytest_plugin"]
+    ours += ["-p", "xdist"] if not autoload and _has_xdist() else []
     apart = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "--noconftest"]
     return int(pytest.main([*ours, *apart, *command], plugins=list(plugins)))
 

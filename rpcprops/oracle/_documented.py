@@ -14,9 +14,9 @@ from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._log_errors import log_errors
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.oracle.ranks import could_not_release, reports_leak
-from rpcprops.outcomes import Counters, Outcome
+from rpcprops.outcomes import Counters, Outcome, RankOutcome
 from rpcprops.programs import Program
-from rpcprops.torch_facts import facts_of
+from rpcprops.torch_facts import TorchFacts, facts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,32 +135,46 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
         return
     facts = facts_of(outcome.torch_version)
     for rank, may_fail in zip(outcome.ranks, prediction.failed_sends(), strict=False):
-        number = rank.rank
-        if reports_leak(rank, facts):
-            if number in prediction.leaking:
-                yield Accepted("leak-at-owner", number)
-            elif number in prediction.may_leak:
-                yield Accepted("leak-by-chance", number)
-        if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):
-            yield Accepted("shutdown-waits", number)
-        kept = prediction.counters[number].contexts
-        after = rank.counters_after_shutdown or Counters()
-        if kept:
-            yield Accepted("context-kept", number)
-        # Where the program settled, who could not release a context lost its cleanup for good.
-        gave_up = (
-            not program.settles
-            and number in prediction.may_warn_unreleased_context
-            and could_not_release(rank, facts)
-        )
-        if after.contexts > kept or gave_up:
-            yield Accepted("context-left-by-shutdown", number)
-        for call, times in prediction.calls[number].items():
-            if rank.calls.get(call, 0) < times and call in _given_up(prediction, number):
-                yield Accepted("call-dropped-by-shutdown", number)
-                break
+        for kind in (
+            *_rrefs(prediction, rank, facts),
+            *_contexts(program, prediction, rank, facts),
+        ):
+            yield Accepted(kind, rank.rank)
+        given_up = _given_up(prediction, rank.rank)
+        wanted = prediction.calls[rank.rank].items()
+        if any(rank.calls.get(call, 0) < times and call in given_up for call, times in wanted):
+            yield Accepted("call-dropped-by-shutdown", rank.rank)
         if len(may_fail) > 1:
-            yield Accepted("last-deletes-not-judged", number)
+            yield Accepted("last-deletes-not-judged", rank.rank)
+
+
+def _rrefs(prediction: Prediction, rank: RankOutcome, facts: TorchFacts) -> Iterator[str]:
+    """The kinds of what a rank showed of RRefs when it shut down."""
+    if reports_leak(rank, facts):
+        if rank.rank in prediction.leaking:
+            yield "leak-at-owner"
+        elif rank.rank in prediction.may_leak:
+            yield "leak-by-chance"
+    if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):
+        yield "shutdown-waits"
+
+
+def _contexts(
+    program: Program, prediction: Prediction, rank: RankOutcome, facts: TorchFacts
+) -> Iterator[str]:
+    """The kinds of what a rank showed of contexts when it shut down."""
+    kept = prediction.counters[rank.rank].contexts
+    after = rank.counters_after_shutdown or Counters()
+    if kept:
+        yield "context-kept"
+    # Where the program settled, who could not release a context lost its cleanup for good.
+    gave_up = (
+        not program.settles
+        and rank.rank in prediction.may_warn_unreleased_context
+        and could_not_release(rank, facts)
+    )
+    if after.contexts > kept or gave_up:
+        yield "context-left-by-shutdown"
 
 
 def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:

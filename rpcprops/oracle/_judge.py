@@ -180,7 +180,7 @@ def _deaths(outcome: Outcome) -> list[Violation]:
     return found
 
 
-def _step(
+def _step(  # noqa: PLR0911 - one return for each thing that can be wrong
     index: int,
     step: Leaf,
     expected: StepPrediction,

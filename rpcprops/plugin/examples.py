@@ -71,18 +71,24 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
         if recorded:
             body = functools.partial(inner, *args, **kwargs)
             failing = Failing(body, error, recorded, is_open)
-            try:
-                if known is None and not counts(session, record, failing):
-                    return None
-            except NOT_THE_TESTS as own:
-                record.not_the_tests[key] = own
-                raise
+            if known is None and not _counts(session, record, key, failing):
+                return None
             # The order is the one in which they last failed: Hypothesis ends with the smallest.
             record.failing.pop(key, None)
             record.failing[key] = failing
         raise error
 
     return example
+
+
+def _counts(session: Session, record: ItemRecord, key: Any, failing: Failing) -> bool:
+    """Whether a failure counts; that we could not tell is kept, as what the example came to."""
+    __tracebackhide__ = True
+    try:
+        return counts(session, record, failing)
+    except NOT_THE_TESTS as own:
+        record.not_the_tests[key] = own
+        raise
 
 
 def _is_in_flight(session: Session, is_open: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops._kinds import Kind, kind_of
+from rpcprops._replay import OfRanks
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import (
     Accepted,
@@ -89,7 +90,7 @@ def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
     return met | kind_of(case.kind).findings
 
 
-class OfProgram(Kind):
+class OfProgram(OfRanks):
     """A program, in fresh ranks."""
 
     test = """

@@ -225,11 +225,7 @@ def run() -> None:
             wait_until(STEPS[number]["held"])
             number += 1
             continue
-        group = [number]
-        for other in range(number + 1, len(STEPS)):
-            if not STEPS[number]["together"] == STEPS[other]["together"] > 0:
-                break
-            group.append(other)
+        group = together_with(number)
         # A rank takes what it is told one after the other.
         for other in group:
             RANKS[STEPS[other]["rank"]].tell("step", (other, contexts))
@@ -240,6 +236,16 @@ def run() -> None:
         compare_calls(CALLS)
     if SHUTS_DOWN:
         shut_down()
+
+
+def together_with(number: int) -> list[int]:
+    """A step, and those after it that run at the same time."""
+    group = [number]
+    for other in range(number + 1, len(STEPS)):
+        if not STEPS[number]["together"] == STEPS[other]["together"] > 0:
+            break
+        group.append(other)
+    return group
 
 
 def end_step(number: int) -> None:

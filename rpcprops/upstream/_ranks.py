@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rpcprops._kinds import Kind
+from rpcprops._replay import OfRanks
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.finder import UPSTREAM
 from rpcprops.confirmation import OWN_CODE_SLACK
@@ -193,7 +193,7 @@ class UpstreamRanks:
         )
 
 
-class OfPyTorch(Kind):
+class OfPyTorch(OfRanks):
     """A test of PyTorch's own, which is named by its suite and its method."""
 
     def describe(self, name: str, program: Program | None) -> list[str]:

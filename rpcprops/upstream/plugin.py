@@ -113,7 +113,8 @@ class UpstreamPlugin:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """A table of the classes, and what to say of single tests."""
         if self.rows:
-            for line in _report.summary_lines(self.rows, width=terminalreporter._tw.fullwidth):
+            width = terminalreporter._tw.fullwidth  # noqa: SLF001 - pytest says it nowhere else
+            for line in _report.summary_lines(self.rows, width=width):
                 terminalreporter.write_line(line)
         for line in self.unwritten:
             terminalreporter.write_line(printable(line), red=True)

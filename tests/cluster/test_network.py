@@ -187,7 +187,7 @@ if __name__ == "__main__":
 
 def may_make_user_namespaces() -> bool:
     """Tried in a process of its own."""
-    code = "from rpcprops.cluster import _network; namespaces._enter_user_namespace()"
+    code = "from rpcprops.cluster import namespaces; namespaces._enter_user_namespace()"
     return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

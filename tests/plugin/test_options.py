@@ -105,6 +105,14 @@ def test_shards_draw_different_examples(make_project: MakeProject) -> None:
     assert len(set(drawn)) >= 6
 
 
+def test_xdist_is_not_needed(make_project: MakeProject) -> None:
+    """Tests run, and are sharded, where pytest-xdist is not loaded."""
+    project = make_project(test_small=SMALL)
+    result, report = project.report("-p", "no:xdist", "--rpc-shards=3")
+    assert result.code == 0, result.out
+    assert sum(test["examples"] for name, test in report.items() if "drawn" in name) == 9
+
+
 def test_derandomized_shards_differ_and_repeat(make_project: MakeProject) -> None:
     """Derandomized shards draw other examples than each other, and the same in every run."""
     code = SMALL.replace("max_examples=9,", "max_examples=9, derandomize=True,")

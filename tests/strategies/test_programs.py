@@ -91,7 +91,9 @@ def messages_by_step(program: Program) -> Iterator[tuple[Leaf, list[Message]]]:
         yield leaf, list(_messages(leaf, owner, typed))
 
 
-def _messages(leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]) -> Iterator[Message]:
+def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
+    leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]
+) -> Iterator[Message]:
     def arrives(handle: str, sender: int, receiver: int) -> Iterator[Message]:
         if sender != owner[handle]:
             yield receiver, MessageType.RREF_CHILD_ACCEPT

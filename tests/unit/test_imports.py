@@ -10,13 +10,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import rpcprops
 from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe
+from rpcprops.steps import STEP_TYPES, Step
 from rpcprops.torch_facts.symbols import SYMBOLS
 
 PACKAGE = Path(rpcprops.__file__).parent
@@ -56,33 +57,48 @@ def source_files() -> dict[str, Path]:
 MODULES = source_files()
 
 
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
 def _runs_later(node: ast.AST) -> bool:
-    if isinstance(node, ast.If):
-        return "TYPE_CHECKING" in ast.dump(node.test)
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    return _is_for_types(node) or isinstance(
+        node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    )
 
 
-def statements(tree: ast.AST, *, top_only: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements of a file; with `top_only` those that run when it is imported."""
+def statements(
+    tree: ast.AST, *, leave_out: Callable[[ast.AST], bool] | None = None
+) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements of a file, but for those inside what is to be left out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif not (top_only and _runs_later(node)):
-            yield from statements(node, top_only=top_only)
+        elif leave_out is None or not leave_out(node):
+            yield from statements(node, leave_out=leave_out)
+
+
+def module_of(node: ast.ImportFrom, path: Path) -> str:
+    """The full name of the module that something is imported from."""
+    if not node.level:
+        return str(node.module)
+    # No package of ours imports from further up than its own folder.
+    assert node.level == 1
+    return f"rpcprops.{path.parent.name}.{node.module}"
 
 
 def imported(path: Path, *, top_only: bool = True) -> set[str]:
-    """The modules that a file imports, and the names that it takes from each."""
+    """The modules that a file imports, and the names that it takes from each.
+
+    With `top_only`, those of the statements that run when it is imported.
+    """
     found: set[str] = set()
-    for node in statements(ast.parse(path.read_text(encoding="utf-8")), top_only=top_only):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in statements(tree, leave_out=_runs_later if top_only else None):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
             continue
-        module = str(node.module)
-        if node.level:
-            # No package of ours imports from further up than its own folder.
-            assert node.level == 1
-            module = f"rpcprops.{path.parent.name}.{module}"
+        module = module_of(node, path)
         found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
 
@@ -165,6 +181,16 @@ def test_every_module_says_what_it_is(name: str) -> None:
     doc = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
     assert doc
     assert doc.splitlines()[0].rstrip().endswith((".", ":"))
+
+
+@pytest.mark.parametrize("kind", STEP_TYPES.values(), ids=lambda kind: kind.__name__)
+def test_every_method_of_a_kind_of_step_is_described(kind: type[Step]) -> None:
+    """What a kind overrides is described in Step, which ruff cannot tell; what it adds, in it."""
+    for name in vars(kind):
+        value = inspect.getattr_static(kind, name)
+        if inspect.isfunction(value) or isinstance(value, classmethod | staticmethod | property):
+            said = [inspect.getdoc(vars(base)[name]) for base in kind.__mro__ if name in vars(base)]
+            assert name.startswith("_") or any(said), name
 
 
 @pytest.mark.parametrize(
@@ -302,11 +328,35 @@ def test_what_other_packages_import_is_public() -> None:
     assert list(private_imports()) == []
 
 
-def test_no_two_modules_of_the_cluster_need_each_other() -> None:
-    """Imports between modules of the cluster, those for type checkers as well, make no circle."""
-    ours = [name for name in MODULES if name.startswith("rpcprops.cluster.")]
-    needs = {name: imported(MODULES[name], top_only=False).intersection(ours) for name in ours}
-    assert set(graphlib.TopologicalSorter(needs).static_order()) == set(ours)
+#: By design they name types of what stands above them, for type checkers only: a kind of step those
+#: of what walks over programs (scope, model, drawer), a fault that of the plan which carries it, a
+#: kind of failure those of its case, its artefact and its replay.
+NAMES_TYPES_ABOVE = ("rpcprops.steps.", "rpcprops.faults._", "rpcprops._kinds")
+
+
+def needed_by(name: str) -> set[str]:
+    """The modules of ours that one imports, also inside its functions.
+
+    Who takes a module from a package needs that module, not the package that re-exports others.
+    """
+    names_above = name.startswith(NAMES_TYPES_ABOVE)
+    found: set[str] = set()
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    for node in statements(tree, leave_out=_is_for_types if names_above else None):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            continue
+        module = module_of(node, MODULES[name])
+        for alias in node.names:
+            taken = f"{module}.{alias.name}"
+            found.add(taken if taken in MODULES else module)
+    return found.intersection(MODULES) - {name}
+
+
+def test_no_two_modules_need_each_other() -> None:
+    """Imports between our modules make no circle, those in functions and for type checkers too."""
+    needs = {name: needed_by(name) for name in MODULES}
+    assert set(graphlib.TopologicalSorter(needs).static_order()) == set(MODULES)
 
 
 def test_nobody_imports_the_folder_by_its_bare_name() -> None:

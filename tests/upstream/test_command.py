@@ -24,11 +24,11 @@ RPCPROPS = [sys.executable, "-m", "rpcprops"]
 LIMIT = 150
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -38,6 +38,21 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def upstream(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(folder, *RPCPROPS, "upstream", *arguments)
+
+
+def test_no_xdist_is_said_where_it_is_needed(tmp_path: Path) -> None:
+    """Without pytest-xdist -n 2 names what to install, and pytest starts all the same."""
+    # What is None there cannot be imported, and is found nowhere.
+    without = "import sys; sys.modules['xdist'] = None; "
+    command = f"{without}from rpcprops.cli import main; main()"
+    refused = run(tmp_path, sys.executable, "-c", command, "upstream", "-n", "2")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "-n 2 needs pytest-xdist, which is not installed" in refused.stderr
+    start = f"{without}from rpcprops.commands.upstream import _pytest; _pytest(['--markers'])"
+    # Where -p names the plugins.
+    started = run(tmp_path, sys.executable, "-c", start, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert started.stderr == ""
+    assert "@pytest.mark.parametrize" in started.stdout
 
 
 def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
