@@ -239,7 +239,7 @@ def _leave_as(status: int | None) -> None:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _keep(pipe: int, folder: str) -> None:
+def _hold_folder(pipe: int, folder: str) -> None:
     """Removes the folder once nobody can write into it any more."""
     os.read(pipe, 1)
     shutil.rmtree(folder, ignore_errors=True)
@@ -254,7 +254,7 @@ def main() -> None:
     if role == "guard":
         _guard(pipes[0], rest)
     else:
-        _keep(pipes[0], rest[0])
+        _hold_folder(pipes[0], rest[0])
 
 
 if __name__ == "__main__":

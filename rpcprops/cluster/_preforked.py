@@ -33,7 +33,7 @@ class PreForked:
         self.used = 0.0
         self.refused = float("-inf")
 
-    def keep(self, count: int) -> None:
+    def fork_ahead(self, count: int) -> None:
         """Fork, or let go of, what makes it so many; fewer where the kernel refuses to fork."""
         self.used = time.monotonic()
         while len(self.sockets) > count:
@@ -48,10 +48,10 @@ class PreForked:
             # A world that starts needs what is left more; it forks for itself.
             self.refused = self.used
 
-    def keep_if_used(self) -> None:
+    def drop_if_unused(self) -> None:
         """Let go of all when no world needed them for a while."""
         if time.monotonic() - self.used > _IDLE_SECONDS:
-            self.keep(0)
+            self.fork_ahead(0)
 
     def hand_out(self, spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> int | None:
         """Make a pre-forked process this rank; its number, or None when none of them lives.

@@ -122,7 +122,7 @@ class Server:
                             if number in _STOP_SIGNALS:
                                 return number
                 self.reap()
-                self.preforked.keep_if_used()
+                self.preforked.drop_if_unused()
         return 0
 
     def handle(self, message: tuple[Any, ...]) -> None:
@@ -130,7 +130,7 @@ class Server:
         if kind == "fork":
             self.fork_world(message[1], message[2])
         elif kind == "preforked":
-            self.preforked.keep(message[1])
+            self.preforked.fork_ahead(message[1])
         elif kind == "kill":
             for pid in tuple(self.worlds.get(message[1], ())):
                 self.kill(pid)

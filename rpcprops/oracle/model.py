@@ -127,7 +127,7 @@ class Model:
         #: User handles that are held, or that wait for a child to be accepted.
         self.users: list[Handle] = []
         #: The contexts that each rank never releases, by name.
-        self.kept: list[set[str]] = [set() for _ in range(world_size)]
+        self.leaked_contexts: list[set[str]] = [set() for _ in range(world_size)]
         self.may_warn_unreleased_context: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
@@ -243,9 +243,9 @@ class Model:
         only waiting to be sent again (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``).
         """
         found: list[range] = []
-        for rank, kept in enumerate(self.kept):
+        for rank, leaked in enumerate(self.leaked_contexts):
             late = 0 if settles else sum(rank in ranks for ranks in self.late_contexts)
-            found.append(range(len(kept), len(kept) + late + 1))
+            found.append(range(len(leaked), len(leaked) + late + 1))
         return tuple(found)
 
     def _overtakes(self, last: Sequence[Send]) -> bool:
@@ -263,7 +263,7 @@ class Model:
                 held[rref.owner] = (owners + 1, forks + len(rref.forks))
         return tuple(
             Counters(owners=owners, forks=forks, contexts=len(contexts))
-            for (owners, forks), contexts in zip(held, self.kept, strict=True)
+            for (owners, forks), contexts in zip(held, self.leaked_contexts, strict=True)
         )
 
     def retried(self) -> tuple[int, ...]:
@@ -593,7 +593,7 @@ class Model:
                 queue.append(peer)
         for rank in known:
             if rank not in reached:
-                self.kept[rank].add(name)
+                self.leaked_contexts[rank].add(name)
         self.late_contexts.append(reached - at_once)
 
     def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:

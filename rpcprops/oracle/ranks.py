@@ -56,10 +56,10 @@ def _leak(rank: RankOutcome, facts: TorchFacts) -> str:
 
 def could_not_release(rank: RankOutcome, facts: TorchFacts = NEWEST) -> bool:
     """Whether the rank wrote that it could not release a context at another rank."""
-    return bool(_kept_context(rank, facts))
+    return bool(_unreleased_context(rank, facts))
 
 
-def _kept_context(rank: RankOutcome, facts: TorchFacts) -> str:
+def _unreleased_context(rank: RankOutcome, facts: TorchFacts) -> str:
     return _line_with((facts.texts.context_kept,), rank.log)
 
 
@@ -94,7 +94,7 @@ def shutdown_violations(
     for rank in ranks:
         error = rank.shutdown_error
         leak = _leak(rank, facts)
-        context = _kept_context(rank, facts)
+        context = _unreleased_context(rank, facts)
         if error is not None:
             promise = "RRefLeak" if leak else "UngracefulShutdown"
             message = f"rpc.shutdown() of {rank.name} raised {error.first_line()}"

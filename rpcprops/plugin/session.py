@@ -37,7 +37,7 @@ class Session:
         #: The process that controls this one, if this is a worker of xdist's that is not watched.
         self._controller = os.getppid() if is_worker(config) else None
         self.server.on_start = self._on_start
-        self.server.on_unconfirmed = self._keep_unconfirmed
+        self.server.on_unconfirmed = self._note_unconfirmed
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
         #: What state machines did not see confirmed, and whether it is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
@@ -73,12 +73,12 @@ class Session:
     def recording(self, record: ItemRecord) -> Generator[None, None, None]:
         """Keep what the clusters show that end in the block, to be taken; afterwards, nothing."""
 
-        def keep(plan: FaultPlan, outcome: Outcome) -> None:
+        def on_end(plan: FaultPlan, outcome: Outcome) -> None:
             self._recorded.append((plan, outcome))
             if len(self._recorded) > MOST_KEPT:
                 record.leave_out(*self._recorded.popleft())
 
-        self.server.on_end = keep
+        self.server.on_end = on_end
         try:
             yield
         finally:
@@ -91,7 +91,7 @@ class Session:
         self._recorded.clear()
         return recorded
 
-    def _keep_unconfirmed(self, line: str, is_undecided: bool) -> None:
+    def _note_unconfirmed(self, line: str, is_undecided: bool) -> None:
         self._unconfirmed.append((line, is_undecided))
 
     def take_unconfirmed(self) -> list[tuple[str, bool]]:

@@ -253,7 +253,7 @@ class Refused(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # autograd/context/container.cpp: DistAutogradContainer::retrieveContext.
-        return model.shows({"refused": self.context not in model.kept[self.at]})
+        return model.shows({"refused": self.context not in model.leaked_contexts[self.at]})
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         refused = bool(expected and expected["refused"])

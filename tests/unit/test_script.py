@@ -225,7 +225,7 @@ def test_a_script_holds_only_what_its_program_needs() -> None:
     """A small program's script has none of the functions of other steps, and skips other checks."""
     text = script_of(artefact("WrongValue", step=1)).text
     assert {"tensor", "add", "step0", "step1"} <= names(text)
-    assert not names(text) & {"keep_handle", "hop", "add_one", "step2"}
+    assert not names(text) & {"store_handle", "hop", "add_one", "step2"}
     assert "gives=[3.0]" in text
     assert "\nSHUTS_DOWN = False\n" in text
     assert "\nCALLS = None\n" in text

@@ -49,10 +49,10 @@ def share(
     rref = handle_of(handle)
     sent = {"list": [rref], "dict": {"rref": rref}}.get(inside, rref)
     args = (call, out, sent)
-    rpc.rpc_sync(world[to], keep_handle, args=args, timeout=timeout_of(timeout))
+    rpc.rpc_sync(world[to], store_handle, args=args, timeout=timeout_of(timeout))
 
 
-def keep_handle(call: str, name: str, sent: Any) -> None:
+def store_handle(call: str, name: str, sent: Any) -> None:
     """Keep an RRef that arrived as an argument, alone or in a list or a dict."""
     note_call(call)
     if isinstance(sent, list):
