@@ -1,8 +1,8 @@
 """Decides whether a failure under a fast clock counts, by runs at slower rates and in real time.
 
-A fast clock multiplies honest work too, and a busy machine is late. So a failure counts once the
-slowest rate has shown it, by ranks that were in time. Everything that confirms failures asks
-:func:`confirm`: properties, tests of ``rpc_cluster``, state machines, sweeps, PyTorch's own tests.
+A fast clock also multiplies the time that the real work takes, and a busy machine is late. So a
+failure counts only once the slowest rate has shown it, with ranks that were in time. All code that
+confirms failures calls :func:`confirm`: properties, `rpc_cluster`, state machines, sweeps.
 """
 
 from __future__ import annotations

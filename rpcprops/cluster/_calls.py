@@ -60,7 +60,7 @@ class Calls:
         kwargs: dict[str, Any],
         keep: int = 0,
     ) -> RankFuture[Any]:
-        """Have a rank run ``fn(*args, **kwargs)``. The answer has the number that this returns."""
+        """Have a rank run ``fn(*args, **kwargs)``; with `keep`, the value stays there as that."""
         self.must_run()
         blob = _functions.dump_call(fn, args, kwargs)
         channel = self._ranks.channels[rank]

@@ -8,10 +8,10 @@ Each wait here has a reason in torch:
   must show what is expected.
 * A retry of a context's cleanup has no counter. ``container.cpp:
   DistAutogradContainer::sendReleaseContextRpc`` sends by ``rpc_agent.cpp:
-  RpcAgent::sendWithRetries``, and between two tries the message is in a map of the agent
-  (``rpcRetryMap_``) that no debug info shows. The sender has no context any more; a rank that still
-  has one looks like a leak. Only the sender's log tells of each failed try.
-* Shutdown waits for no such retry (see :mod:`rpcprops.cluster._shutdown`), so that this must.
+    RpcAgent::sendWithRetries``. Between two tries the message is in a map of the agent
+    (``rpcRetryMap_``) that no debug info shows. The sender no longer has the context, so a rank
+    that still has one looks like a leak. Only the sender's log shows each failed try.
+  * Shutdown does not wait for such a retry (see :mod:`rpcprops.cluster._shutdown`); this must.
 """
 
 from __future__ import annotations

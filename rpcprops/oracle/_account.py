@@ -59,7 +59,7 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
             [(fault, None if known is None else fault.eligible(known)) for fault in group]
             for group in _counted_together(plan.faults_at(rank.rank))
         ]
-        # Where steps took as long as all that nobody counted and that can hold them up, all did.
+        # If steps took as long as all uncounted faults that can delay them, all of these fired.
         waits = sum(
             fault.waits(could or 0)
             for fault, could in (group[0] for group in groups if len(group) == 1)

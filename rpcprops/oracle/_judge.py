@@ -228,7 +228,7 @@ def _step(  # noqa: PLR0911 - one return for each thing that can be wrong
 
 
 def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> list[Violation]:
-    """What a graceful shutdown showed, less the leaks that it had to report; those it did not."""
+    """What a graceful shutdown showed, less predicted leaks; and predicted leaks it lacks."""
     found: list[Violation] = []
     reported: set[int | None] = set()
     rate = outcome.clock_rate
@@ -251,7 +251,7 @@ def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> li
 def _left_over(
     prediction: Prediction, outcome: Outcome, found: Sequence[Violation]
 ) -> list[Violation]:
-    """What ranks still hold after a graceful shutdown, by torch's own counters, and must not."""
+    """What ranks wrongly still hold after a graceful shutdown, by torch's own counters."""
     left: list[Violation] = []
     told = {(violation.promise, violation.rank) for violation in found}
     slack = owner_slack(outcome.clock_rate)

@@ -102,8 +102,8 @@ class Model:
 
     Args:
         facts: what is known of the torch that runs it.
-        choices: for each use, in order, of an RRef that torch may not have marked as timed out yet:
-            whether it has. Those beyond are taken as not marked.
+        choices: each use of an RRef whose creation timed out, in order: whether torch has marked
+            the RRef by then. Uses beyond the last choice count as not marked.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Model:
     ) -> None:
         self.facts = facts
         self.choices = choices
-        #: How many such uses there were; and the handles that the current step has used so.
+        #: The number of such uses so far; and the handles that the current step has so used.
         self.unmarked_uses = 0
         self._used_now: list[Handle] = []
         self.world_size = world_size
@@ -554,7 +554,7 @@ class Model:
     ) -> tuple[ErrorClass, float]:
         """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack.
 
-        Its answer waits `surely` besides the message's own delay, and `perhaps` longer.
+        Besides the message's delay, its answer waits for `surely`, and for up to `perhaps` more.
         """
         if timeout is None:
             return "", UNLIMITED_SLACK

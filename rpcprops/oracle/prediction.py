@@ -71,16 +71,16 @@ class Prediction:
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
             have released what they hold was lost.
-        may_exit_early: ranks that may exit before their last deletes have arrived: they wait for a
-            child to be accepted first, 100 virtual seconds, or the owner has nothing to delete.
-        may_leak: ranks whose graceful shutdown may report a leak: such deletes arrive at about the
-            time at which their owners give up.
-        may_warn_unreleased_context: ranks that may say that they could not release a context at
+        may_exit_early: ranks that may exit before their last deletes have arrived, as they first
+            wait 100 virtual seconds for a child to be accepted, or the owner has nothing to delete.
+        may_leak: ranks whose graceful shutdown may report a leak, because such deletes arrive at
+            about the time at which their owners give up.
+        may_warn_unreleased_context: ranks that may log that they could not release a context at
             another rank: their cleanup was lost, or an immediate shutdown has given it up.
         known_bugs: the known findings (docs/findings.md), by name, that this program meets under
             this plan.
-        certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
-            that is lost to some peers only, makes it uncertain.
+        certain: whether every failure and delay is predicted. A timeout near its delay, or cleanup
+            that is lost to only some peers, makes it uncertain.
         waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits
             100 virtual seconds for that.
         has_failed_function: whether a function that remote() started raises.
