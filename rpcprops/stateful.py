@@ -64,8 +64,8 @@ _ALWAYS = ("RankDied", "RankHung")
 class ClusterMachine(RuleBasedStateMachine):
     """Steps of programs as rules over one live cluster; subclass it, and add rules of your own.
 
-    A rule of yours runs code on the ranks by :attr:`cluster`. What it holds there while other rules
-    run :meth:`held` tells, and :meth:`let_go` ends before the ranks settle for the last time.
+    A rule of yours runs code on the ranks through :attr:`cluster`. If it holds something there
+    while other rules run, :meth:`held` must say so, and :meth:`let_go` must drop it.
 
     Attributes:
         world_size: number of ranks, 1 to 16.
