@@ -8,7 +8,7 @@ from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType, message_type
 
-#: More items than any argument may have: after so many, an endless iterable is abandoned.
+#: More items than any argument may have: an endless iterable is abandoned there.
 _MAX_ITEMS = 10_000
 
 

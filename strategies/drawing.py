@@ -89,8 +89,8 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
     return found
 
 
-#: By so many virtual seconds a timeout that must not expire exceeds all waits that faults cause;
-#: and the time that the retries of a fork request take.
+#: Virtual seconds by which a timeout that must not expire exceeds all waits that faults cause; and
+#: virtual seconds that the retries of a fork request take.
 _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
@@ -439,7 +439,7 @@ class StepDrawer:
         return self._block is not None
 
     def may_branch(self, room: int = _MOST_AT_ONCE) -> bool:
-        """Whether a parallel step can come next, if there is room for so many steps."""
+        """Whether a parallel step can come next, if there is room for `room` steps."""
         return (
             self._block is None
             and len(self.ranks) > 1

@@ -154,7 +154,7 @@ _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 def _program_drawer(
     min_steps: object, max_steps: object, kinds: object, branches: object, settles: object
 ) -> _DrawProgram:
-    """Check the arguments; returns a function that draws a program for so many ranks and a plan."""
+    """Check the arguments; returns a function that draws a program for a number of ranks."""
     remedy = f"a program drawn has up to {_MOST_STEPS} steps; write a longer one yourself"
     least = whole_number(min_steps, "min_steps", least=0, most=_MOST_STEPS, remedy=remedy)
     most = whole_number(max_steps, "max_steps", least=0, most=_MOST_STEPS, remedy=remedy)

@@ -60,7 +60,7 @@ class Calls:
         kwargs: dict[str, Any],
         keep: int = 0,
     ) -> RankFuture[Any]:
-        """Have a rank run ``fn(*args, **kwargs)``; with `keep`, the value stays there as that."""
+        """Have a rank run ``fn(*args, **kwargs)``; a `keep` above 0 makes the value stay there."""
         self.must_run()
         blob = _functions.dump_call(fn, args, kwargs)
         channel = self._ranks.channels[rank]

@@ -74,7 +74,7 @@ class PreForked:
             self.sockets.pop(pid).close()
 
     def close(self) -> None:
-        """Close their sockets. In the server this ends them; in a child of it they notice none."""
+        """Close their sockets: in the server this ends them, in a child it changes nothing."""
         while self.sockets:
             self.sockets.popitem()[1].close()
 

@@ -29,8 +29,8 @@ from rpcprops.outcomes import Counters
 
 #: How many bytes of a log are read before the channels are looked at again.
 _LOG_PIECE = 32 << 20
-#: If a log has grown by so many bytes, it is read again after the first time in real seconds, else
-#: after the second.
+#: A log that has grown by `_LOUD` bytes is read again after the first number of real seconds here,
+#: another log after the second.
 _LOUD = 1 << 20
 _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
@@ -215,7 +215,7 @@ class Ranks:
             self.channels[rank].writer.put(("release", number))
 
     def pump(self, seconds: float) -> None:
-        """Read what has arrived; wait at most so many real seconds for something to arrive."""
+        """Read what has arrived; wait at most `seconds` real seconds for something to arrive."""
         peer = self.peer
         if peer is None:
             return

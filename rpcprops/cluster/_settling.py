@@ -29,7 +29,7 @@ from rpcprops.errors import UsageError
 from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters
 
-#: Text for a settle that runs out of time: it reports what is held instead of looking once more.
+#: With fewer real seconds left than this, a settle reports what is held instead of looking again.
 _LAST_LOOK_SECONDS = 1.0
 
 

@@ -20,7 +20,7 @@ from rpcprops.steps.in_rank import autograd, shared, state, sums
 from rpcprops.steps.in_rank.lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
 
-#: Python specialises code that has run so many times.
+#: Runs after which Python has specialised code.
 _REPEATS = 20
 
 

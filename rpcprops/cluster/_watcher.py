@@ -23,8 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: A fork of the test process also holds the other end of stdin open; so watch for its death too.
 _PARENT_CHECK_SECONDS = 1.0
-#: Real seconds after which a process that cannot be killed (another user's, or stuck in the kernel)
-#: is left alone.
+#: Real seconds after which a process is left that cannot be killed (another user's, or stuck).
 KILL_SECONDS = 2.0
 #: As in a shell: the watcher exits with this plus the number of the signal that killed the server.
 KILLED = 128

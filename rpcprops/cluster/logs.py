@@ -20,7 +20,7 @@ _STACK = b"(most recent call first):"
 #: Bytes kept of each end of a log, besides the lines that report an error of torch.
 END = 1 << 20
 _MAX_TOLD = 256 << 10
-#: Up to the first length a line is searched whole; of a longer one, so much is kept around a match.
+#: The longest line that is searched as a whole, and the bytes kept around a match in a longer one.
 _LONG_LINE = 64 << 10
 _TOLD_LINE = 4 << 10
 _OVERLAP = 64

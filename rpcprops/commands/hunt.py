@@ -79,7 +79,7 @@ def hunt(
 
 
 def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
-    """Draw and run until there are so many examples, under a bar; print each batch's result."""
+    """Draw and run up to `examples` in all, under a bar; print the result of each batch."""
     from rpcprops._hunt import go_on
     from rpcprops.report.text import replay_line
 

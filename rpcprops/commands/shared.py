@@ -69,7 +69,7 @@ def check_transport(text: str) -> None:
 
 @contextmanager
 def running(clock: str) -> Iterator[Runner]:
-    """A runner with its own server; at its end, prints why ranks had an unwanted real clock."""
+    """A runner with its own server; at its end, prints why ranks ran in real time unasked."""
     server = ClusterServer(clock=parse_clock(clock))
     try:
         with err.status("starting the fork server (it imports torch)"):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Real seconds in which a second signal is ignored: `timeout`, terminals and shells send it twice.
+#: Real seconds in which a repeat is ignored: `timeout`, terminals and shells send a signal twice.
 _TWICE_SECONDS = 1.0
 #: Real seconds after a signal until KeyboardInterrupt is raised again, and until the process ends;
 #: the last number applies instead if the command has begun to end by itself.

@@ -105,7 +105,7 @@ def _has_xdist() -> bool:
 
 
 def _side_by_side(workers: int) -> list[str]:
-    """pytest's arguments for so many processes.
+    """pytest's arguments for `workers` processes.
 
     Raises:
         UsageError: pytest-xdist, which that needs, is not installed.

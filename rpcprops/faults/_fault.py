@@ -73,7 +73,7 @@ class Fault(abc.ABC):
         unseen_waits: the waits that it causes and that no counter of a rank shows, so that settling
             must wait for each of them.
         sign: the count in an outcome that shows it. Faults of one kind and one sign at a rank share
-            that count, and the prediction tells them apart; None: it has a count for itself.
+            that count, and the prediction tells them apart; None: it shares no count.
         shows_in: if nothing counts it, what else shows that it fired: the error that a step raises,
             or the virtual seconds that the steps of its rank took.
     """

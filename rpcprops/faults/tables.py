@@ -30,7 +30,7 @@ from rpcprops.faults.message_types import (
     retry_wait,
 )
 
-#: More than there are names: after so many items, an endless iterable is abandoned.
+#: More items than there are names: an endless iterable is abandoned there.
 _MAX_NAMES = 100_000
 
 #: The delays of torch's own fixture when a test gives none (virtual seconds).

@@ -613,7 +613,7 @@ class Model:
         return each + bool(more) < tries
 
 
-#: At most so many outcomes of a program differ by when torch marks creations that time out.
+#: The most outcomes of a program that differ by when torch marks creations that time out.
 _MOST_ALTERNATIVES = 64
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rpcprops.outcomes import Counters, RankOutcome, Violation
 from rpcprops.torch_facts import NEWEST, TorchFacts
 
-#: At shutdown an owner that still holds forks waits for their deletes, so many virtual seconds
+#: Virtual seconds that an owner which still holds forks waits for their deletes at shutdown
 #: (torch's ``RRefContext::delAllUsersAndUnforkedOwners``).
 OWNER_WAITS = 100.0
 #: Real seconds that a ready process may have to wait for a processor on a busy machine: 0.4 was

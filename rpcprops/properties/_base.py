@@ -102,7 +102,7 @@ def test_{name}() -> None:
     test_imports: ClassVar[tuple[str, ...]] = ("import rpcprops",)
 
     def in_cluster(self, *, init: bool) -> Kind:
-        """Ranks that do not join at once are ranks that join twice."""
+        """The kind itself, or "reinit" for ranks that do not join at once: they join twice."""
         return self if init else kind_of("reinit")
 
     def observer(

@@ -13,13 +13,13 @@ from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.properties._base import Case, Observation
 from rpcprops.torch_facts import UNKNOWN, TorchFacts, facts_of
 
-#: One in so many of the passing cases that qualify is run.
+#: Of the passing cases that qualify, one in this number is also run in real time.
 EVERY = 5
-#: The most such runs of a property.
+#: The most such runs for one property.
 MOST = 20
 #: The most predicted real seconds of waits in one such run.
 CASE_SECONDS = 3.0
-#: The most predicted real seconds of a property's such runs; or, if more, this part of its time.
+#: The most predicted real seconds of all such runs for a property (or a tenth of its time).
 ALL_SECONDS = 3.0
 #: Real seconds of an example besides its waits.
 _EXAMPLE_SECONDS = 0.1

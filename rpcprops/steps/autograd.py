@@ -214,7 +214,7 @@ def _is_close(seen: object, expected: float) -> bool:
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
-    """So many ranks, each different from the one before it."""
+    """`length` ranks, each different from the one before it."""
     width = len(drawer.ranks) - 1
     number = drawer.pick(range(max(1, width**length)))
     hops: list[int] = []

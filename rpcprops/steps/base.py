@@ -43,9 +43,9 @@ Sort: TypeAlias = Literal["handle", "future", "context"]
 #: A kind of step, by its ``op``, and a function that draws one.
 Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
 
-#: The outcome of a call is certain only if its timeout differs from the wait that faults cause by
-#: at least so many virtual seconds. For a shorter timeout, the wait alone decides; for a longer
-#: one, the answer must also come back in time.
+#: Virtual seconds by which a call's timeout must differ from the wait that faults cause; otherwise
+#: the outcome is uncertain. For a shorter timeout, the wait alone decides; for a longer one, the
+#: answer must also come back in time.
 CLEARLY_LATE = 0.25
 CLEARLY_IN_TIME = 60.0
 
