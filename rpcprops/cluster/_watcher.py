@@ -21,7 +21,7 @@ from collections.abc import Container
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-#: A fork of the test process also holds the other end of stdin open; so watch for its death too.
+#: Real seconds between checks that the test process lives: a fork of it may keep stdin open.
 _PARENT_CHECK_SECONDS = 1.0
 #: Real seconds after which a process is left that cannot be killed (another user's, or stuck).
 KILL_SECONDS = 2.0
