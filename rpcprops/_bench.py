@@ -1,12 +1,12 @@
 """Measures what an example costs: PyTorch's own harness, real time, the fast clock, bare floors.
 
-Every figure is a median over repeats with its least and greatest. All kinds of run of a comparison
-are measured in turn (A B C, A B C, …), so that a machine whose speed drifts does not favour one.
-Kinds that take many seconds take part in fewer rounds.
+Every figure is a median over repeats, with the smallest and the largest. All kinds of run in a
+comparison are measured in turn (A B C, A B C, …), so that a change of the machine's speed favours
+none. Kinds that take many seconds take part in fewer rounds.
 
 There are two floors, both of ranks that fork, join, shut down and exit, at our rate. The *bare
-floor* is no more than that, in a process that imported torch and froze what it holds. In the
-*bare floor, prepared* that process and its ranks also do what ours do to make it cheaper.
+floor* does nothing else, in a process that imported torch and froze its objects. In the *bare
+floor, prepared* that process and its ranks also do what our own do to make it cheaper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORLD_SIZES = (2, 4, 8, 16)
 FAILURES = (0, 1, 2, 3, 4, 5)
 LENGTHS = (1, 4, 16, 64)
 RATES = (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
-#: How many rounds of a comparison the runs in real time take part in, ten seconds each.
+#: How many rounds of a comparison include the runs in real time, which take ten seconds each.
 _REAL_ROUNDS = 3
 _HARNESS_SECONDS = 300
 
@@ -93,8 +93,8 @@ class Kind:
     """A kind of run, and how to do one.
 
     Attributes:
-        rounds: in how many rounds it takes part, spread over all; None means in each, after one
-            that is not counted and warms servers and caches.
+        rounds: in how many rounds it takes part, evenly spread; None means in all, plus an
+            uncounted first one that warms servers and caches.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Kind:
 
 
 def small_program(world_size: int = 4) -> Program:
-    """A small RRef and autograd program over all ranks, the one that the figures are about."""
+    """A small RRef and autograd program over all ranks, which most figures are about."""
     others = tuple(range(1, world_size))
     steps: list[Step] = [Remote(0, 1, "a"), Fetch(0, "a")]
     if world_size > 2:
@@ -129,7 +129,7 @@ def long_program(length: int) -> Program:
 
 
 def failing(times: int) -> FaultPlan:
-    """All four retryable types failing so often, on every rank."""
+    """All four retryable types fail so often, on every rank."""
     return FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, times)) if times else FaultPlan()
 
 
@@ -143,7 +143,7 @@ class BareRanks:
         self._log: RankLog | None = None
 
     def once(self, world_size: int) -> Figures:
-        """Run so many bare ranks once.
+        """Run a world of bare ranks once.
 
         Raises:
             MachineCannot: a rank failed, or they did not end.
@@ -153,7 +153,7 @@ class BareRanks:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps([world_size, self.rate]) + "\n")
             process.stdin.flush()
-        # One line is under way at most, so nothing waits in a buffer.
+        # At most one line is on its way, so nothing waits in a buffer.
         readable, _, _ = select.select([process.stdout], [], [], _HARNESS_SECONDS)
         line = process.stdout.readline() if readable else ""
         if not line:
@@ -397,7 +397,7 @@ def _ratio(sample: Sample, floor: Sample) -> float:
 
 @contextmanager
 def load(processes: int) -> Iterator[None]:
-    """Keep the machine busy with so many spinning processes."""
+    """Keep the machine busy with `processes` spinning processes."""
     with contextlib.ExitStack() as hogs:
         for _ in range(processes):
             spinning = [sys.executable, "-I", "-S", "-c", "while True: pass"]

@@ -1,7 +1,7 @@
-"""Files that are read, replaced, and added to: regular ones, and never half of one.
+"""Files that are read, replaced, or extended: regular files only, and never left incomplete.
 
-What is no regular file is refused before it is read or written: a FIFO blocks, a device may have no
-end. A file that cannot be written costs that file and nothing else: see :class:`Unwritten`.
+Anything but a regular file is refused before it is read or written: a FIFO blocks, a device may
+have no end. If a file cannot be written, only that file is lost: see :class:`Unwritten`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rpcprops.errors import UsageError
 
 T = TypeVar("T")
 
-#: The largest file that is read as a whole, unless a caller says less.
+#: The largest file that is read as a whole, unless a caller gives a smaller limit.
 MOST_BYTES = 512 << 20
 _BLOCK = 1 << 16
-#: Bytes of a name that stand for a longer text.
+#: Bytes of a name that represents a longer text.
 _MOST_OF_NAME = 60
-#: Where the shell of whoever reads our lines is, wherever tests may change to.
+#: The working directory of the user's shell, even after tests have changed theirs.
 _START = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else os.sep
-#: How the line about a file that could not be written begins.
+#: The first words of the line about a file that could not be written.
 COULD_NOT = "could not be written: "
 
 
@@ -42,7 +42,7 @@ class Unwritten:
 
     @classmethod
     def because(cls, error: OSError, path: Path) -> Unwritten:
-        """What `error` kept from being written at `path`."""
+        """The file at `path`, which could not be written because of `error`."""
         return cls(shown(path), reason_of(error))
 
     def __str__(self) -> str:
@@ -50,12 +50,12 @@ class Unwritten:
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused, without the name of the file, which may be a temporary one."""
+    """The system's reason, without the file name, which may be a temporary one."""
     return error.strerror or str(error)
 
 
 def shown(path: Path) -> Path:
-    """`path` as seen from the folder in which the command began, where it is below that."""
+    """`path` relative to the folder in which the command began, if it is below that."""
     try:
         return path.relative_to(_START)
     except ValueError:
@@ -63,17 +63,17 @@ def shown(path: Path) -> Path:
 
 
 def read_regular(path: Path, most: int = MOST_BYTES, *, else_what: str = "") -> bytes:
-    """What is in a regular file of at most `most` bytes.
+    """The content of a regular file of at most `most` bytes.
 
     Args:
-        else_what: what another kind of file, or a larger one, cannot be; said in the message.
+        else_what: what a file of another kind or size is said not to be, in the message.
 
     Raises:
-        UsageError: it is another kind of file, is larger, or cannot be read.
+        UsageError: the file is of another kind, is larger, or cannot be read.
     """
     so = f", so {else_what}" if else_what else ""
     try:
-        # Not to wait for the writer of a FIFO.
+        # Do not wait for the writer of a FIFO.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
@@ -83,7 +83,7 @@ def read_regular(path: Path, most: int = MOST_BYTES, *, else_what: str = "") -> 
             data = b""
             if found.st_size <= most:
                 with os.fdopen(fd, "rb", closefd=False) as file:
-                    # The file may have grown since, or the system may not know its size.
+                    # The file may have grown meanwhile, or the system may not know its size.
                     data = file.read(most + 1)
         finally:
             os.close(fd)
@@ -102,14 +102,14 @@ def read_regular(path: Path, most: int = MOST_BYTES, *, else_what: str = "") -> 
 
 
 def write_whole(path: Path, text: str, *, temporary: Path | None = None) -> None:
-    """Write `text` under a temporary name and rename it, so that nobody ever reads half a file.
+    """Write `text` under a temporary name and rename it, so that nobody reads half a file.
 
     Args:
-        temporary: a name next to `path`, for who removes what a killed process left; otherwise one
-            that nobody else has.
+        temporary: a name next to `path`, for callers that remove what a killed process left; by
+            default a unique name.
 
     Raises:
-        OSError: it cannot be written; what was there before still is, and nothing else is left.
+        OSError: it cannot be written; then the old file is unchanged, and no other file is left.
     """
     target = _target(path)
     temporary = temporary or _temporary(target)
@@ -126,11 +126,11 @@ def write_whole(path: Path, text: str, *, temporary: Path | None = None) -> None
 
 
 def check_output(option: str, path: Path, *, grows: bool = False) -> None:
-    """Make sure, before long work, that a file can be written when that is done.
+    """Check, before long work, that a file can be written at its end.
 
     Args:
         option: the option that names it, for the message.
-        grows: it is added to, and not replaced.
+        grows: whether the file is added to, and not replaced.
 
     Raises:
         UsageError: it cannot be written; the message names the option, the value and the remedy.
@@ -142,7 +142,7 @@ def check_output(option: str, path: Path, *, grows: bool = False) -> None:
 
 
 def why_not_writable(path: Path, *, grows: bool = False) -> str:
-    """Why a file cannot be written, as far as can be told without writing it; or nothing."""
+    """Why a file cannot be written, as far as that shows without writing it; else empty."""
     try:
         target = _target(path)
         if target.exists():
@@ -163,7 +163,7 @@ def why_not_writable(path: Path, *, grows: bool = False) -> str:
 
 
 def _why_not_replaced(target: Path) -> str:
-    """Why what is there cannot become a file of ours; or nothing."""
+    """Why the existing file cannot be replaced by ours; else empty."""
     if target.is_dir():
         return "it is a folder; name a file in it"
     if not target.is_file():
@@ -174,7 +174,7 @@ def _why_not_replaced(target: Path) -> str:
 
 
 def safe_name(text: str, keep: Literal["start", "end"]) -> str:
-    """A part of a file's name that stands for `text`: what may be in any name, and not much of it.
+    """A part of a file's name that represents `text`: only safe characters, and not many.
 
     Cut by bytes, which is how file systems measure a name.
     """
@@ -184,7 +184,7 @@ def safe_name(text: str, keep: Literal["start", "end"]) -> str:
 
 
 def _target(path: Path) -> Path:
-    """What is replaced when `path` is written: a link stays one, and its target is replaced.
+    """The file that is replaced when `path` is written: a link stays, its target is replaced.
 
     Raises:
         OSError: it is a link to itself.
@@ -200,18 +200,18 @@ def _temporary(target: Path) -> Path:
 
 
 class GrowingFile:
-    """A file of JSON lines that only grows, so that work goes on where it was interrupted.
+    """A file of JSON lines that only grows, so that interrupted work can continue.
 
-    A last line without its end was being written when a process was killed. It is not read, and
-    the next line replaces it, but only in a file that begins as this kind of file begins. Lines
-    that cannot be written are written with the next ones.
+    A last line without a newline was being written when a process was killed. It is not read, and
+    the next line replaces it, but only if the file begins as this kind of file begins. Lines that
+    cannot be written now are written together with the next ones.
 
     Args:
         what: what a line holds, for messages.
-        begins: how the first line of such a file begins.
-        remedy: what to do with another file that is there, for messages.
-        identifies: `begins` is the whole first line, and says what the others are of. It is written
-            with the first of them, and is none of :meth:`lines`.
+        begins: the first characters of such a file.
+        remedy: what to do about a file of another kind at this path, for messages.
+        identifies: whether `begins` is the whole first line, which says what the others belong to.
+            It is written together with the first of them, and :meth:`lines` does not return it.
 
     Attributes:
         unwritten: why the last lines are not in the file, if they could not be written.
@@ -230,18 +230,18 @@ class GrowingFile:
         self._begins_anew = False
 
     def begin_anew(self) -> None:
-        """Forget what the file holds: with the next line it has that alone."""
+        """Ignore what the file holds: the next line replaces all of it."""
         self._begins_anew = True
         with suppress(OSError, ValueError):
             self.path.unlink()
 
     def lines(self) -> list[bytes]:
-        """The whole lines, without their ends; none where there is no file.
+        """The complete lines, without newlines; none if there is no file.
 
         Raises:
             UsageError: it is no file of this kind, or cannot be read.
         """
-        with suppress(ValueError):  # a NUL in the path, of which reading it tells
+        with suppress(ValueError):  # a NUL in the path; reading it reports that
             try:
                 self.path.stat()
             except (FileNotFoundError, NotADirectoryError):
@@ -259,8 +259,8 @@ class GrowingFile:
         """What `decode` makes of each whole line.
 
         Raises:
-            UsageError: it is no file of this kind, cannot be read, or `decode` refuses a line: by
-                any error that a line can cause.
+            UsageError: it is no file of this kind, cannot be read, or `decode` raises an error of
+                a kind that a line can cause.
         """
         found: list[T] = []
         for number, line in enumerate(self.lines(), 2 if self.identifies else 1):
@@ -271,7 +271,7 @@ class GrowingFile:
         return found
 
     def append(self, *lines: bytes) -> None:
-        """Write lines, at once and for good; with the next ones where that cannot be.
+        """Write lines, at once and durably; or with the next ones, if that is impossible now.
 
         Raises:
             UsageError: it is no file of this kind.
@@ -304,7 +304,7 @@ class GrowingFile:
             os.fsync(file.fileno())
 
     def _check_beginning(self, data: bytes) -> None:
-        """A whole first line is for the reader to judge, who knows what it must hold."""
+        """Check the beginning; the reader checks a complete first line, as it knows the content."""
         if not data.startswith(self.begins[: len(data)]):
             raise self._refusal(1)
 
@@ -313,7 +313,7 @@ class GrowingFile:
 
 
 def _end_of_lines(fd: int) -> int:
-    """The place behind the last newline of a file."""
+    """The position after the last newline of a file."""
     end = os.fstat(fd).st_size
     while end:
         start = max(0, end - _BLOCK)

@@ -1,16 +1,16 @@
-"""Runs a command so that nothing of it outlives us, however we end.
+"""Runs a command so that no process of it outlives us, however we end.
 
-:func:`guarded` starts this file as a process of its own, the *guard*, which starts the command and
-holds the reading end of a pipe whose writing end only we have. It closes when we are done and when
-we die, of a SIGKILL too. The guard then sends the command a SIGINT, as Ctrl-C does, and kills what
-is left of it after a second: whatever loses its parent below the guard becomes the guard's child.
-Should the guard be killed, the kernel kills the command.
+:func:`guarded` starts this file as a separate process, the *guard*. The guard starts the command,
+and holds the reading end of a pipe whose writing end only we have. That end closes when we are done
+and also when we die, even by SIGKILL. The guard then sends the command a SIGINT, as Ctrl-C does,
+and after a second kills what is left of it: orphans below the guard become the guard's children. If
+the guard is killed, the kernel kills the command.
 
 :func:`scratch` makes a folder, and starts this file as a process that removes it once we and every
 guard of ours are gone.
 
-Both import nothing of ours but the watcher of the fork server, by its path: it kills in the same
-way, and imports the standard library only. So they start in a few hundredths of a second.
+Both import nothing of ours except the watcher of the fork server, by its path: it kills in the same
+way, and imports only the standard library. So they start in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-#: Real seconds that a command which is to stop has for that.
+#: Real seconds that a command gets to stop by itself.
 _GRACE_SECONDS = 1.0
-#: Real seconds within which the guard ends once it is told to.
+#: Real seconds within which the guard ends after it was told to.
 _STOP_SECONDS = 5.0
-#: The writing ends of the pipes that keep folders. A guard holds them too, for as long as its
+#: The writing ends of the pipes that keep folders alive. A guard holds them too, as long as its
 #: command may write there.
 _keeping: list[int] = []
 
 
 @contextlib.contextmanager
 def guarded(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Runs `command` until the block is left; then nothing of it runs any more.
+    """Run `command` until the block is left; then nothing of it runs any more.
 
     Args:
         options: for the ``Popen`` that the block gets.
@@ -80,10 +80,10 @@ def guarded(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 def run(
     command: Sequence[str], *, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
-    """As ``subprocess.run``, of a command of which nothing outlives the call.
+    """As ``subprocess.run``, but no process of the command outlives the call.
 
     Raises:
-        subprocess.TimeoutExpired: it did not end within `timeout` real seconds.
+        subprocess.TimeoutExpired: the command did not end within `timeout` real seconds.
     """
     import subprocess
 
@@ -94,9 +94,9 @@ def run(
 
 @contextlib.contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A new folder for temporary files, which is removed at the end, also when we are killed.
+    """A new folder for temporary files. It is removed at the end, even if we are killed.
 
-    The commands that are guarded meanwhile have ended before.
+    Commands that were guarded in the block have ended before that.
     """
     import secrets
     import subprocess
@@ -113,7 +113,7 @@ def scratch(prefix: str) -> Iterator[Path]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # A Ctrl-C is for us, and does not hurry it.
+                # A Ctrl-C is for us, and must not end this process early.
                 start_new_session=True,
             )
         finally:
@@ -134,23 +134,23 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def _ourselves(role: str, passed: Sequence[int]) -> list[str]:
-    """The command that runs this file, with the numbers of the descriptors that it gets."""
+    """The command that runs this file, with the descriptors that it gets, as numbers."""
     pipes = ",".join(map(str, passed))
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), role, pipes]
 
 
 def environment(**values: str) -> dict[str, str]:
-    """Ours with these values, for a process that runs no code of the user's.
+    """Our environment plus these values, for a process that runs no code of the user's.
 
-    The user's warning filters are for that: under PYTHONWARNINGS=error torch's own parts that warn
-    could not be imported.
+    The user's warning filters are removed: under PYTHONWARNINGS=error some parts of torch
+    cannot be imported.
     """
     ours = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     return ours | values
 
 
 def _watcher() -> Any:
-    """The module of the fork server's watcher, without the package that it is in."""
+    """The module of the fork server's watcher, loaded without its package."""
     import importlib.util
 
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cluster", "_watcher.py")
@@ -168,7 +168,7 @@ def _start(command: list[str], watcher: Any) -> int:
         return pid
     try:
         watcher.die_with_parent(parent)
-        # A handler does not survive what follows, unlike a signal that is ignored.
+        # A handler does not survive the exec below, but an ignored signal does.
         signal.set_wakeup_fd(-1)
         os.execvp(command[0], command)
     except OSError as error:
@@ -178,14 +178,14 @@ def _start(command: list[str], watcher: Any) -> int:
 
 
 def _guard(pipe: int, command: list[str]) -> None:
-    """Runs the command, and leaves as it did, with nothing of it left."""
+    """Run the command, end everything of it, and exit as it did."""
     watcher = _watcher()
     watcher.adopt_orphans()
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     told: list[int] = []
-    # A Ctrl-C at a terminal goes to the whole group: it reaches the command by itself, and us from
-    # whoever started us, by the pipe. A SIGTERM may be for this process alone.
+    # A Ctrl-C at a terminal goes to the whole group: it reaches the command directly, and our
+    # starter tells us by the pipe. A SIGTERM may be for this process alone.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: told.append(number))
@@ -207,7 +207,7 @@ def _guard(pipe: int, command: list[str]) -> None:
         if status is None and pipe in ready:
             deadline = time.monotonic() + _GRACE_SECONDS
             if signal.SIGINT not in told:
-                # A second one would cut short what the first began.
+                # A second signal would cut short what the first one began.
                 os.kill(child, signal.SIGINT)
         elif deadline is not None and time.monotonic() >= deadline:
             break
@@ -216,9 +216,9 @@ def _guard(pipe: int, command: list[str]) -> None:
 
 
 def _reap(child: int) -> int | None:
-    """Wait for whoever has ended, and give the status of `child` where it is among them."""
+    """Wait for children that have ended; the status of `child` if it is among them."""
     status: int | None = None
-    # The others lost their parent.
+    # The others are orphans.
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == child:
@@ -227,26 +227,26 @@ def _reap(child: int) -> int | None:
 
 
 def _leave_as(status: int | None) -> None:
-    """End as the command did; as one that was killed where it did not end."""
+    """End as the command did; as if killed, if the command has no status."""
     if status is None:
         os._exit(128 + signal.SIGKILL)
     if os.WIFSIGNALED(status):
-        # Its core is its own.
+        # The command has written its own core file.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(OSError):  # SIGKILL has no handler to take away
+        with contextlib.suppress(OSError):  # SIGKILL can have no handler to remove
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _hold_folder(pipe: int, folder: str) -> None:
-    """Removes the folder once nobody can write into it any more."""
+    """Remove the folder once no process can write into it any more."""
     os.read(pipe, 1)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
-    """Arguments are the role, descriptors of which the first is its own pipe, and the rest."""
+    """The arguments are the role, descriptors (the first is this process's pipe), and the rest."""
     role, passed, *rest = sys.argv[1:]
     pipes = [int(number) for number in passed.split(",")]
     for pipe in pipes:

@@ -1,7 +1,7 @@
 """Hunts: drawn programs under drawn faults, batch after batch, kept in a file that only grows.
 
-Each line of the file is one batch as JSON. A hunt goes on where its file stops: seeds that are in
-it are not drawn again, and an example that two batches drew counts once.
+Each line of the file is one batch as JSON. A hunt continues where its file ends: seeds that are in
+the file are not drawn again, and an example that two batches drew counts once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rpcprops.report.in_flight import watched
 from rpcprops.report.text import artefact_of, describe_case
 from rpcprops.runner import Runner
 
-#: What is hunted in, batch by batch, in turn.
+#: The property and the transport of each batch, in turn.
 HUNTED = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
-#: Draws between two lines of the file.
+#: The number of draws in one batch, which is one line of the file.
 BATCH_SIZE = 400
 _MAGIC = "rpcprops hunt"
 _FORMAT = 1
-#: How the JSON of a batch begins.
+#: The first characters of a batch's JSON.
 _BEGINS = b'{"property":"'
 
 
@@ -42,13 +42,13 @@ class Batch:
 
     Attributes:
         cases: a digest of each different example that was run.
-        explained: examples that broke a promise as a known finding does, by its name.
-        accepted: examples that showed a documented effect, by its kind.
+        explained: how many examples broke a promise in the way of each known finding, by its name.
+        accepted: how many examples showed a documented effect, by its kind.
         accepted_examples: the first of them for each kind, as Python.
-        verdict: of the examination, as for ``rpcprops check``.
+        verdict: the verdict of the examination, as for ``rpcprops check``.
         failure: the promise that an unexplained failure broke, and its artefact, or the line that
             says why there is none.
-        unconfirmed: failures that real time did not show again, with the same.
+        unconfirmed: failures that real time did not show again, in the same form.
     """
 
     property: str
@@ -91,11 +91,11 @@ class Hunt:
 
     @classmethod
     def read(cls, path: Path) -> Hunt:
-        """The hunt in `path`, an empty one where there is no file.
+        """The hunt in `path`, an empty one if there is no file.
 
         Raises:
-            UsageError: it is no regular file, or a line is no batch of a hunt (the last may be cut
-                short: it is left out).
+            UsageError: it is no regular file, or a line is no batch of a hunt (an incomplete last
+                line is ignored).
         """
         hunt = cls(path)
         hunt.batches += hunt._file.read(_batch)
@@ -128,16 +128,16 @@ class Hunt:
         return self._file.unwritten
 
     def append(self, batch: Batch) -> None:
-        """Write one more batch, at once and for good; with the next one where that cannot be.
+        """Write one more batch, at once and durably; or with the next one, if that fails now.
 
         Raises:
-            UsageError: the file is not of a hunt.
+            UsageError: the file does not belong to a hunt.
         """
         self.batches.append(batch)
         self._file.append(msgspec.json.encode(batch))
 
     def next_batches(self) -> Iterator[tuple[str, int, Literal["tcp", "shm"]]]:
-        """What to draw next, without end: property, seed and transport."""
+        """The next draws, without end: property, seed and transport."""
         done = {(b.property, b.seed, b.transport) for b in self.batches}
         seed = 0
         while True:

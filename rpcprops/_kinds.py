@@ -1,8 +1,8 @@
-"""What can fail and be run again: one protocol, and where each kind that keeps it lives.
+"""The kinds of artefact: one protocol, and the module in which each kind is defined.
 
-Files name a kind by its tag (``Artefact.kind``, ``Case.kind``). Whoever must know how kinds differ
-asks the kind. Another kind is a class, and a line in the table here. Kinds stand higher than some
-who ask for them, so each is loaded when it is first asked for.
+Files name a kind by its tag (``Artefact.kind``, ``Case.kind``). Code that depends on the kind asks
+the kind's object. A new kind is a class, and a line in the table here. Some modules that ask for
+kinds are in lower layers than the kinds, so each kind is loaded on first use.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _HOMES = {
 
 @dataclass(frozen=True)
 class Again:
-    """How an artefact is to be replayed.
+    """How to replay an artefact.
 
     Attributes:
-        file: where it lies.
+        file: the artefact's file.
         clock: as for ``--clock``.
-        runner: gives a runner by that clock, always the same one.
+        runner: returns a runner with that clock, always the same one.
     """
 
     file: Path
@@ -51,20 +51,20 @@ class Again:
 
 
 class Kind:
-    """What an artefact is of. Unless it says otherwise, it has a program.
+    """One kind of artefact. By default it has a program.
 
-    What our ranks run derives from :class:`rpcprops._replay.OfRanks`.
+    Kinds that run on our ranks derive from :class:`rpcprops._replay.OfRanks`.
 
     Attributes:
         tag: its name in files.
-        by_pytest: pytest runs it: an example makes as many clusters as it likes, and paths resolve
-            where pytest ran.
-        reinit: its ranks have shut RPC down once and initialised it again.
+        by_pytest: whether pytest runs it: then an example may make any number of clusters, and
+            paths are relative to where pytest ran.
+        reinit: whether its ranks have shut RPC down once and initialised it again.
         findings: the known findings that it meets, whatever its program is.
-        foreword: lines before all others about its failure.
+        foreword: lines that come before all others about its failure.
         test: the body of a regression test, with the test's {name} and the {transport} as an
-            argument; empty where what fails is a test, which is code already.
-        test_imports: what that body needs.
+            argument; empty if the artefact is of a test, which is code already.
+        test_imports: the import lines of that body.
     """
 
     tag: str
@@ -75,7 +75,7 @@ class Kind:
     test: ClassVar[str] = ""
     test_imports: ClassVar[tuple[str, ...]] = ()
 
-    # A case of it, and a cluster.
+    # A case of this kind, and a cluster.
 
     def run(self, runner: Runner, case: Case, *, anew: bool, **options: Any) -> Outcome:
         """The outcome of a case's program; a remembered one unless `anew`."""
@@ -83,42 +83,42 @@ class Kind:
         return run(case.program, case.plan, **options)
 
     def describe(self, name: str, program: Program | None) -> list[str]:
-        """What ran, in lines."""
+        """Lines that say what ran."""
         head, *rest = repr(program).splitlines()
         return [f"program  {head}", *(f"         {line}" for line in rest)]
 
     def in_cluster(self, *, init: bool) -> Kind:
-        """The kind of what a cluster runs whose ranks begin with ``init_rpc``, or do not."""
+        """The kind for a cluster, by whether its ranks begin with ``init_rpc``."""
         return self
 
-    # Its artefact.
+    # An artefact of this kind.
 
     def may_break(self, promise: str) -> bool:
-        """Whether an artefact of it can hold that promise."""
+        """Whether an artefact of this kind can name that promise."""
         return is_promise(promise)
 
     def check(self, artefact: Artefact) -> None:
         """Raises:
-        UsageError: an artefact of it cannot hold that.
+        UsageError: an artefact of this kind cannot have that content.
         """
         if artefact.program is None or len(artefact.plans) != 1:
             msg = "a program's artefact holds one program and one plan"
             raise UsageError(msg)
 
-    # Its replay.
+    # A replay of this kind.
 
     def notes(self, artefact: Artefact, again: Again) -> list[str]:
-        """What a reader must know before it is replayed.
+        """Lines that a reader must know before the replay.
 
         Raises:
-            UsageError: it cannot be replayed here.
+            UsageError: the artefact cannot be replayed here.
         """
         return []
 
     def observer(
         self, runner: Runner, artefact: Artefact, plan: FaultPlan
     ) -> Callable[..., Observation]:
-        """What runs it once more under a plan and judges it; called with options of a run."""
+        """A function that runs it once more under a plan and judges it; takes options of a run."""
         raise NotImplementedError
 
     def replay(
@@ -128,20 +128,20 @@ class Kind:
         without: Sequence[str] = (),
         on_run: Callable[[int, tuple[str, ...]], None] | None = None,
     ) -> Replay:
-        """Run it again, without the faults of those names; `on_run` is told of each run."""
+        """Run it again, without the faults of those names; calls `on_run` for each run."""
         raise NotImplementedError
 
     def told(self, result: Replay) -> str:
-        """What a replay showed, on a line."""
+        """One line about what a replay showed."""
         return str(result)
 
 
 @functools.cache
 def kind_of(tag: str) -> Kind:
-    """The kind of that tag.
+    """The kind with that tag.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such kind.
     """
     if tag not in _HOMES:
         msg = f"unknown kind {tag!r}"

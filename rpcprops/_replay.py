@@ -17,10 +17,10 @@ Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]
 
 @dataclass(frozen=True)
 class Replay:
-    """What running an artefact again showed.
+    """What the runs of a replay showed.
 
     Attributes:
-        seen: the promises that each run broke (for a test: the type of what it raised).
+        seen: the promises that each run broke (for a test: the type of its exception).
         without: the faults that were left out, by name.
         clock_problem: why pytest's ranks ran in real time though nobody asked for it; else empty.
     """
@@ -33,28 +33,28 @@ class Replay:
 
     @property
     def times(self) -> int:
-        """How often it was run."""
+        """How many runs there were."""
         return len(self.seen)
 
     @property
     def failed(self) -> int:
-        """How often it broke the same promise (any, where it was only under way)."""
+        """How many runs broke the same promise (any promise, if the artefact records none)."""
         if self.artefact.underway:
             return sum(bool(broken) for broken in self.seen)
         return sum(self.artefact.promise in broken for broken in self.seen)
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """What the runs broke that broke another promise."""
+        """The promises that were broken in runs that broke only others."""
         if self.artefact.underway:
             return ()
         return tuple(b[0] for b in self.seen if b and self.artefact.promise not in b)
 
     @property
     def answer(self) -> Answer:
-        """Whether it ever broke the same promise, only others, or none.
+        """Whether some run broke the same promise, only other promises, or none.
 
-        An example that was only under way broke none that it could break again.
+        An artefact of an in-flight example records no promise that could be broken again.
         """
         if self.artefact.underway:
             return "fails" if self.failed else "holds"
@@ -82,7 +82,7 @@ class Replay:
 class Need:
     """Whether a failure needs a fault: how often it showed in `times` runs without it.
 
-    There are no such runs where nobody can tell what the program must do without the fault.
+    There are no such runs if the oracle cannot predict the program without the fault.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Need:
 
     @property
     def is_needed(self) -> bool:
-        """Whether it never failed without."""
+        """Whether the failure never showed without the fault."""
         return not self.failed
 
     def __str__(self) -> str:
@@ -105,7 +105,7 @@ def check_faults(artefact: Artefact, names: Sequence[str]) -> tuple[str, ...]:
     """`names` if the artefact has faults of all those names.
 
     Raises:
-        UsageError: it has not; the message lists those that it has.
+        UsageError: it does not; the message lists the faults that it has.
     """
     known = artefact.fault_names
     for name in names:
@@ -122,12 +122,12 @@ def needed(
     without: Sequence[str] = (),
     on_need: Callable[[Need], None] | None = None,
 ) -> tuple[Need, ...]:
-    """Leave out each fault in turn, on top of `without`; then all that were not needed at once.
+    """Leave out each fault in turn, on top of `without`; finally all unneeded ones at once.
 
     Args:
         run: runs the artefact without the faults of some names.
-        on_need: called with each answer as it is known; those left out together come last, their
-            names joined by " and ".
+        on_need: called with each answer when it is known; the unneeded faults together come last,
+            their names joined by " and ".
     """
     found: list[Need] = []
 
@@ -136,7 +136,7 @@ def needed(
             result = run((*without, *names))
             need = Need(" and ".join(names), result.failed, result.times)
         except UsageError:
-            # A creation may then time out, or not: a program of which there is no prediction.
+            # A creation may then time out or not, so there is no prediction.
             need = Need(" and ".join(names), 0, 0)
         found.append(need)
         if on_need is not None:
@@ -168,7 +168,7 @@ def replay_program(
         options: `clock`, as for :func:`rpcprops.run`.
 
     Raises:
-        UsageError: the artefact is of a test, not of a program, or has not those faults.
+        UsageError: the artefact is of a test, not of a program, or does not have those faults.
     """
     if artefact.program is None:
         msg = f"the artefact is of the test {artefact.subject}, which pytest replays."
@@ -188,7 +188,7 @@ def replay_program(
 
 
 class OfRanks(Kind):
-    """What our ranks run, and run again."""
+    """A kind that our ranks run, and run again."""
 
     def replay(
         self,
@@ -197,7 +197,7 @@ class OfRanks(Kind):
         without: Sequence[str] = (),
         on_run: Callable[[int, tuple[str, ...]], None] | None = None,
     ) -> Replay:
-        """Run it again in fresh ranks, by the clock that was asked for."""
+        """Run it again in fresh ranks, with the chosen clock."""
         runner = again.runner()
         return replay_program(artefact, runner, times=again.times, without=without, on_run=on_run)
 

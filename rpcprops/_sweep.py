@@ -1,7 +1,7 @@
-"""Runs a program under every retryable table, and keeps what each showed: the map of a program.
+"""Runs a program under every retryable table, and records what each showed: the program's map.
 
-What was run is kept in a file of JSON lines, one for each plan, so that a sweep goes on where it
-was interrupted. The file belongs to a program on a torch version at a rate over a transport; which
+The results are kept in a file of JSON lines, one for each plan, so that an interrupted sweep can go
+on. The file belongs to one program on one torch version, at one rate and over one transport. Which
 ranks are faulty may differ from sweep to sweep.
 """
 
@@ -32,10 +32,10 @@ from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 
 Ranks = Literal["all", "each", "pairs"]
-#: What a table showed: "known" is a broken promise that a known finding of stock torch explains.
+#: The verdict of a table: "known" is a violation that a known finding of stock torch explains.
 Verdict = Literal["holds", "known", "violated", "undecided"]
 
-#: Where the files of sweeps go, below the working directory.
+#: The folder for the files of sweeps, below the working directory.
 DIRECTORY = Path(".rpcprops") / "sweeps"
 _MAGIC = "rpcprops sweep"
 _FORMAT = 2
@@ -43,14 +43,14 @@ _FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of the map: a table, and the ranks that it is for (none: every rank)."""
+    """One cell of the map: a table, and the ranks that have it (none: every rank)."""
 
     table: FaultTable
     ranks: tuple[int, ...] = ()
 
     @property
     def plan(self) -> FaultPlan:
-        """The plan of this place."""
+        """The plan of this cell."""
         if not self.ranks:
             return FaultPlan(self.table)
         return FaultPlan(by_rank=dict.fromkeys(self.ranks, self.table))
@@ -65,7 +65,7 @@ class Record:
         fired: how many injected faults fired.
         seconds: real seconds.
         artefact: where its failure was written.
-        findings: known findings that explain what it broke besides, or all that it broke.
+        findings: known findings that explain some of its violations, or all of them.
         accepted: the kinds of documented effects that it showed.
     """
 
@@ -84,10 +84,10 @@ class Record:
 def find_program(text: str) -> Program:
     """The program that a command line names: a shipped one, a JSON file, or ``path.py:NAME``.
 
-    A Python file is run; nothing of a JSON file is.
+    A Python file is executed; a JSON file is only read.
 
     Raises:
-        UsageError: it names none.
+        UsageError: it names no program.
     """
     shipped = shipped_programs()
     if text in shipped:
@@ -106,7 +106,7 @@ def find_program(text: str) -> Program:
 
 def _from_python(path: Path, name: str) -> Program:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    # os.path, unlike Path, says of a name that is too long that there is no such file.
+    # os.path, unlike Path, says that a file with too long a name does not exist.
     if not os.path.isfile(path) or spec is None or spec.loader is None:
         msg = f"{path}: no such Python file."
         raise UsageError(msg)
@@ -114,7 +114,7 @@ def _from_python(path: Path, name: str) -> Program:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-        # Code of the module again: it may have a __getattr__, and its objects have a __repr__.
+        # This runs code of the module: it may have a __getattr__, and its objects a __repr__.
         found = getattr(module, name, None)
         if isinstance(found, Program):
             return found
@@ -150,7 +150,7 @@ def _from_json(path: Path) -> Program:
 
 
 def cells(world_size: int, ranks: Ranks) -> tuple[Cell, ...]:
-    """The places of a map: every table on all ranks, on each rank alone, or on each pair."""
+    """The cells of a map: every table on all ranks, on each rank alone, or on each pair."""
     empty, *tables = retryable_tables()
     groups: list[tuple[int, ...]] = [()]
     if ranks == "each":
@@ -167,11 +167,11 @@ class State:
     """The records of a program so far, in a file.
 
     Args:
-        restart: forget what the file holds.
+        restart: ignore what the file holds.
 
     Attributes:
         path: the file; it is made when the first record is added.
-        unwritten: why it lacks the last records, if they could not be written.
+        unwritten: why the file lacks the last records, if they could not be written.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class State:
             return
         self.records |= {record.plan: record for record in self._file.read(_record)}
         if self.records:
-            # What a run that was killed did not end goes.
+            # Remove the incomplete line of a run that was killed.
             self._file.append()
 
     @property
@@ -214,12 +214,12 @@ class State:
         return self._file.unwritten
 
     def add(self, record: Record) -> None:
-        """Keep a record, and append it to the file; with the next one where that cannot be."""
+        """Keep a record, and append it to the file; with the next one if that fails now."""
         self.records[record.plan] = record
         self._file.append(json.dumps(to_json(record)).encode())
 
     def has(self, cell: Cell) -> bool:
-        """Whether a place is known; one that was undecided is not."""
+        """Whether a cell has a result; an undecided one does not count."""
         record = self.records.get(cell.plan)
         return record is not None and record.verdict != "undecided"
 
@@ -229,7 +229,7 @@ def _record(line: bytes) -> Record:
 
 
 class Sweep:
-    """Runs a program under the plans of a map that are not known yet.
+    """Runs a program under the plans of a map that have no result yet.
 
     Args:
         options: `transport`, as for :func:`rpcprops.run`.
@@ -239,12 +239,12 @@ class Sweep:
         self.program = program
         self.runner = runner
         self.state = state
-        #: What a known finding of torch explains is no news, and named.
+        #: Violations that a known finding explains do not fail a sweep, but are named.
         self.options = {"with_findings": False, **options}
         self._confirmed = {r.promise for r in state.records.values() if r.verdict == "violated"}
 
     def run(self, places: tuple[Cell, ...]) -> Iterator[tuple[Record, Failure | None]]:
-        """Run what is not known of `places`; each record once it is kept, with its failure."""
+        """Run the cells without a result; yields each record once it is kept, with its failure."""
         for cell in places:
             if self.state.has(cell):
                 continue
@@ -270,7 +270,7 @@ class Sweep:
             yield record, failure
 
     def _verdict(self, seen: Observation) -> tuple[Verdict, list[Repeats]]:
-        """A failure counts once it was seen again: in real time for a new promise, else fast."""
+        """The verdict; a failure must be seen again: in real time for a new promise, else fast."""
         if not seen.violations:
             return "known" if seen.explained_by else "holds", []
         first, rate = seen.violations[0], seen.outcome.clock_rate

@@ -1,4 +1,4 @@
-"""A test of the user's as what an artefact is of: pytest runs it again."""
+"""The kind of artefact that is a user's test: pytest runs it again."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from rpcprops.errors import UsageError
 from rpcprops.programs import Program
 from rpcprops.report.artefact import DIRECTORY, Artefact
 
-#: Control characters and ends of lines; what cannot be encoded cannot be an argument either.
+#: Control characters and line ends; text that cannot be encoded cannot be an argument either.
 _NOT_IN_NAMES = ("Cc", "Zl", "Zp")
 
 
 class OfUser(Kind):
-    """A test of the user's."""
+    """A user's test."""
 
     by_pytest = True
 
     def describe(self, name: str, program: Program | None) -> list[str]:
-        """Nothing: its name says it."""
+        """Nothing: its name is enough."""
         return []
 
     def may_break(self, promise: str) -> bool:
-        """What a user's test raised may be an exception of the user's own."""
+        """Always: a user's test may raise an exception class of the user's own."""
         return promise.isidentifier()
 
     def check(self, artefact: Artefact) -> None:
-        """Its subject becomes an argument of pytest's."""
+        """Check its subject, which becomes an argument of pytest's."""
         if not _is_node_id(artefact.subject):
             msg = (
                 f"{artefact.subject!r} is no node id of a test (path/to/test.py::name, the path "
@@ -49,7 +49,7 @@ class OfUser(Kind):
             raise UsageError(msg)
 
     def notes(self, artefact: Artefact, again: Again) -> list[str]:
-        """Where it is replayed, if that is not where it ran; why it has no fast clock."""
+        """Where it is replayed, if that is not where it ran; and why there is no fast clock."""
         found: list[str] = []
         root = root_of(again.file, artefact)
         if not ran_in(artefact, root):
@@ -67,7 +67,7 @@ class OfUser(Kind):
         without: Sequence[str] = (),
         on_run: Callable[[int, tuple[str, ...]], None] | None = None,
     ) -> Replay:
-        """pytest has ranks of its own, and prints what it runs unless nobody wants to know."""
+        """Run pytest, which has its own ranks, and prints what it runs unless `quiet`."""
         clock = None if again.clock == "auto" else again.clock
         return replay_test(
             again.file,
@@ -79,20 +79,20 @@ class OfUser(Kind):
         )
 
     def told(self, result: Replay) -> str:
-        """With its name, which pytest's output does not end with."""
+        """One line that names the test, because pytest's output does not end with the name."""
         return f"{result} ({result.artefact.subject})"
 
 
 def root_of(path: Path, artefact: Artefact) -> Path:
-    """The folder in which pytest runs the test of an artefact: one of the user's, never another.
+    """The folder in which pytest runs the test of an artefact: always a folder of the user's.
 
-    It is pytest's root folder of the working directory, or the folder that holds the
-    ``.rpcprops/failures`` in which the artefact lies, where that is the working directory or one
-    above or below it. The folder that the artefact names decides between the two, and is no third:
-    an artefact may come from somebody else, and pytest runs the conftest.py of its folder.
+    It is pytest's root folder for the working directory, or the folder of the `.rpcprops/failures`
+    with the artefact, if that is the working directory or one above or below it. The folder named
+    in the artefact only decides between these two: an artefact may come from somebody else, and
+    pytest runs the conftest.py of its folder.
 
     Raises:
-        UsageError: the file of the test is in neither.
+        UsageError: neither folder has the file of the test.
     """
     here = Path.cwd()
     folders = [_pytest_root(here)]
@@ -119,7 +119,7 @@ def ran_in(artefact: Artefact, folder: Path) -> bool:
     try:
         return bool(artefact.rootdir) and os.path.realpath(artefact.rootdir) == str(folder)
     except ValueError:
-        return False  # no name of a folder: it holds a NUL, say
+        return False  # not a folder's name: it contains a NUL, for example
 
 
 def _pytest_root(folder: Path) -> Path:
@@ -168,7 +168,7 @@ def replay_test(
 ) -> Replay:
     """Run the test of an artefact again in pytest, `times` times on the example that failed.
 
-    A test that draws inside its body, or one without Hypothesis, takes a pytest for each time.
+    A test that draws inside its body, or one without Hypothesis, needs one pytest run each time.
 
     Args:
         without: names of faults that no cluster of the test gets.
@@ -177,7 +177,7 @@ def replay_test(
 
     Raises:
         UsageError: the test is not below the folder where the command runs (see :func:`root_of`),
-            the artefact has not those faults, or pytest cannot run the test.
+            the artefact does not have those faults, or pytest cannot run the test.
     """
     folder = root_of(path, artefact)
     dropped = check_faults(artefact, without)
@@ -195,7 +195,7 @@ def replay_test(
                 f"--rpc-replay-times={times - result.times}",
                 f"--rpc-replay-answer={answer}",
             ]
-            # Behind the hyphens nothing is an option; with ./ in front, an @ names no file of them.
+            # After the hyphens nothing is an option; after ./, @ does not name an options file.
             done = _guard.run(
                 [*command, *options, "--", f"./{artefact.subject}"],
                 cwd=folder,
@@ -225,8 +225,8 @@ def replay_test(
 def _is_node_id(subject: str) -> bool:
     """Whether `subject` is ``path/to/test.py::name``, with a path that goes down from a folder.
 
-    It becomes an argument of pytest's, which takes what begins with a hyphen for an option, and
-    reads options from the file that follows an @.
+    It becomes an argument of pytest's, which takes text with a leading hyphen for an option, and
+    reads options from the file named after an @.
     """
     try:
         os.fsencode(subject)

@@ -1,8 +1,8 @@
-"""Whether a failure under a fast clock is one: what slower rates, down to real time, show of it.
+"""Decides whether a failure under a fast clock counts, by runs at slower rates and in real time.
 
-A fast clock multiplies honest work too, and a busy machine is late. So a failure counts once the
-slowest rate has shown it, by ranks that were in time. Everything that confirms failures asks
-:func:`confirm`: properties, tests of ``rpc_cluster``, state machines, sweeps, PyTorch's own tests.
+A fast clock also multiplies the time that the real work takes, and a busy machine is late. So a
+failure counts only once the slowest rate has shown it, with ranks that were in time. All code that
+confirms failures calls :func:`confirm`: properties, `rpc_cluster`, state machines, sweeps.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Literal, Self
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Outcome, Violation
 
-#: Virtual seconds by which the waits of ranks may end late before a failure of code that the model
-#: does not know means nothing: nobody knows how much time it needs. On an idle machine it is one or
-#: two at most.
+#: Virtual seconds by which waits of ranks may end late before a failure proves nothing, for code
+#: that the model does not know: nobody knows how much time it needs. On an idle machine the
+#: lateness is at most one or two.
 OWN_CODE_SLACK = 4.0
 
 
 def confirmation_rates(rate: float) -> tuple[float, ...]:
-    """The rates below `rate` at which a failure must show as well: a tenth of it, then 1."""
+    """The rates below `rate` at which a failure must show too: a tenth of it, then 1."""
     tenth = rate / 10
     return (tenth, 1.0) if tenth > 1.0 else (1.0,) if rate > 1.0 else ()
 
 
 def is_decided(violation: Violation, outcome: Outcome) -> bool:
-    """Whether the ranks were scheduled in time enough for `violation` to mean what it says.
+    """Whether the ranks were in time, so that `violation` proves something.
 
-    A wait that ends `late_seconds` (real) after its deadline is that many times the rate late in
-    virtual seconds; where this reaches the slack that the verdict allows, the machine may have
-    caused what was seen.
+    A wait that ends `late_seconds` (real) after its deadline is late by that times the rate in
+    virtual seconds. If that reaches the slack of the violation, the machine may have caused what
+    was seen.
     """
     late = max((rank.late_seconds for rank in outcome.ranks), default=0.0)
     return late * outcome.clock_rate < violation.slack
@@ -39,11 +39,11 @@ def is_decided(violation: Violation, outcome: Outcome) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one run shows of a failure.
+    """Whether one run shows a failure.
 
     Attributes:
         shows: whether it fails in the same way.
-        in_time: whether its ranks were in time enough for that to mean something.
+        in_time: whether its ranks were in time, so that the run proves something.
     """
 
     shows: bool
@@ -58,16 +58,16 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What slower rates made of a failure.
+    """What the slower runs say of a failure.
 
     Attributes:
-        kind: "confirmed": the last run shows it, in time. Of a failure that a run in time showed
-            and a slower one did not, "unconfirmed", or "failed once" where it did not come again
-            at its own rate either. The others are undecided: "too late" where the last run shows
-            it, but its ranks were late; "meant nothing" where all that showed it were late, and
-            the last does not; "not had" where the machine could not give the last rate.
-        rate: that of the last run.
-        runs: the rates that were asked, and whether each showed it.
+        kind: "confirmed": the last run shows it, in time. If a run in time showed it and a slower
+            run did not: "unconfirmed", or "failed once" if it did not come again at its own rate
+            either. The other kinds are undecided: "too late": the last run shows it, but its ranks
+            were late. "meant nothing": the last run does not show it, and all that did were late.
+            "not had": the machine could not give the last rate.
+        rate: the rate of the last run.
+        runs: the rates that were run, and whether each showed it.
         cannot: for "not had", the error that says why.
     """
 
@@ -97,23 +97,23 @@ def confirm(
     raises_cannot: bool = False,
     more_runs: int = 0,
 ) -> Confirmation:
-    """Ask slower rates about a failure that `first` shows at `rate`.
+    """Run a failure that `first` shows at `rate` again at slower rates.
 
-    A run that failed while its ranks were late says nothing, neither for nor against: slower rates
-    are asked on. A rate that a busy machine cannot give is passed over; real time it can.
+    A run that failed while its ranks were late proves nothing either way, so the next slower rate
+    is run. A rate that a busy machine cannot give is skipped; real time is always possible.
 
     Args:
-        run: runs the same once more, at the rate that it is given. What it raises is raised, but
-            MachineCannot: such a run shows nothing of the failure, and is none without it.
-        rates: what to ask, in this order; unless given the :func:`confirmation_rates` below `rate`,
-            and for a failure in real time that once more.
-        passing_decides: whether a slower run that does not fail ends it, where nothing but late
-            runs has failed. Right where each run is judged whole, so that this one is an example
-            that holds.
-        raises_cannot: whether MachineCannot is raised too, at any rate. Right where it may come
-            from the caller's own code, which no other rate would change.
-        more_runs: how often to run at `rate` again what a slower run does not show, to tell whether
-            it "failed once". Right where a busy machine can seem to break the promise.
+        run: runs the same once more at the given rate. What it raises is raised, except
+            MachineCannot: such a run shows nothing of the failure, and does not count.
+        rates: the rates to run, in this order; by default the :func:`confirmation_rates` below
+            `rate`, or rate 1 once more for a failure in real time.
+        passing_decides: whether a slower run that does not fail ends the confirmation, if only
+            late runs have failed. Right if each run is judged as a whole, so that this run is an
+            example that holds.
+        raises_cannot: whether MachineCannot is raised too, at any rate. Right if it may come from
+            the caller's own code, because no other rate would change that.
+        more_runs: how often to repeat at `rate` what a slower run does not show, to see whether it
+            "failed once". Right if a busy machine can cause something that looks like a violation.
     """
     believed, last, at = first.in_time, first, rate
     runs: list[tuple[float, bool]] = []

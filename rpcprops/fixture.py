@@ -1,9 +1,9 @@
-"""The fixture that turns fault tables into options of an agent.
+"""The fixture that turns fault tables into the options of an agent.
 
 :class:`FaultyRpcAgentTestFixture` is a drop-in for the class of the same name in
 ``torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture``: the same members, the
 same defaults, mixed into PyTorch's own test classes in the same way. It is the one way into the
-agent: the ranks of a cluster get their options from it too. The agent itself is one of
+agent: the ranks of a cluster also get their options from it. The agent itself is one of
 :mod:`rpcprops.agents`: torch's faulty one, unless a world names another.
 
 Importing this module imports torch.
@@ -26,10 +26,10 @@ from rpcprops.faults import DEFAULT_MESSAGES_TO_DELAY, RETRYABLE_MESSAGE_TYPES, 
 from rpcprops.torch_facts import TorchFacts, facts_of
 from rpcprops.torch_facts.symbols import RpcAgentTestFixture
 
-# Before a fork: each registration makes torch's enum of backends anew.
+# Before a fork, because each registration replaces torch's enum of backends.
 agents.named(faulty_tensorpipe.NAME).make_known()
 
-#: What torch's fixture fails, and how often, when a test does not say.
+#: The types that torch's fixture fails, and how often, if a test does not say.
 DEFAULT_FAULT_TABLE = FaultTable(
     messages_to_fail=RETRYABLE_MESSAGE_TYPES,
     num_fail_sends=3,
@@ -41,14 +41,14 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
     """Options of an agent, torch's faulty one, made from a :class:`rpcprops.FaultTable`.
 
     As in torch, ``messages_to_fail`` and ``messages_to_delay`` are attributes that a test may set,
-    and ``dist_init`` calls :meth:`setup_fault_injection`. Beyond torch, a whole table may be put in
-    (:attr:`fault_table`), and everything put in is checked when the options are made.
+    and ``dist_init`` calls :meth:`setup_fault_injection`. In addition, a whole table may be set
+    (:attr:`fault_table`), and everything is checked when the options are made.
 
     Attributes:
         num_worker_threads: threads of the agent (torch's fixture has 8).
         rpc_timeout: seconds (virtual in a rank with a fast clock) before a call fails; None leaves
             torch's default of 60.
-        agent_name: which of :mod:`rpcprops.agents` it is.
+        agent_name: the agent's name in :mod:`rpcprops.agents`.
     """
 
     agent_name: str = faulty_tensorpipe.NAME
@@ -61,10 +61,10 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
 
     @property
     def fault_table(self) -> FaultTable:
-        """The table that the options are made from.
+        """The table from which the options are made.
 
         Raises:
-            UsageError: an attribute holds what no table accepts.
+            UsageError: an attribute has a value that no table accepts.
         """
         return FaultTable(self.messages_to_fail, self.num_fail_sends, self.messages_to_delay)
 
@@ -83,7 +83,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         """The agent.
 
         Raises:
-            UsageError: none of that name is known in this process.
+            UsageError: no agent with that name is known in this process.
         """
         return agents.named(self.agent_name)
 
@@ -103,7 +103,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
 
     @property
     def rpc_backend_options(self) -> Any:
-        """The agent's options for ``rpc.init_rpc``, made anew on each reading."""
+        """The agent's options for ``rpc.init_rpc``, new on each access."""
         others: dict[str, Any] = {"num_worker_threads": self.num_worker_threads}
         if self.rpc_timeout is not None:
             others["rpc_timeout"] = self.rpc_timeout
@@ -114,7 +114,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         faulty_messages: Iterable[str] | FaultTable | None,
         messages_to_delay: Mapping[str, float] | None,
     ) -> None:
-        """What ``dist_init`` calls before each test; None leaves what is set.
+        """Called by ``dist_init`` before each test; None leaves the present setting.
 
         Args:
             faulty_messages: types to fail, or a whole table.
@@ -137,11 +137,11 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
     # torch's base class declares these without a result; its own fixtures return strings.
 
     def get_shutdown_error_regex(self) -> Any:
-        """A pattern of the errors that a call to a rank that went away may raise."""
+        """A pattern for the errors that a call to a rank that is gone may raise."""
         return "|".join(f"({re.escape(text)})" for text in self.facts.texts.gone)
 
     def get_timeout_error_regex(self) -> Any:
-        """A pattern of the error that a call raises when its RPC timeout has passed."""
+        """A pattern for the error of a call whose RPC timeout has passed."""
         return re.escape(self.facts.texts.timeout)
 
 
@@ -180,7 +180,7 @@ class RankFixture(FaultyRpcAgentTestFixture):
 
     @property
     def init_method(self) -> str:
-        """Where the ranks meet: a store in memory that all of them inherited."""
+        """Where the ranks find each other: a store in memory that all of them inherited."""
         return self._init_method
 
     def init_rpc(self) -> None:
@@ -199,7 +199,7 @@ _this_rank: RankFixture | None = None
 
 
 def for_this_rank() -> RankFixture:
-    """The fixture of the rank that this code runs in.
+    """The fixture of the rank in which this code runs.
 
     Raises:
         UsageError: this process is no rank of a cluster.

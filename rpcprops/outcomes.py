@@ -47,7 +47,7 @@ class Counters:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way (what is held may stay)."""
+        """Whether no message is on its way (what is held may stay)."""
         return not (
             self.pending_users
             or self.pending_futures

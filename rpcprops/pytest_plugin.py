@@ -1,6 +1,6 @@
 """The pytest plugin: its hooks, and the fixtures ``rpc_cluster`` and ``rpc_shard``.
 
-What the hooks do is in :mod:`rpcprops.plugin`.
+The work of the hooks is in :mod:`rpcprops.plugin`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _SUMMARY = pytest.StashKey[reports.Summary]()
 class ClusterFactory:
     """What the ``rpc_cluster`` fixture gives: call it to make a cluster, enter that to start it.
 
-    The options are :class:`rpcprops.cluster.ClusterOptions`, as of
-    :meth:`rpcprops.ClusterServer.cluster`; the transport is the one of ``--rpc-transport`` unless
-    given.
+    The options are :class:`rpcprops.cluster.ClusterOptions`, as for
+    :meth:`rpcprops.ClusterServer.cluster`; the transport is by default that of
+    ``--rpc-transport``.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
-        """A cluster that is not started yet, less the faults of ``--rpc-without-fault``.
+        """A cluster that is not started yet, without the faults of ``--rpc-without-fault``.
 
-        Functions that it is to run are looked for in the module that calls this.
+        Its ranks look for functions in the module that calls this.
 
         Raises:
-            UsageError: an option has a value that it cannot have.
+            UsageError: an option has an invalid value.
             MachineCannot: the fork server cannot start here.
         """
         module = sys._getframe(1).f_globals.get("__name__", "")
@@ -66,10 +66,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the options, and make what lives as long as this process; no server starts yet.
+    """Read the options, and make what lives as long as this process; starts no server yet.
 
     Raises:
-        pytest.UsageError: an option has a value that it cannot have.
+        pytest.UsageError: an option has an invalid value.
     """
     options = Options.read(config)
     session = config.stash[SESSION] = Session(config, options)
@@ -84,14 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the fork server, where one was started, and all its ranks."""
+    """End the fork server, if one was started, and all its ranks."""
     session = config.stash.get(SESSION, None)
     if session is not None:
         session.close()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Which torch and clock tests get, and what an earlier run here left under way."""
+    """The torch and the clock of the tests, and what an earlier run here left in flight."""
     lines = reports.header(config.stash[SESSION])
     summary = config.stash.get(_SUMMARY, None)
     died = summary.take_died() if summary is not None else ""
@@ -120,7 +120,7 @@ def _uses_us(item: pytest.Item) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With ``--rpc-shards``, make each drawn test of ``rpc_cluster`` so many tests."""
+    """With ``--rpc-shards``, split each drawn test of ``rpc_cluster`` into that many tests."""
     count = metafunc.config.stash[SESSION].options.shards
     if count > 1 and is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
         shards.split(metafunc, count)
@@ -128,9 +128,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--rpc-replay``, leave the test of the artefact only.
+    """With ``--rpc-replay``, keep only the test of the artefact.
 
-    A worker of xdist's that has tests of ours begins to watch its controller.
+    An xdist worker that has tests of ours begins to watch its controller.
     """
     session = config.stash[SESSION]
     if any(map(_uses_us, items)):
@@ -141,7 +141,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """While a test runs, keep its name on disk, for the case that this process is killed."""
+    """While a test runs, keep its name on disk, in case this process is killed."""
     in_flight = item.config.stash[SESSION].in_flight
     in_flight.begin(shards.without_shard(item.nodeid))
     try:
@@ -152,7 +152,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Watch each example of a test of ``rpc_cluster``, or replay the one of the artefact."""
+    """Watch each example of a test of ``rpc_cluster``, or replay the artefact's example."""
     if not _uses_us(item):
         return (yield)
     session = item.config.stash[SESSION]

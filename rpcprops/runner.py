@@ -26,9 +26,9 @@ _REMEMBERED = 2048
 class Runner:
     """Runs programs on one server, and remembers each outcome.
 
-    Remembering makes a run a function of its arguments, as Hypothesis expects of a test: a case
-    that fails only sometimes keeps the outcome that it first had (how often it repeats is measured
-    apart, with :meth:`run_anew`).
+    With memory, a run is a function of its arguments, as Hypothesis expects of a test: a case that
+    fails only sometimes keeps its first outcome (how often it fails again is measured separately,
+    with :meth:`run_anew`).
     """
 
     def __init__(self, server: ClusterServer) -> None:
@@ -65,7 +65,7 @@ class Runner:
         clock: ClockChoice | None = None,
         transport: Transport = "tcp",
     ) -> Outcome:
-        """As :meth:`run`, without remembering."""
+        """As :meth:`run`, but without the memory."""
         _check(program, plan, world_size, transport)
         faults = FaultPlan.of(plan)
         size = program.world_size if world_size is None else world_size
@@ -86,7 +86,7 @@ class Runner:
         contexts: dict[str, int] = {}
 
         def as_expected(seen: StepOutcome) -> bool:
-            # After a step that went wrong, the next ones would be judged for its fault.
+            # After a failed step, the next steps would be judged for its failure.
             follows = chosen(prediction, [*steps, seen], facts)
             return seen.ended and is_expected(follows.steps[seen.index].error, seen.error, facts)
 
@@ -108,7 +108,7 @@ class Runner:
                     break
             else:
                 prediction = chosen(prediction, steps, facts)
-                # Without a graceful shutdown, only a settle shows what the last step led to.
+                # Without a graceful shutdown, only a settle shows the effects of the last step.
                 settles = program.settles or not prediction.graceful
                 if settles and not cluster.has_found:
                     cluster.settle_to(prediction.counters, prediction.retried, prediction.calls)
@@ -141,10 +141,10 @@ def run_step(
     contexts: dict[str, int],
     goes_on: Callable[[StepOutcome], bool],
 ) -> list[StepOutcome]:
-    """Run a step that is no Settle, its branches at once, its leaves counted from `first`.
+    """Run a step that is no Settle; branches run at the same time. `first` numbers its first leaf.
 
-    A branch ends early after a leaf of which `goes_on` is false. The ids of the contexts that are
-    made are kept in `contexts`, by name.
+    A branch ends early after a leaf whose `goes_on` is false. The ids of the new contexts are
+    recorded in `contexts`, by name.
     """
     numbers = itertools.count(first)
     numbered = [[(next(numbers), leaf) for leaf in branch] for branch in step.at_once]
@@ -170,7 +170,7 @@ def default_runner() -> Runner:
 
 
 def use_server(server: ClusterServer) -> None:
-    """Let :func:`run` use this server, so that a process has one."""
+    """Let :func:`run` use this server, so that the process has only one."""
     global _default
     _default = Runner(server)
 
@@ -185,7 +185,7 @@ def run(
 ) -> Outcome:
     """Run `program` on fresh ranks of real torch under `plan`, and return what it showed.
 
-    The same arguments give the remembered outcome of the first run. :func:`rpcprops.judge` tells
+    The same arguments give the remembered outcome of the first run. :func:`rpcprops.judge` says
     which promises the outcome breaks.
 
     Args:
@@ -194,10 +194,10 @@ def run(
         transport: "tcp" or "shm".
 
     Raises:
-        UsageError: an argument is out of its range, or the plan is not of this world.
-        MachineCannot: torch cannot be imported, or a clock's rate cannot be had.
+        UsageError: an argument is out of its range, or the plan does not fit this world.
+        MachineCannot: torch cannot be imported, or this machine cannot give the clock's rate.
     """
-    # Before a server starts, which takes seconds.
+    # Check this before a server starts, which takes seconds.
     _check(program, plan, world_size, transport)
     return default_runner().run(
         program, plan, world_size=world_size, clock=clock, transport=transport

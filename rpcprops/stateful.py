@@ -13,8 +13,9 @@
 
     TestCounting = Counting.TestCase
 
-Each rule draws one step that may follow those before it, runs it on the ranks, and compares it with
-what the oracle predicts. At the end the ranks settle and shut down, and the whole run is judged.
+Each rule draws one step that may follow the earlier ones, runs it on the ranks, and compares the
+result with the oracle's prediction. At the end the ranks settle and shut down, and the whole run is
+judged.
 """
 
 from __future__ import annotations
@@ -56,15 +57,15 @@ from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.strategies.drawing import KINDS, PARALLEL, StepDrawer, checked_kinds
 from rpcprops.torch_facts import facts_of
 
-#: What a violation of the world says about itself, whatever the program has done so far.
+#: Promises that do not depend on what the program has done so far.
 _ALWAYS = ("RankDied", "RankHung")
 
 
 class ClusterMachine(RuleBasedStateMachine):
     """Steps of programs as rules over one live cluster; subclass it, and add rules of your own.
 
-    A rule of yours runs code on the ranks by :attr:`cluster`. What it holds there while other rules
-    run :meth:`held` tells, and :meth:`let_go` ends before the ranks settle for the last time.
+    A rule of yours runs code on the ranks through :attr:`cluster`. If it holds something there
+    while other rules run, :meth:`held` must say so, and :meth:`let_go` must drop it.
 
     Attributes:
         world_size: number of ranks, 1 to 16.
@@ -81,11 +82,11 @@ class ClusterMachine(RuleBasedStateMachine):
     kinds: ClassVar[Iterable[str] | None] = None
 
     _asked: ClassVar[tuple[str, ...]] = checked_kinds(None, parallel=True)
-    #: Promises whose breaking real time has shown, and where the last failure was written.
+    #: Promises whose violation real time has shown, and the file of the last failure.
     _confirmed: ClassVar[set[str]] = set()
-    #: Runs that failed once and that slower clocks did not show, so that they are not tried again.
+    #: Runs that failed once and that slower clocks did not show: they are not tried again.
     _doubted: ClassVar[set[tuple[Program, FaultPlan, str]]] = set()
-    #: Runs whose slower runs failed for a reason of ours, and with what.
+    #: Runs whose slower runs failed because of a bug of ours, with the error.
     _unasked: ClassVar[dict[tuple[Program, FaultPlan, str], HarnessError]] = {}
     _written: ClassVar[Path | None] = None
 
@@ -106,7 +107,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self._cluster: Cluster | None = None
         self._seen: list[StepOutcome] = []
         self._contexts: dict[str, int] = {}
-        self._shared = False  # whether a rule of the user's has had the cluster
+        self._shared = False  # whether a rule of the user's has used the cluster
 
     # What users see.
 
@@ -123,16 +124,16 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @property
     def program(self) -> Program:
-        """The steps that were run so far."""
+        """The steps that have run so far."""
         steps = () if self._drawer is None else tuple(self._drawer.steps)
         return Program(self.world_size, steps, type(self).__name__)
 
     def held(self) -> Sequence[Counters]:
-        """What rules of your own hold now, by rank; nothing, unless you say so."""
+        """What your own rules hold now, by rank; nothing by default."""
         return ()
 
     def let_go(self) -> None:
-        """Called when all rules have run well: end what rules of your own still hold."""
+        """Called when all rules have passed: drop what your own rules still hold."""
 
     # Life.
 
@@ -158,7 +159,7 @@ class ClusterMachine(RuleBasedStateMachine):
             self._broken(judge(None, self._plan, self._cluster.outcome))
 
     def teardown(self) -> None:
-        """Settle, shut down gracefully and judge the run; where it has failed, kill the ranks."""
+        """Settle, shut down gracefully and judge the run; if it has failed, kill the ranks."""
         __tracebackhide__ = True
         cluster = self._cluster
         if cluster is None:
@@ -182,11 +183,11 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         for name, count in fired_by_type(account(self.program, self._plan, outcome)).items():
             event(f"fired {name}", count)
-        # Calls of the user's own fail too, and hold what the program does not know.
+        # The user's own calls also fail, and hold things that the program does not know.
         program = replace(self.program, settles=not self._shared)
         judged = judge(program, self._plan, outcome)
         if self._shared:
-            # It has settled all the same, so none of its calls may be missing.
+            # It has settled all the same, so no call of the program may be missing.
             settled = judge(self.program, self._plan, outcome)
             judged += tuple(v for v in settled if v.promise == "NotRunOnce" and v not in judged)
         found += [v for v in judged if v not in found]
@@ -205,7 +206,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return self._drawer is not None and kind in self._asked and self._drawer.may(kind)
 
     def _run(self, steps: Sequence[Step]) -> None:
-        """Run steps that the drawer has drawn, the last ones of the program."""
+        """Run steps that were just drawn, which are the last ones of the program."""
         __tracebackhide__ = True
         cluster = self._running()
         program = self.program
@@ -217,7 +218,7 @@ class ClusterMachine(RuleBasedStateMachine):
                 predicted = prediction.steps[first]
                 wanted = self._with_held(predicted.counters)
                 seen = cluster.settle_to(wanted, predicted.failures, predicted.calls)
-                # What the user's own rules hold is none of the program's.
+                # The program does not count what the user's own rules hold.
                 self._seen.append(
                     StepOutcome(first, counters=predicted.counters if seen == wanted else seen)
                 )
@@ -232,10 +233,10 @@ class ClusterMachine(RuleBasedStateMachine):
             self._check(program)
 
     def _check(self, program: Program) -> None:
-        """Raise at once what the steps so far have broken."""
+        """Raise the first violation of the steps so far, at once."""
         __tracebackhide__ = True
         outcome = self._outcome()
-        # What stays after the last step, and how often calls ran, is for the end to judge.
+        # What remains after the last step, and how often calls ran, is judged at the end.
         found = [
             violation
             for violation in judge(replace(program, settles=False), self._plan, outcome)
@@ -258,14 +259,14 @@ class ClusterMachine(RuleBasedStateMachine):
     # Failures.
 
     def _broken(self, violations: tuple[Violation, ...]) -> NoReturn:
-        """Raise the promise that was broken first, unless slower clocks show that it was not."""
+        """Raise the first violation, unless slower clocks do not show it."""
         __tracebackhide__ = True
         cluster = self._running()
         if not cluster.is_over:
             try:
                 cluster.look()
             except HarnessError:
-                # The fork server has died, and took the ranks with it: that broke no promise.
+                # The fork server has died, and its ranks with it: no promise was broken.
                 raise
             except Exception:
                 pass
@@ -295,13 +296,13 @@ class ClusterMachine(RuleBasedStateMachine):
     def _is_confirmed(self, violation: Violation, outcome: Outcome) -> bool:
         """Whether the program alone breaks the promise at slower rates; once for each promise.
 
-        A run whose ranks were too late means nothing, for or against, so slower rates are asked
-        on, down to real time. What they do not show is told once, as unconfirmed or undecided.
+        A run whose ranks were too late proves nothing either way, so the next slower rate is run,
+        down to real time. A failure that none shows is reported once, as unconfirmed or undecided.
 
-        With rules of the user's own in it a run cannot be made again, and counts as it is.
+        A run with rules of the user's own cannot be repeated, and counts as it is.
 
         Raises:
-            HarnessError: a slower run failed for a reason of ours, so that it says nothing.
+            HarnessError: a slower run failed because of a bug of ours, so it proves nothing.
         """
         promise = violation.promise
         if self._shared or promise in self._confirmed:
@@ -310,10 +311,10 @@ class ClusterMachine(RuleBasedStateMachine):
         if key in self._doubted:
             return False
         if key in self._unasked:
-            # It failed so before: an example must not change its mind.
+            # It failed here before: the result of an example must not change.
             raise self._unasked[key]
         rate, first = outcome.clock_rate, Sight.of(outcome, [violation])
-        # In real time a run that was in time counts; one that was late is made again.
+        # A real-time run counts if its ranks were in time; otherwise it is repeated.
         rates = () if rate == 1.0 and first.in_time else None
         try:
             said = confirm(rate, first, lambda at: self._again(at, promise), rates=rates)
@@ -327,7 +328,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return said.is_confirmed
 
     def _again(self, rate: float, promise: str) -> Sight:
-        """What the program alone shows at `rate` of a promise, beside what findings explain."""
+        """What the program alone shows of a promise at `rate`, without what findings explain."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
         met = predict(program, plan, facts_of(again.torch_version)).known_bugs
@@ -337,7 +338,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def _doubt(
         self, key: tuple[Program, FaultPlan, str], violation: Violation, *, is_undecided: bool
     ) -> None:
-        """Tell of a failure that slower rates did not show, and remember that it was told."""
+        """Report a failure that slower rates did not show, and remember that it was reported."""
         self._doubted.add(key)
         word = "undecided" if is_undecided else "unconfirmed"
         event(f"{word} {violation.promise}")
@@ -350,7 +351,7 @@ class ClusterMachine(RuleBasedStateMachine):
         warnings.warn(f"rpcprops: {word}, {why}: {line}", stacklevel=2)
 
     def _replay(self, violations: tuple[Violation, ...], outcome: Outcome) -> str:
-        """Writes the failure, in place of a larger one that was; the line that tells of it."""
+        """Write the failure, replacing an earlier, larger one; the line that reports it."""
         if self._shared:
             return (
                 "replay   by Hypothesis's @reproduce_failure line: rules of your own were run "
@@ -391,7 +392,7 @@ def _sum(one: Counters, other: Counters) -> Counters:
 
 @st.composite
 def _steps(draw: st.DrawFn, kind: str) -> tuple[Step, ...]:
-    """The steps that a rule adds: one, or more where those of a parallel step are at one rank."""
+    """The steps that a rule adds: one, or several if a parallel step has several at one rank."""
     drawer: StepDrawer = draw(st.runner())._drawer  # noqa: SLF001 - that of the machine
     drawer.draw = draw
     before = len(drawer.steps)

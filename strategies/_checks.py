@@ -1,4 +1,4 @@
-"""Checks of what strategies are called with: made at the call, where the caller's line is shown."""
+"""Checks the arguments of strategies at the call, so that errors point at the caller's line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType, message_type
 
-#: Where an iterable without an end is let go: above all that any argument may name.
+#: More items than any argument may have: an endless iterable is abandoned there.
 _MAX_ITEMS = 10_000
 
 
 def first_items(name: str, value: object, must_be: str) -> list[object]:
-    """What `value` holds, up to a number that is above all that any argument may name.
+    """The items of `value`, up to a number that is more than any argument may have.
 
     Raises:
         UsageError: it is no collection.
@@ -27,7 +27,7 @@ def whole_number(
     """`value` as an int from `least` to `most`.
 
     Raises:
-        UsageError: it is another type (a bool is no number here), or it lies outside.
+        UsageError: it has another type (a bool is no number here), or is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{argument(name, value)} must be an int; {remedy}."
@@ -43,7 +43,7 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
     """The message types in `value`, each once, in the order given (a set's are sorted).
 
     Raises:
-        UsageError: it is no collection, or holds what is no message type.
+        UsageError: it is no collection, or contains something that is no message type.
     """
     must_be = f"a collection of message types; write {name}=('RREF_USER_DELETE',) for a single one"
     given = first_items(name, value, must_be)
@@ -53,6 +53,6 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
         msg = f"{argument(name, value)}: {error}"
         raise UsageError(msg) from None
     if isinstance(value, Set):
-        # A set's own order changes from process to process, and with it what a seed draws.
+        # A set's order changes from process to process, and would change what a seed draws.
         kinds.sort()
     return tuple(dict.fromkeys(kinds))

@@ -1,10 +1,10 @@
-"""Draws steps one at a time, each of a kind that may follow those before it.
+"""Draws steps one at a time, each of a kind that may follow the earlier ones.
 
-Every choice is a number from 0 up, and 0 is the simplest. All steps take equally many numbers, the
-first of which says what it is, and 0 is no step: Hypothesis, which lowers one number at a time and
-cuts out runs of up to five only, can so take out any step, or make a simpler one of it, and the
-rest stays what it was. For the same reason a kind that cannot come next is replaced by another one,
-not left out of the choice, and what a step uses is told by how long ago it was made.
+Every choice is a number from 0 up, and 0 is the simplest. All steps take equally many numbers. The
+first says which kind the step is, and 0 means no step. Hypothesis lowers one number at a time, and
+deletes at most five in a row. So it can delete or simplify any step, and the others stay the same.
+For the same reason a kind that cannot come next is replaced by another one, not left out of the
+choice, and a step names what it uses by how long ago that was made.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 PARALLEL = Parallel.op
 _BY_DEFAULT = [cls for cls in STEP_TYPES.values() if cls.order is not None]
-#: Every kind of step that is drawn by default but `parallel`, roughly the simplest first. What
-#: needs something before it comes after what makes that.
+#: Every kind of step that is drawn by default except `parallel`, roughly the simplest first. A kind
+#: that needs another one before it comes later.
 KINDS: tuple[str, ...] = tuple(
     cls.op for cls in sorted(_BY_DEFAULT, key=lambda cls: cls.order or 0)
 )
@@ -43,18 +43,18 @@ def _comes_first(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if STEP_TYPES[kind].comes_first)
 
 
-#: Those that need nothing before them.
+#: The kinds that need no earlier step.
 FIRST_KINDS = _comes_first(KINDS)
 
 
 def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
-    """The kinds of step in `value` (None: all that are drawn by default), the simplest first.
+    """The kinds of step in `value` (None: all that are drawn by default), simplest first.
 
     Args:
-        parallel: whether steps that run at once are a kind as well.
+        parallel: whether `parallel` is a valid kind too.
 
     Raises:
-        UsageError: it is no collection of them, or none can come first.
+        UsageError: it is no collection of kinds, or none of them can come first.
     """
     if value is None:
         return (*KINDS, PARALLEL) if parallel else KINDS
@@ -89,20 +89,20 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
     return found
 
 
-#: Virtual seconds by which a timeout that must not come clears all that faults make it wait for,
-#: and what the retries of a fork request take.
+#: Virtual seconds by which a timeout that must not expire exceeds all waits that faults cause; and
+#: virtual seconds that the retries of a fork request take.
 _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
-#: How many numbers a step takes: what it is, and its arguments; and those more that say at what
-#: fault it is aimed.
+#: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
+#: fault at which the step is aimed.
 _WIDTH = 8
 _AIM_WIDTH = 3
 
 
 @functools.lru_cache(maxsize=512)
 def below(number: int) -> st.SearchStrategy[int]:
-    """An int from 0 to `number` - 1. Kept, since making a strategy takes longer than drawing."""
+    """An int from 0 to `number` - 1. Cached: making a strategy takes longer than drawing."""
     return st.integers(0, number - 1)
 
 
@@ -120,7 +120,7 @@ _NAMED: dict[Sort, Callable[[int], str]] = {
 
 
 class _Names(Counter[Sort]):
-    """How many of each sort have been named."""
+    """How many things of each sort have been named."""
 
     def next(self, sort: Sort) -> str:
         """The next name for a thing of that sort."""
@@ -130,16 +130,16 @@ class _Names(Counter[Sort]):
 
 @dataclass
 class _Block:
-    """The steps of a parallel step that is being drawn, and where its branches must not meet.
+    """A parallel step that is being drawn: what each branch uses, so that branches do not interact.
 
     Attributes:
         left: how many steps are still to come.
         began: how many names had been given before it.
-        maker: the rank whose branch made a thing, by its name.
+        maker: the rank whose branch made a thing, by the thing's name.
         users: the ranks whose branches use an RRef, by its number.
-        changer: the rank whose branch changes its value.
-        fetcher: the rank whose branch has it fetched in a called function.
-        counter: the rank whose branch counts at a rank.
+        changer: the rank whose branch changes an RRef's value.
+        fetcher: the rank whose branch lets a called function fetch an RRef.
+        counter: the rank whose branch uses the counter of a rank.
     """
 
     left: int
@@ -153,13 +153,13 @@ class _Block:
     counter: dict[int, int] = field(default_factory=dict)
 
     def is_seen(self, name: str, handle: HandleInfo) -> bool:
-        """Whether the branch of the rank where a handle lives may use it."""
+        """Whether the branch of the handle's rank may use the handle."""
         if name not in self.before.handles and self.maker.get(name) != handle.home:
             return False
         return self.changer.get(handle.rref, handle.home) == handle.home
 
     def note(self, leaf: Leaf, scope: Scope) -> None:
-        """Keep what `leaf` does that another branch could notice; `scope` is as before it."""
+        """Record what `leaf` does that another branch could notice; `scope` is that before it."""
         touched = scope.touched(leaf)
         for rref in touched.used:
             self.users[rref].add(leaf.at)
@@ -173,41 +173,41 @@ class Draw(Protocol):
     """``draw`` of a composite strategy, or of ``data()``."""
 
     def __call__(self, strategy: st.SearchStrategy[int], /) -> int:
-        """A number that the strategy gives."""
+        """Draw a number from the strategy."""
         ...
 
 
 class StepDrawer:
     """Draws the steps of a program, one after the other.
 
-    Each kind of step draws itself, by the methods under "What steps are drawn with", and keeps here
-    what later steps must heed.
+    Each kind of step draws itself, by the methods under "What steps are drawn with", and records
+    here what later steps must respect.
 
     Args:
         draw: draws from a strategy; may be set again before each step.
-        kinds: which kinds of step to draw, `parallel` among them or not.
-        off: kinds that this program goes without, where it can.
-        plan: prefers steps whose messages it can strike, and gives timeouts that are clearly
-            longer or clearly shorter than its delays. None: any plan may come.
+        kinds: the kinds of step to draw, with or without `parallel`.
+        off: kinds that this program avoids if it can.
+        plan: steps are preferred whose messages it can affect, and timeouts are clearly longer or
+            clearly shorter than its delays. None: the program must be valid for any plan.
         settles: whether a settle follows the last step.
         facts: what is known of the torch that is to run it, by default of the installed one. Some
             of its findings (docs/findings.md) are avoided; each place that does so names them.
 
     Attributes:
-        steps: what was drawn so far. Those of a parallel step come once it has ended.
+        steps: the steps so far. Those of a parallel step are added once it has ended.
         count: how many steps that a rank runs (and settles) were drawn so far.
         on: the kinds that are drawn.
-        ended: contexts, and whether a settle came after.
-        uncreated: handles whose creation timed out, until a settle. Uses of them may go either way;
+        ended: contexts that have ended, and whether a settle came after that.
+        uncreated: handles whose creation timed out, until a settle. Uses of them may fail or not;
             drops of them meet timed-out-remote-dropped.
-        failed_at: the ranks that have had such a creation. A second meets second-failed-remote.
-        unmade: handles at their owner, which perhaps has not made the value yet. When such a one is
+        failed_at: the ranks that have had such a creation. A second one meets second-failed-remote.
+        unmade: handles at an owner that perhaps has not made the value yet. If such a handle is
             sent on and that fork is deleted first, torch forgets the value, and the handle never
-            has it (early-owner-fork); none on a torch without that.
-        unseen: handles of RRefs made by others than their owner, of which nobody has seen that they
-            arrived.
+            gets it (early-owner-fork). Empty for a torch without that finding.
+        unseen: handles of RRefs that another rank than their owner made, and whose arrival no rank
+            has noticed.
         sent: handles of RRefs whose functions were sent an RRef.
-        waiting: one more than there are values whose making waits for another handle.
+        waiting: one more than the number of values whose making waits for another handle.
     """
 
     def __init__(
@@ -225,10 +225,10 @@ class StepDrawer:
         self.draw: Draw = draw
         self.ranks = tuple(range(world_size))
         self.kinds = tuple(kinds)
-        # One that can always come next stays, for the others to be replaced by.
+        # One kind that can always come next stays, as a replacement for the others.
         first = _comes_first(self.kinds)[0]
         self.on = frozenset(kinds) - frozenset(off) | {first}
-        # At the end, so that each kind has a number that is the same in every program.
+        # At the end, so that each kind has the same number in every program.
         self._choices = (*self.kinds, *(kind for kind in self.kinds if STEP_TYPES[kind].often))
         self._drawn = 0
         self._width = _WIDTH if plan is None else _WIDTH + _AIM_WIDTH
@@ -255,7 +255,7 @@ class StepDrawer:
         )
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
-        #: For each rank: the others; and whom it may call, one of the others first, then itself.
+        #: For each rank: the others; and the ranks that it may call, others first, then itself.
         self.others = others
         self.peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
 
@@ -263,8 +263,8 @@ class StepDrawer:
         """Draw the next step, or none, or the start of a parallel step.
 
         Args:
-            room: how many steps there is room for; a parallel step needs two.
-            must: whether it must be a step.
+            room: how many more steps fit in; a parallel step needs two.
+            must: whether a step must be drawn.
         """
         self._drawn = 0
         self._turn += 1
@@ -278,10 +278,10 @@ class StepDrawer:
 
     @property
     def overtakes(self) -> bool:
-        """Whether torch's shutdown may overtake the steps drawn, should no settle follow them.
+        """Whether torch's shutdown may overtake the steps so far, if no settle follows them.
 
-        It does not wait for a creation whose delete is to be tried again, and deletes what a
-        function still uses, on a torch with these findings.
+        On a torch with these findings, shutdown does not wait for a creation whose delete will be
+        retried, and it deletes what a function still uses.
         """
         has_bug = self.facts.has_bug
         deletes = (MessageType.RREF_USER_DELETE,)
@@ -291,7 +291,7 @@ class StepDrawer:
         return bool(self.unseen & self.sent) and has_bug("shutdown-deletes-argument")
 
     def add_kind(self, kind: str) -> bool:
-        """Draw the next step, of that kind; whether there can be one."""
+        """Draw the next step, of that kind; returns whether there can be one."""
         self._turn += 1
         step = self._of(kind)
         if step is not None:
@@ -299,7 +299,7 @@ class StepDrawer:
         return step is not None
 
     def add_parallel(self) -> None:
-        """Draw the next steps, to run at once where they are at several ranks."""
+        """Draw the next steps, which run at the same time if they are at several ranks."""
         self.start_parallel()
         while self._block is not None:
             self.add(must=True)
@@ -309,7 +309,7 @@ class StepDrawer:
         return STEP_TYPES[kind].may_come(self)
 
     def close(self) -> None:
-        """End a parallel step that is under way with what it has."""
+        """End a parallel step that is being drawn with the steps that it has."""
         block, self._block = self._block, None
         if block is None:
             return
@@ -331,7 +331,7 @@ class StepDrawer:
         self.steps.append(step)
 
     def start_parallel(self, most: int = _MOST_AT_ONCE) -> None:
-        """Let the next steps, two to `most`, run at once where they are at several ranks."""
+        """Let the next steps, two to `most`, run at the same time if they are at several ranks."""
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
         self._block = _Block(left, self.scope.copy(), _Names(self._names))
 
@@ -352,8 +352,8 @@ class StepDrawer:
             step = self._of(kind) or STEP_TYPES[kind].instead(self)
             if step is not None:
                 return step
-        # Downwards: the number can then be lowered to that of the kind that it became, so nothing
-        # hangs on which kinds are off, and Hypothesis can switch them all on.
+        # Replace downwards: the number can then be lowered to that of the replacement, so the
+        # result does not depend on which kinds are off, and Hypothesis can switch all of them on.
         index = self.kinds.index(kind)
         for kind in (*self.kinds[index::-1], *self.kinds[index:]):
             if kind in self.on and (step := self._of(kind)) is not None:
@@ -362,16 +362,16 @@ class StepDrawer:
         raise AssertionError(msg)
 
     def _of(self, kind: str) -> Step | None:
-        """A step of that kind; None when none can come next, and then nothing was drawn."""
+        """A step of that kind; None if none can come next, and then nothing was drawn."""
         cls = STEP_TYPES[kind]
         if kind == PARALLEL or (self._block is not None and not cls.in_branch):
             return None
         return cls.draw(self)
 
     def _aimed(self) -> Step | None:
-        """A step that has some rank send a message that the plan fails or delays there.
+        """A step that makes some rank send a message that the plan fails or delays there.
 
-        Where a handle is wanted for it and there is none, a step that makes the handle.
+        If that needs a handle and there is none, it is a step that makes the handle.
         """
         rank, message = self.pick(self._targets)
         ways = [
@@ -402,17 +402,17 @@ class StepDrawer:
 
     def pick(self, options: Sequence[T]) -> T:
         """One of `options`; the first is the simplest."""
-        # One number each time, even where there is no choice, of which Hypothesis records none.
+        # Always one number, even for one option: Hypothesis does not record a choice of one.
         self._drawn += 1
         number = self.draw(below(max(2, len(options))))
         return options[number] if number < len(options) else options[0]
 
     def recall(self, names: Sequence[str]) -> str:
-        """One of `names`, by how many turns ago it was given, so that turns between may go."""
+        """One of `names`, drawn by how many turns ago it was given, so turns can be deleted."""
         return self._recalled(names, self.pick(range(self._turn)))
 
     def recall_or_none(self, names: Sequence[str]) -> str | None:
-        """One of `names`, or mostly none; none where there are none."""
+        """One of `names`, or mostly none; always none if there are no names."""
         ago = self.pick((None, None, *range(self._turn if names else 0)))
         return None if ago is None else self._recalled(names, ago)
 
@@ -426,7 +426,7 @@ class StepDrawer:
         return self.pick(self.ranks)
 
     def peer(self, at: int) -> int:
-        """A rank for `at` to call: another one first, then itself."""
+        """A rank that `at` calls: other ranks first, then itself."""
         return self.pick(self.peers[at])
 
     def name(self, sort: Sort) -> str:
@@ -435,11 +435,11 @@ class StepDrawer:
 
     @property
     def in_parallel(self) -> bool:
-        """Whether the next step comes into a branch of a parallel one."""
+        """Whether the next step goes into a branch of a parallel one."""
         return self._block is not None
 
     def may_branch(self, room: int = _MOST_AT_ONCE) -> bool:
-        """Whether a parallel step can come next, where there is room for so many steps."""
+        """Whether a parallel step can come next, if there is room for `room` steps."""
         return (
             self._block is None
             and len(self.ranks) > 1
@@ -469,33 +469,33 @@ class StepDrawer:
         return [name for name in self.handles(fits) if name not in self.unmade]
 
     def changeable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
-        """The handles whose value a message may change now: no other branch uses it."""
+        """The handles whose value a message may change now: those that no other branch uses."""
         users = self._block.users if self._block else {}
         return self.sendable(lambda h: users.get(h.rref, set()) <= {h.home} and fits(h))
 
     def fetchable_there(self, at: int) -> list[str]:
-        """The handles of `at` that a function which it calls may fetch: in one branch only."""
+        """The handles of `at` that a called function may fetch: each in one branch only."""
         fetcher = self._block.fetcher if self._block else {}
         return self.sendable(lambda h: h.home == at and fetcher.get(h.rref, at) == at)
 
     def countable(self, at: int) -> list[int]:
-        """The ranks whose counter a step at `at` may use: in a parallel step, one a branch."""
+        """The ranks whose counter a step at `at` may use: in a parallel step, one per branch."""
         counter = self._block.counter if self._block else {}
         own = [rank for rank in self.peers[at] if counter.get(rank) == at]
         return own or [rank for rank in self.peers[at] if rank not in counter]
 
     def timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
-        """None, clearly more than any delay, or clearly less than that of the message."""
+        """A timeout: None, clearly more than any delay, or clearly less than the message's."""
         delay = self.delay_milliseconds(at, message)
-        # Beyond its own delay, a call may wait for the retries of a fork request, and for the
-        # delays of that, its accept, a fetch and a delete; so may what its argument waits for.
+        # Besides its own delay, a call may wait for the retries of a fork request, and for the
+        # delays of that request, its accept, a fetch and a delete. The same holds for its argument.
         in_time = float(math.ceil((5 * self._longest + _RETRIES) * self.waiting) + _IN_TIME)
         if late and delay >= 500:
             return self.pick((None, delay // 2 / 1000, in_time))
         return self.pick((None, None, None, in_time))
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
-        """How long the plan holds up such a message of `at`."""
+        """Whole milliseconds by which the plan delays such a message of `at`."""
         return self._plan.table(at).delaying.get(message, 0)
 
     def may_fail(self, at: int, messages: Iterable[MessageType]) -> bool:
@@ -513,6 +513,6 @@ def _aim_order(cls: type[Step]) -> tuple[int, float]:
 
 
 def _new_names(leaves: Iterable[Leaf], began: _Names) -> dict[str, str]:
-    """Names in the order in which `leaves` stand, for those that they make."""
+    """New names for what `leaves` make, in the order of the leaves."""
     names = _Names(began)
     return {name: names.next(sort) for leaf in leaves for sort, name in leaf.made}

@@ -1,8 +1,8 @@
 """Strategies for faults: message types, delays, a table for a rank, a plan for a world.
 
-Nothing here runs anything. Every delay is in virtual seconds. By default what is drawn is
-survivable: torch retries each message that fails often enough for it to arrive. Every table and
-plan has one form only, so that two equal faults are one value.
+Nothing here runs anything. Every delay is in virtual seconds. By default the drawn faults are
+survivable: torch retries each failing message often enough for it to arrive. Every table and plan
+has only one form, so two faults with the same effect are equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MAX_INT32 = 2**31 - 1
-# The retries of every type but one, and a delay far below the RPC timeout of a cluster.
+# The retries of all retryable types except one, and a delay far below a cluster's RPC timeout.
 _MAX_FAIL_SENDS = 5
 _MAX_DELAY = 2.0
 
@@ -47,7 +47,7 @@ def message_types(
         among: the types, or their names, to draw from.
 
     Raises:
-        UsageError: `among` is empty, no collection, or holds what is no message type.
+        UsageError: `among` is empty, no collection, or contains something that is no message type.
     """
     kinds = distinct_types(among, "among")
     if not kinds:
@@ -94,7 +94,7 @@ def retryable_subsets(
 def fail_counts(
     *, max_fail_sends: int = _MAX_FAIL_SENDS, min_fail_sends: int = 0
 ) -> st.SearchStrategy[int]:
-    """How many sends of each payload fail. The default stays within every retryable type's retries.
+    """How many sends of each payload fail; by default within every retryable type's retries.
 
     Shrinks to `min_fail_sends`.
 
@@ -103,7 +103,7 @@ def fail_counts(
         min_fail_sends: the fewest failures in a draw.
 
     Raises:
-        UsageError: a bound is no int from 0 to 2**31 - 1, or the least is above the most.
+        UsageError: a bound is no int from 0 to 2**31 - 1, or the minimum is above the maximum.
     """
     most = _fail_bound(max_fail_sends, "max_fail_sends")
     least = _fail_bound(min_fail_sends, "min_fail_sends")
@@ -164,8 +164,8 @@ def delay_tables(
         max_size: the most types that are late in a draw (None: all of `messages`).
 
     Raises:
-        UsageError: `messages` is no collection or holds what is no message type, `max_delay` is
-            no number of seconds from 0 to 3600, or `max_size` is no int from 0 up.
+        UsageError: `messages` is no collection or contains something that is no message type,
+            `max_delay` is no number of seconds from 0 to 3600, or `max_size` is no int from 0 up.
     """
     kinds = distinct_types(messages, "messages")
     longest = _floor_ms(checked_delay(max_delay, "max_delay"))
@@ -184,22 +184,22 @@ def fault_tables(
 ) -> st.SearchStrategy[FaultTable]:
     """The faults of a rank: types that fail a number of times, and types that are late.
 
-    What the defaults draw is survivable: it fails only types that torch retries, no more often
-    than it retries them. Wider arguments may draw tables under which a message never arrives;
-    :attr:`FaultTable.is_within_budget` tells. A table that fails nothing has neither types nor a
-    count, and nothing is late by 0 s.
+    By default the tables are survivable: only types that torch retries fail, and no more often
+    than torch retries them. Wider arguments may draw tables under which a message never arrives;
+    :attr:`FaultTable.is_within_budget` says so. A table that fails nothing has neither types nor
+    a count, and no delay is 0 s.
 
     Shrinks to the empty table: to no delays, to fewer types that fail, and to fewer failures.
 
     Args:
         messages: the types, or their names, that may fail.
         max_fail_sends: the most failures of each payload; 0 fails nothing.
-        max_delay: the longest delay, in virtual seconds; any of the ten types may be late by it,
-            and 0 draws no delays.
+        max_delay: the longest delay, in virtual seconds, for any of the ten types; 0 draws no
+            delays.
 
     Raises:
-        UsageError: `messages` is no collection or holds what is no message type, `max_fail_sends`
-            is no int from 0 to 2**31 - 1, or `max_delay` is no number of seconds from 0 to 3600.
+        UsageError: `messages` is no collection or contains something that is no message type,
+            `max_fail_sends` is no int from 0 to 2**31 - 1, or `max_delay` is no number of seconds
     """
     return _fault_tables(
         distinct_types(messages, "messages"),
@@ -214,7 +214,7 @@ def fault_plans(
     tables: st.SearchStrategy[FaultTable] | None = None,
     max_faulty_ranks: int | None = None,
 ) -> st.SearchStrategy[FaultPlan]:
-    """A fault table for each rank of a world: for none, one, a few, or the same for all.
+    """A fault table for each rank of a world: faults at no rank, one, a few, or the same at all.
 
     A plan under which all ranks share a table has it as its ``default``; any other plan names the
     faulty ranks, and only those, in ``by_rank``.
@@ -228,7 +228,7 @@ def fault_plans(
 
     Raises:
         UsageError: `world_size` is no int from 1 to 1024, `tables` is no strategy, or
-            `max_faulty_ranks` is no int from 0 up. When drawn: `tables` drew what is no
+            `max_faulty_ranks` is no int from 0 up. When drawn: `tables` drew something that is no
             :class:`FaultTable`.
     """
     remedy = "give the number of ranks, as rpc_cluster(world_size=...) gets it"
@@ -238,7 +238,7 @@ def fault_plans(
         remedy = "give the most ranks that may have faults at once, or None for all"
         most = min(size, whole_number(max_faulty_ranks, "max_faulty_ranks", least=0, remedy=remedy))
     if tables is None:
-        # A rank that is picked is there to be faulty: an empty table would waste the draw.
+        # A chosen rank must be faulty: an empty table would waste the draw.
         drawn = _fault_tables(
             RETRYABLE_MESSAGE_TYPES, _MAX_FAIL_SENDS, _floor_ms(_MAX_DELAY), allow_empty=False
         )
@@ -266,7 +266,7 @@ def _floor_ms(seconds: float) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _choice(offered: tuple[Any, ...]) -> st.SearchStrategy[Any]:
-    # Kept, since making a strategy takes longer than drawing from it.
+    # Cached, because making a strategy takes longer than drawing from it.
     return st.sampled_from(offered)
 
 
@@ -282,14 +282,14 @@ def _some(
 ) -> dict[K, V]:
     """Distinct `keys`, each with a drawn value, from `least` of them to `most` (None: all).
 
-    Each draw takes any key left, or ends. `copies` of each key make long draws likelier, and
+    Each draw takes any remaining key, or ends. `copies` of each key make long draws likelier, and
     `stops` entries that mean the end make short ones likelier.
 
-    Unique st.lists draw a key by its place among those left, so that to cut one out changes the
-    others: from "all four types" most predicates then shrink to three or four types, not to one.
-    Here what a key's draw looks like depends on neither the keys before it nor their number, and
-    the end is drawn even where it is the only choice. Hypothesis can cut any key out with its
-    value, and the rest stays what it was.
+    Unique st.lists draw a key by its place among the remaining ones, so deleting one key changes
+    the others: from "all four types" most predicates then shrink to three or four types, not to
+    one. Here the draw of a key depends neither on the earlier keys nor on their number, and the
+    end is drawn even if it is the only choice. So Hypothesis can delete any key with its value,
+    and the rest stays as it was.
     """
     choices = tuple(keys)
     at_most = len(choices) if most is None else min(most, len(choices))
@@ -346,9 +346,9 @@ def _fault_tables(
     *,
     allow_empty: bool = True,
 ) -> FaultTable:
-    # Delays come first: of two tables that are equally long to draw, Hypothesis keeps the one that
-    # begins with less, and a failure is easier to read than a delay. Most tables have none, for
-    # each delay is time that an example takes.
+    # Delays come first: of two tables that take equally many choices, Hypothesis keeps the one that
+    # begins with less, and a failure is easier to read than a delay. Most tables have no delays,
+    # because each delay costs time in an example.
     types = tuple(MessageType)
     late = _late(draw, types, max_ms, len(types), stops=2 * len(types))
     failing: tuple[MessageType, ...] = ()
@@ -364,7 +364,7 @@ class _Spread(enum.Enum):
     ONE_TABLE = enum.auto()
 
 
-# Faultless plans are one in seven: they say little, but a bug that needs no fault shows there.
+# One plan in seven has no faults: such plans find little, but they show bugs that need no fault.
 _SPREADS = (_Spread.NOBODY, *(_Spread.OWN_TABLES, _Spread.ONE_TABLE) * 3)
 
 
@@ -377,12 +377,12 @@ def _fault_plans(
         return FaultPlan()
     ranks = range(world_size)
     if spread is _Spread.ONE_TABLE:
-        # Shorter than a table for each rank, and so smaller to Hypothesis: a failure that needs
-        # one fault here and another there may end as one table with both, on those two ranks.
+        # Fewer choices than a table for each rank, so smaller for Hypothesis: a failure that needs
+        # one fault here and another there may end as one table with both, on both ranks.
         shared = st.just(draw(tables))
         drawn = _some(draw, ranks, shared, least=1, most=max_faulty_ranks, copies=4)
     else:
-        # Mostly a single rank, the plan that is easiest to understand when it fails.
+        # Mostly one rank, because such a plan is the easiest to understand when it fails.
         drawn = _some(draw, ranks, tables, least=1, most=max_faulty_ranks, stops=world_size)
     for table in drawn.values():
         given: Any = table

@@ -1,8 +1,8 @@
-"""Strategies for programs: what the ranks do, alone or together with the faults that they meet.
+"""Strategies for programs: what the ranks do, alone or together with their fault plan.
 
-Nothing here runs anything. Every program that is drawn is valid, and its names are given in the
-order in which it makes things: handles are a, b, …, futures f0, f1, …, contexts x0, x1, …. Values
-are small whole numbers, so that float64 arithmetic on them is exact.
+Nothing here runs anything. Every drawn program is valid, and names are given in the order in which
+the program makes things: handles are a, b, …, futures f0, f1, …, contexts x0, x1, …. Values are
+small whole numbers, so float64 arithmetic on them is exact.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ def programs(
     settles: bool | None = None,
     plan: FaultPlan | FaultTable | None = None,
 ) -> st.SearchStrategy[Program]:
-    """A program: steps of many kinds over some ranks, each of which may follow those before it.
+    """A program: steps of many kinds over some ranks; each step may follow the earlier ones.
 
-    Each draw goes without some kinds of step, so that those left come often enough to meet.
+    Each draw omits some kinds of step, so that the others come often enough to interact.
 
-    Shrinks to fewer steps, to fewer and lower ranks, to steps that run one after the other, and to
+    Shrinks to fewer steps, to fewer and lower ranks, to steps that run one after another, and to
     the kinds of step and arguments that are easiest to understand.
 
     Args:
-        min_world_size: the fewest ranks. A plan that names ranks raises it to have them.
+        min_world_size: the fewest ranks. A plan that names higher ranks raises it.
         max_world_size: the most ranks.
-        min_steps: the fewest steps, those in branches counted one by one.
-        max_steps: the most steps, counted so.
+        min_steps: the fewest steps; steps in branches are counted one by one.
+        max_steps: the most steps, counted in the same way.
         kinds: the kinds of step to draw, by their ``op``, such as ``("remote", "fetch")`` (None:
-            all). Some must need nothing before them, as a fetch needs a handle.
+            all). At least one must need no earlier step; a fetch, for example, needs a handle.
         branches: whether steps may run at once, as the branches of a Parallel.
         settles: whether the program settles before it shuts down (None: either).
-        plan: the faults that the program is for. It then prefers steps whose messages they can
-            strike, and has timeouts that are shorter than a delay by at least 0.25 s, or longer
-            by at least 600 s (virtual). None: timeouts are longer than any delay, by as much.
+        plan: the faults that the program is for. It then prefers steps whose messages these can
+            affect. Its timeouts are shorter than a delay by at least 0.25 s, or longer by at least
+            600 s (virtual). None: timeouts are longer than any delay by at least that.
 
     Raises:
-        UsageError: a number is no int within its bounds, or the least is above the most; `kinds`
-            is no collection of names of steps, or none of them can come first; `branches` is no
-            bool, or `settles` neither that nor None; `plan` is no plan, or it names ranks that
-            `max_world_size` leaves out.
+        UsageError: a number is no int within its bounds, or the minimum is above the maximum;
+            `kinds` is no collection of names of steps, or none of them can come first; `branches`
+            is no bool, or `settles` neither that nor None; `plan` is no plan, or names ranks that
+            `max_world_size` excludes.
     """
     least, most = _world_sizes(min_world_size, max_world_size)
     faults = _plan(plan)
@@ -89,10 +89,10 @@ def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of progra
     branches: bool = True,
     settles: bool | None = None,
 ) -> st.SearchStrategy[tuple[Program, FaultPlan]]:
-    """A plan, and a program drawn for it: the two that :func:`rpcprops.run` takes.
+    """A plan, and a program drawn for it: the two arguments of :func:`rpcprops.run`.
 
-    Shrinks both together, to fewer ranks, faults and steps: as :func:`fault_plans` and
-    :func:`programs`, which the arguments are passed on to.
+    Shrinks both together, to fewer ranks, faults and steps, as :func:`fault_plans` and
+    :func:`programs` do, which get the arguments.
 
     Args:
         min_world_size: the fewest ranks.
@@ -102,7 +102,7 @@ def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of progra
         min_steps: the fewest steps.
         max_steps: the most steps.
         kinds: the kinds of step to draw, by their ``op`` (None: all).
-        branches: whether steps may run at once.
+        branches: whether steps may run at the same time.
         settles: whether the program settles before it shuts down (None: either).
 
     Raises:
@@ -154,7 +154,7 @@ _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 def _program_drawer(
     min_steps: object, max_steps: object, kinds: object, branches: object, settles: object
 ) -> _DrawProgram:
-    """Checks the arguments, and gives what draws a program for so many ranks and a plan."""
+    """Check the arguments; returns a function that draws a program for a number of ranks."""
     remedy = f"a program drawn has up to {_MOST_STEPS} steps; write a longer one yourself"
     least = whole_number(min_steps, "min_steps", least=0, most=_MOST_STEPS, remedy=remedy)
     most = whole_number(max_steps, "max_steps", least=0, most=_MOST_STEPS, remedy=remedy)
@@ -180,14 +180,14 @@ def _program_drawer(
             plan=plan,
             settles=settled,
         )
-        # Last, so that whatever follows it is steps, of which Hypothesis then tries to keep others
+        # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
         size = least + draw(below(1 + most - least))
         maybe, surely = (_step(steps, most, must=must) for must in (False, True))
         for left in range(size, 0, -1):
             draw(surely if steps.count + left <= least else maybe)
         while steps.count < least:
-            # Starting a parallel step is none itself.
+            # The start of a parallel step is not itself a step.
             draw(surely)
         steps.close()
         if settles is None and steps.overtakes:
@@ -199,7 +199,7 @@ def _program_drawer(
 
 @st.composite
 def _step(draw: st.DrawFn, steps: StepDrawer, most: int, *, must: bool) -> None:
-    # A strategy of its own, so that Hypothesis knows where each step begins and ends.
+    # A strategy for each step, so that Hypothesis knows where each step begins and ends.
     steps.draw = draw
     steps.add(room=most - steps.count, must=must)
 

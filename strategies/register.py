@@ -1,8 +1,8 @@
-"""What Hypothesis runs when it is imported: ``from_type`` then draws fault tables and programs.
+"""What Hypothesis runs when it is imported: ``from_type`` can then draw fault tables and programs.
 
-Every project that has rpcprops installed pays for this, so it imports no more than the data. The
-strategies are imported when one is first asked for: when it is rpcprops.strategies that imports
-Hypothesis, they are only half made at this point.
+Every project that has rpcprops installed pays for this, so it imports only the data modules. The
+strategies are imported on first use: if rpcprops.strategies is what imports Hypothesis, they are
+only half loaded at this point.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""RPC agents: what differs from one to another. Another agent is a class and :func:`register`.
+"""RPC agents: what differs between them. A new agent is a class and a call of :func:`register`.
 
-What is said of an agent is data, and imports no torch; what makes its options does, where it runs.
+The description of an agent is data, and imports no torch. Its options are made where torch runs.
 """
 
 from rpcprops.agents._agent import Agent

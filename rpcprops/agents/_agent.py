@@ -1,4 +1,4 @@
-"""What an agent is to the rest of the package."""
+"""The interface of an agent for the rest of the package."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _INIT_METHOD = "env://"
 class Agent:
     """An RPC agent: its backend, its options, which faults it can inject, and what it writes.
 
-    A subclass names its backend, and says in :meth:`make_known` how that gets into torch's
-    registry. A subclass of another agent overrides what differs.
+    A subclass names its backend, and puts it into torch's registry in :meth:`make_known`. If it
+    derives from another agent's class, it overrides only what differs.
 
     Attributes:
-        name: of its backend, in ``torch.distributed.rpc.backend_registry``.
+        name: the name of its backend in ``torch.distributed.rpc.backend_registry``.
         can_fail: the message types whose sends it can make fail.
-        can_delay: those that it can hold up.
-        retries: how often it sends each type again after a failed send, where it does at all.
-        module: the module of torch's that makes the backend known when it is imported; empty where
+        can_delay: the message types whose sends it can delay.
+        retries: how often it retries each type after a failed send, if at all.
+        module: the torch module that makes the backend known when it is imported; empty if
             ``torch.distributed.rpc`` itself does.
     """
 
@@ -38,9 +38,9 @@ class Agent:
     module: ClassVar[str] = ""
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
-        """What is known of a torch when ranks run this agent.
+        """What is known of a version of torch when ranks run this agent.
 
-        An agent that writes something else, or counts otherwise, replaces that: ``injected``,
+        An agent that logs other texts, or counts differently, replaces these parts: ``injected``,
         ``failed_send`` and ``lost_connection`` of the texts, ``agent`` of the counters.
         """
         return facts
@@ -65,14 +65,14 @@ class Agent:
                 raise UsageError(msg)
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
-        """Those of its options that say which faults it injects; plain data, as in a script."""
+        """The options that say which faults it injects, as plain data for a script."""
         self.check(table)
         return {}
 
-    # What follows runs in a process that has torch.
+    # These methods run in a process that has torch.
 
     def make_known(self) -> None:
-        """Have the backend in torch's registry; a second time changes nothing."""
+        """Put the backend into torch's registry; a second call changes nothing."""
 
     def backend(self) -> Any:
         """Its member of torch's ``BackendType``.
@@ -93,12 +93,12 @@ class Agent:
             raise MachineCannot(msg) from None
 
     def options(self, table: FaultTable, *, init_method: str = _INIT_METHOD, **others: Any) -> Any:
-        """Options for ``rpc.init_rpc``, made anew.
+        """New options for ``rpc.init_rpc``.
 
         Args:
             table: the faults of this rank.
-            init_method: where the ranks meet.
-            others: what else torch's options take: ``num_worker_threads``, ``rpc_timeout``.
+            init_method: where the ranks find each other.
+            others: further options of torch's: ``num_worker_threads``, ``rpc_timeout``.
 
         Raises:
             MachineCannot: this torch has no such backend.

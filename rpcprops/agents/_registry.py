@@ -1,4 +1,4 @@
-"""The agents that there are, by name."""
+"""All agents, by name."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from rpcprops.agents.tensorpipe import TensorPipe
 from rpcprops.errors import UsageError
 
 _agents: dict[str, Agent] = {}
-#: Of worlds that name none.
+#: The agent of worlds that name none.
 _default = FaultyTensorPipe.name
 
 
 def register(agent: Agent) -> Agent:
     """Make an agent known by its name, in this process.
 
-    Ranks look an agent up by its name, so whatever registers one must run in them as well: the
-    module of a test does, where it calls this when it is imported.
+    Ranks look an agent up by its name, so the code that registers it must run in them too. The
+    module of a test does so, if it calls this when it is imported.
 
     Raises:
-        UsageError: it is no agent, it has no name, or an agent of another class has that name.
+        UsageError: it is no agent, it has no name, or an agent of another class has its name.
     """
     given: object = agent
     if not isinstance(given, Agent) or not agent.name:
         msg = f"{argument('agent', agent)} must be an Agent with the name of its backend."
         raise UsageError(msg)
     known = _agents.get(agent.name)
-    # A module that is imported again makes its class again.
+    # If a module is imported again, it makes its class again.
     if known is not None and type(known).__qualname__ != type(agent).__qualname__:
         msg = (
             f"an agent {agent.name} is there already, of {type(known).__qualname__}; give the name "
@@ -42,7 +42,7 @@ def named(name: str) -> Agent:
     """The agent of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such agent.
     """
     if name not in _agents:
         msg = (

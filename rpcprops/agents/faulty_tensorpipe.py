@@ -1,4 +1,4 @@
-"""torch's own faulty agent, the one that ranks run unless another is chosen."""
+"""torch's own faulty agent, which ranks run by default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rpcprops.agents._agent import Agent
 from rpcprops.faults import FaultTable, MessageType
 
-#: Its backend.
+#: The name of its backend.
 NAME = "FAULTY_TENSORPIPE"
 
 
@@ -32,7 +32,7 @@ class FaultyTensorPipe(Agent):
         }
 
     def make_known(self) -> None:
-        """As importing ``torch.distributed.rpc._testing`` does."""
+        """Do what importing ``torch.distributed.rpc._testing`` does."""
         from rpcprops.torch_facts import symbols
 
         _ = symbols.faulty_agent

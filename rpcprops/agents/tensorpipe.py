@@ -1,4 +1,4 @@
-"""torch's plain agent: what users run, and PyTorch's own suites about its options."""
+"""torch's plain agent: what users run, and PyTorch's own tests of its options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rpcprops.agents._agent import Agent
 from rpcprops.faults import FaultTable
 
-#: Its backend.
+#: The name of its backend.
 NAME = "TENSORPIPE"
 
 
@@ -17,16 +17,16 @@ class TensorPipe(Agent):
     name = NAME
 
     def options(self, table: FaultTable, **others: Any) -> Any:
-        """``TensorPipeRpcBackendOptions``, with the transports that PyTorch's own tests take."""
+        """``TensorPipeRpcBackendOptions``, with the transports that PyTorch's own tests use."""
         from rpcprops.torch_facts import symbols
 
         return super().options(table, _transports=symbols.tp_transports(), **others)
 
     def undo_registrations(self) -> None:
-        """Let ``init_rpc`` take members of ``rpc.BackendType`` again.
+        """Let ``init_rpc`` accept members of ``rpc.BackendType`` again.
 
-        To register an agent makes the enum anew, which ``rpc.BackendType`` does not follow: from
-        then on ``init_rpc`` takes no member of that. Other agents are unknown afterwards.
+        Registering an agent replaces the enum, but ``rpc.BackendType`` stays the old one, and
+        ``init_rpc`` then accepts none of its members. Afterwards other agents are unknown.
         """
         from torch.distributed import rpc
 

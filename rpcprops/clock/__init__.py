@@ -49,7 +49,7 @@ MAX_WATCHED = 64
 MIN_RATE = 1e-6
 MAX_RATE = 1e6
 
-#: The last instant of the clocks, so no past one.
+#: The last instant of the clocks, so it is never in the past.
 _NEVER = 2**63 - 1
 
 _REMEDY = "install a C compiler and reinstall rpcprops, or pass clock='real'"
@@ -89,7 +89,7 @@ def library_path() -> Path | None:
     directory = Path(__file__).resolve().parent
     tag = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
     built = sorted(directory.glob("_preload*.so"))
-    # An editable install that served several interpreters holds several.
+    # An editable install used by several interpreters holds several libraries.
     matching = [path for path in built if tag in path.name]
     found = matching or built
     return found[0] if found else None
@@ -126,7 +126,7 @@ def preload_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def library_problem() -> str:
-    """Why no program can start with the clock, in one line that ends with the remedy; or nothing.
+    """Why no program can start with the clock, in one line that ends with the remedy; else empty.
 
     The first call starts a small program with the library (0.03 real seconds on
     an idle machine, at most PREFLIGHT_SECONDS); the answer is kept for as long
@@ -207,9 +207,9 @@ _base_switch_interval: float | None = None
 
 
 def set_rate(rate: float, *, origin_ns: int | None = None) -> None:
-    """Make time pass `rate` virtual seconds per real second from now on.
+    """Make time pass at `rate` virtual seconds per real second from now on.
 
-    All virtual clocks go on from where they are.  Waits under way keep the
+    All virtual clocks go on from their present time.  Waits that have begun keep the
     rate they started with.  Call it before threads are started.
 
     Args:
@@ -228,8 +228,8 @@ def set_rate(rate: float, *, origin_ns: int | None = None) -> None:
         selfcheck()
         message = f"rate {rate!r} is refused: pass clock='real'"
         raise ClockError(message)
-    # The interval is a virtual time: left alone, threads would be switched
-    # rate times as often as Python means to.
+    # The switch interval is in virtual time: unchanged, threads would be switched
+    # `rate` times as often as Python intends.
     if _base_switch_interval is None:
         _base_switch_interval = sys.getswitchinterval()
     sys.setswitchinterval(max(_base_switch_interval * rate, 1e-6))
@@ -265,7 +265,7 @@ def watch_sleeps(lengths_ns: Sequence[int]) -> None:
 
 
 def sleep_counts() -> list[int]:
-    """Per watched length, how many such sleeps were started since then."""
+    """For each watched length, how many such sleeps were started since then."""
     library = _loaded_library()
     array = (ctypes.c_int64 * MAX_WATCHED)()
     watched = int(library.rpcprops_clock_sleeps_count(array, MAX_WATCHED))
@@ -284,7 +284,7 @@ def lateness() -> Lateness:
 
 
 def reset_lateness() -> None:
-    """Start lateness() from nothing."""
+    """Reset what lateness() reports."""
     _loaded_library().rpcprops_clock_lateness_reset()
 
 

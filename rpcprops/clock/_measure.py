@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class ClockError(RuntimeError):
-    """The clock refused a request or does not do what it should."""
+    """The clock refused a request, or does not work correctly."""
 
 
 # A request: what to do, and for how many virtual nanoseconds.

@@ -1,7 +1,7 @@
-"""Whether a program can start with the clock library: tried once, before anything depends on it.
+"""Tries once whether a program can start with the clock library, before anything depends on it.
 
-The dynamic linker only prints a line about a library that it cannot load, and goes on without it. A
-file that was cut off kills the program instead, where it first touches a page that is not there.
+If the dynamic linker cannot load a library, it only prints a line about that and continues. But a
+truncated file kills the program when it first touches a missing page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 #: Real seconds that the program may take; on an idle machine it takes 0.03.
 PREFLIGHT_SECONDS = 15.0
 
-#: Its exit codes: the library is not loaded, or refuses itself (see ``selfcheck()``).
+#: Its exit codes: the library is not loaded, or reports an error itself (see ``selfcheck()``).
 _NOT_LOADED, _REFUSED = 97, 98
 _PROGRAM = f"""
 import ctypes, sys
@@ -25,19 +25,19 @@ if not hasattr(library, "rpcprops_clock_selfcheck"):
 sys.exit({_REFUSED} if library.rpcprops_clock_selfcheck() else 0)
 """
 
-# Of a 64-bit ELF file: where its program headers are, their size and number, and what one says.
+# Fields of a 64-bit ELF file: place, size and number of program headers, and one header's fields.
 _ELF_HEADER = struct.Struct("<32xQ14xHH6x")
 _PROGRAM_HEADER = struct.Struct("<I4xQ16xQ16x")
 _PT_LOAD = 1
 
 
 def preflight(library: Path, environment: Mapping[str, str]) -> str:
-    """What is wrong with `library`, in words; empty where a program starts with it.
+    """What is wrong with `library`, in words; empty if a program starts with it.
 
     Args:
         environment: one in which the dynamic linker loads it into every program.
     """
-    # The measured child imports this package too, and can do without.
+    # The measured child also imports this package, and does not need this module.
     import subprocess
 
     try:
@@ -71,7 +71,7 @@ def preflight(library: Path, environment: Mapping[str, str]) -> str:
 
 
 def _linker_line(text: str, library: Path) -> str:
-    """The line on `library` in what a program printed, or the last one."""
+    """The line about `library` in the output of a program, or else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     about = [line for line in lines if library.name in line]
     return (about or lines or [""])[-1]
@@ -85,10 +85,10 @@ def _signal_name(number: int) -> str:
 
 
 def _missing_bytes(library: Path) -> int:
-    """How many bytes of the segments that an ELF file says it has are not in it.
+    """How many bytes of an ELF file's segments, by its own headers, are missing in the file.
 
-    The program above touches a part of them only. What does not read as an ELF file is for the
-    linker to name.
+    The program above touches only a part of them. If the file is not readable as ELF, the
+    linker will report that.
     """
     try:
         data = library.read_bytes()

@@ -1,4 +1,4 @@
-"""Calls of a user's functions in ranks: one, one in each rank, and one as the last thing of all."""
+"""Calls of a user's functions: in one rank, in each rank, and as the last work of each rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Calls:
     """The calls in the ranks of one world.
 
     Attributes:
-        ran_to_exit: whether the ranks have been given the last thing that they do.
+        ran_to_exit: whether the ranks have been sent their last call, after which they exit.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Calls:
         self._kept = itertools.count(1)
 
     def must_run(self) -> None:
-        """Raise if the ranks take no calls.
+        """Raise if the ranks take no calls now.
 
         Raises:
-            UsageError: they do not.
+            UsageError: they take none; the message says why.
         """
         if self._phases.over or not self._ranks.channels:
             msg = "the cluster is not running; calls belong inside its with block."
@@ -60,11 +60,11 @@ class Calls:
         kwargs: dict[str, Any],
         keep: int = 0,
     ) -> RankFuture[Any]:
-        """Have a rank run ``fn(*args, **kwargs)``, and keep the value under a number above 0."""
+        """Have a rank run ``fn(*args, **kwargs)``; a `keep` above 0 makes the value stay there."""
         self.must_run()
         blob = _functions.dump_call(fn, args, kwargs)
         channel = self._ranks.channels[rank]
-        # The phase is there even if the answer comes while something else is awaited.
+        # Start the phase now, so that it exists even if this answer arrives during another wait.
         with self._phases.open("run", self._deadlines.run):
             channel.ran_users_code = True
             number = self._ranks.send(channel, "call", blob, keep)
@@ -73,13 +73,13 @@ class Calls:
     def keep(
         self, rank: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _functions.KeptValue:
-        """Have a rank run ``fn(*args, **kwargs)`` and keep the value for as long as the handle."""
+        """As :meth:`submit`, but the value stays in the rank until its handle is released."""
         __tracebackhide__ = True
         number = next(self._kept)
         self.submit(rank, fn, args, kwargs, keep=number).result()
         kept = _functions.KeptValue(rank, number)
-        # Garbage may be collected at any moment and in any thread, even in the middle of a send:
-        # the release only waits here, and goes out with the cluster's next message.
+        # A handle may be collected at any moment in any thread, even during a send. So its release
+        # is only noted here, and goes out with the next message of the cluster.
         released = weakref.finalize(kept, self._ranks.released.append, (rank, number))
         released.atexit = False
         return kept
@@ -90,7 +90,7 @@ class Calls:
         return channel.answers.pop(number, None)
 
     def wait(self, channel: Channel, number: int) -> tuple[str, Any]:
-        """An answer, waiting for it; what is found meanwhile is raised."""
+        """Wait for an answer. A failure that is found meanwhile is raised."""
         __tracebackhide__ = True
         if number not in channel.answers:
             with self._phases.open("run", self._deadlines.run) as phase:
@@ -108,7 +108,7 @@ class Calls:
         return channel.answers.pop(number)
 
     def fail(self, error: BaseException) -> None:
-        """Raise what a function raised in a rank, or what is behind it."""
+        """Raise what a function raised in a rank, or the death of a rank that caused it."""
         __tracebackhide__ = True
         self._diagnosis.blame_death(error)
         raise error
@@ -149,7 +149,7 @@ class Calls:
     def _take_results(
         self, number: int, results: dict[int, R], is_last: Callable[[R], bool]
     ) -> bool:
-        """Take in results that have arrived; whether one of them makes the others pointless."""
+        """Take in results that have arrived; whether one of them makes the others unnecessary."""
         for channel in self._ranks.channels:
             if number not in channel.answers:
                 continue
@@ -164,7 +164,7 @@ class Calls:
         return False
 
     def _have_ended(self, phase: Phase, number: int, results: dict[int, R]) -> bool:
-        """Whether nothing is to be waited for: all have ended, or one has ended that must not."""
+        """Whether the wait is over: all ranks have ended, or one ended that should not have."""
         channels = self._ranks.channels
         if all(
             c.status is not None and (c.rank in results or c.has_left_without(number))
@@ -173,14 +173,14 @@ class Calls:
             self._diagnosis.bad_exits(phase, results, number)
             return True
         if any(c.lost and c.rank not in results for c in channels):
-            # Its exit is reported by the server, a moment later; then it is found.
+            # The server reports its exit a moment later. The next look finds it.
             self._ranks.pump(0.2)
             return self._diagnosis.bad_exits(phase, results, number)
         return False
 
 
 class RankFuture(Generic[R]):
-    """What a call in a rank will give."""
+    """The value that a call in a rank will return."""
 
     def __init__(self, calls: Calls, channel: Channel, number: int) -> None:
         self._calls = calls
@@ -195,13 +195,13 @@ class RankFuture(Generic[R]):
         return self._answer is not None
 
     def result(self) -> R:
-        """The value, waiting for it.
+        """Wait for the value, and return it.
 
         Raises:
-            RankDied, RankHung: the rank did not live, or did not answer, to give one.
-            RemoteError: the function raised what would end this process (SystemExit, say), or what
-                cannot be pickled.
-            Exception: what else the function raised in the rank.
+            RankDied, RankHung: the rank died, or did not answer.
+            RemoteError: the function raised an exception that would end this process (such as
+                SystemExit), or one that cannot be pickled.
+            Exception: any other exception that the function raised in the rank.
         """
         __tracebackhide__ = True
         if not self.done():
@@ -233,15 +233,15 @@ class RankProxy:
         """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
 
         Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
-        value stays in the rank, and the handle that comes back stands for it in later calls there
-        (an RRef must stay: it has no meaning outside its rank). A function that has a `keep` of
-        its own gets it by ``functools.partial(fn, keep=...)``.
+        value stays in the rank, and this returns a handle, which stands for the value in later
+        calls there (an RRef must stay: it has no meaning outside its rank). If a function has a
+        `keep` of its own, pass that by ``functools.partial(fn, keep=...)``.
 
         Raises:
             Exception: what `fn` raised, with the rank's traceback as its cause.
-            RemoteError: `fn` raised what would end this process (SystemExit, say), or what cannot
-                be pickled.
-            RankDied, RankHung: the rank did not live, or did not answer.
+            RemoteError: `fn` raised an exception that would end this process (such as SystemExit),
+                or one that cannot be pickled.
+            RankDied, RankHung: the rank died, or did not answer.
         """
         __tracebackhide__ = True
         if "keep" in kwargs:
@@ -257,7 +257,7 @@ class RankProxy:
 
 def _check_keep(fn: object, keep: object) -> None:
     """Raises:
-    UsageError: it is no bool, or could as well be meant for `fn`.
+    UsageError: `keep` is not a bool, or it could also be an argument for `fn`.
     """
     if not isinstance(keep, bool):
         msg = (
@@ -271,7 +271,7 @@ def _check_keep(fn: object, keep: object) -> None:
     try:
         parameter = inspect.signature(cast("Callable[..., Any]", fn)).parameters.get("keep")
     except (TypeError, ValueError):
-        return  # no function, which is told later, or a builtin that does not say
+        return  # not callable, which is reported later, or a builtin that has no signature
     if parameter is not None and parameter.kind in (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,

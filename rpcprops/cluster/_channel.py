@@ -1,4 +1,4 @@
-"""One rank as the test process sees it: what it is sent, what it answers, how it ended."""
+"""One rank as the test process sees it: messages to it, its answers, and how it ended."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
 
 _NOTED_LINES = 30
-#: Real seconds that a send waits for a rank that takes nothing. The rest then goes out while an
-#: answer is awaited. A rank that reads goes on within milliseconds.
+#: Real seconds that a send waits for a rank that reads nothing. What is left goes out later, while
+#: an answer is awaited. A rank that reads resumes within milliseconds.
 _SEND_PATIENCE = 0.2
 
 
@@ -47,7 +47,7 @@ class Channel:
     silent: bool = False
     #: Whether a function of the user's was sent to this rank.
     ran_users_code: bool = False
-    #: Why nothing can be said to this rank any more although it may live, empty while that works.
+    #: Why this rank can be sent nothing more although it may still live; empty while it can.
     broken: str = ""
 
     def __post_init__(self) -> None:
@@ -65,9 +65,9 @@ class Channel:
         return self.status is not None and not os.WIFSIGNALED(self.status)
 
     def send(self, message: tuple[Any, ...], seconds: float) -> None:
-        """Send a message, as long as the rank takes it, and for `seconds` at most.
+        """Send a message. Wait for the rank to read it, for `seconds` real seconds at most.
 
-        What is left then goes out when the cluster reads its channels, once the rank goes on.
+        What is left goes out when the cluster reads its channels and the rank reads again.
         """
         self.writer.put(message)
         self.writer.flush()
@@ -78,9 +78,9 @@ class Channel:
                 break
 
     def events(self, seconds: float) -> int:
-        """Wait for this rank to say or to take something, and do that; what it was, 0 if nothing.
+        """Wait until this rank sends or reads something, and handle that; the `poll` events, or 0.
 
-        It is read as well, because a rank that is stuck in an answer may take nothing.
+        Its answers are read too, because a rank that is blocked in an answer may read nothing.
         """
         poller = select.poll()
         poller.register(self.sock, self.awaited_events())
@@ -90,11 +90,11 @@ class Channel:
         return happened
 
     def awaited_events(self) -> int:
-        """What to wait for on the socket, for `poll`."""
+        """The events of the socket that `poll` must wait for."""
         return select.POLLIN | (select.POLLOUT if self.writer.is_waiting else 0)
 
     def handle(self, happened: int) -> None:
-        """Read or write, as `poll` said that it can be done."""
+        """Read or write, as the events of `poll` allow."""
         if happened & ~select.POLLOUT:
             self.read()
         if happened & select.POLLOUT:
@@ -116,20 +116,20 @@ class Channel:
             self.reader.closed = True
 
     def give_up(self, number: int) -> None:
-        """Drop that answer, now or when it comes."""
+        """Drop the answer of that number, now or when it arrives."""
         if self.answers.pop(number, None) is None:
             self.given_up.add(number)
 
     def has_left_without(self, number: int) -> bool:
-        """Whether that answer will never come; all that was sent has been read."""
+        """Whether that answer will never come: the rank is gone, and all that it sent was read."""
         return self.reader.closed and number not in self.answers
 
     def must_work(self) -> None:
-        """Raise why nothing can be said to this rank any more, if that is so.
+        """Raise if nothing can be sent to this rank any more; the message says why.
 
         Raises:
-            UsageError: the user's own code ran in the rank, where it can do anything to the rank.
-            HarnessError: no such code ran, so it is our fault.
+            UsageError: the user's own code ran in the rank, and may have caused this.
+            HarnessError: no such code ran, so it is a bug of ours.
         """
         if not self.broken:
             return
@@ -154,11 +154,11 @@ class Channel:
 
     @property
     def runs_calls(self) -> bool:
-        """Whether it ran a call for another rank when it was last looked at."""
+        """Whether this rank was running a call for another rank at the last look."""
         return self.counters is not None and self.counters.server_calls > 0
 
     def notes(self, lines: int = _NOTED_LINES) -> list[str]:
-        """What helps to understand this rank's end: its stacks, and so many lines of its last."""
+        """Notes that explain how this rank ended: its stacks, and the last `lines` of its log."""
         notes: list[str] = []
         if self.stack:
             notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")

@@ -31,14 +31,14 @@ class ClusterServer:
                 cluster.on(0).call(my_function)
 
     Args:
-        clock: "auto" (fast, where the clock library was built and proves its rate; else real),
+        clock: "auto" (fast if the clock library is built and runs at its rate, else real),
             "real", or a rate: virtual seconds for each real second.
-        network: the network of the ranks of a world: "auto" (one of their own, which nobody else
-            can reach, where this machine allows that; else the machine's), "private" (one of their
-            own, or no cluster), or "host" (the machine's: for code that talks to services there).
+        network: the network of the ranks of a world: "auto" (its own, which nobody else can
+            reach, where this machine allows that; else the machine's), "private" (its own, or an
+            error), or "host" (the machine's: for code that talks to services there).
 
     Attributes:
-        servers: what is underneath.
+        servers: the fork server and all that belongs to it.
 
     Raises:
         UsageError: `clock` or `network` is none of these.
@@ -48,14 +48,14 @@ class ClusterServer:
 
     def __init__(self, clock: ClockChoice = "auto", network: Network = "auto") -> None:
         self.servers = Servers(check_clock(clock), check_network(network))
-        #: Set for the examples of a confirmation, to run what names no clock at this rate.
+        #: Set while the examples of a confirmation run: the rate of clusters that name no clock.
         self.override_rate: float | None = None
         #: Called with each cluster before its ranks are forked.
         self.on_start: Callable[[Cluster], None] | None = None
         #: Called with the plan and the outcome of each cluster that has ended, if it was started.
         self.on_end: Callable[[FaultPlan, Outcome], None] | None = None
         #: Called with each failure of a state machine that slower rates did not show, and whether
-        #: it is undecided (ranks were too late for it to mean anything); None warns of it instead.
+        #: it is undecided (ranks were too late to tell); if None, a warning is issued instead.
         self.on_unconfirmed: Callable[[str, bool], None] | None = None
 
     def __enter__(self) -> ClusterServer:
@@ -85,7 +85,7 @@ class ClusterServer:
 
     @property
     def torch_version(self) -> str:
-        """Of the torch that ranks have, empty before :meth:`start`."""
+        """The version of torch in the ranks, empty before :meth:`start`."""
         return self.servers.root.torch_version
 
     @property
@@ -100,12 +100,12 @@ class ClusterServer:
 
     @property
     def clock_problem(self) -> str:
-        """That line where clusters run in real time though nobody asked for it; else empty."""
+        """:attr:`clock_note`, if clusters run in real time and nobody asked for it; else empty."""
         return self.servers.rates.problem
 
     @property
     def network_problem(self) -> str:
-        """A line where ranks share the machine's network though nobody asked for it; else empty."""
+        """One line if ranks share the machine's network though nobody asked for it; else empty."""
         return self.servers.network_problem
 
     def rate_of(self, clock: ClockChoice | None) -> float:
@@ -130,7 +130,7 @@ class ClusterServer:
         return self.make_cluster(sys._getframe(1).f_globals.get("__name__", ""), **options)
 
     def make_cluster(self, *modules: str, **options: Unpack[ClusterOptions]) -> Cluster:
-        """As :meth:`cluster`, for code in the modules of these names, which ranks import first."""
+        """As :meth:`cluster`, for code in these modules, which the ranks import first."""
         self.servers.replace_if_dead()
         return Cluster(
             self.servers,

@@ -1,4 +1,4 @@
-"""A cluster: the ranks of one world from their start to their end, as users meet them."""
+"""A cluster: the ranks of one world, from their start to their end. This is what users see."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Cluster:
     """A world of ranks for one example; made by :meth:`ClusterServer.cluster`.
 
     Leaving the ``with`` block settles the ranks (unless leaks are allowed), shuts them down
-    gracefully, and raises what was found. If the block raises, the ranks are killed.
+    gracefully, and raises the first violation. If the block raises, the ranks are killed.
 
     Attributes:
-        outcome: what was seen, once the block has been left.
-        program: what runs in it, where that is a program.
-        ranks: what is underneath.
+        outcome: what the run showed, complete once the block has been left.
+        program: the program that runs in it, if there is one.
+        ranks: the processes of the ranks and their channels.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Cluster:
 
     @property
     def outcome(self) -> Outcome:
-        """What was seen: complete once the ``with`` block has been left, else so far."""
+        """What the run has shown so far; complete once the ``with`` block has been left."""
         return self._outcome or self._make_outcome()
 
     @property
     def torch_version(self) -> str:
-        """Of the torch that its ranks run."""
+        """The version of torch in its ranks."""
         return self._servers.root.torch_version
 
     def _make_outcome(self) -> Outcome:
@@ -134,7 +134,7 @@ class Cluster:
             self._diagnosis.found.raise_first()
 
     def finish(self) -> None:
-        """Settle (unless leaks are allowed), then shut down; what is wrong is kept, not raised."""
+        """Settle (unless leaks are allowed), then shut down; violations are kept, not raised."""
         if self._calls.ran_to_exit:
             return
         if self.init and not self.options.ignore_leaks and not self.has_found:
@@ -152,7 +152,7 @@ class Cluster:
             if not self.ranks.has_lost_server():
                 raise
             # It died before a call was sent, maybe before this cluster was made: the socket of a
-            # process that was killed closes some milliseconds later. Its ranks die with it.
+            # killed process closes only some milliseconds later. The ranks die with their server.
             self.ranks.forget()
             self._servers.replace_if_dead(self.rate)
             self._fork_and_join()
@@ -161,7 +161,7 @@ class Cluster:
         try:
             self.ranks.fork(self.options, self._first, self._phases, self.deadlines.start)
         except errors.MachineCannot:
-            # What of it there is may be what this machine lacks.
+            # Close what was opened: it may be what this machine is short of.
             self.kill()
             raise
         self._diagnosis.wait_until_joined()
@@ -172,7 +172,7 @@ class Cluster:
             raise UsageError(msg)
 
     def shutdown(self) -> None:
-        """Graceful shutdown of all ranks, then their exit; what is wrong is kept, not raised."""
+        """Shut all ranks down gracefully and wait for their exits; keep violations, raise none."""
         _shutdown.shut_down(self.ranks, self._phases, self._diagnosis, self.deadlines, self.options)
 
     def kill(self) -> None:
@@ -189,10 +189,10 @@ class Cluster:
     # What users do with it.
 
     def on(self, rank: int | str) -> RankProxy:
-        """The rank of that number, or of that name.
+        """The rank with that number or name.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such rank.
         """
         number: object = rank
         if isinstance(rank, str) and rank in self.names:
@@ -209,10 +209,10 @@ class Cluster:
         return RankProxy(self._calls, number, repr(self))
 
     def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        """Run ``fn(*args, **kwargs)`` in every rank at once; the results, by rank.
+        """Run ``fn(*args, **kwargs)`` in all ranks at the same time; the results, by rank.
 
         Raises:
-            Exception: what the lowest rank that raised did raise.
+            Exception: the exception of the lowest rank that raised one.
         """
         futures = [self._calls.submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
         return [future.result() for future in futures]
@@ -220,15 +220,15 @@ class Cluster:
     def run_to_exit(
         self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]
     ) -> dict[int, R]:
-        """Run ``fn(*args)`` in every rank as the last thing that it does; the results, by rank.
+        """Run ``fn(*args)`` in every rank as the last work of that rank; the results, by rank.
 
         A rank exits when its call has returned, whatever the others still do, as a process of its
-        own would. What goes wrong (a rank that dies or does not end) is kept, and raised when the
-        block is left.
+        own would. A failure (a rank that dies or does not end) is kept, and raised when the block
+        is left.
 
         Args:
-            is_last: whether a result makes those of other ranks pointless; the others are killed
-                when the block is left, and the results lack them.
+            is_last: tells whether a result makes those of the other ranks unnecessary. Then the
+                other ranks are killed when the block is left, and the results lack them.
         """
         return self._calls.run_to_exit(fn, args, is_last)
 
@@ -244,14 +244,14 @@ class Cluster:
         return self.ranks.counters()
 
     def settle(self, *, expect: Sequence[Counters] | None = None) -> tuple[Counters, ...]:
-        """Wait until every rank holds exactly what is expected, and return it.
+        """Wait until every rank holds exactly what is expected, and return what they hold.
 
         Args:
-            expect: counters by rank; None expects nothing to be held anywhere.
+            expect: counters by rank; with None, no rank must hold anything.
 
         Raises:
-            RRefLeak, ContextLeak, CallLeak, OwnerGone: a rank holds something else and no message
-                is under way that could change it; the message says who holds what.
+            RRefLeak, ContextLeak, CallLeak, OwnerGone: a rank holds something else, and no message
+                is on its way that could change it; the message says which rank holds what.
             RankDied, RankHung: a rank cannot answer.
         """
         __tracebackhide__ = True
@@ -264,16 +264,16 @@ class Cluster:
 
     @property
     def is_over(self) -> bool:
-        """Whether the ranks have been let go."""
+        """Whether the cluster has ended and its ranks are closed."""
         return self._phases.over
 
     @property
     def has_found(self) -> bool:
-        """Whether something was found wrong so far."""
+        """Whether a violation has been found so far."""
         return bool(self._diagnosis.found)
 
     def look(self) -> None:
-        """Take in what each rank holds, for the outcome; who cannot answer is found."""
+        """Read what each rank holds, for the outcome. A rank that cannot answer is a violation."""
         with self._phases.open("run", self.deadlines.look) as phase:
             self._diagnosis.look(phase)
 
@@ -283,14 +283,14 @@ class Cluster:
         failures: Sequence[int] | None = None,
         calls: Sequence[Mapping[str, int]] = (),
     ) -> tuple[Counters, ...]:
-        """As :meth:`settle`, but keeps what it finds instead of raising it.
+        """As :meth:`settle`, but keeps violations instead of raising them.
 
-        `failures` is how many sends must have failed by then at each rank, where that is known:
+        `failures` is how many sends must have failed by then at each rank, if that is known:
         cleanup retries have no counter, and shutdown does not wait for them.
 
-        `calls` is how often each call must have run at each rank, where that is known. A caller
-        that has given a call up counts it no longer, and who is to run it does not count it before
-        it has arrived; shutdown drops it. A call that does not come is for :func:`judge` to tell.
+        `calls` is how often each call must have run at each rank, if that is known. After its
+        caller has given a call up, the caller no longer counts it, and its callee does not count
+        it before it arrives; shutdown drops it. If a call never comes, :func:`judge` reports it.
         """
         return self._settling.settle_to(expect, failures, calls)
 
@@ -300,9 +300,9 @@ class Cluster:
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
     ) -> list[StepOutcome]:
-        """Run branches of numbered steps at once, each at a rank of its own.
+        """Run branches of numbered steps at the same time, each branch at a rank of its own.
 
-        A branch ends early after a step of which `goes_on` is false. A hang is found when nothing
-        has moved for long enough; its steps have then not ended.
+        A branch ends early after a step whose `goes_on` is false. It is a hang when nothing has
+        changed for long enough; the steps that still run then count as not ended.
         """
         return self._driver.run_branches(branches, contexts, goes_on)

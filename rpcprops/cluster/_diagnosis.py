@@ -1,8 +1,8 @@
-"""Waits for what ranks must answer, and finds who is to blame where an answer does not come.
+"""Waits for answers of ranks, and finds which rank is to blame when an answer does not come.
 
-A rank may have died, before its time or instead of joining the world; it may be silent; or it hangs
-in what it was asked for, or in a call for another rank. Waiting and blaming are one idea: who waits
-must notice a death, and who blames a rank for a hang first asks all of them for a look.
+A rank may have died, before its time or before it joined the world. It may be silent, or hang in
+its own call or in a call for another rank. Waiting and blaming belong together: who waits must
+notice a death, and who reports a hang first asks all ranks for a look.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import MachineCannot, text_of
 from rpcprops.torch_facts import installed
 
-#: Real seconds in which the death of a rank is known, after a call in another has failed because
-#: its connection was lost.
+#: Real seconds to wait for the news that a rank has died, after a call in another rank failed
+#: because its connection was lost.
 _DEATH_SECONDS = 1.0
-#: Grace for a rank's exit to arrive after a decisive result: real seconds.
+#: Real seconds to wait for the exit of a rank after a result that ends the run.
 _LAST_DEATH_SECONDS = 0.3
-#: Real seconds in which a server tells of the exit of a rank whose channel has closed.
+#: Real seconds within which a server reports the exit of a rank whose channel has closed.
 _EXIT_SECONDS = 5.0
-#: What is said of a rank that does not even answer a look, and the real seconds that one which runs
-#: needs at most for that, once another has hung.
+#: How a rank is described that does not even answer a look, and the real seconds that a running
+#: rank needs at most for that answer once another has hung.
 _SILENT = "does not answer the control channel"
 LOOK_SECONDS = 2.0
-#: Real seconds in which faulthandler has written all stacks, from the signal handler.
+#: Real seconds that faulthandler needs at most to write all stacks, from the signal on.
 _STACK_SECONDS = 0.3
 
 
@@ -53,7 +53,7 @@ class Diagnosis:
     """Finds what is wrong with the ranks of one world, and keeps it in `found`.
 
     Args:
-        joins: whether ranks join the world by themselves, so that we are to say why they did not.
+        joins: whether we make the ranks join the world, and so must report why one did not.
     """
 
     def __init__(self, ranks: Ranks, phases: Phases, deadlines: Deadlines, *, joins: bool) -> None:
@@ -66,7 +66,7 @@ class Diagnosis:
     # Waiting.
 
     def look(self, phase: Phase | None = None, wait: float | None = None) -> bool:
-        """Take in what every rank holds; False when one does not answer (see :meth:`gather`)."""
+        """Read what every rank holds; False when one does not answer (see :meth:`gather`)."""
         number = self._ranks.send_to_all("look")
         own = phase or Phase("run", self._deadlines.look)
         answers = self.gather(own, number, _SILENT, wait)
@@ -81,8 +81,8 @@ class Diagnosis:
     ) -> list[tuple[str, Any]] | None:
         """The answers of all ranks to one number.
 
-        None when a rank died or hung (which is then found), or when `wait` real seconds passed
-        (which is not).
+        None when a rank died or hung (that is recorded), or when `wait` real seconds passed (that
+        is not).
         """
         until = None if wait is None else time.monotonic() + wait
         while True:
@@ -123,7 +123,7 @@ class Diagnosis:
     # Ranks that do not join.
 
     def _did_not_join(self, channel: Channel, payload: bytes) -> None:
-        """Keep why a rank did not join the world, as found.
+        """Record why a rank did not join the world.
 
         Raises:
             MachineCannot: the rank met a limit of this machine.
@@ -136,7 +136,7 @@ class Diagnosis:
         self.found.add("UnexpectedError", message, channel.rank)
 
     def _blame_machine(self, channel: Channel, message: str) -> None:
-        """Raise MachineCannot if a rank that did not join the world says that something lacked."""
+        """Raise MachineCannot if a rank that did not join the world names a machine limit."""
         lacks = _limits.scarcity(f"{message}\n{channel.log.text()}") if self._joins else ""
         if lacks:
             msg = (
@@ -149,12 +149,12 @@ class Diagnosis:
     # Ranks that die.
 
     def dead(self, phase: Phase, awaited: int) -> bool:
-        """Whether a rank has died before its time, or before that answer; that is then found."""
+        """Whether a rank has died early, or before that answer; if so, that is recorded."""
         self._ranks.must_be_connected()
         self._wait_for_exits()
         dead = [c for c in self._ranks.channels if c.status is not None]
         if phase.name == "shutdown":
-            # Here ranks leave by themselves, once they have answered.
+            # In this phase ranks exit by themselves once they have answered.
             dead = [c for c in dead if not c.exited_by_itself or c.has_left_without(awaited)]
         if not dead:
             return False
@@ -171,10 +171,10 @@ class Diagnosis:
         return True
 
     def _wait_for_exits(self) -> None:
-        """Wait for the exits of ranks whose channels have closed: the server tells a moment later.
+        """Wait for the exits of ranks whose channels are closed: the server reports them later.
 
         Raises:
-            HarnessError, UsageError: such a rank lives on.
+            HarnessError, UsageError: such a rank still lives.
         """
         closed = [c for c in self._ranks.channels if c.reader.closed and c.status is None]
         if not closed:
@@ -195,9 +195,9 @@ class Diagnosis:
             self.found.add("RankDied", message, channel.rank)
 
     def blame_death(self, error: BaseException) -> None:
-        """Raise what killed a rank, if one has died: the error of another follows from that."""
+        """Raise what killed a rank, if one has died: the error of another rank came from that."""
         __tracebackhide__ = True
-        # The channel of a dead rank closes about when its peers see their connections to it end.
+        # The channel of a dead rank closes at about the time when its peers lose their connections.
         is_lost = installed().texts.lost_connection in text_of(error)
         deadline = time.monotonic() + (_DEATH_SECONDS if is_lost else 0)
         self._ranks.pump(0.0)
@@ -213,7 +213,7 @@ class Diagnosis:
             raise found from error
 
     def bad_exits(self, phase: Phase, finished: Container[int], number: int) -> bool:
-        """Find every rank that has ended by a signal, or without that answer and not `finished`."""
+        """Record each rank that a signal ended, or that ended without that answer or `finished`."""
         dead = [
             c
             for c in self._ranks.channels
@@ -226,7 +226,7 @@ class Diagnosis:
         return bool(dead)
 
     def wait_for_bad_exits(self, phase: Phase, finished: Container[int], number: int) -> None:
-        """Find a rank whose death a result may tell of: it is known about when that is."""
+        """Wait for the death of a rank that a result may be about, and record it."""
         deadline = time.monotonic() + _LAST_DEATH_SECONDS
         while time.monotonic() < deadline and not self.bad_exits(phase, finished, number):
             self._ranks.pump(0.05)
@@ -234,11 +234,11 @@ class Diagnosis:
     # Ranks that hang.
 
     def hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
-        """Keep a hang as found, with the stacks of all ranks, and with whom it may come from."""
+        """Record a hang, with the stacks of all ranks and the ranks that may have caused it."""
         passed = phase.passed()
         channels = self._ranks.channels
         busy: list[Channel] = []
-        # Before a rank has joined, and once it has left, nothing in it answers a look.
+        # Before a rank has joined, and after it has left, it cannot answer a look.
         if phase.name != "start" and not any(c.silent or c.lost for c in channels):
             if self.look(Phase("run", 2 * LOOK_SECONDS), LOOK_SECONDS):
                 busy = [c for c in channels if c not in who and c.runs_calls]
@@ -246,7 +246,7 @@ class Diagnosis:
                 ranks = [v.rank for v in self.found.violations if v.rank is not None]
                 phase.fail("a rank died", tuple(ranks))
                 return
-        # Last, as it ends a rank that has no handler for it any more.
+        # This comes last, because it ends a rank that no longer has a handler for the signal.
         self._take_stacks()
         silent = [c for c in channels if c.silent]
         message = f"{_names(who)} {complaint}"
@@ -256,7 +256,7 @@ class Diagnosis:
             message += f"; {_names(busy)} runs a call for another rank"
         message += f" (phase {phase.name}, after {passed:.1f} real s)"
         self.found.involved = [*silent, *who, *busy]
-        # Whoever waits for a rank that is silent is not the one that hangs.
+        # A rank that waits for a silent rank is not the cause of the hang.
         blamed = silent or who
         self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
         phase.hang(message, tuple(c.rank for c in blamed))

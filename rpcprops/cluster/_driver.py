@@ -1,4 +1,4 @@
-"""Drives the steps of programs: each at its rank, branches of them at the same time."""
+"""Drives the steps of programs: each step at its rank, branches at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rpcprops.errors import HarnessError
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import Leaf, Settle
 
-#: Numbered steps that run one after the other.
+#: Numbered steps that run one after another.
 Branch = Sequence[tuple[int, Leaf]]
 
 
@@ -73,7 +73,7 @@ class Driver:
         return sorted(done, key=lambda outcome: outcome.index)
 
     def _send_first(self, branch: Branch, contexts: Mapping[str, int]) -> int:
-        """Send the first step of a branch to its rank; the number of the answer."""
+        """Send the first step of a branch to its rank; return the number of the answer."""
         index, step = branch[0]
         return self._ranks.send(self._channel_of(step), "step", index, step, dict(contexts))
 
@@ -86,7 +86,7 @@ class Driver:
     def _take_steps(
         self, awaited: dict[int, Branch], phase: Phase
     ) -> list[tuple[Branch, StepOutcome]]:
-        """Wait a little; the branches whose first step has ended, and how, taken from `awaited`."""
+        """Wait a little; take branches whose first step ended from `awaited`, with its outcome."""
         self._ranks.pump(min(phase.left(), 0.25))
         arrived: list[tuple[Branch, StepOutcome]] = []
         for number, branch in list(awaited.items()):

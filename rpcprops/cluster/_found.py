@@ -1,4 +1,4 @@
-"""What was found wrong with the ranks of one world, and the exception that tells of it."""
+"""The violations found in the ranks of one world, and the exception that reports them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rpcprops.outcomes import Violation
 
 
 class Found:
-    """What was found so far.
+    """The violations found so far.
 
     Attributes:
-        violations: the first of them is the promise that is told of.
-        involved: the ranks that a hang may come from, those that wait for them among them.
+        violations: in order; the exception that is raised names the promise of the first.
+        involved: the ranks that may have caused a hang, including those that only wait for one.
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
@@ -31,10 +31,10 @@ class Found:
         self.violations.append(Violation(promise, message, rank, timing_sensitive=timing_sensitive))
 
     def raise_first(self) -> None:
-        """Raise the first violation, with all of them in words, if there is any.
+        """Raise the first violation, with all of them in its text, if there is any.
 
         Raises:
-            BrokenPromise: its subclass for that promise; notes show what the ranks wrote.
+            BrokenPromise: the subclass for that promise; its notes show what the ranks wrote.
         """
         __tracebackhide__ = True
         if not self.violations:

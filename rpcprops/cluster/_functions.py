@@ -1,8 +1,8 @@
 """Sends functions and values between the test process and the ranks.
 
 A function that can be imported goes by reference. One that cannot (a closure, a lambda) goes by
-value, but keeps the live globals of its module in the rank instead of copies of them, so that a
-counter in the module is one counter. Exceptions carry their traceback as text.
+value, but uses the live globals of its module in the rank instead of copies of them, so that a
+counter in the module exists once. Exceptions carry their traceback as text.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rpcprops.cluster import _wire, finder
 from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
 from rpcprops.torch_facts import installed
 
-#: Values that stay in this rank, by number (see `Kept`).
+#: Values that stay in this rank, by number (see `KeptValue`).
 _kept: dict[int, Any] = {}
 
-#: The user's script here, and in ranks, where its name keeps the guarded part shut.
+#: The user's script: its module name here, and in ranks, where its `if __name__` part must not run.
 _MAIN = ("__main__", "__mp_main__")
 
 _PYTEST_OUTCOMES = "_pytest.outcomes"
@@ -44,13 +44,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, type | types.FunctionType) and obj.__module__ in _MAIN:
             main = sys.modules.get("__main__")
             if main is None or not finder.is_user_file(getattr(main, "__file__", None)):
-                # A notebook, or python -c: ranks cannot import it, so by value with its globals.
+                # A notebook, or python -c: ranks cannot import it, so by value, with its globals.
                 return super().reducer_override(obj)
             if _find(main, obj.__qualname__) is obj:
                 return _import_member, ("__main__", obj.__qualname__)
         outcomes = sys.modules.get(_PYTEST_OUTCOMES)
         if isinstance(obj, type) and outcomes and _find(outcomes, obj.__qualname__) is obj:
-            # Skipped, Failed and Exit say that they are of `builtins`, where nobody finds them.
+            # Skipped, Failed and Exit name `builtins` as their module, where nobody finds them.
             return _import_member, (_PYTEST_OUTCOMES, obj.__qualname__)
         if isinstance(obj, types.FunctionType):
             module = sys.modules.get(obj.__module__ or "")
@@ -58,7 +58,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 if _find(module, obj.__qualname__) is obj:
                     return NotImplemented  # pickle's own way: by reference
                 cells = obj.__closure__ or ()
-                # One for each cell, so that functions that share a variable still share it.
+                # One object for each cell, so that functions that share a variable still share it.
                 shared = tuple(self.cells.setdefault(id(cell), _SharedCell(cell)) for cell in cells)
                 return _reduce_nested(obj, shared)
         return super().reducer_override(obj)
@@ -76,7 +76,7 @@ def _import_member(module: str, qualname: str) -> Any:
 
 
 class _SharedCell:
-    """Turns into a cell where it arrives."""
+    """Becomes a closure cell in the process that unpickles it."""
 
     def __init__(self, cell: types.CellType) -> None:
         self.cell = cell
@@ -109,7 +109,7 @@ def _make_cell() -> types.CellType:
 
 
 def _fill_cell(cell: types.CellType, contents: tuple[Any, ...]) -> None:
-    # Filled after it was made, because a closure may refer to itself.
+    # The cell is filled after it was made, because a closure may refer to itself.
     if contents:
         cell.cell_contents = contents[0]
 
@@ -130,7 +130,7 @@ def _fill_nested(function: types.FunctionType, state: dict[str, Any]) -> None:
 
 
 def loads(blob: bytes) -> Any:
-    """What :func:`dumps` made in a process of ours."""
+    """Read what :func:`dumps` made in a process of ours."""
     return pickle.loads(blob)
 
 
@@ -139,14 +139,14 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Unreadable(Exception):
-    """What was pickled cannot be read here; its cause says why."""
+    """A pickle cannot be read here; the cause of this exception says why."""
 
 
 def _read(blob: bytes) -> Any:
-    """As :func:`loads`, of what a rank sent: it runs code of the user's, which may do anything.
+    """As :func:`loads`, for data from a rank: reading it runs user code, which may do anything.
 
     Raises:
-        _Unreadable: it raised.
+        _Unreadable: reading it raised.
         KeyboardInterrupt: this process was interrupted meanwhile.
     """
     interrupted = False
@@ -160,7 +160,7 @@ def _read(blob: bytes) -> Any:
         handlers[number](number, frame)
 
     try:
-        # Else a KeyboardInterrupt of that code cannot be told from a Ctrl-C.
+        # Otherwise a KeyboardInterrupt of that code looks like a Ctrl-C.
         for number, handler in handlers.items():
             if callable(handler):
                 signal.signal(number, note)
@@ -179,7 +179,7 @@ def load_result(blob: bytes, rank: int) -> Any:
     """What a call in that rank returned.
 
     Raises:
-        UsageError: it cannot be read in this process.
+        UsageError: the value cannot be read in this process.
     """
     try:
         return _read(blob)
@@ -232,7 +232,7 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
-    """What a call gave, as the kind and the pickle of an answer."""
+    """The result of a call, as the kind and the pickle of an answer."""
     try:
         return "ok", _sendable(dumps(value))
     except BaseException as error:
@@ -253,8 +253,8 @@ def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
 def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
     """An exception, as the kind and the pickle of an answer.
 
-    Its own code makes its text and its pickle, and may do anything. One that cannot be shown is
-    not raised in the test process, where pytest would show it.
+    The user's code makes its text and its pickle, and may do anything. If its text cannot be
+    made, it is not raised in the test process, where pytest would show it.
     """
     name = type(error).__name__
     said = f"rank {rank} raised {name}"
@@ -275,17 +275,17 @@ def dump_error(error: BaseException, rank: int) -> tuple[str, bytes]:
 def load_error(blob: bytes, rank: int) -> BaseException:
     """The exception of an answer, with the rank's traceback as its cause.
 
-    It is the exception itself, where to raise it here says what it said there. One that would end
-    this process or its event loop (an exit, an interrupt) is the rank's alone, and comes as a
-    :class:`RemoteError` that names it.
+    It is the exception itself, if raising it here has the same meaning as there. An exception
+    that would end this process or its event loop (an exit, an interrupt) concerns the rank alone:
+    it comes as a :class:`RemoteError` that names it.
     """
-    # The exception is a pickle of its own: what is said of it survives where it does not.
+    # The exception is a pickle inside the answer: its description survives where it does not.
     pickled, said, text, notes = pickle.loads(blob)
     error: BaseException = RemoteError(said)
     if pickled:
         try:
             found = _read(pickled)
-            # A __reduce__ of the user's may make anything.
+            # A user's __reduce__ may return anything.
             if isinstance(found, BaseException) and _says_the_same_here(found):
                 error = found
         except _Unreadable as problem:
@@ -303,19 +303,19 @@ def load_error(blob: bytes, rank: int) -> BaseException:
 
 def _says_the_same_here(error: BaseException) -> bool:
     """Whether an exception that a rank raised may be raised in the test process."""
-    # pytest is imported if one of its exceptions is here, and only then.
+    # If this is an exception of pytest's, pytest is imported already. Do not import it here.
     pytest_outcomes: Any = sys.modules.get(_PYTEST_OUTCOMES)
     if pytest_outcomes is not None:
         if isinstance(error, pytest_outcomes.Exit):
             return False
         if isinstance(error, pytest_outcomes.OutcomeException):
-            # pytest.fail, skip and xfail speak of the test, wherever they are called.
+            # pytest.fail, skip and xfail concern the test, wherever they are called.
             return True
     return isinstance(error, Exception)
 
 
 def remedies(text: str, rank: int) -> list[str]:
-    """What to do about an error of this rank that comes of how ranks run."""
+    """What to do about an error of this rank whose cause is the way in which ranks run."""
     unsendable = ("Can't pickle", "Can't get local object", "not found as", "Can't get attribute")
     if any(part in text for part in unsendable) or "No module named" in text:
         return [
@@ -348,7 +348,7 @@ class KeptValue:
 
 _this_rank = -1
 _has_own_network = False
-#: What the system says where a network does not reach what it was asked for.
+#: What the kernel says when a network cannot reach the address that it was asked for.
 _UNREACHED = (
     *("Network is unreachable", "Connection refused", "No route to host"),
     *("Temporary failure in name resolution", "Name or service not known"),
@@ -359,7 +359,7 @@ def enter_rank(rank: int, *, own_network: bool) -> None:
     """Called once in a rank, so that kept values of other ranks are refused.
 
     Args:
-        own_network: whether its world has a network of its own, of which errors then tell.
+        own_network: whether the world has a network of its own; errors then mention it.
     """
     global _this_rank, _has_own_network
     _this_rank, _has_own_network = rank, own_network

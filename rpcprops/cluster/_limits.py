@@ -1,8 +1,8 @@
-"""Whether this machine lets a world of ranks be: limits of descriptors, memory, files, processes.
+"""Checks the limits of this machine before a world: descriptors, memory, files, processes.
 
-A rank that runs into a limit fails in many ways, and each looks like a broken promise of torch's.
-So limits are checked before the ranks are forked. What a rank needs was measured on x86-64 with the
-torch of requirements.txt (the figures are below), and is rounded up.
+A rank that runs into a limit fails in many ways, and each looks like a violation of a promise.
+So limits are checked before the ranks are forked. What a rank needs was measured on x86-64 with
+the torch of requirements.txt (the figures are below), and is rounded up.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 
 from rpcprops.errors import MachineCannot
 
-#: Descriptors of a rank: 128 and 8 for each rank of its world over TCP (137 and 56 over shared
-#: memory) were seen, and user code wants some.
+#: Descriptors of a rank. Measured: 128, and 8 for each rank of its world, over TCP (137 and 56 over
+#: shared memory). User code needs some more.
 _DESCRIPTORS = {"tcp": (160, 8), "shm": (170, 56)}
-#: The test process keeps a socket and a log for each rank; it needs more while it makes them.
+#: The test process keeps a socket and a log for each rank, and needs more while it makes them.
 _DESCRIPTORS_HERE = (24, 4)
-#: MiB of address space: 1801 over TCP were seen, 1821 and 64 for each rank over shared memory.
+#: MiB of address space. Measured: 1801 over TCP; over shared memory 1821, and 64 for each rank.
 _ADDRESS_SPACE_MIB = {"tcp": (1900, 0), "shm": (1900, 64)}
-#: MiB of data segment: 433 were seen.
+#: MiB of data segment. Measured: 433.
 _DATA_MIB = 480
-#: Threads of a rank besides those of `num_worker_threads`: 22 were seen.
+#: Threads of a rank besides its `num_worker_threads`. Measured: 22.
 _THREADS = 24
-#: MiB that a file must be able to hold. The logs of ranks are files in memory.
+#: MiB that a file must be able to hold: the logs of ranks are files in memory.
 _FILE_MIB = 4
 #: A soft limit of descriptors that suffices for anything that ranks do.
 _ENOUGH_DESCRIPTORS = 8192
@@ -36,14 +36,14 @@ _ENOUGH_DESCRIPTORS = 8192
 _MIB = 1 << 20
 _CGROUPS = Path("/sys/fs/cgroup")
 
-#: The limits that are looked at, by the command of the shell that sets them, and what each says.
+#: The limits that are checked, by the shell command that sets them, and the description of each.
 _LIMITS = {
     "ulimit -n": resource.RLIMIT_NOFILE,
     "ulimit -v": resource.RLIMIT_AS,
     "ulimit -d": resource.RLIMIT_DATA,
     "ulimit -f": resource.RLIMIT_FSIZE,
 }
-#: What each limits, the unit of the messages, and what that is in units of the kernel's.
+#: What each one limits, the unit in messages, and that unit in the units of the kernel.
 _WHAT = {
     "ulimit -n": ("the number of open descriptors of a process", "", 1),
     "ulimit -v": ("the address space of a process", " MiB", _MIB),
@@ -51,7 +51,7 @@ _WHAT = {
     "ulimit -f": ("the size of a file", " MiB", _MIB),
 }
 
-#: What is said in a rank or a server when a limit is reached: by strerror(3), libstdc++, CPython.
+#: Words for a reached limit in the log of a rank or server: of strerror(3), libstdc++, CPython.
 _SCARCITY = re.compile(
     r"Resource temporarily unavailable|[Cc]an't start new thread|Cannot allocate memory"
     r"|std::bad_alloc|Too many open files|File too large|No space left on device|MemoryError"
@@ -59,7 +59,7 @@ _SCARCITY = re.compile(
 
 
 def raise_soft_limits() -> None:
-    """Raise this process's soft limits of descriptors and of file sizes as far as that is needed.
+    """Raise this process's soft limits of descriptors and file sizes as far as ranks need.
 
     The fork server does so before it imports torch, and its ranks inherit the limits.
     """
@@ -68,9 +68,9 @@ def raise_soft_limits() -> None:
 
 
 def check(world_size: int, transport: str, num_worker_threads: int) -> None:
-    """Check that a world of such ranks can be here, so far as limits tell.
+    """Check that this machine's limits allow a world of such ranks.
 
-    The soft limit of this process's descriptors is raised where it is too low.
+    The soft limit of descriptors of this process is raised if it is too low.
 
     Raises:
         MachineCannot: a limit is too low; the message names it, what is needed, and the remedy.
@@ -82,7 +82,7 @@ def check(world_size: int, transport: str, num_worker_threads: int) -> None:
     limits = {name: resource.getrlimit(number) for name, number in _LIMITS.items()}
     base, each = _DESCRIPTORS[transport]
     address_base, address_each = _ADDRESS_SPACE_MIB[transport]
-    # The fork server raises its soft limits of descriptors and of files, but not of memory.
+    # The fork server raises its soft limits of descriptors and file sizes, but not of memory.
     for name, limit, needed, who in (
         ("ulimit -n", limits["ulimit -n"][0], here, "the test process"),
         ("ulimit -n", limits["ulimit -n"][1], base + each * world_size, "each rank"),
@@ -107,13 +107,13 @@ def check(world_size: int, transport: str, num_worker_threads: int) -> None:
 
 
 def scarcity(text: str) -> str:
-    """What in `text` tells that a limit of the machine was reached; empty where nothing does."""
+    """The part of `text` that says that a limit of the machine was reached; else empty."""
     found = _SCARCITY.search(text)
     return found.group() if found else ""
 
 
 def explain(error: OSError) -> str:
-    """What the kernel said, with the limits that can be behind it."""
+    """What the kernel said, with the limits that may be the cause."""
     words = error.strerror or str(error)
     if error.errno == errno.EAGAIN:
         most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -130,7 +130,7 @@ def _open_descriptors() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
-        # None is left to look at them with.
+        # No descriptor is left to read the limits with.
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
@@ -146,7 +146,7 @@ def _raise_soft_limit(number: int, wanted: int) -> None:
 
 def _check_threads(world_size: int, needed: int) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    # The kernel exempts root, and whoever may exceed resources.
+    # The kernel exempts root, and processes with CAP_SYS_RESOURCE or CAP_SYS_ADMIN.
     if os.getuid() != 0 and soft != resource.RLIM_INFINITY and soft < _ENOUGH_DESCRIPTORS:
         used = _threads_of_user()
         if soft - used < needed:
@@ -184,9 +184,9 @@ def _has_limit(folder: Path) -> bool:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """The folders of the control groups around this process, its own first.
+    """The folders of the control groups of this process and those above, its own first.
 
-    The second version has one hierarchy, the first has one for each controller.
+    cgroups version 2 has one hierarchy, version 1 has one for each controller.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -203,7 +203,7 @@ def _cgroups(controller: str) -> Iterator[Path]:
 
 
 def _threads_of_user() -> int:
-    """How many threads the processes of this user have, so far as /proc shows them."""
+    """How many threads the processes of this user have, as far as /proc shows them."""
     user, found = os.getuid(), 0
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -216,7 +216,7 @@ def _threads_of_user() -> int:
 
 
 def _lowest(controller: str) -> str:
-    """The lowest limit of that kind of the control groups around this process."""
+    """The lowest limit of that kind in the control groups of this process and those above."""
     found: list[int] = []
     for folder in _cgroups(controller):
         try:

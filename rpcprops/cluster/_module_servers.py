@@ -1,6 +1,6 @@
-"""Module servers: children of the fork server that have the modules of a test imported.
+"""Module servers: children of the fork server that have imported the modules of a test.
 
-One is kept for each set of modules, and forks the ranks of the clusters that need these.
+There is one for each set of modules. It forks the ranks of the clusters that need that set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.fork_server import START_SECONDS, ForkServer
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 
-#: How many are kept for the next cluster of the same test module.
+#: How many module servers are kept for later clusters of the same test module.
 _MOST = 8
 
 
@@ -34,7 +34,7 @@ class ModuleServers:
         root = self._root.peer()
         modules = finder.describe_modules(first)
         if not modules.first:
-            # Nothing of the user's to import: ranks still find what they are sent by name.
+            # There are no user modules to import. Ranks still find functions that are sent by name.
             return root, modules
         for known, (peer, in_ranks) in self._known.items():
             if known.covers(modules) and not peer.is_gone():
@@ -49,7 +49,7 @@ class ModuleServers:
             raise
 
     def _take(self, peer: Peer, modules: finder.ModuleMap) -> tuple[Peer, finder.ModuleMap | None]:
-        """As :meth:`peer_for`, once the server of the modules was asked for."""
+        """As :meth:`peer_for`, once the module server has been asked for."""
         hello = peer.wait_hello(START_SECONDS)
         names = ", ".join(modules.first)
         if 0 in peer.refused:
@@ -83,12 +83,12 @@ class ModuleServers:
         return peer, in_ranks
 
     def died(self) -> HarnessError:
-        """The error that says which server has died, how, and what the fork server wrote last."""
+        """The error that says which server died and how, and what the fork server wrote last."""
         self._note_deaths()
         return self._root.died()
 
     def _note_deaths(self) -> None:
-        """Let go of servers that have died, and keep how for the clusters that still use them."""
+        """Drop servers that have died, and keep how they died for clusters that still use them."""
         dead = {
             modules: peer
             for modules, (peer, in_ranks) in self._known.items()
@@ -114,7 +114,7 @@ class ModuleServers:
                 peer.close()
 
     def close(self) -> None:
-        """Let go of all."""
+        """Let all module servers go."""
         for peer in self.peers:
             peer.close()
         self._known.clear()

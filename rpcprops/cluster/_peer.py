@@ -13,7 +13,7 @@ from rpcprops.cluster._spec import Hello
 
 @dataclass
 class Peer:
-    """A server process of ours, and what has come from it."""
+    """One of our server processes, and the messages that have come from it."""
 
     sock: socket.socket
     reader: _wire.Reader
@@ -21,7 +21,7 @@ class Peer:
     hello: Hello | None = None
     forked: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, tuple[int, float]] = field(default_factory=dict)
-    #: Why a world could not be forked, by its number; by 0 why this server could not.
+    #: Why a world could not be forked, by its number; under 0, why this server could not start.
     refused: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -29,14 +29,14 @@ class Peer:
         return cls(sock, _wire.Reader(sock))
 
     def read(self) -> None:
-        """Take in what has arrived; a server that is gone shows in ``reader.closed``."""
+        """Read what has arrived. If the server is gone, ``reader.closed`` is true afterwards."""
         self.reader.fill()
         for message in self.reader.messages():
             if message[0] == "hello":
                 self.hello = message[1]
             elif message[0] == "forked":
                 self.forked[message[1]] = message[2]
-                # Nobody has asked how earlier processes of these numbers ended.
+                # An earlier process with one of these numbers is of no interest any more.
                 for pid in message[2]:
                     self.ended.pop(pid, None)
             elif message[0] == "refused":
@@ -45,12 +45,12 @@ class Peer:
                 self.ended[message[1]] = (message[2], message[3])
 
     def close(self) -> None:
-        """Let the server go: it kills what it forked, and leaves."""
+        """Let the server go: it kills what it forked, and exits."""
         self.sock.close()
         self.reader.closed = True
 
     def is_gone(self) -> bool:
-        """Whether the server has died; takes in what it said before."""
+        """Whether the server has died; reads what it said before."""
         while not self.reader.closed and self._readable(0.0):
             self.read()
         return self.reader.closed

@@ -1,4 +1,4 @@
-"""The phases of a cluster: what it does at the moment, for how long it may, and how that ended."""
+"""The phases of a cluster: what it does now, how long that may take, and how each one ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rpcprops.outcomes import PhaseName, PhaseOutcome, PhaseVerdict
 
 @dataclass
 class Phase:
-    """One phase under way."""
+    """One phase that is in progress."""
 
     name: PhaseName
     seconds: float
@@ -45,8 +45,8 @@ class Phases:
     """The phases of one cluster, in order.
 
     Attributes:
-        outcomes: how those went that have ended.
-        over: whether the cluster has ended, after which there are no more.
+        outcomes: how each phase went that has ended.
+        over: whether the cluster has ended; no phase starts after that.
     """
 
     def __init__(self, rate: float) -> None:
@@ -56,7 +56,7 @@ class Phases:
 
     @contextlib.contextmanager
     def open(self, name: PhaseName, seconds: float) -> Iterator[Phase]:
-        """A phase that lasts as long as the block; many of one name in a row make one outcome."""
+        """A phase that lasts as long as the block; a series of one name makes one outcome."""
         if self.over:
             msg = "the cluster is over; make another with server.cluster(...)."
             raise UsageError(msg)

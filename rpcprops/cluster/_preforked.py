@@ -1,8 +1,8 @@
-"""Ranks forked ahead: children of a server that wait until a world needs them.
+"""Pre-forked ranks: children of a server that wait until a world needs them.
 
-A server forks them as a world ends, so that the ranks of the next need not all be forked while it
+A server forks them when a world ends, so that fewer ranks must be forked while the next world
 starts, when the processors are busiest. A pre-forked rank has done what does not depend on its
-world, and waits on a socket of its own for the rest. It ends when that socket closes, or its
+world, and waits on a socket of its own for the rest. It exits when that socket closes, or its
 server dies.
 """
 
@@ -20,12 +20,12 @@ from rpcprops.cluster._spec import WorldSpec
 
 #: Real seconds after which pre-forked ranks that no world needed are let go.
 _IDLE_SECONDS = 5.0
-#: Real seconds for which none is forked ahead once the kernel has refused to fork one.
+#: Real seconds for which no rank is pre-forked after the kernel has refused a fork.
 _PAUSE_SECONDS = 5.0
 
 
 class PreForked:
-    """The pre-forked ranks of a server; `fork_child` forks a process that does what it is given."""
+    """The pre-forked ranks of a server; `fork_child` forks a process that runs a function."""
 
     def __init__(self, fork_child: Callable[[Callable[[], int]], int]) -> None:
         self.fork_child = fork_child
@@ -34,7 +34,7 @@ class PreForked:
         self.refused = float("-inf")
 
     def fork_ahead(self, count: int) -> None:
-        """Fork, or let go of, what makes it so many; fewer where the kernel refuses to fork."""
+        """Fork or drop ranks until there are `count`; fewer if the kernel refuses to fork."""
         self.used = time.monotonic()
         while len(self.sockets) > count:
             _, sock = self.sockets.popitem()
@@ -45,16 +45,16 @@ class PreForked:
             while len(self.sockets) < count:
                 self._fork()
         except OSError:
-            # A world that starts needs what is left more; it forks for itself.
+            # A world that starts needs the remaining processes more. It forks for itself.
             self.refused = self.used
 
     def drop_if_unused(self) -> None:
-        """Let go of all when no world needed them for a while."""
+        """Drop all pre-forked ranks if no world has needed one for a while."""
         if time.monotonic() - self.used > _IDLE_SECONDS:
             self.fork_ahead(0)
 
     def hand_out(self, spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> int | None:
-        """Make a pre-forked process this rank; its number, or None when none of them lives.
+        """Make a pre-forked process this rank; its process number, or None if none is alive.
 
         Args:
             descriptors: as for :func:`rpcprops.cluster.rank_process.main`.
@@ -74,7 +74,7 @@ class PreForked:
             self.sockets.pop(pid).close()
 
     def close(self) -> None:
-        """Let go of all: in the server they end, in another child of it nothing hears of it."""
+        """Close their sockets: in the server this ends them, in a child it changes nothing."""
         while self.sockets:
             self.sockets.popitem()[1].close()
 
@@ -89,7 +89,7 @@ class PreForked:
 
 
 def _wait(servers: socket.socket, sock: socket.socket) -> NoReturn:
-    """The life of a pre-forked rank: close the server's end, wait for a world, be a rank of it."""
+    """The life of a pre-forked rank: close the server's end, wait for a world, run as its rank."""
     servers.close()
     rank_process.prepare()
     reader = _wire.Reader(sock)

@@ -1,7 +1,7 @@
-"""The ranks of one world: forks them, takes in what they and their server say, kills them.
+"""The ranks of one world: forks them, reads what they and their server send, kills them.
 
-No thread runs here. Whoever waits for something reads what has arrived from every rank, so answers
-may come in any order. Whether what happens is right is not decided here.
+No thread runs here. Any wait reads what has arrived from every rank, so answers may come in any
+order. Other modules decide whether what happens is right.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, MachineCannot
 from rpcprops.outcomes import Counters
 
-#: How much of a log is read before the channels are looked at again.
+#: How many bytes of a log are read before the channels are looked at again.
 _LOG_PIECE = 32 << 20
-#: A log that has grown by so much is read again after so many real seconds, another one later.
+#: A log that has grown by `_LOUD` bytes is read again after the first number of real seconds here,
+#: another log after the second.
 _LOUD = 1 << 20
 _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
-#: Real seconds in which a server has killed the ranks of a world.
+#: Real seconds that a server needs at most to kill the ranks of a world.
 _KILL_SECONDS = 10.0
 
 
@@ -42,8 +43,8 @@ class Ranks:
 
     Attributes:
         channels: one for each rank, in order, from the fork on; they stay when the ranks are gone.
-        peer: the server that forks the ranks; None before, and once they were let go.
-        released: values that nobody holds any more, by rank and number; goes out with the next
+        peer: the server that forks the ranks; None before that, and after they were let go.
+        released: kept values whose handles are gone, by rank and number; sent with the next
             message.
     """
 
@@ -53,7 +54,7 @@ class Ranks:
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
-        self._world = 0  # its number at the server, once that was asked for it
+        self._world = 0  # the server's number for this world, once the server was asked for one
         self._numbers = itertools.count(1)
 
     # Their life.
@@ -61,10 +62,10 @@ class Ranks:
     def fork(
         self, options: WorldOptions, first: Sequence[str], phases: Phases, seconds: float
     ) -> None:
-        """Have the ranks forked, which then import the modules `first` and join their world.
+        """Have the ranks forked. They import the modules `first` and then join their world.
 
         Raises:
-            HarnessError: the server has died, or does not do it in time.
+            HarnessError: the server has died, or does not fork them in time.
             MachineCannot: a rank cannot be forked.
         """
         self.peer, in_ranks = self._servers.peer_for(first)
@@ -90,7 +91,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str]) -> Iterator[list[int]]:
-        """Make a channel for each rank; the descriptors of the store and of the ranks' ends.
+        """Make a channel for each rank; yields the descriptors of the store and the ranks' ends.
 
         Raises:
             MachineCannot: this process has no descriptors left for them.
@@ -103,10 +104,10 @@ class Ranks:
                     ours, other = socket.socketpair()
                     stack.callback(other.close)
                     theirs.append(other.fileno())
-                    # Once it is a channel, `let_go` closes it.
+                    # Once a channel exists, `let_go` closes it.
                     with contextlib.ExitStack() as unfinished:
                         unfinished.callback(ours.close)
-                        # What a user sets by socket.setdefaulttimeout is not for these.
+                        # A timeout that the user set by socket.setdefaulttimeout must not apply.
                         other.setblocking(True)
                         log = RankLog(f"rpcprops-{name}")
                         self.channels.append(Channel(rank, name, ours, log))
@@ -125,7 +126,7 @@ class Ranks:
         while not self._take_pids():
             if self._world in peer.refused:
                 why = peer.refused.pop(self._world)
-                self._world = 0  # The server has killed what there was of it.
+                self._world = 0  # The server has killed whatever it had forked of this world.
                 raise MachineCannot(why)
             if peer.reader.closed:
                 raise self._servers.died()
@@ -135,31 +136,31 @@ class Ranks:
                 raise HarnessError(msg)
 
     def _take_pids(self) -> bool:
-        """Whether the ranks are forked; they then have their process numbers."""
+        """Whether the ranks are forked. If so, they now have their process numbers."""
         if self.peer is not None and self._world in self.peer.forked:
             for channel, pid in zip(self.channels, self.peer.forked.pop(self._world), strict=True):
                 channel.pid = pid
         return all(channel.pid for channel in self.channels)
 
     def ask_for_preforked(self) -> None:
-        """Let the server fork ranks for the next world, as these ranks have only to exit."""
+        """Let the server pre-fork ranks for the next world: these ranks only have to exit now."""
         if self.peer is not None:
             with contextlib.suppress(OSError):
                 _wire.send(self.peer.sock, ("preforked", len(self.channels)))
 
     def ask_for_stacks(self) -> None:
-        """Have the ranks that live write their stacks; one that has no handler for that ends."""
+        """Have the living ranks write their stacks; a rank without a handler for that ends."""
         if self.peer is not None:
             with contextlib.suppress(OSError):
                 _wire.send(self.peer.sock, ("stacks", [c.pid for c in self.alive()]))
 
     def kill(self) -> None:
-        """Kill every rank that still lives, and take in what they said before."""
+        """Kill every rank that still lives, and read what they said before."""
         alive = self.alive()
         if alive and self.peer is not None and self._world:
             for channel in alive:
                 channel.killed = True
-            # By its number: a server that was slow forks it first, and then kills it.
+            # Kill by the world's number: a slow server first forks the world, then kills it.
             with contextlib.suppress(OSError):
                 _wire.send(self.peer.sock, ("kill", self._world))
             deadline = time.monotonic() + _KILL_SECONDS
@@ -181,7 +182,7 @@ class Ranks:
             channel.log.close()
 
     def forget(self) -> None:
-        """Let go of the ranks, and be as before :meth:`fork`."""
+        """Let the ranks go, and return to the state before :meth:`fork`."""
         self.let_go()
         self.channels.clear()
         self._world = 0
@@ -193,14 +194,14 @@ class Ranks:
     # What goes out and comes in.
 
     def send(self, channel: Channel, kind: str, *rest: object) -> int:
-        """Send one rank a message; the number of the answer that will come."""
+        """Send one rank a message; return the number that its answer will have."""
         self._send_releases()
         number = next(self._numbers)
         channel.send((kind, number, *rest), self._send_seconds)
         return number
 
     def send_to_all(self, kind: str, *rest: object) -> int:
-        """As :meth:`send`, to every rank; their answers have one number."""
+        """As :meth:`send`, to every rank; all their answers have the same number."""
         self._send_releases()
         number = next(self._numbers)
         for channel in self.channels:
@@ -208,18 +209,18 @@ class Ranks:
         return number
 
     def _send_releases(self) -> None:
-        """Let the ranks drop the values that nobody holds here any more."""
+        """Let the ranks drop the values whose handles are gone in this process."""
         while self.released:
             rank, number = self.released.popleft()
             self.channels[rank].writer.put(("release", number))
 
     def pump(self, seconds: float) -> None:
-        """Take in what has arrived, waiting at most that long for something to."""
+        """Read what has arrived; wait at most `seconds` real seconds for something to arrive."""
         peer = self.peer
         if peer is None:
             return
         self._send_releases()
-        # Logs are read while ranks write them, so that those of loud ranks do not pile up.
+        # Logs are read while ranks write them, so that the logs of loud ranks do not pile up.
         taken = max([channel.log.take(_LOG_PIECE) for channel in self.channels], default=0)
         if taken >= _LOG_PIECE:
             seconds = 0.0
@@ -242,7 +243,7 @@ class Ranks:
                 channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
 
     def must_be_connected(self) -> None:
-        """Raise why nothing can be said to the ranks any more, if that is so."""
+        """Raise if nothing can be sent to the ranks any more; the message says why."""
         if self.peer is None or self.peer.reader.closed:
             raise self._servers.died()
         for channel in self.channels:
@@ -251,13 +252,13 @@ class Ranks:
     # What they are.
 
     def alive(self) -> list[Channel]:
-        """Those that have not ended."""
+        """The channels of the ranks that have not ended."""
         return [channel for channel in self.channels if channel.status is None]
 
     def without_answer(self, number: int) -> list[Channel]:
-        """Those from which that answer has not come."""
+        """The channels of the ranks that have not sent that answer."""
         return [channel for channel in self.channels if number not in channel.answers]
 
     def counters(self) -> tuple[Counters, ...]:
-        """What each held when it was last looked at; zeros before init_rpc."""
+        """What each rank held at the last look; zeros before init_rpc."""
         return tuple(channel.counters or Counters() for channel in self.channels)

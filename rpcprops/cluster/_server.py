@@ -1,13 +1,13 @@
 """The fork server: imports torch once, stays single-threaded, and forks ranks on request.
 
-:func:`main` serves the socket that the process inherited. For the modules
-of a test it forks a child of itself (a *module server*) that imports them once and then serves its
-own socket in the same way. Whoever forks a rank also reaps it and reports how it ended.
+:func:`main` serves the socket that the process inherited. For the modules of a test it forks a
+child of itself (a *module server*), which imports them once and then serves its own socket in the
+same way. The process that forks a rank also reaps it and reports how it ended.
 
-Nothing outlives the test process: a server whose socket closes kills its ranks and leaves, the
-kernel kills the children of a server that dies (PR_SET_PDEATHSIG), and what a rank leaves behind is
-re-parented to its server (PR_SET_CHILD_SUBREAPER), which kills it. What outlives its server comes
-to the server or the watcher above that one (:mod:`rpcprops.cluster._watcher`).
+Nothing outlives the test process: a server whose socket closes kills its ranks and exits. The
+kernel kills the children of a server that dies (PR_SET_PDEATHSIG). What a rank leaves behind is
+re-parented to its server (PR_SET_CHILD_SUBREAPER), which kills it. Where that server has died, the
+server or the watcher above it does so (:mod:`rpcprops.cluster._watcher`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from rpcprops.cluster import _limits, _warm, _watcher, _wire, finder, pages, ran
 from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
-#: Real seconds between the looks of a server without work: does its parent live, are pre-forked
-#: ranks idle?
+#: Real seconds between two checks of an idle server: whether its parent lives, and whether its
+#: pre-forked ranks are unused.
 _IDLE_CHECK_SECONDS = 5.0
-#: Signals on which a server kills what is below it before it ends.
+#: On these signals a server kills all processes below it before it ends.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -53,12 +53,12 @@ class Server:
         self.parent = os.getppid()
         self.private: tuple[int, ...] = ()
         self.ranks: set[int] = set()
-        #: Those of them that live, by the number of their world.
+        #: The ranks that live, by the number of their world.
         self.worlds: dict[int, set[int]] = {}
         self.module_servers: set[int] = set()
         self.probes: set[int] = set()
         self.preforked = PreForked(self.fork_child)
-        #: Whether a module server has died, whose orphans have come to this process.
+        #: Whether a module server has died: its orphans then come to this process.
         self.has_orphans = False
         self.handlers: dict[int, Any] = {}
 
@@ -79,12 +79,12 @@ class Server:
         )
 
     def serve(self) -> NoReturn:
-        """Until the socket closes, or a signal ends this process; leaves no process behind."""
+        """Serve until the socket closes or a signal ends this process; leaves no process behind."""
         code = number = 0
         try:
             number = self.serve_socket()
         except (BrokenPipeError, ConnectionResetError):
-            pass  # The test process died while we told it something.
+            pass  # The test process died while we sent it something.
         except BaseException:
             traceback.print_exc()
             code = 1
@@ -94,15 +94,15 @@ class Server:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         finally:
-            # No interpreter shutdown: there is nothing to clean, and torch's takes its time.
+            # Skip the interpreter's shutdown: nothing needs it, and torch's takes long.
             os._exit(code)
 
     def serve_socket(self) -> int:
-        """Until all is over; the number of the signal that ended it, 0 for none."""
+        """Serve until all is over; the number of the signal that ended it, 0 for none."""
         _watcher.adopt_orphans()
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        # What a handler does is seen between the steps of the loop below, by the wake-up.
+        # The loop below sees the effect of a signal handler between its steps, by the wake-up.
         for handled in (signal.SIGCHLD, *_STOP_SIGNALS):
             before = signal.signal(handled, lambda *_: None)
             self.handlers[handled] = signal.SIG_DFL if before is None else before
@@ -149,9 +149,9 @@ class Server:
         return taken
 
     def fork_world(self, number: int, spec: WorldSpec) -> None:
-        """PreForked, then forks, become the ranks.
+        """Make pre-forked processes the ranks, and fork the ranks that are still missing.
 
-        Descriptors: a store, then channels, then logs, then those of a network.
+        The descriptors are: a store, the channels, the logs, and those of a network.
         """
         size = len(spec.names)
         store_fd, *rest = self.take_descriptors(1 + 2 * size + spec.networks)
@@ -180,7 +180,7 @@ class Server:
             _wire.send(self.sock, ("forked", number, pids))
 
     def fork_module_server(self, modules: finder.ModuleMap) -> None:
-        """Fork a server that has the modules of a test imported; descriptors: its socket."""
+        """Fork a server that imports the modules of a test; the descriptor is its socket."""
         (fd,) = self.take_descriptors(1)
         with socket.socket(fileno=fd) as sock:
             try:
@@ -190,12 +190,12 @@ class Server:
                     _wire.send(sock, ("refused", 0, _limits.explain(error)))
             else:
                 self.module_servers.add(pid)
-                # Should it die before it says hello, this tells whose end is reported here.
+                # If it dies before its hello, this says whose end is reported here.
                 with contextlib.suppress(OSError):
                     _wire.send(sock, ("forked", 0, [pid]))
 
     def fork_probe(self, rate: float) -> None:
-        """Fork a process that lets its clock be measured; descriptors: its socket."""
+        """Fork a process whose clock can be measured; the descriptor is its socket."""
         (fd,) = self.take_descriptors(1)
 
         def show_clock() -> int:
@@ -203,7 +203,7 @@ class Server:
                 clock.set_rate(rate)
                 clock.probe(fd)
             except clock.ClockError as error:
-                # The test process sees only that the probe has ended, and reads why in our log.
+                # The test process only sees that the probe has ended. It reads why in our log.
                 print(f"{PROBE_SAYS}{error}", file=sys.stderr, flush=True)
                 return 1
             return 0
@@ -216,7 +216,7 @@ class Server:
         os.close(fd)
 
     def fork_child(self, life: Callable[[], int]) -> int:
-        """Fork a process that does `life` and leaves with that code; its number.
+        """Fork a process that runs `life` and exits with its code; returns the process number.
 
         Raises:
             OSError: the kernel refuses.
@@ -226,8 +226,8 @@ class Server:
         if pid:
             return pid
         code = 1
-        # A child never returns through the frames of its parent, which would end the parent's
-        # ranks as its own.
+        # A child must never return through the frames of its parent: they would end the ranks of
+        # the parent as if they were the child's.
         try:
             self.become_child(parent)
             code = life()
@@ -242,7 +242,7 @@ class Server:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         _watcher.die_with_parent(parent)
-        # Descriptors of the next message may have come with the last one.
+        # Descriptors for the next message may have come with the last one.
         for fd in [*self.private, *self.reader.descriptors]:
             os.close(fd)
         self.sock.close()
@@ -252,14 +252,14 @@ class Server:
 
     def kill(self, pid: int) -> None:
         if pid in self.ranks:
-            # Only a child that was not reaped yet: its number cannot have been given away.
+            # Only a child that was not reaped: the kernel cannot have reused its number.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
-        """Kill all that is below this process. What a rank left behind comes here as it dies."""
+        """Kill all that is below this process. Orphans of a rank come here when it dies."""
         for pid in self.ranks:
             self.kill(pid)
         self.preforked.close()
@@ -274,7 +274,7 @@ class Server:
             if pid == 0:
                 return
             if pid in self.ranks:
-                # What it started and did not stop; the group is still ours to name.
+                # What the rank started and did not stop. Its group number is still in use.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
                 self.ranks.remove(pid)
@@ -285,7 +285,7 @@ class Server:
                 _wire.send(self.sock, ("ended", pid, status, seconds))
             if pid in self.module_servers:
                 self.module_servers.remove(pid)
-                # One that was told to leave has killed what was below it.
+                # A server that was told to exit has killed what was below it.
                 self.has_orphans = self.has_orphans or status != 0
                 _wire.send(self.sock, ("ended", pid, status, 0.0))
             self.probes.discard(pid)
@@ -294,7 +294,7 @@ class Server:
                 self.has_orphans = self.kill_strangers()
 
     def kill_strangers(self) -> bool:
-        """Kill processes that ranks left behind in groups of their own; whether there were any."""
+        """Kill processes that ranks left behind in other groups; whether there were any."""
         ours = {*self.ranks, *self.module_servers, *self.probes, *self.preforked.sockets}
         return _watcher.kill_children(but=ours)
 
@@ -315,7 +315,7 @@ def _serve_modules(sock: socket.socket, modules: finder.ModuleMap) -> NoReturn:
         pools.append(num)
         set_num_threads(num)
 
-    # The pool has no thread of its own when num is 1, and ranks still abort when they find it.
+    # When num is 1, the pool has no thread of its own, and ranks still abort on finding it.
     setattr(torch, "set_num_threads", watched)  # noqa: B010  (it is typed as a builtin)
     try:
         finder.install(modules)
@@ -331,7 +331,7 @@ def _serve_modules(sock: socket.socket, modules: finder.ModuleMap) -> NoReturn:
 
 def main(fd: int) -> NoReturn:
     """Entry point of the server process."""
-    # No torch.set_num_threads: it makes a thread pool, and forks of a process that has one abort.
+    # No torch.set_num_threads: it makes a thread pool, and forks of a process with one abort.
     # The import of torch may leave a thread that is about to end.
     for _ in range(50):
         if threads_here() == 1:

@@ -1,17 +1,17 @@
 """Settling: waits until ranks hold what they should, or nothing can change what they hold.
 
-What torch does is behind each wait here:
+Each wait here has a reason in torch:
 
-* One look at each rank does not show that all are at rest. Ranks are not looked at in the same
-  instant, and ``rref_context.cpp: RRefContext::getDebugInfo`` counts neither the children that an
-  RRef still waits for nor what a function that was started by ``remote`` will make. So what is
-  held must be as expected in two looks in a row.
+* One look at each rank does not show that all are at rest. The ranks are not read at the same
+  moment, and ``rref_context.cpp: RRefContext::getDebugInfo`` does not count the children that an
+  RRef still waits for, nor what a function started by ``remote`` will make. So two looks in a row
+  must show what is expected.
 * A retry of a context's cleanup has no counter. ``container.cpp:
   DistAutogradContainer::sendReleaseContextRpc`` sends by ``rpc_agent.cpp:
-  RpcAgent::sendWithRetries``, and between two tries the message is in a map of the agent
-  (``rpcRetryMap_``) that no debug info shows. The sender has no context any more; a rank that still
-  has one looks like a leak. Only the sender's log tells of each failed try.
-* Shutdown waits for no such retry (see :mod:`rpcprops.cluster._shutdown`), so that this must.
+    RpcAgent::sendWithRetries``. Between two tries the message is in a map of the agent
+    (``rpcRetryMap_``) that no debug info shows. The sender no longer has the context, so a rank
+    that still has one looks like a leak. Only the sender's log shows each failed try.
+  * Shutdown does not wait for such a retry (see :mod:`rpcprops.cluster._shutdown`); this must.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rpcprops.errors import UsageError
 from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters
 
-#: A settle that is out of time tells what is held, instead of waiting for one more look.
+#: With fewer real seconds left than this, a settle reports what is held instead of looking again.
 _LAST_LOOK_SECONDS = 1.0
 
 
@@ -89,7 +89,7 @@ class Settling:
     def _patience(
         self, held: Sequence[Counters], wanted: Sequence[Counters], *, awaits_calls: bool
     ) -> float:
-        """Real seconds without a change after which what is held is stuck."""
+        """Real seconds without a change after which what is still held counts as stuck."""
         contexts = any(h.contexts > w.contexts for h, w in zip(held, wanted, strict=True))
         patience = self._deadlines.quiet_cleanup if contexts else self._deadlines.quiet
         if awaits_calls:
@@ -106,13 +106,13 @@ class Settling:
                 return True
             seen = [channel.log.failed_sends() for channel in self._ranks.channels]
             if all(now >= then for now, then in zip(seen, failures, strict=True)):
-                # The last failed send is followed by one more, which must be through.
+                # After the last failed send comes one more send, which must have arrived.
                 return self._logs_quiet() > self._deadlines.last_cleanup
             return quiet > self._deadlines.quiet_cleanup
         return self._logs_quiet() > self._deadlines.between_cleanups
 
     def _logs_quiet(self) -> float:
-        """Real seconds since a rank was seen to have written something."""
+        """Real seconds since the log of any rank was seen to grow."""
         sizes = tuple(channel.log.size() for channel in self._ranks.channels)
         if sizes != self._log_sizes:
             self._log_sizes, self._logs_changed = sizes, time.monotonic()
@@ -132,7 +132,7 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
 
 
 def _lacks(ran: Sequence[Mapping[str, int]], calls: Sequence[Mapping[str, int]]) -> bool:
-    """Whether some call has not run as often as it must."""
+    """Whether some call has not yet run as often as it must."""
     return any(
         seen.get(call, 0) < times
         for seen, wanted in zip(ran, calls, strict=False)

@@ -1,18 +1,18 @@
 """The end of a world: RPC is shut down gracefully in every rank, and each rank exits.
 
-What torch does in ``api.py: shutdown`` is behind the waits here:
+Each wait here has a reason in torch's ``api.py: shutdown``:
 
 * ``_wait_all_workers``, by ``_all_gather``, calls two Python functions with ``rpc_sync`` and
-  ``rpc_async``: followers send to the rank of the smallest name, which answers each. These are
-  PYTHON_CALL messages, so a table that fails or delays that type strikes shutdown as well. They
-  have no timeout (``constants.py: DEFAULT_SHUTDOWN_TIMEOUT`` is 0), and the signal between them is
-  waited for without end. So the others wait for ever for a rank whose shutdown has raised.
+  ``rpc_async``: the other ranks send to the rank with the smallest name, which answers each. These
+    are PYTHON_CALL messages, so a table that fails or delays that type affects shutdown too. They
+    have no timeout (``constants.py: DEFAULT_SHUTDOWN_TIMEOUT`` is 0), and the wait for the signal
+    between them has no end. So if the shutdown of one rank raises, the others wait for it for ever.
 * ``_delete_all_user_and_unforked_owner_rrefs`` is ``rref_context.cpp:
   RRefContext::delAllUsersAndUnforkedOwners``: a user waits 100 s for what it has sent on to be
-  accepted, and an owner 100 s for the deletes of its forks. Virtual seconds, as everything there.
+  accepted, and an owner 100 s for the deletes of its forks. All these are virtual seconds.
 * ``agent.join`` waits for calls of this rank that have no answer (``tensorpipe_agent.cpp:
-  TensorPipeAgent::join``). The agent's map of messages that wait to be sent again is not looked at,
-  so what remains of a context's cleanup is lost.
+  TensorPipeAgent::join``). It ignores the agent's map of messages that wait to be sent again,
+    so what remains of a context's cleanup is lost.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def shut_down(
     deadlines: Deadlines,
     options: WorldOptions,
 ) -> None:
-    """Shut RPC down in all ranks and wait for their exits; what is wrong is found, not raised."""
+    """Shut RPC down in all ranks and wait for their exits; record violations, raise none."""
 
     def violations(channels: Iterable[Channel]) -> list[Violation]:
         outcomes = [channel.outcome() for channel in channels]
@@ -53,7 +53,7 @@ def shut_down(
         number = ranks.send_to_all("exit", options.init)
         answers = diagnosis.gather(phase, number, "does not shut down")
         if answers is None:
-            # Those that wait for a rank whose shutdown has raised are not to blame.
+            # Ranks that wait for one whose shutdown has raised are not to blame.
             left = [c for c in ranks.channels if number in c.answers]
             for channel in left:
                 _note_shutdown(channel, *channel.answers.pop(number)[1])
@@ -72,8 +72,8 @@ def shut_down(
 
 
 def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
-    """Take in what a rank answered when it had shut RPC down."""
-    # Of what was held up and counted, shutdown's own messages are no part.
+    """Record what a rank answered after it had shut RPC down."""
+    # The delays that were counted do not include those of shutdown's own messages.
     channel.calls = seen["calls"]
     channel.late_seconds = max(channel.late_seconds, seen["late"])
     channel.counters_after_shutdown = seen.get("after")

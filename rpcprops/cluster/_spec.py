@@ -1,4 +1,4 @@
-"""What the test process and its servers tell each other. Torch-free: both sides import it."""
+"""The messages between the test process and its servers. Imports no torch: both sides use it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from rpcprops.cluster.finder import ModuleMap
 from rpcprops.cluster.options import WorldOptions
 
-#: How the line begins with which a clock's probe says, in the server's log, why it cannot answer.
+#: The first words of the line in the server's log by which a clock probe says why it failed.
 PROBE_SAYS = "the probe of the clock: "
 
 
 @dataclass(frozen=True)
 class WorldSpec(WorldOptions):
-    """A world to fork: its options, and what is known once it is forked.
+    """A world to fork: its options, and values that are known only when it is forked.
 
     Attributes:
-        origin_ns: the real instant from which time passes at the clock's rate, the same in all
-            ranks, so that they agree on the time: nanoseconds of the real monotonic clock.
-        networks: how many descriptors name the network that the ranks enter; 0 leaves them in the
-            machine's.
-        import_in_ranks: modules that ranks find, and import first, by themselves; None when their
-            server has imported them.
+        origin_ns: the real instant from which time runs at the clock's rate, in nanoseconds of the
+            real monotonic clock. It is the same in all ranks, so that they agree on the time.
+        networks: how many descriptors name the network that the ranks enter; with 0 they stay in
+            the machine's.
+        import_in_ranks: modules that ranks themselves find and import first; None if their server
+            has imported them.
     """
 
     origin_ns: int
@@ -31,11 +31,11 @@ class WorldSpec(WorldOptions):
 
 @dataclass(frozen=True)
 class Hello:
-    """What a server says when it is ready.
+    """The message that says that a server is ready.
 
     Attributes:
-        unsafe: what makes forking from this process unsafe, empty when nothing does.
-        error: why importing the modules failed, empty when it did not.
+        unsafe: why forking from this process is unsafe, empty if it is safe.
+        error: why importing the modules failed, empty if it did not.
     """
 
     pid: int

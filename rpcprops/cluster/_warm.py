@@ -1,8 +1,8 @@
-"""Does in the fork server, once, what each rank would otherwise do for the first time.
+"""Does once, in the fork server, what every rank would otherwise have to do for the first time.
 
-The first time, Python imports modules and specialises code, and torch looks up its operators; all
+The first time, Python imports modules and specialises code, and torch looks up its operators. All
 of that writes to memory that a rank shares with its server until then. Nothing here starts a
-thread, an agent or the autograd engine, which no fork survives.
+thread, an agent or the autograd engine: none of these survives a fork.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rpcprops.steps.in_rank import autograd, shared, state, sums
 from rpcprops.steps.in_rank.lookup import arguments_of, function_of, place_of
 from rpcprops.torch_facts import symbols
 
-#: Python specialises code that has run this often.
+#: Runs after which Python has specialised code.
 _REPEATS = 20
 
 
 def warm_up() -> None:
-    """Run what a rank runs, as far as that needs no world."""
+    """Run the code that a rank runs, as far as it needs no world."""
     _ = symbols.rref_proxy  # init_rpc imports it
     for kind in STEP_TYPES.values():
         if kind.runs and place_of(kind)[0] != finder.TRAINING:
@@ -66,6 +66,6 @@ def _pass_on(value: Any) -> Any:
 
 
 def _differentiate() -> None:
-    """The forward pass; the first backward pass starts threads."""
+    """Run the forward pass only: the first backward pass starts threads."""
     leaf = shared.tensor([1.0, 2.0]).requires_grad_()
     autograd.hop("warm", 2.0, False, leaf * leaf).sum().item()

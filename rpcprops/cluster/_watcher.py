@@ -1,12 +1,12 @@
-"""The watcher: the parent of the fork server, which leaves nothing of it behind.
+"""The watcher: the parent of the fork server. It makes sure that nothing of the server is left.
 
-A process that a rank starts may leave the rank's session, and outlive it. It is then re-parented to
-the nearest process above that adopts orphans: to its server while that lives, else to the watcher.
-The watcher kills all that is below it when the server has ended, when the test process lets go of
-its standard input, and when the test process has died.
+A process that a rank starts may leave the rank's session and outlive the rank. It is then
+re-parented to the nearest process above that adopts orphans: its server if that lives, else the
+watcher. The watcher kills all processes below it when the server has ended, when the test process
+closes the watcher's standard input, and when the test process has died.
 
 It is forked before anything heavy is imported, and costs a few megabytes. The test process runs
-this file by its path for the same reason, so that it may import the standard library only.
+this file by its path for the same reason, so it may import the standard library only.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from collections.abc import Container
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-#: A fork of the test process holds the other end of standard input open; its parent still dies.
+#: Real seconds between checks that the test process lives: a fork of it may keep stdin open.
 _PARENT_CHECK_SECONDS = 1.0
-#: What cannot be killed (it runs as another user, or hangs in the kernel) is left after that.
+#: Real seconds after which a process is left that cannot be killed (another user's, or stuck).
 KILL_SECONDS = 2.0
-#: As of a shell: the watcher leaves with this and the number of the signal that killed the server.
+#: As in a shell: the watcher exits with this plus the number of the signal that killed the server.
 KILLED = 128
 
 _libc = ctypes.CDLL(None)
 
 
 def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel for a signal when the parent dies, and leave if that has happened."""
+    """Ask the kernel for a signal when the parent dies; exit if it is already dead."""
     _libc.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
@@ -73,7 +73,7 @@ def main(server_socket: int, test_process: int) -> None:
     watcher = os.getpid()
     server = os.fork()
     if server == 0:
-        # By a signal that it can handle: it kills what is below it, which nobody else would.
+        # With a signal that it can handle: nobody else would kill what is below it.
         die_with_parent(watcher, signal.SIGTERM)
         os.setsid()
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -90,7 +90,7 @@ def main(server_socket: int, test_process: int) -> None:
 
 
 def _watch(server: int, test_process: int) -> tuple[int, int]:
-    """Wait until all is over: the exit code that tells why, and the signal that asked for it."""
+    """Wait until all is over; the exit code that says why, and the signal that ended the wait."""
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _HEADER = struct.Struct("!I")
-#: The longest call or result: what the header can count, less what goes around it.
+#: The longest call or result in bytes: what the header can express, less the rest of the message.
 MAX_PAYLOAD = 2**32 - 2**16
 _CHUNK = 1 << 16
-#: More descriptors than a fork of sixteen ranks passes.
+#: More descriptors than a fork of sixteen ranks needs.
 _MAX_DESCRIPTORS = 64
 
 
 def pack(message: object) -> bytes:
-    """`message` as it travels."""
+    """The bytes of a message on the socket."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _HEADER.pack(len(body)) + body
 
@@ -43,8 +43,8 @@ def send(sock: socket.socket, message: object, descriptors: Sequence[int] = ()) 
 class Writer:
     """Messages on their way to a socket that does not block.
 
-    What the socket does not take waits here, in order, and goes on where it stopped: a message is
-    never cut off by one that follows it.
+    Bytes that the socket does not take wait here, in order, and continue where they stopped. So a
+    later message never cuts an earlier one off.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -53,15 +53,15 @@ class Writer:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether something has not gone out yet."""
+        """Whether some bytes have not been sent yet."""
         return bool(self._waiting)
 
     def put(self, message: object) -> None:
-        """Let a message wait for its turn."""
+        """Append a message to those that wait."""
         self._waiting.append(memoryview(pack(message)))
 
     def flush(self) -> None:
-        """Send what the socket takes now. When the other end is gone, nothing waits any more."""
+        """Send what the socket takes now. When the other end is gone, drop all that waits."""
         try:
             while self._waiting:
                 sent = self.sock.send(self._waiting[0])
@@ -72,12 +72,12 @@ class Writer:
         except BlockingIOError:
             pass
         except OSError:
-            # That it is gone shows to who waits for its answer.
+            # The wait for the answer will notice that the other end is gone.
             self._waiting.clear()
 
 
 class Reader:
-    """Cuts what arrives on a socket into messages."""
+    """Splits the bytes that arrive on a socket into messages."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -88,7 +88,7 @@ class Reader:
     def fill(self, *, descriptors: bool = False) -> bool:
         """Read once; False when the other end is gone (kept in `closed`).
 
-        A socket that does not block and has nothing to give counts as read.
+        A read from a non-blocking socket that has no data also returns True.
         """
         try:
             if descriptors:
@@ -107,7 +107,7 @@ class Reader:
         return True
 
     def messages(self) -> Iterator[Any]:
-        """The whole messages that have arrived and were not yet given."""
+        """The complete messages that have arrived and were not returned before."""
         while len(self.buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self.buffer)
             end = _HEADER.size + length
@@ -118,7 +118,7 @@ class Reader:
             yield pickle.loads(body)
 
     def receive(self, *, descriptors: bool = False) -> Any:
-        """The next message, waiting for it.
+        """Wait for the next message, and return it.
 
         Raises:
             EOFError: the other end is gone.

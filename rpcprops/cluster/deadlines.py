@@ -1,7 +1,7 @@
-"""How long each phase of a cluster may take, in real seconds, from what its faults account for.
+"""How long each phase of a cluster may take, in real seconds, given its faults.
 
-What torch retries, and how often, is in :mod:`rpcprops.faults`; what it waits for at shutdown in
-:mod:`rpcprops.cluster._shutdown`; why a settle must look longer than a moment in
+What torch retries, and how often, is in :mod:`rpcprops.faults`. What torch waits for at shutdown is
+in :mod:`rpcprops.cluster._shutdown`. Why a settle must look for longer than a moment is in
 :mod:`rpcprops.cluster._settling`.
 """
 
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle.ranks import OWNER_WAITS
 
-#: Real seconds in which nothing may change before what is held is called stuck. An answer on
-#: loopback takes well under a millisecond; the rest is for a machine that is busy elsewhere.
+#: Real seconds without any change after which what is held counts as stuck. An answer on loopback
+#: takes well under a millisecond; the rest is for a busy machine.
 _QUIET = 0.15
-#: The same while a step runs, whose own work (imports, first calls) changes no counter.
+#: The same while a step runs: its own work (imports, first calls) changes no counter.
 _STALLED = 3.0
-#: The same while a call is on its way that its caller has given up: no counter of either rank shows
-#: it, and on a busy machine it took 75 ms.
+#: The same while a call may still arrive that its caller has given up: no counter of either rank
+#: shows it. On a busy machine one took 75 ms.
 _UNSEEN = 1.0
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Real seconds.
+    """Deadlines and waits, all in real seconds.
 
     Attributes:
-        quiet: how long nothing may change, with nothing under way, before it is stuck.
+        quiet: how long nothing may change, with no message on its way, before it is stuck.
         quiet_cleanup: the same while a context is held: retries of its cleanup, which torch sends
             by ``container.cpp: DistAutogradContainer::sendReleaseContextRpc``, have no counter.
-        between_cleanups: the longest that a context's cleanup waits between two tries; once no
-            rank has logged a failed send for that long, none is still to come.
-        last_cleanup: the longest that a cleanup waits before its last try, and that try.
+        between_cleanups: the longest wait of a context's cleanup between two tries; once no rank
+            has logged a failed send for that long, no retry is left.
+        last_cleanup: the longest wait of a cleanup before its last try, plus that try.
         stalled: how long nothing may change while a step of a program runs.
-        unseen: the same while a call that no counter shows may still arrive.
+        unseen: the same while a call may still arrive that no counter shows.
     """
 
     start: float
@@ -58,19 +58,19 @@ class Deadlines:
             for at in faults
         )
         unseen = max(sum(f.seconds for f in at if f.unseen_waits) for at in faults)
-        # Messages of one sender wait for each other's delays: the agent sleeps in the thread that
-        # sends (``faulty_tensorpipe_agent.cpp: FaultyTensorPipeAgent::send``).
+        # Delays of one sender add up: the agent sleeps in the thread that sends
+        # (``faulty_tensorpipe_agent.cpp: FaultyTensorPipeAgent::send``).
         delays = 4 * max(sum(f.seconds for f in at if f.blocks_sender) for at in faults)
         chain = (seen + unseen + delays) / rate
         longest = max((wait for at in faults for f in at for wait in f.unseen_waits), default=0.0)
-        # A message that is held up, or waits for its retry, counts as under way: that is not quiet.
+        # A message that is delayed, or waits for its retry, is under way: that is not quiet.
         quiet = _QUIET + 1.0 / rate
         return cls(
             start=margin,
             run=margin + chain + world_size * delays / rate,
             look=margin,
             settle=margin + 4 * chain + world_size * delays / rate,
-            # ``rref_context.cpp: RRefContext::delAllUsersAndUnforkedOwners`` gives up after that.
+            # ``rref_context.cpp: RRefContext::delAllUsersAndUnforkedOwners`` gives up after this.
             shutdown=margin + 4 * chain + OWNER_WAITS / rate,
             quiet=quiet,
             quiet_cleanup=quiet + unseen / rate,

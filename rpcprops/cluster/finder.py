@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from rpcprops.torch_facts import symbols
 
-#: The modules of ours that are imported on request, since they take more than a second.
+#: Modules of ours that are imported only on request, since that takes more than a second.
 TRAINING = "rpcprops.steps.in_rank.training"
 UPSTREAM = "rpcprops.upstream._rank_side"
 
@@ -35,8 +35,8 @@ class ModuleMap:
     Attributes:
         path: its ``sys.path``.
         files: module name to file, for user modules only (not the standard library, not installed).
-        packages: those of them that are packages.
-        main: the file that runs as ``__main__``, empty when it is no user's script.
+        packages: the names in `files` that are packages.
+        main: the file that runs as ``__main__``, empty if that is not a user's script.
         first: the modules to import before anything else, in order.
         directory: its working directory.
         argv: its ``sys.argv``, which a script may read while it is imported.
@@ -51,7 +51,7 @@ class ModuleMap:
     argv: tuple[str, ...] = ()
 
     def covers(self, other: ModuleMap) -> bool:
-        """Whether ranks that were made with this map find all that `other` asks for."""
+        """Whether ranks that were made with this map find all that `other` contains."""
         return (self.first, self.directory, self.main, self.path) == (
             other.first,
             other.directory,
@@ -74,7 +74,7 @@ _INSTALLED = _installed_prefixes()
 
 @functools.cache
 def is_user_file(file: str | None) -> bool:
-    """Whether `file` is a user's Python source, neither the standard library's nor installed."""
+    """Whether `file` is Python source of the user: not the standard library, not installed."""
     if not file or not file.endswith(".py"):
         return False
     return not os.path.realpath(file).startswith(_INSTALLED)
@@ -113,7 +113,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, modules: ModuleMap) -> None:
         self.files = dict(modules.files)
         self.packages = modules.packages
-        # pytest's importlib mode names modules after folders that are no packages.
+        # pytest's importlib mode names modules after folders that are not packages.
         self.parents: dict[str, list[str]] = {}
         for name, file in self.files.items():
             place = os.path.dirname(file) if name in self.packages else file
@@ -152,7 +152,7 @@ def install(modules: ModuleMap) -> None:
 
 
 def import_first(modules: ModuleMap) -> None:
-    """Import what the test process asked for; ``__main__`` is run without its guarded part."""
+    """Import what the test process asked for; ``__main__`` runs with another ``__name__``."""
     for name in modules.first:
         if name == "__main__":
             _import_main(modules.main)
@@ -161,8 +161,8 @@ def import_first(modules: ModuleMap) -> None:
 
 
 def _import_main(file: str) -> None:
-    # The name keeps `if __name__ == "__main__"` shut, as multiprocessing does; the alias makes
-    # functions that were pickled as members of __main__ resolve.
+    # Under this name `if __name__ == "__main__"` is false, as in multiprocessing. The alias
+    # resolves functions that were pickled as members of __main__.
     loader = importlib.machinery.SourceFileLoader("__mp_main__", file)
     spec = importlib.util.spec_from_file_location("__mp_main__", file, loader=loader)
     if spec is None:

@@ -1,4 +1,4 @@
-"""The process of the fork server, as the test process sees it: its start, its death, its end."""
+"""The fork server as the test process sees it: how it starts, dies and is stopped."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from rpcprops.cluster._spec import Hello
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
 
-#: Real seconds in which a server has imported what it must.
+#: Real seconds that a server may take for its imports.
 START_SECONDS = 120.0
-#: Real seconds in which the watcher has killed all that is below it, and has left.
+#: Real seconds that the watcher may take to kill all processes below it, and to exit.
 _END_SECONDS = _watcher.KILL_SECONDS + 1.0
 
 
 def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` with what a process that imports torch to fork ranks needs."""
+    """`environ`, plus what a process needs that imports torch and forks ranks."""
     return {
         **environ,
-        # A thread of numpy's OpenBLAS, or of an OpenMP pool, would not survive the fork.
+        # A thread of numpy's OpenBLAS, or of an OpenMP pool, would not survive a fork.
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         # RPC executes pickled code: listen on loopback only.
         "TP_SOCKET_IFNAME": "lo",
         "GLOO_SOCKET_IFNAME": "lo",
-        # "Send try N failed" is the one sign of an injected failure, and an INFO line.
+        # "Send try N failed" is the only sign of an injected failure, and it is an INFO line.
         "TORCH_CPP_LOG_LEVEL": "INFO",
         "PYTHONUNBUFFERED": "1",
     }
@@ -45,21 +45,21 @@ class ForkServer:
     """The fork server and its watcher.
 
     Attributes:
-        torch_version: of the torch that it has imported, empty before it was first started.
+        torch_version: version of the torch that it has imported, empty before the first start.
         watcher: the process that watches it and is its parent, None while there is none.
     """
 
     def __init__(self) -> None:
         self.torch_version = ""
         self.watcher: subprocess.Popen[bytes] | None = None
-        self._owner = 0  # the process that started it; a fork of that one must not end it
+        self._owner = 0  # the process that started it; a fork of that process must not stop it
         self._peer: Peer | None = None
         self._last_death = ""
         self._log: RankLog | None = None
 
     @property
     def is_started(self) -> bool:
-        """Whether it was started, and not stopped since; it may have died."""
+        """Whether it was started and not stopped since; it may have died."""
         return self._peer is not None
 
     @property
@@ -100,12 +100,12 @@ class ForkServer:
                     [sys.executable, "-P", "-c", code],
                     bufsize=0,
                     env=server_environment(environ),
-                    # Held open for as long as the server is wanted.
+                    # Held open as long as the server is wanted.
                     stdin=subprocess.PIPE,
                     stdout=self._log.fd,
                     stderr=self._log.fd,
                     pass_fds=[theirs.fileno()],
-                    # A Ctrl-C at the terminal is for the test process, which then closes us.
+                    # A Ctrl-C at the terminal is for the test process, which then stops us.
                     start_new_session=True,
                 )
         except OSError as error:
@@ -128,7 +128,7 @@ class ForkServer:
         raise MachineCannot(msg)
 
     def stop(self) -> None:
-        """End it and everything that it forked; may be called again."""
+        """End the server and all that it forked; may be called again."""
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -146,7 +146,7 @@ class ForkServer:
             process.stdin.close()
             return
         with contextlib.suppress(OSError), process.stdin:
-            # Closing it is not enough where a fork of this process holds it as well.
+            # Closing stdin is not enough if a fork of this process also holds it open.
             process.stdin.write(b"\n")
         try:
             process.wait(timeout=_END_SECONDS)
@@ -155,7 +155,7 @@ class ForkServer:
             process.wait(timeout=_END_SECONDS)
 
     def peer(self) -> Peer:
-        """Its socket.
+        """The socket of the server.
 
         Raises:
             UsageError: it is not running.
@@ -169,7 +169,7 @@ class ForkServer:
         return self._peer
 
     def ask(self, message: tuple[Any, ...]) -> socket.socket:
-        """Send it a message, with one end of a new socket; the other end of that."""
+        """Send the server a message and one end of a new socket pair; returns the other end."""
         peer = self.peer()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -181,15 +181,15 @@ class ForkServer:
         return ours
 
     def log_size(self) -> int:
-        """How much it has written so far."""
+        """How many bytes the server has written so far."""
         return self._log.size() if self._log else 0
 
     def log_from(self, start: int) -> str:
-        """What it has written since then."""
+        """What the server has written from byte `start` on."""
         return self._log.text_from(start) if self._log else ""
 
     def died(self) -> HarnessError:
-        """The error that says which server has died, how, and what the fork server wrote last."""
+        """The error that says which server died and how, and what the fork server wrote last."""
         if self.is_gone:
             self.note_death(f"the fork server has died: {self._describe_end()}.")
         return HarnessError(self._last_death or "the fork server has died.")
@@ -210,7 +210,7 @@ class ForkServer:
         return code < 0 or code > _watcher.KILLED
 
     def _describe_end(self) -> str:
-        """How the fork server ended, as its watcher tells."""
+        """How the fork server ended, as its watcher reports."""
         assert self.watcher is not None
         try:
             code = self.watcher.wait(timeout=_END_SECONDS)
@@ -221,7 +221,7 @@ class ForkServer:
         return _describe_code(_watcher.KILLED - code if code > _watcher.KILLED else code)
 
     def end_of_child(self, pid: int) -> str:
-        """How a server that it had forked ended, as it tells; empty if it has died itself."""
+        """How a server that it forked ended, by its report; empty if it has died itself."""
         deadline = time.monotonic() + _END_SECONDS
         while self._peer is not None:
             gone = self._peer.is_gone()

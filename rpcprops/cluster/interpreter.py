@@ -28,7 +28,7 @@ def run_step(
         value = function_of(step)(f"step{index}", world, **arguments_of(step))
     except BaseException as raised:
         error = RaisedError(type(raised).__name__, _message(raised), traceback.format_exc())
-        # Frames of the traceback hold RRefs, which then would never be deleted.
+        # Frames of the traceback hold RRefs, which would then never be deleted.
         traceback.clear_frames(raised.__traceback__)
         del raised
     return StepOutcome(index, value, error, time.monotonic() - started)
@@ -36,6 +36,6 @@ def run_step(
 
 def _message(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
-        # The agent puts the payload, which is binary, into the text of an injected failure.
+        # In the text of an injected failure the agent quotes the payload, which is binary.
         return error.object.decode(errors="backslashreplace")
     return text_of(error)

@@ -1,4 +1,4 @@
-"""What a process of ours wrote, kept in memory: no file outlives it, and a kill loses nothing."""
+"""The output of our processes, kept in memory: no file remains, and a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from rpcprops.torch_facts import Texts, TorchFacts, installed
 
 _TRACEBACK = b"Traceback (most recent call last):\n"
-#: What every stack of a thread begins with, in the words of `faulthandler`.
+#: The beginning of every stack of a thread, in the words of `faulthandler`.
 _STACK = b"(most recent call first):"
 
-#: How much of each end of a log is kept, besides the lines that tell of an error of torch.
+#: Bytes kept of each end of a log, besides the lines that report an error of torch.
 END = 1 << 20
 _MAX_TOLD = 256 << 10
-#: A line is looked at as a whole up to this length, and kept around what it tells up to the next.
+#: The longest line that is searched as a whole, and the bytes kept around a match in a longer one.
 _LONG_LINE = 64 << 10
 _TOLD_LINE = 4 << 10
 _OVERLAP = 64
@@ -30,14 +30,14 @@ _STACKS = 64 << 10
 
 @dataclass(frozen=True)
 class _Words:
-    """What is looked for in a log, as bytes.
+    """The words that are searched for in a log, as bytes.
 
     Attributes:
-        telling: what the judge looks for. Each is sought by itself, and by the C library: that
-            takes a tenth of a second for a gigabyte, `bytes.find` half a second, a pattern of
-            alternatives twenty.
+        telling: the words that the judge needs. Each is searched for by itself with the C
+            library: a gigabyte takes that a tenth of a second, `bytes.find` half a second, and a
+            pattern of alternatives twenty.
         failed_send: what torch's retry callback logs for each failed send of a retryable message.
-        failed_send_begins: what stands in every such line.
+        failed_send_begins: words that every such line contains.
     """
 
     telling: tuple[bytes, ...]
@@ -64,11 +64,11 @@ def _words_of(texts: Texts) -> _Words:
 
 @dataclass
 class LogScan:
-    """Both ends of a log that is read on piece by piece, and what the judge looks for in it.
+    """Both ends of a log that is read piece by piece, and the words in it that the judge needs.
 
     Attributes:
         total: bytes read so far.
-        facts: what the torch that writes it is known to write.
+        facts: what is known of the torch that writes this log.
     """
 
     total: int = 0
@@ -76,11 +76,11 @@ class LogScan:
     _head: bytearray = field(default_factory=bytearray)
     _tail: deque[bytes] = field(default_factory=deque[bytes])
     _tail_size: int = 0
-    #: Lines that tell of an error of torch, each with where it begins.
+    #: Lines that report an error of torch, each with its position.
     _told: list[tuple[int, bytes]] = field(default_factory=list)
     _told_size: int = 0
     _failed_sends: int = 0
-    #: The line that has not ended yet, and how much of its beginning was searched before.
+    #: The last line, which has not ended yet, and how much of its beginning was searched.
     _line: bytes = b""
     _searched: int = 0
 
@@ -88,7 +88,7 @@ class LogScan:
         self._words = _words_of(self.facts.texts)
 
     def feed(self, piece: bytes) -> None:
-        """Take in what comes next."""
+        """Read the next piece."""
         room = END - len(self._head)
         if room > 0:
             self._head += piece[:room]
@@ -99,7 +99,7 @@ class LogScan:
             while self._tail_size - len(self._tail[0]) >= END:
                 self._tail_size -= len(self._tail.popleft())
         self.total += len(piece)
-        # Copies cost as much as the search: what is whole lines is searched where it is.
+        # A copy costs as much as a search, so whole lines are searched without one.
         text = self._line + piece if self._line else piece
         begins = self.total - len(text)
         lines = text.rfind(b"\n") + 1
@@ -114,7 +114,7 @@ class LogScan:
             self._searched = _OVERLAP
 
     def _search(self, text: bytes, length: int, begins: int) -> None:
-        """Keep the lines in the first `length` of `text` that tell of an error of torch."""
+        """Keep the lines in the first `length` of `text` that report an error of torch."""
         searched, self._searched = self._searched, 0
         if self._told_size > _MAX_TOLD:
             return
@@ -140,7 +140,7 @@ class LogScan:
         return self._failed_sends + len(self._words.failed_send.findall(self._line))
 
     def text(self) -> str:
-        """All of it, or both ends with the lines between them that tell of an error of torch."""
+        """The whole log, or both ends, and between them the lines that report an error of torch."""
         if self.total <= 2 * END:
             return _decoded(b"".join([self._head, *self._tail]))
         head, tail = bytes(self._head), b"".join(self._tail)[-END:]
@@ -168,19 +168,19 @@ def _without_open_traceback(text: bytes) -> bytes:
 class RankLog:
     """A memory file that stands in for a process's stdout and stderr.
 
-    The file is read on from where the last look at it ended. What a loud process writes is given
-    back to the kernel once it was read, so that it takes no memory; both ends of it are kept.
+    Each look reads on from where the last one ended. What a loud process has written is freed in
+    the kernel once it was read, so that it takes no memory; both ends of it are kept.
     """
 
     def __init__(self, name: str, facts: TorchFacts | None = None) -> None:
         self.fd = os.memfd_create(name)
         self._scan = LogScan(facts=facts or installed())
-        #: Up to where the file has been read, and up to where it was given back.
+        #: Up to which byte the file has been read, and up to which it was freed.
         self._taken = 0
         self._freed = 0
-        #: From where on nothing is given back, until :meth:`text_from` has read it.
+        #: From this byte on nothing is freed until :meth:`text_from` has read it.
         self._marked: int | None = None
-        #: Where the stretch of data ends that is being read, as far as that is known.
+        #: The end of the stretch of data that is being read, as far as it is known.
         self._data_end = 0
         self._seeker = -1
         self._size = 0
@@ -192,14 +192,14 @@ class RankLog:
         return os.fstat(self.fd).st_size if self._final is None else self._size
 
     def take(self, most: int | None = None) -> int:
-        """Read on, about `most` bytes or everything there is; how many it was.
+        """Read about `most` more bytes, or all there are; returns how many were read.
 
         Does not move the writer's position, which every process that writes shares.
         """
         if self._final is not None:
             return 0
         size = self.size()
-        # Whoever cuts the file, by opening /dev/stdout anew, goes on from its new end.
+        # A process that truncates the file by opening /dev/stdout anew goes on from its new end.
         self._taken = min(self._taken, size)
         before = self._scan.total
         while self._taken < size and (most is None or self._scan.total - before < most):
@@ -211,7 +211,7 @@ class RankLog:
     def _take_piece(self, size: int) -> None:
         start, end = self._taken, min(size, self._taken + _CHUNK)
         if end > self._data_end and size - start > _CHUNK:
-            # Asked once for each stretch of data: the kernel walks all its pages for the answer.
+            # Asked once for each stretch of data: the kernel walks all pages of it to answer.
             start, self._data_end = self._data_after(start, size)
             end = min(self._data_end, start + _CHUNK)
         piece = os.pread(self.fd, end - start, start)
@@ -222,10 +222,10 @@ class RankLog:
         self._scan.feed(piece)
 
     def _data_after(self, start: int, size: int) -> tuple[int, int]:
-        """Where the next data begins and ends: a writer that seeks leaves holes, of any size."""
+        """Where the next data begins and ends: a writer that seeks leaves holes of any size."""
         try:
             if self._seeker < 0:
-                # A description of its own: to seek in ours would move the writers' position.
+                # A separate open file: a seek in ours would move the writers' position.
                 self._seeker = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
             start = os.lseek(self._seeker, start, os.SEEK_DATA)
             end = os.lseek(self._seeker, start, os.SEEK_HOLE)
@@ -236,7 +236,7 @@ class RankLog:
         return min(start, size), min(end, size)
 
     def _free(self) -> None:
-        """Give what was read back to the kernel."""
+        """Free the memory of what was read."""
         end = self._taken if self._marked is None else min(self._taken, self._marked)
         end -= end % mmap.PAGESIZE
         if end - self._freed >= _CHUNK:
@@ -246,8 +246,8 @@ class RankLog:
     def text(self) -> str:
         """What was written, as text.
 
-        Of more than 2 MiB the first and the last, and between them how much was left out and the
-        lines there that tell of an error of torch.
+        Of more than 2 MiB: the first part, the last part, and between them how much was left out
+        and the lines there that report an error of torch.
         """
         if self._final is not None:
             return self._final
@@ -258,14 +258,14 @@ class RankLog:
         return self._scan.text()
 
     def mark(self) -> int:
-        """The present end of the file, to read on from by :meth:`text_from`."""
+        """The present end of the file, from which :meth:`text_from` can read on."""
         self._marked = self.size()
         return self._marked
 
     def text_from(self, start: int) -> str:
         """What was written from `start` on, as text.
 
-        Of more than 2 MiB only 64 KiB: the stacks that `faulthandler` wrote, or else the last.
+        Of more than 2 MiB only 64 KiB: the stacks that `faulthandler` wrote, or else the end.
         """
         length = max(0, self.size() - start)
         if length > 2 * END:
@@ -279,7 +279,7 @@ class RankLog:
             if start >= data_end:
                 start, data_end = self._data_after(start, size)
             end = min(data_end, start + _CHUNK)
-            # With the length of the words on top, so that none stands on a border.
+            # Plus the length of the words, so that a match on a border is not missed.
             piece = os.pread(self.fd, end - start + len(_STACK), start)
             found = piece.find(_STACK)
             if found >= 0:
@@ -293,7 +293,7 @@ class RankLog:
         return self._scan.failed_sends()
 
     def close(self) -> None:
-        """Let go of the descriptor; the text and the numbers stay."""
+        """Close the descriptor; the text and the numbers stay."""
         if self._final is None:
             self.take()
             self._size, self._final = self.size(), self.text()
@@ -319,5 +319,5 @@ def _holds(text: bytes, length: int, words: bytes) -> bool:
 def _punch_hole(fd: int, start: int, length: int) -> None:
     """Free the memory of a part of a file, which then reads as zeros."""
     keep_size, punch_hole = 1, 2
-    # A kernel that refuses leaves the memory taken, and nothing else changes.
+    # If the kernel refuses, the memory stays in use, and nothing else changes.
     _c_library().fallocate(fd, punch_hole | keep_size, start, length)

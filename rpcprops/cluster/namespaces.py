@@ -1,16 +1,16 @@
-"""A network of its own for each world: a Linux network namespace that holds loopback alone.
+"""A network for each world: a Linux network namespace that contains only the loopback interface.
 
-Torch's agent listens on loopback and unpickles what it is sent, so any process that can connect to
-a rank can run code in it, and whatever else it sends ends the rank. In a network namespace nobody
-but the ranks of that world can connect. Two worlds that use one fixed port do not meet either.
+Torch's agent listens on loopback and unpickles what it is sent. So any process that can connect to
+a rank can run code in it, and anything that is not a pickle ends the rank. In a network namespace
+only the ranks of that world can connect. Two worlds that use the same fixed port do not meet.
 
-A small process makes the namespaces (this file, run as a script: :func:`_serve`). It makes one
-ahead, and passes each on as descriptors, which the ranks enter (:func:`enter`). No process of ours
-but the maker and the ranks leaves the machine's network.
+A small process makes the namespaces (this file, run as a script: :func:`_serve`). It makes the
+next one in advance, and passes each on as descriptors. The ranks enter it (:func:`enter`). Only
+the maker and the ranks leave the machine's network.
 
-Where the process may not make a network namespace by itself, the maker makes a user namespace
-first, in which it may, and in which the user and the group have the numbers that they had
-(user_namespaces(7)). A machine may forbid that. :func:`problem` says so.
+If a process may not make a network namespace by itself, the maker first makes a user namespace
+in which it may. User and group keep their numbers there (user_namespaces(7)). A machine may
+forbid that; :func:`problem` then says so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import sys
 
 #: Real seconds that the maker may take for its first answer; it takes 0.03 on an idle machine.
 _START_SECONDS = 15.0
-#: Real seconds between two looks at whether the process that started the maker still lives.
+#: Real seconds between two checks whether the process that started the maker still lives.
 _PARENT_CHECK_SECONDS = 1.0
 
 _CLONE_NEWNET = 0x40000000
@@ -61,13 +61,13 @@ class Maker:
         self._sock: socket.socket | None = None
 
     def start(self) -> None:
-        """Start the process, which takes a moment, so that :meth:`take` need not wait for it."""
+        """Start the process now, because it takes a moment and :meth:`take` should not wait."""
         with contextlib.suppress(OSError):
-            # Asking tells why.
+            # The first request will say why.
             self._started()
 
     def try_out(self) -> str:
-        """Make one and let go of it: why that cannot be, in words, or nothing."""
+        """Make a namespace and drop it; why that is impossible, in words, or an empty string."""
         for descriptor in self.take():
             os.close(descriptor)
         return self.problem
@@ -75,16 +75,16 @@ class Maker:
     def take(self) -> list[int]:
         """Descriptors of one more namespace, for :func:`enter`; the caller closes them.
 
-        None come where namespaces cannot be made, and :attr:`problem` then says why.
+        The list is empty if namespaces cannot be made; :attr:`problem` then says why.
 
         Raises:
-            OSError: this process has no room for them now, which may pass.
+            OSError: this process has no descriptors left for them now; that may pass.
         """
         if self.problem:
             return []
         descriptors, said = self._ask()
         if not descriptors and not said:
-            # It made some, and has been killed since.
+            # It made some before, and has been killed since.
             self.close()
             descriptors, said = self._ask()
         if not descriptors:
@@ -94,7 +94,7 @@ class Maker:
         return descriptors
 
     def _ask(self) -> tuple[list[int], str]:
-        """The descriptors, or what the process says; nothing of either where it has died."""
+        """The descriptors, or the process's message; neither if the process has died."""
         try:
             sock = self._started()
             sock.send(b"+")
@@ -108,7 +108,7 @@ class Maker:
                 raise
             return [], str(error)
         if flags & socket.MSG_CTRUNC:
-            # The kernel has dropped what this process has no number for.
+            # The kernel has dropped descriptors that did not fit into this process's table.
             for descriptor in descriptors:
                 os.close(descriptor)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -132,7 +132,7 @@ class Maker:
         return ours
 
     def close(self) -> None:
-        """End the process; it leaves by itself when this one dies, as its socket closes then."""
+        """End the process; it also exits when this process dies, because its socket closes."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -146,7 +146,7 @@ class Maker:
 def problem() -> str:
     """Why worlds cannot have networks of their own here, in words; empty where they can.
 
-    Tried once, by making one.
+    It is tried once, by making one.
     """
     maker = Maker()
     try:
@@ -158,8 +158,8 @@ def problem() -> str:
 def enter(descriptors: list[int]) -> None:
     """Move this process, which has one thread, into a namespace that a :class:`Maker` made.
 
-    Closes the descriptors. A process that enters a user namespace would have all capabilities
-    there, so it lets go of them.
+    Closes the descriptors. In a user namespace this process would have all capabilities, so it
+    drops them.
 
     Raises:
         OSError: the kernel refuses.
@@ -219,7 +219,7 @@ def _addresses() -> list[bytes]:
 
 
 def _bring_up_loopback(addresses: list[bytes]) -> None:
-    """Loopback answers for `addresses` too: a program that looks its host name up still works."""
+    """Give `addresses` to loopback too: a program that looks up its own host name still works."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         flags = struct.pack("h", _IFF_UP)
         fcntl.ioctl(sock, _SIOCSIFFLAGS, _ifreq(b"lo", flags))
@@ -230,7 +230,7 @@ def _bring_up_loopback(addresses: list[bytes]) -> None:
 
 
 def _enter_user_namespace() -> None:
-    """One in which the user and the group have the numbers that they had."""
+    """Enter a user namespace in which the user and the group keep their numbers."""
     user, group = os.geteuid(), os.getegid()
     _checked(_libc.unshare(_CLONE_NEWUSER))
     for name, text in (
@@ -243,7 +243,7 @@ def _enter_user_namespace() -> None:
 
 
 def _serve(sock: socket.socket, parent: int) -> None:
-    """Pass on one namespace for each byte that comes."""
+    """Pass on one namespace for each byte that arrives."""
     addresses = _addresses()
     users: list[int] = []
     if _libc.unshare(_CLONE_NEWNET) != 0:
@@ -255,7 +255,7 @@ def _serve(sock: socket.socket, parent: int) -> None:
     while True:
         _bring_up_loopback(addresses)
         network = os.open("/proc/self/ns/net", os.O_RDONLY)
-        # What was made ahead waits here. A fork of the parent may hold the other end open.
+        # The namespace made in advance waits here. A fork of the parent may hold the socket open.
         while not select.select([sock], [], [], _PARENT_CHECK_SECONDS)[0]:
             if os.getppid() != parent:
                 return

@@ -1,6 +1,6 @@
-"""The options of a cluster: as a user gives them, and as its ranks get them, checked and complete.
+"""The options of a cluster: as a user gives them, and checked and complete for its ranks.
 
-Torch-free: the test process and its ranks import it.
+Imports no torch: the test process and its ranks import it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
 Transport = Literal["tcp", "shm"]
 Leaks = Literal["raise", "allow"]
 ClockChoice = Literal["auto", "real"] | float
-#: The network of the ranks of a world: one of their own where this machine allows it ("auto"), one
-#: of their own or none at all ("private"), or the machine's ("host").
+#: The network of the ranks of a world: its own where this machine allows that ("auto"), its own or
+#: an error ("private"), or the machine's ("host").
 Network = Literal["auto", "private", "host"]
 
 
@@ -33,13 +33,13 @@ class ClusterOptions(TypedDict, total=False):
         names: the ranks' names, "worker0", "worker1", … unless given.
         clock: overrides the server's for this cluster.
         transport: "tcp" on loopback, or "shm", shared memory as between processes of one host.
-        rpc_timeout: virtual seconds before a call that names no timeout fails: a day unless given,
-            which is far away at any rate.
+        rpc_timeout: virtual seconds before a call that names no timeout fails; by default a day,
+            which no run reaches at any rate.
         num_worker_threads: threads of each agent, 8 unless given.
-        leaks: "raise" reports what does not drain; "allow" is for code that holds RRefs until it
-            exits.
+        leaks: "raise" reports what the ranks still hold; "allow" is for code that holds RRefs
+            until it exits.
         init: False leaves ``init_rpc`` to the user's code (see ``rpcprops.fixture``).
-        deadline: real seconds that a phase may take beyond what its faults account for, 30 unless
+        deadline: real seconds that a phase may take on top of what its faults need, 30 unless
             given.
         network: overrides the server's for this cluster.
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`: torch's faulty one
@@ -62,7 +62,7 @@ class ClusterOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """The options of one world, all of them. Times are virtual seconds, but for `deadline`.
+    """All options of one world. Times are virtual seconds, except `deadline` (real seconds).
 
     Attributes:
         rate: virtual seconds for each real second.
@@ -92,8 +92,8 @@ def complete(
     """Check the options, and add what was not given.
 
     Args:
-        rate_of: gives the rate of a choice of clock, or raises.
-        network: the network of ranks where `options` names none.
+        rate_of: gives the rate for a choice of clock, or raises.
+        network: the network of ranks if `options` names none.
 
     Raises:
         TypeError: an option is unknown, or the size of the world is missing, as in any call.
@@ -134,14 +134,14 @@ def complete(
         init=init,
         deadline=float(deadline),
         network=network if chosen is None else check_network(chosen),
-        # A rank that found out by itself would break the start of its world.
+        # If a rank found this out by itself, the start of its world would break.
         agent=agents.named(options.get("agent", agents.default_name())).name,
     )
 
 
 def check_transport(transport: object) -> None:
     """Raises:
-    UsageError: it is neither "tcp" nor "shm".
+    UsageError: `transport` is neither "tcp" nor "shm".
     """
     if not is_one_of(transport, ("tcp", "shm")):
         msg = f"transport={shown(transport)} must be 'tcp' or 'shm'."
@@ -152,7 +152,7 @@ def check_clock(clock: object) -> ClockChoice:
     """`clock` if it is "auto", "real" or a rate.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is none of these.
     """
     if is_one_of(clock, ("auto", "real")):
         return cast("ClockChoice", clock)
@@ -167,10 +167,10 @@ def check_clock(clock: object) -> ClockChoice:
 
 
 def parse_clock(text: str) -> ClockChoice:
-    """The clock that an option names.
+    """The clock that the text of an option names.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text names no clock.
     """
     try:
         rate = float(text)
@@ -183,7 +183,7 @@ def check_network(network: object) -> Network:
     """`network` if it is "auto", "private" or "host".
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is none of these.
     """
     if is_one_of(network, ("auto", "private", "host")):
         return cast("Network", network)
@@ -192,7 +192,7 @@ def check_network(network: object) -> Network:
 
 
 def _check_keywords(options: Mapping[str, object]) -> None:
-    """Say of these arguments what Python says of others: it takes what `Unpack` refuses."""
+    """Raise what Python raises for unknown or missing arguments; `Unpack` checks nothing."""
     for name in options:
         if name not in ClusterOptions.__annotations__:
             msg = f"ClusterServer.cluster() got an unexpected keyword argument {name!r}"

@@ -1,7 +1,7 @@
-"""What runs in a rank: set the clock, join the world, then do what the control channel says.
+"""The code that runs in a rank: it sets the clock, joins the world and obeys the control channel.
 
-The main thread runs the calls, in order. A second thread reads the channel and answers looks at
-the counters by itself, so that looking never waits for a call, nor sends an RPC.
+The main thread runs the calls in order. A second thread reads the channel and answers looks at
+the counters by itself, so that a look neither waits for a call nor sends an RPC.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EXIT_CONTROL_FAILED = 73
 
 
 def prepare() -> None:
-    """What does not depend on the world. A pre-forked rank does it ahead, and again later."""
+    """Do what does not depend on the world. A pre-forked rank does it early, and again later."""
     os.setpgid(0, 0)
     widen_descriptor_table()
     faulthandler.enable(file=2, all_threads=True)
@@ -77,7 +77,7 @@ def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
 
 
 def _print_traceback() -> None:
-    """Print it where the user's code has left something to print on."""
+    """Print the traceback, if the user's code has left a stream to print to."""
     with contextlib.suppress(Exception):
         traceback.print_exc()
 
@@ -93,7 +93,7 @@ class _Rank:
     ) -> None:
         self.spec = spec
         self.rank = rank
-        # The user's socket.setdefaulttimeout is not for this one: a rank waits for what comes.
+        # A user's socket.setdefaulttimeout must not apply here: a rank waits without end.
         control.setblocking(True)
         self.control = control
         self.pid = os.getpid()
@@ -134,7 +134,7 @@ class _Rank:
                 with only_transport(self.spec.transport):
                     self.fixture.init_rpc()
             elif self.spec.transport == "tcp":
-                # The user's own init_rpc comes at a time that we do not see.
+                # The user's own init_rpc comes at a time that we do not know.
                 _limit_file_size()
         except BaseException as error:
             self.answer(0, *_functions.dump_error(error, self.rank))
@@ -148,10 +148,10 @@ class _Rank:
 
     def answer(self, number: int, kind: str, payload: Any) -> None:
         if os.getpid() != self.pid:
-            # A child that a call forked has come back from it: the rank gives the answer.
+            # A child that a call forked has returned here. Only the rank sends the answer.
             os._exit(0)
-        # This blocks for as long as the test process does not read, looks included; but who asks
-        # for one reads until it has come.
+        # This blocks while the test process does not read, and then looks wait too; but the test
+        # process reads as long as it waits for a look.
         with self.sending:
             _wire.send(self.control, (number, kind, payload))
 
@@ -165,11 +165,11 @@ class _Rank:
                 else:
                     self.work.put(message)
         except (EOFError, OSError):
-            # The test process is gone: nobody is left to tell.
+            # The test process is gone: nobody reads an answer.
             os._exit(EXIT_CHANNEL_LOST)
         except BaseException:
             _print_traceback()
-            # What arrives cannot be read any more, or a look failed; what is sent still arrives.
+            # Messages cannot be read any more, or a look failed; sends still work.
             with contextlib.suppress(OSError):
                 self.answer(0, "broken", traceback.format_exc())
             os._exit(EXIT_CONTROL_FAILED)
@@ -198,12 +198,12 @@ class _Rank:
         self.answer(number, *self.result_of(blob, keep))
 
     def last(self, number: int, blob: bytes) -> int:
-        """A call after which this rank ends, whatever RPC still does; the exit code."""
+        """Run a call after which this rank ends, whatever RPC still does; the exit code."""
         kind, payload = self.result_of(blob)
         try:
             seen = self.look()
         except Exception:
-            # Whatever the call left of the agent, its result counts.
+            # Whatever state the call left the agent in, its result counts.
             seen = None
         self.answer(number, kind, (payload, seen))
         return 0
@@ -257,10 +257,10 @@ class _Rank:
 
 
 class _Interrupts:
-    """SIGINT in a rank: a KeyboardInterrupt of the user's code, and of nothing else.
+    """SIGINT in a rank: a KeyboardInterrupt in the user's code, and nowhere else.
 
-    One that comes between two calls waits for the next. Here it would cut an answer off, and the
-    rank with it.
+    A signal between two calls waits for the next call. In our code it would cut an answer off
+    and end the rank.
     """
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def let_through(self) -> Iterator[None]:
-        """For code of the user's."""
+        """Let interrupts through while user code runs."""
         try:
             self.passing = True
             if self.waiting:
@@ -316,7 +316,7 @@ def read_counters(keys: CounterKeys | None = None) -> Counters | None:
 
 
 def _held_by_process(keys: CounterKeys) -> dict[str, int]:
-    """What torch counts for the process, whether an agent runs in it or has been shut down."""
+    """What torch counts for the process, both while an agent runs and after it was shut down."""
     return {
         **_counted(keys.rrefs, symbols.rref_debug_info()),
         **_counted(keys.autograd, symbols.autograd_debug_info()),
@@ -331,7 +331,7 @@ def widen_descriptor_table() -> None:
     """Make room for every descriptor now, while this process has one thread.
 
     When the table of a process with threads grows, the kernel waits for an RCU grace period (6 to
-    30 ms, seen in `socket` and `accept4`); an agent opens a hundred descriptors.
+    30 ms, measured in `socket` and `accept4`). An agent opens a hundred descriptors.
     """
     with contextlib.suppress(OSError):
         os.close(os.dup2(0, _DESCRIPTORS, inheritable=False))
@@ -339,7 +339,7 @@ def widen_descriptor_table() -> None:
 
 @contextlib.contextmanager
 def only_transport(name: str) -> Iterator[None]:
-    """TensorPipe probes its transports when the agent starts, so the limit is for that long."""
+    """TensorPipe probes its transports when the agent starts, so the limit is set only then."""
     if name != "tcp":
         yield
         return

@@ -1,4 +1,4 @@
-"""The rates that clocks of ranks run at: which was chosen, and whether this machine has it."""
+"""The clock rates of ranks: which one was chosen, and whether this machine can have it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Rates:
 
     Attributes:
         choice: what the user has chosen.
-        rate: what that gives here, 1.0 before :meth:`measure`.
+        rate: the rate that results here, 1.0 before :meth:`measure`.
         note: one line about the clock: its rate, or why it is real time and what to do.
-        problem: that line where it is real time though nobody asked for it, else empty.
+        problem: `note` if it is real time and nobody asked for that, else empty.
     """
 
     def __init__(self, server: ForkServer, choice: ClockChoice) -> None:
@@ -40,28 +40,28 @@ class Rates:
         self._verified = {1.0}
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """`environ` as the fork server must have it: with the clock library, if that can be loaded.
+        """`environ` for the fork server: with the clock library, if that can be loaded.
 
         Raises:
-            MachineCannot: it cannot, and a rate was chosen by number.
+            MachineCannot: it cannot be loaded, and a rate was chosen by number.
         """
         self.rate = 1.0
         self.problem = ""
-        # A library that cannot be loaded may kill the server, so it is tried on another program.
+        # A library that cannot be loaded may kill the server, so another program tries it first.
         self._library_problem = clocks.library_problem()
         if self._library_problem:
             if self.choice not in ("auto", "real"):
                 msg = f"clock={self.choice!r} cannot be had: {self._library_problem}"
                 raise MachineCannot(msg)
             return dict(environ)
-        # In real time too: the library also sees delays and lateness.
+        # Load it in real time too: the library also counts delays and lateness.
         return clocks.preload_environment(dict(environ))
 
     def measure(self) -> None:
-        """See whether ranks of the fork server, which has started, have the rate that was chosen.
+        """Measure whether ranks of the started fork server run at the rate that was chosen.
 
         Raises:
-            MachineCannot: they do not, and it was chosen by number.
+            MachineCannot: they do not, and the rate was chosen by number.
         """
         if self.choice == "real":
             self.note = "clock: real time, as asked for"
@@ -81,7 +81,7 @@ class Rates:
         self.note = f"clock: {rate:g} virtual seconds for each real second (measured)"
 
     def of(self, clock: ClockChoice | None) -> float:
-        """The rate of this choice, or of the server's where it is None.
+        """The rate for this choice, or for the server's choice if it is None.
 
         Raises:
             MachineCannot: a rate was named that this machine cannot give.
@@ -102,7 +102,7 @@ class Rates:
         return rate
 
     def forget(self) -> None:
-        """Measure every rate anew, in another fork server."""
+        """Measure every rate again, for another fork server."""
         self._verified = {1.0}
 
     def _fall_back(self, problem: str) -> None:

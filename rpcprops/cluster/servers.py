@@ -1,4 +1,4 @@
-"""What forks the ranks of a test process: the fork server, and all that belongs to it."""
+"""All that forks the ranks of a test process: the fork server, and what belongs to it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Servers:
     """The fork server, its module servers, its clocks and the networks of its worlds.
 
     Attributes:
-        network: the choice of networks for worlds that name none.
-        networks: the process that makes them.
+        network: which network worlds get that name none.
+        networks: the process that makes networks.
     """
 
     def __init__(self, clock: ClockChoice, network: Network) -> None:
@@ -40,7 +40,7 @@ class Servers:
         self._modules = ModuleServers(self.root)
         self._worlds = itertools.count(1)
         self._in_use = False
-        #: Whether a signal ended the server when it was started last.
+        #: Whether a signal ended the server the last time it was started.
         self._was_killed = False
 
     def start(self) -> None:
@@ -51,7 +51,7 @@ class Servers:
         self._in_use = True
 
     def _start(self) -> None:
-        """Start the server. One that is killed before it is ready is started once more."""
+        """Start the server. If it is killed before it is ready, start it once more."""
         try:
             self._start_once()
         except (HarnessError, MachineCannot):
@@ -62,7 +62,7 @@ class Servers:
     def _start_once(self) -> None:
         self._was_killed = False
         try:
-            # What lacks for a world of one rank lacks for all.
+            # If the machine is too limited for a world of one rank, it is so for all worlds.
             _limits.check(1, "tcp", 1)
             environ = self.rates.environment(os.environ)
             if self.network != "host":
@@ -75,7 +75,7 @@ class Servers:
             self.rates.measure()
         except BaseException:
             self._was_killed = self.root.was_killed()
-            # Also when interrupted: nobody leaves a with block that was not entered.
+            # Also after an interrupt: a with block that was never entered is never left.
             self._stop()
             raise
 
@@ -91,7 +91,7 @@ class Servers:
         self.networks.close()
 
     def replace_if_dead(self, rate: float = 1.0) -> None:
-        """Start another server where the last one has died, and see to it that it has that rate.
+        """If the last server has died, start another, and make sure that it has that rate.
 
         Raises:
             MachineCannot: its clock does not run at that rate.
@@ -103,7 +103,7 @@ class Servers:
         self.rates.of(rate)
 
     def died(self) -> HarnessError:
-        """The error that says which server has died, how, and what the fork server wrote last."""
+        """The error that says which server died and how, and what the fork server wrote last."""
         return self._modules.died()
 
     def peer_for(self, first: Sequence[str]) -> tuple[Peer, finder.ModuleMap | None]:
@@ -116,19 +116,19 @@ class Servers:
         return [self.root.peer(), *self._modules.peers]
 
     def next_world(self) -> int:
-        """A number that no world of these servers had."""
+        """A number that no world of these servers has had."""
         return next(self._worlds)
 
     @property
     def network_problem(self) -> str:
-        """A line where ranks share the machine's network though nobody asked for it."""
+        """One line if ranks share the machine's network though nobody asked for it; else empty."""
         if self.network != "auto" or not self.networks.problem:
             return ""
         return shared_network(self.networks.problem)
 
     @contextlib.contextmanager
     def new_network(self, choice: Network) -> Iterator[list[int]]:
-        """Descriptors of the network of one more world, closed at the end; none for the machine's.
+        """Descriptors of a network for one more world, closed at the end; none for "host".
 
         Raises:
             MachineCannot: there is no such network here.

@@ -112,7 +112,7 @@ def check(  # noqa: PLR0913 - one argument for each option
                     )
                     _say(done[-1], progress)
         finally:
-            # Also when interrupted: what was found is not lost.
+            # Report after an interrupt too: what was found is not lost.
             stop.ending()
             write_json(json_file, _report(done, runner))
             if done:
@@ -123,7 +123,7 @@ def check(  # noqa: PLR0913 - one argument for each option
 
 
 def _list() -> None:
-    """Print the properties, and what each promises."""
+    """Print the properties, and the promise of each."""
     from rpcprops.properties import PROPERTIES
 
     for prop in PROPERTIES.values():
@@ -140,7 +140,7 @@ def _examine(
     max_examples: int,
     **options: Any,
 ) -> Examination:
-    """Check one property under a bar; with `talks`, print each example. `options`: of `examine`."""
+    """Check one property under a bar; if `talks`, print each example. `options` for `examine`."""
     from rpcprops.properties import examine
 
     task = progress.add_task(prop.name, total=max_examples, note="")
@@ -158,7 +158,7 @@ def _examine(
 
 
 def _example_lines(name: str, seen: Observation) -> Iterator[str]:
-    """What an example was, and what it showed."""
+    """Lines about an example, and what it showed."""
     from rpcprops.report.text import describe_faults, describe_logs, describe_plan
 
     case = seen.case
@@ -169,7 +169,7 @@ def _example_lines(name: str, seen: Observation) -> Iterator[str]:
 
 
 def _say(result: Examination, progress: Progress) -> None:
-    """Print a verdict, and what else is to be said of it."""
+    """Print a verdict, and further remarks on it."""
     progress.console.print(_verdict_line(result))
     for line in _details(result):
         progress.console.print(f"    {line}")
@@ -184,7 +184,7 @@ def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def _words(verdict: str) -> str:
-    """A verdict as it is shown: ``not_seen`` is "not seen"."""
+    """A verdict as it is printed: ``not_seen`` becomes "not seen"."""
     return verdict.replace("_", " ")
 
 
@@ -206,7 +206,7 @@ def _verdict_line(result: Examination) -> str:
 
 
 def _details(result: Examination) -> list[str]:
-    """What else is to be said of a verdict, with rich's markup."""
+    """Further remarks on a verdict, with rich's markup."""
     from rpcprops.report.artefact import write_or_say
     from rpcprops.report.text import (
         artefact_of,

@@ -12,10 +12,10 @@ from rpcprops._files import Unwritten, write_whole
 
 
 class Database(ExampleDatabase):
-    """Hypothesis's own, which says nothing of a case that it could not keep.
+    """Hypothesis's database, but it also reports a case that could not be stored.
 
     Args:
-        on_unwritten: called the first time that one could not be kept.
+        on_unwritten: called the first time that a case could not be stored.
     """
 
     def __init__(self, folder: Path, on_unwritten: Callable[[Unwritten], None]) -> None:
@@ -26,14 +26,14 @@ class Database(ExampleDatabase):
         self._kept = DirectoryBasedExampleDatabase(folder)
 
     def fetch(self, key: bytes) -> Iterable[bytes]:
-        """The cases of a property; none where the folder may not be read."""
+        """The cases of a property; none if the folder may not be read."""
         try:
             return list(self._kept.fetch(key))
         except OSError:
             return []
 
     def save(self, key: bytes, value: bytes) -> None:
-        """Keep a case, or find out why that cannot be."""
+        """Store a case; if that fails, find out why."""
         with suppress(OSError):
             self._kept.save(key, value)
         if not self._told and value not in self.fetch(key):
@@ -51,6 +51,6 @@ class Database(ExampleDatabase):
         return Unwritten(self._folder, "Hypothesis does not say why")
 
     def delete(self, key: bytes, value: bytes) -> None:
-        """Forget a case."""
+        """Delete a case."""
         with suppress(OSError):
             self._kept.delete(key, value)

@@ -32,7 +32,7 @@ def doctor(*, clock: Clock = "auto") -> None:
     healthy = True
     with running(clock) as runner:
         unasked = runner.server.clock_problem
-        # Why is a long line, which a table would fold: it is printed below.
+        # The reason is a long line that a table would wrap, so it is printed below.
         note = "real time, though it was not asked for" if unasked else runner.server.clock_note
         table.add_row("clock", note.removeprefix("clock: "))
         program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))

@@ -79,7 +79,7 @@ def hunt(
 
 
 def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
-    """Draw and run until there are so many examples, under a bar; print what each batch found."""
+    """Draw and run up to `examples` in all, under a bar; print the result of each batch."""
     from rpcprops._hunt import go_on
     from rpcprops.report.text import replay_line
 
@@ -113,14 +113,14 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
 
 
 def _show(hunt: Hunt) -> None:
-    """Print what a hunt came to."""
+    """Print the result of a hunt."""
     out.print(_table(hunt))
     for line in _accepted_lines(hunt):
         out.print(plain(line))
 
 
 def _accepted_lines(hunt: Hunt) -> list[str]:
-    """The documented effects that the hunt met: each with its sentence and an example."""
+    """The documented effects that the hunt met, each with its sentence and an example."""
     from rpcprops._hunt import summary
     from rpcprops.report.text import describe_accepted
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rpcprops.report.artefact import Artefact
     from rpcprops.runner import Runner
 
-#: Real seconds that telling which faults are needed may take without being asked for.
+#: Real seconds for finding out which faults are needed, if nobody asked for that.
 _CHEAP_SECONDS = 30.0
 
 
@@ -112,14 +112,14 @@ def replay(
         run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
         _say_what(artefact, kind.notes(artefact, again))
         if not kind.by_pytest:
-            runner()  # The start of its server is no part of what a try takes.
+            runner()  # Start its server now, so that this is not part of the time of a try.
         began = time.monotonic()
         result = run(without, on_run)
         seconds = time.monotonic() - began
         out.print(plain(kind.told(result)))
         if result.failed:
             _say_needed(artefact, run, without, needed, seconds)
-        # A program's runner says it by itself, once it is closed.
+        # A runner of programs prints that itself, once it is closed.
         say_clock_problem(result.clock_problem)
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
 
@@ -127,7 +127,7 @@ def replay(
 def _say_what(artefact: Artefact, notes: Sequence[str]) -> None:
     """Print what was recorded, and what a reader must know before it runs again."""
     for line in artefact.head:
-        # What follows a newline in it is not to pass for a line of ours.
+        # Text after a newline in it must not look like a line of ours.
         out.print("  " + plain(line).replace("\n", "\n  "))
     if artefact.underway:
         out.print("It was under way when its process ended.")
@@ -146,7 +146,7 @@ def _write(
     times: int,
     output: Path | None,
 ) -> NoReturn:
-    """Write a script or a test, once it has been run, and leave as a replay does."""
+    """Run a script or a test, write it to its file, and exit with the code of a replay."""
     from rpcprops.report.script import is_ours
 
     default = file.stem if script else f"test_{re.sub(r'[^0-9A-Za-z]+', '_', file.stem)}"
@@ -177,7 +177,7 @@ def _write(
 def _made(
     artefact: Artefact, without: Sequence[str], *, script: bool, times: int
 ) -> tuple[str, tuple[int, ...]]:
-    """The text of a script or a test, and the exit codes that its runs gave."""
+    """The text of a script or a test, and the exit codes of its runs."""
     from rpcprops.report.as_test import regression_test
     from rpcprops.report.script import script_of, tried
 
@@ -196,7 +196,7 @@ def _made(
 
 
 def _run_test(text: str, folder: Path) -> int:
-    """pytest's exit code for a test."""
+    """Run a test; pytest's exit code."""
     path = folder / "test_it.py"
     path.write_text(text, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
@@ -204,7 +204,7 @@ def _run_test(text: str, folder: Path) -> int:
     return _guard.run(
         command,
         cwd=folder,
-        # What it leaves there goes with the folder.
+        # What the test leaves there is deleted with the folder.
         env=_guard.environment(TMPDIR=str(folder)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -218,7 +218,7 @@ def _say_needed(
     asked: bool | None,
     seconds: float,
 ) -> None:
-    """Say which faults a failure needs, if that was asked for or `seconds` a try make it cheap."""
+    """Say which faults a failure needs, if asked to, or if a try of `seconds` makes it cheap."""
     from rpcprops._replay import needed
 
     left = [name for name in artefact.fault_names if name not in without]

@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, exit codes, common options, a running server."""
+"""What several commands use: the terminal, exit codes, common options, a running server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rpcprops.runner import Runner
 
 HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
 
-#: Columns of what goes to a pipe or a file: nothing is cut there, whatever COLUMNS says.
+#: Columns of output to a pipe or a file: nothing is cut there, whatever COLUMNS says.
 _ALL_OF_IT = 10_000
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _ALL_OF_IT)
@@ -54,7 +54,7 @@ COLOURS = {
 
 
 def plain(text: object) -> str:
-    """`text` as it is for `out` and `err`: no markup, and nothing that a terminal obeys."""
+    """`text` for `out` and `err` as it is: no markup, and no control sequences for a terminal."""
     return escape(printable(text))
 
 
@@ -69,7 +69,7 @@ def check_transport(text: str) -> None:
 
 @contextmanager
 def running(clock: str) -> Iterator[Runner]:
-    """A runner on a server of its own; at the end, a line where real time was not asked for."""
+    """A runner with its own server; at its end, prints why ranks ran in real time unasked."""
     server = ClusterServer(clock=parse_clock(clock))
     try:
         with err.status("starting the fork server (it imports torch)"):
@@ -86,12 +86,12 @@ def running(clock: str) -> Iterator[Runner]:
 
 
 def say_torch(runner: Runner) -> None:
-    """Print which torch the ranks run, and by which clock."""
+    """Print which torch the ranks run, and with which clock."""
     out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")
 
 
 def say_died() -> None:
-    """Print what an earlier run here left under way; nothing where it left none."""
+    """Print what an earlier run here left in flight, if there is anything."""
     from rpcprops.report.in_flight import describe_died
 
     died = describe_died(Path.cwd())
@@ -100,13 +100,13 @@ def say_died() -> None:
 
 
 def say_clock_problem(problem: str) -> None:
-    """Print why ranks ran in real time though nobody asked for it; nothing where they did not."""
+    """Print why ranks ran in real time though nobody asked for it, if they did."""
     if problem:
         out.print(f"[yellow]{plain(problem)}[/yellow]")
 
 
 def progress_bar() -> Progress:
-    """A bar for each task, with a note; gone when done."""
+    """A progress bar for each task, with a note; it disappears at the end."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -120,17 +120,17 @@ def progress_bar() -> Progress:
 
 
 def check_json(path: Path | None) -> None:
-    """Find out, before anything runs, whether what ``--json`` asks for can be written.
+    """Check, before anything runs, that the file of ``--json`` can be written.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot be written.
     """
     if path is not None:
         check_output("--json", path)
 
 
 def write_json(path: Path | None, data: dict[str, Any]) -> None:
-    """Write what ``--json`` asked for; where that fails, say so: the verdict stays as it is."""
+    """Write the file of ``--json``; if that fails, print that: the verdict does not change."""
     if path is None:
         return
     try:

@@ -1,11 +1,11 @@
-"""Signals that end a command in order: SIGTERM and SIGHUP do what Ctrl-C does.
+"""Signals that end a command in an orderly way: SIGTERM and SIGHUP do what Ctrl-C does.
 
-A signal may not do that by itself. The kernel may give it to another thread, and then the main one
-goes on waiting for what it waits for. And the KeyboardInterrupt that it raises may be lost: Python
-drops one that is raised while it collects garbage, and one that comes between the taking of a lock
-and the block that releases it leaves other threads waiting. So a thread sees to it that the main
-one gets the signal, raises it once more where it changed nothing within a second, and ends the
-process where that does not help either.
+Signal handlers alone are not enough. The kernel may give the signal to another thread, and the main
+thread goes on waiting. And the KeyboardInterrupt may be lost: Python drops one that is raised in a
+garbage collection, and one raised between taking a lock and the block that releases it leaves
+other threads waiting. So a thread makes sure that the main thread gets the signal. If that has no
+effect within a second, it raises the signal once more, and if that does not help either, it ends
+the process.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from collections.abc import Iterator
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Real seconds: `timeout`, terminals and shells send one signal twice, to us and to our group.
+#: Real seconds in which a repeat is ignored: `timeout`, terminals and shells send a signal twice.
 _TWICE_SECONDS = 1.0
-#: Real seconds after a signal: until KeyboardInterrupt is raised again, and until the process ends,
-#: unless it has begun to end in order; then it has the last of these.
+#: Real seconds after a signal until KeyboardInterrupt is raised again, and until the process ends;
+#: the last number applies instead if the command has begun to end by itself.
 _AGAIN_SECONDS = 1.0
-#: Real seconds in which the main thread notices a signal that another thread was given.
+#: Real seconds within which the main thread notices a signal that another thread was given.
 _NOTICED = 0.05
 _LOST_SECONDS = 2.0
 _END_SECONDS = 10.0
 
 
 class _State:
-    """What the signals of this process have done so far."""
+    """What the signals of this process have caused so far."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.at = 0.0
         self.is_ending = False
-        #: Whether the next signal comes from the thread, and not from outside.
+        #: Whether the next signal comes from the thread, not from outside.
         self.raises_again = False
-        #: Set when nobody listens any more.
+        #: Set when the process no longer listens for signals.
         self.over = threading.Event()
         #: A pipe that wakes the thread: Python writes the number of each signal to it.
         self.woken = self.wakes = -1
@@ -50,9 +50,9 @@ _state = _State()
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first of these signals, and leave at once at a later one.
+    """Raise KeyboardInterrupt at the first of these signals, and exit at once at a later one.
 
-    A signal that is ignored stays so, as under ``nohup``.
+    A signal that is ignored, as under ``nohup``, stays ignored.
     """
     global _state
     state = _state = _State()
@@ -78,7 +78,7 @@ def listening() -> Iterator[None]:
 
 
 def ending() -> None:
-    """Say that the interrupt has arrived: the command is about to end in order."""
+    """Note that the interrupt has arrived: the command is about to end by itself."""
     _state.is_ending = True
 
 
@@ -90,15 +90,15 @@ def _on_signal(number: int, _: FrameType | None) -> None:
         _state.raises_again = False
         raise KeyboardInterrupt
     if time.monotonic() - _state.at > _TWICE_SECONDS:
-        # Somebody does not want to wait. What we started ends without us.
+        # The user does not want to wait. The processes that we started end without us.
         os._exit(128 + number)
 
 
 def _insist(state: _State) -> None:
-    """The thread: wait for the first signal, then see to it that the process ends."""
+    """The thread: waits for the first signal, then makes sure that the process ends."""
     main = threading.main_thread().ident
     assert main is not None
-    # None of them is for this thread, which only the pipe wakes.
+    # This thread takes no signals; only the pipe wakes it.
     signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
     while state.received is None:
         seen = os.read(state.woken, 64)
@@ -121,7 +121,7 @@ def _insist(state: _State) -> None:
 
 
 def exit_code() -> int | None:
-    """The exit code that says which signal ended the command; None where none did."""
+    """The exit code that says which signal ended the command; None if none did."""
     return None if _state.received is None else 128 + _state.received
 
 

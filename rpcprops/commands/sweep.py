@@ -104,7 +104,7 @@ def sweep(
         try:
             _go_on(Sweep(chosen, runner, state, transport=transport), name, places, known)
         finally:
-            # Also when interrupted: what was found is not lost.
+            # Report after an interrupt too: what was found is not lost.
             stop.ending()
             report = _report(name, state, places, runner.server.clock_note)
             write_json(json_file, report)
@@ -124,7 +124,7 @@ def _list() -> None:
 
 
 def _go_on(sweep: Sweep, name: str, places: tuple[Cell, ...], known: int) -> None:
-    """Run what is not known yet, under a bar; print what did not hold."""
+    """Run what has no result yet, under a bar; print what did not hold."""
     from rpcprops.report.text import failure_lines
 
     with progress_bar() as progress:
@@ -183,7 +183,7 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
 
 
 def _accepted(records: list[Record]) -> list[dict[str, Any]]:
-    """The documented effects that some tables showed: each with its sentence and one such plan."""
+    """The documented effects that some tables showed, each with its sentence and one plan."""
     from rpcprops._json import to_json
     from rpcprops.oracle import DOCUMENTED, accepted_json
 
@@ -196,7 +196,7 @@ def _accepted(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def _show(state: State, places: tuple[Cell, ...], report: dict[str, Any]) -> None:
-    """Print the maps of a sweep, and what they come to."""
+    """Print the maps of a sweep, and a summary."""
     for table in _maps(state, places):
         out.print(table)
     colour = COLOURS.get(report["verdict"], "yellow")
@@ -227,7 +227,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
-    """A table for each group of faulty ranks: subsets of types by how often each fails."""
+    """One table for each group of faulty ranks: subsets of types by how often each type fails."""
     empty, *rest = places
     groups: dict[tuple[int, ...], dict[tuple[Any, int], Cell]] = {}
     for cell in rest:
@@ -259,7 +259,7 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
 
 
 def _numbered_findings(state: State, places: tuple[Cell, ...]) -> dict[str, int]:
-    """The known findings that were met, numbered for the narrow places of a map."""
+    """Numbers for the known findings that were met, to fit the narrow cells of a map."""
     records = [state.records[cell.plan] for cell in places if cell.plan in state.records]
     names = sorted({name for record in records for name in record.findings})
     return {name: number for number, name in enumerate(names, 1)}

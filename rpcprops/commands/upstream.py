@@ -105,10 +105,10 @@ def _has_xdist() -> bool:
 
 
 def _side_by_side(workers: int) -> list[str]:
-    """What has pytest use so many processes.
+    """pytest's arguments for `workers` processes.
 
     Raises:
-        UsageError: that needs pytest-xdist, which is not installed.
+        UsageError: pytest-xdist, which that needs, is not installed.
     """
     if workers == 1:
         return []
@@ -119,17 +119,17 @@ def _side_by_side(workers: int) -> list[str]:
 
 
 def _option(name: str, value: int | Path | None) -> list[str]:
-    """An option of pytest's, where it has a value."""
+    """A pytest option, if it has a value."""
     if value is None:
         return []
     return [f"{name}={value.absolute() if isinstance(value, Path) else value}"]
 
 
 def _pytest(command: Sequence[str], *plugins: object) -> int:
-    """pytest's exit code, without whatever the environment or the working directory configures."""
+    """Run pytest without the configuration of environment and working directory; the exit code."""
     import pytest
 
-    # What they add is meant for the tests there; that we are a plugin is not theirs to say.
+    # Such configuration is for the tests there; and it must not decide whether we are a plugin.
     os.environ.pop("PYTEST_ADDOPTS", None)
     autoload = not os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     ours = [] if autoload else ["-p", "rpcprops.pytest_plugin"]
@@ -165,7 +165,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run_in_harness(select: str, file: Path) -> NoReturn:
-    """PyTorch's own harness, one process for all tests; a test that is in the file is left out."""
+    """Run PyTorch's own harness, one process for all tests; skips tests that the file has."""
     from rpcprops.upstream.rows import read_rows, rows_file
 
     log_file = file.with_name(f"{file.name}.log")
@@ -178,7 +178,7 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
     out.print(
         f"{len(chosen)} tests, of which {len(chosen) - len(left)} are in {plain(file)} already"
     )
-    # No row yet, but the end of one that a killed run did not end goes.
+    # Adds no row, but removes the incomplete row of a killed run.
     kept.append()
     with progress_bar() as progress, log_file.open("ab") as log:
         task = progress.add_task("PyTorch's harness", total=len(left), note="")
@@ -200,11 +200,11 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
 def _run_script(
     file: Path, agent: str, names: Sequence[str], log: BinaryIO, on_end: Callable[[str], None]
 ) -> None:
-    """Run tests of one agent in a process of PyTorch's harness, until it has ended."""
+    """Run one agent's tests in a process of PyTorch's harness, and wait for its end."""
     script = Path(__file__).parents[1] / "upstream" / "_pytorch_harness.py"
     with _guard.guarded(
         [sys.executable, str(script), str(file.absolute()), agent],
-        # torch.testing imports Hypothesis, which would import us in each process.
+        # torch.testing imports Hypothesis, which would import rpcprops in each process.
         env=_guard.environment(HYPOTHESIS_NO_PLUGINS="1"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The faults that can be injected, as data: what each is, a table for a rank, a plan for a world.
+"""The faults that can be injected, as data: single faults, tables for ranks, plans for worlds.
 
 Nothing here imports torch. All times are virtual seconds.
 """

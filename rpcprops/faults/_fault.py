@@ -1,4 +1,4 @@
-"""What a fault is: all that the rest of the project asks of one, whatever its kind.
+"""The interface of a fault: everything that other code asks of a fault, whatever its kind.
 
 A new kind of fault is a frozen dataclass that derives from :class:`Fault`. A plan carries it in
 ``FaultPlan.others``, and :func:`register` lets it travel as JSON.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rpcprops.faults.tables import FaultPlan
     from rpcprops.outcomes import RankOutcome
 
-#: Above any world: what a loop over its ranks still ends for.
+#: More ranks than any world has, so that a loop over a world's ranks ends.
 MAX_RANKS = 1024
 
 
@@ -29,7 +29,7 @@ class PredictedSend(Protocol):
 
     Attributes:
         failures: how often sending it fails.
-        delivered: whether it is sent in the end.
+        delivered: whether it finally arrives.
     """
 
     @property
@@ -48,7 +48,7 @@ class Predicted(Protocol):
     Attributes:
         steps: one for each leaf of the program, in order.
         sends: every message of the ten types, in order, up to the last settle.
-        last_sends: those of the graceful shutdown.
+        last_sends: the messages of the graceful shutdown.
     """
 
     @property
@@ -64,18 +64,18 @@ class Fault(abc.ABC):
     """One disturbance at one rank. Subclasses are frozen dataclasses; their repr rebuilds them.
 
     Attributes:
-        kind: its word in names, reports and JSON. It never changes: files hold it.
+        kind: its name in fault names, reports and JSON. It never changes: files contain it.
         in_table: whether torch's agent makes it itself, from the fault table of the rank.
-        rank: where it strikes.
-        targets: the message types whose sends it strikes, at which strategies then aim; none where
-            it strikes something else.
-        blocks_sender: whether all that its rank sends waits while it holds one message up.
-        unseen_waits: those of the waits that it causes of which no counter of a rank tells, so that
-            settling must wait for each.
-        sign: which count of an outcome shows it. Faults of one kind and one sign at a rank are
-            counted together, and told apart by the prediction; None: it is counted alone.
-        shows_in: where nothing counts it, what else shows that it struck: the error that a step
-            raises, or the virtual seconds that the steps of its rank took.
+        rank: the rank at which it acts.
+        targets: the message types whose sends it acts on, so that strategies can aim at them; empty
+            if it acts on something else.
+        blocks_sender: whether everything that its rank sends waits while it delays one message.
+        unseen_waits: the waits that it causes and that no counter of a rank shows, so that settling
+            must wait for each of them.
+        sign: the count in an outcome that shows it. Faults of one kind and one sign at a rank share
+            that count, and the prediction tells them apart; None: it shares no count.
+        shows_in: if nothing counts it, what else shows that it fired: the error that a step raises,
+            or the virtual seconds that the steps of its rank took.
     """
 
     __slots__ = ()
@@ -91,11 +91,11 @@ class Fault(abc.ABC):
     @property
     @abc.abstractmethod
     def what(self) -> str:
-        """What it strikes, in a word: how it is told from others of its kind at its rank."""
+        """What it acts on, in a word that distinguishes it from others of its kind at its rank."""
 
     @property
     def name(self) -> str:
-        """Its name, as ``--without-fault`` takes it. :meth:`FaultPlan.named` reads names."""
+        """Its name, as ``--without-fault`` takes it. :meth:`FaultPlan.named` finds it by that."""
         return f"{self.rank}:{self.kind}:{self.what}"
 
     @property
@@ -107,23 +107,23 @@ class Fault(abc.ABC):
     @property
     @abc.abstractmethod
     def is_survivable(self) -> bool:
-        """Whether torch promises that nothing changes that a program sees."""
+        """Whether torch promises that a program sees no change."""
 
     @abc.abstractmethod
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
-        """How often it strikes each of these messages of a world, which are in order."""
+        """How often it acts on each of these messages of a world, in order."""
 
     def eligible(self, predicted: Predicted) -> int:
-        """How often it can strike in all. A fault that strikes a step looks at the steps."""
+        """How often it can act altogether. A fault that acts on steps looks at the steps."""
         return sum(self.strikes(predicted.sends))
 
     @property
     @abc.abstractmethod
     def seconds(self) -> float:
-        """Virtual seconds by which it holds up what it strikes, at most."""
+        """Virtual seconds by which it delays one message or step, at most."""
 
     def waits(self, times: int) -> float:
-        """Virtual seconds by which it holds up a message that it strikes so often."""
+        """Virtual seconds by which it delays a message on which it acts `times` times."""
         return self.seconds * times
 
     @property
@@ -142,25 +142,25 @@ class Fault(abc.ABC):
 
     @abc.abstractmethod
     def seen(self, rank: RankOutcome) -> int | None:
-        """How often what its rank showed says that its sign was seen; None where nothing counts."""
+        """How often its rank's outcome shows its sign; None if nothing counts it."""
 
     # Where it is.
 
     def put_into(self, plan: FaultPlan) -> FaultPlan:
-        """The plan with this fault as well."""
+        """The plan plus this fault."""
         return replace(plan, others=(*plan.others, self))
 
     def taken_from(self, plan: FaultPlan) -> FaultPlan:
-        """The plan without this fault, which it has."""
+        """The plan minus this fault, which it contains."""
         return replace(plan, others=tuple(other for other in plan.others if other != self))
 
     @abc.abstractmethod
     def enter_rank(self) -> None:
-        """Called in its rank before that joins the world: arms what the fault table does not."""
+        """Called in its rank before the rank joins the world; arms a fault that is in no table."""
 
     @abc.abstractmethod
     def simpler(self) -> Iterator[Self]:
-        """Faults of its kind that are easier to understand where they suffice, simplest first."""
+        """Simpler faults of its kind that may be enough, simplest first."""
 
 
 F = TypeVar("F", bound=Fault)
@@ -171,7 +171,7 @@ def register(cls: type[F]) -> type[F]:
     """A class decorator: plans with faults of this class can be read from JSON, by its `kind`.
 
     Raises:
-        UsageError: it is no class of faults, or another class has that word.
+        UsageError: it is not a subclass of Fault, or another class has the same `kind`.
     """
     given: object = cls
     if not isinstance(given, type) or not issubclass(given, Fault):
@@ -185,7 +185,7 @@ def register(cls: type[F]) -> type[F]:
 
 
 def fault_class(kind: object) -> type[Fault] | None:
-    """The registered class of that word."""
+    """The registered class of that kind."""
     return _CLASSES.get(kind) if isinstance(kind, str) else None
 
 

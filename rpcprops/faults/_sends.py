@@ -1,4 +1,4 @@
-"""The two faults of torch's own agent: a message that fails to be sent, and one that is late."""
+"""The two kinds of fault of torch's agent: a message whose send fails, and one sent late."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MAX_INT32 = 2**31 - 1
 
 
 def delay_milliseconds(delay: float) -> int:
-    """What the agent makes of a delay: the seconds as a C float, times 1000, cut to whole ms.
+    """The delay as the agent stores it: the seconds as a C float, times 1000, cut to whole ms.
 
     Raises:
-        UsageError: it is no number in 0 to :data:`MAX_DELAY`.
+        UsageError: it is no number from 0 to :data:`MAX_DELAY`.
     """
     delay = checked_delay(delay, "delay")
     as_float: float = struct.unpack("f", struct.pack("f", delay))[0]
@@ -38,17 +38,17 @@ def checked_delay(value: object, name: str) -> float:
     """`value` as a delay in virtual seconds.
 
     Raises:
-        UsageError: it is no number in 0 to :data:`MAX_DELAY`. torch's agent accepts an infinite
+        UsageError: it is no number from 0 to :data:`MAX_DELAY`. torch's agent accepts an infinite
             delay and then never sends.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{argument(name, value)} must be seconds as an int or float."
         raise UsageError(msg)
-    # Compared before it is made a float: an int may be too large for one. NaN fails both.
+    # Compare before the conversion: an int may be too large for a float. NaN fails both.
     if not 0 <= value <= MAX_DELAY:
         msg = f"{argument(name, value)} must be a finite number of seconds from 0 to {MAX_DELAY:g}."
         raise UsageError(msg)
-    return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints otherwise
+    return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints differently
 
 
 def fail_count(value: object) -> int:
@@ -66,7 +66,7 @@ def fail_count(value: object) -> int:
 
 
 class _SendFault(Fault):
-    """A fault of one type of message at one rank: it is in the fault table of that rank."""
+    """A fault of one message type at one rank: it is in the fault table of that rank."""
 
     __slots__ = ()
 
@@ -75,16 +75,16 @@ class _SendFault(Fault):
 
     @property
     def what(self) -> str:
-        """The type of message."""
+        """The message type."""
         return self.message
 
     @property
     def targets(self) -> tuple[MessageType, ...]:
-        """The type of message."""
+        """The message type."""
         return (self.message,)
 
     def enter_rank(self) -> None:
-        """Nothing: the options of the agent are made from the table."""
+        """Nothing to do: the options of the agent are made from the table."""
 
     def _check(self) -> None:
         object.__setattr__(self, "rank", counted("rank", self.rank, MAX_RANKS))
@@ -93,9 +93,9 @@ class _SendFault(Fault):
 
 @dataclass(frozen=True, slots=True)
 class SendFailure(_SendFault):
-    """Sends of a type fail: each distinct payload `num_fail_sends` times, then it passes.
+    """Sends of a type fail: each distinct payload fails `num_fail_sends` times, then passes.
 
-    In a table all types that fail have one count.
+    In one table all types that fail have the same count.
 
     Raises:
         UsageError: as :class:`FaultTable` does.
@@ -113,37 +113,37 @@ class SendFailure(_SendFault):
 
     @property
     def name(self) -> str:
-        """Rank and type, without a word for the kind: files and command lines hold such names."""
+        """Rank and type, without the kind: existing files and command lines use such names."""
         return f"{self.rank}:{self.message}"
 
     @property
     def is_survivable(self) -> bool:
-        """Whether torch sends again often enough."""
+        """Whether torch retries often enough."""
         return self.num_fail_sends <= self.message.max_retries
 
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
-        """As the model predicts, which counts by payload as the agent does."""
+        """As the model predicts; it counts by payload, as the agent does."""
         return [
             send.failures if send.rank == self.rank and send.message is self.message else 0
             for send in sends
         ]
 
     def eligible(self, predicted: Predicted) -> int:
-        """In the graceful shutdown as well: the log shows what fails there."""
+        """Includes the graceful shutdown, because the log shows failures there too."""
         return sum(self.strikes([*predicted.sends, *predicted.last_sends]))
 
     @property
     def seconds(self) -> float:
-        """Until the last try."""
+        """The waits up to the last try."""
         return self.waits(self.num_fail_sends)
 
     def waits(self, times: int) -> float:
-        """What torch waits between its tries."""
+        """The waits of torch between its tries."""
         return retry_wait(min(times, self.message.max_retries))
 
     @property
     def unseen_waits(self) -> tuple[float, ...]:
-        """Those of a context's cleanup: it has no counter."""
+        """The waits of a context's cleanup, which has no counter."""
         if self.message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ:
             return ()
         tries = min(self.num_fail_sends, self.message.max_retries)
@@ -151,20 +151,20 @@ class SendFailure(_SendFault):
 
     @property
     def sign(self) -> int | None:
-        """One for all types that are sent again: torch's line in the log names no type."""
+        """One sign for all types that are retried: torch's line in the log names no type."""
         return 0 if self.message.is_retryable else None
 
     @property
     def shows_in(self) -> Literal["", "errors", "seconds"]:
-        """A message that is never sent again shows at its caller."""
+        """If a message is never retried, its failure shows at its caller."""
         return "errors"
 
     def seen(self, rank: RankOutcome) -> int | None:
-        """The lines in the log, which torch writes where it will send again."""
+        """The number of lines that torch logs for failed sends that it will retry."""
         return rank.failed_sends if self.message.is_retryable else None
 
     def put_into(self, plan: FaultPlan) -> FaultPlan:
-        """In the table of its rank, of which all types that fail get its count."""
+        """Put it into the table of its rank; all types that fail there get its count."""
         table = plan.table(self.rank)
         failing = (*table.failing, self.message)
         return plan.with_table(
@@ -173,7 +173,7 @@ class SendFailure(_SendFault):
         )
 
     def taken_from(self, plan: FaultPlan) -> FaultPlan:
-        """Its type no longer fails at its rank."""
+        """The plan in which its type does not fail at its rank."""
         table = plan.table(self.rank)
         rest = tuple(m for m in table.messages_to_fail if m is not self.message)
         return plan.with_table(self.rank, replace(table, messages_to_fail=rest))
@@ -186,7 +186,7 @@ class SendFailure(_SendFault):
 
 @dataclass(frozen=True, slots=True)
 class SendDelay(_SendFault):
-    """Sends of a type are held up in their sender, by `delay` virtual seconds.
+    """Sends of a type are delayed in their sender, by `delay` virtual seconds.
 
     Raises:
         UsageError: as :class:`FaultTable` does.
@@ -205,11 +205,11 @@ class SendDelay(_SendFault):
 
     @property
     def is_survivable(self) -> bool:
-        """Whether torch promises anything: what is late arrives."""
+        """Whether it is survivable: torch promises nothing here, but a late message does arrive."""
         return True
 
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
-        """Each message of its type once, when it is sent at last."""
+        """Once for each message of its type that is finally sent."""
         return [
             int(send.rank == self.rank and send.message is self.message and send.delivered)
             for send in sends
@@ -217,7 +217,7 @@ class SendDelay(_SendFault):
 
     @property
     def seconds(self) -> float:
-        """Whole milliseconds, as the agent keeps them."""
+        """The delay in whole milliseconds, as the agent keeps it."""
         return self.sign / 1000
 
     @property
@@ -227,20 +227,20 @@ class SendDelay(_SendFault):
 
     @property
     def shows_in(self) -> Literal["", "errors", "seconds"]:
-        """Without the clock library, how long steps took may show it."""
+        """Without the clock library, the time that steps took may show it."""
         return "seconds"
 
     def seen(self, rank: RankOutcome) -> int | None:
-        """What the clock library counted, where it was loaded."""
+        """The count of the clock library, if it was loaded."""
         held_up = rank.delayed_sends
         return None if held_up is None else held_up.get(self.sign, 0)
 
     def put_into(self, plan: FaultPlan) -> FaultPlan:
-        """In the table of its rank."""
+        """Put it into the table of its rank."""
         return self._with(plan, {self.message: self.delay})
 
     def taken_from(self, plan: FaultPlan) -> FaultPlan:
-        """Its type is no longer late at its rank."""
+        """The plan in which its type is not late at its rank."""
         return self._with(plan, {})
 
     def _with(self, plan: FaultPlan, mine: dict[MessageType, float]) -> FaultPlan:

@@ -1,4 +1,4 @@
-"""The message types that torch's faulty agent can fail or delay, and how torch sends them again.
+"""The message types that torch's faulty agent can fail or delay, and how torch retries them.
 
 Sources: the ten names are ``FaultyTensorPipeAgent::messageStringToType``, the retry budgets
 ``RpcRetryOptions`` (5 retries, backoff 1.5) and ``kNumCleanupContextRetries`` (20) in torch's C++.
@@ -33,7 +33,7 @@ class MessageType(enum.StrEnum):
 
     @property
     def max_retries(self) -> int:
-        """How many times torch sends again after a failed send (0: it never does)."""
+        """How many times torch sends again after a failed send (0: it never retries)."""
         if self is MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ:
             return 20
         return 5 if self.name.startswith("RREF_") else 0
@@ -49,13 +49,13 @@ RETRYABLE_MESSAGE_TYPES: tuple[MessageType, ...] = tuple(m for m in MessageType 
 
 
 def retry_wait(failures: int) -> float:
-    """Virtual seconds that torch waits in all before the send after `failures` failed ones.
+    """Virtual seconds that torch waits in total before the send after `failures` failed ones.
 
-    The waits are 1, 1, 1.5, 2.25, 3.375, … s: ``computeNewRpcRetryTime`` uses the count before it
-    is raised, so the first two are equal.
+    The waits are 1, 1, 1.5, 2.25, 3.375, … s: ``computeNewRpcRetryTime`` uses the count before
+    incrementing it, so the first two are equal.
 
     Raises:
-        UsageError: `failures` is no int from 0 to 1000 (torch retries 20 times at most).
+        UsageError: `failures` is no int from 0 to 1000 (torch retries at most 20 times).
     """
     counted("failures", failures, _MAX_RETRIES)
     return sum(1.5 ** max(0, n - 1) for n in range(failures))
@@ -65,7 +65,7 @@ def message_type(value: object) -> MessageType:
     """The message type that `value` names.
 
     Raises:
-        UsageError: it is no torch message type that can be failed or delayed.
+        UsageError: it is not one of torch's message types that can be failed or delayed.
     """
     if isinstance(value, str):
         try:

@@ -1,4 +1,4 @@
-"""What torch's agent takes, as data: a fault table for a rank, and a fault plan for a world.
+"""The input of torch's agent as data: a fault table for a rank, and a fault plan for a world.
 
 Nothing here imports torch. A table is checked when it is made, because torch's agent accepts
 values that then hang a cluster (an infinite delay) and reports others only when it is built, in
@@ -30,10 +30,10 @@ from rpcprops.faults.message_types import (
     retry_wait,
 )
 
-#: Above all that there are: where an iterable without an end is let go.
+#: More items than there are names: an endless iterable is abandoned there.
 _MAX_NAMES = 100_000
 
-#: What torch's own fixture delays when a test does not say (virtual seconds).
+#: The delays of torch's own fixture when a test gives none (virtual seconds).
 DEFAULT_MESSAGES_TO_DELAY: Mapping[MessageType, float] = FrozenMap(
     {MessageType.PYTHON_CALL: 1.5, MessageType.SCRIPT_CALL: 1.5}
 )
@@ -64,15 +64,15 @@ def _delays(value: object) -> FrozenMap[MessageType, float]:
 class FaultTable:
     """Which messages a rank fails to send, how often, and which it sends late.
 
-    The count is the agent's: each distinct payload of an armed type fails `num_fail_sends` times on
-    its sender, then passes. A fork request and the later delete of the same fork have one payload,
-    and so share one count.
+    The count works as in the agent: each distinct payload of a listed type fails `num_fail_sends`
+    times on its sender, then passes. A fork request and the later delete of the same fork have the
+    same payload, so they share one count.
 
     Args:
         messages_to_fail: types whose sends fail.
         num_fail_sends: how many sends of each payload fail.
-        messages_to_delay: virtual seconds by which sends of a type are held up in their sender
-            (whole milliseconds; the agent cuts the rest off).
+        messages_to_delay: virtual seconds by which sends of a type are delayed in their sender
+            (whole milliseconds; the agent drops the rest).
 
     Raises:
         UsageError: a type is unknown, the count is no int32, or a delay is not in 0 to 3600 s.
@@ -97,7 +97,7 @@ class FaultTable:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        # Apart from __init__, because decoding from JSON calls this alone.
+        # Separate from __init__, because decoding from JSON calls only this.
         object.__setattr__(self, "messages_to_fail", _message_types(self.messages_to_fail))
         object.__setattr__(self, "num_fail_sends", fail_count(self.num_fail_sends))
         object.__setattr__(self, "messages_to_delay", _delays(self.messages_to_delay))
@@ -115,7 +115,7 @@ class FaultTable:
         return f"FaultTable({', '.join(parts)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What Hypothesis (and IPython) print."""
+        """The text that Hypothesis (and IPython) print."""
         printer.text(repr(self))
 
     @property
@@ -125,13 +125,13 @@ class FaultTable:
 
     @property
     def delaying(self) -> Mapping[MessageType, int]:
-        """The types that are held up, each with its whole milliseconds (virtual)."""
+        """The types that are delayed, each with its whole milliseconds (virtual)."""
         held = {m: delay_milliseconds(d) for m, d in self.messages_to_delay.items()}
         return FrozenMap({m: ms for m, ms in held.items() if ms})
 
     @property
     def is_empty(self) -> bool:
-        """Whether a rank with this table behaves as one without any."""
+        """Whether a rank with this table behaves as one without a table."""
         return not self.failing and not self.delaying
 
     def is_survivable(self, message: MessageType | str) -> bool:
@@ -145,7 +145,7 @@ class FaultTable:
         return all(self.is_survivable(m) for m in self.failing)
 
     def faults(self, rank: int) -> tuple[Fault, ...]:
-        """What this table makes at `rank`: the types that fail, then those that are late."""
+        """The faults of this table at `rank`: the types that fail, then those that are late."""
         late = self.messages_to_delay
         return (
             *(SendFailure(rank, message, self.num_fail_sends) for message in self.failing),
@@ -153,7 +153,7 @@ class FaultTable:
         )
 
     def retry_seconds(self, message: MessageType | str) -> float:
-        """Virtual seconds of retry waits before a message of this type arrives, or is given up."""
+        """Virtual seconds of retry waits before such a message arrives or is given up."""
         kind = message_type(message)
         if kind not in self.failing:
             return 0.0
@@ -173,14 +173,14 @@ def retryable_tables() -> tuple[FaultTable, ...]:
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)
 class FaultPlan:
-    """A table for each rank: `by_rank` where it names the rank, else `default`.
+    """A table for each rank: that of `by_rank` if it names the rank, else `default`.
 
     Args:
-        others: faults that torch's agent does not make, and that are in no table therefore.
+        others: faults that torch's agent does not make, so that they are in no table.
 
     Raises:
         UsageError: a rank is no int from 0 up, a table is no :class:`FaultTable`, or one of
-            `others` is no :class:`Fault` or belongs into a table.
+            `others` is no :class:`Fault` or belongs in a table.
     """
 
     default: FaultTable = FaultTable()
@@ -224,15 +224,15 @@ class FaultPlan:
         return f"FaultPlan({', '.join(parts)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What Hypothesis (and IPython) print."""
+        """The text that Hypothesis (and IPython) print."""
         printer.text(repr(self))
 
     @staticmethod
     def of(faults: FaultTable | FaultPlan | None) -> FaultPlan:
-        """`faults` as a plan: a table is for every rank, None for none.
+        """`faults` as a plan: a table applies to every rank, None means no faults.
 
         Raises:
-            UsageError: it is neither.
+            UsageError: it is none of these.
         """
         given: Any = faults
         if given is None:
@@ -251,7 +251,7 @@ class FaultPlan:
         """The table of `rank`.
 
         Raises:
-            UsageError: it is no int.
+            UsageError: `rank` is no int.
         """
         given: object = rank
         if not isinstance(given, int):
@@ -278,11 +278,11 @@ class FaultPlan:
         Raises:
             UsageError: `rank` is no int from 0 up, or `table` is no :class:`FaultTable`.
         """
-        self.table(rank)  # refuses what is no int
+        self.table(rank)  # raises if it is no int
         return replace(self, by_rank={**self.by_rank, rank: table})
 
     def faults_at(self, rank: int) -> tuple[Fault, ...]:
-        """The faults of `rank`: of its table, then others."""
+        """The faults of `rank`: those of its table, then others."""
         others = [fault for fault in self.others if fault.rank == rank]
         return (*self.table(rank).faults(rank), *others)
 
@@ -300,7 +300,7 @@ class FaultPlan:
         return tuple(dict.fromkeys(fault.rank for fault in self.faults(world_size)))
 
     def is_within_budget(self, world_size: int) -> bool:
-        """Whether torch survives every fault."""
+        """Whether torch survives every fault: a program sees no change."""
         return all(fault.is_survivable for fault in self.faults(world_size))
 
     def fault_names(self, world_size: int) -> tuple[str, ...]:
@@ -319,7 +319,7 @@ class FaultPlan:
         return tuple(fault for fault in faults if fault.name in wanted)
 
     def without(self, names: Iterable[str], world_size: int) -> FaultPlan:
-        """This plan less the faults of those names (see :meth:`named`).
+        """This plan without the faults of those names (see :meth:`named`).
 
         Raises:
             UsageError: `names` is no collection, or `world_size` no int from 0 up.

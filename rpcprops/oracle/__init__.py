@@ -1,4 +1,4 @@
-"""The oracle: predicts what a program must show under a plan, and judges what it showed."""
+"""The oracle: predicts what a program must show under a plan, and judges what a run showed."""
 
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for, predict_in

@@ -1,4 +1,4 @@
-"""Accounts for the faults of a run: asked for, able to strike, and fired, by rank and type."""
+"""Accounts for the faults of a run, by rank and type: asked for, eligible, and fired."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rpcprops.outcomes import Outcome, RankOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of
 
-#: How sure the type of a fired fault is: exact, inferred from how long the steps of its sender
-#: took (where the clock library was not there to see it), or not known which of several it was.
+#: How the type of a fired fault is known: exactly; inferred from how long the steps of its sender
+#: took (where the clock library was not there to count); or not known, with several possible.
 Attribution = Literal["exact", "inferred", "unattributed"]
 
 
@@ -26,11 +26,11 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
     """One fault, or several of one kind that are counted together at a rank.
 
     Attributes:
-        kind: the fault's own word: "failure" or "delay" of a message.
-        message: its type, "" for signs that cannot be attributed to one.
-        eligible: how many messages it can strike, by the message model (None when the program is
+        kind: the name that the fault gives itself: "failure" or "delay" of a message.
+        message: its message type, "" where what was seen cannot be attributed to one type.
+        eligible: how many messages it can act on, by the message model (None when the program is
             not known). In JSON: `could`.
-        fired: how many were seen; None when this run had no way to see them.
+        fired: how many were seen to fire; None when this run had no way to see them.
     """
 
     rank: int
@@ -42,12 +42,12 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
 
 
 def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple[FaultCount, ...]:
-    """What the plan asked for and what came of it.
+    """The faults that the plan asked for, and which of them fired.
 
-    Each fault says what counts it, and what else shows it. Failures are counted from torch's own
-    log line for each failed retryable send, which names no type: they are attributed where one
-    type was armed, or where the counts add up to what the model predicts. A failing call is never
-    sent again, and shows at its caller. Delays are counted by the clock library, by their length;
+    Each fault names its counter, and what else shows it. Failures are counted from torch's log
+    line for each failed send that is retried. It names no type, so failures are attributed where
+    the table fails one type only, or where the counts add up to the prediction. A failing call is
+    not sent again, and shows at its caller. Delays are counted by the clock library, by length;
     they are attributed where no other type at that rank has the same length.
     """
     counts: list[FaultCount] = []
@@ -59,7 +59,7 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
             [(fault, None if known is None else fault.eligible(known)) for fault in group]
             for group in _counted_together(plan.faults_at(rank.rank))
         ]
-        # Where steps took as long as all that nobody counted and that can hold them up, all did.
+        # If steps took as long as all uncounted faults that can delay them, all of these fired.
         waits = sum(
             fault.waits(could or 0)
             for fault, could in (group[0] for group in groups if len(group) == 1)
@@ -75,7 +75,7 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
 
 
 def _counted_together(faults: Sequence[Fault]) -> Iterable[list[Fault]]:
-    """Groups of faults that one count shows, kind by kind; those that are counted alone last."""
+    """Groups of faults that share one count, kind by kind; faults counted alone come last."""
     groups: dict[tuple[int, bool, int], list[Fault]] = {}
     kinds = list(dict.fromkeys(fault.kind for fault in faults))
     for number, fault in enumerate(faults):
@@ -105,7 +105,7 @@ def _attributed(
 
 
 def _steps_agree(prediction: Prediction, outcome: Outcome) -> bool:
-    """Whether every step ended with the class of error that it had to."""
+    """Whether every step ended with the predicted class of error."""
     facts = facts_of(outcome.torch_version)
     return len(outcome.steps) == len(prediction.steps) and all(
         step.ended and is_expected(prediction.steps[step.index].error, step.error, facts)
@@ -122,7 +122,7 @@ def _step_milliseconds(program: Program | None, outcome: Outcome, rank: int) -> 
 
 
 def fired_by_type(counts: tuple[FaultCount, ...]) -> Mapping[str, int]:
-    """Fired faults by kind and type: ``{"failure RREF_USER_DELETE": 3, …}``; zeros left out."""
+    """Fired faults by kind and type: ``{"failure RREF_USER_DELETE": 3, …}``, without zeros."""
     total: Counter[str] = Counter()
     for count in counts:
         if count.fired:
@@ -131,5 +131,5 @@ def fired_by_type(counts: tuple[FaultCount, ...]) -> Mapping[str, int]:
 
 
 def fired(counts: tuple[FaultCount, ...]) -> int:
-    """How many faults fired in all."""
+    """How many faults fired altogether."""
     return sum(count.fired or 0 for count in counts)

@@ -1,4 +1,4 @@
-"""Which of a program's predictions a run follows, where torch allows more than one."""
+"""Chooses the prediction that a run follows, where torch allows more than one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rpcprops.torch_facts import NEWEST, UNKNOWN, TorchFacts, facts_of
 def chosen(
     prediction: Prediction, steps: Iterable[StepOutcome], facts: TorchFacts = NEWEST
 ) -> Prediction:
-    """The prediction, of all alternatives, that the errors of the steps so far agree with.
+    """The alternative prediction that the errors of the steps so far agree with.
 
-    Where none does, the first: the run is then wrong by any of them.
+    Where none agrees, it is the first: the run is then wrong by all of them.
     """
     ended = [step for step in steps if step.ended]
     for one in (prediction, *prediction.alternatives):
@@ -31,10 +31,10 @@ def chosen(
 def predict_in(
     program: Program, plan: FaultPlan, world_size: int, facts: TorchFacts = UNKNOWN
 ) -> Prediction:
-    """What `program` must show in a world that may be larger than it needs; the others are idle.
+    """What `program` must show in a world of perhaps more ranks than it uses; those are idle.
 
     Raises:
-        UsageError: as :func:`predict`; or there can be no such world.
+        UsageError: as :func:`predict`, or such a world is impossible.
     """
     if world_size != program.world_size:
         program = replace(program, world_size=world_size)
@@ -44,9 +44,9 @@ def predict_in(
 def predict_for(
     program: Program, plan: FaultPlan, outcome: Outcome, facts: TorchFacts | None = None
 ) -> Prediction:
-    """What `program` must show under `plan`, by the alternative that `outcome` follows.
+    """What `program` must show under `plan`, in the alternative that `outcome` follows.
 
-    `facts` are those of the outcome's torch, where they are not given.
+    `facts` defaults to what is known of the outcome's torch.
     """
     facts = facts or facts_of(outcome.torch_version)
     prediction = predict_in(program, plan, max(program.world_size, outcome.world_size), facts)

@@ -1,4 +1,4 @@
-"""What a run showed that is accepted because it is documented: counted, never silent.
+"""Effects that are accepted because they are documented: they are counted, and never hidden.
 
 The sentences stand in docs/faults.md, word for word (``tests/unit/test_documented.py`` compares).
 """
@@ -86,12 +86,12 @@ DOCUMENTED: Mapping[str, Documented] = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Accepted:
-    """One such effect in one run.
+    """One documented effect in one run.
 
     Attributes:
         kind: its name in :data:`DOCUMENTED`.
-        rank: where it was seen, None where it is no rank's.
-        step: the step that showed it, None where it is no step's.
+        rank: where it was seen, None if it belongs to no rank.
+        step: the step that showed it, None if it belongs to no step.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class Accepted:
 
 
 def accepted_json(kind: str, examples: int, example: Any) -> dict[str, Any]:
-    """A documented effect in a report: in how many examples it was seen, and one of them."""
+    """A documented effect in a report: the number of examples that showed it, and one of them."""
     documented = DOCUMENTED[kind]
     return {
         "kind": kind,
@@ -149,7 +149,7 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
 
 
 def _rrefs(prediction: Prediction, rank: RankOutcome, facts: TorchFacts) -> Iterator[str]:
-    """The kinds of what a rank showed of RRefs when it shut down."""
+    """The kinds of documented effect that a rank showed of RRefs at shutdown."""
     if reports_leak(rank, facts):
         if rank.rank in prediction.leaking:
             yield "leak-at-owner"
@@ -162,12 +162,12 @@ def _rrefs(prediction: Prediction, rank: RankOutcome, facts: TorchFacts) -> Iter
 def _contexts(
     program: Program, prediction: Prediction, rank: RankOutcome, facts: TorchFacts
 ) -> Iterator[str]:
-    """The kinds of what a rank showed of contexts when it shut down."""
+    """The kinds of documented effect that a rank showed of contexts at shutdown."""
     kept = prediction.counters[rank.rank].contexts
     after = rank.counters_after_shutdown or Counters()
     if kept:
         yield "context-kept"
-    # Where the program settled, who could not release a context lost its cleanup for good.
+    # If the program settled, a rank that could not release a context has lost its cleanup for good.
     gave_up = (
         not program.settles
         and rank.rank in prediction.may_warn_unreleased_context

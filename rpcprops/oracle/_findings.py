@@ -1,7 +1,7 @@
-"""Which violations of a run the known findings of stock torch explain.
+"""Which violations of a run are explained by the known findings of stock torch.
 
-The model marks each program and plan that meets one (:attr:`Prediction.known_bugs`). Its
-predictions stay what torch promises, so that a torch that is mended shows it.
+The model marks each program and plan that meets a finding (:attr:`Prediction.known_bugs`). Its
+predictions stay what torch promises, so a torch with the bug mended agrees with them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of
 
 
 def can_cause(finding: Finding, violation: Violation, facts: TorchFacts = NEWEST) -> bool:
-    """Whether a finding may show so in a program that meets it."""
+    """Whether a finding can cause `violation` in a program that meets it."""
     if violation.promise == "ErrorInLog":
         texts = facts.texts
         logs = {
@@ -36,10 +36,10 @@ def can_cause(finding: Finding, violation: Violation, facts: TorchFacts = NEWEST
 
 
 def explanations(met: Iterable[str], violation: Violation, facts: TorchFacts) -> tuple[str, ...]:
-    """Those of the findings that a program meets that can have caused `violation` on this torch.
+    """The findings in `met`, which a program meets, that can have caused `violation`.
 
-    One explains on a torch on which nobody has seen it yet as well: a newer one has it until it is
-    known to be mended.
+    A finding also explains on a torch version on which nobody has seen it yet: a newer version
+    counts as having the bug until it is known to be mended.
     """
     return tuple(
         name
@@ -55,13 +55,13 @@ def set_apart(
     violations: Sequence[Violation],
     facts: TorchFacts | None = None,
 ) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
-    """The known findings that can have caused some of `violations`, and those that none can have.
+    """The known findings that can have caused some of `violations`, and the violations left over.
 
-    `met` are the findings that the program meets (:attr:`Prediction.known_bugs`). `facts` are those
-    of the outcome's torch where they are not given.
+    `met` are the findings that the program meets (:attr:`Prediction.known_bugs`). `facts` defaults
+    to what is known of the outcome's torch.
 
-    A rank that dies or hangs cuts its run short: of the steps that were under way then, only the
-    values that they gave are judged for themselves.
+    A rank that dies or hangs cuts its run short. Of the steps that ran then, only the values that
+    they returned are judged separately.
     """
     found: set[str] = set()
     left: list[Violation] = []
@@ -87,6 +87,6 @@ def set_apart(
 
 
 def _last_under_way(program: Program, outcome: Outcome) -> int:
-    """The first leaf of the step that was run last."""
+    """The first leaf of the step that ran last."""
     last = max((step.index for step in outcome.steps), default=0)
     return max(first for first, _ in program.numbered if first <= last)

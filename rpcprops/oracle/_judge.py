@@ -1,4 +1,4 @@
-"""Judges an outcome: what a program showed against what it had to show. Pure: data in, data out."""
+"""Judges an outcome: compares what a program showed with what it had to show. Pure functions."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def judge(
     *,
     facts: TorchFacts | None = None,
 ) -> tuple[Violation, ...]:
-    """Every promise that `outcome` breaks; empty when all hold.
+    """Every violation in `outcome`; empty when all promises hold.
 
     Args:
-        program: what ran; None judges only how the ranks lived and left.
+        program: what ran; with None, only how the ranks lived and exited is judged.
         plan: the faults under which it ran.
         outcome: what :func:`rpcprops.run`, or a cluster, returned.
-        facts: what is known of its torch, where it is not what is known of that version.
+        facts: what is known of its torch; by default that of the outcome's version.
 
     Raises:
-        UsageError: the plan or the outcome is not of this world, or an argument is none of these.
+        UsageError: the plan or the outcome has another world, or an argument has a wrong type.
     """
     faults = FaultPlan.of(plan)
     _check(program, outcome, facts)
@@ -92,7 +92,7 @@ def _check(program: object, outcome: object, facts: object) -> None:
             raise UsageError(msg)
 
 
-#: What the fields of an outcome hold: a number, or a tuple of these; the others are words.
+#: What numeric fields of an outcome hold: a number, or a tuple of them; other fields are text.
 _FIELDS: dict[str, Any] = {
     "world_size": (int,),
     "clock_rate": (int, float),
@@ -110,7 +110,7 @@ def _of_program(
     found: list[Violation],
     facts: TorchFacts,
 ) -> tuple[Violation, ...]:
-    """What the program's steps and ranks broke, besides what was found before."""
+    """The violations by the program's steps and ranks, besides those in `found`."""
     size = outcome.world_size
     if len(outcome.ranks) != size:
         msg = f"an outcome of {size} ranks must hold each, not {len(outcome.ranks)}."
@@ -123,9 +123,9 @@ def _of_program(
             continue
         found += _step(index, step, expected, seen, names, facts)
     if any(violation.promise == "RankDied" for violation in found):
-        # What steps raise once a rank has died follows from that.
+        # After a rank has died, what steps raise follows from its death.
         found = [violation for violation in found if violation.promise != "UnexpectedError"]
-    # An error of the right class that cannot be read does not hide what else is wrong.
+    # An error that has the right class but cannot be read must not hide other violations.
     unclear = [violation for violation in found if violation.promise == "UnclearError"]
     if len(found) > len(unclear):
         return tuple(violation for violation in found if violation not in unclear)
@@ -155,7 +155,7 @@ def _phases(outcome: Outcome) -> list[Violation]:
             phase.detail,
             phase.ranks[0] if phase.ranks else None,
             timing_sensitive=True,
-            # A second of real time, against the three and more after which a hang is called one.
+            # One real second. A rank is called hung only after three real seconds or more.
             slack=outcome.clock_rate,
         )
         for phase in outcome.phases
@@ -190,7 +190,7 @@ def _step(  # noqa: PLR0911 - one return for each thing that can be wrong
 ) -> list[Violation]:
     where = getattr(step, "at", None)
     if expected.counters:
-        # What all ranks hold is what it shows.
+        # The value of this step is what all ranks hold.
         if len(seen.counters) != len(names):
             msg = (
                 f"step {index} of the program settles, and the outcome has the counters of "
@@ -228,7 +228,7 @@ def _step(  # noqa: PLR0911 - one return for each thing that can be wrong
 
 
 def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> list[Violation]:
-    """What a graceful shutdown showed, less the leaks that it had to report; those it did not."""
+    """What a graceful shutdown showed, less predicted leaks; and predicted leaks it lacks."""
     found: list[Violation] = []
     reported: set[int | None] = set()
     rate = outcome.clock_rate
@@ -251,7 +251,7 @@ def _shutdown(prediction: Prediction, outcome: Outcome, facts: TorchFacts) -> li
 def _left_over(
     prediction: Prediction, outcome: Outcome, found: Sequence[Violation]
 ) -> list[Violation]:
-    """What ranks still hold after a graceful shutdown, by torch's own counters, and must not."""
+    """What ranks wrongly still hold after a graceful shutdown, by torch's own counters."""
     left: list[Violation] = []
     told = {(violation.promise, violation.rank) for violation in found}
     slack = owner_slack(outcome.clock_rate)
@@ -267,7 +267,7 @@ def _left_over(
         if (held.owners or held.forks or held.pending_users) and rank.rank not in may_leak:
             kinds.append("RRefLeak")
         elif held.pending_futures and rank.rank not in prediction.may_exit_early:
-            # Deletes that are waiting to be sent again; ranks in a hurry may leave before.
+            # Deletes that wait to be sent again; a rank that exits early may leave before them.
             kinds.append("RRefLeak")
         left += [
             Violation(kind, message, rank.rank, timing_sensitive=True, slack=slack)

@@ -1,8 +1,8 @@
-"""Reads what a rank wrote for errors inside torch, and says which of them the prediction explains.
+"""Finds errors inside torch in a rank's log, and says which of them the prediction explains.
 
-What is looked for: failed internal assertions, waits that torch gave up, ``terminate called``, and
-Python tracebacks. A function that raises is printed by torch at the rank where it ran
-(``torch/distributed/rpc/internal.py``: ``_run_function``), so such a traceback is expected where
+It looks for failed internal assertions, waits that torch gave up, ``terminate called``, and
+Python tracebacks. When a function raises, torch prints that at the rank where it ran
+(``torch/distributed/rpc/internal.py``: ``_run_function``), so such a traceback is expected if
 the program has such a function.
 """
 
@@ -23,24 +23,24 @@ Kind = Literal["assertion", "owners", "users", "terminate", "traceback"]
 
 
 class LogError(NamedTuple):
-    """One such place in a log: its kind, and its telling line."""
+    """One error in a log: its kind, and the line that shows it."""
 
     kind: Kind
     line: str
 
     @property
     def summary(self) -> str:
-        """The first line of it."""
+        """The first line of its text."""
         return self.line.partition("\n")[0]
 
 
 _TRACEBACK = "Traceback (most recent call last):"
-#: The last line of a traceback: the type of the exception, and what it says.
+#: The last line of a traceback: the type of the exception, and its message.
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 
 
 def log_errors(log: str, facts: TorchFacts = NEWEST) -> Iterator[LogError]:
-    """Each such place in `log`, in order; a traceback by the line that ends it."""
+    """Each error in `log`, in order; a traceback is given as its last line."""
     texts = facts.texts
     told: tuple[tuple[Kind, str], ...] = (
         ("assertion", texts.assertion),
@@ -75,9 +75,9 @@ def log_violations(
     found: list[Violation],
     facts: TorchFacts | None = None,
 ) -> list[Violation]:
-    """The errors in the ranks' logs that neither the prediction nor `found` accounts for.
+    """The errors in the ranks' logs that neither the prediction nor `found` explains.
 
-    `facts` are those of the outcome's torch, where they are not given.
+    `facts` defaults to what is known of the outcome's torch.
     """
     facts = facts or facts_of(outcome.torch_version)
     died = any(violation.promise in ("RankDied", "RankHung") for violation in found)
@@ -92,7 +92,7 @@ def log_violations(
             if _accounted(error, program, prediction, rank, facts, leaks=leaks, died=died):
                 continue
             if error.kind == "traceback" and any(error.summary in message for message in told):
-                # It reached the caller, whose step is judged by it.
+                # The error reached the caller, and the judgement of its step covers it.
                 continue
             message = f"{rank.name} wrote: {error.summary}"
             if message not in said:
@@ -117,14 +117,14 @@ def _accounted(
 ) -> bool:
     number = rank.rank
     if error.kind in ("owners", "users") and died:
-        # What others wait for then follows from the death or the hang, which is judged by itself.
+        # Waits of other ranks then fail because of the death or hang, which is judged separately.
         return True
     if error.kind == "owners":
         return leaks or number in prediction.leaking | prediction.may_leak
     if error.kind == "users":
         return leaks or number in prediction.waiting
     if error.kind == "terminate":
-        # How a rank ended is judged by itself.
+        # How a rank ended is judged separately.
         return bool(rank.signal) or died
     if error.kind == "traceback":
         return died or _is_expected_traceback(error, program, prediction, rank, facts)
@@ -141,11 +141,11 @@ def _is_expected_traceback(
     shutdown = rank.shutdown_error
     told = "" if shutdown is None else shutdown.first_line().rpartition(":")[2].strip()
     if told and told in error.line:
-        # The rank prints what its shutdown raised, which is judged by itself.
+        # The rank prints the error of its shutdown, which is judged separately.
         return True
     raised = _RAISED.match(error.summary)
     if raised is None:
-        # One traceback inside another: the outer one is looked at where it ends.
+        # A traceback inside another one: the outer one is examined at its end.
         return error.line.startswith((_TRACEBACK, facts.texts.remote))
     kind = error_class(RaisedError(raised["type"], error.line), facts)
     return kind in _raised_in_ranks(program, prediction)
@@ -154,14 +154,14 @@ def _is_expected_traceback(
 def _raised_in_ranks(program: Program, prediction: Prediction) -> frozenset[ErrorClass]:
     """The classes of error that functions called by the program's steps may raise.
 
-    A function that another rank runs can fail for what its caller sees as "remote": by what it
-    raises itself, or by a message that it sends (a fetch of its argument, a call of its own).
+    A function that another rank runs can fail in a way that its caller sees as "remote": by its
+    own exception, or by a message that it sends (a fetch of its argument, a call of its own).
     """
     classes: set[ErrorClass] = {step.error for step in prediction.steps if step.error}
     if any(leaf.raises_there for leaf in program.leaves):
         classes.add("remote")
     if "unknown" in classes:
-        # A value or an error that torch or the callee may raise, but never one of another kind.
+        # torch or the callee may return a value or raise an error here, but not another class.
         classes.discard("unknown")
         classes.add("remote")
     if "remote" in classes or prediction.has_failed_function:

@@ -1,4 +1,4 @@
-"""Tells by its text what kind of error a rank raised: torch has no classes for most of them."""
+"""Finds the class of an error by its text: torch has no exception classes for most errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rpcprops.torch_facts import NEWEST, TorchFacts
 
 
 def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
-    """What the error of each class says, as a regular expression, in the order to try them.
+    """A regular expression for the text of each class of error, in the order to try them.
 
-    A remote error comes first: it quotes the error that was raised there.
+    A remote error comes first: it quotes the error that was raised at the callee.
     """
     texts = facts.texts
     return {
-        # What our own functions raise (steps/in_rank) tells it as well.
+        # Errors that our own functions raise (steps/in_rank) match it too.
         "remote": f"(?i:{_plain(texts.remote)}|raised on purpose|RaisedOnPurpose)",
         "creation": _plain(texts.creation),
         "injected": _plain(texts.injected),
@@ -31,7 +31,7 @@ def _plain(text: str) -> str:
 
 
 def error_class(error: RaisedError | None, facts: TorchFacts = NEWEST) -> ErrorClass:
-    """The class of an error, "" for none, "unknown" for one that is none of these."""
+    """The class of an error: "" for no error, "unknown" for one that matches no class."""
     if error is None:
         return ""
     if error.type == "MissingHandleError":
@@ -43,13 +43,13 @@ def error_class(error: RaisedError | None, facts: TorchFacts = NEWEST) -> ErrorC
 
 
 def is_expected(expected: ErrorClass, seen: RaisedError | None, facts: TorchFacts = NEWEST) -> bool:
-    """Whether a step that had to end with `expected` may end as `seen` shows."""
+    """Whether a step that had to end with `expected` may have ended as in `seen`."""
     if expected == "unknown":
         return error_class(seen, facts) != "unknown"
     return error_class(seen, facts) == expected
 
 
-#: What each class is called in a message.
+#: The name of each class in messages.
 WORDS: dict[ErrorClass, str] = {
     "": "no error",
     "timeout": "torch's timeout",

@@ -1,24 +1,24 @@
-"""What a program must do under a plan: values, messages, counters and calls, before anything runs.
+"""Predicts what a program does under a plan: values, messages, counters and calls.
 
 The model follows the RRef protocol of torch's ``rref_context.cpp`` and the context cleanup of
 ``autograd/context/container.cpp``:
 
-* Sending an RRef as an argument (or returning one) *forks* it. From the owner the fork is known at
-  once. From a user, the receiver tells the owner (RREF_FORK_REQUEST) and then the sender
-  (RREF_CHILD_ACCEPT); a receiver that is the owner only tells the sender.
+* Sending an RRef as an argument (or returning one) *forks* it. If the sender is the owner, it knows
+  the fork at once. If the sender is a user, the receiver tells the owner (RREF_FORK_REQUEST) and
+  then the sender (RREF_CHILD_ACCEPT); a receiver that is the owner only tells the sender.
 * Dropping a user's fork sends RREF_USER_DELETE. It carries the same payload as that fork's
-  RREF_FORK_REQUEST, and the agent counts failures by payload, so the two share one count.
+  RREF_FORK_REQUEST. The agent counts failures by payload, so the two messages share one count.
 * A user keeps its fork until every child that it sent is accepted. A child whose message was lost
   is never accepted, so the fork stays, whatever the program drops: that is the documented leak.
-* Whoever releases a context sends CLEANUP_AUTOGRAD_CONTEXT_REQ to every rank that it exchanged
-  messages with inside it; a rank that receives one while it has the context does the same.
+* A rank that releases a context sends CLEANUP_AUTOGRAD_CONTEXT_REQ to every rank with which it
+  exchanged messages in it. A rank that receives one while it has the context does the same.
 * Inside a context every call travels as FORWARD_AUTOGRAD_REQ, which cannot be failed or delayed.
 * The first call through an RRef (``rref.rpc_sync()``) asks its owner for the type of the value.
-* A rank runs what it is asked for once the owners have answered the fork requests of the RRefs
-  among its arguments. What these wait for counts against the timeout of the caller.
-* torch marks an RRef whose creation timed out when the timeout comes, in a thread of its own. Until
-  then a use of the RRef may raise nothing, as the documentation of ``rpc.remote`` warns
-  (``rref_impl.cpp``: ``UserRRef::toHere`` looks at ``getTimedOut()`` once, at its start). So each
+* A rank starts what it was asked to run once the owners have answered the fork requests of the
+  RRefs among its arguments. What these requests wait for counts against the caller's timeout.
+* When the creation of an RRef times out, torch marks the RRef in a thread of its own. Until then a
+  use of the RRef may raise nothing, as the documentation of ``rpc.remote`` warns
+  (``rref_impl.cpp``: ``UserRRef::toHere`` reads ``getTimedOut()`` once, at its start). So each
   such use has two outcomes, and a program with such uses has several predictions
   (:attr:`Prediction.alternatives`).
 """
@@ -49,11 +49,11 @@ class RRef:
     """A value at its owner.
 
     Attributes:
-        forks: the users' forks that the owner knows, also those that nobody will ever delete.
-        error: how using the value fails: "remote" where the function that makes it raised.
-        made: whether its creation has reached the owner for certain.
-        takes: virtual seconds for which faults may still hold up the function that makes it.
-        fetches: whether that function fetches an RRef that it was sent from another rank.
+        forks: the users' forks that the owner knows, including those that nobody will ever delete.
+        error: how using the value fails: "remote" if the function that makes it raised.
+        made: whether its creation has certainly reached the owner.
+        takes: virtual seconds by which faults may still delay the function that makes it.
+        fetches: whether that function fetches an RRef that another rank sent to it.
     """
 
     owner: int
@@ -71,12 +71,12 @@ class Handle:
     """An RRef object at a rank.
 
     Attributes:
-        fork: empty where the handle is the owner's own.
-        broken: set where ``remote`` failed, as its user knows.
-        timed_out: whether the creation went out late, so that a delete may overtake it.
+        fork: empty if the handle is the owner's own.
+        broken: the error of a use, if ``remote`` failed and its user knows that.
+        timed_out: whether the creation was sent late, so that a delete may arrive before it.
         unmarked: whether the creation times out, and torch may not have marked the RRef yet.
         unaccepted: whether a child that it sent will never be accepted.
-        type_error: None before the type was asked for, then "" or how asking failed.
+        type_error: None before the type was asked for, then "" or the class of the error.
     """
 
     rref: RRef
@@ -90,20 +90,20 @@ class Handle:
 
     @property
     def lost(self) -> bool:
-        """Whether its creation was lost, so that its owner will never have the RRef."""
+        """Whether its creation was lost, so that its owner never gets the RRef."""
         return bool(self.broken) and not self.timed_out
 
 
 class Model:
     """Predicts a program step by step.
 
-    It knows no kind of step: each step says what torch does for it, by the methods that follow
-    :meth:`add`, and by what the model remembers.
+    It knows no kinds of step: each step says what torch does for it, by calling the methods that
+    follow :meth:`add`, and by the state that the model keeps.
 
     Args:
         facts: what is known of the torch that runs it.
-        choices: for each use, in order, of an RRef that torch may not have marked as timed out yet:
-            whether it has. Those beyond are taken as not marked.
+        choices: each use of an RRef whose creation timed out, in order: whether torch has marked
+            the RRef by then. Uses beyond the last choice count as not marked.
     """
 
     def __init__(
@@ -115,44 +115,44 @@ class Model:
     ) -> None:
         self.facts = facts
         self.choices = choices
-        #: How many such uses there were; and the handles that the current step has used so.
+        #: The number of such uses so far; and the handles that the current step has so used.
         self.unmarked_uses = 0
         self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
-        #: Handles and futures by name. One that never came has no entry.
+        #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
         self.rrefs: list[RRef] = []
-        #: User handles that are held, or that wait for a child to be accepted.
+        #: Handles of users that are held, or that wait for a child to be accepted.
         self.users: list[Handle] = []
         #: The contexts that each rank never releases, by name.
         self.leaked_contexts: list[set[str]] = [set() for _ in range(world_size)]
         self.may_warn_unreleased_context: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
-        #: What the counter of each rank is at.
+        #: The present value of each rank's counter.
         self.counts = [0] * world_size
         self.forks = 0
         self.sends: list[Send] = []
-        #: How many of them were over when the last settle ended.
+        #: How many of them had ended at the last settle.
         self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
-        #: How often each named call has run at each rank.
+        #: How often each named call has run so far, by rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
         self.abandoned_calls: list[set[str]] = [set() for _ in range(world_size)]
-        #: Deletes since then that failed at first, of RRefs that their owner may not have yet.
+        #: Deletes since the last settle whose first send failed, of RRefs that may not exist yet.
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
         self.late_contexts: list[set[int]] = []
-        #: Names of known findings (docs/findings.md) that were met.
+        #: Names of the known findings (docs/findings.md) that the program has met.
         self.known_bugs: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
 
     def add(self, step: Leaf) -> StepPrediction:
-        """What the next step must show."""
+        """Add the next step; what it must show."""
         self._used_now.clear()
         try:
             predicted = step.predict(self, f"step{len(self.steps)}")
@@ -170,12 +170,12 @@ class Model:
         return StepPrediction(value, error, slack)
 
     def meets(self, finding: str) -> None:
-        """The program meets a known finding (docs/findings.md), if this torch has it."""
+        """Note that the program meets a known finding (docs/findings.md), if this torch has it."""
         if self.facts.has_bug(finding):
             self.known_bugs.add(finding)
 
     def settle(self) -> StepPrediction:
-        """All ranks come to rest; what they then hold."""
+        """Let all ranks come to rest; what each rank then holds."""
         for handle in self.handles.values():
             self.mark(handle)
             handle.timed_out = False
@@ -191,13 +191,13 @@ class Model:
         )
 
     def prediction(self, *, settles: bool = True) -> Prediction:
-        """What the steps so far must have shown, and a graceful shutdown now would.
+        """What the steps so far must have shown, and what a graceful shutdown now must show.
 
         Without `settles` the shutdown comes at once.
         """
         for handle in self.handles.values():
             self.mark(handle)
-        # Graceful shutdown does not wait for cleanup that is being tried again.
+        # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
         counters = self.counters()
@@ -239,8 +239,8 @@ class Model:
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
         """How many contexts each rank may hold after a graceful shutdown, which waits for no retry.
 
-        ``TensorPipeAgent::join`` waits for ``clientActiveCalls_``, which counts no message that is
-        only waiting to be sent again (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``).
+        ``TensorPipeAgent::join`` waits for ``clientActiveCalls_``, which does not count a message
+        that only waits to be sent again (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``).
         """
         found: list[range] = []
         for rank, leaked in enumerate(self.leaked_contexts):
@@ -249,13 +249,13 @@ class Model:
         return tuple(found)
 
     def _overtakes(self, last: Sequence[Send]) -> bool:
-        """Whether a delete is tried again after owners may have seen that they own nothing."""
+        """Whether a delete is retried after owners may have seen that they own nothing."""
         again = {send.payload for send in last if send.failures}
         early = [user.rref for user in self.users if user.fork in again and not user.lost]
         return any(not rref.made for rref in (*early, *self.early_deletes))
 
     def counters(self) -> tuple[Counters, ...]:
-        """An owner keeps a value in its table exactly while some fork of it is alive."""
+        """What each rank holds; an owner keeps a value exactly while some fork of it is alive."""
         held = [(0, 0)] * self.world_size
         for rref in self.rrefs:
             if rref.forks:
@@ -267,7 +267,7 @@ class Model:
         )
 
     def retried(self) -> tuple[int, ...]:
-        """How many sends that are tried again have failed so far, by rank."""
+        """How many failed sends of retried messages there were so far, by rank."""
         found = [0] * self.world_size
         for send in self.sends:
             if send.message.is_retryable:
@@ -279,7 +279,7 @@ class Model:
         return tuple(dict(calls) for calls in self.calls)
 
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
-        """Users delete what they still hold; what stays at an owner then is reported there."""
+        """Users delete what they still hold; what an owner then still has is reported there."""
         before, failed = len(self.sends), self.failed.copy()
         gone: set[str] = set()
         perhaps: set[int] = set()
@@ -300,21 +300,21 @@ class Model:
         """The handle of that name.
 
         Raises:
-            StepFails: it never came.
+            StepFails: the step that makes it failed.
         """
         if name not in self.handles:
             raise StepFails(error="missing")
         return self.handles[name]
 
     def argument(self, argument: Argument) -> Handle | None:
-        """The handle that an argument names; None where it is a value."""
+        """The handle that an argument names; None if the argument is a value."""
         return self.handle(argument) if isinstance(argument, str) else None
 
     def send(self, rank: int, message: MessageType, payload: str = "") -> bool:
-        """Send one message; whether it is delivered.
+        """Send one message; returns whether it is delivered.
 
-        Messages whose `payload` is equal share the failures that the plan asks for; without one it
-        is unlike any other.
+        Messages with equal `payload` share the failures that the plan asks for. A message without
+        one differs from all others.
         """
         payload = payload or f"unique{len(self.sends)}"
         table = self.plan.table(rank)
@@ -335,7 +335,7 @@ class Model:
         payload: str = "",
         handle: Handle | None = None,
     ) -> Handle | None:
-        """A call with a handle among its arguments, or none; what `to` receives for it.
+        """A call that may have a handle among its arguments; the handle that `to` receives.
 
         Raises:
             StepFails: the call fails for its caller.
@@ -347,7 +347,7 @@ class Model:
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload):
             if not message.endswith("_REMOTE_CALL"):
-                # Whether the payload can be read depends on its bytes, down to its length.
+                # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
@@ -355,7 +355,7 @@ class Model:
         return self._receive(handle, at, to, fork) if handle else None
 
     def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
-        """A call with a handle among its arguments, of a function that lets go of it.
+        """A call with a handle among its arguments, of a function that drops the handle.
 
         Raises:
             StepFails: the call fails for its caller.
@@ -365,11 +365,11 @@ class Model:
             self.drop(there)
 
     def give(self, handle: Handle, sender: int, receiver: int) -> Handle:
-        """A handle travels in a message that is not counted here; what `receiver` gets."""
+        """Put a handle into a message that is not counted here; the handle that `receiver` gets."""
         return self._receive(handle, sender, receiver, self._prepare(handle, sender))
 
     def _prepare(self, handle: Handle, sender: int) -> str:
-        """Fork a handle while the message that carries it is written.
+        """Fork a handle while the message that carries it is written; the name of the fork.
 
         ``rref_context.cpp``: ``RRefContext::prepareChildFork``.
         """
@@ -380,12 +380,12 @@ class Model:
         return fork
 
     def _lose(self, handle: Handle, sender: int) -> None:
-        """The message that carries a fork was not sent; an owner has counted the fork already."""
+        """The message with a fork was not sent, but an owner has already counted the fork."""
         if sender != handle.rref.owner:
             handle.unaccepted = True
 
     def _receive(self, handle: Handle, sender: int, receiver: int, fork: str) -> Handle:
-        """Make a fork known while the message that carries it is read.
+        """Announce a fork while the message that carries it is read; the handle of `receiver`.
 
         ``rref_context.cpp``: ``RRefContext::notifyOwnerAndParentOfFork``.
         """
@@ -411,7 +411,7 @@ class Model:
         return handle
 
     def drop(self, handle: Handle) -> None:
-        """A rank lets go of a handle: a user's is deleted, once its children are accepted.
+        """A rank drops a handle; a user's fork is deleted once its children are accepted.
 
         ``rref_impl.cpp``: ``UserRRef::tryDel``; ``rref_context.cpp``: ``RRefContext::delUser``.
         """
@@ -459,10 +459,10 @@ class Model:
         return handle, received
 
     def use(self, handle: Handle) -> None:
-        """A rank uses a handle.
+        """A rank uses a handle, which may fail.
 
         Raises:
-            StepFails: its creation failed, as torch knows.
+            StepFails: its creation failed, and torch knows that.
         """
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
@@ -474,7 +474,7 @@ class Model:
             raise StepFails(handle.broken)
 
     def mark(self, handle: Handle) -> None:
-        """torch has marked the RRef as timed out, where its creation does time out.
+        """torch has marked the RRef as timed out, if its creation does time out.
 
         ``rref_impl.cpp``: ``RRef::handleError``.
         """
@@ -483,19 +483,19 @@ class Model:
             self._break(handle, "creation")
 
     def _break(self, handle: Handle, how: ErrorClass) -> None:
-        """The creation of a handle's RRef failed, as far as its rank knows."""
+        """Note that the creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
         if handle.rank in self.broke_one:
             self.meets("second-failed-remote")
         self.broke_one.add(handle.rank)
 
     def value(self, handle: Handle, at: int) -> list[float]:
-        """``to_here``, or ``local_value`` at the owner.
+        """The value by ``to_here``, or by ``local_value`` at the owner.
 
         ``rref_impl.cpp``: ``UserRRef::toHere``, ``OwnerRRef::getValue``.
 
         Raises:
-            StepFails: there is no value, or it cannot be asked for.
+            StepFails: there is no value, or the request for it fails.
         """
         self.use(handle)
         rref = handle.rref
@@ -510,7 +510,7 @@ class Model:
         return list(rref.value)
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
-        """What a called function computes at `at`, of a value or of the handle it was sent."""
+        """The result at `at` of a called function, for a value or for the handle it was sent."""
         if there is None:
             return sum_of(left, right)
         try:
@@ -521,15 +521,15 @@ class Model:
             self.drop(there)
 
     def delay(self, rank: int, message: MessageType) -> float:
-        """Virtual seconds for which a message of `rank` is held up."""
+        """Virtual seconds by which the plan delays such a message of `rank`."""
         delay = self.plan.table(rank).messages_to_delay.get(message, 0.0)
         return delay_milliseconds(delay) / 1000
 
     def callee_waits(self, at: int, since: int) -> tuple[float, float]:
-        """Virtual seconds that a call waits for at `at`, by the messages sent there `since` then.
+        """Virtual seconds that a call waits at `at` for the messages that were sent there `since`.
 
-        Returns: those that it waits for certainly, and those that it may wait for besides: accepts
-        and deletes are sent by the thread that answers, or by another.
+        Returns: the time that it certainly waits, and the time that it may wait on top: accepts and
+        deletes are sent by the thread that answers, or by another.
         """
         surely = perhaps = 0.0
         for send in self.sends[since:]:
@@ -554,7 +554,7 @@ class Model:
     ) -> tuple[ErrorClass, float]:
         """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack.
 
-        Its answer waits `surely` besides the message's own delay, and `perhaps` longer.
+        Besides the message's delay, its answer waits for `surely`, and for up to `perhaps` more.
         """
         if timeout is None:
             return "", UNLIMITED_SLACK
@@ -565,7 +565,7 @@ class Model:
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
     def release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
-        """A context ends at `at`; every rank that cleanup reaches passes it on.
+        """A context ends at `at`; every rank that gets its cleanup passes it on.
 
         ``autograd/context/container.cpp``: ``DistAutogradContainer::releaseContext``,
         ``sendReleaseContextRpc``.
@@ -573,7 +573,7 @@ class Model:
         Args:
             name: names the context.
             at: the rank that leaves it.
-            known: for each rank in it, the ranks that it has exchanged messages with.
+            known: for each rank in it, the ranks with which it has exchanged messages.
         """
         reached = {at}
         at_once = {at}
@@ -597,9 +597,9 @@ class Model:
         self.late_contexts.append(reached - at_once)
 
     def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:
-        """One cleanup to each peer; they have one payload, so they share the failures.
+        """Send one cleanup to each peer; they have one payload, so they share the failures.
 
-        Whether all are delivered; where only some are, nothing after is certain.
+        Returns whether all are delivered. Where only some are, nothing that follows is certain.
         """
         table = self.plan.table(rank)
         left = table.num_fail_sends if _CLEANUP in table.failing else 0
@@ -613,7 +613,7 @@ class Model:
         return each + bool(more) < tries
 
 
-#: How many outcomes a program may have at most, by when torch marks creations that time out.
+#: The most outcomes of a program that differ by when torch marks creations that time out.
 _MOST_ALTERNATIVES = 64
 
 
@@ -624,12 +624,12 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
     Args:
         program: what the ranks do.
         plan: the faults that they meet.
-        facts: what is known of the torch that they run; its findings are those that the program may
-            meet. Without them it may meet every one.
+        facts: what is known of the torch that runs it: which findings the program may meet. By
+            default it may meet every finding.
 
     Raises:
-        UsageError: the plan names a rank outside the world, or the program has a creation of which
-            nobody can tell whether it times out, or too many uses of one that does.
+        UsageError: the plan names a rank outside the world, or the program has a creation that may
+            or may not time out, or too many uses of an RRef whose creation times out.
     """
     plan.check(program.world_size)
     first, *others = _alternatives(program, plan, facts)
@@ -637,7 +637,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
 
 
 def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:
-    """All that the program may show: in the first no RRef was marked before it was used."""
+    """All predictions for the program; in the first, no RRef was marked before it was used."""
     found: list[Prediction] = []
     waiting: list[tuple[bool, ...]] = [()]
     while waiting:

@@ -1,4 +1,4 @@
-"""What the oracle predicts of a run, as data: what each step shows, and every message sent."""
+"""The oracle's prediction of a run, as data: what each step shows, and every message sent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rpcprops.faults import FaultPlan, MessageType, SendDelay
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 
 #: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
-#: torch does not retry; by what a function raised; because the RRef that it uses was never created;
-#: because the handle that it uses never came; or in a way that cannot be known.
+#: torch does not retry; by an exception of a function; because the RRef that it uses was never
+#: created; because the step that makes its handle failed; or in a way that cannot be known.
 ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing", "unknown"]
 
 
@@ -38,11 +38,11 @@ class StepPrediction:
     """What a step must show.
 
     Attributes:
-        value: what it yields, None when it yields nothing.
+        value: the value that it returns, None if it returns none.
         error: the class of error that it must raise.
-        slack: virtual seconds between the step's timeout and what faults make its answer wait for.
+        slack: virtual seconds between the step's timeout and the time at which faults let it end.
         counters: what each rank holds once it has settled after this step.
-        failures: how many sends that are tried again have failed at each rank by then.
+        failures: how many failed sends of retried messages each rank has had by then.
         calls: how often each named call has run at each rank by then.
     """
 
@@ -62,34 +62,34 @@ class Prediction:
         steps: one for each of the program's `leaves`.
         calls: how often each named call runs, by rank.
         abandoned_calls: the named calls, by rank, that shutdown may drop: their callers no longer
-            wait for them, and nothing settles after them.
+            wait for them, and no settle comes after them.
         sends: every message of the ten types, in order, up to the last settle.
-        retried: how many sends that are tried again have failed by then, by rank.
+        retried: how many failed sends of retried messages there were by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
         counters: what each rank holds at the end, once settled.
-        graceful: whether shutdown can be graceful: its own calls are PYTHON_CALLs, so it is not
+        graceful: whether shutdown can be graceful. Its own calls are PYTHON_CALLs, so it cannot
             where these fail.
         leaking: ranks whose graceful shutdown must report a leak, because a message that would
-            have drained them was lost.
-        may_exit_early: ranks that may exit before their last deletes have arrived: they wait for a
-            child to be accepted first, 100 virtual seconds, or the owner has nothing to delete.
-        may_leak: ranks whose graceful shutdown may report a leak: such deletes arrive at about the
-            time at which their owners give up.
-        may_warn_unreleased_context: ranks that may say that they could not release a context at
-            another rank: their cleanup was lost, or a shutdown that came at once has given it up.
+            have released what they hold was lost.
+        may_exit_early: ranks that may exit before their last deletes have arrived, as they first
+            wait 100 virtual seconds for a child to be accepted, or the owner has nothing to delete.
+        may_leak: ranks whose graceful shutdown may report a leak, because such deletes arrive at
+            about the time at which their owners give up.
+        may_warn_unreleased_context: ranks that may log that they could not release a context at
+            another rank: their cleanup was lost, or an immediate shutdown has given it up.
         known_bugs: the known findings (docs/findings.md), by name, that this program meets under
             this plan.
-        certain: whether every failure and delay is predicted; a timeout near its delay, or cleanup
-            that is lost to some peers only, makes it uncertain.
-        waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits for
-            it, 100 virtual seconds.
+        certain: whether every failure and delay is predicted. A timeout near its delay, or cleanup
+            that is lost to only some peers, makes it uncertain.
+        waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits
+            100 virtual seconds for that.
         has_failed_function: whether a function that remote() started raises.
-        unmarked_uses: how many uses of an RRef raise nothing although its creation times out, for
-            torch has not marked it yet.
+        unmarked_uses: how many uses of an RRef raise nothing although its creation times out,
+            because torch has not marked it yet.
         contexts_left: how many contexts each rank may still hold after a graceful shutdown: those
-            whose cleanup was lost, and those whose cleanup was still being tried again.
-        alternatives: what else the run may show, where torch may mark a creation that timed out
-            before its RRef is used or after. See :func:`rpcprops.oracle.chosen`.
+            whose cleanup was lost, and those whose cleanup was still being retried.
+        alternatives: the other predictions, if torch may mark an RRef whose creation timed out
+            either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
 
     steps: tuple[StepPrediction, ...]
@@ -121,11 +121,11 @@ class Prediction:
         return _by_rank(self.last_sends, len(self.counters))
 
     def failed_sends(self) -> tuple[range, ...]:
-        """How many sends that are tried again may fail in all, by rank.
+        """How many failed sends of retried messages there may be altogether, by rank.
 
-        Until the last settle they are known, and so are the last deletes of a graceful shutdown
-        unless the rank is in a hurry: then it may not come to them, and may lose every try of each
-        to an owner that has left.
+        Until the last settle the number is known. So is that of the last deletes of a graceful
+        shutdown, unless the rank may exit early: then it may not send them at all, or every try of
+        each may fail because the owner has left.
         """
         found: list[range] = []
         for rank, settled in enumerate(self.retried):
@@ -138,7 +138,7 @@ class Prediction:
         return tuple(found)
 
     def delays(self, plan: FaultPlan) -> tuple[Mapping[MessageType, int], ...]:
-        """How many sends must be held up, by rank and type, up to the last settle."""
+        """How many sends must be delayed, by rank and type, up to the last settle."""
         found: list[Counter[MessageType]] = [Counter() for _ in self.counters]
         for fault in plan.faults(len(self.counters)):
             if isinstance(fault, SendDelay) and (times := fault.eligible(self)):
@@ -146,7 +146,7 @@ class Prediction:
         return tuple(found)
 
     def fault_seconds(self, plan: FaultPlan) -> float:
-        """Virtual seconds that all retries and delays take, one after the other."""
+        """Virtual seconds that all retries and delays take, added up."""
         total = 0.0
         faults = plan.faults(len(self.counters))
         for struck in zip(*(fault.strikes(self.sends) for fault in faults), strict=True):

@@ -1,4 +1,4 @@
-"""Judges what ranks held and how they left, whatever ran on them."""
+"""Judges what ranks held and how they exited, whatever ran on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from rpcprops.outcomes import Counters, RankOutcome, Violation
 from rpcprops.torch_facts import NEWEST, TorchFacts
 
-#: At shutdown an owner that still holds forks waits so many virtual seconds for their deletes
+#: Virtual seconds that an owner which still holds forks waits for their deletes at shutdown
 #: (torch's ``RRefContext::delAllUsersAndUnforkedOwners``).
 OWNER_WAITS = 100.0
-#: Real seconds for which a process that is ready may get no processor on a busy machine: 0.4 were
-#: seen with a dozen busy processes for each core.
+#: Real seconds that a ready process may have to wait for a processor on a busy machine: 0.4 was
+#: measured with a dozen busy processes for each core.
 _STARVED_SECONDS = 1.0
 
 
@@ -44,18 +44,18 @@ def unsettled(
 
 
 def reports_leak(rank: RankOutcome, facts: TorchFacts = NEWEST) -> bool:
-    """Whether the rank told of a leaked RRef when it shut down."""
+    """Whether the rank reported a leaked RRef when it shut down."""
     return bool(_leak(rank, facts))
 
 
 def _leak(rank: RankOutcome, facts: TorchFacts) -> str:
-    """The line that tells of it."""
+    """The line that reports it."""
     error = rank.shutdown_error
     return _line_with(facts.texts.leaks, error.message if error else rank.log)
 
 
 def could_not_release(rank: RankOutcome, facts: TorchFacts = NEWEST) -> bool:
-    """Whether the rank wrote that it could not release a context at another rank."""
+    """Whether the rank logged that it could not release a context at another rank."""
     return bool(_unreleased_context(rank, facts))
 
 
@@ -64,16 +64,16 @@ def _unreleased_context(rank: RankOutcome, facts: TorchFacts) -> str:
 
 
 def _line_with(texts: Sequence[str], log: str) -> str:
-    """The first line of a log that holds one of some texts; empty for none."""
+    """The first line of a log that contains one of some texts; empty if there is none."""
     found = re.search(rf"^.*(?:{'|'.join(map(re.escape, texts))}).*$", log, re.MULTILINE)
     return found.group().strip() if found else ""
 
 
 def owner_slack(rate: float) -> float:
-    """The slack of what an owner that gives up shows, in virtual seconds.
+    """The slack of a violation that comes from an owner giving up, in virtual seconds.
 
-    None where its 100 seconds are so short in real time that a busy machine may keep a rank from
-    working for as long; how late its timed waits end does not tell of that.
+    None if its 100 seconds are so short in real time that a busy machine may keep a rank from
+    running for that long. How late its timed waits end does not show that.
     """
     return OWNER_WAITS if OWNER_WAITS / rate >= _STARVED_SECONDS else 0.0
 
@@ -85,7 +85,7 @@ def shutdown_violations(
     rate: float,
     facts: TorchFacts = NEWEST,
 ) -> list[Violation]:
-    """What a graceful shutdown at `rate` should not have shown."""
+    """The violations that a graceful shutdown at `rate` showed."""
     found: list[Violation] = []
 
     def late(promise: str, message: str, rank: int) -> Violation:

@@ -1,1 +1,1 @@
-"""What :mod:`rpcprops.pytest_plugin` does, a module for each idea; the hooks are there."""
+"""The work of :mod:`rpcprops.pytest_plugin`, one module for each task; the hooks are there."""

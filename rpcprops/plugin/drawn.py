@@ -1,4 +1,4 @@
-"""What the plugin asks of Hypothesis and its internals, which import it only once they are used."""
+"""What the plugin uses of Hypothesis and its internals. They are imported on first use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rpcprops.errors import HarnessError, MachineCannot, UsageError
 from rpcprops.oracle import account, fired_by_type
 from rpcprops.plugin.records import Recorded
 
-#: What says that a test failed. pytest.fail() and pytest.raises() raise no Exception.
+#: Exceptions by which a test fails. pytest.fail() and pytest.raises() raise no Exception.
 FAILURES = (Exception, pytest.fail.Exception)
-#: Errors that are no failure of the code under test: nothing is confirmed, shrunk or written.
+#: Errors that are not failures of the code under test: they are not confirmed, shrunk or written.
 NOT_THE_TESTS = (HarnessError, MachineCannot)
 
 
 def function_of(item: pytest.Item) -> Any:
-    """The function of a test, not bound to its class."""
+    """The function of a test, unbound if it is a method."""
     function = getattr(item, "obj", None)
     return getattr(function, "__func__", function)
 
@@ -33,7 +33,7 @@ def is_drawn(function: Any) -> bool:
 def outcome_of(
     inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, BaseException | None]:
-    """What the body of a test returns, and what it raises that says that it failed."""
+    """What the body of a test returned, and the exception by which it failed."""
     __tracebackhide__ = True
     try:
         return inner(*args, **kwargs), None
@@ -44,7 +44,7 @@ def outcome_of(
 
 
 def _is_failure(error: BaseException) -> bool:
-    """Whether an exception says that the test failed, rather than steers Hypothesis or pytest."""
+    """Whether an exception means that the test failed, and does not steer Hypothesis or pytest."""
     from hypothesis.errors import Frozen, StopTest, UnsatisfiedAssumption
 
     return not isinstance(
@@ -53,14 +53,14 @@ def _is_failure(error: BaseException) -> bool:
 
 
 def draws_inside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a test draws inside its body, so that an example cannot be run again by us."""
+    """Whether a test draws inside its body, so that we cannot run an example again."""
     from hypothesis.strategies import DataObject
 
     return any(isinstance(value, DataObject) for value in (*args, *kwargs.values()))
 
 
 def example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What is the same for the same example."""
+    """A key that is equal for equal examples."""
     from hypothesis.control import current_build_context, currently_in_test_context
 
     if currently_in_test_context():
@@ -71,7 +71,7 @@ def example_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def blob_so_far() -> tuple[str, str] | None:
-    """Hypothesis's version, and the blob of what it has drawn for this example up to now."""
+    """Hypothesis's version, and the blob of what it has drawn for this example so far."""
     try:
         import hypothesis
         from hypothesis.control import current_build_context
@@ -80,12 +80,12 @@ def blob_so_far() -> tuple[str, str] | None:
         choices = current_build_context().data.choices
         return hypothesis.__version__, repr(encode_failure(choices))
     except Exception:
-        # Hypothesis's own affair, and an example without a blob still runs.
+        # Hypothesis failed to make a blob. The example can run without one.
         return None
 
 
 def tell_hypothesis(recorded: Recorded) -> None:
-    """Which faults fired: for Hypothesis's statistics, and as what it looks for more of."""
+    """Tell Hypothesis which faults fired: for its statistics, and as a target to maximise."""
     import hypothesis
     from hypothesis.control import currently_in_test_context
 
@@ -101,10 +101,10 @@ def tell_hypothesis(recorded: Recorded) -> None:
 
 @functools.cache
 def example_runner() -> Callable[[Callable[[], None]], None]:
-    """Runs a body in a Hypothesis test of its own, which must be made outside of any other.
+    """Runs a body in a Hypothesis test of its own; call this outside of any other such test.
 
     A body may use ``note`` and ``event``, which need a test, and ``target``, which accepts each
-    label once only in an example.
+    label only once in an example.
     """
     import hypothesis
     from hypothesis import strategies as st

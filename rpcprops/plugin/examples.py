@@ -1,10 +1,10 @@
-"""Runs a test of ``rpc_cluster``, and has each example that Hypothesis draws watched.
+"""Runs a test that uses ``rpc_cluster``, and watches each example that Hypothesis draws.
 
-Where the waits of ranks ended so late that a failure may come from the machine, it means nothing:
-slower rates are asked, and what they do not show is undecided.
+If the waits of ranks ended so late that the machine may have caused a failure, the failure proves
+nothing. Slower rates then decide, and a failure that they do not show is undecided.
 
-An error of rpcprops itself, or of the machine, is not a failure of the code under test: it fails
-the test as what it is, at once.
+An error of rpcprops itself, or of the machine, is not a failure of the code under test: the test
+fails with that error at once.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import shard_of
 
-#: Makes the body that Hypothesis runs for each example, from that of the test.
+#: Makes the body that Hypothesis runs for each example from the body of the test.
 Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
 
 
 def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> Any:
-    """Runs an example, keeps what it showed, and lets a failure through once it counts."""
+    """Runs an example, records what it showed, and raises its failure only once that counts."""
 
     @functools.wraps(inner)
     def example(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
             record.count(recorded)
             record.examples += 1
         if key in record.not_the_tests:
-            # It failed so before: an example must not change its mind.
+            # It failed here before: the result of an example must not change.
             raise record.not_the_tests[key]
         if isinstance(error, NOT_THE_TESTS):
             if not is_open:
@@ -64,7 +64,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
             raise error
         if error is None:
             if known is not None:
-                # It failed before: an example must not change its mind.
+                # It failed before: the result of an example must not change.
                 raise known.error
             tell_hypothesis(recorded)
             return result
@@ -73,7 +73,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
             failing = Failing(body, error, recorded, is_open)
             if known is None and not _counts(session, record, key, failing):
                 return None
-            # The order is the one in which they last failed: Hypothesis ends with the smallest.
+            # Ordered by when each last failed: Hypothesis runs the smallest example last.
             record.failing.pop(key, None)
             record.failing[key] = failing
         raise error
@@ -82,7 +82,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
 
 
 def _counts(session: Session, record: ItemRecord, key: Any, failing: Failing) -> bool:
-    """Whether a failure counts; that we could not tell is kept, as what the example came to."""
+    """Whether a failure counts; if that is undecided, it is recorded as the example's result."""
     __tracebackhide__ = True
     try:
         return counts(session, record, failing)
@@ -92,7 +92,7 @@ def _counts(session: Session, record: ItemRecord, key: Any, failing: Failing) ->
 
 
 def _is_in_flight(session: Session, is_open: bool) -> None:
-    """Tell which example comes next; what one that draws inside has drawn, it tells when asked."""
+    """Write down the next example; if it draws inside its body, what it has drawn when asked."""
     if is_open:
         session.in_flight.example(blob_so_far)
     else:
@@ -103,7 +103,7 @@ def _is_in_flight(session: Session, is_open: bool) -> None:
 def call(
     item: pytest.Item, session: Session, record: ItemRecord, watch: Watch = watched
 ) -> Generator[None, None, None]:
-    """Run a test around the `yield`; where it fails, choose the example to be told of."""
+    """Run a test around the `yield`; if it fails, choose the example that is reported."""
     function = function_of(item)
     if not is_drawn(function):
         return (yield from _call_plain(session, record))
@@ -117,7 +117,7 @@ def call(
 
 
 def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, None]:
-    """The same, of a test that Hypothesis has no part in: it is its one example."""
+    """As :func:`call`, for a test without Hypothesis: the test is its only example."""
     record.examples = 1
     try:
         return (yield)
@@ -135,7 +135,7 @@ def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, N
 def _prepared(
     item: pytest.Item, function: Any, session: Session, record: ItemRecord, watch: Watch
 ) -> Generator[None, None, None]:
-    """While a Hypothesis test runs: settings that suit it, and a body that we can run again."""
+    """While a Hypothesis test runs, change its settings, and give it a body that we can rerun."""
     example_runner()
     handle = function.hypothesis
     inner = handle.inner_test
@@ -156,19 +156,19 @@ def _prepared(
 
 
 def _settings(given: Any, seed: Any, shard: int | None, shards: int) -> tuple[Any, bool]:
-    """The settings of a test as they suit it, and whether its shard needs a seed of its own."""
+    """Suitable settings for a test, and whether its shard needs a seed of its own."""
     import hypothesis
 
     default: Any = hypothesis.settings.default
     ours = given or default
-    # One failure, so that its notes and its artefact are of the same example.
+    # Only one failure, so that its notes and its artefact are of the same example.
     changes: dict[str, Any] = {"print_blob": True, "report_multiple_bugs": False}
     if ours.phases == default.phases:
-        # It traces lines of this process, and what fails runs in others: slow, and no help.
+        # It traces lines of this process, but the failing code runs in others: slow and useless.
         changes["phases"] = [phase for phase in ours.phases if phase.name != "explain"]
     if ours.deadline == default.deadline:
         changes["deadline"] = None
-    # Unseeded, derandomized shards would all draw the same examples.
+    # Without seeds, derandomized shards would all draw the same examples.
     is_seeded = shard is not None and (ours.derandomize or seed is not None)
     if shard is not None:
         changes["max_examples"] = max(1, -(-ours.max_examples // shards))

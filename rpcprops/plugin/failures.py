@@ -1,8 +1,8 @@
-"""Failures of tests: run again at slower rates before they count, the smallest chosen and told.
+"""Failures of tests: confirms them at slower rates, chooses the smallest one and describes it.
 
-A failure found under a fast clock counts once real time has shown it: the body of the example runs
-again with the same arguments, for the first failure of each kind and for the smallest one. A test
-that draws inside its body (``st.data()``) cannot be run again so; its failures are reported as
+A failure under a fast clock counts only once real time has shown it: the body of the example runs
+again with the same arguments, for the first failure of each kind and for the smallest one. This is
+impossible for a test that draws inside its body (``st.data()``), so its failures are reported as
 unconfirmed.
 """
 
@@ -30,11 +30,11 @@ from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
 from rpcprops.report import artefact as artefacts
 
-#: How often the smallest failing example is run again, fast, to tell how often it repeats.
+#: How often the smallest failing example is rerun at its own rate, to see how often it fails again.
 _REPEATS = 3
-#: How many failing examples, from the smallest up, are tried at rate 1.
+#: How many failing examples are tried at rate 1, from the smallest up.
 _CONFIRMATIONS = 3
-#: A test that draws inside its body cannot be run again by us.
+#: Said of a test that draws inside its body, because we cannot run its examples again.
 _UNREPEATED = "not tried: the test draws inside its body, so an example cannot be run again"
 _UNCONFIRMED = (
     "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
@@ -45,18 +45,18 @@ _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
 
 @dataclass(frozen=True)
 class Again:
-    """One more run of an example: what it raised, if it did, and what its clusters showed."""
+    """One more run of an example: the exception, if any, and what its clusters showed."""
 
     error: BaseException | None
     recorded: Recorded
 
 
 def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
-    """What the example shows when its body runs once more; at its own rates unless one is given.
+    """Run the body of an example once more, at `rate`, or by default at its own rates.
 
     Raises:
-        HarnessError: the run failed for a reason of ours, and shows nothing of the example.
-        MachineCannot: the same, for one of this machine.
+        HarnessError: the run failed because of a bug of ours, and shows nothing of the example.
+        MachineCannot: the same, because of a limit of this machine.
     """
     raised: list[BaseException] = []
     recorded: Recorded = []
@@ -75,13 +75,13 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
         session.server.override_rate = None
         recorded += session.take_recorded()
     if raised and isinstance(raised[0], NOT_THE_TESTS):
-        # Raised here, for Hypothesis would run the body once more to see whether it repeats.
+        # Raised here, because Hypothesis would run the body again to see whether it repeats.
         raise raised[0]
     return Again(raised[0] if raised else None, recorded)
 
 
 def counts(session: Session, record: ItemRecord, failing: Failing) -> bool:
-    """Whether a failure is one: it repeats in real time if its kind is new, else fast."""
+    """Whether a failure counts: a new kind must repeat in real time, others at the fast rate."""
     if failing.draws_inside:
         return True
     kind = type(failing.error)
@@ -107,8 +107,8 @@ def _confirmation(
         again = run_again(session, failing, rate)
         if not isinstance(again.error, kind):
             return Sight(False)
-        # A failure of the test's own code counts in real time, however late the ranks were: it is
-        # what any run without us would report.
+        # A failure of the test's own code counts in real time, however late the ranks were: any
+        # run without us would report it too.
         is_own = rate == 1.0 and not isinstance(again.error, BrokenPromise)
         return Sight(True, is_own or in_time(again.error, again.recorded))
 
@@ -117,7 +117,7 @@ def _confirmation(
 
 
 def in_time(error: BaseException, recorded: Recorded) -> bool:
-    """Whether the ranks were scheduled in time enough for a failure to mean what it says."""
+    """Whether the ranks were scheduled early enough for a failure to prove something."""
     promise = type(error).__name__
     if isinstance(error, BrokenPromise):
         broken = [
@@ -126,14 +126,14 @@ def in_time(error: BaseException, recorded: Recorded) -> bool:
             for violation in judge(None, plan, outcome)
             if violation.promise == promise
         ]
-        # What is not among them was held after everything had come to rest: no time would help.
+        # The others were held after everything had come to rest: more time would not help.
         return not broken or any(is_decided(*one) for one in broken)
     own = Violation(promise, text_of(error), timing_sensitive=True, slack=OWN_CODE_SLACK)
     return all(is_decided(own, outcome) for _, outcome in recorded)
 
 
 def choose_smallest(session: Session, record: ItemRecord) -> None:
-    """Settle on the smallest failing example that real time shows; tell how often it repeats."""
+    """Find the smallest failing example that real time shows, and how often it repeats."""
     # Hypothesis runs the smallest last.
     candidates = list(reversed(record.failing.values()))
     tried = candidates[:_CONFIRMATIONS]
@@ -174,7 +174,7 @@ def _repeats(session: Session, failing: Failing) -> str:
 def failure_lines(
     item: pytest.Item, error: BaseException, record: ItemRecord, session: Session
 ) -> list[str]:
-    """What to tell of the smallest failing example of a test; its artefact is written first."""
+    """The description of a test's smallest failing example; its artefact is written first."""
     from rpcprops.report.text import replay_line
 
     smallest = record.smallest
@@ -184,9 +184,9 @@ def failure_lines(
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
     if session.options.replay is not None:
-        return lines  # the artefact is there, and knows more than this run
+        return lines  # the artefact exists already, and contains more than this run shows
     blob = None
-    # Hypothesis's line is for its last example; without it, a replay runs the whole test.
+    # Hypothesis's line is for its last example; without the line, a replay runs the whole test.
     if record.is_last and is_drawn(function_of(item)):
         blob = next((m for note in _notes(error) for m in _BLOB.finditer(note)), None)
     if blob is not None:
@@ -209,7 +209,7 @@ def failure_lines(
 
 
 def _described(failing: Failing, left_out: int) -> list[str]:
-    """The clusters of a failing example in words, after `left_out` that were not kept."""
+    """The clusters of a failing example in words, after `left_out` that were not recorded."""
     from rpcprops.report import text
 
     lines: list[str] = []
@@ -226,6 +226,6 @@ def _described(failing: Failing, left_out: int) -> list[str]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What was added to an exception; its own code may have put anything there."""
+    """The notes of an exception; its own code may have put anything there."""
     notes = getattr(error, "__notes__", ())
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []

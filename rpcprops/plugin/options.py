@@ -1,4 +1,4 @@
-"""The options that pytest gets from us: declared here, and read once, into values with types."""
+"""Our options for pytest: declared here, and read once into typed values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rpcprops._files import why_not_writable
 from rpcprops.cluster.options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
 
-#: What pytest is told of each, by its name.
+#: What pytest is told about each option, by its name.
 DECLARED: dict[str, dict[str, Any]] = {
     "--rpc-clock": {
         "default": "auto",
@@ -90,7 +90,7 @@ DECLARED: dict[str, dict[str, Any]] = {
 
 
 def declare(parser: pytest.Parser) -> None:
-    """Tell pytest of the options."""
+    """Declare the options to pytest."""
     group = parser.getgroup("rpcprops", "torch RPC under sampled faults")
     for name, how in DECLARED.items():
         group.addoption(name, **how)
@@ -101,8 +101,8 @@ class UpstreamOptions:
     """The options of ``--rpc-upstream``.
 
     Attributes:
-        sampled: whether tests run under drawn tables as well, `examples` of them, drawn by `seed`.
-        report: None in a worker of xdist's too, whose controller writes it.
+        sampled: whether tests also run under drawn tables, `examples` of them, drawn by `seed`.
+        report: the file for the report; None in an xdist worker, whose controller writes it.
     """
 
     sampled: bool
@@ -113,14 +113,14 @@ class UpstreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What this run of pytest was asked for.
+    """The values of the options of this run of pytest.
 
     Attributes:
         clock_text: the clock as it was written.
-        report: None in a worker of xdist's too, whose controller writes it.
+        report: the file for the report; None in an xdist worker, whose controller writes it.
         replay: the artefact that is replayed, `replay_times` times.
-        replay_answer: where what it raised is written.
-        upstream: None where the tests here are to run.
+        replay_answer: the file for what the replay raised.
+        upstream: None if this run has the user's tests, not PyTorch's.
     """
 
     clock: ClockChoice
@@ -140,7 +140,7 @@ class Options:
         """The options of a run of pytest.
 
         Raises:
-            UsageError: (pytest's) one has a value that means nothing, or two contradict.
+            UsageError: (pytest's) an option has an invalid value, or two contradict each other.
         """
         option: Any = config.getoption
         upstream = _read_upstream(config)
@@ -160,7 +160,7 @@ class Options:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is a worker of xdist's."""
+    """Whether this process is an xdist worker."""
     return hasattr(config, "workerinput")
 
 
@@ -194,7 +194,7 @@ def _positive(config: pytest.Config, name: str) -> int:
 
 
 def _written(config: pytest.Config, name: str) -> Path | None:
-    """The file that an option names, to be written by this process at its end."""
+    """The file of an option, if this process must write it at its end; else None."""
     text: Any = config.getoption(name)
     if text is None or is_worker(config):
         return None

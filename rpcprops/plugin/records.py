@@ -1,4 +1,4 @@
-"""What was seen while a test ran: its examples, their clusters, the faults that fired, failures."""
+"""Records of a test's run: its examples, their clusters, the faults that fired, its failures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rpcprops.faults import FaultPlan
 from rpcprops.oracle import account, fired_by_type
 from rpcprops.outcomes import Outcome
 
-#: What a failure is called that slower rates did not show, and where the ranks had been too late.
+#: Words for a failure that slower rates did not show, and for one whose ranks were too late.
 NOT_SHOWN = "not confirmed in real time"
 UNDECIDED = "undecided, the machine was too loaded"
-#: The name under which a report carries the line about a file that could not be written.
+#: The report property that holds the line about a file that could not be written.
 UNWRITTEN = "rpcprops-unwritten"
-#: What clusters ran under, and what they showed, in the order in which they ended.
+#: The plans and outcomes of clusters, in the order in which the clusters ended.
 Recorded = list[tuple[FaultPlan, Outcome]]
 
 
@@ -40,16 +40,16 @@ class Failing:
 
 @dataclass
 class ItemRecord:
-    """What was seen while a test ran.
+    """The record of a test's run.
 
     Attributes:
-        armed: examples that were given a fault to inject.
+        armed: examples with a fault to inject.
         confirmed: kinds of failure that real time has shown.
-        replayed: for a replay, the type of what each run raised, empty where it held.
+        replayed: for a replay, the exception type of each run, empty for a run that passed.
         unconfirmed: failures that slower rates, down to real time, did not show again.
-        undecided: the same, where the ranks had been too late for the failure to mean anything.
-        not_the_tests: examples that met an error which is none of the code under test.
-        left_out: clusters that are counted, but were too many for one example to be kept.
+        undecided: such failures whose ranks had been too late to prove anything.
+        not_the_tests: examples with an error that is not one of the code under test.
+        left_out: clusters that are counted but not kept, because one example had too many.
     """
 
     examples: int = 0
@@ -77,7 +77,7 @@ class ItemRecord:
             self._count(plan, outcome)
 
     def leave_out(self, plan: FaultPlan, outcome: Outcome) -> None:
-        """Count a cluster of the example that runs, and keep it no longer."""
+        """Count a cluster of the current example, but do not keep it."""
         self.left_out += 1
         self.armed_left_out |= _is_armed(plan, outcome)
         self._count(plan, outcome)
@@ -87,16 +87,16 @@ class ItemRecord:
         self.fired.update(fired_by_type(account(None, plan, outcome)))
 
     def doubt(self, line: str, *, is_undecided: bool) -> None:
-        """Keep the line about a failure that slower rates did not show."""
+        """Record the line about a failure that slower rates did not show."""
         (self.undecided if is_undecided else self.unconfirmed).append(line)
 
 
-#: Where the item of a test has its record, until it is told.
+#: The key under which a test's item has its record until it is reported.
 ITEM = pytest.StashKey[ItemRecord]()
 
 
 def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
-    """Whether a fault was asked for whose firing can be seen."""
+    """Whether the plan has a fault whose firing this run could show."""
     return any(
         fault.seen(rank) is not None
         for rank in outcome.ranks

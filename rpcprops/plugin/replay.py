@@ -23,10 +23,10 @@ from rpcprops.report import artefact as artefacts
 
 
 def choose(items: list[pytest.Item], path: Path) -> None:
-    """Let the test of an artefact run the example of it.
+    """Make the test of an artefact run only the example of the artefact.
 
     Raises:
-        UsageError: (pytest's) it is no artefact, its test is not there, or it cannot be drawn.
+        UsageError: (pytest's) the file is no artefact, or its test or its example is not there.
     """
     try:
         artefact = artefacts.read(path)
@@ -63,7 +63,7 @@ def _reproduce(item: pytest.Item, version: str, blob: str) -> None:
 def call_again(
     item: pytest.Item, session: Session, record: ItemRecord
 ) -> Generator[None, None, None]:
-    """Run the test of an artefact around the `yield`, and write what its runs raised."""
+    """Run the test of an artefact around the `yield`, and write down what its runs raised."""
     repeats_one = getattr(function_of(item), "_hypothesis_internal_use_reproduce_failure", None)
     watch = watched if repeats_one is None else _repeated
     try:
@@ -81,7 +81,7 @@ def call_again(
 
 
 def _is_fixed(error: BaseException) -> bool:
-    """Whether a replayed example passes now; ends the run if it cannot be drawn any more."""
+    """Whether a replayed example passes now; ends the run if it can no longer be drawn."""
     from hypothesis.errors import DidNotReproduce
 
     if not isinstance(error, DidNotReproduce):
@@ -92,7 +92,7 @@ def _is_fixed(error: BaseException) -> bool:
 
 
 def _answer(item: pytest.Item, session: Session, record: ItemRecord) -> None:
-    """Write what the runs raised to the file that was asked for."""
+    """Write what the runs raised to the file that the options name."""
     path = session.options.replay_answer
     if path is None or not record.replayed:
         return
@@ -108,7 +108,7 @@ def _answer(item: pytest.Item, session: Session, record: ItemRecord) -> None:
 
 
 def _repeated(inner: Callable[..., Any], session: Session, record: ItemRecord) -> Any:
-    """Runs the one example of an artefact as often as was asked for, and confirms nothing."""
+    """Runs the one example of an artefact as often as the options say, without confirming."""
 
     @functools.wraps(inner)
     def example(*args: Any, **kwargs: Any) -> Any:

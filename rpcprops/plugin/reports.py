@@ -1,7 +1,7 @@
-"""What a run of pytest says of the tests of ``rpc_cluster``, at its start and end and of each test.
+"""The lines that a run of pytest prints about tests of ``rpc_cluster``: header, reports, summary.
 
-What a test came to travels in the properties of its report: with xdist the process that prints is
-the controller, to which the workers send their reports.
+The summary of a test travels in the properties of its report, because with xdist the process that
+prints is the controller, and the workers send it their reports.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
 from rpcprops.report.in_flight import Died, collect, died_line
 
-#: The name under which a report carries what a test came to.
+#: The report property that holds the summary of a test.
 _TEST = "rpcprops"
-#: The name under which it carries why ranks run in real time though nobody asked for it.
+#: The report property that says why ranks run in real time though nobody asked for it.
 _CLOCK = "rpcprops-clock"
 
 
 def header(session: Session) -> list[str]:
-    """The clock, the transport and the network of the ranks, as far as it is known yet."""
+    """The clock, the transport and the network of the ranks, as far as they are known yet."""
     options, server = session.options, session.server
     problem = "" if server.clock == "real" else clocks.library_problem()
     if server.clock == "real":
@@ -52,7 +52,7 @@ def header(session: Session) -> list[str]:
 def add_to(
     report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], session: Session
 ) -> None:
-    """Add to the report of a test what its clusters showed, and what to tell of its failure."""
+    """Add to a test's report what its clusters showed, and the description of its failure."""
     problem = session.take_clock_problem()
     if problem:
         report.user_properties.append((_CLOCK, problem))
@@ -69,14 +69,14 @@ def add_to(
         lines = failure_lines(item, call.excinfo.value, record, session)
         report.sections.append(("rpcprops", "\n".join(lines)))
     report.user_properties.append((_TEST, _summary_of(report, item, call, record)))
-    # What it keeps of failing examples is told; the item stays until pytest ends.
+    # Its failing examples are described now. The item stays until pytest ends, so free them.
     del item.stash[ITEM]
 
 
 def _summary_of(
     report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], record: ItemRecord
 ) -> dict[str, Any]:
-    """What a test came to, as ``--rpc-report`` writes it."""
+    """The summary of a test, as ``--rpc-report`` writes it."""
     return {
         "nodeid": item.nodeid,
         "outcome": report.outcome,
@@ -93,10 +93,10 @@ def _summary_of(
 
 
 class Summary:
-    """What the tests of this run came to, for the terminal and for ``--rpc-report``.
+    """The summary of the tests of this run, for the terminal and for ``--rpc-report``.
 
-    One for each run of pytest, in the process that prints: with xdist that is the controller, to
-    which the workers send their reports.
+    There is one for each run of pytest, in the process that prints. With xdist that is the
+    controller, and the workers send it their reports.
     """
 
     def __init__(self, config: pytest.Config, session: Session) -> None:
@@ -104,33 +104,33 @@ class Summary:
         self.session = session
         self.report_file = session.options.report
         self.tests: list[dict[str, Any]] = []
-        #: What state machines did not see confirmed: what it is called, of which test, and the
+        #: Failures of state machines that were not confirmed: the word for each, its test, and its
         #: line.
         self.of_machines: list[tuple[str, str, str]] = []
-        #: Of each process that ran tests.
+        #: The clock problems of each process that ran tests.
         self.clock_problems: list[str] = []
-        #: Lines about files that could not be written, each once.
+        #: Lines about files that could not be written, without repeats.
         self.unwritten: dict[str, None] = {}
-        #: What earlier runs left under way, until it is told.
+        #: The line about what earlier runs left in flight, until it is printed.
         self.died: list[Died] = []
         #: Tests whose worker died.
         self.crashed: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Look for what earlier runs left, before a test of this one is under way."""
-        # A replay reads such a file where it lies, and a list of tests need not show its lines.
+        """Look for what earlier runs left in flight, before this run starts a test."""
+        # A replay reads such a file in place, and a list of tests need not show these lines.
         if self.session.options.replay is None and not self.config.option.collectonly:
             self.died = collect(self.config.rootpath)
 
     def take_died(self) -> str:
-        """The line about what earlier runs left under way, once."""
+        """The line about what earlier runs left in flight; empty after the first time."""
         died, self.died = self.died, []
         return died_line(died)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a report carries."""
+        """Record the properties of a report."""
         if report.when not in ("setup", "call", "teardown"):
             self.crashed.append(report.nodeid)
         for name, value in report.user_properties:
@@ -144,7 +144,7 @@ class Summary:
                 self.unwritten[str(value)] = None
 
     def pytest_sessionfinish(self) -> None:
-        """Write the report that was asked for; also when interrupted."""
+        """Write the report file, if one was asked for; also after an interrupt."""
         if self.report_file is None:
             return
         data = {"tests": sorted(self.tests, key=lambda summary: summary["nodeid"])}
@@ -154,7 +154,7 @@ class Summary:
             self.unwritten[str(Unwritten.because(error, self.report_file))] = None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what was run, and what a reader must know of it."""
+        """Print what was run, and what a reader must know about it."""
         for line, markup in self._lines():
             terminalreporter.write_line(f"rpcprops: {printable(line)}", **markup)
 
@@ -167,10 +167,10 @@ class Summary:
                 f"{clusters} clusters in {len(self.tests)} tests, {fired} injected faults fired",
                 {},
             )
-        # Not yet told where no test ended after the server was started.
+        # It was not printed yet if no test ended after the server was started.
         problems = [*self.clock_problems, self.session.take_clock_problem()]
         if any(problems):
-            # Workers share a machine, so that one line is enough for all that it says.
+            # Workers share a machine, so one line is enough for all of them.
             yield next(filter(None, problems)), yellow
         for summary in self.tests:
             passed = summary["drawn"] and summary["outcome"] == "passed"
@@ -194,10 +194,10 @@ class Summary:
             yield line, yellow
 
     def _died_lines(self) -> list[str]:
-        """What earlier runs left if no header said it, and what workers of this one have left."""
+        """What earlier runs left, if no header said it, and what workers of this run have left."""
         lines = [self.take_died()]
         if self.crashed:
-            # The next run says it too: this one may be a part of many that nobody reads to the end.
+            # The next run says it too: few people read all the parts of a long CI job.
             died = collect(self.config.rootpath, removes=False)
             ours = [one for one in died if any(_is_named(n, one.subject) for n in self.crashed)]
             lines.append(died_line(ours, "a worker of this run"))
@@ -205,5 +205,5 @@ class Summary:
 
 
 def _is_named(nodeid: str, subject: str) -> bool:
-    """Whether a node id is of the test that an artefact calls `subject`."""
+    """Whether a node id belongs to the test that an artefact calls `subject`."""
     return f"::{without_shard(nodeid)}".endswith(f"::{subject}")

@@ -1,4 +1,4 @@
-"""What one process of a run of pytest has: the fork server, and what its clusters show."""
+"""The state of one pytest process: the fork server, and what its clusters show."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MOST_KEPT = 256
 
 
 class Session:
-    """The server of this process, made to tell what its clusters show.
+    """The server of this process, which records what its clusters show.
 
     Attributes:
-        options: what this run of pytest was asked for.
+        options: the options of this run of pytest.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
@@ -34,12 +34,12 @@ class Session:
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
         self.in_flight = InFlight(config.rootpath, "pytest")
-        #: The process that controls this one, if this is a worker of xdist's that is not watched.
+        #: The process that controls this one, if this is an xdist worker that is not watched yet.
         self._controller = os.getppid() if is_worker(config) else None
         self.server.on_start = self._on_start
         self.server.on_unconfirmed = self._note_unconfirmed
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
-        #: What state machines did not see confirmed, and whether it is undecided.
+        #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
 
@@ -50,7 +50,7 @@ class Session:
         return self.server
 
     def close(self) -> None:
-        """Nothing is under way any more, and the server ends."""
+        """Remove the in-flight record, and end the server."""
         self.in_flight.clear()
         self.server.close()
 
@@ -60,18 +60,18 @@ class Session:
             self.in_flight(cluster)
 
     def watch_controller(self) -> None:
-        """In a worker of xdist's: leave soon after the process that controls it was killed."""
+        """In an xdist worker: exit soon after the controller was killed."""
         if self._controller is not None:
             leave_with_parent(self._controller, self._on_orphaned)
             self._controller = None
 
     def _on_orphaned(self) -> None:
-        # This run was killed, whatever this process does now.
+        # The run was killed, so leave the record in place.
         self.in_flight.stays = True
 
     @contextmanager
     def recording(self, record: ItemRecord) -> Generator[None, None, None]:
-        """Keep what the clusters show that end in the block, to be taken; afterwards, nothing."""
+        """Record what clusters show that end in the block, and forget it afterwards."""
 
         def on_end(plan: FaultPlan, outcome: Outcome) -> None:
             self._recorded.append((plan, outcome))
@@ -86,7 +86,7 @@ class Session:
             self._recorded.clear()
 
     def take_recorded(self) -> Recorded:
-        """What the clusters showed that have ended since it was last taken."""
+        """Take what the clusters showed that ended since the last call."""
         recorded = list(self._recorded)
         self._recorded.clear()
         return recorded
@@ -95,12 +95,12 @@ class Session:
         self._unconfirmed.append((line, is_undecided))
 
     def take_unconfirmed(self) -> list[tuple[str, bool]]:
-        """What state machines did not see confirmed, and whether it is undecided, once."""
+        """Take the unconfirmed failures of state machines, and whether each is undecided."""
         taken, self._unconfirmed = self._unconfirmed, []
         return taken
 
     def take_clock_problem(self) -> str:
-        """Why ranks run in real time though nobody asked for it, once for each server started."""
+        """Why ranks run in real time though nobody asked for it; once for each started server."""
         problem = self.server.clock_problem
         if problem == self._told_clock_problem:
             return ""
@@ -108,5 +108,5 @@ class Session:
         return problem
 
 
-#: Where pytest's configuration has the session of this process.
+#: The key of this process's session in pytest's configuration.
 SESSION = pytest.StashKey[Session]()

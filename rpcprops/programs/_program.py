@@ -1,4 +1,4 @@
-"""A program: steps over so many ranks, refused when made if they cannot be."""
+"""A program: steps over a number of ranks, checked when it is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rpcprops.programs.scope import Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 
 MAX_WORLD_SIZE = 16
-#: Far more than anybody runs: what goes on and on is refused before it fills the memory.
+#: Far more than anybody runs: an endless program is refused before it fills the memory.
 _MAX_STEPS = 100_000
 
 
@@ -26,7 +26,7 @@ class Program:
 
     Raises:
         UsageError: a step names a rank outside the world, or a handle or context that does not
-            exist (any more) at its rank; or an argument, of a step too, is of another type.
+            exist (any more) at its rank; or an argument, also of a step, has a wrong type.
     """
 
     world_size: int
@@ -55,7 +55,7 @@ class Program:
     def leaves(self) -> tuple[Leaf, ...]:
         """Every step that a rank runs, in order, those of parallel branches one after the other.
 
-        Outcomes and violations count steps by their place here.
+        Outcomes and violations number steps by their place here.
         """
         return tuple(leaf for step in self.steps for leaf in step.leaves)
 
@@ -70,7 +70,7 @@ class Program:
         return tuple(found)
 
     def without(self, index: int) -> Program:
-        """This program less one of its `leaves`, and less whatever cannot be without it.
+        """This program without one of its `leaves`, and without all steps that need that one.
 
         Raises:
             UsageError: `index` is no int.
@@ -136,7 +136,7 @@ def _checked_steps(steps: object) -> tuple[Any, ...]:
 
 def _check_step(step: object) -> None:
     """Raises:
-    UsageError: it is no step, or one of its arguments is of another type than it must be.
+    UsageError: it is no step, or one of its arguments has a wrong type.
     """
     if type(step) not in STEP_TYPES.values():
         msg = (
@@ -157,7 +157,7 @@ def _check_step(step: object) -> None:
         value = getattr(step, name)
         try:
             msgspec.convert(value, kind)
-            # A list passes for a tuple there, and not here: a program is to be hashable.
+            # msgspec accepts a list for a tuple; we do not, because a program must be hashable.
             is_right = not isinstance(value, list | set | frozenset)
         except (msgspec.ValidationError, OverflowError, UnicodeError):
             is_right = False
@@ -168,7 +168,7 @@ def _check_step(step: object) -> None:
 
 @functools.cache
 def _argument_types(op: str) -> dict[str, Any]:
-    """The types of a step's arguments, but for those that :class:`Scope` checks."""
+    """The types of a step's arguments, except those that :class:`Scope` checks."""
     cls = STEP_TYPES[op]
     hints = get_type_hints(cls)
     checked = ("at", "to", "via", "then", "timeout")

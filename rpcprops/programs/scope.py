@@ -1,6 +1,6 @@
-"""What exists at each point of a program: with it each step says whether it may follow.
+"""What exists at each point of a program, so that each step can say whether it may come next.
 
-Validation walks a program with it, and so do the strategies, which then draw only what may follow.
+Validation walks a program with a scope. Strategies do so too, to draw only steps that may follow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class HandleInfo:
     """A handle that is alive.
 
     Attributes:
-        home: the rank where it lives.
+        home: the rank that has it.
         rref: a number that all handles of one RRef share.
         owner: the rank that owns its value.
         typed: whether TorchScript knows the type of its value.
         size: how many numbers the value holds.
-        late: shared under a timeout, so that it may not have arrived before the next settle.
+        late: whether it was shared with a timeout, so that it may arrive only by the next settle.
     """
 
     home: int
@@ -37,12 +37,12 @@ class HandleInfo:
 
 @dataclass
 class Touched:
-    """What steps do that others, at the same time, could notice.
+    """The effects of steps that other steps, running at the same time, could notice.
 
     Attributes:
         used: the numbers of the RRefs that they use.
-        changed: of those whose value they change.
-        fetched_there: of those that a function which they call fetches.
+        changed: the numbers of the RRefs whose value they change.
+        fetched_there: the numbers of the RRefs that a function which they call fetches.
         counted_at: the ranks whose counters they use.
     """
 
@@ -53,25 +53,25 @@ class Touched:
 
 
 class Scope:
-    """The handles, futures and contexts that exist after the steps that were added so far."""
+    """The handles, futures and contexts that exist after the steps added so far."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.handles: dict[str, HandleInfo] = {}
         self.futures: dict[str, int] = {}
         self.contexts: set[str] = set()
-        #: Those of them whose id a step gives, so that it can be asked for.
+        #: The contexts whose id a step returns, so that a later step can ask for it.
         self.ids: set[str] = set()
-        #: Those of them that a settle has followed.
+        #: The contexts after which a settle has come.
         self.settled: set[str] = set()
         self.taken: set[str] = set()
         self.gone: set[str] = set()
         self.waited: set[str] = set()
-        #: How many RRefs have been made, which is the number of the next one.
+        #: How many RRefs have been made so far, which is the number of the next one.
         self.rrefs = 0
 
     def copy(self) -> Scope:
-        """A scope of its own with the same in it."""
+        """An independent scope with the same content."""
         other = Scope(self.world_size)
         other.handles = dict(self.handles)
         other.futures = dict(self.futures)
@@ -85,7 +85,7 @@ class Scope:
         return other
 
     def become(self, other: Scope) -> None:
-        """Hold what `other` holds, which is not used any more."""
+        """Take over the content of `other`, which must not be used any more."""
         self.__dict__.update(other.__dict__)
 
     def fits(self, step: Step) -> bool:
@@ -93,7 +93,7 @@ class Scope:
         return self.copy().accepts(step)
 
     def accepts(self, step: Step) -> bool:
-        """Add `step` if it may come next; whether it did."""
+        """Add `step` if it may come next; returns whether it was added."""
         try:
             self.add(step)
         except UsageError:
@@ -101,10 +101,10 @@ class Scope:
         return True
 
     def add(self, step: Step) -> None:
-        """Take `step` as the next one.
+        """Add `step` as the next one.
 
         Raises:
-            UsageError: it cannot follow; the message says why. The scope is as before.
+            UsageError: it cannot follow; the message says why, and the scope is unchanged.
         """
         for item in fields(step):
             if item.name in ("at", "to", "via", "then"):
@@ -113,7 +113,7 @@ class Scope:
         step.enter(self)
 
     def walk(self, steps: Iterable[Step]) -> Touched:
-        """Add `steps` one after the other; what they do that others could notice.
+        """Add `steps` one after the other; returns their effects that others could notice.
 
         Raises:
             UsageError: one of them cannot follow; those before it were added.
@@ -129,7 +129,7 @@ class Scope:
         return found
 
     def touched(self, step: Step) -> Touched:
-        """What `step`, should it come next, does that others could notice."""
+        """The effects of `step`, as the next one, that other steps could notice."""
         return Touched(
             self._numbers(step.used),
             self._numbers(step.changed),
@@ -155,7 +155,7 @@ class Scope:
         """Give a handle or a future its name.
 
         Raises:
-            UsageError: another one has, or had it.
+            UsageError: something else has or had that name.
         """
         if name in self.taken:
             msg = f"the handle name {shown(name)} is taken; names are used once."
@@ -187,7 +187,7 @@ class Scope:
         """The handle of that name at rank `at`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such handle.
         """
         if name in self.gone:
             msg = f"handle {shown(name)} was dropped before; drop it after its last use."

@@ -30,12 +30,12 @@ from rpcprops.runner import Runner
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is drawn: what the ranks do, and the faults under which they do it.
+    """What is drawn: the work of the ranks, and the faults under which they do it.
 
     Attributes:
         kind: the tag of what is run (see :mod:`rpcprops._kinds`): "program" runs `program`;
             "reinit" runs it in ranks that have already been through one ``init_rpc`` and
-            ``shutdown``; "upstream" runs a test of PyTorch's own.
+            ``shutdown``; "upstream" runs one of PyTorch's tests.
     """
 
     program: Program
@@ -48,8 +48,8 @@ class Observation:
     """One case, run and judged.
 
     Attributes:
-        explained_by: the known findings that may have caused what is left out of `violations`.
-        accepted: what it showed that is documented, and so no violation.
+        explained_by: the known findings that may have caused violations which `violations` lacks.
+        accepted: the documented effects that it showed, which are not violations.
     """
 
     case: Case
@@ -65,8 +65,8 @@ def observe(
 ) -> Observation:
     """Run a case and judge it. `options` are those of :meth:`Runner.run`.
 
-    Without `with_findings`, what a known finding can have caused is no violation; what else the
-    case shows still is.
+    Without `with_findings`, what a known finding can have caused is no violation; everything
+    else that is wrong still is.
     """
     outcome = kind_of(case.kind).run(runner, case, anew=anew, **options)
     violations = judge(case.program, case.plan, outcome)
@@ -102,13 +102,13 @@ def test_{name}() -> None:
     test_imports: ClassVar[tuple[str, ...]] = ("import rpcprops",)
 
     def in_cluster(self, *, init: bool) -> Kind:
-        """Ranks that do not join at once join twice."""
+        """The kind itself, or "reinit" for ranks that do not join at once: they join twice."""
         return self if init else kind_of("reinit")
 
     def observer(
         self, runner: Runner, artefact: Artefact, plan: FaultPlan
     ) -> Callable[..., Observation]:
-        """As of a case of a property."""
+        """Judges a run as :func:`observe` judges a case of a property."""
         case = Case(cast("Program", artefact.program), plan, kind=self.tag)
         return partial(observe, runner, case)
 
@@ -118,12 +118,12 @@ class Property:
     """A named promise, with the cases that try to break it.
 
     Attributes:
-        name: as on the command line.
-        promise: what must hold, in a sentence.
-        cases: draws a case; called when the property is examined.
-        needs_faults: whether a run in which no fault fired says nothing (it is then "vacuous").
-        finding: the known finding whose smallest case this is, where it is one.
-        only_named: whether it takes so long that it is checked only where it is asked for by name.
+        name: its name on the command line.
+        promise: what must hold, in one sentence.
+        cases: makes the strategy for its cases; called when the property is examined.
+        needs_faults: whether a run in which no fault fired proves nothing (it is then "vacuous").
+        finding: the known finding whose smallest case this is, if it is one.
+        only_named: whether it takes so long that it is checked only if it is asked for by name.
         compares: whether some cases that pass under a fast clock run in real time as well.
         observe: runs and judges a case; called as :func:`observe`.
     """

@@ -31,7 +31,7 @@ class _UnderFaults:
         return cases()
 
 
-#: The retried types whose budget is small enough to be used up in an example.
+#: The retried types whose budget is so small that one example can use it up.
 _RREF_MESSAGES = tuple(m for m in MessageType if m.max_retries == 5)
 _NOT_CREATING = tuple(m for m in MessageType if not m.endswith("_REMOTE_CALL"))
 
@@ -51,8 +51,8 @@ def _losing() -> st.SearchStrategy[FaultTable]:
     tables = fault_tables(messages=tuple(MessageType), max_fail_sends=2)
     if not installed().has_bug("second-failed-remote"):
         return tables
-    # Creations are lost less often: the second in a process meets the finding, which takes seconds
-    # to show.
+    # Creations are lost less often: the second loss in a process meets the known finding, which
+    # takes seconds to show.
     return st.one_of(*[fault_tables(messages=_NOT_CREATING, max_fail_sends=2)] * 9, tables)
 
 
@@ -64,7 +64,7 @@ def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
         flavour = draw(st.sampled_from(p.FLAVOURS))
         message = MessageType.PYTHON_CALL if flavour == "python" else MessageType.SCRIPT_CALL
         delay = draw(st.integers(1000, 2000)) / 1000
-        # Far above: a fast clock counts honest work as virtual seconds too.
+        # Far above: a fast clock also multiplies the time that the real work takes.
         timeout = delay + 600.0 if in_time else draw(st.integers(100, 500)) / 1000
         table = FaultTable(messages_to_delay={message: delay})
         return Case(p.timed_call(flavour, timeout), FaultPlan(by_rank={0: table}))

@@ -1,4 +1,4 @@
-"""Examines a property: draws cases, runs them, shrinks what fails, and confirms it in real time."""
+"""Examines a property: draws cases, runs them, shrinks a failing one, confirms it in real time."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from rpcprops.runner import Runner
 from rpcprops.torch_facts import Status, facts_of
 
 Verdict = Literal["holds", "known", "not_seen", "violated", "vacuous", "undecided"]
-#: The verdicts that are no failure.
+#: The verdicts that are not failures.
 GOOD: tuple[Verdict, ...] = ("holds", "known", "not_seen")
 
 #: An example starts processes, so Hypothesis's idea of slow does not apply.
 _NO_HEALTH_CHECKS: Any = list(HealthCheck)
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
-#: How often the smallest case is run again to tell how often it repeats.
+#: How often the smallest case is run again, to see how often it fails again.
 _REPEATS = 3
-#: How many failing cases, from the smallest up, are tried at rate 1.
+#: How many failing cases are tried at rate 1, from the smallest up.
 _CONFIRMATIONS = 5
-#: How often the case of a finding is tried in real time at most.
+#: The most tries of a finding's case in real time.
 REAL_TRIES = 15
 
 
@@ -56,7 +56,7 @@ class Repeats:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The smallest case that breaks a promise, with all that is known of it."""
+    """The smallest case that breaks a promise, with all that is known about it."""
 
     property: str
     promise: str
@@ -73,10 +73,10 @@ class Doubt:
     """A failure that slower clocks did not show again.
 
     Attributes:
-        line: what was broken, and why it is in doubt.
-        failure: the case, to be written to a file; None where there is none.
-        once: whether it is of a promise that a busy machine can seem to break, and the case did not
-            fail again at the fast rate either. Then the verdict stays what it is without it.
+        line: which promise was broken, and why that is in doubt.
+        failure: the case, to be written to a file; None if there is none.
+        once: whether a busy machine can cause something that looks like this violation, and the
+            case did not fail again at the fast rate either. Then the verdict does not change.
     """
 
     line: str
@@ -86,7 +86,7 @@ class Doubt:
 
 @dataclass(slots=True)
 class AcceptedCount:
-    """A documented effect that cases showed: in how many, and the first of them.
+    """A documented effect that cases showed: how many did, and the first of them.
 
     Attributes:
         kind: its name in :data:`rpcprops.oracle.DOCUMENTED`.
@@ -99,22 +99,22 @@ class AcceptedCount:
 
 @dataclass(slots=True)
 class Examination:
-    """What an examination of a property showed.
+    """The result of examining a property.
 
     Attributes:
-        verdict: "known" and "not_seen" are of the smallest case of a known finding, which showed,
-            or did not in any try; "vacuous" where no injected fault fired.
-        examples: cases that were run (shrinking not counted).
-        faults_fired: injected faults that were seen to strike, in those.
+        verdict: "known" and "not_seen" are for the smallest case of a known finding, which showed
+            it in some try, or in none; "vacuous" if no injected fault fired.
+        examples: cases that were run (without those of shrinking).
+        faults_fired: injected faults that were seen to fire in these cases.
         fired_by_type: the same by kind and type.
-        compared: passing cases that were run in real time as well, and judged.
+        compared: passing cases that were also run in real time, and judged.
         doubts: failures that a slower clock, down to real time, did not show again.
-        reruns: fast runs that meant nothing on a machine this loaded; slower ones decided.
+        reruns: fast runs that proved nothing because of the machine's load; slower ones decided.
         accepted: documented effects that the cases showed, by name.
-        explained: how many cases broke a promise as a known finding does, by its name.
-        tries: for a finding, how often its case was tried at each rate, and showed it.
+        explained: how many cases broke a promise in the way of each known finding, by its name.
+        tries: for a finding, how often its case was tried at each rate, and how often it showed.
         status: for a finding, whether this torch is known to have it.
-        reason: what else is to be said of the verdict.
+        reason: a further remark on the verdict.
         seconds: real seconds.
     """
 
@@ -137,20 +137,20 @@ class Examination:
 
     @builtins.property
     def unconfirmed(self) -> tuple[str, ...]:
-        """The doubts that leave the verdict undecided, a line each."""
+        """The doubts that leave the verdict undecided, one line each."""
         return tuple(doubt.line for doubt in self.doubts if not doubt.once)
 
     @builtins.property
     def failed_once(self) -> tuple[str, ...]:
-        """The doubts that do not, a line each."""
+        """The doubts that do not, one line each."""
         return tuple(doubt.line for doubt in self.doubts if doubt.once)
 
     def is_good(self) -> bool:
-        """Whether the verdict is no failure."""
+        """Whether the verdict is not a failure."""
         return self.verdict in GOOD
 
     def count(self, seen: Observation) -> None:
-        """Take in a case that was run."""
+        """Add a case that was run."""
         self.examples += 1
         self.faults_fired += fired(seen.faults)
         self.fired_by_type = dict(Counter(self.fired_by_type) + Counter(fired_by_type(seen.faults)))
@@ -170,17 +170,17 @@ def examine(
     strict: bool = False,
     **options: Any,
 ) -> Examination:
-    """Draw `max_examples` cases of `prop`, shrink the first that fails, and say what holds.
+    """Draw `max_examples` cases of `prop`, shrink the first that fails, and return the verdict.
 
     What a known finding of stock torch can have caused is no failure. The smallest case of such a
-    finding is tried until it shows it, at most `max_examples` times.
+    finding is tried until it shows the finding, at most `max_examples` times.
 
-    A failure under a fast clock counts once real time has shown it too: the first of each promise,
-    and the smallest case (one that real time does not show gives way to the next larger one that it
-    does). Cases in between are repeated once, at the fast rate.
+    A failure under a fast clock counts only once real time has shown it too: the first failure of
+    each promise, and the smallest case (if real time does not show that one, the next larger case
+    that it does show). Cases in between are repeated once, at the fast rate.
 
-    A few of the cases that pass under a fast clock are run in real time as well. One that fails
-    only there fails: it is repeated there, and what shrinks it runs there too.
+    A few of the cases that pass under a fast clock are also run in real time. If one fails only
+    there, that is a failure: it is repeated and shrunk in real time.
 
     Args:
         seed: makes the draws reproducible.
@@ -202,7 +202,7 @@ def examine(
 
 
 def broken_promise(violations: tuple[Violation, ...]) -> BrokenPromise:
-    """The exception of the first promise that is broken; the message names them all."""
+    """The exception of the first broken promise; its message names all violations."""
     kind: type[BrokenPromise] = getattr(errors, violations[0].promise)
     return kind("\n".join(str(violation) for violation in violations))
 
@@ -225,7 +225,7 @@ class _Examiner:
         self.failing: dict[Case, Observation] = {}
         self.doubted: set[Case] = set()
         self.sample = Sample(needs_faults=prop.needs_faults)
-        #: Cases that are judged by what real time shows, since the fast clock shows nothing.
+        #: Cases that only real time shows to fail, so that real time judges them.
         self.in_real_time: set[Case] = set()
         self.real_only = False
         self.shrinking = False
@@ -268,7 +268,7 @@ class _Examiner:
         if self.result.failure is not None:
             return self.ended(began, "violated")
         if shown is not None:
-            # What real time showed last is what is reported.
+            # Report what real time showed last.
             self.result.failure = self.failure_of(shown, repeats=tuple(tries))
             if self.result.status == "unlisted":
                 self.result.reason = f"not yet listed for torch {version}"
@@ -282,7 +282,7 @@ class _Examiner:
     def try_finding(
         self, finding: Finding, rate: float, numbers: Iterable[int]
     ) -> tuple[Repeats, Observation | None]:
-        """Try the case at one rate until it shows; how often it was tried, and what showed it."""
+        """Try the case at one rate until it shows; how often it was tried, and the run that did."""
         tried = 0
         for number in numbers:
             case = finding_case(finding.name, number)
@@ -311,7 +311,7 @@ class _Examiner:
     def search(
         self, max_examples: int, seed: int | None, database: ExampleDatabase | None
     ) -> BaseException | None:
-        """Run Hypothesis; the failure that it ends with, if any."""
+        """Run Hypothesis; the failure that remains at its end, if any."""
 
         @settings(
             max_examples=max_examples,
@@ -327,7 +327,7 @@ class _Examiner:
         def test(case: Case) -> None:
             self.example(case)
 
-        # One function serves all properties; its name in the example database is the property's.
+        # One function serves all properties; in the example database it has the property's name.
         test.hypothesis.inner_test._hypothesis_internal_add_digest = (  # type: ignore[attr-defined]
             self.prop.name.encode()
         )
@@ -353,7 +353,7 @@ class _Examiner:
             seen = self.prop.observe(self.runner, case, **{**self.options, "clock": 1.0})
         if seen.violations and self.repeats(seen):
             self.shrinking = True
-            # The order is the one in which they last failed: Hypothesis ends with the smallest.
+            # Ordered by when each last failed: Hypothesis runs the smallest last.
             self.failing.pop(case, None)
             self.failing[case] = seen
             self.real_only |= case in self.in_real_time
@@ -365,13 +365,13 @@ class _Examiner:
             self.on_example(self.result, seen)
 
     def is_compared(self, seen: Observation, *, is_new: bool) -> bool:
-        """Whether a case that passed under a fast clock is run in real time as well."""
+        """Whether a case that passed under a fast clock is also run in real time."""
         if seen.outcome.clock_rate == 1.0 or not self.prop.compares:
             return False
         if seen.case in self.in_real_time:
             return True
         if self.real_only:
-            # What shrinks a failure that only real time shows must be looked for there.
+            # If only real time shows a failure, its smaller cases must run there too.
             taken = real_waits(seen.case, facts_of(seen.outcome.torch_version)) <= CASE_SECONDS
         else:
             taken = is_new and self.sample.takes(seen)
@@ -381,12 +381,12 @@ class _Examiner:
         return taken
 
     def again(self, seen: Observation, rate: float | None = None) -> Observation:
-        """The same case once more, at the same rate unless one is given."""
+        """Run the same case once more, by default at the same rate."""
         options = {**self.options, "clock": rate or seen.outcome.clock_rate}
         return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:
-        """Whether a failing case fails again: in real time for a new promise, else as it did."""
+        """Whether a failing case fails again: in real time for a new promise, else at its rate."""
         if seen.case in self.failing:
             return True
         if seen.case in self.doubted:
@@ -402,7 +402,7 @@ class _Examiner:
         return True
 
     def confirms(self, seen: Observation) -> bool:
-        """Whether slower clocks, down to real time, show the same broken promise."""
+        """Whether slower clocks, down to real time, show a violation of the same promise."""
         first, rate = seen.violations[0], seen.outcome.clock_rate
 
         def run(at: float) -> Sight:
@@ -420,7 +420,7 @@ class _Examiner:
         if said.kind == "not had":
             self.doubt(f"rate {said.rate:g} could not be had ({said.cannot})", seen)
         elif said.kind == "meant nothing":
-            # The fast run meant nothing on this machine; the slower one has decided.
+            # The fast run proved nothing on this machine; the slower one has decided.
             self.result.reruns += 1
         elif said.kind == "failed once":
             where = f"{_REPEATS} runs at rate {rate:g} and one at {said.rate:g}"
@@ -432,13 +432,13 @@ class _Examiner:
         return said.is_confirmed
 
     def doubt(self, why: str, seen: Observation, *, once: bool = False) -> None:
-        """Keep a failure that slower clocks did not show."""
+        """Record a failure that slower clocks did not show."""
         self.doubted.add(seen.case)
         line = f"{why}: {seen.violations[0]} under {seen.case.plan!r}"
         self.result.doubts.append(Doubt(line, self.failure_of(seen), once))
 
     def failure_of(self, seen: Observation, repeats: tuple[Repeats, ...] = ()) -> Failure:
-        """A failing case as it was seen; of what a finding explains, all that the case broke."""
+        """A failing case as it was seen, including violations that a finding explains."""
         violations = seen.violations or judge(seen.case.program, seen.case.plan, seen.outcome)
         return Failure(
             property=self.prop.name,
@@ -452,7 +452,7 @@ class _Examiner:
 
     def smallest(self, error: BaseException) -> Failure | None:
         """The smallest failing case that real time confirms."""
-        # Hypothesis ends with the smallest.
+        # Hypothesis runs the smallest case last.
         candidates = list(reversed(self.failing.values()))
         tried = candidates[:_CONFIRMATIONS]
         # The first failure of each promise was confirmed when it was found.
@@ -476,7 +476,7 @@ class _Examiner:
 
 
 def reproduction_lines(error: BaseException) -> tuple[str, ...]:
-    """Hypothesis's own lines on how to draw the same example again, from the notes of its error."""
+    """Hypothesis's lines on how to draw an example again, from the notes of its error."""
     found: list[str] = []
     for note in getattr(error, "__notes__", ()):
         found += re.findall(r"@reproduce_failure\(.*\)", note)

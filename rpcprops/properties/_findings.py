@@ -1,7 +1,7 @@
 """The smallest case of each known finding of stock torch, as a property that torch breaks.
 
-A case is a function of a number, which changes a value and nothing else: runs are remembered by
-what is run, so trying once more takes another case.
+A case is a function of a number, which changes a value and nothing else. The runner remembers
+the outcome of each run, so one more try needs a different case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rpcprops.programs import (
 )
 from rpcprops.properties._base import Case, Property
 
-#: How many different cases each has.
+#: How many different cases each finding has.
 CASES = 1000
 
 
@@ -70,7 +70,7 @@ def _second_failed_remote(number: int) -> Case:
 
 
 def _dropped_while_made(number: int) -> Case:
-    """The function that makes the value takes 3 s, for it fetches its argument, which is late."""
+    """Making the value takes 3 s, because the function fetches its argument, which is late."""
     return _case(
         2,
         Own(0, "o", _value(number)),
@@ -126,7 +126,7 @@ def _failed_backward(number: int) -> Case:
 
 
 def _early_fork(number: int) -> Case:
-    """The owner has its own RRef 1 s before the value, whose function waits for its argument."""
+    """The owner gets its own RRef 1 s before the value, because the function's argument is late."""
     return _case(
         2,
         Own(1, "o", _value(number)),
@@ -155,7 +155,7 @@ def _late_remote_to_self(number: int) -> Case:
     )
 
 
-#: What torch promises, and the smallest case in which it does not keep it.
+#: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
         "In a process that shut RPC down and initialised it again, RRefs are deleted as before.",
@@ -208,7 +208,7 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
 }
 
 
-#: Those that take minutes of real time: shutdowns that wait for what never comes.
+#: Findings that take minutes of real time: shutdowns that wait for what never comes.
 _SLOW = frozenset({"shutdown-deletes-argument"})
 
 
@@ -222,7 +222,7 @@ def _drawn(make: Callable[[int], Case]) -> st.SearchStrategy[Case]:
 
 
 def finding_properties() -> Iterator[Property]:
-    """A property for each known finding; its cases are its smallest one."""
+    """One property for each known finding; its only cases are the finding's smallest one."""
     for name, finding in FINDINGS.items():
         promise, make = _CASES[name]
         yield Property(

@@ -25,7 +25,7 @@ FLAVOURS: tuple[Flavour, ...] = ("python", "builtin", "script")
 
 
 def create_and_fetch(flavour: Flavour, size: int = 2) -> Program:
-    """A remote value is fetched by its creator, while nothing and after everything has settled."""
+    """The creator fetches a remote value, before and after everything has settled."""
     return Program(
         size,
         (
@@ -40,7 +40,7 @@ def create_and_fetch(flavour: Flavour, size: int = 2) -> Program:
 
 
 def create_on_self() -> Program:
-    """``remote`` to the calling rank itself, shared with a user."""
+    """``remote`` to the calling rank itself; the RRef is shared with a user."""
     return Program(
         2,
         (
@@ -58,7 +58,7 @@ def create_on_self() -> Program:
 
 
 def fork_user_to_user() -> Program:
-    """A user forks to a user, drops its own, and the fork keeps the value alive."""
+    """A user forks to another user and drops its own fork; the new fork keeps the value alive."""
     return Program(
         3,
         (
@@ -75,7 +75,7 @@ def fork_user_to_user() -> Program:
 
 
 def fork_user_to_owner() -> Program:
-    """A user sends the RRef to its owner, which keeps it after the user has gone."""
+    """A user sends the RRef to its owner, which still has it after the user has dropped it."""
     return Program(
         2,
         (
@@ -125,7 +125,7 @@ def fork_to_self() -> Program:
 
 
 def fork_chain(size: int) -> Program:
-    """Along a chain of all ranks, each dropping its own once the next one has it."""
+    """Along a chain of all ranks; each drops its handle once the next one has it."""
     steps: list[Step] = [Remote(0, size - 1, "h0")]
     for rank in range(1, size):
         steps += [
@@ -189,7 +189,7 @@ def nested_remote(flavour: Flavour) -> Program:
 
 
 def handle_as_argument() -> Program:
-    """Handles as arguments of calls that fetch them: at a third rank, at the owner, at home."""
+    """Handles as arguments of calls that fetch them: at a third rank, the owner, the caller."""
     return Program(
         3,
         (
@@ -250,7 +250,7 @@ def context_over(
     raises: bool = False,
     at: int = 0,
 ) -> Program:
-    """A context over a path of ranks; afterwards its id is refused everywhere."""
+    """A context over a path of ranks; afterwards every rank refuses its id."""
     words = [
         word
         for word, on in (
@@ -292,7 +292,7 @@ def two_contexts() -> Program:
 
 
 def unsettled_exit(size: int = 3) -> Program:
-    """Straight from the last step into shutdown, with handles of every kind still alive."""
+    """Shutdown right after the last step, with handles of every kind still alive."""
     return Program(
         size,
         (
@@ -309,7 +309,7 @@ def unsettled_exit(size: int = 3) -> Program:
 
 
 def just_dropped() -> Program:
-    """Straight into shutdown after dropping everything, while deletes are on their way."""
+    """Shutdown right after dropping everything, while deletes are on their way."""
     return Program(
         3,
         (
@@ -324,7 +324,7 @@ def just_dropped() -> Program:
 
 
 def timed_call(flavour: Flavour, timeout: float) -> Program:
-    """A call with a timeout of its own, then one without, and everything settles."""
+    """A call with its own timeout, then one without, then a settle."""
     return Program(
         2,
         (

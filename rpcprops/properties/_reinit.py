@@ -1,4 +1,4 @@
-"""Runs a program in ranks that have been through ``init_rpc`` and ``shutdown`` once before."""
+"""Runs a program in ranks that have already been through ``init_rpc`` and ``shutdown`` once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _went_well(seen: StepOutcome) -> bool:
 
 
 class OfReinitialised(OfProgram):
-    """A program in the second life of its ranks."""
+    """A program in ranks that have initialised RPC a second time."""
 
     reinit = True
     findings = frozenset({"rref-lifetime-after-reinit"})
@@ -48,15 +48,15 @@ def test_{name}() -> None:
     )
 
     def run(self, runner: Runner, case: Case, *, anew: bool, **options: Any) -> Outcome:
-        """Never a remembered outcome."""
+        """Run the case; a remembered outcome is never used."""
         return _run_again(runner, case, **options)
 
 
 def _run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
-    """The outcome of the case's program in its ranks' second life.
+    """The outcome of the case's program after the second ``init_rpc`` of its ranks.
 
-    The run ends at the settle: shutting down what did not settle waits 100 virtual seconds and adds
-    nothing.
+    The run ends at the settle: shutting down ranks that did not settle takes 100 virtual seconds
+    and shows nothing more.
     """
     cluster = runner.server.cluster(
         world_size=case.program.world_size, faults=case.plan, init=False, **options
@@ -70,7 +70,7 @@ def _run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
             try:
                 cluster.each(enter)
             except Exception as error:
-                # What this raises is what the case shows: its first step cannot be run.
+                # An exception here is what the case shows: its first step cannot be run.
                 raised = RaisedError(type(error).__name__, text_of(error))
                 steps.append(StepOutcome(0, error=raised))
                 return replace(cluster.outcome, steps=tuple(steps))

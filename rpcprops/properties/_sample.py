@@ -1,7 +1,7 @@
-"""Which passing cases are run in real time as well: a few cheap ones, the same for the same draws.
+"""Chooses the passing cases that also run in real time: a few cheap ones, by the draws alone.
 
-A fast clock could hide a failure that real time shows. Nothing says that it does, and running all
-in real time would cost what the fast clock saves, so a sample has to do.
+A fast clock could hide a failure that real time shows. Nothing suggests that it does. To run all
+cases in real time would cost what the fast clock saves, so a sample must do.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.properties._base import Case, Observation
 from rpcprops.torch_facts import UNKNOWN, TorchFacts, facts_of
 
-#: Of the passing cases that may be taken, one in so many is.
+#: Of the passing cases that qualify, one in this number is also run in real time.
 EVERY = 5
-#: The most of a property.
+#: The most such runs for one property.
 MOST = 20
-#: Predicted real seconds of waits that one case may have.
+#: The most predicted real seconds of waits in one such run.
 CASE_SECONDS = 3.0
-#: Predicted real seconds that all of a property may take; for many examples, a tenth of their time.
+#: The most predicted real seconds of all such runs for a property (or a tenth of its time).
 ALL_SECONDS = 3.0
-#: What an example takes, besides its waits.
+#: Real seconds of an example besides its waits.
 _EXAMPLE_SECONDS = 0.1
 
 
@@ -33,28 +33,28 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     waits = 0.0
     struck = {fault: sum(fault.strikes(prediction.sends)) for fault in plan.faults(size)}
     for fault, times in struck.items():
-        # Retries of different messages are waited for at once, but a sender holds up each in turn.
+        # Retries of different messages wait at the same time, but delays of one sender add up.
         waits += fault.seconds * (times if fault.blocks_sender else bool(times))
-    # Cleanup retries have no counter: a settle after one that failed waits for its last try.
+    # Cleanup retries have no counter: a settle after a failed one waits until its last try.
     settles = 1 + sum(bool(step.counters) for step in prediction.steps)
     if any(times and fault.unseen_waits for fault, times in struck.items()):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
     waits += sum(leaf.lasts for leaf in program.leaves)
     if not program.settles:
-        # The handles that are left are dropped by shutdown, in all ranks at once.
+        # In the shutdown all ranks drop their remaining handles at the same time.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]
         waits += max((f.seconds for f in deletes if not f.blocks_sender), default=0.0)
     if prediction.graceful and (prediction.leaking or prediction.may_exit_early):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
-    # Shutdown gathers by Python calls: each rank to the first, which then tells every other.
+    # Shutdown gathers by Python calls: each rank calls the first, which then calls every other.
     late = [f for f in struck if f.blocks_sender and MessageType.PYTHON_CALL in f.targets]
     waits += sum(f.seconds for f in late if f.rank == 0) * (size - 1)
     return waits + max((f.seconds for f in late if f.rank), default=0.0)
 
 
 class Sample:
-    """Picks from the passing cases of one property, in the order in which they come."""
+    """Chooses from the passing cases of one property, in the order in which they come."""
 
     def __init__(self, *, needs_faults: bool) -> None:
         self.needs_faults = needs_faults
@@ -64,10 +64,10 @@ class Sample:
         self._due = 0
 
     def takes(self, seen: Observation) -> bool:
-        """Whether this case, which passed, is one that is run in real time.
+        """Whether this passing case is one that is run in real time.
 
         The first is one in which faults fired (unless the property needs none), and then one in
-        every :data:`EVERY`. Where that one would wait too long, the next takes its place.
+        every :data:`EVERY`. If that one would wait too long, the next takes its place.
         """
         if self.needs_faults and not fired(seen.faults):
             return False

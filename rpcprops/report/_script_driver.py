@@ -1,8 +1,8 @@
-"""The driver of a script: starts the ranks, tells each what to do, and looks for the failure.
+"""The driver of a script: starts the ranks, tells each what to do, and checks for the failure.
 
-Nobody imports this module. Its text stands in every script, whole, from its first class on.
-What comes before that stands there too, with the values that the failure has (see ``_script.py``);
-those here are of no program at all.
+Nobody imports this module. Its text from the first class on is part of every script, word for
+word. The lines before that are part of it too, with the values of the failure (see `script.py`);
+the values below belong to no program.
 """
 
 # ruff: noqa: EM101  (the first argument of Found is no message)
@@ -26,45 +26,45 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.state import contexts, ran
 
-# What shows that it is this failure, and not another one: the kind of what is found.
+# The kind of finding that shows this failure, and not another one.
 BROKEN: str = ""
 
 # The names of the ranks.
 WORLD: tuple[str, ...] = ()
 
-# The agent that fails and delays messages, and the module of torch's that registers it.
+# The agent that fails and delays messages, and the torch module that registers it.
 BACKEND: str = ""
 BACKEND_MODULE: str = ""
 
-# What each rank fails to send, how often each, and what it sends late, by how many seconds:
+# What each rank fails to send and how often, and what it sends late and by how many seconds:
 # arguments of torch's FaultyTensorPipeRpcBackendOptions.
 FAULTS: list[dict[str, Any]] = []
 
 # Whether the ranks shut RPC down once, and initialise it again, before the steps.
 REINIT: bool = False
 
-# What of torch's debug information a settle looks at. It must stay as it is for some seconds, as
-# long as something may be on its way.
+# The parts of torch's debug information that a settle reads. They must not change for some
+# seconds, as long as a message may be on its way.
 COUNTED: list[str] = []
 STEADY: float = 0.3
 
-# How often each call must have run at the end, by rank; None where that is not looked at.
+# How often each call must have run at the end, by rank; None if that is not checked.
 CALLS: list[dict[str, int]] | None = None
 
-# Whether the ranks shut down at the end; those whose shutdown must report a leak, or may.
+# Whether the ranks shut down at the end; ranks whose shutdown must report a leak; ranks whose may.
 SHUTS_DOWN: bool = False
 LEAKING: list[int] = []
 MAY_LEAK: list[int] = []
 
-# Seconds after which a process that starts, a shutdown (where an owner waits for deletes that do
-# not come), or anything else has hung.
+# Seconds after which it counts as hung: a process that starts, a shutdown (where an owner waits for
+# deletes that do not come), or anything else.
 START_SECONDS: float = 180.0
 SHUTDOWN_SECONDS: float = 120.0
 PATIENCE: float = 20.0
 
 
 class Found(Exception):
-    """What went wrong: its kind, and a sentence."""
+    """What the run found: its kind, and a sentence."""
 
 
 # The steps, in the order in which they run, each in the process of its own rank.
@@ -73,9 +73,9 @@ STEPS: list[dict[str, Any]] = []
 
 
 def step(rank: int, gives: Any = None, raises: Any = False, together: int = 0) -> Any:
-    """A step at `rank`: what it gives, or a text in what it raises (None: it may raise).
+    """A step at `rank`: its value, or text in the error that it raises (None: it may raise).
 
-    Those of one number in `together` run at once; of those, one rank's in their order.
+    Steps with the same number in `together` run at the same time; those of one rank in order.
     """
 
     def add_step(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -87,7 +87,7 @@ def step(rank: int, gives: Any = None, raises: Any = False, together: int = 0) -
 
 
 def settle(held: dict[int, dict[str, int]]) -> None:
-    """Wait until every rank holds exactly this (nothing, where it is not named)."""
+    """Wait until every rank holds exactly this (nothing, if it is not in `held`)."""
     STEPS.append({"held": held, "together": 0})
 
 
@@ -95,7 +95,7 @@ def settle(held: dict[int, dict[str, int]]) -> None:
 
 
 def run_rank(rank: int, folder: str, pipe: Any) -> None:
-    """Join the others, then do what comes through the pipe."""
+    """Join the other ranks, then obey the commands from the pipe."""
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
     rpc.api._ignore_rref_leak = False
     if REINIT:
@@ -113,7 +113,7 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
             if isinstance(raised, UnicodeDecodeError):
                 # torch put the bytes of a message into the text of its error.
                 error += raised.object.decode(errors="backslashreplace")
-            # Its frames hold RRefs, which would stay alive.
+            # The frames of the traceback hold RRefs, which would stay alive.
             traceback.clear_frames(raised.__traceback__)
         pipe.send((value, error, contexts))
 
@@ -140,7 +140,7 @@ def join(rank: int, store: str) -> None:
 
 
 def obey(what: str, argument: Any) -> Any:
-    """Do what the first process tells; the answer."""
+    """Obey a command of the first process; returns the answer."""
     if what == "step":
         number, known = argument
         contexts.update(known)
@@ -157,7 +157,7 @@ def obey(what: str, argument: Any) -> Any:
 
 
 def held_here() -> dict[str, int]:
-    """What this rank holds, as torch counts it, without the zeros."""
+    """What this rank holds by torch's counters, without zeros."""
     gc.collect()
     agent = _get_current_rpc_agent().get_debug_info()
     counts = {**_rref_context_get_debug_info(), **_get_debug_info(), **agent}
@@ -180,14 +180,14 @@ class Rank:
         theirs.close()
 
     def tell(self, what: str, argument: Any = None) -> None:
-        """Let it do something; :meth:`answer` waits for it."""
+        """Send it a command; :meth:`answer` waits for the answer."""
         try:
             self.pipe.send((what, argument))
         except OSError:
             self.must_live("")
 
     def must_live(self, what: str) -> None:
-        """Look whether its process has died."""
+        """Raise if its process has died."""
         self.process.join(1)
         code = self.process.exitcode
         if code is not None:
@@ -195,7 +195,7 @@ class Rank:
             raise Found("died", f"{self.name} {end} {what}")
 
     def answer(self, seconds: float, what: str) -> Any:
-        """What it answers: a value, an error, and the contexts that it knows."""
+        """Its answer: a value, an error, and the contexts that it knows."""
         deadline = time.monotonic() + seconds
         while not self.pipe.poll(0.05):
             for rank in RANKS:
@@ -214,7 +214,7 @@ RANKS: list[Rank] = []
 
 
 def run() -> None:
-    """All that the program does; raises what is found."""
+    """Run the whole program; raises what it finds."""
     for rank in RANKS:
         _, error, _ = rank.answer(START_SECONDS, "init_rpc")
         if error:
@@ -226,7 +226,7 @@ def run() -> None:
             number += 1
             continue
         group = together_with(number)
-        # A rank takes what it is told one after the other.
+        # A rank obeys its commands one after the other.
         for other in group:
             RANKS[STEPS[other]["rank"]].tell("step", (other, contexts))
         for other in group:
@@ -239,7 +239,7 @@ def run() -> None:
 
 
 def together_with(number: int) -> list[int]:
-    """A step, and those after it that run at the same time."""
+    """A step, and the steps after it that run at the same time."""
     group = [number]
     for other in range(number + 1, len(STEPS)):
         if not STEPS[number]["together"] == STEPS[other]["together"] > 0:
@@ -249,13 +249,13 @@ def together_with(number: int) -> list[int]:
 
 
 def end_step(number: int) -> None:
-    """Wait for a step, and compare what it gave."""
+    """Wait for a step, and compare its value or error."""
     step = STEPS[number]
     name = f"step{number}"
     value, error, made = RANKS[step["rank"]].answer(PATIENCE, name)
     contexts.update(made)
     if error and step["raises"] is False:
-        # A rank that died explains what others raise.
+        # If a rank died, that explains what others raise.
         for rank in RANKS:
             rank.must_live(f"while {name} raised {error}")
         raise Found("error", f"{name} raised {error}")
@@ -270,14 +270,14 @@ def end_step(number: int) -> None:
 
 
 def same(seen: Any, wanted: Any) -> bool:
-    """Whether two values are equal; what a dict holds, apart from rounding."""
+    """Whether two values are equal; numbers in a dict may differ by rounding."""
     if isinstance(wanted, dict):
         return all(close(seen.get(key), value) for key, value in wanted.items())
     return bool(seen == wanted)
 
 
 def close(seen: Any, wanted: Any) -> bool:
-    """Whether two numbers, or lists of them, are equal, apart from rounding."""
+    """Whether two numbers, or lists of numbers, are equal except for rounding."""
     if isinstance(wanted, list):
         return len(seen or []) == len(wanted) and all(map(close, seen, wanted))
     if isinstance(wanted, float) and isinstance(seen, float):
@@ -287,7 +287,7 @@ def close(seen: Any, wanted: Any) -> bool:
 
 
 def wait_until(wanted: dict[int, dict[str, int]]) -> None:
-    """Wait until every rank holds what it must, and goes on to."""
+    """Wait until every rank holds what it must, and still does after a while."""
     began = steady = time.monotonic()
     while True:
         for rank in RANKS:
@@ -304,7 +304,7 @@ def wait_until(wanted: dict[int, dict[str, int]]) -> None:
 
 
 def compare_calls(calls: list[dict[str, int]]) -> None:
-    """Compare how often each call ran with how often it must."""
+    """Check that each call ran as often as it must."""
     for rank, wanted in zip(RANKS, calls, strict=True):
         rank.tell("ran")
         seen, _, _ = rank.answer(PATIENCE, "a look at its calls")
@@ -313,7 +313,7 @@ def compare_calls(calls: list[dict[str, int]]) -> None:
 
 
 def shut_down() -> None:
-    """Let all ranks shut down gracefully, and leave."""
+    """Let all ranks shut down gracefully, and exit."""
     for rank in RANKS:
         rank.tell("shutdown")
     for number, rank in enumerate(RANKS):
@@ -333,7 +333,7 @@ def shut_down() -> None:
 
 
 def main() -> int:
-    """Run it all; the code to exit with."""
+    """Run everything; returns the exit code."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             RANKS.extend(Rank(rank, folder) for rank in range(len(WORLD)))

@@ -1,8 +1,8 @@
-"""Takes functions out of modules, with all that they use, as the text of one file.
+"""Copies functions out of modules, with all that they use, into the text of one file.
 
-A name that a function uses is defined in its own module, or imported there. What comes from torch
-or the standard library is imported in the file too; what comes from elsewhere is taken along, word
-for word. Sources are read and not imported, so nothing here imports torch.
+A name that a function uses is defined or imported in its module. What comes from torch or the
+standard library is imported in the file too; everything else is copied word for word. Sources are
+read and not imported, so nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Module:
     """The source of a module.
 
     Attributes:
-        statements: those at its top, in order.
-        defined: which of them define a name, by the name.
+        statements: its top-level statements, in order.
+        defined: the statement that defines each name.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,12 +70,12 @@ class Module:
 
 @dataclass
 class Sources:
-    """What was taken so far.
+    """What has been copied so far.
 
     Attributes:
-        taken: the statements, by module; a module comes after those that it imports.
+        taken: the copied statements, by module; a module comes after those that it imports.
         imports: the lines that import whole modules.
-        imported: what is imported from modules, by module.
+        imported: the names imported from modules, by module.
     """
 
     taken: dict[str, list[ast.stmt]] = field(default_factory=dict)
@@ -91,10 +91,10 @@ class Sources:
         return self._modules[name]
 
     def take(self, module: str, name: str) -> None:
-        """Take along what a module calls `name`, and what that uses.
+        """Copy what a module defines as `name`, and all that it uses.
 
         Raises:
-            HarnessError: its source is not there, or cannot stand in a file of its own.
+            HarnessError: its source is missing, or cannot be part of a separate file.
         """
         here = self.module(module)
         if name not in here.defined:
@@ -111,7 +111,7 @@ class Sources:
                         self.take(module, used)
 
     def take_import(self, here: Module, statement: _Import, name: str = "") -> None:
-        """Import what a statement imports, or take it along; only `name`, where one is given."""
+        """Import what a statement imports, or copy it; only `name`, if one is given."""
         for alias in statement.names:
             bound = alias.asname or alias.name.partition(".")[0]
             if name not in ("", bound):
@@ -135,7 +135,7 @@ class Sources:
 
     def _check_inside(self, here: Module, name: str, statement: ast.stmt) -> None:
         """Raises:
-        HarnessError: a statement imports, inside a function, what a script must take along.
+        HarnessError: a statement inside a function imports something that a script must copy.
         """
         for node in ast.walk(statement):
             origins: list[str] = []
@@ -148,30 +148,30 @@ class Sources:
                 raise _cannot(here.name, name, f"must have {said!r} at the top of its module")
 
     def claim(self, owner: str, name: str) -> None:
-        """Note whose name this is in the file.
+        """Note that a name of the file belongs to `owner`.
 
         Raises:
-            HarnessError: it is another one's.
+            HarnessError: the name belongs to another owner.
         """
         if self._owners.setdefault(name, owner) != owner:
             raise _cannot(owner, name, f"is also a name of {self._owners[name]}")
 
     def import_lines(self, *, of_torch: bool) -> list[str]:
-        """The imports, sorted: those of torch, or those of the standard library."""
+        """The sorted imports: those of torch, or those of the standard library."""
         lines = sorted(self.imports)
         for origin, names in sorted(self.imported.items()):
             lines.append(f"from {origin} import {', '.join(sorted(names))}")
         return [line for line in lines if (line.split()[1].split(".")[0] == "torch") is of_torch]
 
     def definitions(self) -> str:
-        """The text of what was taken, each module's in the order of its source."""
+        """The text of what was copied, in the order of each module's source."""
         text = ""
         between = ""
         for name in self._in_order():
             module = self.module(name)
             for statement in module.statements:
                 if statement in self.taken[name]:
-                    # As ruff would have it.
+                    # As ruff would format it.
                     lines = 1 if isinstance(statement, ast.Assign | ast.AnnAssign) else 2
                     text += "\n" * max(lines, len(between)) if text else ""
                     text += module.source(statement) + "\n"
@@ -196,7 +196,7 @@ class Sources:
 
 
 def _is_everywhere(module: str) -> bool:
-    """Whether a script finds a module where it runs: torch's, or the standard library's."""
+    """Whether a script can import a module where it runs: torch's, or the standard library's."""
     return module.partition(".")[0] in ("torch", *sys.stdlib_module_names)
 
 
@@ -208,7 +208,7 @@ def _read(name: str) -> str:
     """The source of a module, which may be in a zip file.
 
     Raises:
-        HarnessError: it is not there.
+        HarnessError: there is no source.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -221,7 +221,7 @@ def _read(name: str) -> str:
                 return str(text)
             msg = "it was installed without its source"
             raise ImportError(msg)
-        # The loader by which pytest imports tests.
+        # The loader with which pytest imports tests.
         return importlib.util.decode_source(Path(str(spec.origin)).read_bytes())
     except (ImportError, OSError, ValueError) as error:
         msg = (

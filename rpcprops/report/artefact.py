@@ -1,7 +1,7 @@
 """Failure artefacts: one JSON file each, readable, versioned, and data only.
 
-Reading one executes nothing from it. It is written under a temporary name and renamed, so that a
-reader never sees half of one.
+Reading an artefact executes nothing from it. It is written under a temporary name and renamed, so
+a reader never sees an incomplete one.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rpcprops.programs import Program, check_world_size
 
 FORMAT = 1
 _MAGIC = "rpcprops failure"
-#: Where artefacts go, below the working directory (or pytest's root).
+#: The folder for artefacts, below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "failures"
 _MAX_BYTES = 64 << 20
-#: Characters of a name, a folder or a version, and of an error about a damaged file.
+#: The most characters of a name, a folder or a version, and of an error about a damaged file.
 _MOST_TEXT = 10_000
 _MOST_SAID = 500
-#: Characters of a reproduction blob, which Hypothesis decompresses: it writes a few thousand.
+#: The most characters of a reproduction blob: Hypothesis writes a few thousand (compressed).
 _MOST_BLOB = 1 << 18
-#: Clusters of an example.
+#: The most clusters of an example.
 _MOST_CLUSTERS = 10_000
 
 
@@ -44,20 +44,20 @@ class Artefact:
     """A failure that can be run again.
 
     Attributes:
-        kind: the tag of what it is of (see :mod:`rpcprops._kinds`). "program" and "reinit" hold a
-            program; "pytest" names a test of the user's, "upstream" one of PyTorch's own (its
-            program is empty, and says how many ranks there are).
-        head: sentences for a reader; not used.
+        kind: the tag of its kind (see :mod:`rpcprops._kinds`). "program" and "reinit" hold a
+            program; "pytest" names a user's test, "upstream" one of PyTorch's tests (its program is
+            empty, and only says how many ranks there are).
+        head: sentences for a reader; no code uses them.
         subject: name of the property, or node id of the test.
         plans: the plan of each cluster that the failing example made, in order.
         outcomes: what those clusters showed.
-        promise: exception class that the failure raised.
+        promise: name of the exception class that the failure raised.
         reproduction: Hypothesis's version and blob, for a test.
-        rootdir: where pytest ran, relative names resolve there.
+        rootdir: where pytest ran; relative names are relative to it.
         repeats: how often it failed again, in words.
         world_sizes: number of ranks of each of the clusters.
-        underway: no failure was seen: the example was under way when its process ended. There is
-            no promise then.
+        underway: no failure was seen: the example was running when its process ended. Then there is
+            no promise.
     """
 
     kind: str
@@ -99,7 +99,7 @@ class Artefact:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything that a failure may hang on."""
+    """Versions of everything on which a failure may depend."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("rpcprops", "torch", "hypothesis", "pytest"):
         try:
@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
 
 
 def to_data(artefact: Artefact) -> dict[str, Any]:
-    """What the file of an artefact holds."""
+    """The content of an artefact's file."""
     values = {item.name: to_json(getattr(artefact, item.name)) for item in fields(artefact)}
     values["versions"] = artefact.versions or versions()
     # The sentences for a reader come first.
@@ -131,10 +131,10 @@ def write(artefact: Artefact, directory: Path = DIRECTORY) -> Path:
 
 
 def write_or_say(artefact: Artefact, directory: Path = DIRECTORY) -> Path | Unwritten:
-    """As :func:`write`; where the file cannot be written, what to say in place of its path.
+    """As :func:`write`; if the file cannot be written, a sentence that says so instead of its path.
 
-    This is how a run writes what it found: a full disk or a checkout that is read-only costs the
-    file, and neither the report of the failure nor the rest of the run.
+    This is how a run writes what it found. On a full disk or in a read-only checkout only the file
+    is lost, not the report of the failure or the rest of the run.
     """
     try:
         return write(artefact, directory)
@@ -143,9 +143,9 @@ def write_or_say(artefact: Artefact, directory: Path = DIRECTORY) -> Path | Unwr
 
 
 def _path(data: dict[str, Any], directory: Path) -> Path:
-    """Where an artefact goes: the name holds its subject and a digest of its case.
+    """The path of an artefact: its name contains the subject and a digest of the case.
 
-    So the same failure is one file.
+    So the same failure is always the same file.
     """
     case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
     digest = hashlib.sha256(case.encode()).hexdigest()[:10]
@@ -157,10 +157,10 @@ def read(path: Path) -> Artefact:
     """The artefact at `path`.
 
     Raises:
-        UsageError: it cannot be read, is damaged, is no artefact, or is of a newer format.
+        UsageError: the file cannot be read, is damaged, is no artefact, or has a newer format.
     """
     try:
-        # Not msgspec, which refuses NaN: a wrong value may well be one.
+        # Not msgspec, which refuses NaN: a wrong value may be NaN.
         data = json.loads(read_regular(path, _MAX_BYTES, else_what="no artefact of ours"))
     except UsageError:
         raise
@@ -184,7 +184,7 @@ def read(path: Path) -> Artefact:
 
 
 def _cut(text: str) -> str:
-    """`text`, but for what is too long to be read: an error may quote all of a file."""
+    """`text`, shortened if it is too long to read: an error may quote a whole file."""
     return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
 
 
@@ -223,7 +223,7 @@ def _convert(data: dict[str, Any]) -> Artefact:
 
 def _check_sizes(artefact: Artefact) -> None:
     """Raises:
-    UsageError: something is larger than we write it, or no text that Hypothesis writes.
+    UsageError: a part is larger than any that we write, or is no text of Hypothesis's.
     """
     version, blob = artefact.reproduction or ("", "")
     texts = {"subject": artefact.subject, "promise": artefact.promise, "rootdir": artefact.rootdir}
@@ -236,7 +236,7 @@ def _check_sizes(artefact: Artefact) -> None:
         if length > most:
             msg = f"{name} has a length of {length}, and at most {most} is written"
             raise UsageError(msg)
-    # pytest prints the version where it is another than the one installed.
+    # pytest prints the version if it differs from the one installed.
     if not f"{version}{blob}".isprintable():
         msg = f"reproduction={artefact.reproduction!r} is no version and blob of Hypothesis's"
         raise UsageError(msg)

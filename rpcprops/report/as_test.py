@@ -1,4 +1,4 @@
-"""Regression tests: a program's failure as a pytest file that holds program and plan as Python."""
+"""Regression tests: a failing program as a pytest file that holds program and plan as Python."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rpcprops.report.script import MARK, refuse, wrapped
 
 
 def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
-    """The source of a test that fails as the artefact does, and passes once that is mended.
+    """The source of a test that fails as the artefact does, and passes once the bug is mended.
 
     Args:
-        plan: other faults than those of the artefact.
+        plan: other faults to use instead of those of the artefact.
 
     Raises:
-        UsageError: the artefact is of a test already, or shows no failure.
+        UsageError: the artefact is already of a test, or shows no failure.
     """
     program, violation = refuse(artefact)
     plan = artefact.plans[0] if plan is None else plan
@@ -46,7 +46,7 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
     ]
     imports.sort(key=lambda line: (line.startswith("from"), line))
     transport = "" if artefact.transport == "tcp" else f", transport={artefact.transport!r}"
-    # Not every character that Python's own \w takes may stand in a name: "²" may not.
+    # Python's \w matches some characters that a name must not contain, such as "²".
     name = re.sub(r"\W+", "_", artefact.subject, flags=re.ASCII).strip("_").lower() or "regression"
     body = kind.test.format(name=name, transport=transport)
     doc = wrapped(f"A regression test, made from a failure: {violation}")

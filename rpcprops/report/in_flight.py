@@ -1,11 +1,11 @@
-"""The example that is about to run, in a file of its own, in case its process is killed.
+"""The in-flight record: the example that is about to run, in a file, in case its process dies.
 
 The file is an artefact without a failure: ``.rpcprops/underway/PID-START-WHERE.json``. START is
-when the process began, so that a number that is used again is not taken for the same process. WHERE
-stands for the boot of the machine and the PID namespace that the number belongs to: a container or
-another machine may have the same folder, and whether a process of theirs lives cannot be seen from
-here. The file is replaced by rename before each cluster starts, and removed when the process ends
-in order. What a dead process left is moved to the failures by the next run.
+when the process began, because process numbers are used again. WHERE stands for the boot of the
+machine and the PID namespace of the process: a container or another machine may use this folder,
+and nobody can see from here whether its process lives. The file is replaced by rename before each
+cluster starts, and removed when the process ends normally. The next run moves what a dead process
+left to the failures.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.report import artefact as artefacts
 
-#: Below the working directory (or pytest's root).
+#: The folder, below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "underway"
-#: Real seconds after which a file of another namespace, boot or machine is taken for a dead
-#: process's. A process that runs examples replaces its file with each.
+#: Real seconds after which a file of another namespace, boot or machine is taken to be of a dead
+#: process. A process that runs examples replaces its file with each of them.
 FOREIGN_SECONDS = 86_400.0
 
 Reproduction = Callable[[], tuple[str, str] | None]
@@ -40,11 +40,11 @@ Reproduction = Callable[[], tuple[str, str] | None]
 class InFlight:
     """Writes down each cluster that this process starts, before it starts.
 
-    Set as the `on_start` of a server. Where the file cannot be written, nothing is.
+    Used as the `on_start` of a server. If the file cannot be written, there is no record.
 
     Args:
         root: the folder that holds ``.rpcprops``.
-        kind: the tag of what runs here, as in an artefact, unless :meth:`begin` is told another.
+        kind: the tag of what runs here, as in an artefact; :meth:`begin` may name another.
     """
 
     def __init__(self, root: Path, kind: str = "program") -> None:
@@ -52,7 +52,7 @@ class InFlight:
         self.root = root
         pid = os.getpid()
         self.path = root / DIRECTORY / f"{pid}-{_started(pid)}-{_here()}.json"
-        #: Set to leave the file in place although this process will end in order.
+        #: Set to keep the file although this process will end normally.
         self.stays = False
         self._kind = kind
         self._made = False
@@ -62,21 +62,21 @@ class InFlight:
         self._sizes: tuple[int, ...] = ()
 
     def begin(self, subject: str, kind: str | None = None) -> None:
-        """The property or test that comes next; what starts before has no name, and is left out.
+        """Name the next property or test; clusters before the first have no name, and no record.
 
-        `kind` is that of the whole process unless given.
+        `kind` is by default that of the whole process.
         """
         self._subject = subject
         self._kind = kind or self.kind
         self.example(lambda: None)
 
     def example(self, reproduction: Reproduction) -> None:
-        """The example that comes next, and what gives Hypothesis's version and blob for it."""
+        """Announce the next example; `reproduction` gives Hypothesis's version and blob for it."""
         self._reproduction = reproduction
         self.again()
 
     def again(self) -> None:
-        """The same example comes once more."""
+        """Announce that the same example runs once more."""
         self._plans, self._sizes = (), ()
 
     def __call__(self, cluster: Cluster) -> None:
@@ -111,20 +111,20 @@ class InFlight:
             if not self._made:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._made = True
-            # Under a name that says whose it is, so that `collect` finds half a file.
+            # Under a name that says which process writes it, so that `collect` finds half a file.
             temporary = self.path.with_suffix(".writing")
             write_whole(self.path, json.dumps(artefacts.to_data(artefact)), temporary=temporary)
         except OSError:
-            # A folder that cannot be written is no reason to fail a test. The file of the example
-            # before would name the wrong one.
+            # An unwritable folder is no reason to fail a test. But the file of the example before
+            # would name the wrong one, so it is removed.
             self.clear()
 
     def clear(self) -> None:
-        """Nothing is under way: remove the file."""
+        """Remove the file: no example is running."""
         self._subject = ""
         if self._made and not self.stays:
             _remove(self.path)
-            # The folder may be gone by the next time.
+            # The folder may be gone by the next time, so it is made again.
             self._made = False
 
 
@@ -135,7 +135,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def watched(server: ClusterServer) -> Iterator[InFlight]:
-    """Writes down what a server runs, below the working directory, until the block is left."""
+    """Write down what a server runs, below the working directory, until the block is left."""
     in_flight = InFlight(Path.cwd())
     server.on_start = in_flight
     try:
@@ -147,7 +147,7 @@ def watched(server: ClusterServer) -> Iterator[InFlight]:
 
 @dataclass(frozen=True)
 class Died:
-    """An example that was under way when its process was killed.
+    """An example that was running when its process was killed.
 
     Attributes:
         subject: the property or test.
@@ -172,7 +172,7 @@ def collect(root: Path, *, removes: bool = True) -> list[Died]:
             continue
         if path.suffix != ".json":
             if removes:
-                _remove(path)  # half written
+                _remove(path)  # incomplete
             continue
         try:
             artefact = artefacts.read(path)
@@ -182,7 +182,7 @@ def collect(root: Path, *, removes: bool = True) -> list[Died]:
             replace(artefact, head=_head(artefact)), root / artefacts.DIRECTORY
         )
         if not isinstance(moved, Path):
-            moved = path  # it can be replayed from where it is
+            moved = path  # it can be replayed from there
         elif removes:
             _remove(path)
         found.append(Died(artefact.subject, moved))
@@ -190,12 +190,12 @@ def collect(root: Path, *, removes: bool = True) -> list[Died]:
 
 
 def describe_died(root: Path) -> str:
-    """One line about what :func:`collect` finds below `root`; empty when that is nothing."""
+    """One line about what :func:`collect` finds below `root`; empty if it finds nothing."""
     return died_line(collect(root))
 
 
 def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
-    """One line about examples under way when their processes died; empty when there are none."""
+    """One line about the examples that dead processes were running; empty if there are none."""
     from rpcprops.report.text import replay_line
 
     if not found:
@@ -218,7 +218,7 @@ def _head(artefact: artefacts.Artefact) -> tuple[str, ...]:
 
 @functools.cache
 def _here() -> str:
-    """A short name of what a process number belongs to: this boot, and its PID namespace."""
+    """A short name for this boot and this PID namespace, in which process numbers are unique."""
     parts: list[str] = []
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -233,9 +233,9 @@ def _here() -> str:
 
 
 def _may_live(path: Path, pid: int, started: str, where: str) -> bool:
-    """Whether the process that wrote a file may still run, for all that can be seen from here."""
+    """Whether the process that wrote a file may still run, as far as this process can see."""
     if where not in ("", _here()):
-        # Its number says nothing here.
+        # The process number means nothing here.
         try:
             return time.time() - path.stat().st_mtime < FOREIGN_SECONDS
         except OSError:
@@ -247,7 +247,7 @@ def _may_live(path: Path, pid: int, started: str, where: str) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process is there of which this user sees nothing in /proc (its hidepid option)."""
+    """Whether /proc hides an existing process from this user (its hidepid option)."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -258,11 +258,11 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks after boot; empty when there is none."""
+    """The start of a process, in clock ticks after boot; empty if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    # The name in parentheses may hold anything; the 22nd field is the 20th after it.
+    # The name in parentheses may contain anything; the 22nd field is the 20th after it.
     state, *rest = text.rpartition(")")[2].split()
     return "" if state in ("Z", "X") else rest[18]

@@ -1,9 +1,9 @@
-"""Stand-alone scripts: a program's failure in plain torch, in real time, without us.
+"""Stand-alone scripts: a program's failure in plain torch and real time, without rpcprops.
 
-A script holds, in this order: what it looks for, as data; the functions that ranks run for its
+A script contains, in this order: what it checks for, as data; the functions that ranks run for its
 steps (:mod:`rpcprops.steps.in_rank`) with all that they use, word for word; the driver that starts
-the ranks and looks (``_script_driver.py``), word for word; the steps. It exits 1 when the failure
-shows, 0 when it does not, and 2 when something else goes wrong.
+the ranks and checks (``_script_driver.py``), word for word; the steps. It exits with 1 if the
+failure shows, with 0 if it does not, and with 2 if something else goes wrong.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank.lookup import arguments_of, place_of
 from rpcprops.torch_facts import NEWEST, facts_of
 
-#: The first or second line of everything that replay generates.
+#: The first or second line of every file that replay generates.
 MARK = "# Made by rpcprops replay."
 
-#: What a script says it looks for, by the kind that its checks raise.
+#: What a script says it checks for, by the kind that its checks raise.
 Kind = Literal["value", "error", "no error", "unclear", "calls", "held", "shutdown", "died", "hung"]
 _KINDS: dict[str, Kind] = {
     "WrongValue": "value",
@@ -66,13 +66,13 @@ _WORDS: dict[Kind, str] = {
     "hung": "something does not end in time",
 }
 
-#: What the error of a step that must raise says, as a regular expression.
+#: A regular expression for the error of a step that must raise, by class.
 _ERRORS = {**patterns(NEWEST), "missing": "MissingHandleError"}
 
 #: torch's key for each of our counters.
 _COUNTERS = NEWEST.counters.all
 
-#: What a script does before it imports torch.
+#: The lines of a script before it imports torch.
 _BEFORE_TORCH = """def end_in_trouble(*error):
     \"\"\"Exit with 2: Python would exit with 1.\"\"\"
     traceback.print_exception(*error)
@@ -86,12 +86,12 @@ _MAIN = """if __name__ == "__main__":
 #: The file that drives the ranks of a script.
 _DRIVER = "rpcprops.report._script_driver"
 
-#: Real seconds: what a busy machine may add to anything; processes import torch in the first.
+#: Real seconds that a busy machine may add to anything; the first is for the imports of torch.
 _START_SECONDS = 180
 _MARGIN_SECONDS = 20
-#: A longer line is broken.
+#: A longer line is wrapped.
 _LINE = 100
-#: Beyond that, what the retries and delays themselves take makes a script no use.
+#: If retries and delays take more real seconds than this, a script is of no use.
 _LONGEST_SECONDS = 600.0
 
 
@@ -101,8 +101,8 @@ class Script:
 
     Attributes:
         text: its source, which says in how many of how many runs it showed the failure.
-        seconds: real seconds that its faults take at most, beyond the start of its processes.
-        patience: real seconds after which it gives up on any one thing.
+        seconds: real seconds that its faults take at most, on top of starting its processes.
+        patience: real seconds after which it gives up waiting for any one thing.
     """
 
     artefact: Artefact
@@ -114,10 +114,10 @@ class Script:
 
 
 def script_of(artefact: Artefact, plan: FaultPlan | None = None) -> Script:
-    """The script of a program's failure, not run yet.
+    """The script of a program's failure, not yet run.
 
     Args:
-        plan: other faults than those of the artefact.
+        plan: other faults to use instead of those of the artefact.
 
     Raises:
         UsageError: the artefact is of a test, or of something that torch alone cannot show.
@@ -126,10 +126,10 @@ def script_of(artefact: Artefact, plan: FaultPlan | None = None) -> Script:
 
 
 def tried(script: Script, folder: Path, times: int) -> Script:
-    """Run a script `times` times; the script that says how often it showed its failure.
+    """Run a script `times` times; returns it with a sentence on how often it showed its failure.
 
     Args:
-        folder: an empty one, where it is put while it runs.
+        folder: an empty folder for the script while it runs.
     """
     path = folder / "script.py"
     path.write_text(script.text, encoding="utf-8")
@@ -139,7 +139,7 @@ def tried(script: Script, folder: Path, times: int) -> Script:
             done = _guard.run(
                 [sys.executable, str(path)],
                 cwd=folder,
-                # What it leaves there goes with the folder.
+                # What the script leaves there is deleted with the folder.
                 env=_guard.environment(TMPDIR=str(folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -154,7 +154,7 @@ def tried(script: Script, folder: Path, times: int) -> Script:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file was generated here, so that it may be replaced."""
+    """Whether rpcprops generated a file, so that it may be replaced."""
     try:
         with path.open(encoding="utf-8") as file:
             return any(line.strip() == MARK for line in (file.readline(), file.readline()))
@@ -163,10 +163,10 @@ def is_ours(path: Path) -> bool:
 
 
 def refuse(artefact: Artefact) -> tuple[Program, Violation]:
-    """The program of an artefact, and how it first broke its promise.
+    """The program of an artefact, and its first violation of the promise.
 
     Raises:
-        UsageError: it holds no program, or no failure.
+        UsageError: the artefact holds no program, or no failure.
     """
     if artefact.program is None or not kind_of(artefact.kind).test:
         msg = (
@@ -203,7 +203,7 @@ class _Writer:
         if self.seconds > _LONGEST_SECONDS:
             msg = f"in real time its faults take {self.seconds:.0f} s, which is no use as a script."
             raise UsageError(msg)
-        # A message that is given up takes one more wait than one that arrives at last.
+        # A message that is given up waits once more than one that arrives at last.
         self.patience = math.ceil(_MARGIN_SECONDS + 2.0 * self.seconds)
 
     def _kind(self) -> Kind:
@@ -217,7 +217,7 @@ class _Writer:
         kind = _KINDS[promise]
         step = self.violation.step
         if kind == "held" and step is not None and not self.prediction.steps[step].counters:
-            # A step of a rank tells by its value what is still held.
+            # The value of a rank's step shows what is still held.
             return "value"
         at_shutdown = "shut down" in self.violation.message or not self.program.settles
         if promise == "ContextLeak" and at_shutdown and step is None:
@@ -234,7 +234,7 @@ class _Writer:
 
     @property
     def settles_at_end(self) -> bool:
-        """Whether what ranks hold after the last step is looked at."""
+        """Whether to check what ranks hold after the last step."""
         return self.program.settles and self.violation.step is None
 
     @property
@@ -247,7 +247,7 @@ class _Writer:
         return self.kind in ("shutdown", "no error") or (self.kind in ("died", "hung") and reached)
 
     def script(self, codes: tuple[int, ...]) -> Script:
-        """The whole script; `codes` are what it exited with so far."""
+        """The whole script; `codes` are its exit codes so far."""
         sources = Sources()
         steps = self._steps(sources)
         data, driver = self._driver(sources)
@@ -295,7 +295,7 @@ class _Writer:
         return "\n".join(["#!/usr/bin/env python3", MARK, '"""' + doc[0], *doc[1:], '"""'])
 
     def _driver(self, sources: Sources) -> tuple[str, str]:
-        """The driver's data as this failure has it, and the rest of the driver as it is."""
+        """The driver's data for this failure, and the rest of the driver unchanged."""
         module = sources.module(_DRIVER)
         for name in ("os", "sys", "traceback"):
             sources.imports.add(f"import {name}")
@@ -319,7 +319,7 @@ class _Writer:
         return data.strip("\n"), "\n".join(module.lines[end:]).strip("\n")
 
     def _values(self) -> dict[str, str]:
-        """What the driver is told of the failure, as Python, by the name that it has there."""
+        """The driver's data for this failure as Python source, by variable name."""
         agent = agents.named(agents.default_name())
         tables = [self.plan.table(rank) for rank in range(self.size)]
         if len(set(tables)) == 1:
@@ -357,7 +357,7 @@ class _Writer:
         return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
 
     def _steps(self, sources: Sources) -> list[str]:
-        """The steps as functions, and the settles between them, in order; takes what they need."""
+        """The steps as functions and the settles between them, in order; copies what they need."""
         texts: list[str] = []
         number, together = 0, 0
         last = self.violation.step
@@ -390,7 +390,7 @@ class _Writer:
 
 
 def step_function(number: int, leaf: Leaf, sources: Sources) -> str:
-    """The function of a step that runs it in its rank; takes what it needs."""
+    """The function of a step that runs it in its rank; copies what it needs."""
     module, function = place_of(leaf)
     sources.take(module, function)
     sources.claim("the steps", f"step{number}")
@@ -404,10 +404,10 @@ def step_function(number: int, leaf: Leaf, sources: Sources) -> str:
 
 
 def literal(value: Any) -> str:
-    """`value` as Python that yields it, whatever it holds."""
+    """`value` as Python source, whatever it contains."""
     match value:
         case str():
-            # The escapes of JSON are Python's, up to the first 65536 characters.
+            # JSON's escapes are also Python's, for the first 65536 characters.
             return json.dumps(value) if max(value, default="") <= "\uffff" else ascii(value)
         case float() if not math.isfinite(value):
             return f'float("{value}")'
@@ -423,12 +423,12 @@ def literal(value: Any) -> str:
 
 
 def _spread(items: Sequence[Any]) -> str:
-    """A list with one item in a line."""
+    """A list with one item on each line."""
     return "\n".join(["[", *(f"    {literal(item)}," for item in items), "]"])
 
 
 def wrapped(text: str) -> list[str]:
-    """Lines of a docstring, whatever `text` holds."""
+    """Lines of a docstring, whatever `text` contains."""
     plain = text.replace("\\", "/").replace('"', "'")
     plain = "".join(c if c.isprintable() or c == "\n" else " " for c in plain)
     return [

@@ -16,7 +16,7 @@ from rpcprops.report.artefact import Artefact
 
 
 def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
-    """The plan as Python, and the ranks that it is for."""
+    """The plan as Python, and the ranks to which it applies."""
     ranks = plan.faulty_ranks(world_size)
     if not ranks:
         where = "no rank is faulty: it fails without any fault"
@@ -42,7 +42,7 @@ def describe_faults(counts: Sequence[FaultCount]) -> list[str]:
 
 
 def describe_violations(violations: Iterable[Violation]) -> list[str]:
-    """The broken promises, a sentence each."""
+    """The violations, one sentence each."""
     return [f"broken   {violation}" for violation in violations]
 
 
@@ -66,7 +66,7 @@ def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]
 
 
 def describe_end(outcome: Outcome) -> list[str]:
-    """Ranks that did not leave as they should, and the stacks of a hang."""
+    """Ranks that did not exit as they should, and the stacks of a hang."""
     lines: list[str] = []
     for rank in outcome.ranks:
         if rank.signal or rank.exit_code:
@@ -87,10 +87,10 @@ def describe_logs(outcome: Outcome) -> list[str]:
 
 
 def replay_line(artefact: Path | Unwritten | str) -> str:
-    """The command that runs an artefact again, or why there is none.
+    """The command that runs an artefact again, or a line that says why there is none.
 
     Args:
-        artefact: what :func:`rpcprops.report.artefact.write_or_say` gave, or its text.
+        artefact: what :func:`rpcprops.report.artefact.write_or_say` returned, or its text.
     """
     if str(artefact).startswith(COULD_NOT):
         return str(artefact)
@@ -98,7 +98,7 @@ def replay_line(artefact: Path | Unwritten | str) -> str:
 
 
 def failure_lines(failure: Failure, path: Path | Unwritten | str | None) -> list[str]:
-    """All that a reader needs of a property's failure."""
+    """All that a reader must know about a property's failure."""
     case = failure.case
     kind = kind_of(case.kind)
     lines = [

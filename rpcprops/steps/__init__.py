@@ -1,9 +1,9 @@
-"""The kinds of step: each is one class, which holds all that makes it differ from the others.
+"""The kinds of step: each is one class, which contains all that is specific to the kind.
 
-To add one, write its class in the module of its family, and the function that runs it in a rank;
-or both in a module of your own, where the function has the name of the class's ``op``. What that
-function needs of ours it imports from ``in_rank.state`` at the top of its module, torch inside.
-:mod:`rpcprops.steps.base` says what a class must hold.
+To add one, write its class in the module of its family, and the function that runs it in a rank.
+You may also put both into a module of your own, where the function is named like the class's
+``op``. The function may import ``in_rank.state`` at the top of its module, and torch inside itself.
+:mod:`rpcprops.steps.base` says what a class must contain.
 """
 
 from rpcprops.steps.autograd import Context, Refused

@@ -1,4 +1,4 @@
-"""What a called function computes: the sum of two values, or of a value and that of a handle."""
+"""The sum that a called function computes: of two values, or of a value and a handle's value."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 FLAVOURS: tuple[Flavour, ...] = ("python", "builtin", "script")
-#: Those of which TorchScript knows the type of the result.
+#: Flavours whose result has a type that TorchScript knows.
 TYPED = FLAVOURS[1:]
 
-# Small whole numbers, so that sums and products are exact; what a step has by default comes first.
+# Small whole numbers, so that sums and products are exact; a step's default comes first.
 PAIRS: tuple[tuple[Value, Value], ...] = (
     ((1.0,), (2.0,)),
     ((0.0,), (0.0,)),
@@ -30,7 +30,7 @@ _ADDED: dict[int, tuple[Value, ...]] = {
     2: ((1.0, 2.0), (0.0, -1.0)),
     3: ((1.0, 2.0, 3.0), (0.0, -2.0, 1.0)),
 }
-#: What training steps work on.
+#: The values for training steps.
 TENSORS: tuple[Value, ...] = ((1.0, 2.0), (1.0,), (0.0,), (3.0, -1.0), (2.0, 0.0, -2.0))
 
 
@@ -44,7 +44,7 @@ def check_arguments(
 ) -> None:
     """Raises:
     UsageError: `right` is a handle that is not at `at`, or that such a function cannot take; or
-        the two are not of one length.
+        the two lengths differ.
     """
     size = len(right)
     if isinstance(right, str):
@@ -62,7 +62,7 @@ def check_arguments(
 
 def check_raises(flavour: Flavour, allowed: tuple[Flavour, ...]) -> None:
     """Raises:
-    UsageError: a function of this flavour cannot raise there.
+    UsageError: a function of this flavour cannot raise in this step.
     """
     if flavour not in allowed:
         listed = " or ".join(map(repr, allowed))
@@ -71,7 +71,7 @@ def check_raises(flavour: Flavour, allowed: tuple[Flavour, ...]) -> None:
 
 
 def draw_arguments(drawer: StepDrawer, at: int, flavour: Flavour) -> tuple[Value, Any]:
-    """Two values of one length, the second perhaps that of a handle of `at`."""
+    """Two values of the same length; the second may be a handle of `at`."""
     names = drawer.fetchable_there(at) if flavour == "python" else []
     right = drawer.recall_or_none(names)
     if right is None:

@@ -1,4 +1,4 @@
-"""Steps of distributed autograd: a context and its backward, and asking for one that has ended."""
+"""Steps of distributed autograd: a context with its backward, and a request for an ended one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
-#: What a context may be: how it walks its path, and how it ends.
+#: Options of a context: how it walks its path, and how it ends.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
     {"nested": True},
@@ -94,7 +94,7 @@ class Context(Step):
             model.calls[rank][call] += 1
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
-                # Created and fetched inside the context; only its delete is in the open.
+                # Created and fetched inside the context; only its delete is sent outside.
                 handle = model.created(self.at, to, typed=False)
                 handle.rref.made = True
                 model.drop(handle)
@@ -118,7 +118,7 @@ class Context(Step):
         return known
 
     def _computed(self) -> dict[str, Any]:
-        """What it yields: x squared, then (r + 2) * y + 1 at each rank r of the path.
+        """Its value: x squared, then (r + 2) * y + 1 at each rank r of the path.
 
         The loss is the sum over elements. Elements do not mix, so the gradient is elementwise: 2x
         times the product of the factors; a second backward adds the same again.
@@ -186,7 +186,7 @@ class Context(Step):
         path += _hops(drawer, path[-1] if path else at, length)
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
         value = drawer.pick(TENSORS)
-        # Mostly nobody breaks; and where torch has the finding, no path that passes a rank twice.
+        # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
         once = len({at, *path}) > len(path)
         may_break = once or not drawer.facts.has_bug("failed-backward-revisits-rank")
         able = path if may_break and form.get("backward", True) else []
@@ -214,7 +214,7 @@ def _is_close(seen: object, expected: float) -> bool:
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
-    """So many ranks, each another than the one before it."""
+    """`length` ranks, each different from the one before it."""
     width = len(drawer.ranks) - 1
     number = drawer.pick(range(max(1, width**length)))
     hops: list[int] = []
@@ -227,7 +227,7 @@ def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Refused(Step):
-    """Ask `at` for a context that has ended: its id must be refused. Settle first."""
+    """Ask `at` for a context that has ended: it must refuse the id. Settle first."""
 
     op: ClassVar[str] = "refused"
     order: ClassVar[float | None] = 15

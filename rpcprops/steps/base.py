@@ -1,20 +1,20 @@
-"""What every kind of step has: its data, what may follow it, its effect, how it is drawn.
+"""The base class of all kinds of step: data, what may follow, effect, and how to draw it.
 
-A kind of step is one class, in the module of its family. The class holds:
+A kind of step is one class, in the module of its family. The class contains:
 
-* its data: the fields of a dataclass, and what the ClassVars below say of the kind;
+* its data: the fields of a dataclass, and the ClassVars below, which describe the kind;
 * what may come before it and what it makes: :meth:`Step.enter`;
 * its effect on torch: :meth:`Step.predict`, which tells the model what torch does for it;
-* what its value must be, where that is more than equal to the predicted one: :meth:`Step.judge`;
-* how it is drawn: :meth:`Step.draw`, and where there is more to say :meth:`Step.may_come`,
+* its check of a value that must do more than equal the predicted one: :meth:`Step.judge`;
+* how it is drawn: :meth:`Step.draw`, and if needed :meth:`Step.may_come`,
   :meth:`Step.instead`, :meth:`Step.ways` and :meth:`Step.drawn`;
 * the name of the function that runs it in a rank: :attr:`Step.runs`.
 
-A class that has an ``op`` of its own is registered when it is defined. Write ``@dataclass(
-frozen=True, slots=True, repr=False)`` above it, and no ``super()`` without arguments in it:
-``slots=True`` makes a second class of it, which ``super()`` does not know.
+A class with an ``op`` of its own is registered when it is defined. Write ``@dataclass(
+frozen=True, slots=True, repr=False)`` above it, and do not use ``super()`` without arguments in it:
+``slots=True`` makes a second class, which ``super()`` does not know.
 
-Nothing here imports torch, or what walks over programs: a scope, a model and a drawer are given.
+Nothing here imports torch, or code that walks programs: scope, model and drawer are arguments.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Value: TypeAlias = tuple[float, ...]
 #: An argument of a call: a value, or the name of a handle that lives at the calling rank.
 Argument: TypeAlias = Value | str
 Flavour: TypeAlias = Literal["python", "builtin", "script"]
-#: What a step can make under a name.
+#: The sorts of thing that a step can make under a name.
 Sort: TypeAlias = Literal["handle", "future", "context"]
-#: A kind of step, by its ``op``, and what draws one.
+#: A kind of step, by its ``op``, and a function that draws one.
 Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
 
-#: Virtual seconds by which a timeout must clear what the faults make its call wait for, before the
-#: outcome is certain either way. Where it is shorter, that wait alone decides; where it is longer,
-#: the answer must also come back in time.
+#: Virtual seconds by which a call's timeout must differ from the wait that faults cause; otherwise
+#: the outcome is uncertain. For a shorter timeout, the wait alone decides; for a longer one, the
+#: answer must also come back in time.
 CLEARLY_LATE = 0.25
 CLEARLY_IN_TIME = 60.0
 
@@ -65,37 +65,37 @@ class StepFails(Exception):
 class Step:
     """A step of a program, at the rank `at`. A settle and a parallel step have no such rank.
 
-    Fields of these names mean the same in every step, and what follows from them is done for all:
-    `at`, `to`, `via` and `then` are ranks; `timeout` is in virtual seconds, or None; `handle` and a
-    text as `right` name handles that it uses.
+    Fields with these names mean the same in every step, and are handled here for all steps: `at`,
+    `to`, `via` and `then` are ranks; `timeout` is in virtual seconds, or None; `handle`, and a text
+    as `right`, name handles that the step uses.
     """
 
     __slots__ = ()
 
-    #: Its name in JSON, and in what strategies are asked for.
+    #: The kind's name in JSON, and in the arguments of strategies.
     op: ClassVar[str]
-    #: "module:function": what runs it in a rank, as ``function(call, world, **fields)``.
-    #: "" where no rank runs it. By default a function of its ``op`` beside the class, or for ours
-    #: in ``rpcprops.steps.in_rank.<family>``, the family being its module.
+    #: "module:function": what runs it in a rank, called as ``function(call, world, **fields)``.
+    #: "" if no rank runs it. By default the function is named like the ``op`` and is in the class's
+    #: module, or for ours in ``rpcprops.steps.in_rank.<family>``, the family being its module.
     runs: ClassVar[str]
-    #: Its place among the kinds that are drawn by default, roughly the simplest first; what needs
-    #: something before it comes after what makes that. None: drawn only where it is asked for.
+    #: Its place among the kinds that are drawn by default, roughly the simplest first. A kind that
+    #: needs another one before it has a later place. None: drawn only if it is asked for.
     order: ClassVar[float | None] = None
-    #: Its place, before `order`, among the steps that have a rank send one type of message.
+    #: Its place, before `order`, among the steps that make a rank send one type of message.
     aim_order: ClassVar[int] = 1
     #: Whether it is drawn twice as often as the rest.
     often: ClassVar[bool] = False
-    #: Whether it needs nothing before it, so that it can always come next.
+    #: Whether it needs no earlier step, so that it can always come next.
     comes_first: ClassVar[bool] = True
     #: Whether it may stand in a branch of a parallel step.
     in_branch: ClassVar[bool] = True
-    #: Its fields that name what it makes ("" makes nothing), and what that is.
+    #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
-    #: The type of its value; a value of another type is of another program.
+    #: The type of its value; an outcome with a value of another type belongs to another program.
     gives: ClassVar[type] = object
 
     at: int
-    #: Every kind is a dataclass, which has these.
+    #: Every kind is a dataclass, which has these attributes.
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls) -> None:
@@ -103,7 +103,7 @@ class Step:
         if op is None:
             return
         other = STEP_TYPES.get(op)
-        # The dataclass decorator, with slots, defines the class a second time.
+        # With slots, the dataclass decorator defines the class a second time.
         if other is not None and _place(other) != _place(cls):
             msg = f"the op {op!r} of {_place(cls)} is that of {_place(other)}; give it another."
             raise UsageError(msg)
@@ -114,7 +114,7 @@ class Step:
         STEP_TYPES[op] = cls
 
     def __repr__(self) -> str:
-        """The Python that makes it, without what has its default."""
+        """The Python that makes it, without fields that have their defaults."""
         given: list[str] = []
         for item in fields(self):
             value = getattr(self, item.name)
@@ -124,26 +124,26 @@ class Step:
 
     @property
     def at_once(self) -> tuple[tuple[Step, ...], ...]:
-        """What runs at once, each in order: itself alone, or the branches that it holds."""
+        """The branches that run at the same time, each in order; by default the step alone."""
         return ((self,),)
 
     @property
     def leaves(self) -> tuple[Step, ...]:
-        """The steps that ranks run: itself, or those of its branches."""
+        """The steps that ranks run: this step, or the steps of its branches."""
         return tuple(itertools.chain(*self.at_once))
 
     # What may follow. Handles are given by name.
 
     def enter(self, scope: Scope) -> None:
-        """Add to `scope` what it makes. Ranks and timeout are in order.
+        """Add to `scope` what the step makes. Ranks and timeout were checked before.
 
         Raises:
-            UsageError: it cannot come next; nothing was added.
+            UsageError: the step cannot come next; then nothing was added.
         """
 
     @property
     def made(self) -> tuple[tuple[Sort, str], ...]:
-        """What it makes, by name."""
+        """The things that it makes, by name."""
         return tuple(
             (sort, name) for item, sort in self.makes.items() if (name := getattr(self, item, ""))
         )
@@ -161,7 +161,7 @@ class Step:
 
     @property
     def fetched_there(self) -> tuple[str, ...]:
-        """The handles that a function which it calls fetches."""
+        """The handles that are fetched by a function that it calls."""
         argument = getattr(self, "right", None)
         return (argument,) if isinstance(argument, str) else ()
 
@@ -171,7 +171,7 @@ class Step:
         return ()
 
     def renamed(self, new: Mapping[str, str]) -> Self:
-        """The same with the names in `new` in place of those of before."""
+        """The same step with its names replaced by those in `new`."""
         changed: dict[str, Any] = {
             item: new[name]
             for item in ("handle", "right", "future", *self.makes)
@@ -182,36 +182,36 @@ class Step:
     # Its effect.
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        """Do to `model` what torch does for this step; `call` names what it calls.
+        """Change `model` as torch changes for this step; `call` is the name of its call.
 
-        Returns: what it must show, as :meth:`Model.shows` makes it.
+        Returns: what the step must show, as :meth:`Model.shows` makes it.
 
         Raises:
-            StepFails: it must raise an error.
+            StepFails: the step must raise an error.
         """
         msg = f"{type(self).__name__} does not say what it must show; define its predict()."
         raise HarnessError(msg)
 
     @property
     def lasts(self) -> float:
-        """Virtual seconds that it takes by itself."""
+        """Virtual seconds that it takes without any fault."""
         return 0.0
 
     @property
     def raises_there(self) -> bool:
-        """Whether a function that a rank runs for it raises on purpose, so that a log says so."""
+        """Whether a function that a rank runs for it raises on purpose, as a log then shows."""
         return bool(getattr(self, "raises", False))
 
     # What it showed.
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
-        """What is wrong with the value that it gave; its rank and its place are added."""
+        """The violations in the value that it returned; the caller adds its rank and its place."""
         if seen == expected:
             return []
         return [Violation("WrongValue", f"expected {expected!r}, got {seen!r}")]
 
     def context_ids(self, value: Any) -> Mapping[str, int]:
-        """The ids, by name, of the contexts that it made, which its value holds."""
+        """The ids, by name, of the contexts that it made; they are part of its value."""
         return {}
 
     # How it is drawn.
@@ -223,27 +223,27 @@ class Step:
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Step | None:
-        """A step of this kind that can come next; None, with nothing drawn, where none can."""
+        """A step of this kind that can come next; if there is none, None, with nothing drawn."""
         return None
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        """Where none can come next: a step that must come before one of this kind, or None."""
+        """If no such step can come next: a step that must come before one of this kind, or None."""
         return None
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        """Ways to draw one that has `rank` send such a message.
+        """Ways to draw a step of this kind that makes `rank` send such a message.
 
-        Where it needs a handle for that and there is none, a way to draw what makes one.
+        If it needs a handle and there is none, it returns a way to draw a step that makes one.
         """
         return []
 
     def drawn(self, drawer: StepDrawer) -> None:
-        """Keep in `drawer`, which has just taken it, what later steps must heed."""
+        """Record in `drawer`, which has just taken this step, what later steps must respect."""
 
 
-#: A step of a program that is in no other: what a rank runs, or a settle.
+#: A step of a program that is not inside another one: a step that a rank runs, or a settle.
 Leaf: TypeAlias = Step
 
 
@@ -252,15 +252,15 @@ def _place(cls: type[Step]) -> str:
 
 
 def call_message(*, typed: bool) -> MessageType:
-    """What a call of a Python function, or of one that TorchScript knows (typed), travels as."""
+    """The message of a call of a Python function, or of one that TorchScript knows (typed)."""
     return MessageType.SCRIPT_CALL if typed else MessageType.PYTHON_CALL
 
 
 def remote_message(*, typed: bool) -> MessageType:
-    """What such a ``remote`` travels as."""
+    """The message of such a ``remote``."""
     return MessageType.SCRIPT_REMOTE_CALL if typed else MessageType.PYTHON_REMOTE_CALL
 
 
 def fetch_message(*, typed: bool) -> MessageType:
-    """What a fetch of an RRef travels as, by whether TorchScript knows the type of its value."""
+    """The message of a fetch of an RRef; typed if TorchScript knows the type of its value."""
     return MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL

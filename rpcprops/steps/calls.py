@@ -1,4 +1,4 @@
-"""Steps that call a function on another rank, and wait for it."""
+"""Steps that call a function on another rank, and wait for its answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
-#: What a call may be: how it is waited for, and whether it raises.
+#: Options of a call: how the caller waits, and whether the function raises.
 _CALLS: tuple[dict[str, Any], ...] = tuple(
     {**wait, **raises}
     for raises in ({}, {"raises": True})
@@ -51,7 +51,7 @@ class Call(Step):
 
     With ``wait="later"`` the future is kept under the name `out` for a :class:`Wait`. With `raises`
     the function raises (Python and TorchScript). `timeout` is the call's RPC timeout in virtual
-    seconds; None leaves the cluster's, far away.
+    seconds; with None the cluster's applies, which is far longer than any run.
     """
 
     op: ClassVar[str] = "call"
@@ -90,9 +90,9 @@ class Call(Step):
         return model.shows()
 
     def _future(self, model: Model, call: str) -> StepPrediction:
-        """How its future ends; raises only what keeps the call from being made.
+        """How its future ends; raises only an error that prevents the call from being made.
 
-        The rank that is called answers once the RRefs among the arguments are confirmed
+        The callee answers once the RRefs among the arguments are confirmed
         (``request_callback_no_python.cpp``: RequestCallbackNoPython::processMessage, which waits
         for RRefContext::waitForThreadLocalPendingRRefs).
         """
@@ -101,7 +101,7 @@ class Call(Step):
         argument = model.argument(self.right)
         if argument is not None:
             model.use(argument)
-        # A TorchScript call holds its function and its tensors' places, not what is in them.
+        # A TorchScript call carries its function and its tensors' places, not their contents.
         payload = call if python else f"{self.flavour} {self.raises}"
         since = len(model.sends)
 
@@ -166,7 +166,7 @@ class Wait(Step):
 
     op: ClassVar[str] = "wait"
     order: ClassVar[float | None] = 7
-    often: ClassVar[bool] = True  # for it seldom finds a future
+    often: ClassVar[bool] = True  # because a wait seldom finds a future
     comes_first: ClassVar[bool] = False
     at: int
     future: str
@@ -211,7 +211,7 @@ class Wait(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Count(Step):
-    """Add one to a counter that `to` keeps, and give the new count. Not idempotent."""
+    """Add one to a counter of `to`, and return the new count. Not idempotent."""
 
     op: ClassVar[str] = "count"
     order: ClassVar[float | None] = 10
@@ -239,7 +239,7 @@ class Count(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Chain(Step):
-    """Call an ``async_execution`` function of `to`, which calls `then` for ``left + right``."""
+    """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``."""
 
     op: ClassVar[str] = "chain"
     order: ClassVar[float | None] = 12

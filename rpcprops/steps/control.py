@@ -1,4 +1,4 @@
-"""Steps that call nothing: they let time pass, wait for rest, or hold steps that run at once."""
+"""Steps that call nothing: they pause, settle, or contain steps that run at the same time."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Pause(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settle(Step):
-    """Wait until every rank holds exactly what the handles that are alive account for.
+    """Wait until every rank holds exactly what the living handles require.
 
-    No rank runs it: who drives the ranks knows it by its class, and brings all of them to rest.
+    No rank runs it: the driver of the ranks knows its class, and brings all ranks to rest.
     """
 
     op: ClassVar[str] = "settle"
@@ -79,13 +79,13 @@ class Settle(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Parallel(Step):
-    """Branches that run at once, the steps of each in order and all at one rank of its own.
+    """Branches that run at the same time. The steps of one branch run in order at one rank.
 
-    Branches must not meet: what one makes the others cannot use; a counter, an RRef whose value a
-    branch changes, and an RRef that a called function fetches belong to one branch.
+    Branches must not interact: no branch uses what another one makes. A counter, an RRef whose
+    value a branch changes, and an RRef that a called function fetches belong to one branch.
 
-    It is the one step that holds others, so a program, its JSON and what draws know it by its
-    class, and take it apart and put it together.
+    It is the only step that contains others, so programs, their JSON and the drawer know its class,
+    and split and rebuild it.
     """
 
     op: ClassVar[str] = "parallel"
@@ -98,7 +98,7 @@ class Parallel(Step):
         given: Any = self.branches
         if all(isinstance(part, list | tuple) for part in (given, *_parts(given))):
             given = tuple(tuple(branch) for branch in given)
-        # What is no tuple of tuples is refused by the program, as every argument is.
+        # The program refuses anything but a tuple of tuples, as it checks every argument.
         object.__setattr__(self, "branches", given)
 
     @property
@@ -120,8 +120,8 @@ class Parallel(Step):
                 msg = f"two branches of Parallel are at rank {rank}; give each a rank of its own."
                 raise UsageError(msg)
             ranks.append(rank)
-            # By itself, which refuses what other branches make. Branches number what they make
-            # apart, or they would seem to meet there.
+            # In a scope of its own, which refuses what other branches make. Each branch numbers
+            # what it makes separately; otherwise branches would seem to interact there.
             alone = scope.copy()
             alone.rrefs = trial.rrefs
             touched.append(alone.walk(branch))

@@ -1,7 +1,7 @@
 """Steps that make, share, use and drop RRefs.
 
-What they have the model do is its way of saying what torch's ``rref_context.cpp`` and
-``rref_impl.cpp`` do; the functions named here are of those files unless another file is named.
+Each `predict` tells the model what torch's ``rref_context.cpp`` and ``rref_impl.cpp`` do. The
+functions named here are in those files unless another file is named.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rpcprops.programs.scope import HandleInfo, Scope
     from rpcprops.strategies.drawing import StepDrawer
 
-#: What a remote may be: its flavour, and whether it raises.
+#: Options of a remote: its flavour, and whether its function raises.
 _REMOTES: tuple[dict[str, Any], ...] = (
     {},
     {"flavour": "builtin"},
@@ -65,13 +65,13 @@ class _OfHandle(Step):
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        """The handles that one may use now."""
+        """The handles that a step of this kind may use now."""
         return drawer.handles()
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Step:
-        """One that uses this handle."""
-        return cls(handle.home, name)  # type: ignore[call-arg]  # where it has no other fields
+        """A step of this kind that uses this handle."""
+        return cls(handle.home, name)  # type: ignore[call-arg]  # without other fields
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:
@@ -97,7 +97,7 @@ class Remote(Step):
 
     `flavour` says what runs there: a Python function, the builtin ``torch.add``, or a TorchScript
     function. A handle as `right` is fetched at `to` (Python only). With `raises` the function
-    raises instead (Python only), which shows when the handle is used. `timeout` is the creation's.
+    raises (Python only); the error shows when the handle is used. `timeout` is the creation's.
     """
 
     op: ClassVar[str] = "remote"
@@ -130,7 +130,7 @@ class Remote(Step):
             model.calls[self.to][call] += 1
         rref = handle.rref
         if self.raises:
-            # The owner keeps the error in place of the value (OwnerRRef::setError).
+            # The owner stores the error instead of the value (OwnerRRef::setError).
             rref.error = "remote"
             if there:
                 model.drop(there)
@@ -149,10 +149,10 @@ class Remote(Step):
     def _time(
         self, model: Model, call: str, handle: Handle, surely: float, perhaps: float
     ) -> float:
-        """The creation times out, or not; the slack of that.
+        """Predict whether the creation times out, and with which slack.
 
-        torch marks the RRef when the timeout comes (callback::confirmPendingUser, which hands the
-        error to RRef::handleError), and until then its uses raise nothing.
+        torch marks the RRef when the timeout comes (callback::confirmPendingUser hands the
+        error to RRef::handleError). Until then, uses of the RRef raise nothing.
         """
         message = remote_message(typed=self.flavour != "python")
         late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
@@ -210,7 +210,7 @@ class Remote(Step):
     def to_another(
         cls, drawer: StepDrawer, rank: int, flavours: Sequence[Flavour] = FLAVOURS
     ) -> Way:
-        """A way to draw one by which `rank` gets a handle of a value at another rank."""
+        """A way to draw a remote by which `rank` gets a handle to a value of another rank."""
         others = drawer.others[rank]
         return (cls.op, lambda: cls.draw(drawer, at=rank, to=others, flavours=flavours))
 
@@ -221,9 +221,9 @@ class Remote(Step):
 
 
 def _may_time_out(drawer: StepDrawer, at: int) -> bool:
-    """Whether a creation of `at` may time out, as far as the findings of this torch let it."""
+    """Whether a creation of `at` may time out without meeting a finding of this torch."""
     has_bug = drawer.facts.has_bug
-    # Without a settle, shutdown drops the handle while the creation may be on its way.
+    # Without a settle, shutdown drops the handle while the creation may still be on its way.
     early = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
     if not drawer.settles and any(map(has_bug, early)):
         return False
@@ -250,8 +250,8 @@ class Own(Step):
         scope.new_handle(self.out, self.at, self.at, typed=True, size=len(self.value))
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        # torch infers the type of the value (py_rref.cpp: tryInferTypeWithTypeHint), so this RRef
-        # is no Python object to it.
+        # torch infers the type of the value (py_rref.cpp: tryInferTypeWithTypeHint), so torch does
+        # not treat this RRef as a Python object.
         handle = model.created(self.at, self.at, self.value, typed=True)
         model.handles[self.out] = handle
         return model.shows()
@@ -265,8 +265,8 @@ class Own(Step):
 class Share(_OfHandle):
     """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
 
-    `inside` nests it in a list or in a dict. After a share with a `timeout` the handle may arrive
-    later than the step ends, so a settle must come before its first use.
+    `inside` puts it into a list or a dict. After a share with a `timeout` the handle may arrive
+    after the step has ended, so a settle must come before its first use.
     """
 
     op: ClassVar[str] = "share"
@@ -286,8 +286,8 @@ class Share(_OfHandle):
         scope.handles[self.out] = replace(shared, home=self.to, late=late)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        # While the message is written the RRef is forked (RRefContext::prepareChildFork), and
-        # while it is read the fork is made known (RRefContext::notifyOwnerAndParentOfFork).
+        # The RRef is forked while the message is written (RRefContext::prepareChildFork). The fork
+        # is announced while it is read (RRefContext::notifyOwnerAndParentOfFork).
         handle = model.handle(self.handle)
         since = len(model.sends)
         received = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
@@ -335,7 +335,7 @@ class Share(_OfHandle):
 
 
 def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
-    """A handle has come from `sender`, perhaps back to its owner before the value is made."""
+    """Note that a handle came from `sender`, perhaps to its owner before the value is made."""
     arrived = drawer.scope.handles[name]
     is_back = arrived.home == arrived.owner != sender
     if is_back and drawer.facts.has_bug("early-owner-fork"):
@@ -344,7 +344,7 @@ def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fetch(_OfHandle):
-    """``to_here``: copy the value of a handle to the rank where the handle lives."""
+    """``to_here``: copy the value of a handle to the rank that has the handle."""
 
     op: ClassVar[str] = "fetch"
     order: ClassVar[float | None] = 1
@@ -364,7 +364,7 @@ class Fetch(_OfHandle):
         try:
             value = model.value(handle, self.at)
             if not late:
-                # The value is made after the creation's timeout, if that came at all.
+                # If the creation timed out at all, the value is made after that.
                 model.mark(handle)
                 rref.takes = 0.0
         except StepFails as failed:
@@ -394,7 +394,7 @@ class Fetch(_OfHandle):
 
 
 def _note_value(drawer: StepDrawer, name: str) -> None:
-    """Somebody has seen the value of a handle, so it has been made."""
+    """Note that a rank has seen the value of a handle, so it has been made."""
     drawer.unmade.discard(name)
     drawer.unseen.discard(name)
 
@@ -436,8 +436,8 @@ class Local(_OfHandle):
 class Through(_OfHandle):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
-    `how` says which; "remote" makes the handle `out` at `at`. The first such call asks the owner
-    for the type of the value. `timeout` is for each of the messages.
+    `how` says which one; "remote" makes the handle `out` at `at`. The first such call asks the
+    owner for the type of the value. `timeout` applies to each of the messages.
     """
 
     op: ClassVar[str] = "through"
@@ -473,7 +473,7 @@ class Through(_OfHandle):
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
         if handle.type_error == "timeout":
-            # torch raises the old timeout here, and asks no more; it should ask again.
+            # torch raises the old timeout here and does not ask again, though it should.
             model.meets("timed-out-type-query")
         asked = handle.type_error
         try:
@@ -482,7 +482,7 @@ class Through(_OfHandle):
             elif asked:
                 raise StepFails(asked)
         except StepFails as failed:
-            # A message that cannot be sent raises before there is a future.
+            # A message that cannot be sent raises before a future exists.
             if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
                 model.meets("failed-async-proxy")
             raise
@@ -538,8 +538,8 @@ def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: fl
 class Bump(_OfHandle):
     """Add one to a handle's tensor in place, by a TorchScript function on its owner.
 
-    Not idempotent: a call that ran twice shows in the next fetch. TorchScript must know the type of
-    the handle's value, so a handle that a Python function's ``remote`` made cannot be bumped.
+    Not idempotent: the next fetch shows it if a call ran twice. TorchScript must know the type of
+    the handle's value, so a handle made by a Python function's ``remote`` cannot be bumped.
     """
 
     op: ClassVar[str] = "bump"
@@ -594,7 +594,7 @@ def _bumpable(drawer: StepDrawer, fits: Callable[[HandleInfo], bool] = lambda _:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Nest(Step):
-    """`at` asks `via`, which itself calls ``rpc.remote`` on `to` and returns the handle to `at`."""
+    """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`."""
 
     op: ClassVar[str] = "nest"
     order: ClassVar[float | None] = 11
@@ -622,7 +622,7 @@ class Nest(Step):
         if not typed:
             model.calls[self.to][f"{call}/nested"] += 1
         there.rref.value = sum_of(self.left, self.right)
-        # The answer carries a fork, as an argument does (RRefContext::prepareChildFork).
+        # The answer carries a fork, as an argument would (RRefContext::prepareChildFork).
         model.handles[self.out] = model.give(there, self.via, self.at)
         model.drop(there)
         return model.shows()
@@ -654,7 +654,7 @@ class Nest(Step):
             case MessageType.PYTHON_REMOTE_CALL | MessageType.SCRIPT_REMOTE_CALL:
                 aim = {"via": (rank,), "flavours": _flavours_of(message)}
             case MessageType.RREF_FORK_REQUEST if len(others) > 1:
-                # The handle that comes back is a user's, from a user.
+                # The returned handle is a user's, received from a user.
                 aim = {"at": (rank,), "via": others[:1], "to": others[1:].__contains__}
             case MessageType.RREF_USER_DELETE if others:
                 aim = {"via": (rank,), "to": others.__contains__}
@@ -669,7 +669,7 @@ class Nest(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Drop(_OfHandle):
-    """Let go of a handle and collect garbage at its rank: by ``del``, or as a scope ends."""
+    """Drop a handle and collect garbage at its rank: by ``del``, or at the end of a scope."""
 
     op: ClassVar[str] = "drop"
     order: ClassVar[float | None] = 4
@@ -684,7 +684,7 @@ class Drop(_OfHandle):
         scope.gone.add(self.handle)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        # UserRRef::tryDel, once RRefContext::delPendingChild has seen the last child accepted.
+        # UserRRef::tryDel, once RRefContext::delPendingChild knows that all children are accepted.
         model.drop(model.handle(self.handle))
         del model.handles[self.handle]
         return model.shows()

@@ -26,7 +26,7 @@ class Optimize(Step):
     """One step of a ``DistributedOptimizer`` (SGD, rate 0.25) on a parameter at each of `owners`.
 
     The loss is the sum of squares, so each element of `value` is halved. The step's value is a list
-    with each owner's parameter, as its owner then holds it. `name` names the context.
+    of the owners' parameters after that, read at their owners. `name` names the context.
     """
 
     op: ClassVar[str] = "optimize"
@@ -57,7 +57,7 @@ class Optimize(Step):
             parameters = tuple(made)
             optimizers = self._optimizers(model, parameters, made)
             for optimizer in optimizers:
-                # The step runs inside the context, so only the handle that it carries shows.
+                # The step runs in a context, so only the messages of its handle are counted.
                 model.drop(model.give(optimizer, self.at, optimizer.rref.owner))
             known: dict[int, set[int]] = {self.at: set(self.owners)}
             for owner in self.owners:
@@ -73,7 +73,7 @@ class Optimize(Step):
     def _optimizers(
         self, model: Model, parameters: Sequence[Handle], made: list[Handle]
     ) -> list[Handle]:
-        """The constructor asks all owners, and then raises if one has failed.
+        """The constructor asks all owners, and raises afterwards if one of them has failed.
 
         ``torch/distributed/optim/optimizer.py``: DistributedOptimizer.__init__, _wait_for_all.
         """
@@ -129,7 +129,7 @@ class Module(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
-        # rpc.remote; each call sends its RRef to the owner (_remote_forward).
+        # rpc.remote; each call sends the module's RRef to the owner (_remote_forward).
         handle, _ = model.remote(self.at, self.to, typed=False)
         try:
             model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)

@@ -1,8 +1,8 @@
 """What differs between versions of torch: its texts, counters and bugs, and what was measured.
 
-:func:`facts_of` is what is known of a version, by hand. The matrix is what was measured of it:
-``noxfile.py`` writes its column to ``matrix.json``, and docs/findings.md shows the file as tables.
-``symbols`` is apart, because using it imports torch.
+:func:`facts_of` is what we know of a version, written by hand. The matrix is what was measured:
+``noxfile.py`` writes a version's column to ``matrix.json``, and docs/findings.md has it as tables.
+``symbols`` is separate, because using it imports torch.
 """
 
 from rpcprops.torch_facts._counters import CounterKeys

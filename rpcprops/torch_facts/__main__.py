@@ -1,7 +1,7 @@
 """``python -m rpcprops.torch_facts FOLDER``: put a version's reports into the matrix and the docs.
 
 FOLDER holds the ``--json`` reports of ``rpcprops check``, ``hunt`` and ``upstream`` on one version.
-Without FOLDER, the tables of the document are made anew.
+Without FOLDER, it only makes the tables of the document again.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from rpcprops.torch_facts._findings import FINDINGS
 from rpcprops.torch_facts._matrix import FILE, read
 from rpcprops.torch_facts._measured import add, column_of, put_into, tables
 
-#: In a checkout; an installed package has no document.
+#: Exists in a checkout only; an installed package has no such document.
 DOCUMENT = Path(__file__).parents[2] / "docs" / "findings.md"
 
 
 def fixed_in() -> dict[str, str]:
-    """The findings that a release of torch has mended, with that release."""
+    """The findings that a release of torch has mended, each with that release."""
     return {name: finding.fixed_in for name, finding in FINDINGS.items() if finding.fixed_in}
 
 
 def main() -> None:
-    """As the docstring of this module says.
+    """See the docstring of this module.
 
     Raises:
-        SystemExit: 2 where the reports or the document cannot be used.
+        SystemExit: 2 if the reports or the document cannot be used.
     """
     try:
         for folder in sys.argv[1:]:

@@ -1,4 +1,4 @@
-"""What torch calls the counters that :class:`rpcprops.Counters` holds."""
+"""torch's names of the counters in :class:`rpcprops.Counters`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _AGENT = FrozenMap(
 
 @dataclass(frozen=True, slots=True)
 class CounterKeys:
-    """torch's key for each field of :class:`rpcprops.Counters`, by who counts.
+    """torch's key for each field of :class:`rpcprops.Counters`, by the part of torch that counts.
 
     Attributes:
         rrefs: rref_context.cpp, ``RRefContext::getDebugInfo``.
@@ -47,6 +47,6 @@ class CounterKeys:
 
     @property
     def all(self) -> dict[str, str]:
-        """Those of all three, in the order of the fields."""
+        """The keys of all three, in the order of the fields."""
         keys = {**self.rrefs, **self.autograd, **self.agent}
         return {item.name: keys[item.name] for item in fields(Counters)}

@@ -1,4 +1,4 @@
-"""What is known of one version of torch, in one value."""
+"""What is known of one version of torch, as one value."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TorchFacts:
 
     Attributes:
         version: as torch itself names it, ``2.13.0+cpu``; may be empty.
-        texts: what it writes and rpcprops reads.
-        counters: what it calls its counters.
+        texts: the texts that it writes and rpcprops reads.
+        counters: its names of the counters.
     """
 
     version: str
@@ -28,8 +28,8 @@ class TorchFacts:
     def has_bug(self, name: str) -> bool:
         """Whether this version has the known finding of that name.
 
-        It has it until a release that is known to have mended it, so a version that nobody has
-        measured has it as well.
+        Every version has it before the first release that is known to have mended it, including a
+        version that nobody has measured.
 
         Raises:
             KeyError: there is no such finding.
@@ -38,22 +38,22 @@ class TorchFacts:
 
 
 def facts_of(version: str) -> TorchFacts:
-    """The facts of a version of torch; those of the oldest where the version is no version."""
+    """The facts of a version of torch; those of the oldest if `version` is not readable."""
     return TorchFacts(version, texts_of(version))
 
 
-#: The facts of the newest torch that is supported: what is taken where no version is known.
+#: The facts of the newest supported torch, which are used if no version is known.
 NEWEST = facts_of(VERSIONS[-1])
 
-#: Those of a torch of which nothing is known: it may have every known finding.
+#: The facts of an unknown torch: it may have every known finding.
 UNKNOWN = facts_of("")
 
 
 @functools.cache
 def installed() -> TorchFacts:
-    """The facts of the torch that this Python would import, which is not imported for that.
+    """The facts of the torch that this Python would import; does not import it.
 
-    :data:`NEWEST` where it is none that was installed, such as a checkout on the path.
+    :data:`NEWEST` if that torch was not installed, such as a checkout on the path.
     """
     from importlib import metadata
 

@@ -1,6 +1,6 @@
-"""What stock torch is known to get wrong: how it shows, where in its source, and what mended it.
+"""The known bugs of stock torch: how each shows, its place in the source, and what mended it.
 
-What a finding explains in a run is for the oracle to say (``oracle/_findings.py``).
+The oracle decides what a finding explains in a run (``oracle/_findings.py``).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 from rpcprops.torch_facts._matrix import seen_on
 from rpcprops.torch_facts._versions import release
 
-#: Whether a version of torch is known to have a finding: it was seen there ("listed"), nobody has
-#: seen it there yet ("unlisted"), or torch has mended it ("fixed").
+#: Whether a version of torch has a finding: it was seen there ("listed"), nobody has seen it there
+#: yet ("unlisted"), or torch has mended it ("fixed").
 Status = Literal["listed", "unlisted", "fixed"]
-#: The errors that are told by their text.
+#: The errors that are recognised by their text.
 ErrorWords = Literal["", "remote", "creation", "injected", "timeout"]
-#: What a log says of a finding: an error whose text cannot be read, or a failed assertion about an
-#: RRef without an owner.
+#: The signs of a finding in a log: an error whose text cannot be read, or a failed assertion about
+#: an RRef without an owner.
 LogWords = Literal["", "unreadable", "owner_assertion"]
 
 
@@ -27,14 +27,14 @@ class Finding:
     """A promise that stock torch breaks.
 
     Attributes:
-        name: of its property.
+        name: the name of its property.
         promise: the exception class that its smallest case raises.
         why: what torch does, in a sentence or two.
-        source: where in torch's source.
-        shows_as: every exception class as which it may show in another program.
-        says: the class of error that an UnexpectedError or a MissingError of it is about, where it
-            is about one alone.
-        logs: what an ErrorInLog of it says; without it, it shows in no log.
+        source: its place in torch's source.
+        shows_as: every exception class by which it may show in another program.
+        says: the class of error in its UnexpectedError or MissingError, if it is always the same
+            class.
+        logs: the kind of its ErrorInLog; empty if it shows in no log.
         fixed_in: the first release of torch that keeps the promise, empty where none does.
         fixed_by: the change that mended it.
     """
@@ -50,7 +50,7 @@ class Finding:
     fixed_by: str = ""
 
     def status(self, torch_version: str) -> Status:
-        """Whether this torch is known to have it, by the matrix of what was measured."""
+        """Whether this torch is known to have it, by the measured matrix."""
         if self.is_mended(torch_version):
             return "fixed"
         return "listed" if release(torch_version) in seen_on(self.name) else "unlisted"
@@ -105,7 +105,7 @@ _ALL = (
         shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied"}),
         fixed_in="2.15",
         fixed_by="PyTorch PR 192960",
-        # An RRef does not say that it was never created, or says so and was.
+        # An RRef does not report that it was never created, or reports that though it was.
         says="creation",
     ),
     Finding(

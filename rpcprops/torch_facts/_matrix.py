@@ -1,4 +1,4 @@
-"""The matrix: what each version of torch showed, a column a version, in one committed file."""
+"""The matrix: what each version of torch showed, one column for each, in one committed file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class PropertyCell:
-    """A property on a version: its verdict, as of ``rpcprops check``."""
+    """A property on a version: its verdict, as in ``rpcprops check``."""
 
     verdict: str
     examples: int = 0
@@ -33,9 +33,9 @@ class FindingCell:
 
     Attributes:
         tried: how often it ran under the fast clock.
-        seen: in how many of these it showed.
+        seen: how many of these runs showed it.
         tried_real: how often it ran in real time.
-        seen_real: in how many of these it showed.
+        seen_real: how many of these runs showed it.
     """
 
     verdict: str
@@ -70,7 +70,7 @@ class UpstreamCell:
 
     Attributes:
         failed: the ids of the tests that failed.
-        differs: those whose verdict is not that of PyTorch's own harness, where it was recorded.
+        differs: tests whose verdict differs from the recorded one of PyTorch's own harness.
         recorded: how many tests have a record of PyTorch's own harness.
     """
 
@@ -111,7 +111,7 @@ class _File:
 
 
 def read(file: Path) -> tuple[Column, ...]:
-    """The columns of a matrix file, the oldest version first; none where there is no file.
+    """The columns of a matrix file, the oldest version first; none if there is no file.
 
     Raises:
         UsageError: the file is no matrix.
@@ -130,7 +130,7 @@ def read(file: Path) -> tuple[Column, ...]:
 
 
 def write(file: Path, found: Iterable[Column]) -> None:
-    """Write a matrix: the oldest version first, a column for each, the last one given."""
+    """Write a matrix: the oldest version first, one column for each; the last one given counts."""
     by_version = {column.torch: column for column in found}
     ordered = sorted(by_version.values(), key=lambda column: _numbers(column.torch))
     data = msgspec.json.encode(_File(_FORMAT, tuple(ordered)))

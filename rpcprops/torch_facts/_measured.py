@@ -23,15 +23,15 @@ from rpcprops.torch_facts._matrix import (
     write,
 )
 
-#: What a folder of reports holds: ``--json`` of ``check`` (one file or more), ``hunt`` and
+#: The files in a folder of reports: ``--json`` of ``check`` (one file or more), ``hunt`` and
 #: ``upstream``.
 CHECKS, HUNT, UPSTREAM = "check*.json", "hunt.json", "upstream.json"
-#: Where docs/findings.md has the tables.
+#: The marks around the tables in docs/findings.md.
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 
 def column_of(folder: Path, day: datetime.date | None = None) -> Column:
-    """The column that the reports in `folder` make, which are all of one version of torch.
+    """The column that the reports in `folder` make; all must be of one version of torch.
 
     Raises:
         UsageError: a report is missing or damaged, or they are of more than one version.
@@ -118,9 +118,9 @@ def _upstream(report: Mapping[str, Any]) -> UpstreamCell:
 
 
 def add(file: Path, column: Column) -> None:
-    """Put a column into a matrix file, in place of an older one of its version.
+    """Put a column into a matrix file; it replaces an older one of its version.
 
-    What the new one did not measure (a hunt, the suites) stays as it was.
+    What the new one did not measure (a hunt, the suites) is kept from the older one.
     """
     with _locked(file):
         before = read(file)
@@ -139,7 +139,7 @@ def add(file: Path, column: Column) -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Two versions may be measured side by side."""
+    """Lock the file, because two versions may be measured at the same time."""
     with file.with_name(f"{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:

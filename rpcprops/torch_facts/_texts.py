@@ -1,9 +1,9 @@
-"""What torch writes and rpcprops reads: errors by their text, and lines of logs.
+"""Texts that torch writes and rpcprops reads: errors, and lines of logs.
 
-All of it reads the same in every release so far. What a later release words otherwise goes into
-:data:`CHANGES`, and nothing else has to change. Beside each text stands who writes it: files
-without a folder are in ``torch/csrc/distributed/rpc``, and lines are of the Python in the wheel of
-2.13.0.
+They are the same in every release so far. If a later release changes one, it goes into
+:data:`CHANGES`, and nothing else has to change. Next to each text is its source. Files without a
+folder are in ``torch/csrc/distributed/rpc``, and line numbers are of the Python files in the wheel
+of 2.13.0.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from rpcprops.torch_facts._versions import release
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The texts of one version of torch. They are plain text, where nothing else is said.
+    """The texts of one version of torch. They are plain text unless noted otherwise.
 
     Attributes:
-        remote: how an error begins that a function raised at another rank.
-        creation: an RRef whose creation failed or timed out is used.
+        remote: the beginning of an error that a function raised at another rank.
+        creation: the error when an RRef is used whose creation failed or timed out.
         injected: a send that the faulty agent made fail.
         timeout: an RPC took longer than its timeout.
         timed_out: other timeouts, of stores and of waits in C++: a regular expression.
         unreadable: the class of the exception that Python raises where torch's own text of an error
             is no UTF-8.
-        lost_connection: how each error of TensorPipe's ends, that of a peer that is gone among
-            them.
+        lost_connection: the end of every error of TensorPipe's, including that of a peer that is
+            gone.
         gone: what torch's own tests accept as the error of a call whose peer is gone.
-        not_picklable: an RRef is pickled by anything but RPC.
-        failed_send: before and after the number of the try, in the line of a failed send of a
-            retryable message.
-        leaks: an RRef that is left at shutdown.
+        not_picklable: the error when an RRef is pickled by anything but RPC.
+        failed_send: the text before and after the number of the try, in the line of a failed send
+            of a retryable message.
+        leaks: an RRef is left at shutdown.
         context_kept: a context that a rank could not release at another.
         assertion: an assertion inside torch has failed.
         owner_assertion_file: the file that the assertion about an RRef without an owner names.
         owners_waited: a shutdown has waited in vain for owners to be left by their users.
         users_waited: the same for users that wait for their owner or their parent.
-        terminated: how the C++ runtime begins when it ends the process.
+        terminated: the first words of the C++ runtime when it ends the process.
     """
 
     # torch/distributed/rpc/internal.py:213, `_run_function`.

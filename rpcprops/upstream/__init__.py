@@ -1,5 +1,5 @@
-"""PyTorch's own RPC suites, out of the installed wheel, on our ranks and under sampled faults.
+"""PyTorch's own RPC suites, from the installed wheel, on our ranks and under sampled faults.
 
-Their tests are programs that nobody here wrote, by the people who wrote the protocol. No class of
-theirs is edited or copied: torch generates them, with our fixture where its own would be.
+Their tests are programs by the authors of the protocol, not by us. None of their classes is edited
+or copied: torch generates them, with our fixture in the place of its own.
 """

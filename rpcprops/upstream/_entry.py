@@ -1,4 +1,4 @@
-"""What the test process asks of a rank. Imports no torch: the functions travel by name."""
+"""The functions that the test process calls in a rank. Imports no torch: they travel by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     """Run a test of a suite in this rank.
 
     Args:
-        file_name: the file in which the ranks meet, the same for all of them.
+        file_name: the file by which the ranks find each other, the same for all of them.
     """
     from rpcprops.upstream import _rank_side
 

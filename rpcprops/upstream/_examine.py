@@ -1,4 +1,4 @@
-"""What a test of PyTorch's comes to: without faults, and under drawn tables."""
+"""Examines a test of PyTorch's: without faults, and under drawn tables."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from rpcprops.strategies import delay_tables, fail_counts, fault_plans, retryabl
 from rpcprops.upstream._ranks import TRANSPORT, Seen, UpstreamCase, UpstreamRanks
 from rpcprops.upstream.data import UpstreamTest, Verdict
 
-#: What drawn tables mean for a test.
+#: The verdicts of a test under drawn tables.
 FaultsVerdict = Literal["holds", "violated", "vacuous", "undecided"]
-#: The most failures of each payload: what torch retries for every retryable type.
+#: The most failures of each payload: as often as torch retries every retryable type.
 _MAX_FAIL_SENDS = 5
 #: Virtual seconds, far below the 60 of torch's default timeout.
 _MAX_DELAY = 1.0
-#: A delay of its own for each type, too short to change anything: the clock library counts them by
-#: length, and so tells which types a test sends.
+#: A different delay for each type, too short to change anything. The clock library counts delays
+#: by length, so the counts show which types a test sends.
 _PROBE = FaultTable((), 0, {message: (n + 1) / 1000 for n, message in enumerate(MessageType)})
 
 
 @dataclass(slots=True)
 class UnderFaults:
-    """A test under drawn tables.
+    """The result of a test under drawn tables.
 
     Attributes:
-        verdict: "vacuous" where nothing was struck; "undecided" where a failure did not show again.
-        sent: the message types that the test was seen to send, which the tables are drawn from.
+        verdict: "vacuous" if no fault fired; "undecided" if a failure did not show again.
+        sent: the message types that the test was seen to send, from which the tables are drawn.
         tables: how many different plans it ran under.
-        faults_fired: how many injected faults were seen to strike.
+        faults_fired: how many injected faults were seen to fire.
         seconds: real seconds.
     """
 
@@ -50,17 +50,17 @@ class UnderFaults:
 
 @dataclass(slots=True)
 class UpstreamResult:
-    """A test of PyTorch's, run.
+    """The result of a test of PyTorch's.
 
     Attributes:
-        verdict: as PyTorch's harness gives it, where that is not in the table of differences.
+        verdict: the verdict of PyTorch's harness, except for recorded differences.
         reason: the traceback of the rank that failed, or why the test did not run.
         rate: virtual seconds for each real second in the run that decided.
         seconds: real seconds, of all runs without faults.
-        processor_seconds: of the ranks.
-        slower: rates at which it failed before a slower clock showed how it ends.
-        last: the run that decided; None where there was none.
-        under_faults: None where no table was drawn.
+        processor_seconds: processor time of the ranks.
+        slower: rates at which it failed before a slower clock decided.
+        last: the run that decided; None if there was none.
+        under_faults: None if no table was drawn.
     """
 
     test: UpstreamTest
@@ -75,9 +75,9 @@ class UpstreamResult:
 
 
 def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResult:
-    """Run a test; what fails under a fast clock is asked again at slower ones, down to real time.
+    """Run a test; a failure under a fast clock is tried at slower rates, down to real time.
 
-    A test that passes under a fast clock has passed: those that could pass only because of it, as
+    A pass under a fast clock counts: tests that could pass only because of the clock, because
     they assert how long something took, run in real time.
 
     Raises:
@@ -89,11 +89,11 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
 
     def run(rate: float) -> Sight:
         seen.append(ranks.run(test, rate=rate))
-        # A failure counts in real time, however late the ranks were, as in PyTorch's harness.
+        # A failure in real time counts, however late the ranks were, as in PyTorch's harness.
         return Sight(seen[-1].verdict == "failed")
 
     fastest = ranks.rate_of(test)
-    # As a failure that nobody has seen yet: the first rate is asked too, and passing ends it.
+    # As for a new failure: the first rate is run too, and a pass ends the confirmation.
     rates = (fastest, *confirmation_rates(fastest))
     unseen = Sight(True, in_time=False)
     said = confirm(fastest, unseen, run, rates=rates, passing_decides=True)
@@ -120,9 +120,9 @@ def run_under_faults(
     examples: int,
     seed: int | None = None,
 ) -> None:
-    """Run a test that passes under drawn tables as well, and add to its result what they showed.
+    """Run a test that passes under drawn tables too, and add the result to its own.
 
-    What fails is shrunk to the smallest plan and shown in real time, as for a property.
+    A failure is shrunk to the smallest plan and confirmed in real time, as for a property.
     """
     test = plain.test
     if test.no_faults or plain.verdict != "passed":
@@ -141,7 +141,7 @@ def run_under_faults(
         clock=plain.rate,
     )
     ranks.forget()
-    # Nothing is documented to fail, so "known" is none of its verdicts.
+    # No failure is documented here, so "known" is not one of its verdicts.
     verdict = cast("FaultsVerdict", seen.verdict)
     plain.under_faults = UnderFaults(
         verdict, sent, seen.examples, seen.faults_fired, seen.seconds, seen
@@ -149,7 +149,7 @@ def run_under_faults(
 
 
 def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
-    """What of a test failed, without faults or under them, and what could not be decided."""
+    """The failures of a test, without faults or under them, and those that are undecided."""
     under = result.under_faults
     if under is not None and under.examination is not None:
         failure = under.examination.failure
@@ -169,7 +169,7 @@ def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
 
 
 def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> tuple[MessageType, ...]:
-    """Which types a test sends; all of them where nobody could see, or what ran did not pass."""
+    """The types that a test sends; all types if that could not be seen, or the run failed."""
     seen = ranks.run(plain.test, FaultPlan(_PROBE), plain.rate)
     counts: Counter[int] = Counter()
     for rank in seen.outcome.ranks:
@@ -182,7 +182,7 @@ def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> tuple[MessageType, ...
 def _tables_for(
     test: UpstreamTest, sent: tuple[MessageType, ...]
 ) -> SearchStrategy[FaultTable] | None:
-    """Tables that can strike a test, and that torch survives; None where there is none."""
+    """Tables that can affect a test and that torch survives; None if there are none."""
     failing = [message for message in RETRYABLE_MESSAGE_TYPES if message in sent]
     fails = st.builds(
         FaultTable,
@@ -213,7 +213,7 @@ def _property_of(
     ranks: UpstreamRanks, test: UpstreamTest, tables: SearchStrategy[FaultTable]
 ) -> Property:
     def cases() -> SearchStrategy[Any]:
-        # Without faults it has run.
+        # It has already run without faults.
         plans = fault_plans(world_size=test.world_size, tables=tables).filter(
             lambda plan: bool(plan.faulty_ranks(test.world_size))
         )

@@ -1,17 +1,17 @@
 """PyTorch's own RPC tests, run by PyTorch's own harness, as its test files run them.
 
-A script, and no module of the package: the harness spawns four processes a test, each of which
-imports this file again, so it imports what PyTorch's own test files import and nothing of ours.
+This is a script, not a module of the package. The harness spawns four processes for each test, and
+each imports this file again, so it imports only what PyTorch's own test files import.
 ``rpcprops upstream --harness`` runs it; alone it is
 
     python _pytorch_harness.py FILE AGENT < NAMES
 
-with one ``Class::test`` on each line of the standard input. A line of JSON is added to FILE when a
-test has ended, and ``ended Class::test: verdict`` is printed.
+with one ``Class::test`` on each line of the standard input. When a test has ended, a line of JSON
+is added to FILE, and ``ended Class::test: verdict`` is printed.
 
-AGENT is TensorPipe or Faulty, as PyTorch has a test file for each. One for both would not do: the
-fixture of the faulty agent registers it, which makes torch's ``BackendType`` anew, and tests of the
-other agent compare its members with those of the old one.
+AGENT is TensorPipe or Faulty, because PyTorch has one test file for each. One run for both would
+fail: the fixture of the faulty agent registers it, which makes a new ``BackendType`` in torch, and
+tests of the other agent compare its members with those of the old one.
 """
 
 import json
@@ -41,7 +41,7 @@ for _name, _class in rpc_utils.generate_tests(_AGENT, _mixin, _suites, __name__)
     globals()[_name] = _class
     _CLASSES[_name.removeprefix(_AGENT)] = _class
 # `FaultyAgentRpcTest` is generated as `FaultyFaultyAgentRpcTest`, `TensorPipeAgentRpcTest` as
-# `TensorPipeTensorPipeAgentRpcTest`: the prefix is taken away once, so the names are the suites'.
+# `TensorPipeTensorPipeAgentRpcTest`. One prefix is removed, so the names are the suites'.
 
 
 def _run(name: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def main() -> None:
         rows.seek(0)
         before = rows.read()
         if before and not before.endswith("\n"):
-            # A run that was killed while it wrote.
+            # An incomplete line of a run that was killed.
             rows.write("\n")
         for name in names:
             row = _run(name)

@@ -1,9 +1,9 @@
 """PyTorch's own RPC suites as they run in a rank: torch's classes, with our fixture mixed in.
 
-The classes are made by torch's ``rpc_utils.generate_tests``, as in PyTorch's own test files. What
-its harness does in each process that it spawns (``MultiProcessTestCase.run_test`` in
-``torch.testing._internal.common_distributed``) is done here, in a rank that has been forked: the
-seed, the call, the skips, the end of a process group, and then the end of the process.
+The classes are made by torch's ``rpc_utils.generate_tests``, as in PyTorch's own test files. In
+each process that it spawns, torch's harness (``MultiProcessTestCase.run_test`` in
+``torch.testing._internal.common_distributed``) sets the seed, calls the test, handles skips, ends
+the process group and then the process. Here a forked rank does the same.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rpcprops.upstream import _rules
 from rpcprops.upstream.data import Agent, RankVerdict, UpstreamTest
 
 if any(action == "error" for action, *_ in warnings.filters):
-    # A filter of the user's (PYTHONWARNINGS=error) is for the user's code. torch.testing does not
-    # even import under it, and in this process there is nothing but PyTorch's code and ours.
+    # The user's warning filters (PYTHONWARNINGS=error) are for the user's code. torch.testing
+    # cannot even be imported under them, and this process runs only PyTorch's code and ours.
     warnings.resetwarnings()
 
 rpc_utils = symbols.rpc_utils
@@ -35,7 +35,7 @@ _CUDA = "needs CUDA devices, and these ranks have none: they run the faulty agen
 class _PlainAgent(FaultyRpcAgentTestFixture):
     """Our fixture for suites that PyTorch runs on its plain agent.
 
-    There torch's own fixture accepts any error of a call to a rank that went away.
+    For them torch's own fixture accepts any error of a call to a rank that is gone.
     """
 
     def get_shutdown_error_regex(self) -> Any:
@@ -52,13 +52,13 @@ class _Sampled(_PlainAgent):
 
 
 class _TensorPipe(_PlainAgent):
-    """Our fixture for suites about the options of the plain agent, which the faulty one refuses."""
+    """Our fixture for suites about options of the plain agent, which the faulty one refuses."""
 
     agent_name = tensorpipe.NAME
 
     @property
     def rpc_backend_options(self) -> Any:
-        """``TensorPipeRpcBackendOptions``, made anew on each reading, as PyTorch's fixture does."""
+        """``TensorPipeRpcBackendOptions``, new on each access, as in PyTorch's fixture."""
         return self.agent.options(FaultTable(), init_method=self.init_method)
 
 
@@ -71,7 +71,7 @@ _PREFIX = "Upstream"
 _CLASSES: dict[str, tuple[Agent, Any]] = {}
 for _agent, _mixin, _suites in _SUITES:
     _generated = rpc_utils.generate_tests(_PREFIX, _mixin, _suites, __name__)
-    # Where pickle looks for them, should a test send one of its methods.
+    # pickle looks here if a test sends one of its methods.
     globals().update(_generated)
     for _name, _class in _generated.items():
         _CLASSES[_name.removeprefix(_PREFIX)] = (_agent, _class)
@@ -116,11 +116,11 @@ def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     """Run one test in this rank; never raises.
 
     Args:
-        file_name: the file in which the ranks meet.
+        file_name: the file by which the ranks find each other.
     """
     agent, cls = _CLASSES[suite]
     if agent == "tensorpipe":
-        # Its tests pass members of `rpc.BackendType`.
+        # Tests of this suite pass members of `rpc.BackendType`.
         TensorPipe().undo_registrations()
     case = cls(name)
     case.rank = for_this_rank().rank
@@ -143,7 +143,7 @@ def _run(case: Any, name: str) -> RankVerdict:
     try:
         c10d.destroy_process_group()
     except (AssertionError, ValueError):
-        # There is none, or the test has ended it.
+        # There is no process group, or the test has ended it.
         pass
     except Exception:
         return RankVerdict("failed", traceback.format_exc())
@@ -151,7 +151,7 @@ def _run(case: Any, name: str) -> RankVerdict:
 
 
 def _left(code: Any) -> RankVerdict:
-    """What an exit by a test means: PyTorch's decorators skip so."""
+    """The verdict if a test exits: PyTorch's decorators skip in this way."""
     if not code:
         return RankVerdict("passed")
     for known in symbols.TEST_SKIPS.values():

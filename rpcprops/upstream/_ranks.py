@@ -1,4 +1,4 @@
-"""Runs a test of PyTorch's suites on ranks of ours, once, and says what it showed."""
+"""Runs a test of PyTorch's suites once on our ranks, and says what it showed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rpcprops.runner import Runner
 from rpcprops.upstream import _entry
 from rpcprops.upstream.data import RankVerdict, UpstreamTest
 
-#: Virtual seconds for each real one, unless a rate is asked for. The tests have timeouts of half a
-#: second and more, so that 50 leaves honest work 10 ms; what fails is asked again, slower.
+#: Virtual seconds for each real second by default. The tests have timeouts of half a virtual second
+#: or more, so 50 leaves the real work 10 ms. A failing test is run again, slower.
 DEFAULT_RATE = 50.0
-#: How the ranks talk: PyTorch's harness leaves torch's own choice, which is this on one host.
+#: The transport: PyTorch's harness uses torch's default, which is this one on a single host.
 TRANSPORT: Literal["tcp", "shm"] = "shm"
-#: Real seconds that a test may take beyond what its faults account for, by fast and by real clock.
-#: The second is that of PyTorch's harness.
+#: Real seconds that a test may take on top of what its faults need, with a fast and with a real
+#: clock. The second is that of PyTorch's harness.
 _FAST_DEADLINE = 30.0
 _REAL_DEADLINE = 300.0
 _LINES_OF_REASON = 60
@@ -39,10 +39,10 @@ _LINES_OF_REASON = 60
 
 @dataclass(frozen=True, slots=True)
 class UpstreamCase(Case):
-    """A test of PyTorch's under a plan. What its ranks do is the test's own: the program is empty.
+    """A test of PyTorch's under a plan. The test says what ranks do, so the program is empty.
 
     Attributes:
-        test: the test; needed, although dataclasses want a default behind one.
+        test: the test; required, although dataclasses require a default here.
     """
 
     test: UpstreamTest = field(kw_only=True)
@@ -59,13 +59,13 @@ class Seen:
     """One run of a test.
 
     Attributes:
-        verdict: that of PyTorch's harness: failed where a rank raised, died or did not end, else
-            what rank 0 said.
-        promise: the exception class of :mod:`rpcprops.errors` that a failure stands for.
+        verdict: as in PyTorch's harness: failed if a rank raised, died or did not end, else what
+            rank 0 reported.
+        promise: the exception class of :mod:`rpcprops.errors` for the failure.
         reason: the traceback of the rank that failed, or why the test was skipped.
         rate: virtual seconds for each real second.
-        seconds: real seconds, with the start and the end of the ranks.
-        processor_seconds: of the ranks.
+        seconds: real seconds, including the start and the end of the ranks.
+        processor_seconds: processor time of the ranks.
     """
 
     verdict: Literal["passed", "failed", "skipped"]
@@ -78,7 +78,7 @@ class Seen:
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """What a failure breaks; nobody knows how much time a test of PyTorch's needs."""
+        """The violation of a failure; nobody knows how much time a test of PyTorch's needs."""
         if self.verdict != "failed":
             return ()
         return (Violation(self.promise, self.reason, timing_sensitive=True, slack=OWN_CODE_SLACK),)
@@ -100,10 +100,10 @@ class UpstreamRanks:
         return self._tests
 
     def test(self, name: str) -> UpstreamTest:
-        """The test of that ``Suite::test`` name.
+        """The test with that ``Suite::test`` name.
 
         Raises:
-            UsageError: this torch has none of that name.
+            UsageError: this torch has no such test.
         """
         for test in self.tests():
             if test.id == name:
@@ -112,7 +112,7 @@ class UpstreamRanks:
         raise UsageError(msg)
 
     def rate_of(self, test: UpstreamTest, clock: Any = None) -> float:
-        """The rate that a test runs at: 1 where it needs real time, else that of `clock`.
+        """The rate at which a test runs: 1 if it needs real time, else that of `clock`.
 
         Raises:
             MachineCannot: a rate was named that this machine cannot give.
@@ -163,7 +163,7 @@ class UpstreamRanks:
         clock: Any = None,
         transport: str = TRANSPORT,
     ) -> Observation:
-        """Run a case for the engine of properties, which asks for the same case more than once."""
+        """Run a case for the engine of properties, which may ask for the same case repeatedly."""
         if not isinstance(case, UpstreamCase):
             msg = f"{case!r} is no test of PyTorch's."
             raise HarnessError(msg)
@@ -177,7 +177,7 @@ class UpstreamRanks:
         return Observation(case, seen.outcome, seen.violations, faults)
 
     def forget(self) -> None:
-        """Let go of what :meth:`observe` remembers, logs and all."""
+        """Forget the runs that :meth:`observe` remembers, including their logs."""
         self._remembered.clear()
 
     def _cluster(self, world_size: int, plan: FaultPlan, rate: float) -> Cluster:
@@ -194,7 +194,7 @@ class UpstreamRanks:
 
 
 class OfPyTorch(OfRanks):
-    """A test of PyTorch's own, which is named by its suite and its method."""
+    """A test of PyTorch's, identified by its suite and its method."""
 
     def describe(self, name: str, program: Program | None) -> list[str]:
         """Its name: its program is empty."""
@@ -203,7 +203,7 @@ class OfPyTorch(OfRanks):
     def observer(
         self, runner: Runner, artefact: Artefact, plan: FaultPlan
     ) -> Callable[..., Observation]:
-        """Its verdict, as in PyTorch's harness."""
+        """Judges a run as PyTorch's harness does."""
         ranks = UpstreamRanks(runner.server)
         case = UpstreamCase.of(ranks.test(artefact.subject), plan)
         return partial(ranks.observe, runner, case)
@@ -218,7 +218,7 @@ def _verdict(
 ) -> tuple[Literal["passed", "failed", "skipped"], str, str]:
     """The verdict of a run, the promise that a failure breaks, and the reason.
 
-    What other ranks raise follows from a death, and not the other way round.
+    If a rank has died, the errors of other ranks are consequences of that, not causes.
     """
     if isinstance(broken, RankDied):
         return "failed", "RankDied", _with_notes(broken)

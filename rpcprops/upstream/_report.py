@@ -1,4 +1,4 @@
-"""The report of PyTorch's suites: a row of data for each test, a table for each class."""
+"""The report of PyTorch's suites: one row of data for each test, one table for each class."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rpcprops.upstream.data import UpstreamTest
 from rpcprops.upstream.rows import parity_of
 
 Row = dict[str, Any]
-#: Narrower, the tables would lose their figures.
+#: In fewer columns the tables would lose their numbers.
 _LEAST_WIDTH = 100
 _VERDICTS = ("passed", "failed", "skipped", "not_applicable")
 _FAULTS_VERDICTS = ("holds", "violated", "vacuous", "undecided")
 
 
 def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -> Row:
-    """A test as the JSON report has it. Seconds are real; `rate` is virtual seconds in each."""
+    """A test's row in the JSON report. Seconds are real; `rate` is virtual for each real second."""
     parity = parity_of(result, torch_version)
     recorded = parity.recorded
     return {
@@ -70,7 +70,7 @@ def _faults_row(under: UnderFaults | None) -> Row | None:
 
 
 def lost_row(nodeid: str, reason: str) -> Row:
-    """The row of a test that ended without one: its process, or its fork server, is gone."""
+    """The row of a test without a result: its process, or its fork server, has died."""
     suite, _, name = nodeid.rpartition("::")
     test = UpstreamTest(suite.rpartition("::")[2], name, "generic", 0)
     return row_of(UpstreamResult(test, "failed", reason), "", reason.splitlines())
@@ -101,7 +101,7 @@ def _sums(rows: Sequence[Row]) -> Row:
 
 
 def summary_lines(rows: Sequence[Row], width: int) -> list[str]:
-    """The table of the classes, and a line for what differs, fails under faults, or is excluded."""
+    """The table of classes, and a line for each test that differs, fails or is excluded."""
     printed = io.StringIO()
     console = Console(file=printed, width=max(width, _LEAST_WIDTH), highlight=False)
     for table in _tables(rows):
@@ -166,7 +166,7 @@ def _faults_cells(rows: Sequence[Row]) -> list[str] | None:
 
 
 def _number(count: int) -> str:
-    """Nothing to see where nothing is."""
+    """The number as text; empty for zero."""
     return str(count) if count else ""
 
 

@@ -1,7 +1,7 @@
-"""What the source of a test says of it: rules, so that no list of names has to be kept.
+"""What the source of a test says about it: by rules, so that nobody must maintain lists of names.
 
-A rule looks at the test and at every helper of PyTorch's test code that the test reaches, as far as
-names in the source tell: methods of its class, functions of the modules below ``torch.testing``.
+A rule looks at the test and at every helper of PyTorch's test code that it reaches, as far as names
+in the source show that: methods of its class, functions of the modules below ``torch.testing``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _HOME = f"{TESTING}."
 
 
 def asserts_wall_clock(cls: Any, name: str) -> str:
-    """Why a test must run in real time, empty when it need not: it asserts how long something took.
+    """Why a test must run in real time, else empty: it asserts how long something took.
 
-    An upper bound on seconds means another amount of work when seconds pass faster.
+    An upper bound on seconds allows less real work when seconds pass faster.
     """
     for function in reached(cls, name):
         tree = _tree(function)
@@ -37,7 +37,7 @@ def asserts_wall_clock(cls: Any, name: str) -> str:
 
 
 def _measured(tree: ast.AST) -> set[str]:
-    """The variables that hold what was read from a clock, or what was computed from that."""
+    """The variables that hold a clock reading, or a value computed from one."""
     found: set[str] = set()
     while True:
         more = {
@@ -58,9 +58,9 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def has_timeouts(cls: Any, name: str) -> str:
-    """Why the messages of a test may not come late, empty when they may: it sets timeouts.
+    """Why messages of a test must not be delayed, else empty: it sets timeouts.
 
-    A delay that is longer than a timeout changes what the test asserts, and has to.
+    A delay that is longer than a timeout rightly changes what the test asserts.
     """
     for function in reached(cls, name):
         for node in ast.walk(_tree(function)):
@@ -73,7 +73,7 @@ def has_timeouts(cls: Any, name: str) -> str:
 
 
 def means_nothing_under_faults(agent: str, cls: Any, name: str) -> str:
-    """Why a test is not run under drawn tables, empty when it is."""
+    """Why a test is not run under drawn tables, else empty."""
     if agent != "generic":
         return "its suite is about the agent itself, and brings its own options and tables"
     return ""
@@ -93,7 +93,7 @@ def reached(cls: Any, name: str) -> list[types.FunctionType]:
 
 
 def _named(cls: Any, function: types.FunctionType) -> Iterator[Any]:
-    """What the names in a function's source stand for."""
+    """The objects to which the names in a function's source refer."""
     space = function.__globals__
     for node in ast.walk(_tree(function)):
         if isinstance(node, ast.Name):
@@ -105,7 +105,7 @@ def _named(cls: Any, function: types.FunctionType) -> Iterator[Any]:
 
 
 def _plain(found: Any) -> types.FunctionType | None:
-    """The function below decorators; None when that is none, or a class."""
+    """The function inside decorators; None if there is none, or if it is a class."""
     if isinstance(found, staticmethod | classmethod):
         found = found.__func__
     if isinstance(found, property):
@@ -122,7 +122,7 @@ def _tree(function: types.FunctionType) -> ast.AST:
         return ast.Module([], [])
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
-            # What decorates a test is the same for all of them.
+            # Decorators of tests are the same for all tests.
             node.decorator_list.clear()
     return tree
 

@@ -1,12 +1,12 @@
-"""What is known of a test of PyTorch's, and what running it showed: data, for both sides."""
+"""A test of PyTorch's and the result of running it, as data for test process and ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-#: Which agent a suite is written for. "generic": any; "tensorpipe": the options of the plain agent;
-#: "faulty": the faulty agent, with tables of its own; "cuda": needs devices.
+#: The agent for which a suite is written. "generic": any; "tensorpipe": the options of the plain
+#: agent; "faulty": the faulty agent, with the suite's own tables; "cuda": needs devices.
 Agent = Literal["generic", "tensorpipe", "faulty", "cuda"]
 Verdict = Literal["passed", "failed", "skipped", "not_applicable"]
 
@@ -17,12 +17,12 @@ class UpstreamTest:
 
     Attributes:
         suite: the class, under torch's name for it.
-        agent: which agent the class is for.
-        world_size: number of ranks; 0 where it is not known because the test cannot run here.
-        real_time: why it runs in real time; empty when it need not.
-        no_delays: why no message of it may come late; empty when they may.
-        no_faults: why faults would mean nothing to it; empty when they do.
-        not_applicable: why it cannot run in ranks of ours; empty when it can.
+        agent: the agent that the class is for.
+        world_size: number of ranks; 0 if it is unknown because the test cannot run here.
+        real_time: why it runs in real time; empty if it need not.
+        no_delays: why no message of it may be late; empty if messages may.
+        no_faults: why faults would prove nothing about it; empty if they prove something.
+        not_applicable: why it cannot run in our ranks; empty if it can.
     """
 
     suite: str

@@ -1,4 +1,4 @@
-"""``pytest --rpc-upstream``: each test of PyTorch's RPC suites is an item of pytest's.
+"""``pytest --rpc-upstream``: each test of PyTorch's RPC suites is a pytest item.
 
 So ``-k``, ``-n``, ``-x`` and ``--junitxml`` work as they do for any test.
 """
@@ -33,7 +33,7 @@ from rpcprops.upstream.data import UpstreamTest
 if TYPE_CHECKING:
     from rpcprops.report.in_flight import InFlight
 
-#: The name under which a report carries what a test came to, as JSON.
+#: The report property that holds the result of a test, as JSON.
 PROPERTY = "rpcprops-upstream"
 _FOLDER = "upstream"
 
@@ -54,15 +54,15 @@ class UpstreamPlugin:
         self.ranks = UpstreamRanks(server)
         self.runner = Runner(server)
         self.rows: list[dict[str, Any]] = []
-        #: Files that were asked for and could not be written, in words.
+        #: Sentences about requested files that could not be written.
         self.unwritten: list[str] = []
 
     def pytest_report_header(self) -> str:
-        """What is true of these tests where it is not of others."""
+        """The header lines that apply to these tests only."""
         return f"rpcprops: PyTorch's own RPC suites, at rate {DEFAULT_RATE:g} by default, over shm"
 
     def pytest_collection(self, session: pytest.Session) -> bool | None:
-        """Take the suites for what is collected; in xdist's controller its workers do."""
+        """Collect the suites; the controller of xdist leaves this to its workers."""
         if self.config.pluginmanager.hasplugin("dsession"):
             return None
         try:
@@ -92,17 +92,17 @@ class UpstreamPlugin:
         session.testscollected = len(session.items)
         return True
 
-    # Inside of the wrapper that names what is under way by its node id.
+    # Inside the wrapper that names the running test by its node id.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Name what is under way as a replay finds it."""
+        """Name the running test as a replay finds it."""
         if isinstance(item, UpstreamItem):
             self.in_flight.begin(item.test.id, kind="upstream")
         return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test came to; in the controller too, where workers send their reports."""
+        """Record a test's result; in the controller too, to which workers send their reports."""
         found = [value for name, value in report.user_properties if name == PROPERTY]
         if found and report.when == "call":
             self.rows.append(json.loads(cast("str", found[0])))
@@ -111,20 +111,20 @@ class UpstreamPlugin:
             self.rows.append(_report.lost_row(report.nodeid, str(report.longrepr)))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """A table of the classes, and what to say of single tests."""
+        """Print a table of the classes, and lines about single tests."""
         if self.rows:
-            width = terminalreporter._tw.fullwidth  # noqa: SLF001 - pytest says it nowhere else
+            width = terminalreporter._tw.fullwidth  # noqa: SLF001 - pytest shows it nowhere else
             for line in _report.summary_lines(self.rows, width=width):
                 terminalreporter.write_line(line)
         for line in self.unwritten:
             terminalreporter.write_line(printable(line), red=True)
 
-    # Around the plugin that writes the JUnit XML, and inside of the one that prints the summary.
+    # Around the plugin that writes the JUnit XML, and inside the one that prints the summary.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
-        """Write the report that was asked for; also when interrupted.
+        """Write the report files, also after an interrupt.
 
-        Where a file cannot be written a line says so, and the exit code is that of the tests.
+        If a file cannot be written, a line says so; the exit code is still that of the tests.
         """
         result: object = None
         xml = self.config.getoption("xmlpath", None)
@@ -144,10 +144,10 @@ class UpstreamPlugin:
 
 
 def _named(items: list[pytest.Item], names: list[str]) -> list[pytest.Item]:
-    """The items whose ids were given, or whose class was.
+    """The items with these ids or of these classes.
 
     Raises:
-        UsageError: a name is none of theirs.
+        UsageError: a name belongs to no item and no class.
     """
     found: dict[pytest.Item, None] = {}
     for name in names:
@@ -163,19 +163,19 @@ def _named(items: list[pytest.Item], names: list[str]) -> list[pytest.Item]:
 
 
 class UpstreamSuite(pytest.Collector):
-    """A class of PyTorch's."""
+    """One class of PyTorch's test code."""
 
     def collect(self) -> list[pytest.Item]:
-        """Nothing: its tests are made with it."""
+        """Nothing: its tests are made together with it."""
         return []
 
 
 class UpstreamFailed(Exception):
-    """A test of PyTorch's failed, or fails under faults; the text is what a reader needs."""
+    """A test of PyTorch's failed, perhaps only under faults; the text describes the failure."""
 
 
 class UpstreamItem(pytest.Item):
-    """A test of PyTorch's."""
+    """One test of PyTorch's."""
 
     def __init__(self, *, test: UpstreamTest, plugin: UpstreamPlugin, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -183,13 +183,13 @@ class UpstreamItem(pytest.Item):
         self.plugin = plugin
 
     def runtest(self) -> None:
-        """Run the test; skip or raise as it came out."""
+        """Run the test; skip or raise according to the result."""
         server = self.plugin.ranks.server
         server.start()
         try:
             result = self._result()
         except HarnessError:
-            # The fork server is gone, which costs this test only.
+            # The fork server has died; only this test fails because of that.
             server.close()
             raise
         lines = self._failure_lines(result)
@@ -218,7 +218,7 @@ class UpstreamItem(pytest.Item):
         return result
 
     def _failure_lines(self, result: UpstreamResult) -> list[str]:
-        """What a reader needs of a failure, whose artefact is written first."""
+        """The description of a failure; its artefact is written first."""
         lines: list[str] = []
         if result.under_faults is not None and result.under_faults.examination is not None:
             unconfirmed = result.under_faults.examination.unconfirmed
@@ -235,5 +235,5 @@ class UpstreamItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """Where pytest says that the test is: in a folder of that name, a file for each class."""
+        """The place that pytest shows for the test: one folder, one file for each class."""
         return self.config.rootpath / _FOLDER / self.test.suite, None, self.test.id

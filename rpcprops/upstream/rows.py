@@ -1,7 +1,7 @@
-"""What PyTorch's own harness says of each test: recorded for a version of torch, compared here.
+"""The verdicts of PyTorch's own harness, recorded for each version of torch, and the comparison.
 
-The records were made by ``rpcprops upstream --harness``. A difference has a cause, written down
-next to the record, or it is a defect of ours.
+The records were made by ``rpcprops upstream --harness``. Each difference either has a cause, which
+is written next to the record, or is a bug of ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rpcprops._files import GrowingFile, write_whole
 from rpcprops.upstream._examine import UpstreamResult
 
-#: How a row of PyTorch's harness begins.
+#: The first characters of a row of PyTorch's harness.
 _BEGINS = b'{"class": "'
 
 Agreement = Literal["same", "differs", "not_recorded"]
@@ -31,8 +31,8 @@ class Recorded:
 
     Attributes:
         seconds: real seconds.
-        processor_seconds: of the four processes and more that the harness started.
-        cause: why ours says another thing, where it does.
+        processor_seconds: processor time of the four or more processes that the harness started.
+        cause: why our verdict differs, if it does.
     """
 
     verdict: str
@@ -44,7 +44,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The verdict of ours against the recorded one."""
+    """Our verdict compared with the recorded one."""
 
     agreement: Agreement
     recorded: Recorded | None = None
@@ -52,7 +52,7 @@ class Parity:
 
 @functools.cache
 def records(torch_version: str) -> Mapping[str, Recorded]:
-    """By ``Suite::test``; empty where no record was made for this torch."""
+    """The records by ``Suite::test``; empty if there is no record for this torch."""
     version = torch_version.partition("+")[0]
     file = resources.files("rpcprops.upstream").joinpath("parity", f"torch-{version}.json")
     if not file.is_file():
@@ -74,7 +74,7 @@ def records(torch_version: str) -> Mapping[str, Recorded]:
 def main() -> None:
     """``python -m rpcprops.upstream.rows FILE``: put FILE's rows into the record of their torch.
 
-    Causes that were written down for that torch stay, and so do rows of tests that FILE lacks.
+    Existing causes for that torch stay, and so do rows of tests that are not in FILE.
 
     Raises:
         SystemExit: the rows are of more than one torch, or there are none.
@@ -88,7 +88,7 @@ def main() -> None:
     causes = before.get("causes", {})
     path.parent.mkdir(exist_ok=True)
     for row in rows:
-        # Where things are installed is nobody's business.
+        # Do not publish where things are installed.
         row["reason"] = re.sub(r'"/[^"]*/(?:site-packages|python3[.]\d+)/', '"', row["reason"])
     measured = {(row["class"], row["name"]) for row in rows}
     rows += [row for row in before.get("tests", []) if (row["class"], row["name"]) not in measured]
@@ -108,12 +108,12 @@ def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
 
 
 def rows_file(path: Path) -> GrowingFile:
-    """The file to which ``--harness`` adds a row when a test has ended."""
+    """The file to which ``--harness`` adds a row whenever a test has ended."""
     return GrowingFile(path, "row of PyTorch's harness", _BEGINS, "name another --harness")
 
 
 def _row(line: bytes) -> tuple[tuple[str, str], dict[str, Any]] | None:
-    """The row in a line, and whose it is; nothing in a part that a run that was killed left."""
+    """The row in a line, and its test; None for an incomplete line of a killed run."""
     try:
         row = json.loads(line)
         if not isinstance(row["verdict"], str):
@@ -127,10 +127,10 @@ def _row(line: bytes) -> tuple[tuple[str, str], dict[str, Any]] | None:
 
 
 def read_rows(file: GrowingFile) -> list[dict[str, Any]]:
-    """The rows of a record file that grew in pieces; of a test that is there twice, the last.
+    """The rows of a record file, to which runs were added; of several rows of a test, the last.
 
     Raises:
-        UsageError: a line is no row, and no part of one (which a run that was killed leaves).
+        UsageError: a line is neither a row nor an incomplete row (which a killed run leaves).
     """
     return list(dict(filter(None, file.read(_row))).values())
 

@@ -1,7 +1,7 @@
-"""What a rank does for each kind of step: one function of plain torch, named as the step's `op`.
+"""The functions that ranks run for each kind of step, in plain torch, named like the step's `op`.
 
 The function takes the name of the call, the names of the ranks, and the step's fields by name, all
-of them plain values; it returns what the step shows. Beside it stand the functions that ranks call
-on each other for it. A script of a failure holds the source of these functions, word for word, so
-nothing in these modules uses a type of ours.
+as plain values. It returns what the step shows. Next to it stand the functions that ranks call on
+each other for it. A script of a failure contains the source of these functions, word for word, so
+these modules use no type of ours.
 """

@@ -1,4 +1,4 @@
-"""Steps with distributed autograd: a context through other ranks, and one that has ended."""
+"""Steps with distributed autograd: a context through other ranks, and a request for an old one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def context(
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
-    Each rank r of the path maps x to (r + 2) * x + 1. With `nested` each calls the next itself.
+    Each rank r of the path maps x to (r + 2) * x + 1. With `nested` each rank calls the next one.
     """
     leaf = tensor(value).requires_grad_()
     result: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def context(
 
 
 def call_remote(to: str, function: Any, args: tuple[Any, ...]) -> Any:
-    """As ``rpc_sync``, by an RRef that is fetched at once."""
+    """As ``rpc_sync``, but through an RRef that is fetched at once."""
     return rpc.remote(to, function, args=args).to_here()
 
 
@@ -91,7 +91,7 @@ def hop(call: str, factor: float, breaks: bool, x: torch.Tensor) -> torch.Tensor
 def hop_on(
     call: str, hops: list[tuple[str, float, bool]], factor: float, breaks: bool, x: torch.Tensor
 ) -> Any:
-    """One hop, then the rest of the path from there."""
+    """One hop, then the rest of the path from this rank."""
     y = hop(call, factor, breaks, x)
     if not hops:
         return y
@@ -102,20 +102,20 @@ def hop_on(
 def run_backward(
     context_id: int, loss: torch.Tensor, leaf: torch.Tensor, *, retain: bool
 ) -> dict[str, Any]:
-    """Run backward, with `retain` twice; the gradient of the leaf, or what backward raised."""
+    """Run backward, with `retain` twice; the gradient of the leaf, or the error of backward."""
     try:
         if retain:
             dist_autograd.backward(context_id, [loss], retain_graph=True)
         dist_autograd.backward(context_id, [loss])
     except RuntimeError as error:
-        # The frames of a traceback hold what would otherwise be freed.
+        # The frames of a traceback hold objects that would otherwise be freed.
         traceback.clear_frames(error.__traceback__)
         return {"broke": str(error)}
     return {"gradient": dist_autograd.get_gradients(context_id)[leaf].tolist()}
 
 
 def refused(call: str, world: tuple[str, ...], *, context: str) -> dict[str, Any]:
-    """Ask for a context that has ended, whose id must be refused."""
+    """Ask for a context that has ended; its id must be refused."""
     try:
         dist_autograd._retrieve_context(contexts[context])
     except RuntimeError as error:

@@ -26,7 +26,7 @@ def call(
     out: str,
     raises: bool,
 ) -> list[float] | None:
-    """Let another rank compute a sum: by ``rpc_sync``, or ``rpc_async`` waited for now or later."""
+    """Let another rank compute a sum by ``rpc_sync``, or ``rpc_async`` and wait now or later."""
     send: Any = rpc.rpc_sync if wait == "sync" else rpc.rpc_async
     function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
     result = send(world[to], function, args=args, timeout=timeout_of(timeout))
@@ -40,25 +40,25 @@ def call(
 
 
 def wait(call: str, world: tuple[str, ...], *, future: str) -> list[float]:
-    """Wait for a call that was made before."""
+    """Wait for an earlier call."""
     if future not in futures:
         raise MissingHandleError(future)
     value: list[float] = futures.pop(future).wait().tolist()
     return value
 
 
-#: The numbers that :func:`next_number` has not given yet; ``next`` takes each once.
+#: The numbers that :func:`next_number` has not returned yet; ``next`` takes each once.
 numbers = itertools.count(1)
 
 
 def count(call: str, world: tuple[str, ...], *, to: int) -> int:
-    """Let another rank count one more, and say how many."""
+    """Let another rank increment its counter, and return the count."""
     number: int = rpc.rpc_sync(world[to], next_number, args=(call,))
     return number
 
 
 def next_number(call: str) -> int:
-    """Count one more."""
+    """Increment the counter."""
     note_call(call)
     return next(numbers)
 
@@ -80,6 +80,6 @@ def chain(
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def chained_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
-    """Let another rank add; the answer goes out when that one's has come."""
+    """Let another rank add; the answer is sent when that rank has answered."""
     note_call(call)
     return rpc.rpc_async(then, add, args=(call + "/then", left, right))

@@ -1,4 +1,4 @@
-"""Finds the function that runs a step in a rank. It imports torch only where the function does."""
+"""Finds the function that runs a step in a rank. Imports torch only if that function does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def place_of(kind: Any) -> tuple[str, str]:
     """The module and the name of the function that runs a step, or steps of a class.
 
     Raises:
-        TypeError: no rank runs it.
+        TypeError: no rank runs such a step.
     """
     runs: str = kind.runs
     if not runs:
@@ -23,9 +23,9 @@ def place_of(kind: Any) -> tuple[str, str]:
 
 
 def modules_of(kinds: Iterable[Any]) -> list[str]:
-    """The modules that hold what runs steps, or steps of classes, and those classes themselves.
+    """The modules with the functions that run some steps (or classes of step), and the classes.
 
-    Imported in the middle of a run, they would make a step look like a hang.
+    If they were imported in the middle of a run, a step would look like a hang.
     """
     found: set[str] = set()
     for kind in kinds:
@@ -36,12 +36,12 @@ def modules_of(kinds: Iterable[Any]) -> list[str]:
 
 
 def function_of(step: Any) -> Any:
-    """The function that runs a step here; it takes what :func:`arguments_of` gives."""
+    """The function that runs a step here; it takes the arguments of :func:`arguments_of`."""
     module, name = place_of(step)
     return getattr(importlib.import_module(module), name)
 
 
 def arguments_of(step: Any) -> dict[str, Any]:
-    """The fields of a step, by name, but for the rank that runs it."""
+    """The fields of a step by name, except the rank that runs it."""
     names = (field.name for field in dataclasses.fields(step))
     return {name: getattr(step, name) for name in names if name != "at"}

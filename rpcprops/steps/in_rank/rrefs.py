@@ -135,7 +135,7 @@ def nested_remote(call: str, flavour: str, to: str, left: torch.Tensor, right: t
 
 
 def drop(call: str, world: tuple[str, ...], *, handle: str, by: str) -> None:
-    """Let go of an RRef, by ``del`` or as a scope ends, and collect garbage."""
+    """Drop an RRef, by ``del`` or at the end of a scope, and collect garbage."""
     if by == "scope":
         leave_scope(handle)
     else:
@@ -145,7 +145,7 @@ def drop(call: str, world: tuple[str, ...], *, handle: str, by: str) -> None:
 
 
 def leave_scope(handle: str) -> None:
-    """Let an RRef end with this function."""
+    """Drop an RRef when this function ends."""
     held = handle_of(handle)
     del handles[handle]
     held.owner()

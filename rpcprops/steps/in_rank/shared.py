@@ -1,4 +1,4 @@
-"""What the steps of a rank share of torch: values, timeouts, distributed autograd."""
+"""Functions that several steps need of torch: values, timeouts, distributed autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.distributed import autograd
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
-#: Without types: torch hides `backward` and others, which it documents, from type checkers.
+#: Untyped, because torch hides `backward` and other documented functions from type checkers.
 dist_autograd: Any = autograd
 
 
@@ -18,5 +18,5 @@ def tensor(value: Any) -> torch.Tensor:
 
 
 def timeout_of(seconds: float | None) -> float:
-    """The timeout of an RPC; None leaves it to the one that init_rpc was given."""
+    """The timeout of an RPC; None means the one that init_rpc was given."""
     return UNSET_RPC_TIMEOUT if seconds is None else seconds

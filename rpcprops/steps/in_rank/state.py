@@ -1,4 +1,4 @@
-"""What lives in a rank for the steps of its program, by name. Nothing here imports torch."""
+"""What a rank keeps for the steps of its program, by name. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 #: The RRefs that live in this rank, by name.
 handles: dict[str, Any] = {}
 
-#: The calls of this rank that were not waited for yet, by name.
+#: The calls of this rank that nobody has waited for yet, by name.
 futures: dict[str, Any] = {}
 
-#: The ids of distributed autograd contexts, by name, those of other ranks included.
+#: The ids of distributed autograd contexts by name, including those of other ranks.
 contexts: dict[str, int] = {}
 
 #: How often each call ran in this rank, by the name that its caller gave it.
@@ -21,7 +21,7 @@ ran_lock = threading.Lock()
 
 
 class MissingHandleError(Exception):
-    """A step needs what never came here, because the step that makes or sends it failed."""
+    """A step needs something that never came here: the step that makes or sends it failed."""
 
 
 def note_call(call: str) -> None:

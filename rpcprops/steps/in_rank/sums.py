@@ -16,7 +16,7 @@ class RaisedOnPurposeError(Exception):
 
 
 def add(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
-    """Add two tensors; the second may come as an RRef, and is fetched here."""
+    """Add two tensors; if the second is an RRef, it is fetched here."""
     note_call(call)
     return left + (right if isinstance(right, torch.Tensor) else right.to_here())
 
@@ -42,14 +42,14 @@ def script_add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 @torchscript
 def script_raise(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Raise in TorchScript, which wants to see a value returned as well."""
+    """Raise in TorchScript, which requires that the function also returns a value."""
     if left.numel() >= 0:
         raise RuntimeError("raised on purpose")  # noqa: EM101  (TorchScript)
     return left + right
 
 
 def operand(value: tuple[float, ...] | str) -> Any:
-    """What stands for a value in a call: a tensor, or the RRef of that name."""
+    """An operand of a call: a tensor for a value, or the RRef with that name."""
     return handle_of(value) if isinstance(value, str) else tensor(value)
 
 
@@ -58,7 +58,7 @@ def sum_call(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The function that adds, or raises, and its arguments.
 
-    Only a Python function can be told the name of its call.
+    Only a Python function can be given the name of its call.
     """
     if raises:
         function = raise_on_purpose if flavour == "python" else script_raise

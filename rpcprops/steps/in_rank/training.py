@@ -1,4 +1,4 @@
-"""Steps that train: apart from the others, because importing this takes more than a second."""
+"""Steps that train: separate from the others, because importing this takes more than a second."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.distributed.optim import DistributedOptimizer
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_call
 
-#: Each step of the optimizer halves a parameter whose loss is its square.
+#: With this rate, a step of the optimizer halves a parameter whose loss is its square.
 LEARNING_RATE = 0.25
 
 
 class PlainSGD(torch.optim.SGD):
-    """SGD under a name of its own: torch compiles its own optimizers by TorchScript, slowly."""
+    """SGD under another name: torch compiles its own optimizers with TorchScript, slowly."""
 
 
 class Affine(torch.nn.Module):
@@ -37,11 +37,11 @@ def optimize(
     owners: tuple[int, ...],
     value: tuple[float, ...],
 ) -> list[list[float]]:
-    """One step on a parameter at each owner; the parameters, as their owners then hold them."""
+    """Optimize one parameter at each owner once; the parameters, as their owners then hold them."""
     try:
         return halve_parameters(call, name, [world[owner] for owner in owners], tensor(value))
     finally:
-        # The optimizer's RRefs are in cycles, which only a collection frees.
+        # The optimizer's RRefs are in cycles, which only a garbage collection frees.
         gc.collect()
 
 
@@ -72,14 +72,14 @@ def module(call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ..
         numbers: list[float] = affine.forward(tensor(value)).tolist()
         return numbers
     finally:
-        # A RemoteModule refers to itself, so its RRef goes with a collection only.
+        # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
         gc.collect()
 
 
 def _warm_up() -> None:
-    """The first optimizer of a process imports two hundred modules; once, before ranks are forked.
+    """Make an optimizer before ranks are forked: the first in a process imports 200 modules.
 
-    The gradient is set by hand, since a backward pass starts threads.
+    The gradient is set by hand, because a backward pass starts threads.
     """
     parameter = torch.ones(1, dtype=torch.float64, requires_grad=True)
     parameter.grad = torch.ones(1, dtype=torch.float64)
