@@ -205,7 +205,7 @@ class SendDelay(_SendFault):
 
     @property
     def is_survivable(self) -> bool:
-        """Whether it is survivable: torch promises nothing here, but a late message does arrive."""
+        """True: a message that is late still arrives."""
         return True
 
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
