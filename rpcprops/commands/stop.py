@@ -13,10 +13,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Real seconds in which a repeat is ignored: `timeout`, terminals and shells send a signal twice.
@@ -61,6 +66,8 @@ def listening() -> Iterator[None]:
     wakeup = signal.set_wakeup_fd(state.wakes, warn_on_full_buffer=False)
     thread = threading.Thread(target=_insist, args=(state,), name="rpcprops-stop", daemon=True)
     thread.start()
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if _is_interrupt(lost) else hook(lost)
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -70,11 +77,17 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakeup)
         state.over.set()
         os.close(state.wakes)
         thread.join()
         os.close(state.woken)
+
+
+def _is_interrupt(lost: UnraisableHookArgs) -> bool:
+    """Whether Python has dropped our own interrupt, which the thread raises again."""
+    return _state.received is not None and issubclass(lost.exc_type, KeyboardInterrupt)
 
 
 def ending() -> None:

@@ -132,3 +132,34 @@ def test_a_signal_that_another_thread_is_given_ends_a_command() -> None:
                 assert time.monotonic() - began < 6.0
             finally:
                 process.kill()
+
+
+#: Gets its signal in a garbage collection, where Python drops what a handler raises.
+_COLLECTS = """
+import gc, signal, sys, time
+from rpcprops.commands import stop
+
+
+def interrupt(phase, _):
+    gc.callbacks.remove(interrupt)
+    signal.raise_signal(signal.SIGINT)
+
+
+with stop.listening():
+    try:
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(30)
+    except KeyboardInterrupt:
+        stop.ending()
+    code = stop.exit_code()
+sys.exit(code)
+"""
+
+
+def test_an_interrupt_that_python_drops_is_raised_again_in_silence() -> None:
+    """One in a garbage collection ends the command a second later, and no traceback is printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COLLECTS], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
