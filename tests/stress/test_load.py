@@ -76,13 +76,20 @@ def hold_under_load(
     folder: Path,
     properties: Sequence[str],
     servers: int,
+    asked: int,
     examples: int,
     seconds: float,
     record: Callable[[str, object], None],
 ) -> None:
-    """No verdict is "violated"; what is undecided is counted."""
+    """No verdict is "violated"; what is undecided is counted.
+
+    Args:
+        asked: how many examples Hypothesis is asked for, in all servers together. Some of them are
+            the same program under the same plan.
+        examples: how many different ones there must be.
+    """
     seed = random.SystemRandom().randrange(10**6)
-    said = check_at_once(folder, properties, servers, -(-examples // servers), seconds, seed)
+    said = check_at_once(folder, properties, servers, -(-asked // servers), seconds, seed)
     counts = Counter(str(one["verdict"]) for one in said)
     for one in said:
         for name, value in (("examples", one["examples"]), ("reruns", one["reruns"])):
@@ -93,8 +100,8 @@ def hold_under_load(
         counts["failed once"] += len(failed_once)
     # pytest prints the sums at its end.
     record("load", dict(counts))
-    # A verdict that is undecided ends its run early, and Hypothesis leaves out what it drew before.
-    assert counts["examples"] >= 0.9 * examples or counts["undecided"]
+    # A verdict that is undecided ends its run early.
+    assert counts["examples"] >= examples or counts["undecided"]
     false = [str(one["text"]) for one in said if one["verdict"] not in ("holds", "undecided")]
     assert not false, f"seeds from {seed} on: {dict(counts)}\n" + "\n".join(false)
 
@@ -102,11 +109,11 @@ def hold_under_load(
 @pytest.mark.usefixtures("busy")
 def test_load(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Of 24 examples on an overloaded machine, none is said to violate a promise."""
-    hold_under_load(tmp_path, CHEAP, FEW_SERVERS, 24, SHORT_SECONDS, record_property)
+    hold_under_load(tmp_path, CHEAP, FEW_SERVERS, 27, 24, SHORT_SECONDS, record_property)
 
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("busy")
 def test_long_load(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Of 2,000 examples on an overloaded machine, none is said to violate a promise."""
-    hold_under_load(tmp_path, DRAWN, SERVERS, 2_000, NIGHTLY_SECONDS, record_property)
+    hold_under_load(tmp_path, DRAWN, SERVERS, 4_000, 2_000, NIGHTLY_SECONDS, record_property)
