@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,11 @@ def hold_under_load(
     folder: Path,
     properties: Sequence[str],
     servers: int,
+    record: Callable[[str, object], None],
+    *,
     asked: int,
     examples: int,
     seconds: float,
-    record: Callable[[str, object], None],
 ) -> None:
     """No verdict is "violated"; what is undecided is counted.
 
@@ -109,11 +111,13 @@ def hold_under_load(
 @pytest.mark.usefixtures("busy")
 def test_load(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Of 24 examples on an overloaded machine, none is said to violate a promise."""
-    hold_under_load(tmp_path, CHEAP, FEW_SERVERS, 27, 24, SHORT_SECONDS, record_property)
+    least = partial(hold_under_load, asked=27, examples=24, seconds=SHORT_SECONDS)
+    least(tmp_path, CHEAP, FEW_SERVERS, record_property)
 
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("busy")
 def test_long_load(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Of 2,000 examples on an overloaded machine, none is said to violate a promise."""
-    hold_under_load(tmp_path, DRAWN, SERVERS, 4_000, 2_000, NIGHTLY_SECONDS, record_property)
+    most = partial(hold_under_load, asked=4_000, examples=2_000, seconds=NIGHTLY_SECONDS)
+    most(tmp_path, DRAWN, SERVERS, record_property)
