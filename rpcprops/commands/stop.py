@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Real seconds in which a repeat is ignored: `timeout`, terminals and shells send a signal twice.
 _TWICE_SECONDS = 1.0
+#: Real seconds within which the main thread notices a signal that another thread was given.
+_NOTICED = 0.05
 #: Real seconds after a signal until KeyboardInterrupt is raised again, and until the process ends;
 #: the last number applies instead if the command has begun to end by itself.
 _AGAIN_SECONDS = 1.0
-#: Real seconds within which the main thread notices a signal that another thread was given.
-_NOTICED = 0.05
 _LOST_SECONDS = 2.0
 _END_SECONDS = 10.0
 
