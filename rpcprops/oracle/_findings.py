@@ -15,8 +15,13 @@ from rpcprops.programs import Program
 from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of
 
 
-def can_cause(finding: Finding, violation: Violation, facts: TorchFacts = NEWEST) -> bool:
-    """Whether a finding can cause `violation` in a program that meets it."""
+def can_cause(
+    finding: Finding, violation: Violation, facts: TorchFacts = NEWEST, log: str = ""
+) -> bool:
+    """Whether a finding can cause `violation` in a program that meets it.
+
+    `log` is what the rank wrote that the violation names.
+    """
     if violation.promise == "ErrorInLog":
         texts = facts.texts
         logs = {
@@ -29,13 +34,18 @@ def can_cause(finding: Finding, violation: Violation, facts: TorchFacts = NEWEST
         return bool(re.search(logs[finding.logs], violation.message))
     if violation.promise not in {*finding.shows_as, finding.promise}:
         return False
+    if violation.promise == "RRefLeak" and finding.leak_logs == "own_fork_unknown":
+        unknown = re.escape(facts.texts.fork_unknown)
+        return bool(re.search(rf"{unknown}(GloballyUniqueId\(.*?\)), ForkId = \1", log))
     if not finding.says or violation.promise not in ("UnexpectedError", "MissingError"):
         return True
     said = {name: f"{re.escape(WORDS[name])}|{text}" for name, text in patterns(facts).items()}
     return bool(re.search(said[finding.says], violation.message))
 
 
-def explanations(met: Iterable[str], violation: Violation, facts: TorchFacts) -> tuple[str, ...]:
+def explanations(
+    met: Iterable[str], violation: Violation, facts: TorchFacts, log: str = ""
+) -> tuple[str, ...]:
     """The findings in `met`, which a program meets, that can have caused `violation`.
 
     A finding also explains on a torch version on which nobody has seen it yet: a newer version
@@ -44,7 +54,7 @@ def explanations(met: Iterable[str], violation: Violation, facts: TorchFacts) ->
     return tuple(
         name
         for name in sorted(met)
-        if facts.has_bug(name) and can_cause(FINDINGS[name], violation, facts)
+        if facts.has_bug(name) and can_cause(FINDINGS[name], violation, facts, log)
     )
 
 
@@ -68,7 +78,9 @@ def set_apart(
     cut = False
     known = facts or facts_of(outcome.torch_version)
     for violation in violations:
-        names = explanations(met, violation, known)
+        rank = violation.rank
+        log = outcome.ranks[rank].log if rank is not None and rank < len(outcome.ranks) else ""
+        names = explanations(met, violation, known, log)
         found.update(names)
         if names:
             cut = cut or violation.promise in ("RankDied", "RankHung")

@@ -20,6 +20,9 @@ ErrorWords = Literal["", "remote", "creation", "injected", "timeout"]
 #: The signs of a finding in a log: an error whose text cannot be read, or a failed assertion about
 #: an RRef without an owner.
 LogWords = Literal["", "unreadable", "owner_assertion"]
+#: What the log of a rank must show before a finding explains its leak: that the rank could not
+#: delete the fork that it holds of an RRef of its own.
+LeakLogWords = Literal["", "own_fork_unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Finding:
         says: the class of error in its UnexpectedError or MissingError, if it is always the same
             class.
         logs: the kind of its ErrorInLog; empty if it shows in no log.
+        leak_logs: what the log of the leaking rank must show before the finding explains the leak;
+            empty if it explains every RRefLeak.
         fixed_in: the first release of torch that keeps the promise, empty where none does.
         fixed_by: the change that mended it.
     """
@@ -46,6 +51,7 @@ class Finding:
     shows_as: frozenset[str] = frozenset()
     says: ErrorWords = ""
     logs: LogWords = ""
+    leak_logs: LeakLogWords = ""
     fixed_in: str = ""
     fixed_by: str = ""
 
@@ -95,14 +101,17 @@ _ALL = (
             "The handlers of a failed creation are a static table whose functions captured the "
             "first RRef that failed in the process. When a second one fails (or times out), the "
             "first is marked again, or what its memory now holds: another RRef, which then says "
-            "that it was never created, or something whose change ends the process. The second is "
-            "never marked: to_here() on it waits until its own timeout."
+            "that it was never created, or something whose change ends the process, or makes the "
+            "owner forget the fork that it is about to delete. The second is never marked: "
+            "to_here() on it waits until its own timeout."
         ),
         source=(
             "torch/csrc/distributed/rpc/rref_impl.cpp: RRef::handleError, "
-            "static errorHandlers with lambdas that capture this"
+            "static errorHandlers with lambdas that capture this; its caller "
+            "finishCreatingOwnerRRef (rref_context.cpp) deletes the owner's own fork right after it"
         ),
-        shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied"}),
+        shows_as=frozenset({"RankHung", "UnexpectedError", "MissingError", "RankDied", "RRefLeak"}),
+        leak_logs="own_fork_unknown",
         fixed_in="2.15",
         fixed_by="PyTorch PR 192960",
         # An RRef does not report that it was never created, or reports that though it was.

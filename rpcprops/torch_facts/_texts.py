@@ -37,6 +37,8 @@ class Texts:
         context_kept: a context that a rank could not release at another.
         assertion: an assertion inside torch has failed.
         owner_assertion_file: the file that the assertion about an RRef without an owner names.
+        fork_unknown: the text before the ids of an RRef and its fork, when the owner is to delete
+            a fork that it does not know.
         owners_waited: a shutdown has waited in vain for owners to be left by their users.
         users_waited: the same for users that wait for their owner or their parent.
         terminated: the first words of the C++ runtime when it ends the process.
@@ -78,6 +80,8 @@ class Texts:
     assertion: str = "INTERNAL ASSERT FAILED"
     # rref_context.cpp, `RRefContext::getOwnerRRef`.
     owner_assertion_file: str = "rref_context.cpp"
+    # rref_context.cpp, `RRefContext::delForkOfOwner`, at INFO.
+    fork_unknown: str = "Could not find UserRRef instance, RRefId = "
     # rref_context.cpp, `RRefContext::delAllUsersAndUnforkedOwners` logs both waits.
     owners_waited: str = "Timed out waiting for pending OwnerRRefs"
     users_waited: str = "Timed out waiting for pending UserRRefs"

@@ -163,3 +163,31 @@ def test_a_second_failed_remote_explains_no_more_than_torch_does(
 ) -> None:
     """A mark that is missing, or at another place, can hang, raise or kill, and nothing else."""
     assert can_cause(FINDINGS["second-failed-remote"], violation) is explained
+
+
+#: What the owner wrote in a run that kept the fork (torch 2.13.0).
+KEPT = (
+    "[I1126 rref_context.cpp:777] Could not find UserRRef instance, RRefId = "
+    "GloballyUniqueId(created_on=0, local_id=2), ForkId = GloballyUniqueId(created_on=0, local_id="
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "explained"),
+    [
+        (f"{KEPT}2), likely because it was deleted by a previously retried message", True),
+        # The fork of another rank: its delete came twice.
+        (f"{KEPT}3), likely because it was deleted by a previously retried message", False),
+        ("", False),
+    ],
+)
+def test_a_leak_is_explained_where_the_owner_could_not_delete_its_own_fork(
+    log: str, explained: bool
+) -> None:
+    """The write to freed memory can also change the fork that torch looks up next."""
+    outcome = seen(TWICE, LOST)
+    ranks = (replace(outcome.ranks[0], log=log), *outcome.ranks[1:])
+    violation = Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0)
+    found, others = left(TWICE, LOST, replace(outcome, ranks=ranks), violation)
+    assert bool(found) is explained
+    assert bool(others) is not explained
