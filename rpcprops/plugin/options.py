@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -142,7 +143,7 @@ class Options:
         Raises:
             UsageError: (pytest's) an option has an invalid value, or two contradict each other.
         """
-        option: Any = config.getoption
+        option = partial(_option, config)
         upstream = _read_upstream(config)
         return cls(
             clock_text=option("--rpc-clock"),
@@ -164,8 +165,18 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def _option(config: pytest.Config, name: str) -> Any:
+    """The value of an option. argparse makes a list of ``--rpc-clock=--``, whose value it loses."""
+    value: Any = config.getoption(name)
+    is_lost = [] in value if DECLARED[name].get("action") == "append" else value == []
+    if is_lost:
+        msg = f"{name} needs a value, which -- is not"
+        raise pytest.UsageError(msg)
+    return value
+
+
 def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
-    option: Any = config.getoption
+    option = partial(_option, config)
     read = UpstreamOptions(
         examples=_positive(config, "--rpc-upstream-examples"),
         report=_written(config, "--rpc-upstream-report"),
@@ -186,7 +197,7 @@ def _path(text: str | None) -> Path | None:
 
 
 def _positive(config: pytest.Config, name: str) -> int:
-    value: Any = config.getoption(name)
+    value = _option(config, name)
     if value < 1:
         msg = f"{name}={value} must be 1 or more"
         raise pytest.UsageError(msg)
@@ -195,7 +206,7 @@ def _positive(config: pytest.Config, name: str) -> int:
 
 def _written(config: pytest.Config, name: str) -> Path | None:
     """The file of an option, if this process must write it at its end; else None."""
-    text: Any = config.getoption(name)
+    text = _option(config, name)
     if text is None or is_worker(config):
         return None
     path = Path(text).absolute()

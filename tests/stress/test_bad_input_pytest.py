@@ -191,6 +191,13 @@ def test_options(runs: Runs, words: list[str]) -> None:
     check(runs, words)
 
 
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - set(_FLAGS)))
+def test_a_value_that_is_two_dashes(runs: Runs, name: str) -> None:
+    """argparse loses such a value and leaves a list, which is misuse and no crash."""
+    code, said = runs.pytest(*APART, "quiet/test_one.py", "--collect-only", f"{name}=--")
+    assert (code, "INTERNALERROR" in said) == (4, False), said
+
+
 def test_control_characters_of_a_path(runs: Runs) -> None:
     """The path of an artefact is shown as text that a terminal does not obey."""
     code, said = runs.pytest(
