@@ -115,6 +115,11 @@ class RankOutcome:
             retryable messages, without their types.
         delayed_sends: sends that were held up, by whole virtual milliseconds of the delay, as the
             clock library saw them; None where it was not loaded.
+        sent: sends that were tried, by torch's name of the message type, those of shutdown too; a
+            send that torch tries again counts again. None where the preload library could not
+            count, or where the rank died before it could say.
+        failed_by_type: those of `sent` that the agent failed on purpose.
+        delayed_by_type: those of `sent` that the agent held up.
         calls: how often each user-visible call ran here, by the name of the call.
         log: the last part of what it wrote to stdout and stderr.
         stack: the Python stacks of its threads, when a phase hung.
@@ -132,6 +137,9 @@ class RankOutcome:
     counters: Counters | None = None
     failed_sends: int = 0
     delayed_sends: Mapping[int, int] | None = None
+    sent: Mapping[str, int] | None = None
+    failed_by_type: Mapping[str, int] | None = None
+    delayed_by_type: Mapping[str, int] | None = None
     calls: Mapping[str, int] = field(default_factory=FrozenMap[str, int])
     shutdown_error: RaisedError | None = None
     log: str = ""

@@ -75,6 +75,7 @@ def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> N
     """Record what a rank answered after it had shut RPC down."""
     # The delays that were counted do not include those of shutdown's own messages.
     channel.calls = seen["calls"]
+    channel.sends = seen["sends"]
     channel.late_seconds = max(channel.late_seconds, seen["late"])
     channel.counters_after_shutdown = seen.get("after")
     if error:

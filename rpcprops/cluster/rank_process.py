@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
+from rpcprops.clock import sends
 from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
@@ -247,6 +248,7 @@ class _Rank:
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),
+            "sends": sends.counts(),
             "late": 0.0,
             "delays": None,
         }
