@@ -1,5 +1,6 @@
 /*
- * What torch's faulty agent sends in one process, counted by message type.
+ * What torch's faulty agent sends in one process: counted by message type, and
+ * failed or delayed by tables that can be changed while it runs.
  *
  * This is the second half of the preload library; _preload.c is the clock.  It
  * stands in front of four member functions of libtorch_cpu.so.  torch calls
@@ -9,9 +10,14 @@
  *
  * The order of calls is that of FaultyTensorPipeAgent::send
  * (torch/csrc/distributed/rpc/testing/faulty_tensorpipe_agent.cpp): it asks
- * shouldFailMessage for the type of the message.  It calls TensorPipeAgent::send
- * unless it fails the send.  That calls pipeWrite, which asks
- * getDelayForMessage and sleeps.
+ * shouldFailMessage for the type of the message.  If that is true, it compares
+ * its count for the payload with num_fail_sends, and fails the send while the
+ * count is smaller.  Otherwise it calls TensorPipeAgent::send.  That calls
+ * pipeWrite in the same thread, which asks getDelayForMessage and sleeps.
+ *
+ * Until rpcprops_faults_decide() the agent's own answers stand.  Afterwards the
+ * answers here do.  For a send to fail then, the agent must have been made with
+ * a num_fail_sends that no count reaches.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -20,6 +26,7 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -38,6 +45,11 @@
 EXPORT int rpcprops_sends_probe(void);
 EXPORT const char *rpcprops_sends_name(int index);
 EXPORT void rpcprops_sends_counts(int64_t *sent, int64_t *failed, int64_t *delayed);
+EXPORT void rpcprops_sends_spare(int type);
+EXPORT void rpcprops_faults_decide(void);
+EXPORT int rpcprops_faults_arm(const uint8_t *fails, int64_t num_fail_sends, const float *delays);
+EXPORT void rpcprops_faults_disarm(int number);
+EXPORT int rpcprops_faults_counts(int number, int64_t *failed, int64_t *delayed);
 
 /* ------------------------------------------------------------------------ */
 /* torch's functions                                                        */
@@ -51,6 +63,13 @@ typedef void *send_function(SEND_ARGUMENTS);
 typedef bool should_fail_function(const void *self, int type);
 typedef float delay_function(const void *self, int type);
 
+/* A std::vector<char> as libstdc++ lays it out. */
+struct bytes {
+    const char *begin;
+    const char *end;
+};
+typedef const struct bytes *payload_function(const void *message);
+
 #define RPC "5torch11distributed3rpc"
 #define FAULTY RPC "21FaultyTensorPipeAgent"
 #define SEND                                                                               \
@@ -61,13 +80,15 @@ typedef float delay_function(const void *self, int type);
 #define BASE_SEND_NAME "_ZN" RPC "15TensorPipeAgent" SEND
 #define SHOULD_FAIL_NAME "_ZNK" FAULTY "17shouldFailMessageENS1_11MessageTypeE"
 #define DELAY_NAME "_ZNK" FAULTY "18getDelayForMessageENS1_11MessageTypeE"
+#define PAYLOAD_NAME "_ZNK" RPC "7Message7payloadEv"
 
 EXPORT send_function faulty_send __asm__(SEND_NAME);
 EXPORT send_function base_send __asm__(BASE_SEND_NAME);
 EXPORT should_fail_function should_fail __asm__(SHOULD_FAIL_NAME);
 EXPORT delay_function delay_of __asm__(DELAY_NAME);
 
-enum { FAULTY_SEND, BASE_SEND, SHOULD_FAIL, DELAY, FUNCTIONS };
+/* The last one is only called from here. */
+enum { FAULTY_SEND, BASE_SEND, SHOULD_FAIL, DELAY, PAYLOAD, FUNCTIONS };
 
 static struct {
     const char *name;
@@ -77,6 +98,7 @@ static struct {
     [BASE_SEND] = {BASE_SEND_NAME, NULL},
     [SHOULD_FAIL] = {SHOULD_FAIL_NAME, NULL},
     [DELAY] = {DELAY_NAME, NULL},
+    [PAYLOAD] = {PAYLOAD_NAME, NULL},
 };
 
 #define LIBRARY "libtorch_cpu.so"
@@ -142,9 +164,9 @@ static bool calls_by_name(const struct link_map *map, const void *address)
 }
 
 /*
- * 0 if torch calls all four functions of ours; -1 if its library is not loaded;
- * else 1 + the index of the first function that it does not have, or does not
- * call by its name.
+ * 0 if torch has all these functions and calls the four that stand here; -1 if
+ * its library is not loaded; else 1 + the index of the first function that it
+ * does not have, or does not call by its name.
  */
 int rpcprops_sends_probe(void)
 {
@@ -154,7 +176,7 @@ int rpcprops_sends_probe(void)
         return -1;
     for (int i = 0; i < FUNCTIONS; i++) {
         void *found = dlsym(handle, functions[i].name);
-        if (!found || !calls_by_name(map, found))
+        if (!found || (i != PAYLOAD && !calls_by_name(map, found)))
             return i + 1;
         atomic_store_explicit(&functions[i].real, found, memory_order_release);
     }
@@ -167,7 +189,160 @@ const char *rpcprops_sends_name(int index)
 }
 
 /* ------------------------------------------------------------------------ */
-/* Counting                                                                 */
+/* Tables of faults                                                         */
+/* ------------------------------------------------------------------------ */
+
+/* How many sends of one payload a table has failed.  The payload follows. */
+struct payload {
+    struct payload *next;
+    int64_t failed;
+    size_t size;
+    char content[];
+};
+
+#define BUCKETS 1024
+
+/* Kept for the life of the process, because its counts are read later. */
+struct table {
+    struct table *next; /* armed later */
+    int number;
+    bool armed;
+    bool fails[TYPES];
+    int64_t num_fail_sends;
+    float delays[TYPES]; /* virtual seconds */
+    struct payload *payloads[BUCKETS];
+    int64_t failed[TYPES];
+    int64_t delayed[TYPES];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct table *tables; /* the first one armed */
+static atomic_bool decides;
+
+static struct payload *payload_of(struct table *table, const struct bytes *bytes)
+{
+    size_t size = (size_t)(bytes->end - bytes->begin);
+    uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ (unsigned char)bytes->begin[i]) * UINT64_C(1099511628211);
+    struct payload **place = &table->payloads[hash % BUCKETS];
+    for (struct payload *known = *place; known; known = known->next)
+        if (known->size == size && memcmp(known->content, bytes->begin, size) == 0)
+            return known;
+    struct payload *added = malloc(sizeof *added + size);
+    if (!added)
+        abort();
+    *added = (struct payload){.next = *place, .size = size};
+    memcpy(added->content, bytes->begin, size);
+    *place = added;
+    return added;
+}
+
+static void free_payloads(struct table *table)
+{
+    for (int i = 0; i < BUCKETS; i++)
+        while (table->payloads[i]) {
+            struct payload *gone = table->payloads[i];
+            table->payloads[i] = gone->next;
+            free(gone);
+        }
+}
+
+static struct table *table_of(int number)
+{
+    struct table *table = tables;
+    while (table && table->number != number)
+        table = table->next;
+    return table;
+}
+
+void rpcprops_faults_decide(void)
+{
+    atomic_store(&decides, true);
+}
+
+/* The number of the new table, or 0 where there is no memory for it.  It counts
+   payloads from 0.  Both arrays have TYPES elements. */
+int rpcprops_faults_arm(const uint8_t *fails, int64_t num_fail_sends, const float *delays)
+{
+    struct table *table = calloc(1, sizeof *table);
+    if (!table)
+        return 0;
+    table->armed = true;
+    table->num_fail_sends = num_fail_sends;
+    for (int type = 0; type < TYPES; type++) {
+        table->fails[type] = fails[type];
+        table->delays[type] = delays[type];
+    }
+    pthread_mutex_lock(&lock);
+    struct table **end = &tables;
+    table->number = 1;
+    for (; *end; end = &(*end)->next)
+        table->number++;
+    *end = table;
+    int number = table->number;
+    pthread_mutex_unlock(&lock);
+    return number;
+}
+
+void rpcprops_faults_disarm(int number)
+{
+    pthread_mutex_lock(&lock);
+    struct table *table = table_of(number);
+    if (table) {
+        table->armed = false;
+        free_payloads(table);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* What a table has failed and delayed so far, by type; 0 if there is no such table. */
+int rpcprops_faults_counts(int number, int64_t *failed, int64_t *delayed)
+{
+    pthread_mutex_lock(&lock);
+    struct table *table = table_of(number);
+    if (table) {
+        memcpy(failed, table->failed, sizeof table->failed);
+        memcpy(delayed, table->delayed, sizeof table->delayed);
+    }
+    pthread_mutex_unlock(&lock);
+    return table != NULL;
+}
+
+/* The table that fails this send: the first one armed whose count for the
+   payload allows it. */
+static struct table *failing_table(unsigned type, const struct bytes *bytes)
+{
+    for (struct table *table = tables; table; table = table->next) {
+        if (!table->armed || !table->fails[type])
+            continue;
+        struct payload *payload = payload_of(table, bytes);
+        if (payload->failed < table->num_fail_sends) {
+            payload->failed++;
+            return table;
+        }
+    }
+    return NULL;
+}
+
+/* The longest delay of a type, counted for the table that asks for it. */
+static float longest_delay(unsigned type)
+{
+    struct table *longest = NULL;
+    pthread_mutex_lock(&lock);
+    for (struct table *table = tables; table; table = table->next)
+        if (table->armed && table->delays[type] > (longest ? longest->delays[type] : 0))
+            longest = table;
+    float seconds = longest ? longest->delays[type] : 0;
+    /* torch sleeps for whole milliseconds. */
+    if ((int)(seconds * 1000) != 0)
+        longest->delayed[type]++;
+    pthread_mutex_unlock(&lock);
+    return seconds;
+}
+
+/* ------------------------------------------------------------------------ */
+/* What torch calls                                                         */
 /* ------------------------------------------------------------------------ */
 
 static struct {
@@ -179,33 +354,72 @@ static struct {
 /* What this thread sends now.  Between the start of FaultyTensorPipeAgent::send
    and its end, or its call of TensorPipeAgent::send, it sends nothing else. */
 static _Thread_local struct {
-    bool fails;    /* shouldFailMessage was true, and the message was not sent since */
+    const void *message;
+    bool fails; /* shouldFailMessage was true, and the message was not sent since */
     unsigned type;
+    struct table *table; /* which of ours fails it, if one does */
 } now;
+
+/* The type whose sends by this thread are neither failed, delayed nor counted. */
+static _Thread_local int spared = -1;
+
+/* A negative type spares nothing. */
+void rpcprops_sends_spare(int type)
+{
+    spared = type;
+}
 
 static void count(_Atomic int64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
+static void count_failure(void)
+{
+    count(&counts.failed[now.type]);
+    if (now.table) {
+        pthread_mutex_lock(&lock);
+        now.table->failed[now.type]++;
+        pthread_mutex_unlock(&lock);
+    }
+}
+
 /* An exception of torch's passes through: nothing here has to be undone. */
 void *faulty_send(SEND_ARGUMENTS)
 {
+    now.message = *message;
     now.fails = false;
     void *returned = REAL(send_function, FAULTY_SEND)(result, self, to, message, timeout, devices);
     if (now.fails)
-        count(&counts.failed[now.type]);
+        count_failure();
     now.fails = false;
     return returned;
 }
 
-bool should_fail(const void *self, int type)
+/* Whether a table of ours fails the message that this thread sends now. */
+static bool ours_fails(unsigned type)
 {
-    count(&counts.sent[TYPE_OF(type)]);
-    bool fails = REAL(should_fail_function, SHOULD_FAIL)(self, type);
-    now.fails = fails;
-    now.type = TYPE_OF(type);
-    return fails;
+    const struct bytes *bytes =
+        ((payload_function *)real_function(PAYLOAD, __builtin_return_address(0)))(now.message);
+    pthread_mutex_lock(&lock);
+    now.table = failing_table(type, bytes);
+    pthread_mutex_unlock(&lock);
+    return now.table != NULL;
+}
+
+bool should_fail(const void *self, int number)
+{
+    unsigned type = TYPE_OF(number);
+    now.type = type;
+    now.table = NULL;
+    if ((int)type == spared)
+        return false;
+    count(&counts.sent[type]);
+    if (atomic_load_explicit(&decides, memory_order_acquire))
+        now.fails = ours_fails(type);
+    else
+        now.fails = REAL(should_fail_function, SHOULD_FAIL)(self, number);
+    return now.fails;
 }
 
 void *base_send(SEND_ARGUMENTS)
@@ -214,12 +428,16 @@ void *base_send(SEND_ARGUMENTS)
     return REAL(send_function, BASE_SEND)(result, self, to, message, timeout, devices);
 }
 
-float delay_of(const void *self, int type)
+float delay_of(const void *self, int number)
 {
-    float seconds = REAL(delay_function, DELAY)(self, type);
-    /* torch sleeps for whole milliseconds. */
+    unsigned type = TYPE_OF(number);
+    if ((int)type == spared)
+        return 0;
+    float seconds = atomic_load_explicit(&decides, memory_order_acquire)
+                        ? longest_delay(type)
+                        : REAL(delay_function, DELAY)(self, number);
     if ((int)(seconds * 1000) != 0)
-        count(&counts.delayed[TYPE_OF(type)]);
+        count(&counts.delayed[type]);
     return seconds;
 }
 

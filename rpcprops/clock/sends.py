@@ -1,16 +1,19 @@
-"""What torch's faulty agent sends in this process, counted by message type.
+"""What torch's faulty agent sends in this process: counted, and failed or delayed by tables.
 
-The preload library counts it, where it is loaded: it stands in front of the functions that
+The preload library does it, where it is loaded: it stands in front of the functions that
 ``FaultyTensorPipeAgent`` calls for each send (see ``_sends.c``). A send that torch tries again is
 counted again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from rpcprops.errors import HarnessError
 
 #: torch's names and numbers of requests, from ``enum MessageType`` (message.h): the low byte, which
 #: no release of torch has changed. A response is never asked about.
@@ -31,6 +34,10 @@ REQUEST_NUMBERS: Mapping[int, str] = {
     0x17: "RREF_BACKWARD_REQ",
 }
 
+#: With this `num_fail_sends`, which no count reaches, an agent fails every send that it is told to.
+UNLIMITED = 2**31 - 1
+
+_NUMBERS = {name: number for number, name in REQUEST_NUMBERS.items()}
 _TYPES = 256
 _Array = ctypes.c_int64 * _TYPES
 
@@ -39,12 +46,19 @@ class Sends(NamedTuple):
     """Sends by message type; a type that was never sent is in none of the three.
 
     Attributes:
-        sent: for each send that was tried, whether it failed or not.
+        sent: for each send that was tried, whether it failed or not; without those of `spared`.
         failed: those that the agent failed on purpose.
         delayed: those that the agent held up first.
     """
 
     sent: dict[str, int]
+    failed: dict[str, int]
+    delayed: dict[str, int]
+
+
+class Struck(NamedTuple):
+    """What one table has failed and delayed, by message type."""
+
     failed: dict[str, int]
     delayed: dict[str, int]
 
@@ -75,6 +89,59 @@ def counts() -> Sends | None:
     arrays = (_Array(), _Array(), _Array())
     ctypes.CDLL(None).rpcprops_sends_counts(*arrays)
     return Sends(*(_named(array) for array in arrays))
+
+
+def decide() -> None:
+    """From now on tables decide what fails and what is late, instead of the agent itself.
+
+    Until one is armed, nothing is.
+    """
+    ctypes.CDLL(None).rpcprops_faults_decide()
+
+
+def arm(
+    messages_to_fail: Iterable[str], num_fail_sends: int, messages_to_delay: Mapping[str, float]
+) -> int:
+    """Arm a table that means what the same options of torch's agent mean; returns its number.
+
+    It counts payloads from 0. With several tables, the one armed first fails a send that it may
+    still fail, and then the others do not count it; of several delays the longest applies.
+    """
+    fails = (ctypes.c_uint8 * _TYPES)()
+    for name in messages_to_fail:
+        fails[_NUMBERS[name]] = 1
+    delays = (ctypes.c_float * _TYPES)()
+    for name, seconds in messages_to_delay.items():
+        delays[_NUMBERS[name]] = seconds
+    limit = ctypes.c_int64(num_fail_sends)
+    number = int(ctypes.CDLL(None).rpcprops_faults_arm(fails, limit, delays))
+    if not number:
+        msg = "there is no memory for another table of faults."
+        raise HarnessError(msg)
+    return number
+
+
+def disarm(number: int) -> None:
+    """Let a table fail and delay nothing more; what it has done stays counted."""
+    ctypes.CDLL(None).rpcprops_faults_disarm(number)
+
+
+def struck(number: int) -> Struck:
+    """What a table has failed and delayed since it was armed."""
+    arrays = (_Array(), _Array())
+    ctypes.CDLL(None).rpcprops_faults_counts(number, *arrays)
+    return Struck(*(_named(array) for array in arrays))
+
+
+@contextlib.contextmanager
+def spared(message: str) -> Iterator[None]:
+    """Within the block, sends of a type by this thread are not failed, delayed or counted."""
+    library = ctypes.CDLL(None)
+    library.rpcprops_sends_spare(_NUMBERS[message])
+    try:
+        yield
+    finally:
+        library.rpcprops_sends_spare(-1)
 
 
 def _named(array: ctypes.Array[ctypes.c_int64]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rpcprops.clock.sends import Sends
+from rpcprops.clock.sends import Sends, Struck
 from rpcprops.cluster import _wire
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
@@ -41,6 +41,8 @@ class Channel:
     calls: Mapping[str, int] = field(default_factory=dict)
     delayed_sends: Mapping[int, int] | None = None
     sends: Sends | None = None
+    #: What the faults of each part of the run have done, by the number of the part.
+    struck: Mapping[int, Struck] = field(default_factory=dict)
     late_seconds: float = 0.0
     stack: str = ""
     shutdown_error: RaisedError | None = None
@@ -151,9 +153,14 @@ class Channel:
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
-        self.sends = seen["sends"]
+        self.note_sends(seen["sends"], seen["struck"])
         self.delayed_sends = seen["delays"]
         self.late_seconds = max(self.late_seconds, seen["late"])
+
+    def note_sends(self, counted: Sends | None, struck: Mapping[int, Struck]) -> None:
+        """Record what the agent of this rank has sent so far."""
+        self.sends = counted
+        self.struck = struck
 
     @property
     def runs_calls(self) -> bool:

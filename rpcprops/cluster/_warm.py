@@ -11,7 +11,6 @@ import importlib
 import pickle
 from typing import Any
 
-from rpcprops.clock import sends
 from rpcprops.cluster import _wire, finder
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
@@ -28,7 +27,6 @@ _REPEATS = 20
 def warm_up() -> None:
     """Run the code that a rank runs, as far as it needs no world."""
     _ = symbols.rref_proxy  # init_rpc imports it
-    sends.counts()
     for kind in STEP_TYPES.values():
         if kind.runs and place_of(kind)[0] != finder.TRAINING:
             importlib.import_module(place_of(kind)[0])
