@@ -44,12 +44,12 @@
 
 EXPORT int rpcprops_sends_probe(void);
 EXPORT const char *rpcprops_sends_name(int index);
-EXPORT void rpcprops_sends_counts(int64_t *sent, int64_t *failed, int64_t *delayed);
+EXPORT int rpcprops_sends_counts(int64_t *rows);
 EXPORT void rpcprops_sends_spare(int type);
 EXPORT void rpcprops_faults_decide(void);
 EXPORT int rpcprops_faults_arm(const uint8_t *fails, int64_t num_fail_sends, const float *delays);
 EXPORT void rpcprops_faults_disarm(int number);
-EXPORT int rpcprops_faults_counts(int number, int64_t *failed, int64_t *delayed);
+EXPORT int rpcprops_faults_counts(int number, int64_t *rows);
 
 /* ------------------------------------------------------------------------ */
 /* torch's functions                                                        */
@@ -296,17 +296,26 @@ void rpcprops_faults_disarm(int number)
     pthread_mutex_unlock(&lock);
 }
 
-/* What a table has failed and delayed so far, by type; 0 if there is no such table. */
-int rpcprops_faults_counts(int number, int64_t *failed, int64_t *delayed)
+/* Adds a row to `rows` where a count of its type is not 0. */
+static int add_row(int64_t *rows, int n, int type, int64_t sent, int64_t failed, int64_t delayed)
 {
+    if (!sent && !failed && !delayed)
+        return n;
+    memcpy(rows + 4 * n, (int64_t[]){type, sent, failed, delayed}, 4 * sizeof *rows);
+    return n + 1;
+}
+
+/* What a table has failed and delayed so far: how many rows, as those of
+   rpcprops_sends_counts(), but none is sent. */
+int rpcprops_faults_counts(int number, int64_t *rows)
+{
+    int n = 0;
     pthread_mutex_lock(&lock);
     struct table *table = table_of(number);
-    if (table) {
-        memcpy(failed, table->failed, sizeof table->failed);
-        memcpy(delayed, table->delayed, sizeof table->delayed);
-    }
+    for (int type = 0; table && type < TYPES; type++)
+        n = add_row(rows, n, type, 0, table->failed[type], table->delayed[type]);
     pthread_mutex_unlock(&lock);
-    return table != NULL;
+    return n;
 }
 
 /* The table that fails this send: the first one armed whose count for the
@@ -441,16 +450,16 @@ float delay_of(const void *self, int number)
     return seconds;
 }
 
-static void copy(const _Atomic int64_t *from, int64_t *to)
+/* What was sent so far: how many rows of four numbers (type, sent, failed,
+   delayed) were written to `rows`, which has room for TYPES of them. */
+int rpcprops_sends_counts(int64_t *rows)
 {
-    for (int type = 0; type < TYPES; type++)
-        to[type] = atomic_load_explicit(&from[type], memory_order_relaxed);
-}
-
-/* Each of the three arrays has TYPES elements. */
-void rpcprops_sends_counts(int64_t *sent, int64_t *failed, int64_t *delayed)
-{
-    copy(counts.sent, sent);
-    copy(counts.failed, failed);
-    copy(counts.delayed, delayed);
+    int n = 0;
+    for (int type = 0; type < TYPES; type++) {
+        int64_t sent = atomic_load_explicit(&counts.sent[type], memory_order_relaxed);
+        int64_t failed = atomic_load_explicit(&counts.failed[type], memory_order_relaxed);
+        int64_t delayed = atomic_load_explicit(&counts.delayed[type], memory_order_relaxed);
+        n = add_row(rows, n, type, sent, failed, delayed);
+    }
+    return n;
 }

@@ -39,7 +39,7 @@ UNLIMITED = 2**31 - 1
 
 _NUMBERS = {name: number for number, name in REQUEST_NUMBERS.items()}
 _TYPES = 256
-_Array = ctypes.c_int64 * _TYPES
+_Rows = ctypes.c_int64 * (4 * _TYPES)
 
 
 class Sends(NamedTuple):
@@ -64,21 +64,27 @@ class Struck(NamedTuple):
 
 
 @functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(None)
+    library.rpcprops_sends_name.restype = ctypes.c_char_p
+    library.rpcprops_faults_arm.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    return library
+
+
+@functools.cache
 def problem() -> str:
     """Why sends cannot be counted in this process, in one line; empty if they are counted.
 
     Call it once torch has been imported. A process that is forked later has the same answer.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "rpcprops_sends_probe"):
+    if not hasattr(ctypes.CDLL(None), "rpcprops_sends_probe"):
         return "the preload library is not loaded"
-    code = int(library.rpcprops_sends_probe())
+    code = int(_library().rpcprops_sends_probe())
     if code == 0:
         return ""
     if code < 0:
         return "libtorch_cpu.so, which holds torch's faulty agent, is not loaded"
-    library.rpcprops_sends_name.restype = ctypes.c_char_p
-    name = library.rpcprops_sends_name(code - 1).decode()
+    name = _library().rpcprops_sends_name(code - 1).decode()
     return f"this build of torch does not call {name} in a way that can be seen"
 
 
@@ -86,9 +92,8 @@ def counts() -> Sends | None:
     """What the faulty agent has sent since this process started; None if that is not counted."""
     if problem():
         return None
-    arrays = (_Array(), _Array(), _Array())
-    ctypes.CDLL(None).rpcprops_sends_counts(*arrays)
-    return Sends(*(_named(array) for array in arrays))
+    rows = _Rows()
+    return Sends(*_by_type(rows, _library().rpcprops_sends_counts(rows)))
 
 
 def decide() -> None:
@@ -96,7 +101,7 @@ def decide() -> None:
 
     Until one is armed, nothing is.
     """
-    ctypes.CDLL(None).rpcprops_faults_decide()
+    _library().rpcprops_faults_decide()
 
 
 def arm(
@@ -113,8 +118,7 @@ def arm(
     delays = (ctypes.c_float * _TYPES)()
     for name, seconds in messages_to_delay.items():
         delays[_NUMBERS[name]] = seconds
-    limit = ctypes.c_int64(num_fail_sends)
-    number = int(ctypes.CDLL(None).rpcprops_faults_arm(fails, limit, delays))
+    number = int(_library().rpcprops_faults_arm(fails, num_fail_sends, delays))
     if not number:
         msg = "there is no memory for another table of faults."
         raise HarnessError(msg)
@@ -123,27 +127,33 @@ def arm(
 
 def disarm(number: int) -> None:
     """Let a table fail and delay nothing more; what it has done stays counted."""
-    ctypes.CDLL(None).rpcprops_faults_disarm(number)
+    _library().rpcprops_faults_disarm(number)
 
 
 def struck(number: int) -> Struck:
     """What a table has failed and delayed since it was armed."""
-    arrays = (_Array(), _Array())
-    ctypes.CDLL(None).rpcprops_faults_counts(number, *arrays)
-    return Struck(*(_named(array) for array in arrays))
+    rows = _Rows()
+    _, failed, delayed = _by_type(rows, _library().rpcprops_faults_counts(number, rows))
+    return Struck(failed, delayed)
 
 
 @contextlib.contextmanager
 def spared(message: str) -> Iterator[None]:
     """Within the block, sends of a type by this thread are not failed, delayed or counted."""
-    library = ctypes.CDLL(None)
-    library.rpcprops_sends_spare(_NUMBERS[message])
+    _library().rpcprops_sends_spare(_NUMBERS[message])
     try:
         yield
     finally:
-        library.rpcprops_sends_spare(-1)
+        _library().rpcprops_sends_spare(-1)
 
 
-def _named(array: ctypes.Array[ctypes.c_int64]) -> dict[str, int]:
-    numbers = {number: int(count) for number, count in enumerate(array) if count}
-    return {REQUEST_NUMBERS.get(number, f"type {number:#x}"): n for number, n in numbers.items()}
+def _by_type(rows: ctypes.Array[ctypes.c_int64], length: int) -> tuple[dict[str, int], ...]:
+    """Three columns of the rows, by the name of the type; without zeros."""
+    columns: tuple[dict[str, int], ...] = ({}, {}, {})
+    for at in range(0, 4 * length, 4):
+        number, *numbers = rows[at : at + 4]
+        name = REQUEST_NUMBERS.get(number, f"type {number:#x}")
+        for column, count in zip(columns, numbers, strict=True):
+            if count:
+                column[name] = count
+    return columns
