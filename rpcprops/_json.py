@@ -10,6 +10,7 @@ import msgspec
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import Fault, FaultPlan, fault_class
+from rpcprops.outcomes import Outcome
 from rpcprops.programs import STEP_TYPES, Parallel, Program, Step
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ def to_json(value: Any) -> Any:
     elif is_dataclass(value):
         held = {item.name: getattr(value, item.name) for item in fields(value)}
         data |= {name: to_json(one) for name, one in held.items() if isinstance(one, FaultPlan)}
+        if isinstance(value, Outcome):
+            data["armed"] = [to_json(armed) for armed in value.armed]
     return data
 
 

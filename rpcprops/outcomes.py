@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import msgspec
 
 from rpcprops._frozen import FrozenMap
+from rpcprops.faults import FaultPlan
 
 #: Finite, because JSON has no infinity; longer than any run.
 UNLIMITED_SLACK = 1e9
@@ -115,6 +116,11 @@ class RankOutcome:
             retryable messages, without their types.
         delayed_sends: sends that were held up, by whole virtual milliseconds of the delay, as the
             clock library saw them; None where it was not loaded.
+        sent: sends that were tried, by torch's name of the message type, those of shutdown too but
+            not those that faults are kept away from; a send that torch tries again counts again.
+            None where the preload library could not count, or the rank died before it could say.
+        failed_by_type: those of `sent` that the agent failed on purpose.
+        delayed_by_type: those of `sent` that the agent held up; of a program, before the shutdown.
         calls: how often each user-visible call ran here, by the name of the call.
         log: the last part of what it wrote to stdout and stderr.
         stack: the Python stacks of its threads, when a phase hung.
@@ -132,6 +138,9 @@ class RankOutcome:
     counters: Counters | None = None
     failed_sends: int = 0
     delayed_sends: Mapping[int, int] | None = None
+    sent: Mapping[str, int] | None = None
+    failed_by_type: Mapping[str, int] | None = None
+    delayed_by_type: Mapping[str, int] | None = None
     calls: Mapping[str, int] = field(default_factory=FrozenMap[str, int])
     shutdown_error: RaisedError | None = None
     log: str = ""
@@ -173,8 +182,39 @@ class PhaseOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmedFaults:
+    """Faults that a test armed for a part of a run, by ``with cluster.faults(plan)``.
+
+    Attributes:
+        begins: virtual seconds from the start of the cluster until they were armed.
+        ends: the same until they acted no more; None if that never came.
+        failed: by rank, how many sends of each message type they failed.
+        delayed: the same for the sends that they held up.
+    """
+
+    plan: FaultPlan
+    begins: float
+    ends: float | None = None
+    failed: tuple[Mapping[str, int], ...] = ()
+    delayed: tuple[Mapping[str, int], ...] = ()
+
+    def of(self, rank: RankOutcome) -> RankOutcome:
+        """What a rank showed of these faults alone."""
+        at = rank.rank
+        return replace(
+            rank,
+            failed_by_type=self.failed[at] if at < len(self.failed) else {},
+            delayed_by_type=self.delayed[at] if at < len(self.delayed) else {},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a run showed: phases, ranks, and the steps of the program if there was one."""
+    """All that a run showed: phases, ranks, and the steps of the program if there was one.
+
+    Attributes:
+        armed: the faults that were armed for a part of the run, in that order.
+    """
 
     world_size: int
     clock_rate: float = 1.0
@@ -183,6 +223,7 @@ class Outcome:
     phases: tuple[PhaseOutcome, ...] = ()
     ranks: tuple[RankOutcome, ...] = ()
     steps: tuple[StepOutcome, ...] = ()
+    armed: tuple[ArmedFaults, ...] = ()
 
     def phase(self, name: PhaseName) -> PhaseOutcome | None:
         """The last phase of that name, None when it was never reached."""

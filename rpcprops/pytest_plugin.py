@@ -52,7 +52,9 @@ class ClusterFactory:
         if without:
             plan = FaultPlan.of(options.get("faults"))
             options["faults"] = plan.without(without, check_world_size(options.get("world_size")))
-        return self._session.started().make_cluster(module, **options)
+        cluster = self._session.started().make_cluster(module, **options)
+        cluster.arming.left_out = without
+        return cluster
 
     @property
     def server(self) -> ClusterServer:

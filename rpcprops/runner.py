@@ -78,6 +78,7 @@ class Runner:
             faults=faults,
             clock=clock,
             transport=transport,
+            shutdown_faults=True,
         )
         cluster.program = program
         facts = facts_of(cluster.torch_version)

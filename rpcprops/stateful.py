@@ -153,6 +153,7 @@ class ClusterMachine(RuleBasedStateMachine):
             faults=self._plan,
             clock=self.clock,
             transport=self.transport,
+            shutdown_faults=True,
         )
         self._cluster.start()
         if self._cluster.has_found:

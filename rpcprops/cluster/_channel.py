@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rpcprops.clock.sends import Sends, Struck
 from rpcprops.cluster import _wire
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
@@ -39,6 +40,9 @@ class Channel:
     counters: Counters | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
     delayed_sends: Mapping[int, int] | None = None
+    sends: Sends | None = None
+    #: What the faults of each part of the run have done, by the number of the part.
+    struck: Mapping[int, Struck] = field(default_factory=dict)
     late_seconds: float = 0.0
     stack: str = ""
     shutdown_error: RaisedError | None = None
@@ -149,8 +153,14 @@ class Channel:
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
+        self.note_sends(seen["sends"], seen["struck"])
         self.delayed_sends = seen["delays"]
         self.late_seconds = max(self.late_seconds, seen["late"])
+
+    def note_sends(self, counted: Sends | None, struck: Mapping[int, Struck]) -> None:
+        """Record what the agent of this rank has sent so far."""
+        self.sends = counted
+        self.struck = struck
 
     @property
     def runs_calls(self) -> bool:
@@ -186,6 +196,9 @@ class Channel:
             counters=self.counters,
             failed_sends=self.log.failed_sends(),
             delayed_sends=self.delayed_sends,
+            sent=self.sends and self.sends.sent,
+            failed_by_type=self.sends and self.sends.failed,
+            delayed_by_type=self.sends and self.sends.delayed,
             calls=dict(self.calls),
             shutdown_error=self.shutdown_error,
             log=text,

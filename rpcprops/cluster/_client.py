@@ -108,6 +108,14 @@ class ClusterServer:
         """One line if ranks share the machine's network though nobody asked for it; else empty."""
         return self.servers.network_problem
 
+    @property
+    def arming_problem(self) -> str:
+        """Why :meth:`Cluster.faults` cannot be used here, with the remedy; empty if it can be.
+
+        Then faults also act on the messages by which ``rpc.shutdown()`` lets all ranks meet.
+        """
+        return self.servers.root.arming_problem
+
     def rate_of(self, clock: ClockChoice | None) -> float:
         """The rate that a cluster with this choice of clock runs at.
 

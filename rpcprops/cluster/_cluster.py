@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from rpcprops import errors
 from rpcprops._given import shown
 from rpcprops.cluster import _shutdown
+from rpcprops.cluster._arming import Arming
 from rpcprops.cluster._calls import Calls, RankProxy
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._driver import Branch, Driver
@@ -20,7 +21,7 @@ from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.cluster.options import WorldOptions
 from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, UsageError
-from rpcprops.faults import FaultPlan
+from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
 from rpcprops.programs import Program
 
@@ -38,6 +39,7 @@ class Cluster:
         outcome: what the run showed, complete once the block has been left.
         program: the program that runs in it, if there is one.
         ranks: the processes of the ranks and their channels.
+        arming: the faults that are armed for parts of the run.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Cluster:
         self._calls = Calls(*below)
         self._settling = Settling(*below)
         self._driver = Driver(*below)
+        self.arming = Arming(*below, options)
 
     def __repr__(self) -> str:
         return f"<cluster of {self.world_size}, {self.plan!r}>"
@@ -98,6 +101,7 @@ class Cluster:
             torch_version=self.torch_version,
             phases=tuple(self._phases.outcomes),
             ranks=tuple(channel.outcome() for channel in self.ranks.channels),
+            armed=self.arming.parts,
         )
 
     # Life.
@@ -146,6 +150,8 @@ class Cluster:
         """Fork the ranks and wait until each has joined the world."""
         self._must_be_new()
         self._on_start(self)
+        self.arming.start()
+        self.arming.problem = self._servers.root.arming_problem
         try:
             self._fork_and_join()
         except HarnessError:
@@ -173,7 +179,8 @@ class Cluster:
 
     def shutdown(self) -> None:
         """Shut all ranks down gracefully and wait for their exits; keep violations, raise none."""
-        _shutdown.shut_down(self.ranks, self._phases, self._diagnosis, self.deadlines, self.options)
+        below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
+        _shutdown.shut_down(*below, self.options, self.arming.problem)
 
     def kill(self) -> None:
         """Kill every rank that still lives, and let go of everything."""
@@ -216,6 +223,40 @@ class Cluster:
         """
         futures = [self._calls.submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
         return [future.result() for future in futures]
+
+    @contextlib.contextmanager
+    def faults(self, faults: FaultTable | FaultPlan) -> Iterator[None]:
+        """Have the ranks' agents fail and delay sends as long as the block lasts::
+
+            with cluster.faults(FaultTable(["PYTHON_CALL"], num_fail_sends=1)):
+                cluster.on(0).call(push_gradients)  # the first try of each call is lost
+            cluster.on(0).call(pull_parameters)  # nothing is
+
+        A table means what it means as ``faults=`` of the cluster, with counts from 0: the first
+        `num_fail_sends` sends of each payload fail. It acts in every rank before the block begins,
+        whatever the ranks do then, and no longer when the block has ended. What torch tries again
+        after that succeeds.
+
+        Blocks may be nested, and the cluster may have ``faults=`` of its own: all of them act, each
+        with counts of its own. The one armed first fails a send that it may still fail, and the
+        others do not count that send. Of several delays of a type the longest applies.
+
+        What was armed, and what it did, is in ``outcome.armed``.
+
+        Args:
+            faults: a table for every rank, or a plan.
+
+        Raises:
+            UsageError: `faults` is neither, names a rank outside the world, or holds faults that no
+                table has; the cluster is not running, runs a program, or has
+                ``shutdown_faults=True``; or a rank's agent injects no faults.
+            MachineCannot: the preload library is not there, or does not know this build of torch.
+            RankDied, RankHung: a rank cannot answer.
+        """
+        __tracebackhide__ = True
+        self._calls.must_run()
+        with self.arming.during(faults):
+            yield
 
     def run_to_exit(
         self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]

@@ -28,7 +28,16 @@ from typing import Any, NoReturn
 import torch
 
 from rpcprops import clock
-from rpcprops.cluster import _limits, _warm, _watcher, _wire, finder, pages, rank_process
+from rpcprops.cluster import (
+    _injection,
+    _limits,
+    _warm,
+    _watcher,
+    _wire,
+    finder,
+    pages,
+    rank_process,
+)
 from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 
@@ -74,7 +83,7 @@ class Server:
             self.sock,
             (
                 "hello",
-                Hello(os.getpid(), str(torch.__version__), unsafe, error),
+                Hello(os.getpid(), str(torch.__version__), unsafe, error, _injection.problem()),
             ),
         )
 

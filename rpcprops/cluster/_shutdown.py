@@ -4,7 +4,8 @@ Each wait here has a reason in torch's ``api.py: shutdown``:
 
 * ``_wait_all_workers``, by ``_all_gather``, calls two Python functions with ``rpc_sync`` and
   ``rpc_async``: the other ranks send to the rank with the smallest name, which answers each. These
-    are PYTHON_CALL messages, so a table that fails or delays that type affects shutdown too. They
+    are PYTHON_CALL messages, so in a program a table that fails or delays that type affects
+    shutdown too; :mod:`rpcprops.cluster._injection` keeps faults away from them elsewhere. They
     have no timeout (``constants.py: DEFAULT_SHUTDOWN_TIMEOUT`` is 0), and the wait for the signal
     between them has no end. So if the shutdown of one rank raises, the others wait for it for ever.
 * ``_delete_all_user_and_unforked_owner_rrefs`` is ``rref_context.cpp:
@@ -28,6 +29,7 @@ from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.cluster.options import WorldOptions
 from rpcprops.errors import text_of
+from rpcprops.faults import MessageType
 from rpcprops.oracle.ranks import shutdown_violations
 from rpcprops.outcomes import RaisedError, Violation
 from rpcprops.torch_facts import installed
@@ -39,8 +41,13 @@ def shut_down(
     diagnosis: Diagnosis,
     deadlines: Deadlines,
     options: WorldOptions,
+    problem: str,
 ) -> None:
-    """Shut RPC down in all ranks and wait for their exits; record violations, raise none."""
+    """Shut RPC down in all ranks and wait for their exits; record violations, raise none.
+
+    Args:
+        problem: why faults cannot be kept away from the handshake, empty if they can.
+    """
 
     def violations(channels: Iterable[Channel]) -> list[Violation]:
         outcomes = [channel.outcome() for channel in channels]
@@ -51,17 +58,17 @@ def shut_down(
     found = diagnosis.found
     with phases.open("shutdown", deadlines.shutdown) as phase:
         number = ranks.send_to_all("exit", options.init)
-        answers = diagnosis.gather(phase, number, "does not shut down")
+        answers = diagnosis.gather(phase, number, f"does not shut down{_why(options, problem)}")
         if answers is None:
             # Ranks that wait for one whose shutdown has raised are not to blame.
             left = [c for c in ranks.channels if number in c.answers]
             for channel in left:
-                _note_shutdown(channel, *channel.answers.pop(number)[1])
+                _note_shutdown(channel, options, *channel.answers.pop(number)[1])
             found.violations[:0] = violations(c for c in left if c.shutdown_error is not None)
             return
         ranks.ask_for_preforked()
         for channel, (_, answer) in zip(ranks.channels, answers, strict=True):
-            _note_shutdown(channel, *answer)
+            _note_shutdown(channel, options, *answer)
         while ranks.alive():
             ranks.pump(min(phase.left(), 0.5))
             ranks.must_be_connected()
@@ -71,10 +78,27 @@ def shut_down(
         found.violations += violations(ranks.channels)
 
 
-def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
+def _why(options: WorldOptions, problem: str) -> str:
+    """What may be the reason if faults act on the messages of the handshake."""
+    ranks = range(len(options.names))
+    may_act = any(
+        MessageType.PYTHON_CALL in f.targets for r in ranks for f in options.plan.faults_at(r)
+    )
+    if not may_act or not problem or options.shutdown_faults:
+        return ""
+    return f" (faults also act on what rpc.shutdown() itself sends, because {problem})"
+
+
+def _note_shutdown(
+    channel: Channel, options: WorldOptions, error: bytes, seen: Mapping[str, Any]
+) -> None:
     """Record what a rank answered after it had shut RPC down."""
-    # The delays that were counted do not include those of shutdown's own messages.
     channel.calls = seen["calls"]
+    counted = seen["sends"]
+    if counted is not None and options.shutdown_faults:
+        # The delays that are predicted do not include those of shutdown's own messages.
+        counted = counted._replace(delayed=channel.sends.delayed if channel.sends else {})
+    channel.note_sends(counted, seen["struck"])
     channel.late_seconds = max(channel.late_seconds, seen["late"])
     channel.counters_after_shutdown = seen.get("after")
     if error:

@@ -36,9 +36,11 @@ class Hello:
     Attributes:
         unsafe: why forking from this process is unsafe, empty if it is safe.
         error: why importing the modules failed, empty if it did not.
+        arming_problem: why no fault can be armed while ranks run, with the remedy; empty if it can.
     """
 
     pid: int
     torch_version: str
     unsafe: str
     error: str = ""
+    arming_problem: str = ""

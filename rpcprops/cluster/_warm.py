@@ -11,6 +11,7 @@ import importlib
 import pickle
 from typing import Any
 
+from rpcprops.clock import sends
 from rpcprops.cluster import _wire, finder
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
@@ -37,6 +38,7 @@ def warm_up() -> None:
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
         (*_, fetch, _) = pickle.loads(pickle.dumps(("step", 1, 0, Fetch(0, "a"), {})))
         _ = function_of(fetch), arguments_of(fetch)
+        sends.counts()
     state.ran.clear()
 
 

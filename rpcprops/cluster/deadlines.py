@@ -22,9 +22,9 @@ _STALLED = 3.0
 _UNSEEN = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deadlines:
-    """Deadlines and waits, all in real seconds.
+    """Deadlines and waits, all in real seconds; they grow when faults are armed.
 
     Attributes:
         quiet: how long nothing may change, with no message on its way, before it is stuck.
@@ -79,3 +79,7 @@ class Deadlines:
             stalled=_STALLED + 2 * chain,
             unseen=_UNSEEN + 1.0 / rate,
         )
+
+    def become(self, others: Deadlines) -> None:
+        """Take the values of others, for everybody who holds this object."""
+        vars(self).update(vars(others))

@@ -46,11 +46,13 @@ class ForkServer:
 
     Attributes:
         torch_version: version of the torch that it has imported, empty before the first start.
+        arming_problem: why no fault can be armed while its ranks run; empty if that is possible.
         watcher: the process that watches it and is its parent, None while there is none.
     """
 
     def __init__(self) -> None:
         self.torch_version = ""
+        self.arming_problem = ""
         self.watcher: subprocess.Popen[bytes] | None = None
         self._owner = 0  # the process that started it; a fork of that process must not stop it
         self._peer: Peer | None = None
@@ -76,6 +78,7 @@ class ForkServer:
         self._popen(environ)
         hello = self._wait_hello()
         self.torch_version = hello.torch_version
+        self.arming_problem = hello.arming_problem
         if hello.unsafe:
             msg = f"importing torch {hello.unsafe} in the fork server, so forking is unsafe."
             raise MachineCannot(msg)

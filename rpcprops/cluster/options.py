@@ -42,6 +42,9 @@ class ClusterOptions(TypedDict, total=False):
         deadline: real seconds that a phase may take on top of what its faults need, 30 unless
             given.
         network: overrides the server's for this cluster.
+        shutdown_faults: False keeps faults away from the messages by which ``rpc.shutdown()`` lets
+            all ranks meet: who calls it cannot try them again. True lets torch's agent alone decide
+            what fails, and it does not spare them; then :meth:`Cluster.faults` cannot be used.
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`: torch's faulty one
             unless given.
     """
@@ -57,6 +60,7 @@ class ClusterOptions(TypedDict, total=False):
     init: bool
     deadline: float
     network: Network | None
+    shutdown_faults: bool
     agent: str
 
 
@@ -78,6 +82,7 @@ class WorldOptions:
     init: bool
     deadline: float
     network: Network
+    shutdown_faults: bool
     agent: str
 
     @property
@@ -117,10 +122,7 @@ def complete(
     _check_number("num_worker_threads", threads, 1024, whole=True)
     deadline = options.get("deadline", 30.0)
     _check_number("deadline", deadline, 86_400.0)
-    init: object = options.get("init", True)
-    if not isinstance(init, bool):
-        msg = f"init={shown(init)} must be True or False."
-        raise UsageError(msg)
+    init = _check_bool("init", options.get("init", True))
     _limits.check(size, transport, threads)
     chosen = options.get("network")
     return WorldOptions(
@@ -134,6 +136,7 @@ def complete(
         init=init,
         deadline=float(deadline),
         network=network if chosen is None else check_network(chosen),
+        shutdown_faults=_check_bool("shutdown_faults", options.get("shutdown_faults", False)),
         # If a rank found this out by itself, the start of its world would break.
         agent=agents.named(options.get("agent", agents.default_name())).name,
     )
@@ -208,6 +211,13 @@ def _check_number(name: str, value: object, top: float, *, whole: bool = False) 
         kind = "an int" if whole else "a number"
         msg = f"{name}={shown(value)} must be {kind} above 0 and at most {top:g}."
         raise UsageError(msg)
+
+
+def _check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{name}={shown(value)} must be True or False."
+        raise UsageError(msg)
+    return value
 
 
 def _check_names(names: Sequence[str] | None, world_size: int) -> tuple[str, ...]:

@@ -25,9 +25,11 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
+from rpcprops.clock import sends
+from rpcprops.cluster import _functions, _injection, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
+from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Counters
 from rpcprops.steps.in_rank import state
 from rpcprops.torch_facts import CounterKeys, installed, symbols
@@ -102,6 +104,7 @@ class _Rank:
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.interrupts = _Interrupts()
+        self.injection = _injection.Injection()
         self.keys = CounterKeys()
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
         self.fixture = fixture.RankFixture(
@@ -130,6 +133,8 @@ class _Rank:
             for fault in self.spec.plan.faults_at(self.rank):
                 fault.enter_rank()
             self.keys = self.fixture.facts.counters
+            if not self.spec.shutdown_faults and not _injection.problem():
+                self.injection.take_over()
             if self.spec.init:
                 with only_transport(self.spec.transport):
                     self.fixture.init_rpc()
@@ -162,6 +167,8 @@ class _Rank:
                 message = self.reader.receive()
                 if message[0] == "look":
                     self.answer(message[1], "ok", self.look())
+                elif message[0] in ("arm", "disarm"):
+                    self.answer(message[1], "ok", self.change_faults(*message))
                 else:
                     self.work.put(message)
         except (EOFError, OSError):
@@ -173,6 +180,14 @@ class _Rank:
             with contextlib.suppress(OSError):
                 self.answer(0, "broken", traceback.format_exc())
             os._exit(EXIT_CONTROL_FAILED)
+
+    def change_faults(self, kind: str, number: int, part: int, plan: FaultPlan) -> Any:
+        """Arm or disarm the faults of a part of the run; why they do not act here, and counts."""
+        if kind == "arm":
+            lacking = self.injection.arm(part, plan.table(self.rank))
+        else:
+            lacking = self.injection.disarm(part)
+        return lacking, sends.counts(), self.injection.struck()
 
     def serve(self) -> int:
         """The main thread: calls in order, until told to exit."""
@@ -247,6 +262,8 @@ class _Rank:
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),
+            "sends": sends.counts(),
+            "struck": self.injection.struck(),
             "late": 0.0,
             "delays": None,
         }

@@ -72,8 +72,9 @@ class Fault(abc.ABC):
         blocks_sender: whether everything that its rank sends waits while it delays one message.
         unseen_waits: the waits that it causes and that no counter of a rank shows, so that settling
             must wait for each of them.
-        sign: the count in an outcome that shows it. Faults of one kind and one sign at a rank share
-            that count, and the prediction tells them apart; None: it shares no count.
+        sign: where an outcome does not count by message type, the count that shows it. Faults of
+            one kind and one sign at a rank share that count, and the prediction tells them apart;
+            None: it shares no count.
         shows_in: if nothing counts it, what else shows that it fired: the error that a step raises,
             or the virtual seconds that the steps of its rank took.
     """
@@ -132,6 +133,10 @@ class Fault(abc.ABC):
 
     # What it did.
 
+    def is_counted_alone(self, rank: RankOutcome) -> bool:
+        """Whether its rank's outcome has a count for it alone, whatever its `sign`."""
+        return False
+
     @property
     def sign(self) -> int | None:
         return None
@@ -142,7 +147,7 @@ class Fault(abc.ABC):
 
     @abc.abstractmethod
     def seen(self, rank: RankOutcome) -> int | None:
-        """How often its rank's outcome shows its sign; None if nothing counts it."""
+        """How often its rank's outcome shows it, or else its sign; None if nothing counts it."""
 
     # Where it is.
 

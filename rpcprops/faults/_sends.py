@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 #: The longest delay, in virtual seconds, that a table accepts.
 MAX_DELAY = 3600.0
-_MAX_INT32 = 2**31 - 1
+#: The largest `num_fail_sends`: torch keeps it as int32.
+MAX_FAIL_SENDS = 2**31 - 1
 
 
 def delay_milliseconds(delay: float) -> int:
@@ -55,9 +56,9 @@ def fail_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{argument('num_fail_sends', value)} must be an int."
         raise UsageError(msg)
-    if not 0 <= value <= _MAX_INT32:
+    if not 0 <= value <= MAX_FAIL_SENDS:
         msg = (
-            f"num_fail_sends={shown(value)} must lie in 0 to {_MAX_INT32} (torch keeps it as "
+            f"num_fail_sends={shown(value)} must lie in 0 to {MAX_FAIL_SENDS} (torch keeps it as "
             "int32); "
             f"0 fails nothing, 1 to 5 is within the retry budget of every retryable type."
         )
@@ -82,6 +83,14 @@ class _SendFault(Fault):
     def targets(self) -> tuple[MessageType, ...]:
         """The message type."""
         return (self.message,)
+
+    def _counts(self, rank: RankOutcome) -> Mapping[str, int] | None:
+        """What its rank counts of faults of its kind, by message type."""
+        raise NotImplementedError
+
+    def is_counted_alone(self, rank: RankOutcome) -> bool:
+        """Where the preload library counted by type."""
+        return self._counts(rank) is not None
 
     def enter_rank(self) -> None:
         """Nothing to do: the options of the agent are made from the table."""
@@ -159,8 +168,20 @@ class SendFailure(_SendFault):
         """If a message is never retried, its failure shows at its caller."""
         return "errors"
 
+    def _counts(self, rank: RankOutcome) -> Mapping[str, int] | None:
+        by_type = rank.failed_by_type
+        if by_type is None:
+            return None
+        # A rank that died did not say what failed after its last look; its log does.
+        retried = sum(by_type.get(m, 0) for m in MessageType if m.is_retryable)
+        has_died = bool(rank.signal or rank.exit_code)
+        return None if has_died and retried < rank.failed_sends else by_type
+
     def seen(self, rank: RankOutcome) -> int | None:
-        """The number of lines that torch logs for failed sends that it will retry."""
+        """By type, or the number of lines that torch logs for failed sends that it will retry."""
+        by_type = self._counts(rank)
+        if by_type is not None:
+            return by_type.get(self.message, 0)
         return rank.failed_sends if self.message.is_retryable else None
 
     def put_into(self, plan: FaultPlan) -> FaultPlan:
@@ -230,8 +251,14 @@ class SendDelay(_SendFault):
         """Without the clock library, the time that steps took may show it."""
         return "seconds"
 
+    def _counts(self, rank: RankOutcome) -> Mapping[str, int] | None:
+        return rank.delayed_by_type
+
     def seen(self, rank: RankOutcome) -> int | None:
-        """The count of the clock library, if it was loaded."""
+        """By type, or the count of the clock library for its length, if that was loaded."""
+        by_type = self._counts(rank)
+        if by_type is not None:
+            return by_type.get(self.message, 0)
         held_up = rank.delayed_sends
         return None if held_up is None else held_up.get(self.sign, 0)
 

@@ -17,6 +17,7 @@ from rpcprops._given import argument, counted, items, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults._fault import MAX_RANKS, Fault
 from rpcprops.faults._sends import (
+    MAX_FAIL_SENDS,
     SendDelay,
     SendFailure,
     checked_delay,
@@ -152,6 +153,17 @@ class FaultTable:
             *(SendDelay(rank, message, late[message]) for message in self.delaying),
         )
 
+    def joined(self, other: FaultTable) -> FaultTable:
+        """A table under which each message waits at least as long as under the two together."""
+        delays = dict(self.messages_to_delay)
+        for message, delay in other.messages_to_delay.items():
+            delays[message] = max(delay, delays.get(message, 0.0))
+        return FaultTable(
+            {*self.failing, *other.failing},
+            min(self.num_fail_sends + other.num_fail_sends, MAX_FAIL_SENDS),
+            delays,
+        )
+
     def retry_seconds(self, message: MessageType | str) -> float:
         """Virtual seconds of retry waits before such a message arrives or is given up."""
         kind = message_type(message)
@@ -280,6 +292,15 @@ class FaultPlan:
         """
         self.table(rank)  # raises if it is no int
         return replace(self, by_rank={**self.by_rank, rank: table})
+
+    def joined(self, other: FaultPlan) -> FaultPlan:
+        """The plan that joins the two tables of each rank, and has the others of both."""
+        ranks = {*self.by_rank, *other.by_rank}
+        return FaultPlan(
+            self.default.joined(other.default),
+            {rank: self.table(rank).joined(other.table(rank)) for rank in ranks},
+            (*self.others, *other.others),
+        )
 
     def faults_at(self, rank: int) -> tuple[Fault, ...]:
         """The faults of `rank`: those of its table, then others."""

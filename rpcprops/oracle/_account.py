@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -13,7 +14,7 @@ from rpcprops.faults import Fault, FaultPlan
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle.errors import is_expected
 from rpcprops.oracle.prediction import Prediction
-from rpcprops.outcomes import Outcome, RankOutcome
+from rpcprops.outcomes import ArmedFaults, Outcome, RankOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of
 
@@ -31,6 +32,8 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
         eligible: how many messages it can act on, by the message model (None when the program is
             not known). In JSON: `could`.
         fired: how many were seen to fire; None when this run had no way to see them.
+        part: 0 for a fault of the cluster's plan, which acts during the whole run; n for one of the
+            n-th of those that were armed for a part of it.
     """
 
     rank: int
@@ -39,47 +42,71 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
     eligible: int | None
     fired: int | None
     attribution: Attribution = "exact"
+    part: int = 0
 
 
 def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple[FaultCount, ...]:
-    """The faults that the plan asked for, and which of them fired.
+    """The faults that the plan asked for or that were armed later, and which of them fired.
 
-    Each fault names its counter, and what else shows it. Failures are counted from torch's log
-    line for each failed send that is retried. It names no type, so failures are attributed where
-    the table fails one type only, or where the counts add up to the prediction. A failing call is
-    not sent again, and shows at its caller. Delays are counted by the clock library, by length;
-    they are attributed where no other type at that rank has the same length.
+    Each fault names its counter, and what else shows it. The preload library counts failures and
+    delays by message type. Where it was not there, failures are counted from torch's log line for
+    each failed send that is retried. That names no type, so failures are attributed where the table
+    fails one type only, or where the counts add up to the prediction. A failing call is not sent
+    again, and shows at its caller.
     """
     counts: list[FaultCount] = []
     prediction = None if program is None else predict_for(program, plan, outcome)
     agrees = prediction is not None and _steps_agree(prediction, outcome)
     for rank in outcome.ranks:
         known = prediction if prediction and rank.rank < len(prediction.counters) else None
+        of_plan = _without_armed(rank, outcome.armed)
         groups = [
             [(fault, None if known is None else fault.eligible(known)) for fault in group]
-            for group in _counted_together(plan.faults_at(rank.rank))
+            for group in _counted_together(plan.faults_at(rank.rank), of_plan)
         ]
         # If steps took as long as all uncounted faults that can delay them, all of these fired.
         waits = sum(
             fault.waits(could or 0)
             for fault, could in (group[0] for group in groups if len(group) == 1)
-            if fault.shows_in == "seconds" and fault.seen(rank) is None
+            if fault.shows_in == "seconds" and fault.seen(of_plan) is None
         )
         took_all = bool(waits) and (
             _step_milliseconds(program, outcome, rank.rank) >= round(waits * 1000)
         )
         shown = {"errors": agrees, "seconds": took_all}
         for group in groups:
-            counts += _attributed(group, rank, shown)
-    return tuple(counts)
+            counts += _attributed(group, of_plan, shown)
+    return (*counts, *_of_armed(outcome))
 
 
-def _counted_together(faults: Sequence[Fault]) -> Iterable[list[Fault]]:
+def _of_armed(outcome: Outcome) -> Iterable[FaultCount]:
+    """The faults that were armed for a part of the run."""
+    for part, armed in enumerate(outcome.armed, 1):
+        for rank in outcome.ranks:
+            alone = armed.of(rank)
+            for fault in armed.plan.faults_at(rank.rank):
+                seen = fault.seen(alone)
+                yield FaultCount(rank.rank, fault.kind, fault.what, None, seen, part=part)
+
+
+def _without_armed(rank: RankOutcome, armed: Sequence[ArmedFaults]) -> RankOutcome:
+    """What a rank showed of the faults of its plan alone."""
+    if not armed or rank.failed_by_type is None or rank.delayed_by_type is None:
+        return rank
+    failed, delayed = Counter(rank.failed_by_type), Counter(rank.delayed_by_type)
+    for one in armed:
+        alone = one.of(rank)
+        failed.subtract(alone.failed_by_type or {})
+        delayed.subtract(alone.delayed_by_type or {})
+    return dataclasses.replace(rank, failed_by_type=failed, delayed_by_type=delayed)
+
+
+def _counted_together(faults: Sequence[Fault], rank: RankOutcome) -> Iterable[list[Fault]]:
     """Groups of faults that share one count, kind by kind; faults counted alone come last."""
     groups: dict[tuple[int, bool, int], list[Fault]] = {}
     kinds = list(dict.fromkeys(fault.kind for fault in faults))
     for number, fault in enumerate(faults):
-        sign = fault.sign
+        sign = None if fault.is_counted_alone(rank) else fault.sign
         key = (kinds.index(fault.kind), sign is None, number if sign is None else sign)
         groups.setdefault(key, []).append(fault)
     return (groups[key] for key in sorted(groups))

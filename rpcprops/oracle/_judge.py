@@ -18,6 +18,7 @@ from rpcprops.oracle.errors import WORDS, error_class, is_expected
 from rpcprops.oracle.prediction import Prediction, StepPrediction
 from rpcprops.oracle.ranks import owner_slack, shutdown_violations, unsettled
 from rpcprops.outcomes import (
+    ArmedFaults,
     Counters,
     Outcome,
     PhaseOutcome,
@@ -99,6 +100,7 @@ _FIELDS: dict[str, Any] = {
     "phases": PhaseOutcome,
     "ranks": RankOutcome,
     "steps": StepOutcome,
+    "armed": ArmedFaults,
 }
 
 

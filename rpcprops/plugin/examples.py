@@ -184,4 +184,5 @@ def show_logs(recorded: Recorded) -> None:
     from rpcprops.report.text import describe_logs, describe_plan
 
     for plan, outcome in recorded:
-        print("\n".join([*describe_plan(plan, outcome.world_size), *describe_logs(outcome)]))
+        lines = describe_plan(plan, outcome.world_size, outcome.armed)
+        print("\n".join([*lines, *describe_logs(outcome)]))

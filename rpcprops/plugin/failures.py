@@ -218,7 +218,7 @@ def _described(failing: Failing, left_out: int) -> list[str]:
     for number, (plan, outcome) in enumerate(failing.recorded, left_out):
         if len(failing.recorded) > 1:
             lines.append(f"cluster  {number}")
-        lines += text.describe_plan(plan, outcome.world_size)
+        lines += text.describe_plan(plan, outcome.world_size, outcome.armed)
         lines += text.describe_faults(account(None, plan, outcome))
         lines += text.describe_violations(judge(None, plan, outcome))
         lines += text.describe_end(outcome)

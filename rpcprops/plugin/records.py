@@ -96,9 +96,10 @@ ITEM = pytest.StashKey[ItemRecord]()
 
 
 def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
-    """Whether the plan has a fault whose firing this run could show."""
+    """Whether the run had a fault whose firing it could show."""
     return any(
         fault.seen(rank) is not None
         for rank in outcome.ranks
-        for fault in plan.faults_at(rank.rank)
+        for one in (plan, *(armed.plan for armed in outcome.armed))
+        for fault in one.faults_at(rank.rank)
     )

@@ -59,7 +59,11 @@ def _run_again(runner: Runner, case: Case, **options: Any) -> Outcome:
     and shows nothing more.
     """
     cluster = runner.server.cluster(
-        world_size=case.program.world_size, faults=case.plan, init=False, **options
+        world_size=case.program.world_size,
+        faults=case.plan,
+        init=False,
+        shutdown_faults=True,
+        **options,
     )
     cluster.program = case.program
     prediction = predict(case.program, case.plan, facts_of(cluster.torch_version))

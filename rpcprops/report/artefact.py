@@ -94,6 +94,9 @@ class Artefact:
             for plan, size in zip(self.plans, self.sizes, strict=False)
             for name in plan.fault_names(size)
         ]
+        for outcome in self.outcomes:
+            for armed in outcome.armed:
+                found += armed.plan.fault_names(outcome.world_size)
         return tuple(dict.fromkeys(found))
 
 
@@ -147,8 +150,11 @@ def _path(data: dict[str, Any], directory: Path) -> Path:
 
     So the same failure is always the same file.
     """
-    case = json.dumps([data["subject"], data["promise"], data["program"], data["plans"]])
-    digest = hashlib.sha256(case.encode()).hexdigest()[:10]
+    case = [data["subject"], data["promise"], data["program"], data["plans"]]
+    armed = [[one["plan"] for one in outcome["armed"]] for outcome in data["outcomes"]]
+    if any(armed):
+        case.append(armed)
+    digest = hashlib.sha256(json.dumps(case).encode()).hexdigest()[:10]
     safe = safe_name(data["subject"], keep="end")
     return directory / f"{safe}-{digest}.json"
 

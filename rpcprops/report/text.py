@@ -10,13 +10,29 @@ from rpcprops._files import COULD_NOT, Unwritten, shown
 from rpcprops._kinds import kind_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
-from rpcprops.outcomes import Outcome, Violation
+from rpcprops.outcomes import ArmedFaults, Outcome, Violation
 from rpcprops.properties import Case, Failure
 from rpcprops.report.artefact import Artefact
 
 
-def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
-    """The plan as Python, and the ranks to which it applies."""
+def describe_plan(plan: FaultPlan, world_size: int, armed: Sequence[ArmedFaults] = ()) -> list[str]:
+    """The plan as Python and the ranks to which it applies; then what was armed for a part."""
+    if armed and not plan.faulty_ranks(world_size):
+        return describe_armed(armed)
+    return [*_describe_plan(plan, world_size), *describe_armed(armed)]
+
+
+def describe_armed(armed: Sequence[ArmedFaults]) -> list[str]:
+    """The faults that were armed for a part of the run, and when that began and ended."""
+    lines: list[str] = []
+    for part, one in enumerate(armed, 1):
+        ends = "its end" if one.ends is None else f"{one.ends:.4g}"
+        when = f"from {one.begins:.4g} to {ends} virtual s after the start"
+        lines += [f"faults   armed for part {part} of the run, {when}:", f"         {one.plan!r}"]
+    return lines
+
+
+def _describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
     ranks = plan.faulty_ranks(world_size)
     if not ranks:
         where = "no rank is faulty: it fails without any fault"
@@ -37,7 +53,8 @@ def describe_faults(counts: Sequence[FaultCount]) -> list[str]:
         what = count.message or "types not told apart"
         seen = "not visible here" if count.fired is None else f"{count.fired} fired"
         able = "" if count.eligible is None else f" of {count.eligible} that could"
-        lines.append(f"         rank {count.rank}: {count.kind} {what}: {seen}{able}")
+        part = f", part {count.part}" if count.part else ""
+        lines.append(f"         rank {count.rank}{part}: {count.kind} {what}: {seen}{able}")
     return ["fired    " + lines[0].strip(), *lines[1:]] if lines else ["fired    nothing"]
 
 

@@ -8,9 +8,10 @@ imports that one, and torch with it. Where a torch has it no more, that raises
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,12 @@ __all__ = [
     "MultiProcessTestCase",
     "RpcAgentTestFixture",
     "Symbol",
+    "around_faulty_agents",
+    "around_handshakes",
     "dist_init",
     "folders_of_modules",
     "ignore_rref_leaks",
+    "lacking_hooks",
     "set_rng_seed",
 ]
 
@@ -159,6 +163,65 @@ def ignore_rref_leaks(ignore: bool) -> None:
     if not hasattr(api, switch):
         raise _lacks(Symbol(api.__name__, switch, "choose what a leak at shutdown does"))
     setattr(api, switch, ignore)
+
+
+#: What ``rpc.shutdown`` calls to let all ranks meet (``api.py: shutdown``), and the class of the
+#: faulty agent in its package (``faulty_agent_backend_registry.py``). torch looks both up each time
+#: that it uses them.
+_HANDSHAKE = Symbol(
+    "torch.distributed.rpc.api", "_wait_all_workers", "keep faults away from a shutdown's handshake"
+)
+_FAULTY_AGENT = Symbol(
+    "torch.distributed.rpc._testing", "FaultyTensorPipeAgent", "arm faults while ranks run"
+)
+
+
+def lacking_hooks() -> str:
+    """What this torch lacks for the two functions below, in a sentence; empty if nothing."""
+    try:
+        _load(_HANDSHAKE)
+        _load(_FAULTY_AGENT)
+    except MachineCannot as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+def around_handshakes(context: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    """Have ``rpc.shutdown()`` of this process let all ranks meet inside such a context.
+
+    Raises:
+        MachineCannot: this torch has no such function.
+    """
+    inner = _load(_HANDSHAKE)
+
+    @functools.wraps(inner)
+    def meet(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            return inner(*args, **kwargs)
+
+    _put(_HANDSHAKE, meet)
+
+
+def around_faulty_agents(make: Callable[[Callable[[], Any], Any], Any]) -> None:
+    """Have each faulty agent of this process made by ``make(construct, options)``.
+
+    `construct` makes the agent as torch would, from `options` as they are then.
+
+    Raises:
+        MachineCannot: this torch has no such class.
+    """
+    inner = _load(_FAULTY_AGENT)
+
+    @functools.wraps(inner, updated=())
+    def agent(*args: Any) -> Any:
+        # The registry passes the options fifth, and no argument by its name.
+        return make(lambda: inner(*args), args[4])
+
+    _put(_FAULTY_AGENT, agent)
+
+
+def _put(symbol: Symbol, value: Any) -> None:
+    setattr(importlib.import_module(symbol.module), symbol.name, value)
 
 
 def set_rng_seed() -> None:

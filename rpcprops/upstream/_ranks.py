@@ -189,6 +189,7 @@ class UpstreamRanks:
             transport=TRANSPORT,
             leaks="allow",
             init=False,
+            shutdown_faults=True,
             deadline=_REAL_DEADLINE if rate == 1.0 else _FAST_DEADLINE,
         )
 
