@@ -39,8 +39,13 @@ def shut_down(
     diagnosis: Diagnosis,
     deadlines: Deadlines,
     options: WorldOptions,
+    *,
+    graceful: bool,
 ) -> None:
-    """Shut RPC down in all ranks and wait for their exits; record violations, raise none."""
+    """Shut RPC down in all ranks if `graceful`, and wait for their exits.
+
+    Violations are recorded, not raised.
+    """
 
     def violations(channels: Iterable[Channel]) -> list[Violation]:
         outcomes = [channel.outcome() for channel in channels]
@@ -50,18 +55,18 @@ def shut_down(
 
     found = diagnosis.found
     with phases.open("shutdown", deadlines.shutdown) as phase:
-        number = ranks.send_to_all("exit", options.init)
+        number = ranks.send_to_all("exit", graceful)
         answers = diagnosis.gather(phase, number, "does not shut down")
         if answers is None:
             # Ranks that wait for one whose shutdown has raised are not to blame.
             left = [c for c in ranks.channels if number in c.answers]
             for channel in left:
-                _note_shutdown(channel, *channel.answers.pop(number)[1])
+                note_shutdown(channel, *channel.answers.pop(number)[1])
             found.violations[:0] = violations(c for c in left if c.shutdown_error is not None)
             return
         ranks.ask_for_preforked()
         for channel, (_, answer) in zip(ranks.channels, answers, strict=True):
-            _note_shutdown(channel, *answer)
+            note_shutdown(channel, *answer)
         while ranks.alive():
             ranks.pump(min(phase.left(), 0.5))
             ranks.must_be_connected()
@@ -71,12 +76,12 @@ def shut_down(
         found.violations += violations(ranks.channels)
 
 
-def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
+def note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> None:
     """Record what a rank answered after it had shut RPC down."""
     # The delays that were counted do not include those of shutdown's own messages.
     channel.calls = seen["calls"]
     channel.late_seconds = max(channel.late_seconds, seen["late"])
-    channel.counters_after_shutdown = seen.get("after")
+    channel.counters_after_shutdown = seen.get("after", channel.counters_after_shutdown)
     if error:
         raised = _functions.load_error(error, channel.rank)
         channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))
