@@ -68,7 +68,9 @@ class Adopted:
     def is_due(self) -> bool:
         """Whether :meth:`attend` has something to do, if nobody but the ranks does anything."""
         return self._is_on and (
-            any(channel.rpc_news for channel in self._ranks.channels) or self._is_stuck()
+            any(channel.rpc_news for channel in self._ranks.channels)
+            or self._all_wait_at() != ""
+            or self._is_stuck()
         )
 
     @property
@@ -93,7 +95,7 @@ class Adopted:
         """Whom a rank waits for: itself, or the ranks that have not come to the same call."""
         if channel.rpc.event not in _WAITS:
             return [channel]
-        return [c for c in self._ranks.channels if c.rpc.event != channel.rpc.event]
+        return [c for c in self._ranks.channels if c.rpc.event != channel.rpc.event] or [channel]
 
     def attend(self, *, nobody_calls: bool) -> None:
         """Do what the ranks wait for.
@@ -110,14 +112,18 @@ class Adopted:
         if not self._is_on:
             return
         self._read_news()
-        waiting = self._waiting()
-        if len(waiting) == len(self._ranks.channels):
-            if all(c.rpc.event == "init" for c in waiting):
-                self._let_join()
-            elif all(c.rpc.event == "shutdown" for c in waiting):
-                self._let_leave()
-        if nobody_calls and self._is_stuck():
+        call = self._all_wait_at()
+        if call == "init":
+            self._let_join()
+        elif call == "shutdown":
+            self._let_leave()
+        elif nobody_calls and self._is_stuck():
             self._raise_stuck()
+
+    def _all_wait_at(self) -> str:
+        """The call at which all ranks wait; empty if there is none."""
+        events = {c.rpc.event for c in self._ranks.channels}
+        return events.pop() if len(events) == 1 and events <= set(_WAITS) else ""
 
     def _waiting(self) -> list[Channel]:
         return [c for c in self._ranks.channels if c.rpc.event in _WAITS]
@@ -224,11 +230,9 @@ class Adopted:
         """Whether some ranks wait for others, which run nothing that could still come there."""
         channels = self._ranks.channels
         waiting = self._waiting()
-        if len({c.rpc.event for c in waiting}) == 1 and len(waiting) == len(channels):
+        if not waiting or self._all_wait_at():
             return False
-        return bool(waiting) and all(
-            c in waiting or not (c.open_calls or c.rpc_news or c.lost) for c in channels
-        )
+        return all(c in waiting or not (c.open_calls or c.rpc_news or c.lost) for c in channels)
 
     def _raise_stuck(self) -> NoReturn:
         __tracebackhide__ = True

@@ -200,8 +200,22 @@ class _Rank:
                 world_size=asked.world_size,
                 rpc_backend_options=self.fixture.rpc_backend_options,
             )
-        symbols.set_rpc_timeout(asked.rpc_timeout)
+        symbols.set_rpc_timeout(self.virtual_timeout(asked.rpc_timeout))
         self.watch_delays()
+
+    def virtual_timeout(self, timeout: float) -> float:
+        """The timeout of a program's calls, in virtual seconds, given its own.
+
+        Sixty seconds are 0.15 real seconds at rate 400, and a program that trains works for
+        longer. If no fault alone can last that long, only such work could exceed them, so they get
+        half of the cluster's deadline on top: a call without an answer still times out before the
+        cluster calls it a hang.
+        """
+        plan, size = self.spec.plan, len(self.spec.names)
+        longest = max((f.seconds for r in range(size) for f in plan.faults_at(r)), default=0.0)
+        if timeout == 0 or self.spec.rate == 1 or longest >= timeout:
+            return timeout
+        return timeout + self.spec.rate * self.spec.deadline / 2
 
     def answer(self, number: int, kind: str, payload: Any) -> None:
         if os.getpid() != self.pid:
