@@ -1,5 +1,6 @@
 """Property tests for torch.distributed.rpc under sampled faults, on real ranks."""
 
+from rpcprops._scripts import load_script
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.faults import (
     DEFAULT_MESSAGES_TO_DELAY,
@@ -28,5 +29,6 @@ __all__ = [
     "Program",
     "Violation",
     "judge",
+    "load_script",
     "run",
 ]

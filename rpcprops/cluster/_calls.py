@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from rpcprops._given import argument, shown
 from rpcprops.cluster import _functions
+from rpcprops.cluster._adopted import Adopted
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phase, Phases
@@ -30,13 +31,19 @@ class Calls:
     """
 
     def __init__(
-        self, ranks: Ranks, phases: Phases, diagnosis: Diagnosis, deadlines: Deadlines
+        self,
+        ranks: Ranks,
+        phases: Phases,
+        diagnosis: Diagnosis,
+        deadlines: Deadlines,
+        adopted: Adopted,
     ) -> None:
         self.ran_to_exit = False
         self._ranks = ranks
         self._phases = phases
         self._diagnosis = diagnosis
         self._deadlines = deadlines
+        self._adopted = adopted
         self._kept = itertools.count(1)
 
     def must_run(self) -> None:
@@ -68,6 +75,7 @@ class Calls:
         with self._phases.open("run", self._deadlines.run):
             channel.ran_users_code = True
             number = self._ranks.send(channel, "call", blob, keep)
+            channel.open_calls.add(number)
         return RankFuture(self, channel, number)
 
     def keep(
@@ -87,25 +95,35 @@ class Calls:
     def take(self, channel: Channel, number: int) -> tuple[str, Any] | None:
         """An answer, if it has arrived."""
         self._ranks.pump(0.0)
+        self._adopted.attend(nobody_calls=False)
         return channel.answers.pop(number, None)
 
     def wait(self, channel: Channel, number: int) -> tuple[str, Any]:
         """Wait for an answer. A failure that is found meanwhile is raised."""
         __tracebackhide__ = True
-        if number not in channel.answers:
+        while number not in channel.answers:
             with self._phases.open("run", self._deadlines.run) as phase:
-                while number not in channel.answers:
+                while number not in channel.answers and not self._adopted.is_due:
                     self._ranks.pump(min(phase.left(), 1.0))
                     if number in channel.answers:
                         break
                     if self._diagnosis.dead(phase, number):
                         break
                     if phase.left() <= 0:
-                        self._diagnosis.hung(phase, [channel], "does not answer a call")
+                        who = self._adopted.not_waiting(channel)
+                        self._diagnosis.hung(phase, who, "does not answer a call")
                         break
             if number not in channel.answers:
                 self._diagnosis.found.raise_first()
+                self._adopted.attend(nobody_calls=True)
         return channel.answers.pop(number)
+
+    def wait_for_all(self) -> None:
+        """Wait until the ranks have answered every call; their answers are dropped."""
+        __tracebackhide__ = True
+        for channel in list(self._ranks.channels):
+            for number in sorted(channel.open_calls):
+                self.wait(channel, number)
 
     def fail(self, error: BaseException) -> None:
         """Raise what a function raised in a rank, or the death of a rank that caused it."""

@@ -6,12 +6,14 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rpcprops.clock.sends import Sends, Struck
 from rpcprops.cluster import _wire
+from rpcprops.cluster._spec import RpcNews
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
@@ -51,6 +53,11 @@ class Channel:
     silent: bool = False
     #: Whether a function of the user's was sent to this rank.
     ran_users_code: bool = False
+    #: The numbers of calls of the user's that have not been answered.
+    open_calls: set[int] = field(default_factory=set)
+    #: The last that was read of what the rank says of the program's own use of RPC; and the rest.
+    rpc: RpcNews = field(default_factory=RpcNews)
+    rpc_news: deque[RpcNews] = field(default_factory=deque)
     #: Why this rank can be sent nothing more although it may still live; empty while it can.
     broken: str = ""
 
@@ -111,9 +118,12 @@ class Channel:
             for number, kind, payload in self.reader.messages():
                 if kind == "broken":
                     self.broken = payload
+                elif kind == "rpc":
+                    self.rpc_news.append(payload)
                 elif number in self.given_up:
                     self.given_up.remove(number)
                 else:
+                    self.open_calls.discard(number)
                     self.answers[number] = (kind, payload)
         except Exception as error:
             self.broken = f"what came from it is no message: {error!r}"

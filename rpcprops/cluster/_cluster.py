@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rpcprops import errors
 from rpcprops._given import shown
 from rpcprops.cluster import _shutdown
+from rpcprops.cluster._adopted import Adopted
 from rpcprops.cluster._arming import Arming
 from rpcprops.cluster._calls import Calls, RankProxy
 from rpcprops.cluster._diagnosis import Diagnosis
@@ -52,11 +53,10 @@ class Cluster:
         on_end: Callable[[FaultPlan, Outcome], None],
     ) -> None:
         self.options = options
-        self.names = options.names
         self.plan = options.plan
         self.rate = options.rate
         self.transport = options.transport
-        self.init = options.init
+        self.init = options.init is not False
         self.program: Program | None = None
         self.deadlines = Deadlines.of(
             options.plan, len(options.names), options.rate, options.deadline
@@ -68,10 +68,11 @@ class Cluster:
         self._outcome: Outcome | None = None
         self.ranks = Ranks(servers, send_seconds=self.deadlines.look)
         self._phases = Phases(options.rate)
-        self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=options.init)
+        self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=self.init)
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
-        self._calls = Calls(*below)
         self._settling = Settling(*below)
+        self._adopted = Adopted(*below, options, lambda: self._settling.settle_to(None))
+        self._calls = Calls(*below, self._adopted)
         self._driver = Driver(*below)
         self.arming = Arming(*below, options)
 
@@ -81,7 +82,12 @@ class Cluster:
     @property
     def world_size(self) -> int:
         """Number of ranks."""
-        return len(self.names)
+        return len(self.options.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the ranks; with ``init="adopt"`` the program's, once it has joined."""
+        return tuple(c.name for c in self.ranks.channels) or self.options.names
 
     @property
     def outcome(self) -> Outcome:
@@ -141,10 +147,26 @@ class Cluster:
         """Settle (unless leaks are allowed), then shut down; violations are kept, not raised."""
         if self._calls.ran_to_exit:
             return
-        if self.init and not self.options.ignore_leaks and not self.has_found:
+        if self.options.init == "adopt" and not self._finish_program():
+            return
+        if self._runs_rpc and not self.options.ignore_leaks and not self.has_found:
             self.settle_to(None)
         if not self.has_found:
             self.shutdown()
+
+    def _finish_program(self) -> bool:
+        """Let a program end that shuts RPC down itself; whether there is anything left to do."""
+        try:
+            self._calls.wait_for_all()
+        except errors.BrokenPromise:
+            return False
+        self._adopted.must_have_joined()
+        return True
+
+    @property
+    def _runs_rpc(self) -> bool:
+        """Whether it is for us to shut RPC down."""
+        return self.init and (self.options.init is True or self._adopted.runs_everywhere)
 
     def start(self) -> None:
         """Fork the ranks and wait until each has joined the world."""
@@ -180,7 +202,7 @@ class Cluster:
     def shutdown(self) -> None:
         """Shut all ranks down gracefully and wait for their exits; keep violations, raise none."""
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
-        _shutdown.shut_down(*below, self.options, self.arming.problem)
+        _shutdown.shut_down(*below, self.options, self.arming.problem, graceful=self._runs_rpc)
 
     def kill(self) -> None:
         """Kill every rank that still lives, and let go of everything."""
@@ -258,6 +280,23 @@ class Cluster:
         with self.arming.during(faults):
             yield
 
+    def each_rank(
+        self, fn: Callable[Concatenate[int, P], R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]:
+        """Run ``fn(rank, *args, **kwargs)`` in all ranks at the same time; the results, by rank.
+
+        ``torch.multiprocessing.spawn(fn, args, nprocs=world_size)`` calls `fn` in this way.
+
+        Raises:
+            Exception: the exception of the lowest rank that raised one, or of a rank that others
+                wait for in a call that ``init="adopt"`` has taken over.
+        """
+        __tracebackhide__ = True
+        futures = [
+            self._calls.submit(rank, fn, (rank, *args), kwargs) for rank in range(self.world_size)
+        ]
+        return [future.result() for future in futures]
+
     def run_to_exit(
         self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]
     ) -> dict[int, R]:
@@ -271,6 +310,9 @@ class Cluster:
             is_last: tells whether a result makes those of the other ranks unnecessary. Then the
                 other ranks are killed when the block is left, and the results lack them.
         """
+        if self.options.init == "adopt":
+            msg = "run_to_exit adopts no program; call it by cluster.each_rank(fn, ...)."
+            raise UsageError(msg)
         return self._calls.run_to_exit(fn, args, is_last)
 
     def snapshot(self) -> tuple[Counters, ...]:

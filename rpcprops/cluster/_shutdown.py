@@ -42,8 +42,12 @@ def shut_down(
     deadlines: Deadlines,
     options: WorldOptions,
     problem: str,
+    *,
+    graceful: bool,
 ) -> None:
-    """Shut RPC down in all ranks and wait for their exits; record violations, raise none.
+    """Shut RPC down in all ranks if `graceful`, and wait for their exits.
+
+    Violations are recorded, not raised.
 
     Args:
         problem: why faults cannot be kept away from the handshake, empty if they can.
@@ -57,18 +61,18 @@ def shut_down(
 
     found = diagnosis.found
     with phases.open("shutdown", deadlines.shutdown) as phase:
-        number = ranks.send_to_all("exit", options.init)
+        number = ranks.send_to_all("exit", graceful)
         answers = diagnosis.gather(phase, number, f"does not shut down{_why(options, problem)}")
         if answers is None:
             # Ranks that wait for one whose shutdown has raised are not to blame.
             left = [c for c in ranks.channels if number in c.answers]
             for channel in left:
-                _note_shutdown(channel, options, *channel.answers.pop(number)[1])
+                note_shutdown(channel, options, *channel.answers.pop(number)[1])
             found.violations[:0] = violations(c for c in left if c.shutdown_error is not None)
             return
         ranks.ask_for_preforked()
         for channel, (_, answer) in zip(ranks.channels, answers, strict=True):
-            _note_shutdown(channel, options, *answer)
+            note_shutdown(channel, options, *answer)
         while ranks.alive():
             ranks.pump(min(phase.left(), 0.5))
             ranks.must_be_connected()
@@ -89,7 +93,7 @@ def _why(options: WorldOptions, problem: str) -> str:
     return f" (faults also act on what rpc.shutdown() itself sends, because {problem})"
 
 
-def _note_shutdown(
+def note_shutdown(
     channel: Channel, options: WorldOptions, error: bytes, seen: Mapping[str, Any]
 ) -> None:
     """Record what a rank answered after it had shut RPC down."""
@@ -100,7 +104,7 @@ def _note_shutdown(
         counted = counted._replace(delayed=channel.sends.delayed if channel.sends else {})
     channel.note_sends(counted, seen["struck"])
     channel.late_seconds = max(channel.late_seconds, seen["late"])
-    channel.counters_after_shutdown = seen.get("after")
+    channel.counters_after_shutdown = seen.get("after", channel.counters_after_shutdown)
     if error:
         raised = _functions.load_error(error, channel.rank)
         channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))

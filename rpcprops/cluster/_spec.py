@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rpcprops.cluster.finder import ModuleMap
 from rpcprops.cluster.options import WorldOptions
@@ -44,3 +45,35 @@ class Hello:
     unsafe: str
     error: str = ""
     arming_problem: str = ""
+
+
+@dataclass(frozen=True)
+class RpcNews:
+    """What a rank says of the program's own use of RPC (``init="adopt"``).
+
+    Attributes:
+        event: the program calls ``init_rpc`` ("init", with an :class:`Asked`) or ``rpc.shutdown``
+            ("shutdown", with whether gracefully), and waits to be let go on; it is done with either
+            ("joined"; "left", with the dumped error and a last look); or torch's ``init_rpc``
+            raised ("not joined", with the dumped error).
+    """
+
+    event: str = ""
+    what: Any = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a program asks of ``init_rpc``.
+
+    Attributes:
+        rpc_timeout: virtual seconds, 0 for none.
+        refused: why it cannot have it; empty if it can.
+    """
+
+    name: str = ""
+    rank: int = -1
+    world_size: int = 0
+    num_worker_threads: int = 0
+    rpc_timeout: float = 0.0
+    refused: str = ""

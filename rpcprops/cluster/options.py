@@ -19,9 +19,15 @@ from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
 Transport = Literal["tcp", "shm"]
 Leaks = Literal["raise", "allow"]
 ClockChoice = Literal["auto", "real"] | float
+#: Who calls ``init_rpc``: we do (True), the user's code with our options (False), or a program with
+#: its own options, which we take over ("adopt").
+Init = bool | Literal["adopt"]
 #: The network of the ranks of a world: its own where this machine allows that ("auto"), its own or
 #: an error ("private"), or the machine's ("host").
 Network = Literal["auto", "private", "host"]
+
+#: The options that a program chooses itself with ``init="adopt"``.
+_PROGRAMS_OWN = ("names", "rpc_timeout", "num_worker_threads")
 
 
 class ClusterOptions(TypedDict, total=False):
@@ -38,7 +44,11 @@ class ClusterOptions(TypedDict, total=False):
         num_worker_threads: threads of each agent, 8 unless given.
         leaks: "raise" reports what the ranks still hold; "allow" is for code that holds RRefs
             until it exits.
-        init: False leaves ``init_rpc`` to the user's code (see ``rpcprops.fixture``).
+        init: "adopt" is for a program that calls ``init_rpc`` and ``rpc.shutdown`` itself: it gets
+            the faults, and its names, leaks and shutdown are judged as ours are. Then the
+            program's names, timeout and threads count, and `names`, `rpc_timeout` and
+            `num_worker_threads` are refused. False leaves ``init_rpc`` to code that knows
+            ``rpcprops.fixture``, and judges none of that.
         deadline: real seconds that a phase may take on top of what its faults need, 30 unless
             given.
         network: overrides the server's for this cluster.
@@ -57,7 +67,7 @@ class ClusterOptions(TypedDict, total=False):
     rpc_timeout: float
     num_worker_threads: int
     leaks: Leaks
-    init: bool
+    init: Init
     deadline: float
     network: Network | None
     shutdown_faults: bool
@@ -79,7 +89,7 @@ class WorldOptions:
     rpc_timeout: float
     num_worker_threads: int
     leaks: Leaks
-    init: bool
+    init: Init
     deadline: float
     network: Network
     shutdown_faults: bool
@@ -122,7 +132,7 @@ def complete(
     _check_number("num_worker_threads", threads, 1024, whole=True)
     deadline = options.get("deadline", 30.0)
     _check_number("deadline", deadline, 86_400.0)
-    init = _check_bool("init", options.get("init", True))
+    init = _check_init(options)
     _limits.check(size, transport, threads)
     chosen = options.get("network")
     return WorldOptions(
@@ -192,6 +202,21 @@ def check_network(network: object) -> Network:
         return cast("Network", network)
     msg = f"network={shown(network)} must be 'auto', 'private' or 'host'."
     raise UsageError(msg)
+
+
+def _check_init(options: ClusterOptions) -> Init:
+    init = options.get("init", True)
+    if not isinstance(init, bool) and not is_one_of(init, ("adopt",)):
+        msg = f"init={shown(init)} must be True or False, or 'adopt'."
+        raise UsageError(msg)
+    given = [name for name in _PROGRAMS_OWN if name in options]
+    if init == "adopt" and given:
+        msg = (
+            f"{given[0]}={shown(dict(options)[given[0]])} has no effect with init='adopt': the "
+            f"program says it when it calls init_rpc. Leave it out."
+        )
+        raise UsageError(msg)
+    return init
 
 
 def _check_keywords(options: Mapping[str, object]) -> None:

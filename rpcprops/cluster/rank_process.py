@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,7 +27,8 @@ from torch.distributed import rpc
 from rpcprops import clock, fixture
 from rpcprops.clock import sends
 from rpcprops.cluster import _functions, _injection, _wire, finder, interpreter, namespaces
-from rpcprops.cluster._spec import WorldSpec
+from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
+from rpcprops.cluster.adoption import Adoption
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Counters
@@ -106,12 +107,14 @@ class _Rank:
         self.interrupts = _Interrupts()
         self.injection = _injection.Injection()
         self.keys = CounterKeys()
+        self.store = f"file:///proc/self/fd/{store_fd}"
+        self.adoption: Adoption | None = None
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
         self.fixture = fixture.RankFixture(
             rank=rank,
             name=spec.names[rank],
             world_size=len(spec.names),
-            init_method=f"file:///proc/self/fd/{store_fd}",
+            init_method=self.store,
             table=spec.plan.table(rank),
             rpc_timeout=spec.rpc_timeout,
             num_worker_threads=spec.num_worker_threads,
@@ -123,33 +126,101 @@ class _Rank:
             clock.set_rate(self.spec.rate, origin_ns=self.spec.origin_ns)
         _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
-        symbols.ignore_rref_leaks(self.spec.ignore_leaks)
+        # A program must not see an error that it sees nowhere else: torch's own setting is True.
+        symbols.ignore_rref_leaks(self.spec.ignore_leaks or self.spec.init == "adopt")
         try:
             if self.networks:
                 _enter_network(self.networks)
             if self.spec.import_in_ranks is not None:
                 finder.install(self.spec.import_in_ranks)
                 finder.import_first(self.spec.import_in_ranks)
-            for fault in self.spec.plan.faults_at(self.rank):
-                fault.enter_rank()
             self.keys = self.fixture.facts.counters
             if not self.spec.shutdown_faults and not _injection.problem():
                 self.injection.take_over()
-            if self.spec.init:
+            if self.spec.init == "adopt":
+                self.adopt()
+            else:
+                self.enter_faults()
+            if self.spec.init is True:
                 with only_transport(self.spec.transport):
                     self.fixture.init_rpc()
-            elif self.spec.transport == "tcp":
+            elif self.spec.init is False and self.spec.transport == "tcp":
                 # The user's own init_rpc comes at a time that we do not know.
                 _limit_file_size()
         except BaseException as error:
             self.answer(0, *_functions.dump_error(error, self.rank))
             return EXIT_START_FAILED
         if clock.loaded():
-            clock.watch_sleeps([ms * 1_000_000 for ms in self.delays])
+            self.watch_delays()
             clock.reset_lateness()
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
         return self.serve()
+
+    def enter_faults(self) -> None:
+        for fault in self.spec.plan.faults_at(self.rank):
+            fault.enter_rank()
+
+    def watch_delays(self) -> None:
+        if clock.loaded():
+            clock.watch_sleeps([ms * 1_000_000 for ms in self.delays])
+
+    def adopt(self) -> None:
+        """Take over the program's own use of RPC."""
+
+        def last_look() -> dict[str, Any]:
+            return {**self.look(), "after": Counters(**_held_by_process(self.keys))}
+
+        def send(news: RpcNews) -> None:
+            self.answer(0, "rpc", news)
+
+        self.adoption = Adoption(send, self.join, last_look)
+        self.adoption.install(self.rank, len(self.spec.names))
+
+    def join(self, torchs_init_rpc: Callable[..., None], asked: Asked) -> None:
+        """Join the world as the program asks to, with the faults of the rank that it names."""
+        self.rank = asked.rank
+        _functions.enter_rank(self.rank, own_network=bool(self.networks))
+        table = self.spec.plan.table(self.rank)
+        self.delays = sorted(set(table.delaying.values()))
+        self.fixture = fixture.RankFixture(
+            rank=asked.rank,
+            name=asked.name,
+            world_size=asked.world_size,
+            init_method=self.store,
+            table=table,
+            # The store waits as long (rpc/__init__.py: init_rpc). With the program's own timeout, a
+            # fast clock would give the ranks milliseconds to find each other.
+            rpc_timeout=self.spec.rpc_timeout,
+            num_worker_threads=asked.num_worker_threads,
+            agent_name=self.spec.agent,
+        )
+        fixture.set_this_rank(self.fixture)
+        self.enter_faults()
+        with only_transport(self.spec.transport):
+            torchs_init_rpc(
+                asked.name,
+                backend=self.fixture.rpc_backend,
+                rank=asked.rank,
+                world_size=asked.world_size,
+                rpc_backend_options=self.fixture.rpc_backend_options,
+            )
+        symbols.set_rpc_timeout(self.virtual_timeout(asked.rpc_timeout))
+        self.watch_delays()
+
+    def virtual_timeout(self, timeout: float) -> float:
+        """The timeout of a program's calls, in virtual seconds, given its own.
+
+        Sixty seconds are 0.15 real seconds at rate 400, and a program that trains works for
+        longer. If no fault alone can last that long, only such work could exceed them, so they get
+        half of the cluster's deadline on top: a call without an answer still times out before the
+        cluster calls it a hang.
+        """
+        plan, size = self.spec.plan, len(self.spec.names)
+        longest = max((f.seconds for r in range(size) for f in plan.faults_at(r)), default=0.0)
+        if timeout == 0 or self.spec.rate == 1 or longest >= timeout:
+            return timeout
+        return timeout + self.spec.rate * self.spec.deadline / 2
 
     def answer(self, number: int, kind: str, payload: Any) -> None:
         if os.getpid() != self.pid:
@@ -169,6 +240,9 @@ class _Rank:
                     self.answer(message[1], "ok", self.look())
                 elif message[0] in ("arm", "disarm"):
                     self.answer(message[1], "ok", self.change_faults(*message))
+                elif message[0] == "rpc":
+                    assert self.adoption is not None
+                    self.adoption.answers.put(None)
                 else:
                     self.work.put(message)
         except (EOFError, OSError):
@@ -243,6 +317,8 @@ class _Rank:
     def leave(self, number: int, graceful: bool) -> int:
         """Shut RPC down if asked to, answer with the error and a last look; the exit code."""
         code, blob = 0, b""
+        if self.adoption is not None:
+            self.adoption.is_over = True
         if graceful:
             try:
                 rpc.shutdown(graceful=True)

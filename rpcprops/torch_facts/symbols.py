@@ -80,6 +80,7 @@ SYMBOLS: Mapping[str, Symbol] = {
     "autograd_debug_info": Symbol(_AUTOGRAD, "_get_debug_info", _LOOK),
     "is_agent_set": Symbol(_RPC, "_is_current_rpc_agent_set", _LOOK),
     "current_agent": Symbol(_RPC, "_get_current_rpc_agent", _LOOK),
+    "set_rpc_timeout": Symbol(_RPC, "_set_rpc_timeout", "adopt a program that calls init_rpc"),
     # Contexts. torch.distributed.autograd has them as well, and takes long to import.
     "backward": Symbol(_AUTOGRAD, "backward", _CONTEXTS),
     "get_gradients": Symbol(_AUTOGRAD, "get_gradients", _CONTEXTS),

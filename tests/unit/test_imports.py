@@ -30,6 +30,7 @@ DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes"
 WITH_TORCH = (
     "rpcprops._bare_ranks",
     "rpcprops._torch_harness",
+    "rpcprops.cluster.adoption",
     "rpcprops.cluster.rank_process",
     "rpcprops.cluster._server",
     "rpcprops.cluster._warm",
