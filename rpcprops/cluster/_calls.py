@@ -6,11 +6,11 @@ import functools
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from rpcprops._given import argument, shown
-from rpcprops.cluster import _functions
+from rpcprops.cluster import _functions, stacks
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phase, Phases
@@ -107,6 +107,46 @@ class Calls:
                 self._diagnosis.found.raise_first()
         return channel.answers.pop(number)
 
+    def each(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """See :meth:`rpcprops.Cluster.each`."""
+        __tracebackhide__ = True
+        futures = [self.submit(c.rank, fn, args, kwargs) for c in self._ranks.channels]
+        with self._phases.open("run", self._deadlines.run) as phase:
+            while not all(future.done() for future in futures):
+                failed = next((future for future in futures if future.has_failed()), None)
+                if failed is not None:
+                    self._fail_first(failed, futures)
+                waiting = [future.channel for future in futures if not future.done()]
+                if self._diagnosis.dead(phase, 0):
+                    break
+                if phase.left() <= 0:
+                    self._diagnosis.hung(phase, waiting, "does not answer a call")
+                    break
+                self._ranks.pump(min(phase.left(), 1.0))
+        self._diagnosis.found.raise_first()
+        failed = next((future for future in futures if future.has_failed()), None)
+        if failed is not None:
+            self._fail_first(failed, futures)
+        return [future.result() for future in futures]
+
+    def _fail_first(self, first: RankFuture[Any], futures: Sequence[RankFuture[Any]]) -> None:
+        """Raise the error of one rank, with a note that says what the other ranks did then."""
+        __tracebackhide__ = True
+        error = first.error()
+        others = [future for future in futures if future is not first]
+        if others:
+            waiting = [future.channel for future in others if not future.done()]
+            self._diagnosis.ask_where(waiting)
+            lines = [f"{first.channel.name} raised this first. The other ranks:"]
+            for future in others:
+                lines += [f"  {line}" for line in future.state()]
+            error.add_note("\n".join(lines))
+        for future in others:
+            future.give_up()
+        self.fail(error)
+
     def fail(self, error: BaseException) -> None:
         """Raise what a function raised in a rank, or the death of a rank that caused it."""
         __tracebackhide__ = True
@@ -184,15 +224,38 @@ class RankFuture(Generic[R]):
 
     def __init__(self, calls: Calls, channel: Channel, number: int) -> None:
         self._calls = calls
-        self._channel = channel
+        self.channel = channel
         self._number = number
         self._answer: tuple[str, Any] | None = None
 
     def done(self) -> bool:
         """Whether the answer has arrived (looks, and does not wait)."""
         if self._answer is None:
-            self._answer = self._calls.take(self._channel, self._number)
+            self._answer = self._calls.take(self.channel, self._number)
         return self._answer is not None
+
+    def has_failed(self) -> bool:
+        """Whether the answer has arrived, and is an exception."""
+        return self.done() and self._answer is not None and self._answer[0] == "error"
+
+    def error(self) -> BaseException:
+        """The exception of a call that :meth:`has_failed`."""
+        assert self._answer is not None
+        return _functions.load_error(self._answer[1], self.channel.rank)
+
+    def state(self) -> list[str]:
+        """What is known of the call, in sentences."""
+        if self.has_failed():
+            return [f"{self.channel.name} raised {_functions.said_of(self.error())}"]
+        if self.done():
+            return [f"{self.channel.name} returned"]
+        at = stacks.where(self.channel.name, self.channel.stack)
+        return at or [f"{self.channel.name} has not answered"]
+
+    def give_up(self) -> None:
+        """Drop the answer: nobody waits for it any more."""
+        if self._answer is None:
+            self.channel.give_up(self._number)
 
     def result(self) -> R:
         """Wait for the value, and return it.
@@ -205,11 +268,11 @@ class RankFuture(Generic[R]):
         """
         __tracebackhide__ = True
         if not self.done():
-            self._answer = self._calls.wait(self._channel, self._number)
+            self._answer = self._calls.wait(self.channel, self._number)
         kind, payload = cast("tuple[str, bytes]", self._answer)
         if kind == "error":
-            self._calls.fail(_functions.load_error(payload, self._channel.rank))
-        return cast("R", _functions.load_result(payload, self._channel.rank))
+            self._calls.fail(_functions.load_error(payload, self.channel.rank))
+        return cast("R", _functions.load_result(payload, self.channel.rank))
 
 
 class RankProxy:

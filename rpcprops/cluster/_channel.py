@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rpcprops.cluster import _wire
+from rpcprops.cluster import _wire, stacks
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
 
-_NOTED_LINES = 30
+#: The most lines of a log that a note shows.
+_NOTED_LINES = 8
 #: Real seconds that a send waits for a rank that reads nothing. What is left goes out later, while
 #: an answer is awaited. A rank that reads resumes within milliseconds.
 _SEND_PATIENCE = 0.2
@@ -158,15 +159,20 @@ class Channel:
         return self.counters is not None and self.counters.server_calls > 0
 
     def notes(self, lines: int = _NOTED_LINES) -> list[str]:
-        """Notes that explain how this rank ended: its stacks, and the last `lines` of its log."""
+        """Notes that explain how this rank ended: where it was, and the last lines of its log.
+
+        Its whole stacks and its whole log are in the outcome.
+        """
+        text = self.log.text()
         notes: list[str] = []
-        if self.stack:
-            notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")
+        at = stacks.where(self.name, self.stack or (text if self.lost else ""))
+        if at and (self.stack or stacks.threads(text)):
+            notes.append("\n".join(at))
         of_stack = set(self.stack.splitlines())
-        wrote = [line for line in self.log.text().splitlines() if line and line not in of_stack]
-        if wrote and lines:
-            last = "\n".join(wrote[-lines:])
-            notes.append(f"last lines of {self.name}:\n{last}")
+        wrote = [line for line in text.splitlines() if line.strip() and line not in of_stack]
+        last = stacks.without_ours(stacks.without_stacks(wrote))[-lines:] if lines else []
+        if last:
+            notes.append("\n".join([f"last lines of {self.name}:", *last]))
         return notes
 
     def outcome(self) -> RankOutcome:

@@ -194,6 +194,7 @@ class Cluster:
         Raises:
             UsageError: there is no such rank.
         """
+        __tracebackhide__ = True
         number: object = rank
         if isinstance(rank, str) and rank in self.names:
             number = self.names.index(rank)
@@ -212,10 +213,12 @@ class Cluster:
         """Run ``fn(*args, **kwargs)`` in all ranks at the same time; the results, by rank.
 
         Raises:
-            Exception: the exception of the lowest rank that raised one.
+            Exception: the exception that arrived first, at once, whatever the other ranks still do;
+                a note says what each of them did then.
+            RankDied, RankHung: a rank died, or did not answer.
         """
-        futures = [self._calls.submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
-        return [future.result() for future in futures]
+        __tracebackhide__ = True
+        return self._calls.each(fn, args, kwargs)
 
     def run_to_exit(
         self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]

@@ -36,6 +36,8 @@ _SILENT = "does not answer the control channel"
 LOOK_SECONDS = 2.0
 #: Real seconds that faulthandler needs at most to write all stacks, from the signal on.
 _STACK_SECONDS = 0.3
+#: Real seconds to wait for the answers of ranks that are asked where they are.
+_WHERE_SECONDS = 1.0
 
 
 def _names(channels: Sequence[Channel]) -> str:
@@ -260,6 +262,23 @@ class Diagnosis:
         blamed = silent or who
         self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
         phase.hang(message, tuple(c.rank for c in blamed))
+
+    def ask_where(self, channels: Sequence[Channel]) -> None:
+        """Have ranks say where each of their threads is; one that does not answer soon says nothing.
+
+        Their control threads answer, so that nothing is written to their logs.
+        """
+        if not channels or self._ranks.peer is None:
+            return
+        asked = [(channel, self._ranks.send(channel, "where")) for channel in channels]
+        until = time.monotonic() + _WHERE_SECONDS
+        while time.monotonic() < until and any(n not in c.answers for c, n in asked if not c.lost):
+            self._ranks.pump(0.05)
+        for channel, number in asked:
+            if number in channel.answers:
+                channel.stack = channel.answers.pop(number)[1]
+            else:
+                channel.give_up(number)
 
     def _take_stacks(self) -> None:
         alive = self._ranks.alive()

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
+from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces, stacks
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
@@ -162,6 +162,8 @@ class _Rank:
                 message = self.reader.receive()
                 if message[0] == "look":
                     self.answer(message[1], "ok", self.look())
+                elif message[0] == "where":
+                    self.answer(message[1], "ok", stacks.stacks_here())
                 else:
                     self.work.put(message)
         except (EOFError, OSError):
