@@ -21,6 +21,9 @@ from rpcprops.errors import UsageError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: Real seconds between the first error of :meth:`Calls.each` and the look at the other ranks.
+_MOMENT = 0.05
+
 
 class Calls:
     """The calls in the ranks of one world.
@@ -137,6 +140,8 @@ class Calls:
         error = first.error()
         others = [future for future in futures if future is not first]
         if others:
+            # Another rank may be on its way to the line at which it waits.
+            self._ranks.pump(_MOMENT)
             waiting = [future.channel for future in others if not future.done()]
             self._diagnosis.ask_where(waiting)
             lines = [f"{first.channel.name} raised this first. The other ranks:"]
@@ -250,7 +255,7 @@ class RankFuture(Generic[R]):
         if self.done():
             return [f"{self.channel.name} returned"]
         at = stacks.where(self.channel.name, self.channel.stack)
-        return at or [f"{self.channel.name} has not answered"]
+        return at or [f"{self.channel.name} has not answered, and is in none of your code"]
 
     def give_up(self) -> None:
         """Drop the answer: nobody waits for it any more."""

@@ -166,7 +166,9 @@ class Channel:
         text = self.log.text()
         notes: list[str] = []
         at = stacks.where(self.name, self.stack or (text if self.lost else ""))
-        if at and (self.stack or stacks.threads(text)):
+        if self.stack and not at:
+            at = [f"{self.name} runs no code of yours"]
+        if at:
             notes.append("\n".join(at))
         of_stack = set(self.stack.splitlines())
         wrote = [line for line in text.splitlines() if line.strip() and line not in of_stack]

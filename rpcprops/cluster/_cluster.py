@@ -48,6 +48,7 @@ class Cluster:
         *,
         on_start: Callable[[Cluster], None],
         on_end: Callable[[FaultPlan, Outcome], None],
+        on_output: Callable[[str], Callable[[bytes], None]] | None = None,
     ) -> None:
         self.options = options
         self.names = options.names
@@ -64,7 +65,7 @@ class Cluster:
         self._on_start = on_start
         self._on_end = on_end
         self._outcome: Outcome | None = None
-        self.ranks = Ranks(servers, send_seconds=self.deadlines.look)
+        self.ranks = Ranks(servers, send_seconds=self.deadlines.look, on_output=on_output)
         self._phases = Phases(options.rate)
         self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=options.init)
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rpcprops.cluster import _wire
 from rpcprops.cluster._channel import Channel
@@ -48,12 +48,19 @@ class Ranks:
             message.
     """
 
-    def __init__(self, servers: Servers, *, send_seconds: float) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        *,
+        send_seconds: float,
+        on_output: Callable[[str], Callable[[bytes], None]] | None = None,
+    ) -> None:
         self.channels: list[Channel] = []
         self.peer: Peer | None = None
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
+        self._on_output = on_output
         self._world = 0  # the server's number for this world, once the server was asked for one
         self._numbers = itertools.count(1)
 
@@ -110,6 +117,7 @@ class Ranks:
                         # A timeout that the user set by socket.setdefaulttimeout must not apply.
                         other.setblocking(True)
                         log = RankLog(f"rpcprops-{name}")
+                        log.on_piece = self._on_output(name) if self._on_output else None
                         self.channels.append(Channel(rank, name, ours, log))
                         unfinished.pop_all()
             except OSError as error:

@@ -96,14 +96,12 @@ def threads(text: str) -> list[list[Frame]]:
 
 
 def where(name: str, text: str) -> list[str]:
-    """Where a rank is in the user's code, in sentences; one if it runs none of it.
+    """Where a rank is in the user's code, in sentences; none if it runs none of it.
 
     Args:
         name: the rank's.
         text: its stacks; empty if they are not known.
     """
-    if not text:
-        return []
     lines: list[str] = []
     for frames in threads(text):
         theirs = [frame for frame in frames if is_theirs(frame.file)][:_MOST_FRAMES]
@@ -112,32 +110,36 @@ def where(name: str, text: str) -> list[str]:
             does = "runs a call for another rank, at" if serves else "is at"
             lines.append(f"{name} {does} {theirs[0]}")
             lines += [f"    called at {frame}" for frame in theirs[1:]]
-    return lines or [f"{name} runs no code of yours"]
+    return lines
 
 
-def without_ours(lines: Iterable[str], prefix: str = "") -> list[str]:
+def without_ours(lines: Iterable[str], mark: str = "") -> list[str]:
     """Lines that hold tracebacks, without the frames that are not the user's.
 
     Args:
-        prefix: what each line begins with, such as pytest's mark of the lines of an error.
+        mark: the character that pytest puts before each line of an error.
     """
     kept: list[str] = []
     dropped: int | None = None
     for line in lines:
-        text = line.removeprefix(prefix)
+        text = _unmarked(line, mark)
         traced, at = _TRACED.match(text), _AT.match(text)
         if traced:
             dropped = None if is_theirs(traced.group(2)) else len(traced.group(1))
         elif at and not is_theirs(at.group(1)):
-            if kept and kept[-1].removeprefix(prefix).strip() == "At:":
+            if kept and _unmarked(kept[-1], mark).strip() == "At:":
                 del kept[-1]
             continue
         elif dropped is not None and len(text) - len(text.lstrip()) <= dropped:
             dropped = None
-        is_second_blank = not text.strip() and bool(kept) and not kept[-1][len(prefix) :].strip()
-        if dropped is None and not is_second_blank:
+        is_repeated = not text.strip() and bool(kept) and not _unmarked(kept[-1], mark).strip()
+        if dropped is None and not is_repeated:
             kept.append(line)
     return kept
+
+
+def _unmarked(line: str, mark: str) -> str:
+    return " " + line[len(mark) :] if mark and line.startswith(mark) else line
 
 
 def short_traceback(text: str) -> str:

@@ -43,6 +43,8 @@ class ItemRecord:
     """The record of a test's run.
 
     Attributes:
+        clusters: all clusters that ended, with those that confirmed a failure or repeated it.
+        fired: the faults that fired in them.
         armed: examples with a fault to inject.
         confirmed: kinds of failure that real time has shown.
         replayed: for a replay, the exception type of each run, empty for a run that passed.
@@ -70,19 +72,17 @@ class ItemRecord:
     armed_left_out: bool = False
 
     def count(self, recorded: Recorded) -> None:
-        """Count what an example's clusters showed."""
+        """Count an example, if its clusters had a fault to inject."""
         self.armed += self.armed_left_out or any(_is_armed(*one) for one in recorded)
         self.armed_left_out = False
-        for plan, outcome in recorded:
-            self._count(plan, outcome)
 
     def leave_out(self, plan: FaultPlan, outcome: Outcome) -> None:
-        """Count a cluster of the current example, but do not keep it."""
+        """Do not keep a cluster of the current example."""
         self.left_out += 1
         self.armed_left_out |= _is_armed(plan, outcome)
-        self._count(plan, outcome)
 
-    def _count(self, plan: FaultPlan, outcome: Outcome) -> None:
+    def count_cluster(self, plan: FaultPlan, outcome: Outcome) -> None:
+        """Count a cluster that has ended, also one that only repeats an example."""
         self.clusters += 1
         self.fired.update(fired_by_type(account(None, plan, outcome)))
 

@@ -15,6 +15,11 @@ from rpcprops.properties import Case, Failure
 from rpcprops.report.artefact import Artefact
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where that is due."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def describe_plan(plan: FaultPlan, world_size: int) -> list[str]:
     """The plan as Python, and the ranks to which it applies."""
     ranks = plan.faulty_ranks(world_size)
