@@ -42,6 +42,8 @@ class Channel:
     delayed_sends: Mapping[int, int] | None = None
     late_seconds: float = 0.0
     stack: str = ""
+    #: What holds the handles of RRefs and the contexts that leaked, in words.
+    held: tuple[str, ...] = ()
     shutdown_error: RaisedError | None = None
     counters_after_shutdown: Counters | None = None
     #: Whether this rank did not answer the last look in time.
@@ -164,7 +166,7 @@ class Channel:
         Its whole stacks and its whole log are in the outcome.
         """
         text = self.log.text()
-        notes: list[str] = []
+        notes = ["\n".join(f"{self.name} has {line.lstrip()}" if line[:1] != " " else line for line in self.held)] if self.held else []
         at = stacks.where(self.name, self.stack or (text if self.lost else ""))
         if self.stack and not at:
             at = [f"{self.name} runs no code of yours"]

@@ -160,7 +160,13 @@ class Cluster:
 
     def _fork_and_join(self) -> None:
         try:
-            self.ranks.fork(self.options, self._first, self._phases, self.deadlines.start)
+            self.ranks.fork(
+                self.options,
+                self._first,
+                self._phases,
+                self.deadlines.start,
+                notes_handles=self.program is None,
+            )
         except errors.MachineCannot:
             # Close what was opened: it may be what this machine is short of.
             self.kill()

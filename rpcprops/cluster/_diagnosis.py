@@ -8,7 +8,7 @@ notice a death, and who reports a hang first asks all ranks for a look.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -38,6 +38,8 @@ LOOK_SECONDS = 2.0
 _STACK_SECONDS = 0.3
 #: Real seconds to wait for the answers of ranks that are asked where they are.
 _WHERE_SECONDS = 1.0
+#: The same for what holds the handles that leaked.
+_HELD_SECONDS = 3.0
 
 
 def _names(channels: Sequence[Channel]) -> str:
@@ -268,15 +270,31 @@ class Diagnosis:
 
         Their control threads answer, so that nothing is written to their logs.
         """
+        for channel, stack in self._ask(channels, "where", _WHERE_SECONDS):
+            channel.stack = stack
+
+    def ask_what_holds(self) -> None:
+        """Have ranks say which handles of RRefs and which contexts they hold, and what holds them.
+
+        Those whose code is a program do not note it.
+        """
+        if self._ranks.notes_handles:
+            for channel, held in self._ask(self._ranks.channels, "held", _HELD_SECONDS):
+                channel.held = tuple(held)
+
+    def _ask(
+        self, channels: Sequence[Channel], what: str, seconds: float
+    ) -> Iterator[tuple[Channel, Any]]:
+        """The answers of the control threads of those ranks that give one in time."""
         if not channels or self._ranks.peer is None:
             return
-        asked = [(channel, self._ranks.send(channel, "where")) for channel in channels]
-        until = time.monotonic() + _WHERE_SECONDS
+        asked = [(channel, self._ranks.send(channel, what)) for channel in channels]
+        until = time.monotonic() + seconds
         while time.monotonic() < until and any(n not in c.answers for c, n in asked if not c.lost):
             self._ranks.pump(0.05)
         for channel, number in asked:
             if number in channel.answers:
-                channel.stack = channel.answers.pop(number)[1]
+                yield channel, channel.answers.pop(number)[1]
             else:
                 channel.give_up(number)
 

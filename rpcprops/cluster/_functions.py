@@ -297,10 +297,21 @@ def load_error(blob: bytes, rank: int) -> BaseException:
             )
     if isinstance(error, UsageError) and "Traceback" not in text:
         return error  # ours: it was made where the call ended, and its text says all
-    error.__cause__ = RemoteTraceback(rank, stacks.short_traceback(text))
+    error.__cause__ = RemoteTraceback(rank, _without_text_of(error, stacks.short_traceback(text)))
     for note in notes:
         error.add_note(note)
     return error
+
+
+def _without_text_of(error: BaseException, text: str) -> str:
+    """A traceback that ends in `error`, without all but the first line of the text of `error`.
+
+    The error itself is shown next to it. Where it came from a third rank, its text is long.
+    """
+    lines = stacks.without_ours(text_of(error).strip().splitlines())
+    rest = "\n".join(lines[1:]).rstrip()
+    short = text.rstrip()
+    return short.removesuffix(rest).rstrip() if rest and short.endswith(rest) else text
 
 
 def said_of(error: BaseException) -> str:
@@ -377,6 +388,11 @@ def enter_rank(rank: int, *, own_network: bool) -> None:
 def keep(number: int, value: Any) -> None:
     """Keep a value in this rank."""
     _kept[number] = value
+
+
+def kept_values() -> dict[int, Any]:
+    """The values that are kept in this rank, by number."""
+    return dict(_kept)
 
 
 def release(number: int) -> None:

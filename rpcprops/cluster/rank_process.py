@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces, stacks
+from rpcprops.cluster import _functions, _handles, _wire, finder, interpreter, namespaces, stacks
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
@@ -129,6 +129,8 @@ class _Rank:
                 finder.import_first(self.spec.import_in_ranks)
             for fault in self.spec.plan.faults_at(self.rank):
                 fault.enter_rank()
+            if self.spec.notes_handles:
+                _handles.watch()
             self.keys = self.fixture.facts.counters
             if self.spec.init:
                 with only_transport(self.spec.transport):
@@ -162,6 +164,8 @@ class _Rank:
                 message = self.reader.receive()
                 if message[0] == "look":
                     self.answer(message[1], "ok", self.look())
+                elif message[0] == "held":
+                    self.answer(message[1], "ok", _handles.held_here())
                 elif message[0] == "where":
                     self.answer(message[1], "ok", stacks.stacks_here())
                 else:

@@ -20,7 +20,7 @@ from rpcprops.cluster import namespaces as networks
 from rpcprops.cluster.rates import unasked_real_time
 from rpcprops.cluster.servers import shared_network
 from rpcprops.cluster.stacks import without_ours
-from rpcprops.errors import UsageError
+from rpcprops.errors import UsageError, text_of
 from rpcprops.plugin.drawn import NOT_THE_TESTS, function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
@@ -80,7 +80,7 @@ def add_to(
         if not isinstance(error, (*NOT_THE_TESTS, UsageError)):
             if record.smallest.recorded:
                 _, outcome = record.smallest.recorded[-1]
-                report.sections += sections(outcome.ranks)
+                report.sections += sections(outcome.ranks, text_of(error))
             lines = failure_lines(item, error, record, session)
             report.sections.append(("rpcprops", "\n".join(lines)))
     report.user_properties.append((_TEST, _summary_of(report, item, call, record)))

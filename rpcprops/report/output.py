@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rpcprops.cluster import stacks
 from rpcprops.outcomes import RankOutcome
+from rpcprops.torch_facts import installed
 
 #: A line of torch's own log, in the form of its logger (``c10/util/Logging.cpp``).
 _OF_TORCH = re.compile(r"^\[[IWEF]\d{4,8} \d\d:\d\d:\d\d\.\d+ ")
@@ -21,19 +22,30 @@ def is_of_torch(line: str) -> bool:
     return _OF_TORCH.match(line) is not None
 
 
-def printed(log: str) -> list[str]:
-    """The lines of a rank's log that the user's code printed."""
+def printed(log: str, error: str = "") -> list[str]:
+    """The lines of a rank's log that the user's code printed.
+
+    Args:
+        error: the text of the error that the report shows. Where a call at another rank raised it,
+            torch has printed the same text there (``internal.py: _run_function``).
+    """
     lines = stacks.without_stacks(log.splitlines())
-    return stacks.without_ours(line for line in lines if not is_of_torch(line))
+    known = set(error.splitlines()) if installed().texts.remote in error else set[str]()
+    known |= {line for old in known for line in [old.partition(": ")[2]] if line}
+    return stacks.without_ours(
+        line for line in lines if not is_of_torch(line) and line not in known
+    )
 
 
-def sections(ranks: Sequence[RankOutcome]) -> list[tuple[str, str]]:
+def sections(ranks: Sequence[RankOutcome], error: str = "") -> list[tuple[str, str]]:
     """What ranks printed, as sections of a report of pytest's: title and text, the last lines.
 
     One stream holds stdout and stderr in the order in which they were written, so a section shows
     both; its title has both words, for ``--show-capture``.
     """
-    by_name = {rank.name: [line for line in printed(rank.log) if line] for rank in ranks}
+    by_name = {
+        rank.name: [line for line in printed(rank.log, error) if line.strip()] for rank in ranks
+    }
     spoke = {name: lines for name, lines in by_name.items() if lines}
     most = max(_LEAST_LINES, _MOST_LINES // max(1, len(spoke)))
     found: list[tuple[str, str]] = []
