@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from rpcprops import errors
-from rpcprops.cluster import _functions, _limits
+from rpcprops.cluster import _functions, _limits, stacks
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._found import Found
 from rpcprops.cluster._phases import Phase, Phases
@@ -256,10 +256,18 @@ class Diagnosis:
         message = f"{_names(who)} {complaint}"
         if silent and complaint != _SILENT:
             message = f"{_names(silent)} {_SILENT}; {message}"
+        absent = self._absent(phase)
+        if absent:
+            # The others wait in C++ inside init_rpc, where they may not answer a look either.
+            waiting = [c for c in channels if c not in absent and c.counters is None]
+            silent, who = [], absent
+            message = f"{_names(absent)} did not join the world"
+            if waiting:
+                message += f"; {_names(waiting)} waits for that in init_rpc"
         if busy:
             message += f"; {_names(busy)} runs a call for another rank"
         message += f" (phase {phase.name}, after {passed:.1f} real s)"
-        self.found.involved = [*silent, *who, *busy]
+        self.found.involved = [*silent, *who, *busy, *(c for c in channels if c.silent)]
         # A rank that waits for a silent rank is not the cause of the hang.
         blamed = silent or who
         self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
@@ -297,6 +305,13 @@ class Diagnosis:
                 yield channel, channel.answers.pop(number)[1]
             else:
                 channel.give_up(number)
+
+    def _absent(self, phase: Phase) -> list[Channel]:
+        """The ranks for which others wait in ``init_rpc``, which is a barrier of all ranks."""
+        outside = [c for c in self._ranks.channels if c.counters is None]
+        joining = [c for c in outside if stacks.runs(c.stack, "init_rpc")]
+        absent = [c for c in outside if c not in joining and c.stack]
+        return absent if joining or phase.name == "start" else []
 
     def _take_stacks(self) -> None:
         alive = self._ranks.alive()

@@ -46,17 +46,20 @@ class _Origin(NamedTuple):
     value: str = ""
 
     def text(self) -> str:
-        at = f" at {stacks.shown_file(self.file)}:{self.line}" if self.file else ""
-        within = f" in {self.function}" if self.function else ""
-        return f"{self.how}{at}{within}"
+        if not self.file:
+            return self.how
+        return f"{self.how} at {stacks.shown_file(self.file)}:{self.line} in {self.function}"
 
 
-#: Where each handle that lives was made, by its id; its weak reference removes it.
-_made: dict[int, tuple[weakref.ref[Any], _Origin]] = {}
+#: The fields of an `_Origin`. Nearly all handles are gone before anybody asks for one.
+_Fields = tuple[str, str, int, str, str]
+#: Where each handle that lives was made, by the id of its weak reference, which removes it.
+_made: dict[int, tuple[weakref.ref[Any], _Fields]] = {}
 #: The same for each context that was made here and not released, by its id.
-_contexts: dict[int, _Origin] = {}
+_contexts: dict[int, _Fields] = {}
 #: The handles that this thread has read from a message which is not read to its end.
 _reading = threading.local()
+_IN_AN_ANSWER: _Fields = ("received in an answer", "", 0, "", "")
 
 
 def watch() -> None:
@@ -66,15 +69,14 @@ def watch() -> None:
 
 
 def _note(rref: Any, how: str) -> None:
-    origin = _origin(how) if how else _Origin("received in an answer")
-    number = id(rref)
-
-    def forget(_: object) -> None:
-        _made.pop(number, None)
-
-    _made[number] = (weakref.ref(rref, forget), origin)
+    ref = weakref.ref(rref, _forget)
+    _made[id(ref)] = (ref, _origin(how) if how else _IN_AN_ANSWER)
     if not how:
-        _reading.__dict__.setdefault("handles", []).append(number)
+        _reading.__dict__.setdefault("handles", []).append(id(ref))
+
+
+def _forget(ref: weakref.ref[Any]) -> None:
+    _made.pop(id(ref), None)
 
 
 def _note_call(function: Any, args: tuple[Any, ...]) -> None:
@@ -84,13 +86,13 @@ def _note_call(function: Any, args: tuple[Any, ...]) -> None:
         return
     code = getattr(function, "__code__", None)
     if code is not None and stacks.is_theirs(code.co_filename):
-        origin = _Origin("received by", code.co_filename, code.co_firstlineno, code.co_name)
+        origin = ("received", code.co_filename, code.co_firstlineno, code.co_name, "")
     else:
         # The proxies of an RRef send the name of a method, as the second argument of a function of
         # torch's (``rref_proxy.py: _invoke_rpc``).
         named = args[1] if len(args) > 1 and isinstance(args[1], str) else ""
         name = named or getattr(function, "__name__", "")
-        origin = _Origin(f"received by a call of {name}")
+        origin = (f"received by a call of {name}", "", 0, "", "")
     for number in handles:
         if number in _made:
             _made[number] = (_made[number][0], origin)
@@ -100,7 +102,7 @@ def _note_context(number: int) -> None:
     _contexts[number] = _origin("entered")
 
 
-def _origin(how: str) -> _Origin:
+def _origin(how: str) -> _Fields:
     """The innermost frame of the user's code."""
     frame: types.FrameType | None = sys._getframe(2)
     value = ""
@@ -109,9 +111,9 @@ def _origin(how: str) -> _Origin:
         if code.co_name == "remote":
             value = getattr(frame.f_locals.get("func"), "__qualname__", "")
         elif stacks.is_theirs(code.co_filename):
-            return _Origin(how, code.co_filename, frame.f_lineno, code.co_qualname, value)
+            return (how, code.co_filename, frame.f_lineno, code.co_qualname, value)
         frame = frame.f_back
-    return _Origin(how, value=value)
+    return (how, "", 0, "", value)
 
 
 # What is held, in words.
@@ -120,17 +122,22 @@ def _origin(how: str) -> _Origin:
 def held_here() -> list[str]:
     """The handles and contexts that this rank holds, one line each, and one for each holder."""
     gc.collect()
-    handles = [(rref, origin) for ref, origin in list(_made.values()) if (rref := ref()) is not None]
+    made = list(_made.values())
+    handles = [rref for ref, _ in made if (rref := ref()) is not None]
+    origins = [_Origin(*fields) for ref, fields in made if ref() is not None]
     lines: list[str] = []
-    holders = _holders([rref for rref, _ in handles[:_MOST_HANDLES]])
-    for rref, origin in handles[:_MOST_HANDLES]:
+    holders = _holders(handles)
+    for rref, origin in zip(handles[:_MOST_HANDLES], origins, strict=False):
         lines.append(f"{_kind(rref, origin)}, {_made_by(origin)}")
         lines += [f"    held by {holder}" for holder in holders.get(id(rref), [])[:2]]
     if len(handles) > _MOST_HANDLES:
         lines.append(f"{len(handles) - _MOST_HANDLES} more handles")
     # One that a user has entered and never left is gone from here when its rank was asked to
     # release it by another.
-    lines += [f"a distributed autograd context, {o.text()}" for o in list(_contexts.values())]
+    lines += [
+        f"a distributed autograd context, {_Origin(*fields).text()}"
+        for fields in list(_contexts.values())
+    ]
     return lines
 
 
@@ -174,12 +181,19 @@ def _holders(targets: list[Any]) -> dict[int, list[str]]:
             for step, value in _parts(holder):
                 if id(value) in ids:
                     texts = found.setdefault(id(value), [])
-                    text = f"{path}{step}".removeprefix(", ").replace(": , ", ": ")
+                    text = _joined(path, step)
                     if len(texts) < 2 and text not in texts:
                         texts.append(text)
                 elif hops < _MOST_HOPS and _is_followed(value) and id(value) not in mine:
-                    trail.append((f"{path}{step}", value, hops + 1))
+                    trail.append((_joined(path, step), value, hops + 1))
     return found
+
+
+def _joined(path: str, step: str) -> str:
+    """The words that lead to a part of what `path` leads to."""
+    if step.startswith("[") and path[-1:].isalnum():
+        return f"{path}, item {step}"
+    return f"{path}{step}" if path and not path.endswith(": ") else f"{path}{step.lstrip(', ')}"
 
 
 def _roots() -> Iterator[tuple[str, Any]]:
@@ -202,7 +216,8 @@ def _roots() -> Iterator[tuple[str, Any]]:
         if _is_of_user(thing):
             yield "", thing
     for thing in new:
-        if isinstance(thing, types.FunctionType | list | tuple | dict | set | types.CellType):
+        # A cell or a frame has been found with the function that it belongs to.
+        if isinstance(thing, types.FunctionType | list | tuple | dict | set):
             yield f"a {type(thing).__name__}", thing
 
 
@@ -261,7 +276,7 @@ def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
     for name, value in named.items():
         yield f", attribute '{name}' of {_named(holder)}", value
     for referred in gc.get_referents(holder):
-        if not named or not any(referred is value for value in named.values()):
+        if referred is not found and not any(referred is value for value in named.values()):
             yield f", part of {_named(holder)}", referred
 
 

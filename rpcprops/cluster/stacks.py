@@ -95,6 +95,11 @@ def threads(text: str) -> list[list[Frame]]:
     return found
 
 
+def runs(text: str, function: str) -> bool:
+    """Whether a thread of these stacks runs a function of that name."""
+    return any(frame.function == function for frames in threads(text) for frame in frames)
+
+
 def where(name: str, text: str) -> list[str]:
     """Where a rank is in the user's code, in sentences; none if it runs none of it.
 
@@ -108,6 +113,8 @@ def where(name: str, text: str) -> list[str]:
         if theirs:
             serves = any(frame.function == _SERVES for frame in frames)
             does = "runs a call for another rank, at" if serves else "is at"
+            if any(frame.function == "<module>" for frame in theirs):
+                does = "imports a module, at"
             lines.append(f"{name} {does} {theirs[0]}")
             lines += [f"    called at {frame}" for frame in theirs[1:]]
     return lines
