@@ -104,6 +104,7 @@ class Cluster:
     # Life.
 
     def __enter__(self) -> Cluster:
+        __tracebackhide__ = True
         self._must_be_new()
         try:
             self.start()

@@ -117,7 +117,18 @@ def where(name: str, text: str) -> list[str]:
                 does = "imports a module, at"
             lines.append(f"{name} {does} {theirs[0]}")
             lines += [f"    called at {frame}" for frame in theirs[1:]]
+        else:
+            lines += [f"{name} is in {frame.function}" for frame in _called_by_us(frames)]
     return lines
+
+
+def _called_by_us(frames: Sequence[Frame]) -> list[Frame]:
+    """The function that a rank was told to call, if that is a function of a library."""
+    for number, frame in enumerate(frames):
+        if frame.function == "_call" and frame.file.endswith("rank_process.py"):
+            # torch's functions are wrapped: api.py, `_require_initialized`.
+            return [f for f in reversed(frames[:number]) if f.function != "wrapper"][:1]
+    return []
 
 
 def without_ours(lines: Iterable[str], mark: str = "") -> list[str]:

@@ -184,6 +184,7 @@ def failure_lines(
     if smallest is None:
         return []
     lines = _described(smallest, record.left_out, "\n".join([text_of(error), *_notes(error)]))
+    lines += record.needs
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
     if session.options.replay is not None:

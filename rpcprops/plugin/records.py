@@ -51,6 +51,7 @@ class ItemRecord:
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: such failures whose ranks had been too late to prove anything.
         not_the_tests: examples with an error that is not one of the code under test.
+        needs: lines that say which faults the smallest failing example needs.
         left_out: clusters that are counted but not kept, because one example had too many.
     """
 
@@ -68,6 +69,7 @@ class ItemRecord:
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
     replayed: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
     left_out: int = 0
     armed_left_out: bool = False
 

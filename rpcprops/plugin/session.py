@@ -45,6 +45,13 @@ class Session:
         #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
+        #: The faults that clusters leave out now, besides those of the options.
+        self.left_out: tuple[str, ...] = ()
+
+    @property
+    def without_fault(self) -> tuple[str, ...]:
+        """The names of the faults that clusters leave out."""
+        return (*self.options.without_fault, *self.left_out)
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""
