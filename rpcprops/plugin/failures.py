@@ -199,7 +199,11 @@ def failure_lines(
         kind="pytest",
         subject=without_shard(item.nodeid),
         promise=type(smallest.error).__name__,
-        head=(f"broken   {type(error).__name__}: {first_line_of(error)}", *lines),
+        head=(
+            f"broken   {type(error).__name__}: {first_line_of(error)}",
+            *_notes_of_ranks(error, smallest),
+            *lines,
+        ),
         plans=tuple(plan for plan, _ in smallest.recorded),
         outcomes=tuple(outcome for _, outcome in smallest.recorded),
         clock_rate=session.server.rate,
@@ -246,6 +250,17 @@ def _cut(lines: list[str], rest: str) -> list[str]:
         return lines
     more = len(lines) - _MOST_OF_A_KIND + 1
     return [*lines[: _MOST_OF_A_KIND - 1], f"         … and {more} {rest}"]
+
+
+def _notes_of_ranks(error: BaseException, failing: Failing) -> list[str]:
+    """The lines of the notes that begin with the name of a rank: who holds, waits or died where."""
+    names = tuple(f"{rank.name} " for _, outcome in failing.recorded for rank in outcome.ranks)
+    return [
+        f"         {line}"
+        for note in _notes(error)
+        if note.startswith(names)
+        for line in note.splitlines()
+    ]
 
 
 def _notes(error: BaseException) -> list[str]:
