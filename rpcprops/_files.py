@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable
@@ -26,7 +27,7 @@ T = TypeVar("T")
 MOST_BYTES = 512 << 20
 _BLOCK = 1 << 16
 #: Bytes of a name that represents a longer text.
-_MOST_OF_NAME = 60
+_MOST_OF_NAME = 100
 #: The working directory of the user's shell, even after tests have changed theirs.
 _START = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else os.sep
 #: The first words of the line about a file that could not be written.
@@ -176,11 +177,22 @@ def _why_not_replaced(target: Path) -> str:
 def safe_name(text: str, keep: Literal["start", "end"]) -> str:
     """A part of a file's name that represents `text`: only safe characters, and not many.
 
-    Cut by bytes, which is how file systems measure a name.
+    Cut by bytes, which is how file systems measure a name; between two words if there are any.
     """
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in text).encode()
-    cut = safe[:_MOST_OF_NAME] if keep == "start" else safe[-_MOST_OF_NAME:]
-    return cut.decode(errors="ignore").strip("-")
+    if len(safe) > _MOST_OF_NAME:
+        # One more byte than may stay: a cut next to a border of words loses no word.
+        cut = safe[: _MOST_OF_NAME + 1] if keep == "start" else safe[-_MOST_OF_NAME - 1 :]
+        between = (
+            re.split(rb"[-_]", cut, maxsplit=1)
+            if keep == "end"
+            else re.split(rb"[-_](?=[^-_]*$)", cut, maxsplit=1)
+        )
+        if len(between) == 2:
+            safe = between[0 if keep == "start" else 1]
+        else:
+            safe = cut[:-1] if keep == "start" else cut[1:]
+    return safe.decode(errors="ignore").strip("-_")
 
 
 def _target(path: Path) -> Path:

@@ -225,6 +225,29 @@ class Outcome:
     steps: tuple[StepOutcome, ...] = ()
     armed: tuple[ArmedFaults, ...] = ()
 
+    def __str__(self) -> str:
+        """What a reader wants to know first, in a few lines; `repr` is all of it, as Python."""
+        lines = [
+            f"outcome of {self.world_size} rank{'s' if self.world_size > 1 else ''} "
+            f"(torch {self.torch_version}, {self.transport}, clock rate {self.clock_rate:g})"
+        ]
+        for phase in self.phases:
+            how = f"{phase.verdict} after" if phase.verdict != "ok" else "took"
+            detail = f": {phase.detail}" if phase.detail else ""
+            lines.append(f"  {phase.name} {how} {phase.real_seconds:.2f} real s{detail}")
+        failed = [step for step in self.steps if step.error is not None or not step.ended]
+        if self.steps:
+            lines.append(f"  {len(self.steps) - len(failed)} of {len(self.steps)} steps returned")
+        for step in failed[:3]:
+            said = "did not end" if step.error is None else f"raised {step.error.first_line()}"
+            lines.append(f"  step {step.index} {said}")
+        for rank in self.ranks:
+            sends = f", {rank.failed_sends} sends failed" if rank.failed_sends else ""
+            held = rank.counters is not None and not rank.counters.is_zero
+            holds = f", holds {rank.counters.describe()}" if held and rank.counters else ""
+            lines.append(f"  {rank.name}: {rank.describe_end()}{sends}{holds}")
+        return "\n".join(lines)
+
     def phase(self, name: PhaseName) -> PhaseOutcome | None:
         """The last phase of that name, None when it was never reached."""
         return next((p for p in reversed(self.phases) if p.name == name), None)

@@ -37,6 +37,9 @@ class ClusterFactory:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def __repr__(self) -> str:
+        return "<rpc_cluster>"
+
     def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
         """A cluster that is not started yet, without the faults of ``--rpc-without-fault``.
 
@@ -48,7 +51,7 @@ class ClusterFactory:
         """
         module = sys._getframe(1).f_globals.get("__name__", "")
         options.setdefault("transport", self._session.options.transport)
-        without = self._session.options.without_fault
+        without = self._session.without_fault
         if without:
             plan = FaultPlan.of(options.get("faults"))
             options["faults"] = plan.without(without, check_world_size(options.get("world_size")))

@@ -6,11 +6,11 @@ import functools
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from rpcprops._given import argument, shown
-from rpcprops.cluster import _functions
+from rpcprops.cluster import _functions, stacks
 from rpcprops.cluster._adopted import Adopted
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._diagnosis import Diagnosis
@@ -21,6 +21,9 @@ from rpcprops.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Real seconds between the first error of :meth:`Calls.each` and the look at the other ranks.
+_MOMENT = 0.05
 
 
 class Calls:
@@ -125,6 +128,64 @@ class Calls:
             for number in sorted(channel.open_calls):
                 self.wait(channel, number)
 
+    def each(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        rank_first: bool = False,
+    ) -> list[Any]:
+        """See :meth:`rpcprops.Cluster.each`, and with `rank_first` ``each_rank``."""
+        __tracebackhide__ = True
+        futures = [
+            self.submit(rank, fn, (rank, *args) if rank_first else args, kwargs)
+            for rank in range(len(self._ranks.channels))
+        ]
+        while True:
+            # All are asked, because only those that have been asked know their answer.
+            are_open = [future for future in futures if not future.done()]
+            for future in futures:
+                if future.has_failed():
+                    self._fail_first(future, futures)
+            if not are_open:
+                return [future.result() for future in futures]
+            self._wait_for_one_of(are_open)
+
+    def _wait_for_one_of(self, futures: Sequence[RankFuture[Any]]) -> None:
+        """Wait until one is answered, or ranks wait for this process."""
+        __tracebackhide__ = True
+        with self._phases.open("run", self._deadlines.run) as phase:
+            while not self._adopted.is_due and not any(one.has_arrived for one in futures):
+                if self._diagnosis.dead(phase, 0):
+                    break
+                if phase.left() <= 0:
+                    who = [c for one in futures for c in self._adopted.not_waiting(one.channel)]
+                    blamed = [c for c in self._ranks.channels if c in who]
+                    self._diagnosis.hung(phase, blamed, "does not answer a call")
+                    break
+                self._ranks.pump(min(phase.left(), 1.0))
+        self._diagnosis.found.raise_first()
+        self._adopted.attend(nobody_calls=True)
+
+    def _fail_first(self, first: RankFuture[Any], futures: Sequence[RankFuture[Any]]) -> None:
+        """Raise the error of one rank, with a note that says what the other ranks did then."""
+        __tracebackhide__ = True
+        error = first.error()
+        others = [future for future in futures if future is not first]
+        if others:
+            # Another rank may be on its way to the line at which it waits.
+            self._ranks.pump(_MOMENT)
+            waiting = [future.channel for future in others if not future.done()]
+            self._diagnosis.ask_where(waiting)
+            lines = [f"{first.channel.name} raised this first. The other ranks:"]
+            for future in others:
+                lines += [f"  {line}" for line in future.state()]
+            error.add_note("\n".join(lines))
+        for future in others:
+            future.give_up()
+        self.fail(error)
+
     def fail(self, error: BaseException) -> None:
         """Raise what a function raised in a rank, or the death of a rank that caused it."""
         __tracebackhide__ = True
@@ -202,15 +263,43 @@ class RankFuture(Generic[R]):
 
     def __init__(self, calls: Calls, channel: Channel, number: int) -> None:
         self._calls = calls
-        self._channel = channel
+        self.channel = channel
         self._number = number
         self._answer: tuple[str, Any] | None = None
 
     def done(self) -> bool:
         """Whether the answer has arrived (looks, and does not wait)."""
         if self._answer is None:
-            self._answer = self._calls.take(self._channel, self._number)
+            self._answer = self._calls.take(self.channel, self._number)
         return self._answer is not None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the answer is here; unlike :meth:`done`, this does nothing else."""
+        return self._answer is not None or self._number in self.channel.answers
+
+    def has_failed(self) -> bool:
+        """Whether the answer has arrived, and is an exception."""
+        return self.done() and self._answer is not None and self._answer[0] == "error"
+
+    def error(self) -> BaseException:
+        """The exception of a call that :meth:`has_failed`."""
+        assert self._answer is not None
+        return _functions.load_error(self._answer[1], self.channel.rank)
+
+    def state(self) -> list[str]:
+        """What is known of the call, in sentences."""
+        if self.has_failed():
+            return [f"{self.channel.name} raised {_functions.said_of(self.error())}"]
+        if self.done():
+            return [f"{self.channel.name} returned"]
+        at = stacks.where(self.channel.name, self.channel.stack)
+        return at or [f"{self.channel.name} has not answered, and is in none of your code"]
+
+    def give_up(self) -> None:
+        """Drop the answer: nobody waits for it any more."""
+        if self._answer is None:
+            self.channel.give_up(self._number)
 
     def result(self) -> R:
         """Wait for the value, and return it.
@@ -223,11 +312,11 @@ class RankFuture(Generic[R]):
         """
         __tracebackhide__ = True
         if not self.done():
-            self._answer = self._calls.wait(self._channel, self._number)
+            self._answer = self._calls.wait(self.channel, self._number)
         kind, payload = cast("tuple[str, bytes]", self._answer)
         if kind == "error":
-            self._calls.fail(_functions.load_error(payload, self._channel.rank))
-        return cast("R", _functions.load_result(payload, self._channel.rank))
+            self._calls.fail(_functions.load_error(payload, self.channel.rank))
+        return cast("R", _functions.load_result(payload, self.channel.rank))
 
 
 class RankProxy:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpcprops.clock.sends import Sends, Struck
-from rpcprops.cluster import _wire
+from rpcprops.cluster import _wire, stacks
 from rpcprops.cluster._spec import RpcNews
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
 
-_NOTED_LINES = 30
+#: The most lines of a log that a note shows.
+_NOTED_LINES = 8
 #: Real seconds that a send waits for a rank that reads nothing. What is left goes out later, while
 #: an answer is awaited. A rank that reads resumes within milliseconds.
 _SEND_PATIENCE = 0.2
@@ -47,6 +48,8 @@ class Channel:
     struck: Mapping[int, Struck] = field(default_factory=dict)
     late_seconds: float = 0.0
     stack: str = ""
+    #: What holds the handles of RRefs and the contexts that leaked, in words.
+    held: tuple[str, ...] = ()
     shutdown_error: RaisedError | None = None
     counters_after_shutdown: Counters | None = None
     #: Whether this rank did not answer the last look in time.
@@ -178,15 +181,31 @@ class Channel:
         return self.counters is not None and self.counters.server_calls > 0
 
     def notes(self, lines: int = _NOTED_LINES) -> list[str]:
-        """Notes that explain how this rank ended: its stacks, and the last `lines` of its log."""
-        notes: list[str] = []
-        if self.stack:
-            notes.append(f"stacks of {self.name}:\n{self.stack.rstrip()}")
+        """Notes that explain how this rank ended: where it was, and the last lines of its log.
+
+        Its whole stacks and its whole log are in the outcome.
+        """
+        text = self.log.text()
+        notes = (
+            [
+                "\n".join(
+                    f"{self.name} has {line.lstrip()}" if line[:1] != " " else line
+                    for line in self.held
+                )
+            ]
+            if self.held
+            else []
+        )
+        at = stacks.where(self.name, self.stack or (text if self.lost else ""))
+        if self.stack and not at:
+            at = [f"{self.name} runs no code of yours"]
+        if at:
+            notes.append("\n".join(at))
         of_stack = set(self.stack.splitlines())
-        wrote = [line for line in self.log.text().splitlines() if line and line not in of_stack]
-        if wrote and lines:
-            last = "\n".join(wrote[-lines:])
-            notes.append(f"last lines of {self.name}:\n{last}")
+        wrote = [line for line in text.splitlines() if line.strip() and line not in of_stack]
+        last = stacks.without_ours(stacks.without_stacks(wrote))[-lines:] if lines else []
+        if last:
+            notes.append("\n".join([f"last lines of {self.name}:", *last]))
         return notes
 
     def outcome(self) -> RankOutcome:

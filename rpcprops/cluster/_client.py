@@ -54,6 +54,9 @@ class ClusterServer:
         self.on_start: Callable[[Cluster], None] | None = None
         #: Called with the plan and the outcome of each cluster that has ended, if it was started.
         self.on_end: Callable[[FaultPlan, Outcome], None] | None = None
+        #: Called with the name of each rank; what it returns is called with each piece of the
+        #: output of that rank while the rank runs, and with an empty piece at the end.
+        self.on_output: Callable[[str], Callable[[bytes], None]] | None = None
         #: Called with each failure of a state machine that slower rates did not show, and whether
         #: it is undecided (ranks were too late to tell); if None, a warning is issued instead.
         self.on_unconfirmed: Callable[[str, bool], None] | None = None
@@ -146,6 +149,7 @@ class ClusterServer:
             tuple(dict.fromkeys(modules)),
             on_start=self._tell_start,
             on_end=self._tell_end,
+            on_output=self.on_output,
         )
 
     def _tell_start(self, cluster: Cluster) -> None:

@@ -51,6 +51,7 @@ class Cluster:
         *,
         on_start: Callable[[Cluster], None],
         on_end: Callable[[FaultPlan, Outcome], None],
+        on_output: Callable[[str], Callable[[bytes], None]] | None = None,
     ) -> None:
         self.options = options
         self.plan = options.plan
@@ -66,7 +67,7 @@ class Cluster:
         self._on_start = on_start
         self._on_end = on_end
         self._outcome: Outcome | None = None
-        self.ranks = Ranks(servers, send_seconds=self.deadlines.look)
+        self.ranks = Ranks(servers, send_seconds=self.deadlines.look, on_output=on_output)
         self._phases = Phases(options.rate)
         self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=self.init)
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
@@ -113,6 +114,7 @@ class Cluster:
     # Life.
 
     def __enter__(self) -> Cluster:
+        __tracebackhide__ = True
         self._must_be_new()
         try:
             self.start()
@@ -187,7 +189,13 @@ class Cluster:
 
     def _fork_and_join(self) -> None:
         try:
-            self.ranks.fork(self.options, self._first, self._phases, self.deadlines.start)
+            self.ranks.fork(
+                self.options,
+                self._first,
+                self._phases,
+                self.deadlines.start,
+                notes_handles=self.program is None,
+            )
         except errors.MachineCannot:
             # Close what was opened: it may be what this machine is short of.
             self.kill()
@@ -223,6 +231,7 @@ class Cluster:
         Raises:
             UsageError: there is no such rank.
         """
+        __tracebackhide__ = True
         number: object = rank
         if isinstance(rank, str) and rank in self.names:
             number = self.names.index(rank)
@@ -241,10 +250,12 @@ class Cluster:
         """Run ``fn(*args, **kwargs)`` in all ranks at the same time; the results, by rank.
 
         Raises:
-            Exception: the exception of the lowest rank that raised one.
+            Exception: the exception that arrived first, at once, whatever the other ranks still do;
+                a note says what each of them did then.
+            RankDied, RankHung: a rank died, or did not answer.
         """
-        futures = [self._calls.submit(rank, fn, args, kwargs) for rank in range(self.world_size)]
-        return [future.result() for future in futures]
+        __tracebackhide__ = True
+        return self._calls.each(fn, args, kwargs)
 
     @contextlib.contextmanager
     def faults(self, faults: FaultTable | FaultPlan) -> Iterator[None]:
@@ -288,14 +299,10 @@ class Cluster:
         ``torch.multiprocessing.spawn(fn, args, nprocs=world_size)`` calls `fn` in this way.
 
         Raises:
-            Exception: the exception of the lowest rank that raised one, or of a rank that others
-                wait for in a call that ``init="adopt"`` has taken over.
+            Exception: as from :meth:`each`.
         """
         __tracebackhide__ = True
-        futures = [
-            self._calls.submit(rank, fn, (rank, *args), kwargs) for rank in range(self.world_size)
-        ]
-        return [future.result() for future in futures]
+        return self._calls.each(fn, args, kwargs, rank_first=True)
 
     def run_to_exit(
         self, fn: Callable[..., R], *args: Any, is_last: Callable[[R], bool]

@@ -8,13 +8,13 @@ notice a death, and who reports a hang first asks all ranks for a look.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import psutil
 
 from rpcprops import errors
-from rpcprops.cluster import _functions, _limits
+from rpcprops.cluster import _functions, _limits, stacks
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._found import Found
 from rpcprops.cluster._phases import Phase, Phases
@@ -36,6 +36,10 @@ _SILENT = "does not answer the control channel"
 LOOK_SECONDS = 2.0
 #: Real seconds that faulthandler needs at most to write all stacks, from the signal on.
 _STACK_SECONDS = 0.3
+#: Real seconds to wait for the answers of ranks that are asked where they are.
+_WHERE_SECONDS = 1.0
+#: The same for what holds the handles that leaked.
+_HELD_SECONDS = 3.0
 
 
 def _names(channels: Sequence[Channel]) -> str:
@@ -252,14 +256,62 @@ class Diagnosis:
         message = f"{_names(who)} {complaint}"
         if silent and complaint != _SILENT:
             message = f"{_names(silent)} {_SILENT}; {message}"
+        absent = self._absent(phase)
+        if absent:
+            # The others wait in C++ inside init_rpc, where they may not answer a look either.
+            waiting = [c for c in channels if c not in absent and c.counters is None]
+            silent, who = [], absent
+            message = f"{_names(absent)} did not join the world"
+            if waiting:
+                message += f"; {_names(waiting)} waits for that in init_rpc"
         if busy:
             message += f"; {_names(busy)} runs a call for another rank"
         message += f" (phase {phase.name}, after {passed:.1f} real s)"
-        self.found.involved = [*silent, *who, *busy]
+        self.found.involved = [*silent, *who, *busy, *(c for c in channels if c.silent)]
         # A rank that waits for a silent rank is not the cause of the hang.
         blamed = silent or who
         self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
         phase.hang(message, tuple(c.rank for c in blamed))
+
+    def ask_where(self, channels: Sequence[Channel]) -> None:
+        """Have ranks say where each of their threads is; one that does not answer soon says nothing.
+
+        Their control threads answer, so that nothing is written to their logs.
+        """
+        for channel, stack in self._ask(channels, "where", _WHERE_SECONDS):
+            channel.stack = stack
+
+    def ask_what_holds(self) -> None:
+        """Have ranks say which handles of RRefs and which contexts they hold, and what holds them.
+
+        Those whose code is a program do not note it.
+        """
+        if self._ranks.notes_handles:
+            for channel, held in self._ask(self._ranks.channels, "held", _HELD_SECONDS):
+                channel.held = tuple(held)
+
+    def _ask(
+        self, channels: Sequence[Channel], what: str, seconds: float
+    ) -> Iterator[tuple[Channel, Any]]:
+        """The answers of the control threads of those ranks that give one in time."""
+        if not channels or self._ranks.peer is None:
+            return
+        asked = [(channel, self._ranks.send(channel, what)) for channel in channels]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(n not in c.answers for c, n in asked if not c.lost):
+            self._ranks.pump(0.05)
+        for channel, number in asked:
+            if number in channel.answers:
+                yield channel, channel.answers.pop(number)[1]
+            else:
+                channel.give_up(number)
+
+    def _absent(self, phase: Phase) -> list[Channel]:
+        """The ranks for which others wait in ``init_rpc``, which is a barrier of all ranks."""
+        outside = [c for c in self._ranks.channels if c.counters is None]
+        joining = [c for c in outside if stacks.runs(c.stack, "init_rpc")]
+        absent = [c for c in outside if c not in joining and c.stack]
+        return absent if joining or phase.name == "start" else []
 
     def _take_stacks(self) -> None:
         alive = self._ranks.alive()

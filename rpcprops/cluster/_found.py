@@ -10,6 +10,10 @@ from rpcprops.cluster._channel import Channel
 from rpcprops.outcomes import Violation
 
 
+#: The most ranks that notes describe besides those that broke a promise.
+_MOST_OTHERS = 4
+
+
 class Found:
     """The violations found so far.
 
@@ -43,9 +47,10 @@ class Found:
         error = kind("\n".join(str(violation) for violation in self.violations))
         blamed = [self._channels[v.rank] for v in self.violations[:3] if v.rank is not None]
         others = [channel for channel in self.involved if channel not in blamed]
+        others += [c for c in self._channels if c.held and c not in blamed + others]
         for note in itertools.chain(
             *(channel.notes() for channel in blamed),
-            *(channel.notes(lines=0) for channel in others[:2]),
+            *(channel.notes(lines=0) for channel in others[:_MOST_OTHERS]),
         ):
             error.add_note(note)
         raise error

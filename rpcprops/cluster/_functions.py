@@ -22,8 +22,8 @@ from typing import Any
 import cloudpickle
 
 from rpcprops._given import shown
-from rpcprops.cluster import _wire, finder
-from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, text_of
+from rpcprops.cluster import _wire, finder, stacks
+from rpcprops.errors import RemoteError, RemoteTraceback, UsageError, first_line_of, text_of
 from rpcprops.torch_facts import installed
 
 #: Values that stay in this rank, by number (see `KeptValue`).
@@ -295,10 +295,30 @@ def load_error(blob: bytes, rank: int) -> BaseException:
                 f"rpcprops: the exception itself cannot be read here: {type(why).__name__}: "
                 f"{text_of(why)}"
             )
-    error.__cause__ = RemoteTraceback(rank, text)
+    if isinstance(error, UsageError) and "Traceback" not in text:
+        return error  # ours: it was made where the call ended, and its text says all
+    error.__cause__ = RemoteTraceback(rank, _without_text_of(error, stacks.short_traceback(text)))
     for note in notes:
         error.add_note(note)
     return error
+
+
+def _without_text_of(error: BaseException, text: str) -> str:
+    """A traceback that ends in `error`, without all but the first line of the text of `error`.
+
+    The error itself is shown next to it. Where it came from a third rank, its text is long.
+    """
+    lines = stacks.without_ours(text_of(error).strip().splitlines())
+    rest = "\n".join(lines[1:]).rstrip()
+    short = text.rstrip()
+    return short.removesuffix(rest).rstrip() if rest and short.endswith(rest) else text
+
+
+def said_of(error: BaseException) -> str:
+    """The type and the first line of an exception that came from a rank."""
+    if isinstance(error, RemoteError):
+        return first_line_of(error)
+    return f"{type(error).__name__}: {first_line_of(error)}"
 
 
 def _says_the_same_here(error: BaseException) -> bool:
@@ -368,6 +388,11 @@ def enter_rank(rank: int, *, own_network: bool) -> None:
 def keep(number: int, value: Any) -> None:
     """Keep a value in this rank."""
     _kept[number] = value
+
+
+def kept_values() -> dict[int, Any]:
+    """The values that are kept in this rank, by number."""
+    return dict(_kept)
 
 
 def release(number: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from rpcprops.cluster import finder
+from rpcprops.cluster import finder, stacks
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.fork_server import START_SECONDS, ForkServer
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
@@ -67,7 +67,8 @@ class ModuleServers:
         if hello.error:
             msg = (
                 f"importing {names} for the ranks failed. Ranks import the module of the test "
-                f"under its own name, outside pytest:\n{hello.error}"
+                f"under its own name, outside pytest:\n"
+                f"{stacks.short_traceback(hello.error)}"
             )
             raise UsageError(msg)
         in_ranks = None

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rpcprops.cluster import _wire
 from rpcprops.cluster._channel import Channel
@@ -44,30 +44,49 @@ class Ranks:
     Attributes:
         channels: one for each rank, in order, from the fork on; they stay when the ranks are gone.
         peer: the server that forks the ranks; None before that, and after they were let go.
+        notes_handles: whether they note where handles of RRefs are made.
         released: kept values whose handles are gone, by rank and number; sent with the next
             message.
     """
 
-    def __init__(self, servers: Servers, *, send_seconds: float) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        *,
+        send_seconds: float,
+        on_output: Callable[[str], Callable[[bytes], None]] | None = None,
+    ) -> None:
         self.channels: list[Channel] = []
         self.peer: Peer | None = None
+        self.notes_handles = False
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
+        self._on_output = on_output
         self._world = 0  # the server's number for this world, once the server was asked for one
         self._numbers = itertools.count(1)
 
     # Their life.
 
     def fork(
-        self, options: WorldOptions, first: Sequence[str], phases: Phases, seconds: float
+        self,
+        options: WorldOptions,
+        first: Sequence[str],
+        phases: Phases,
+        seconds: float,
+        *,
+        notes_handles: bool,
     ) -> None:
         """Have the ranks forked. They import the modules `first` and then join their world.
+
+        Args:
+            notes_handles: see :class:`WorldSpec`.
 
         Raises:
             HarnessError: the server has died, or does not fork them in time.
             MachineCannot: a rank cannot be forked.
         """
+        self.notes_handles = notes_handles
         self.peer, in_ranks = self._servers.peer_for(first)
         self.peer.clusters += 1
         with phases.open("start", seconds) as phase:
@@ -80,6 +99,7 @@ class Ranks:
                     origin_ns=time.monotonic_ns(),
                     networks=len(networks),
                     import_in_ranks=in_ranks,
+                    notes_handles=notes_handles,
                 )
                 self._world = self._servers.next_world()
                 descriptors = [*theirs, *(c.log.fd for c in self.channels), *networks]
@@ -110,6 +130,7 @@ class Ranks:
                         # A timeout that the user set by socket.setdefaulttimeout must not apply.
                         other.setblocking(True)
                         log = RankLog(f"rpcprops-{name}")
+                        log.on_piece = self._on_output(name) if self._on_output else None
                         self.channels.append(Channel(rank, name, ours, log))
                         unfinished.pop_all()
             except OSError as error:

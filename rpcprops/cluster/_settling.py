@@ -79,6 +79,7 @@ class Settling:
                     if held != wanted:
                         names = [channel.name for channel in channels]
                         self._diagnosis.found.violations += unsettled(held, wanted, names)
+                        self._diagnosis.ask_what_holds()
                         phase.fail("the ranks did not settle")
                     break
                 time.sleep(wait)

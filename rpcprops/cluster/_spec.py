@@ -23,11 +23,13 @@ class WorldSpec(WorldOptions):
             the machine's.
         import_in_ranks: modules that ranks themselves find and import first; None if their server
             has imported them.
+        notes_handles: whether ranks note where handles of RRefs are made: for the user's code.
     """
 
     origin_ns: int
     networks: int
     import_in_ranks: ModuleMap | None
+    notes_handles: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rpcprops.torch_facts import Texts, TorchFacts, installed
@@ -175,6 +176,8 @@ class RankLog:
     def __init__(self, name: str, facts: TorchFacts | None = None) -> None:
         self.fd = os.memfd_create(name)
         self._scan = LogScan(facts=facts or installed())
+        #: Called with each piece that was read, and with an empty one when this is closed.
+        self.on_piece: Callable[[bytes], None] | None = None
         #: Up to which byte the file has been read, and up to which it was freed.
         self._taken = 0
         self._freed = 0
@@ -220,6 +223,8 @@ class RankLog:
             piece = b"\n" + piece.lstrip(b"\0")
         self._taken = end
         self._scan.feed(piece)
+        if self.on_piece is not None:
+            self.on_piece(piece)
 
     def _data_after(self, start: int, size: int) -> tuple[int, int]:
         """Where the next data begins and ends: a writer that seeks leaves holes of any size."""
@@ -297,6 +302,8 @@ class RankLog:
         if self._final is None:
             self.take()
             self._size, self._final = self.size(), self.text()
+            if self.on_piece is not None:
+                self.on_piece(b"")
             os.close(self.fd)
             if self._seeker >= 0:
                 os.close(self._seeker)

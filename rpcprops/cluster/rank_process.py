@@ -26,7 +26,16 @@ from torch.distributed import rpc
 
 from rpcprops import clock, fixture
 from rpcprops.clock import sends
-from rpcprops.cluster import _functions, _injection, _wire, finder, interpreter, namespaces
+from rpcprops.cluster import (
+    _functions,
+    _handles,
+    _injection,
+    _wire,
+    finder,
+    interpreter,
+    namespaces,
+    stacks,
+)
 from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
 from rpcprops.cluster.adoption import Adoption
 from rpcprops.errors import MachineCannot
@@ -134,6 +143,8 @@ class _Rank:
             if self.spec.import_in_ranks is not None:
                 finder.install(self.spec.import_in_ranks)
                 finder.import_first(self.spec.import_in_ranks)
+            if self.spec.notes_handles:
+                _handles.watch()
             self.keys = self.fixture.facts.counters
             if not self.spec.shutdown_faults and not _injection.problem():
                 self.injection.take_over()
@@ -238,6 +249,10 @@ class _Rank:
                 message = self.reader.receive()
                 if message[0] == "look":
                     self.answer(message[1], "ok", self.look())
+                elif message[0] == "held":
+                    self.answer(message[1], "ok", _handles.held_here())
+                elif message[0] == "where":
+                    self.answer(message[1], "ok", stacks.stacks_here())
                 elif message[0] in ("arm", "disarm"):
                     self.answer(message[1], "ok", self.change_faults(*message))
                 elif message[0] == "rpc":

@@ -30,6 +30,7 @@ from rpcprops.plugin.drawn import (
     tell_hypothesis,
 )
 from rpcprops.plugin.failures import choose_smallest, counts
+from rpcprops.plugin.needed import needed_faults
 from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import shard_of
@@ -113,6 +114,7 @@ def call(
         except FAILURES as error:
             if not record.replayed and not isinstance(error, NOT_THE_TESTS):
                 choose_smallest(session, record)
+                record.needs = needed_faults(session, record)
             raise
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from rpcprops._files import Unwritten
 from rpcprops.confirmation import OWN_CODE_SLACK, Confirmation, Sight, confirm, is_decided
 from rpcprops.errors import BrokenPromise, first_line_of, text_of
 from rpcprops.oracle import account, judge
@@ -40,6 +41,8 @@ _UNCONFIRMED = (
     "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
     "--rpc-clock=real finds it there"
 )
+#: The most lines of one kind in the description of a cluster.
+_MOST_OF_A_KIND = 6
 _BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
 
 
@@ -180,7 +183,8 @@ def failure_lines(
     smallest = record.smallest
     if smallest is None:
         return []
-    lines = _described(smallest, record.left_out)
+    lines = _described(smallest, record.left_out, "\n".join([text_of(error), *_notes(error)]))
+    lines += record.needs
     if record.repeats:
         lines.append(f"repeats  {', '.join(record.repeats)}")
     if session.options.replay is not None:
@@ -195,7 +199,11 @@ def failure_lines(
         kind="pytest",
         subject=without_shard(item.nodeid),
         promise=type(smallest.error).__name__,
-        head=(f"broken   {type(error).__name__}: {first_line_of(error)}", *lines),
+        head=(
+            f"broken   {type(error).__name__}: {first_line_of(error)}",
+            *_notes_of_ranks(error, smallest),
+            *lines,
+        ),
         plans=tuple(plan for plan, _ in smallest.recorded),
         outcomes=tuple(outcome for _, outcome in smallest.recorded),
         clock_rate=session.server.rate,
@@ -205,24 +213,54 @@ def failure_lines(
         rootdir=str(item.config.rootpath),
     )
     path = artefacts.write_or_say(artefact, item.config.rootpath / artefacts.DIRECTORY)
+    if not isinstance(path, Unwritten):
+        lines.append("details  each rank's log, stacks and counters are in the file below")
     return [*lines, f"replay   {replay_line(path)}"]
 
 
-def _described(failing: Failing, left_out: int) -> list[str]:
-    """The clusters of a failing example in words, after `left_out` that were not recorded."""
+def _described(failing: Failing, left_out: int, said: str) -> list[str]:
+    """The clusters of a failing example in words, without what its error has `said` already.
+
+    Only its last cluster is shown, and others that broke a promise, because the report must fit
+    on a screen. `left_out` clusters were not recorded.
+    """
     from rpcprops.report import text
 
+    all_of_them = list(enumerate(failing.recorded, left_out + 1))
+    total = left_out + len(failing.recorded)
+    shown = [one for one in all_of_them[:-1] if judge(None, *one[1])][:1] + all_of_them[-1:]
     lines: list[str] = []
-    if left_out:
-        lines.append(f"cluster  the first {left_out} are left out")
-    for number, (plan, outcome) in enumerate(failing.recorded, left_out):
-        if len(failing.recorded) > 1:
-            lines.append(f"cluster  {number}")
+    if total > 1:
+        numbers = " and ".join(str(number) for number, _ in shown)
+        lines.append(f"clusters {total} in this example; shown: {numbers}")
+    for number, (plan, outcome) in shown:
+        if len(shown) > 1:
+            lines.append(f"cluster  {number} of {total}")
         lines += text.describe_plan(plan, outcome.world_size, outcome.armed)
-        lines += text.describe_faults(account(None, plan, outcome))
-        lines += text.describe_violations(judge(None, plan, outcome))
-        lines += text.describe_end(outcome)
+        lines += _cut(text.describe_faults(account(None, plan, outcome)), "more that fired")
+        violations = [one for one in judge(None, plan, outcome) if str(one) not in said]
+        lines += _cut(text.describe_violations(violations), "more")
+        lines += text.describe_where(outcome, said)
     return lines
+
+
+def _cut(lines: list[str], rest: str) -> list[str]:
+    """At most a few of `lines`; `rest` names those that are left out."""
+    if len(lines) <= _MOST_OF_A_KIND:
+        return lines
+    more = len(lines) - _MOST_OF_A_KIND + 1
+    return [*lines[: _MOST_OF_A_KIND - 1], f"         … and {more} {rest}"]
+
+
+def _notes_of_ranks(error: BaseException, failing: Failing) -> list[str]:
+    """The lines of the notes that begin with the name of a rank: who holds, waits or died where."""
+    names = tuple(f"{rank.name} " for _, outcome in failing.recorded for rank in outcome.ranks)
+    return [
+        f"         {line}"
+        for note in _notes(error)
+        if note.startswith(names)
+        for line in note.splitlines()
+    ]
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -43,12 +43,15 @@ class ItemRecord:
     """The record of a test's run.
 
     Attributes:
+        clusters: all clusters that ended, with those that confirmed a failure or repeated it.
+        fired: the faults that fired in them.
         armed: examples with a fault to inject.
         confirmed: kinds of failure that real time has shown.
         replayed: for a replay, the exception type of each run, empty for a run that passed.
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: such failures whose ranks had been too late to prove anything.
         not_the_tests: examples with an error that is not one of the code under test.
+        needs: lines that say which faults the smallest failing example needs.
         left_out: clusters that are counted but not kept, because one example had too many.
     """
 
@@ -66,23 +69,22 @@ class ItemRecord:
     is_last: bool = True
     repeats: list[str] = field(default_factory=list)
     replayed: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
     left_out: int = 0
     armed_left_out: bool = False
 
     def count(self, recorded: Recorded) -> None:
-        """Count what an example's clusters showed."""
+        """Count an example, if its clusters had a fault to inject."""
         self.armed += self.armed_left_out or any(_is_armed(*one) for one in recorded)
         self.armed_left_out = False
-        for plan, outcome in recorded:
-            self._count(plan, outcome)
 
     def leave_out(self, plan: FaultPlan, outcome: Outcome) -> None:
-        """Count a cluster of the current example, but do not keep it."""
+        """Do not keep a cluster of the current example."""
         self.left_out += 1
         self.armed_left_out |= _is_armed(plan, outcome)
-        self._count(plan, outcome)
 
-    def _count(self, plan: FaultPlan, outcome: Outcome) -> None:
+    def count_cluster(self, plan: FaultPlan, outcome: Outcome) -> None:
+        """Count a cluster that has ended, also one that only repeats an example."""
         self.clusters += 1
         self.fired.update(fired_by_type(account(None, plan, outcome)))
 

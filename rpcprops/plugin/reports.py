@@ -12,23 +12,30 @@ from typing import Any
 
 import pytest
 
+from _pytest._code.code import ExceptionChainRepr
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
 from rpcprops.cluster import namespaces as networks
 from rpcprops.cluster.rates import unasked_real_time
 from rpcprops.cluster.servers import shared_network
-from rpcprops.plugin.drawn import function_of, is_drawn
+from rpcprops.cluster.stacks import without_ours
+from rpcprops.errors import UsageError, text_of
+from rpcprops.plugin.drawn import NOT_THE_TESTS, function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
 from rpcprops.report.in_flight import Died, collect, died_line
+from rpcprops.report.output import sections
+from rpcprops.report.text import counted
 
 #: The report property that holds the summary of a test.
 _TEST = "rpcprops"
 #: The report property that says why ranks run in real time though nobody asked for it.
 _CLOCK = "rpcprops-clock"
+#: The most lines that a report shows of the text of an error.
+_MOST_SAID = 24
 
 
 def header(session: Session) -> list[str]:
@@ -65,12 +72,39 @@ def add_to(
         return
     for line, late in unconfirmed:
         record.doubt(line, is_undecided=late)
-    if report.failed and record.smallest is not None and call.excinfo is not None:
-        lines = failure_lines(item, call.excinfo.value, record, session)
-        report.sections.append(("rpcprops", "\n".join(lines)))
+    error = None if call.excinfo is None else call.excinfo.value
+    if report.failed and record.smallest is not None and error is not None:
+        shorten(report.longrepr)
+        # An error of the caller's, of the machine's or of ours is no failure of the code under
+        # test: there is nothing to replay.
+        if not isinstance(error, (*NOT_THE_TESTS, UsageError)):
+            if record.smallest.recorded:
+                _, outcome = record.smallest.recorded[-1]
+                report.sections += sections(outcome.ranks, text_of(error))
+            lines = failure_lines(item, error, record, session)
+            report.sections.append(("rpcprops", "\n".join(lines)))
     report.user_properties.append((_TEST, _summary_of(report, item, call, record)))
     # Its failing examples are described now. The item stays until pytest ends, so free them.
     del item.stash[ITEM]
+
+
+def shorten(longrepr: object) -> None:
+    """Take the frames of torch and rpcprops, and the middle of a long text, out of what is shown.
+
+    An error that a call raised at another rank has the traceback of that rank in its text.
+    """
+    if not isinstance(longrepr, ExceptionChainRepr):
+        return
+    for traceback, _, _ in longrepr.chain:
+        for entry in traceback.reprentries:
+            # Each line of the text of an error begins with this mark of pytest's.
+            source = [line for line in entry.lines if not line.startswith("E")]
+            said = without_ours((ln for ln in entry.lines if ln.startswith("E")), "E")
+            if len(said) > _MOST_SAID:
+                half = _MOST_SAID // 2
+                gap = f"E       … {len(said) - 2 * half} lines …"
+                said = [*said[:half], gap, *said[-half:]]
+            entry.lines[:] = [*source, *said]
 
 
 def _summary_of(
@@ -164,7 +198,8 @@ class Summary:
             fired: int = sum(summary["faults_fired"] for summary in self.tests)
             clusters = sum(summary["clusters"] for summary in self.tests)
             yield (
-                f"{clusters} clusters in {len(self.tests)} tests, {fired} injected faults fired",
+                f"{counted(clusters, 'cluster')} in {counted(len(self.tests), 'test')}, "
+                f"{counted(fired, 'injected fault')} fired",
                 {},
             )
         # It was not printed yet if no test ended after the server was started.
@@ -177,7 +212,7 @@ class Summary:
             if passed and summary["armed"] and not summary["faults_fired"]:
                 yield (
                     f"vacuous: no injected fault fired in {summary['nodeid']} "
-                    f"({summary['examples']} examples)",
+                    f"({counted(summary['examples'], 'example')})",
                     yellow,
                 )
             for words, lines in (

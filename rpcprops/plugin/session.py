@@ -17,6 +17,7 @@ from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
 from rpcprops.plugin.records import ItemRecord, Recorded
 from rpcprops.report.in_flight import InFlight
+from rpcprops.report.output import Echo
 
 #: How many clusters of an example are kept for the report of its failure, about 8 KB each.
 MOST_KEPT = 256
@@ -38,10 +39,19 @@ class Session:
         self._controller = os.getppid() if is_worker(config) else None
         self.server.on_start = self._on_start
         self.server.on_unconfirmed = self._note_unconfirmed
+        if config.getoption("capture") == "no":
+            self.server.on_output = lambda name: Echo(lambda line: print(f"[{name}] {line}"))
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
         #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
+        #: The faults that clusters leave out now, besides those of the options.
+        self.left_out: tuple[str, ...] = ()
+
+    @property
+    def without_fault(self) -> tuple[str, ...]:
+        """The names of the faults that clusters leave out."""
+        return (*self.options.without_fault, *self.left_out)
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""
@@ -74,6 +84,7 @@ class Session:
         """Record what clusters show that end in the block, and forget it afterwards."""
 
         def on_end(plan: FaultPlan, outcome: Outcome) -> None:
+            record.count_cluster(plan, outcome)
             self._recorded.append((plan, outcome))
             if len(self._recorded) > MOST_KEPT:
                 record.leave_out(*self._recorded.popleft())

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from rpcprops._files import COULD_NOT, Unwritten, shown
 from rpcprops._kinds import kind_of
+from rpcprops.cluster import stacks
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import ArmedFaults, Outcome, Violation
 from rpcprops.properties import Case, Failure
 from rpcprops.report.artefact import Artefact
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where that is due."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_plan(plan: FaultPlan, world_size: int, armed: Sequence[ArmedFaults] = ()) -> list[str]:
@@ -91,6 +97,23 @@ def describe_end(outcome: Outcome) -> list[str]:
         if rank.stack:
             lines.append(f"stack    {rank.name}:")
             lines += [f"         {line}" for line in rank.stack.strip().splitlines()]
+    return lines
+
+
+def describe_where(outcome: Outcome, said: str = "") -> list[str]:
+    """How ranks ended that did not exit well, and where in the user's code they were.
+
+    Args:
+        said: the text of the error that is shown next to these lines, and need not be repeated.
+    """
+    lines: list[str] = []
+    for rank in outcome.ranks:
+        end = rank.describe_end()
+        if (rank.signal or rank.exit_code) and end not in said:
+            lines.append(f"ended    {rank.name}: {end}")
+        at = [line for line in stacks.where(rank.name, rank.stack) if line.strip() not in said]
+        if at:
+            lines += [f"at       {at[0]}", *(f"         {line}" for line in at[1:])]
     return lines
 
 

@@ -44,6 +44,8 @@ __all__ = [
     "ignore_rref_leaks",
     "lacking_hooks",
     "set_rng_seed",
+    "watch_contexts",
+    "watch_rrefs",
 ]
 
 
@@ -223,6 +225,95 @@ def around_faulty_agents(make: Callable[[Callable[[], Any], Any], Any]) -> None:
 
 def _put(symbol: Symbol, value: Any) -> None:
     setattr(importlib.import_module(symbol.module), symbol.name, value)
+
+
+def watch_rrefs(
+    made: Callable[[Any, str], None], read: Callable[[str, tuple[Any, ...]], None]
+) -> None:
+    """Have `made` called with each handle of an RRef that this process makes, and how it came.
+
+    A handle is made by ``rpc.remote`` (``api.py: remote`` calls one of three functions of C++),
+    by ``rpc.RRef``, or from a message (``internal.py: _InternalRPCPickler``). `read` is called with
+    the function and the arguments of each message that is a call. Where a torch lacks one of these
+    names, nothing is told of its handles. The objects that torch and the user's code hold stay the
+    same: only names that torch looks up at each call are replaced.
+    """
+    from torch.distributed.rpc import api, internal
+
+    for name in ("_invoke_remote_builtin", "_invoke_remote_python_udf"):
+        _after(api, name, lambda rref: made(rref, "rpc.remote"))
+    _after(api, "_invoke_remote_torchscript", lambda rref: made(rref, "rpc.remote"))
+    pickler: Any = getattr(internal, "_InternalRPCPickler", None)
+    for name in ("_py_rref_receiver", "_rref_receiver"):
+        receive = getattr(pickler, name, None)
+        if receive is not None:
+            setattr(pickler, name, staticmethod(_passing(receive, lambda rref: made(rref, ""))))
+    _after(internal, "deserialize", _teller(getattr(internal, "PythonUDF", ()), read))
+    _watch_rref_class(getattr(api, "RRef", None), made)
+
+
+def _after(module: Any, name: str, tell: Callable[[Any], None]) -> None:
+    """Have `tell` called with each value that a function of a module returns."""
+    function = getattr(module, name, None)
+    if function is not None:
+        setattr(module, name, _passing(function, tell))
+
+
+def _passing(function: Any, tell: Callable[[Any], None]) -> Any:
+    @functools.wraps(function)
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        tell(value)
+        return value
+
+    return passing
+
+
+def _teller(call: Any, read: Callable[[str, tuple[Any, ...]], None]) -> Callable[[Any], None]:
+    def tell(message: Any) -> None:
+        if call and isinstance(message, call):
+            read(message.func, message.args)
+        else:
+            read(None, ())
+
+    return tell
+
+
+def _watch_rref_class(cls: Any, made: Callable[[Any, str], None]) -> None:
+    if cls is None:
+        return
+    initialise = cls.__init__
+
+    @functools.wraps(initialise)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        initialise(self, *args, **kwargs)
+        made(self, "rpc.RRef")
+
+    cls.__init__ = __init__
+
+
+def watch_contexts(made: Callable[[int], None], released: Callable[[int], None]) -> None:
+    """Have functions called with the id of each context that this process makes and releases.
+
+    ``torch/distributed/autograd/__init__.py`` takes both functions of C++ when it is imported.
+    """
+    for place in (_AUTOGRAD, "torch.distributed.autograd"):
+        module = sys.modules.get(place)
+        new, release = (
+            getattr(module, name, None) for name in ("_new_context", "_release_context")
+        )
+        if new is None or release is None:
+            continue
+
+        def tell(context: Any) -> None:
+            made(context._context_id())
+
+        def releasing(context_id: int, release: Any = release) -> None:
+            release(context_id)
+            released(context_id)
+
+        setattr(module, "_new_context", _passing(new, tell))  # noqa: B010
+        setattr(module, "_release_context", functools.wraps(release)(releasing))  # noqa: B010
 
 
 def set_rng_seed() -> None:

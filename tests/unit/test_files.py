@@ -229,13 +229,17 @@ def test_a_first_line_says_what_the_others_are_of(tmp_path: Path) -> None:
     ("text", "start", "end"),
     [
         ("a b/../c", "a-b----c", "a-b----c"),
-        ("0" * 50 + "1" * 50, "0" * 50 + "1" * 10, "0" * 10 + "1" * 50),
-        ("漢" * 99, "漢" * 20, "漢" * 20),
+        ("0" * 50 + "1" * 60, "0" * 50 + "1" * 50, "0" * 40 + "1" * 60),
+        ("漢" * 99, "漢" * 33, "漢" * 33),
+        ("ab_" * 40, "_".join(["ab"] * 33), "_".join(["ab"] * 33)),
+        ("a::" + "b" * 98, "a", "b" * 98),
+        (f"{'x' * 49}/{'y' * 50}", f"{'x' * 49}-{'y' * 50}", f"{'x' * 49}-{'y' * 50}"),
+        (f"{'x' * 50}/{'y' * 50}", "x" * 50, "y" * 50),
         ("/\udc80\0", "", ""),
     ],
 )
 def test_any_text_makes_a_part_of_a_file_name(text: str, start: str, end: str) -> None:
-    """It holds no separator and is at most 60 bytes long, from either end."""
+    """It holds no separator, has at most 100 bytes from either end, and is cut between words."""
     assert (safe_name(text, keep="start"), safe_name(text, keep="end")) == (start, end)
 
 
