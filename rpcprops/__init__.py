@@ -1,6 +1,6 @@
 """Property tests for torch.distributed.rpc under sampled faults, on real ranks."""
 
-from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster import Cluster, ClusterServer, RpcCluster
 from rpcprops.faults import (
     DEFAULT_MESSAGES_TO_DELAY,
     RETRYABLE_MESSAGE_TYPES,
@@ -26,6 +26,7 @@ __all__ = [
     "MessageType",
     "Outcome",
     "Program",
+    "RpcCluster",
     "Violation",
     "judge",
     "run",

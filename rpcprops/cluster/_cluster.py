@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from rpcprops import errors
 from rpcprops._given import shown
@@ -137,8 +137,9 @@ class Cluster:
         """Settle (unless leaks are allowed), then shut down; violations are kept, not raised."""
         if self._calls.ran_to_exit:
             return
-        if self.init and not self.options.ignore_leaks and not self.has_found:
-            self.settle_to(None)
+        held = self.options.held_at_end
+        if held is not None and not self.has_found:
+            self.settle_to(held)
         if not self.has_found:
             self.shutdown()
 
@@ -208,7 +209,13 @@ class Cluster:
             raise UsageError(msg)
         return RankProxy(self._calls, number, repr(self))
 
-    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
+    @overload
+    def each(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]: ...
+    @overload
+    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
         """Run ``fn(*args, **kwargs)`` in all ranks at the same time; the results, by rank.
 
         Raises:

@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import gc
 import os
-import pickle
 import queue
 import resource
 import signal
@@ -212,7 +211,7 @@ class _Rank:
         """Run a call: "ok" or "error", and what it returned or raised."""
         try:
             with self.interrupts.let_through():
-                result = _call(blob)
+                result = _functions.run_call(blob)
             if keep:
                 _functions.keep(keep, result)
                 return "ok", _functions.dumps(None)
@@ -295,11 +294,6 @@ def _enter_network(descriptors: list[int]) -> None:
             f"ranks import changed the user of its process? network='host' does without."
         )
         raise MachineCannot(msg) from error
-
-
-def _call(blob: bytes) -> Any:
-    fn, args, kwargs = pickle.loads(blob)
-    return fn(*args, **kwargs)
 
 
 def read_counters(keys: CounterKeys | None = None) -> Counters | None:
