@@ -17,8 +17,9 @@ from rpcprops.commands.bench import bench
 from rpcprops.commands.check import check
 from rpcprops.commands.doctor import doctor
 from rpcprops.commands.hunt import hunt
+from rpcprops.commands.live import err, plain
 from rpcprops.commands.replay import replay
-from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE, err, plain
+from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE
 from rpcprops.commands.sweep import sweep
 from rpcprops.commands.upstream import upstream
 from rpcprops.errors import MachineCannot, UsageError

@@ -260,9 +260,7 @@ class RankProxy:
         self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> RankFuture[R]: ...
     @overload
-    def submit(
-        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> RankFuture[R]: ...
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]: ...
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RankFuture[Any]:
         """As :meth:`call`, but return a future at once."""
         return self._calls.submit(self.rank, fn, args, kwargs)

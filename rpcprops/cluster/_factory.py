@@ -1,4 +1,4 @@
-"""What the ``rpc_cluster`` fixture gives; it imports no pytest, so that helpers may name its type."""
+"""What the ``rpc_cluster`` fixture gives; without pytest, so that any module may name its type."""
 
 from __future__ import annotations
 
