@@ -160,14 +160,16 @@ def import_first(modules: ModuleMap) -> None:
     """Import what the test process asked for; ``__main__`` runs with another ``__name__``."""
     global _importing
     files = dict(modules.files)
-    for name in modules.first:
-        if name == "__main__":
-            _importing = modules.main
-            _import_main(modules.main)
-        else:
-            _importing = files.get(name, name)
-            importlib.import_module(name)
-    _importing = ""
+    try:
+        for name in modules.first:
+            if name == "__main__":
+                _importing = modules.main
+                _import_main(modules.main)
+            else:
+                _importing = files.get(name, name)
+                importlib.import_module(name)
+    finally:
+        _importing = ""
 
 
 def check_not_importing() -> None:

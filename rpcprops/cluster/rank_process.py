@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
+from rpcprops.cluster import _functions, _tracing, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
@@ -119,6 +119,7 @@ class _Rank:
             clock.set_rate(self.spec.rate, origin_ns=self.spec.origin_ns)
         _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
+        _tracing.trace_requests()
         symbols.ignore_rref_leaks(self.spec.ignore_leaks)
         try:
             if self.networks:
