@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 def check(  # noqa: PLR0913 - one argument for each option
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
+        typer.Argument(
+            help="Properties to check (--list names them); all but the slow ones unless given."
+        ),
     ] = None,
     *,
     examples: Annotated[
@@ -108,10 +110,13 @@ def check(  # noqa: PLR0913 - one argument for each option
                         )
                     )
                     _say(done[-1])
+                    line.begin("")
         finally:
             # Report after an interrupt too: what was found is not lost.
             stop.ending()
             write_json(json_file, _report(done, runner))
+            if line.what in PROPERTIES:
+                out.print(f"[yellow]unfinished[/yellow] {plain(line)}")
             if done:
                 out.print(_verdict_table(done))
             for problem in unwritten:
