@@ -1,7 +1,7 @@
 """Property tests for torch.distributed.rpc under sampled faults, on real ranks."""
 
 from rpcprops._scripts import load_script
-from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.cluster import Cluster, ClusterServer, RpcCluster
 from rpcprops.faults import (
     DEFAULT_MESSAGES_TO_DELAY,
     RETRYABLE_MESSAGE_TYPES,
@@ -27,6 +27,7 @@ __all__ = [
     "MessageType",
     "Outcome",
     "Program",
+    "RpcCluster",
     "Violation",
     "judge",
     "load_script",

@@ -10,31 +10,7 @@ import contextlib
 import sys
 from typing import Any, NoReturn
 
-import typer
-
 from rpcprops.commands import stop
-from rpcprops.commands.bench import bench
-from rpcprops.commands.check import check
-from rpcprops.commands.doctor import doctor
-from rpcprops.commands.hunt import hunt
-from rpcprops.commands.replay import replay
-from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE, err, plain
-from rpcprops.commands.sweep import sweep
-from rpcprops.commands.upstream import upstream
-from rpcprops.errors import MachineCannot, UsageError
-
-app = typer.Typer(
-    name="rpcprops",
-    help="Property tests for torch.distributed.rpc under sampled faults, on real ranks.",
-    epilog="Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-# Importing them costs 20 ms in all, beside 300 ms for rpcprops, typer and rich.
-for _command in (check, replay, sweep, hunt, upstream, doctor, bench):
-    app.command()(_command)
 
 
 def main() -> NoReturn:
@@ -45,33 +21,17 @@ def main() -> NoReturn:
         if stopped is not None:
             code = stopped
             with contextlib.suppress(OSError):
-                err.print(stop.reason())
+                print(stop.reason(), file=sys.stderr)
     sys.exit(code)
 
 
 def _run() -> Any:
     """Run the command; its exit code."""
     try:
-        app()
-    except SystemExit as left:
-        return left.code
+        # Only now, because this takes a while, in which there may be a Ctrl-C.
+        from rpcprops.commands.app import run
+
+        return run()
     except KeyboardInterrupt:
         stop.ending()
-        return INTERRUPTED
-    except UsageError as error:
-        return _complain(error, MISUSE)
-    except MachineCannot as error:
-        return _complain(error, CANNOT)
-    except Exception as error:
-        # After a SIGHUP there is no terminal to print to.
-        if stop.exit_code() is None or not isinstance(error, OSError):
-            err.print_exception()
-            err.print("[bold red]rpcprops is at fault[/bold red]; please report the lines above.")
-        # Not 1: that would say that a promise was broken.
-        return CANNOT
-    return HOLDS
-
-
-def _complain(error: Exception, code: int) -> int:
-    err.print(f"[bold red]rpcprops:[/bold red] {plain(error)}")
-    return code
+        return None  # the signal says which code it is

@@ -5,64 +5,25 @@ The work of the hooks is in :mod:`rpcprops.plugin`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
-from typing import Unpack
 
 import pytest
 
 from rpcprops._printable import printable
-from rpcprops.cluster import Cluster, ClusterOptions, ClusterServer
+from rpcprops.cluster import RpcCluster
 from rpcprops.errors import MachineCannot
-from rpcprops.faults import FaultPlan
-from rpcprops.plugin import examples, replay, reports, shards
+from rpcprops.plugin import examples, replay, reports, shards, styles
 from rpcprops.plugin.drawn import is_drawn
 from rpcprops.plugin.options import Options, declare, is_worker
 from rpcprops.plugin.records import ITEM, ItemRecord
 from rpcprops.plugin.session import SESSION, Session
-from rpcprops.programs import check_world_size
 
 FIXTURE = "rpc_cluster"
 _SUMMARY = pytest.StashKey[reports.Summary]()
 
 
-class ClusterFactory:
-    """What the ``rpc_cluster`` fixture gives: call it to make a cluster, enter that to start it.
-
-    The options are :class:`rpcprops.cluster.ClusterOptions`, as for
-    :meth:`rpcprops.ClusterServer.cluster`; the transport is by default that of
-    ``--rpc-transport``.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __repr__(self) -> str:
-        return "<rpc_cluster>"
-
-    def __call__(self, **options: Unpack[ClusterOptions]) -> Cluster:
-        """A cluster that is not started yet, without the faults of ``--rpc-without-fault``.
-
-        Its ranks look for functions in the module that calls this.
-
-        Raises:
-            UsageError: an option has an invalid value.
-            MachineCannot: the fork server cannot start here.
-        """
-        module = sys._getframe(1).f_globals.get("__name__", "")
-        options.setdefault("transport", self._session.options.transport)
-        without = self._session.without_fault
-        if without:
-            plan = FaultPlan.of(options.get("faults"))
-            options["faults"] = plan.without(without, check_world_size(options.get("world_size")))
-        cluster = self._session.started().make_cluster(module, **options)
-        cluster.arming.left_out = without
-        return cluster
-
-    @property
-    def server(self) -> ClusterServer:
-        """The fork server of this test process, started."""
-        return self._session.started()
+#: The name of :class:`rpcprops.RpcCluster` here.
+ClusterFactory = RpcCluster
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,14 +65,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def rpc_cluster(request: pytest.FixtureRequest) -> ClusterFactory:
+def rpc_cluster(request: pytest.FixtureRequest) -> RpcCluster:
     """Makes clusters of ranks: ``with rpc_cluster(world_size=2, faults=table) as cluster:``."""
     session = request.config.stash[SESSION]
     try:
         session.started()
     except MachineCannot as error:
         pytest.fail(f"rpc_cluster: {error}", pytrace=False)
-    return ClusterFactory(session)
+    return RpcCluster(
+        session.started,
+        transport=session.options.transport,
+        without_faults=lambda: session.without_fault,
+    )
 
 
 @pytest.fixture(autouse=False)
@@ -165,6 +130,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     call = examples.call if session.options.replay is None else replay.call_again
     with session.recording(record):
         return (yield from call(item, session, record))
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Watch the examples of this test from now on.
+
+    Plugins that run an event loop have put it around the body by now, and pytest's own
+    implementation of this hook, which calls the test, comes last.
+    """
+    styles.about_to_call(pyfuncitem)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -42,7 +42,8 @@ class Adopted:
     """The use of RPC by the program of one world.
 
     Args:
-        settle: waits until the ranks hold nothing, and keeps what they do hold as violations.
+        settle: waits until the ranks hold what is given, and keeps what they hold otherwise as
+            violations.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Adopted:
         diagnosis: Diagnosis,
         deadlines: Deadlines,
         options: WorldOptions,
-        settle: Callable[[], object],
+        settle: Callable[[Sequence[Counters]], object],
     ) -> None:
         self._ranks = ranks
         self._phases = phases
@@ -167,11 +168,12 @@ class Adopted:
     def _let_leave(self) -> None:
         """Look at what all ranks hold, and let them shut down."""
         __tracebackhide__ = True
-        if self._options.ignore_leaks:
+        held = self._options.held_at_end
+        if held is None:
             self._look()
         else:
             before = len(self._diagnosis.found.violations)
-            self._settle()
+            self._settle(held)
             found = self._diagnosis.found.violations
             found[before:] = [_with_remedy(violation) for violation in found[before:]]
         self._diagnosis.found.raise_first()

@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from rpcprops._given import argument, shown
@@ -335,11 +335,16 @@ class RankProxy:
         self, fn: Callable[..., Any], /, *args: Any, keep: Literal[True], **kwargs: Any
     ) -> Any: ...
     @overload
+    def call(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in this rank's main thread and return what it returns.
 
-        Calls to one rank run one after the other. `fn` may be a closure. With ``keep=True`` the
+        Calls to one rank run one after the other. `fn` may be a closure, or a coroutine function,
+        which runs by ``asyncio.run`` in the rank. With ``keep=True`` the
         value stays in the rank, and this returns a handle, which stands for the value in later
         calls there (an RRef must stay: it has no meaning outside its rank). If a function has a
         `keep` of its own, pass that by ``functools.partial(fn, keep=...)``.
@@ -357,7 +362,13 @@ class RankProxy:
             return self._calls.keep(self.rank, fn, args, kwargs)
         return self.submit(fn, *args, **kwargs).result()
 
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]:
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> RankFuture[R]: ...
+    @overload
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RankFuture[R]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RankFuture[Any]:
         """As :meth:`call`, but return a future at once."""
         return self._calls.submit(self.rank, fn, args, kwargs)
 

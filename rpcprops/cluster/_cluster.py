@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from rpcprops import errors
 from rpcprops._given import shown
@@ -72,7 +72,7 @@ class Cluster:
         self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=self.init)
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
         self._settling = Settling(*below)
-        self._adopted = Adopted(*below, options, lambda: self._settling.settle_to(None))
+        self._adopted = Adopted(*below, options, self._settling.settle_to)
         self._calls = Calls(*below, self._adopted)
         self._driver = Driver(*below)
         self.arming = Arming(*below, options)
@@ -151,8 +151,9 @@ class Cluster:
             return
         if self.options.init == "adopt" and not self._finish_program():
             return
-        if self._runs_rpc and not self.options.ignore_leaks and not self.has_found:
-            self.settle_to(None)
+        held = self.options.held_at_end
+        if self._runs_rpc and held is not None and not self.has_found:
+            self.settle_to(held)
         if not self.has_found:
             self.shutdown()
 
@@ -246,7 +247,13 @@ class Cluster:
             raise UsageError(msg)
         return RankProxy(self._calls, number, repr(self))
 
-    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
+    @overload
+    def each(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]: ...
+    @overload
+    def each(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
         """Run ``fn(*args, **kwargs)`` in all ranks at the same time; the results, by rank.
 
         Raises:

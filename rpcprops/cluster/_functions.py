@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import pickle
 import signal
 import sys
@@ -231,6 +232,17 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         raise UsageError(msg) from error
 
 
+def run_call(blob: bytes) -> Any:
+    """Run in a rank what :func:`dump_call` made; of a coroutine function, run the coroutine."""
+    fn, args, kwargs = pickle.loads(blob)
+    result = fn(*args, **kwargs)
+    if not isinstance(result, types.CoroutineType):
+        return result
+    import asyncio
+
+    return asyncio.run(result)
+
+
 def dump_result(value: Any, rank: int) -> tuple[str, bytes]:
     """The result of a call, as the kind and the pickle of an answer."""
     try:
@@ -343,6 +355,8 @@ def remedies(text: str, rank: int) -> list[str]:
             "rpc_sync, rpc_async or remote must be a plain function at the top of a module that "
             f"ranks can import (seen in rank {rank}; entry functions may be closures)."
         ]
+    if f"rank {rank} raised BdbQuit" in text:
+        return [f"rpcprops: {_no_debugger(f'pdb in rank {rank}')}"]
     if _has_own_network and any(part in text for part in _UNREACHED):
         return [
             "rpcprops: the ranks of a world have a network of their own, with loopback alone. Code "
@@ -350,6 +364,22 @@ def remedies(text: str, rank: int) -> list[str]:
             "(rpc_cluster(..., network='host') or --rpc-network=host)."
         ]
     return []
+
+
+def _no_debugger(where: str) -> str:
+    return (
+        f"{where}: a rank has no terminal for a debugger, and is killed at the deadline of its "
+        f"call. Let it print what you want to see (--hypothesis-profile=rpcprops-debug with -s "
+        f"shows what ranks write), or call the function in the test process, where breakpoint() "
+        f"works."
+    )
+
+
+def _refuse_breakpoint(*_: Any, **__: Any) -> None:
+    """The ``sys.breakpointhook`` of a rank."""
+    frame = sys._getframe(1)
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    raise UsageError(_no_debugger(f"breakpoint() in rank {_this_rank} at {place}"))
 
 
 class KeptValue:
@@ -383,6 +413,9 @@ def enter_rank(rank: int, *, own_network: bool) -> None:
     """
     global _this_rank, _has_own_network
     _this_rank, _has_own_network = rank, own_network
+    # Where the user has chosen a hook, or none (PYTHONBREAKPOINT=0), that is used.
+    if sys.breakpointhook is sys.__breakpointhook__ and "PYTHONBREAKPOINT" not in os.environ:
+        sys.breakpointhook = _refuse_breakpoint
 
 
 def keep(number: int, value: Any) -> None:

@@ -9,10 +9,10 @@ server dies.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from posix import _exit
 from typing import NoReturn
 
 from rpcprops.cluster import _wire, rank_process
@@ -96,6 +96,7 @@ def _wait(servers: socket.socket, sock: socket.socket) -> NoReturn:
     try:
         spec, rank = reader.receive(descriptors=True)
     except EOFError:
-        os._exit(0)
+        # Not os._exit: see the end of a server.
+        _exit(0)
     sock.close()
     rank_process.main(spec, rank, reader.descriptors)

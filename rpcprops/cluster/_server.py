@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from posix import _exit
 from typing import Any, NoReturn
 
 import torch
@@ -103,8 +104,9 @@ class Server:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         finally:
-            # Skip the interpreter's shutdown: nothing needs it, and torch's takes long.
-            os._exit(code)
+            # Skip the interpreter's shutdown: nothing needs it, and torch's takes long. Where
+            # coverage.py is told to, it makes os._exit write a file, which is for ranks only.
+            _exit(code)
 
     def serve_socket(self) -> int:
         """Serve until all is over; the number of the signal that ended it, 0 for none."""

@@ -18,6 +18,7 @@ import select
 import signal
 import time
 from collections.abc import Container
+from posix import _exit
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -86,7 +87,8 @@ def main(server_socket: int, test_process: int) -> None:
     if number:
         signal.signal(number, signal.SIG_DFL)
         os.kill(watcher, number)
-    os._exit(code)
+    # coverage.py can make os._exit write a file.
+    _exit(code)
 
 
 def _watch(server: int, test_process: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rpcprops.errors import UsageError
 from rpcprops.torch_facts import symbols
 
 #: Modules of ours that are imported only on request, since that takes more than a second.
@@ -151,13 +152,37 @@ def install(modules: ModuleMap) -> None:
         os.chdir(modules.directory)
 
 
+#: The file that this process imports for the ranks at the moment.
+_importing = ""
+
+
 def import_first(modules: ModuleMap) -> None:
     """Import what the test process asked for; ``__main__`` runs with another ``__name__``."""
-    for name in modules.first:
-        if name == "__main__":
-            _import_main(modules.main)
-        else:
-            importlib.import_module(name)
+    global _importing
+    files = dict(modules.files)
+    try:
+        for name in modules.first:
+            if name == "__main__":
+                _importing = modules.main
+                _import_main(modules.main)
+            else:
+                _importing = files.get(name, name)
+                importlib.import_module(name)
+    finally:
+        _importing = ""
+
+
+def check_not_importing() -> None:
+    """Raises:
+    UsageError: a module starts ranks while it is imported for ranks.
+    """
+    if _importing:
+        msg = (
+            f"{_importing} starts ranks while it is imported, and ranks import it too, as the "
+            f"processes of multiprocessing do. Start them in a function that only the test "
+            f"process calls; in a script, below\n\n    if __name__ == '__main__':\n"
+        )
+        raise UsageError(msg)
 
 
 def _import_main(file: str) -> None:

@@ -14,10 +14,12 @@ from rpcprops._given import argument, is_one_of, items, shown
 from rpcprops.cluster import _limits
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.outcomes import Counters
 from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
 
 Transport = Literal["tcp", "shm"]
-Leaks = Literal["raise", "allow"]
+#: What ranks may hold at the end: nothing, anything, or exactly this, by rank.
+Leaks = Literal["raise", "allow"] | Sequence[Counters]
 ClockChoice = Literal["auto", "real"] | float
 #: Who calls ``init_rpc``: we do (True), the user's code with our options (False), or a program with
 #: its own options, which we take over ("adopt").
@@ -42,8 +44,9 @@ class ClusterOptions(TypedDict, total=False):
         rpc_timeout: virtual seconds before a call that names no timeout fails; by default a day,
             which no run reaches at any rate.
         num_worker_threads: threads of each agent, 8 unless given.
-        leaks: "raise" reports what the ranks still hold; "allow" is for code that holds RRefs
-            until it exits.
+        leaks: "raise" reports what the ranks still hold at the end; "allow" is for code that holds
+            RRefs until it exits. Counters, one for each rank, are for a leak that is known: each
+            rank must hold exactly these at the end, and more or less is a failure.
         init: "adopt" is for a program that calls ``init_rpc`` and ``rpc.shutdown`` itself: it gets
             the faults, and its names, leaks and shutdown are judged as ours are. Then the
             program's names, timeout and threads count, and `names`, `rpc_timeout` and
@@ -97,8 +100,15 @@ class WorldOptions:
 
     @property
     def ignore_leaks(self) -> bool:
-        """Whether code may hold RRefs until it exits."""
-        return self.leaks == "allow"
+        """Whether code may hold RRefs until it exits, so that torch may report them at shutdown."""
+        return self.leaks != "raise"
+
+    @property
+    def held_at_end(self) -> Sequence[Counters] | None:
+        """What each rank must hold before shutdown; None if that is not checked."""
+        if not self.init or self.leaks == "allow":
+            return None
+        return (Counters(),) * len(self.names) if self.leaks == "raise" else self.leaks
 
 
 def complete(
@@ -122,10 +132,6 @@ def complete(
     plan.check(size)
     transport = options.get("transport", "tcp")
     check_transport(transport)
-    leaks = options.get("leaks", "raise")
-    if not is_one_of(leaks, ("raise", "allow")):
-        msg = f"leaks={shown(leaks)} must be 'raise' or 'allow'."
-        raise UsageError(msg)
     rpc_timeout = options.get("rpc_timeout", 86_400.0)
     _check_number("rpc_timeout", rpc_timeout, 1e6)
     threads = options.get("num_worker_threads", 8)
@@ -133,6 +139,7 @@ def complete(
     deadline = options.get("deadline", 30.0)
     _check_number("deadline", deadline, 86_400.0)
     init = _check_init(options)
+    leaks = _check_leaks(options.get("leaks", "raise"), size, init=bool(init))
     _limits.check(size, transport, threads)
     chosen = options.get("network")
     return WorldOptions(
@@ -150,6 +157,37 @@ def complete(
         # If a rank found this out by itself, the start of its world would break.
         agent=agents.named(options.get("agent", agents.default_name())).name,
     )
+
+
+def _check_leaks(leaks: object, world_size: int, *, init: bool) -> Leaks:
+    """`leaks`, with a sequence as a tuple.
+
+    Raises:
+        UsageError: it is none of the three kinds.
+    """
+    if is_one_of(leaks, ("raise", "allow")):
+        return cast("Leaks", leaks)
+    must_be = f"'raise' or 'allow', or {world_size} Counters, one for each rank"
+    if isinstance(leaks, str) or not isinstance(leaks, Sequence):
+        msg = f"leaks={shown(leaks)} must be {must_be}."
+        raise UsageError(msg)
+    given = items("leaks", leaks, MAX_WORLD_SIZE + 1, must_be)
+    if len(given) != world_size or not all(isinstance(one, Counters) for one in given):
+        msg = f"leaks={shown(leaks)} must be {must_be}."
+        raise UsageError(msg)
+    if not all(one.is_idle for one in given):
+        msg = (
+            f"leaks={shown(leaks)} may name owners, forks and contexts only: the others count what "
+            f"is still on its way, and no rank is at rest before that is 0."
+        )
+        raise UsageError(msg)
+    if not init:
+        msg = (
+            f"leaks={shown(leaks)} needs init=True: with init=False, what ranks hold at the end is "
+            f"not checked. Call cluster.settle(expect=...) before the block ends."
+        )
+        raise UsageError(msg)
+    return tuple(given)
 
 
 def check_transport(transport: object) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import gc
 import os
-import pickle
 import queue
 import resource
 import signal
@@ -30,6 +29,7 @@ from rpcprops.cluster import (
     _functions,
     _handles,
     _injection,
+    _tracing,
     _wire,
     finder,
     interpreter,
@@ -135,6 +135,7 @@ class _Rank:
             clock.set_rate(self.spec.rate, origin_ns=self.spec.origin_ns)
         _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
+        _tracing.trace_requests()
         # A program must not see an error that it sees nowhere else: torch's own setting is True.
         symbols.ignore_rref_leaks(self.spec.ignore_leaks or self.spec.init == "adopt")
         try:
@@ -316,7 +317,7 @@ class _Rank:
         """Run a call: "ok" or "error", and what it returned or raised."""
         try:
             with self.interrupts.let_through():
-                result = _call(blob)
+                result = _functions.run_call(blob)
             if keep:
                 _functions.keep(keep, result)
                 return "ok", _functions.dumps(None)
@@ -403,11 +404,6 @@ def _enter_network(descriptors: list[int]) -> None:
             f"ranks import changed the user of its process? network='host' does without."
         )
         raise MachineCannot(msg) from error
-
-
-def _call(blob: bytes) -> Any:
-    fn, args, kwargs = pickle.loads(blob)
-    return fn(*args, **kwargs)
 
 
 def read_counters(keys: CounterKeys | None = None) -> Counters | None:

@@ -44,7 +44,12 @@ class Servers:
         self._was_killed = False
 
     def start(self) -> None:
-        """Start the fork server, once; it imports torch (1 to 3 real seconds)."""
+        """Start the fork server, once; it imports torch (1 to 3 real seconds).
+
+        Raises:
+            UsageError: this process is one that imports a module for ranks.
+        """
+        finder.check_not_importing()
         if self.root.is_started:
             return
         self._start()

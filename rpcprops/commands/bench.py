@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from rpcprops.commands import stop
-from rpcprops.commands.shared import Clock, check_json, err, out, running, say_torch, write_json
+from rpcprops.commands.live import live, out
+from rpcprops.commands.shared import Clock, check_json, running, say_torch, write_json
 
 
 def bench(
@@ -39,8 +40,8 @@ def bench(
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
         try:
             with (
-                err.status("measuring") as status,
-                Bench(runner, repeats, status.update) as bench,
+                live("measuring") as line,
+                Bench(runner, repeats, line.begin) as bench,
             ):
                 report["comparison"] = bench.comparison(harness)
                 _print_samples("four ranks, all four types failing three times", report)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from rpcprops._kinds import kind_of
 from rpcprops.commands import stop
+from rpcprops.commands.live import Line, live, out, plain
 from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
@@ -20,9 +20,6 @@ from rpcprops.commands.shared import (
     Transport,
     check_json,
     check_transport,
-    out,
-    plain,
-    progress_bar,
     running,
     say_died,
     say_torch,
@@ -39,7 +36,9 @@ if TYPE_CHECKING:
 def check(  # noqa: PLR0913 - one argument for each option
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Properties to check; all unless given, but those that take minutes."),
+        typer.Argument(
+            help="Properties to check (--list names them); all but the slow ones unless given."
+        ),
     ] = None,
     *,
     examples: Annotated[
@@ -94,14 +93,14 @@ def check(  # noqa: PLR0913 - one argument for each option
         say_torch(runner)
         say_died()
         try:
-            with progress_bar() as progress:
+            with live("check") as line:
                 for prop in chosen:
                     in_flight.begin(prop.name)
                     done.append(
                         _examine(
                             prop,
                             runner,
-                            progress,
+                            line,
                             talks=profile == "debug",
                             max_examples=count,
                             seed=seed,
@@ -110,11 +109,14 @@ def check(  # noqa: PLR0913 - one argument for each option
                             transport=transport,
                         )
                     )
-                    _say(done[-1], progress)
+                    _say(done[-1])
+                    line.begin("")
         finally:
             # Report after an interrupt too: what was found is not lost.
             stop.ending()
             write_json(json_file, _report(done, runner))
+            if line.what in PROPERTIES:
+                out.print(f"[yellow]unfinished[/yellow] {plain(line)}")
             if done:
                 out.print(_verdict_table(done))
             for problem in unwritten:
@@ -134,27 +136,29 @@ def _list() -> None:
 def _examine(
     prop: Property,
     runner: Runner,
-    progress: Progress,
+    line: Line,
     *,
     talks: bool,
     max_examples: int,
     **options: Any,
 ) -> Examination:
-    """Check one property under a bar; if `talks`, print each example. `options` for `examine`."""
+    """Check one property, which `line` shows; with `talks`, print each example.
+
+    Args:
+        options: for `examine`.
+    """
     from rpcprops.properties import examine
 
-    task = progress.add_task(prop.name, total=max_examples, note="")
+    line.begin(prop.name, max_examples)
 
     def on_example(so_far: Examination, seen: Observation) -> None:
         note = f"{so_far.faults_fired} faults fired"
-        progress.update(task, completed=so_far.examples, note=note)
+        line.update(so_far.examples, note)
         if talks:
-            for line in _example_lines(so_far.property.name, seen):
-                progress.console.print(f"    {plain(line)}")
+            for text in _example_lines(so_far.property.name, seen):
+                out.print(f"    {plain(text)}")
 
-    result = examine(prop, runner, max_examples=max_examples, on_example=on_example, **options)
-    progress.remove_task(task)
-    return result
+    return examine(prop, runner, max_examples=max_examples, on_example=on_example, **options)
 
 
 def _example_lines(name: str, seen: Observation) -> Iterator[str]:
@@ -168,11 +172,11 @@ def _example_lines(name: str, seen: Observation) -> Iterator[str]:
     yield from describe_logs(seen.outcome)
 
 
-def _say(result: Examination, progress: Progress) -> None:
+def _say(result: Examination) -> None:
     """Print a verdict, and further remarks on it."""
-    progress.console.print(_verdict_line(result))
+    out.print(_verdict_line(result))
     for line in _details(result):
-        progress.console.print(f"    {line}")
+        out.print(f"    {line}")
 
 
 def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import typer
 from rich.table import Table
 
-from rpcprops.commands.shared import HOLDS, VIOLATED, Clock, out, running
+from rpcprops.commands.live import live, out
+from rpcprops.commands.shared import HOLDS, VIOLATED, Clock, running
 
 
 def doctor(*, clock: Clock = "auto") -> None:
@@ -39,7 +40,8 @@ def doctor(*, clock: Clock = "auto") -> None:
         plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 1))
         for transport in ("tcp", "shm"):
             began = time.monotonic()
-            outcome = runner.run(program, plan, transport=cast("Any", transport))
+            with live(f"two ranks and one injected failure over {transport}"):
+                outcome = runner.run(program, plan, transport=cast("Any", transport))
             found = judge(program, plan, outcome)
             seconds = time.monotonic() - began
             said = f"one injected failure fired and was retried, {seconds:.2f} s"

@@ -10,14 +10,12 @@ from rich.table import Table
 
 from rpcprops._files import check_output
 from rpcprops.commands import stop
+from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
     Clock,
     check_json,
-    out,
-    plain,
-    progress_bar,
     running,
     say_died,
     say_torch,
@@ -79,28 +77,26 @@ def hunt(
 
 
 def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
-    """Draw and run up to `examples` in all, under a bar; print the result of each batch."""
+    """Draw and run up to `examples` in all; print the result of each batch."""
     from rpcprops._hunt import go_on
     from rpcprops.report.text import replay_line
 
-    with progress_bar() as progress:
-        task = progress.add_task("hunt", total=examples, note="")
-        progress.update(task, completed=known.examples)
+    with live("hunt", examples, known.examples) as line:
 
         def on_example(so_far: Batch, _: Observation) -> None:
             note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
-            progress.update(task, completed=known.examples + len(so_far.cases), note=note)
+            line.update(known.examples + len(so_far.cases), note)
 
         def on_batch(done: Batch) -> None:
             if done.failure:
                 promise, path = done.failure
-                progress.console.print(f"[bold red]violated[/bold red]  {plain(promise)}")
-                progress.console.print(f"    replay   {plain(replay_line(path))}")
-            for line in done.unconfirmed:
-                progress.console.print(f"[yellow]unconfirmed[/yellow] {plain(line)}")
+                out.print(f"[bold red]violated[/bold red]  {plain(promise)}")
+                out.print(f"    replay   {plain(replay_line(path))}")
+            for doubt in done.unconfirmed:
+                out.print(f"[yellow]unconfirmed[/yellow] {plain(doubt)}")
             if known.unwritten is not None:
-                line = f"{known.unwritten}; the next batch tries again"
-                progress.console.print(f"[bold red]{plain(line)}[/bold red]")
+                problem = f"{known.unwritten}; the next batch tries again"
+                out.print(f"[bold red]{plain(problem)}[/bold red]")
 
         go_on(
             known,

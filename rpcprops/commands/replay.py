@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -19,14 +19,12 @@ from rpcprops import _guard
 from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops._kinds import Again, kind_of
 from rpcprops.cluster.options import parse_clock
+from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
     VIOLATED,
     Clock,
-    err,
-    out,
-    plain,
     running,
     say_clock_problem,
     say_torch,
@@ -108,13 +106,17 @@ def replay(
 
         def on_run(number: int, promises: tuple[str, ...]) -> None:
             out.print(f"  run {number + 1}: {', '.join(promises) or 'holds'}")
+            if shown is not None:
+                shown.update(number + 1)
 
         run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
         _say_what(artefact, kind.notes(artefact, again))
         if not kind.by_pytest:
             runner()  # Start its server now, so that this is not part of the time of a try.
         began = time.monotonic()
-        result = run(without, on_run)
+        # pytest shows by itself how far it is.
+        with nullcontext() if kind.by_pytest else live("replay", times) as shown:
+            result = run(without, on_run)
         seconds = time.monotonic() - began
         out.print(plain(kind.told(result)))
         if result.failed:
@@ -187,11 +189,11 @@ def _made(
     with _guard.scratch("rpcprops-script-") as scratch:
         if script:
             made = script_of(artefact, plan)
-            with err.status(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
+            with live(f"running it {times} times, at least {10 + made.seconds:.0f} s each"):
                 made = tried(made, scratch, times)
             return made.text, made.codes
         text = regression_test(artefact, plan)
-        with err.status("running it"):
+        with live("running it"):
             return text, (_run_test(text, scratch),)
 
 
@@ -235,7 +237,7 @@ def _say_needed(
     def on_need(need: Need) -> None:
         out.print(f"  {plain(str(need))}")
 
-    with err.status("leaving out each fault in turn"):
+    with live("leaving out each fault in turn"):
         found = needed(artefact, run, without, on_need)
     names = [need.name for need in found if need.is_needed and " and " not in need.name]
     out.print(f"needed   {', '.join(names) or 'none of them by itself'}")

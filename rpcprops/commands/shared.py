@@ -1,41 +1,24 @@
-"""What several commands use: the terminal, exit codes, common options, a running server."""
+"""What several commands use: exit codes, common options, a running server."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from rpcprops._files import Unwritten, check_output, write_whole
-from rpcprops._printable import printable
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
+from rpcprops.commands.live import err, live, out, plain
 from rpcprops.errors import UsageError
 from rpcprops.runner import Runner
 
 HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
-
-#: Columns of output to a pipe or a file: nothing is cut there, whatever COLUMNS says.
-_ALL_OF_IT = 10_000
-
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _ALL_OF_IT)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Clock = Annotated[
     str,
@@ -53,11 +36,6 @@ COLOURS = {
 }
 
 
-def plain(text: object) -> str:
-    """`text` for `out` and `err` as it is: no markup, and no control sequences for a terminal."""
-    return escape(printable(text))
-
-
 def check_transport(text: str) -> None:
     """Raises:
     UsageError: `text` names no transport.
@@ -72,7 +50,7 @@ def running(clock: str) -> Iterator[Runner]:
     """A runner with its own server; at its end, prints why ranks ran in real time unasked."""
     server = ClusterServer(clock=parse_clock(clock))
     try:
-        with err.status("starting the fork server (it imports torch)"):
+        with live("starting the fork server, which imports torch"):
             server.start()
         if server.network_problem:
             out.print(f"[yellow]{plain(server.network_problem)}[/yellow]")
@@ -103,20 +81,6 @@ def say_clock_problem(problem: str) -> None:
     """Print why ranks ran in real time though nobody asked for it, if they did."""
     if problem:
         out.print(f"[yellow]{plain(problem)}[/yellow]")
-
-
-def progress_bar() -> Progress:
-    """A progress bar for each task, with a note; it disappears at the end."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=out,
-        transient=True,
-    )
 
 
 def check_json(path: Path | None) -> None:

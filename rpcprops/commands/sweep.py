@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from rpcprops.commands import stop
+from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
@@ -19,9 +20,6 @@ from rpcprops.commands.shared import (
     Transport,
     check_json,
     check_transport,
-    out,
-    plain,
-    progress_bar,
     running,
     say_died,
     say_torch,
@@ -124,22 +122,21 @@ def _list() -> None:
 
 
 def _go_on(sweep: Sweep, name: str, places: tuple[Cell, ...], known: int) -> None:
-    """Run what has no result yet, under a bar; print what did not hold."""
+    """Run what has no result yet; print what did not hold."""
     from rpcprops.report.text import failure_lines
 
-    with progress_bar() as progress:
-        task = progress.add_task(plain(name), total=len(places), completed=known, note="")
+    with live(name, len(places), known) as shown:
         bad = 0
-        for record, failure in sweep.run(places):
+        for done, (record, failure) in enumerate(sweep.run(places), known + 1):
             bad += record.verdict not in ("holds", "known")
-            progress.update(task, advance=1, note=f"{bad} did not hold" if bad else "")
+            shown.update(done, f"{bad} did not hold" if bad else "")
             if record.verdict == "undecided":
                 line = f"undecided {record.broken} under {record.plan!r}"
-                progress.console.print(f"[yellow]{plain(line)}[/yellow]")
+                out.print(f"[yellow]{plain(line)}[/yellow]")
             if failure is not None:
-                progress.console.print("[bold red]violated[/bold red]")
+                out.print("[bold red]violated[/bold red]")
                 for line in failure_lines(failure, record.artefact):
-                    progress.console.print(f"    {plain(line)}")
+                    out.print(f"    {plain(line)}")
 
 
 def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:

@@ -15,21 +15,13 @@ import typer
 from rpcprops import _guard
 from rpcprops._files import check_output
 from rpcprops.cluster.options import parse_clock
-from rpcprops.commands.shared import (
-    CANNOT,
-    HOLDS,
-    INTERRUPTED,
-    MISUSE,
-    VIOLATED,
-    Clock,
-    err,
-    out,
-    plain,
-    progress_bar,
-)
+from rpcprops.commands.live import Line, err, live, out, plain
+from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE, VIOLATED, Clock
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
+    import pytest
+
     from rpcprops.upstream.data import UpstreamTest
 
 #: pytest's exit codes: passed, failed, interrupted, internal error, misuse, nothing selected.
@@ -97,7 +89,29 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     command += _option("--rpc-upstream-report", json_file)
     command += _option("--junitxml", junit)
     command += ["--collect-only", "-q"] if list_only else []
-    _leave(_pytest(command))
+    if sys.stdout.isatty():
+        _leave(_pytest(command))
+    # In a pipe, Python holds back what pytest prints until it is a few kilobytes.
+    with live("PyTorch's tests") as line:
+        code = _pytest(command, _Counting(line))
+    _leave(code)
+
+
+class _Counting:
+    """A plugin of pytest that shows how many tests have ended."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """The number of tests; with xdist, the process that prints collects none."""
+        if session.items:
+            self._line.begin(self._line.what, len(session.items))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One test has ended."""
+        if report.when == "teardown":
+            self._line.update(self._line.done + 1, report.nodeid)
 
 
 def _has_xdist() -> bool:
@@ -140,7 +154,6 @@ def _pytest(command: Sequence[str], *plugins: object) -> int:
 
 def _chosen(select: str) -> list[UpstreamTest]:
     """The tests that ``-k`` selects, as pytest selects them."""
-    import pytest
 
     class Chosen:
         def __init__(self) -> None:
@@ -180,11 +193,10 @@ def _run_in_harness(select: str, file: Path) -> NoReturn:
     )
     # Adds no row, but removes the incomplete row of a killed run.
     kept.append()
-    with progress_bar() as progress, log_file.open("ab") as log:
-        task = progress.add_task("PyTorch's harness", total=len(left), note="")
+    with live("PyTorch's harness", len(left)) as line, log_file.open("ab") as log:
 
         def on_end(said: str) -> None:
-            progress.update(task, advance=1, note=plain(said))
+            line.update(line.done + 1, said)
 
         for agent in ("TensorPipe", "Faulty"):
             names = [test.id for test in left if (test.agent == "faulty") == (agent == "Faulty")]

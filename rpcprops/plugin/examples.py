@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from rpcprops import profiles
+from rpcprops.plugin import styles
 from rpcprops.plugin.drawn import (
-    FAILURES,
     NOT_THE_TESTS,
     blob_so_far,
     draws_inside,
@@ -107,28 +107,32 @@ def call(
     """Run a test around the `yield`; if it fails, choose the example that is reported."""
     function = function_of(item)
     if not is_drawn(function):
-        return (yield from _call_plain(session, record))
-    with _prepared(item, function, session, record, watch):
-        try:
-            return (yield)
-        except FAILURES as error:
-            if not record.replayed and not isinstance(error, NOT_THE_TESTS):
-                choose_smallest(session, record)
-                record.needs = needed_faults(session, record)
-            raise
+        return (yield from _call_plain(item, session, record))
+
+    def on_failure(error: BaseException) -> None:
+        if not record.replayed and not isinstance(error, NOT_THE_TESTS):
+            choose_smallest(session, record)
+            record.needs = needed_faults(session, record)
+
+    with _prepared(item, function, session, record, watch), styles.failing(item, on_failure):
+        return (yield)
 
 
-def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, None]:
+def _call_plain(
+    item: pytest.Item, session: Session, record: ItemRecord
+) -> Generator[None, None, None]:
     """As :func:`call`, for a test without Hypothesis: the test is its only example."""
     record.examples = 1
-    try:
-        return (yield)
-    except FAILURES as error:
+
+    def on_failure(error: BaseException) -> None:
         recorded = session.take_recorded()
         record.count(recorded)
         if not isinstance(error, NOT_THE_TESTS):
             record.smallest = Failing(lambda: None, error, recorded)
-        raise
+
+    try:
+        with styles.failing(item, on_failure):
+            return (yield)
     finally:
         record.count(session.take_recorded())
 
@@ -148,7 +152,11 @@ def _prepared(
     if is_seeded:
         function._hypothesis_internal_use_seed = f"{seed}/{shard}"
     function._hypothesis_internal_use_settings = ours
-    handle.inner_test = watch(inner, session, record)
+
+    def install() -> None:
+        handle.inner_test = watch(handle.inner_test, session, record)
+
+    styles.before_call(item, install)
     try:
         yield
     finally:

@@ -11,8 +11,8 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-
 from _pytest._code.code import ExceptionChainRepr
+
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rpcprops import ClusterServer, FaultPlan, FaultTable, Outcome, Program, judge, run
+from rpcprops import ClusterServer, Counters, FaultPlan, FaultTable, Outcome, Program, judge, run
 from rpcprops.errors import UsageError
 from rpcprops.faults import delay_milliseconds, retry_wait
 from rpcprops.programs import Call, Context, Drop, Parallel, Pause, Remote
@@ -34,6 +34,10 @@ _BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"transport": None}, ["transport=None", "'tcp' or 'shm'"]),
     ({"leaks": "ignore"}, ["leaks='ignore'", "'raise' or 'allow'"]),
     ({"leaks": True}, ["leaks=True", "'raise' or 'allow'"]),
+    ({"leaks": [Counters(owners=1)]}, ["leaks=[Counters(owners=1", "or 2 Counters"]),
+    ({"leaks": [Counters(), 1]}, ["1]", "or 2 Counters"]),
+    ({"leaks": [Counters(), Counters(client_calls=1)]}, ["owners, forks and contexts only"]),
+    ({"leaks": [Counters(), Counters()], "init": False}, ["needs init=True", "settle(expect=...)"]),
     ({"clock": "fast"}, ["clock='fast'", "'auto', 'real', or a rate"]),
     ({"clock": 0}, ["clock=0", "1 to 1000"]),
     ({"clock": 0.5}, ["clock=0.5", "1 to 1000"]),

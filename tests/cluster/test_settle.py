@@ -14,7 +14,7 @@ import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 
 from rpcprops import RETRYABLE_MESSAGE_TYPES, Counters, FaultPlan, FaultTable
-from rpcprops.errors import ContextLeak, OwnerGone, RRefLeak, UsageError
+from rpcprops.errors import BrokenPromise, ContextLeak, OwnerGone, RRefLeak, UsageError
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.steps.in_rank.state import note_call
 
@@ -209,3 +209,24 @@ def test_a_call_that_never_comes_ends_no_settle_for_ever(rpc_cluster: ClusterFac
         assert phase is not None
         assert phase.verdict == "ok"
         assert phase.real_seconds < 5 + cluster.deadlines.unseen
+
+
+@pytest.mark.parametrize(
+    ("to", "error"),
+    [(["worker1"], ""), (["worker1", "worker1"], "RRefLeak"), ([], "OwnerGone")],
+    ids=["exactly", "more", "less"],
+)
+def test_a_known_leak(rpc_cluster: ClusterFactory, to: list[str], error: str) -> None:
+    """With Counters as leaks, more and less than they say are failures, and exactly it is none."""
+    cluster = rpc_cluster(world_size=2, leaks=OWNED)
+    if not error:
+        with cluster:
+            for name in to:
+                cluster.on(0).call(hold, name)
+        assert [rank.exit_code for rank in cluster.outcome.ranks] == [0, 0]
+        return
+    with pytest.raises(BrokenPromise, match="expected 1 owner, 1 fork") as caught:
+        with cluster:
+            for name in to:
+                cluster.on(0).call(hold, name)
+    assert type(caught.value).__name__ == error

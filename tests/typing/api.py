@@ -24,12 +24,12 @@ from rpcprops import (
     MessageType,
     Outcome,
     Program,
+    RpcCluster,
     Violation,
     strategies,
 )
 from rpcprops.cluster import ClusterOptions, RankFuture, RankProxy
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Refused, Remote, Settle, Share
-from rpcprops.pytest_plugin import ClusterFactory
 
 
 def work(x: int, factor: float = 1.0) -> str:
@@ -47,8 +47,9 @@ def use(value: Any, name: str) -> int:
     return int(value[name])
 
 
-async def nothing() -> None:
-    """Returns no value of interest."""
+async def count_later(n: int) -> int:
+    """A coroutine function, which a rank runs to its end."""
+    return n
 
 
 # Faults: torch's own words, plain strings or the enumeration, any collection of them.
@@ -144,13 +145,15 @@ def servers() -> None:
         init=False,
         deadline=10,
     )
+    server.cluster(world_size=2, leaks=[Counters(owners=1), Counters()])
+    server.cluster(world_size=2, leaks="ignore")  # type: ignore[arg-type]
     server.cluster(world_size=2, transport="ibv")  # type: ignore[arg-type]
     server.cluster(2)  # type: ignore[call-arg]
     server.cluster()  # type: ignore[call-arg]
     server.cluster(world_size=2, fautls=TABLE)  # type: ignore[call-arg]
 
 
-def fixtures(rpc_cluster: ClusterFactory) -> None:
+def fixtures(rpc_cluster: RpcCluster) -> None:
     """The fixture takes the options of a cluster, by name, and nothing else."""
     with rpc_cluster(world_size=2, faults=TABLE, names=("ps", "trainer"), clock=50) as cluster:
         assert_type(cluster, Cluster)
@@ -173,10 +176,13 @@ def calling(cluster: Cluster) -> None:
     assert_type(rank.submit(work, 1).done(), bool)
     assert_type(cluster.each(work, 1), list[str])
     assert_type(rank.call(lambda: 5), int)
+    assert_type(rank.call(count_later, 1), int)
+    assert_type(rank.submit(count_later, 1), RankFuture[int])
+    assert_type(cluster.each(count_later, 1), list[int])
     kept = rank.call(make, keep=True)
     assert_type(rank.call(use, kept, "a"), int)
-    rank.submit(work, "one")  # type: ignore[arg-type]
-    cluster.each(work)  # type: ignore[call-arg]
+    rank.submit(work, "one")  # type: ignore[call-overload]
+    cluster.each(work)  # type: ignore[call-overload]
 
 
 def looking(cluster: Cluster) -> None:

@@ -228,3 +228,24 @@ def test_a_folder_that_torch_writes_modules_to_stays_importable(
     finally:
         sys.path[:], sys.argv[:], sys.meta_path[:] = before[:3]
         os.chdir(before[3])
+
+
+def test_a_module_that_starts_ranks_on_import_is_told(tmp_path: Path) -> None:
+    """Ranks import it too: the error names the file and the guard of multiprocessing."""
+    file = tmp_path / "unguarded.py"
+    file.write_text("from rpcprops import ClusterServer\nClusterServer().start()\n")
+    code = (
+        "from rpcprops.cluster import finder\n"
+        f"modules = finder.ModuleMap(main={str(file)!r}, first=('__main__',))\n"
+        "try:\n"
+        "    finder.import_first(modules)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+        "finder.check_not_importing()\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert not said.stderr
+    assert f"{file} starts ranks while it is imported" in said.stdout
+    assert "if __name__ == '__main__':" in said.stdout
