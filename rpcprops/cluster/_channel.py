@@ -40,6 +40,7 @@ class Channel:
     calls: Mapping[str, int] = field(default_factory=dict)
     delayed_sends: Mapping[int, int] | None = None
     late_seconds: float = 0.0
+    shortest_timeout: float | None = None
     stack: str = ""
     shutdown_error: RaisedError | None = None
     counters_after_shutdown: Counters | None = None
@@ -149,6 +150,7 @@ class Channel:
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
+        self.shortest_timeout = seen["timeout"]
         self.delayed_sends = seen["delays"]
         self.late_seconds = max(self.late_seconds, seen["late"])
 
@@ -192,5 +194,6 @@ class Channel:
             stack=self.stack,
             processor_seconds=self.processor_seconds,
             late_seconds=self.late_seconds,
+            shortest_timeout=self.shortest_timeout,
             counters_after_shutdown=self.counters_after_shutdown,
         )

@@ -77,6 +77,7 @@ def _note_shutdown(channel: Channel, error: bytes, seen: Mapping[str, Any]) -> N
     channel.calls = seen["calls"]
     channel.late_seconds = max(channel.late_seconds, seen["late"])
     channel.counters_after_shutdown = seen.get("after")
+    channel.shortest_timeout = seen["timeout"]
     if error:
         raised = _functions.load_error(error, channel.rank)
         channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))

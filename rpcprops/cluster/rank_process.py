@@ -27,6 +27,7 @@ from torch.distributed import rpc
 from rpcprops import clock, fixture
 from rpcprops.cluster import _functions, _wire, finder, interpreter, namespaces
 from rpcprops.cluster._spec import WorldSpec
+from rpcprops.cluster._timeouts import Timeouts
 from rpcprops.errors import MachineCannot
 from rpcprops.outcomes import Counters
 from rpcprops.steps.in_rank import state
@@ -102,6 +103,7 @@ class _Rank:
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.interrupts = _Interrupts()
+        self.timeouts = Timeouts()
         self.keys = CounterKeys()
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
         self.fixture = fixture.RankFixture(
@@ -121,6 +123,7 @@ class _Rank:
         _functions.enter_rank(self.rank, own_network=bool(self.networks))
         fixture.set_this_rank(self.fixture)
         symbols.ignore_rref_leaks(self.spec.ignore_leaks)
+        self.timeouts.watch()
         try:
             if self.networks:
                 _enter_network(self.networks)
@@ -247,6 +250,7 @@ class _Rank:
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),
+            "timeout": self.timeouts.look(),
             "late": 0.0,
             "delays": None,
         }
