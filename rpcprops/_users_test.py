@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -81,7 +82,13 @@ class OfUser(Kind):
 
     def told(self, result: Replay) -> str:
         """One line that names the test, because pytest's output does not end with the name."""
-        return f"{result} ({result.artefact.subject})"
+        line = f"{result} ({result.artefact.subject})"
+        rare = _rare(result.artefact) if result.answer == "fixed" else ""
+        return (
+            f"{line}\nit failed in {rare} when it was found: --times 20 tells more"
+            if rare
+            else line
+        )
 
 
 def root_of(path: Path, artefact: Artefact) -> Path:
@@ -227,6 +234,12 @@ def replay_test(
                 clock_problem=said["clock_problem"],
             )
     return result
+
+
+def _rare(artefact: Artefact) -> str:
+    """How often a failure showed that did not show each time, as its artefact says; or empty."""
+    counts = [re.match(r"(\d+) of (\d+) at rate", said) for said in artefact.repeats]
+    return next((said[0] for said in counts if said is not None and said[1] != said[2]), "")
 
 
 def _clock_of(artefact: Artefact) -> str:

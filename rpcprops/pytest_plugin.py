@@ -52,7 +52,11 @@ class ClusterFactory:
         if without:
             plan = FaultPlan.of(options.get("faults"))
             options["faults"] = plan.without(without, check_world_size(options.get("world_size")))
-        return self._session.started().make_cluster(module, **options)
+        server = self._session.started()
+        timeout: object = options.get("rpc_timeout")
+        if isinstance(timeout, int | float) and options.get("clock") is None:
+            self._session.limits.learn(timeout)
+        return server.make_cluster(module, **options)
 
     @property
     def server(self) -> ClusterServer:

@@ -33,6 +33,7 @@ from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import shard_of
 from rpcprops.plugin.smallest import choose
+from rpcprops.plugin.timeouts import shortest_in
 
 #: Makes the body that Hypothesis runs for each example from the body of the test.
 Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
@@ -52,7 +53,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
         result, error = outcome_of(inner, args, kwargs)
         recorded = session.take_recorded()
         show_logs(recorded)
-        if session.limits.learn(recorded) and error is not None:
+        if session.limits.learn(shortest_in(recorded)) and error is not None:
             # Its clock was too fast for its own timeouts, so that run shows nothing.
             again = run_again(session, Failing(drawn.body(), error, recorded), rate=None)
             error, recorded = again.error, again.recorded
@@ -99,6 +100,8 @@ def _failure(
         known = Failing(drawn.body(), error, recorded, choices, drawn.reproduction())
         if not _counts(session, record, key, known):
             record.refuted.add(key)
+            if record.strict_until is None:
+                session.limits.slow_down()
             return None
     # Ordered by when each last failed: Hypothesis runs the smallest example last.
     record.failing.pop(key, None)
@@ -146,7 +149,7 @@ def call(
             return (yield from _call_plain(session, record))
         return (yield from _call_drawn(item, session, record, watch))
     finally:
-        record.clock_note = session.limits.note
+        record.clock_note = record.clock_note or session.limits.take_note()
         session.limits.end()
 
 
@@ -208,13 +211,14 @@ def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, N
     except FAILURES as error:
         recorded = session.take_recorded()
         record.count(recorded)
-        session.limits.learn(recorded)
+        if session.limits.learn(shortest_in(recorded)):
+            record.clock_note = session.limits.advice()
         if not isinstance(error, NOT_THE_TESTS):
             record.smallest = Failing(lambda: None, error, recorded)
         raise
     finally:
         recorded = session.take_recorded()
-        session.limits.learn(recorded)
+        session.limits.learn(shortest_in(recorded))
         record.count(recorded)
 
 

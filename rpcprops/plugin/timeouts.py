@@ -38,6 +38,7 @@ class Limits:
         self._server = server
         self._test = ""
         self._found: dict[str, tuple[float, float]] = {}
+        self._told: set[str] = set()
 
     def begin(self, nodeid: str) -> None:
         """A test begins. All parametrisations of a function are held to the same rate."""
@@ -48,27 +49,49 @@ class Limits:
         """The test has ended."""
         self._server.auto_limit = None
 
-    def learn(self, recorded: Recorded) -> bool:
-        """Hold the test to the rate that its timeouts need; whether that is slower than so far."""
-        timeout = shortest_in(recorded)
+    def learn(self, timeout: float | None) -> bool:
+        """Hold the test to the rate that a timeout needs; whether that is slower than so far."""
         if timeout is None or self._server.clock != "auto":
             return False
         before = self._server.auto_limit or self._server.rate
         if timeout / before >= REAL_SECONDS:
             return False
-        rate = rate_for(timeout)
+        self._hold_to(rate_for(timeout), timeout)
+        return True
+
+    def slow_down(self) -> None:
+        """A slower run did not show a failure: if the test passes timeouts, make it slower still.
+
+        Its calls may need more real time than :data:`REAL_SECONDS`.
+        """
+        if self._test in self._found:
+            rate, timeout = self._found[self._test]
+            self._hold_to(next((slower for slower in _RATES if slower <= rate / 4), 1.0), timeout)
+
+    def _hold_to(self, rate: float, timeout: float) -> None:
         try:
             self._server.rate_of(rate)
         except MachineCannot:
             rate = 1.0  # always possible
         self._found[self._test] = rate, timeout
         self._server.auto_limit = rate
-        return True
 
-    @property
-    def note(self) -> str:
-        """What was chosen for the test, in a sentence; empty if it runs at the usual rate."""
-        if self._test not in self._found:
+    def take_note(self) -> str:
+        """What was chosen for the test, in a sentence; empty after the first time, or if nothing.
+
+        It is said once for all parametrisations of a function.
+        """
+        if self._test not in self._found or self._test in self._told:
             return ""
+        self._told.add(self._test)
         rate, timeout = self._found[self._test]
         return f"ranks run at rate {rate:g}, because the code passes timeouts of {timeout:g} s"
+
+    def advice(self) -> str:
+        """What to do about a test that has run once, too fast for its timeouts."""
+        rate, timeout = self._found[self._test]
+        choice = f"{rate:g}" if rate > 1 else "real"
+        return (
+            f"the code passes timeouts of {timeout:g} s, which is too short at rate "
+            f"{self._server.rate:g}: choose --rpc-clock={choice}, or pass clock= to rpc_cluster"
+        )
