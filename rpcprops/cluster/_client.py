@@ -67,6 +67,10 @@ class ClusterServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def begin(self) -> None:
+        """Begin to start the server process, and do not wait; :meth:`start` then waits for less."""
+        self.servers.begin()
+
     def start(self) -> None:
         """Start the server process, once; it imports torch (1 to 3 real seconds)."""
         self.servers.start()
