@@ -13,8 +13,8 @@ from typing import Any
 from rpcprops.torch_facts import symbols
 
 #: The functions of torch's rpc.api through which every call with a timeout goes, and the position
-#: of the timeout in a call, as torch 2.5 to 2.15 call them. `rpc_sync`, `rpc_async` and the proxies
-#: of an RRef end in the first one, and `remote` in the others.
+#: of the timeout in its own calls of them. `rpc_sync`, `rpc_async` and the proxies of an RRef end
+#: in the first one, and `remote` in the others.
 _SENDERS = {
     "_invoke_rpc": 5,
     "_invoke_remote_builtin": 2,
@@ -50,7 +50,8 @@ class Timeouts:
 
     def _note(self, timeout: Any) -> None:
         # 0 means no timeout, and -1 that of the agent (torch's UNSET_RPC_TIMEOUT).
-        if isinstance(timeout, int | float) and timeout > 0:
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if is_number and timeout > 0:
             self.shortest = min(float(timeout), self.shortest or float(timeout))
 
     def _watched(
