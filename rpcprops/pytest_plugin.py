@@ -57,7 +57,7 @@ class ClusterFactory:
         server = self._session.started()
         timeout: object = options.get("rpc_timeout")
         if isinstance(timeout, int | float) and options.get("clock") is None:
-            self._session.limits.learn(timeout)
+            self._session.limits.learn_timeout(timeout)
         return server.make_cluster(module, **options)
 
     @property

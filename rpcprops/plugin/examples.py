@@ -33,7 +33,6 @@ from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import shard_of
 from rpcprops.plugin.smallest import choose
-from rpcprops.plugin.timeouts import shortest_in
 
 #: Makes the body that Hypothesis runs for each example from the body of the test.
 Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
@@ -53,7 +52,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
         result, error = outcome_of(inner, args, kwargs)
         recorded = session.take_recorded()
         show_logs(recorded)
-        if session.limits.learn(shortest_in(recorded)) and error is not None:
+        if session.limits.learn(recorded) and error is not None:
             # Its clock was too fast for its own timeouts, so that run shows nothing.
             again = run_again(session, Failing(drawn.body(), error, recorded), rate=None)
             error, recorded = again.error, again.recorded
@@ -211,14 +210,14 @@ def _call_plain(session: Session, record: ItemRecord) -> Generator[None, None, N
     except FAILURES as error:
         recorded = session.take_recorded()
         record.count(recorded)
-        if session.limits.learn(shortest_in(recorded)):
+        if session.limits.learn(recorded):
             record.clock_note = session.limits.advice()
         if not isinstance(error, NOT_THE_TESTS):
             record.smallest = Failing(lambda: None, error, recorded)
         raise
     finally:
         recorded = session.take_recorded()
-        session.limits.learn(shortest_in(recorded))
+        session.limits.learn(recorded)
         record.count(recorded)
 
 

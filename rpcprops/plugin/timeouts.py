@@ -17,9 +17,17 @@ REAL_SECONDS = 0.1
 _RATES = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0, 2.0)
 
 
-def shortest_in(recorded: Recorded) -> float | None:
-    """The shortest timeout that code has passed, in virtual seconds; None if there was none."""
-    seen = [rank.shortest_timeout for _, outcome in recorded for rank in outcome.ranks]
+def shortest_in(recorded: Recorded, rate: float) -> float | None:
+    """The shortest timeout that code has passed in clusters of that rate; None if there was none.
+
+    In virtual seconds.
+    """
+    seen = [
+        rank.shortest_timeout
+        for _, outcome in recorded
+        for rank in outcome.ranks
+        if outcome.clock_rate == rate
+    ]
     return min((timeout for timeout in seen if timeout is not None), default=None)
 
 
@@ -49,15 +57,23 @@ class Limits:
         """The test has ended."""
         self._server.auto_limit = None
 
-    def learn(self, timeout: float | None) -> bool:
-        """Hold the test to the rate that a timeout needs; whether that is slower than so far."""
+    def learn(self, recorded: Recorded) -> bool:
+        """Hold the test to the rate that its timeouts need; whether that is slower than so far."""
+        # Other rates were chosen by the code.
+        return self.learn_timeout(shortest_in(recorded, self._rate))
+
+    def learn_timeout(self, timeout: float | None) -> bool:
+        """As :meth:`learn`, for a timeout that the options of a cluster name."""
         if timeout is None or self._server.clock != "auto":
             return False
-        before = self._server.auto_limit or self._server.rate
-        if timeout / before >= REAL_SECONDS:
+        if timeout / self._rate >= REAL_SECONDS:
             return False
         self._hold_to(rate_for(timeout), timeout)
         return True
+
+    @property
+    def _rate(self) -> float:
+        return self._server.auto_limit or self._server.rate
 
     def slow_down(self) -> None:
         """A slower run did not show a failure: if the test passes timeouts, make it slower still.

@@ -134,16 +134,16 @@ def test_a_timeout_chooses_a_rate_that_leaves_it_a_tenth_of_a_second() -> None:
 
 
 def test_the_shortest_timeout_of_all_ranks_counts() -> None:
-    """Ranks that have passed none do not count."""
+    """Ranks that have passed none do not count, nor do clusters whose rate was chosen."""
     ranks = [RankOutcome(n, f"worker{n}", shortest_timeout=t) for n, t in enumerate((None, 5.0))]
     more = RankOutcome(0, "worker0", shortest_timeout=2.0)
     recorded = [
-        (FaultPlan(), Outcome(2, ranks=tuple(ranks))),
-        (FaultPlan(), Outcome(1, ranks=(more,))),
+        (FaultPlan(), Outcome(2, 400.0, ranks=tuple(ranks))),
+        (FaultPlan(), Outcome(1, 400.0, ranks=(more,))),
     ]
-    assert shortest_in(recorded) == 2.0
-    assert shortest_in(recorded[:1]) == 5.0
-    assert shortest_in([]) is None
+    assert shortest_in(recorded, 400.0) == 2.0
+    assert shortest_in(recorded[:1], 400.0) == 5.0
+    assert shortest_in(recorded, 100.0) is None
 
 
 def test_failures_that_do_not_count_are_one_line_for_each_test() -> None:
