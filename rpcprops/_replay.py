@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -121,6 +123,8 @@ def needed(
     run: Callable[[Sequence[str]], Replay],
     without: Sequence[str] = (),
     on_need: Callable[[Need], None] | None = None,
+    *,
+    seconds: float = math.inf,
 ) -> tuple[Need, ...]:
     """Leave out each fault in turn, on top of `without`; finally all unneeded ones at once.
 
@@ -128,8 +132,10 @@ def needed(
         run: runs the artefact without the faults of some names.
         on_need: called with each answer when it is known; the unneeded faults together come last,
             their names joined by " and ".
+        seconds: real seconds after which no other fault is tried.
     """
     found: list[Need] = []
+    end = time.monotonic() + seconds
 
     def tell(names: Sequence[str]) -> None:
         try:
@@ -143,10 +149,10 @@ def needed(
             on_need(need)
 
     for name in artefact.fault_names:
-        if name not in without:
+        if name not in without and time.monotonic() < end:
             tell([name])
     spare = [need.name for need in found if not need.is_needed]
-    if len(spare) > 1:
+    if len(spare) > 1 and time.monotonic() < end:
         tell(spare)
     return tuple(found)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._kinds import Again, Kind
 from rpcprops._replay import Replay, check_faults
-from rpcprops.cluster.rates import unasked_real_time
+from rpcprops.cluster.rates import DEFAULT_RATE, unasked_real_time
 from rpcprops.errors import UsageError
 from rpcprops.programs import Program
 from rpcprops.report.artefact import DIRECTORY, Artefact
@@ -80,7 +82,13 @@ class OfUser(Kind):
 
     def told(self, result: Replay) -> str:
         """One line that names the test, because pytest's output does not end with the name."""
-        return f"{result} ({result.artefact.subject})"
+        line = f"{result} ({result.artefact.subject})"
+        rare = _rare(result.artefact) if result.answer == "fixed" else ""
+        return (
+            f"{line}\nit failed in {rare} when it was found: --times 20 tells more"
+            if rare
+            else line
+        )
 
 
 def root_of(path: Path, artefact: Artefact) -> Path:
@@ -168,11 +176,11 @@ def replay_test(
 ) -> Replay:
     """Run the test of an artefact again in pytest, `times` times on the example that failed.
 
-    A test that draws inside its body, or one without Hypothesis, needs one pytest run each time.
+    A test without Hypothesis needs one pytest run each time.
 
     Args:
         without: names of faults that no cluster of the test gets.
-        clock: as for ``--rpc-clock``; None leaves pytest's own choice.
+        clock: as for ``--rpc-clock``; None is the rate that the test ran at.
         quiet: keep what pytest prints, and show it only when it cannot run the test.
 
     Raises:
@@ -185,8 +193,7 @@ def replay_test(
     command += ["--rootdir=.", "-p", "no:cacheprovider", "-q"]
     command.append(f"--rpc-transport={artefact.transport}")
     command += [f"--rpc-without-fault={name}" for name in dropped]
-    if clock is not None:
-        command.append(f"--rpc-clock={clock}")
+    command.append(f"--rpc-clock={clock or _clock_of(artefact)}")
     result = Replay(artefact, (), without=dropped)
     with _guard.scratch("rpcprops-replay-") as scratch:
         while result.times < times:
@@ -205,6 +212,13 @@ def replay_test(
                 name = f"killed by {signal.Signals(-done.returncode).name}"
                 result = replace(result, seen=(*result.seen, (name,)))
                 continue
+            differs = _difference(answer)
+            if differs:
+                msg = (
+                    f"the test draws differently now, so its example cannot be replayed: {differs} "
+                    f"To search for a failing example anew: pytest {shlex.quote(artefact.subject)}"
+                )
+                raise UsageError(msg)
             if done.returncode not in (0, 1) or not answer.exists():
                 if done.stdout:
                     sys.stdout.buffer.write(done.stdout)
@@ -220,6 +234,27 @@ def replay_test(
                 clock_problem=said["clock_problem"],
             )
     return result
+
+
+def _rare(artefact: Artefact) -> str:
+    """How often a failure showed that did not show each time, as its artefact says; or empty."""
+    counts = [re.match(r"(\d+) of (\d+) at rate", said) for said in artefact.repeats]
+    return next((said[0] for said in counts if said is not None and said[1] != said[2]), "")
+
+
+def _clock_of(artefact: Artefact) -> str:
+    """The clock at which a test ran, as ``--rpc-clock`` takes it."""
+    if artefact.clock_rate == DEFAULT_RATE:
+        return "auto"  # real time where this machine has no such clock, and pytest then says so
+    return f"{artefact.clock_rate!r}"
+
+
+def _difference(answer: Path) -> str:
+    """Why a test no longer draws an example, in a sentence; empty if it does."""
+    if not answer.exists():
+        return ""
+    said = str(json.loads(answer.read_text(encoding="utf-8"))["differs"])
+    return f"{said.rstrip('.')}." if said else ""
 
 
 def _is_node_id(subject: str) -> bool:

@@ -128,6 +128,8 @@ class RankOutcome:
         late_seconds: the longest that a timed wait returned after its deadline, in real seconds.
         counters_after_shutdown: what torch still counts once ``rpc.shutdown()`` has returned:
             RRefs, contexts and backward passes (the agent is gone). None where it was not called.
+        shortest_timeout: the shortest timeout that code has passed to torch, that of its options
+            included, in virtual seconds; None where no look has seen one.
     """
 
     rank: int
@@ -148,6 +150,7 @@ class RankOutcome:
     processor_seconds: float = 0.0
     late_seconds: float = 0.0
     counters_after_shutdown: Counters | None = None
+    shortest_timeout: float | None = None
 
     def describe_end(self) -> str:
         """How it ended, in words."""

@@ -5,7 +5,9 @@ The work of the hooks is in :mod:`rpcprops.plugin`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(plugin, "rpcprops-upstream")
 
 
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+    """If a file has a test of ours, its server imports torch while this process imports the file.
+
+    That saves the time of one import of torch, which tests mostly import as well.
+    """
+    if not parent.config.option.collectonly and _has_test_of_ours(module_path):
+        parent.config.stash[SESSION].server.begin()
+
+
+def _has_test_of_ours(path: Path) -> bool:
+    try:
+        return (
+            re.search(rb"^ *def test\w*\([^)]*\brpc_cluster\b", path.read_bytes(), re.M) is not None
+        )
+    except OSError:
+        return False  # pytest says so
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the fork server, if one was started, and all its ranks."""
     session = config.stash.get(SESSION, None)
@@ -76,6 +96,7 @@ def rpc_cluster(request: pytest.FixtureRequest) -> RpcCluster:
         session.started,
         transport=session.options.transport,
         without_faults=lambda: session.without_fault,
+        on_timeout=session.limits.learn_timeout,
     )
 
 

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NoReturn
 
 from hypothesis import event, reject
 from hypothesis import strategies as st
+from hypothesis.control import current_build_context
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rpcprops import runner as runners
@@ -89,10 +90,14 @@ class ClusterMachine(RuleBasedStateMachine):
     #: Runs whose slower runs failed because of a bug of ours, with the error.
     _unasked: ClassVar[dict[tuple[Program, FaultPlan, str], HarnessError]] = {}
     _written: ClassVar[Path | None] = None
+    #: Runs that real time has shown, and the file of the last of them.
+    _shown: ClassVar[set[tuple[Program, FaultPlan, str]]] = set()
+    _kept: ClassVar[Path | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._confirmed, cls._doubted, cls._unasked, cls._written = set(), set(), {}, None
+        cls._shown, cls._kept = set(), None
         cls._asked = checked_kinds(cls.kinds, parallel=True)
         for kind in cls._asked:
             if not hasattr(cls, f"step_{kind}"):
@@ -289,6 +294,7 @@ class ClusterMachine(RuleBasedStateMachine):
             f"program  {self.program!r}",
             f"plan     {self._plan!r}",
             self._replay(violations, outcome),
+            *self._repeats(violations[0], outcome),
         ]
         for line in lines:
             error.add_note(line)
@@ -324,9 +330,37 @@ class ClusterMachine(RuleBasedStateMachine):
             raise
         if said.is_confirmed:
             self._confirmed.add(promise)
+            self._shown.add(key)
         else:
             self._doubt(key, violation, is_undecided=said.is_undecided)
         return said.is_confirmed
+
+    def _repeats(self, violation: Violation, outcome: Outcome) -> list[str]:
+        """For the run that Hypothesis reports: whether real time shows this program too.
+
+        While Hypothesis shrinks, only the first run that breaks a promise is run in real time.
+        """
+        rate, promise = outcome.clock_rate, violation.promise
+        if self._shared or rate == 1.0 or not current_build_context().is_final:
+            return []
+        key = (self.program, self._plan, promise)
+        if key not in self._shown:
+            first = Sight.of(outcome, [violation])
+            said = confirm(rate, first, lambda at: self._again(at, promise), rates=(1.0,))
+            if not said.is_confirmed:
+                larger = f": {replay_line(self._kept)}" if self._kept is not None else ""
+                return [f"repeats  not in real time; a larger program showed it there{larger}"]
+            self._shown.add(key)
+            self._keep(self._written)
+        return ["repeats  1 of 1 at rate 1"]
+
+    def _keep(self, path: Path | None) -> None:
+        """Keep the file of a run that real time has shown, instead of that of an earlier one."""
+        cls = type(self)
+        if cls._kept is not None and cls._kept != path:
+            with suppress(OSError):
+                cls._kept.unlink()
+        cls._kept = path
 
     def _again(self, rate: float, promise: str) -> Sight:
         """What the program alone shows of a promise at `rate`, without what findings explain."""
@@ -358,10 +392,11 @@ class ClusterMachine(RuleBasedStateMachine):
                 "replay   by Hypothesis's @reproduce_failure line: rules of your own were run "
                 "(unconfirmed in real time; clock='real' finds it there)"
             )
+        promise = violations[0].promise
         artefact = Artefact(
             kind="program",
             subject=type(self).__name__,
-            promise=violations[0].promise,
+            promise=promise,
             head=tuple(describe_violations(violations)),
             program=self.program,
             plans=(self._plan,),
@@ -373,10 +408,12 @@ class ClusterMachine(RuleBasedStateMachine):
         path = write_or_say(artefact)
         cls = type(self)
         if isinstance(path, Path):
-            if cls._written is not None and cls._written != path:
+            if cls._written not in (None, path, cls._kept):
                 with suppress(OSError):
                     cls._written.unlink()
             cls._written = path
+            if outcome.clock_rate == 1.0 or (self.program, self._plan, promise) in self._shown:
+                self._keep(path)
         return f"replay   {replay_line(path)}"
 
 

@@ -47,6 +47,7 @@ class Channel:
     #: What the faults of each part of the run have done, by the number of the part.
     struck: Mapping[int, Struck] = field(default_factory=dict)
     late_seconds: float = 0.0
+    shortest_timeout: float | None = None
     stack: str = ""
     #: What holds the handles of RRefs and the contexts that leaked, in words.
     held: tuple[str, ...] = ()
@@ -167,6 +168,7 @@ class Channel:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
         self.note_sends(seen["sends"], seen["struck"])
+        self.shortest_timeout = seen["timeout"]
         self.delayed_sends = seen["delays"]
         self.late_seconds = max(self.late_seconds, seen["late"])
 
@@ -234,5 +236,6 @@ class Channel:
             stack=self.stack,
             processor_seconds=self.processor_seconds,
             late_seconds=self.late_seconds,
+            shortest_timeout=self.shortest_timeout,
             counters_after_shutdown=self.counters_after_shutdown,
         )

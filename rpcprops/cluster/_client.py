@@ -50,6 +50,8 @@ class ClusterServer:
         self.servers = Servers(check_clock(clock), check_network(network))
         #: Set while the examples of a confirmation run: the rate of clusters that name no clock.
         self.override_rate: float | None = None
+        #: The fastest rate of clusters whose clock nobody has chosen; None is the server's rate.
+        self.auto_limit: float | None = None
         #: Called with each cluster before its ranks are forked.
         self.on_start: Callable[[Cluster], None] | None = None
         #: Called with the plan and the outcome of each cluster that has ended, if it was started.
@@ -67,6 +69,10 @@ class ClusterServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin(self) -> None:
+        """Begin to start the server process, and do not wait; :meth:`start` then waits for less."""
+        self.servers.begin()
 
     def start(self) -> None:
         """Start the server process, once; it imports torch (1 to 3 real seconds)."""
@@ -126,6 +132,8 @@ class ClusterServer:
             MachineCannot: a rate was named that this machine cannot give.
         """
         chosen = self.servers.rates.of(clock)
+        if self.auto_limit is not None and self.clock == "auto" and clock in (None, "auto"):
+            chosen = min(chosen, self.auto_limit)
         return chosen if self.override_rate is None else min(chosen, self.override_rate)
 
     def cluster(self, **options: Unpack[ClusterOptions]) -> Cluster:

@@ -27,10 +27,12 @@ class RpcCluster:
         *,
         transport: Transport,
         without_faults: Callable[[], tuple[str, ...]],
+        on_timeout: Callable[[float], object],
     ) -> None:
         self._started = started
         self._transport: Transport = transport
         self._without_faults = without_faults
+        self._on_timeout = on_timeout
 
     def __repr__(self) -> str:
         return "<rpc_cluster>"
@@ -51,7 +53,11 @@ class RpcCluster:
             plan = FaultPlan.of(options.get("faults"))
             size = check_world_size(options.get("world_size"))
             options["faults"] = plan.without(without, size)
-        cluster = self._started().make_cluster(module, **options)
+        server = self._started()
+        timeout: object = options.get("rpc_timeout")
+        if isinstance(timeout, int | float) and options.get("clock") is None:
+            self._on_timeout(timeout)
+        cluster = server.make_cluster(module, **options)
         cluster.arming.left_out = without
         return cluster
 

@@ -105,6 +105,7 @@ def note_shutdown(
     channel.note_sends(counted, seen["struck"])
     channel.late_seconds = max(channel.late_seconds, seen["late"])
     channel.counters_after_shutdown = seen.get("after", channel.counters_after_shutdown)
+    channel.shortest_timeout = seen["timeout"]
     if error:
         raised = _functions.load_error(error, channel.rank)
         channel.shutdown_error = RaisedError(type(raised).__name__, text_of(raised))

@@ -58,11 +58,22 @@ class ForkServer:
         self._peer: Peer | None = None
         self._last_death = ""
         self._log: RankLog | None = None
+        self._begun_with: tuple[str, dict[str, str]] | None = None
 
     @property
     def is_started(self) -> bool:
         """Whether it was started and not stopped since; it may have died."""
-        return self._peer is not None
+        return self._peer is not None and self._begun_with is None
+
+    def begin(self, environ: Mapping[str, str]) -> None:
+        """Start the process and do not wait: it imports torch while this process does other work.
+
+        Raises:
+            MachineCannot: it cannot be started.
+        """
+        if self._peer is None:
+            self._popen(environ)
+            self._begun_with = _surroundings(environ)
 
     @property
     def is_gone(self) -> bool:
@@ -75,7 +86,10 @@ class ForkServer:
         Raises:
             MachineCannot: it cannot be started, or torch cannot be imported.
         """
-        self._popen(environ)
+        if self._begun_with != _surroundings(environ):
+            self.stop()  # what it has begun in is not what it must run in
+            self._popen(environ)
+        self._begun_with = None
         hello = self._wait_hello()
         self.torch_version = hello.torch_version
         self.arming_problem = hello.arming_problem
@@ -132,6 +146,7 @@ class ForkServer:
 
     def stop(self) -> None:
         """End the server and all that it forked; may be called again."""
+        self._begun_with = None
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -237,6 +252,12 @@ class ForkServer:
                 break
             time.sleep(0.005)
         return "it closed its socket"
+
+
+def _surroundings(environ: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """What a process inherits from this one, but for what pytest changes for each test."""
+    kept = {name: value for name, value in environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return os.getcwd(), kept
 
 
 def _describe_code(code: int) -> str:

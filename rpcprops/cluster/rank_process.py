@@ -37,6 +37,7 @@ from rpcprops.cluster import (
     stacks,
 )
 from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
+from rpcprops.cluster._timeouts import Timeouts
 from rpcprops.cluster.adoption import Adoption
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan
@@ -115,6 +116,7 @@ class _Rank:
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.interrupts = _Interrupts()
         self.injection = _injection.Injection()
+        self.timeouts = Timeouts()
         self.keys = CounterKeys()
         self.store = f"file:///proc/self/fd/{store_fd}"
         self.adoption: Adoption | None = None
@@ -138,6 +140,7 @@ class _Rank:
         _tracing.trace_requests()
         # A program must not see an error that it sees nowhere else: torch's own setting is True.
         symbols.ignore_rref_leaks(self.spec.ignore_leaks or self.spec.init == "adopt")
+        self.timeouts.watch()
         try:
             if self.networks:
                 _enter_network(self.networks)
@@ -356,6 +359,7 @@ class _Rank:
             "calls": dict(state.ran),
             "sends": sends.counts(),
             "struck": self.injection.struck(),
+            "timeout": self.timeouts.look(),
             "late": 0.0,
             "delays": None,
         }

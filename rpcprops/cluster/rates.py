@@ -12,7 +12,7 @@ from rpcprops.cluster.options import ClockChoice, check_clock
 from rpcprops.errors import MachineCannot
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
-_DEFAULT_RATE = 400.0
+DEFAULT_RATE = 400.0
 
 
 def unasked_real_time(problem: str) -> str:
@@ -69,7 +69,7 @@ class Rates:
         if self._library_problem:
             self._fall_back(self._library_problem)
             return
-        rate = _DEFAULT_RATE if self.choice == "auto" else float(self.choice)
+        rate = DEFAULT_RATE if self.choice == "auto" else float(self.choice)
         try:
             self._verify(rate)
         except MachineCannot as error:

@@ -43,6 +43,12 @@ class Servers:
         #: Whether a signal ended the server the last time it was started.
         self._was_killed = False
 
+    def begin(self) -> None:
+        """Begin to start the fork server, and do not wait. What goes wrong is said by `start`."""
+        with contextlib.suppress(MachineCannot, OSError):
+            if not self.root.is_started:
+                self.root.begin(self.rates.environment(os.environ))
+
     def start(self) -> None:
         """Start the fork server, once; it imports torch (1 to 3 real seconds).
 

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from rpcprops.report.artefact import Artefact
     from rpcprops.runner import Runner
 
-#: Real seconds for finding out which faults are needed, if nobody asked for that.
+#: Real seconds for finding out which faults are needed, if nobody asked for that, and if they did.
 _CHEAP_SECONDS = 30.0
+_NEEDED_SECONDS = 300.0
 
 
 def replay(
@@ -61,7 +62,8 @@ def replay(
         typer.Option(
             "--needed/--no-needed",
             help="Leave out each fault in turn, and say which the failure needs. Done by itself "
-            f"where it is likely to take less than {_CHEAP_SECONDS:g} s.",
+            f"where it is likely to take less than {_CHEAP_SECONDS:g} s. It first says how many "
+            f"runs that takes, and starts no run after {_NEEDED_SECONDS:g} s.",
         ),
     ] = None,
     script: Annotated[
@@ -120,7 +122,7 @@ def replay(
         seconds = time.monotonic() - began
         out.print(plain(kind.told(result)))
         if result.failed:
-            _say_needed(artefact, run, without, needed, seconds)
+            _say_needed(artefact, run, without, needed, seconds, times)
         # A runner of programs prints that itself, once it is closed.
         say_clock_problem(result.clock_problem)
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
@@ -219,6 +221,7 @@ def _say_needed(
     without: Sequence[str],
     asked: bool | None,
     seconds: float,
+    runs: int,
 ) -> None:
     """Say which faults a failure needs, if asked to, or if a try of `seconds` makes it cheap."""
     from rpcprops._replay import needed
@@ -229,7 +232,9 @@ def _say_needed(
         return
     if asked is False:
         return
-    estimate = seconds * (len(left) + 1)
+    # One try without each fault, and one without all that are not needed.
+    tries = len(left) + (len(left) > 1)
+    estimate = seconds * tries
     if asked is None and estimate > _CHEAP_SECONDS:
         out.print(f"needed   not tried: it may take {estimate:.0f} s; --needed tries it")
         return
@@ -237,7 +242,12 @@ def _say_needed(
     def on_need(need: Need) -> None:
         out.print(f"  {plain(str(need))}")
 
+    times = f"at most {tries} tries of {runs} runs, about {estimate:.0f} s"
+    out.print(f"needed   leaving out each fault in turn: {times}; ends after {_NEEDED_SECONDS:g} s")
     with live("leaving out each fault in turn"):
-        found = needed(artefact, run, without, on_need)
+        found = needed(artefact, run, without, on_need, seconds=_NEEDED_SECONDS)
+    missed = [name for name in left if name not in [need.name for need in found]]
+    if missed:
+        out.print(f"needed   not tried, for want of time: {', '.join(missed)}")
     names = [need.name for need in found if need.is_needed and " and " not in need.name]
     out.print(f"needed   {', '.join(names) or 'none of them by itself'}")

@@ -10,6 +10,7 @@ fails with that error at once.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -19,21 +20,21 @@ import pytest
 from rpcprops import profiles
 from rpcprops.plugin import styles
 from rpcprops.plugin.drawn import (
+    FAILURES,
     NOT_THE_TESTS,
-    blob_so_far,
-    draws_inside,
-    example_key,
-    example_runner,
+    Drawn,
     function_of,
     is_drawn,
     outcome_of,
+    starting_from,
     tell_hypothesis,
 )
-from rpcprops.plugin.failures import choose_smallest, counts
+from rpcprops.plugin.failures import counts, run_again
 from rpcprops.plugin.needed import needed_faults
 from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import shard_of
+from rpcprops.plugin.smallest import choose
 
 #: Makes the body that Hypothesis runs for each example from the body of the test.
 Watch = Callable[[Callable[..., Any], Session, ItemRecord], Callable[..., Any]]
@@ -46,40 +47,87 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
     def example(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         session.take_recorded()
-        is_open = draws_inside(args, kwargs)
-        _is_in_flight(session, is_open)
-        key = example_key(args, kwargs)
-        known = record.failing.get(key)
+        drawn = Drawn(inner, args, kwargs)
+        session.in_flight.example(drawn.reproduction)
+        if _was_refuted(record, drawn):
+            return None
         result, error = outcome_of(inner, args, kwargs)
         recorded = session.take_recorded()
         show_logs(recorded)
-        if known is None:
-            record.count(recorded)
-            record.examples += 1
-        if key in record.not_the_tests:
-            # It failed here before: the result of an example must not change.
-            raise record.not_the_tests[key]
-        if isinstance(error, NOT_THE_TESTS):
-            if not is_open:
-                record.not_the_tests[key] = error
-            raise error
+        if session.limits.learn(recorded) and error is not None:
+            # Its clock was too fast for its own timeouts, so that run shows nothing.
+            again = run_again(session, Failing(drawn.body(), error, recorded), rate=None)
+            error, recorded = again.error, again.recorded
+        failure = _failure(session, record, drawn, error, recorded)
+        if failure is not None:
+            raise failure
         if error is None:
-            if known is not None:
-                # It failed before: the result of an example must not change.
-                raise known.error
             tell_hypothesis(recorded)
-            return result
-        if recorded:
-            body = functools.partial(inner, *args, **kwargs)
-            failing = Failing(body, error, recorded, is_open)
-            if known is None and not _counts(session, record, key, failing):
-                return None
-            # Ordered by when each last failed: Hypothesis runs the smallest example last.
-            record.failing.pop(key, None)
-            record.failing[key] = failing
-        raise error
+        return result
 
     return example
+
+
+def _failure(
+    session: Session,
+    record: ItemRecord,
+    drawn: Drawn,
+    error: BaseException | None,
+    recorded: Recorded,
+) -> BaseException | None:
+    """What an example that has run must raise; None if it passes, or its failure does not count.
+
+    The result of an example must not change: Hypothesis would call the test flaky.
+    """
+    __tracebackhide__ = True
+    # A test that draws inside its body has drawn all by now.
+    key = drawn.key
+    known = record.failing.get(key)
+    if known is None:
+        record.count(recorded)
+        record.examples += 1
+    if key in record.not_the_tests:
+        return record.not_the_tests[key]
+    if isinstance(error, NOT_THE_TESTS):
+        record.not_the_tests[key] = error
+        return error
+    if known is not None:
+        if error is not None and type(error) is type(known.error):
+            known.error, known.recorded = error, recorded
+    elif error is None:
+        return None
+    else:
+        choices = None if drawn.is_explicit else drawn.choices
+        known = Failing(drawn.body(), error, recorded, choices, drawn.reproduction())
+        if not _counts(session, record, key, known):
+            record.refuted.add(key)
+            if record.strict_until is None:
+                session.limits.slow_down()
+            return None
+    # Ordered by when each last failed: Hypothesis runs the smallest example last.
+    record.failing.pop(key, None)
+    record.failing[key] = known
+    return known.error
+
+
+def _was_refuted(record: ItemRecord, drawn: Drawn) -> bool:
+    """Whether an example that is about to run has failed before and counts as passing.
+
+    Raises:
+        BaseException: it has failed before, and counts.
+        StopTest: (Hypothesis's) there is no time left for a new example.
+    """
+    __tracebackhide__ = True
+    if drawn.is_final:
+        return False  # it runs once more, so that its notes are printed
+    known = record.failing.get(drawn.key)
+    if known is not None:
+        raise known.error
+    if drawn.key in record.refuted:
+        return True
+    if record.strict_until is not None and time.monotonic() > record.strict_until:
+        drawn.give_up()
+    return False
 
 
 def _counts(session: Session, record: ItemRecord, key: Any, failing: Failing) -> bool:
@@ -92,30 +140,70 @@ def _counts(session: Session, record: ItemRecord, key: Any, failing: Failing) ->
         raise
 
 
-def _is_in_flight(session: Session, is_open: bool) -> None:
-    """Write down the next example; if it draws inside its body, what it has drawn when asked."""
-    if is_open:
-        session.in_flight.example(blob_so_far)
-    else:
-        blob = blob_so_far()
-        session.in_flight.example(lambda: blob)
-
-
 def call(
     item: pytest.Item, session: Session, record: ItemRecord, watch: Watch = watched
 ) -> Generator[None, None, None]:
     """Run a test around the `yield`; if it fails, choose the example that is reported."""
-    function = function_of(item)
-    if not is_drawn(function):
-        return (yield from _call_plain(item, session, record))
+    session.limits.begin(item.nodeid)
+    try:
+        if not is_drawn(function_of(item)):
+            return (yield from _call_plain(session, record))
+        return (yield from _call_drawn(item, session, record, watch))
+    finally:
+        record.clock_note = record.clock_note or session.limits.take_note()
+        session.limits.end()
 
-    def on_failure(error: BaseException) -> None:
-        if not record.replayed and not isinstance(error, NOT_THE_TESTS):
-            choose_smallest(session, record)
-            record.needs = needed_faults(session, record)
+
+def _call_drawn(
+    item: pytest.Item, session: Session, record: ItemRecord, watch: Watch
+) -> Generator[None, None, None]:
+    """As :func:`call`, for a test whose examples Hypothesis draws."""
+    function = function_of(item)
+
+    def on_failure(error: BaseException) -> BaseException:
+        if record.replayed or isinstance(error, NOT_THE_TESTS):
+            return error
+        shown = choose(session, record, error, lambda start: _search(item, function, start))
+        record.needs = needed_faults(session, record)
+        return shown
 
     with _prepared(item, function, session, record, watch), styles.failing(item, on_failure):
         return (yield)
+
+
+def _search(item: Any, function: Any, start: Failing) -> BaseException | None:
+    """Let Hypothesis shrink from an example that failed; what it raises."""
+    import hypothesis
+
+    if not styles.can_run_again(item):
+        return None
+    key = "_hypothesis_internal_database_key"
+    settings = function._hypothesis_internal_use_settings
+    phases = [phase for phase in settings.phases if phase is hypothesis.Phase.shrink]
+    is_keyed = hasattr(function, key)
+    core: Any = hypothesis.core
+    if not is_keyed and core.global_force_seed is not None:
+        # With --hypothesis-seed, Hypothesis asks no database unless it has a key.
+        setattr(function, key, b"rpcprops")
+    if function._hypothesis_internal_use_seed is None:
+        function._hypothesis_internal_use_seed = 0  # where Hypothesis is derandomized, so is this
+    function._hypothesis_internal_use_settings = hypothesis.settings(
+        settings,
+        derandomize=False,
+        database=starting_from(start.choices or (), settings.database),
+        phases=[hypothesis.Phase.reuse, *phases],
+    )
+    try:
+        item.runtest()
+    except NOT_THE_TESTS:
+        raise
+    except FAILURES as error:
+        return error
+    finally:
+        function._hypothesis_internal_use_settings = settings
+        if not is_keyed and hasattr(function, key):
+            delattr(function, key)
+    return None
 
 
 def _call_plain(
@@ -124,17 +212,22 @@ def _call_plain(
     """As :func:`call`, for a test without Hypothesis: the test is its only example."""
     record.examples = 1
 
-    def on_failure(error: BaseException) -> None:
+    def on_failure(error: BaseException) -> BaseException:
         recorded = session.take_recorded()
         record.count(recorded)
+        if session.limits.learn(recorded):
+            record.clock_note = session.limits.advice()
         if not isinstance(error, NOT_THE_TESTS):
             record.smallest = Failing(lambda: None, error, recorded)
+        return error
 
     try:
         with styles.failing(item, on_failure):
             return (yield)
     finally:
-        record.count(session.take_recorded())
+        recorded = session.take_recorded()
+        session.limits.learn(recorded)
+        record.count(recorded)
 
 
 @contextmanager
@@ -142,7 +235,6 @@ def _prepared(
     item: pytest.Item, function: Any, session: Session, record: ItemRecord, watch: Watch
 ) -> Generator[None, None, None]:
     """While a Hypothesis test runs, change its settings, and give it a body that we can rerun."""
-    example_runner()
     handle = function.hypothesis
     inner = handle.inner_test
     settings = getattr(function, "_hypothesis_internal_use_settings", None)

@@ -1,14 +1,11 @@
-"""Failures of tests: confirms them at slower rates, chooses the smallest one and describes it.
+"""Failures of tests: confirms them at slower rates, and describes the one that is reported.
 
-A failure under a fast clock counts only once real time has shown it: the body of the example runs
-again with the same arguments, for the first failure of each kind and for the smallest one. This is
-impossible for a test that draws inside its body (``st.data()``), so its failures are reported as
-unconfirmed.
+A failure under a fast clock counts only once real time has shown it: the example runs again, by
+what Hypothesis chose for it. :mod:`rpcprops.plugin.smallest` chooses which example is reported.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,31 +16,14 @@ from rpcprops.confirmation import OWN_CODE_SLACK, Confirmation, Sight, confirm, 
 from rpcprops.errors import BrokenPromise, first_line_of, text_of
 from rpcprops.oracle import account, judge
 from rpcprops.outcomes import Violation
-from rpcprops.plugin.drawn import (
-    FAILURES,
-    NOT_THE_TESTS,
-    example_runner,
-    function_of,
-    is_drawn,
-)
-from rpcprops.plugin.records import UNDECIDED, Failing, ItemRecord, Recorded
+from rpcprops.plugin.drawn import EXPLICIT, FAILURES, NOT_THE_TESTS, is_rejected
+from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
 from rpcprops.report import artefact as artefacts
 
-#: How often the smallest failing example is rerun at its own rate, to see how often it fails again.
-_REPEATS = 3
-#: How many failing examples are tried at rate 1, from the smallest up.
-_CONFIRMATIONS = 3
-#: Said of a test that draws inside its body, because we cannot run its examples again.
-_UNREPEATED = "not tried: the test draws inside its body, so an example cannot be run again"
-_UNCONFIRMED = (
-    "unconfirmed: the test draws inside its body, so an example cannot be run again in real time; "
-    "--rpc-clock=real finds it there"
-)
 #: The most lines of one kind in the description of a cluster.
 _MOST_OF_A_KIND = 6
-_BLOB = re.compile(r"@reproduce_failure\('([^']+)', (b'[^']*')\)")
 
 
 @dataclass(frozen=True)
@@ -61,36 +41,38 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
         HarnessError: the run failed because of a bug of ours, and shows nothing of the example.
         MachineCannot: the same, because of a limit of this machine.
     """
-    raised: list[BaseException] = []
-    recorded: Recorded = []
-
-    def body() -> None:
-        try:
-            failing.body()
-        except FAILURES as error:
-            raised.append(error)
-
+    error: BaseException | None = None
     session.server.override_rate = rate
     session.in_flight.again()
     try:
-        example_runner()(body)
+        failing.body()
+    except FAILURES as raised:
+        if isinstance(raised, NOT_THE_TESTS):
+            raise
+        error = raised
+    except BaseException as raised:
+        # It drew more than the first time, so it is another example, which shows nothing.
+        if not is_rejected(raised):
+            raise
     finally:
         session.server.override_rate = None
-        recorded += session.take_recorded()
-    if raised and isinstance(raised[0], NOT_THE_TESTS):
-        # Raised here, because Hypothesis would run the body again to see whether it repeats.
-        raise raised[0]
-    return Again(raised[0] if raised else None, recorded)
+        recorded = session.take_recorded()
+    return Again(error, recorded)
 
 
 def counts(session: Session, record: ItemRecord, failing: Failing) -> bool:
-    """Whether a failure counts: a new kind must repeat in real time, others at the fast rate."""
-    if failing.draws_inside:
-        return True
+    """Whether a failure counts: a new kind must repeat in real time, others at the fast rate.
+
+    While the record is strict, all must repeat in real time.
+    """
     kind = type(failing.error)
+    if not failing.recorded:
+        return True  # no rank was there, so no clock either
+    if record.strict_until is not None:
+        return confirmation(session, failing, rates=(1.0,)).is_confirmed
     if kind in record.confirmed:
         return isinstance(run_again(session, failing, rate=None).error, kind)
-    said = _confirmation(session, failing)
+    said = confirmation(session, failing)
     if said.is_confirmed:
         record.confirmed.add(kind)
         record.first_ones.append(failing)
@@ -100,7 +82,7 @@ def counts(session: Session, record: ItemRecord, failing: Failing) -> bool:
     return said.is_confirmed
 
 
-def _confirmation(
+def confirmation(
     session: Session, failing: Failing, rates: Sequence[float] | None = None
 ) -> Confirmation:
     """What slower rates show of a failing example."""
@@ -108,7 +90,10 @@ def _confirmation(
 
     def run(rate: float) -> Sight:
         again = run_again(session, failing, rate)
-        if not isinstance(again.error, kind):
+        shows = isinstance(again.error, kind)
+        if rate == 1.0:
+            failing.real.append(shows)
+        if again.error is None or not shows:
             return Sight(False)
         # A failure of the test's own code counts in real time, however late the ranks were: any
         # run without us would report it too.
@@ -135,45 +120,6 @@ def in_time(error: BaseException, recorded: Recorded) -> bool:
     return all(is_decided(own, outcome) for _, outcome in recorded)
 
 
-def choose_smallest(session: Session, record: ItemRecord) -> None:
-    """Find the smallest failing example that real time shows, and how often it repeats."""
-    # Hypothesis runs the smallest last.
-    candidates = list(reversed(record.failing.values()))
-    tried = candidates[:_CONFIRMATIONS]
-    # The first failure of each kind was confirmed when it was found.
-    tried += [failing for failing in record.first_ones if failing not in tried]
-    loaded = False
-    for failing in tried:
-        is_fast = failing.fastest != 1.0
-        if failing.draws_inside:
-            record.smallest = failing
-            record.repeats.append(_UNCONFIRMED if is_fast else _UNREPEATED)
-            return
-        if is_fast:
-            said = _confirmation(session, failing, rates=(1.0,))
-            if not said.is_confirmed:
-                loaded |= said.is_undecided
-                continue
-        record.repeats.append(_repeats(session, failing))
-        if is_fast:
-            record.repeats.append("1 of 1 at rate 1")
-        record.smallest = failing
-        record.is_last = failing is candidates[0]
-        return
-    if record.failing:
-        record.smallest = list(record.failing.values())[-1]
-        record.repeats.append(UNDECIDED if loaded else "not in real time")
-
-
-def _repeats(session: Session, failing: Failing) -> str:
-    """How often a failing example fails again at its own rate, in words."""
-    kind = type(failing.error)
-    again = [run_again(session, failing, None) for _ in range(_REPEATS)]
-    failed = sum(isinstance(one.error, kind) for one in again)
-    rate = failing.recorded[0][1].clock_rate if failing.recorded else 1.0
-    return f"{failed} of {_REPEATS} at rate {rate:g}"
-
-
 def failure_lines(
     item: pytest.Item, error: BaseException, record: ItemRecord, session: Session
 ) -> list[str]:
@@ -189,12 +135,9 @@ def failure_lines(
         lines.append(f"repeats  {', '.join(record.repeats)}")
     if session.options.replay is not None:
         return lines  # the artefact exists already, and contains more than this run shows
-    blob = None
-    # Hypothesis's line is for its last example; without the line, a replay runs the whole test.
-    if record.is_last and is_drawn(function_of(item)):
-        blob = next((m for note in _notes(error) for m in _BLOB.finditer(note)), None)
-    if blob is not None:
-        lines.append(f"redraw   {blob.group()}")
+    version, blob = smallest.reproduction or ("", "")
+    if blob and not blob.startswith(EXPLICIT):
+        lines.append(f"redraw   @reproduce_failure({version!r}, {blob})")
     artefact = artefacts.Artefact(
         kind="pytest",
         subject=without_shard(item.nodeid),
@@ -206,10 +149,10 @@ def failure_lines(
         ),
         plans=tuple(plan for plan, _ in smallest.recorded),
         outcomes=tuple(outcome for _, outcome in smallest.recorded),
-        clock_rate=session.server.rate,
+        clock_rate=smallest.fastest if smallest.recorded else session.server.rate,
         transport=session.options.transport,
         repeats=tuple(record.repeats),
-        reproduction=None if blob is None else (blob.group(1), blob.group(2)),
+        reproduction=smallest.reproduction,
         rootdir=str(item.config.rootpath),
     )
     path = artefacts.write_or_say(artefact, item.config.rootpath / artefacts.DIRECTORY)

@@ -26,7 +26,7 @@ def needed_faults(session: Session, record: ItemRecord) -> list[str]:
     type in turn, at all ranks. No run starts that may end after `_MOST_SECONDS` real seconds.
     """
     failing = record.smallest
-    if failing is None or failing.draws_inside:
+    if failing is None:
         return []
     names = _names(failing)
     if not names:

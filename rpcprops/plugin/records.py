@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from rpcprops.outcomes import Outcome
 #: Words for a failure that slower rates did not show, and for one whose ranks were too late.
 NOT_SHOWN = "not confirmed in real time"
 UNDECIDED = "undecided, the machine was too loaded"
+#: A rate that leaves honest work twenty times as long as the usual one.
+_SLOWER = 20.0
 #: The report property that holds the line about a file that could not be written.
 UNWRITTEN = "rpcprops-unwritten"
 #: The plans and outcomes of clusters, in the order in which the clusters ended.
@@ -25,12 +27,20 @@ Recorded = list[tuple[FaultPlan, Outcome]]
 
 @dataclass
 class Failing:
-    """A failing example: how to run it again, and what it raised."""
+    """A failing example: how to run it again, and what it raised.
+
+    Attributes:
+        choices: what Hypothesis chose for it; None if it chose nothing.
+        reproduction: the same for an artefact: Hypothesis's version, and a blob.
+        real: for each run of it in real time, whether it failed in the same way.
+    """
 
     body: Callable[[], Any]
     error: BaseException
     recorded: Recorded
-    draws_inside: bool = False
+    choices: tuple[Any, ...] | None = None
+    reproduction: tuple[str, str] | None = None
+    real: list[bool] = field(default_factory=list)
 
     @property
     def fastest(self) -> float:
@@ -47,29 +57,39 @@ class ItemRecord:
         fired: the faults that fired in them.
         armed: examples with a fault to inject.
         confirmed: kinds of failure that real time has shown.
+        fastest: the rate of the fastest cluster.
+        clock_note: a sentence about the rate, if the code's timeouts have decided it; else empty.
         replayed: for a replay, the exception type of each run, empty for a run that passed.
+        differs: for a replay, why the test no longer draws the example; else empty.
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: such failures whose ranks had been too late to prove anything.
+        refuted: failing examples that slower runs did not show: they count as passing.
         not_the_tests: examples with an error that is not one of the code under test.
         needs: lines that say which faults the smallest failing example needs.
+        strict_until: while it is not None, each failing example must show in real time; after that
+            time (of ``time.monotonic()``) no new example is run.
         left_out: clusters that are counted but not kept, because one example had too many.
     """
 
     examples: int = 0
     clusters: int = 0
     armed: int = 0
+    fastest: float = 0.0
+    clock_note: str = ""
     fired: Counter[str] = field(default_factory=Counter)
     confirmed: set[type[BaseException]] = field(default_factory=set)
     first_ones: list[Failing] = field(default_factory=list)
     failing: dict[Any, Failing] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+    refuted: set[Any] = field(default_factory=set)
     not_the_tests: dict[Any, HarnessError | MachineCannot] = field(default_factory=dict)
+    strict_until: float | None = None
     smallest: Failing | None = None
-    is_last: bool = True
     repeats: list[str] = field(default_factory=list)
     replayed: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
+    differs: str = ""
     left_out: int = 0
     armed_left_out: bool = False
 
@@ -86,11 +106,32 @@ class ItemRecord:
     def count_cluster(self, plan: FaultPlan, outcome: Outcome) -> None:
         """Count a cluster that has ended, also one that only repeats an example."""
         self.clusters += 1
+        self.fastest = max(self.fastest, outcome.clock_rate)
         self.fired.update(fired_by_type(account(None, plan, outcome)))
 
     def doubt(self, line: str, *, is_undecided: bool) -> None:
         """Record the line about a failure that slower rates did not show."""
         (self.undecided if is_undecided else self.unconfirmed).append(line)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about failures that are undecided."""
+        clock = f"{_SLOWER:g}" if self.fastest > _SLOWER else "real"
+        option = repr(clock) if clock == "real" else clock
+        return f"a slower clock helps: --rpc-clock={clock}, or rpc_cluster(..., clock={option})"
+
+
+def summary_lines(summary: dict[str, Any]) -> Generator[str, None, None]:
+    """One line for each kind of failure of a test that does not count, and one about its clock."""
+    for words, lines, remedy in (
+        (NOT_SHOWN, summary["unconfirmed"], ""),
+        (UNDECIDED, summary["undecided"], f"; {summary['remedy']}"),
+    ):
+        if lines:
+            more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
+            yield f"{words}: {summary['nodeid']}: {lines[0]}{more}{remedy}"
+    if summary["clock"]:
+        yield f"{summary['nodeid']}: {summary['clock']}"
 
 
 #: The key under which a test's item has its record until it is reported.

@@ -23,7 +23,14 @@ from rpcprops.cluster.stacks import without_ours
 from rpcprops.errors import UsageError, text_of
 from rpcprops.plugin.drawn import NOT_THE_TESTS, function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
-from rpcprops.plugin.records import ITEM, NOT_SHOWN, UNDECIDED, UNWRITTEN, ItemRecord
+from rpcprops.plugin.records import (
+    ITEM,
+    NOT_SHOWN,
+    UNDECIDED,
+    UNWRITTEN,
+    ItemRecord,
+    summary_lines,
+)
 from rpcprops.plugin.session import Session
 from rpcprops.plugin.shards import without_shard
 from rpcprops.report.in_flight import Died, collect, died_line
@@ -122,6 +129,8 @@ def _summary_of(
         "fired_by_type": dict(sorted(record.fired.items())),
         "unconfirmed": record.unconfirmed,
         "undecided": record.undecided,
+        "remedy": record.remedy if record.undecided else "",
+        "clock": record.clock_note,
         "seconds": round(call.duration, 3),
     }
 
@@ -215,12 +224,8 @@ class Summary:
                     f"({counted(summary['examples'], 'example')})",
                     yellow,
                 )
-            for words, lines in (
-                (NOT_SHOWN, summary["unconfirmed"]),
-                (UNDECIDED, summary["undecided"]),
-            ):
-                for line in lines:
-                    yield f"{words}: {summary['nodeid']}: {line}", yellow
+            for line in summary_lines(summary):
+                yield line, yellow
         for words, nodeid, line in self.of_machines:
             yield f"{words}: {nodeid}: {line}", yellow
         for line in self.unwritten:

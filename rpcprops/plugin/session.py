@@ -16,6 +16,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
 from rpcprops.plugin.records import ItemRecord, Recorded
+from rpcprops.plugin.timeouts import Limits
 from rpcprops.report.in_flight import InFlight
 from rpcprops.report.output import Echo
 
@@ -34,6 +35,7 @@ class Session:
         self.options = options
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
+        self.limits = Limits(self.server)
         self.in_flight = InFlight(config.rootpath, "pytest")
         #: The process that controls this one, if this is an xdist worker that is not watched yet.
         self._controller = os.getppid() if is_worker(config) else None

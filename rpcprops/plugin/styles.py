@@ -8,6 +8,7 @@ unittest catches what a test raises, and tells its result object, which is the i
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,14 @@ import pytest
 from rpcprops.plugin.drawn import FAILURES
 
 _BEFORE_CALL = pytest.StashKey[Callable[[], None]]()
+#: Whether the test is a coroutine function, which another plugin runs.
+_IS_ASYNC = pytest.StashKey[bool]()
 
 
 def before_call(item: pytest.Item, install: Callable[[], None]) -> None:
     """Have `install` called right before the function of the test, after other plugins."""
+    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+    item.stash[_IS_ASYNC] = inspect.iscoroutinefunction(getattr(handle, "inner_test", None))
     if _is_unittest(item):
         # Its function is called by unittest, without a hook.
         install()
@@ -38,8 +43,10 @@ def about_to_call(item: pytest.Item) -> None:
 
 
 @contextmanager
-def failing(item: pytest.Item, on_failure: Callable[[BaseException], None]) -> Iterator[None]:
-    """Call `on_failure` when the test in this block fails; the block raises the failure.
+def failing(
+    item: pytest.Item, on_failure: Callable[[BaseException], BaseException]
+) -> Iterator[None]:
+    """Call `on_failure` when the test in this block fails; the block raises what that returns.
 
     For a test of unittest that is before its ``tearDown``, so that its examples can run again.
     """
@@ -50,16 +57,19 @@ def failing(item: pytest.Item, on_failure: Callable[[BaseException], None]) -> I
         with _told_by_unittest(item, on_failure) as told:
             yield
     except FAILURES as error:
-        on_failure(error)
-        raise
-    if told:
-        # pytest reports what unittest has told the item, so this changes no report.
-        raise told[0]
+        failed = error
+    else:
+        if told:
+            # pytest reports what unittest has told the item, so this changes no report.
+            raise told[0]
+        return
+    # Not in the `except`: an exception of another search would then name this one.
+    raise on_failure(failed)
 
 
 @contextmanager
 def _told_by_unittest(
-    item: Any, on_failure: Callable[[BaseException], None]
+    item: Any, on_failure: Callable[[BaseException], BaseException]
 ) -> Iterator[list[BaseException]]:
     """Call `on_failure` with the first failure that unittest tells an item; all are listed."""
     told: list[BaseException] = []
@@ -68,9 +78,10 @@ def _told_by_unittest(
         def tell(testcase: Any, raised: Any) -> Any:
             error = raised[1]
             if isinstance(error, FAILURES):
+                if not told:
+                    error = on_failure(error)
+                    raised = (type(error), error, error.__traceback__)
                 told.append(error)
-                if len(told) == 1:
-                    on_failure(error)
             return method(testcase, raised)
 
         return tell
@@ -83,6 +94,14 @@ def _told_by_unittest(
     finally:
         for name in names:
             vars(item).pop(name, None)
+
+
+def can_run_again(item: pytest.Item) -> bool:
+    """Whether the item's ``runtest`` may be called a second time, inside its first call.
+
+    unittest would run its setUp and tearDown again, and other plugins would wrap the body again.
+    """
+    return not _is_unittest(item) and not item.stash.get(_IS_ASYNC, False)
 
 
 def _is_unittest(item: pytest.Item) -> bool:

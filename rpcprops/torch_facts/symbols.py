@@ -70,6 +70,7 @@ TESTING = "torch.testing._internal"
 _RPC = "torch._C._distributed_rpc"
 _AUTOGRAD = "torch._C._distributed_autograd"
 _LOOK = "see what a rank still holds"
+_TIMEOUTS = "see the timeouts that code passes"
 _CONTEXTS = "run the contexts of a program"
 _WARM = "do in the fork server what ranks would do for the first time"
 _SUITES = "run PyTorch's own RPC tests in ranks"
@@ -83,6 +84,9 @@ SYMBOLS: Mapping[str, Symbol] = {
     "is_agent_set": Symbol(_RPC, "_is_current_rpc_agent_set", _LOOK),
     "current_agent": Symbol(_RPC, "_get_current_rpc_agent", _LOOK),
     "set_rpc_timeout": Symbol(_RPC, "_set_rpc_timeout", "adopt a program that calls init_rpc"),
+    # Timeouts.
+    "rpc_api": Symbol("torch.distributed.rpc.api", "", _TIMEOUTS),
+    "PyRRef": Symbol(_RPC, "PyRRef", _TIMEOUTS),
     # Contexts. torch.distributed.autograd has them as well, and takes long to import.
     "backward": Symbol(_AUTOGRAD, "backward", _CONTEXTS),
     "get_gradients": Symbol(_AUTOGRAD, "get_gradients", _CONTEXTS),

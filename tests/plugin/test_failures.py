@@ -211,7 +211,13 @@ FAILING = {
     "test_hangs",
     "test_usage",
 }
-DRAWN = ["test_does_not_raise", "test_fails", "test_pytest_fail", "test_talks_to_hypothesis"]
+DRAWN = [
+    "test_does_not_raise",
+    "test_draws_inside",
+    "test_fails",
+    "test_pytest_fail",
+    "test_talks_to_hypothesis",
+]
 PASSING = {
     "test_fast_only",
     "test_vacuous",
@@ -345,14 +351,6 @@ def test_user_code_is_shown(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     assert "rpcprops/plugin/" not in section
 
 
-def test_drawn_inside_is_unconfirmed(ran: tuple[Any, Any, dict[str, Any]]) -> None:
-    """A test that draws inside its body is reported with the word that it is unconfirmed."""
-    section = ran[1].section("test_draws_inside")
-    assert "repeats  unconfirmed: the test draws inside its body" in section
-    assert "--rpc-clock=real" in section
-    assert "planted" in section
-
-
 def test_fast_clock_only_is_no_failure(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     """What only the fast clock shows passes, and is named as not confirmed, or as undecided."""
     _, result, report = ran
@@ -364,7 +362,7 @@ def test_fast_clock_only_is_no_failure(ran: tuple[Any, Any, dict[str, Any]]) -> 
     assert any(called.values())
     for words, found in called.items():
         lines = [line for line in result.lines if words in line]
-        assert len(lines) == len(found)
+        assert len(lines) == bool(found)
         assert all("::test_fast_only: AssertionError" in line for line in lines)
 
 
