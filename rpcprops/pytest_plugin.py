@@ -102,8 +102,8 @@ def rpc_cluster(request: pytest.FixtureRequest) -> RpcCluster:
 
 @pytest.fixture(autouse=False)
 def rpc_shard(request: pytest.FixtureRequest) -> int:
-    """The number of this shard (see ``--rpc-shards``)."""
-    return int(getattr(request, "param", 0))
+    """The number of this shard, from 1 (see ``--rpc-shards``)."""
+    return int(getattr(request, "param", 1))
 
 
 def _uses_us(item: pytest.Item) -> bool:
@@ -112,14 +112,16 @@ def _uses_us(item: pytest.Item) -> bool:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """With ``--rpc-shards``, split each drawn test of ``rpc_cluster`` into that many tests."""
-    count = metafunc.config.stash[SESSION].options.shards
-    if count > 1 and is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
-        shards.split(metafunc, count)
+    options = metafunc.config.stash[SESSION].options
+    if options.shards.count == 1 or options.replay is not None:
+        return
+    if is_drawn(metafunc.function) and FIXTURE in metafunc.fixturenames:
+        shards.split(metafunc, options.shards)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--rpc-replay``, keep only the test of the artefact.
+    """Keep only the tests of this shard, and with ``--rpc-replay`` that of the artefact.
 
     An xdist worker that has tests of ours begins to watch its controller.
     """
@@ -128,6 +130,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         session.watch_controller()
     if session.options.replay is not None:
         replay.choose(items, session.options.replay)
+    else:
+        shards.choose(config, items, session.options.shards)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -141,7 +145,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         in_flight.clear()
 
 
-@pytest.hookimpl(wrapper=True)
+# Inside the wrapper of Hypothesis's plugin, which sets the key of a test with parameters.
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Watch each example of a test of ``rpc_cluster``, or replay the artefact's example."""
     if not _uses_us(item):

@@ -33,7 +33,7 @@ from rpcprops.plugin.failures import counts, run_again
 from rpcprops.plugin.needed import needed_faults
 from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
-from rpcprops.plugin.shards import shard_of
+from rpcprops.plugin.shards import seed_of, shard_of, share_key
 from rpcprops.plugin.smallest import choose
 
 #: Makes the body that Hypothesis runs for each example from the body of the test.
@@ -239,10 +239,12 @@ def _prepared(
     inner = handle.inner_test
     settings = getattr(function, "_hypothesis_internal_use_settings", None)
     seed = getattr(function, "_hypothesis_internal_use_seed", None)
-    shard = shard_of(item)
-    ours, is_seeded = _settings(settings, seed, shard, session.options.shards)
-    if is_seeded:
-        function._hypothesis_internal_use_seed = f"{seed}/{shard}"
+    ours = _settings(settings)
+    if shard_of(item) is not None:
+        share_key(item, inner)
+        ours, is_seeded = _of_a_shard(item, ours, seed, session.options.shards.count)
+        if is_seeded:
+            function._hypothesis_internal_use_seed = seed_of(item, seed)
     function._hypothesis_internal_use_settings = ours
 
     def install() -> None:
@@ -257,8 +259,8 @@ def _prepared(
         function._hypothesis_internal_use_seed = seed
 
 
-def _settings(given: Any, seed: Any, shard: int | None, shards: int) -> tuple[Any, bool]:
-    """Suitable settings for a test, and whether its shard needs a seed of its own."""
+def _settings(given: Any) -> Any:
+    """Suitable settings for a test."""
     import hypothesis
 
     default: Any = hypothesis.settings.default
@@ -270,10 +272,19 @@ def _settings(given: Any, seed: Any, shard: int | None, shards: int) -> tuple[An
         changes["phases"] = [phase for phase in ours.phases if phase.name != "explain"]
     if ours.deadline == default.deadline:
         changes["deadline"] = None
-    # Without seeds, derandomized shards would all draw the same examples.
-    is_seeded = shard is not None and (ours.derandomize or seed is not None)
-    if shard is not None:
-        changes["max_examples"] = max(1, -(-ours.max_examples // shards))
+    return hypothesis.settings(ours, **changes)
+
+
+def _of_a_shard(item: pytest.Item, ours: Any, seed: Any, shards: int) -> tuple[Any, bool]:
+    """The settings for one shard of a test, and whether it needs a seed of its own.
+
+    It does where Hypothesis draws the same examples each time: all shards would draw these.
+    """
+    import hypothesis
+
+    forced = item.config.getoption("--hypothesis-seed", None)
+    is_seeded = ours.derandomize or seed is not None or forced is not None
+    changes: dict[str, Any] = {"max_examples": max(1, -(-ours.max_examples // shards))}
     if is_seeded:
         changes["derandomize"] = False
     return hypothesis.settings(ours, **changes), is_seeded

@@ -12,6 +12,7 @@ import pytest
 from rpcprops._files import why_not_writable
 from rpcprops.cluster.options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
+from rpcprops.plugin.shards import Shards
 
 #: What pytest is told about each option, by its name.
 DECLARED: dict[str, dict[str, Any]] = {
@@ -32,11 +33,11 @@ DECLARED: dict[str, dict[str, Any]] = {
         "machine allows that (auto) or else no ranks (private); or the machine's (host)",
     },
     "--rpc-shards": {
-        "type": int,
-        "default": 1,
-        "metavar": "N",
+        "default": "1",
+        "metavar": "N|K/N",
         "help": "split each Hypothesis test of rpc_cluster into N items, each with its own seed "
-        "and 1/N of the examples, so that xdist can run them side by side",
+        "and 1/N of the examples, so that xdist can run them side by side; K/N, such as 2/4: run "
+        "the K-th of these items alone, and a part of all other tests, for one of N machines",
     },
     "--rpc-report": {
         "metavar": "FILE",
@@ -128,7 +129,7 @@ class Options:
     clock_text: str
     transport: Transport
     network: Network
-    shards: int
+    shards: Shards
     report: Path | None
     replay: Path | None
     replay_times: int
@@ -149,7 +150,7 @@ class Options:
             clock_text=option("--rpc-clock"),
             transport=option("--rpc-transport"),
             network=option("--rpc-network"),
-            shards=_positive(config, "--rpc-shards"),
+            shards=_shards(option("--rpc-shards")),
             report=_written(config, "--rpc-report"),
             clock=_clock(option("--rpc-clock")),
             replay=_path(option("--rpc-replay")),
@@ -215,6 +216,13 @@ def _written(config: pytest.Config, name: str) -> Path | None:
         msg = f"{name}={text!r} cannot be written: {problem}"
         raise pytest.UsageError(msg)
     return path
+
+
+def _shards(text: str) -> Shards:
+    try:
+        return Shards.parse(text)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _clock(text: str) -> ClockChoice:

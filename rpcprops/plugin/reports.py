@@ -58,6 +58,8 @@ def header(session: Session) -> list[str]:
     else:
         note = f"{options.clock_text} (the rate is measured when the first cluster starts)"
     lines = [f"rpcprops: clock {note}; transport {options.transport}"]
+    if options.shards.only is not None:
+        lines.append(f"rpcprops: shard {options.shards.only} of {options.shards.count}")
     if server.network == "auto" and networks.problem():
         lines.append(f"rpcprops: {shared_network(networks.problem())}")
     return lines

@@ -196,10 +196,10 @@ def describe_died(root: Path) -> str:
 
 def died_line(found: Collection[Died], who: str = "an earlier run") -> str:
     """One line about the examples that dead processes were running; empty if there are none."""
-    from rpcprops.report.text import replay_line
-
     if not found:
         return ""
+    from rpcprops.report.text import replay_line
+
     first = next(iter(found))
     folder = shown(first.path).parent
     more = f" (and {len(found) - 1} more in {folder})" if len(found) > 1 else ""

@@ -28,12 +28,20 @@ def asserts_wall_clock(cls: Any, name: str) -> str:
     An upper bound on seconds allows less real work when seconds pass faster.
     """
     for function in reached(cls, name):
-        tree = _tree(function)
-        measured = _measured(tree)
-        for node in ast.walk(tree):
-            if _is_assertion(node) and (_reads_clock(node) or measured & _names(node)):
-                return f"{function.__qualname__} asserts how long something took"
+        if _bounds_time(function):
+            return f"{function.__qualname__} asserts how long something took"
     return ""
+
+
+# Hundreds of tests reach the same functions, so each function is looked at once.
+@functools.cache
+def _bounds_time(function: types.FunctionType) -> bool:
+    tree = _tree(function)
+    measured = _measured(tree)
+    return any(
+        _is_assertion(node) and (_reads_clock(node) or bool(measured & _names(node)))
+        for node in ast.walk(tree)
+    )
 
 
 def _measured(tree: ast.AST) -> set[str]:
@@ -63,12 +71,20 @@ def has_timeouts(cls: Any, name: str) -> str:
     A delay that is longer than a timeout rightly changes what the test asserts.
     """
     for function in reached(cls, name):
-        for node in ast.walk(_tree(function)):
-            named = getattr(node, "id", None) or getattr(node, "attr", None)
-            if isinstance(node, ast.keyword):
-                named = node.arg
-            if isinstance(named, str) and "timeout" in named.lower():
-                return f"{function.__qualname__} has {named}"
+        if named := _timeout_in(function):
+            return f"{function.__qualname__} has {named}"
+    return ""
+
+
+@functools.cache
+def _timeout_in(function: types.FunctionType) -> str:
+    """The first name in a function that is about a timeout, or empty."""
+    for node in ast.walk(_tree(function)):
+        named = getattr(node, "id", None) or getattr(node, "attr", None)
+        if isinstance(node, ast.keyword):
+            named = node.arg
+        if isinstance(named, str) and "timeout" in named.lower():
+            return named
     return ""
 
 
@@ -79,7 +95,8 @@ def means_nothing_under_faults(agent: str, cls: Any, name: str) -> str:
     return ""
 
 
-def reached(cls: Any, name: str) -> list[types.FunctionType]:
+@functools.cache
+def reached(cls: Any, name: str) -> tuple[types.FunctionType, ...]:
     """The test `name` of `cls`, and the functions of PyTorch's test code that it reaches."""
     found: dict[types.FunctionType, None] = {}
     waiting = [_plain(inspect.getattr_static(cls, name))]
@@ -89,19 +106,31 @@ def reached(cls: Any, name: str) -> list[types.FunctionType]:
             continue
         found[function] = None
         waiting += [_plain(one) for one in _named(cls, function)]
-    return list(found)
+    return tuple(found)
 
 
 def _named(cls: Any, function: types.FunctionType) -> Iterator[Any]:
     """The objects to which the names in a function's source refer."""
     space = function.__globals__
+    for of, name in _names_in(function):
+        if not of:
+            yield space.get(name)
+            continue
+        owner = cls if of in ("self", "cls") else space.get(of)
+        if owner is not None:
+            yield inspect.getattr_static(owner, name, None)
+
+
+@functools.cache
+def _names_in(function: types.FunctionType) -> tuple[tuple[str, str], ...]:
+    """Each plain name in a function, as ("", name), and each attribute of one, as (of, name)."""
+    found: dict[tuple[str, str], None] = {}
     for node in ast.walk(_tree(function)):
         if isinstance(node, ast.Name):
-            yield space.get(node.id)
+            found["", node.id] = None
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = cls if node.value.id in ("self", "cls") else space.get(node.value.id)
-            if owner is not None:
-                yield inspect.getattr_static(owner, node.attr, None)
+            found[node.value.id, node.attr] = None
+    return tuple(found)
 
 
 def _plain(found: Any) -> types.FunctionType | None:

@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed.rpc as rpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +28,10 @@ import bug
 
 
 def make_and_drop():
+    # Imported in the ranks alone, which have it already: in this process it takes two seconds.
+    import torch
+    import torch.distributed.rpc as rpc
+
     rpc.remote("worker1", torch.add, args=(torch.ones(1), 1)).to_here()
 
 
