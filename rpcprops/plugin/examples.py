@@ -147,7 +147,7 @@ def call(
     session.limits.begin(item.nodeid)
     try:
         if not is_drawn(function_of(item)):
-            return (yield from _call_plain(session, record))
+            return (yield from _call_plain(item, session, record))
         return (yield from _call_drawn(item, session, record, watch))
     finally:
         record.clock_note = record.clock_note or session.limits.take_note()
