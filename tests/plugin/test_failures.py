@@ -159,6 +159,8 @@ def sleep_for_ever():
 
 
 def wait_for_the_other():
+    import torch.distributed.rpc as rpc
+
     rpc.rpc_sync("worker1", sleep_for_ever)
 
 
