@@ -29,6 +29,8 @@ from rpcprops.report.in_flight import Died, collect, died_line
 _TEST = "rpcprops"
 #: The report property that says why ranks run in real time though nobody asked for it.
 _CLOCK = "rpcprops-clock"
+#: The report property that says what faults cannot do on this machine.
+_FAULTS = "rpcprops-faults"
 
 
 def header(session: Session) -> list[str]:
@@ -68,6 +70,9 @@ def add_to(
     if report.failed and record.smallest is not None and call.excinfo is not None:
         lines = failure_lines(item, call.excinfo.value, record, session)
         report.sections.append(("rpcprops", "\n".join(lines)))
+    problem = session.take_arming_problem() if record.clusters else ""
+    if problem:
+        report.user_properties.append((_FAULTS, problem))
     report.user_properties.append((_TEST, _summary_of(report, item, call, record)))
     # Its failing examples are described now. The item stays until pytest ends, so free them.
     del item.stash[ITEM]
@@ -109,6 +114,8 @@ class Summary:
         self.of_machines: list[tuple[str, str, str]] = []
         #: The clock problems of each process that ran tests.
         self.clock_problems: list[str] = []
+        #: What faults cannot do here, without repeats: workers share a machine.
+        self.arming_problems: dict[str, None] = {}
         #: Lines about files that could not be written, without repeats.
         self.unwritten: dict[str, None] = {}
         #: The line about what earlier runs left in flight, until it is printed.
@@ -140,6 +147,8 @@ class Summary:
                 self.of_machines.append((name, report.nodeid, str(value)))
             elif name == _CLOCK:
                 self.clock_problems.append(str(value))
+            elif name == _FAULTS:
+                self.arming_problems[str(value)] = None
             elif name == UNWRITTEN:
                 self.unwritten[str(value)] = None
 
@@ -167,11 +176,8 @@ class Summary:
                 f"{clusters} clusters in {len(self.tests)} tests, {fired} injected faults fired",
                 {},
             )
-        # It was not printed yet if no test ended after the server was started.
-        problems = [*self.clock_problems, self.session.take_clock_problem()]
-        if any(problems):
-            # Workers share a machine, so one line is enough for all of them.
-            yield next(filter(None, problems)), yellow
+        for line in self._machine_lines():
+            yield line, yellow
         for summary in self.tests:
             passed = summary["drawn"] and summary["outcome"] == "passed"
             if passed and summary["armed"] and not summary["faults_fired"]:
@@ -192,6 +198,13 @@ class Summary:
             yield line, {"red": True}
         for line in self._died_lines():
             yield line, yellow
+
+    def _machine_lines(self) -> list[str]:
+        """What this machine cannot do, though nobody asked for less."""
+        # It was not printed yet if no test ended after the server was started.
+        problems = [*self.clock_problems, self.session.take_clock_problem()]
+        # Workers share a machine, so one line is enough for all of them.
+        return [*list(filter(None, problems))[:1], *self.arming_problems]
 
     def _died_lines(self) -> list[str]:
         """What earlier runs left, if no header said it, and what workers of this run have left."""

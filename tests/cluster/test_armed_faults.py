@@ -211,7 +211,8 @@ class _OfUsers:
         self.server = server
 
     def make_cluster(self, *modules: str, **options: Any) -> Cluster:
-        return self.server.make_cluster(*modules, **{**options, "shutdown_faults": False})
+        options["shutdown_faults"] = False
+        return self.server.make_cluster(*modules, **options)
 
 
 def _differs(server: ClusterServer, table: FaultTable) -> object:
@@ -236,7 +237,8 @@ def test_our_decisions_under_every_table(rpc_cluster: ClusterFactory, table: Fau
 def joins_plainly() -> None:
     fixture = for_this_rank()
     options = rpc.TensorPipeRpcBackendOptions(init_method=fixture.init_method)
-    rpc.init_rpc(
+    init_rpc: Any = rpc.init_rpc
+    init_rpc(
         fixture.name,
         backend=rpc.backend_registry.BackendType["TENSORPIPE"],
         rank=fixture.rank,
