@@ -299,3 +299,20 @@ def test_an_error_of_the_block_ends_it(rpc_cluster: ClusterFactory) -> None:
             with cluster.faults(LOST):
                 cluster.on(0).call(rpc.rpc_sync, "worker1", abs, args=(-1,))
         assert cluster.on(0).call(tries, 2, -2) == "aa"
+
+
+def sends_to_nobody() -> str:
+    try:
+        rpc.rpc_sync(rpc.WorkerInfo("nobody", 77), abs, args=(-1,))
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_an_exception_of_torchs_send_passes_through(rpc_cluster: ClusterFactory) -> None:
+    """torch's C++ exception crosses our C functions, and the next send counts as usual."""
+    with rpc_cluster(world_size=2, faults=FaultTable(["PYTHON_CALL"], 1)) as cluster:
+        assert "intentionally" in cluster.on(0).call(sends_to_nobody)
+        assert "nobody" in cluster.on(0).call(sends_to_nobody)
+        assert cluster.on(0).call(tries, 2, -2) == "la"
+    assert failed(cluster) == [{"PYTHON_CALL": 2}, {}]
