@@ -302,8 +302,9 @@ def test_an_error_of_the_block_ends_it(rpc_cluster: ClusterFactory) -> None:
 
 
 def sends_to_nobody() -> str:
+    torch_rpc: Any = rpc
     try:
-        rpc.rpc_sync(rpc.WorkerInfo("nobody", 77), abs, args=(-1,))
+        rpc.rpc_sync(torch_rpc.WorkerInfo("nobody", 77), abs, args=(-1,))
     except Exception as error:
         return str(error)
     return ""
