@@ -7,6 +7,9 @@ the same point of the scaled clock.  A 10 s wait takes 0.1 s at rate 100.
 Seconds are *real* when they are those of the machine, and *virtual* when they
 are those that a dilated process sees.  Importing this package starts nothing
 and changes nothing.
+
+The same library has a second half: what torch's faulty agent sends, and which
+sends fail or come late (:mod:`rpcprops.clock.sends`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@
  * and importing it fails.  It only borrows the file name of an extension so
  * that setuptools builds it.
  *
+ * The library has a second half, _sends.c, which stands in front of torch's
+ * faulty agent.  Neither half calls the other.
+ *
  * Words used below:
  *   real time     what the kernel reports;
  *   virtual time  what the process sees;

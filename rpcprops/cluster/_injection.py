@@ -28,10 +28,13 @@ def problem() -> str:
 
     Call it once torch has been imported. A process that is forked later has the same answer.
     """
-    found = sends.problem()
     if not clock.loaded():
-        return f"{found}: {clock.library_problem() or 'its process was started without it'}"
-    return found or symbols.lacking_hooks()
+        what = "is not built" if clock.library_path() is None else "cannot be loaded"
+        return (
+            f"the preload library {what} (`rpcprops doctor` says more); install a C compiler and "
+            "reinstall rpcprops"
+        )
+    return sends.problem() or symbols.lacking_hooks()
 
 
 class Injection:

@@ -36,6 +36,9 @@ def doctor(*, clock: Clock = "auto") -> None:
         # The reason is a long line that a table would wrap, so it is printed below.
         note = "real time, though it was not asked for" if unasked else runner.server.clock_note
         table.add_row("clock", note.removeprefix("clock: "))
+        # Which faults a user's test can have; the line about the clock says how to mend it.
+        armable = "can be armed for a part of a run"
+        table.add_row("faults", runner.server.arming_problem or armable)
         program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
         plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 1))
         for transport in ("tcp", "shm"):

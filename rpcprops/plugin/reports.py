@@ -43,6 +43,8 @@ _TEST = "rpcprops"
 _CLOCK = "rpcprops-clock"
 #: The most lines that a report shows of the text of an error.
 _MOST_SAID = 24
+#: The report property that says what faults cannot do on this machine.
+_FAULTS = "rpcprops-faults"
 
 
 def header(session: Session) -> list[str]:
@@ -92,6 +94,9 @@ def add_to(
                 report.sections += sections(outcome.ranks, text_of(error))
             lines = failure_lines(item, error, record, session)
             report.sections.append(("rpcprops", "\n".join(lines)))
+    problem = session.take_arming_problem() if record.clusters else ""
+    if problem:
+        report.user_properties.append((_FAULTS, problem))
     report.user_properties.append((_TEST, _summary_of(report, item, call, record)))
     # Its failing examples are described now. The item stays until pytest ends, so free them.
     del item.stash[ITEM]
@@ -154,6 +159,8 @@ class Summary:
         self.of_machines: list[tuple[str, str, str]] = []
         #: The clock problems of each process that ran tests.
         self.clock_problems: list[str] = []
+        #: What faults cannot do here, without repeats: workers share a machine.
+        self.arming_problems: dict[str, None] = {}
         #: Lines about files that could not be written, without repeats.
         self.unwritten: dict[str, None] = {}
         #: The line about what earlier runs left in flight, until it is printed.
@@ -185,6 +192,8 @@ class Summary:
                 self.of_machines.append((name, report.nodeid, str(value)))
             elif name == _CLOCK:
                 self.clock_problems.append(str(value))
+            elif name == _FAULTS:
+                self.arming_problems[str(value)] = None
             elif name == UNWRITTEN:
                 self.unwritten[str(value)] = None
 
@@ -213,11 +222,8 @@ class Summary:
                 f"{counted(fired, 'injected fault')} fired",
                 {},
             )
-        # It was not printed yet if no test ended after the server was started.
-        problems = [*self.clock_problems, self.session.take_clock_problem()]
-        if any(problems):
-            # Workers share a machine, so one line is enough for all of them.
-            yield next(filter(None, problems)), yellow
+        for line in self._machine_lines():
+            yield line, yellow
         for summary in self.tests:
             passed = summary["drawn"] and summary["outcome"] == "passed"
             if passed and summary["armed"] and not summary["faults_fired"]:
@@ -234,6 +240,13 @@ class Summary:
             yield line, {"red": True}
         for line in self._died_lines():
             yield line, yellow
+
+    def _machine_lines(self) -> list[str]:
+        """What this machine cannot do, though nobody asked for less."""
+        # It was not printed yet if no test ended after the server was started.
+        problems = [*self.clock_problems, self.session.take_clock_problem()]
+        # Workers share a machine, so one line is enough for all of them.
+        return [*list(filter(None, problems))[:1], *self.arming_problems]
 
     def _died_lines(self) -> list[str]:
         """What earlier runs left, if no header said it, and what workers of this run have left."""

@@ -47,6 +47,7 @@ class Session:
         #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
+        self._told_arming_problem = False
         #: The faults that clusters leave out now, besides those of the options.
         self.left_out: tuple[str, ...] = ()
 
@@ -119,6 +120,17 @@ class Session:
             return ""
         self._told_clock_problem = problem
         return problem
+
+    def take_arming_problem(self) -> str:
+        """What faults cannot do here, and why; once for each process."""
+        problem = self.server.arming_problem
+        if not problem or self._told_arming_problem:
+            return ""
+        self._told_arming_problem = True
+        return (
+            "faults also act on the messages of rpc.shutdown() itself, so a lost one may hang it, "
+            f"and cluster.faults cannot be used: {problem}"
+        )
 
 
 #: The key of this process's session in pytest's configuration.

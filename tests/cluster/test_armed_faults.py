@@ -211,7 +211,8 @@ class _OfUsers:
         self.server = server
 
     def make_cluster(self, *modules: str, **options: Any) -> Cluster:
-        return self.server.make_cluster(*modules, **{**options, "shutdown_faults": False})
+        options["shutdown_faults"] = False
+        return self.server.make_cluster(*modules, **options)
 
 
 def _differs(server: ClusterServer, table: FaultTable) -> object:
@@ -236,7 +237,8 @@ def test_our_decisions_under_every_table(rpc_cluster: ClusterFactory, table: Fau
 def joins_plainly() -> None:
     fixture = for_this_rank()
     options = rpc.TensorPipeRpcBackendOptions(init_method=fixture.init_method)
-    rpc.init_rpc(
+    init_rpc: Any = rpc.init_rpc
+    init_rpc(
         fixture.name,
         backend=rpc.backend_registry.BackendType["TENSORPIPE"],
         rank=fixture.rank,
@@ -297,3 +299,21 @@ def test_an_error_of_the_block_ends_it(rpc_cluster: ClusterFactory) -> None:
             with cluster.faults(LOST):
                 cluster.on(0).call(rpc.rpc_sync, "worker1", abs, args=(-1,))
         assert cluster.on(0).call(tries, 2, -2) == "aa"
+
+
+def sends_to_nobody() -> str:
+    torch_rpc: Any = rpc
+    try:
+        rpc.rpc_sync(torch_rpc.WorkerInfo("nobody", 77), abs, args=(-1,))
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_an_exception_of_torchs_send_passes_through(rpc_cluster: ClusterFactory) -> None:
+    """torch's C++ exception crosses our C functions, and the next send counts as usual."""
+    with rpc_cluster(world_size=2, faults=FaultTable(["PYTHON_CALL"], 1)) as cluster:
+        assert "intentionally" in cluster.on(0).call(sends_to_nobody)
+        assert "nobody" in cluster.on(0).call(sends_to_nobody)
+        assert cluster.on(0).call(tries, 2, -2) == "la"
+    assert failed(cluster) == [{"PYTHON_CALL": 2}, {}]

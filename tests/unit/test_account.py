@@ -8,7 +8,7 @@ import pytest
 
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import FaultCount, account, fired, fired_by_type
-from rpcprops.outcomes import Outcome, RankOutcome
+from rpcprops.outcomes import ArmedFaults, Outcome, RankOutcome
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Share
 from tests.seeded._ideal import ideal, with_step
 
@@ -213,3 +213,43 @@ def test_every_type_can_be_accounted_for() -> None:
         kinds = [(count.kind, count.message) for count in counts]
         assert kinds == [("failure", kind), ("delay", kind)]
         assert counts[0].fired == (1 if kind.is_retryable else None)
+
+
+def test_counts_by_type_tell_every_fault_apart() -> None:
+    """Where sends are counted by type, so is each fault, lost calls too, whatever is predicted."""
+    rank = RankOutcome(
+        2,
+        "worker2",
+        failed_sends=5,
+        failed_by_type={FORK: 3, DELETE: 2, CALL: 1},
+        delayed_by_type={FETCH: 4},
+    )
+    plan = at(2, FaultTable([FORK, DELETE, CALL], 3, {FETCH: 0.5, REMOTE: 0.5}))
+    counts = account(None, plan, Outcome(1, ranks=(rank,)))
+    assert {(c.kind, c.message): c.fired for c in counts} == {
+        ("failure", FORK): 3,
+        ("failure", DELETE): 2,
+        ("failure", CALL): 1,
+        ("delay", FETCH): 4,
+        ("delay", REMOTE): 0,
+    }
+    assert {c.attribution for c in counts} == {"exact"}
+
+
+def test_counts_of_a_rank_that_died_are_not_taken_for_complete() -> None:
+    """If the log of a rank that died shows more failures than its last look, the log counts."""
+    died = RankOutcome(0, "worker0", signal=11, failed_sends=3, failed_by_type={DELETE: 2})
+    (count,) = account(None, at(0, FaultTable([DELETE], 3)), Outcome(1, ranks=(died,)))
+    assert count.fired == 3
+
+
+def test_what_was_armed_for_a_part_is_accounted_for_by_itself() -> None:
+    """A part has what its own table did, and the cluster's table the rest."""
+    rank = RankOutcome(0, "worker0", failed_by_type={CALL: 5}, delayed_by_type={})
+    table = FaultTable([CALL], 3)
+    armed = ArmedFaults(FaultPlan(table), 0.0, 1.0, ({CALL: 3},), ({},))
+    never_looked = ArmedFaults(FaultPlan(table), 2.0)
+    seen = Outcome(1, ranks=(rank,), armed=(armed, never_looked))
+    counts = account(None, at(0, FaultTable([CALL], 2)), seen)
+    assert [(c.part, c.fired) for c in counts] == [(0, 2), (1, 3), (2, 0)]
+    assert fired_by_type(counts) == {"failure PYTHON_CALL": 5}

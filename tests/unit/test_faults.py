@@ -529,3 +529,17 @@ def test_what_retries_without_a_counter_waits_for() -> None:
     assert len(SendFailure(0, cleanup, 42).unseen_waits) == 20
     assert SendFailure(0, MessageType.RREF_USER_DELETE, 3).unseen_waits == ()
     assert SendDelay(0, cleanup, 3.0).unseen_waits == ()
+
+
+def test_joined_tables_wait_at_least_as_long_as_each() -> None:
+    """Types of both fail as often as under the two in turn, and the longer delay applies."""
+    one = FaultTable(["PYTHON_CALL"], 2, {"PYTHON_CALL": 0.5})
+    two = FaultTable(["RREF_USER_DELETE"], 2**31 - 1, {"PYTHON_CALL": 0.25, "SCRIPT_CALL": 1.0})
+    both = FaultTable(
+        ["PYTHON_CALL", "RREF_USER_DELETE"], 2**31 - 1, {"PYTHON_CALL": 0.5, "SCRIPT_CALL": 1.0}
+    )
+    assert one.joined(two) == two.joined(one) == both
+    unused = FaultTable(["SCRIPT_CALL"], 0)
+    assert unused.joined(one) == one
+    plan = FaultPlan(one, {1: FaultTable()}).joined(FaultPlan(by_rank={2: two}))
+    assert [plan.table(rank) for rank in range(3)] == [one, FaultTable(), both]

@@ -16,6 +16,7 @@ from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.outcomes import (
+    ArmedFaults,
     Counters,
     Outcome,
     PhaseOutcome,
@@ -80,6 +81,9 @@ OUTCOME = Outcome(
             counters=Counters(*range(9)),
             failed_sends=3,
             delayed_sends={1500: 2, 3: 0},
+            sent={"PYTHON_CALL": 5},
+            failed_by_type={"PYTHON_CALL": 4},
+            delayed_by_type={},
             calls={"step0": 1, "step4/nested": 2},
             log="two\nlines \x1b[31m \N{SNOWMAN}",
             processor_seconds=0.25,
@@ -92,6 +96,15 @@ OUTCOME = Outcome(
             killed=True,
             shutdown_error=RaisedError("RuntimeError", "a\nb", "Traceback …"),
             stack="Thread 0x1",
+        ),
+    ),
+    armed=(
+        ArmedFaults(
+            FaultPlan(by_rank={1: FaultTable(["PYTHON_CALL"], 2)}),
+            1.5,
+            2.5,
+            failed=({"PYTHON_CALL": 4}, {}),
+            delayed=({}, {}),
         ),
     ),
     steps=(
@@ -152,6 +165,8 @@ def test_an_outcome_comes_back() -> None:
     assert again == OUTCOME
     assert again.ranks[0].delayed_sends == {1500: 2, 3: 0}
     assert again.ranks[1].delayed_sends is None
+    assert again.ranks[1].sent is None
+    assert again.armed[0].of(again.ranks[1]).failed_by_type == {}
     assert math.copysign(1.0, again.steps[0].value[1]) == -1.0
 
 

@@ -12,7 +12,7 @@ import pytest
 from rpcprops import programs as language
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FaultCount
-from rpcprops.outcomes import Counters, Outcome, RankOutcome, Violation
+from rpcprops.outcomes import ArmedFaults, Counters, Outcome, RankOutcome, Violation
 from rpcprops.programs import STEP_TYPES, Program
 from rpcprops.properties import Case, Failure, Repeats
 from rpcprops.properties import _programs as shipped
@@ -240,3 +240,17 @@ def test_the_end_of_a_rank_is_told_in_words(changes: dict[str, Any], words: str)
     """An exit, a signal (known or not), our own kill and no end at all read differently."""
     rank = dataclasses.replace(RankOutcome(0, "worker0"), **changes)
     assert rank.describe_end() == words
+
+
+def test_what_was_armed_for_a_part_of_the_run_is_named() -> None:
+    """When it began and ended, its plan as Python, and what it did, apart from the cluster's."""
+    armed = (ArmedFaults(FaultPlan(TABLE), 1.25, 200.0), ArmedFaults(FaultPlan(TABLE), 300.0))
+    lines = describe_plan(FaultPlan(), 2, armed)
+    assert lines[0] == (
+        "faults   armed for part 1 of the run, from 1.25 to 200 virtual s after the start:"
+    )
+    assert eval(lines[1], NAMES) == FaultPlan(TABLE)
+    assert "part 2 of the run, from 300 to its end" in lines[2]
+    assert describe_plan(FaultPlan(TABLE), 2, armed)[0] == f"faults   {FaultPlan(TABLE)!r}"
+    fired = describe_faults([FaultCount(0, "failure", "PYTHON_CALL", None, 4, part=1)])
+    assert fired == ["fired    rank 0, part 1: failure PYTHON_CALL: 4 fired"]
