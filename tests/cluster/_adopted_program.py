@@ -1,5 +1,7 @@
 """A program as people write them: it hard-codes names, options and addresses, and is a script."""
 
+# mypy: ignore-errors
+
 import argparse
 import os
 

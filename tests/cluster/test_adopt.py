@@ -17,6 +17,7 @@ from rpcprops.pytest_plugin import ClusterFactory
 
 program: Any = load_script(Path(__file__).with_name("_adopted_program.py"), "--rounds", "2")
 init_rpc: Any = rpc.init_rpc
+api: Any = rpc.api
 
 TABLE = FaultTable(["RREF_USER_DELETE"], 2, {"PYTHON_REMOTE_CALL": 0.5})
 
@@ -74,7 +75,7 @@ def test_two_worlds_use_one_port(rpc_cluster: ClusterFactory) -> None:
 def see(rank: int) -> tuple[str, tuple[str, ...], float, str]:
     options = rpc.TensorPipeRpcBackendOptions(rpc_timeout=7)
     init_rpc(f"w{rank}", rank=rank, world_size=2, rpc_backend_options=options)
-    timeout = rpc.api.get_rpc_timeout()
+    timeout = api.get_rpc_timeout()
     name = rpc.get_worker_info().name
     rpc.shutdown()
     failing = tuple(map(str, for_this_rank().fault_table.messages_to_fail))

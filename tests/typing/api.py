@@ -144,6 +144,8 @@ def servers() -> None:
         init=False,
         deadline=10,
     )
+    server.cluster(world_size=2, init="adopt")
+    server.cluster(world_size=2, init="adapt")  # type: ignore[arg-type]
     server.cluster(world_size=2, transport="ibv")  # type: ignore[arg-type]
     server.cluster(2)  # type: ignore[call-arg]
     server.cluster()  # type: ignore[call-arg]
