@@ -174,6 +174,7 @@ def calling(cluster: Cluster) -> None:
     assert_type(rank.submit(work, 1).result(), str)
     assert_type(rank.submit(work, 1).done(), bool)
     assert_type(cluster.each(work, 1), list[str])
+    assert_type(cluster.each_rank(work), list[str])
     assert_type(rank.call(lambda: 5), int)
     kept = rank.call(make, keep=True)
     assert_type(rank.call(use, kept, "a"), int)
