@@ -331,8 +331,8 @@ def remedies(text: str, rank: int) -> list[str]:
         ]
     if not _has_own_network and _PORT_TAKEN in text.lower():
         return [
-            "rpcprops: the ranks are in the network of the machine, where another program, or "
-            "another world, uses this port. Give each world a network of its own (network='private' "
+            "rpcprops: the ranks are in the network of the machine, where another program or world "
+            "uses this port. Give each world a network of its own (network='private' "
             "says why this machine cannot), run one world at a time, or choose a free port."
         ]
     return []
