@@ -75,7 +75,8 @@ def test_two_worlds_use_one_port(rpc_cluster: ClusterFactory) -> None:
 
 
 def open_store(port: int) -> None:
-    dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    c10d: Any = dist
+    c10d.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
 
 def test_a_port_of_the_machine_may_be_taken(rpc_cluster: ClusterFactory) -> None:
