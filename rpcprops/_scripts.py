@@ -17,8 +17,9 @@ def load_script(path: str | os.PathLike[str], *argv: str) -> ModuleType:
 
     The part below ``if __name__ == "__main__"`` does not run. While the module is imported,
     ``sys.argv`` is the script with `argv`, for a parser of arguments at the top of it. Its folder
-    is and stays on ``sys.path``, because its functions may import from there. The module is named after its folder and its file (``rl/main.py``: ``rl_main``), so that two scripts
-    ``main.py`` are two modules. A second call gives the same module.
+    is and stays on ``sys.path``, because its functions may import from there. The module is named
+    after its folder and its file (``rl/main.py``: ``rl_main``), so that two scripts ``main.py`` are
+    two modules. A second call gives the same module.
 
     Call it at the top of the test module: ranks import that too, and so have the script.
 

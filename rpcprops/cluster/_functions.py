@@ -363,6 +363,12 @@ def remedies(text: str, rank: int) -> list[str]:
             "that talks to a service of the machine, or to others, needs network='host' "
             "(rpc_cluster(..., network='host') or --rpc-network=host)."
         ]
+    if not _has_own_network and _PORT_TAKEN in text.lower():
+        return [
+            "rpcprops: the ranks are in the network of the machine, where another program or world "
+            "uses this port. Give each world a network of its own (network='private' "
+            "says why this machine cannot), run one world at a time, or choose a free port."
+        ]
     return []
 
 
@@ -403,6 +409,8 @@ _UNREACHED = (
     *("Network is unreachable", "Connection refused", "No route to host"),
     *("Temporary failure in name resolution", "Name or service not known"),
 )
+#: What the kernel says of a port that is open already.
+_PORT_TAKEN = "address already in use"
 
 
 def enter_rank(rank: int, *, own_network: bool) -> None:

@@ -1,5 +1,8 @@
 """A program as people write them: it hard-codes names, options and addresses, and is a script."""
 
+# mypy: ignore-errors
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 import argparse
 import os
 
@@ -57,18 +60,19 @@ def join(rank, world_size):
 
 def train(world_size):
     stores = [rpc.remote(STORE, Store, args=(4,)) for _ in range(world_size)]
+    totals = []
     for _ in range(args.rounds):
-        last = [store.rpc_sync().add(torch.ones(4)) for store in stores]
-    return last, stores
+        totals = [store.rpc_sync().add(torch.ones(4)) for store in stores]
+    return totals, stores
 
 
 def run(rank, world_size, leak=""):
     os.environ["MASTER_ADDR"] = "localhost"
     os.environ["MASTER_PORT"] = "29500"
     join(rank, world_size)
-    last = None
+    totals = None
     if rank == 1:
-        last, stores = train(world_size)
+        totals, stores = train(world_size)
         if leak == "rref":
             kept.append(stores[0])
         del stores
@@ -76,7 +80,7 @@ def run(rank, world_size, leak=""):
             kept.append(dist_autograd.context())
             kept[-1].__enter__()
     shutdown()
-    return last
+    return totals
 
 
 def run_with_a_process_group(rank, world_size):

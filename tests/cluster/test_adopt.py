@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed as dist
 from torch.distributed import rpc
 
 from rpcprops import FaultPlan, FaultTable, load_script
@@ -17,6 +19,7 @@ from rpcprops.pytest_plugin import ClusterFactory
 
 program: Any = load_script(Path(__file__).with_name("_adopted_program.py"), "--rounds", "2")
 init_rpc: Any = rpc.init_rpc
+api: Any = rpc.api
 
 TABLE = FaultTable(["RREF_USER_DELETE"], 2, {"PYTHON_REMOTE_CALL": 0.5})
 
@@ -71,10 +74,26 @@ def test_two_worlds_use_one_port(rpc_cluster: ClusterFactory) -> None:
         assert [future.result() for future in running] == [2.0] * 4
 
 
+def open_store(port: int) -> None:
+    c10d: Any = dist
+    c10d.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+
+def test_a_port_of_the_machine_may_be_taken(rpc_cluster: ClusterFactory) -> None:
+    """In the network of the machine, the error of a taken port says what to do."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        rpc_cluster(world_size=1, init=False, network="host") as cluster,
+        pytest.raises(RuntimeError, match="in use") as caught,
+    ):
+        cluster.on(0).call(open_store, taken.getsockname()[1])
+    assert any("choose a free port" in note for note in caught.value.__notes__)
+
+
 def see(rank: int) -> tuple[str, tuple[str, ...], float, str]:
     options = rpc.TensorPipeRpcBackendOptions(rpc_timeout=7)
     init_rpc(f"w{rank}", rank=rank, world_size=2, rpc_backend_options=options)
-    timeout = rpc.api.get_rpc_timeout()
+    timeout = api.get_rpc_timeout()
     name = rpc.get_worker_info().name
     rpc.shutdown()
     failing = tuple(map(str, for_this_rank().fault_table.messages_to_fail))
@@ -103,6 +122,7 @@ def test_work_is_no_timeout(rpc_cluster: ClusterFactory) -> None:
 
 
 def again(rank: int) -> str:
+    text = ""
     for name in ("first", "second"):
         init_rpc(f"{name}{rank}", rank=rank, world_size=2)
         try:

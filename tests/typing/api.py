@@ -147,6 +147,8 @@ def servers() -> None:
     )
     server.cluster(world_size=2, leaks=[Counters(owners=1), Counters()])
     server.cluster(world_size=2, leaks="ignore")  # type: ignore[arg-type]
+    server.cluster(world_size=2, init="adopt")
+    server.cluster(world_size=2, init="adapt")  # type: ignore[arg-type]
     server.cluster(world_size=2, transport="ibv")  # type: ignore[arg-type]
     server.cluster(2)  # type: ignore[call-arg]
     server.cluster()  # type: ignore[call-arg]
@@ -175,6 +177,7 @@ def calling(cluster: Cluster) -> None:
     assert_type(rank.submit(work, 1).result(), str)
     assert_type(rank.submit(work, 1).done(), bool)
     assert_type(cluster.each(work, 1), list[str])
+    assert_type(cluster.each_rank(work), list[str])
     assert_type(rank.call(lambda: 5), int)
     assert_type(rank.call(count_later, 1), int)
     assert_type(rank.submit(count_later, 1), RankFuture[int])
