@@ -183,8 +183,10 @@ def safe_name(text: str, keep: Literal["start", "end"]) -> str:
     if len(safe) > _MOST_OF_NAME:
         # One more byte than may stay: a cut next to a border of words loses no word.
         cut = safe[: _MOST_OF_NAME + 1] if keep == "start" else safe[-_MOST_OF_NAME - 1 :]
-        between = re.split(rb"[-_]", cut, maxsplit=1) if keep == "end" else re.split(
-            rb"[-_](?=[^-_]*$)", cut, maxsplit=1
+        between = (
+            re.split(rb"[-_]", cut, maxsplit=1)
+            if keep == "end"
+            else re.split(rb"[-_](?=[^-_]*$)", cut, maxsplit=1)
         )
         if len(between) == 2:
             safe = between[0 if keep == "start" else 1]

@@ -115,6 +115,7 @@ class Calls:
     ) -> list[Any]:
         """See :meth:`rpcprops.Cluster.each`."""
         __tracebackhide__ = True
+        self.must_run()
         futures = [self.submit(c.rank, fn, args, kwargs) for c in self._ranks.channels]
         with self._phases.open("run", self._deadlines.run) as phase:
             while not all(future.done() for future in futures):

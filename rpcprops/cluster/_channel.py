@@ -166,7 +166,16 @@ class Channel:
         Its whole stacks and its whole log are in the outcome.
         """
         text = self.log.text()
-        notes = ["\n".join(f"{self.name} has {line.lstrip()}" if line[:1] != " " else line for line in self.held)] if self.held else []
+        notes = (
+            [
+                "\n".join(
+                    f"{self.name} has {line.lstrip()}" if line[:1] != " " else line
+                    for line in self.held
+                )
+            ]
+            if self.held
+            else []
+        )
         at = stacks.where(self.name, self.stack or (text if self.lost else ""))
         if self.stack and not at:
             at = [f"{self.name} runs no code of yours"]

@@ -9,7 +9,6 @@ from rpcprops import errors
 from rpcprops.cluster._channel import Channel
 from rpcprops.outcomes import Violation
 
-
 #: The most ranks that notes describe besides those that broke a promise.
 _MOST_OTHERS = 4
 

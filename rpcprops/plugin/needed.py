@@ -58,9 +58,7 @@ def needed_faults(session: Session, record: ItemRecord) -> list[str]:
 def _names(failing: Failing) -> list[str]:
     """The names of the faults of all clusters of an example."""
     found = [
-        name
-        for plan, outcome in failing.recorded
-        for name in plan.fault_names(outcome.world_size)
+        name for plan, outcome in failing.recorded for name in plan.fault_names(outcome.world_size)
     ]
     return list(dict.fromkeys(found))
 

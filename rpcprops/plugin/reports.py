@@ -11,8 +11,8 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-
 from _pytest._code.code import ExceptionChainRepr
+
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
 from rpcprops._printable import printable
@@ -104,7 +104,7 @@ def shorten(longrepr: object) -> None:
                 half = _MOST_SAID // 2
                 gap = f"E       … {len(said) - 2 * half} lines …"
                 said = [*said[:half], gap, *said[-half:]]
-            entry.lines[:] = [*source, *said]
+            entry.lines = [*source, *said]
 
 
 def _summary_of(

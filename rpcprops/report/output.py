@@ -67,7 +67,7 @@ class Echo:
         self._open = b""
 
     def __call__(self, piece: bytes) -> None:
-        """Read the next piece of the rank's log; an empty one ends it, and with it the last line."""
+        """Read the next piece of the rank's log; an empty one ends its last line."""
         ended = b"" if piece or not self._open else b"\n"
         *lines, self._open = (self._open + piece + ended).split(b"\n")
         for line in lines:

@@ -31,9 +31,17 @@ def test_an_error_of_another_rank_is_not_shown_twice() -> None:
 def test_a_section_for_each_rank_that_printed() -> None:
     """Its title has the words of pytest's options; only the last lines are shown, and a count."""
     many = "".join(f"line {number}\n" for number in range(100))
-    ranks = [RankOutcome(0, "a", log=many), RankOutcome(1, "b", log=""), RankOutcome(2, "c", log="x")]
+    ranks = [
+        RankOutcome(0, "a", log=many),
+        RankOutcome(1, "b", log=""),
+        RankOutcome(2, "c", log="x"),
+    ]
     (first, text), (second, x) = sections(ranks)
-    assert (first, second, x) == ("Captured stdout/stderr rank a", "Captured stdout/stderr rank c", "x")
+    assert (first, second, x) == (
+        "Captured stdout/stderr rank a",
+        "Captured stdout/stderr rank c",
+        "x",
+    )
     lines = text.splitlines()
     assert lines[0] == "(94 lines before these: see the log in the artefact)"
     assert lines[1:] == [f"line {number}" for number in range(94, 100)]

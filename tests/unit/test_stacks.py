@@ -47,7 +47,9 @@ def test_a_call_for_another_rank_and_an_import_are_told_apart(tmp_path: Path) ->
     """torch's function that serves a call, and the frame of a module, say what the thread does."""
     file = mine(tmp_path)
     head = "Thread 0x1 (most recent call first):\n"
-    serves = f'{head}  File "{file}", line 2 in waits\n  File "{TORCH}", line 209 in _run_function\n'
+    serves = (
+        f'{head}  File "{file}", line 2 in waits\n  File "{TORCH}", line 209 in _run_function\n'
+    )
     assert stacks.where("w", serves)[0].startswith("w runs a call for another rank, at ")
     imports = f'{head}  File "{file}", line 4 in <module>\n  File "{OURS}", line 9 in run\n'
     assert stacks.where("w", imports)[0].startswith("w imports a module, at ")
