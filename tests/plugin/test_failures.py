@@ -313,6 +313,16 @@ def test_what_ranks_print_is_shown_as_captured_output(
     assert "Send try" not in section
 
 
+@pytest.mark.nightly
+def test_output_is_streamed_with_s(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """With -s each line that a rank prints comes at once, after the name of the rank."""
+    result = ran[0].pytest("-s", "-k", "test_talks")
+    streamed = [line for line in result.lines if line.startswith("[worker1] a line of theirs")]
+    assert [line.split()[-1] for line in streamed] == [str(number) for number in range(100)]
+    assert "[worker1] a passing cluster's" in result.lines
+    assert not any(line.startswith("[worker") and "Send try" in line for line in result.lines)
+
+
 def test_a_report_is_a_screen_of_the_users_code(ran: tuple[Any, Any, dict[str, Any]]) -> None:
     """A hang names rank, line and function of the user's code, and no frame of ours or torch's."""
     section = ran[1].section("test_hangs")
