@@ -246,8 +246,9 @@ class Outcome:
             lines.append(f"  step {step.index} {said}")
         for rank in self.ranks:
             sends = f", {rank.failed_sends} sends failed" if rank.failed_sends else ""
-            held = rank.counters is not None and not rank.counters.is_zero
-            holds = f", holds {rank.counters.describe()}" if held and rank.counters else ""
+            after = rank.counters_after_shutdown
+            held, last = (rank.counters, "last held") if after is None else (after, "holds")
+            holds = f", {last} {held.describe()}" if held is not None and not held.is_zero else ""
             lines.append(f"  {rank.name}: {rank.describe_end()}{sends}{holds}")
         return "\n".join(lines)
 

@@ -138,6 +138,7 @@ class Calls:
     ) -> list[Any]:
         """See :meth:`rpcprops.Cluster.each`, and with `rank_first` ``each_rank``."""
         __tracebackhide__ = True
+        self.must_run()
         futures = [
             self.submit(rank, fn, (rank, *args) if rank_first else args, kwargs)
             for rank in range(len(self._ranks.channels))

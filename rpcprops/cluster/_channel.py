@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import time
@@ -17,12 +18,17 @@ from rpcprops.cluster._spec import RpcNews
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.outcomes import Counters, RaisedError, RankOutcome
+from rpcprops.torch_facts import installed
 
 #: The most lines of a log that a note shows.
 _NOTED_LINES = 8
 #: Real seconds that a send waits for a rank that reads nothing. What is left goes out later, while
 #: an answer is awaited. A rank that reads resumes within milliseconds.
 _SEND_PATIENCE = 0.2
+
+
+def _is_of_torch(line: str) -> bool:
+    return re.match(installed().texts.log_line, line) is not None
 
 
 @dataclass
@@ -188,16 +194,12 @@ class Channel:
         Its whole stacks and its whole log are in the outcome.
         """
         text = self.log.text()
-        notes = (
-            [
-                "\n".join(
-                    f"{self.name} has {line.lstrip()}" if line[:1] != " " else line
-                    for line in self.held
-                )
+        notes: list[str] = []
+        if self.held:
+            has = [
+                line if line.startswith(" ") else f"{self.name} has {line}" for line in self.held
             ]
-            if self.held
-            else []
-        )
+            notes.append("\n".join(has))
         at = stacks.where(self.name, self.stack or (text if self.lost else ""))
         if self.stack and not at:
             at = [f"{self.name} runs no code of yours"]
@@ -205,7 +207,9 @@ class Channel:
             notes.append("\n".join(at))
         of_stack = set(self.stack.splitlines())
         wrote = [line for line in text.splitlines() if line.strip() and line not in of_stack]
-        last = stacks.without_ours(stacks.without_stacks(wrote))[-lines:] if lines else []
+        # What torch logs at INFO is the same in every run, and long.
+        told = [line for line in wrote if not line.startswith("[I") or not _is_of_torch(line)]
+        last = stacks.without_ours(stacks.without_stacks(told))[-lines:] if lines else []
         if last:
             notes.append("\n".join([f"last lines of {self.name}:", *last]))
         return notes

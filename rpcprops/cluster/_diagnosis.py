@@ -274,7 +274,7 @@ class Diagnosis:
         phase.hang(message, tuple(c.rank for c in blamed))
 
     def ask_where(self, channels: Sequence[Channel]) -> None:
-        """Have ranks say where each of their threads is; one that does not answer soon says nothing.
+        """Have ranks say where each of their threads is; one that does not answer says nothing.
 
         Their control threads answer, so that nothing is written to their logs.
         """

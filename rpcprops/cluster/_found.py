@@ -11,6 +11,8 @@ from rpcprops.outcomes import Violation
 
 #: The most ranks that notes describe besides those that broke a promise.
 _MOST_OTHERS = 4
+#: The most lines of all notes together: a report must fit on a screen.
+_MOST_LINES = 20
 
 
 class Found:
@@ -47,9 +49,14 @@ class Found:
         blamed = [self._channels[v.rank] for v in self.violations[:3] if v.rank is not None]
         others = [channel for channel in self.involved if channel not in blamed]
         others += [c for c in self._channels if c.held and c not in blamed + others]
-        for note in itertools.chain(
+        notes = itertools.chain(
             *(channel.notes() for channel in blamed),
             *(channel.notes(lines=0) for channel in others[:_MOST_OTHERS]),
-        ):
-            error.add_note(note)
+        )
+        left = _MOST_LINES
+        for note in dict.fromkeys(notes):
+            lines = note.splitlines()[:left]
+            left -= len(lines)
+            if lines:
+                error.add_note("\n".join(lines))
         raise error

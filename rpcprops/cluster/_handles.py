@@ -1,34 +1,24 @@
-"""In a rank: the handles of RRefs and the contexts that the user's code holds, and what holds them.
+"""In a rank: the handles of RRefs and the contexts of the user's code, and where it made them.
 
-The bookkeeping holds no handle: it has weak references, and text. It costs a rank less than a
-microsecond for each handle more than torch's own work of tens (measured: see
-``tests/cluster/test_handles.py``). The search for what holds a handle runs only when one has leaked.
+The bookkeeping keeps no handle alive: it has weak references, and text. A note costs about a
+microsecond, and each message of a handle costs hundreds (``tests/cluster/test_handles.py``).
 """
 
 from __future__ import annotations
 
 import gc
-import itertools
 import sys
 import threading
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rpcprops.cluster import _functions, finder, stacks
+from rpcprops.cluster import stacks
+from rpcprops.cluster._holders import holders_of
 from rpcprops.torch_facts import symbols
 
 #: The most handles that are described.
 _MOST_HANDLES = 20
-#: The most objects that the search for holders looks at.
-_MOST_OBJECTS = 300_000
-#: The most characters of a name or a key.
-_MOST_NAME = 40
-#: How many containers the search follows from a handle, such as dict, object, list, module.
-_MOST_HOPS = 4
-#: Types that hold one another in any program, and no handle of the user's.
-_SKIPPED = (types.CodeType, str, bytes, int, float, weakref.ref)
 
 
 class _Origin(NamedTuple):
@@ -65,7 +55,7 @@ _IN_AN_ANSWER: _Fields = ("received in an answer", "", 0, "", "")
 def watch() -> None:
     """Begin the bookkeeping in this process."""
     symbols.watch_rrefs(_note, _note_call)
-    symbols.watch_contexts(_note_context, lambda number: _contexts.pop(number, None))
+    symbols.watch_contexts(_note_context, _forget_context)
 
 
 def _note(rref: Any, how: str) -> None:
@@ -102,6 +92,10 @@ def _note_context(number: int) -> None:
     _contexts[number] = _origin("entered")
 
 
+def _forget_context(number: int) -> None:
+    _contexts.pop(number, None)
+
+
 def _origin(how: str) -> _Fields:
     """The innermost frame of the user's code."""
     frame: types.FrameType | None = sys._getframe(2)
@@ -126,14 +120,12 @@ def held_here() -> list[str]:
     handles = [rref for ref, _ in made if (rref := ref()) is not None]
     origins = [_Origin(*fields) for ref, fields in made if ref() is not None]
     lines: list[str] = []
-    holders = _holders(handles)
+    holders = holders_of(handles, but={id(handles), id(made)})
     for rref, origin in zip(handles[:_MOST_HANDLES], origins, strict=False):
         lines.append(f"{_kind(rref, origin)}, {_made_by(origin)}")
         lines += [f"    held by {holder}" for holder in holders.get(id(rref), [])[:2]]
     if len(handles) > _MOST_HANDLES:
         lines.append(f"{len(handles) - _MOST_HANDLES} more handles")
-    # One that a user has entered and never left is gone from here when its rank was asked to
-    # release it by another.
     lines += [
         f"a distributed autograd context, {_Origin(*fields).text()}"
         for fields in list(_contexts.values())
@@ -153,137 +145,3 @@ def _kind(rref: Any, origin: _Origin) -> str:
         value = type(rref.local_value()).__qualname__
     of = f" ({value})" if value else ""
     return f"an RRef to a value of {'its own' if rref.is_owner() else rref.owner_name()}{of}"
-
-
-def _holders(targets: list[Any]) -> dict[int, list[str]]:
-    """What holds each of some objects, in words, by the id of the object.
-
-    ``gc.get_referrers`` does not do: it sees no dict that holds handles alone (CPython does not
-    track it, because a handle is not tracked), and nothing that the server made before it forked
-    this rank (it has frozen that).
-    """
-    found: dict[int, list[str]] = {}
-    ids = {id(target) for target in targets}
-    budget = itertools.count()
-    seen: set[int] = set()
-    mine = {id(targets), id(found), id(ids), id(seen), id(_made)}
-    for label, root in _roots():
-        if id(root) in mine or id(root) in seen:
-            continue
-        trail: list[tuple[str, Any, int]] = [(label, root, 0)]
-        while trail:
-            path, holder, hops = trail.pop()
-            if next(budget) > _MOST_OBJECTS:
-                return found
-            if id(holder) in seen:
-                continue
-            seen.add(id(holder))
-            for step, value in _parts(holder):
-                if id(value) in ids:
-                    texts = found.setdefault(id(value), [])
-                    text = _joined(path, step)
-                    if len(texts) < 2 and text not in texts:
-                        texts.append(text)
-                elif hops < _MOST_HOPS and _is_followed(value) and id(value) not in mine:
-                    trail.append((_joined(path, step), value, hops + 1))
-    return found
-
-
-def _joined(path: str, step: str) -> str:
-    """The words that lead to a part of what `path` leads to."""
-    if step.startswith("[") and path[-1:].isalnum():
-        return f"{path}, item {step}"
-    return f"{path}{step}" if path and not path.endswith(": ") else f"{path}{step.lstrip(', ')}"
-
-
-def _roots() -> Iterator[tuple[str, Any]]:
-    """Where the search begins: the user's modules, kept values, running functions, new objects."""
-    for name, module in list(sys.modules.items()):
-        if finder.is_user_file(getattr(module, "__file__", None)) and name != "__main__":
-            yield f"module {name}: ", module
-    for number, value in _functions.kept_values().items():
-        yield f"the value {number} that was kept with keep=True: ", [value]
-    for frame in sys._current_frames().values():
-        at: types.FrameType | None = frame
-        while at is not None:
-            if stacks.is_theirs(at.f_code.co_filename):
-                place = f"{stacks.shown_file(at.f_code.co_filename)}:{at.f_lineno}"
-                yield f"the running {at.f_code.co_name} ({place}): ", dict(at.f_locals)
-            at = at.f_back
-    # What the user's code has made in this rank: instances of the user's classes first.
-    new = gc.get_objects()
-    for thing in new:
-        if _is_of_user(thing):
-            yield "", thing
-    for thing in new:
-        # A cell or a frame has been found with the function that it belongs to.
-        if isinstance(thing, types.FunctionType | list | tuple | dict | set):
-            yield f"a {type(thing).__name__}", thing
-
-
-def _is_of_user(thing: Any) -> bool:
-    module = sys.modules.get(getattr(type(thing), "__module__", "") or "")
-    return finder.is_user_file(getattr(module, "__file__", None))
-
-
-def _is_followed(value: Any) -> bool:
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        return True
-    if isinstance(value, types.FunctionType | types.MethodType | types.CellType):
-        return True
-    if isinstance(value, type):
-        module = sys.modules.get(value.__module__)
-        return finder.is_user_file(getattr(module, "__file__", None))
-    return not isinstance(value, (*_SKIPPED, types.ModuleType)) and (
-        _is_of_user(value) or type(value).__module__ == "collections"
-    )
-
-
-def _parts(holder: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds, each with the words that lead to it."""
-    if isinstance(holder, dict):
-        for key, value in list(holder.items()):
-            yield f"[{_shown(key)}]", value
-    elif isinstance(holder, list | tuple):
-        for index, value in enumerate(holder):
-            yield f"[{index}]", value
-    elif isinstance(holder, set | frozenset):
-        for value in list(holder):
-            yield " (a set)", value
-    elif isinstance(holder, types.ModuleType):
-        for name, value in list(vars(holder).items()):
-            kind = type(value).__name__
-            yield f"{kind} '{name}'" if _is_followed(value) else f"'{name}'", value
-    elif isinstance(holder, types.FunctionType):
-        for name, cell in zip(holder.__code__.co_freevars, holder.__closure__ or (), strict=False):
-            yield from ((f", closure variable '{name}'", part) for _, part in _parts(cell))
-        for value in holder.__defaults__ or ():
-            yield ", default argument", value
-    elif isinstance(holder, types.CellType):
-        try:
-            yield "", holder.cell_contents
-        except ValueError:
-            return
-    elif isinstance(holder, types.MethodType):
-        yield ", bound object", holder.__self__
-    else:
-        yield from _attributes(holder)
-
-
-def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
-    found = getattr(holder, "__dict__", None)
-    named = dict(found) if isinstance(found, types.MappingProxyType | dict) else {}
-    for name, value in named.items():
-        yield f", attribute '{name}' of {_named(holder)}", value
-    for referred in gc.get_referents(holder):
-        if referred is not found and not any(referred is value for value in named.values()):
-            yield f", part of {_named(holder)}", referred
-
-
-def _named(holder: Any) -> str:
-    return holder.__qualname__ if isinstance(holder, type) else type(holder).__qualname__
-
-
-def _shown(key: Any) -> str:
-    text = repr(key) if isinstance(key, str | int | float | bool | None) else type(key).__name__
-    return text if len(text) <= _MOST_NAME else f"{text[: _MOST_NAME - 1]}…"

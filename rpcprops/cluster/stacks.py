@@ -73,7 +73,7 @@ def stack_of(frame: FrameType | None) -> Iterator[Frame]:
 def stacks_here() -> str:
     """The stacks of all threads of this process, as `faulthandler` writes them."""
     lines: list[str] = []
-    for number, top in sys._current_frames().items():
+    for number, top in sys._current_frames().items():  # noqa: SLF001  (documented in `sys`)
         lines.append(f"Thread 0x{number:016x} (most recent call first):")
         lines += [f'  File "{f.file}", line {f.line} in {f.function}' for f in stack_of(top)]
     return "\n".join(lines)

@@ -118,7 +118,7 @@ def shorten(longrepr: object) -> None:
                 half = _MOST_SAID // 2
                 gap = f"E       … {len(said) - 2 * half} lines …"
                 said = [*said[:half], gap, *said[-half:]]
-            entry.lines[:] = [*source, *said]
+            entry.lines = [*source, *said]
 
 
 def _summary_of(

@@ -9,8 +9,6 @@ from rpcprops.cluster import stacks
 from rpcprops.outcomes import RankOutcome
 from rpcprops.torch_facts import installed
 
-#: A line of torch's own log, in the form of its logger (``c10/util/Logging.cpp``).
-_OF_TORCH = re.compile(r"^\[[IWEF]\d{4,8} \d\d:\d\d:\d\d\.\d+ ")
 #: The most lines that the report of a failure shows of all its ranks together, and of each at
 #: least.
 _MOST_LINES = 12
@@ -19,7 +17,7 @@ _LEAST_LINES = 3
 
 def is_of_torch(line: str) -> bool:
     """Whether torch's logger wrote this line."""
-    return _OF_TORCH.match(line) is not None
+    return re.match(installed().texts.log_line, line) is not None
 
 
 def printed(log: str, error: str = "") -> list[str]:
@@ -67,7 +65,7 @@ class Echo:
         self._open = b""
 
     def __call__(self, piece: bytes) -> None:
-        """Read the next piece of the rank's log; an empty one ends it, and with it the last line."""
+        """Read the next piece of the rank's log; an empty one ends its last line."""
         ended = b"" if piece or not self._open else b"\n"
         *lines, self._open = (self._open + piece + ended).split(b"\n")
         for line in lines:

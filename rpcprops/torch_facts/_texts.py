@@ -41,6 +41,7 @@ class Texts:
             a fork that it does not know.
         owners_waited: a shutdown has waited in vain for owners to be left by their users.
         users_waited: the same for users that wait for their owner or their parent.
+        log_line: the beginning of each line of torch's log: a regular expression.
         terminated: the first words of the C++ runtime when it ends the process.
     """
 
@@ -87,6 +88,8 @@ class Texts:
     users_waited: str = "Timed out waiting for pending UserRRefs"
     # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.
     terminated: str = "terminate called"
+    # c10/util/Logging.cpp, `MessageLogger`: level, month and day, time.
+    log_line: str = r"\[[IWEF]\d{4,8} \d\d:\d\d:\d\d\."
 
 
 #: What a release of torch words otherwise than the one before it: by the release (``2.16``) from

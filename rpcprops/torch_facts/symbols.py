@@ -232,26 +232,28 @@ def _put(symbol: Symbol, value: Any) -> None:
 
 
 def watch_rrefs(
-    made: Callable[[Any, str], None], read: Callable[[str, tuple[Any, ...]], None]
+    made: Callable[[Any, str], None], read: Callable[[Any, tuple[Any, ...]], None]
 ) -> None:
     """Have `made` called with each handle of an RRef that this process makes, and how it came.
 
-    A handle is made by ``rpc.remote`` (``api.py: remote`` calls one of three functions of C++),
-    by ``rpc.RRef``, or from a message (``internal.py: _InternalRPCPickler``). `read` is called with
-    the function and the arguments of each message that is a call. Where a torch lacks one of these
-    names, nothing is told of its handles. The objects that torch and the user's code hold stay the
-    same: only names that torch looks up at each call are replaced.
+    A handle is made by ``rpc.remote`` (``api.py: remote`` calls one of three functions of C++), by
+    ``rpc.RRef``, or from a message (``internal.py: _InternalRPCPickler``). `read` is called at the
+    end of each message, with the function and the arguments if it is a call, else with None. Where
+    a torch lacks one of these names, nothing is told of its handles.
+
+    What users import from torch stays the same object, and messages stay the same bytes: only names
+    that torch looks up at each call are replaced.
     """
     from torch.distributed.rpc import api, internal
 
-    for name in ("_invoke_remote_builtin", "_invoke_remote_python_udf"):
-        _after(api, name, lambda rref: made(rref, "rpc.remote"))
-    _after(api, "_invoke_remote_torchscript", lambda rref: made(rref, "rpc.remote"))
+    for kind in ("builtin", "python_udf", "torchscript"):
+        _after(api, f"_invoke_remote_{kind}", lambda rref: made(rref, "rpc.remote"))
     pickler: Any = getattr(internal, "_InternalRPCPickler", None)
     for name in ("_py_rref_receiver", "_rref_receiver"):
-        receive = getattr(pickler, name, None)
+        # A class method, so that it is pickled as torch's own is.
+        receive = getattr(getattr(pickler, name, None), "__func__", None)
         if receive is not None:
-            setattr(pickler, name, staticmethod(_passing(receive, lambda rref: made(rref, ""))))
+            setattr(pickler, name, classmethod(_passing(receive, lambda rref: made(rref, ""))))
     _after(internal, "deserialize", _teller(getattr(internal, "PythonUDF", ()), read))
     _watch_rref_class(getattr(api, "RRef", None), made)
 
@@ -273,7 +275,7 @@ def _passing(function: Any, tell: Callable[[Any], None]) -> Any:
     return passing
 
 
-def _teller(call: Any, read: Callable[[str, tuple[Any, ...]], None]) -> Callable[[Any], None]:
+def _teller(call: Any, read: Callable[[Any, tuple[Any, ...]], None]) -> Callable[[Any], None]:
     def tell(message: Any) -> None:
         if call and isinstance(message, call):
             read(message.func, message.args)
@@ -310,7 +312,7 @@ def watch_contexts(made: Callable[[int], None], released: Callable[[int], None])
             continue
 
         def tell(context: Any) -> None:
-            made(context._context_id())
+            made(context._context_id())  # noqa: SLF001
 
         def releasing(context_id: int, release: Any = release) -> None:
             release(context_id)

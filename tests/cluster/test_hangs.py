@@ -20,6 +20,7 @@ from torch.distributed import rpc
 
 from rpcprops import Counters
 from rpcprops.errors import RankHung
+from rpcprops.fixture import for_this_rank
 from rpcprops.pytest_plugin import ClusterFactory
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -112,6 +113,31 @@ def test_a_stopped_rank_that_another_waits_for(rpc_cluster: ClusterFactory) -> N
     with pytest.raises(RankHung, match=words) as caught, cluster:
         cluster.on(0).call(rpc.rpc_sync, "worker1", stop_here)
     assert "in rpc_sync" in notes_of(caught.value)
+
+
+def join_late() -> None:
+    mine = for_this_rank()
+    if mine.rank == 1:
+        sleep_for_ever()
+    module: Any = rpc
+    module.init_rpc(
+        mine.name,
+        backend=mine.rpc_backend,
+        rank=mine.rank,
+        world_size=mine.world_size,
+        rpc_backend_options=mine.rpc_backend_options,
+    )
+
+
+def test_a_rank_that_never_joins_is_blamed(rpc_cluster: ClusterFactory) -> None:
+    """Not the one that waits for it in its own init_rpc; both with their lines."""
+    cluster = rpc_cluster(world_size=2, init=False, deadline=0.7)
+    words = "^RankHung .rank 1.: worker1 did not join the world; worker0 waits for that in init_rpc"
+    with pytest.raises(RankHung, match=words) as caught, cluster:
+        cluster.each(join_late)
+    notes = notes_of(caught.value)
+    assert "in sleep_for_ever: time.sleep(1e9)" in notes
+    assert "in join_late: module.init_rpc(" in notes
 
 
 def test_what_a_hung_rank_holds(rpc_cluster: ClusterFactory) -> None:

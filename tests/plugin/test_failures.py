@@ -305,8 +305,12 @@ def test_a_fault_that_a_failure_does_not_need_is_not_blamed(
     """Each fault is left out once: those that the failure needs are told from the others."""
     lines = ran[1].section("test_needs_one").splitlines()
     (needs,) = (n for n, line in enumerate(lines) if line.startswith("needs"))
-    assert lines[needs] == "needs    RREF_USER_DELETE: without it, it passes (one run each)"
-    assert lines[needs + 1].split(":")[0].strip() == "not RREF_FORK_REQUEST"
+    said = [line.removeprefix("needs").split(":")[0].strip() for line in lines[needs : needs + 2]]
+    # On a busy machine the runs may end at their bound of time, and then the report says so.
+    if not any(line.strip().startswith(("not tried", "needs    not tried")) for line in lines):
+        assert said == ["RREF_USER_DELETE", "not RREF_FORK_REQUEST"]
+    assert "not RREF_USER_DELETE" not in said
+    assert "RREF_FORK_REQUEST" not in said
     none = ran[1].section("test_needs_none")
     assert "needs    no fault: it fails without any fault too (one run)" in none
 
@@ -319,8 +323,18 @@ def test_what_ranks_print_is_shown_as_captured_output(
     captured = section.split("Captured stdout/stderr rank worker1")[1].split("- rpcprops -")[0]
     assert "a line of theirs 99" in captured
     assert "(88 lines before these: see the log in the artefact)" in captured
-    assert "a passing cluster's" not in section
+    assert "a passing cluster's" not in captured
     assert "Send try" not in section
+
+
+@pytest.mark.nightly
+def test_output_is_streamed_with_s(ran: tuple[Any, Any, dict[str, Any]]) -> None:
+    """With -s each line that a rank prints comes at once, after the name of the rank."""
+    result = ran[0].pytest("-s", "-k", "test_talks")
+    streamed = [line for line in result.lines if line.startswith("[worker1] a line of theirs")]
+    assert [line.split()[-1] for line in streamed] == [str(number) for number in range(100)]
+    assert "[worker1] a passing cluster's" in result.lines
+    assert not any(line.startswith("[worker") and "Send try" in line for line in result.lines)
 
 
 def test_a_report_is_a_screen_of_the_users_code(ran: tuple[Any, Any, dict[str, Any]]) -> None:

@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
+from rpcprops import outcomes
 from rpcprops import programs as language
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FaultCount
-from rpcprops.outcomes import ArmedFaults, Counters, Outcome, RankOutcome, Violation
+from rpcprops.outcomes import (
+    ArmedFaults,
+    Counters,
+    Outcome,
+    PhaseOutcome,
+    RaisedError,
+    RankOutcome,
+    StepOutcome,
+    Violation,
+)
 from rpcprops.programs import STEP_TYPES, Program
 from rpcprops.properties import Case, Failure, Repeats
 from rpcprops.properties import _programs as shipped
@@ -142,6 +152,35 @@ def test_ranks_that_did_not_leave_well_are_named() -> None:
     assert [line.strip() for line in lines[2:]] == ["Thread 0x1:", "File a.py, line 3"]
     bad = Outcome(1, ranks=(RankOutcome(0, "worker0", exit_code=3),))
     assert describe_end(bad) == ["ended    worker0: exit code 3"]
+
+
+def test_an_outcome_is_a_few_lines_to_print_and_python_to_keep() -> None:
+    """`print` shows phases, failed steps and how each rank ended; `repr` still rebuilds it all."""
+    outcome = Outcome(
+        2,
+        clock_rate=400.0,
+        torch_version="2.13.0",
+        phases=(PhaseOutcome("settle", "failed", 9.0, 0.25, 30.0, "the ranks did not settle"),),
+        steps=(
+            StepOutcome(0, 1.0),
+            StepOutcome(1, error=RaisedError("ValueError", "no\nmore")),
+            StepOutcome(2, ended=False),
+        ),
+        ranks=(
+            RankOutcome(0, "worker0", exit_code=0, failed_sends=2, log="long\n" * 1000),
+            RankOutcome(1, "worker1", signal=11, counters=Counters(owners=1)),
+        ),
+    )
+    assert str(outcome).splitlines() == [
+        "outcome of 2 ranks (torch 2.13.0, tcp, clock rate 400)",
+        "  settle failed after 0.25 real s: the ranks did not settle",
+        "  1 of 3 steps returned",
+        "  step 1 raised ValueError: no",
+        "  step 2 did not end",
+        "  worker0: exit code 0, 2 sends failed",
+        "  worker1: killed by SIGSEGV, last held 1 owner",
+    ]
+    assert eval(repr(outcome), vars(outcomes)) == outcome
 
 
 def test_how_often_it_repeats_is_told() -> None:
