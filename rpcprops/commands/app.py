@@ -36,7 +36,7 @@ app = typer.Typer(
 _COMMANDS: dict[Callable[..., Any], str] = {
     check: "rpcprops check rref-values autograd-cleanup -n 200 --seed 7",
     replay: "rpcprops replay .rpcprops/failures/NAME.json --script",
-    sweep: "rpcprops sweep rref-values --ranks each --json map.json",
+    sweep: "rpcprops sweep create_on_self --ranks each --json map.json",
     hunt: "rpcprops hunt -n 2000 --json summary.json",
     upstream: 'rpcprops upstream -k "RpcTest and rref" -n 2',
     doctor: "rpcprops doctor",

@@ -89,28 +89,31 @@ def check(  # noqa: PLR0913 - one argument for each option
     unwritten: list[Unwritten] = []
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
-    with running(clock) as runner, watched(runner.server) as in_flight:
+    with (
+        running(clock) as runner,
+        watched(runner.server) as in_flight,
+        live("check") as line,
+    ):
         say_torch(runner)
         say_died()
         try:
-            with live("check") as line:
-                for prop in chosen:
-                    in_flight.begin(prop.name)
-                    done.append(
-                        _examine(
-                            prop,
-                            runner,
-                            line,
-                            talks=profile == "debug",
-                            max_examples=count,
-                            seed=seed,
-                            database=database,
-                            strict=strict,
-                            transport=transport,
-                        )
+            for prop in chosen:
+                in_flight.begin(prop.name)
+                done.append(
+                    _examine(
+                        prop,
+                        runner,
+                        line,
+                        talks=profile == "debug",
+                        max_examples=count,
+                        seed=seed,
+                        database=database,
+                        strict=strict,
+                        transport=transport,
                     )
-                    _say(done[-1])
-                    line.begin("")
+                )
+                _say(done[-1])
+                line.begin("check")
         finally:
             # Report after an interrupt too: what was found is not lost.
             stop.ending()

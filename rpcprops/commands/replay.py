@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -19,7 +19,7 @@ from rpcprops import _guard
 from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops._kinds import Again, kind_of
 from rpcprops.cluster.options import parse_clock
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import Line, live, out, plain
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
@@ -116,8 +116,7 @@ def replay(
         if not kind.by_pytest:
             runner()  # Start its server now, so that this is not part of the time of a try.
         began = time.monotonic()
-        # pytest shows by itself how far it is.
-        with nullcontext() if kind.by_pytest else live("replay", times) as shown:
+        with _shows(kind.by_pytest, times) as shown:
             result = run(without, on_run)
         seconds = time.monotonic() - began
         out.print(plain(kind.told(result)))
@@ -126,6 +125,13 @@ def replay(
         # A runner of programs prints that itself, once it is closed.
         say_clock_problem(result.clock_problem)
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
+
+
+def _shows(by_pytest: bool, times: int) -> AbstractContextManager[Line | None]:
+    """A sign of life for the runs: on a terminal pytest gives its own, in a pipe none."""
+    if not by_pytest:
+        return live("replay", times)
+    return nullcontext() if sys.stdout.isatty() else live("replay, by pytest")
 
 
 def _say_what(artefact: Artefact, notes: Sequence[str]) -> None:

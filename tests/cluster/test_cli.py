@@ -245,8 +245,9 @@ def test_help(rpcprops: Rpcprops, command: str) -> None:
     assert ended.code == 0
     assert "Usage:" in ended.out
     assert len(ended.out.splitlines()) > 5
-    if not command:
-        assert "Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot" in ended.out
+    assert "Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot" in ended.out
+    assert not command or f"Example: rpcprops {command}" in ended.out
+    assert "…" not in ended.out
     assert time.monotonic() - began < 20
 
 
@@ -284,6 +285,7 @@ def test_interrupted_check(
     assert process.returncode == 128 + number, out + err
     assert word in err
     assert "Traceback" not in out + err
+    assert "unfinished timeout-holds: " in out
     read_verdicts(file)
     _, alive = psutil.wait_procs(below, timeout=10)
     assert not alive
