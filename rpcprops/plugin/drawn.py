@@ -158,7 +158,8 @@ class Drawn:
 def _number_of_explicit(wrapped: Any, kwargs: dict[str, Any]) -> int | None:
     """The number of the ``@example`` that has just these arguments; None if there is none."""
     names = list(wrapped.hypothesis._given_kwargs)
-    for number, example in enumerate(getattr(wrapped, "hypothesis_explicit_examples", ())):
+    explicit: Any = getattr(wrapped, "hypothesis_explicit_examples", ())
+    for number, example in enumerate(explicit):
         given = example.kwargs or dict(zip(names[-len(example.args) :], example.args, strict=False))
         if all(kwargs.get(name) is value for name, value in given.items()):
             return number

@@ -174,6 +174,7 @@ def _call_drawn(
 def _search(item: Any, function: Any, start: Failing) -> BaseException | None:
     """Let Hypothesis shrink from an example that failed; what it raises."""
     import hypothesis
+    from hypothesis import core
 
     if not styles.can_run_again(item):
         return None
@@ -181,8 +182,7 @@ def _search(item: Any, function: Any, start: Failing) -> BaseException | None:
     settings = function._hypothesis_internal_use_settings
     phases = [phase for phase in settings.phases if phase is hypothesis.Phase.shrink]
     is_keyed = hasattr(function, key)
-    core: Any = hypothesis.core
-    if not is_keyed and core.global_force_seed is not None:
+    if not is_keyed and vars(core)["global_force_seed"] is not None:
         # With --hypothesis-seed, Hypothesis asks no database unless it has a key.
         setattr(function, key, b"rpcprops")
     if function._hypothesis_internal_use_seed is None:

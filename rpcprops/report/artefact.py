@@ -52,7 +52,9 @@ class Artefact:
         plans: the plan of each cluster that the failing example made, in order.
         outcomes: what those clusters showed.
         promise: name of the exception class that the failure raised.
-        reproduction: Hypothesis's version and blob, for a test.
+        clock_rate: the rate of its fastest cluster. A test is replayed at this rate.
+        reproduction: for a test that Hypothesis draws: its version, and the blob of the example
+            ("@example N" for the explicit example of that number, counted from the test upwards).
         rootdir: where pytest ran; relative names are relative to it.
         repeats: how often it failed again, in words.
         world_sizes: number of ranks of each of the clusters.

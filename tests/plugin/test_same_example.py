@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 CODE = """
-import pathlib
 import random
 
 from hypothesis import example, given, settings
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from bounds import LOW, TOP
 
-few = settings(max_examples=30, derandomize=True, database=None)
+few = settings(max_examples=15, derandomize=True, database=None)
 chance = random.SystemRandom()
 
 
@@ -69,9 +68,14 @@ MakeProject = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def ran(make_project: MakeProject) -> tuple[Any, Any, dict[str, Any]]:
-    """The project, its run, and the artefact of each failing test."""
+    """The project, a run of the two cheap tests, and the artefact of each of them."""
+    return run_of(make_project, "inside or explicit")
+
+
+def run_of(make_project: MakeProject, tests: str) -> tuple[Any, Any, dict[str, Any]]:
+    """The project, a run of these tests, and the artefact of each failing test."""
     project = make_project(test_user=CODE, bounds=BOUNDS)
-    result = project.pytest("-k", "not sometimes")
+    result = project.pytest("-k", tests)
     return project, result, artefacts_of(project)
 
 
@@ -84,25 +88,26 @@ def artefacts_of(project: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("test", "shown"),
-    [("test_smaller_ones_fail_fast_only", "number=60,"), ("test_inside", "Draw 1: 60")],
-)
 def test_the_smallest_in_real_time_is_the_one_shown(
-    ran: tuple[Any, Any, dict[str, Any]], test: str, shown: str
+    ran: tuple[Any, Any, dict[str, Any]],
 ) -> None:
     """Where smaller examples fail under the fast clock only, pytest shows the smallest real one.
 
     That it draws inside its body makes no difference.
     """
     _, result, artefacts = ran
-    section = result.section(test)
-    assert shown in section
+    section = result.section("test_inside")
+    assert "Draw 1: 60" in section
+    is_of_one_example(section, artefacts["test_inside"])
+
+
+def is_of_one_example(section: str, artefact: dict[str, Any]) -> None:
+    """Check that all that pytest prints of a failure, and its artefact, are of one example."""
     assert section.count("Failing test case:") == 1
     assert "During handling of the above exception" not in section
     assert re.search(r"^repeats  3 of 3 at rate \d+, 1 of 1 at rate 1$", section, re.MULTILINE)
     blobs = set(re.findall(r"@reproduce_failure\('[\d.]+', (b'[^']*')\)", section))
-    assert blobs == {artefacts[test]["reproduction"][1]}
+    assert blobs == {artefact["reproduction"][1]}
 
 
 def test_an_explicit_example_is_named_by_the_artefact(
@@ -114,6 +119,7 @@ def test_an_explicit_example_is_named_by_the_artefact(
     assert artefacts["test_explicit"]["reproduction"][1] == "@example 0"
 
 
+@pytest.mark.nightly
 def test_a_test_that_draws_differently_is_no_replay(
     ran: tuple[Any, Any, dict[str, Any]],
 ) -> None:
@@ -130,17 +136,17 @@ def test_a_test_that_draws_differently_is_no_replay(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("test", ["test_smaller_ones_fail_fast_only", "test_inside"])
-def test_a_replay_runs_that_example_at_its_rate(
-    ran: tuple[Any, Any, dict[str, Any]], test: str
-) -> None:
+def test_a_replay_runs_that_example_at_its_rate(make_project: MakeProject) -> None:
     """Each run of a replay is of the example that was reported, and at the rate of that test."""
-    project, _, artefacts = ran
+    test = "test_smaller_ones_fail_fast_only"
+    project, result, artefacts = run_of(make_project, "smaller")
+    assert "number=60," in result.section(test)
+    is_of_one_example(result.section(test), artefacts[test])
     ended = project.command("rpcprops", "replay", artefacts[test]["path"])
     assert ended.code == 1, ended.out + ended.err
     rate = artefacts[test]["clock_rate"]
     assert f"reproduced: AssertionError in 3 of 3 runs at rate {rate:g}" in ended.out
-    assert ("number=60," if "fast" in test else "Draw 1: 60") in ended.out
+    assert "number=60," in ended.out
 
 
 @pytest.mark.nightly
