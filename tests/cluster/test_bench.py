@@ -47,16 +47,6 @@ def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
     assert prepared.processor.least < sample.processor.greatest
 
 
-def test_bare_ranks_stay_for_every_world(rpc_cluster: ClusterFactory) -> None:
-    """One process of bare ranks serves all world sizes, and is gone when the bench is closed."""
-    with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
-        bench.alternate([bench.floor(2), bench.floor(3)])
-        children = psutil.Process().children(recursive=True)
-        bare = [child for child in children if "rpcprops._bare_ranks" in child.cmdline()]
-        assert len(bare) == 1
-    assert not bare[0].is_running()
-
-
 def test_bare_ranks_that_fail_are_named(rpc_cluster: ClusterFactory) -> None:
     """Where bare ranks cannot run, the error says what they wrote last, and nothing hangs."""
     with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
@@ -92,12 +82,20 @@ def test_dear_kinds_keep_their_number_of_rounds(rounds: int, of: int) -> None:
 
 
 def test_growth_rows_stand_beside_the_floor_of_their_world(rpc_cluster: ClusterFactory) -> None:
-    """A row of growth has both floors of its own world size, and the ratio to each."""
+    """A row of growth has both floors of its own world size, and the ratio to each.
+
+    One process of bare ranks for each kind of floor serves all world sizes, and is gone when the
+    bench is closed.
+    """
     with Bench(Runner(rpc_cluster.server), 1, lambda _: None) as bench:
         sizes = (2, 3)
         kinds = [(n, bench.example("", small_program(n), failing(0))) for n in sizes]
         rows = bench._grow("world_size", kinds, sizes)
         (alone,) = bench._grow("steps", [(1, kinds[0][1])], (2,))
+        children = psutil.Process().children(recursive=True)
+        bare = [child for child in children if "rpcprops._bare_ranks" in child.cmdline()]
+        assert len(bare) == 2
+    assert not any(child.is_running() for child in bare)
     for row, size in zip(rows, sizes, strict=True):
         assert row["world_size"] == size
         assert row["floor"]["name"] == f"bare floor, {size} ranks"
