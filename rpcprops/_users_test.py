@@ -244,8 +244,8 @@ def _rare(artefact: Artefact) -> str:
 
 def _clock_of(artefact: Artefact) -> str:
     """The clock at which a test ran, as ``--rpc-clock`` takes it."""
-    if artefact.clock_rate == DEFAULT_RATE:
-        return "auto"  # real time where this machine has no such clock, and pytest then says so
+    if artefact.clock_rate == DEFAULT_RATE or clocks.library_problem():
+        return "auto"  # real time where this machine has no other clock, and pytest then says so
     return f"{artefact.clock_rate!r}"
 
 
