@@ -142,26 +142,7 @@ class _Rank:
         symbols.ignore_rref_leaks(self.spec.ignore_leaks or self.spec.init == "adopt")
         self.timeouts.watch()
         try:
-            if self.networks:
-                _enter_network(self.networks)
-            if self.spec.import_in_ranks is not None:
-                finder.install(self.spec.import_in_ranks)
-                finder.import_first(self.spec.import_in_ranks)
-            if self.spec.notes_handles:
-                _handles.watch()
-            self.keys = self.fixture.facts.counters
-            if not self.spec.shutdown_faults and not _injection.problem():
-                self.injection.take_over()
-            if self.spec.init == "adopt":
-                self.adopt()
-            else:
-                self.enter_faults()
-            if self.spec.init is True:
-                with only_transport(self.spec.transport):
-                    self.fixture.init_rpc()
-            elif self.spec.init is False and self.spec.transport == "tcp":
-                # The user's own init_rpc comes at a time that we do not know.
-                _limit_file_size()
+            self.begin()
         except BaseException as error:
             self.answer(0, *_functions.dump_error(error, self.rank))
             return EXIT_START_FAILED
@@ -171,6 +152,29 @@ class _Rank:
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
         return self.serve()
+
+    def begin(self) -> None:
+        """Import the user's modules, and join the world, or leave that to the user's code."""
+        if self.networks:
+            _enter_network(self.networks)
+        if self.spec.import_in_ranks is not None:
+            finder.install(self.spec.import_in_ranks)
+            finder.import_first(self.spec.import_in_ranks)
+        if self.spec.notes_handles:
+            _handles.watch()
+        self.keys = self.fixture.facts.counters
+        if not self.spec.shutdown_faults and not _injection.problem():
+            self.injection.take_over()
+        if self.spec.init == "adopt":
+            self.adopt()
+        else:
+            self.enter_faults()
+        if self.spec.init is True:
+            with only_transport(self.spec.transport):
+                self.fixture.init_rpc()
+        elif self.spec.init is False and self.spec.transport == "tcp":
+            # The user's own init_rpc comes at a time that we do not know.
+            _limit_file_size()
 
     def enter_faults(self) -> None:
         for fault in self.spec.plan.faults_at(self.rank):
