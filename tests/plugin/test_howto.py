@@ -1,0 +1,76 @@
+"""docs/howto.md, as a reader would follow it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto.md"
+#: Real seconds for one block of commands, far above what it takes.
+SECONDS = 150
+_BLOCK = re.compile(r"(?:<!-- exits (\d+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+_FILE = re.compile(r"# ([\w/]+\.py)\n")
+
+
+class Block(NamedTuple):
+    """A block of code: its language, its text, and the exit code that its commands must have."""
+
+    language: str
+    code: str
+    exits: int
+
+
+def sections() -> dict[str, list[Block]]:
+    """The blocks of each section of the page that has some."""
+    _, *parts = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
+    found = {
+        part.partition("\n")[0]: [
+            Block(language, code, int(exits or 0)) for exits, language, code in _BLOCK.findall(part)
+        ]
+        for part in parts
+    }
+    return {title: blocks for title, blocks in found.items() if blocks}
+
+
+@pytest.mark.parametrize("title", list(sections()))
+def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
+    """Its files are written and its commands run, in order, and end as the page says."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for block in sections()[title]:
+        if block.language == "python":
+            name = _FILE.match(block.code)
+            assert name is not None, block.code
+            (tmp_path / name[1]).write_text(block.code)
+            continue
+        if block.language == "yaml":
+            continue  # for a service that is not here
+        assert block.language == "sh", block
+        ran = subprocess.run(
+            ["bash", "-euc", block.code],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert ran.returncode == block.exits, block.code + ran.stdout + ran.stderr
+        assert "vacuous" not in ran.stdout, ran.stdout
+
+
+def test_the_table_of_contents_is_complete() -> None:
+    """The list at the top of the page names every section, in order."""
+    text = PAGE.read_text()
+    listed = re.findall(r"^\* \[(.+?)\]\(#(.+?)\)$", text, re.MULTILINE)
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [title for title, _ in listed] == titles
+    for title, anchor in listed:
+        assert anchor == re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
