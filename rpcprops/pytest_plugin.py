@@ -14,7 +14,7 @@ import pytest
 from rpcprops._printable import printable
 from rpcprops.cluster import RpcCluster
 from rpcprops.errors import MachineCannot
-from rpcprops.plugin import examples, replay, reports, shards, styles
+from rpcprops.plugin import examples, probing, replay, reports, shards, styles
 from rpcprops.plugin.drawn import is_drawn
 from rpcprops.plugin.options import Options, declare, is_worker
 from rpcprops.plugin.records import ITEM, ItemRecord
@@ -154,7 +154,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     session = item.config.stash[SESSION]
     record = item.stash[ITEM] = ItemRecord()
     call = examples.call if session.options.replay is None else replay.call_again
-    with session.recording(record):
+    with session.recording(record), probing.hinted(item, session):
         return (yield from call(item, session, record))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -24,8 +24,11 @@ from rpcprops.faults import (
     FaultTable,
     MessageType,
     checked_delay,
+    retry_wait,
 )
+from rpcprops.strategies import hints
 from rpcprops.strategies._checks import distinct_types, whole_number
+from rpcprops.strategies._weighted import Weighted
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -264,26 +267,50 @@ def _floor_ms(seconds: float) -> int:
     return nearest - 1 if nearest / 1000 > seconds else nearest
 
 
-@functools.lru_cache(maxsize=256)
-def _choice(offered: tuple[Any, ...]) -> st.SearchStrategy[Any]:
+#: Types that most programs send, and how much more often than the others they come where it is not
+#: known what is sent. Of the retried types none comes more often: they depend on each other.
+_USUAL = {
+    MessageType.PYTHON_CALL: 6.0,
+    MessageType.PYTHON_REMOTE_CALL: 3.0,
+    MessageType.PYTHON_RREF_FETCH_CALL: 3.0,
+}
+#: Virtual milliseconds that torch waits in all for 1 to 5 failing sends.
+_RETRY_WAITS = tuple(round(1000 * retry_wait(times)) for times in range(1, 6))
+
+
+def _type_weights(kinds: tuple[MessageType, ...]) -> tuple[float, ...]:
+    """How often each type is to come: those that are sent, else those that usually are."""
+    sent = hints.sent_types()
+    if sent.isdisjoint(kinds):
+        return tuple(_USUAL.get(kind, 1.0) for kind in kinds)
+    # Of a type that is not retried, a delay is the only fault that every program survives.
+    return tuple((1.0 if kind.is_retryable else 3.0) * (kind in sent) for kind in kinds)
+
+
+@functools.lru_cache(maxsize=1024)
+def _keys(number: int, weights: tuple[float, ...] | None, stop: float) -> st.SearchStrategy[int]:
+    """The place of a key, from 1 to `number`, or 0 with the probability `stop`."""
     # Cached, because making a strategy takes longer than drawing from it.
-    return st.sampled_from(offered)
+    each = weights or (1.0,) * number
+    total = sum(each)
+    shares = {place: (1 - stop) * weight / total for place, weight in enumerate(each, 1)}
+    return Weighted(0, number, {0: stop, **shares})
 
 
 def _some(
     draw: st.DrawFn,
     keys: Iterable[K],
-    values: st.SearchStrategy[V],
+    values: Callable[[K], st.SearchStrategy[V]],
     *,
     least: int = 0,
     most: int | None = None,
-    copies: int = 1,
-    stops: int = 1,
+    stop: float,
+    weights: tuple[float, ...] | None = None,
 ) -> dict[K, V]:
     """Distinct `keys`, each with a drawn value, from `least` of them to `most` (None: all).
 
-    Each draw takes any remaining key, or ends. `copies` of each key make long draws likelier, and
-    `stops` entries that mean the end make short ones likelier.
+    Each draw takes a key, by weight, or ends with the probability `stop`. A key that was drawn
+    before is passed over. Where there must be one more, the smallest draw is the first key left.
 
     Unique st.lists draw a key by its place among the remaining ones, so deleting one key changes
     the others: from "all four types" most predicates then shrink to three or four types, not to
@@ -294,33 +321,71 @@ def _some(
     choices = tuple(keys)
     at_most = len(choices) if most is None else min(most, len(choices))
     found: dict[K, V] = {}
-    while True:
-        offered: tuple[K | None, ...]
-        if len(found) == at_most:
-            offered = (None, None)  # Hypothesis does not record a choice of one
-        elif len(found) < least:
-            offered = (next(key for key in choices if key not in found), *choices * copies)
-        else:
-            offered = (None, *choices * copies, *(None,) * (stops - 1))
-        key = draw(_choice(offered).filter(lambda one: one not in found))
-        if key is None:
+    while len(found) < at_most:
+        must = len(found) < least
+        place = draw(_keys(len(choices), weights, 0.0 if must else stop))
+        if not place and not must:
             return found
-        found[key] = draw(values)
+        key = choices[place - 1] if place else next(one for one in choices if one not in found)
+        if key not in found:
+            found[key] = draw(values(key))
+    draw(_END)
+    return found
+
+
+#: Hypothesis does not record a choice of one.
+_END = st.sampled_from((None, None))
+
+
+@functools.lru_cache(maxsize=256)
+def _delays(max_ms: int) -> st.SearchStrategy[int]:
+    """Milliseconds from 1 to `max_ms`, spread over the scales that matter to programs.
+
+    Four delays in ten are above half of the longest, because they must outlast a timeout. The
+    others are of every smaller scale, because they must come before another message or after it,
+    or as long as torch waits before it sends again.
+    """
+    weights: dict[int, float] = {}
+    ends = (1, max_ms // 100, max_ms // 10, max_ms // 2, max_ms)
+    for least, most, share in zip(ends, ends[1:], (0.1, 0.15, 0.25, 0.4), strict=False):
+        for ms in _spread(max(1, least), max(1, most)):
+            weights[ms] = weights.get(ms, 0.0) + share / _POINTS
+    waits = [ms + after for ms in _RETRY_WAITS for after in (0, 250) if ms + after <= max_ms]
+    for ms in waits:
+        weights[ms] = weights.get(ms, 0.0) + 0.1 / len(waits)
+    return Weighted(1, max_ms, dict(sorted(weights.items())))
+
+
+#: Each scale of delays is weighed at so many points; Hypothesis takes at most 255 weights.
+_POINTS = 40
+
+
+def _spread(least: int, most: int) -> list[int]:
+    return [least + (most - least) * step // (_POINTS - 1) for step in range(_POINTS)]
 
 
 def _subset(
-    draw: st.DrawFn, kinds: tuple[MessageType, ...], min_size: int
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], min_size: int, stop: float | None = None
 ) -> tuple[MessageType, ...]:
-    return tuple(sorted(_some(draw, kinds, st.none(), least=min_size, copies=2)))
+    if stop is None:
+        stop = 1 / (2 * len(kinds) + 1)
+    weights = _type_weights(kinds)
+    return tuple(sorted(_some(draw, kinds, _no_value, least=min_size, stop=stop, weights=weights)))
+
+
+def _no_value(_: object) -> st.SearchStrategy[None]:
+    return st.none()
 
 
 def _late(
-    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int, stops: int
+    draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int, stop: float
 ) -> FrozenMap[MessageType, float]:
     if not max_ms:
         return FrozenMap()
-    found = _some(draw, kinds, st.integers(1, max_ms), most=max_size, stops=stops)
-    return FrozenMap({kind: ms / 1000 for kind, ms in found.items()})
+    weights = _type_weights(kinds)
+    ms = _delays(max_ms)
+    found = _some(draw, kinds, lambda _: ms, most=max_size, stop=stop, weights=weights)
+    return FrozenMap({kind: late / 1000 for kind, late in found.items()})
 
 
 @st.composite
@@ -334,7 +399,7 @@ def _subsets(
 def _delay_tables(
     draw: st.DrawFn, kinds: tuple[MessageType, ...], max_ms: int, max_size: int
 ) -> Mapping[MessageType, float]:
-    return _late(draw, kinds, max_ms, max_size, stops=max(1, len(kinds) // 2))
+    return _late(draw, kinds, max_ms, max_size, stop=1 / 3)
 
 
 @st.composite
@@ -347,13 +412,18 @@ def _fault_tables(
     allow_empty: bool = True,
 ) -> FaultTable:
     # Delays come first: of two tables that take equally many choices, Hypothesis keeps the one that
-    # begins with less, and a failure is easier to read than a delay. Most tables have no delays,
-    # because each delay costs time in an example.
+    # begins with less, and a failure is easier to read than a delay. More than half of the tables
+    # have no delays, because each delay costs time in an example.
     types = tuple(MessageType)
-    late = _late(draw, types, max_ms, len(types), stops=2 * len(types))
+    sent = hints.sent_types()
+    only_late = bool(sent) and sent.isdisjoint(kinds)  # what is sent does not fail
+    also_late = not sent <= frozenset(kinds)
+    stop = 0.2 if only_late else 0.4 if also_late else 0.55
+    late = _late(draw, types, max_ms, len(types), stop=stop)
     failing: tuple[MessageType, ...] = ()
     if max_fail_sends and kinds:
-        failing = _subset(draw, kinds, 0 if late or allow_empty else 1)
+        least = 0 if late or allow_empty else 1
+        failing = _subset(draw, kinds, least, stop=0.8 if only_late else None)
     count = draw(st.integers(1, max_fail_sends)) if failing else 0
     return FaultTable(failing, count, late)
 
@@ -372,6 +442,9 @@ _SPREADS = (_Spread.NOBODY, *(_Spread.OWN_TABLES, _Spread.ONE_TABLE) * 3)
 def _fault_plans(
     draw: st.DrawFn, world_size: int, tables: st.SearchStrategy[FaultTable], max_faulty_ranks: int
 ) -> FaultPlan:
+    # Asked before the first draw, so that a hint is known to be of use even if no rank is faulty.
+    senders = hints.types_by_rank(world_size)
+    weights = tuple(map(float, senders)) if any(senders) else None
     spread = draw(st.sampled_from(_SPREADS)) if max_faulty_ranks else _Spread.NOBODY
     if spread is _Spread.NOBODY:
         return FaultPlan()
@@ -380,10 +453,27 @@ def _fault_plans(
         # Fewer choices than a table for each rank, so smaller for Hypothesis: a failure that needs
         # one fault here and another there may end as one table with both, on both ranks.
         shared = st.just(draw(tables))
-        drawn = _some(draw, ranks, shared, least=1, most=max_faulty_ranks, copies=4)
+        stop = 1 / (4 * world_size + 1)
+        drawn = _some(
+            draw,
+            ranks,
+            lambda _: shared,
+            least=1,
+            most=max_faulty_ranks,
+            stop=stop,
+            weights=weights,
+        )
     else:
         # Mostly one rank, because such a plan is the easiest to understand when it fails.
-        drawn = _some(draw, ranks, tables, least=1, most=max_faulty_ranks, stops=world_size)
+        drawn = _some(
+            draw,
+            ranks,
+            lambda rank: _at_rank(rank, tables),
+            least=1,
+            most=max_faulty_ranks,
+            stop=0.5,
+            weights=weights,
+        )
     for table in drawn.values():
         given: Any = table
         if not isinstance(given, FaultTable):
@@ -397,3 +487,9 @@ def _fault_plans(
     if len(by_rank) == world_size and len(set(by_rank.values())) == 1:
         return FaultPlan(default=by_rank[0])
     return FaultPlan(by_rank=by_rank)
+
+
+@st.composite
+def _at_rank(draw: st.DrawFn, rank: int, tables: st.SearchStrategy[FaultTable]) -> FaultTable:
+    with hints.at_rank(rank):
+        return draw(tables)

@@ -19,14 +19,13 @@ import pytest
 from rpcprops.plugin.drawn import FAILURES
 
 _BEFORE_CALL = pytest.StashKey[Callable[[], None]]()
-#: Whether the test is a coroutine function, which another plugin runs.
-_IS_ASYNC = pytest.StashKey[bool]()
+#: Whether pytest itself calls the function of the test.
+_IS_PLAIN = pytest.StashKey[bool]()
 
 
 def before_call(item: pytest.Item, install: Callable[[], None]) -> None:
     """Have `install` called right before the function of the test, after other plugins."""
-    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
-    item.stash[_IS_ASYNC] = inspect.iscoroutinefunction(getattr(handle, "inner_test", None))
+    item.stash[_IS_PLAIN] = is_plain(item)
     if _is_unittest(item):
         # Its function is called by unittest, without a hook.
         install()
@@ -101,7 +100,18 @@ def can_run_again(item: pytest.Item) -> bool:
 
     unittest would run its setUp and tearDown again, and other plugins would wrap the body again.
     """
-    return not _is_unittest(item) and not item.stash.get(_IS_ASYNC, False)
+    return item.stash.get(_IS_PLAIN, False)
+
+
+def is_plain(item: pytest.Item) -> bool:
+    """Whether pytest itself calls the function of the test; ask before other plugins change it."""
+    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+    inner = getattr(handle, "inner_test", None)
+    return (
+        isinstance(item, pytest.Function)
+        and not _is_unittest(item)
+        and not inspect.iscoroutinefunction(inner)
+    )
 
 
 def _is_unittest(item: pytest.Item) -> bool:
