@@ -337,6 +337,10 @@ def _some(
 _END = st.sampled_from((None, None))
 
 
+class _Milliseconds(Weighted):
+    """A delay. Hypothesis swaps draws of one class: the place of a key would be a short delay."""
+
+
 @functools.lru_cache(maxsize=256)
 def _delays(max_ms: int) -> st.SearchStrategy[int]:
     """Milliseconds from 1 to `max_ms`, spread over the scales that matter to programs.
@@ -353,7 +357,7 @@ def _delays(max_ms: int) -> st.SearchStrategy[int]:
     waits = [ms + after for ms in _RETRY_WAITS for after in (0, 250) if ms + after <= max_ms]
     for ms in waits:
         weights[ms] = weights.get(ms, 0.0) + 0.1 / len(waits)
-    return Weighted(1, max_ms, dict(sorted(weights.items())))
+    return _Milliseconds(1, max_ms, dict(sorted(weights.items())))
 
 
 #: Each scale of delays is weighed at so many points; Hypothesis takes at most 255 weights.

@@ -61,7 +61,7 @@ def _run_once(item: Any, function: Any, first: _First) -> None:
         suppress_health_check=no_health_checks,
         verbosity=hypothesis.Verbosity.quiet,
     )
-    names = item._fixtureinfo.argnames
+    names = item._fixtureinfo.argnames  # noqa: SLF001 - as pytest itself calls a test
     try:
         with hints.known(first.hint):
             item.obj(**{name: item.funcargs[name] for name in names})

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +65,49 @@ def test_a_bug_shows_under_its_fault_alone(rpc_cluster: ClusterFactory, bug: Bug
     with pytest.raises(Exception) as caught:  # noqa: PT011 - each bug raises what it raises
         body(rpc_cluster, bug.shown_by)
     assert bug.error in f"{type(caught.value).__name__}: {caught.value}"
+
+
+SEEDS = 10
+#: Real seconds for the nine tests with one seed, on a loaded machine.
+SECONDS = 900
+CONFTEST = """
+from hypothesis import Phase, settings
+
+# How a failure shrinks is not what is measured.
+phases = [Phase.explicit, Phase.generate]
+settings.register_profile("planted", max_examples=100, database=None, phases=phases)
+settings.load_profile("planted")
+"""
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int | None]]:
+    """How many examples each bug took with each seed; None where 100 did not find it."""
+    folder = tmp_path_factory.mktemp("planted")
+    for bug in BUGS:
+        source = Path(__file__).parent / "bugs" / f"{bug.name}.py"
+        shutil.copy(source, folder / f"test_{bug.name}.py")
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    found: dict[str, list[int | None]] = {bug.name: [] for bug in BUGS}
+    for seed in range(SEEDS):
+        report = folder / f"seed{seed}.json"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", f"--hypothesis-seed={seed}", f"--rpc-report={report}"],
+            cwd=folder,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        for test in json.loads(report.read_text())["tests"]:
+            name = test["nodeid"].partition(".py")[0].removeprefix("test_")
+            found[name].append(test["examples"] if test["outcome"] == "failed" else None)
+    return found
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_the_default_draws_find_it(bug: Bug, examples: dict[str, list[int | None]]) -> None:
+    """A bug is found within 100 examples with nine of ten seeds, or with all."""
+    assert len(examples[bug.name]) == SEEDS
+    assert examples[bug.name].count(None) <= 1, examples[bug.name]

@@ -1,7 +1,7 @@
 """A trainer sends its gradient again after a timeout, and the server adds it twice."""
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 

@@ -1,7 +1,7 @@
 """An agent forgets the handle of an environment only if its episode ended in time."""
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 

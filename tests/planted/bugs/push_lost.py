@@ -1,7 +1,7 @@
 """A trainer pushes its gradient and never asks whether it arrived, so nobody hears of its loss."""
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import RETRYABLE_MESSAGE_TYPES, strategies
 

@@ -2,8 +2,8 @@
 
 import time
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 

@@ -1,8 +1,8 @@
 """A pipeline gives its first stage, a scripted function, less time than a slow link takes."""
 
 import torch
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 

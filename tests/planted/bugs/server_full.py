@@ -2,8 +2,8 @@
 
 import time
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 
@@ -13,7 +13,8 @@ OPEN = []
 class Session:
     def __init__(self):
         if OPEN:
-            raise RuntimeError("the server is full")
+            message = "the server is full"
+            raise RuntimeError(message)
         OPEN.append(True)
 
     def __del__(self):

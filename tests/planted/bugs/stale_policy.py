@@ -1,7 +1,7 @@
 """An actor that cannot fetch the newest policy in time silently acts on the one before."""
 
-import torch.distributed.rpc as rpc
 from hypothesis import given
+from torch.distributed import rpc
 
 from rpcprops import strategies
 
@@ -28,6 +28,10 @@ def published():
     return VERSION[0]
 
 
+def refresh():
+    return ACTOR.refresh()
+
+
 def improve():
     VERSION[0] += 1
 
@@ -37,4 +41,4 @@ def test_an_actor_uses_the_newest_policy(rpc_cluster, faults):
     with rpc_cluster(world_size=2, faults=faults, clock=10) as cluster:
         for version in (1, 2):
             cluster.on(0).call(improve)
-            assert cluster.on(1).call(lambda: ACTOR.refresh()) == version
+            assert cluster.on(1).call(refresh) == version
