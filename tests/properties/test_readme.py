@@ -28,6 +28,24 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert "vacuous" not in ran.stdout
 
 
+def test_the_first_example_fails_as_shown(tmp_path: Path) -> None:
+    """The bug on the first screen is found, under faults that torch survives, and confirmed."""
+    (code,) = re.findall(r"```python\n(# test_models.py\n.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "test_models.py").write_text(code)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--hypothesis-seed=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "the server has memory for two models" in ran.stdout
+    assert "replay   rpcprops replay .rpcprops/failures/test_models-py" in ran.stdout
+
+
 def test_the_program_runs(tmp_path: Path) -> None:
     """The README's program holds under its plan, as a script of a user's."""
     (code,) = re.findall(
