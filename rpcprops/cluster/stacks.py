@@ -125,7 +125,7 @@ def where(name: str, text: str) -> list[str]:
 def _called_by_us(frames: Sequence[Frame]) -> list[Frame]:
     """The function that a rank was told to call, if that is a function of a library."""
     for number, frame in enumerate(frames):
-        if frame.function == "_call" and frame.file.endswith("rank_process.py"):
+        if frame.function == "run_call" and frame.file.endswith("_functions.py"):
             # torch's functions are wrapped: api.py, `_require_initialized`.
             return [f for f in reversed(frames[:number]) if f.function != "wrapper"][:1]
     return []

@@ -7,6 +7,7 @@ refuse carries an ignore comment, which is itself an error wherever it is not ne
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, assert_type
 
 from hypothesis import given
@@ -26,6 +27,7 @@ from rpcprops import (
     Program,
     RpcCluster,
     Violation,
+    load_script,
     strategies,
 )
 from rpcprops.cluster import ClusterOptions, RankFuture, RankProxy
@@ -186,6 +188,12 @@ def calling(cluster: Cluster) -> None:
     assert_type(rank.call(use, kept, "a"), int)
     rank.submit(work, "one")  # type: ignore[call-overload]
     cluster.each(work)  # type: ignore[call-overload]
+
+
+def scripts() -> None:
+    """A script is loaded as a module."""
+    assert_type(load_script("main.py", "--steps", "3"), ModuleType)
+    load_script()  # type: ignore[call-arg]
 
 
 def looking(cluster: Cluster) -> None:

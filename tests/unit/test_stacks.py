@@ -12,7 +12,7 @@ import rpcprops
 from rpcprops.cluster import stacks
 
 TORCH = os.path.join(os.path.dirname(torch.distributed.rpc.__file__), "internal.py")
-OURS = os.path.join(os.path.dirname(rpcprops.__file__), "cluster", "rank_process.py")
+OURS = os.path.join(os.path.dirname(rpcprops.__file__), "cluster", "_functions.py")
 
 STACKS = f"""\
 Thread 0x00007f3910ff96c0 (most recent call first):
@@ -23,7 +23,7 @@ Current thread 0x00007f395c430240 (most recent call first):
   File "{TORCH}", line 209 in wait
   File "{{mine}}", line 2 in waits
   File "{{mine}}", line 4 in <lambda>
-  File "{OURS}", line 302 in _call
+  File "{OURS}", line 302 in run_call
 """
 
 
@@ -60,7 +60,7 @@ def test_a_call_of_a_function_of_torchs_is_named() -> None:
     text = (
         "Thread 0x1 (most recent call first):\n"
         f'  File "{TORCH}", line 8 in wait\n  File "{TORCH}", line 9 in rpc_sync\n'
-        f'  File "{TORCH}", line 3 in wrapper\n  File "{OURS}", line 302 in _call\n'
+        f'  File "{TORCH}", line 3 in wrapper\n  File "{OURS}", line 302 in run_call\n'
     )
     assert stacks.where("worker0", text) == ["worker0 is in rpc_sync"]
 
@@ -70,7 +70,7 @@ def test_a_traceback_keeps_the_users_frames(tmp_path: Path) -> None:
     file = mine(tmp_path)
     text = (
         "Traceback (most recent call last):\n"
-        f'  File "{OURS}", line 302, in _call\n    return fn(*args)\n           ^^^^\n'
+        f'  File "{OURS}", line 302, in run_call\n    return fn(*args)\n           ^^^^\n'
         f'  File "{file}", line 2, in waits\n    fut.wait()\n'
         f'  File "{TORCH}", line 209, in _run_function\n    result = 1\n'
         f"ValueError: no\n\nAt:\n  {TORCH}(236): _handle_exception\n"
