@@ -167,8 +167,8 @@ def _call_drawn(
         record.needs = needed_faults(session, record)
         return shown
 
-    with _prepared(item, function, session, record, watch), styles.failing(item, on_failure):
-        return (yield)
+    with _prepared(item, function, session, record, watch):
+        return (yield from styles.run(item, on_failure))
 
 
 def _search(item: Any, function: Any, start: Failing) -> BaseException | None:
@@ -222,8 +222,7 @@ def _call_plain(
         return error
 
     try:
-        with styles.failing(item, on_failure):
-            return (yield)
+        return (yield from styles.run(item, on_failure))
     finally:
         recorded = session.take_recorded()
         session.limits.learn(recorded)

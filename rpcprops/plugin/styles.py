@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,18 +41,16 @@ def about_to_call(item: pytest.Item) -> None:
         install()
 
 
-@contextmanager
-def failing(
+def run(
     item: pytest.Item, on_failure: Callable[[BaseException], BaseException]
-) -> Iterator[None]:
-    """Call `on_failure` when the test in this block fails; the block raises what that returns.
+) -> Generator[None, None, None]:
+    """Run a test around the `yield`; if it fails, raise what `on_failure` returns.
 
     For a test of unittest that is before its ``tearDown``, so that its examples can run again.
     """
     try:
         if not _is_unittest(item):
-            yield
-            return
+            return (yield)
         with _told_by_unittest(item, on_failure) as told:
             yield
     except FAILURES as error:
