@@ -207,6 +207,8 @@ class StepDrawer:
         unseen: handles of RRefs that another rank than their owner made, and whose arrival no rank
             has noticed.
         sent: handles of RRefs whose functions were sent an RRef.
+        may_hold_errors: whether the value of some RRef may be an error. A call through it that does
+            not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
     """
 
@@ -247,6 +249,8 @@ class StepDrawer:
         self.unmade: set[str] = set()
         self.unseen: set[str] = set()
         self.sent: set[str] = set()
+        lost = [message for message in MessageType if not message.is_retryable]
+        self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
         self._targets = tuple(
             (rank, message)

@@ -191,12 +191,14 @@ class Remote(Step):
         flavour: Flavour = form.get("flavour", "python")
         left, right = draw_arguments(drawer, at, flavour)
         message = remote_message(typed=flavour != "python")
-        timeout = drawer.timeout(at, message, late=_may_time_out(drawer, at))
+        timeout = drawer.timeout(at, message, late=_may_time_out(drawer, at, target))
+        drawer.may_hold_errors |= "raises" in form
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
         if timeout is not None and timeout * 1000 < drawer.delay_milliseconds(at, message):
             drawer.uncreated.add(out)
             drawer.failed_at.add(at)
+            drawer.may_hold_errors = True
         return cls(at, target, out, left, right, timeout=timeout, **form)
 
     @classmethod
@@ -220,9 +222,11 @@ class Remote(Step):
             drawer.sent.add(self.out)
 
 
-def _may_time_out(drawer: StepDrawer, at: int) -> bool:
-    """Whether a creation of `at` may time out without meeting a finding of this torch."""
+def _may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
+    """Whether a creation of `at` at `to` may time out without meeting a finding of this torch."""
     has_bug = drawer.facts.has_bug
+    if at == to and has_bug("late-remote-to-self"):
+        return False
     # Without a settle, shutdown drops the handle while the creation may still be on its way.
     early = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
     if not drawer.settles and any(map(has_bug, early)):
@@ -506,7 +510,8 @@ class Through(_OfHandle):
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
-        form: Any = drawer.pick(("sync", "async", "remote"))
+        may_fail = drawer.may_hold_errors and drawer.facts.has_bug("failed-async-proxy")
+        form: Any = drawer.pick(("sync", "remote") if may_fail else ("sync", "async", "remote"))
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"

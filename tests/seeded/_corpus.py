@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import Prediction, predict
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import Program
+from rpcprops.programs import Context, Program
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
 from tests.seeded._ideal import ideal
@@ -61,11 +61,20 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND]
+    written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND, *_breaking()]
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())
+
+
+def _breaking() -> list[Program]:
+    """Contexts whose backward raises at each rank of their path."""
+    return [
+        Program(3, (Context(at, "x", path, breaks=breaks),))
+        for at, path in ((0, (1, 2)), (1, (2, 0)), (2, (0, 1)))
+        for breaks in path
+    ]
 
 
 def _aimed() -> Iterator[World]:

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, Outcome, Program, Violation, cli
 from rpcprops._json import to_json
+from rpcprops.commands import app
 from rpcprops.commands import upstream as upstream_command
 from rpcprops.outcomes import Counters, PhaseOutcome, RankOutcome, StepOutcome
 from rpcprops.profiles import NIGHTLY, current
@@ -273,7 +274,7 @@ def run_command(*arguments: str, main: Callable[[], object] = cli.main) -> Ended
 # What is drawn.
 
 
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
 #: What may stand on a command line: no NUL; bytes that are no UTF-8 arrive as surrogates.
 TEXTS = [

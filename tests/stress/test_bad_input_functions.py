@@ -122,6 +122,7 @@ def calls() -> dict[str, Callable[..., Any]]:
         "ClusterServer.cluster": server.cluster,
         "judge": rpcprops.judge,
         "run": rpcprops.run,
+        "load_script": rpcprops.load_script,
         "fixture.setup_fault_injection": _set_up,
         "fixture.attributes": _attributes,
     }
@@ -217,7 +218,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_called() -> None:
     """Every public name is fed, but those that only say what was seen or that others make."""
-    others = {"MessageType", "Cluster", "Counters", "Outcome", "Violation"}
+    others = {"MessageType", "Cluster", "Counters", "Outcome", "RpcCluster", "Violation"}
     constants = {"DEFAULT_MESSAGES_TO_DELAY", "RETRYABLE_MESSAGE_TYPES"}
     fed = {name for name in CALLS if "." not in name}
     assert set(rpcprops.__all__) <= fed | others | constants
