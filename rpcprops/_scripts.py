@@ -30,9 +30,14 @@ def load_script(path: str | os.PathLike[str], *argv: str) -> ModuleType:
         UsageError: there is no such file, or the script exits while it is imported (it refuses
             `argv`, or has no ``if __name__ == "__main__"``), or another module has its name.
     """
-    file = os.path.realpath(path)
-    if not file.endswith(".py") or not os.path.isfile(file):
-        msg = f"{argument('path', path)} must be the path of a Python file that is there ({file})."
+    try:
+        file = os.path.realpath(str(os.fspath(path)))
+        is_there = file.endswith(".py") and os.path.isfile(file)
+    except (TypeError, ValueError):  # no path, or one with characters that no path has
+        file, is_there = "", False
+    if not is_there:
+        where = f" ({file})" if file else ""
+        msg = f"{argument('path', path)} must be the path of a Python file that is there{where}."
         raise UsageError(msg)
     folder, base = os.path.split(file)
     name = re.sub(r"\W", "_", f"{os.path.basename(folder)}_{base.removesuffix('.py')}")

@@ -64,8 +64,8 @@ class Limits:
 
     def learn_timeout(self, timeout: float | None) -> bool:
         """As :meth:`learn`, for a timeout that the options of a cluster name."""
-        if timeout is None or self._server.clock != "auto":
-            return False
+        if timeout is None or self._server.clock != "auto" or not timeout > 0:
+            return False  # what is no timeout is refused elsewhere
         if timeout / self._rate >= REAL_SECONDS:
             return False
         self._hold_to(rate_for(timeout), timeout)

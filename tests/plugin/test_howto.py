@@ -41,7 +41,8 @@ def sections() -> dict[str, list[Block]]:
 @pytest.mark.parametrize("title", list(sections()))
 def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
     """Its files are written and its commands run, in order, and end as the page says."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    # With Hypothesis's own 100 examples for each test this would take minutes.
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --hypothesis-profile=rpcprops-dev\n")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in sections()[title]:
         if block.language == "python":
