@@ -180,7 +180,7 @@ def test_an_outcome_is_a_few_lines_to_print_and_python_to_keep() -> None:
         "  worker0: exit code 0, 2 sends failed",
         "  worker1: killed by SIGSEGV, last held 1 owner",
     ]
-    assert eval(repr(outcome), vars(outcomes)) == outcome
+    assert eval(repr(outcome), dict(vars(outcomes))) == outcome
 
 
 def test_how_often_it_repeats_is_told() -> None:

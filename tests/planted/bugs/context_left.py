@@ -29,7 +29,7 @@ def step(model):
     context = dist_autograd.context()
     context_id = context.__enter__()
     loss = rpc.rpc_sync("worker2", forward, args=(model,), timeout=5.0)
-    dist_autograd.backward(context_id, [loss])
+    dist_autograd.backward(context_id, [loss])  # pyright: ignore[reportPrivateImportUsage]
     context.__exit__(None, None, None)
 
 
