@@ -195,7 +195,7 @@ class Cluster:
                 self._first,
                 self._phases,
                 self.deadlines.start,
-                notes_handles=self.program is None,
+                runs_users_code=self.program is None,
             )
         except errors.MachineCannot:
             # Close what was opened: it may be what this machine is short of.

@@ -286,7 +286,7 @@ class Diagnosis:
 
         Those whose code is a program do not note it.
         """
-        if self._ranks.notes_handles:
+        if self._ranks.runs_users_code:
             for channel, held in self._ask(self._ranks.channels, "held", _HELD_SECONDS):
                 channel.held = tuple(held)
 

@@ -44,7 +44,7 @@ class Ranks:
     Attributes:
         channels: one for each rank, in order, from the fork on; they stay when the ranks are gone.
         peer: the server that forks the ranks; None before that, and after they were let go.
-        notes_handles: whether they note where handles of RRefs are made.
+        runs_users_code: see :class:`WorldSpec`.
         released: kept values whose handles are gone, by rank and number; sent with the next
             message.
     """
@@ -58,7 +58,7 @@ class Ranks:
     ) -> None:
         self.channels: list[Channel] = []
         self.peer: Peer | None = None
-        self.notes_handles = False
+        self.runs_users_code = False
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
@@ -75,18 +75,18 @@ class Ranks:
         phases: Phases,
         seconds: float,
         *,
-        notes_handles: bool,
+        runs_users_code: bool,
     ) -> None:
         """Have the ranks forked. They import the modules `first` and then join their world.
 
         Args:
-            notes_handles: see :class:`WorldSpec`.
+            runs_users_code: see :class:`WorldSpec`.
 
         Raises:
             HarnessError: the server has died, or does not fork them in time.
             MachineCannot: a rank cannot be forked.
         """
-        self.notes_handles = notes_handles
+        self.runs_users_code = runs_users_code
         self.peer, in_ranks = self._servers.peer_for(first)
         self.peer.clusters += 1
         with phases.open("start", seconds) as phase:
@@ -99,7 +99,7 @@ class Ranks:
                     origin_ns=time.monotonic_ns(),
                     networks=len(networks),
                     import_in_ranks=in_ranks,
-                    notes_handles=notes_handles,
+                    runs_users_code=runs_users_code,
                 )
                 self._world = self._servers.next_world()
                 descriptors = [*theirs, *(c.log.fd for c in self.channels), *networks]

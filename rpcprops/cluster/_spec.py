@@ -23,13 +23,14 @@ class WorldSpec(WorldOptions):
             the machine's.
         import_in_ranks: modules that ranks themselves find and import first; None if their server
             has imported them.
-        notes_handles: whether ranks note where handles of RRefs are made: for the user's code.
+        runs_users_code: whether the code is the user's, not a program of ours: then ranks note where
+            handles of RRefs are made, and which timeouts are passed to torch.
     """
 
     origin_ns: int
     networks: int
     import_in_ranks: ModuleMap | None
-    notes_handles: bool = False
+    runs_users_code: bool = False
 
 
 @dataclass(frozen=True)

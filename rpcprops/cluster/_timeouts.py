@@ -32,9 +32,11 @@ class Timeouts:
 
     def __init__(self) -> None:
         self.shortest: float | None = None
+        self._watches = False
 
     def watch(self) -> None:
         """Note the timeouts that are passed to torch from now on."""
+        self._watches = True
         api = symbols.rpc_api
         for name, position in _SENDERS.items():
             function = getattr(api, name, None)
@@ -44,7 +46,7 @@ class Timeouts:
 
     def look(self) -> float | None:
         """The shortest one so far, that of the agent's options included."""
-        if symbols.is_agent_set():
+        if self._watches and symbols.is_agent_set():
             self._note(symbols.rpc_api.get_rpc_timeout())
         return self.shortest
 

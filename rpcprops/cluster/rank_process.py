@@ -140,7 +140,9 @@ class _Rank:
         _tracing.trace_requests()
         # A program must not see an error that it sees nowhere else: torch's own setting is True.
         symbols.ignore_rref_leaks(self.spec.ignore_leaks or self.spec.init == "adopt")
-        self.timeouts.watch()
+        if self.spec.runs_users_code:
+            # A program's timeouts are predicted, and right at any rate.
+            self.timeouts.watch()
         try:
             self.begin()
         except BaseException as error:
@@ -160,7 +162,7 @@ class _Rank:
         if self.spec.import_in_ranks is not None:
             finder.install(self.spec.import_in_ranks)
             finder.import_first(self.spec.import_in_ranks)
-        if self.spec.notes_handles:
+        if self.spec.runs_users_code:
             _handles.watch()
         self.keys = self.fixture.facts.counters
         if not self.spec.shutdown_faults and not _injection.problem():
