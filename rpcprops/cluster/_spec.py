@@ -23,8 +23,8 @@ class WorldSpec(WorldOptions):
             the machine's.
         import_in_ranks: modules that ranks themselves find and import first; None if their server
             has imported them.
-        runs_users_code: whether the code is the user's, not a program of ours: then ranks note where
-            handles of RRefs are made, and which timeouts are passed to torch.
+        runs_users_code: whether the code is the user's, not a program of ours. Then ranks note
+            where handles of RRefs are made, and which timeouts are passed to torch.
     """
 
     origin_ns: int
