@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 
+from rpcprops._printable import printable
 from rpcprops.errors import UsageError
 
 #: The parameter that a split test gets, and the fixture that reads it.
@@ -40,7 +41,8 @@ class Shards:
         """
         match = re.fullmatch(r"(?:(-?\d{1,9})/)?(-?\d{1,9})", text, re.ASCII)
         if match is None:
-            msg = f"--rpc-shards={text} must be N, or K/N for the K-th of N shards alone"
+            said = printable(text)
+            msg = f"--rpc-shards={said} must be N, or K/N for the K-th of N shards alone"
             raise UsageError(msg)
         only, count = match.groups()
         if int(count) < 1:
