@@ -16,6 +16,8 @@ import torch.distributed.rpc as rpc
 from helpers import deep
 from . import beside
 
+import pytest
+
 state = 0
 
 
@@ -216,6 +218,7 @@ def test_modules_of_a_project(make_project: MakeProject) -> None:
     assert len(re.findall(pattern, result.out)) == 1
 
 
+@pytest.mark.nightly
 def test_modules_in_prepend_mode(make_project: MakeProject) -> None:
     """In pytest's default mode a test module's own functions are targets under its plain name."""
     code = """

@@ -113,6 +113,7 @@ def test_xdist_is_not_needed(make_project: MakeProject) -> None:
     assert sum(test["examples"] for name, test in report.items() if "drawn" in name) == 9
 
 
+@pytest.mark.nightly
 def test_failure_of_a_shard_is_replayed(make_project: MakeProject) -> None:
     """The replay line of a failing shard is its test's, and runs without shards."""
     project = make_project(test_shards=SHARD_FAILS, bug="FIXED = False")

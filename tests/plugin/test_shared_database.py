@@ -114,6 +114,7 @@ def test_a_failure_of_one_machine_is_replayed_first_by_all(make_project: MakePro
     assert not whole & set(drawn) & set(there)
 
 
+@pytest.mark.nightly
 def test_derandomized_shards_differ_and_repeat(make_project: MakeProject) -> None:
     """Each shard draws other examples, and the same in one run of xdist's as alone elsewhere."""
     code = DRAWN.replace("LIMIT = 1000", "LIMIT = 10**7")

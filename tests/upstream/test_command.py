@@ -95,6 +95,7 @@ def test_misuse_is_told_in_a_line(tmp_path: Path, arguments: list[str], words: s
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 def test_nothing_selected_is_misuse(tmp_path: Path) -> None:
     """An expression that no test matches is exit code 2, as a misspelt one should be."""
     done = upstream(tmp_path, "-k", "no_such_test")
@@ -102,6 +103,7 @@ def test_nothing_selected_is_misuse(tmp_path: Path) -> None:
     assert "563 deselected" in done.stdout
 
 
+@pytest.mark.nightly
 def test_the_pytest_entry_collects_the_suites_alone(tmp_path: Path) -> None:
     """``pytest --rpc-upstream`` lists PyTorch's tests, and not those of the folder."""
     (tmp_path / "test_own.py").write_text("def test_of_this_folder(): pass\n", encoding="utf-8")
