@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 MakeProject = Callable[..., Any]
 
 FIRST = """
@@ -15,8 +17,6 @@ import torch.distributed.rpc as rpc
 
 from helpers import deep
 from . import beside
-
-import pytest
 
 state = 0
 
