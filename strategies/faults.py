@@ -360,7 +360,7 @@ def _delays(max_ms: int) -> st.SearchStrategy[int]:
     return _Milliseconds(1, max_ms, dict(sorted(weights.items())))
 
 
-#: Each scale of delays is weighed at so many points; Hypothesis takes at most 255 weights.
+#: Each scale of delays is weighed at so many points.
 _POINTS = 40
 
 

@@ -347,7 +347,7 @@ def test_a_table_seldom_is_empty_and_mostly_has_no_delay() -> None:
     """Draws are worth their time: faults in most, all four types in some, delays in the fewer."""
     # Next to another argument, as in a real test: alone, Hypothesis never repeats a draw.
     pairs = [
-        p for start in range(2) for p in draws(st.tuples(st.integers(), fault_tables()), 250, start)
+        p for start in range(20) for p in draws(st.tuples(st.integers(), fault_tables()), 80, start)
     ]
     tables = [table for _, table in pairs]
     empty = sum(table.is_empty for table in tables)

@@ -123,6 +123,26 @@ def test_every_number_comes_whatever_it_weighs() -> None:
     assert counts[3] > 200, counts
 
 
+def test_more_numbers_than_hypothesis_weighs_are_weighed() -> None:
+    """Of a thousand numbers the heavy ones come often, and the others equally often."""
+    weights = {0: 500.0, 999: 500.0} | dict.fromkeys(range(1, 999), 1.0)
+    # Next to another argument: alone, Hypothesis never repeats a draw.
+    found = [
+        number for number, _ in draws(st.tuples(Weighted(0, 999, weights), st.integers()), 1000)
+    ]
+    assert found.count(0) > 200
+    assert found.count(999) > 200
+    assert sum(0 < number < 500 for number in found) > 120
+    assert sum(500 <= number < 999 for number in found) > 120
+
+
+def test_plans_for_the_largest_world() -> None:
+    """Plans are drawn for as many ranks as there may be, with faults at low and at high ranks."""
+    faulty = [rank for plan in draws(fault_plans(world_size=1024), 100) for rank in plan.by_rank]
+    assert min(faulty) < 256
+    assert max(faulty) >= 768
+
+
 def test_a_hint_is_asked_for_by_the_simplest_plan_too() -> None:
     """Whoever draws faults asks for the hint, also where the first draw is no fault at all."""
     for strategy in STRATEGIES:
