@@ -6,6 +6,7 @@ what Hypothesis chose for it. :mod:`rpcprops.plugin.smallest` chooses which exam
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,10 +90,12 @@ def confirmation(
     kind = type(failing.error)
 
     def run(rate: float) -> Sight:
+        began = time.monotonic()
         again = run_again(session, failing, rate)
         shows = isinstance(again.error, kind)
         if rate == 1.0:
             failing.real.append(shows)
+            failing.real_seconds = max(failing.real_seconds, time.monotonic() - began)
         if again.error is None or not shows:
             return Sight(False)
         # A failure of the test's own code counts in real time, however late the ranks were: any

@@ -33,6 +33,7 @@ class Failing:
         choices: what Hypothesis chose for it; None if it chose nothing.
         reproduction: the same for an artefact: Hypothesis's version, and a blob.
         real: for each run of it in real time, whether it failed in the same way.
+        real_seconds: how long the longest of these runs took.
     """
 
     body: Callable[[], Any]
@@ -41,6 +42,7 @@ class Failing:
     choices: tuple[Any, ...] | None = None
     reproduction: tuple[str, str] | None = None
     real: list[bool] = field(default_factory=list)
+    real_seconds: float = 0.0
 
     @property
     def fastest(self) -> float:

@@ -138,6 +138,23 @@ def test_needs_none(rpc_cluster, faults):
     assert bug.FIXED, "planted"
 
 
+def take_time():
+    import torch.distributed.rpc as rpc
+
+    began = time.monotonic()
+    rpc.rpc_sync("worker1", sum, args=([1],))
+    for _ in range(10**6):  # far more than a second under the fast clock, and nearly none without
+        pass
+    assert time.monotonic() - began < 0.9, "planted"
+
+
+@few
+@given(faults=st.just(FaultTable(messages_to_delay={"PYTHON_CALL": 1.0})))
+def test_reads_the_clock(rpc_cluster, faults):
+    with rpc_cluster(world_size=2, faults=faults) as cluster:
+        cluster.on(0).call(take_time)
+
+
 def talk():
     for number in range(100):
         print("a line of theirs", number)
@@ -211,6 +228,7 @@ FAILING = {
     "test_plain",
     "test_needs_one",
     "test_needs_none",
+    "test_reads_the_clock",
     "test_talks",
     "test_hangs",
     "test_usage",
@@ -307,12 +325,15 @@ def test_a_fault_that_a_failure_does_not_need_is_not_blamed(
     (needs,) = (n for n, line in enumerate(lines) if line.startswith("needs"))
     said = [line.removeprefix("needs").split(":")[0].strip() for line in lines[needs : needs + 2]]
     # On a busy machine the runs may end at their bound of time, and then the report says so.
-    if not any(line.strip().startswith(("not tried", "needs    not tried")) for line in lines):
+    if not any(line.strip().startswith(("not known", "needs    not known")) for line in lines):
         assert said == ["RREF_USER_DELETE", "not RREF_FORK_REQUEST"]
     assert "not RREF_USER_DELETE" not in said
     assert "RREF_FORK_REQUEST" not in said
     none = ran[1].section("test_needs_none")
     assert "needs    no fault: it fails without any fault too (one run)" in none
+    # Under the fast clock alone it fails without the delay too, in real time it does not.
+    clocked = ran[1].section("test_reads_the_clock")
+    assert "needs    delay:PYTHON_CALL: without it, it passes (one run)" in clocked
 
 
 def test_what_ranks_print_is_shown_as_captured_output(
