@@ -131,6 +131,10 @@ class Kind:
         """Run it again, without the faults of those names; calls `on_run` for each run."""
         raise NotImplementedError
 
+    def usual_times(self, artefact: Artefact) -> int:
+        """How often it is replayed if nobody says how often."""
+        return 3
+
     def told(self, result: Replay) -> str:
         """One line about what a replay showed."""
         return str(result)

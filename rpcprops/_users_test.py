@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -26,6 +27,8 @@ from rpcprops.report.artefact import DIRECTORY, Artefact
 
 #: Control characters and line ends; text that cannot be encoded cannot be an argument either.
 _NOT_IN_NAMES = ("Cc", "Zl", "Zp")
+#: How often a test is replayed at most, unless somebody says how often.
+_MOST_TIMES = 20
 
 
 class OfUser(Kind):
@@ -60,7 +63,17 @@ class OfUser(Kind):
         problem = clocks.library_problem()
         if again.clock == "auto" and problem:
             found.append(unasked_real_time(problem))
+        elif again.clock == "auto" and _only_in_real_time(artefact):
+            found.append(f"it failed in {_shown(artefact)}: it is replayed in real time")
         return found
+
+    def usual_times(self, artefact: Artefact) -> int:
+        """So many that a failure as frequent as it was is missed in one replay of twenty."""
+        failed, runs = next(((n, of) for n, of, _ in _repeats(artefact)), (1, 1))
+        if failed == runs or _only_in_real_time(artefact):
+            return super().usual_times(artefact)
+        share = max(failed, 0.5) / runs
+        return min(_MOST_TIMES, math.ceil(math.log(0.05) / math.log(1 - share)))
 
     def replay(
         self,
@@ -83,12 +96,13 @@ class OfUser(Kind):
     def told(self, result: Replay) -> str:
         """One line that names the test, because pytest's output does not end with the name."""
         line = f"{result} ({result.artefact.subject})"
-        rare = _rare(result.artefact) if result.answer == "fixed" else ""
-        return (
-            f"{line}\nit failed in {rare} when it was found: --times 20 tells more"
-            if rare
-            else line
-        )
+        rare = result.answer == "fixed" and any(n < of for n, of, _ in _repeats(result.artefact))
+        if not rare or result.without:
+            return line
+        # What shows in some runs only is not known to be mended where a few runs do not show it.
+        line = line.replace("fixed:", "not seen:", 1)
+        shown = _shown(result.artefact)
+        return f"{line}\nit failed in {shown} when it was found; --times 50 tells more"
 
 
 def root_of(path: Path, artefact: Artefact) -> Path:
@@ -236,14 +250,29 @@ def replay_test(
     return result
 
 
-def _rare(artefact: Artefact) -> str:
-    """How often a failure showed that did not show each time, as its artefact says; or empty."""
-    counts = [re.match(r"(\d+) of (\d+) at rate", said) for said in artefact.repeats]
-    return next((said[0] for said in counts if said is not None and said[1] != said[2]), "")
+def _repeats(artefact: Artefact) -> list[tuple[int, int, str]]:
+    """How often a failure showed when it was found: in how many, of how many runs, at which rate.
+
+    As its artefact says, and first at the test's own rate.
+    """
+    found = (re.match(r"(\d+) of ([1-9]\d*) at rate (\S+)$", said) for said in artefact.repeats)
+    return [(int(said[1]), int(said[2]), said[3]) for said in found if said is not None]
+
+
+def _shown(artefact: Artefact) -> str:
+    return " and ".join(f"{n} of {of} runs at rate {rate}" for n, of, rate in _repeats(artefact))
+
+
+def _only_in_real_time(artefact: Artefact) -> bool:
+    """Whether only real time has shown a failure again."""
+    counts = {rate: failed for failed, _, rate in _repeats(artefact)}
+    return counts.pop("1", 0) > 0 and bool(counts) and not any(counts.values())
 
 
 def _clock_of(artefact: Artefact) -> str:
     """The clock at which a test ran, as ``--rpc-clock`` takes it."""
+    if _only_in_real_time(artefact):
+        return "real"
     if artefact.clock_rate == DEFAULT_RATE or clocks.library_problem():
         return "auto"  # real time where this machine has no other clock, and pytest then says so
     return f"{artefact.clock_rate!r}"

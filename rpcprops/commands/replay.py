@@ -46,7 +46,11 @@ def replay(
     *,
     times: Annotated[
         int | None,
-        typer.Option(min=1, help="How often to run it: 3 times unless given (a script twice)."),
+        typer.Option(
+            min=1,
+            help="How often to run it. Unless given, 3 times (a script twice), and up to 20 times "
+            "where the failure did not show each time when it was found.",
+        ),
     ] = None,
     clock: Clock = "auto",
     without_fault: Annotated[
@@ -96,8 +100,8 @@ def replay(
     if output is not None:
         msg = f"--output {str(output)!r} is for --script and --as-test."
         raise UsageError(msg)
-    times = times or 3
     kind = kind_of(artefact.kind)
+    times = times or kind.usual_times(artefact)
     with ExitStack() as stack:
 
         @functools.cache

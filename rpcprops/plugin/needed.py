@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from rpcprops.errors import HarnessError, MachineCannot
+from rpcprops.oracle import account
 from rpcprops.plugin.failures import confirmation, in_time, run_again
 from rpcprops.plugin.records import Failing, ItemRecord
 from rpcprops.plugin.session import Session
@@ -33,22 +34,37 @@ def needed_faults(session: Session, record: ItemRecord) -> list[str]:
     if failing is None or not names:
         return []
     most = _MOST_REAL_SECONDS if record.refuted else _MOST_SECONDS
+    lines = [_untried(record, failing, most)]
+    if not lines[0]:
+        lines = _tried(session, failing, names, most)
+    return [f"{'needs' if not number else '':9}{line}" for number, line in enumerate(lines)]
+
+
+def _untried(record: ItemRecord, failing: Failing, most: float) -> str:
+    """Why no run can tell anything, or why none is needed; empty if neither is so."""
+    counts = [count for one in failing.recorded for count in account(None, *one)]
+    if all(count.fired == 0 for count in counts):
+        return "no fault: none has fired"
+    if record.is_rare:
+        return "not known: it does not fail each time, so one run that passes proves nothing"
+    estimate = _seconds(failing)
+    return f"not tried: one run of this example takes {estimate:.0f} real s" * (estimate > most)
+
+
+def _tried(session: Session, failing: Failing, names: Sequence[str], most: float) -> list[str]:
     until = time.monotonic() + most
-    estimate = sum(outcome.real_seconds for _, outcome in failing.recorded)
-    if estimate > most:
-        return [f"needs    not tried: one run of this example takes {estimate:.0f} real s"]
     kinds = list(dict.fromkeys(map(_kind_of, names)))
     fails = _fails_without(session, failing, names, until)
     if fails:
-        return ["needs    no fault: it fails without any fault too (one run)"]
+        return ["no fault: it fails without any fault too (one run)"]
     if fails is None:
-        return [f"needs    not known: a run in real time takes {failing.real_seconds:.0f} s"]
+        return [f"not known: a run in real time takes {failing.real_seconds:.0f} s"]
     if len(kinds) == 1:
-        return [f"needs    {kinds[0]}: without it, it passes (one run)"]
+        return [f"{kinds[0]}: without it, it passes (one run)"]
     answers: dict[bool | None, list[str]] = {False: [], True: [], None: []}
     for kind in kinds:
         dropped = [name for name in names if _kind_of(name) == kind]
-        is_late = time.monotonic() + estimate > until
+        is_late = time.monotonic() + _seconds(failing) > until
         answer = None if is_late else _fails_without(session, failing, dropped, until)
         answers[answer].append(kind)
     needed, not_needed, unknown = (", ".join(answers[answer]) for answer in (False, True, None))
@@ -57,7 +73,12 @@ def needed_faults(session: Session, record: ItemRecord) -> list[str]:
         lines.append(f"not {not_needed}: it fails without it too (one run each)")
     if unknown:
         lines.append(f"not known after {most:g} s: {unknown}")
-    return [f"{'needs' if not number else '':9}{line}" for number, line in enumerate(lines)]
+    return lines
+
+
+def _seconds(failing: Failing) -> float:
+    """The real seconds that an example took."""
+    return sum(outcome.real_seconds for _, outcome in failing.recorded)
 
 
 def _names(failing: Failing) -> list[str]:

@@ -67,6 +67,7 @@ class ItemRecord:
         undecided: such failures whose ranks had been too late to prove anything.
         refuted: failing examples that slower runs did not show: they count as passing.
         not_the_tests: examples with an error that is not one of the code under test.
+        is_rare: whether the smallest failing example did not fail in each run.
         needs: lines that say which faults the smallest failing example needs.
         strict_until: while it is not None, each failing example must show in real time; after that
             time (of ``time.monotonic()``) no new example is run.
@@ -90,6 +91,7 @@ class ItemRecord:
     smallest: Failing | None = None
     repeats: list[str] = field(default_factory=list)
     replayed: list[str] = field(default_factory=list)
+    is_rare: bool = False
     needs: list[str] = field(default_factory=list)
     differs: str = ""
     left_out: int = 0

@@ -52,7 +52,7 @@ def choose(
             error = chosen.error
         # Otherwise Hypothesis complains of the test itself, for example that it is flaky.
     record.smallest = chosen
-    record.repeats[:0] = _repeats(session, chosen)
+    record.repeats[:0] = _repeats(session, record, chosen)
     return error
 
 
@@ -100,11 +100,12 @@ def search_strictly(
         record.strict_until = None
 
 
-def _repeats(session: Session, failing: Failing) -> list[str]:
+def _repeats(session: Session, record: ItemRecord, failing: Failing) -> list[str]:
     """How often a failing example fails again at its own rate and in real time, in words."""
     kind = type(failing.error)
     again = [run_again(session, failing, None) for _ in range(_REPEATS)]
     failed = sum(isinstance(one.error, kind) for one in again)
+    record.is_rare = failed < _REPEATS or not all(failing.real)
     words = [f"{failed} of {_REPEATS} at rate {failing.fastest:g}"]
     if failing.fastest != 1.0 and failing.real:
         words.append(f"{sum(failing.real)} of {len(failing.real)} at rate 1")

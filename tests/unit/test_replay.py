@@ -10,6 +10,7 @@ import pytest
 
 from rpcprops import _replay as replay
 from rpcprops import _users_test
+from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
@@ -230,3 +231,35 @@ def test_what_is_no_file_is_no_test(checkout: Path, kind: str) -> None:
         (checkout / "dir.py").mkdir()
     with pytest.raises(UsageError, match=r"no test file 'dir\.py'"):
         _users_test.root_of(*_of_a_test(checkout, checkout, "dir.py"))
+
+
+def _repeating(*repeats: str) -> Artefact:
+    return Artefact("pytest", "test_x.py::test_x", "AssertionError", repeats=repeats)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "times"),
+    [
+        (("3 of 3 at rate 400", "1 of 1 at rate 1"), 3),
+        (("1 of 3 at rate 400", "1 of 1 at rate 1"), 8),
+        (("0 of 3 at rate 400",), 17),
+        (("0 of 3 at rate 50", "1 of 1 at rate 1"), 3),  # in real time
+        ((), 3),
+    ],
+)
+def test_what_is_rare_is_replayed_more_often(repeats: tuple[str, ...], times: int) -> None:
+    """So often that one replay of twenty misses it, if it shows as often as before."""
+    assert kind_of("pytest").usual_times(_repeating(*repeats)) == times
+
+
+def test_what_is_rare_is_not_called_fixed() -> None:
+    """A failure that a few runs do not show is fixed only if it showed each time before."""
+    rare = _repeating("1 of 3 at rate 400", "shrunk for 60 s in real time", "1 of 1 at rate 1")
+    told = kind_of("pytest").told(replay.Replay(rare, ((), ()), 400.0))
+    assert told.splitlines() == [
+        "not seen: AssertionError in 0 of 2 runs at rate 400 (test_x.py::test_x)",
+        "it failed in 1 of 3 runs at rate 400 and 1 of 1 runs at rate 1 when it was found; "
+        "--times 50 tells more",
+    ]
+    sure = _repeating("3 of 3 at rate 400", "1 of 1 at rate 1")
+    assert kind_of("pytest").told(replay.Replay(sure, ((),), 400.0)).startswith("fixed: ")
