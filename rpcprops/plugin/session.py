@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
 from rpcprops import runner as runners
 from rpcprops._orphan import leave_with_parent
+from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
@@ -33,6 +34,7 @@ class Session:
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
+        self._plugins = config.pluginmanager
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
         self.limits = Limits(self.server)
@@ -55,6 +57,17 @@ class Session:
     def without_fault(self) -> tuple[str, ...]:
         """The names of the faults that clusters leave out."""
         return (*self.options.without_fault, *self.left_out)
+
+    def say(self, line: str) -> None:
+        """Print a line now, beside pytest's progress; an xdist worker has no terminal for it."""
+        reporter = self._plugins.get_plugin("terminalreporter")
+        capture = self._plugins.get_plugin("capturemanager")
+        if reporter is None:
+            return
+        # As pytest's own live log does it.
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(f"rpcprops: {printable(line)}")
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""

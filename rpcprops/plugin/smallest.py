@@ -44,7 +44,7 @@ def choose(
         return error
     if chosen.error is not error:
         is_ours = any(failing.error is error for failing in record.failing.values())
-        found = search_strictly(record, chosen, search)
+        found = search_strictly(session, record, chosen, search)
         last = _last(record)
         if found is not None and last.error is found:
             chosen, error = last, found
@@ -79,7 +79,10 @@ def _shown_in_real_time(session: Session, record: ItemRecord) -> Failing | None:
 
 
 def search_strictly(
-    record: ItemRecord, chosen: Failing, search: Callable[[Failing], BaseException | None]
+    session: Session,
+    record: ItemRecord,
+    chosen: Failing,
+    search: Callable[[Failing], BaseException | None],
 ) -> BaseException | None:
     """Let Hypothesis shrink from `chosen` while all failing examples must show in real time."""
     if chosen.choices is None:
@@ -89,6 +92,10 @@ def search_strictly(
             del record.failing[key]
             if failing.real:
                 record.refuted.add(key)
+    session.say(
+        "the smallest example that the fast clock has shown passes in real time: shrinking in real "
+        f"time, for up to {STRICT_SECONDS:g} s"
+    )
     record.strict_until = time.monotonic() + STRICT_SECONDS
     try:
         return search(chosen)

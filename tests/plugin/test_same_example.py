@@ -99,6 +99,9 @@ def test_the_smallest_in_real_time_is_the_one_shown(
     section = result.section("test_inside")
     assert "Draw 1: 60" in section
     is_of_one_example(section, artefacts["test_inside"])
+    # It takes real time, so pytest says what it does before it ends.
+    (said,) = (n for n, line in enumerate(result.lines) if "shrinking in real time, for up" in line)
+    assert said < next(n for n, line in enumerate(result.lines) if "= FAILURES =" in line)
 
 
 def is_of_one_example(section: str, artefact: dict[str, Any]) -> None:
