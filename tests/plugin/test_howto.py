@@ -14,6 +14,13 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "howto.md"
 #: Real seconds for one block of commands, far above what it takes.
 SECONDS = 150
+#: So few examples that are the same in every run.
+FEW = """
+from hypothesis import settings
+
+settings.register_profile("few", deadline=None, max_examples=6, derandomize=True, database=None)
+settings.load_profile("few")
+"""
 _BLOCK = re.compile(r"(?:<!-- exits (\d+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
 
@@ -42,7 +49,7 @@ def sections() -> dict[str, list[Block]]:
 def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
     """Its files are written and its commands run, in order, and end as the page says."""
     # With Hypothesis's own 100 examples for each test this would take minutes.
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --hypothesis-profile=rpcprops-dev\n")
+    (tmp_path / "conftest.py").write_text(FEW)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in sections()[title]:
         if block.language == "python":
