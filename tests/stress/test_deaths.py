@@ -428,7 +428,7 @@ def one_run(deaths: Deaths, name: str, inner: Sequence[str]) -> None:
     run.kill()
 
 
-# In every run tests/cluster kills each of these processes at a moment that is chosen: test_servers.py
+# In every run tests/cluster kills each of these at a moment that is chosen: test_servers.py
 # the servers, test_leftovers.py the test process, test_deaths.py ranks, test_preforked.py the rest.
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["pytest", "commands", "xdist"])
