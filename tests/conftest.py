@@ -47,6 +47,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Short ones last: then no worker waits long for another at the end.
+    items.sort(key=lambda item: item.nodeid.startswith("tests/strategies/"))
     if current() == NIGHTLY:
         return
     skip = pytest.mark.skip(reason=f"long: runs with --hypothesis-profile={NIGHTLY}")
