@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
+from random import Random, SystemRandom
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, find, given, seed, settings
 from hypothesis import strategies as st
+
+from rpcprops.profiles import NIGHTLY, current
 
 T = TypeVar("T")
 
@@ -19,6 +21,11 @@ QUIET = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def seed_of_this_run() -> int:
+    """A seed for what a test decides by chance: another one each night, else always the same."""
+    return SystemRandom().randrange(10**6) if current() == NIGHTLY else 0
 
 
 def draws(strategy: st.SearchStrategy[T], number: int, start: int = 0) -> list[T]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rpcprops.profiles import NIGHTLY, current
+from tests._commands import Commands, commands
 
 #: Where tests share a fixture that takes seconds to make, or take no time at all: one worker of
 #: xdist's runs all the tests of such a module.
@@ -18,8 +19,16 @@ _BY_MODULE = (
     *(f"tests/plugin/test_{name}.py" for name in ("unwritable", "workers_that_die")),
     *(f"tests/cluster/test_{name}.py" for name in ("preforked", "servers")),
     *("tests/upstream/test_suites.py", "tests/stress/test_bad_input_pytest.py"),
+    "tests/strategies/test_programs.py",
     "tests/unit/",
 )
+
+
+@pytest.fixture(scope="session")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs commands that end before they start anything."""
+    with commands(tmp_path_factory.mktemp("commands")) as made:
+        yield made
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,6 +47,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Short ones last: then no worker waits long for another at the end.
+    items.sort(key=lambda item: item.nodeid.startswith("tests/strategies/"))
     if current() == NIGHTLY:
         return
     skip = pytest.mark.skip(reason=f"long: runs with --hypothesis-profile={NIGHTLY}")

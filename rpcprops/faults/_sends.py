@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,9 +85,9 @@ class _SendFault(Fault):
         """The message type."""
         return (self.message,)
 
+    @abc.abstractmethod
     def _counts(self, rank: RankOutcome) -> Mapping[str, int] | None:
         """What its rank counts of faults of its kind, by message type."""
-        raise NotImplementedError
 
     def is_counted_alone(self, rank: RankOutcome) -> bool:
         """Where the preload library counted by type."""

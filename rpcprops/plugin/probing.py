@@ -16,7 +16,7 @@ import pytest
 
 from rpcprops.faults import MessageType
 from rpcprops.plugin import styles
-from rpcprops.plugin.drawn import FAILURES, function_of, is_drawn
+from rpcprops.plugin.drawn import FAILURES, Drawn, function_of, is_drawn
 from rpcprops.plugin.records import Recorded
 from rpcprops.plugin.session import Session
 from rpcprops.strategies import hints
@@ -105,7 +105,7 @@ class _First:
 
         session = self._session
         session.take_recorded()
-        session.in_flight.example(_reproduction)
+        session.in_flight.example(Drawn(self.inner, args, kwargs).reproduction)
         key = _choices()
         try:
             self._result = self.inner(*args, **kwargs)
@@ -150,20 +150,6 @@ def _choices() -> object:
         return None
     # 0, False and 0.0 are equal, but not the same choice.
     return tuple(map(repr, current_build_context().data.choices))
-
-
-def _reproduction() -> tuple[str, str] | None:
-    """Hypothesis's version, and the blob of what it has drawn."""
-    import hypothesis
-    from hypothesis.control import current_build_context
-    from hypothesis.core import encode_failure
-
-    try:
-        choices = current_build_context().data.choices
-        return hypothesis.__version__, repr(encode_failure(choices))
-    except Exception:
-        # Hypothesis failed to make a blob. The example can run without one.
-        return None
 
 
 def _sends(recorded: Recorded) -> dict[int, frozenset[MessageType]]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.properties import PROPERTIES
+from tests._commands import Commands, Ended
 
 #: Real seconds: far above what a command takes, so that a hang fails instead of staying.
 COMMAND_SECONDS = 100
@@ -39,15 +39,6 @@ KEYS = {
     "known_findings_met",
     "accepted",
 }
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 Rpcprops = Callable[..., Ended]
@@ -129,7 +120,7 @@ def test_a_table_in_a_pipe_is_never_cut(
 
 def test_what_is_accepted_is_told_and_strict_fails_on_it(rpcprops: Rpcprops) -> None:
     """The same draws: counted with a sentence and an example, and a failure under --strict."""
-    words = ["check", "drawn-beyond-budget", "-n", "12", "--seed", "7", "--json", "out.json"]
+    words = ["check", "drawn-beyond-budget", "-n", "8", "--seed", "7", "--json", "out.json"]
     ended = rpcprops(*words)
     assert ended.code == 0, ended.out + ended.err
     assert "    accepted leak-at-owner, in " in ended.out
@@ -187,10 +178,10 @@ def test_list(rpcprops: Rpcprops) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_misuse(rpcprops: Rpcprops, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_misuse(refusing: Commands, tmp_path: Path, arguments: list[str], words: str) -> None:
     """Every misuse exits 2 and names the value, without a traceback, and costs nobody a file."""
     (tmp_path / "notes.txt").write_text("my notes", encoding="utf-8")
-    ended = rpcprops(*arguments)
+    ended = refusing.run(tmp_path, *arguments)
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "my notes"
     assert ended.code == 2, ended.out + ended.err
     assert words in ended.err
@@ -212,11 +203,11 @@ def test_misuse(rpcprops: Rpcprops, tmp_path: Path, arguments: list[str], words:
     ],
     ids=["empty", "text", "object", "list", "newer", "bare", "types", "deep", "bytes"],
 )
-def test_damaged_artefacts(rpcprops: Rpcprops, tmp_path: Path, text: str) -> None:
+def test_damaged_artefacts(refusing: Commands, tmp_path: Path, text: str) -> None:
     """`replay` of a damaged file exits 2 and says so in one line."""
     file = tmp_path / "damaged.json"
     file.write_text(text, encoding="utf-8")
-    ended = rpcprops("replay", "damaged.json")
+    ended = refusing.run(tmp_path, "replay", "damaged.json")
     assert ended.code == 2
     assert len(ended.err.strip().splitlines()) == 1
     assert "damaged.json" in ended.err
@@ -274,7 +265,7 @@ def test_interrupted_check(
             assert process.stdout is not None
             # Its first line comes when the server runs.
             assert process.stdout.readline().startswith("torch ")
-            time.sleep(2)
+            time.sleep(0.7)
             below = psutil.Process(process.pid).children(recursive=True)
             assert below
             process.send_signal(number)

@@ -16,7 +16,7 @@ FILE = Path(".rpcprops") / "hunt.jsonl"
 
 def hunt(folder: Path, examples: int) -> None:
     """Hunt in `folder` until its file has so many examples."""
-    command = [sys.executable, "-m", "rpcprops", "hunt", "--batch", "4", "--json", "hunt.json"]
+    command = [sys.executable, "-m", "rpcprops", "hunt", "--batch", "2", "--json", "hunt.json"]
     command += ["-n", str(examples)]
     ran = subprocess.run(
         command,

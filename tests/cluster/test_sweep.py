@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests._commands import Commands
+
 SECONDS = 100
 COMMAND = [sys.executable, "-m", "rpcprops", "sweep"]
 
@@ -78,12 +80,12 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, environment: dict[str, str
         (["just_dropped", "--transport", "udp"], "--transport 'udp' must be"),
     ],
 )
-def test_misuse(tmp_path: Path, environment: dict[str, str], words: list[str], said: str) -> None:
+def test_misuse(tmp_path: Path, refusing: Commands, words: list[str], said: str) -> None:
     """Every misuse exits 2 with one line."""
-    done = _sweep(tmp_path, environment, *words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    ended = refusing.run(tmp_path, "sweep", *words)
+    assert ended.code == 2, ended.out + ended.err
+    assert said in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
 
 
 def test_list(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -14,6 +14,13 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "howto.md"
 #: Real seconds for one block of commands, far above what it takes.
 SECONDS = 150
+#: So few examples that are the same in every run.
+FEW = """
+from hypothesis import settings
+
+settings.register_profile("few", deadline=None, max_examples=6, derandomize=True, database=None)
+settings.load_profile("few")
+"""
 _BLOCK = re.compile(r"(?:<!-- exits (\d+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
 
@@ -38,11 +45,25 @@ def sections() -> dict[str, list[Block]]:
     return {title: blocks for title, blocks in found.items() if blocks}
 
 
-@pytest.mark.parametrize("title", list(sections()))
+#: What other tests of every run stand for: test_options.py and test_shared_database.py for shards
+#: and what they share, tests/planted and test_replay.py for a race that is found and replayed.
+LONG = (
+    "Share failures, and split a test into shards",
+    "Judge a failure that comes and goes",
+)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(title, marks=[pytest.mark.nightly] if title in LONG else [])
+        for title in sections()
+    ],
+)
 def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
     """Its files are written and its commands run, in order, and end as the page says."""
     # With Hypothesis's own 100 examples for each test this would take minutes.
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --hypothesis-profile=rpcprops-dev\n")
+    (tmp_path / "conftest.py").write_text(FEW)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in sections()[title]:
         if block.language == "python":
@@ -70,6 +91,7 @@ def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
 def test_the_table_of_contents_is_complete() -> None:
     """The list at the top of the page names every section, in order."""
     text = PAGE.read_text()
+    assert set(LONG) <= set(sections())
     listed = re.findall(r"^\* \[(.+?)\]\(#(.+?)\)$", text, re.MULTILINE)
     titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert [title for title, _ in listed] == titles

@@ -76,6 +76,7 @@ def test_a_failure_in_a_worker_is_reported_without_its_artefact(project: Any) ->
     assert [test["outcome"] for test in data["tests"]] == ["failed", "passed"]
 
 
+@pytest.mark.nightly  # what it writes with is what the failures above could not be written with
 def test_check_goes_on_without_its_folder(project: Any) -> None:
     """`check` of a known finding and of a property: verdicts and exit code as ever, and a line."""
     names = ["timeout-holds", "failed-async-proxy", "--json", "verdicts.json"]

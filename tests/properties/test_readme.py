@@ -10,18 +10,25 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    """The README's test of a counter passes from outside the checkout, and its faults fire."""
-    (code,) = re.findall(r"```python\n(# test_counter.py\n.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "test_counter.py").write_text(code)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--hypothesis-profile=rpcprops-dev"],
-        cwd=tmp_path,
+def run_example(folder: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest of a test file of the README's, from outside the checkout."""
+    (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", README.read_text(), re.DOTALL)
+    (folder / name).write_text(code)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=150,
         check=False,
+    )
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """The README's test of a counter passes from outside the checkout, and its faults fire."""
+    ran = run_example(
+        tmp_path, "test_counter.py", "--hypothesis-profile=rpcprops-dev", "--hypothesis-seed=1"
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "injected faults fired" in ran.stdout
@@ -30,17 +37,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
 
 def test_the_first_example_fails_as_shown(tmp_path: Path) -> None:
     """The bug on the first screen is found, under faults that torch survives, and confirmed."""
-    (code,) = re.findall(r"```python\n(# test_models.py\n.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "test_models.py").write_text(code)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--hypothesis-seed=1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    ran = run_example(tmp_path, "test_models.py", "--hypothesis-seed=1")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "the server has memory for two models" in ran.stdout
     assert "replay   rpcprops replay .rpcprops/failures/test_models-py" in ran.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+from rpcprops.profiles import NIGHTLY, current
 from rpcprops.properties import PROPERTIES, examine
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import write
@@ -13,7 +14,11 @@ from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
+#: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.
+_SLOW |= {"fork-request-given-up"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
+#: Of each property, but for a night. In CI they are the same ones in every run.
+EXAMPLES = 15
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ def test_shipped_property(name: str, rpc_cluster: ClusterFactory) -> None:
     result = examine(
         PROPERTIES[name],
         Runner(rpc_cluster.server),
-        max_examples=settings().max_examples,
+        max_examples=settings().max_examples if current() == NIGHTLY else EXAMPLES,
         database=settings().database,
     )
     if not result.is_good():

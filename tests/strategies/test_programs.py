@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,6 +57,16 @@ IN_TIME = 600.0
 DELAYED = FaultPlan(
     by_rank={1: FaultTable(messages_to_delay=dict.fromkeys(MessageType, 2.0))},
 )
+
+
+@functools.cache
+def long_programs() -> tuple[Program, ...]:
+    """Programs of up to 64 steps, drawn once for all the tests that look at such."""
+    return tuple(draws(programs(max_steps=64), 450))
+
+
+def leaves_of_long_programs() -> list[Leaf]:
+    return [leaf for program in long_programs() for leaf in program.leaves]
 
 
 def owners(program: Program) -> dict[str, int]:
@@ -211,24 +222,23 @@ def test_a_program_keeps_to_what_was_asked(data: st.DataObject) -> None:
     assert settles is None or program.settles is settles
 
 
-@settings(QUIET, max_examples=100)
-@given(programs(max_steps=64))
-def test_names_are_given_in_order(program: Program) -> None:
+def test_names_are_given_in_order() -> None:
     """Handles are a, b, …, futures f0, f1, …, contexts x0, x1, …, as the program makes them."""
-    made: list[str] = []
-    futures: list[str] = []
-    contexts: list[str] = []
-    for leaf in program.leaves:
-        if isinstance(leaf, Call):
-            futures += [leaf.out] if leaf.out else []
-        elif isinstance(leaf, Context | Optimize):
-            contexts.append(leaf.name)
-        elif getattr(leaf, "out", ""):
-            made.append(leaf.out)  # type: ignore[attr-defined]
-    assert made == sorted(made, key=lambda name: (len(name), name))
-    assert made[:26] == list("abcdefghijklmnopqrstuvwxyz")[: len(made)]
-    assert futures == [f"f{n}" for n in range(len(futures))]
-    assert contexts == [f"x{n}" for n in range(len(contexts))]
+    for program in long_programs():
+        made: list[str] = []
+        futures: list[str] = []
+        contexts: list[str] = []
+        for leaf in program.leaves:
+            if isinstance(leaf, Call):
+                futures += [leaf.out] if leaf.out else []
+            elif isinstance(leaf, Context | Optimize):
+                contexts.append(leaf.name)
+            elif getattr(leaf, "out", ""):
+                made.append(leaf.out)  # type: ignore[attr-defined]
+        assert made == sorted(made, key=lambda name: (len(name), name))
+        assert made[:26] == list("abcdefghijklmnopqrstuvwxyz")[: len(made)]
+        assert futures == [f"f{n}" for n in range(len(futures))]
+        assert contexts == [f"x{n}" for n in range(len(contexts))]
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -240,17 +250,16 @@ def numbers(value: Any) -> Iterator[float]:
             yield from numbers(item)
 
 
-@settings(QUIET, max_examples=100)
-@given(programs(max_steps=64))
-def test_values_are_exact(program: Program) -> None:
+def test_values_are_exact() -> None:
     """Values are small whole numbers, so no order of operations changes a sum or a product."""
-    for leaf in program.leaves:
-        for name in ("left", "right", "value", "addend"):
-            for number in numbers(getattr(leaf, name, ())):
-                assert number == int(number)
-                assert abs(number) <= 5
-        if isinstance(leaf, Context):
-            assert len(leaf.path) <= 5
+    for program in long_programs():
+        for leaf in program.leaves:
+            for name in ("left", "right", "value", "addend"):
+                for number in numbers(getattr(leaf, name, ())):
+                    assert number == int(number)
+                    assert abs(number) <= 5
+            if isinstance(leaf, Context):
+                assert len(leaf.path) <= 5
 
 
 @settings(QUIET, max_examples=100)
@@ -265,19 +274,18 @@ def test_a_program_is_certain_and_meets_no_known_finding(
     assert "unknown" not in {step.error for step in seen.steps}
 
 
-@settings(QUIET, max_examples=100)
-@given(programs(max_steps=64))
-def test_a_context_is_asked_for_after_a_settle(program: Program) -> None:
+def test_a_context_is_asked_for_after_a_settle() -> None:
     """A context id is refused for sure only once the ranks have cleaned up."""
-    settled: set[str] = set()
-    ended: set[str] = set()
-    for leaf in program.leaves:
-        if isinstance(leaf, Context):
-            ended.add(leaf.name)
-        elif isinstance(leaf, Settle):
-            settled |= ended
-        elif isinstance(leaf, Refused):
-            assert leaf.context in settled
+    for program in long_programs():
+        settled: set[str] = set()
+        ended: set[str] = set()
+        for leaf in program.leaves:
+            if isinstance(leaf, Context):
+                ended.add(leaf.name)
+            elif isinstance(leaf, Settle):
+                settled |= ended
+            elif isinstance(leaf, Refused):
+                assert leaf.context in settled
 
 
 # Timeouts.
@@ -469,7 +477,7 @@ def test_a_timeout_shrinks_together_with_its_delay() -> None:
 
 def test_every_kind_and_every_size_is_drawn() -> None:
     """All kinds of step come, alone and in branches, in programs of few steps and of many."""
-    found = draws(programs(max_steps=64), 450)
+    found = long_programs()
     kinds = Counter(leaf.op for program in found for leaf in program.leaves)
     assert set(kinds) == set(KINDS)
     assert min(kinds.values()) >= 20, kinds
@@ -494,7 +502,7 @@ def test_a_program_goes_without_some_kinds() -> None:
 
 def test_forms_of_steps_are_drawn() -> None:
     """Flavours, ways to wait, errors, argument handles, nested and breaking contexts all come."""
-    leaves = [x for program in draws(programs(max_steps=64), 300) for x in program.leaves]
+    leaves = leaves_of_long_programs()
     calls = [leaf for leaf in leaves if isinstance(leaf, Call)]
     assert {(c.flavour, c.wait) for c in calls} == {
         (flavour, wait)
@@ -516,6 +524,11 @@ def test_forms_of_steps_are_drawn() -> None:
     assert any(isinstance(leaf, Count) and leaf.at == leaf.to for leaf in leaves)
 
 
+@functools.cache
+def of_four_ranks(plan: FaultPlan | None) -> tuple[Program, ...]:
+    return tuple(draws(programs(plan=plan, min_world_size=4, max_world_size=4), 150))
+
+
 @pytest.mark.parametrize("kind", MessageType)
 def test_a_plan_guides_the_draw(kind: MessageType) -> None:
     """Most programs drawn for a fault at one rank send what it strikes; few of the others do."""
@@ -523,12 +536,10 @@ def test_a_plan_guides_the_draw(kind: MessageType) -> None:
     if kind.is_retryable:
         table = FaultTable((kind,), 1)
     plan = FaultPlan(by_rank={2: table})
-    arguments: dict[str, Any] = {"min_world_size": 4, "max_world_size": 4}
-    rates = []
-    for given_plan in (plan, None):
-        found = draws(programs(plan=given_plan, **arguments), 150)
-        rates.append(sum(can_fire(program, plan) for program in found) / len(found))
-    guided, unguided = rates
+    guided, unguided = (
+        sum(can_fire(program, plan) for program in found) / len(found)
+        for found in (of_four_ranks(plan), of_four_ranks(None))
+    )
     assert guided > 0.5
     assert guided > 1.5 * unguided
 
@@ -566,7 +577,7 @@ def test_no_steps_can_be_asked_for() -> None:
 
 def test_a_value_is_sent_on_from_its_owner_once_it_is_there() -> None:
     """An owner that was sent its own RRef fetches the value, or settles, before it sends it on."""
-    for program in draws(programs(max_steps=64), 200):
+    for program in long_programs():
         owner = owners(program)
         unmade: set[str] = set()
         for leaf in program.leaves:

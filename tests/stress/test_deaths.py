@@ -26,6 +26,7 @@ import pytest
 from rpcprops import FaultPlan, FaultTable, Program
 from rpcprops.programs import Drop, Remote
 from rpcprops.report import artefact as artefacts
+from tests._draws import seed_of_this_run
 from tests.stress import _processes as processes
 from tests.stress._processes import Run
 
@@ -362,7 +363,7 @@ def deaths(
 ) -> Iterator[Deaths]:
     """A folder of a user's with tests and artefacts; what was found wrong fails the test."""
     given = os.environ.get("RPCPROPS_STRESS_SEED")
-    seed = int(given) if given else random.SystemRandom().randrange(10**6)
+    seed = int(given) if given else seed_of_this_run()
     folder, logs = tmp_path / "run", tmp_path / "logs"
     (folder / "input").mkdir(parents=True)
     logs.mkdir()
@@ -427,10 +428,10 @@ def one_run(deaths: Deaths, name: str, inner: Sequence[str]) -> None:
     run.kill()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["pytest", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("commands", "xdist"))],
-)
+# In every run tests/cluster kills each of these at a moment that is chosen: test_servers.py
+# the servers, test_leftovers.py the test process, test_deaths.py ranks, test_preforked.py the rest.
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["pytest", "commands", "xdist"])
 def test_deaths(deaths: Deaths, name: str) -> None:
     """Some processes, killed at random: nothing of theirs is left, and the next run works."""
     if name == "commands":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._draws import seed_of_this_run
 from tests.stress import _processes as processes
 from tests.stress._processes import Run
 
@@ -90,7 +90,7 @@ def hold_under_load(
             the same program under the same plan.
         examples: how many different ones there must be.
     """
-    seed = random.SystemRandom().randrange(10**6)
+    seed = seed_of_this_run()
     said = check_at_once(folder, properties, servers, -(-asked // servers), seconds, seed)
     counts = Counter(str(one["verdict"]) for one in said)
     for one in said:
@@ -108,6 +108,7 @@ def hold_under_load(
     assert not false, f"seeds from {seed} on: {dict(counts)}\n" + "\n".join(false)
 
 
+@pytest.mark.nightly  # tests/plugin/test_lateness.py makes ranks late, on purpose and alone
 @pytest.mark.usefixtures("busy")
 def test_load(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Of 24 examples on an overloaded machine, none is said to violate a promise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from rpcprops import profiles
 from rpcprops.faults import FaultTable
+from rpcprops.profiles import NIGHTLY
 
 
 @pytest.mark.parametrize("name", ["dev", "ci", "nightly", "debug"])
@@ -46,6 +48,13 @@ def test_builds_draw_anew_each_time() -> None:
 def test_one_of_them_is_loaded_here() -> None:
     """conftest.py chose one, and `current` names it."""
     assert profiles.current() == settings.get_current_profile_name()
+
+
+def test_ci_draws_the_same_for_the_tests_of_this_repository() -> None:
+    """Under CI=true they run with rpcprops-ci, but derandomized, unless it is a night's run."""
+    ours, ci = settings.get_profile("tests-ci"), settings.get_profile("rpcprops-ci")
+    assert repr(ours) == repr(settings(ci, derandomize=True, database=None))
+    assert profiles.current() in ("tests-ci" if os.environ.get("CI") else "rpcprops-dev", NIGHTLY)
 
 
 def test_a_table_can_be_drawn_from_its_type() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import Program
 from rpcprops.report.artefact import Artefact, read, write
+from tests._commands import Commands
 
 RPCPROPS = [sys.executable, "-m", "rpcprops"]
 #: Real seconds, far above what a command takes here.
@@ -87,12 +90,14 @@ def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
         (["--harness", "rows.jsonl", "--list"], "--harness goes with -k alone"),
     ],
 )
-def test_misuse_is_told_in_a_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_misuse_is_told_in_a_line(
+    refusing: Commands, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     """What cannot be is refused with exit code 2, the value, and no traceback."""
-    done = upstream(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    ended = refusing.run(tmp_path, "upstream", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
+    assert "Traceback" not in ended.out + ended.err
 
 
 @pytest.mark.nightly
@@ -115,8 +120,22 @@ def test_the_pytest_entry_collects_the_suites_alone(tmp_path: Path) -> None:
     assert "of_this_folder" not in done.stdout
 
 
+def under_way(folder: Path) -> Artefact:
+    """The file of the test that runs, which is removed when that ends: then the next is read."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        with contextlib.suppress(UsageError, StopIteration):
+            return read(next((folder / ".rpcprops" / "underway").glob("*.json")))
+        time.sleep(0.001)
+    pytest.fail("no test is under way")
+
+
 def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
-    """Ctrl-C ends the run with exit code 130, the report of what had run, and no process left."""
+    """Ctrl-C ends the run with exit code 130, the report of what had run, and no process left.
+
+    Until then the file of the test that runs is on disk, and names it as PyTorch's: after a SIGKILL
+    it would stay there, and replay.
+    """
     report = tmp_path / "report.json"
     process = subprocess.Popen(
         [*RPCPROPS, "upstream", "-k", "RpcTest", "--json", str(report)],
@@ -135,38 +154,19 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
         while process.stdout.read(1) != ".":
             assert process.poll() is None
         children = psutil.Process(process.pid).children(recursive=True)
+        artefact = under_way(tmp_path)
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
         assert process.wait(timeout=LIMIT) == 130, said
     finally:
         process.kill()
         process.communicate()
-    assert json.loads(report.read_text(encoding="utf-8"))["tests"]
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
-
-
-def test_a_killed_run_leaves_the_test_under_way(tmp_path: Path) -> None:
-    """After a SIGKILL the file of the test that ran names it as PyTorch's, so that it replays."""
-    process = subprocess.Popen(
-        [*RPCPROPS, "upstream", "-k", "RpcTest"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        files: list[Path] = []
-        deadline = time.monotonic() + LIMIT
-        while not files and time.monotonic() < deadline:
-            time.sleep(0.01)
-            files = list((tmp_path / ".rpcprops" / "underway").glob("*.json"))
-    finally:
-        process.kill()
-        process.wait()
-    artefact = read(next((tmp_path / ".rpcprops" / "underway").glob("*.json")))
     assert artefact.kind == "upstream"
     assert artefact.subject.startswith("RpcTest::test_")
     assert artefact.underway
+    assert json.loads(report.read_text(encoding="utf-8"))["tests"]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
 
 
 def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
