@@ -320,7 +320,6 @@ class Recurse(Step):
 
     op: ClassVar[str] = "recurse"
     order: ClassVar[float | None] = 42
-    gives: ClassVar[type] = list
     at: int
     path: tuple[int, ...]
     seconds: float = 0.0

@@ -10,9 +10,11 @@ from rpcprops.programs import (
     Chain,
     Context,
     Count,
+    Deferred,
     Drop,
     Fetch,
     Flavour,
+    Invoke,
     Local,
     Module,
     Nest,
@@ -21,6 +23,8 @@ from rpcprops.programs import (
     Parallel,
     Pause,
     Program,
+    Raising,
+    Recurse,
     Refused,
     Remote,
     Settle,
@@ -161,9 +165,54 @@ IMPATIENT = Program(
     ),
     "impatient",
 )
+RAISED = Program(
+    3,
+    (
+        Raising(0, 1),
+        Raising(0, 1, "value", ": {text}", how="async"),
+        Raising(0, 1, "code", "\n", 30, "remote"),
+        Raising(1, 1, "local", how="remote"),
+        Raising(2, 0, "exit", how="deferred"),
+        Parallel(((Raising(0, 1, "type"),), (Raising(1, 2, "key", how="then"),))),
+        Recurse(0, (1, 0, 2), 0.5),
+        Recurse(1, (1, 1), spins=True),
+    ),
+    "raised",
+)
+CALLABLES = Program(
+    3,
+    (
+        Invoke(0, 1),
+        Invoke(0, 1, "keywords", (1.0, 2.0), (3.0, 4.0), "async"),
+        Invoke(0, 1, "constructor", how="remote"),
+        Invoke(2, 1, "method", how="proxy"),
+        Invoke(0, 1, "operator"),
+        Invoke(0, 1, "operator"),
+        Invoke(0, 1, "generator"),
+        Invoke(0, 1, "lambda", how="remote"),
+        Deferred(0, 1, 2),
+        Deferred(0, 1, 2, "thens", (1.0, 2.0), (3.0, 4.0), "remote"),
+        Deferred(0, 1, 1, "again", how="proxy"),
+        Deferred(0, 0, 0, "thread", how="proxy_remote"),
+        Deferred(2, 1, 0, "nothing", how="class"),
+        Deferred(2, 1, 0, "raises", how="async"),
+    ),
+    "callables",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+EVERY_KIND = (
+    FUTURES,
+    PROXIES,
+    RAISING,
+    TRAINING,
+    CONTEXTS,
+    BRANCHES,
+    TIMED,
+    IMPATIENT,
+    RAISED,
+    CALLABLES,
+)
 
 
 def shipped_programs() -> list[Program]:

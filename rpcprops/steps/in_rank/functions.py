@@ -87,7 +87,7 @@ def text_that_stays(kind: str, text: str) -> str:
         # The text of a KeyError is the repr of what it was given, and torch gives it a whole text.
         return MARK
     if kind == "empty":
-        return "RaisedOnPurposeError()"
+        return "RaisedOnPurposeError"
     if kind == "local":
         return "LocalRaisedOnPurposeError"
     return text
