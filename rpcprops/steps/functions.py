@@ -141,8 +141,6 @@ class Raising(Step):
     how: RaisedIn = "sync"
 
     def enter(self, scope: Scope) -> None:
-        _check("kind", self.kind, Raised)
-        _check("how", self.how, RaisedIn)
         if "\0" in self.text or any(ord(letter) in _SURROGATES for letter in self.text):
             msg = f"text={shown(self.text)} must have no zero and no surrogate."
             raise UsageError(msg)
@@ -233,8 +231,6 @@ class Invoke(Step):
     how: CalledBy = "sync"
 
     def enter(self, scope: Scope) -> None:
-        _check("form", self.form, CallableForm)
-        _check("how", self.how, CalledBy)
         check_arguments(scope, self.at, self.left, self.right)
         if not _may_be_called(self.form, self.how):
             msg = f"form={shown(self.form)} cannot be called by how={shown(self.how)}; use 'sync'."
@@ -399,8 +395,6 @@ class Deferred(Step):
     how: DeferredBy = "sync"
 
     def enter(self, scope: Scope) -> None:
-        _check("form", self.form, DeferredForm)
-        _check("how", self.how, DeferredBy)
         check_arguments(scope, self.at, self.left, self.right)
 
     @property
@@ -488,15 +482,6 @@ class Deferred(Step):
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _ways_to_call(cls, drawer, rank, message)
-
-
-def _check(name: str, value: object, allowed: Any) -> None:
-    """Raises:
-    UsageError: `value` is none of the texts that a Literal allows.
-    """
-    if value not in get_args(allowed):
-        msg = f"{name}={shown(value)} must be one of {', '.join(map(repr, get_args(allowed)))}."
-        raise UsageError(msg)
 
 
 def _judge_raised(expected: Any, seen: Any) -> list[Violation]:

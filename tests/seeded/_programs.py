@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from rpcprops.programs import (
     Bump,
@@ -270,4 +271,15 @@ def bumps() -> list[Program]:
             steps += [Fetch(home, held) for held, home in homes.items()]
         steps += [Drop(home, held) for held, home in homes.items()]
         found.append(Program(3, tuple(steps), f"bumps[{flavour},{'-'.join(bumpers)}]"))
+    return found
+
+
+def callables() -> list[Program]:
+    """Programs that call what must be refused, go a path, and answer by a callback."""
+    refused: tuple[Any, ...] = ("lambda", "generator")
+    paths = [(1, 2), (1, 0), (0, 1, 2), (2, 1, 0), (1, 2, 1, 0)]
+    found: list[Program] = []
+    for form, path in itertools.product(refused, paths):
+        steps = (Invoke(0, 1, form), Recurse(0, path), Deferred(0, path[0], path[1]))
+        found.append(Program(3, steps, f"callables[{form},{'-'.join(map(str, path))}]"))
     return found

@@ -202,7 +202,8 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
         "torch", "__future__", "collections", "functools", "gc", "importlib", "itertools", "math",
-        "multiprocessing", "operator", "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "multiprocessing", "operator", "os", "re", "sys", "tempfile", "threading", "time",
+        "traceback", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 
