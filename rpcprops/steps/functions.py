@@ -73,6 +73,7 @@ CallableForm = Literal[
     "generator",
     "lambda",
     "local",
+    "script",
 ]
 CalledBy = Literal["sync", "async", "remote", "proxy"]
 DeferredForm = Literal[
@@ -216,9 +217,10 @@ class Invoke(Step):
     A function with positional arguments, with ``keywords``, or with any number (`variadic`); a
     ``functools.partial`` (`bound`); a method, a static and a class method; a callable `object`; a
     class (`constructor`); two builtin functions of Python: ``operator.add``, which joins two
-    tuples, and ``math.fsum`` of `left`. A generator cannot be pickled as a result; a lambda and a
-    local function cannot be pickled at all, so nothing is sent. These three must be refused.
-    `how` says by what: "proxy" is ``rref.rpc_sync()`` of a new RRef to an object.
+    tuples, and ``math.fsum`` of `left`. A generator cannot be pickled as a result; a lambda, a
+    local function and the method of a scripted module (`script`) cannot be pickled at all, so
+    nothing is sent. These must be refused. `how` says by what: "proxy" is ``rref.rpc_sync()`` of a
+    new RRef to an object, which may be a scripted module.
     """
 
     op: ClassVar[str] = "invoke"
@@ -237,12 +239,12 @@ class Invoke(Step):
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        if self.form in ("lambda", "local"):
+        if self.form in _NEVER_PICKLED and self.how != "proxy":
             # api.py: _invoke_rpc and remote pickle the function before they send anything.
             return model.shows(True)
-        name = "" if self.form in ("operator", "math", "generator") else call
+        name = "" if self.form in _NAMELESS else call
         if self.how == "proxy":
-            _through(model, self.at, self.to, call, by_remote=False)
+            _through(model, self.at, self.to, name, by_remote=False)
         elif self.how == "remote":
             _fetch(model, self.at, self.to, name)
         else:
@@ -289,9 +291,14 @@ class Invoke(Step):
         return _ways_to_call(cls, drawer, rank, message)
 
 
+#: Callables that cannot be pickled, and those that cannot say that they ran.
+_NEVER_PICKLED = ("lambda", "local", "script")
+_NAMELESS = ("operator", "math", "generator", "script")
+
+
 def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
     if how == "proxy":
-        return form in ("method", "static", "class")
+        return form in ("method", "static", "class", "script")
     # The owner of a generator can use it.
     return form != "generator" or how != "remote"
 
@@ -306,7 +313,7 @@ class Recurse(Step):
     """Each rank of `path` calls the next one from within the call, and waits for it.
 
     A path may come back to a rank, and to the caller. The function of the last rank waits `seconds`
-    (virtual); with `spins` it then holds the GIL for some 20 ms of real time. Its value is the
+    (virtual); with `spins` it then holds the GIL for some 10 ms of real time. Its value is the
     ranks as they answered.
 
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
@@ -361,7 +368,7 @@ class Recurse(Step):
             path = [(first, at)[number % 2] for number in range(length)]
         if drawer.in_parallel:
             path = list(dict.fromkeys(path))
-        seconds, spins = drawer.pick(((0.0, False), (0.0, True), (0.5, False), (3.0, True)))
+        seconds, spins = drawer.pick(((0.0, False), (0.5, False), (0.0, True), (3.0, True)))
         return cls(at, tuple(path), seconds, spins)
 
     @classmethod

@@ -36,7 +36,7 @@ RAISING = [
 CALLED = [
     Invoke(0, to, form, (1.0, 2.0), (3.0, 4.0), how)
     for to, form, how in itertools.product((1, 0), get_args(CallableForm), get_args(CalledBy))
-    if (how == "proxy") <= (form in ("method", "static", "class"))
+    if (how == "proxy") <= (form in ("method", "static", "class", "script"))
     if (form, how) != ("generator", "remote")
 ]
 DEFERRED = [

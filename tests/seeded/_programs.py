@@ -191,6 +191,8 @@ CALLABLES = Program(
         Invoke(0, 1, "operator"),
         Invoke(0, 1, "generator"),
         Invoke(0, 1, "lambda", how="remote"),
+        Invoke(0, 1, "script", how="proxy"),
+        Invoke(0, 1, "script"),
         Deferred(0, 1, 2),
         Deferred(0, 1, 2, "thens", (1.0, 2.0), (3.0, 4.0), "remote"),
         Deferred(0, 1, 1, "again", how="proxy"),

@@ -46,6 +46,7 @@ def leaves_of(found: list[Program]) -> list[Any]:
         (Raising(0, 0, how="remote"), [(0, REMOTE)]),
         (Invoke(0, 1, "lambda"), []),
         (Invoke(0, 1, "local", how="remote"), []),
+        (Invoke(0, 1, "script"), []),
         (Invoke(0, 1, "generator"), [(0, CALL)]),
         (
             Invoke(0, 1, "static", how="proxy"),

@@ -16,7 +16,7 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor
 from rpcprops.steps.in_rank.state import note_call
-from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, torchscript
 
 #: Every text that is raised begins with it. By it the caller knows an error that a function raised
 #: from one of torch's: an error of torch's does not contain it.
@@ -200,6 +200,23 @@ def add_each(call: str, left: torch.Tensor, right: torch.Tensor) -> Iterator[tor
     yield from left + right
 
 
+class AddModule(torch.nn.Module):
+    """A module that adds."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return left + right
+
+
+#: Its methods are those of TorchScript.
+scripted = torchscript(AddModule())
+
+
+def scripted_module() -> Any:
+    """The scripted module of this rank."""
+    return scripted
+
+
 nameless_add = lambda call, left, right: add(call, left, right)  # noqa: E731, PLW0108
 
 
@@ -232,12 +249,13 @@ def callable_of(
         "generator": add_each,
         "lambda": nameless_add,
         "local": local_add,
+        "script": scripted.forward,
     }[form]
     return function, (call, *terms), {}
 
 
-#: What is no result that a caller can get, or nothing that can be called elsewhere.
-REFUSED = ("generator", "lambda", "local")
+#: What cannot be pickled as a result, or cannot be pickled itself; the last can be called by proxy.
+REFUSED = ("generator", "lambda", "local", "script")
 
 
 def invoke(
@@ -251,14 +269,15 @@ def invoke(
     how: str,
 ) -> list[float] | bool:
     """Call a callable of some form at another rank; True if it was refused, as it must be."""
+    refused = form in REFUSED and how != "proxy"
     try:
         result = invoked(call, world[to], form, how, left, right)
     except Exception as error:
-        if form not in REFUSED or "pickle" not in str(error):
+        if not refused or "pickle" not in str(error):
             raise
         traceback.clear_frames(error.__traceback__)
         return True
-    if form in REFUSED:
+    if refused:
         return False
     if isinstance(result, float):
         return [result]
@@ -271,6 +290,8 @@ def invoked(
     """What such a call gives."""
     if how == "proxy":
         terms = (tensor(left), tensor(right))
+        if form == "script":
+            return rpc.remote(to, scripted_module).rpc_sync().forward(*terms)
         proxy = rpc.remote(to, Adder, args=(call,)).rpc_sync()
         if form == "method":
             return proxy.method(*terms)
@@ -302,8 +323,8 @@ def call_on(call: str, hops: list[tuple[int, str]], seconds: float, spins: bool)
     if seconds:
         time.sleep(seconds)
     if spins:
-        # One call of C that gives up the GIL nowhere: about 20 ms of real time.
-        sum(range(1_000_000))
+        # One call of C that gives up the GIL nowhere: about 10 ms of real time.
+        sum(range(500_000))
     return [here]
 
 
