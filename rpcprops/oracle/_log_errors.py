@@ -35,8 +35,9 @@ class LogError(NamedTuple):
 
 
 _TRACEBACK = "Traceback (most recent call last):"
-#: The last line of a traceback: the type of the exception, and its message.
-_RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+#: The last line of a traceback: the type of the exception, and its message. A class that is local
+#: to a function has ``<locals>`` in its name.
+_RAISED = re.compile(r"^(?P<type>[A-Za-z_](?:[\w.]|<locals>)*)(?:: (?P<message>.*))?$")
 
 
 def log_errors(log: str, facts: TorchFacts = NEWEST) -> Iterator[LogError]:

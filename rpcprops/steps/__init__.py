@@ -10,6 +10,7 @@ from rpcprops.steps.autograd import Context, Refused
 from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
+from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Module, Optimize
 
@@ -21,9 +22,11 @@ __all__ = [
     "Chain",
     "Context",
     "Count",
+    "Deferred",
     "Drop",
     "Fetch",
     "Flavour",
+    "Invoke",
     "Leaf",
     "Local",
     "Module",
@@ -32,6 +35,8 @@ __all__ = [
     "Own",
     "Parallel",
     "Pause",
+    "Raising",
+    "Recurse",
     "Refused",
     "Remote",
     "Settle",

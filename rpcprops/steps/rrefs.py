@@ -482,7 +482,7 @@ class Through(_OfHandle):
         asked = handle.type_error
         try:
             if asked in (None, "timeout"):
-                _ask_type(model, handle, self.at, late, slack)
+                ask_type(model, handle, self.at, late, slack)
             elif asked:
                 raise StepFails(asked)
         except StepFails as failed:
@@ -521,7 +521,7 @@ class Through(_OfHandle):
         return cls(handle.home, name, form, addend, out, timeout)
 
 
-def _ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
+def ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
     """The first call through a handle asks the owner for the type of the value.
 
     The RRef keeps the answer, or the error (``py_rref.cpp``: PyRRef::getRRefType).

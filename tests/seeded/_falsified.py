@@ -16,10 +16,14 @@ from rpcprops.programs import (
     Bump,
     Context,
     Count,
+    Deferred,
     Fetch,
+    Invoke,
     Leaf,
     Local,
     Optimize,
+    Raising,
+    Recurse,
     Refused,
     Settle,
     Share,
@@ -101,6 +105,8 @@ def _valued(world: World) -> Iterator[tuple[int, Leaf, Any]]:
 
 
 def _wrong_or_none(value: Any) -> bool:
+    if isinstance(value, bool | dict):
+        return False
     return value is not None and bool(value != _wrong(value))
 
 
@@ -225,6 +231,56 @@ def _unreadable(world: World) -> Falsified:
 def _stops(world: World) -> Falsified:
     if len(world.outcome.steps) > 1:
         yield stopped(world.outcome, 1), [("UnexpectedError", None, None)]
+
+
+# What is called.
+
+
+def _raised(world: World, promise: str, **changes: Any) -> Falsified:
+    """Each step that shows what a function raised, shows something else of it."""
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Raising | Deferred) and isinstance(seen.value, dict):
+            value = {**seen.value, **changes}
+            yield with_step(world.outcome, index, value=value), [(promise, leaf.at, index)]
+
+
+@defect("what a function raised comes as another class")
+def _another_class(world: World) -> Falsified:
+    yield from _raised(world, "UnexpectedError", raised="OSError")
+
+
+@defect("the text of what a function raised is lost")
+def _lost_text(world: World) -> Falsified:
+    yield from _raised(world, "UnclearError", kept=False)
+
+
+@defect("what a function raised comes as a value")
+def _raised_nothing(world: World) -> Falsified:
+    yield from _raised(world, "MissingError", raised="", kept=False)
+
+
+@defect("what cannot be pickled is called")
+def _not_refused(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Invoke) and seen.value is True:
+            wrong = with_step(world.outcome, index, value=False)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("the ranks of a path answer in another order")
+def _another_order(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Recurse) and seen.value and seen.value != seen.value[::-1]:
+            wrong = with_step(world.outcome, index, value=seen.value[::-1])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a callback of a future is left out")
+def _no_callback(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Deferred) and leaf.form == "then" and seen.value:
+            wrong = with_step(world.outcome, index, value=[x - 1.0 for x in seen.value])
+            yield wrong, [("WrongValue", leaf.at, index)]
 
 
 # Contexts.

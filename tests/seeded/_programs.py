@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from rpcprops.programs import (
     Bump,
@@ -10,9 +11,11 @@ from rpcprops.programs import (
     Chain,
     Context,
     Count,
+    Deferred,
     Drop,
     Fetch,
     Flavour,
+    Invoke,
     Local,
     Module,
     Nest,
@@ -21,6 +24,8 @@ from rpcprops.programs import (
     Parallel,
     Pause,
     Program,
+    Raising,
+    Recurse,
     Refused,
     Remote,
     Settle,
@@ -161,9 +166,56 @@ IMPATIENT = Program(
     ),
     "impatient",
 )
+RAISED = Program(
+    3,
+    (
+        Raising(0, 1),
+        Raising(0, 1, "value", ": {text}", how="async"),
+        Raising(0, 1, "code", "\n", 30, "remote"),
+        Raising(1, 1, "local", how="remote"),
+        Raising(2, 0, "exit", how="deferred"),
+        Parallel(((Raising(0, 1, "type"),), (Raising(1, 2, "key", how="then"),))),
+        Recurse(0, (1, 0, 2), 0.5),
+        Recurse(1, (1, 1), spins=True),
+    ),
+    "raised",
+)
+CALLABLES = Program(
+    3,
+    (
+        Invoke(0, 1),
+        Invoke(0, 1, "keywords", (1.0, 2.0), (3.0, 4.0), "async"),
+        Invoke(0, 1, "constructor", how="remote"),
+        Invoke(2, 1, "method", how="proxy"),
+        Invoke(0, 1, "operator"),
+        Invoke(0, 1, "operator"),
+        Invoke(0, 1, "generator"),
+        Invoke(0, 1, "lambda", how="remote"),
+        Invoke(0, 1, "script", how="proxy"),
+        Invoke(0, 1, "script"),
+        Deferred(0, 1, 2),
+        Deferred(0, 1, 2, "thens", (1.0, 2.0), (3.0, 4.0), "remote"),
+        Deferred(0, 1, 1, "again", how="proxy"),
+        Deferred(0, 0, 0, "thread", how="proxy_remote"),
+        Deferred(2, 1, 0, "nothing", how="class"),
+        Deferred(2, 1, 0, "raises", how="async"),
+    ),
+    "callables",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+EVERY_KIND = (
+    FUTURES,
+    PROXIES,
+    RAISING,
+    TRAINING,
+    CONTEXTS,
+    BRANCHES,
+    TIMED,
+    IMPATIENT,
+    RAISED,
+    CALLABLES,
+)
 
 
 def shipped_programs() -> list[Program]:
@@ -221,4 +273,15 @@ def bumps() -> list[Program]:
             steps += [Fetch(home, held) for held, home in homes.items()]
         steps += [Drop(home, held) for held, home in homes.items()]
         found.append(Program(3, tuple(steps), f"bumps[{flavour},{'-'.join(bumpers)}]"))
+    return found
+
+
+def callables() -> list[Program]:
+    """Programs that call what must be refused, go a path, and answer by a callback."""
+    refused: tuple[Any, ...] = ("lambda", "generator")
+    paths = [(1, 2), (1, 0), (0, 1, 2), (2, 1, 0), (1, 2, 1, 0)]
+    found: list[Program] = []
+    for form, path in itertools.product(refused, paths):
+        steps = (Invoke(0, 1, form), Recurse(0, path), Deferred(0, path[0], path[1]))
+        found.append(Program(3, steps, f"callables[{form},{'-'.join(map(str, path))}]"))
     return found

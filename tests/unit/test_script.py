@@ -25,8 +25,10 @@ from rpcprops.programs import (
     Chain,
     Context,
     Count,
+    Deferred,
     Drop,
     Fetch,
+    Invoke,
     Local,
     Module,
     Nest,
@@ -35,6 +37,8 @@ from rpcprops.programs import (
     Parallel,
     Pause,
     Program,
+    Raising,
+    Recurse,
     Refused,
     Remote,
     Settle,
@@ -92,6 +96,11 @@ EVERY = Program(
         Context(0, "alone", backward=False),
         Optimize(0, "optimized", (1, 2)),
         Module(0, 1),
+        Raising(0, 1, "value", ": 'quoted'", how="remote"),
+        Invoke(0, 1, "keywords"),
+        Recurse(0, (1, 0), 0.1, spins=True),
+        Deferred(0, 1, 2),
+        Deferred(0, 1, 2, "raises", how="proxy"),
         Pause(1, 0.1),
         Settle(),
         Refused(1, "plain"),
@@ -192,8 +201,9 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "__future__", "collections", "gc", "importlib", "itertools", "multiprocessing",
-        "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "torch", "__future__", "collections", "functools", "gc", "importlib", "itertools", "math",
+        "multiprocessing", "operator", "os", "re", "sys", "tempfile", "threading", "time",
+        "traceback", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 

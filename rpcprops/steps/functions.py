@@ -1,0 +1,579 @@
+"""Steps about what is called: what it raises, what it is, on whom it calls, when it answers.
+
+Each `predict` tells the model what these files of torch do: ``torch/distributed/rpc/internal.py``,
+``api.py``, ``functions.py`` and ``rref_proxy.py``, and in ``torch/csrc/distributed/rpc``
+``request_callback_impl.cpp``, ``python_functions.cpp`` and ``py_rref.cpp``.
+
+Two things are never drawn, because stock torch breaks what is predicted for them:
+
+* ``internal.py``: _handle_exception decodes the text of an exception by ``unicode_escape``, though
+  it was encoded as UTF-8. So each character outside ASCII comes as several others, and where the
+  text has a backslash before an x, u, U or N, the caller gets a UnicodeDecodeError and never
+  learns what was raised.
+* ``request_callback_impl.cpp``: RequestCallbackImpl::runPythonFunction takes the inner future of
+  what an `async_execution` function returned. ``torch/futures/__init__.py``: Future.set_exception
+  makes the exception the value of that future, and raises it in Python alone. So the caller gets
+  the exception as a value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MAX_DELAY, MessageType
+from rpcprops.outcomes import UNLIMITED_SLACK, Violation
+from rpcprops.steps.arguments import PAIRS, check_arguments, sum_of
+from rpcprops.steps.base import Step, StepFails, Value, Way
+from rpcprops.steps.rrefs import ask_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
+
+Raised = Literal[
+    "own",
+    "value",
+    "type",
+    "key",
+    "empty",
+    "cause",
+    "file",
+    "unicode",
+    "stop",
+    "code",
+    "group",
+    "decode",
+    "unprintable",
+    "local",
+    "keyboard",
+    "exit",
+    "close",
+]
+RaisedIn = Literal["sync", "async", "remote", "deferred", "then"]
+CallableForm = Literal[
+    "function",
+    "keywords",
+    "variadic",
+    "bound",
+    "method",
+    "static",
+    "class",
+    "object",
+    "constructor",
+    "operator",
+    "math",
+    "generator",
+    "lambda",
+    "local",
+    "script",
+]
+CalledBy = Literal["sync", "async", "remote", "proxy"]
+DeferredForm = Literal[
+    "then", "thens", "again", "call", "done", "thread", "nothing", "raises", "exception"
+]
+DeferredBy = Literal["sync", "async", "remote", "static", "class", "proxy", "proxy_remote"]
+
+#: The class of each kind of exception where torch makes it anew from its text alone.
+_REBUILT: dict[Raised, str] = {
+    "own": "RaisedOnPurposeError",
+    "cause": "RaisedOnPurposeError",
+    "empty": "RaisedOnPurposeError",
+    "value": "ValueError",
+    "type": "TypeError",
+    "unicode": "UnicodeError",
+    "key": "KeyError",
+    "stop": "StopIteration",
+    "file": "FileNotFoundError",
+}
+#: Classes that a future keeps; every other error of a future is a RuntimeError.
+_KEPT_BY_FUTURES = {"ValueError": "ValueError", "UnicodeError": "ValueError"} | {
+    "TypeError": "TypeError"
+}
+#: Kinds whose text goes the way of other errors of C++, because `_run_function` does not catch
+#: them, or raises while it does.
+_UNCAUGHT = ("unprintable", "keyboard", "exit", "close")
+#: What is added to the text "raised on purpose". Torch keeps each of them.
+_TEXTS = (
+    "",
+    ": 100 % of {braces} %s %(d)d {0}",
+    "\non a second line\n\tand a third\r\n",
+    """: "it's" `quoted`""",
+    r": \d+\.\w \\ \[",
+    "\\",
+    " " * 3,
+)
+_LONG = 100_000
+#: Of the code points, those that are characters; a zero ends the text of an error of C++.
+_CHARACTERS = 0x110000
+_SURROGATES = range(0xD800, 0xE000)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Raising(Step):
+    """A function at `to` raises, and `at` sees which class with which text.
+
+    `kind` says what is raised: exceptions of Python and of one's own, with and without further
+    arguments (`code`, `decode`, `group`), a `cause`, no text (`empty`), an errno (`file`), a class
+    that cannot be pickled (`local`), a repr that raises (`unprintable`), and the exceptions that
+    are no :class:`Exception`. The text is "raised on purpose", then `text`, then `more` dots. `how`
+    says where: in a call (`sync`, `async`, `remote` with ``to_here``), in an `async_execution`
+    function before it has a future (`deferred`), or at `at` in the callback of a call (`then`).
+
+    torch's documentation promises neither class nor text. The class is what its source says; that
+    the text reaches the caller is what we ask.
+    """
+
+    op: ClassVar[str] = "raising"
+    order: ClassVar[float | None] = 40
+    gives: ClassVar[type] = dict
+    at: int
+    to: int
+    kind: Raised = "own"
+    text: str = ""
+    more: int = 0
+    how: RaisedIn = "sync"
+
+    def enter(self, scope: Scope) -> None:
+        if "\0" in self.text or any(ord(letter) in _SURROGATES for letter in self.text):
+            msg = f"text={shown(self.text)} must have no zero and no surrogate."
+            raise UsageError(msg)
+        if not 0 <= self.more <= 10 * _LONG:
+            msg = f"more={shown(self.more)} must lie in 0 to {10 * _LONG}."
+            raise UsageError(msg)
+
+    @property
+    def raises_there(self) -> bool:
+        return True
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        if self.how == "remote":
+            _fetch(model, self.at, self.to, call)
+        else:
+            try:
+                model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+                model.calls[self.to][call] += 1
+            except StepFails:
+                # The callback runs however the call has ended.
+                if self.how != "then":
+                    raise
+        return model.shows({"raised": self._shown_as(), "kept": True})
+
+    def _shown_as(self) -> str:
+        """The class of what the caller sees.
+
+        An exception becomes one of its class with another text (internal.py: _handle_exception),
+        or a RuntimeError if it cannot be made of a text, or cannot be pickled
+        (request_callback_impl.cpp: serializePyObject). A future keeps two classes of these
+        (python_functions.cpp: toPyJitFuture), and none of a callback (pybind_utils.h:
+        PythonFutureWrapper::then). What `_run_function` does not catch is a RuntimeError
+        (request_callback_impl.cpp: RequestCallbackImpl::runPythonFunction). An owner that fetches
+        its own value pickles nothing (py_rref.cpp: PyRRef::localValue).
+        """
+        if self.how == "then":
+            return "RuntimeError"
+        if self.how == "remote":
+            if self.kind == "local" and self.at == self.to:
+                return "LocalRaisedOnPurposeError"
+            return _REBUILT.get(self.kind, "RuntimeError")
+        return _KEPT_BY_FUTURES.get(_REBUILT.get(self.kind, ""), "RuntimeError")
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        return _judge_raised(expected, seen)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Raising:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        kind: Any = drawer.pick(get_args(Raised))
+        how: Any = drawer.pick(get_args(RaisedIn))
+        index = drawer.pick(range(len(_TEXTS) + 3))
+        letter = drawer.pick(range(_CHARACTERS))
+        if index < len(_TEXTS):
+            return cls(at, to, kind, _TEXTS[index], 0, how)
+        if index == len(_TEXTS):
+            return cls(at, to, kind, "", _LONG, how)
+        if kind not in _UNCAUGHT and how != "then":
+            letter %= 0x80
+        is_character = letter and letter not in _SURROGATES
+        return cls(at, to, kind, chr(letter) if is_character else "", 0, how)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _ways_to_call(cls, drawer, rank, message)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Invoke(Step):
+    """`to` runs a callable of some `form`, which adds `left` and `right`.
+
+    A function with positional arguments, with ``keywords``, or with any number (`variadic`); a
+    ``functools.partial`` (`bound`); a method, a static and a class method; a callable `object`; a
+    class (`constructor`); two builtin functions of Python: ``operator.add``, which joins two
+    tuples, and ``math.fsum`` of `left`. A generator cannot be pickled as a result; a lambda, a
+    local function and the method of a scripted module (`script`) cannot be pickled at all, so
+    nothing is sent. These must be refused. `how` says by what: "proxy" is ``rref.rpc_sync()`` of a
+    new RRef to an object, which may be a scripted module.
+    """
+
+    op: ClassVar[str] = "invoke"
+    order: ClassVar[float | None] = 41
+    at: int
+    to: int
+    form: CallableForm = "function"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    how: CalledBy = "sync"
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+        if not _may_be_called(self.form, self.how):
+            msg = f"form={shown(self.form)} cannot be called by how={shown(self.how)}; use 'sync'."
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        if self.form in _NEVER_PICKLED and self.how != "proxy":
+            # api.py: _invoke_rpc and remote pickle the function before they send anything.
+            return model.shows(True)
+        name = "" if self.form in _NAMELESS else call
+        if self.how == "proxy":
+            _through(model, self.at, self.to, name, by_remote=False)
+        elif self.how == "remote":
+            _fetch(model, self.at, self.to, name)
+        else:
+            # Without the name of the call, two such calls can have equal payloads.
+            payload = name or f"{self.form} {self.left} {self.right}"
+            if self.form == "generator":
+                payload = call
+            elif self.form == "math":
+                payload = f"math {self.left}"
+            model.call(self.at, self.to, MessageType.PYTHON_CALL, payload)
+            if name:
+                model.calls[self.to][call] += 1
+        if self.form == "generator":
+            # request_callback_impl.cpp: serializePyObject.
+            return model.shows(True)
+        return model.shows(self._computed())
+
+    def _computed(self) -> list[float]:
+        match self.form:
+            case "operator":
+                return [*self.left, *self.right]
+            case "math":
+                return [math.fsum(self.left)]
+            case "keywords":
+                return [2.0 * x for x in sum_of(self.left, self.right)]
+            case _:
+                return sum_of(self.left, self.right)
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        if expected is True and seen is not True:
+            return [Violation("MissingError", f"a {self.form} was not refused, but gave {seen!r}")]
+        return Step.judge(self, expected, seen)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Invoke:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        form: Any = drawer.pick(get_args(CallableForm))
+        how: Any = drawer.pick([x for x in get_args(CalledBy) if _may_be_called(form, x)])
+        return cls(at, to, form, *drawer.pick(PAIRS), how)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _ways_to_call(cls, drawer, rank, message)
+
+
+#: Callables that cannot be pickled, and those that cannot say that they ran.
+_NEVER_PICKLED = ("lambda", "local", "script")
+_NAMELESS = ("operator", "math", "generator", "script")
+
+
+def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
+    if how == "proxy":
+        return form in ("method", "static", "class", "script")
+    # The owner of a generator can use it.
+    return form != "generator" or how != "remote"
+
+
+#: The most calls of a path; each keeps one thread of its rank busy until the last has ended. The
+#: scripts of failures have 8 threads a rank, and one must be free to handle answers.
+_LONGEST_PATH = 5
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Recurse(Step):
+    """Each rank of `path` calls the next one from within the call, and waits for it.
+
+    A path may come back to a rank, and to the caller. The function of the last rank waits `seconds`
+    (virtual); with `spins` it then holds the GIL for some 10 ms of real time. Its value is the
+    ranks as they answered.
+
+    A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
+    TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
+    a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
+    """
+
+    op: ClassVar[str] = "recurse"
+    order: ClassVar[float | None] = 42
+    at: int
+    path: tuple[int, ...]
+    seconds: float = 0.0
+    spins: bool = False
+
+    def enter(self, scope: Scope) -> None:
+        if not 1 <= len(self.path) <= _LONGEST_PATH:
+            msg = f"path={shown(self.path)} must have 1 to {_LONGEST_PATH} ranks."
+            raise UsageError(msg)
+        for rank in self.path:
+            scope.check_rank("path", rank)
+        if not 0 <= self.seconds <= MAX_DELAY:
+            msg = f"seconds={shown(self.seconds)} must lie in 0 to {MAX_DELAY:g} (virtual)."
+            raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        caller = self.at
+        for number, rank in enumerate(self.path):
+            try:
+                model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
+            except StepFails as failed:
+                # The caller of the rank that could not send sees what its function raised.
+                raise StepFails("remote" if number else failed.error) from None
+            model.calls[rank][call] += 1
+            caller = rank
+        return model.shows(list(self.path))
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Recurse:
+        at = drawer.rank() if at is None else at
+        first = drawer.peer(at)
+        length = drawer.pick(range(1, _LONGEST_PATH + 1))
+        # Back and forth between two ranks, mostly; or on to the next rank each time.
+        step = drawer.pick((0, 0, 1))
+        size = len(drawer.ranks)
+        if step:
+            path = [(first + number) % size for number in range(length)]
+        else:
+            path = [(first, at)[number % 2] for number in range(length)]
+        if drawer.in_parallel:
+            path = list(dict.fromkeys(path))
+        seconds, spins = drawer.pick(((0.0, False), (0.5, False), (0.0, True), (3.0, True)))
+        return cls(at, tuple(path), seconds, spins)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _ways_to_call(cls, drawer, rank, message)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Deferred(Step):
+    """`to` runs an `async_execution` function, which returns a future of ``left + right``.
+
+    `form` says which: a call of `then` (`call`), with one callback that adds 1 (`then`), and one
+    more that doubles that (`thens`), or with a callback that calls `then` again and adds `right`
+    (`again`); one that is `done`, or that a `thread` completes. `nothing` returns no future, in
+    `raises` the callback raises, and an `exception` is set on the future: these three must raise.
+    `how` says by what: `static` and `class` are such methods, `proxy` and `proxy_remote` a method
+    through a new RRef.
+
+    torch's documentation (functions.py: async_execution) promises that the value of the future is
+    sent, and names each of these ways.
+    """
+
+    op: ClassVar[str] = "deferred"
+    order: ClassVar[float | None] = 43
+    at: int
+    to: int
+    then: int
+    form: DeferredForm = "then"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    how: DeferredBy = "sync"
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+
+    @property
+    def raises_there(self) -> bool:
+        return self.form in ("nothing", "raises", "exception")
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        failed: list[StepFails] = []
+
+        def run() -> None:
+            try:
+                self._run(model, call)
+            except StepFails as failure:
+                failed.append(failure)
+
+        match self.how:
+            case "remote":
+                _fetch(model, self.at, self.to, call, run)
+            case "proxy" | "proxy_remote":
+                by_remote = self.how == "proxy_remote"
+                _through(model, self.at, self.to, call, run, by_remote=by_remote)
+            case _:
+                model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+                model.calls[self.to][call] += 1
+                run()
+        if failed:
+            raise failed[0]
+        if self.raises_there:
+            return model.shows({"raised": "RuntimeError", "kept": True})
+        return model.shows(self._computed())
+
+    def _run(self, model: Model, call: str) -> None:
+        """What the function sends; raises how its future fails, if a message is lost."""
+        if self.form in ("done", "thread", "nothing", "exception"):
+            return
+        try:
+            model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/then")
+            model.calls[self.then][f"{call}/then"] += 1
+            if self.form == "again":
+                model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/again")
+                model.calls[self.then][f"{call}/again"] += 1
+        except StepFails:
+            # That callback does not ask how the call ended.
+            if self.form != "raises":
+                raise
+
+    def _computed(self) -> list[float]:
+        total = sum_of(self.left, self.right)
+        match self.form:
+            case "then":
+                return [x + 1.0 for x in total]
+            case "thens":
+                return [2.0 * (x + 1.0) for x in total]
+            case "again":
+                return sum_of(total, self.right)
+            case _:
+                return total
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        if not self.raises_there:
+            return Step.judge(self, expected, seen)
+        if self.form == "exception" and isinstance(seen, dict) and seen["raised"]:
+            # Nothing says of which class it is at the caller.
+            expected = {**expected, "raised": seen["raised"]}
+        return _judge_raised(expected, seen)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Deferred:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        # The text of a lost call is perhaps unreadable, and then a callback that waits for the call
+        # raises something else (readable-injected-error).
+        may_fail = drawer.may_fail(to, [MessageType.PYTHON_CALL])
+        is_plain = not may_fail or not drawer.facts.has_bug("readable-injected-error")
+        waiting = ("then", "thens", "again")
+        forms = [
+            form
+            for form in get_args(DeferredForm)
+            if form != "exception" and (is_plain or form not in waiting)
+        ]
+        form: Any = drawer.pick(forms)
+        how: Any = drawer.pick(get_args(DeferredBy))
+        return cls(at, to, drawer.peer(to), form, *drawer.pick(PAIRS), how)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _ways_to_call(cls, drawer, rank, message)
+
+
+def _judge_raised(expected: Any, seen: Any) -> list[Violation]:
+    """What is wrong with a ``{"raised": class, "kept": whether its text stayed}``."""
+    raised = seen.get("raised") if isinstance(seen, dict) else ""
+    if not raised:
+        return [Violation("MissingError", f"expected {expected['raised']}, got no error")]
+    if raised != expected["raised"]:
+        message = f"what was raised came as {raised}, expected {expected['raised']}"
+        return [Violation("UnexpectedError", message)]
+    if not seen.get("kept"):
+        return [Violation("UnclearError", f"{raised} came without the text that was raised")]
+    return []
+
+
+def _nothing() -> None:
+    """Run nothing further."""
+
+
+def _fetch(model: Model, at: int, to: int, call: str, run: Callable[[], None] = _nothing) -> None:
+    """``rpc.remote`` and ``to_here``; then the RRef is dropped. `run` is what its function does.
+
+    Raises:
+        StepFails: a message is lost.
+    """
+    handle, _ = model.remote(at, to, typed=False)
+    if not handle.broken:
+        _count(model, to, call)
+        run()
+    _use_up(model, handle, at)
+
+
+def _use_up(model: Model, handle: Handle, at: int) -> None:
+    try:
+        model.value(handle, at)
+    finally:
+        model.drop(handle)
+
+
+def _count(model: Model, rank: int, call: str) -> None:
+    if call:
+        model.calls[rank][call] += 1
+
+
+def _through(
+    model: Model,
+    at: int,
+    to: int,
+    call: str,
+    run: Callable[[], None] = _nothing,
+    *,
+    by_remote: bool,
+) -> None:
+    """A method through the RRef of a new object: rref_proxy.py: _invoke_rpc.
+
+    Raises:
+        StepFails: a message is lost.
+    """
+    handle, _ = model.remote(at, to, typed=False)
+    try:
+        model.use(handle)
+        ask_type(model, handle, at, "", UNLIMITED_SLACK)
+        handle.rref.made = True
+        if by_remote:
+            made, there = model.remote(at, to, typed=False, argument=handle)
+            if there is not None:
+                model.drop(there)
+            if not made.broken:
+                _count(model, to, call)
+                run()
+            _use_up(model, made, at)
+        else:
+            model.ask(at, to, MessageType.PYTHON_CALL, handle)
+            _count(model, to, call)
+            run()
+    finally:
+        model.drop(handle)
+
+
+def _ways_to_call(
+    cls: type[Raising | Invoke | Recurse | Deferred],
+    drawer: StepDrawer,
+    rank: int,
+    message: MessageType,
+) -> list[Way]:
+    if message is not MessageType.PYTHON_CALL:
+        return []
+    return [(cls.op, lambda: cls.draw(drawer, at=rank))]

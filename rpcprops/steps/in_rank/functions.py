@@ -1,0 +1,440 @@
+"""Steps about what is called: what it raises, what it is, on whom it calls, when it answers."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank.shared import tensor
+from rpcprops.steps.in_rank.state import note_call
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, torchscript
+
+#: Every text that is raised begins with it. By it the caller knows an error that a function raised
+#: from one of torch's: an error of torch's does not contain it.
+MARK = "raised on purpose"
+#: The same for names of classes.
+MARK_OF_NAMES = "RaisedOnPurpose"
+
+
+class CodeRaisedOnPurposeError(Exception):
+    """An exception whose constructor takes more than a text."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class UnprintableRaisedOnPurposeError(Exception):
+    """An exception whose repr raises."""
+
+    def __repr__(self) -> str:
+        """Raise the same text."""
+        raise RaisedOnPurposeError(*self.args)
+
+
+#: The kinds of exception that are made of a text alone.
+OF_TEXT: dict[str, type[BaseException]] = {
+    "own": RaisedOnPurposeError,
+    "cause": RaisedOnPurposeError,
+    "value": ValueError,
+    "type": TypeError,
+    "unicode": UnicodeError,
+    "key": KeyError,
+    "stop": StopIteration,
+    "unprintable": UnprintableRaisedOnPurposeError,
+    "keyboard": KeyboardInterrupt,
+    "exit": SystemExit,
+    "close": GeneratorExit,
+}
+
+
+def exception_of(kind: str, text: str) -> BaseException:
+    """An exception of some kind, with a text."""
+    if kind in OF_TEXT:
+        return OF_TEXT[kind](text)
+    made: dict[str, Callable[[], BaseException]] = {
+        "empty": RaisedOnPurposeError,
+        "file": lambda: FileNotFoundError(2, text),
+        "code": lambda: CodeRaisedOnPurposeError(text, 3),
+        "decode": lambda: UnicodeDecodeError("utf-8", b"?", 0, 1, text),
+        "group": lambda: ExceptionGroup(text, [ValueError(MARK)]),
+        "local": lambda: local_exception(text),
+    }
+    return made[kind]()
+
+
+def local_exception(text: str) -> Exception:
+    """An exception of a class that nobody can import, so it cannot be pickled."""
+
+    class LocalRaisedOnPurposeError(Exception):
+        pass
+
+    return LocalRaisedOnPurposeError(text)
+
+
+def text_that_stays(kind: str, text: str) -> str:
+    """What the text of the error must contain at the caller."""
+    if kind == "key":
+        # The text of a KeyError is the repr of what it was given, and torch gives it a whole text.
+        return MARK
+    if kind == "empty":
+        return "RaisedOnPurposeError"
+    if kind == "local":
+        return "LocalRaisedOnPurposeError"
+    return text
+
+
+def raise_there(call: str, kind: str, text: str) -> None:
+    """Raise an exception of some kind."""
+    note_call(call)
+    error = exception_of(kind, text)
+    if kind == "cause":
+        raise error from ValueError(f"{MARK}: the cause")
+    raise error
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def raise_at_once(call: str, kind: str, text: str) -> None:
+    """Raise instead of returning a future."""
+    raise_there(call, kind, text)
+
+
+def raised_by(send: Callable[[], Any], kept: Callable[[str], bool]) -> dict[str, Any] | Any:
+    """What a call gives, or the class of what its function raised, and whether its text stayed.
+
+    An error that is no function's is raised.
+    """
+    try:
+        return send()
+    except BaseException as error:
+        text = str(error)
+        if MARK not in text and MARK_OF_NAMES not in text:
+            raise
+        # The frames hold RRefs, which would stay alive.
+        traceback.clear_frames(error.__traceback__)
+        return {"raised": type(error).__name__, "kept": kept(text)}
+
+
+def raising(
+    call: str, world: tuple[str, ...], *, to: int, kind: str, text: str, more: int, how: str
+) -> dict[str, Any]:
+    """Let a function at another rank, or a callback here, raise; what reached this rank."""
+    text = MARK + text + "." * more
+    args = (call, kind, text)
+
+    def send() -> Any:
+        if how == "sync":
+            return rpc.rpc_sync(world[to], raise_there, args=args)
+        if how == "async":
+            return rpc.rpc_async(world[to], raise_there, args=args).wait()
+        if how == "remote":
+            return rpc.remote(world[to], raise_there, args=args).to_here()
+        if how == "deferred":
+            return rpc.rpc_sync(world[to], raise_at_once, args=args)
+        future: Any = rpc.rpc_async(world[to], note_call, args=(call,))
+
+        def raise_in_callback(done: Any) -> None:
+            raise exception_of(kind, text)
+
+        return future.then(raise_in_callback).wait()
+
+    value: dict[str, Any] | None = raised_by(send, lambda seen: text_that_stays(kind, text) in seen)
+    return value if isinstance(value, dict) else {"raised": "", "kept": False}
+
+
+class Adder:
+    """An object that travels, with callables of every sort."""
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+
+    def __call__(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return add(self.call, left, right)
+
+    def method(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return add(self.call, left, right)
+
+    @staticmethod
+    def static(call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return add(call, left, right)
+
+    @classmethod
+    def of_class(cls, call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return cls.static(call, left, right)
+
+
+class Summed:
+    """An object that adds when it is made."""
+
+    def __init__(self, call: str, left: torch.Tensor, right: torch.Tensor) -> None:
+        self.value = add(call, left, right)
+
+    def tolist(self) -> list[float]:
+        """The sum."""
+        value: list[float] = self.value.tolist()
+        return value
+
+
+def add_all(call: str, *terms: torch.Tensor, factor: float = 1.0, **more: torch.Tensor) -> Any:
+    """Add any number of terms, with and without names, and multiply by a factor."""
+    note_call(call)
+    return factor * sum((*terms, *more.values()))
+
+
+def add_each(call: str, left: torch.Tensor, right: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Add element by element; nobody asks for the first, so this does not begin."""
+    note_call(call)
+    yield from left + right
+
+
+class AddModule(torch.nn.Module):
+    """A module that adds."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return left + right
+
+
+#: Its methods are those of TorchScript.
+scripted = torchscript(AddModule())
+
+
+def scripted_module() -> Any:
+    """The scripted module of this rank."""
+    return scripted
+
+
+nameless_add = lambda call, left, right: add(call, left, right)  # noqa: E731, PLW0108
+
+
+def callable_of(
+    call: str, form: str, left: tuple[float, ...], right: tuple[float, ...]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A callable of some form, and its arguments."""
+    terms = (tensor(left), tensor(right))
+
+    def local_add(call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return add(call, left, right)
+
+    if form == "operator":
+        return operator.add, (left, right), {}
+    if form == "math":
+        return math.fsum, (left,), {}
+    if form == "keywords":
+        return add_all, (call,), {"left": terms[0], "right": terms[1], "factor": 2.0}
+    if form == "bound":
+        return functools.partial(add, call, terms[0]), terms[1:], {}
+    of_object = {"method": Adder(call).method, "object": Adder(call)}
+    if form in of_object:
+        return of_object[form], terms, {}
+    function = {
+        "function": add,
+        "variadic": add_all,
+        "static": Adder.static,
+        "class": Adder.of_class,
+        "constructor": Summed,
+        "generator": add_each,
+        "lambda": nameless_add,
+        "local": local_add,
+        "script": scripted.forward,
+    }[form]
+    return function, (call, *terms), {}
+
+
+#: What cannot be pickled as a result, or cannot be pickled itself; the last can be called by proxy.
+REFUSED = ("generator", "lambda", "local", "script")
+
+
+def invoke(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    form: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    how: str,
+) -> list[float] | bool:
+    """Call a callable of some form at another rank; True if it was refused, as it must be."""
+    refused = form in REFUSED and how != "proxy"
+    try:
+        result = invoked(call, world[to], form, how, left, right)
+    except Exception as error:
+        if not refused or "pickle" not in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return True
+    if refused:
+        return False
+    if isinstance(result, float):
+        return [result]
+    return list(result) if isinstance(result, tuple) else list(result.tolist())
+
+
+def invoked(
+    call: str, to: str, form: str, how: str, left: tuple[float, ...], right: tuple[float, ...]
+) -> Any:
+    """What such a call gives."""
+    if how == "proxy":
+        terms = (tensor(left), tensor(right))
+        if form == "script":
+            return rpc.remote(to, scripted_module).rpc_sync().forward(*terms)
+        proxy = rpc.remote(to, Adder, args=(call,)).rpc_sync()
+        if form == "method":
+            return proxy.method(*terms)
+        return (proxy.static if form == "static" else proxy.of_class)(call, *terms)
+    function, args, kwargs = callable_of(call, form, left, right)
+    if how == "sync":
+        return rpc.rpc_sync(to, function, args=args, kwargs=kwargs)
+    if how == "async":
+        return rpc.rpc_async(to, function, args=args, kwargs=kwargs).wait()
+    return rpc.remote(to, function, args=args, kwargs=kwargs).to_here()
+
+
+def recurse(
+    call: str, world: tuple[str, ...], *, path: tuple[int, ...], seconds: float, spins: bool
+) -> list[int]:
+    """Let each rank of the path call the next one, and wait for it; the ranks as they say."""
+    hops = [(rank, world[rank]) for rank in path]
+    ranks: list[int] = rpc.rpc_sync(hops[0][1], call_on, args=(call, hops, seconds, spins))
+    return ranks
+
+
+def call_on(call: str, hops: list[tuple[int, str]], seconds: float, spins: bool) -> list[int]:
+    """Call the next rank; the last one waits (virtual seconds), or holds the GIL."""
+    note_call(call)
+    (here, _), *rest = hops
+    if rest:
+        found: list[int] = rpc.rpc_sync(rest[0][1], call_on, args=(call, rest, seconds, spins))
+        return [here, *found]
+    if seconds:
+        time.sleep(seconds)
+    if spins:
+        # One call of C that gives up the GIL nowhere: about 10 ms of real time.
+        sum(range(500_000))
+    return [here]
+
+
+class NotAFuture:
+    """What a function with `async_execution` must not return."""
+
+
+def future_of(call: str, form: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
+    """A future of a sum, made in some way; or what is none."""
+    note_call(call)
+    if form == "nothing":
+        return NotAFuture()
+    if form in ("done", "thread", "exception"):
+        future: Any = torch.futures.Future()
+        if form == "done":
+            future.set_result(left + right)
+        elif form == "exception":
+            future.set_exception(RaisedOnPurposeError(MARK))
+        else:
+            threading.Thread(target=complete, args=(future, left + right), daemon=True).start()
+        return future
+    asked: Any = rpc.rpc_async(then, add, args=(call + "/then", left, right))
+
+    def raise_in_callback(done: Any) -> None:
+        raise RaisedOnPurposeError(MARK)
+
+    def ask_again(done: Any) -> Any:
+        return rpc.rpc_sync(then, add, args=(call + "/again", done.wait(), right))
+
+    if form == "then":
+        return asked.then(lambda done: done.wait() + 1.0)
+    if form == "thens":
+        return asked.then(lambda done: done.wait() + 1.0).then(lambda done: 2.0 * done.wait())
+    if form == "raises":
+        return asked.then(raise_in_callback)
+    return asked.then(ask_again) if form == "again" else asked
+
+
+def complete(future: Any, value: torch.Tensor) -> None:
+    """Complete a future a little later, from a thread of its own."""
+    time.sleep(0.05)
+    future.set_result(value)
+
+
+class Deferring:
+    """The decorator is the inner one, as torch's documentation of it says."""
+
+    @staticmethod
+    @rpc.functions.async_execution  # type: ignore[untyped-decorator]
+    def static(*args: Any) -> Any:
+        """A future of a sum."""
+        return future_of(*args)
+
+    @classmethod
+    @rpc.functions.async_execution  # type: ignore[untyped-decorator]
+    def of_class(cls, *args: Any) -> Any:
+        """A future of a sum."""
+        return future_of(*args)
+
+    @rpc.functions.async_execution  # type: ignore[untyped-decorator]
+    def method(self, *args: Any) -> Any:
+        """A future of a sum."""
+        return future_of(*args)
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def deferred_add(*args: Any) -> Any:
+    """A future of a sum."""
+    return future_of(*args)
+
+
+def deferred(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    then: int,
+    form: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    how: str,
+) -> list[float] | dict[str, Any]:
+    """Call a function with `async_execution`; its value, or what it raised."""
+    args = (call, form, world[then], tensor(left), tensor(right))
+    there = world[to]
+
+    def send() -> Any:
+        if how == "remote":
+            return rpc.remote(there, deferred_add, args=args).to_here()
+        if how == "proxy":
+            return rpc.remote(there, Deferring).rpc_sync().method(*args)
+        if how == "proxy_remote":
+            return rpc.remote(there, Deferring).remote().method(*args).to_here()
+        if how == "async":
+            return rpc.rpc_async(there, deferred_add, args=args).wait()
+        function = {"static": Deferring.static, "class": Deferring.of_class}.get(how, deferred_add)
+        return rpc.rpc_sync(there, function, args=args)
+
+    def is_kept(text: str) -> bool:
+        return MARK in text
+
+    try:
+        value = raised_by(send, is_kept)
+    except RuntimeError as error:
+        # torch names the type of what was returned instead of a future.
+        if form != "nothing" or NotAFuture.__name__ not in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return {"raised": type(error).__name__, "kept": True}
+    if isinstance(value, torch.Tensor):
+        numbers: list[float] = value.tolist()
+        return numbers
+    return value if isinstance(value, dict) else {"raised": "", "kept": False}

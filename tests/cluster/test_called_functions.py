@@ -1,0 +1,113 @@
+"""What is called, in real ranks: what it raises, what it is, on whom it calls, when it answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import get_args
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.outcomes import Violation
+from rpcprops.programs import Deferred, Invoke, Program, Raising, Recurse, Step
+from rpcprops.runner import default_runner, run
+from rpcprops.steps.functions import (
+    CallableForm,
+    CalledBy,
+    DeferredBy,
+    DeferredForm,
+    Raised,
+    RaisedIn,
+)
+from rpcprops.strategies import fault_tables, programs_under_faults
+from tests._draws import draws
+from tests.seeded._programs import CALLABLES, RAISED
+
+pytestmark = pytest.mark.usefixtures("rpc_cluster")
+
+OURS = ("raising", "invoke", "recurse", "deferred")
+RAISING = [
+    Raising(0, to, kind, " 'é'" * (how == "then"), how=how)
+    for to, kind, how in itertools.product((1, 0), get_args(Raised), get_args(RaisedIn))
+]
+#: A generator can be used by its owner, and only an object has methods.
+CALLED = [
+    Invoke(0, to, form, (1.0, 2.0), (3.0, 4.0), how)
+    for to, form, how in itertools.product((1, 0), get_args(CallableForm), get_args(CalledBy))
+    if (how == "proxy") <= (form in ("method", "static", "class", "script"))
+    if (form, how) != ("generator", "remote")
+]
+DEFERRED = [
+    Deferred(0, to, then, form, how=how)
+    for (to, then), form, how in itertools.product(
+        ((1, 2), (0, 0)), get_args(DeferredForm), get_args(DeferredBy)
+    )
+    if form != "exception"
+]
+
+
+def unexplained(program: Program, plan: FaultPlan) -> tuple[Violation, ...]:
+    """What the known findings do not explain."""
+    outcome = default_runner().run_anew(program, plan)
+    met = predict_for(program, plan, outcome).known_bugs
+    return set_apart(program, met, outcome, judge(program, plan, outcome))[1]
+
+
+@pytest.mark.parametrize(
+    ("program", "plan"),
+    [
+        (RAISED, FaultPlan()),
+        (CALLABLES, FaultPlan()),
+        (CALLABLES, FaultPlan(FaultTable(["RREF_USER_DELETE"], 2, {"PYTHON_CALL": 0.5}))),
+    ],
+    ids=["raised", "callables", "faults"],
+)
+def test_they_run_as_predicted(program: Program, plan: FaultPlan) -> None:
+    """Real ranks show what the oracle predicts, also where deletes are lost and calls are late."""
+    assert judge(program, plan, run(program, plan)) == ()
+
+
+@pytest.mark.parametrize("how", ["sync", "remote"])
+@pytest.mark.parametrize("text", ["é", r"C:\users"])
+def test_a_text_that_torch_breaks_is_reported(text: str, how: RaisedIn) -> None:
+    """The steps that are not drawn are judged: stock torch loses these texts, or garbles them."""
+    program = Program(2, (Raising(0, 1, text=text, how=how),))
+    found = judge(program, None, run(program))
+    promises = {violation.promise for violation in found} - {"ErrorInLog"}
+    assert promises == {"UnclearError" if text == "é" else "UnexpectedError"}
+
+
+def test_an_exception_that_is_set_on_a_future_is_reported() -> None:
+    """Stock torch hands it to the caller as a value, and the judge says that nothing was raised."""
+    program = Program(2, (Deferred(0, 1, 1, "exception"),))
+    (violation,) = judge(program, None, run(program))
+    assert violation.promise == "MissingError"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("steps", [RAISING, CALLED, DEFERRED], ids=["raised", "called", "deferred"])
+def test_every_form_runs_as_predicted(steps: Sequence[Step]) -> None:
+    """Each form of each step, from one rank to another and to itself, holds without faults."""
+    for start in range(0, len(steps), 8):
+        batch = tuple(steps[start : start + 8])
+        assert not unexplained(Program(3, batch), FaultPlan()), batch
+
+
+@pytest.mark.nightly
+def test_drawn_ones_run_as_predicted() -> None:
+    """Drawn programs break no promise under drawn faults, those that lose calls included."""
+    lost = fault_tables(messages=("PYTHON_CALL", "PYTHON_RREF_FETCH_CALL"), max_fail_sends=2)
+    for tables in (None, lost):
+        drawn = programs_under_faults(max_world_size=3, kinds=OURS, max_steps=6, tables=tables)
+        for program, plan in draws(drawn, 60):
+            left = unexplained(program, plan)
+            # A busy machine can show what the next run does not.
+            assert not left or (left[0].timing_sensitive and not unexplained(program, plan))
+
+
+def test_a_path_of_five_needs_no_more_threads_than_there_are() -> None:
+    """Five calls that wait for each other at one rank end, as do five between two ranks."""
+    program = Program(2, (Recurse(0, (0,) * 5), Recurse(1, (0, 1, 0, 1, 0), 2.0, spins=True)))
+    assert judge(program, None, run(program)) == ()

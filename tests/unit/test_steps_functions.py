@@ -1,0 +1,196 @@
+"""The steps about what is called: what they predict and refuse, and what is drawn of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import predict
+from rpcprops.programs import Deferred, Invoke, Parallel, Program, Raising, Recurse, Step
+from rpcprops.steps.functions import CallableForm, CalledBy, DeferredForm, Raised, RaisedIn
+from rpcprops.strategies import fault_tables, programs, programs_under_faults
+from tests._draws import draws
+from tests.seeded._programs import CALLABLES, RAISED
+
+CALL = MessageType.PYTHON_CALL
+REMOTE = MessageType.PYTHON_REMOTE_CALL
+FETCH = MessageType.PYTHON_RREF_FETCH_CALL
+DELETE = MessageType.RREF_USER_DELETE
+ACCEPT = MessageType.RREF_CHILD_ACCEPT
+LOSING = fault_tables(messages=[CALL])
+OURS = ("raising", "invoke", "recurse", "deferred")
+
+
+def sent(step: Step) -> list[tuple[int, MessageType]]:
+    """What a step alone sends, and from which rank."""
+    found = predict(Program(3, (step,)), FaultPlan()).sends
+    return [(send.rank, send.message) for send in found]
+
+
+def leaves_of(found: list[Program]) -> list[Any]:
+    """Our steps in programs."""
+    return [leaf for program in found for leaf in program.leaves if leaf.op in OURS]
+
+
+@pytest.mark.parametrize(
+    ("step", "messages"),
+    [
+        (Raising(0, 1), [(0, CALL)]),
+        (Raising(0, 1, how="remote"), [(0, REMOTE), (0, FETCH), (0, DELETE)]),
+        (Raising(0, 0, how="remote"), [(0, REMOTE)]),
+        (Invoke(0, 1, "lambda"), []),
+        (Invoke(0, 1, "local", how="remote"), []),
+        (Invoke(0, 1, "script"), []),
+        (Invoke(0, 1, "generator"), [(0, CALL)]),
+        (
+            Invoke(0, 1, "static", how="proxy"),
+            [(0, REMOTE), *[(0, CALL), (1, ACCEPT)] * 2, (0, DELETE)],
+        ),
+        (Recurse(0, (1, 0, 2)), [(0, CALL), (1, CALL), (0, CALL)]),
+        (Deferred(0, 1, 2, "again"), [(0, CALL), (1, CALL), (1, CALL)]),
+        (Deferred(0, 1, 2, "thread"), [(0, CALL)]),
+        (
+            Deferred(0, 1, 2, how="proxy_remote"),
+            [
+                (0, REMOTE),
+                *[(0, CALL), (1, ACCEPT), (0, REMOTE), (1, ACCEPT)],
+                *[(1, CALL), (0, FETCH), (0, DELETE), (0, DELETE)],
+            ],
+        ),
+    ],
+    ids=repr,
+)
+def test_each_sends_what_torch_sends(step: Step, messages: list[tuple[int, MessageType]]) -> None:
+    """The messages of each form are those of torch's source, by rank and in order."""
+    assert sent(step) == messages
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "to", "raised"),
+    [
+        ("own", "sync", 1, "RuntimeError"),
+        ("own", "remote", 1, "RaisedOnPurposeError"),
+        ("value", "async", 1, "ValueError"),
+        ("value", "then", 1, "RuntimeError"),
+        ("unicode", "deferred", 1, "ValueError"),
+        ("unicode", "remote", 1, "UnicodeError"),
+        ("type", "sync", 1, "TypeError"),
+        ("stop", "remote", 1, "StopIteration"),
+        ("code", "remote", 1, "RuntimeError"),
+        ("local", "remote", 1, "RuntimeError"),
+        ("local", "remote", 0, "LocalRaisedOnPurposeError"),
+        ("exit", "remote", 0, "RuntimeError"),
+    ],
+)
+def test_the_class_at_the_caller(kind: Raised, how: RaisedIn, to: int, raised: str) -> None:
+    """A future keeps two classes, an RRef all that can be made of a text alone."""
+    (step,) = predict(Program(2, (Raising(0, to, kind, how=how),)), FaultPlan()).steps
+    assert step.value == {"raised": raised, "kept": True}
+
+
+def test_a_lost_call_of_a_path_is_an_error_of_the_rank_that_called() -> None:
+    """The first call fails as itself, a later one as what the function before it raised."""
+    program = Program(2, (Recurse(0, (1, 0, 1)),))
+    lost = FaultTable([CALL], 1)
+    first = predict(program, FaultPlan(by_rank={0: lost}))
+    assert (first.steps[0].error, first.calls) == ("injected", ({}, {}))
+    second = predict(program, FaultPlan(by_rank={1: lost}))
+    assert (second.steps[0].error, second.calls) == ("remote", ({}, {"step0": 1}))
+
+
+def test_two_calls_of_a_builtin_have_one_payload() -> None:
+    """torch counts failures by payload, and such a call carries no name, so one failure is one."""
+    program = Program(2, (Invoke(0, 1, "operator"), Invoke(0, 1, "operator"), Invoke(0, 1)))
+    steps = predict(program, FaultPlan(FaultTable([CALL], 1))).steps
+    assert [step.error for step in steps] == ["injected", "", "injected"]
+
+
+def test_a_callback_that_asks_nothing_does_not_notice_a_lost_call() -> None:
+    """Where the call of the function is lost, one callback still raises its own error."""
+    plan = FaultPlan(by_rank={1: FaultTable([CALL], 1)})
+    program = Program(3, (Deferred(0, 1, 2, "raises"), Deferred(0, 1, 2, "call")))
+    prediction = predict(program, plan)
+    assert [step.error for step in prediction.steps] == ["", "injected"]
+    assert prediction.calls[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Raising(0, 1, text="a\0"), "must have no zero and no surrogate"),
+        (Raising(0, 1, text="\ud800"), "must have no zero and no surrogate"),
+        (Raising(0, 1, more=-1), "must lie in 0 to 1000000"),
+        (Raising(0, 1, "oops"), r"kind='oops' \(type str\) must be Literal\['own'"),  # type: ignore[arg-type]
+        (Invoke(0, 1, how="proxy"), "'function' cannot be called by how='proxy'"),
+        (Invoke(0, 1, "generator", how="remote"), "cannot be called by how='remote'"),
+        (Invoke(0, 1, "function", (1.0,), ()), "hold 1 and 0 numbers"),
+        (Recurse(0, ()), "must have 1 to 5 ranks"),
+        (Recurse(0, (1,) * 6), "must have 1 to 5 ranks"),
+        (Recurse(0, (1, 3)), "path=3 is no rank of a world of 2"),
+        (Recurse(0, (1,), -1.0), r"must lie in 0 to"),
+        (Deferred(0, 1, 7), "then=7 is no rank"),
+        (Deferred(0, 1, 1, "oops"), r"form='oops' \(type str\) must be Literal"),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_is_refused(step: Step, message: str) -> None:
+    """A program names the argument, its value, and what is allowed."""
+    with pytest.raises(UsageError, match=message):
+        Program(2, (step,))
+
+
+def test_they_travel_as_json() -> None:
+    """The fields of each are the same after a trip through JSON."""
+    for program in (RAISED, CALLABLES):
+        assert from_json(json.loads(json.dumps(to_json(program))), Program) == program
+
+
+def test_every_form_is_drawn_and_none_that_torch_breaks() -> None:
+    """Draws reach each form but an exception that is set, and no text that torch cannot decode."""
+    raising = leaves_of(draws(programs(kinds=("raising",), min_steps=12, branches=False), 20))
+    assert {step.kind for step in raising} == set(get_args(Raised))
+    assert {step.how for step in raising} == set(get_args(RaisedIn))
+    assert any(step.more for step in raising)
+    for step in raising:
+        if not step.text.isascii():
+            assert step.how == "then" or step.kind in ("unprintable", "keyboard", "exit", "close")
+        assert step.how == "then" or not re.search(r"\\[xuUN]", step.text)
+    invoked = leaves_of(draws(programs(kinds=("invoke",), min_steps=12, branches=False), 12))
+    assert {step.form for step in invoked} == set(get_args(CallableForm))
+    assert {step.how for step in invoked} == set(get_args(CalledBy))
+    deferred = leaves_of(draws(programs(kinds=("deferred",), min_steps=12, branches=False), 8))
+    assert {step.form for step in deferred} == set(get_args(DeferredForm)) - {"exception"}
+
+
+def test_paths_in_branches_visit_no_rank_twice() -> None:
+    """A path keeps a thread for each of its calls; those of branches that run at once add up."""
+    found = draws(programs(kinds=("recurse",), min_world_size=2, min_steps=6), 25)
+    branched = [s for p in found for x in p.steps if isinstance(x, Parallel) for s in x.leaves]
+    paths = [leaf.path for leaf in branched if isinstance(leaf, Recurse)]
+    assert len(paths) > 5
+    assert all(len(set(path)) == len(path) for path in paths)
+    alone = [x.path for p in found for x in p.steps if isinstance(x, Recurse)]
+    assert any(len(set(path)) < len(path) for path in alone)
+
+
+def test_they_are_aimed_at_faults() -> None:
+    """Where a plan loses calls, most programs have a step of ours that sends one."""
+    lost = FaultTable([CALL], 1)
+    drawn = programs(min_world_size=2, min_steps=6, kinds=OURS, plan=FaultPlan(by_rank={1: lost}))
+    found = leaves_of(draws(drawn, 12))
+    assert sum(step.at == 1 for step in found) > len(found) / 2
+
+
+def test_callbacks_that_wait_are_not_drawn_where_their_call_is_lost() -> None:
+    """Their error would be about the text of a lost call, which nobody can read."""
+    drawn = programs_under_faults(kinds=("deferred",), min_steps=4, tables=LOSING)
+    for program, plan in draws(drawn, 25):
+        for leaf in program.leaves:
+            if isinstance(leaf, Deferred) and CALL in plan.table(leaf.to).failing:
+                assert leaf.form not in ("then", "thens", "again")
