@@ -17,7 +17,8 @@ nothing of that is sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -74,7 +75,9 @@ class Fate:
 _TYPED = Fate(owned="typed")
 _OBJECT = Fate()
 _NOT_OWNED = Fate(ways=WAYS[:-1])
-_RREFS = {number: Fate(ways=("result", "echo", "async", "remote"), rrefs=number) for number in (1, 2)}
+_RREFS = {
+    number: Fate(ways=("result", "echo", "async", "remote"), rrefs=number) for number in (1, 2)
+}
 #: TorchScript's integers have 64 bits, and its strings are UTF-8 (``jit/python/pybind_utils.cpp``:
 #: ``toIValue``), so ``rpc.RRef`` raises for values beyond that.
 _BEYOND_SCRIPT = Fate(owned="refused")
@@ -92,9 +95,7 @@ def _unpicklable(error: str) -> Fate:
 #: ``withStorages``), which these layouts do not have.
 _NO_STORAGE = "RuntimeError"
 #: ``Pickler::pushLiteralTensor`` knows the layout, so it arrives as an argument.
-_ONLY_THERE = Fate(
-    _NO_STORAGE, "answer", result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed"
-)
+_ONLY_THERE = Fate(_NO_STORAGE, "answer", result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed")
 #: As an argument it ends the process of the caller: ``Pickler::pushLiteralTensor`` does not know
 #: the layout, and raises in a thread of TensorPipe's.
 _NOWHERE = Fate(
@@ -258,7 +259,6 @@ SORTS: Mapping[str, Fate] = {
 
 #: Virtual seconds in which the slow sort is pickled, at most twice for one step.
 SLOW_SECONDS = 0.5
-_DRAWN: tuple[str, ...] = tuple(sort for sort, fate in SORTS.items() if fate.drawn)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -435,15 +435,14 @@ class Carry(Step):
         *,
         at: Sequence[int] = (),
         to: Sequence[int] = (),
-        ways: Sequence[Way] = WAYS,
-        typed: bool | None = None,
+        fits: Callable[[Fate, Way], bool] | None = None,
     ) -> Carry:
-        """One with these ranks and ways; where `typed` is given, with so held a value."""
+        """One between these ranks, of a sort and by a way that fit."""
         caller = drawer.pick(at or drawer.ranks)
         target = drawer.pick(to or drawer.peers[caller])
-        sorts = _DRAWN if typed is None else [s for s in _DRAWN if SORTS[s].owned == "typed"]
-        sort = drawer.pick([s for s in sorts if set(ways) & set(SORTS[s].ways)])
-        return cls(caller, target, sort, drawer.pick([w for w in ways if w in SORTS[sort].ways]))
+        able = _able(fits)
+        sort = drawer.pick(tuple(able))
+        return cls(caller, target, sort, drawer.pick(able[sort]))
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Aim]:
@@ -451,15 +450,47 @@ class Carry(Step):
         aim: dict[str, Any]
         match message:
             case MessageType.PYTHON_CALL:
-                aim = {"at": (rank,), "ways": ("result", "echo", "async", "own")}
+                aim = {"at": (rank,), "fits": _calls}
             case (
                 MessageType.PYTHON_REMOTE_CALL
                 | MessageType.PYTHON_RREF_FETCH_CALL
                 | MessageType.RREF_USER_DELETE
             ) if others:
-                aim = {"at": (rank,), "to": others, "ways": ("remote",)}
+                aim = {"at": (rank,), "to": others, "fits": _fetches}
             case MessageType.SCRIPT_RREF_FETCH_CALL if others:
-                aim = {"at": others, "to": (rank,), "ways": ("own",), "typed": True}
+                aim = {"at": others, "to": (rank,), "fits": _fetches_by_script}
+            case MessageType.RREF_CHILD_ACCEPT if others:
+                aim = {"at": (rank,), "to": others, "fits": _gets_rref_back}
             case _:
                 return []
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
+
+
+@functools.cache
+def _able(fits: Callable[[Fate, Way], bool] | None) -> Mapping[str, tuple[Way, ...]]:
+    """The sorts that are drawn, with the ways that fit."""
+    found: dict[str, tuple[Way, ...]] = {}
+    for sort, fate in SORTS.items():
+        ways = tuple(way for way in fate.ways if fits is None or fits(fate, way))
+        if ways and fate.drawn:
+            found[sort] = ways
+    return found
+
+
+def _fetches(fate: Fate, way: Way) -> bool:
+    return way == "remote"
+
+
+def _calls(fate: Fate, way: Way) -> bool:
+    """Whether such a step sends a PYTHON_CALL."""
+    if way in _ECHOES:
+        return not fate.argument or fate.refused_by in ("reader", "answer")
+    return way == "result" or (way == "own" and fate.owned != "refused")
+
+
+def _fetches_by_script(fate: Fate, way: Way) -> bool:
+    return way == "own" and fate.owned == "typed"
+
+
+def _gets_rref_back(fate: Fate, way: Way) -> bool:
+    return way in _ECHOES and fate.rrefs > 0

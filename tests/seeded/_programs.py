@@ -7,6 +7,7 @@ import itertools
 from rpcprops.programs import (
     Bump,
     Call,
+    Carry,
     Chain,
     Context,
     Count,
@@ -30,6 +31,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
+from rpcprops.steps.values import SORTS
 
 FUTURES = Program(
     3,
@@ -161,9 +163,24 @@ IMPATIENT = Program(
     ),
     "impatient",
 )
+VALUES = Program(
+    3,
+    (
+        Carry(0, 1),
+        Carry(1, 0, "bfloat16", "echo"),
+        Carry(0, 2, "str", "async"),
+        Carry(2, 0, "module", "remote"),
+        Carry(0, 1, "sparse_coo", "own"),
+        Carry(1, 1, "set", "own"),
+        Carry(0, 1, "rref-pair", "echo"),
+        Carry(0, 1, "rref-list", "remote"),
+        Carry(1, 2, "rref"),
+    ),
+    "values",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT, VALUES)
 
 
 def shipped_programs() -> list[Program]:
@@ -203,6 +220,16 @@ def shipped_programs() -> list[Program]:
             )
     found.append(shipped.context_over(4, (3, 2, 1, 0), nested=True, at=2))
     return found
+
+
+def refusals() -> list[Program]:
+    """A value of each sort that torch refuses, by each way."""
+    return [
+        Program(2, (Carry(0, 1, sort, way), Settle()), f"refused[{sort},{way}]")
+        for sort in ("lock", "raises-unpickled", "meta", "sparse_csr")
+        for way in SORTS[sort].ways
+        if way != "async"
+    ]
 
 
 def bumps() -> list[Program]:

@@ -8,7 +8,6 @@ import enum
 import gc
 import math
 import os
-import pickle
 import re
 import threading
 import time
@@ -23,10 +22,10 @@ from rpcprops.steps.in_rank.state import note_call
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 #: Virtual seconds that a slow object takes to be pickled.
-SLOW_SECONDS = 0.5
+SLOW_PICKLE_SECONDS = 0.5
 
 
-class Point(NamedTuple):
+class PointValue(NamedTuple):
     """A named tuple."""
 
     x: int
@@ -34,20 +33,20 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass
-class Record:
+class RecordValue:
     """A dataclass."""
 
     name: str
     held: Any
 
 
-class Colour(enum.Enum):
+class ColourValue(enum.Enum):
     """An enumeration."""
 
     RED = "red"
 
 
-class Slots:
+class SlotsValue:
     """A class without a ``__dict__``."""
 
     __slots__ = ("held",)
@@ -56,22 +55,22 @@ class Slots:
         self.held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Slots) and other.held == self.held
+        return isinstance(other, SlotsValue) and other.held == self.held
 
     __hash__ = None  # type: ignore[assignment]  # it can be changed
 
 
-class Text(str):
+class TextValue(str):
     """A string of another class."""
 
     __slots__ = ()
 
 
-class TensorSubclass(torch.Tensor):
+class TensorOfSubclass(torch.Tensor):
     """A tensor of another class."""
 
 
-class Layer(torch.nn.Module):
+class ModuleValue(torch.nn.Module):
     """A module with a parameter and a buffer."""
 
     def __init__(self) -> None:
@@ -84,7 +83,7 @@ class SlowPickle:
     """Takes some time to be pickled."""
 
     def __reduce__(self) -> Any:
-        time.sleep(SLOW_SECONDS)
+        time.sleep(SLOW_PICKLE_SECONDS)
         return SlowPickle, ()
 
     def __eq__(self, other: object) -> bool:
@@ -125,7 +124,7 @@ def raise_attribute_error() -> None:
     raise AttributeError(message)
 
 
-def counted(dtype: torch.dtype) -> torch.Tensor:
+def counted_tensor(dtype: torch.dtype) -> torch.Tensor:
     """A small tensor of any dtype: the bytes 0 to 47, or for floats and bools small numbers."""
     if dtype is torch.bool:
         return torch.tensor([[True, False, True], [False, False, True]])
@@ -139,25 +138,30 @@ def counted(dtype: torch.dtype) -> torch.Tensor:
 
 def of_dtype(name: str) -> Callable[[], torch.Tensor]:
     """What makes a tensor of the dtype with that name."""
-    return lambda: counted(getattr(torch, name))
+    return lambda: counted_tensor(getattr(torch, name))
 
 
-def quantized(dtype: torch.dtype) -> torch.Tensor:
+def quantized_tensor(dtype: torch.dtype) -> torch.Tensor:
     """A tensor that is quantized with one scale."""
     return torch.quantize_per_tensor(torch.tensor([0.0, 0.5, 1.0]), 0.25, 1, dtype)
 
 
-def compressed(layout: torch.layout) -> torch.Tensor:
+def compressed_tensor(layout: torch.layout) -> torch.Tensor:
     """A matrix in a compressed sparse layout."""
     dense = torch.tensor([[0.0, 1.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
     blocks = (1, 2) if layout in (torch.sparse_bsr, torch.sparse_bsc) else None
     return dense.to_sparse(layout=layout, blocksize=blocks)
 
 
-def by_row(dtype: torch.dtype) -> torch.Tensor:
+def row_quantized_tensor(dtype: torch.dtype) -> torch.Tensor:
     """A matrix that is quantized with a scale for each row."""
     scales, zeros = torch.tensor([0.5, 0.25]), torch.tensor([1, 2])
     return torch.quantize_per_channel(torch.ones(2, 4), scales, zeros, 0, dtype)
+
+
+def sparse_tensor(indices: list[int], values: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor in coordinate format, sparse in its first dimension."""
+    return torch.sparse_coo_tensor(torch.tensor([indices]), torch.tensor(values), shape)
 
 
 def tensor_in_loop() -> list[Any]:
@@ -167,24 +171,24 @@ def tensor_in_loop() -> list[Any]:
     return loop
 
 
-def same_twice() -> list[torch.Tensor]:
+def same_tensor_twice() -> list[torch.Tensor]:
     """One tensor, twice."""
     one = torch.tensor([1.0, 2.0])
     return [one, one]
 
 
-def two_views() -> list[torch.Tensor]:
+def two_views_of_one() -> list[torch.Tensor]:
     """Two views of one storage that overlap."""
     base = torch.arange(6.0)
     return [base[:4], base[2:]]
 
 
-def rref_of(value: float) -> Any:
+def rref_to_value(value: float) -> Any:
     """An RRef that is owned here."""
     return rpc.RRef(torch.tensor([value], dtype=torch.float64))
 
 
-def local_class() -> Any:
+def local_class_value() -> Any:
     """An object whose class only this function knows."""
 
     class Local:
@@ -194,7 +198,7 @@ def local_class() -> Any:
 
 
 #: What makes a value of each sort.
-MAKERS: dict[str, Callable[[], Any]] = {
+VALUE_MAKERS: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
     "int": lambda: 7,
     "bool": lambda: True,
@@ -206,7 +210,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "str": lambda: "a\u00e4\u4e2d\U0001f600\0\n",
     "str-empty": str,
     "str-surrogate": lambda: "a\ud800",
-    "str-subclass": lambda: Text("text"),
+    "str-subclass": lambda: TextValue("text"),
     "bytes": lambda: bytes(range(256)),
     "bytearray": lambda: bytearray(b"\x00\xff"),
     "list": lambda: [1, [2, [3, []]], "x", None],
@@ -225,11 +229,11 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "range": lambda: range(2, 9, 3),
     "slice": lambda: slice(1, None, 2),
     "ellipsis": lambda: ...,
-    "enum": lambda: Colour.RED,
-    "namedtuple": lambda: Point(1, 2.0),
-    "dataclass": lambda: Record("r", [torch.tensor([1.0]), Point(1, 2.0)]),
-    "slots": lambda: Slots(3),
-    "class": lambda: Record,
+    "enum": lambda: ColourValue.RED,
+    "namedtuple": lambda: PointValue(1, 2.0),
+    "dataclass": lambda: RecordValue("r", [torch.tensor([1.0]), PointValue(1, 2.0)]),
+    "slots": lambda: SlotsValue(3),
+    "class": lambda: RecordValue,
     "function": lambda: raise_while_unpickling,
     "dtype": lambda: torch.float32,
     "device": lambda: torch.device("cpu"),
@@ -247,50 +251,50 @@ MAKERS: dict[str, Callable[[], Any]] = {
             *("bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"),
         ]
     },
-    "qint8": lambda: quantized(torch.qint8),
-    "quint8": lambda: quantized(torch.quint8),
-    "qint32": lambda: quantized(torch.qint32),
-    "per-channel": lambda: by_row(torch.qint8),
+    "qint8": lambda: quantized_tensor(torch.qint8),
+    "quint8": lambda: quantized_tensor(torch.quint8),
+    "qint32": lambda: quantized_tensor(torch.qint32),
+    "per-channel": lambda: row_quantized_tensor(torch.qint8),
     "sparse_coo": lambda: torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(),
-    "sparse_coo-uncoalesced": lambda: torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),
-    "sparse_coo-hybrid": lambda: torch.sparse_coo_tensor([[0, 2]], [[1.0], [3.0]], (3, 1)),
-    "sparse_coo-empty": lambda: torch.sparse_coo_tensor(size=(2, 3)),
-    "sparse_csr": lambda: compressed(torch.sparse_csr),
-    "sparse_csc": lambda: compressed(torch.sparse_csc),
-    "sparse_bsr": lambda: compressed(torch.sparse_bsr),
-    "sparse_bsc": lambda: compressed(torch.sparse_bsc),
+    "sparse_coo-uncoalesced": lambda: sparse_tensor([0, 0], [1.0, 2.0], (3,)),
+    "sparse_coo-hybrid": lambda: sparse_tensor([0, 2], [[1.0], [3.0]], (3, 1)),
+    "sparse_coo-empty": lambda: torch.zeros(2, 3).to_sparse(),
+    "sparse_csr": lambda: compressed_tensor(torch.sparse_csr),
+    "sparse_csc": lambda: compressed_tensor(torch.sparse_csc),
+    "sparse_bsr": lambda: compressed_tensor(torch.sparse_bsr),
+    "sparse_bsc": lambda: compressed_tensor(torch.sparse_bsc),
     "_mkldnn": lambda: torch.ones(2, 2).to_mkldnn(),
     "meta": lambda: torch.empty(2, 3, device="meta"),
     "zero-size": lambda: torch.empty(0, 3),
     "zero-dim": lambda: torch.tensor(1.5),
     "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
     "strided-by-3": lambda: torch.arange(12.0)[1::3],
-    "channels-last": lambda: torch.arange(8.0)
-    .reshape(1, 2, 2, 2)
-    .to(memory_format=torch.channels_last),
+    "channels-last": lambda: (
+        torch.arange(8.0).reshape(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    ),
     "expanded": lambda: torch.tensor([1.0, 2.0]).expand(3, 2),
     "conjugated": lambda: torch.tensor([1.0 + 2.0j]).conj(),
     "negated": lambda: torch.tensor([1.0 + 2.0j]).conj().imag,
     "small-view": lambda: torch.arange(10_000.0)[5_000:5_003],
-    "two-views": two_views,
-    "same-twice": same_twice,
+    "two-views": two_views_of_one,
+    "same-twice": same_tensor_twice,
     "many-tensors": lambda: [torch.full((2,), float(number)) for number in range(50)],
     "requires-grad": lambda: torch.tensor([1.0, 2.0], requires_grad=True),
     "non-leaf": lambda: torch.tensor([1.0, 2.0], requires_grad=True) * 2.0,
     "parameter": lambda: torch.nn.Parameter(torch.tensor([1.0, 2.0])),
-    "subclass": lambda: torch.tensor([1.0, 2.0]).as_subclass(TensorSubclass),
-    "module": Layer,
+    "subclass": lambda: torch.tensor([1.0, 2.0]).as_subclass(TensorOfSubclass),
+    "module": ModuleValue,
     "slow": SlowPickle,
-    "rref": lambda: rref_of(1.0),
-    "rref-list": lambda: [rref_of(1.0)],
-    "rref-dataclass": lambda: Record("r", rref_of(1.0)),
-    "rref-pair": lambda: (rref_of(1.0), [rref_of(2.0)]),
+    "rref": lambda: rref_to_value(1.0),
+    "rref-list": lambda: [rref_to_value(1.0)],
+    "rref-dataclass": lambda: RecordValue("r", rref_to_value(1.0)),
+    "rref-pair": lambda: (rref_to_value(1.0), [rref_to_value(2.0)]),
     "lock": threading.Lock,
     "generator": lambda: (number for number in range(3)),
-    "file": lambda: open(os.devnull),
+    "file": lambda: os.fdopen(os.open(os.devnull, os.O_RDONLY)),
     "lambda": lambda: lambda: None,
-    "local-class": local_class,
-    "future": lambda: torch.futures.Future(),
+    "local-class": local_class_value,
+    "future": torch.futures.Future,
     "raises-pickled": RaisesWhenPickled,
     "tensor-and-lock": lambda: [torch.tensor([1.0]), threading.Lock()],
     "raises-unpickled": RaisesWhenUnpickled,
@@ -299,7 +303,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 }
 
 #: What the error says that refuses a sort: a regular expression for its type and its text.
-REFUSALS: dict[str, str] = {
+VALUE_REFUSALS: dict[str, str] = {
     "int-big": "Unable to cast Python instance",
     "str-surrogate": "Unable to cast Python instance",
     **dict.fromkeys(
@@ -323,95 +327,103 @@ REFUSALS: dict[str, str] = {
 def carry(call: str, world: tuple[str, ...], *, to: int, sort: str, way: str) -> dict[str, str]:
     """Send a value by a way; how what came differs from it, or the type of what refused it."""
     try:
-        return travelled(call, world[to], sort, way)
+        return carry_by(call, world[to], sort, way)
     except Exception as error:
-        if not refuses(sort, error):
+        if not is_refusal(sort, error):
             raise
         return {"refused": type(error).__name__}
     finally:
         gc.collect()
 
 
-def travelled(call: str, to: str, sort: str, way: str) -> dict[str, str]:
+def carry_by(call: str, to: str, sort: str, way: str) -> dict[str, str]:
     """Send a value by a way, and compare what came."""
     if way == "own":
-        found: dict[str, str] = rpc.rpc_sync(to, fetched, args=(call, sort, rpc.RRef(made(sort))))
+        rref: Any = rpc.RRef(new_value(sort))
+        found: dict[str, str] = rpc.rpc_sync(to, compare_value_there, args=(call, sort, rref))
         return found
+    there = ""
     if way == "result":
-        return {"differs": difference(made(sort), rpc.rpc_sync(to, result, args=(call, sort)))}
-    if way == "remote":
-        rref: Any = rpc.remote(to, result, args=(call, sort))
-        return {"differs": difference(made(sort), rref.to_here())}
-    args = (call, sort, made(sort))
-    if way == "async":
-        there, value = rpc.rpc_async(to, echo, args=args).wait()
+        value = rpc.rpc_sync(to, make_value, args=(call, sort))
+    elif way == "remote":
+        value = rpc.remote(to, make_value, args=(call, sort)).to_here()
+    elif way == "async":
+        future = rpc.rpc_async(to, give_value_back, args=(call, sort, new_value(sort)))
+        there, value = future.wait()
     else:
-        there, value = rpc.rpc_sync(to, echo, args=args)
-    return {"differs": there or difference(made(sort), value)}
+        there, value = rpc.rpc_sync(to, give_value_back, args=(call, sort, new_value(sort)))
+    return {"differs": there or value_difference(new_value(sort), value)}
 
 
-def made(sort: str) -> Any:
+def new_value(sort: str) -> Any:
     """A new value of a sort."""
-    return MAKERS[sort]()
+    return VALUE_MAKERS[sort]()
 
 
-def result(call: str, sort: str) -> Any:
+def make_value(call: str, sort: str) -> Any:
     """Make a value and return it."""
     note_call(call)
-    return made(sort)
+    return new_value(sort)
 
 
-def echo(call: str, sort: str, value: Any) -> tuple[str, Any]:
+def give_value_back(call: str, sort: str, value: Any) -> tuple[str, Any]:
     """How a value that came differs from what was sent; and the value."""
     note_call(call)
-    return difference(made(sort), value), value
+    return value_difference(new_value(sort), value), value
 
 
-def fetched(call: str, sort: str, rref: Any) -> dict[str, str]:
+def compare_value_there(call: str, sort: str, rref: Any) -> dict[str, str]:
     """Fetch the value of an RRef, and compare it."""
     note_call(call)
     try:
-        return {"differs": difference(made(sort), rref.to_here())}
+        return {"differs": value_difference(new_value(sort), rref.to_here())}
     except Exception as error:
-        if not refuses(sort, error):
+        if not is_refusal(sort, error):
             raise
         return {"refused": type(error).__name__}
 
 
-def refuses(sort: str, error: Exception) -> bool:
+def is_refusal(sort: str, error: Exception) -> bool:
     """Whether an error says that this sort of value cannot be sent."""
-    says = REFUSALS.get(sort)
+    says = VALUE_REFUSALS.get(sort)
     return says is not None and bool(re.search(says, f"{type(error).__name__}: {error}"))
 
 
-def difference(sent: Any, got: Any) -> str:
+def value_difference(sent: Any, got: Any) -> str:
     """How two values differ, or "" if they do not."""
-    if isinstance(sent, (rpc.RRef, rpc.PyRRef)) and isinstance(got, (rpc.RRef, rpc.PyRRef)):
-        return difference(sent.to_here(), got.to_here())
+    if hasattr(sent, "to_here") and hasattr(got, "to_here"):
+        return value_difference(sent.to_here(), got.to_here())
     kinds = [f"{type(value).__module__}.{type(value).__qualname__}" for value in (sent, got)]
     if kinds[0] != kinds[1]:
         return f"type {kinds[1]} instead of {kinds[0]}"
     if isinstance(sent, torch.Tensor):
-        return difference_of_tensors(sent, got)
+        return tensor_difference(sent, got)
     if isinstance(sent, (list, tuple)):
-        return difference_of_sequences(sent, got)
-    if isinstance(sent, dict):
-        return difference([*sent.items()], [*got.items()])
-    if isinstance(sent, torch.nn.Module):
-        return difference(dict(sent.state_dict()), dict(got.state_dict()))
-    if dataclasses.is_dataclass(sent) and not isinstance(sent, type):
-        return difference(vars(sent), vars(got))
-    if isinstance(sent, (float, complex, BaseException)):
-        # As text, because a NaN differs from itself, -0.0 equals 0.0, and errors have no equality.
-        return "" if repr(sent) == repr(got) else f"{got!r} instead of {sent!r}"
-    if isinstance(sent, (type, types.FunctionType)):
-        return difference(sent.__qualname__, got.__qualname__)
-    if type(sent).__eq__ is not object.__eq__:
-        return "" if sent == got else f"{got!a} instead of {sent!a}"
-    return ""
+        return sequence_difference(sent, got)
+    if plain_view(sent) is not None:
+        return value_difference(plain_view(sent), plain_view(got))
+    # Values without an equality of their own are equal if they are of one class.
+    equality: Any = type(sent).__eq__
+    return "" if equality is object.__eq__ or sent == got else f"{got!a} instead of {sent!a}"
 
 
-def difference_of_sequences(sent: Sequence[Any], got: Sequence[Any]) -> str:
+def plain_view(value: Any) -> Any:
+    """What a value consists of, as a list or a string; None if ``==`` compares it."""
+    if isinstance(value, dict):
+        return [*value.items()]
+    if isinstance(value, torch.nn.Module):
+        return [*value.state_dict().items()]
+    if isinstance(value, RecordValue):
+        return [*vars(value).items()]
+    if isinstance(value, (type, types.FunctionType)):
+        return value.__qualname__
+    if isinstance(value, (float, complex, BaseException, enum.Enum, torch.dtype)):
+        # A NaN differs from itself, -0.0 equals 0.0, and the others have no equality.
+        return repr(value)
+    return None
+
+
+def sequence_difference(sent: Sequence[Any], got: Sequence[Any]) -> str:
     """How two lists or tuples differ, where a list may contain itself."""
     if len(sent) != len(got):
         return f"length {len(got)} instead of {len(sent)}"
@@ -420,13 +432,13 @@ def difference_of_sequences(sent: Sequence[Any], got: Sequence[Any]) -> str:
             return f"[{index}] not the same list"
         if isinstance(one, torch.Tensor) and (one is sent[0]) != (other is got[0]):
             return f"[{index}] not the same tensor"
-        differs = "" if one is sent else difference(one, other)
+        differs = "" if one is sent else value_difference(one, other)
         if differs:
             return f"[{index}] {differs}"
     return ""
 
 
-def difference_of_tensors(sent: torch.Tensor, got: torch.Tensor) -> str:
+def tensor_difference(sent: torch.Tensor, got: torch.Tensor) -> str:
     """How two tensors of one class differ; their elements are compared bit by bit."""
     for name in ("dtype", "layout", "device", "requires_grad", "is_quantized"):
         one, other = getattr(sent, name), getattr(got, name)
@@ -436,13 +448,13 @@ def difference_of_tensors(sent: torch.Tensor, got: torch.Tensor) -> str:
         return f"shape {tuple(got.shape)} instead of {tuple(sent.shape)}"
     if sent.device.type == "meta":
         return ""
-    for one, other in zip(parts_of(sent), parts_of(got), strict=True):
-        if one.shape != other.shape or not torch.equal(bytes_of(one), bytes_of(other)):
+    for one, other in zip(dense_parts(sent), dense_parts(got), strict=True):
+        if one.shape != other.shape or not torch.equal(element_bytes(one), element_bytes(other)):
             return "other elements"
     return ""
 
 
-def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The dense tensors that a tensor consists of."""
     tensor = tensor.detach()
     if tensor.is_quantized:
@@ -460,7 +472,7 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to_dense() if tensor.is_mkldnn else tensor]
 
 
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+def element_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a dense tensor's elements."""
     flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
     # A single element may have any stride, which view() refuses.
