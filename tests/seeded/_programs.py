@@ -223,13 +223,12 @@ def shipped_programs() -> list[Program]:
 
 
 def refusals() -> list[Program]:
-    """A value of each sort that torch refuses, by each way."""
-    return [
-        Program(2, (Carry(0, 1, sort, way), Settle()), f"refused[{sort},{way}]")
-        for sort in ("lock", "raises-unpickled", "meta", "sparse_csr")
-        for way in SORTS[sort].ways
-        if way != "async"
+    """A value of each sort that torch refuses as an argument, and some that it refuses later."""
+    sent = [
+        *(Carry(0, 1, sort, "echo") for sort, fate in SORTS.items() if fate.argument),
+        *(Carry(1, 0, "lock", way) for way in SORTS["lock"].ways if way not in ("echo", "async")),
     ]
+    return [Program(2, (step, Settle()), f"refused[{step.sort},{step.way}]") for step in sent]
 
 
 def bumps() -> list[Program]:
