@@ -196,8 +196,9 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "__future__", "collections", "gc", "importlib", "itertools", "multiprocessing",
-        "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "torch", "__future__", "collections", "dataclasses", "enum", "gc", "importlib",
+        "itertools", "math", "multiprocessing", "os", "re", "sys", "tempfile", "threading", "time",
+        "traceback", "types", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 
