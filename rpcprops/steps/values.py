@@ -471,9 +471,9 @@ def _able(fits: Callable[[Fate, Way], bool] | None) -> Mapping[str, tuple[Way, .
     """The sorts that are drawn, with the ways that fit."""
     found: dict[str, tuple[Way, ...]] = {}
     for sort, fate in SORTS.items():
-        ways = tuple(way for way in fate.ways if fits is None or fits(fate, way))
+        ways: list[Way] = [way for way in fate.ways if fits is None or fits(fate, way)]
         if ways and fate.drawn:
-            found[sort] = ways
+            found[sort] = tuple(ways)
     return found
 
 
