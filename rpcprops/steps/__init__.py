@@ -13,12 +13,14 @@ from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Module, Optimize
+from rpcprops.steps.values import Carry
 
 __all__ = [
     "STEP_TYPES",
     "Argument",
     "Bump",
     "Call",
+    "Carry",
     "Chain",
     "Context",
     "Count",

@@ -14,6 +14,7 @@ from rpcprops.oracle import ErrorClass, StepPrediction
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, StepOutcome
 from rpcprops.programs import (
     Bump,
+    Carry,
     Context,
     Count,
     Deferred,
@@ -100,7 +101,7 @@ def _wrong(value: Any) -> Any:
 def _valued(world: World) -> Iterator[tuple[int, Leaf, Any]]:
     """Each step that gives numbers."""
     for index, leaf, _, seen in _steps(world):
-        if not isinstance(leaf, Context | Refused) and _wrong_or_none(seen.value):
+        if not isinstance(leaf, Context | Refused | Carry) and _wrong_or_none(seen.value):
             yield index, leaf, seen.value
 
 
@@ -281,6 +282,61 @@ def _no_callback(world: World) -> Falsified:
         if isinstance(leaf, Deferred) and leaf.form == "then" and seen.value:
             wrong = with_step(world.outcome, index, value=[x - 1.0 for x in seen.value])
             yield wrong, [("WrongValue", leaf.at, index)]
+
+
+# Values.
+
+
+def _carried(world: World, *, refused: bool) -> Iterator[tuple[int, Carry]]:
+    """Each step that sends a value which arrives, or which is refused."""
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Carry) and seen.error is None:
+            if ("refused" in expected.value) == refused:
+                yield index, leaf
+
+
+def _showing(promise: str, value: dict[str, str], *, refused: bool) -> Defect:
+    """A value that arrives, or is refused, does something else."""
+
+    def showing(world: World) -> Falsified:
+        for index, leaf in _carried(world, refused=refused):
+            yield with_step(world.outcome, index, value=value), [(promise, leaf.at, index)]
+
+    return showing
+
+
+_OTHER_ELEMENTS = {"differs": "other elements"}
+_NO_GRADIENT = {"differs": "requires_grad False instead of True"}
+_OTHER_TYPE = {"differs": "type builtins.str instead of builtins.bytes"}
+DEFECTS |= {
+    "a tensor arrives with another element": _showing("WrongValue", _OTHER_ELEMENTS, refused=False),
+    "a tensor no longer requires a gradient": _showing("WrongValue", _NO_GRADIENT, refused=False),
+    "a value arrives as one of another type": _showing("WrongValue", _OTHER_TYPE, refused=False),
+    "a value that can be sent is refused": _showing(
+        "UnexpectedError", {"refused": "TypeError"}, refused=False
+    ),
+    "a value that cannot be sent arrives": _showing("MissingError", {"differs": ""}, refused=True),
+    "a value is refused by another error": _showing(
+        "UnexpectedError", {"refused": "KeyError"}, refused=True
+    ),
+}
+
+
+@defect("a function is called whose argument was refused")
+def _called_all_the_same(world: World) -> Falsified:
+    for index, leaf in _carried(world, refused=True):
+        name = f"step{index}"
+        if not world.prediction.calls[leaf.to].get(name):
+            yield calling(world.outcome, leaf.to, {name: 1}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a refused value leaves a fork behind")
+def _fork_of_refused(world: World) -> Falsified:
+    for _, leaf in _carried(world, refused=True):
+        held = world.outcome.ranks[leaf.at].counters
+        if world.program.settles and held is not None:
+            more = {"owners": held.owners + 1, "forks": held.forks + 1}
+            yield holding(world.outcome, leaf.at, **more), [("RRefLeak", leaf.at, None)]
 
 
 # Contexts.

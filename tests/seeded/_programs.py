@@ -8,6 +8,7 @@ from typing import Any
 from rpcprops.programs import (
     Bump,
     Call,
+    Carry,
     Chain,
     Context,
     Count,
@@ -35,6 +36,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
+from rpcprops.steps.values import SORTS
 
 FUTURES = Program(
     3,
@@ -203,6 +205,22 @@ CALLABLES = Program(
     "callables",
 )
 
+VALUES = Program(
+    3,
+    (
+        Carry(0, 1),
+        Carry(1, 0, "bfloat16", "echo"),
+        Carry(0, 2, "str", "async"),
+        Carry(2, 0, "module", "remote"),
+        Carry(0, 1, "sparse_coo", "own"),
+        Carry(1, 1, "set", "own"),
+        Carry(0, 1, "rref-pair", "echo"),
+        Carry(0, 1, "rref-list", "remote"),
+        Carry(1, 2, "rref"),
+    ),
+    "values",
+)
+
 #: Programs that hold every kind of step between them, and every field of one off its default.
 EVERY_KIND = (
     FUTURES,
@@ -215,6 +233,7 @@ EVERY_KIND = (
     IMPATIENT,
     RAISED,
     CALLABLES,
+    VALUES,
 )
 
 
@@ -255,6 +274,15 @@ def shipped_programs() -> list[Program]:
             )
     found.append(shipped.context_over(4, (3, 2, 1, 0), nested=True, at=2))
     return found
+
+
+def refusals() -> list[Program]:
+    """A value of each sort that torch refuses as an argument, and some that it refuses later."""
+    sent = [
+        *(Carry(0, 1, sort, "echo") for sort, fate in SORTS.items() if fate.argument),
+        *(Carry(1, 0, "lock", way) for way in SORTS["lock"].ways if way not in ("echo", "async")),
+    ]
+    return [Program(2, (step, Settle()), f"refused[{step.sort},{step.way}]") for step in sent]
 
 
 def bumps() -> list[Program]:

@@ -21,6 +21,7 @@ from rpcprops.programs import (
     STEP_TYPES,
     Bump,
     Call,
+    Carry,
     Chain,
     Context,
     Count,
@@ -42,6 +43,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.steps.base import CLEARLY_LATE
+from rpcprops.steps.values import SORTS
 from rpcprops.strategies import fault_tables, programs, programs_under_faults, register
 from rpcprops.strategies.drawing import FIRST_KINDS, KINDS, StepDrawer
 from tests._draws import QUIET, draws, smallest
@@ -102,6 +104,34 @@ def messages_by_step(program: Program) -> Iterator[tuple[Leaf, list[Message]]]:
         yield leaf, list(_messages(leaf, owner, typed))
 
 
+def _carried(leaf: Carry) -> Iterator[Message]:
+    """What a value surely sends; an RRef in it sends more."""
+    fate = SORTS[leaf.sort]
+    caller, fetcher = leaf.at, leaf.to
+    match leaf.way:
+        case "result":
+            yield caller, MessageType.PYTHON_CALL
+        case "echo" | "async" if not fate.argument or fate.refused_by in ("reader", "answer"):
+            yield caller, MessageType.PYTHON_CALL
+            if fate.rrefs and caller != fetcher:
+                yield caller, MessageType.RREF_CHILD_ACCEPT
+                yield fetcher, MessageType.SCRIPT_RREF_FETCH_CALL
+                yield fetcher, MessageType.RREF_USER_DELETE
+        case "remote":
+            yield caller, MessageType.PYTHON_REMOTE_CALL
+            if caller != fetcher:
+                yield caller, MessageType.PYTHON_RREF_FETCH_CALL
+                yield caller, MessageType.RREF_USER_DELETE
+        case "own" if fate.owned != "refused":
+            yield caller, MessageType.PYTHON_CALL
+            if caller != fetcher:
+                kind = "SCRIPT" if fate.owned == "typed" else "PYTHON"
+                yield fetcher, MessageType[f"{kind}_RREF_FETCH_CALL"]
+                yield fetcher, MessageType.RREF_USER_DELETE
+        case _:
+            pass
+
+
 def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
     leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]
 ) -> Iterator[Message]:
@@ -120,6 +150,8 @@ def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
                 yield from arrives(leaf.right, leaf.at, leaf.to)
         case Own():
             typed[leaf.out] = True
+        case Carry():
+            yield from _carried(leaf)
         case Call():
             yield leaf.at, MessageType["SCRIPT_CALL" if script else "PYTHON_CALL"]
             if isinstance(leaf.right, str):

@@ -38,6 +38,7 @@ WITH_TORCH = (
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "rrefs", "training")),
+    "rpcprops.steps.in_rank.values",
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )

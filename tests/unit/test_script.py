@@ -22,6 +22,7 @@ from rpcprops.programs import (
     STEP_TYPES,
     Bump,
     Call,
+    Carry,
     Chain,
     Context,
     Count,
@@ -101,6 +102,9 @@ EVERY = Program(
         Recurse(0, (1, 0), 0.1, spins=True),
         Deferred(0, 1, 2),
         Deferred(0, 1, 2, "raises", how="proxy"),
+        Carry(0, 1, "dataclass", "echo"),
+        Carry(0, 1, "rref-list", "remote"),
+        Carry(0, 1, "lock", "own"),
         Pause(1, 0.1),
         Settle(),
         Refused(1, "plain"),
@@ -201,9 +205,9 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "__future__", "collections", "functools", "gc", "importlib", "itertools", "math",
-        "multiprocessing", "operator", "os", "re", "sys", "tempfile", "threading", "time",
-        "traceback", "typing", "warnings",
+        "torch", "__future__", "collections", "dataclasses", "enum", "functools", "gc", "importlib",
+        "itertools", "math", "multiprocessing", "operator", "os", "re", "sys", "tempfile",
+        "threading", "time", "traceback", "types", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 

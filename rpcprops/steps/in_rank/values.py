@@ -1,0 +1,479 @@
+"""A step that sends a value of some sort, and compares what came with what was sent."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import gc
+import math
+import os
+import re
+import threading
+import time
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank.state import note_call
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
+
+#: Virtual seconds that a slow object takes to be pickled.
+SLOW_PICKLE_SECONDS = 0.5
+
+
+class PointValue(NamedTuple):
+    """A named tuple."""
+
+    x: int
+    y: float
+
+
+@dataclasses.dataclass
+class RecordValue:
+    """A dataclass."""
+
+    name: str
+    held: Any
+
+
+class ColourValue(enum.Enum):
+    """An enumeration."""
+
+    RED = "red"
+
+
+class SlotsValue:
+    """A class without a ``__dict__``."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlotsValue) and other.held == self.held
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
+
+
+class TextValue(str):
+    """A string of another class."""
+
+    __slots__ = ()
+
+
+class TensorOfSubclass(torch.Tensor):
+    """A tensor of another class."""
+
+
+class ModuleValue(torch.nn.Module):
+    """A module with a parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.register_buffer("seen", torch.tensor(3))
+
+
+class SlowPickle:
+    """Takes some time to be pickled."""
+
+    def __reduce__(self) -> Any:
+        time.sleep(SLOW_PICKLE_SECONDS)
+        return SlowPickle, ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlowPickle)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RaisesWhenPickled:
+    """Cannot be pickled: it raises."""
+
+    def __reduce__(self) -> Any:
+        raise RaisedOnPurposeError
+
+
+class RaisesWhenUnpickled:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return raise_while_unpickling, ()
+
+
+def raise_while_unpickling() -> None:
+    """Raise."""
+    raise RaisedOnPurposeError
+
+
+class MissingWhenUnpickled:
+    """Can be pickled; unpickling it raises an AttributeError."""
+
+    def __reduce__(self) -> Any:
+        return raise_attribute_error, ()
+
+
+def raise_attribute_error() -> None:
+    """Raise what Python raises for a name that a module lacks."""
+    message = "RaisedOnPurpose"
+    raise AttributeError(message)
+
+
+def counted_tensor(dtype: torch.dtype) -> torch.Tensor:
+    """A small tensor of any dtype: the bytes 0 to 47, or for floats and bools small numbers."""
+    if dtype is torch.bool:
+        return torch.tensor([[True, False, True], [False, False, True]])
+    if dtype.is_complex:
+        real = torch.arange(6.0).reshape(2, 3)
+        return torch.complex(real, -real).to(dtype)
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        return torch.tensor([[0.0, -0.0, 1.5], [math.inf, -math.inf, math.nan]]).to(dtype)
+    return torch.arange(48, dtype=torch.uint8).view(dtype)
+
+
+def of_dtype(name: str) -> Callable[[], torch.Tensor]:
+    """What makes a tensor of the dtype with that name."""
+    return lambda: counted_tensor(getattr(torch, name))
+
+
+def quantized_tensor(dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that is quantized with one scale."""
+    return torch.quantize_per_tensor(torch.tensor([0.0, 0.5, 1.0]), 0.25, 1, dtype)
+
+
+def compressed_tensor(layout: torch.layout) -> torch.Tensor:
+    """A matrix in a compressed sparse layout."""
+    dense = torch.tensor([[0.0, 1.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+    blocks = (1, 2) if layout in (torch.sparse_bsr, torch.sparse_bsc) else None
+    return dense.to_sparse(layout=layout, blocksize=blocks)
+
+
+def row_quantized_tensor(dtype: torch.dtype) -> torch.Tensor:
+    """A matrix that is quantized with a scale for each row."""
+    scales, zeros = torch.tensor([0.5, 0.25]), torch.tensor([1, 2])
+    return torch.quantize_per_channel(torch.ones(2, 4), scales, zeros, 0, dtype)
+
+
+def sparse_tensor(indices: list[int], values: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor in coordinate format, sparse in its first dimension."""
+    return torch.sparse_coo_tensor(torch.tensor([indices]), torch.tensor(values), shape)
+
+
+def tensor_in_loop() -> list[Any]:
+    """A list that contains itself, beside a tensor."""
+    loop: list[Any] = [torch.tensor([1.0])]
+    loop.append(loop)
+    return loop
+
+
+def same_tensor_twice() -> list[torch.Tensor]:
+    """One tensor, twice."""
+    one = torch.tensor([1.0, 2.0])
+    return [one, one]
+
+
+def two_views_of_one() -> list[torch.Tensor]:
+    """Two views of one storage that overlap."""
+    base = torch.arange(6.0)
+    return [base[:4], base[2:]]
+
+
+def rref_to_value(value: float) -> Any:
+    """An RRef that is owned here."""
+    return rpc.RRef(torch.tensor([value], dtype=torch.float64))
+
+
+def local_class_value() -> Any:
+    """An object whose class only this function knows."""
+
+    class Local:
+        pass
+
+    return Local()
+
+
+#: What makes a value of each sort.
+VALUE_MAKERS: dict[str, Callable[[], Any]] = {
+    "none": lambda: None,
+    "int": lambda: 7,
+    "bool": lambda: True,
+    "float": lambda: 0.1,
+    "float-list": lambda: [math.nan, math.inf, -0.0],
+    "complex": lambda: 1.5 - 2.0j,
+    "int-lowest": lambda: -(2**63),
+    "int-big": lambda: 2**200 + 1,
+    "str": lambda: "a\u00e4\u4e2d\U0001f600\0\n",
+    "str-empty": str,
+    "str-surrogate": lambda: "a\ud800",
+    "str-subclass": lambda: TextValue("text"),
+    "bytes": lambda: bytes(range(256)),
+    "bytearray": lambda: bytearray(b"\x00\xff"),
+    "list": lambda: [1, [2, [3, []]], "x", None],
+    "list-empty": list,
+    "list-int": lambda: [1, 2, 3],
+    "list-mixed": lambda: [1, 2.0, True],
+    "list-loop": tensor_in_loop,
+    "tuple": lambda: (1, (2.0, ("x",)), ()),
+    "tuple-empty": tuple,
+    "dict": lambda: {"b": 1, "a": 2},
+    "dict-nested": lambda: {"a": {1: (2, 3)}, (1, 2): [b"x"]},
+    "dict-empty": dict,
+    "dict-ordered": lambda: collections.OrderedDict([("b", 1), ("a", 2)]),
+    "set": lambda: {1, 2, 3},
+    "frozenset": lambda: frozenset({"a", 1}),
+    "range": lambda: range(2, 9, 3),
+    "slice": lambda: slice(1, None, 2),
+    "ellipsis": lambda: ...,
+    "enum": lambda: ColourValue.RED,
+    "namedtuple": lambda: PointValue(1, 2.0),
+    "dataclass": lambda: RecordValue("r", [torch.tensor([1.0]), PointValue(1, 2.0)]),
+    "slots": lambda: SlotsValue(3),
+    "class": lambda: RecordValue,
+    "function": lambda: raise_while_unpickling,
+    "dtype": lambda: torch.float32,
+    "device": lambda: torch.device("cpu"),
+    "size": lambda: torch.Size([2, 3]),
+    "exception": lambda: ValueError("an error that is a value"),
+    **{
+        name: of_dtype(name)
+        for name in [
+            *("float32", "bool", "int64", "float64", "bfloat16", "float16"),
+            *("complex64", "complex128", "complex32", "uint8", "int8", "int16", "int32"),
+            *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"),
+            *("float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+            *(f"uint{bits}" for bits in range(1, 8)),
+            *(f"int{bits}" for bits in range(1, 8)),
+            *("bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"),
+        ]
+    },
+    "qint8": lambda: quantized_tensor(torch.qint8),
+    "quint8": lambda: quantized_tensor(torch.quint8),
+    "qint32": lambda: quantized_tensor(torch.qint32),
+    "per-channel": lambda: row_quantized_tensor(torch.qint8),
+    "sparse_coo": lambda: torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(),
+    "sparse_coo-uncoalesced": lambda: sparse_tensor([0, 0], [1.0, 2.0], (3,)),
+    "sparse_coo-hybrid": lambda: sparse_tensor([0, 2], [[1.0], [3.0]], (3, 1)),
+    "sparse_coo-empty": lambda: torch.zeros(2, 3).to_sparse(),
+    "sparse_csr": lambda: compressed_tensor(torch.sparse_csr),
+    "sparse_csc": lambda: compressed_tensor(torch.sparse_csc),
+    "sparse_bsr": lambda: compressed_tensor(torch.sparse_bsr),
+    "sparse_bsc": lambda: compressed_tensor(torch.sparse_bsc),
+    "_mkldnn": lambda: torch.ones(2, 2).to_mkldnn(),
+    "meta": lambda: torch.empty(2, 3, device="meta"),
+    "zero-size": lambda: torch.empty(0, 3),
+    "zero-dim": lambda: torch.tensor(1.5),
+    "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+    "strided-by-3": lambda: torch.arange(12.0)[1::3],
+    "channels-last": lambda: (
+        torch.arange(8.0).reshape(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    ),
+    "expanded": lambda: torch.tensor([1.0, 2.0]).expand(3, 2),
+    "conjugated": lambda: torch.tensor([1.0 + 2.0j]).conj(),
+    "negated": lambda: torch.tensor([1.0 + 2.0j]).conj().imag,
+    "small-view": lambda: torch.arange(10_000.0)[5_000:5_003],
+    "two-views": two_views_of_one,
+    "same-twice": same_tensor_twice,
+    "many-tensors": lambda: [torch.full((2,), float(number)) for number in range(50)],
+    "requires-grad": lambda: torch.tensor([1.0, 2.0], requires_grad=True),
+    "non-leaf": lambda: torch.tensor([1.0, 2.0], requires_grad=True) * 2.0,
+    "parameter": lambda: torch.nn.Parameter(torch.tensor([1.0, 2.0])),
+    "subclass": lambda: torch.tensor([1.0, 2.0]).as_subclass(TensorOfSubclass),
+    "module": ModuleValue,
+    "slow": SlowPickle,
+    "rref": lambda: rref_to_value(1.0),
+    "rref-list": lambda: [rref_to_value(1.0)],
+    "rref-dataclass": lambda: RecordValue("r", rref_to_value(1.0)),
+    "rref-pair": lambda: (rref_to_value(1.0), [rref_to_value(2.0)]),
+    "lock": threading.Lock,
+    "generator": lambda: (number for number in range(3)),
+    "file": lambda: os.fdopen(os.open(os.devnull, os.O_RDONLY)),
+    "lambda": lambda: lambda: None,
+    "local-class": local_class_value,
+    "future": torch.futures.Future,
+    "raises-pickled": RaisesWhenPickled,
+    "tensor-and-lock": lambda: [torch.tensor([1.0]), threading.Lock()],
+    "raises-unpickled": RaisesWhenUnpickled,
+    "missing-unpickled": MissingWhenUnpickled,
+    "large": lambda: torch.arange(2.0**23, dtype=torch.float64),
+}
+
+#: What the error says that refuses a sort: a regular expression for its type and its text.
+VALUE_REFUSALS: dict[str, str] = {
+    "int-big": "Unable to cast Python instance",
+    "str-surrogate": "Unable to cast Python instance",
+    **dict.fromkeys(
+        ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn"),
+        "Cannot access storage of",
+    ),
+    "meta": "only supports CPU tensors by default",
+    "lock": "cannot pickle '_thread.lock' object",
+    "tensor-and-lock": "cannot pickle '_thread.lock' object",
+    "generator": "cannot pickle 'generator' object",
+    "file": "cannot pickle '_io.TextIOWrapper' object",
+    "lambda": "Can't (get|pickle) local object",
+    "local-class": "Can't (get|pickle) local object",
+    "future": "Can not pickle torch.futures.Future",
+    "raises-pickled": "RaisedOnPurposeError",
+    "raises-unpickled": "RaisedOnPurposeError",
+    "missing-unpickled": "RaisedOnPurpose Default RPC pickler",
+}
+
+
+def carry(call: str, world: tuple[str, ...], *, to: int, sort: str, way: str) -> dict[str, str]:
+    """Send a value by a way; how what came differs from it, or the type of what refused it."""
+    try:
+        return carry_by(call, world[to], sort, way)
+    except Exception as error:
+        if not is_refusal(sort, error):
+            raise
+        return {"refused": type(error).__name__}
+    finally:
+        gc.collect()
+
+
+def carry_by(call: str, to: str, sort: str, way: str) -> dict[str, str]:
+    """Send a value by a way, and compare what came."""
+    if way == "own":
+        rref: Any = rpc.RRef(new_value(sort))
+        found: dict[str, str] = rpc.rpc_sync(to, compare_value_there, args=(call, sort, rref))
+        return found
+    there = ""
+    if way == "result":
+        value = rpc.rpc_sync(to, make_value, args=(call, sort))
+    elif way == "remote":
+        value = rpc.remote(to, make_value, args=(call, sort)).to_here()
+    elif way == "async":
+        future = rpc.rpc_async(to, give_value_back, args=(call, sort, new_value(sort)))
+        there, value = future.wait()
+    else:
+        there, value = rpc.rpc_sync(to, give_value_back, args=(call, sort, new_value(sort)))
+    return {"differs": there or value_difference(new_value(sort), value)}
+
+
+def new_value(sort: str) -> Any:
+    """A new value of a sort."""
+    return VALUE_MAKERS[sort]()
+
+
+def make_value(call: str, sort: str) -> Any:
+    """Make a value and return it."""
+    note_call(call)
+    return new_value(sort)
+
+
+def give_value_back(call: str, sort: str, value: Any) -> tuple[str, Any]:
+    """How a value that came differs from what was sent; and the value."""
+    note_call(call)
+    return value_difference(new_value(sort), value), value
+
+
+def compare_value_there(call: str, sort: str, rref: Any) -> dict[str, str]:
+    """Fetch the value of an RRef, and compare it."""
+    note_call(call)
+    try:
+        return {"differs": value_difference(new_value(sort), rref.to_here())}
+    except Exception as error:
+        if not is_refusal(sort, error):
+            raise
+        return {"refused": type(error).__name__}
+
+
+def is_refusal(sort: str, error: Exception) -> bool:
+    """Whether an error says that this sort of value cannot be sent."""
+    says = VALUE_REFUSALS.get(sort)
+    return says is not None and bool(re.search(says, f"{type(error).__name__}: {error}"))
+
+
+def value_difference(sent: Any, got: Any) -> str:
+    """How two values differ, or "" if they do not."""
+    if hasattr(sent, "to_here") and hasattr(got, "to_here"):
+        return value_difference(sent.to_here(), got.to_here())
+    kinds = [f"{type(value).__module__}.{type(value).__qualname__}" for value in (sent, got)]
+    if kinds[0] != kinds[1]:
+        return f"type {kinds[1]} instead of {kinds[0]}"
+    if isinstance(sent, torch.Tensor):
+        return tensor_difference(sent, got)
+    if isinstance(sent, (list, tuple)):
+        return sequence_difference(sent, got)
+    if plain_view(sent) is not None:
+        return value_difference(plain_view(sent), plain_view(got))
+    # Values without an equality of their own are equal if they are of one class.
+    equality: Any = type(sent).__eq__
+    return "" if equality is object.__eq__ or sent == got else f"{got!a} instead of {sent!a}"
+
+
+def plain_view(value: Any) -> Any:
+    """What a value consists of, as a list or a string; None if ``==`` compares it."""
+    if isinstance(value, dict):
+        return [*value.items()]
+    if isinstance(value, torch.nn.Module):
+        return [*value.state_dict().items()]
+    if isinstance(value, RecordValue):
+        return [*vars(value).items()]
+    if isinstance(value, (type, types.FunctionType)):
+        return value.__qualname__
+    if isinstance(value, (float, complex, BaseException, enum.Enum, torch.dtype)):
+        # A NaN differs from itself, -0.0 equals 0.0, and the others have no equality.
+        return repr(value)
+    return None
+
+
+def sequence_difference(sent: Sequence[Any], got: Sequence[Any]) -> str:
+    """How two lists or tuples differ, where a list may contain itself."""
+    if len(sent) != len(got):
+        return f"length {len(got)} instead of {len(sent)}"
+    for index, (one, other) in enumerate(zip(sent, got, strict=True)):
+        if (one is sent) != (other is got):
+            return f"[{index}] not the same list"
+        if isinstance(one, torch.Tensor) and (one is sent[0]) != (other is got[0]):
+            return f"[{index}] not the same tensor"
+        differs = "" if one is sent else value_difference(one, other)
+        if differs:
+            return f"[{index}] {differs}"
+    return ""
+
+
+def tensor_difference(sent: torch.Tensor, got: torch.Tensor) -> str:
+    """How two tensors of one class differ; their elements are compared bit by bit."""
+    for name in ("dtype", "layout", "device", "requires_grad", "is_quantized"):
+        one, other = getattr(sent, name), getattr(got, name)
+        if one != other:
+            return f"{name} {other} instead of {one}"
+    if sent.shape != got.shape:
+        return f"shape {tuple(got.shape)} instead of {tuple(sent.shape)}"
+    if sent.device.type == "meta":
+        return ""
+    for one, other in zip(dense_parts(sent), dense_parts(got), strict=True):
+        if one.shape != other.shape or not torch.equal(element_bytes(one), element_bytes(other)):
+            return "other elements"
+    return ""
+
+
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The dense tensors that a tensor consists of."""
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        if tensor.qscheme() == torch.per_tensor_affine:
+            scheme = torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())])
+            return [tensor.int_repr(), scheme]
+        scales = [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+        return [tensor.int_repr(), *scales, torch.tensor(tensor.q_per_channel_axis())]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor.to_dense() if tensor.is_mkldnn else tensor]
+
+
+def element_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a dense tensor's elements."""
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
+    # A single element may have any stride, which view() refuses.
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)

@@ -1,0 +1,496 @@
+"""A step that sends a value: of many sorts, by each of the ways by which a value travels.
+
+What a sort does is predicted from torch's source. A tensor is not pickled by Python: it goes into a
+table (``torch/distributed/rpc/internal.py``: ``_InternalRPCPickler._tensor_reducer``), which
+``tensorpipe_utils.cpp``: ``tensorpipeSerialize`` writes by the pickler of TorchScript. That one
+(``jit/serialization/pickler.cpp``: ``Pickler::pushLiteralTensor``) writes dtype, sizes and
+``requires_grad``. Of subclasses, parameters and modules Python's pickle is used.
+
+``rpc.RRef(value)`` first looks for a type that TorchScript knows (``py_rref.cpp``:
+``tryInferTypeWithTypeHint``); a value with such a type is stored and sent by TorchScript.
+
+Torch promises neither the strides of a tensor nor that two views still share their storage, so
+both are not checked: ``distributed/rpc/utils.cpp``: ``cloneSparseTensors`` copies a view of a small
+part of a large storage. Nor is it checked whether a tensor is a leaf, or a sparse one coalesced:
+nothing of that is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.outcomes import Violation
+from rpcprops.steps.base import Step, StepFails
+from rpcprops.steps.base import Way as Aim
+
+if TYPE_CHECKING:
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
+
+#: How a value travels, the simplest first. "result": a function returns it. "echo" and "async": it
+#: is the argument of a function that returns it, by ``rpc_sync`` or ``rpc_async``. "remote":
+#: ``rpc.remote`` makes it and ``to_here`` fetches it. "own": its owner makes ``rpc.RRef(value)``,
+#: and a function that is sent the RRef fetches it.
+Way = Literal["result", "echo", "async", "remote", "own"]
+WAYS: tuple[Way, ...] = ("result", "echo", "async", "remote", "own")
+_ECHOES: tuple[Way, ...] = ("echo", "async")
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a sort of value. An error is given by its type, "" means that there is none.
+
+    Attributes:
+        argument: the error where it is an argument that its function returns.
+        refused_by: what refuses the argument: the pickler of the caller, so that nothing is sent;
+            its agent, before it sends; the callee, which reads it before it calls the function; or
+            the callee that writes it into the answer.
+        result: the error where a function returns it.
+        fetched: the error where ``to_here`` fetches it from another rank.
+        owned: what holds it in ``rpc.RRef(value)``: TorchScript ("typed"), Python ("object"), or
+            nothing, because its type cannot hold this value ("refused").
+        ways: the ways by which a program may send it.
+        rrefs: how many RRefs it contains.
+        drawn: whether it is drawn.
+    """
+
+    argument: str = ""
+    refused_by: Literal["pickler", "agent", "reader", "answer"] = "pickler"
+    result: str = ""
+    fetched: str = ""
+    owned: Literal["typed", "object", "refused"] = "object"
+    ways: tuple[Way, ...] = WAYS
+    rrefs: int = 0
+    drawn: bool = True
+
+
+_TYPED = Fate(owned="typed")
+_OBJECT = Fate()
+_NOT_OWNED = Fate(ways=WAYS[:-1])
+_RREFS = {
+    number: Fate(ways=("result", "echo", "async", "remote"), rrefs=number) for number in (1, 2)
+}
+#: TorchScript's integers have 64 bits, and its strings are UTF-8 (``jit/python/pybind_utils.cpp``:
+#: ``toIValue``), so ``rpc.RRef`` raises for values beyond that.
+_BEYOND_SCRIPT = Fate(owned="refused")
+
+
+def _unpicklable(error: str) -> Fate:
+    """Python's pickle raises `error`: at the caller for an argument; at the callee for a result.
+
+    The callee answers with the error's text (``request_callback_impl.cpp``: ``serializePyObject``).
+    """
+    return Fate(error, result="RuntimeError", fetched="RuntimeError")
+
+
+#: The answer looks for the storages of its tensors (``distributed/rpc/message.cpp``:
+#: ``withStorages``), which these layouts do not have.
+_NO_STORAGE = "RuntimeError"
+#: ``Pickler::pushLiteralTensor`` knows the layout, so it arrives as an argument.
+_ONLY_THERE = Fate(_NO_STORAGE, "answer", result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed")
+#: As an argument it ends the process of the caller: ``Pickler::pushLiteralTensor`` does not know
+#: the layout, and raises in a thread of TensorPipe's.
+_NOWHERE = Fate(
+    result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed", ways=("result", "remote", "own")
+)
+
+#: The dtypes of torch by what :data:`SORTS` says of them; tests compare the list with torch's own.
+DTYPES: tuple[str, ...] = (
+    "float32",
+    "bool",
+    "int64",
+    "float64",
+    "bfloat16",
+    "float16",
+    "complex64",
+    "complex128",
+    "complex32",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+    *(f"uint{bits}" for bits in range(1, 8)),
+    *(f"int{bits}" for bits in range(1, 8)),
+    "bits1x8",
+    "bits2x4",
+    "bits4x2",
+    "bits8",
+    "bits16",
+)
+QUANTIZED: tuple[str, ...] = ("qint8", "quint8", "qint32")
+#: What is not sent, and why.
+LEFT_OUT: Mapping[str, str] = {
+    "quint4x2": (
+        "it ends the process that receives it: two elements share a byte, and "
+        "jit/serialization/unpickler.cpp: Unpickler::readInstruction refuses so small a storage, "
+        "in a thread of TensorPipe's"
+    ),
+    "quint2x4": "as quint4x2: four elements share a byte",
+    "nested": (
+        "a nested tensor of layout strided ends the process that sends it: "
+        "Pickler::pushLiteralTensor asks for its sizes, in a thread of TensorPipe's"
+    ),
+    "jagged": (
+        "the first nested tensor of that layout in a process imports modules for seconds; it is a "
+        "Python class, which Python pickles as the sort 'subclass'"
+    ),
+}
+
+#: What becomes of each sort, the simplest first. ``steps/in_rank/values.py`` makes the values.
+SORTS: Mapping[str, Fate] = {
+    "none": _TYPED,
+    "int": _TYPED,
+    "bool": _TYPED,
+    "float": _TYPED,
+    "float-list": _TYPED,
+    "complex": _TYPED,
+    "int-lowest": _TYPED,
+    "int-big": _BEYOND_SCRIPT,
+    "str": _TYPED,
+    "str-empty": _TYPED,
+    "str-surrogate": _BEYOND_SCRIPT,
+    "str-subclass": _OBJECT,
+    # RRef(b"x") holds the str "x", and fails for bytes that are no UTF-8.
+    "bytes": _NOT_OWNED,
+    "bytearray": _OBJECT,
+    "list": _OBJECT,
+    "list-empty": _OBJECT,
+    "list-int": _TYPED,
+    "list-mixed": _OBJECT,
+    # RRef(loop) never ends: jit::tryToInferType follows the list into itself.
+    "list-loop": _NOT_OWNED,
+    # An RRef of a tuple cannot be sent: the type in its fork cannot be read.
+    "tuple": _NOT_OWNED,
+    "tuple-empty": _NOT_OWNED,
+    "dict": _TYPED,
+    "dict-nested": _OBJECT,
+    "dict-empty": _OBJECT,
+    # RRef(OrderedDict()) holds a dict.
+    "dict-ordered": _NOT_OWNED,
+    "set": _OBJECT,
+    "frozenset": _OBJECT,
+    "range": _OBJECT,
+    "slice": _OBJECT,
+    "ellipsis": _OBJECT,
+    # An RRef of a member of an enumeration cannot be sent: the receiver does not know its type.
+    "enum": _NOT_OWNED,
+    "namedtuple": _NOT_OWNED,
+    "dataclass": _OBJECT,
+    "slots": _OBJECT,
+    "class": _OBJECT,
+    "function": _OBJECT,
+    # RRef(torch.float32) holds the int 6.
+    "dtype": _NOT_OWNED,
+    "device": _TYPED,
+    "size": _NOT_OWNED,
+    "exception": _OBJECT,
+    **dict.fromkeys((*DTYPES, *QUANTIZED), _TYPED),
+    "per-channel": _TYPED,
+    "sparse_coo": _TYPED,
+    "sparse_coo-uncoalesced": _TYPED,
+    "sparse_coo-hybrid": _TYPED,
+    "sparse_coo-empty": _TYPED,
+    "sparse_csr": _ONLY_THERE,
+    "sparse_csc": _NOWHERE,
+    "sparse_bsr": _NOWHERE,
+    "sparse_bsc": _NOWHERE,
+    "_mkldnn": _NOWHERE,
+    # tensorpipe_agent.cpp: getDevicesForTensors, which TensorPipeAgent::send calls first.
+    "meta": Fate("RuntimeError", "agent", "RuntimeError", "RuntimeError", "typed"),
+    "zero-size": _TYPED,
+    "zero-dim": _TYPED,
+    "transposed": _TYPED,
+    "strided-by-3": _TYPED,
+    "channels-last": _TYPED,
+    "expanded": _TYPED,
+    "conjugated": _TYPED,
+    "negated": _TYPED,
+    "small-view": _TYPED,
+    "two-views": _TYPED,
+    # Python's pickle keeps two names of one object; TorchScript makes two tensors.
+    "same-twice": _NOT_OWNED,
+    "many-tensors": _TYPED,
+    "requires-grad": _TYPED,
+    "non-leaf": _TYPED,
+    # RRef(Parameter()) is fetched as a plain tensor.
+    "parameter": _NOT_OWNED,
+    "subclass": _OBJECT,
+    "module": _OBJECT,
+    "slow": _OBJECT,
+    "rref": _RREFS[1],
+    "rref-list": _RREFS[1],
+    "rref-dataclass": _RREFS[1],
+    "rref-pair": _RREFS[2],
+    "lock": _unpicklable("TypeError"),
+    "generator": _unpicklable("TypeError"),
+    "file": _unpicklable("TypeError"),
+    "lambda": _unpicklable("AttributeError"),
+    "local-class": _unpicklable("AttributeError"),
+    # torch/futures: Future cannot be pickled.
+    "future": _unpicklable("RuntimeError"),
+    "raises-pickled": _unpicklable("RaisedOnPurposeError"),
+    "tensor-and-lock": _unpicklable("TypeError"),
+    # As an argument it is read before the function is called (request_callback_no_python.cpp:
+    # RequestCallbackNoPython::processMessage); as a result in a thread that keeps the error's text
+    # (python_functions.cpp: toPyJitFuture); by to_here in the thread of the caller.
+    "raises-unpickled": Fate("RuntimeError", "reader", "RuntimeError", "RaisedOnPurposeError"),
+    # internal.py: deserialize makes it the error that _run_function raises. As a result such an
+    # error comes as if it were the value.
+    "missing-unpickled": Fate("RuntimeError", "reader", ways=_ECHOES),
+    "large": Fate(owned="typed", drawn=False),
+}
+
+#: Virtual seconds in which the slow sort is pickled, at most twice for one step.
+SLOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Carry(Step):
+    """Send a value of the sort `sort` (:data:`SORTS`) between `at` and `to`, by `way`.
+
+    The step's value says how what came differs from what was sent ({"differs": ""} if it does
+    not), or the type of the error that refused it ({"refused": "TypeError"}). An RRef in the value
+    must give its own value where it arrives.
+    """
+
+    op: ClassVar[str] = "carry"
+    order: ClassVar[float | None] = 30
+    gives: ClassVar[type] = dict
+    at: int
+    to: int
+    sort: str = "none"
+    way: Way = "result"
+
+    def enter(self, scope: Scope) -> None:
+        if self.sort in LEFT_OUT:
+            msg = f"sort={shown(self.sort)} is never sent: {LEFT_OUT[self.sort]}."
+            raise UsageError(msg)
+        if self.sort not in SORTS:
+            msg = f"sort={shown(self.sort)} is no sort of value; use one of {', '.join(SORTS)}."
+            raise UsageError(msg)
+        if self.way not in SORTS[self.sort].ways:
+            listed = " or ".join(map(repr, SORTS[self.sort].ways))
+            msg = (
+                f"a value of sort={shown(self.sort)} does not travel by way={shown(self.way)}; use "
+                f"{listed}."
+            )
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        match self.way:
+            case "result":
+                refused = self._result(model, call)
+            case "echo" | "async":
+                refused = self._echo(model, call)
+            case "remote":
+                refused = self._remote(model, call)
+            case "own":
+                refused = self._own(model, call)
+        return model.shows({"refused": refused} if refused else {"differs": ""})
+
+    def _result(self, model: Model, call: str) -> str:
+        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+        model.calls[self.to][call] += 1
+        made = self._made(model, self.to)
+        self._fetch(model, self._given(model, made, self.to, self.at), self.at)
+        return SORTS[self.sort].result
+
+    def _echo(self, model: Model, call: str) -> str:
+        fate = SORTS[self.sort]
+        if fate.argument and fate.refused_by == "pickler":
+            return fate.argument
+        made = self._made(model, self.at)
+        first: Handle | None = made[0] if made else None
+        others = made[1:]
+        try:
+            there = [model.call(self.at, self.to, MessageType.PYTHON_CALL, call, first)]
+        except StepFails:
+            for number, lost in enumerate(others):
+                # It was forked too, when the call was written (RRefContext::prepareChildFork).
+                lost.rref.forks.add(f"lost {call} {number}")
+            raise
+        if fate.argument and fate.refused_by == "agent":
+            # The faulty agent fails a call first (testing/faulty_tensorpipe_agent.cpp:
+            # FaultyTensorPipeAgent::send), and TensorPipe's refuses it before it writes.
+            del model.sends[-1]
+            return fate.argument
+        there += self._given(model, others, self.at, self.to)
+        if fate.refused_by != "reader":
+            model.calls[self.to][call] += 1
+        arrived = [handle for handle in there if handle is not None]
+        try:
+            self._fetch(model, arrived, self.to, drop=False)
+        except StepFails:
+            for handle in arrived:
+                model.drop(handle)
+            raise StepFails(error="remote") from None
+        back = self._given(model, arrived, self.to, self.at)
+        for handle in arrived:
+            model.drop(handle)
+        self._fetch(model, back, self.at)
+        return fate.argument
+
+    def _remote(self, model: Model, call: str) -> str:
+        handle, _ = model.remote(self.at, self.to, typed=False)
+        try:
+            if not handle.broken:
+                model.calls[self.to][call] += 1
+            model.value(handle, self.at)
+            if self.at == self.to:
+                # The owner gets the value itself (py_rref.cpp: PyRRef::localValue).
+                return ""
+            back = self._given(model, self._made(model, self.to), self.to, self.at)
+            self._fetch(model, back, self.at)
+            return SORTS[self.sort].fetched
+        finally:
+            model.drop(handle)
+
+    def _own(self, model: Model, call: str) -> str:
+        fate = SORTS[self.sort]
+        if fate.owned == "refused":
+            return "RuntimeError"
+        handle = model.created(self.at, self.at, typed=fate.owned == "typed")
+        there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
+        model.calls[self.to][call] += 1
+        self._fetch_there(model, there)
+        return "" if self.at == self.to else fate.fetched
+
+    def _fetch_there(self, model: Model, there: Handle | None) -> None:
+        """A called function fetches what it was sent.
+
+        Raises:
+            StepFails: the fetch fails, and so the function.
+        """
+        try:
+            self._fetch(model, [there] if there else [], self.to)
+        except StepFails:
+            raise StepFails(error="remote") from None
+
+    def _made(self, model: Model, owner: int) -> list[Handle]:
+        """The RRefs that a new value contains, at the rank that makes it."""
+        number = SORTS[self.sort].rrefs
+        return [model.created(owner, owner, (1.0,), typed=True) for _ in range(number)]
+
+    def _given(
+        self, model: Model, handles: Sequence[Handle], sender: int, receiver: int
+    ) -> list[Handle]:
+        return [model.give(handle, sender, receiver) for handle in handles]
+
+    def _fetch(
+        self, model: Model, handles: Sequence[Handle], at: int, *, drop: bool = True
+    ) -> None:
+        """Fetch the values of some RRefs, one after the other, and drop the RRefs."""
+        try:
+            for handle in handles:
+                model.value(handle, at)
+        finally:
+            for handle in handles if drop else ():
+                model.drop(handle)
+
+    @property
+    def lasts(self) -> float:
+        return 2 * SLOW_SECONDS if self.sort == "slow" else 0.0
+
+    @property
+    def raises_there(self) -> bool:
+        return self.sort == "missing-unpickled"
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        if seen == expected:
+            return []
+        refused, wanted = seen.get("refused"), expected.get("refused")
+        if wanted is None and refused is not None:
+            message = f"a value of the sort {self.sort!r} was refused by {refused}"
+            return [Violation("UnexpectedError", message)]
+        if wanted is not None and refused is None:
+            message = f"a value of the sort {self.sort!r} had to be refused by {wanted}, and came"
+            return [Violation("MissingError", message)]
+        if wanted is not None:
+            message = f"the value had to be refused by {wanted}, and was refused by {refused}"
+            return [Violation("UnexpectedError", message)]
+        differs = seen.get("differs")
+        return [Violation("WrongValue", f"a value of the sort {self.sort!r} came with {differs}")]
+
+    @classmethod
+    def draw(
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: Sequence[int] = (),
+        to: Sequence[int] = (),
+        fits: Callable[[Fate, Way], bool] | None = None,
+    ) -> Carry:
+        """One between these ranks, of a sort and by a way that fit."""
+        caller = drawer.pick(at or drawer.ranks)
+        target = drawer.pick(to or drawer.peers[caller])
+        able = _able(fits)
+        sort = drawer.pick(tuple(able))
+        return cls(caller, target, sort, drawer.pick(able[sort]))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Aim]:
+        others = drawer.others[rank]
+        aim: dict[str, Any]
+        match message:
+            case MessageType.PYTHON_CALL:
+                aim = {"at": (rank,), "fits": _calls}
+            case (
+                MessageType.PYTHON_REMOTE_CALL
+                | MessageType.PYTHON_RREF_FETCH_CALL
+                | MessageType.RREF_USER_DELETE
+            ) if others:
+                aim = {"at": (rank,), "to": others, "fits": _fetches}
+            case MessageType.SCRIPT_RREF_FETCH_CALL if others:
+                aim = {"at": others, "to": (rank,), "fits": _fetches_by_script}
+            case MessageType.RREF_CHILD_ACCEPT if others:
+                aim = {"at": (rank,), "to": others, "fits": _gets_rref_back}
+            case _:
+                return []
+        return [(cls.op, lambda: cls.draw(drawer, **aim))]
+
+
+@functools.cache
+def _able(fits: Callable[[Fate, Way], bool] | None) -> Mapping[str, tuple[Way, ...]]:
+    """The sorts that are drawn, with the ways that fit."""
+    found: dict[str, tuple[Way, ...]] = {}
+    for sort, fate in SORTS.items():
+        ways: list[Way] = [way for way in fate.ways if fits is None or fits(fate, way)]
+        if ways and fate.drawn:
+            found[sort] = tuple(ways)
+    return found
+
+
+def _fetches(fate: Fate, way: Way) -> bool:
+    return way == "remote"
+
+
+def _calls(fate: Fate, way: Way) -> bool:
+    """Whether such a step sends a PYTHON_CALL."""
+    if way in _ECHOES:
+        return not fate.argument or fate.refused_by in ("reader", "answer")
+    return way == "result" or (way == "own" and fate.owned != "refused")
+
+
+def _fetches_by_script(fate: Fate, way: Way) -> bool:
+    return way == "own" and fate.owned == "typed"
+
+
+def _gets_rref_back(fate: Fate, way: Way) -> bool:
+    return way in _ECHOES and fate.rrefs > 0
