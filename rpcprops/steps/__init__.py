@@ -10,8 +10,9 @@ from rpcprops.steps.autograd import Context, Refused
 from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
+from rpcprops.steps.graphs import Graph
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
-from rpcprops.steps.training import Module, Optimize
+from rpcprops.steps.training import Linear, Module, Optimize, Train
 
 __all__ = [
     "STEP_TYPES",
@@ -24,7 +25,9 @@ __all__ = [
     "Drop",
     "Fetch",
     "Flavour",
+    "Graph",
     "Leaf",
+    "Linear",
     "Local",
     "Module",
     "Nest",
@@ -39,6 +42,7 @@ __all__ = [
     "Step",
     "StepFails",
     "Through",
+    "Train",
     "Value",
     "Wait",
 ]
