@@ -308,7 +308,7 @@ class Graph(Step):
         model.release(name, self.at, known)
 
     def _remote(self, model: Model, rank: int, sent: int = 0) -> None:
-        """An ``rpc.remote``: its value is used, its RRef `sent` to the owner so often, and dropped."""
+        """An ``rpc.remote`` whose value is used; its RRef goes to its owner so often, and ends."""
         made = model.created(self.at, rank, typed=False)
         made.rref.made = True
         for _ in range(sent):

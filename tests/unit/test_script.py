@@ -27,6 +27,8 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Graph,
+    Linear,
     Local,
     Module,
     Nest,
@@ -40,6 +42,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Through,
+    Train,
     Wait,
 )
 from rpcprops.report._sources import Sources
@@ -90,7 +93,11 @@ EVERY = Program(
         Context(0, "breaks", (1, 2), breaks=2),
         Context(1, "both", (2,), breaks=2, nested=True, raises=True),
         Context(0, "alone", backward=False),
+        Graph(0, "graph", ((0, "plain"), (1, "hooked")), (("add", (0, 1), 2, "relay"),), ((2,),)),
+        Graph(1, "twice", ((2, "fixed"),), (("custom", (0,), 0, "proxy"),), beside=True, inside=2),
         Optimize(0, "optimized", (1, 2)),
+        Train(0, "trained", (1, 2), "Adam"),
+        Linear(0, "linear", 1, by="async"),
         Module(0, 1),
         Pause(1, 0.1),
         Settle(),
@@ -192,8 +199,9 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "__future__", "collections", "gc", "importlib", "itertools", "multiprocessing",
-        "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "torch", "__future__", "collections", "concurrent", "functools", "gc", "importlib",
+        "itertools", "multiprocessing", "os", "re", "sys", "tempfile", "threading", "time",
+        "traceback", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 
