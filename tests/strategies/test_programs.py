@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,7 +25,9 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Graph,
     Leaf,
+    Linear,
     Local,
     Nest,
     Optimize,
@@ -38,6 +40,7 @@ from rpcprops.programs import (
     Share,
     Step,
     Through,
+    Train,
     Wait,
 )
 from rpcprops.steps.base import CLEARLY_LATE
@@ -91,6 +94,19 @@ def messages_by_step(program: Program) -> Iterator[tuple[Leaf, list[Message]]]:
         yield leaf, list(_messages(leaf, owner, typed))
 
 
+def asked(leaf: Context | Graph | Linear | Optimize | Train) -> Sequence[int]:
+    """The ranks that a step asks in its context, and that mostly answer with a gradient to come."""
+    match leaf:
+        case Context():
+            return leaf.path
+        case Graph():
+            return sorted({rank for *_, rank, how in leaf.operations if how})
+        case Linear():
+            return (leaf.to,)
+        case _:
+            return leaf.owners
+
+
 def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
     leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]
 ) -> Iterator[Message]:
@@ -138,8 +154,8 @@ def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
         case Through():
             if leaf.out:
                 typed[leaf.out] = False
-        case Context(path=ranks) | Optimize(owners=ranks):
-            for rank in ranks:
+        case Context() | Graph() | Linear() | Optimize() | Train():
+            for rank in asked(leaf):
                 if rank != leaf.at:
                     yield leaf.at, CLEANUP
                     yield rank, CLEANUP
@@ -221,7 +237,7 @@ def test_names_are_given_in_order(program: Program) -> None:
     for leaf in program.leaves:
         if isinstance(leaf, Call):
             futures += [leaf.out] if leaf.out else []
-        elif isinstance(leaf, Context | Optimize):
+        elif isinstance(leaf, Context | Graph | Linear | Optimize | Train):
             contexts.append(leaf.name)
         elif getattr(leaf, "out", ""):
             made.append(leaf.out)  # type: ignore[attr-defined]
@@ -272,7 +288,7 @@ def test_a_context_is_asked_for_after_a_settle(program: Program) -> None:
     settled: set[str] = set()
     ended: set[str] = set()
     for leaf in program.leaves:
-        if isinstance(leaf, Context):
+        if isinstance(leaf, Context | Graph | Linear):
             ended.add(leaf.name)
         elif isinstance(leaf, Settle):
             settled |= ended
