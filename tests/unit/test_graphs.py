@@ -11,7 +11,7 @@ from rpcprops.faults import FaultPlan, MessageType
 from rpcprops.oracle import predict
 from rpcprops.programs import Graph, Program
 
-LEAF = ((0, "plain"),)
+LEAF: Any = ((0, "plain"),)
 
 
 @pytest.mark.parametrize(
