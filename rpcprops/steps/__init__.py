@@ -11,8 +11,9 @@ from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepF
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
+from rpcprops.steps.graphs import Graph
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
-from rpcprops.steps.training import Module, Optimize
+from rpcprops.steps.training import Linear, Module, Optimize, Train
 from rpcprops.steps.values import Carry
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "Drop",
     "Fetch",
     "Flavour",
+    "Graph",
     "Invoke",
     "Leaf",
+    "Linear",
     "Local",
     "Module",
     "Nest",
@@ -46,6 +49,7 @@ __all__ = [
     "Step",
     "StepFails",
     "Through",
+    "Train",
     "Value",
     "Wait",
 ]

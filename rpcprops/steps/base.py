@@ -20,6 +20,7 @@ Nothing here imports torch, or code that walks programs: scope, model and drawer
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
@@ -264,3 +265,19 @@ def remote_message(*, typed: bool) -> MessageType:
 def fetch_message(*, typed: bool) -> MessageType:
     """The message of a fetch of an RRef; typed if TorchScript knows the type of its value."""
     return MessageType.SCRIPT_RREF_FETCH_CALL if typed else MessageType.PYTHON_RREF_FETCH_CALL
+
+
+def is_close(seen: object, expected: object) -> bool:
+    """Whether two numbers, or lists of them, are equal but for rounding.
+
+    For what sums and products give that may come in any order: they differ by roundings of float64.
+    """
+    if isinstance(expected, list):
+        return (
+            isinstance(seen, list | tuple)
+            and len(seen) == len(expected)
+            and all(map(is_close, seen, expected))
+        )
+    if isinstance(expected, float):
+        return isinstance(seen, float) and math.isclose(seen, expected, rel_tol=1e-12)
+    return seen == expected

@@ -1,16 +1,17 @@
-"""Steps that train: a distributed optimizer, and a remote module."""
+"""Steps that train: distributed optimizers, and remote modules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
+from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS
-from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
+from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Handle, Model
@@ -19,23 +20,16 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _MOST_OWNERS = 3
+_MOST_ROUNDS = 9
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Optimize(Step):
-    """One step of a ``DistributedOptimizer`` (SGD, rate 0.25) on a parameter at each of `owners`.
+class _Optimizing(Step):
+    """A step that optimizes one parameter at each of `owners`, in one context after the other."""
 
-    The loss is the sum of squares, so each element of `value` is halved. The step's value is a list
-    of the owners' parameters after that, read at their owners. `name` names the context.
-    """
+    __slots__ = ()
 
-    op: ClassVar[str] = "optimize"
-    order: ClassVar[float | None] = 17
-    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
-    at: int
     name: str
     owners: tuple[int, ...]
-    value: Value = (1.0, 2.0)
 
     def enter(self, scope: Scope) -> None:
         for rank in self.owners:
@@ -45,27 +39,30 @@ class Optimize(Step):
             raise UsageError(msg)
         scope.new_context(self.name)
 
-    def predict(self, model: Model, call: str) -> StepPrediction:
+    def _optimized(
+        self, model: Model, call: str, ends: Sequence[Sequence[float]], rounds: int
+    ) -> list[list[float]]:
+        """The messages of a whole step; the parameters that `at` reads at the end, as in `ends`."""
         made: list[Handle] = []
         try:
             for owner in self.owners:
                 handle, _ = model.remote(self.at, owner, typed=False)
                 made.append(handle)
                 if not handle.broken:
-                    handle.rref.value = list(self.value)
                     model.calls[owner][call] += 1
             parameters = tuple(made)
             optimizers = self._optimizers(model, parameters, made)
-            for optimizer in optimizers:
-                # The step runs in a context, so only the messages of its handle are counted.
-                model.drop(model.give(optimizer, self.at, optimizer.rref.owner))
-            known: dict[int, set[int]] = {self.at: set(self.owners)}
-            for owner in self.owners:
-                known.setdefault(owner, set()).add(self.at)
-            model.release(self.name, self.at, known)
-            for parameter in parameters:
-                parameter.rref.value = [0.5 * x for x in self.value]
-            return model.shows([model.value(parameter, self.at) for parameter in parameters])
+            for number in range(rounds):
+                for optimizer in optimizers:
+                    # It steps in a context, so only the messages of its handle are counted.
+                    model.drop(model.give(optimizer, self.at, optimizer.rref.owner))
+                known: dict[int, set[int]] = {self.at: set(self.owners)}
+                for owner in self.owners:
+                    known.setdefault(owner, set()).add(self.at)
+                model.release(f"{self.name} {number}" if number else self.name, self.at, known)
+            for parameter, end in zip(parameters, ends, strict=True):
+                parameter.rref.value = list(end)
+            return [model.value(parameter, self.at) for parameter in parameters]
         finally:
             for handle in made:
                 model.drop(handle)
@@ -96,18 +93,45 @@ class Optimize(Step):
             raise failure
         return found
 
+
+def _owners(drawer: StepDrawer, at: int, first: Sequence[int]) -> tuple[int, ...]:
+    """One to three owners; the first is in `first`, if any are."""
+    owners = [drawer.pick(first or drawer.peers[at])]
+    for _ in range(_MOST_OWNERS - 1):
+        others = [rank for rank in drawer.peers[at] if rank not in owners]
+        owner = drawer.pick((None, None, *others))
+        if owner is not None:
+            owners.append(owner)
+    return tuple(owners)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Optimize(_Optimizing):
+    """One step of a ``DistributedOptimizer`` (SGD, rate 0.25) on a parameter at each of `owners`.
+
+    The loss is the sum of squares, so each element of `value` is halved. The step's value is a list
+    of the owners' parameters after that, read at their owners. `name` names the context.
+    """
+
+    op: ClassVar[str] = "optimize"
+    order: ClassVar[float | None] = 17
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    at: int
+    name: str
+    owners: tuple[int, ...]
+    value: Value = (1.0, 2.0)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        halved = [[0.5 * x for x in self.value]] * len(self.owners)
+        return model.shows(self._optimized(model, call, halved, 1))
+
     @classmethod
     def draw(
         cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
     ) -> Optimize:
         at = drawer.rank() if at is None else at
-        owners = [drawer.pick(first or drawer.peers[at])]
-        for _ in range(_MOST_OWNERS - 1):
-            others = [rank for rank in drawer.peers[at] if rank not in owners]
-            owner = drawer.pick((None, None, *others))
-            if owner is not None:
-                owners.append(owner)
-        return cls(at, drawer.name("context"), tuple(owners), drawer.pick(TENSORS))
+        owners = _owners(drawer, at, first)
+        return cls(at, drawer.name("context"), owners, drawer.pick(TENSORS))
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -115,6 +139,95 @@ class Optimize(Step):
         if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
             return []
         return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
+
+
+#: Optimizers of ``torch.optim``. For all but the last torch has a version in TorchScript, which
+#: DistributedOptimizer uses instead (torch/distributed/optim/utils.py: functional_optim_map). It
+#: has one for Rprop too, which is not here: its factors are float32 even for float64 parameters,
+#: since ``sign[sign.gt(0)] = etaplus`` (torch/optim/rprop.py: _single_tensor_rprop) makes a tensor
+#: of the default type in TorchScript. So it agrees with the local one to seven digits only.
+Optimizer: TypeAlias = Literal[
+    "SGD", "Adagrad", "Adam", "AdamW", "Adadelta", "RMSprop", "Adamax", "NAdam"
+]
+_OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+_ROUNDS = (2, 1, 3)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Train(_Optimizing):
+    """`rounds` steps of a ``DistributedOptimizer`` (rate 0.25) with one parameter at each owner.
+
+    Each step has a context of its own. Parameter number n starts as `value` plus n, and the loss
+    is the sum of all squares. The step's value has the parameters after that, and those after as
+    many steps of the local optimizer in one process. torch says that DistributedOptimizer "applies
+    the given optimizer locally for each parameter", and promises no digits. Both compute the same
+    formulas in float64, perhaps in another order, so they must agree to 1e-12 of a parameter.
+
+    Args:
+        name: names the first context.
+        optimizer: a class of ``torch.optim``; only its rate is given.
+    """
+
+    op: ClassVar[str] = "train"
+    order: ClassVar[float | None] = 61
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    at: int
+    name: str
+    owners: tuple[int, ...]
+    optimizer: Optimizer = "SGD"
+    rounds: int = 2
+    value: Value = (1.0, 2.0)
+
+    def enter(self, scope: Scope) -> None:
+        if not 1 <= self.rounds <= _MOST_ROUNDS:
+            msg = f"rounds={shown(self.rounds)} must lie in 1 to {_MOST_ROUNDS}."
+            raise UsageError(msg)
+        _Optimizing.enter(self, scope)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        starts = [[x + number for x in self.value] for number in range(len(self.owners))]
+        self._optimized(model, call, starts, self.rounds)
+        if self.optimizer != "SGD":
+            return model.shows({"parameters": None})
+        # Each step halves a parameter whose loss is its square.
+        ends = [[x / 2.0**self.rounds for x in start] for start in starts]
+        return model.shows({"parameters": ends, "alone": ends})
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        parameters, alone = seen.get("parameters"), seen.get("alone")
+        wanted = expected["parameters"]
+        if wanted is None and _is_table(alone, len(self.owners), len(self.value)):
+            wanted = alone
+        if is_close(parameters, wanted) and is_close(alone, wanted):
+            return []
+        message = f"expected the parameters {wanted!r}, got {parameters!r}, and {alone!r} alone"
+        return [Violation("WrongValue", message)]
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()) -> Train:
+        at = drawer.rank() if at is None else at
+        owners = _owners(drawer, at, first)
+        optimizer = drawer.pick(_OPTIMIZERS)
+        rounds = drawer.pick(_ROUNDS)
+        return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
+            return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
+
+
+def _is_table(value: object, rows: int, columns: int) -> bool:
+    """Whether it is so many lists of so many numbers."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == rows
+        and all(isinstance(row, list | tuple) and len(row) == columns for row in value)
+        and all(isinstance(number, float) for row in value for number in row)
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -142,3 +255,113 @@ class Module(Step):
     def draw(cls, drawer: StepDrawer) -> Module:
         at = drawer.rank()
         return cls(at, drawer.peer(at), drawer.pick(TENSORS))
+
+
+#: How the input gets into the module: by its forward, or its forward_async, or a proxy of its RRef.
+By: TypeAlias = Literal["forward", "async", "proxy"]
+_BYS: tuple[By, ...] = get_args(By)
+_OUTPUTS = 2
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Linear(Step):
+    """A ``RemoteModule`` at `to` that is a linear layer, and backward through it in a context.
+
+    Output i of two is the sum over j of ``(i + j + 1) * value[j]``, plus i. The loss is the sum of
+    the outputs' squares. The step's value has the outputs, and the gradients of the input, the
+    weights (row by row) and the bias, and those that the same layer gives in one process.
+
+    Args:
+        name: names the context for :class:`Refused`.
+        by: ``forward``, ``forward_async``, or ``forward`` through ``get_module_rref()``.
+    """
+
+    op: ClassVar[str] = "linear"
+    order: ClassVar[float | None] = 62
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    at: int
+    name: str
+    to: int
+    value: Value = (1.0, 2.0)
+    by: By = "forward"
+
+    def enter(self, scope: Scope) -> None:
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
+        # rpc.remote, and remote_parameters calls a function that answers with an RRef of each.
+        module, _ = model.remote(self.at, self.to, typed=False)
+        made = [module]
+        try:
+            model.ask(self.at, self.to, MessageType.PYTHON_CALL, module)
+            module.rref.made = True
+            for _ in ("weight", "bias"):
+                local = model.created(self.to, self.to, typed=False)
+                made.append(model.give(local, self.to, self.at))
+            # In the context: a forward, which sends the module's RRef (_remote_forward), a proxy
+            # that first asks for its type (rref_proxy.py: _invoke_rpc), and each parameter's RRef.
+            times = 2 if self.by == "proxy" and self.at != self.to else 1
+            for handle in (*[module] * times, *made[1:]):
+                model.drop(model.give(handle, self.at, self.to))
+            known: dict[int, set[int]] = {self.at: {self.to}}
+            known.setdefault(self.to, set()).add(self.at)
+            model.release(self.name, self.at, known)
+            return model.shows(self._computed())
+        finally:
+            for handle in made:
+                model.drop(handle)
+
+    def _computed(self) -> dict[str, Any]:
+        weights = [
+            [float(row + column + 1) for column in range(len(self.value))]
+            for row in range(_OUTPUTS)
+        ]
+        outputs = [
+            sum(w * x for w, x in zip(row, self.value, strict=True)) + number
+            for number, row in enumerate(weights)
+        ]
+        slopes = [2.0 * y for y in outputs]
+        gradients = [
+            [
+                sum(s * w for s, w in zip(slopes, column, strict=True))
+                for column in zip(*weights, strict=True)
+            ],
+            [s * x for s in slopes for x in self.value],
+            slopes,
+        ]
+        return {"outputs": outputs, "gradients": gradients, "alone": gradients}
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        promises = {"outputs": "WrongValue", "gradients": "WrongGradient", "alone": "WrongValue"}
+        return [
+            Violation(promise, f"{key}: expected {expected[key]!r}, got {seen.get(key)!r}")
+            for key, promise in promises.items()
+            if not is_close(seen.get(key), expected[key])
+        ]
+
+    @classmethod
+    def draw(
+        cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
+    ) -> Linear:
+        at = drawer.rank() if at is None else at
+        to = drawer.pick(first or drawer.peers[at])
+        return cls(at, drawer.name("context"), to, drawer.pick(TENSORS), drawer.pick(_BYS))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
+            return []
+        return [
+            (cls.op, lambda: cls.draw(drawer, at=rank, first=others)),
+            (cls.op, lambda: cls.draw(drawer, at=drawer.pick(others), first=(rank,))),
+        ]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False

@@ -72,20 +72,26 @@ def corpus() -> tuple[World, ...]:
 def _breaking() -> list[Program]:
     """Contexts whose backward raises at each rank of their path."""
     return [
-        Program(3, (Context(at, "x", path, breaks=breaks),))
-        for at, path in ((0, (1, 2)), (1, (2, 0)), (2, (0, 1)))
+        Program(3, (Context(at, "x", path, nested=nested, breaks=breaks),))
+        for at, path, nested in (
+            (0, (1, 2), False),
+            (1, (2, 0), False),
+            (2, (0, 1), False),
+            (0, (2, 1), True),
+        )
         for breaks in path
     ]
 
 
 def _aimed() -> Iterator[World]:
     """Drawn worlds in which rare things meet: counts of one rank, delays and timeouts."""
-    for tables, kinds in (
-        (None, ("count", "call")),
-        (st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),
+    for number, tables, kinds in (
+        (60, None, ("count", "call")),
+        (25, None, ("graph", "train", "linear")),
+        (60, st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),
     ):
         strategy = programs_under_faults(
             max_world_size=3, min_steps=6, kinds=kinds, tables=tables, branches=False
         )
-        for program, plan in draws(strategy, 60):
+        for program, plan in draws(strategy, number):
             yield World.of(program, plan)

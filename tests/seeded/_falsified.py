@@ -19,8 +19,10 @@ from rpcprops.programs import (
     Count,
     Deferred,
     Fetch,
+    Graph,
     Invoke,
     Leaf,
+    Linear,
     Local,
     Optimize,
     Raising,
@@ -28,6 +30,8 @@ from rpcprops.programs import (
     Refused,
     Settle,
     Share,
+    Step,
+    Train,
 )
 from tests.seeded._corpus import World
 from tests.seeded._ideal import (
@@ -78,6 +82,10 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 # Steps.
 
 
+#: The kinds of step whose value is a dict.
+_WITH_PARTS = (Carry, Context, Graph, Linear, Refused, Train)
+
+
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
     """Each step that a rank runs, with what it must show and what it shows."""
     rows = zip(world.program.leaves, world.prediction.steps, world.outcome.steps, strict=True)
@@ -101,7 +109,7 @@ def _wrong(value: Any) -> Any:
 def _valued(world: World) -> Iterator[tuple[int, Leaf, Any]]:
     """Each step that gives numbers."""
     for index, leaf, _, seen in _steps(world):
-        if not isinstance(leaf, Context | Refused | Carry) and _wrong_or_none(seen.value):
+        if not isinstance(leaf, _WITH_PARTS) and _wrong_or_none(seen.value):
             yield index, leaf, seen.value
 
 
@@ -420,6 +428,88 @@ def _refused(world: World) -> Falsified:
         if isinstance(leaf, Refused) and not expected.value["refused"]:
             wrong = with_step(world.outcome, index, value={"refused": True, "message": "x"})
             yield wrong, [("ContextLeak", leaf.at, index)]
+
+
+# Graphs, trained parameters and remote layers: one part of the value is another than it must be.
+
+
+def _in_part(
+    kinds: type[Step] | tuple[type[Step], ...],
+    key: str,
+    promise: str,
+    change: Callable[[Any], Any],
+) -> Defect:
+    """The part `key` of a step's value is changed, wherever that makes a difference."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, _, seen in _steps(world):
+            if isinstance(leaf, kinds) and isinstance(seen.value, dict) and key in seen.value:
+                now = change(seen.value[key])
+                if now != seen.value[key]:
+                    value = {**seen.value, key: now}
+                    wrong = with_step(world.outcome, index, value=value)
+                    yield wrong, [(promise, _at(leaf), index)]
+
+    return falsify
+
+
+def _last(numbers: Any, change: Callable[[float], float]) -> Any:
+    """The same lists of numbers, with the last number changed."""
+    if not numbers or numbers[-1] is None:
+        return numbers
+    *rest, last = numbers
+    return [*rest, _last(last, change) if isinstance(last, list) else change(last)]
+
+
+def _each(numbers: Any, change: Callable[[float], float]) -> Any:
+    """The same lists of numbers, with each number changed."""
+    if isinstance(numbers, list):
+        return [_each(one, change) for one in numbers]
+    return numbers if numbers is None else change(numbers)
+
+
+DEFECTS |= {
+    "an operation of a graph gives another result": _in_part(
+        Graph, "results", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "the result of an operation does not arrive": _in_part(
+        Graph, "results", "WrongValue", lambda found: found[:-1]
+    ),
+    "a leaf of a graph gets no gradient": _in_part(
+        Graph, "gradients", "WrongGradient", lambda found: [*found[:-1], None]
+    ),
+    "a leaf that no pass reaches gets a gradient": _in_part(
+        Graph, "gradients", "WrongGradient", lambda found: [one or [0.0, 0.0] for one in found]
+    ),
+    "a gradient of a graph comes twice": _in_part(
+        Graph, "gradients", "WrongGradient", lambda found: _each(found, lambda x: 2.0 * x)
+    ),
+    "two contexts share their gradients": _in_part(
+        Graph, "beside", "WrongGradient", lambda found: _each(found, lambda x: 2.0 * x)
+    ),
+    "a context inside another one is accepted": _in_part(
+        Graph, "refused", "MissingError", lambda _: None
+    ),
+    "one process computes other gradients": _in_part(
+        (Graph, Linear), "alone", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "one process runs a hook less": _in_part(
+        Graph, "hooks", "WrongValue", lambda times: max(0, times - 1)
+    ),
+    "an optimizer forgets what it remembers between steps": _in_part(
+        Train, "parameters", "WrongValue", lambda found: _each(found, lambda x: 1.000001 * x)
+    ),
+    "a parameter is never trained": _in_part(
+        Train, "parameters", "WrongValue", lambda found: found[:-1]
+    ),
+    "one process trains nothing": _in_part(Train, "alone", "WrongValue", lambda _: None),
+    "a remote layer gives another output": _in_part(
+        Linear, "outputs", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "a bias of a remote layer gets no gradient": _in_part(
+        Linear, "gradients", "WrongGradient", lambda found: [*found[:-1], None]
+    ),
+}
 
 
 # Calls.

@@ -23,7 +23,7 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.programs import Context, Leaf, Program, Refused, Settle
+from rpcprops.programs import Context, Graph, Leaf, Linear, Program, Refused, Settle, Train
 
 TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (200 ms)")
 #: An error of each class, as a rank raises it.
@@ -74,15 +74,25 @@ def _step(index: int, leaf: Leaf, expected: StepPrediction, size: int) -> StepOu
     # Where either may come it is the value.
     if expected.error not in ("", "unknown"):
         return StepOutcome(index, error=ERRORS[expected.error])
-    if isinstance(leaf, Context):
-        value = {**expected.value, "id": 1 << 48}
-        if leaf.breaks is not None:
-            value["broke"] = "Error on Node 1: RaisedOnPurposeError"
-        return StepOutcome(index, value)
-    if isinstance(leaf, Refused):
-        message = {"message": "Could not find it"} if expected.value["refused"] else {}
-        return StepOutcome(index, {**expected.value, **message})
-    return StepOutcome(index, expected.value)
+    return StepOutcome(index, _value(leaf, expected.value))
+
+
+def _value(leaf: Leaf, expected: Any) -> Any:
+    """What a rank shows where `expected` is predicted."""
+    value = expected
+    if isinstance(leaf, Context | Graph | Linear):
+        value = {**expected, "id": 1 << 48}
+    if isinstance(leaf, Context) and leaf.breaks is not None:
+        value["broke"] = "Error on Node 1: RaisedOnPurposeError"
+    if isinstance(leaf, Graph) and leaf.inside is not None:
+        value["refused"] = "Already have an autograd context"
+    if isinstance(leaf, Train) and expected["parameters"] is None:
+        # Of most optimizers the oracle knows no numbers, only that two must agree.
+        numbers = [[0.25 for _ in leaf.value] for _ in leaf.owners]
+        value = {"parameters": numbers, "alone": numbers}
+    if isinstance(leaf, Refused) and expected["refused"]:
+        value = {**expected, "message": "Could not find it"}
+    return value
 
 
 def _rank(rank: int, prediction: Prediction, plan: FaultPlan) -> RankOutcome:

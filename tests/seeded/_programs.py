@@ -16,7 +16,9 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Flavour,
+    Graph,
     Invoke,
+    Linear,
     Local,
     Module,
     Nest,
@@ -33,6 +35,7 @@ from rpcprops.programs import (
     Share,
     Step,
     Through,
+    Train,
     Wait,
 )
 from rpcprops.properties import _programs as shipped
@@ -113,6 +116,37 @@ CONTEXTS = Program(
         Refused(0, "z"),
     ),
     "contexts",
+)
+GRAPHS = Program(
+    3,
+    (
+        Graph(
+            0,
+            "x",
+            ((0, "plain"), (1, "hooked"), (2, "fixed")),
+            (
+                ("add", (0, 1), 1, "sync"),
+                ("mul", (3, 2), 2, "async"),
+                ("inplace", (4,), 2, "remote"),
+                ("custom", (5,), 1, "proxy"),
+                ("hook", (6,), 1, "relay"),
+                ("hook", (7,), 0, ""),
+                ("mul", (0, 0), 0, ""),
+            ),
+            ((8,), (8, 9)),
+            (3.0, -1.0),
+            beside=True,
+            inside=1,
+        ),
+        Linear(1, "y", 2, (1.0, 2.0, 3.0), "proxy"),
+        Linear(2, "z", 2, by="async"),
+        Train(0, "t", (1, 2), "Adam", 3),
+        Train(1, "u", (1, 0), value=(3.0,)),
+        Settle(),
+        Refused(1, "x"),
+        Refused(2, "y"),
+    ),
+    "graphs",
 )
 BRANCHES = Program(
     3,
@@ -228,6 +262,7 @@ EVERY_KIND = (
     RAISING,
     TRAINING,
     CONTEXTS,
+    GRAPHS,
     BRANCHES,
     TIMED,
     IMPATIENT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,7 +27,9 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Graph,
     Leaf,
+    Linear,
     Local,
     Nest,
     Optimize,
@@ -40,6 +42,7 @@ from rpcprops.programs import (
     Share,
     Step,
     Through,
+    Train,
     Wait,
 )
 from rpcprops.steps.base import CLEARLY_LATE
@@ -132,6 +135,19 @@ def _carried(leaf: Carry) -> Iterator[Message]:
             pass
 
 
+def asked(leaf: Context | Graph | Linear | Optimize | Train) -> Sequence[int]:
+    """The ranks that a step asks in its context, and that mostly answer with a gradient to come."""
+    match leaf:
+        case Context():
+            return leaf.path
+        case Graph():
+            return sorted({rank for *_, rank, how in leaf.operations if how})
+        case Linear():
+            return (leaf.to,)
+        case _:
+            return leaf.owners
+
+
 def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
     leaf: Leaf, owner: dict[str, int], typed: dict[str, bool]
 ) -> Iterator[Message]:
@@ -181,8 +197,8 @@ def _messages(  # noqa: C901, PLR0912 - one case for each kind of step
         case Through():
             if leaf.out:
                 typed[leaf.out] = False
-        case Context(path=ranks) | Optimize(owners=ranks):
-            for rank in ranks:
+        case Context() | Graph() | Linear() | Optimize() | Train():
+            for rank in asked(leaf):
                 if rank != leaf.at:
                     yield leaf.at, CLEANUP
                     yield rank, CLEANUP
@@ -263,7 +279,7 @@ def test_names_are_given_in_order() -> None:
         for leaf in program.leaves:
             if isinstance(leaf, Call):
                 futures += [leaf.out] if leaf.out else []
-            elif isinstance(leaf, Context | Optimize):
+            elif isinstance(leaf, Context | Graph | Linear | Optimize | Train):
                 contexts.append(leaf.name)
             elif getattr(leaf, "out", ""):
                 made.append(leaf.out)  # type: ignore[attr-defined]
@@ -312,7 +328,7 @@ def test_a_context_is_asked_for_after_a_settle() -> None:
         settled: set[str] = set()
         ended: set[str] = set()
         for leaf in program.leaves:
-            if isinstance(leaf, Context):
+            if isinstance(leaf, Context | Graph | Linear):
                 ended.add(leaf.name)
             elif isinstance(leaf, Settle):
                 settled |= ended

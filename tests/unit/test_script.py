@@ -6,6 +6,7 @@ import ast
 import builtins
 import py_compile
 import symtable
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +30,9 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     Fetch,
+    Graph,
     Invoke,
+    Linear,
     Local,
     Module,
     Nest,
@@ -45,6 +48,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Through,
+    Train,
     Wait,
 )
 from rpcprops.report._sources import Sources
@@ -95,7 +99,11 @@ EVERY = Program(
         Context(0, "breaks", (1, 2), breaks=2),
         Context(1, "both", (2,), breaks=2, nested=True, raises=True),
         Context(0, "alone", backward=False),
+        Graph(0, "graph", ((0, "plain"), (1, "hooked")), (("add", (0, 1), 2, "relay"),), ((2,),)),
+        Graph(1, "twice", ((2, "fixed"),), (("custom", (0,), 0, "proxy"),), beside=True, inside=2),
         Optimize(0, "optimized", (1, 2)),
+        Train(0, "trained", (1, 2), "Adam"),
+        Linear(0, "linear", 1, by="async"),
         Module(0, 1),
         Raising(0, 1, "value", ": 'quoted'", how="remote"),
         Invoke(0, 1, "keywords"),
@@ -204,11 +212,7 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     text = script_of(artefact(promise, program)).text
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
-    assert modules(text) <= {
-        "torch", "__future__", "collections", "dataclasses", "enum", "functools", "gc", "importlib",
-        "itertools", "math", "multiprocessing", "operator", "os", "re", "sys", "tempfile",
-        "threading", "time", "traceback", "types", "typing", "warnings",
-    }  # fmt: skip
+    assert modules(text) <= sys.stdlib_module_names | {"torch"}
     assert not undefined(text)
 
 

@@ -10,6 +10,7 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
+from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_call
 
@@ -63,6 +64,109 @@ def make_parameter(call: str, value: torch.Tensor) -> torch.Tensor:
     """A parameter to optimize, kept by the RRef of the ``rpc.remote`` that called this."""
     note_call(call)
     return value.clone().requires_grad_()
+
+
+def train(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    name: str,
+    owners: tuple[int, ...],
+    optimizer: str,
+    rounds: int,
+    value: tuple[float, ...],
+) -> dict[str, Any]:
+    """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
+    starts = [tensor(value) + number for number in range(len(owners))]
+    try:
+        there = [world[owner] for owner in owners]
+        parameters = train_parameters(call, name, there, optimizer, rounds, starts)
+    finally:
+        gc.collect()
+    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts)}
+
+
+def train_parameters(
+    call: str,
+    name: str,
+    owners: list[str],
+    optimizer: str,
+    rounds: int,
+    starts: list[torch.Tensor],
+) -> list[list[float]]:
+    """Make a parameter at each owner, and take steps of a DistributedOptimizer on all."""
+    rrefs: list[Any] = [
+        rpc.remote(owner, make_parameter, args=(call, start))
+        for owner, start in zip(owners, starts, strict=True)
+    ]
+    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, lr=LEARNING_RATE)  # type: ignore[no-untyped-call]
+    for number in range(rounds):
+        with dist_autograd.context() as context_id:
+            if not number:
+                contexts[name] = context_id
+            loss = torch.stack([rref.to_here().square().sum() for rref in rrefs]).sum()
+            dist_autograd.backward(context_id, [loss])
+            trainer.step(context_id)
+    return [rref.to_here().detach().tolist() for rref in rrefs]
+
+
+def train_alone(optimizer: str, rounds: int, starts: list[torch.Tensor]) -> list[list[float]]:
+    """The parameters after as many steps of the optimizer in one process."""
+    parameters = [start.clone().requires_grad_() for start in starts]
+    trainer = getattr(torch.optim, optimizer)(parameters, lr=LEARNING_RATE)
+    for _ in range(rounds):
+        trainer.zero_grad()
+        torch.autograd.backward(torch.stack([one.square().sum() for one in parameters]).sum())
+        trainer.step()
+    return [one.tolist() for one in parameters]
+
+
+class Layer(torch.nn.Linear):
+    """A linear layer with two outputs, whose weights count up from 1 and whose bias from 0."""
+
+    def __init__(self, size: int) -> None:
+        """A layer for so many inputs."""
+        super().__init__(size, 2, dtype=torch.float64)
+        with torch.no_grad():
+            rows = torch.arange(2.0).reshape(2, 1)
+            self.weight.copy_(rows + torch.arange(float(size)) + 1.0)
+            self.bias.copy_(rows.flatten())
+
+
+def linear(
+    call: str, world: tuple[str, ...], *, name: str, to: int, value: tuple[float, ...], by: str
+) -> dict[str, Any]:
+    """Run backward through a layer at another rank, and through one here."""
+    try:
+        result = remote_layer(world[to], name, tensor(value).requires_grad_(), by)
+    finally:
+        # As in module(), where a RemoteModule refers to itself.
+        gc.collect()
+    leaf = tensor(value).requires_grad_()
+    layer = Layer(len(value))
+    torch.autograd.backward(layer(leaf).square().sum())
+    alone = [leaf.grad, layer.weight.grad, layer.bias.grad]
+    return result | {"alone": [one.flatten().tolist() for one in alone if one is not None]}
+
+
+def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str) -> dict[str, Any]:
+    """The id of a context, what a layer at another rank gives in it, and the gradients."""
+    layer: Any = RemoteModule(f"{to}/cpu", Layer, args=(len(leaf),))
+    parameters = layer.remote_parameters()
+    with dist_autograd.context() as context_id:
+        contexts[name] = context_id
+        if by == "forward":
+            y = layer.forward(leaf)
+        elif by == "async":
+            y = layer.forward_async(leaf).wait()
+        else:
+            y = layer.get_module_rref().rpc_sync().forward(leaf)
+        dist_autograd.backward(context_id, [y.square().sum()])
+        gradients = [
+            gradient_of(context_id, leaf),
+            *(rpc.rpc_sync(to, gradient_there, args=(context_id, one)) for one in parameters),
+        ]
+        return {"id": context_id, "outputs": y.tolist(), "gradients": gradients}
 
 
 def module(call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ...]) -> list[float]:

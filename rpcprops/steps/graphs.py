@@ -1,0 +1,456 @@
+"""Distributed autograd over a graph of operations, each at a rank and reached in its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.outcomes import Violation
+from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.base import Sort, Step, Value, Way, is_close
+
+if TYPE_CHECKING:
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
+
+#: What an operation computes. ``inplace`` changes the tensor that it got (to 2x + 1); ``custom`` is
+#: a ``torch.autograd.Function`` (2x) with a backward of its own (times 5); ``hook`` copies, and the
+#: hook of the copy doubles the gradient.
+What: TypeAlias = Literal["add", "mul", "inplace", "custom", "hook"]
+#: How an operation gets to its rank: "" computes it at the rank of the step, ``remote`` fetches an
+#: RRef, ``proxy`` calls a method through an RRef, and ``relay`` lets an ``async_execution``
+#: function ask the rank after that one (after the last comes the first).
+How: TypeAlias = Literal["", "sync", "async", "remote", "proxy", "relay"]
+#: A leaf that requires a gradient, one with a hook that doubles its gradient too, or one that
+#: requires none.
+Leafage: TypeAlias = Literal["plain", "hooked", "fixed"]
+#: What, the numbers of the results that it takes (leaves come first), the rank, how.
+Operation: TypeAlias = tuple[What, tuple[int, ...], int, How]
+
+_WHATS: tuple[What, ...] = get_args(What)
+_HOWS: tuple[How, ...] = get_args(How)
+_SORTS: tuple[Leafage, ...] = get_args(Leafage)
+_OPERANDS: dict[What, int] = {"add": 2, "mul": 2, "inplace": 1, "custom": 1, "hook": 1}
+#: What each of the one operand's numbers is multiplied by in backward.
+_SLOPES: dict[What, float] = {"inplace": 2.0, "custom": 5.0, "hook": 1.0}
+#: The most leaves that a result is a product of. What is drawn stays below 2**53, so float64 holds
+#: each sum and product exactly, in whatever order gradients are added up.
+_HIGHEST_DEGREE = 6
+_MOST_LEAVES = 3
+#: An operation that is drawn takes two of the last so many results.
+_LAST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Tape:
+    """What a graph computes, by the rules of calculus.
+
+    Attributes:
+        values: the numbers of each leaf and result.
+        needs: whether each requires a gradient.
+        degrees: of how many leaves each is a product, at the most.
+    """
+
+    values: list[list[float]] = field(default_factory=list)
+    needs: list[bool] = field(default_factory=list)
+    degrees: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: Value, leaves: Sequence[tuple[int, Leafage]]) -> Self:
+        """Leaf number n is `value` plus n."""
+        tape = cls()
+        for number, (_, sort) in enumerate(leaves):
+            tape.add([x + number for x in value], needs=sort != "fixed", degree=1)
+        return tape
+
+    def add(self, values: list[float], *, needs: bool, degree: int) -> None:
+        self.values.append(values)
+        self.needs.append(needs)
+        self.degrees.append(degree)
+
+    def operate(self, what: What, operands: Sequence[int]) -> None:
+        """Add the result of an operation."""
+        x, y = self.values[operands[0]], self.values[operands[-1]]
+        pairs = zip(x, y, strict=True)
+        found: dict[What, Callable[[], list[float]]] = {
+            "add": lambda: [a + b for a, b in pairs],
+            "mul": lambda: [a * b for a, b in pairs],
+            "inplace": lambda: [2.0 * a + 1.0 for a in x],
+            "custom": lambda: [2.0 * a for a in x],
+            "hook": lambda: list(x),
+        }
+        degrees = [self.degrees[number] for number in operands]
+        degree = sum(degrees) if what == "mul" else max(degrees)
+        needs = any(self.needs[number] for number in operands)
+        self.add(found[what](), needs=needs, degree=degree)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Graph(Step):
+    """A ``dist_autograd.context()`` at `at` that computes a graph, and the same in one process.
+
+    Leaf number n is `value` plus n, at its home: a leaf of another rank is made there by
+    ``rpc.remote``, and fetched when it is first used. The operations follow in order. The step's
+    value has their results, the gradients of the leaves, and the gradients that the same graph
+    gives in one process of plain torch, which the rank computes as well.
+
+    Args:
+        name: names the context for :class:`Refused`.
+        inputs: the leaves: the home of each, and its sort.
+        operations: see :data:`Operation`.
+        backwards: for each backward pass, the results whose sums are its roots; all but the last
+            retain the graph. Each pass must reach everything that was sent and requires a gradient.
+        beside: a second thread computes the same at the same time, from the same leaves of `at`, in
+            a context of its own, whose gradients must be the same and no more.
+        inside: a rank that tries to enter another context inside this one, which must raise.
+    """
+
+    op: ClassVar[str] = "graph"
+    order: ClassVar[float | None] = 60
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    at: int
+    name: str
+    inputs: tuple[tuple[int, Leafage], ...]
+    operations: tuple[Operation, ...] = ()
+    backwards: tuple[tuple[int, ...], ...] = ()
+    value: Value = (1.0, 2.0)
+    beside: bool = False
+    inside: int | None = None
+
+    def enter(self, scope: Scope) -> None:
+        if not self.inputs:
+            msg = "inputs=() must hold one leaf or more."
+            raise UsageError(msg)
+        for home, _ in self.inputs:
+            scope.check_rank("inputs", home)
+        for number, (what, operands, rank, how) in enumerate(self.operations, len(self.inputs)):
+            scope.check_rank("operations", rank)
+            if len(operands) != _OPERANDS[what] or not all(0 <= n < number for n in operands):
+                msg = (
+                    f"operations: number {number}, {shown(what)} of {shown(operands)}, must take "
+                    f"{_OPERANDS[what]} of the numbers from 0 to {number - 1}."
+                )
+                raise UsageError(msg)
+            if not how and rank != self.at:
+                msg = f"operations: number {number} is at rank {rank}; say how it gets there."
+                raise UsageError(msg)
+        if self.inside is not None:
+            scope.check_rank("inside", self.inside)
+        tape = self._tape()
+        if max(tape.degrees) > _HIGHEST_DEGREE:
+            msg = f"operations: a product of more than {_HIGHEST_DEGREE} leaves may not be exact."
+            raise UsageError(msg)
+        for roots in self.backwards:
+            self._check_pass(roots, tape)
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    def _check_pass(self, roots: tuple[int, ...], tape: _Tape) -> None:
+        """Raises:
+        UsageError: torch cannot run backward from these roots.
+        """
+        # engine/dist_engine.cpp: DistEngine::validateRootsAndRetrieveEdges.
+        numbers = range(len(self.inputs), len(tape.needs))
+        if not roots or not all(root in numbers and tape.needs[root] for root in roots):
+            msg = (
+                f"backwards: {shown(roots)} must name results of operations, at least one, that "
+                f"require a gradient."
+            )
+            raise UsageError(msg)
+        # torch's notes, "Distributed Autograd Design", FAST mode algorithm: "The key assumption of
+        # this algorithm is that each send function has a dependency of 1 when we run a backward
+        # pass." Where a gradient never comes back for something that was sent, backward waits for
+        # ever: that limit is documented, so such a graph is refused here.
+        missed = sorted(self._sent(tape) - self._reached(roots, tape))
+        if missed:
+            msg = (
+                f"backwards: {shown(roots)} does not reach {missed[0]}, which was sent, and torch "
+                f"would wait for its gradient for ever; add a root."
+            )
+            raise UsageError(msg)
+
+    def _tape(self) -> _Tape:
+        tape = _Tape.of(self.value, self.inputs)
+        for what, operands, _, _ in self.operations:
+            tape.operate(what, operands)
+        return tape
+
+    def _sent(self, tape: _Tape) -> set[int]:
+        """The leaves and results that came from another rank, or a call, and require a gradient."""
+        first = len(self.inputs)
+        found: set[int] = set()
+        for number, (_, operands, _, how) in enumerate(self.operations, first):
+            found |= {n for n in operands if n < first and self.inputs[n][0] != self.at}
+            if how:
+                found.add(number)
+        return {number for number in found if tape.needs[number]}
+
+    def _reached(self, roots: Sequence[int], tape: _Tape) -> set[int]:
+        """What a backward pass from these roots computes a gradient of."""
+        found = set(roots)
+        for number in reversed(range(len(self.inputs), len(tape.needs))):
+            if number in found:
+                _, operands, _, _ = self.operations[number - len(self.inputs)]
+                found |= {n for n in operands if tape.needs[n]}
+        return found
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        tape = self._tape()
+        hooks, gradients = self._backward(tape, model, call)
+        expected: dict[str, Any] = {
+            "results": tape.values[len(self.inputs) :],
+            "gradients": gradients,
+            "alone": gradients,
+            "hooks": hooks,
+        }
+        if self.beside:
+            expected["beside"] = gradients
+            self._in_context(tape, model, call, f"{self.name}, beside")
+            self._backward(tape, model, call)
+        if self.inside is not None:
+            expected["refused"] = True
+        self._in_context(tape, model, call, self.name)
+        return model.shows(expected)
+
+    def _backward(
+        self, tape: _Tape, model: Model, call: str
+    ) -> tuple[int, list[list[float] | None]]:
+        """How often hooks run, and the gradient of each leaf, None if no pass reaches it.
+
+        A hook runs once in a pass, with the whole gradient: the engine counts on how many edges
+        each node waits over all of a rank's sends and roots (engine/dist_engine.cpp:
+        DistEngine::computeDependencies).
+        """
+        total: list[list[float] | None] = [None] * len(self.inputs)
+        hooks = 0
+        for roots in self.backwards:
+            slopes: dict[int, list[float]] = {}
+            for root in roots:
+                _increase(slopes, root, [1.0] * len(self.value))
+            for number in reversed(range(len(tape.values))):
+                if number not in slopes:
+                    continue
+                rank = self._hooked_at(number, model.world_size)
+                if rank is not None:
+                    slopes[number] = [2.0 * x for x in slopes[number]]
+                    model.calls[rank][f"{call}/hook"] += 1
+                    hooks += 1
+                if number >= len(self.inputs):
+                    self._pass_on(number, slopes, tape)
+            for number in range(len(self.inputs)):
+                if number in slopes:
+                    before = total[number] or [0.0] * len(self.value)
+                    total[number] = [a + b for a, b in zip(before, slopes[number], strict=True)]
+        return hooks, total
+
+    def _hooked_at(self, number: int, world_size: int) -> int | None:
+        """The rank where a hook of that leaf or result runs."""
+        if number < len(self.inputs):
+            home, sort = self.inputs[number]
+            return home if sort == "hooked" else None
+        what, _, rank, how = self.operations[number - len(self.inputs)]
+        if what != "hook":
+            return None
+        return (rank + 1) % world_size if how == "relay" else rank
+
+    def _pass_on(self, number: int, slopes: dict[int, list[float]], tape: _Tape) -> None:
+        """Pass the gradient of a result on to what it was computed from."""
+        what, operands, _, _ = self.operations[number - len(self.inputs)]
+        slope = slopes[number]
+        for operand, other in zip(operands, reversed(operands), strict=True):
+            if not tape.needs[operand]:
+                continue
+            factors = [_SLOPES.get(what, 1.0)] * len(slope)
+            if what == "mul":
+                factors = tape.values[other]
+            _increase(slopes, operand, [a * b for a, b in zip(slope, factors, strict=True)])
+
+    def _in_context(self, tape: _Tape, model: Model, call: str, name: str) -> None:
+        """The messages and calls of one context.
+
+        Every call travels as FORWARD_AUTOGRAD_REQ, which the agent neither fails nor delays. So
+        does an answer that holds a tensor that requires a gradient; of another answer, the context
+        knows nothing (autograd/utils.cpp: getMessageWithAutograd, addKnownWorkerId).
+        """
+        known = _Known({self.at: set()})
+        fetched = {n for _, operands, _, _ in self.operations for n in operands}
+        for number, (home, _) in enumerate(self.inputs):
+            if home != self.at:
+                known.call(self.at, home, needs=number in fetched and tape.needs[number])
+                # Its owner is asked for the gradient, with the RRef.
+                self._remote(model, home, sent=1)
+        for (_, _, rank, how), needs in zip(
+            self.operations, tape.needs[len(self.inputs) :], strict=True
+        ):
+            if how:
+                known.call(self.at, rank, needs=needs)
+                model.calls[rank][call] += 1
+            if how == "relay":
+                then = (rank + 1) % model.world_size
+                known.call(rank, then, needs=needs)
+                model.calls[then][call] += 1
+            if how == "remote":
+                self._remote(model, rank)
+            if how == "proxy":
+                # torch/distributed/rpc/rref_proxy.py: _invoke_rpc sends the RRef to its owner,
+                # twice if it is another rank's, whose type of value is asked for first.
+                self._remote(model, rank, sent=2 if rank != self.at else 1)
+        if self.inside is not None and self.inside != self.at and name == self.name:
+            known.call(self.at, self.inside, needs=False)
+        model.release(name, self.at, known)
+
+    def _remote(self, model: Model, rank: int, sent: int = 0) -> None:
+        """An ``rpc.remote`` whose value is used; its RRef goes to its owner so often, and ends."""
+        made = model.created(self.at, rank, typed=False)
+        made.rref.made = True
+        for _ in range(sent):
+            model.drop(model.give(made, self.at, rank))
+        model.drop(made)
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        found: list[Violation] = []
+
+        def check(promise: str, key: str, words: str) -> None:
+            if key in expected and not is_close(seen.get(key), expected[key]):
+                message = f"{words}: expected {expected[key]!r}, got {seen.get(key)!r}"
+                found.append(Violation(promise, message))
+
+        check("WrongValue", "results", "the results")
+        check("WrongGradient", "gradients", "the gradients")
+        check("WrongGradient", "beside", "the gradients of the context in the second thread")
+        check("WrongValue", "alone", "the gradients in one process")
+        check("WrongValue", "hooks", "how often hooks run in one process")
+        if bool(seen.get("refused")) != (self.inside is not None):
+            message = f"a context inside this one had to be refused at rank {self.inside}"
+            found.append(Violation("MissingError", message))
+        return found
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()) -> Graph:
+        at = drawer.rank() if at is None else at
+        leaves = _leaves(drawer, at)
+        tape = _Tape.of((0.0,), leaves)
+        operations: list[Operation] = []
+        if first:
+            operations.append(("add", (0, 0), drawer.pick(first), "sync"))
+            tape.operate("add", (0, 0))
+        for _ in range(2 if first else 3):
+            _operate(drawer, at, tape, operations)
+        forms, number = len(_PASSES), drawer.pick(range(len(_PASSES) * (2 + len(drawer.ranks))))
+        value = drawer.pick(TENSORS)
+        extra = number // forms
+        drawn = cls(
+            at,
+            drawer.name("context"),
+            leaves,
+            tuple(operations),
+            value=value,
+            beside=extra == 1,
+            inside=drawer.peers[at][extra - 2] if extra > 1 else None,
+        )
+        return drawn._with(_PASSES[number % forms])
+
+    def _with(self, passes: _Passes) -> Graph:
+        """The same graph with backward passes."""
+        tape = self._tape()
+        used = {n for _, operands, _, _ in self.operations for n in operands}
+        numbers = range(len(self.inputs), len(tape.needs))
+        ends = [n for n in numbers if n not in used and tape.needs[n]]
+        few = list(ends)
+        for end in ends:
+            rest = [n for n in few if n != end]
+            if rest and self._sent(tape) <= self._reached(rest, tape):
+                few = rest
+        chosen: dict[_Passes, tuple[list[int], ...]] = {
+            "once": (ends,),
+            "none": (),
+            "twice": (ends, ends),
+            "few": (few,),
+            "parts": (few, ends),
+        }
+        return replace(self, backwards=tuple(tuple(p) for p in chosen[passes] if p))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        others = drawer.others[rank]
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
+            return []
+        return [
+            (cls.op, lambda: cls.draw(drawer, at=rank, first=others)),
+            (cls.op, lambda: cls.draw(drawer, at=drawer.pick(others), first=(rank,))),
+        ]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False
+
+
+class _Known(dict[int, set[int]]):
+    """The ranks to which each rank sent something inside a context."""
+
+    def call(self, caller: int, rank: int, *, needs: bool) -> None:
+        """A call, whose answer holds a tensor that requires a gradient if it `needs` one."""
+        self.setdefault(caller, set()).add(rank)
+        self.setdefault(rank, set())
+        if needs:
+            self[rank].add(caller)
+
+
+#: From which results backward runs: from all that nothing else uses, from none, from them twice, or
+#: from as few of them as reach what was sent, alone or first.
+_Passes: TypeAlias = Literal["once", "none", "twice", "few", "parts"]
+_PASSES: tuple[_Passes, ...] = get_args(_Passes)
+
+
+def _increase(slopes: dict[int, list[float]], number: int, by: list[float]) -> None:
+    before = slopes.get(number, [0.0] * len(by))
+    slopes[number] = [a + b for a, b in zip(before, by, strict=True)]
+
+
+def _leaves(drawer: StepDrawer, at: int) -> tuple[tuple[int, Leafage], ...]:
+    """One to three leaves, the first of which requires a gradient."""
+    homes = (at, *drawer.others[at])
+    first: list[tuple[int, Leafage]] = [(home, sort) for home in homes for sort in _SORTS[:2]]
+    more = [None, *((home, sort) for home in homes for sort in _SORTS)]
+    number = drawer.pick(range(len(first) * len(more) ** (_MOST_LEAVES - 1)))
+    number, index = divmod(number, len(first))
+    found: list[tuple[int, Leafage]] = [first[index]]
+    for _ in range(_MOST_LEAVES - 1):
+        number, index = divmod(number, len(more))
+        leaf = more[index]
+        if leaf is not None:
+            found.append(leaf)
+    return tuple(found)
+
+
+def _operate(drawer: StepDrawer, at: int, tape: _Tape, operations: list[Operation]) -> None:
+    """Draw two operations, or one, or none, by one number."""
+    ranks = drawer.peers[at]
+    sizes = (len(_HOWS), len(ranks), len(_WHATS), _LAST, _LAST)
+    each = 1 + math.prod(sizes)
+    for number in divmod(drawer.pick(range(each * each)), each)[::-1]:
+        if not number:
+            continue
+        rest = number - 1
+        indices: list[int] = []
+        for size in sizes:
+            rest, index = divmod(rest, size)
+            indices.append(index)
+        how, what = _HOWS[indices[0]], _WHATS[indices[2]]
+        last = len(tape.needs) - 1
+        operands = tuple(max(0, last - ago) for ago in indices[3:])[: _OPERANDS[what]]
+        degree = sum(tape.degrees[n] for n in operands)
+        if what == "mul" and degree > _HIGHEST_DEGREE:
+            what = "add"
+        operations.append((what, operands, ranks[indices[1]] if how else at, how))
+        tape.operate(what, operands)

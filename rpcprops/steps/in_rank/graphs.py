@@ -1,0 +1,258 @@
+"""A distributed autograd context that computes a graph, and the same graph in one process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.state import contexts, note_call
+
+#: What an operation does, the results that it takes, its rank, and how it gets there.
+Operations = Sequence[tuple[str, tuple[int, ...], int, str]]
+#: The home of a leaf, and what sort of leaf it is.
+Leaves = Sequence[tuple[int, str]]
+
+
+class Task(NamedTuple):
+    """What is computed in a context: leaf n has `numbers[n]`, and is in `mine` if it is here."""
+
+    call: str
+    world: tuple[str, ...]
+    leaves: Leaves
+    numbers: Sequence[Sequence[float]]
+    mine: Mapping[int, torch.Tensor]
+    operations: Operations
+    backwards: Sequence[Sequence[int]]
+
+
+class OwnGradient(torch.autograd.Function):
+    """Doubles a tensor, and says that its gradient is five times that of the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Double the tensor."""
+        return 2.0 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
+        """Five times the gradient, which no other derivative would be."""
+        return 5.0 * grad_outputs[0]
+
+
+def doubling(ran: Callable[[], None]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A hook that doubles a gradient, and tells `ran`."""
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        ran()
+        return 2.0 * gradient
+
+    return hook
+
+
+def apply(what: str, inputs: Sequence[torch.Tensor], ran: Callable[[], None]) -> torch.Tensor:
+    """The result of one operation; `ran` is told whenever a hook of it runs."""
+    x, y = inputs[0], inputs[-1]
+    if what == "add":
+        return x + y
+    if what == "mul":
+        return x * y
+    if what == "inplace":
+        return x.mul_(2.0).add_(1.0)
+    if what == "custom":
+        doubled: torch.Tensor = OwnGradient.apply(x)  # type: ignore[no-untyped-call]
+        return doubled
+    copy = 1.0 * x
+    if copy.requires_grad:
+        copy.register_hook(doubling(ran))  # type: ignore[no-untyped-call]
+    return copy
+
+
+def apply_here(what: str, inputs: Sequence[torch.Tensor], ran: Callable[[], None]) -> torch.Tensor:
+    """As :func:`apply`, on tensors that others use too: what changes one gets a copy of it."""
+    return apply(what, [inputs[0].clone()] if what == "inplace" else inputs, ran)
+
+
+def hook_ran(call: str) -> None:
+    """Count one more run of a hook in this rank."""
+    note_call(f"{call}/hook")
+
+
+def apply_there(call: str, what: str, *inputs: torch.Tensor) -> torch.Tensor:
+    """One operation at a rank that was asked for it."""
+    note_call(call)
+    return apply(what, inputs, functools.partial(hook_ran, call))
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def relay(call: str, to: str, what: str, *inputs: torch.Tensor) -> Any:
+    """Let another rank do the operation; the answer is sent when that rank has answered."""
+    note_call(call)
+    return rpc.rpc_async(to, apply_there, args=(call, what, *inputs))
+
+
+class Applier:
+    """What a proxy stands for: it does operations at the rank of its RRef."""
+
+    def apply(self, call: str, what: str, *inputs: torch.Tensor) -> torch.Tensor:
+        """One operation."""
+        return apply_there(call, what, *inputs)
+
+
+def make_leaf(call: str, numbers: Sequence[float], sort: str) -> torch.Tensor:
+    """A leaf, kept by the step or by the RRef of the ``rpc.remote`` that called this."""
+    leaf = tensor(numbers).requires_grad_(sort != "fixed")
+    if sort == "hooked":
+        hook = doubling(functools.partial(hook_ran, call))
+        leaf.register_hook(hook)  # type: ignore[no-untyped-call]
+    return leaf
+
+
+def gradient_there(context_id: int, rref: Any) -> list[float] | None:
+    """The gradient of a leaf that this rank owns, in a context; None if there is none."""
+    return gradient_of(context_id, rref.local_value())
+
+
+def gradient_of(context_id: int, leaf: torch.Tensor) -> list[float] | None:
+    """The gradient of a leaf of this rank."""
+    gradient = dist_autograd.get_gradients(context_id).get(leaf)
+    return None if gradient is None else gradient.flatten().tolist()
+
+
+def enter_another() -> str | None:
+    """Enter a context inside one; the error that this raises."""
+    try:
+        with dist_autograd.context():
+            return None
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+
+
+def graph(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    name: str,
+    inputs: Leaves,
+    operations: Operations,
+    backwards: tuple[tuple[int, ...], ...],
+    value: tuple[float, ...],
+    beside: bool,
+    inside: int | None,
+) -> dict[str, Any]:
+    """Compute a graph in a context and run backward, and do the same in this process alone.
+
+    Leaf number n is `value` plus n. With `beside`, a second thread computes the graph at the same
+    time, in a context of its own, from the same leaves of this rank. At the rank `inside`, another
+    context is entered inside the first one.
+    """
+    here = world.index(rpc.get_worker_info().name)
+    numbers = [[x + number for x in value] for number in range(len(inputs))]
+    mine = {
+        number: make_leaf(call, numbers[number], sort)
+        for number, (home, sort) in enumerate(inputs)
+        if home == here
+    }
+    task = Task(call, world, inputs, numbers, mine, operations, backwards)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(in_context, task) if beside else None
+        result = in_context(task, name, inside)
+        if other is not None:
+            result["beside"] = other.result()["gradients"]
+    return result | alone(inputs, numbers, operations, backwards)
+
+
+def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[str, Any]:
+    """The id of a context, the results of the operations in it, and the gradients of the leaves."""
+    call, world, leaves, numbers, mine, operations, backwards = task
+    result: dict[str, Any] = {}
+    with dist_autograd.context() as context_id:
+        if name:
+            result["id"] = contexts[name] = context_id
+        rrefs: dict[int, Any] = {
+            number: rpc.remote(world[home], make_leaf, args=(call, numbers[number], sort))
+            for number, (home, sort) in enumerate(leaves)
+            if number not in mine
+        }
+        if inside is not None:
+            to = world[inside]
+            is_here = to == rpc.get_worker_info().name
+            result["refused"] = enter_another() if is_here else rpc.rpc_sync(to, enter_another)
+        # What each number stands for: a tensor, a call of which nothing has come back yet, or None
+        # for a leaf of another rank that has not been fetched.
+        found: list[Any] = [mine.get(number) for number in range(len(leaves))]
+        for what, operands, rank, how in operations:
+            inputs = [arrived(found, rrefs, number) for number in operands]
+            then = world[(rank + 1) % len(world)]
+            found.append(start(call, world[rank], then, what, inputs, how))
+        results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
+        result["results"] = [one.tolist() for one in results]
+        for index, roots in enumerate(backwards):
+            losses = [found[number].sum() for number in roots]
+            again = index + 1 < len(backwards)
+            dist_autograd.backward(context_id, losses, retain_graph=again)
+        result["gradients"] = [
+            gradient_of(context_id, mine[number])
+            if number in mine
+            else rpc.rpc_sync(world[home], gradient_there, args=(context_id, rrefs[number]))
+            for number, (home, _) in enumerate(leaves)
+        ]
+    return result
+
+
+def arrived(found: list[Any], rrefs: Mapping[int, Any], number: int) -> torch.Tensor:
+    """The tensor of that number, fetched or waited for when it is first needed."""
+    if found[number] is None:
+        found[number] = rrefs[number].to_here()
+    elif not isinstance(found[number], torch.Tensor):
+        found[number] = found[number].wait()
+    one: torch.Tensor = found[number]
+    return one
+
+
+def start(call: str, to: str, then: str, what: str, inputs: list[torch.Tensor], how: str) -> Any:
+    """The result of an operation, or a future for it."""
+    if not how:
+        return apply_here(what, inputs, functools.partial(hook_ran, call))
+    args = (call, what, *inputs)
+    if how == "sync":
+        return rpc.rpc_sync(to, apply_there, args=args)
+    if how == "async":
+        return rpc.rpc_async(to, apply_there, args=args)
+    if how == "remote":
+        return rpc.remote(to, apply_there, args=args).to_here()
+    if how == "proxy":
+        return rpc.remote(to, Applier).rpc_sync().apply(*args)
+    return rpc.rpc_sync(to, relay, args=(call, then, what, *inputs))
+
+
+def alone(
+    leaves: Leaves,
+    numbers: Sequence[Sequence[float]],
+    operations: Operations,
+    backwards: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """The gradients of the leaves when one process computes the graph, and how often hooks run."""
+    ran: list[None] = []
+    hook = functools.partial(ran.append, None)
+    found: list[torch.Tensor] = []
+    for values, (_, sort) in zip(numbers, leaves, strict=True):
+        leaf = tensor(values).requires_grad_(sort != "fixed")
+        if sort == "hooked":
+            leaf.register_hook(doubling(hook))  # type: ignore[no-untyped-call]
+        found.append(leaf)
+    for what, operands, _, _ in operations:
+        found.append(apply_here(what, [found[number] for number in operands], hook))
+    for index, roots in enumerate(backwards):
+        losses = [found[number].sum() for number in roots]
+        torch.autograd.backward(losses, retain_graph=index + 1 < len(backwards))
+    gradients = [leaf.grad for leaf in found[: len(leaves)]]
+    return {
+        "alone": [None if gradient is None else gradient.tolist() for gradient in gradients],
+        "hooks": len(ran),
+    }
