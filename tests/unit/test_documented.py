@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,29 @@ def test_the_documentation_says_each_sentence(kind: str) -> None:
     assert head in text
     rest = text.partition(head)[2].partition(" * `")[0].partition(" ## ")[0]
     assert ("A user of torch would call this a defect" in rest) == DOCUMENTED[kind].is_defect
+
+
+@pytest.mark.parametrize("kind", DOCUMENTED)
+def test_what_allows_it_is_quoted_with_its_place(kind: str) -> None:
+    """docs/faults.md has torch's words; where they are in the installed torch, they are there."""
+    documented = DOCUMENTED[kind]
+    text = " ".join(FAULTS.read_text(encoding="utf-8").split())
+    rest = text.partition(f"* `{kind}`.")[2].partition(" * `")[0].partition(" ## ")[0]
+    if not documented.quote:
+        assert rest.endswith("torch's documentation says nothing of it.")
+        return
+    assert rest.endswith(f"torch: {documented.allowed_by}.")
+    place, _, function = documented.place.partition(", ")
+    if place.startswith("docs/"):
+        # That part of torch's documentation is not in its wheel.
+        return
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / place).read_text(encoding="utf-8")
+    found = [node for node in ast.parse(source).body if getattr(node, "name", "") == function]
+    (node,) = [one for one in found if isinstance(one, ast.FunctionDef)]
+    assert documented.quote in " ".join((ast.get_docstring(node) or "").split())
 
 
 def test_nothing_is_accepted_where_nothing_is_lost() -> None:
