@@ -28,10 +28,9 @@ from rpcprops.steps.in_rank.lookup import place_of
 from rpcprops.torch_facts import NEWEST, Texts
 from rpcprops.torch_facts.public import (
     CLASSES,
-    HARNESS,
     NEEDS,
+    NEEDS_ITS_CLASS,
     NOT_YET,
-    OF_ANY_MODULE,
     OUT_OF_SCOPE,
     PACKAGES,
     RECEIVERS,
@@ -39,6 +38,7 @@ from rpcprops.torch_facts.public import (
     PublicNames,
     public_names,
     reason_against,
+    use_of_harness,
 )
 
 #: Exists in a checkout only; an installed package has no such document.
@@ -99,8 +99,8 @@ def drawn_names(
         names = {name for dotted in uses.dotted if (name := public.named(dotted))}
         needs = dict(NEEDS)
         for member in members:
-            if member.startswith(f"{OF_ANY_MODULE}."):
-                needs[member] = (OF_ANY_MODULE,)
+            if member.startswith(f"{NEEDS_ITS_CLASS}."):
+                needs[member] = (NEEDS_ITS_CLASS,)
         # Twice, because a member may need another one.
         for _ in range(2):
             names |= methods_used(uses, names, members, needs, RECEIVERS)
@@ -119,8 +119,8 @@ def rows(public: PublicNames, drawn: Mapping[str, Sequence[type[Step]]]) -> list
     for name in public.names:
         if name in drawn:
             found.append(Row(name, "drawn", _kinds(drawn[name])))
-        elif name in HARNESS:
-            found.append(Row(name, "harness", HARNESS[name]))
+        elif use := use_of_harness(name):
+            found.append(Row(name, "harness", use))
         elif name in NOT_YET:
             found.append(Row(name, "not yet", ""))
         elif reason := reason_against(name):

@@ -135,8 +135,8 @@ def _found_at(dotted: str) -> Any:
     return value
 
 
-#: The names that the harness uses around each program, by the way in which they are used. A test
-#: looks for each in its source.
+#: The names, or patterns of names, that the harness uses around each program, with how it uses
+#: them. A test looks for each in its source.
 HARNESS: Mapping[str, str] = {
     "torch.distributed.rpc.init_rpc": "In every example, at each rank. Checked: it returns, and "
     "within its time; otherwise the example is a RankHung, a RankDied or an UnexpectedError.",
@@ -152,11 +152,25 @@ HARNESS: Mapping[str, str] = {
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.rpc_timeout": "In every example, a virtual "
     "day unless the cluster has another. That a call ends by it is not judged.",
     "torch.distributed.rpc.BackendType": "In every example: it names the agent.",
-    "torch.distributed.rpc.BackendType.TENSORPIPE": "In the examples of the agent `TENSORPIPE`.",
+    "torch.distributed.rpc.BackendType.*": "In the examples of the agent of that name (`agent=` of "
+    "a cluster).",
     "torch.distributed.rpc.backend_registry.construct_rpc_backend_options": "In every example "
     "under the faulty agent: it makes that agent's options.",
 }
 
+#: The members of RemoteModule that it refuses, and those that it has and nobody draws yet.
+_REFUSED = (
+    *("add_module", "apply", "bfloat16", "buffers", "children", "cpu", "cuda", "double"),
+    *("extra_repr", "float", "half", "ipu", "load_state_dict", "modules", "named_buffers"),
+    *("named_children", "named_modules", "named_parameters", "parameters"),
+    *("register_backward_hook", "register_buffer", "register_forward_hook"),
+    *("register_forward_pre_hook", "register_parameter", "requires_grad_", "share_memory"),
+    *("state_dict", "to", "type", "xpu", "zero_grad"),
+)
+_HAS = (
+    *("forward_async", "get_module_rref", "init_from_module_rref"),
+    *("remote_parameters", "train", "eval"),
+)
 #: Of a member of a class whose name other objects have too: of which names the function that has
 #: it in its source must use one as well, so that it counts.
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -171,14 +185,19 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 #: The same where the text of what has the attribute tells: a regular expression.
 RECEIVERS: Mapping[str, str] = {
+    # Tensors and modules have these too.
+    **{
+        f"torch.distributed.nn.RemoteModule.{name}": r"(?i)remote"
+        for name in (*_REFUSED, "train", "eval")
+    },
     "torch.distributed.rpc.RRef.backward": r"(?i)rref|handle",
     "torch.futures.Future.wait": r"^(?!.*(?i:event|barrier|condition))",
     "torch.futures.Future.value": r"(?i)fut|result|done",
     "torch.distributed.rpc.WorkerInfo.id": r"(?i)info|worker|owner",
     "torch.distributed.rpc.WorkerInfo.name": r"(?i)info|worker|owner",
 }
-#: The members of RemoteModule that every module has too, and which no source tells apart.
-OF_ANY_MODULE = "torch.distributed.nn.RemoteModule"
+#: A class whose members count only in a function that uses the class itself.
+NEEDS_ITS_CLASS = "torch.distributed.nn.RemoteModule"
 
 #: The requests that the faulty agent neither fails nor delays, which the oracle therefore does not
 #: count; each with the name of torch by which a step makes ranks send it.
@@ -205,19 +224,6 @@ _AGENT = "An agent is made by init_rpc, which every example calls; programs do n
 _JIT_OPTIMIZER = (
     "It is the form of a local optimizer that DistributedOptimizer compiles by TorchScript; it "
     "sends nothing itself."
-)
-#: The members of RemoteModule that it refuses, and those that it has and nobody draws yet.
-_REFUSED = (
-    *("add_module", "apply", "bfloat16", "buffers", "children", "cpu", "cuda", "double"),
-    *("extra_repr", "float", "half", "ipu", "load_state_dict", "modules", "named_buffers"),
-    *("named_children", "named_modules", "named_parameters", "parameters"),
-    *("register_backward_hook", "register_buffer", "register_forward_hook"),
-    *("register_forward_pre_hook", "register_parameter", "requires_grad_", "share_memory"),
-    *("state_dict", "to", "type", "xpu", "zero_grad"),
-)
-_HAS = (
-    *("forward_async", "get_module_rref", "init_from_module_rref"),
-    *("remote_parameters", "train", "eval"),
 )
 _RPC = "torch.distributed.rpc."
 _OPTIM = "torch.distributed.optim."
@@ -302,9 +308,15 @@ NOT_YET: tuple[str, ...] = (
 
 def reason_against(name: str) -> str | None:
     """Why no drawn program is to use a name; None if programs should use it."""
-    if name in NOT_YET:
-        return None
-    for pattern, reason in OUT_OF_SCOPE.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            return reason
-    return None
+    return None if name in NOT_YET else _said(OUT_OF_SCOPE, name)
+
+
+def use_of_harness(name: str) -> str | None:
+    """How the harness uses a name; None if it does not."""
+    return _said(HARNESS, name)
+
+
+def _said(table: Mapping[str, str], name: str) -> str | None:
+    """What a table of patterns says of a name."""
+    fitting = (says for pattern, says in table.items() if fnmatch.fnmatchcase(name, pattern))
+    return next(fitting, None)

@@ -39,6 +39,7 @@ from rpcprops.torch_facts.public import (
 #: The release of torch with which the committed page was made: the one that CI uses.
 MADE_WITH = (2, 13)
 SECONDS = 100
+REMOTE_MODULE = "torch.distributed.nn.RemoteModule"
 _ASK = """
 import json
 from rpcprops._coverage import kinds_using, names_of_torch
@@ -164,6 +165,8 @@ def test_uses_are_read_through_helpers() -> None:
         ("backward", "handle_of(handle)", (), "torch.distributed.rpc.RRef.backward", True),
         ("wait", "started_event", (), "torch.futures.Future.wait", False),
         ("wait", "futures.pop(name)", (), "torch.futures.Future.wait", True),
+        ("requires_grad_", "tensor(x)", (), f"{REMOTE_MODULE}.requires_grad_", False),
+        ("train", "remote", (), f"{REMOTE_MODULE}.train", True),
         ("step", "optimizer", (), "torch.distributed.optim.DistributedOptimizer.step", False),
         (
             "step",
@@ -186,6 +189,7 @@ def test_a_method_counts_where_its_name_is_clear(
 def test_the_harness_uses_what_the_page_says(name: str) -> None:
     """Each such name stands in the source of what takes ranks through init_rpc and shutdown."""
     uses = uses_of_modules(HARNESS_MODULES)
+    name = name.removesuffix(".*")
     last = name.rpartition(".")[2]
     held = {attribute for attribute, _ in uses.attributes} | uses.keywords
     assert name in uses.dotted or last in held
