@@ -76,6 +76,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES
     from rpcprops.report.in_flight import watched
+    from rpcprops.report.text import counted
 
     if list_only:
         _list()
@@ -122,8 +123,9 @@ def check(  # noqa: PLR0913 - one argument for each option
                 out.print(f"[yellow]unfinished[/yellow] {plain(line)}")
             if done:
                 out.print(_verdict_table(done))
-            if any(result.accepted for result in done):
-                out.print(_accepted_table(done))
+            for kind, (times, number) in _accepted_in_all(done).items():
+                said = f"{kind}: {times} times, in {counted(number, 'example')}"
+                out.print(f"accepted  {plain(said)}")
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
@@ -283,16 +285,6 @@ def _accepted_in_all(done: list[Examination]) -> dict[str, tuple[int, int]]:
             times, examples = total.get(kind, (0, 0))
             total[kind] = (times + one.times, examples + one.examples)
     return dict(sorted(total.items()))
-
-
-def _accepted_table(done: list[Examination]) -> Table:
-    table = Table(title="accepted, because docs/faults.md describes it", title_justify="left")
-    table.add_column("kind", overflow="fold")
-    for column in ("times", "examples"):
-        table.add_column(column, justify="right", overflow="fold")
-    for kind, (times, examples) in _accepted_in_all(done).items():
-        table.add_row(kind, str(times), str(examples))
-    return table
 
 
 def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:

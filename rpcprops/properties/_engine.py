@@ -296,9 +296,7 @@ class _Examiner:
             seen = self.prop.observe(self.runner, case, **{**self.options, "clock": rate})
             tried += 1
             self.result.executions += 1
-            self.result.count(seen)
-            if self.on_example is not None:
-                self.on_example(self.result, seen)
+            self.count(seen)
             if seen.violations and self.confirms(seen):
                 self.result.failure = self.failure_of(seen)
                 break
