@@ -210,8 +210,8 @@ class Hunt:
         return next(
             (name, seed, transport)
             for seed in itertools.count()
-            for name in names
             for transport in TRANSPORTS
+            for name in names
             if (name, seed, transport) not in done
         )
 
@@ -268,6 +268,9 @@ def go_on(
     while hunt.examples < examples:
         name, seed, transport = hunt.next_batch(share_without_faults)
         missing = hunt.missing(name, examples, share_without_faults)
+        if name in UNDER_FAULTS:
+            # So that a short hunt draws from each of them.
+            missing = math.ceil(missing / len(UNDER_FAULTS))
         batch = Batch(name, seed, transport, server.rate, server.torch_version)
 
         def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:

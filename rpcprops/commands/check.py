@@ -124,7 +124,7 @@ def check(  # noqa: PLR0913 - one argument for each option
             if done:
                 out.print(_verdict_table(done))
             for kind, (times, number) in _accepted_in_all(done).items():
-                said = f"{kind}: {times} times, in {counted(number, 'example')}"
+                said = f"{kind}: {counted(times, 'time')}, in {counted(number, 'example')}"
                 out.print(f"accepted  {plain(said)}")
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")

@@ -153,7 +153,7 @@ def _table(hunt: Hunt) -> Table:
     for name, count in data["known_findings_met"].items():
         table.add_row(f"known: {plain(name)}", str(count))
     for one in data["accepted"]:
-        said = f"{one['times']} times, in {counted(one['examples'], 'example')}"
+        said = f"{counted(one['times'], 'time')}, in {counted(one['examples'], 'example')}"
         table.add_row(f"accepted: {one['kind']}", said)
     table.add_row("unexplained failures", str(len(data["failures"])))
     table.add_row("unconfirmed", str(len(data["unconfirmed"])))

@@ -143,7 +143,7 @@ def test_what_is_accepted_is_told_and_strict_fails_on_it(
     total = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["accepted"]
     times, examples = (total["leak-at-owner"][name] for name in ("times", "examples"))
     assert times >= examples >= 1
-    assert said.startswith(f"accepted  leak-at-owner: {times} times, in {examples} example")
+    assert said.startswith(f"accepted  leak-at-owner: {times} time")
     strict = rpcprops(*words, "--strict")
     assert strict.code == 1
     assert "reason   strict: documented effects are failures (" in strict.out
