@@ -1,4 +1,4 @@
-"""Hunts: drawn programs under drawn faults, batch after batch, kept in a file that only grows.
+"""Hunts: drawn programs with and without faults, batch after batch, in a file that only grows.
 
 Each line of the file is one batch as JSON. A hunt continues where its file ends: seeds that are in
 the file are not drawn again, and an example that two batches drew counts once.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +21,34 @@ import msgspec
 from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
-from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
+from rpcprops.properties import (
+    PROPERTIES,
+    WITHOUT_FAULTS,
+    Case,
+    Examination,
+    Observation,
+    Property,
+    examine,
+)
 from rpcprops.report.artefact import versions, write_or_say
 from rpcprops.report.in_flight import watched
 from rpcprops.report.text import artefact_of, describe_case
 from rpcprops.runner import Runner
 
-#: The property and the transport of each batch, in turn.
-HUNTED = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
+#: The properties under faults, and the transports, in turn.
+UNDER_FAULTS = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
+#: All properties that a hunt draws from, by name.
+HUNTED: Mapping[str, Property] = {
+    WITHOUT_FAULTS.name: WITHOUT_FAULTS,
+    **{name: PROPERTIES[name] for name in UNDER_FAULTS},
+}
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
 #: The number of draws in one batch, which is one line of the file.
 BATCH_SIZE = 400
+#: The share of the different examples that have no fault, unless another one is asked for.
+SHARE_WITHOUT_FAULTS = 0.5
+#: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones.
+_LEAST_DRAWS = 50
 _MAGIC = "rpcprops hunt"
 _FORMAT = 1
 #: The first characters of a batch's JSON.
@@ -42,10 +61,14 @@ class Batch:
 
     Attributes:
         cases: a digest of each different example that was run.
+        without_faults: those of them that have no fault, by their digests.
         explained: how many examples broke a promise in the way of each known finding, by its name.
         accepted: how many examples showed a documented effect, by its kind.
+        accepted_times: how often they showed it, each rank and step by itself.
         accepted_examples: the first of them for each kind, as Python.
         verdict: the verdict of the examination, as for ``rpcprops check``.
+        found_after: real seconds from the start of the batch until each known finding, by its name,
+            was first met, and each broken promise was first confirmed.
         failure: the promise that an unexplained failure broke, and its artefact, or the line that
             says why there is none.
         unconfirmed: failures that real time did not show again, in the same form.
@@ -66,6 +89,9 @@ class Batch:
     failure: list[str] = field(default_factory=list)
     unconfirmed: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    without_faults: list[str] = field(default_factory=list)
+    accepted_times: dict[str, int] = field(default_factory=dict)
+    found_after: dict[str, float] = field(default_factory=dict)
     what: str = _MAGIC
     format: int = _FORMAT
 
@@ -76,6 +102,21 @@ def _batch(line: bytes) -> Batch:
         msg = f"it is not of format {_FORMAT}"
         raise ValueError(msg)
     return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something that a hunt found.
+
+    Attributes:
+        name: a known finding, or the promise that an unexplained failure broke.
+        seconds: real seconds of hunting before that, from the first batch of the file on.
+        is_known: whether it is a known finding.
+    """
+
+    name: str
+    seconds: float
+    is_known: bool
 
 
 @dataclass
@@ -106,7 +147,27 @@ class Hunt:
         """Different examples that were run."""
         return len({(b.transport, case) for b in self.batches for case in b.cases})
 
-    def total(self, name: Literal["fired_by_type", "explained", "accepted"]) -> Counter[str]:
+    @property
+    def without_faults(self) -> int:
+        """Those of them that have no fault."""
+        return len({(b.transport, case) for b in self.batches for case in b.without_faults})
+
+    @property
+    def found(self) -> list[Found]:
+        """What was found, in the order of time."""
+        found: dict[str, Found] = {}
+        before = 0.0
+        for batch in self.batches:
+            for name, seconds in sorted(batch.found_after.items(), key=lambda item: item[1]):
+                is_known = name in batch.explained
+                if is_known or batch.failure:
+                    found.setdefault(name, Found(name, round(before + seconds, 1), is_known))
+            before += batch.seconds
+        return list(found.values())
+
+    def total(
+        self, name: Literal["fired_by_type", "explained", "accepted", "accepted_times"]
+    ) -> Counter[str]:
         """A tally over all batches."""
         total: Counter[str] = Counter()
         for batch in self.batches:
@@ -136,16 +197,35 @@ class Hunt:
         self.batches.append(batch)
         self._file.append(msgspec.json.encode(batch))
 
-    def next_batches(self) -> Iterator[tuple[str, int, Literal["tcp", "shm"]]]:
-        """The next draws, without end: property, seed and transport."""
+    def next_batch(
+        self, share: float = SHARE_WITHOUT_FAULTS
+    ) -> tuple[str, int, Literal["tcp", "shm"]]:
+        """The next draws: property, seed and transport.
+
+        They are without faults as long as no more than that share of the examples so far is.
+        """
+        alone = bool(share) and self.without_faults <= share * self.examples
+        names = (WITHOUT_FAULTS.name,) if alone else UNDER_FAULTS
         done = {(b.property, b.seed, b.transport) for b in self.batches}
-        seed = 0
-        while True:
-            for name in HUNTED:
-                for transport in TRANSPORTS:
-                    if (name, seed, transport) not in done:
-                        yield name, seed, transport
-            seed += 1
+        return next(
+            (name, seed, transport)
+            for seed in itertools.count()
+            for transport in TRANSPORTS
+            for name in names
+            if (name, seed, transport) not in done
+        )
+
+    def missing(self, name: str, examples: int, share: float) -> int:
+        """How many examples of a property's sort, with or without faults, a hunt still needs.
+
+        Args:
+            examples: how many different ones it is to have in all.
+            share: how many of these are to have no fault.
+        """
+        alone = max(0, math.ceil(share * examples) - self.without_faults)
+        if name == WITHOUT_FAULTS.name:
+            return alone
+        return max(0, examples - self.examples - alone)
 
 
 def digest(case: Case) -> str:
@@ -159,6 +239,7 @@ def go_on(
     *,
     examples: int,
     batch_size: int = BATCH_SIZE,
+    share_without_faults: float = SHARE_WITHOUT_FAULTS,
     on_example: Callable[[Batch, Observation], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
@@ -166,6 +247,9 @@ def go_on(
     """Add batches until the hunt has that many different examples.
 
     Args:
+        batch_size: the most draws between two writes.
+        share_without_faults: how many of the examples are to have no fault, from 0 to 1. A batch
+            has faults or has none, so the share is near this one at the end only.
         on_example: called after each example with the batch so far, for a progress display.
         on_batch: called after each batch, when it is in the file.
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
@@ -181,22 +265,28 @@ def go_on(
             f"{server.torch_version}; hunt in another --file."
         )
         raise UsageError(msg)
-    for name, seed, transport in hunt.next_batches():
-        if hunt.examples >= examples:
-            return
+    while hunt.examples < examples:
+        name, seed, transport = hunt.next_batch(share_without_faults)
+        missing = hunt.missing(name, examples, share_without_faults)
+        if name in UNDER_FAULTS:
+            # So that a short hunt draws from each of them.
+            missing = math.ceil(missing / len(UNDER_FAULTS))
         batch = Batch(name, seed, transport, server.rate, server.torch_version)
 
         def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
-            batch.cases.append(digest(observation.case))
+            case = observation.case
+            batch.cases.append(digest(case))
+            if not case.plan.faulty_ranks(case.program.world_size):
+                batch.without_faults.append(batch.cases[-1])
             if on_example is not None:
                 on_example(batch, observation)
 
         with watched(server) as in_flight:
             in_flight.begin(name)
             result = examine(
-                PROPERTIES[name],
+                HUNTED[name],
                 runner,
-                max_examples=batch_size,
+                max_examples=min(batch_size, max(_LEAST_DRAWS, missing)),
                 seed=seed,
                 on_example=seen,
                 transport=transport,
@@ -204,6 +294,8 @@ def go_on(
         batch.verdict = result.verdict
         batch.explained = dict(sorted(result.explained.items()))
         batch.accepted = {one.kind: one.examples for one in result.accepted.values()}
+        batch.accepted_times = {one.kind: one.times for one in result.accepted.values()}
+        batch.found_after = {name: round(after, 1) for name, after in result.found_after.items()}
         batch.accepted_examples = {
             one.kind: describe_case(one.case) for one in result.accepted.values()
         }
@@ -227,6 +319,7 @@ def go_on(
 
 def summary(hunt: Hunt) -> dict[str, Any]:
     """The hunt as JSON data."""
+    times = hunt.total("accepted_times")
     by_property: dict[str, int] = {}
     for name in HUNTED:
         found = {(b.transport, c) for b in hunt.batches if b.property == name for c in b.cases}
@@ -234,15 +327,20 @@ def summary(hunt: Hunt) -> dict[str, Any]:
     return {
         "versions": versions(),
         "examples": hunt.examples,
+        "examples_without_faults": hunt.without_faults,
+        "examples_with_faults": hunt.examples - hunt.without_faults,
         "examples_by_property": by_property,
         "batches": len(hunt.batches),
         "faults_fired": sum(b.faults_fired for b in hunt.batches),
         "fired_by_type": dict(sorted(hunt.total("fired_by_type").items())),
         "known_findings_met": dict(sorted(hunt.total("explained").items())),
         "accepted": [
-            accepted_json(kind, count, _example_of(hunt, kind))
+            accepted_json(kind, count, _example_of(hunt, kind), times[kind])
             for kind, count in sorted(hunt.total("accepted").items())
             if kind in DOCUMENTED
+        ],
+        "found": [
+            {"name": one.name, "seconds": one.seconds, "known": one.is_known} for one in hunt.found
         ],
         "failures": hunt.failures,
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],

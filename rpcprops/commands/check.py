@@ -76,6 +76,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     from rpcprops.profiles import PROFILES
     from rpcprops.properties import PROPERTIES
     from rpcprops.report.in_flight import watched
+    from rpcprops.report.text import counted
 
     if list_only:
         _list()
@@ -122,6 +123,9 @@ def check(  # noqa: PLR0913 - one argument for each option
                 out.print(f"[yellow]unfinished[/yellow] {plain(line)}")
             if done:
                 out.print(_verdict_table(done))
+            for kind, (times, number) in _accepted_in_all(done).items():
+                said = f"{kind}: {counted(times, 'time')}, in {counted(number, 'example')}"
+                out.print(f"accepted  {plain(said)}")
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
@@ -273,6 +277,16 @@ def _verdict_table(done: list[Examination]) -> Table:
     return table
 
 
+def _accepted_in_all(done: list[Examination]) -> dict[str, tuple[int, int]]:
+    """For each documented effect: how often it came, and in how many examples."""
+    total: dict[str, tuple[int, int]] = {}
+    for result in done:
+        for kind, one in result.accepted.items():
+            times, examples = total.get(kind, (0, 0))
+            total[kind] = (times + one.times, examples + one.examples)
+    return dict(sorted(total.items()))
+
+
 def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
     from rpcprops._json import to_json
     from rpcprops.oracle import accepted_json
@@ -282,6 +296,10 @@ def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
         "versions": versions(),
         "clock": runner.server.clock_note,
         "rate": runner.server.rate,
+        "accepted": {
+            kind: {"times": times, "examples": examples}
+            for kind, (times, examples) in _accepted_in_all(done).items()
+        },
         "properties": [
             {
                 "name": result.property.name,
@@ -311,6 +329,7 @@ def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
                         one.kind,
                         one.examples,
                         {"program": to_json(one.case.program), "plan": to_json(one.case.plan)},
+                        one.times,
                     )
                     for one in result.accepted.values()
                 ],

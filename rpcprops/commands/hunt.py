@@ -1,4 +1,4 @@
-"""``rpcprops hunt``: drawn programs under drawn faults, as many as are asked for."""
+"""``rpcprops hunt``: drawn programs with and without faults, as many as are asked for."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def hunt(
         Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
     ] = _DEFAULT,
     batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 400,
+    without_faults: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The share of the examples that have no fault: many bugs need none.",
+        ),
+    ] = 0.5,
     clock: Clock = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
@@ -49,7 +57,8 @@ def hunt(
 ) -> None:
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
-    Both transports in turn. What was run is kept in a file, so a hunt that is interrupted goes on
+    Half of the examples have no fault, unless --without-faults says otherwise. Both transports in
+    turn. What was run is kept in a file, so a hunt that is interrupted goes on
     where it was. What a known finding explains (docs/findings.md), and what is accepted because it
     is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
     failure that real time has confirmed.
@@ -66,7 +75,7 @@ def hunt(
         if known.batches:
             out.print(f"{known.examples} examples are known from {plain(file)}")
         try:
-            _go_on(known, runner, examples, batch)
+            _go_on(known, runner, examples, batch, without_faults)
         finally:
             stop.ending()
             write_json(json_file, summary(known))
@@ -76,7 +85,7 @@ def hunt(
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
 
 
-def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
+def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float) -> None:
     """Draw and run up to `examples` in all; print the result of each batch."""
     from rpcprops._hunt import go_on
     from rpcprops.report.text import replay_line
@@ -103,6 +112,7 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int) -> None:
             runner,
             examples=examples,
             batch_size=batch,
+            share_without_faults=share,
             on_example=on_example,
             on_batch=on_batch,
         )
@@ -129,17 +139,26 @@ def _accepted_lines(hunt: Hunt) -> list[str]:
 
 def _table(hunt: Hunt) -> Table:
     from rpcprops._hunt import summary
+    from rpcprops.report.text import counted
 
     data = summary(hunt)
     table = Table(title=f"hunt, {plain(hunt.path)}", title_justify="left", show_header=False)
-    table.add_row("examples", str(data["examples"]))
+    table.add_row("different examples", str(data["examples"]))
+    table.add_row("  without faults", str(data["examples_without_faults"]))
+    table.add_row("  with faults", str(data["examples_with_faults"]))
+    table.add_row("by property", "")
     for name, count in data["examples_by_property"].items():
         table.add_row(f"  {plain(name)}", str(count))
     table.add_row("faults fired", str(data["faults_fired"]))
     for name, count in data["known_findings_met"].items():
         table.add_row(f"known: {plain(name)}", str(count))
     for one in data["accepted"]:
-        table.add_row(f"accepted: {one['kind']}", str(one["examples"]))
+        said = f"{counted(one['times'], 'time')}, in {counted(one['examples'], 'example')}"
+        table.add_row(f"accepted: {one['kind']}", said)
     table.add_row("unexplained failures", str(len(data["failures"])))
     table.add_row("unconfirmed", str(len(data["unconfirmed"])))
+    table.add_row("seconds of hunting", str(data["seconds"]))
+    for one in data["found"]:
+        sort = "known" if one["known"] else "new"
+        table.add_row(f"  until {sort}: {plain(one['name'])}", str(one["seconds"]))
     return table

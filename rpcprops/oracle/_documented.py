@@ -26,11 +26,24 @@ class Documented:
     Attributes:
         sentence: what happens, and when, as docs/faults.md says it.
         is_defect: whether a user of torch would call it a defect of torch.
+        quote: the words of torch's documentation that allow it, empty if it says nothing of it.
+        place: where they stand: a file below torch's own folder, or below its repository's.
     """
 
     sentence: str
     is_defect: bool = False
+    quote: str = ""
+    place: str = ""
 
+    @property
+    def allowed_by(self) -> str:
+        """The quotation with its place, in words; empty if there is none."""
+        return f'"{self.quote}" ({self.place})' if self.quote else ""
+
+
+_NO_LOSS = "It cannot handle node crashes or permanent network partitions."
+_RREFS = "docs/source/rpc/rref.md, Assumptions"
+_SHUTDOWN = "distributed/rpc/api.py, shutdown"
 
 #: Every kind of effect that is accepted, by the name under which it is counted.
 DOCUMENTED: Mapping[str, Documented] = {
@@ -38,15 +51,21 @@ DOCUMENTED: Mapping[str, Documented] = {
         "An owner reports a leaked RRef at shutdown, because a message that would have deleted a "
         "fork was lost for good; the rank that lost it is told nothing.",
         is_defect=True,
+        quote=_NO_LOSS,
+        place=_RREFS,
     ),
     "leak-by-chance": Documented(
         "An owner may or may not report a leaked RRef at shutdown, because a user deletes its fork "
         "only after 100 s, which is when the owner gives up.",
         is_defect=True,
+        quote=_NO_LOSS,
+        place=_RREFS,
     ),
     "shutdown-waits": Documented(
         "Shutdown takes 100 s longer, because a rank waits for a message that was lost for good.",
         is_defect=True,
+        quote="wait until there is no pending system messages for ``UserRRefs``",
+        place=_SHUTDOWN,
     ),
     "context-kept": Documented(
         "A rank keeps an autograd context for ever, because its cleanup was lost 21 times.",
@@ -59,19 +78,28 @@ DOCUMENTED: Mapping[str, Documented] = {
     ),
     "call-dropped-by-shutdown": Documented(
         "A call that timed out at its caller never runs, because shutdown drops it on its way.",
+        quote="stops the local agent from accepting outstanding requests",
+        place=_SHUTDOWN,
     ),
     "no-graceful-shutdown": Documented(
         "The ranks are ended without a shutdown, because a fault of PYTHON_CALL breaks the calls "
         "that shutdown itself makes.",
         is_defect=True,
+        quote="are not idempotent and therefore cannot be retried",
+        place=_RREFS,
     ),
     "timed-out-rref-used": Documented(
         "A use of an RRef whose creation times out raises nothing, because torch has not marked "
         "the RRef yet.",
+        quote="errors may not be raised as they have not yet been handled",
+        place="distributed/rpc/api.py, remote",
     ),
     "either-way": Documented(
         "A step may give its value or an error, because its timeout is too near to what it waits "
         "for; which of the two came is not judged.",
+        quote="If the RPC does not complete in this amount of time, an exception indicating it has "
+        "timed out will be raised",
+        place="distributed/rpc/api.py, rpc_sync",
     ),
     "fired-not-judged": Documented(
         "How many injected faults fired is not compared with the prediction, because a timeout or "
@@ -99,13 +127,23 @@ class Accepted:
     step: int | None = None
 
 
-def accepted_json(kind: str, examples: int, example: Any) -> dict[str, Any]:
-    """A documented effect in a report: the number of examples that showed it, and one of them."""
+def accepted_json(
+    kind: str, examples: int, example: Any, times: int | None = None
+) -> dict[str, Any]:
+    """A documented effect in a report.
+
+    Args:
+        examples: how many examples showed it.
+        example: one of them, as JSON.
+        times: how often they showed it, each rank and step by itself; None if nobody counted.
+    """
     documented = DOCUMENTED[kind]
     return {
         "kind": kind,
         "examples": examples,
+        **({} if times is None else {"times": times}),
         "sentence": documented.sentence,
+        "allowed_by": documented.allowed_by,
         "is_defect": documented.is_defect,
         "example": example,
     }

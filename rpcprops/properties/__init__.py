@@ -5,11 +5,12 @@
 """
 
 from rpcprops.properties._base import Case, Observation, Property, observe
-from rpcprops.properties._catalogue import PROPERTIES, shipped_programs
+from rpcprops.properties._catalogue import PROPERTIES, WITHOUT_FAULTS, shipped_programs
 from rpcprops.properties._engine import Examination, Failure, Repeats, broken_promise, examine
 
 __all__ = [
     "PROPERTIES",
+    "WITHOUT_FAULTS",
     "Case",
     "Examination",
     "Failure",

@@ -12,7 +12,7 @@ from rpcprops.programs import Program
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
 from rpcprops.properties._findings import finding_properties
-from rpcprops.strategies import fault_plans, fault_tables, programs_under_faults
+from rpcprops.strategies import fault_plans, fault_tables, programs, programs_under_faults
 from rpcprops.torch_facts import installed
 
 
@@ -71,6 +71,20 @@ def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
 
     return cases
 
+
+def _undisturbed() -> st.SearchStrategy[Case]:
+    """Drawn programs without any fault."""
+    return programs(max_world_size=4, max_steps=12).map(Case)
+
+
+#: Many bugs need no fault. Only a hunt examines this one: it is no promise about faults, and the
+#: matrix of versions has no row for it.
+WITHOUT_FAULTS = Property(
+    "drawn-without-faults",
+    "Whatever program is drawn shows what it must where no fault is injected.",
+    _undisturbed,
+    needs_faults=False,
+)
 
 _ALL = (
     Property(

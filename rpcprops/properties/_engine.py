@@ -90,11 +90,13 @@ class AcceptedCount:
 
     Attributes:
         kind: its name in :data:`rpcprops.oracle.DOCUMENTED`.
+        times: how often they showed it, each rank and step by itself.
     """
 
     kind: str
     case: Case
     examples: int = 0
+    times: int = 0
 
 
 @dataclass(slots=True)
@@ -112,6 +114,9 @@ class Examination:
         reruns: fast runs that proved nothing because of the machine's load; slower ones decided.
         accepted: documented effects that the cases showed, by name.
         explained: how many cases broke a promise in the way of each known finding, by its name.
+        found_after: real seconds from the start until a case first broke a promise in the way of
+            each known finding, by its name; and until each broken promise that nothing explains
+            was first confirmed, by its name.
         tries: for a finding, how often its case was tried at each rate, and how often it showed.
         status: for a finding, whether this torch is known to have it.
         reason: a further remark on the verdict.
@@ -129,6 +134,7 @@ class Examination:
     reruns: int = 0
     accepted: dict[str, AcceptedCount] = field(default_factory=dict)
     explained: Counter[str] = field(default_factory=Counter)
+    found_after: dict[str, float] = field(default_factory=dict)
     tries: tuple[Repeats, ...] = ()
     status: Status | None = None
     reason: str = ""
@@ -155,8 +161,10 @@ class Examination:
         self.faults_fired += fired(seen.faults)
         self.fired_by_type = dict(Counter(self.fired_by_type) + Counter(fired_by_type(seen.faults)))
         self.explained.update(seen.explained_by)
-        for kind in dict.fromkeys(one.kind for one in seen.accepted):
-            self.accepted.setdefault(kind, AcceptedCount(kind, seen.case)).examples += 1
+        for kind, times in Counter(one.kind for one in seen.accepted).items():
+            count = self.accepted.setdefault(kind, AcceptedCount(kind, seen.case))
+            count.examples += 1
+            count.times += times
 
 
 def examine(
@@ -215,6 +223,7 @@ class _Examiner:
         on_example: Callable[[Examination, Observation], None] | None,
         options: dict[str, Any],
     ) -> None:
+        self.began = time.monotonic()
         self.prop = prop
         self.runner = runner
         self.on_example = on_example
@@ -234,23 +243,21 @@ class _Examiner:
     def examine(
         self, max_examples: int, seed: int | None, database: ExampleDatabase | None
     ) -> Examination:
-        began = time.monotonic()
         error = self.search(max_examples, seed, database)
         if error is not None:
             self.result.failure = self.smallest(error)
             if self.result.failure is None and not self.result.unconfirmed:
                 self.result.doubts.append(Doubt(f"not shown again: {error}"))
-        return self.ended(began, self.verdict())
+        return self.ended(self.verdict())
 
-    def ended(self, began: float, verdict: Verdict) -> Examination:
+    def ended(self, verdict: Verdict) -> Examination:
         self.result.fired_by_type = dict(sorted(self.result.fired_by_type.items()))
-        self.result.seconds = time.monotonic() - began
+        self.result.seconds = time.monotonic() - self.began
         self.result.verdict = verdict
         return self.result
 
     def examine_finding(self, finding: Finding, max_examples: int) -> Examination:
         """Try the smallest case of a finding until it shows: fast, then in real time."""
-        began = time.monotonic()
         version = self.runner.server.torch_version
         self.result.status = finding.status(version)
         fast = self.runner.server.rate_of(self.options.get("clock"))
@@ -266,18 +273,18 @@ class _Examiner:
                 break
         self.result.tries = tuple(tries)
         if self.result.failure is not None:
-            return self.ended(began, "violated")
+            return self.ended("violated")
         if shown is not None:
             # Report what real time showed last.
             self.result.failure = self.failure_of(shown, repeats=tuple(tries))
             if self.result.status == "unlisted":
                 self.result.reason = f"not yet listed for torch {version}"
-            return self.ended(began, "known")
+            return self.ended("known")
         if self.result.status == "fixed":
             self.result.reason = f"fixed in torch {finding.fixed_in} ({finding.fixed_by})"
-            return self.ended(began, "holds")
+            return self.ended("holds")
         self.result.reason = f"not seen: {', '.join(map(str, tries))}"
-        return self.ended(began, "not_seen")
+        return self.ended("not_seen")
 
     def try_finding(
         self, finding: Finding, rate: float, numbers: Iterable[int]
@@ -289,9 +296,7 @@ class _Examiner:
             seen = self.prop.observe(self.runner, case, **{**self.options, "clock": rate})
             tried += 1
             self.result.executions += 1
-            self.result.count(seen)
-            if self.on_example is not None:
-                self.on_example(self.result, seen)
+            self.count(seen)
             if seen.violations and self.confirms(seen):
                 self.result.failure = self.failure_of(seen)
                 break
@@ -361,8 +366,14 @@ class _Examiner:
 
     def count(self, seen: Observation) -> None:
         self.result.count(seen)
+        self.found(seen.explained_by)
         if self.on_example is not None:
             self.on_example(self.result, seen)
+
+    def found(self, names: Iterable[str]) -> None:
+        """Note when known findings, or broken promises, were first seen."""
+        for name in names:
+            self.result.found_after.setdefault(name, time.monotonic() - self.began)
 
     def is_compared(self, seen: Observation, *, is_new: bool) -> bool:
         """Whether a case that passed under a fast clock is also run in real time."""
@@ -398,6 +409,7 @@ class _Examiner:
         if not self.confirms(seen):
             return False
         self.confirmed.add(promise)
+        self.found([promise])
         self.first_ones.append(seen)
         return True
 

@@ -78,12 +78,16 @@ def describe_case(case: Case) -> str:
 
 
 def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]:
-    """A documented effect: what it is, in how many examples it was seen, and one of them."""
+    """A documented effect: in how many examples it was seen, what it is, and one of them.
+
+    With what torch's documentation says of it, if it does.
+    """
     documented = DOCUMENTED[kind]
     note = "; a user would call it a defect of torch" if documented.is_defect else ""
     return [
         f"accepted {kind}, in {examples} of {of} examples{note}",
         f"         {documented.sentence}",
+        *([f"         torch: {documented.allowed_by}"] if documented.quote else []),
         f"         such as {case}",
     ]
 

@@ -118,7 +118,9 @@ def test_a_table_in_a_pipe_is_never_cut(
     assert all(1 <= tries["seen"] <= tries["tried"] for tries in row["tries"])
 
 
-def test_what_is_accepted_is_told_and_strict_fails_on_it(rpcprops: Rpcprops) -> None:
+def test_what_is_accepted_is_told_and_strict_fails_on_it(
+    rpcprops: Rpcprops, tmp_path: Path
+) -> None:
     """The same draws: counted with a sentence and an example, and a failure under --strict."""
     words = ["check", "drawn-beyond-budget", "-n", "8", "--seed", "7", "--json", "out.json"]
     ended = rpcprops(*words)
@@ -126,6 +128,13 @@ def test_what_is_accepted_is_told_and_strict_fails_on_it(rpcprops: Rpcprops) -> 
     assert "    accepted leak-at-owner, in " in ended.out
     assert DOCUMENTED["leak-at-owner"].sentence in ended.out
     assert "         such as Program(" in ended.out
+    (said,) = [
+        line for line in ended.out.splitlines() if line.startswith("accepted  leak-at-owner")
+    ]
+    total = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["accepted"]
+    times, examples = (total["leak-at-owner"][name] for name in ("times", "examples"))
+    assert times >= examples >= 1
+    assert said.startswith(f"accepted  leak-at-owner: {times} time")
     strict = rpcprops(*words, "--strict")
     assert strict.code == 1
     assert "reason   strict: documented effects are failures (" in strict.out

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import pytest
 
+from rpcprops.commands.check import _accepted_in_all
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import DOCUMENTED, accepted, judge, predict
 from rpcprops.outcomes import Counters, Outcome
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Program, Remote, Settle, Share
+from rpcprops.properties import PROPERTIES, Case, Examination, Observation
+from rpcprops.report.text import describe_accepted
 from tests.seeded._ideal import CONTEXT_LEAK, ERRORS, OWNER_WAITED, ideal, with_rank, with_step
 
 FAULTS = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -36,6 +41,29 @@ def test_the_documentation_says_each_sentence(kind: str) -> None:
     assert head in text
     rest = text.partition(head)[2].partition(" * `")[0].partition(" ## ")[0]
     assert ("A user of torch would call this a defect" in rest) == DOCUMENTED[kind].is_defect
+
+
+@pytest.mark.parametrize("kind", DOCUMENTED)
+def test_what_allows_it_is_quoted_with_its_place(kind: str) -> None:
+    """docs/faults.md has torch's words; where they are in the installed torch, they are there."""
+    documented = DOCUMENTED[kind]
+    text = " ".join(FAULTS.read_text(encoding="utf-8").split())
+    rest = text.partition(f"* `{kind}`.")[2].partition(" * `")[0].partition(" ## ")[0]
+    if not documented.quote:
+        assert rest.endswith("torch's documentation says nothing of it.")
+        return
+    assert rest.endswith(f"torch: {documented.allowed_by}.")
+    place, _, function = documented.place.partition(", ")
+    if place.startswith("docs/"):
+        # That part of torch's documentation is not in its wheel.
+        return
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / place).read_text(encoding="utf-8")
+    found = [node for node in ast.parse(source).body if getattr(node, "name", "") == function]
+    (node,) = [one for one in found if isinstance(one, ast.FunctionDef)]
+    assert documented.quote in " ".join((ast.get_docstring(node) or "").split())
 
 
 def test_nothing_is_accepted_where_nothing_is_lost() -> None:
@@ -134,6 +162,27 @@ def test_a_settle_leaves_one_prediction() -> None:
     prediction = predict(program, FETCH_LATE)
     assert not prediction.alternatives
     assert prediction.steps[-1].error == "creation"
+
+
+def test_a_summary_counts_each_kind_over_all_properties() -> None:
+    """How often it came, each rank and step by itself, and in how many examples."""
+    program = Program(2, (Remote(0, 1, "a"), Remote(1, 0, "b"), Drop(0, "a"), Drop(1, "b")))
+    plan = FaultPlan(FaultTable([DELETE], 6))
+    outcome = ideal(program, plan)
+    found = accepted(program, plan, outcome)
+    done = [Examination(PROPERTIES["drawn-beyond-budget"]) for _ in range(2)]
+    for result, examples in zip(done, (1, 2), strict=True):
+        for _ in range(examples):
+            result.count(Observation(Case(program, plan), outcome, (), (), accepted=found))
+    assert done[1].accepted["leak-at-owner"].times == 4
+    assert _accepted_in_all(done) == {"leak-at-owner": (6, 3), "shutdown-waits": (6, 3)}
+
+
+def test_what_allows_an_effect_is_printed() -> None:
+    """The report of an effect has torch's words with their place, where there are any."""
+    lines = describe_accepted("leak-at-owner", 1, 2, "case")
+    assert f"         torch: {DOCUMENTED['leak-at-owner'].allowed_by}" in lines
+    assert not any("torch: " in line for line in describe_accepted("context-kept", 1, 2, "case"))
 
 
 def test_every_kind_comes_once_a_place_in_a_fixed_order() -> None:

@@ -71,6 +71,8 @@ def test_a_finding_that_shows_at_once_is_known(version: str, status: str) -> Non
     assert result.is_good()
     assert tries_of(result) == ["1 of 1 at rate 400", "1 of 1 at rate 1"]
     assert result.failure is not None
+    assert list(result.found_after) == [NAME]
+    assert 0 <= result.found_after[NAME] <= result.seconds
 
 
 def test_a_finding_that_shows_seldom_is_tried_until_it_does() -> None:

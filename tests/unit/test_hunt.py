@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from rpcprops._hunt import HUNTED, Batch, Hunt, digest, summary
+from rpcprops._hunt import HUNTED, UNDER_FAULTS, Batch, Found, Hunt, digest, summary
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
-from rpcprops.properties import Case
+from rpcprops.properties import WITHOUT_FAULTS, Case
+from tests._draws import draws
+
+#: The property whose programs have no faults.
+ALONE = WITHOUT_FAULTS.name
 
 
-def batch(seed: int, *cases: str, transport: str = "tcp", name: str = HUNTED[0]) -> Batch:
+def batch(seed: int, *cases: str, transport: str = "tcp", name: str = UNDER_FAULTS[0]) -> Batch:
     """A batch with so many different examples."""
     return Batch(name, seed, transport, 400.0, "2.13.0", "holds", list(cases), faults_fired=2)
 
@@ -59,7 +64,7 @@ def test_an_example_that_two_batches_drew_counts_once(tmp_path: Path) -> None:
     hunt.append(batch(1, "b", "c"))
     hunt.append(batch(1, "b", transport="shm"))
     assert hunt.examples == 4
-    assert summary(hunt)["examples_by_property"][HUNTED[0]] == 4
+    assert summary(hunt)["examples_by_property"][UNDER_FAULTS[0]] == 4
 
 
 def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
@@ -68,13 +73,16 @@ def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
     for seed, count in ((0, 2), (1, 3)):
         one = batch(seed, f"case{seed}")
         one.accepted = {"leak-at-owner": count}
+        one.accepted_times = {"leak-at-owner": 2 * count}
         one.accepted_examples = {"leak-at-owner": f"example {seed}"}
         hunt.append(one)
     assert summary(Hunt.read(hunt.path))["accepted"] == [
         {
             "kind": "leak-at-owner",
             "examples": 5,
+            "times": 10,
             "sentence": DOCUMENTED["leak-at-owner"].sentence,
+            "allowed_by": DOCUMENTED["leak-at-owner"].allowed_by,
             "is_defect": True,
             "example": "example 0",
         }
@@ -94,11 +102,79 @@ def test_an_example_that_a_file_lacks_is_not_missed(tmp_path: Path) -> None:
 def test_a_hunt_goes_on_with_what_is_not_in_its_file(tmp_path: Path) -> None:
     """No property is drawn from again with a seed and over a transport that it was drawn with."""
     hunt = Hunt(tmp_path / "hunt.jsonl")
-    first = next(hunt.next_batches())
+    first = hunt.next_batch()
     hunt.append(batch(first[1], "a", transport=first[2], name=first[0]))
-    following = next(hunt.next_batches())
+    following = hunt.next_batch()
     assert following != first
     assert following[1] == 0
+
+
+def without(seed: int, *cases: str, transport: str = "tcp") -> Batch:
+    """A batch of examples without faults."""
+    one = batch(seed, *cases, transport=transport, name=ALONE)
+    one.without_faults = list(cases)
+    return one
+
+
+def test_half_of_the_examples_are_without_faults(tmp_path: Path) -> None:
+    """Batches without faults come as long as they are no more than the share that is asked for."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    assert hunt.next_batch() == (ALONE, 0, "tcp")
+    assert hunt.next_batch(0.0)[0] == UNDER_FAULTS[0]
+    hunt.append(without(0, "a", "b"))
+    assert hunt.next_batch() == (UNDER_FAULTS[0], 0, "tcp")
+    assert hunt.next_batch(1.0) == (ALONE, 0, "shm")
+    hunt.append(batch(0, "c", "d"))
+    assert hunt.next_batch() == (ALONE, 0, "shm")
+    assert (hunt.examples, hunt.without_faults) == (4, 2)
+    data = summary(Hunt.read(hunt.path))
+    assert (data["examples_without_faults"], data["examples_with_faults"]) == (2, 2)
+
+
+def test_a_batch_has_as_many_draws_as_its_sort_still_needs(tmp_path: Path) -> None:
+    """Of ten examples half are without faults; what one sort has too many the other lacks."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    assert [hunt.missing(name, 10, 0.5) for name in (ALONE, UNDER_FAULTS[0])] == [5, 5]
+    hunt.append(without(0, "a", "b", "c"))
+    assert [hunt.missing(name, 10, 0.5) for name in (ALONE, UNDER_FAULTS[0])] == [2, 5]
+    hunt.append(batch(0, *"defghi"))
+    assert [hunt.missing(name, 10, 0.5) for name in (ALONE, UNDER_FAULTS[0])] == [2, 0]
+
+
+def test_an_example_that_drew_no_fault_counts_as_one_without() -> None:
+    """What the property without faults draws has none, and proves something all the same."""
+    cases = draws(HUNTED[ALONE].cases(), 20)
+    assert all(not case.plan.faulty_ranks(case.program.world_size) for case in cases)
+    assert not HUNTED[ALONE].needs_faults
+
+
+def test_the_time_to_each_finding_is_told(tmp_path: Path) -> None:
+    """In seconds from the first batch on, the first time only; a doubt is no finding."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    first, second = batch(0, "a"), batch(1, "b")
+    first.found_after = {"early-owner-fork": 7.0, "RRefLeak": 3.0}
+    first.explained = {"early-owner-fork": 2}
+    second.found_after = {"early-owner-fork": 1.0, "WrongValue": 2.5}
+    second.explained = {"early-owner-fork": 1}
+    second.failure = ["WrongValue", "x.json"]
+    for one in (first, second):
+        one.seconds = 10.0
+        hunt.append(one)
+    found = Hunt.read(hunt.path).found
+    assert found == [Found("early-owner-fork", 7.0, True), Found("WrongValue", 12.5, False)]
+    assert summary(hunt)["found"][1] == {"name": "WrongValue", "seconds": 12.5, "known": False}
+
+
+def test_an_older_file_is_read(tmp_path: Path) -> None:
+    """A batch that says nothing of what is counted since has none of it."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(batch(0, "a"))
+    data = json.loads(hunt.path.read_bytes())
+    for name in ("without_faults", "accepted_times", "found_after"):
+        del data[name]
+    hunt.path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+    again = Hunt.read(hunt.path)
+    assert (again.examples, again.without_faults, again.found) == (1, 0, [])
 
 
 def test_a_line_cut_short_is_left_out_and_written_over(tmp_path: Path) -> None:

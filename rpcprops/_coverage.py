@@ -1,0 +1,389 @@
+"""``python -m rpcprops._coverage``: writes docs/coverage.md, what drawn programs use of torch.
+
+The names come from torch, and the uses from the source of the functions that run steps in ranks.
+The messages and errors come from programs that are drawn, always the same, and predicted. No rank
+runs for it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from rpcprops._hunt import HUNTED
+from rpcprops._uses import Uses, methods_used, uses_of
+from rpcprops.clock.sends import REQUEST_NUMBERS
+from rpcprops.faults import FaultPlan, MessageType
+from rpcprops.oracle import Model, Prediction, predict
+from rpcprops.programs import Program
+from rpcprops.properties import Case
+from rpcprops.steps import STEP_TYPES, Parallel, Settle, Step
+from rpcprops.steps.in_rank.lookup import place_of
+from rpcprops.torch_facts import NEWEST, Texts
+from rpcprops.torch_facts.public import (
+    CLASSES,
+    NEEDS,
+    NEEDS_ITS_CLASS,
+    NOT_YET,
+    OUT_OF_SCOPE,
+    PACKAGES,
+    RECEIVERS,
+    UNCOUNTED_REQUESTS,
+    PublicNames,
+    public_names,
+    reason_against,
+    use_of_harness,
+)
+
+#: Exists in a checkout only; an installed package has no such document.
+DOCUMENT = Path(__file__).parents[1] / "docs" / "coverage.md"
+#: The modules that take ranks through init_rpc and shutdown.
+HARNESS_MODULES = (
+    "rpcprops.agents._agent",
+    "rpcprops.agents.tensorpipe",
+    "rpcprops.cluster.adoption",
+    "rpcprops.cluster.rank_process",
+    "rpcprops.fixture",
+)
+#: How many programs are drawn from each property.
+_DRAWS = 600
+
+Class = Literal["drawn", "harness", "not yet", "out of scope"]
+_TITLES: Mapping[Class, str] = {
+    "drawn": "drawn",
+    "harness": "used by the harness",
+    "not yet": "not drawn yet",
+    "out of scope": "out of scope",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One public name of torch: its class, and the kinds of step or the reason."""
+
+    name: str
+    category: Class
+    says: str
+
+
+# Which kinds of step use which names.
+
+
+def kinds_using() -> dict[type[Step], Uses]:
+    """What the function uses that runs each kind of step in a rank; those of ours alone."""
+    found: dict[type[Step], Uses] = {}
+    for cls in STEP_TYPES.values():
+        if cls.runs and cls.__module__.startswith("rpcprops."):
+            found[cls] = uses_of(*place_of(cls))
+    return found
+
+
+def names_of_torch(kinds: Mapping[type[Step], Uses]) -> PublicNames:
+    """The public names of the installed torch; imports it."""
+    return public_names({name for uses in kinds.values() for name in uses.dotted})
+
+
+def drawn_names(
+    kinds: Mapping[type[Step], Uses], public: PublicNames
+) -> dict[str, list[type[Step]]]:
+    """The public names that kinds of step use, each with those kinds."""
+    members = [name for name in public.names if name.rpartition(".")[0] in CLASSES]
+    found: defaultdict[str, list[type[Step]]] = defaultdict(list)
+    for cls, uses in kinds.items():
+        names = {name for dotted in uses.dotted if (name := public.named(dotted))}
+        needs = dict(NEEDS)
+        for member in members:
+            if member.startswith(f"{NEEDS_ITS_CLASS}."):
+                needs[member] = (NEEDS_ITS_CLASS,)
+        # Twice, because a member may need another one.
+        for _ in range(2):
+            names |= methods_used(uses, names, members, needs, RECEIVERS)
+        for name in names:
+            found[name].append(cls)
+    return dict(found)
+
+
+def rows(public: PublicNames, drawn: Mapping[str, Sequence[type[Step]]]) -> list[Row]:
+    """Every public name with its class.
+
+    Raises:
+        KeyError: a name is in no class.
+    """
+    found: list[Row] = []
+    for name in public.names:
+        if name in drawn:
+            found.append(Row(name, "drawn", _kinds(drawn[name])))
+        elif use := use_of_harness(name):
+            found.append(Row(name, "harness", use))
+        elif name in NOT_YET:
+            found.append(Row(name, "not yet", ""))
+        elif reason := reason_against(name):
+            found.append(Row(name, "out of scope", reason))
+        else:
+            raise KeyError(name)
+    return found
+
+
+def needless(drawn: Iterable[str]) -> list[str]:
+    """The names that are listed as not drawn, although some kind of step uses them."""
+    return sorted(name for name in drawn if name in NOT_YET or name in OUT_OF_SCOPE)
+
+
+def _kinds(kinds: Iterable[type[Step]]) -> str:
+    ordered = sorted(kinds, key=lambda cls: (cls.order is None, cls.order or 0.0, cls.__name__))
+    return ", ".join(
+        f"`{cls.__name__}`" + ("" if _comes(cls) else " (asked for)") for cls in ordered
+    )
+
+
+def _comes(cls: type[Step]) -> bool:
+    """Whether programs that name no kinds contain it."""
+    return cls.order is not None or cls is Parallel
+
+
+# What drawn programs make ranks send, and what they meet.
+
+
+@dataclass
+class Reached:
+    """What drawn programs reach, by their predictions.
+
+    Attributes:
+        programs: how many were predicted.
+        senders: for each message type, the kinds of step that make a rank send it.
+        at_shutdown: the types that a graceful shutdown sends.
+        kinds: how many steps of each kind there were.
+        errors: for each class of error, the kinds of step that must raise it.
+        texts: the texts of torch's, by their names in :class:`Texts`, that some prediction expects.
+    """
+
+    programs: int = 0
+    senders: defaultdict[MessageType, set[type[Step]]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+    at_shutdown: set[MessageType] = field(default_factory=set)
+    kinds: Counter[type[Step]] = field(default_factory=Counter)
+    errors: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
+    texts: set[str] = field(default_factory=set)
+
+    def add(self, program: Program, plan: FaultPlan) -> None:
+        """Predict a program step by step, and count what each step does."""
+        self.programs += 1
+        model = Model(program.world_size, plan, facts=NEWEST)
+        for leaf in program.leaves:
+            before = len(model.sends)
+            shown = model.add(leaf)
+            self.kinds[type(leaf)] += 1
+            for send in model.sends[before:]:
+                self.senders[send.message].add(type(leaf))
+            if shown.error:
+                self.errors[shown.error].add(type(leaf))
+        whole = predict(program, plan, NEWEST)
+        self.at_shutdown |= {send.message for send in whole.last_sends}
+        self.texts.update(_texts(whole))
+
+
+#: The text by which each class of error is known (oracle/errors.py).
+_TEXT_OF: Mapping[str, str] = {
+    "remote": "remote",
+    "creation": "creation",
+    "injected": "injected",
+    "timeout": "timeout",
+}
+
+
+def _texts(prediction: Prediction) -> Iterator[str]:
+    """The texts of torch's that a run which agrees with the prediction contains, or may."""
+    for step in prediction.steps:
+        if step.error in _TEXT_OF:
+            yield _TEXT_OF[step.error]
+    if any(send.failures for send in prediction.sends if send.message.is_retryable):
+        yield "failed_send"
+    if prediction.leaking | prediction.may_leak:
+        yield from ("leaks", "owners_waited")
+    if prediction.waiting:
+        yield "users_waited"
+    if prediction.may_warn_unreleased_context:
+        yield "context_kept"
+    if "readable-injected-error" in prediction.known_bugs:
+        yield "unreadable"
+    if "late-remote-to-self" in prediction.known_bugs:
+        yield from ("assertion", "owner_assertion_file")
+    if "timed-out-remote-dropped" in prediction.known_bugs:
+        yield "fork_unknown"
+
+
+def reached(draws: int = _DRAWS) -> Reached:
+    """What a hunt reaches: so many drawn cases of each property that it draws from."""
+    found = Reached()
+    for prop in HUNTED.values():
+
+        @seed(0)
+        @settings(
+            max_examples=draws,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        @given(prop.cases())
+        def run(case: Case) -> None:
+            found.add(case.program, case.plan)
+
+        run()
+    return found
+
+
+# The page.
+
+
+def page(public: PublicNames, kinds: Mapping[type[Step], Uses], seen: Reached) -> str:
+    """The text of docs/coverage.md."""
+    drawn = drawn_names(kinds, public)
+    found = rows(public, drawn)
+    counts = Counter(row.category for row in found)
+    meant = len(found) - counts["out of scope"]
+    lines = [
+        "# Coverage: what drawn programs use of torch",
+        "",
+        f"`python -m rpcprops._coverage` has made this page with torch {public.version}. Change "
+        "the code, and make it again.",
+        "",
+        f"**{counts['drawn']} of the {len(found)} public names of torch's RPC are drawn**: some "
+        "kind of step uses them, and an oracle predicts and checks what the step shows. "
+        f"{counts['harness']} more are used around every program. {counts['not yet']} are not "
+        f"drawn yet, and {counts['out of scope']} are out of scope, each for the reason that "
+        f"stands beside it. Without those, {counts['drawn'] + counts['harness']} of {meant} are "
+        "used.",
+        "",
+        "A name counts as drawn if it stands in the source of a function that runs a kind of step "
+        "in a rank (`rpcprops/steps/in_rank`), or in a function which that one uses. A method "
+        "counts by its name; where other objects have a method of that name, a table in "
+        "`rpcprops/torch_facts/public.py` says what else must be there. So the table says what a "
+        "program can use. It does not say with which arguments: see the docstring of the kind.",
+        "",
+    ]
+    for package in PACKAGES:
+        part = [row for row in found if _package_of(row.name) == package]
+        if part:
+            lines += [f"## {package}", "", *_name_table(package, part), ""]
+    lines += ["## Messages", "", *_message_lines(kinds, public, drawn, seen), ""]
+    lines += ["## Errors and lines of logs", "", *_error_lines(seen), ""]
+    return "\n".join(map(_wrapped, lines))
+
+
+def _wrapped(line: str) -> str:
+    """The line, broken as the other documents are; not a row of a table."""
+    if line.startswith("|"):
+        return line
+    return textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _package_of(name: str) -> str:
+    return max((p for p in PACKAGES if name.startswith(f"{p}.")), key=len)
+
+
+def _name_table(package: str, part: Sequence[Row]) -> Iterator[str]:
+    yield "| name | class | by which kinds of step, or why |"
+    yield "| --- | --- | --- |"
+    order = {name: number for number, name in enumerate(_TITLES)}
+    together: dict[tuple[Class, str], list[str]] = defaultdict(list)
+    for row in part:
+        short = row.name.removeprefix(f"{package}.")
+        # Names that are out of scope for one reason stand together.
+        key = row.says if row.category == "out of scope" else f"{row.says}\0{short}"
+        together[row.category, key].append(short)
+    for (category, key), names in sorted(
+        together.items(), key=lambda item: (order[item[0][0]], sorted(item[1])[0].lower())
+    ):
+        listed = ", ".join(f"`{name}`" for name in sorted(names, key=str.lower))
+        yield f"| {listed} | {_TITLES[category]} | {key.partition(chr(0))[0]} |"
+
+
+def _message_lines(
+    kinds: Mapping[type[Step], Uses],
+    public: PublicNames,
+    drawn: Mapping[str, Sequence[type[Step]]],
+    seen: Reached,
+) -> Iterator[str]:
+    counted = [name for name in REQUEST_NUMBERS.values() if name in MessageType.__members__]
+    sent = [name for name in counted if seen.senders[MessageType(name)]]
+    others = {name: drawn.get(used, ()) for name, used in UNCOUNTED_REQUESTS.items()}
+    reached_too = [name for name, by in others.items() if by]
+    yield (
+        f"torch's agent sends {len(REQUEST_NUMBERS)} types of request (`enum MessageType` in "
+        f"message.h); drawn programs make ranks send {len(sent) + len(reached_too)} of them. "
+        f"{len(counted)} can be failed or delayed, and the oracle predicts each such send. The "
+        f"kinds of step beside them are those that sent one in {seen.programs} drawn programs "
+        "of a hunt, by their predictions; a kind that does so very rarely may be missing. In a "
+        "run, the failed and the late sends of each rank are compared with the prediction. Each "
+        "request has one response, which is not counted."
+    )
+    yield ""
+    yield "| request | fails or comes late | sent by these kinds of step |"
+    yield "| --- | --- | --- |"
+    for name in REQUEST_NUMBERS.values():
+        if name in counted:
+            message = MessageType(name)
+            by = [_kinds(seen.senders[message])] if seen.senders[message] else []
+            by += ["shutdown, for what is still held"] if message in seen.at_shutdown else []
+            yield f"| `{name}` | yes | {'; '.join(by) or 'no step'} |"
+        else:
+            used = UNCOUNTED_REQUESTS[name]
+            by_name = _kinds(others[name]) or f"no step (none uses `{used}`)"
+            yield f"| `{name}` | no | {by_name} |"
+    silent = [cls for cls in kinds if not any(cls in by for by in seen.senders.values())]
+    silent = [cls for cls in silent if not any(cls in by for by in others.values())]
+    if silent:
+        yield ""
+        yield f"These kinds of step made no rank send a request: {_kinds(silent)}."
+    missing = [cls for cls in kinds if not seen.kinds[cls] and cls is not Settle and _comes(cls)]
+    if missing:
+        yield ""
+        yield f"These kinds of step did not come in the programs drawn for this: {_kinds(missing)}."
+
+
+def _error_lines(seen: Reached) -> Iterator[str]:
+    yield (
+        "What torch writes is in `rpcprops/torch_facts/_texts.py`, with its place in torch's "
+        "source. A text is *met* if the prediction of one of the same drawn programs is that it "
+        "comes, or that it may come. The others mean that something is wrong, or come in tests "
+        "of the user's own."
+    )
+    yield ""
+    yield "| text of torch's | drawn programs | kinds of step that must raise it |"
+    yield "| --- | --- | --- |"
+    for name, text in _shown_texts():
+        met = "met" if name in seen.texts else "not met"
+        by = seen.errors.get(next((c for c, t in _TEXT_OF.items() if t == name), ""), ())
+        yield f"| {text} (`{name}`) | {met} | {_kinds(by)} |"
+
+
+def _shown_texts() -> Iterator[tuple[str, str]]:
+    """The plain texts by name, as Markdown; not the expressions."""
+    texts = Texts()
+    for name in Texts.__dataclass_fields__:
+        value = getattr(texts, name)
+        if name in ("timed_out", "log_line"):
+            continue
+        parts = [value] if isinstance(value, str) else value
+        yield name, ", ".join(f"`{part.strip()}`" for part in parts)
+
+
+def main() -> None:
+    """Make docs/coverage.md anew, and say what its data says needlessly."""
+    kinds = kinds_using()
+    public = names_of_torch(kinds)
+    DOCUMENT.write_text(page(public, kinds, reached()), encoding="utf-8")
+    for name in needless(drawn_names(kinds, public)):
+        print(f"{name} is drawn; take it out of rpcprops/torch_facts/public.py")
+
+
+if __name__ == "__main__":
+    main()
