@@ -12,26 +12,33 @@ from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Module, Optimize
+from rpcprops.steps.ways import After, Ask, Default, Gather, Method, Reach
 
 __all__ = [
     "STEP_TYPES",
+    "After",
     "Argument",
+    "Ask",
     "Bump",
     "Call",
     "Chain",
     "Context",
     "Count",
+    "Default",
     "Drop",
     "Fetch",
     "Flavour",
+    "Gather",
     "Leaf",
     "Local",
+    "Method",
     "Module",
     "Nest",
     "Optimize",
     "Own",
     "Parallel",
     "Pause",
+    "Reach",
     "Refused",
     "Remote",
     "Settle",
