@@ -22,7 +22,7 @@ from rpcprops.steps.base import (
     call_message,
 )
 from rpcprops.steps.control import Settle
-from rpcprops.steps.rrefs import _ask_type, _OfHandle
+from rpcprops.steps.rrefs import OfHandle, ask_type
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -81,14 +81,18 @@ _SEEN: Mapping[Form, list[float]] = {
     "set twice": [1.0, 1.0],
 }
 
+#: The ways to use a future, simplest first.
+FORMS: tuple[Form, ...] = tuple(_SEEN)
+
 #: What torch refuses an RRef, by TORCH_CHECK. ``torch/csrc/distributed/rpc/init.cpp``:
 #: ``__getstate__`` of PyRRef; ``py_rref.cpp``: PyRRef::localValue, PyRRef::backward,
 #: tryInferTypeWithTypeHint.
 _REFUSED = frozenset({"local_value", "backward", "pickle", "deepcopy", "type_hint"})
 #: These only a user's RRef must refuse; an owner's may have the value.
-_OF_USERS: tuple[What, ...] = ("local_value", "backward")
-_OF_OWNERS: tuple[What, ...] = ("confirmed_by_owner",)
-_ANYWHERE: tuple[What, ...] = (
+OF_USERS: tuple[What, ...] = ("local_value", "backward")
+OF_OWNERS: tuple[What, ...] = ("confirmed_by_owner",)
+#: What can be asked of every RRef.
+ANYWHERE: tuple[What, ...] = (
     "owner_name",
     "owner",
     "is_owner",
@@ -209,7 +213,7 @@ class After(Step):
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> After:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
-        form = drawer.pick(tuple(_SEEN))
+        form = drawer.pick(FORMS)
         left, right = drawer.pick(PAIRS)
         return cls(at, to, form, left, right, raises=drawer.pick((False, False, True)))
 
@@ -291,7 +295,7 @@ class Gather(Step):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ask(_OfHandle):
+class Ask(OfHandle):
     """What a handle knows without a message, or must refuse (the value is the class of the error).
 
     "local_value" and "backward" are refused to a user's handle only. "confirmed_by_owner" is asked
@@ -311,7 +315,7 @@ class Ask(_OfHandle):
 
     def enter(self, scope: Scope) -> None:
         owner = scope.alive(self.at, self.handle).owner
-        if self.what in (_OF_USERS if owner == self.at else _OF_OWNERS):
+        if self.what in (OF_USERS if owner == self.at else OF_OWNERS):
             msg = (
                 f"what={shown(self.what)} is for {'users' if owner == self.at else 'owners'} only."
             )
@@ -335,8 +339,8 @@ class Ask(_OfHandle):
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
-        further = _OF_OWNERS if handle.home == handle.owner else _OF_USERS
-        return cls(handle.home, name, drawer.pick((*_ANYWHERE, *further)))
+        further = OF_OWNERS if handle.home == handle.owner else OF_USERS
+        return cls(handle.home, name, drawer.pick((*ANYWHERE, *further)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -364,7 +368,7 @@ class Method(Step):
             model.calls[self.to][call] += 1
         try:
             model.use(handle)
-            _ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
+            ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
             # The owner answers once it has the value.
             handle.rref.made = True
             if self.form == "missing":

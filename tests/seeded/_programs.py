@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 
 from rpcprops.programs import (
+    After,
+    Ask,
     Bump,
     Call,
     Chain,
     Context,
     Count,
+    Default,
     Drop,
     Fetch,
     Flavour,
+    Gather,
     Local,
+    Method,
     Module,
     Nest,
     Optimize,
@@ -21,6 +26,7 @@ from rpcprops.programs import (
     Parallel,
     Pause,
     Program,
+    Reach,
     Refused,
     Remote,
     Settle,
@@ -30,6 +36,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
+from rpcprops.steps.ways import ANYWHERE, FORMS, OF_OWNERS, OF_USERS
 
 FUTURES = Program(
     3,
@@ -161,9 +168,40 @@ IMPATIENT = Program(
     ),
     "impatient",
 )
+WAYS = Program(
+    3,
+    (
+        Reach(0, 1),
+        Reach(0, 1, "id", "async", flavour="builtin"),
+        Reach(0, 2, "info", "remote", (1.0, 2.0), (3.0, 4.0), flavour="script"),
+        Reach(1, 1, "myself", "remote"),
+        *(Reach(0, 1, named) for named in ("no name", "no id", "no type")),
+        *(After(0, 1, form) for form in FORMS),
+        After(2, 0, "chain", (1.0, 2.0), (3.0, 4.0)),
+        After(0, 1, raises=True),
+        Gather(0, (1, 2)),
+        Gather(0, (1, 0, 1), "collect_all", (1.0, 2.0), (3.0, 4.0)),
+        Gather(1, (2, 2), "threads"),
+        Gather(2, (0, 1), "collect_all", breaks=0),
+        Own(1, "o"),
+        Share(1, "o", 0, "u"),
+        *(Ask(1, "o", what) for what in (*ANYWHERE, *OF_OWNERS)),
+        *(Ask(0, "u", what) for what in (*ANYWHERE, *OF_USERS)),
+        Method(0, 1),
+        Method(0, 2, "remote", "kwargs", 5.0),
+        Method(2, 2, "async"),
+        Method(1, 0, form="missing"),
+        Settle(),
+        Default(0, 1),
+        Default(0, 1, 40000.0, endless=True, left=(3.0,), right=(-1.0,)),
+        Drop(0, "u"),
+        Drop(1, "o"),
+    ),
+    "ways",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT, WAYS)
 
 
 def shipped_programs() -> list[Program]:

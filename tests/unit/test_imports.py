@@ -37,7 +37,7 @@ WITH_TORCH = (
     "rpcprops.fixture",
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "rrefs", "training")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "rrefs", "training", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )

@@ -20,14 +20,19 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Violation
 from rpcprops.programs import (
     STEP_TYPES,
+    After,
+    Ask,
     Bump,
     Call,
     Chain,
     Context,
     Count,
+    Default,
     Drop,
     Fetch,
+    Gather,
     Local,
+    Method,
     Module,
     Nest,
     Optimize,
@@ -35,6 +40,7 @@ from rpcprops.programs import (
     Parallel,
     Pause,
     Program,
+    Reach,
     Refused,
     Remote,
     Settle,
@@ -93,6 +99,12 @@ EVERY = Program(
         Optimize(0, "optimized", (1, 2)),
         Module(0, 1),
         Pause(1, 0.1),
+        Reach(0, 1, "info"),
+        After(0, 1, "chain"),
+        Gather(0, (1, 2), "threads"),
+        Ask(0, "mine"),
+        Method(0, 1, "remote"),
+        Default(0, 1),
         Settle(),
         Refused(1, "plain"),
         Parallel(
@@ -192,8 +204,9 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     compile(text, "script.py", "exec", dont_inherit=True)
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= {
-        "torch", "__future__", "collections", "gc", "importlib", "itertools", "multiprocessing",
-        "os", "re", "sys", "tempfile", "threading", "time", "traceback", "typing", "warnings",
+        "torch", "__future__", "collections", "copy", "gc", "importlib", "itertools",
+        "multiprocessing", "os", "pickle", "re", "sys", "tempfile", "threading", "time",
+        "traceback", "typing", "warnings",
     }  # fmt: skip
     assert not undefined(text)
 
