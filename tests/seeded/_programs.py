@@ -260,3 +260,11 @@ def bumps() -> list[Program]:
         steps += [Drop(home, held) for held, home in homes.items()]
         found.append(Program(3, tuple(steps), f"bumps[{flavour},{'-'.join(bumpers)}]"))
     return found
+
+
+def futures() -> list[Program]:
+    """Each way to use a future, and then a call under another default timeout."""
+    return [
+        Program(2, (After(0, 1, form), Settle(), Default(0, 1)), f"futures[{form}]")
+        for form in FORMS
+    ]
