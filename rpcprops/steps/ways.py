@@ -118,7 +118,6 @@ class Reach(Step):
     op: ClassVar[str] = "reach"
     order: ClassVar[float | None] = 50
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     to: int
     named: Named = "name"
@@ -189,7 +188,6 @@ class After(Step):
     op: ClassVar[str] = "after"
     order: ClassVar[float | None] = 51
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     to: int
     form: Form = "then"
@@ -236,7 +234,6 @@ class Gather(Step):
     op: ClassVar[str] = "gather"
     order: ClassVar[float | None] = 52
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     targets: tuple[int, ...]
     how: Literal["wait_all", "collect_all", "threads"] = "wait_all"
@@ -308,7 +305,6 @@ class Ask(OfHandle):
     op: ClassVar[str] = "ask"
     order: ClassVar[float | None] = 53
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     handle: str
     what: What = "owner_name"
@@ -316,9 +312,8 @@ class Ask(OfHandle):
     def enter(self, scope: Scope) -> None:
         owner = scope.alive(self.at, self.handle).owner
         if self.what in (OF_USERS if owner == self.at else OF_OWNERS):
-            msg = (
-                f"what={shown(self.what)} is for {'users' if owner == self.at else 'owners'} only."
-            )
+            whose = "user's" if owner == self.at else "owner's"
+            msg = f"what={shown(self.what)} needs a {whose} handle; {self.handle!r} is none."
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
@@ -355,7 +350,6 @@ class Method(Step):
     op: ClassVar[str] = "method"
     order: ClassVar[float | None] = 54
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     to: int
     how: Literal["sync", "async", "remote"] = "sync"
@@ -419,7 +413,6 @@ class Default(Step):
     order: ClassVar[float | None] = 54.5
     in_branch: ClassVar[bool] = False
     makes: ClassVar[Mapping[str, Sort]] = {}
-    gives: ClassVar[type] = list
     at: int
     to: int
     seconds: float = _LONG

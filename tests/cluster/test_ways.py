@@ -63,7 +63,7 @@ def test_each_gathered_call_is_a_message_of_its_own() -> None:
 
 
 def test_a_short_default_strikes_its_call_alone() -> None:
-    """The call times out unless it is endless, and messages on their way may not meet the default."""
+    """The call times out unless it is endless; messages on their way must not meet the default."""
     short = Default(0, 1, seconds=0.5)
     endless = Default(0, 1, seconds=0.5, endless=True)
     assert predict(Program(2, (short,)), HELD_UP).steps[0].error == "timeout"

@@ -72,7 +72,7 @@ def _breaking() -> list[Program]:
     """Contexts whose backward raises at each rank of their path."""
     return [
         Program(3, (Context(at, "x", path, breaks=breaks),))
-        for at, path in ((0, (1, 2)), (1, (2, 0)), (2, (0, 1)))
+        for at, path in ((0, (1, 2)), (1, (2, 0)), (2, (0, 1)), (0, (2, 1)), (1, (0, 2)))
         for breaks in path
     ]
 
