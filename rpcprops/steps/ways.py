@@ -427,10 +427,8 @@ class Default(Step):
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        longest = max(
-            (f.seconds for rank in range(model.world_size) for f in model.plan.faults_at(rank)),
-            default=0.0,
-        )
+        faults = (f for rank in range(model.world_size) for f in model.plan.faults_at(rank))
+        longest = max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
         if self.seconds < longest + CLEARLY_IN_TIME and model.settled != len(model.sends):
             msg = (
                 f"{self!r}: the short default would be that of messages which are still on their "
