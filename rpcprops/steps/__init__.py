@@ -15,25 +15,31 @@ from rpcprops.steps.graphs import Graph
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Linear, Module, Optimize, Train
 from rpcprops.steps.values import Carry
+from rpcprops.steps.ways import After, Ask, Default, Gather, Method, Reach
 
 __all__ = [
     "STEP_TYPES",
+    "After",
     "Argument",
+    "Ask",
     "Bump",
     "Call",
     "Carry",
     "Chain",
     "Context",
     "Count",
+    "Default",
     "Deferred",
     "Drop",
     "Fetch",
     "Flavour",
+    "Gather",
     "Graph",
     "Invoke",
     "Leaf",
     "Linear",
     "Local",
+    "Method",
     "Module",
     "Nest",
     "Optimize",
@@ -41,6 +47,7 @@ __all__ = [
     "Parallel",
     "Pause",
     "Raising",
+    "Reach",
     "Recurse",
     "Refused",
     "Remote",

@@ -52,7 +52,7 @@ _OWNED: tuple[Value, ...] = ((1.0,), (0.0,), (-2.0,), (1.0, 2.0), (3.0, 0.0, -1.
 _ADDENDS = (1.0, 0.0, -2.0, 3.0)
 
 
-class _OfHandle(Step):
+class OfHandle(Step):
     """A step at the rank of a handle, which it uses."""
 
     __slots__ = ()
@@ -266,7 +266,7 @@ class Own(Step):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Share(_OfHandle):
+class Share(OfHandle):
     """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
 
     `inside` puts it into a list or a dict. After a share with a `timeout` the handle may arrive
@@ -347,7 +347,7 @@ def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fetch(_OfHandle):
+class Fetch(OfHandle):
     """``to_here``: copy the value of a handle to the rank that has the handle."""
 
     op: ClassVar[str] = "fetch"
@@ -404,7 +404,7 @@ def _note_value(drawer: StepDrawer, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Local(_OfHandle):
+class Local(OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
@@ -430,14 +430,14 @@ class Local(_OfHandle):
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        return Own.draw(drawer) if Own.op in drawer.on else _OfHandle.instead(drawer)
+        return Own.draw(drawer) if Own.op in drawer.on else OfHandle.instead(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_value(drawer, self.handle)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Through(_OfHandle):
+class Through(OfHandle):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
     `how` says which one; "remote" makes the handle `out` at `at`. The first such call asks the
@@ -540,7 +540,7 @@ def ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: flo
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Bump(_OfHandle):
+class Bump(OfHandle):
     """Add one to a handle's tensor in place, by a TorchScript function on its owner.
 
     Not idempotent: the next fetch shows it if a call ran twice. TorchScript must know the type of
@@ -579,7 +579,7 @@ class Bump(_OfHandle):
     def instead(cls, drawer: StepDrawer) -> Step | None:
         if Remote.op in drawer.on:
             return Remote.draw(drawer, flavours=TYPED)
-        return _OfHandle.instead(drawer)
+        return OfHandle.instead(drawer)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -673,7 +673,7 @@ class Nest(Step):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Drop(_OfHandle):
+class Drop(OfHandle):
     """Drop a handle and collect garbage at its rank: by ``del``, or at the end of a scope."""
 
     op: ClassVar[str] = "drop"

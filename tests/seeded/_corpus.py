@@ -16,7 +16,7 @@ from rpcprops.programs import Context, Program
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
 from tests.seeded._ideal import ideal
-from tests.seeded._programs import EVERY_KIND, bumps, callables, refusals, shipped_programs
+from tests.seeded._programs import EVERY_KIND, bumps, callables, futures, refusals, shipped_programs
 
 PLANS = (
     FaultPlan(),
@@ -61,7 +61,8 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *refusals(), *EVERY_KIND, *_breaking()]
+    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
+    written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in callables()]
     worlds += drawn(150, min_steps=4)
@@ -78,6 +79,7 @@ def _breaking() -> list[Program]:
             (1, (2, 0), False),
             (2, (0, 1), False),
             (0, (2, 1), True),
+            (1, (0, 2), False),
         )
         for breaks in path
     ]

@@ -13,19 +13,25 @@ from typing import Any, TypeAlias
 from rpcprops.oracle import ErrorClass, StepPrediction
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, StepOutcome
 from rpcprops.programs import (
+    After,
+    Ask,
     Bump,
     Carry,
     Context,
     Count,
+    Default,
     Deferred,
     Fetch,
+    Gather,
     Graph,
     Invoke,
     Leaf,
     Linear,
     Local,
+    Method,
     Optimize,
     Raising,
+    Reach,
     Recurse,
     Refused,
     Settle,
@@ -103,7 +109,7 @@ def _wrong(value: Any) -> Any:
     """Another value of the same shape; the same where there is no number in it."""
     if isinstance(value, list):
         return [*value[:-1], _wrong(value[-1])] if value else value
-    return value + 1
+    return f"not {value}" if isinstance(value, str) else value + 1
 
 
 def _valued(world: World) -> Iterator[tuple[int, Leaf, Any]]:
@@ -180,6 +186,78 @@ def _one_no_step(world: World) -> Falsified:
         if isinstance(leaf, Optimize) and any(leaf.value):
             still = [list(leaf.value), *value[1:]]
             yield with_step(world.outcome, index, value=still), [("WrongValue", leaf.at, index)]
+
+
+@defect("a callback does not run")
+def _no_callback(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, After):
+            wrong = with_step(world.outcome, index, value=value[:-1])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a callback runs twice")
+def _callback_twice(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, After):
+            wrong = with_step(world.outcome, index, value=[*value, value[-1]])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a callback of a call that failed does not run")
+def _no_callback_of_failed(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, After) and expected.error:
+            wrong = with_step(world.outcome, index, value=[], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("gathered values come in another order")
+def _other_order(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Gather):
+            wrong = with_step(world.outcome, index, value=value[::-1])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a gathered value is left out")
+def _left_out(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Gather):
+            wrong = with_step(world.outcome, index, value=value[1:])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a target that is no rank is accepted")
+def _target_accepted(world: World) -> Falsified:
+    for index, leaf, _ in _valued(world):
+        if isinstance(leaf, Reach) and leaf.named.startswith("no "):
+            wrong = with_step(world.outcome, index, value=[""])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("an RRef gives what it must refuse")
+def _not_refused(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Ask) and value == ["RuntimeError"]:
+            wrong = with_step(world.outcome, index, value=[""])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("an object forgets the first call of its method")
+def _forgets(world: World) -> Falsified:
+    for index, leaf, value in _valued(world):
+        if isinstance(leaf, Method) and leaf.form != "missing":
+            wrong = with_step(world.outcome, index, value=[value[0], value[0]])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a default timeout strikes where it must not")
+def _default_strikes(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Default) and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
 
 
 def _silent(error: ErrorClass) -> Defect:
@@ -269,7 +347,7 @@ def _raised_nothing(world: World) -> Falsified:
 
 
 @defect("what cannot be pickled is called")
-def _not_refused(world: World) -> Falsified:
+def _called_unpickled(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
         if isinstance(leaf, Invoke) and seen.value is True:
             wrong = with_step(world.outcome, index, value=False)
@@ -285,7 +363,7 @@ def _another_order(world: World) -> Falsified:
 
 
 @defect("a callback of a future is left out")
-def _no_callback(world: World) -> Falsified:
+def _no_then(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
         if isinstance(leaf, Deferred) and leaf.form == "then" and seen.value:
             wrong = with_step(world.outcome, index, value=[x - 1.0 for x in seen.value])

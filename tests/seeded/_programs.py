@@ -6,20 +6,25 @@ import itertools
 from typing import Any
 
 from rpcprops.programs import (
+    After,
+    Ask,
     Bump,
     Call,
     Carry,
     Chain,
     Context,
     Count,
+    Default,
     Deferred,
     Drop,
     Fetch,
     Flavour,
+    Gather,
     Graph,
     Invoke,
     Linear,
     Local,
+    Method,
     Module,
     Nest,
     Optimize,
@@ -28,6 +33,7 @@ from rpcprops.programs import (
     Pause,
     Program,
     Raising,
+    Reach,
     Recurse,
     Refused,
     Remote,
@@ -40,6 +46,7 @@ from rpcprops.programs import (
 )
 from rpcprops.properties import _programs as shipped
 from rpcprops.steps.values import SORTS
+from rpcprops.steps.ways import ANYWHERE, FORMS, OF_OWNERS, OF_USERS
 
 FUTURES = Program(
     3,
@@ -255,6 +262,38 @@ VALUES = Program(
     "values",
 )
 
+WAYS = Program(
+    3,
+    (
+        Reach(0, 1),
+        Reach(0, 1, "id", "async", flavour="builtin"),
+        Reach(0, 2, "info", "remote", (1.0, 2.0), (3.0, 4.0), flavour="script"),
+        Reach(1, 1, "myself", "remote"),
+        *(Reach(0, 1, named) for named in ("no name", "no id", "no type")),
+        *(After(0, 1, form) for form in FORMS),
+        After(2, 0, "chain", (1.0, 2.0), (3.0, 4.0)),
+        After(0, 1, raises=True),
+        Gather(0, (1, 2)),
+        Gather(0, (1, 0, 1), "collect_all", (1.0, 2.0), (3.0, 4.0)),
+        Gather(1, (2, 2), "threads"),
+        Gather(2, (0, 1), "collect_all", breaks=0),
+        Own(1, "o"),
+        Share(1, "o", 0, "u"),
+        *(Ask(1, "o", what) for what in (*ANYWHERE, *OF_OWNERS)),
+        *(Ask(0, "u", what) for what in (*ANYWHERE, *OF_USERS)),
+        Method(0, 1),
+        Method(0, 2, "remote", "kwargs", 5.0),
+        Method(2, 2, "async"),
+        Method(1, 0, form="missing"),
+        Settle(),
+        Default(0, 1),
+        Default(0, 1, 40000.0, endless=True, left=(3.0,), right=(-1.0,)),
+        Drop(0, "u"),
+        Drop(1, "o"),
+    ),
+    "ways",
+)
+
 #: Programs that hold every kind of step between them, and every field of one off its default.
 EVERY_KIND = (
     FUTURES,
@@ -269,6 +308,7 @@ EVERY_KIND = (
     RAISED,
     CALLABLES,
     VALUES,
+    WAYS,
 )
 
 
@@ -348,3 +388,11 @@ def callables() -> list[Program]:
         steps = (Invoke(0, 1, form), Recurse(0, path), Deferred(0, path[0], path[1]))
         found.append(Program(3, steps, f"callables[{form},{'-'.join(map(str, path))}]"))
     return found
+
+
+def futures() -> list[Program]:
+    """Each way to use a future, and then a call under another default timeout."""
+    return [
+        Program(2, (After(0, 1, form), Settle(), Default(0, 1)), f"futures[{form}]")
+        for form in FORMS
+    ]

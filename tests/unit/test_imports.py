@@ -38,7 +38,7 @@ WITH_TORCH = (
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "rrefs")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("training", "values")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("training", "values", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )

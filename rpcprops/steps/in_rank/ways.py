@@ -1,0 +1,382 @@
+"""Steps that call in the other ways that torch has, and that use futures and RRefs by hand."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.distributed import rpc
+from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
+
+from rpcprops.steps.in_rank.shared import tensor
+from rpcprops.steps.in_rank.state import handle_of, note_call
+from rpcprops.steps.in_rank.sums import add, raise_on_purpose, sum_call
+
+#: Seconds after which a callback that did not run counts as one that never will.
+CALLBACK_SECONDS = 600.0
+
+
+def reach(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    named: str,
+    how: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    flavour: str,
+) -> list[Any]:
+    """Let a rank that is named in some way compute a sum; the class of the error if none has it."""
+    function, args = sum_call(call, flavour, tensor(left), tensor(right))
+    send: Any = {"sync": rpc.rpc_sync, "async": rpc.rpc_async, "remote": rpc.remote}[how]
+    if named.startswith("no "):
+        wrong: Any = {"no name": "nobody", "no id": len(world), "no type": 0.5}[named]
+        return [error_of(lambda: send(wrong, function, args=args))]
+    target: Any = world[to]
+    if named == "id":
+        target = to
+    elif named == "info":
+        target = rpc.get_worker_info(world[to])
+    elif named == "myself":
+        target = rpc.get_worker_info()
+    result = send(target, function, args=args)
+    if how == "async":
+        result = result.wait()
+    elif how == "remote":
+        result = result.to_here()
+    numbers: list[Any] = result.tolist()
+    return numbers
+
+
+def error_of(function: Callable[[], Any]) -> str:
+    """The class of the error that a function raises, and "" if it raises none."""
+    try:
+        function()
+    except Exception as error:
+        return type(error).__name__
+    return ""
+
+
+def default(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    seconds: float,
+    endless: bool,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+) -> list[float]:
+    """Call under another default timeout of this rank, or in spite of it without a timeout."""
+    before = rpc.get_rpc_timeout()  # type: ignore[attr-defined]
+    # The docstrings of rpc_sync, rpc_async and remote name this function.
+    rpc._set_rpc_timeout(seconds)  # type: ignore[attr-defined]
+    try:
+        args = (call, tensor(left), tensor(right))
+        timeout = 0 if endless else UNSET_RPC_TIMEOUT
+        value: list[float] = rpc.rpc_sync(world[to], add, args=args, timeout=timeout).tolist()
+        return value
+    finally:
+        rpc._set_rpc_timeout(before)  # type: ignore[attr-defined]
+
+
+def after(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    form: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    raises: bool,
+) -> list[Any]:
+    """Use the future of a call in some way; its value, and what the callbacks saw.
+
+    An error of the call is raised only if the callbacks ran as they must; otherwise the step shows
+    what they saw.
+    """
+    function = raise_on_purpose if raises else add
+    future: Any = rpc.rpc_async(world[to], function, args=(call, tensor(left), tensor(right)))
+    seen: list[float] = FORMS[form](future)
+    expected = SEEN[form]
+    try:
+        value: list[Any] = future.wait().tolist()
+    except Exception:
+        if seen != expected:
+            return seen
+        raise
+    return [*value, *seen]
+
+
+def note_in(seen: list[float], number: float) -> Callable[[Any], float]:
+    """A callback that notes a number, plus one half if its future is not done, and returns it."""
+
+    def callback(future: Any) -> float:
+        seen.append(number + (0.0 if future.done() else 0.5))
+        return number
+
+    return callback
+
+
+def one_then(future: Any) -> list[float]:
+    """``then``: what the callback noted, and what it returned."""
+    seen: list[float] = []
+    child = future.then(note_in(seen, 1.0))
+    returned = child.wait()
+    return [*seen, returned]
+
+
+def chained_then(future: Any) -> list[float]:
+    """Two callbacks in a chain: the second runs after the first and gets what that returned."""
+    seen: list[float] = []
+
+    def second(child: Any) -> float:
+        seen.append(child.value() + 1.0)
+        return 3.0
+
+    last = future.then(note_in(seen, 1.0)).then(second).wait()
+    return [*seen, last]
+
+
+def late_then(future: Any) -> list[float]:
+    """A callback for a future that is done runs at once, in this thread."""
+    error_of(future.wait)
+    threads: list[int] = []
+    child = future.then(lambda _: threads.append(threading.get_ident()))
+    ran_here = threads == [threading.get_ident()]
+    return [float(ran_here), float(child.done())]
+
+
+def done_callback(future: Any) -> list[float]:
+    """``add_done_callback``: what the callback noted."""
+    seen: list[float] = []
+    ran = threading.Event()
+    note = note_in(seen, 1.0)
+
+    def callback(done: Any) -> None:
+        note(done)
+        ran.set()
+
+    future.add_done_callback(callback)
+    ran.wait(CALLBACK_SECONDS)
+    return list(seen)
+
+
+def raising_then(future: Any) -> list[float]:
+    """A callback of ``then`` that raises: whether the future of ``then`` tells its error."""
+
+    def callback(_: Any) -> None:
+        raise ZeroDivisionError
+
+    try:
+        future.then(callback).wait()
+    except Exception as error:
+        return [float("ZeroDivisionError" in str(error))]
+    return []
+
+
+def raising_callback(future: Any) -> list[float]:
+    """A callback of ``add_done_callback`` raises, and the one that was added after it runs too."""
+
+    def callback(_: Any) -> None:
+        raise ZeroDivisionError
+
+    future.add_done_callback(callback)
+    return done_callback(future)
+
+
+def waited_twice(future: Any) -> list[float]:
+    """A second wait, and ``value()``, give what the first gave, or raise what it raised."""
+    try:
+        first = future.wait().tolist()
+        return [float(first == future.wait().tolist() == future.value().tolist())]
+    except Exception as error:
+        kind = type(error).__name__
+        return [float(error_of(future.wait) == kind == error_of(future.value))]
+
+
+def result_of_own(future: Any) -> list[float]:
+    """A future of one's own that a callback sets, and that another thread waits for."""
+    mine: Any = torch.futures.Future()
+    seen: list[float] = [float(mine.done())]
+    waiter = threading.Thread(target=lambda: seen.append(mine.wait()))
+    waiter.start()
+    future.add_done_callback(lambda _: mine.set_result(2.0))
+    waiter.join(CALLBACK_SECONDS)
+    return [*seen, float(mine.done())]
+
+
+def exception_of_own(future: Any) -> list[float]:
+    """A future of one's own that a callback gives an exception, which each wait raises."""
+    mine: Any = torch.futures.Future()
+    future.add_done_callback(lambda _: mine.set_exception(LookupError("planned")))
+    first, again = error_of(mine.wait), error_of(mine.value)
+    return [float(first == again == "LookupError"), float(mine.done())]
+
+
+def result_set_twice(future: Any) -> list[float]:
+    """A future cannot be completed twice; it keeps its first value."""
+    error_of(future.wait)
+    mine: Any = torch.futures.Future()
+    mine.set_result(1.0)
+    refused = error_of(lambda: mine.set_result(2.0)) != ""
+    return [float(refused), mine.wait()]
+
+
+FORMS: dict[str, Callable[[Any], list[float]]] = {
+    "then": one_then,
+    "chain": chained_then,
+    "late": late_then,
+    "callback": done_callback,
+    "then raises": raising_then,
+    "callback raises": raising_callback,
+    "wait twice": waited_twice,
+    "own result": result_of_own,
+    "own exception": exception_of_own,
+    "set twice": result_set_twice,
+}
+#: What each form shows, whatever becomes of the call.
+SEEN: dict[str, list[float]] = {
+    "then": [1.0, 1.0],
+    "chain": [1.0, 2.0, 3.0],
+    "late": [1.0, 1.0],
+    "callback": [1.0],
+    "then raises": [1.0],
+    "callback raises": [1.0],
+    "wait twice": [1.0],
+    "own result": [0.0, 2.0, 1.0],
+    "own exception": [1.0, 1.0],
+    "set twice": [1.0, 1.0],
+}
+
+
+def gather(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    targets: tuple[int, ...],
+    how: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    breaks: int | None,
+) -> list[Any]:
+    """Make several calls at once, and gather their values in order."""
+    calls: list[tuple[str, Any, tuple[Any, ...]]] = [
+        (
+            world[target],
+            raise_on_purpose if number == breaks else add,
+            (f"{call}/{number}", tensor(left) + number, tensor(right)),
+        )
+        for number, target in enumerate(targets)
+    ]
+    if how == "threads":
+        return from_threads(calls)
+    futures: list[Any] = [rpc.rpc_async(to, function, args=args) for to, function, args in calls]
+    if how == "wait_all":
+        return [value.tolist() for value in torch.futures.wait_all(futures)]
+    return [future.wait().tolist() for future in torch.futures.collect_all(futures).wait()]
+
+
+def from_threads(calls: Sequence[tuple[str, Any, tuple[Any, ...]]]) -> list[Any]:
+    """Make each call in a thread of its own, all at once; raise the first error by their order."""
+    start = threading.Barrier(len(calls))
+    values: list[Any] = [None] * len(calls)
+    errors: list[Exception | None] = [None] * len(calls)
+
+    def make(number: int, to: str, function: Any, args: tuple[Any, ...]) -> None:
+        start.wait()
+        try:
+            values[number] = rpc.rpc_sync(to, function, args=args).tolist()
+        except Exception as error:
+            errors[number] = error
+
+    threads = [
+        threading.Thread(target=make, args=(number, *one)) for number, one in enumerate(calls)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        if error is not None:
+            raise error
+    return values
+
+
+def ask(call: str, world: tuple[str, ...], *, handle: str, what: str) -> list[Any]:
+    """Ask an RRef for something that it knows without a message."""
+    rref = handle_of(handle)
+    if what == "owner":
+        return [rref.owner().id, rref.owner().name]
+    if what == "owner_name":
+        return [rref.owner_name()]
+    if what == "is_owner":
+        return [rref.is_owner()]
+    if what == "confirmed_by_owner":
+        return [rref.confirmed_by_owner()]
+    if what == "str":
+        return [str(rref).partition("(")[0]]
+    return [error_of(REFUSED[what](rref))]
+
+
+#: What an RRef must refuse.
+REFUSED: dict[str, Callable[[Any], Callable[[], Any]]] = {
+    "local_value": lambda rref: rref.local_value,
+    "backward": lambda rref: rref.backward,
+    "pickle": lambda rref: lambda: pickle.dumps(rref),
+    "deepcopy": lambda rref: lambda: copy.deepcopy(rref),
+    "type_hint": lambda _: lambda: rpc.RRef(0.0, type_hint=float),
+}
+
+
+class Tally:
+    """An object of a user's class, which other ranks call through an RRef."""
+
+    def __init__(self, call: str, start: float) -> None:
+        note_call(call)
+        self.total = start
+
+    def add(self, number: float, *, times: int = 1) -> float:
+        """Add a number some times; the new total."""
+        self.total += number * times
+        return self.total
+
+
+def method(
+    call: str, world: tuple[str, ...], *, to: int, how: str, form: str, start: float
+) -> list[Any]:
+    """Make an object at a rank, and call a method of it twice through its RRef."""
+    try:
+        rref = rpc.remote(world[to], Tally, args=(call, start))
+        if form == "missing":
+            return [error_of_attribute(rref, how)]
+        kwargs = {"times": 3} if form == "kwargs" else {}
+        return [call_through(rref, how, "add", (2.0,), kwargs) for _ in range(2)]
+    finally:
+        gc.collect()
+
+
+def call_through(
+    rref: Any, how: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a method of an RRef's value at its owner, and wait for what it returns."""
+    if how == "sync":
+        return getattr(rref.rpc_sync(), name)(*args, **kwargs)
+    if how == "async":
+        return getattr(rref.rpc_async(), name)(*args, **kwargs).wait()
+    return getattr(rref.remote(), name)(*args, **kwargs).to_here()
+
+
+def error_of_attribute(rref: Any, how: str) -> str:
+    """The class of the error for a method that the class lacks; other errors are raised."""
+    try:
+        call_through(rref, how, "subtract", (1.0,), {})
+    except AttributeError as error:
+        return type(error).__name__
+    return ""

@@ -1,0 +1,457 @@
+"""Steps that call in the other ways that torch has, and that use futures and RRefs by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.outcomes import UNLIMITED_SLACK
+from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, sum_of
+from rpcprops.steps.base import (
+    CLEARLY_IN_TIME,
+    Flavour,
+    Sort,
+    Step,
+    StepFails,
+    Value,
+    Way,
+    call_message,
+)
+from rpcprops.steps.control import Settle
+from rpcprops.steps.rrefs import OfHandle, ask_type
+
+if TYPE_CHECKING:
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.programs.scope import HandleInfo, Scope
+    from rpcprops.strategies.drawing import StepDrawer
+
+Named = Literal["name", "id", "info", "myself", "no name", "no id", "no type"]
+Form = Literal[
+    "then",
+    "chain",
+    "late",
+    "callback",
+    "then raises",
+    "callback raises",
+    "wait twice",
+    "own result",
+    "own exception",
+    "set twice",
+]
+What = Literal[
+    "owner_name",
+    "owner",
+    "is_owner",
+    "confirmed_by_owner",
+    "str",
+    "local_value",
+    "pickle",
+    "deepcopy",
+    "backward",
+    "type_hint",
+]
+
+#: What torch raises for a target that names no rank. ``torch/distributed/rpc/api.py``:
+#: _to_worker_info; ``tensorpipe_agent.cpp``: TensorPipeAgent::getWorkerInfo, by TORCH_CHECK.
+_UNKNOWN: Mapping[str, str] = {
+    "no name": "RuntimeError",
+    "no id": "RuntimeError",
+    "no type": "ValueError",
+}
+_TARGETS: tuple[Named, ...] = ("name", "id", "info", "myself", *_UNKNOWN)  # type: ignore[arg-type]
+
+#: What each way to use a future shows, whatever becomes of the call.
+#: ``torch/csrc/jit/python/pybind_utils.h``: PythonFutureWrapper::then, add_done_callback;
+#: ``torch/futures/__init__.py``: Future.then, wait, value, set_result, set_exception.
+_SEEN: Mapping[Form, list[float]] = {
+    "then": [1.0, 1.0],
+    "chain": [1.0, 2.0, 3.0],
+    "late": [1.0, 1.0],
+    "callback": [1.0],
+    "then raises": [1.0],
+    "callback raises": [1.0],
+    "wait twice": [1.0],
+    "own result": [0.0, 2.0, 1.0],
+    "own exception": [1.0, 1.0],
+    "set twice": [1.0, 1.0],
+}
+
+#: The ways to use a future, simplest first.
+FORMS: tuple[Form, ...] = tuple(_SEEN)
+
+#: What torch refuses an RRef, by TORCH_CHECK. ``torch/csrc/distributed/rpc/init.cpp``:
+#: ``__getstate__`` of PyRRef; ``py_rref.cpp``: PyRRef::localValue, PyRRef::backward,
+#: tryInferTypeWithTypeHint.
+_REFUSED = frozenset({"local_value", "backward", "pickle", "deepcopy", "type_hint"})
+#: These only a user's RRef must refuse; an owner's may have the value.
+OF_USERS: tuple[What, ...] = ("local_value", "backward")
+OF_OWNERS: tuple[What, ...] = ("confirmed_by_owner",)
+#: What can be asked of every RRef.
+ANYWHERE: tuple[What, ...] = (
+    "owner_name",
+    "owner",
+    "is_owner",
+    "str",
+    "pickle",
+    "deepcopy",
+    "type_hint",
+)
+_MOST_CALLS = 4
+#: Virtual seconds: a default timeout that nothing meets.
+_LONG = 36000.0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Reach(Step):
+    """A call of `to`, which is named in one of the ways that torch documents for ``to``.
+
+    `named` is its name, its id, its ``WorkerInfo``, or (only where `to` is `at`) what
+    ``get_worker_info()`` gives. With "no name", "no id" and "no type" no rank is meant, and the
+    value is the class of the error. With ``how="remote"`` the RRef is fetched and dropped.
+    """
+
+    op: ClassVar[str] = "reach"
+    order: ClassVar[float | None] = 50
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    to: int
+    named: Named = "name"
+    how: Literal["sync", "async", "remote"] = "sync"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    flavour: Flavour = "python"
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        if self.named == "myself" and self.to != self.at:
+            msg = f"named='myself' needs to={shown(self.at)}, the rank itself, not {self.to!r}."
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        if self.named in _UNKNOWN:
+            return model.shows([_UNKNOWN[self.named]])
+        python = self.flavour == "python"
+        total = sum_of(self.left, self.right)
+        if self.how != "remote":
+            # As in Call: a TorchScript call carries its function and its tensors' places only.
+            payload = call if python else f"{self.flavour} {False}"
+            model.call(self.at, self.to, call_message(typed=not python), payload)
+            if python:
+                model.calls[self.to][call] += 1
+            return model.shows(total)
+        handle, _ = model.remote(self.at, self.to, typed=not python)
+        handle.rref.value = total
+        if python and not handle.broken:
+            model.calls[self.to][call] += 1
+        try:
+            return model.shows(model.value(handle, self.at))
+        finally:
+            model.drop(handle)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> Reach:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        named = drawer.pick(_TARGETS[:3] if sends else _TARGETS)
+        how: Any = drawer.pick(("sync", "async") if sends else ("sync", "async", "remote"))
+        flavour = drawer.pick(FLAVOURS[:1] if sends else FLAVOURS)
+        left, right = drawer.pick(PAIRS)
+        return cls(at, at if named == "myself" else to, named, how, left, right, flavour)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _python_calls(cls, drawer, rank, message)
+
+
+def _python_calls(cls: Any, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+    """The way to draw a step of that class that makes `rank` send a PYTHON_CALL."""
+    if message is not MessageType.PYTHON_CALL:
+        return []
+    return [(cls.op, lambda: cls.draw(drawer, at=rank, sends=True))]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class After(Step):
+    """``rpc_async``, whose future is used by `form`: callbacks, waits, futures of one's own.
+
+    The value is that of the call, and then what the callbacks saw (see ``in_rank/ways.py``). With
+    `raises` the function raises. If the call fails, its error must come, and the callbacks must
+    have run all the same. torch promises no order of two callbacks of one future, except in a
+    chain, and none is predicted.
+    """
+
+    op: ClassVar[str] = "after"
+    order: ClassVar[float | None] = 51
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    to: int
+    form: Form = "then"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    raises: bool = False
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # A send that fails is an error of the future (testing/faulty_tensorpipe_agent.cpp:
+        # FaultyTensorPipeAgent::send), so the callbacks run.
+        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+        model.calls[self.to][call] += 1
+        if self.raises:
+            raise StepFails(error="remote")
+        return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]])
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> After:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at)
+        form = drawer.pick(FORMS)
+        left, right = drawer.pick(PAIRS)
+        return cls(at, to, form, left, right, raises=drawer.pick((False, False, True)))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _python_calls(cls, drawer, rank, message)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Gather(Step):
+    """Several calls at once: call i asks ``targets[i]`` for ``left + i + right``.
+
+    `how` says what gathers them: ``torch.futures.wait_all``, ``torch.futures.collect_all``, or a
+    thread for each, which calls ``rpc_sync``. The function of call number `breaks` raises, which is
+    the error of the step: what a function raises is the error of its future
+    (``python_functions.cpp``: toPyJitFuture), and that of all of them together
+    (``ivalue.cpp``: collectAll). The other calls run all the same.
+    """
+
+    op: ClassVar[str] = "gather"
+    order: ClassVar[float | None] = 52
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    targets: tuple[int, ...]
+    how: Literal["wait_all", "collect_all", "threads"] = "wait_all"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    breaks: int | None = None
+
+    def enter(self, scope: Scope) -> None:
+        if not isinstance(self.targets, tuple) or not 1 < len(self.targets) <= _MOST_CALLS:
+            msg = f"targets={shown(self.targets)} must be a tuple of 2 to {_MOST_CALLS} ranks."
+            raise UsageError(msg)
+        for target in self.targets:
+            scope.check_rank("targets", target)
+        check_arguments(scope, self.at, self.left, self.right)
+        if self.breaks is not None and self.breaks not in range(len(self.targets)):
+            msg = f"breaks={shown(self.breaks)} is the number of no call of {shown(self.targets)}."
+            raise UsageError(msg)
+
+    @property
+    def raises_there(self) -> bool:
+        return self.breaks is not None
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        values: list[Any] = []
+        failure: StepFails | None = None
+        for number, target in enumerate(self.targets):
+            name = f"{call}/{number}"
+            try:
+                model.call(self.at, target, MessageType.PYTHON_CALL, name)
+                model.calls[target][name] += 1
+                if number == self.breaks:
+                    raise StepFails(error="remote")
+                values.append(sum_of([x + number for x in self.left], self.right))
+            except StepFails as failed:
+                # One table fails all these calls or none: each has a payload of its own.
+                failure = failure or failed
+        if failure is not None:
+            raise failure
+        return model.shows(values)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> Gather:
+        at = drawer.rank() if at is None else at
+        targets = [drawer.peer(at), drawer.peer(at)]
+        more = drawer.pick((None, *drawer.peers[at]))
+        if more is not None:
+            targets.append(more)
+        how: Any = drawer.pick(("wait_all", "collect_all", "threads"))
+        left, right = drawer.pick(PAIRS)
+        breaks = drawer.pick((None, None, *range(len(targets))))
+        return cls(at, tuple(targets), how, left, right, breaks)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        return _python_calls(cls, drawer, rank, message)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ask(OfHandle):
+    """What a handle knows without a message, or must refuse (the value is the class of the error).
+
+    "local_value" and "backward" are refused to a user's handle only. "confirmed_by_owner" is asked
+    of an owner's handle only: at a user torch promises no time, and a handle that came from the
+    owner itself never says that it is confirmed (``rref_context.cpp``:
+    RRefContext::notifyOwnerAndParentOfFork calls addConfirmedUser, but not UserRRef::confirm),
+    although its documentation says that it does once the owner knows of it.
+    """
+
+    op: ClassVar[str] = "ask"
+    order: ClassVar[float | None] = 53
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    handle: str
+    what: What = "owner_name"
+
+    def enter(self, scope: Scope) -> None:
+        owner = scope.alive(self.at, self.handle).owner
+        if self.what in (OF_USERS if owner == self.at else OF_OWNERS):
+            whose = "user's" if owner == self.at else "owner's"
+            msg = f"what={shown(self.what)} needs a {whose} handle; {self.handle!r} is none."
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # py_rref.cpp: PyRRef::owner, ownerName, isOwner, confirmedByOwner, str.
+        handle = model.handle(self.handle)
+        owner = handle.rref.owner
+        mine = owner == self.at
+        if self.what in _REFUSED:
+            return model.shows(["RuntimeError"])
+        known: dict[str, list[Any]] = {
+            "owner": [owner, f"worker{owner}"],
+            "owner_name": [f"worker{owner}"],
+            "is_owner": [mine],
+            "confirmed_by_owner": [True],
+            "str": ["OwnerRRef" if mine else "UserRRef"],
+        }
+        return model.shows(known[self.what])
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
+        further = OF_OWNERS if handle.home == handle.owner else OF_USERS
+        return cls(handle.home, name, drawer.pick((*ANYWHERE, *further)))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Method(Step):
+    """A method of an object at `to`, called twice through its RRef; the object is then dropped.
+
+    `how` is ``rref.rpc_sync()``, ``rref.rpc_async()`` or ``rref.remote()``. `form` says how the
+    arguments travel; "missing" names a method that the class lacks, and the value is the class of
+    the error: torch looks at the class (rref_proxy.py: _invoke_rpc) before it sends the call.
+    """
+
+    op: ClassVar[str] = "method"
+    order: ClassVar[float | None] = 54
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    to: int
+    how: Literal["sync", "async", "remote"] = "sync"
+    form: Literal["args", "kwargs", "missing"] = "args"
+    start: float = 1.0
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        handle, _ = model.remote(self.at, self.to, typed=False)
+        if not handle.broken:
+            model.calls[self.to][call] += 1
+        try:
+            model.use(handle)
+            ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
+            # The owner answers once it has the value.
+            handle.rref.made = True
+            if self.form == "missing":
+                if self.how == "async":
+                    model.meets("failed-async-proxy")
+                return model.shows(["AttributeError"])
+            step = 6.0 if self.form == "kwargs" else 2.0
+            totals = [self.start + step, self.start + step + step]
+            for total in totals:
+                self._call(model, handle, total)
+            return model.shows(totals)
+        finally:
+            model.drop(handle)
+
+    def _call(self, model: Model, handle: Any, total: float) -> None:
+        if self.how != "remote":
+            model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
+            return
+        made, there = model.remote(self.at, self.to, typed=False, argument=handle)
+        try:
+            if there:
+                model.drop(there)
+            made.rref.value = [total]
+            model.value(made, self.at)
+        finally:
+            model.drop(made)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Method:
+        at = drawer.rank()
+        to = drawer.peer(at)
+        how: Any = drawer.pick(("sync", "async", "remote"))
+        bad = how == "async" and drawer.facts.has_bug("failed-async-proxy")
+        form: Any = drawer.pick(("args", "kwargs") if bad else ("args", "kwargs", "missing"))
+        return cls(at, to, how, form, drawer.pick((1.0, 0.0, -3.0)))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Default(Step):
+    """``rpc_sync`` under another default timeout of `at`, which the step then puts back.
+
+    `seconds` (virtual) is set by ``rpc._set_rpc_timeout``, which the documentation of ``rpc_sync``
+    names. With `endless` the call has ``timeout=0``: it never times out. The default is that of all
+    that the rank sends, so the ranks must be at rest before a short one, and no branch can hold it.
+    """
+
+    op: ClassVar[str] = "default"
+    order: ClassVar[float | None] = 54.5
+    in_branch: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    to: int
+    seconds: float = _LONG
+    endless: bool = False
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+        if not isinstance(self.seconds, int | float) or not 0 < self.seconds < float("inf"):
+            msg = f"seconds={shown(self.seconds)} must be a positive, finite number (virtual)."
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        faults = (f for rank in range(model.world_size) for f in model.plan.faults_at(rank))
+        longest = max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
+        if self.seconds < longest + CLEARLY_IN_TIME and model.settled != len(model.sends):
+            msg = (
+                f"{self!r}: the short default would be that of messages which are still on their "
+                f"way; put a Settle() before it."
+            )
+            raise UsageError(msg)
+        message = MessageType.PYTHON_CALL
+        timeout = None if self.endless else self.seconds
+        late, slack = model.timed(self.at, message, timeout)
+        model.call(self.at, self.to, message, call)
+        model.calls[self.to][call] += 1
+        if late:
+            model.abandoned_calls[self.to].add(call)
+            if late == "timeout":
+                raise StepFails(late, slack)
+        return model.shows(sum_of(self.left, self.right), late, slack)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Default:
+        at = drawer.rank()
+        to = drawer.peer(at)
+        message = MessageType.PYTHON_CALL
+        rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
+        seconds = drawer.timeout(at, message, late=rests)
+        endless = drawer.pick((False, False, True))
+        return cls(at, to, _LONG if seconds is None else seconds, endless, *drawer.pick(PAIRS))

@@ -1,0 +1,88 @@
+"""Further ways of calling: what they refuse, what is predicted of them, what real ranks show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import judge, predict
+from rpcprops.programs import After, Ask, Default, Gather, Method, Own, Program, Reach, Step
+from rpcprops.runner import run
+from tests.seeded._programs import WAYS
+
+CALL = MessageType.PYTHON_CALL
+LOST = FaultPlan(by_rank={0: FaultTable([CALL], 1)})
+HELD_UP = FaultPlan(by_rank={0: FaultTable((), 0, {CALL: 2.0})})
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Reach(0, 1, "myself"),), "named='myself' needs to=0"),
+        ((Gather(0, (1,)),), "must be a tuple of 2 to 4 ranks"),
+        ((Gather(0, (1, 2)),), "targets=2 is no rank of a world of 2"),
+        ((Gather(0, (1, 0), breaks=2),), "breaks=2 is the number of no call"),
+        ((Own(0, "a"), Ask(0, "a", "local_value")), "needs a user's handle"),
+        ((Default(0, 1, seconds=0.0),), "seconds=0.0 must be a positive, finite number"),
+    ],
+)
+def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> None:
+    """A program says which field of such a step is wrong, and what it must be."""
+    with pytest.raises(UsageError, match=message):
+        Program(2, steps)
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [
+        (Reach(0, 1, "no id"), ["RuntimeError"]),
+        (Reach(0, 1, "no type"), ["ValueError"]),
+        (After(0, 1, "chain"), [3.0, 1.0, 2.0, 3.0]),
+        (Gather(0, (1, 0)), [[3.0], [4.0]]),
+        (Method(0, 1, form="kwargs", start=2.0), [8.0, 14.0]),
+        (Method(0, 1, form="missing"), ["AttributeError"]),
+    ],
+)
+def test_values_are_predicted(step: Step, value: list[Any]) -> None:
+    """The value of each is that of torch's documentation and source, worked out by hand."""
+    assert predict(Program(2, (step,)), FaultPlan()).steps[0].value == value
+
+
+def test_each_gathered_call_is_a_message_of_its_own() -> None:
+    """Every call is sent and fails by itself, also those after one that was lost."""
+    lost = predict(Program(2, (Gather(0, (1, 0, 1)),)), LOST)
+    assert lost.steps[0].error == "injected"
+    assert len({send.payload for send in lost.sends if send.failures}) == 3
+    assert lost.calls == ({}, {})
+    broken = predict(Program(2, (Gather(0, (1, 0, 1), breaks=0),)), FaultPlan())
+    assert broken.steps[0].error == "remote"
+    assert broken.calls == ({"step0/1": 1}, {"step0/0": 1, "step0/2": 1})
+
+
+def test_a_short_default_strikes_its_call_alone() -> None:
+    """The call times out unless it is endless; messages on their way must not meet the default."""
+    short = Default(0, 1, seconds=0.5)
+    endless = Default(0, 1, seconds=0.5, endless=True)
+    assert predict(Program(2, (short,)), HELD_UP).steps[0].error == "timeout"
+    assert predict(Program(2, (endless,)), HELD_UP).steps[0].value == [3.0]
+    with pytest.raises(UsageError, match=r"put a Settle\(\) before it"):
+        predict(Program(2, (Reach(0, 1), short)), HELD_UP)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize(
+    ("program", "plan"),
+    [
+        (WAYS, FaultPlan()),
+        (WAYS, LOST),
+        (Program(2, (Default(0, 1, seconds=0.5),)), HELD_UP),
+        (Program(2, (Default(0, 1, seconds=0.5, endless=True), Reach(0, 1))), HELD_UP),
+    ],
+    ids=["clean", "lost", "short", "endless"],
+)
+def test_real_ranks_do_as_predicted(program: Program, plan: FaultPlan) -> None:
+    """Every form of every one of these steps shows what is predicted, with and without faults."""
+    assert judge(program, plan, run(program, plan)) == ()
