@@ -218,6 +218,7 @@ class ClusterMachine(RuleBasedStateMachine):
         program = self.program
         prediction = self._predicted(program)
         facts = facts_of(cluster.torch_version)
+        cluster.take_time(program.lasts)
         for step in steps:
             first = len(self._seen)
             if isinstance(step, Settle):

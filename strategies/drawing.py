@@ -94,6 +94,13 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
 _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
+#: Virtual seconds that called functions sleep, and the seldom ones, which are minutes.
+_SECONDS = (0.5, 2.0)
+_MINUTES = (130.0,)
+#: The most such functions between two settles: each takes a thread of its rank's agent.
+_MOST_SLOW = 3
+#: The most virtual seconds that those of one program sleep together.
+_MOST_SECONDS = 300.0
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
 #: fault at which the step is aimed.
 _WIDTH = 8
@@ -192,6 +199,7 @@ class StepDrawer:
         settles: whether a settle follows the last step.
         facts: what is known of the torch that is to run it, by default of the installed one. Some
             of its findings (docs/findings.md) are avoided; each place that does so names them.
+        minutes: whether called functions may sleep for minutes (virtual).
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -210,6 +218,10 @@ class StepDrawer:
         may_hold_errors: whether the value of some RRef may be an error. A call through it that does
             not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
+        making: handles of RRefs whose slow function may still run. If their owner gets a handle
+            meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
+        slow_functions: how many slow functions were started since the last settle.
+        has_plan: whether the program is drawn for a plan.
     """
 
     def __init__(
@@ -222,6 +234,7 @@ class StepDrawer:
         plan: FaultPlan | None = None,
         settles: bool = True,
         facts: TorchFacts | None = None,
+        minutes: bool = False,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -233,6 +246,7 @@ class StepDrawer:
         # At the end, so that each kind has the same number in every program.
         self._choices = (*self.kinds, *(kind for kind in self.kinds if STEP_TYPES[kind].often))
         self._drawn = 0
+        self._latest: Step | None = None
         self._width = _WIDTH if plan is None else _WIDTH + _AIM_WIDTH
         self.scope = Scope(world_size)
         self.steps: list[Step] = []
@@ -252,6 +266,11 @@ class StepDrawer:
         lost = [message for message in MessageType if not message.is_retryable]
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
+        self.making: set[str] = set()
+        self.slow_functions = 0
+        self.has_plan = plan is not None
+        self._lengths = _SECONDS + _MINUTES * minutes
+        self._slow_seconds = 0.0
         self._targets = tuple(
             (rank, message)
             for rank in self.ranks
@@ -317,6 +336,7 @@ class StepDrawer:
         block, self._block = self._block, None
         if block is None:
             return
+        self._latest = None
         branches = [tuple(leaf for leaf in block.leaves if leaf.at == rank) for rank in self.ranks]
         branches = [branch for branch in branches if branch]
         if len(branches) < 2:
@@ -327,7 +347,7 @@ class StepDrawer:
         block.before.add(step)
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
-        for names in (self.uncreated, self.unmade, self.unseen, self.sent):
+        for names in (self.uncreated, self.unmade, self.unseen, self.sent, self.making):
             renamed = {new.get(name, name) for name in names}
             names.clear()
             names |= renamed
@@ -336,6 +356,7 @@ class StepDrawer:
 
     def start_parallel(self, most: int = _MOST_AT_ONCE) -> None:
         """Let the next steps, two to `most`, run at the same time if they are at several ranks."""
+        self._latest = None
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
         self._block = _Block(left, self.scope.copy(), _Names(self._names))
 
@@ -398,6 +419,7 @@ class StepDrawer:
             self._block.left -= 1
         for _, name in step.made:
             self._made[name] = self._turn
+        self._latest = step
         step.drawn(self)
         if self._block is not None and not self._block.left:
             self.close()
@@ -470,17 +492,50 @@ class StepDrawer:
 
     def sendable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that a message may carry now."""
-        return [name for name in self.handles(fits) if name not in self.unmade]
+        return [name for name in self.shareable(fits) if not self._is_making(name)]
+
+    def shareable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
+        """The handles that a message may carry now to some rank: see :meth:`may_go`."""
+        return [
+            name
+            for name in self.handles(fits)
+            if name not in self.unmade and any(self.may_go(name, to) for to in self.ranks)
+        ]
+
+    def may_go(self, name: str, to: int) -> bool:
+        """Whether a message may carry that handle to that rank now."""
+        return not self._is_making(name) or self.scope.handles[name].owner != to
+
+    def receiver(self, name: str) -> int:
+        """A rank that the rank of a handle may send it to."""
+        peers = self.peers[self.scope.handles[name].home]
+        return self.pick([rank for rank in peers if self.may_go(name, rank)])
+
+    def same_rref(self, name: str) -> set[str]:
+        """The handles of the same RRef, with that handle."""
+        handles = self.scope.handles
+        return {other for other, held in handles.items() if held.rref == handles[name].rref}
+
+    def _is_making(self, name: str) -> bool:
+        return name in self.making and self.facts.has_bug("early-owner-fork")
 
     def changeable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles whose value a message may change now: those that no other branch uses."""
         users = self._block.users if self._block else {}
         return self.sendable(lambda h: users.get(h.rref, set()) <= {h.home} and fits(h))
 
-    def fetchable_there(self, at: int) -> list[str]:
-        """The handles of `at` that a called function may fetch: each in one branch only."""
+    def fetchable_there(self, at: int, to: int | None = None) -> list[str]:
+        """The handles of `at` that a called function may fetch: each in one branch only.
+
+        With `to`, the rank where that function runs, also some whose value is still being made.
+        """
         fetcher = self._block.fetcher if self._block else {}
-        return self.sendable(lambda h: h.home == at and fetcher.get(h.rref, at) == at)
+        names = self.shareable(lambda h: h.home == at and fetcher.get(h.rref, at) == at)
+        return [
+            name
+            for name in names
+            if not self._is_making(name) or (to is not None and self.may_go(name, to))
+        ]
 
     def countable(self, at: int) -> list[int]:
         """The ranks whose counter a step at `at` may use: in a parallel step, one per branch."""
@@ -488,15 +543,72 @@ class StepDrawer:
         own = [rank for rank in self.peers[at] if counter.get(rank) == at]
         return own or [rank for rank in self.peers[at] if rank not in counter]
 
-    def timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
-        """A timeout: None, clearly more than any delay, or clearly less than the message's."""
+    def timeout(
+        self, at: int, message: MessageType, *, late: bool = True, also: float | None = None
+    ) -> float | None:
+        """A timeout: None, clearly more than any delay, or clearly less than the message's.
+
+        Or it is `also`, if that is given.
+        """
+        return self.pick(self._timeouts(at, message, late=late, also=also))
+
+    def timing(
+        self,
+        at: int,
+        message: MessageType,
+        *,
+        late: bool = True,
+        slow: bool = True,
+        slow_late: bool = True,
+    ) -> tuple[float | None, float]:
+        """A timeout as :meth:`timeout`, and how long the called function sleeps (virtual seconds).
+
+        Args:
+            late: whether the timeout may be too short for a delay of the message.
+            slow: whether the function may sleep.
+            slow_late: whether the timeout may be too short for that.
+        """
+        quick = [(timeout, 0.0) for timeout in self._timeouts(at, message, late=late)]
+        if not slow or self.slow_functions >= _MOST_SLOW:
+            return self.pick(quick)
+        left = _MOST_SECONDS - self._slow_seconds
+        lengths = [seconds for seconds in self._lengths if seconds <= left]
+        in_time = self._in_time(max(lengths, default=0.0))
+        forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
+        if slow_late and self.settles:
+            forms += [(seconds / 4, seconds) for seconds in lengths if seconds > _SECONDS[0]]
+        timeout, seconds = self.pick((*quick * 3, *forms))
+        self._slow_seconds += seconds
+        self.slow_functions += seconds > 0
+        return timeout, seconds
+
+    def late_for(self, name: str) -> float | None:
+        """A timeout too short for the value of a handle, if the last step began to make it."""
+        latest = self._latest
+        if not self.settles or latest is None or ("handle", name) not in latest.made:
+            return None
+        return latest.lasts / 4 if latest.lasts in _MINUTES else None
+
+    def _timeouts(
+        self, at: int, message: MessageType, *, late: bool, also: float | None = None
+    ) -> tuple[float | None, ...]:
         delay = self.delay_milliseconds(at, message)
-        # Besides its own delay, a call may wait for the retries of a fork request, and for the
-        # delays of that request, its accept, a fetch and a delete. The same holds for its argument.
-        in_time = float(math.ceil((5 * self._longest + _RETRIES) * self.waiting) + _IN_TIME)
+        in_time = self._in_time()
+        if also is not None:
+            return (None, also, in_time)
         if late and delay >= 500:
-            return self.pick((None, delay // 2 / 1000, in_time))
-        return self.pick((None, None, None, in_time))
+            return (None, delay // 2 / 1000, in_time)
+        return (None, None, None, in_time)
+
+    def _in_time(self, more: float = 0.0) -> float:
+        """A timeout that no call exceeds, even if its function sleeps for `more`.
+
+        Besides its own delay, a call may wait for the retries of a fork request, and for the
+        delays of that request, its accept, a fetch and a delete. The same holds for its argument,
+        which may also be made by slow functions.
+        """
+        waits = (5 * self._longest + _RETRIES) * self.waiting
+        return float(math.ceil(waits + self._slow_seconds + more) + _IN_TIME)
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
         """Whole milliseconds by which the plan delays such a message of `at`."""

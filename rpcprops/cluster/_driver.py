@@ -37,11 +37,7 @@ class Driver:
     ) -> list[StepOutcome]:
         """See :meth:`rpcprops.Cluster.run_branches`."""
         done: list[StepOutcome] = []
-        pause = max(
-            sum(getattr(step, "seconds", 0.0) for _, step in branch) / self._phases.rate
-            for branch in branches
-        )
-        with self._phases.open("run", self._deadlines.run + pause) as phase:
+        with self._phases.open("run", self._deadlines.run) as phase:
             awaited = {self._send_first(branch, contexts): branch for branch in branches}
             before: object = None
             since = time.monotonic()
@@ -64,7 +60,7 @@ class Driver:
                 ]
                 if moved != before:
                     before, since = moved, time.monotonic()
-                stalled = time.monotonic() - since > self._deadlines.stalled + pause
+                stalled = time.monotonic() - since > self._deadlines.stalled
                 if stalled or phase.left() <= 0:
                     complaint = f"does not end step {index}, {step!r}"
                     self._diagnosis.hung(phase, [self._channel_of(step)], complaint)

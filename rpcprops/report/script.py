@@ -342,7 +342,7 @@ class _Writer:
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
             "COUNTED": _spread(counted),
-            "STEADY": f"{self._longest_delay() + 0.3:g}",
+            "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
             "SHUTS_DOWN": literal(self.shuts_down),
             "LEAKING": literal(sorted(leaking)),
@@ -355,6 +355,11 @@ class _Writer:
     def _longest_delay(self) -> float:
         faults = self.plan.faults(self.size)
         return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
+
+    def _given_up(self) -> float:
+        """How long a function may still run whose caller no longer waits for it."""
+        timed = (leaf for leaf in self.leaves if getattr(leaf, "timeout", None) is not None)
+        return max((leaf.lasts for leaf in timed), default=0.0)
 
     def _steps(self, sources: Sources) -> list[str]:
         """The steps as functions and the settles between them, in order; copies what they need."""

@@ -48,6 +48,9 @@ Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
 #: answer must also come back in time.
 CLEARLY_LATE = 0.25
 CLEARLY_IN_TIME = 60.0
+#: Virtual seconds within which a step begins once the one before it has ended. Under a fast clock
+#: that is far more than a busy machine needs; a slower run decides where it was not.
+BETWEEN_STEPS = 30.0
 
 #: Every kind of step, by its ``op``.
 STEP_TYPES: dict[str, type[Step]] = {}

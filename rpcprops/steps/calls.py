@@ -15,6 +15,7 @@ from rpcprops.steps.arguments import (
     TYPED,
     check_arguments,
     check_raises,
+    check_seconds,
     draw_arguments,
     sum_of,
 )
@@ -51,7 +52,8 @@ class Call(Step):
 
     With ``wait="later"`` the future is kept under the name `out` for a :class:`Wait`. With `raises`
     the function raises (Python and TorchScript). `timeout` is the call's RPC timeout in virtual
-    seconds; with None the cluster's applies, which is far longer than any run.
+    seconds; with None the cluster's applies, which is far longer than any run. A Python function
+    sleeps for `seconds` (virtual) before it answers.
     """
 
     op: ClassVar[str] = "call"
@@ -67,9 +69,11 @@ class Call(Step):
     timeout: float | None = None
     out: str = ""
     raises: bool = False
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        check_seconds(self.seconds, self.flavour)
         if self.raises:
             check_raises(self.flavour, ("python", "script"))
         if (self.wait == "later") != bool(self.out):
@@ -99,6 +103,7 @@ class Call(Step):
         python = self.flavour == "python"
         message = call_message(typed=not python)
         argument = model.argument(self.right)
+        made = argument is None or argument.rref.made
         if argument is not None:
             model.use(argument)
         # A TorchScript call carries its function and its tensors' places, not their contents.
@@ -107,6 +112,7 @@ class Call(Step):
 
         def timed() -> tuple[ErrorClass, float]:
             surely, perhaps = model.callee_waits(self.to, since)
+            surely += self.seconds
             perhaps += argument.rref.takes if argument else 0.0
             late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
             if late and python:
@@ -127,7 +133,14 @@ class Call(Step):
             error = failed.error if failed.error == "injected" or not late else late
             return model.shows(error=error, slack=slack)
         late, slack = timed()
+        if argument is not None and argument.rref.slow and (late or self.wait == "later"):
+            # The call still waits for the value.
+            argument.rref.made = made
         return model.shows(None if late == "timeout" else value, late, slack)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     @classmethod
     def draw(
@@ -143,10 +156,13 @@ class Call(Step):
         flavour = drawer.pick(flavours)
         forms = _LATER_CALLS if later else _CALLS
         form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
-        left, right = draw_arguments(drawer, at, flavour)
-        timeout = drawer.timeout(at, call_message(typed=flavour != "python"))
+        left, right = draw_arguments(drawer, at, flavour, to)
+        message = call_message(typed=flavour != "python")
+        slow = flavour == "python"
+        timeout, seconds = drawer.timing(at, message, slow=slow, slow_late=drawer.settles)
         out = drawer.name("future") if form.get("wait") == "later" else ""
-        return cls(at, to, left, right, flavour, timeout=timeout, out=out, **form)
+        timed: dict[str, Any] = {"timeout": timeout, "seconds": seconds}
+        return cls(at, to, left, right, flavour, out=out, **timed, **form)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

@@ -75,6 +75,8 @@ class Settle(Step):
         drawer.uncreated.clear()
         drawer.unmade.clear()
         drawer.unseen.clear()
+        drawer.making.clear()
+        drawer.slow_functions = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)

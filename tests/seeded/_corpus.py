@@ -16,7 +16,7 @@ from rpcprops.programs import Context, Program
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
 from tests.seeded._ideal import ideal
-from tests.seeded._programs import EVERY_KIND, bumps, shipped_programs
+from tests.seeded._programs import EVERY_KIND, SLOW, bumps, shipped_programs
 
 PLANS = (
     FaultPlan(),
@@ -61,7 +61,7 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND, *_breaking()]
+    written = [*shipped_programs()[::5], *bumps(), *EVERY_KIND, *SLOW, *_breaking()]
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)

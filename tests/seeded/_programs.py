@@ -162,8 +162,39 @@ IMPATIENT = Program(
     "impatient",
 )
 
+
+def slow(at: int, to: int, other: int) -> Program:
+    """Functions that sleep, with timeouts that end before them and with timeouts that do not."""
+    return Program(
+        4,
+        (
+            Remote(at, to, "a", (1.0, 2.0), (3.0, 4.0), seconds=130.0),
+            Fetch(at, "a", timeout=32.5),
+            Call(at, other, right="a", left=(1.0, 1.0), wait="later", out="f", seconds=2.0),
+            Share(at, "a", other, "b", seconds=0.5),
+            Fetch(other, "b"),
+            Drop(other, "b"),
+            Wait(at, "f"),
+            Call(at, to, timeout=0.5, seconds=2.0),
+            Call(at, other, raises=True, timeout=900.0, seconds=0.5),
+            Share(at, "a", to, "c", timeout=0.5, seconds=2.0),
+            Settle(),
+            Local(to, "c"),
+            Remote(at, other, "late", timeout=32.5, seconds=130.0),
+            Settle(),
+            Fetch(at, "late"),
+            Remote(at, at, "own", raises=True, seconds=0.5),
+            Local(at, "own"),
+            Call(at, to, seconds=130.0),
+        ),
+        f"slow[{at},{to},{other}]",
+    )
+
+
+SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT)
+EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT, SLOW[0])
 
 
 def shipped_programs() -> list[Program]:

@@ -480,6 +480,12 @@ def test_every_step_has_a_name_of_its_own() -> None:
         ),
         ((Pause(0, -1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
         ((Pause(0, math.inf),), "seconds=inf must lie in 0 to 3600 (virtual)."),
+        ((Call(0, 1, seconds=-1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
+        ((Remote(0, 1, "a", seconds=4e3),), "seconds=4000.0 must lie in 0 to 3600 (virtual)."),
+        (
+            (Call(0, 1, flavour="script", seconds=2.0),),
+            "seconds=2.0 needs flavour 'python', not 'script'.",
+        ),
         (
             (Chain(0, 1, 0, (1.0,), (1.0, 2.0)),),
             "left=(1.0,) and right=(1.0, 2.0) hold 1 and 2 numbers; give both the same length.",
