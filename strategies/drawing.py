@@ -15,7 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
@@ -94,9 +94,14 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
 _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
+#: How many branches each rank may have in a parallel step.
+_THREADS = (1, 1, 2, 3)
 #: Virtual seconds that called functions sleep, and the seldom ones, which are minutes.
 _SECONDS = (0.5, 2.0)
 _MINUTES = (130.0,)
+#: The virtual seconds of a function that a timeout, a quarter of that, ends in any program: enough
+#: that a busy machine handles the timeout first.
+_LATE = 12.0
 #: The most such functions between two settles: each takes a thread of its rank's agent.
 _MOST_SLOW = 3
 #: The most virtual seconds that those of one program sleep together.
@@ -126,6 +131,10 @@ _NAMED: dict[Sort, Callable[[int], str]] = {
 }
 
 
+#: A branch that is being drawn: its rank, and which of the branches at that rank it is.
+_BranchId: TypeAlias = tuple[int, int]
+
+
 class _Names(Counter[Sort]):
     """How many things of each sort have been named."""
 
@@ -141,39 +150,52 @@ class _Block:
 
     Attributes:
         left: how many steps are still to come.
+        threads: how many branches each rank may have.
+        thread: which of them the next step goes into.
         began: how many names had been given before it.
-        maker: the rank whose branch made a thing, by the thing's name.
-        users: the ranks whose branches use an RRef, by its number.
-        changer: the rank whose branch changes an RRef's value.
-        fetcher: the rank whose branch lets a called function fetch an RRef.
-        counter: the rank whose branch uses the counter of a rank.
+        leaves: the steps so far, each with its thread.
+        maker: the branch that made a thing, by the thing's name.
+        users: the branches that use an RRef, by its number.
+        changer: the branch that changes an RRef's value.
+        fetcher: the branch that lets a called function fetch an RRef.
+        counter: the branch that uses the counter of a rank.
     """
 
     left: int
+    threads: int
     before: Scope
     began: _Names
-    leaves: list[Leaf] = field(default_factory=list)
-    maker: dict[str, int] = field(default_factory=dict)
-    users: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    changer: dict[int, int] = field(default_factory=dict)
-    fetcher: dict[int, int] = field(default_factory=dict)
-    counter: dict[int, int] = field(default_factory=dict)
+    thread: int = 0
+    leaves: list[tuple[int, Leaf]] = field(default_factory=list)
+    maker: dict[str, _BranchId] = field(default_factory=dict)
+    users: defaultdict[int, set[_BranchId]] = field(default_factory=lambda: defaultdict(set))
+    changer: dict[int, _BranchId] = field(default_factory=dict)
+    fetcher: dict[int, _BranchId] = field(default_factory=dict)
+    counter: dict[int, _BranchId] = field(default_factory=dict)
+
+    def branch(self, rank: int) -> _BranchId:
+        """The branch into which the next step goes if it is at that rank."""
+        return rank, self.thread
 
     def is_seen(self, name: str, handle: HandleInfo) -> bool:
         """Whether the branch of the handle's rank may use the handle."""
-        if name not in self.before.handles and self.maker.get(name) != handle.home:
+        own = self.branch(handle.home)
+        if name not in self.before.handles and self.maker.get(name) != own:
             return False
-        return self.changer.get(handle.rref, handle.home) == handle.home
+        if any(rank == own[0] and thread != own[1] for rank, thread in self.users[handle.rref]):
+            return False
+        return self.changer.get(handle.rref, own) == own
 
     def note(self, leaf: Leaf, scope: Scope) -> None:
         """Record what `leaf` does that another branch could notice; `scope` is that before it."""
         touched = scope.touched(leaf)
+        own = self.branch(leaf.at)
         for rref in touched.used:
-            self.users[rref].add(leaf.at)
-        self.changer |= dict.fromkeys(touched.changed, leaf.at)
-        self.fetcher |= dict.fromkeys(touched.fetched_there, leaf.at)
-        self.counter |= dict.fromkeys(touched.counted_at, leaf.at)
-        self.maker |= {name: leaf.at for _, name in leaf.made}
+            self.users[rref].add(own)
+        self.changer |= dict.fromkeys(touched.changed, own)
+        self.fetcher |= dict.fromkeys(touched.fetched_there, own)
+        self.counter |= dict.fromkeys(touched.counted_at, own)
+        self.maker |= {name: own for _, name in leaf.made}
 
 
 class Draw(Protocol):
@@ -289,6 +311,8 @@ class StepDrawer:
             room: how many more steps fit in; a parallel step needs two.
             must: whether a step must be drawn.
         """
+        if self._block is not None and self._block.threads > 1:
+            self._block.thread = self.pick(range(self._block.threads))
         self._drawn = 0
         self._turn += 1
         number = self.pick(range(1 + len(self._choices) * (3 if self._targets else 1)))
@@ -337,10 +361,12 @@ class StepDrawer:
         if block is None:
             return
         self._latest = None
-        branches = [tuple(leaf for leaf in block.leaves if leaf.at == rank) for rank in self.ranks]
-        branches = [branch for branch in branches if branch]
+        found: dict[_BranchId, list[Leaf]] = {}
+        for thread, leaf in block.leaves:
+            found.setdefault((leaf.at, thread), []).append(leaf)
+        branches = [tuple(found[branch]) for branch in sorted(found)]
         if len(branches) < 2:
-            self.steps += block.leaves
+            self.steps += [leaf for _, leaf in block.leaves]
             return
         new = _new_names(itertools.chain(*branches), block.began)
         step = Parallel(tuple(tuple(x.renamed(new) for x in branch) for branch in branches))
@@ -358,7 +384,10 @@ class StepDrawer:
         """Let the next steps, two to `most`, run at the same time if they are at several ranks."""
         self._latest = None
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
-        self._block = _Block(left, self.scope.copy(), _Names(self._names))
+        first = _comes_first(kind for kind in self.kinds if kind in self.on)
+        may_thread = any(STEP_TYPES[kind].in_thread for kind in first)
+        threads = self.pick(_THREADS if may_thread else _THREADS[:1])
+        self._block = _Block(left, threads, self.scope.copy(), _Names(self._names))
 
     # Which kind.
 
@@ -375,7 +404,7 @@ class StepDrawer:
                 self.start_parallel(room)
                 return None
             step = self._of(kind) or STEP_TYPES[kind].instead(self)
-            if step is not None:
+            if step is not None and self._fits(type(step)):
                 return step
         # Replace downwards: the number can then be lowered to that of the replacement, so the
         # result does not depend on which kinds are off, and Hypothesis can switch all of them on.
@@ -389,9 +418,13 @@ class StepDrawer:
     def _of(self, kind: str) -> Step | None:
         """A step of that kind; None if none can come next, and then nothing was drawn."""
         cls = STEP_TYPES[kind]
-        if kind == PARALLEL or (self._block is not None and not cls.in_branch):
-            return None
-        return cls.draw(self)
+        return cls.draw(self) if self._fits(cls) else None
+
+    def _fits(self, cls: type[Step]) -> bool:
+        """Whether a step of that class may stand where the next step goes."""
+        if self._block is None:
+            return cls is not Parallel
+        return cls.in_branch and (cls.in_thread or self._block.threads == 1)
 
     def _aimed(self) -> Step | None:
         """A step that makes some rank send a message that the plan fails or delays there.
@@ -403,7 +436,7 @@ class StepDrawer:
             way
             for cls in sorted(STEP_TYPES.values(), key=_aim_order)
             for kind, way in cls.ways(self, rank, message)
-            if kind in self.kinds
+            if kind in self.kinds and self._fits(STEP_TYPES[kind])
         ]
         return self.pick(ways)() if ways else None
 
@@ -415,7 +448,7 @@ class StepDrawer:
         else:
             self._block.note(step, self.scope)
             self.scope.add(step)
-            self._block.leaves.append(step)
+            self._block.leaves.append((self._block.thread, step))
             self._block.left -= 1
         for _, name in step.made:
             self._made[name] = self._turn
@@ -463,6 +496,23 @@ class StepDrawer:
     def in_parallel(self) -> bool:
         """Whether the next step goes into a branch of a parallel one."""
         return self._block is not None
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether the next step goes into a branch beside which its rank may have another one."""
+        return self._block is not None and self._block.threads > 1
+
+    def _branch(self, rank: int) -> _BranchId:
+        return self._block.branch(rank) if self._block else (rank, 0)
+
+    def futures(self) -> list[str]:
+        """The futures that may be waited for now."""
+        maker = self._block.maker if self._block else {}
+        return [
+            name
+            for name, rank in self.scope.futures.items()
+            if maker.get(name, self._branch(rank)) == self._branch(rank)
+        ]
 
     def may_branch(self, room: int = _MOST_AT_ONCE) -> bool:
         """Whether a parallel step can come next, if there is room for `room` steps."""
@@ -521,16 +571,21 @@ class StepDrawer:
 
     def changeable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles whose value a message may change now: those that no other branch uses."""
-        users = self._block.users if self._block else {}
-        return self.sendable(lambda h: users.get(h.rref, set()) <= {h.home} and fits(h))
+        block = self._block
+        if block is None:
+            return self.sendable(fits)
+        return self.sendable(
+            lambda h: block.users.get(h.rref, set()) <= {block.branch(h.home)} and fits(h)
+        )
 
     def fetchable_there(self, at: int, to: int | None = None) -> list[str]:
         """The handles of `at` that a called function may fetch: each in one branch only.
 
         With `to`, the rank where that function runs, also some whose value is still being made.
         """
+        own = self._branch(at)
         fetcher = self._block.fetcher if self._block else {}
-        names = self.shareable(lambda h: h.home == at and fetcher.get(h.rref, at) == at)
+        names = self.shareable(lambda h: h.home == at and fetcher.get(h.rref, own) == own)
         return [
             name
             for name in names
@@ -539,8 +594,9 @@ class StepDrawer:
 
     def countable(self, at: int) -> list[int]:
         """The ranks whose counter a step at `at` may use: in a parallel step, one per branch."""
+        branch = self._branch(at)
         counter = self._block.counter if self._block else {}
-        own = [rank for rank in self.peers[at] if counter.get(rank) == at]
+        own = [rank for rank in self.peers[at] if counter.get(rank) == branch]
         return own or [rank for rank in self.peers[at] if rank not in counter]
 
     def timeout(
@@ -576,7 +632,8 @@ class StepDrawer:
         in_time = self._in_time(max(lengths, default=0.0))
         forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
         if slow_late and self.settles:
-            forms += [(seconds / 4, seconds) for seconds in lengths if seconds > _SECONDS[0]]
+            late = (_LATE, *self._lengths[len(_SECONDS) :])
+            forms += [(seconds / 4, seconds) for seconds in late if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
         self.slow_functions += seconds > 0

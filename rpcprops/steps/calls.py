@@ -57,6 +57,7 @@ class Call(Step):
     """
 
     op: ClassVar[str] = "call"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 6
     aim_order: ClassVar[int] = 0
     makes: ClassVar[Mapping[str, Sort]] = {"out": "future"}
@@ -106,8 +107,7 @@ class Call(Step):
         made = argument is None or argument.rref.made
         if argument is not None:
             model.use(argument)
-        # A TorchScript call carries its function and its tensors' places, not their contents.
-        payload = call if python else f"{self.flavour} {self.raises}"
+        payload = call if python else self._typed_payload
         since = len(model.sends)
 
         def timed() -> tuple[ErrorClass, float]:
@@ -142,6 +142,15 @@ class Call(Step):
     def lasts(self) -> float:
         return self.seconds
 
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return () if self.flavour == "python" else (self._typed_payload,)
+
+    @property
+    def _typed_payload(self) -> str:
+        """A TorchScript call carries its function and its tensors' places, not their contents."""
+        return f"{self.flavour} {self.raises}"
+
     @classmethod
     def draw(
         cls,
@@ -153,6 +162,9 @@ class Call(Step):
     ) -> Call:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
+        if drawer.in_threads:
+            # Typed calls of two threads could be alike.
+            flavours = FLAVOURS[:1]
         flavour = drawer.pick(flavours)
         forms = _LATER_CALLS if later else _CALLS
         form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
@@ -169,7 +181,7 @@ class Call(Step):
         match message:
             case MessageType.PYTHON_CALL:
                 flavours = FLAVOURS[:1]
-            case MessageType.SCRIPT_CALL:
+            case MessageType.SCRIPT_CALL if not drawer.in_threads:
                 flavours = TYPED
             case _:
                 return []
@@ -181,6 +193,7 @@ class Wait(Step):
     """Wait for the future of a :class:`Call` made with ``wait="later"``."""
 
     op: ClassVar[str] = "wait"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
     often: ClassVar[bool] = True  # because a wait seldom finds a future
     comes_first: ClassVar[bool] = False
@@ -210,11 +223,11 @@ class Wait(Step):
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.scope.futures)
+        return bool(drawer.futures())
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Wait | None:
-        futures = list(drawer.scope.futures)
+        futures = drawer.futures()
         if not futures:
             return None
         future = drawer.recall(futures)
@@ -230,6 +243,7 @@ class Count(Step):
     """Add one to a counter of `to`, and return the new count. Not idempotent."""
 
     op: ClassVar[str] = "count"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 10
     at: int
     to: int
@@ -258,6 +272,7 @@ class Chain(Step):
     """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``."""
 
     op: ClassVar[str] = "chain"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 12
     at: int
     to: int

@@ -104,6 +104,7 @@ class Remote(Step):
     """
 
     op: ClassVar[str] = "remote"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 0
     at: int
     to: int
@@ -268,6 +269,7 @@ class Own(Step):
     """``RRef(value)``: `at` owns the value itself and keeps the handle `out`."""
 
     op: ClassVar[str] = "own"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 3
     at: int
     out: str
@@ -298,6 +300,7 @@ class Share(_OfHandle):
     """
 
     op: ClassVar[str] = "share"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 2
     often: ClassVar[bool] = True
     at: int
@@ -385,6 +388,7 @@ class Fetch(_OfHandle):
     """``to_here``: copy the value of a handle to the rank that has the handle."""
 
     op: ClassVar[str] = "fetch"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 1
     often: ClassVar[bool] = True
     at: int
@@ -457,6 +461,7 @@ class Local(_OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 5
     at: int
     handle: str
@@ -497,6 +502,7 @@ class Through(_OfHandle):
     """
 
     op: ClassVar[str] = "through"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 8
     at: int
     handle: str
@@ -600,6 +606,7 @@ class Bump(_OfHandle):
     """
 
     op: ClassVar[str] = "bump"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 9
     at: int
     handle: str
@@ -654,6 +661,7 @@ class Nest(Step):
     """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`."""
 
     op: ClassVar[str] = "nest"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 11
     at: int
     via: int
@@ -729,6 +737,7 @@ class Drop(_OfHandle):
     """Drop a handle and collect garbage at its rank: by ``del``, or at the end of a scope."""
 
     op: ClassVar[str] = "drop"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 4
     often: ClassVar[bool] = True
     at: int

@@ -235,9 +235,9 @@ def _stops(world: World) -> Falsified:
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
     """Each step whose timeout ends before its function does, and the rank of the function."""
     for index, leaf, expected, _ in _steps(world):
-        timed = isinstance(leaf, Call | Share) and leaf.timeout is not None
-        if timed and leaf.seconds > leaf.timeout and expected.error == "timeout":
-            yield index, leaf, leaf.to
+        if isinstance(leaf, Call | Share) and leaf.seconds > (leaf.timeout or leaf.seconds):
+            if expected.error == "timeout":
+                yield index, leaf, leaf.to
 
 
 @defect("a call that timed out never runs")

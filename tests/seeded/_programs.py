@@ -192,9 +192,40 @@ def slow(at: int, to: int, other: int) -> Program:
 
 
 SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+THREADS = Program(
+    3,
+    (
+        Own(0, "o", (1.0, 2.0)),
+        Remote(0, 1, "b", flavour="script"),
+        Parallel(
+            (
+                (Remote(0, 1, "a", seconds=2.0), Fetch(0, "a"), Share(0, "a", 2, "c")),
+                (Call(0, 1, timeout=0.5, seconds=2.0), Count(0, 2), Chain(0, 1, 2)),
+                (Bump(0, "b"), Context(0, "x", (1, 2)), Through(0, "b"), Drop(0, "b")),
+                (Call(1, 0, flavour="builtin"), Nest(1, 2, 0, "n"), Fetch(1, "n")),
+                (Own(1, "p"), Local(1, "p"), Call(1, 2, wait="later", out="f"), Wait(1, "f")),
+            )
+        ),
+        Settle(),
+        Fetch(2, "c"),
+        Refused(2, "x"),
+    ),
+    "threads",
+)
 
 #: Programs that hold every kind of step between them, and every field of one off its default.
-EVERY_KIND = (FUTURES, PROXIES, RAISING, TRAINING, CONTEXTS, BRANCHES, TIMED, IMPATIENT, SLOW[0])
+EVERY_KIND = (
+    FUTURES,
+    PROXIES,
+    RAISING,
+    TRAINING,
+    CONTEXTS,
+    BRANCHES,
+    TIMED,
+    IMPATIENT,
+    SLOW[0],
+    THREADS,
+)
 
 
 def shipped_programs() -> list[Program]:
