@@ -95,7 +95,7 @@ _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
 #: How many branches each rank may have in a parallel step.
-_THREADS = (1, 1, 2, 3)
+_THREADS = (1, 1, 1, 2, 3)
 #: Virtual seconds that called functions sleep, and the seldom ones, which are minutes.
 _SECONDS = (0.5, 2.0)
 _MINUTES = (130.0,)
@@ -222,6 +222,7 @@ class StepDrawer:
         facts: what is known of the torch that is to run it, by default of the installed one. Some
             of its findings (docs/findings.md) are avoided; each place that does so names them.
         minutes: whether called functions may sleep for minutes (virtual).
+        gives_up: whether timeouts may end before the functions that they are for.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -246,7 +247,7 @@ class StepDrawer:
         has_plan: whether the program is drawn for a plan.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a program is drawn for
         self,
         draw: Draw,
         world_size: int,
@@ -257,6 +258,7 @@ class StepDrawer:
         settles: bool = True,
         facts: TorchFacts | None = None,
         minutes: bool = False,
+        gives_up: bool = True,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -293,6 +295,7 @@ class StepDrawer:
         self.has_plan = plan is not None
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
+        self._gives_up = settles and gives_up
         self._targets = tuple(
             (rank, message)
             for rank in self.ranks
@@ -631,7 +634,7 @@ class StepDrawer:
         lengths = [seconds for seconds in self._lengths if seconds <= left]
         in_time = self._in_time(max(lengths, default=0.0))
         forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
-        if slow_late and self.settles:
+        if slow_late and self._gives_up:
             late = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in late if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
@@ -642,7 +645,7 @@ class StepDrawer:
     def late_for(self, name: str) -> float | None:
         """A timeout too short for the value of a handle, if the last step began to make it."""
         latest = self._latest
-        if not self.settles or latest is None or ("handle", name) not in latest.made:
+        if not self._gives_up or latest is None or ("handle", name) not in latest.made:
             return None
         return latest.lasts / 4 if latest.lasts in _MINUTES else None
 
