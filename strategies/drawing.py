@@ -635,8 +635,8 @@ class StepDrawer:
         in_time = self._in_time(max(lengths, default=0.0))
         forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
         if slow_late and self._gives_up:
-            late = (_LATE, *self._lengths[len(_SECONDS) :])
-            forms += [(seconds / 4, seconds) for seconds in late if seconds <= left]
+            longer = (_LATE, *self._lengths[len(_SECONDS) :])
+            forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
         self.slow_functions += seconds > 0
