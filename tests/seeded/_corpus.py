@@ -71,8 +71,8 @@ def corpus() -> tuple[World, ...]:
 def _breaking() -> list[Program]:
     """Contexts whose backward raises at each rank of their path."""
     return [
-        Program(3, (Context(at, "x", path, breaks=breaks),))
-        for at, path in ((0, (1, 2)), (1, (2, 0)), (2, (0, 1)))
+        Program(3, (Context(at, "x", tuple(path), breaks=breaks),))
+        for at, *path in itertools.permutations(range(3))
         for breaks in path
     ]
 
