@@ -55,8 +55,8 @@ def programs(
         branches: whether steps may run at once, as the branches of a Parallel.
         settles: whether the program settles before it shuts down (None: either).
         plan: the faults that the program is for. It then prefers steps whose messages these can
-            affect. Its timeouts are shorter than a delay by at least 0.25 s, or longer by at least
-            600 s (virtual). None: timeouts are longer than any delay by at least that.
+            affect. Its timeouts are shorter than a delay, or than a called function sleeps, by at
+            least 0.25 s, or longer by at least 600 s (virtual). None: the same, whatever the delay.
 
     Raises:
         UsageError: a number is no int within its bounds, or the minimum is above the maximum;
