@@ -81,6 +81,7 @@ class Runner:
             shutdown_faults=True,
         )
         cluster.program = program
+        cluster.take_time(program.lasts)
         facts = facts_of(cluster.torch_version)
         prediction = predict_in(program, faults, size, facts)
         steps: list[StepOutcome] = []

@@ -150,7 +150,10 @@ class ClusterMachine(RuleBasedStateMachine):
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
         """Fork the ranks of a world under these faults, and let them join."""
         self._plan = FaultPlan.of(faults)
-        self._drawer = StepDrawer(_no_draw, self.world_size, kinds=self._asked, plan=self._plan)
+        # Short timeouts of code that nobody predicts would choose a slower clock.
+        self._drawer = StepDrawer(
+            _no_draw, self.world_size, kinds=self._asked, plan=self._plan, gives_up=False
+        )
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
             *modules_of(STEP_TYPES[kind] for kind in self._asked),
@@ -218,6 +221,7 @@ class ClusterMachine(RuleBasedStateMachine):
         program = self.program
         prediction = self._predicted(program)
         facts = facts_of(cluster.torch_version)
+        cluster.take_time(program.lasts)
         for step in steps:
             first = len(self._seen)
             if isinstance(step, Settle):

@@ -15,7 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
@@ -94,6 +94,18 @@ def checked_kinds(value: object, *, parallel: bool = False) -> tuple[str, ...]:
 _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
+#: How many branches each rank may have in a parallel step.
+_THREADS = (1, 1, 1, 2, 3)
+#: Virtual seconds that called functions sleep, and the seldom ones, which are minutes.
+_SECONDS = (0.5, 2.0)
+_MINUTES = (130.0,)
+#: The virtual seconds of a function that a timeout, a quarter of that, ends in any program: enough
+#: that a busy machine handles the timeout first.
+_LATE = 12.0
+#: The most such functions between two settles: each takes a thread of its rank's agent.
+_MOST_SLOW = 3
+#: The most virtual seconds that those of one program sleep together.
+_MOST_SECONDS = 300.0
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
 #: fault at which the step is aimed.
 _WIDTH = 8
@@ -119,6 +131,10 @@ _NAMED: dict[Sort, Callable[[int], str]] = {
 }
 
 
+#: A branch that is being drawn: its rank, and which of the branches at that rank it is.
+_BranchId: TypeAlias = tuple[int, int]
+
+
 class _Names(Counter[Sort]):
     """How many things of each sort have been named."""
 
@@ -134,39 +150,52 @@ class _Block:
 
     Attributes:
         left: how many steps are still to come.
+        threads: how many branches each rank may have.
+        thread: which of them the next step goes into.
         began: how many names had been given before it.
-        maker: the rank whose branch made a thing, by the thing's name.
-        users: the ranks whose branches use an RRef, by its number.
-        changer: the rank whose branch changes an RRef's value.
-        fetcher: the rank whose branch lets a called function fetch an RRef.
-        counter: the rank whose branch uses the counter of a rank.
+        leaves: the steps so far, each with its thread.
+        maker: the branch that made a thing, by the thing's name.
+        users: the branches that use an RRef, by its number.
+        changer: the branch that changes an RRef's value.
+        fetcher: the branch that lets a called function fetch an RRef.
+        counter: the branch that uses the counter of a rank.
     """
 
     left: int
+    threads: int
     before: Scope
     began: _Names
-    leaves: list[Leaf] = field(default_factory=list)
-    maker: dict[str, int] = field(default_factory=dict)
-    users: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    changer: dict[int, int] = field(default_factory=dict)
-    fetcher: dict[int, int] = field(default_factory=dict)
-    counter: dict[int, int] = field(default_factory=dict)
+    thread: int = 0
+    leaves: list[tuple[int, Leaf]] = field(default_factory=list)
+    maker: dict[str, _BranchId] = field(default_factory=dict)
+    users: defaultdict[int, set[_BranchId]] = field(default_factory=lambda: defaultdict(set))
+    changer: dict[int, _BranchId] = field(default_factory=dict)
+    fetcher: dict[int, _BranchId] = field(default_factory=dict)
+    counter: dict[int, _BranchId] = field(default_factory=dict)
+
+    def branch(self, rank: int) -> _BranchId:
+        """The branch into which the next step goes if it is at that rank."""
+        return rank, self.thread
 
     def is_seen(self, name: str, handle: HandleInfo) -> bool:
         """Whether the branch of the handle's rank may use the handle."""
-        if name not in self.before.handles and self.maker.get(name) != handle.home:
+        own = self.branch(handle.home)
+        if name not in self.before.handles and self.maker.get(name) != own:
             return False
-        return self.changer.get(handle.rref, handle.home) == handle.home
+        if any(rank == own[0] and thread != own[1] for rank, thread in self.users[handle.rref]):
+            return False
+        return self.changer.get(handle.rref, own) == own
 
     def note(self, leaf: Leaf, scope: Scope) -> None:
         """Record what `leaf` does that another branch could notice; `scope` is that before it."""
         touched = scope.touched(leaf)
+        own = self.branch(leaf.at)
         for rref in touched.used:
-            self.users[rref].add(leaf.at)
-        self.changer |= dict.fromkeys(touched.changed, leaf.at)
-        self.fetcher |= dict.fromkeys(touched.fetched_there, leaf.at)
-        self.counter |= dict.fromkeys(touched.counted_at, leaf.at)
-        self.maker |= {name: leaf.at for _, name in leaf.made}
+            self.users[rref].add(own)
+        self.changer |= dict.fromkeys(touched.changed, own)
+        self.fetcher |= dict.fromkeys(touched.fetched_there, own)
+        self.counter |= dict.fromkeys(touched.counted_at, own)
+        self.maker |= {name: own for _, name in leaf.made}
 
 
 class Draw(Protocol):
@@ -192,6 +221,8 @@ class StepDrawer:
         settles: whether a settle follows the last step.
         facts: what is known of the torch that is to run it, by default of the installed one. Some
             of its findings (docs/findings.md) are avoided; each place that does so names them.
+        minutes: whether called functions may sleep for minutes (virtual).
+        gives_up: whether timeouts may end before the functions that they are for.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -210,9 +241,13 @@ class StepDrawer:
         may_hold_errors: whether the value of some RRef may be an error. A call through it that does
             not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
+        making: handles of RRefs whose slow function may still run. If their owner gets a handle
+            meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
+        slow_functions: how many slow functions were started since the last settle.
+        has_plan: whether the program is drawn for a plan.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a program is drawn for
         self,
         draw: Draw,
         world_size: int,
@@ -222,6 +257,8 @@ class StepDrawer:
         plan: FaultPlan | None = None,
         settles: bool = True,
         facts: TorchFacts | None = None,
+        minutes: bool = False,
+        gives_up: bool = True,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -233,6 +270,7 @@ class StepDrawer:
         # At the end, so that each kind has the same number in every program.
         self._choices = (*self.kinds, *(kind for kind in self.kinds if STEP_TYPES[kind].often))
         self._drawn = 0
+        self._latest: Step | None = None
         self._width = _WIDTH if plan is None else _WIDTH + _AIM_WIDTH
         self.scope = Scope(world_size)
         self.steps: list[Step] = []
@@ -252,6 +290,12 @@ class StepDrawer:
         lost = [message for message in MessageType if not message.is_retryable]
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
+        self.making: set[str] = set()
+        self.slow_functions = 0
+        self.has_plan = plan is not None
+        self._lengths = _SECONDS + _MINUTES * minutes
+        self._slow_seconds = 0.0
+        self._gives_up = settles and gives_up
         self._targets = tuple(
             (rank, message)
             for rank in self.ranks
@@ -270,6 +314,8 @@ class StepDrawer:
             room: how many more steps fit in; a parallel step needs two.
             must: whether a step must be drawn.
         """
+        if self._block is not None and self._block.threads > 1:
+            self._block.thread = self.pick(range(self._block.threads))
         self._drawn = 0
         self._turn += 1
         number = self.pick(range(1 + len(self._choices) * (3 if self._targets else 1)))
@@ -317,17 +363,20 @@ class StepDrawer:
         block, self._block = self._block, None
         if block is None:
             return
-        branches = [tuple(leaf for leaf in block.leaves if leaf.at == rank) for rank in self.ranks]
-        branches = [branch for branch in branches if branch]
+        self._latest = None
+        found: dict[_BranchId, list[Leaf]] = {}
+        for thread, leaf in block.leaves:
+            found.setdefault((leaf.at, thread), []).append(leaf)
+        branches = [tuple(found[branch]) for branch in sorted(found)]
         if len(branches) < 2:
-            self.steps += block.leaves
+            self.steps += [leaf for _, leaf in block.leaves]
             return
         new = _new_names(itertools.chain(*branches), block.began)
         step = Parallel(tuple(tuple(x.renamed(new) for x in branch) for branch in branches))
         block.before.add(step)
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
-        for names in (self.uncreated, self.unmade, self.unseen, self.sent):
+        for names in (self.uncreated, self.unmade, self.unseen, self.sent, self.making):
             renamed = {new.get(name, name) for name in names}
             names.clear()
             names |= renamed
@@ -336,8 +385,12 @@ class StepDrawer:
 
     def start_parallel(self, most: int = _MOST_AT_ONCE) -> None:
         """Let the next steps, two to `most`, run at the same time if they are at several ranks."""
+        self._latest = None
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
-        self._block = _Block(left, self.scope.copy(), _Names(self._names))
+        first = _comes_first(kind for kind in self.kinds if kind in self.on)
+        may_thread = any(STEP_TYPES[kind].in_thread for kind in first)
+        threads = self.pick(_THREADS if may_thread else _THREADS[:1])
+        self._block = _Block(left, threads, self.scope.copy(), _Names(self._names))
 
     # Which kind.
 
@@ -354,7 +407,7 @@ class StepDrawer:
                 self.start_parallel(room)
                 return None
             step = self._of(kind) or STEP_TYPES[kind].instead(self)
-            if step is not None:
+            if step is not None and self._fits(type(step)):
                 return step
         # Replace downwards: the number can then be lowered to that of the replacement, so the
         # result does not depend on which kinds are off, and Hypothesis can switch all of them on.
@@ -368,9 +421,13 @@ class StepDrawer:
     def _of(self, kind: str) -> Step | None:
         """A step of that kind; None if none can come next, and then nothing was drawn."""
         cls = STEP_TYPES[kind]
-        if kind == PARALLEL or (self._block is not None and not cls.in_branch):
-            return None
-        return cls.draw(self)
+        return cls.draw(self) if self._fits(cls) else None
+
+    def _fits(self, cls: type[Step]) -> bool:
+        """Whether a step of that class may stand where the next step goes."""
+        if self._block is None:
+            return cls is not Parallel
+        return cls.in_branch and (cls.in_thread or self._block.threads == 1)
 
     def _aimed(self) -> Step | None:
         """A step that makes some rank send a message that the plan fails or delays there.
@@ -382,7 +439,7 @@ class StepDrawer:
             way
             for cls in sorted(STEP_TYPES.values(), key=_aim_order)
             for kind, way in cls.ways(self, rank, message)
-            if kind in self.kinds
+            if kind in self.kinds and self._fits(STEP_TYPES[kind])
         ]
         return self.pick(ways)() if ways else None
 
@@ -394,10 +451,11 @@ class StepDrawer:
         else:
             self._block.note(step, self.scope)
             self.scope.add(step)
-            self._block.leaves.append(step)
+            self._block.leaves.append((self._block.thread, step))
             self._block.left -= 1
         for _, name in step.made:
             self._made[name] = self._turn
+        self._latest = step
         step.drawn(self)
         if self._block is not None and not self._block.left:
             self.close()
@@ -442,6 +500,23 @@ class StepDrawer:
         """Whether the next step goes into a branch of a parallel one."""
         return self._block is not None
 
+    @property
+    def in_threads(self) -> bool:
+        """Whether the next step goes into a branch beside which its rank may have another one."""
+        return self._block is not None and self._block.threads > 1
+
+    def _branch(self, rank: int) -> _BranchId:
+        return self._block.branch(rank) if self._block else (rank, 0)
+
+    def futures(self) -> list[str]:
+        """The futures that may be waited for now."""
+        maker = self._block.maker if self._block else {}
+        return [
+            name
+            for name, rank in self.scope.futures.items()
+            if maker.get(name, self._branch(rank)) == self._branch(rank)
+        ]
+
     def may_branch(self, room: int = _MOST_AT_ONCE) -> bool:
         """Whether a parallel step can come next, if there is room for `room` steps."""
         return (
@@ -470,33 +545,130 @@ class StepDrawer:
 
     def sendable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that a message may carry now."""
-        return [name for name in self.handles(fits) if name not in self.unmade]
+        return [name for name in self.shareable(fits) if not self._is_making(name)]
+
+    def shareable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
+        """The handles that a message may carry now to some rank: see :meth:`may_go`."""
+        return [
+            name
+            for name in self.handles(fits)
+            if name not in self.unmade and any(self.may_go(name, to) for to in self.ranks)
+        ]
+
+    def may_go(self, name: str, to: int) -> bool:
+        """Whether a message may carry that handle to that rank now."""
+        return not self._is_making(name) or self.scope.handles[name].owner != to
+
+    def receiver(self, name: str) -> int:
+        """A rank that the rank of a handle may send it to."""
+        peers = self.peers[self.scope.handles[name].home]
+        return self.pick([rank for rank in peers if self.may_go(name, rank)])
+
+    def same_rref(self, name: str) -> set[str]:
+        """The handles of the same RRef, with that handle."""
+        handles = self.scope.handles
+        return {other for other, held in handles.items() if held.rref == handles[name].rref}
+
+    def _is_making(self, name: str) -> bool:
+        return name in self.making and self.facts.has_bug("early-owner-fork")
 
     def changeable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles whose value a message may change now: those that no other branch uses."""
-        users = self._block.users if self._block else {}
-        return self.sendable(lambda h: users.get(h.rref, set()) <= {h.home} and fits(h))
+        block = self._block
+        if block is None:
+            return self.sendable(fits)
+        return self.sendable(
+            lambda h: block.users.get(h.rref, set()) <= {block.branch(h.home)} and fits(h)
+        )
 
-    def fetchable_there(self, at: int) -> list[str]:
-        """The handles of `at` that a called function may fetch: each in one branch only."""
+    def fetchable_there(self, at: int, to: int | None = None) -> list[str]:
+        """The handles of `at` that a called function may fetch: each in one branch only.
+
+        With `to`, the rank where that function runs, also some whose value is still being made.
+        """
+        own = self._branch(at)
         fetcher = self._block.fetcher if self._block else {}
-        return self.sendable(lambda h: h.home == at and fetcher.get(h.rref, at) == at)
+        names = self.shareable(lambda h: h.home == at and fetcher.get(h.rref, own) == own)
+        return [
+            name
+            for name in names
+            if not self._is_making(name) or (to is not None and self.may_go(name, to))
+        ]
 
     def countable(self, at: int) -> list[int]:
         """The ranks whose counter a step at `at` may use: in a parallel step, one per branch."""
+        branch = self._branch(at)
         counter = self._block.counter if self._block else {}
-        own = [rank for rank in self.peers[at] if counter.get(rank) == at]
+        own = [rank for rank in self.peers[at] if counter.get(rank) == branch]
         return own or [rank for rank in self.peers[at] if rank not in counter]
 
-    def timeout(self, at: int, message: MessageType, *, late: bool = True) -> float | None:
-        """A timeout: None, clearly more than any delay, or clearly less than the message's."""
+    def timeout(
+        self, at: int, message: MessageType, *, late: bool = True, also: float | None = None
+    ) -> float | None:
+        """A timeout: None, clearly more than any delay, or clearly less than the message's.
+
+        Or it is `also`, if that is given.
+        """
+        return self.pick(self._timeouts(at, message, late=late, also=also))
+
+    def timing(
+        self,
+        at: int,
+        message: MessageType,
+        *,
+        late: bool = True,
+        slow: bool = True,
+        slow_late: bool = True,
+    ) -> tuple[float | None, float]:
+        """A timeout as :meth:`timeout`, and how long the called function sleeps (virtual seconds).
+
+        Args:
+            late: whether the timeout may be too short for a delay of the message.
+            slow: whether the function may sleep.
+            slow_late: whether the timeout may be too short for that.
+        """
+        quick = [(timeout, 0.0) for timeout in self._timeouts(at, message, late=late)]
+        if not slow or self.slow_functions >= _MOST_SLOW:
+            return self.pick(quick)
+        left = _MOST_SECONDS - self._slow_seconds
+        lengths = [seconds for seconds in self._lengths if seconds <= left]
+        in_time = self._in_time(max(lengths, default=0.0))
+        forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
+        if slow_late and self._gives_up:
+            longer = (_LATE, *self._lengths[len(_SECONDS) :])
+            forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
+        timeout, seconds = self.pick((*quick * 3, *forms))
+        self._slow_seconds += seconds
+        self.slow_functions += seconds > 0
+        return timeout, seconds
+
+    def late_for(self, name: str) -> float | None:
+        """A timeout too short for the value of a handle, if the last step began to make it."""
+        latest = self._latest
+        if not self._gives_up or latest is None or ("handle", name) not in latest.made:
+            return None
+        return latest.lasts / 4 if latest.lasts in _MINUTES else None
+
+    def _timeouts(
+        self, at: int, message: MessageType, *, late: bool, also: float | None = None
+    ) -> tuple[float | None, ...]:
         delay = self.delay_milliseconds(at, message)
-        # Besides its own delay, a call may wait for the retries of a fork request, and for the
-        # delays of that request, its accept, a fetch and a delete. The same holds for its argument.
-        in_time = float(math.ceil((5 * self._longest + _RETRIES) * self.waiting) + _IN_TIME)
+        in_time = self._in_time()
+        if also is not None:
+            return (None, also, in_time)
         if late and delay >= 500:
-            return self.pick((None, delay // 2 / 1000, in_time))
-        return self.pick((None, None, None, in_time))
+            return (None, delay // 2 / 1000, in_time)
+        return (None, None, None, in_time)
+
+    def _in_time(self, more: float = 0.0) -> float:
+        """A timeout that no call exceeds, even if its function sleeps for `more`.
+
+        Besides its own delay, a call may wait for the retries of a fork request, and for the
+        delays of that request, its accept, a fetch and a delete. The same holds for its argument,
+        which may also be made by slow functions.
+        """
+        waits = (5 * self._longest + _RETRIES) * self.waiting
+        return float(math.ceil(waits + self._slow_seconds + more) + _IN_TIME)
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
         """Whole milliseconds by which the plan delays such a message of `at`."""

@@ -23,6 +23,8 @@ from rpcprops.strategies.faults import fault_plans
 _MAX_WORLD_SIZE = 8
 _MAX_STEPS = 16
 _MOST_STEPS = 64
+#: In one of so many programs called functions may sleep for minutes, which takes long to run.
+_FEW = 20
 
 
 def programs(
@@ -53,8 +55,8 @@ def programs(
         branches: whether steps may run at once, as the branches of a Parallel.
         settles: whether the program settles before it shuts down (None: either).
         plan: the faults that the program is for. It then prefers steps whose messages these can
-            affect. Its timeouts are shorter than a delay by at least 0.25 s, or longer by at least
-            600 s (virtual). None: timeouts are longer than any delay by at least that.
+            affect. Its timeouts are shorter than a delay, or than a called function sleeps, by at
+            least 0.25 s, or longer by at least 600 s (virtual). None: the same, whatever the delay.
 
     Raises:
         UsageError: a number is no int within its bounds, or the minimum is above the maximum;
@@ -170,7 +172,8 @@ def _program_drawer(
     ends = (True, True, True, False) if settles is None else (bool(settles),)
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
-        off = draw(below(2 ** len(drawn)))
+        # One number, because each further one that all programs take makes shrinking harder.
+        minutes, off = divmod(draw(below(_FEW * 2 ** len(drawn))), 2 ** len(drawn))
         settled = ends[draw(below(len(ends)))]
         steps = StepDrawer(
             draw,
@@ -179,6 +182,7 @@ def _program_drawer(
             off=[kind for bit, kind in enumerate(drawn) if off >> bit & 1],
             plan=plan,
             settles=settled,
+            minutes=minutes == _FEW - 1,
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.

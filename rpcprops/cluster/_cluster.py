@@ -359,6 +359,11 @@ class Cluster:
 
     # What runs programs.
 
+    def take_time(self, seconds: float) -> None:
+        """Wait longer by the virtual seconds that functions of a program take by themselves."""
+        size, options = self.world_size, self.options
+        self.deadlines.become(Deadlines.of(self.plan, size, self.rate, options.deadline, seconds))
+
     @property
     def is_over(self) -> bool:
         """Whether the cluster has ended and its ranks are closed."""

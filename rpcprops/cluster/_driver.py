@@ -1,8 +1,13 @@
-"""Drives the steps of programs: each step at its rank, branches at the same time."""
+"""Drives the steps of programs: each step at its rank, branches at the same time.
+
+Of several branches at one rank, the first runs in the main thread of the rank, and each other one
+in a thread of its own.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from rpcprops.cluster._channel import Channel
@@ -37,24 +42,26 @@ class Driver:
     ) -> list[StepOutcome]:
         """See :meth:`rpcprops.Cluster.run_branches`."""
         done: list[StepOutcome] = []
-        pause = max(
-            sum(getattr(step, "seconds", 0.0) for _, step in branch) / self._phases.rate
-            for branch in branches
-        )
-        with self._phases.open("run", self._deadlines.run + pause) as phase:
-            awaited = {self._send_first(branch, contexts): branch for branch in branches}
+        with self._phases.open("run", self._deadlines.run) as phase:
+            at: Counter[int] = Counter()
+            awaited: dict[int, tuple[int, Branch]] = {}
+            for branch in branches:
+                rank = branch[0][1].at
+                awaited[self._send_first(branch, contexts, at[rank])] = (at[rank], branch)
+                at[rank] += 1
             before: object = None
             since = time.monotonic()
             while awaited:
                 arrived = self._take_steps(awaited, phase)
-                for branch, outcome in arrived:
+                for thread, branch, outcome in arrived:
                     done.append(outcome)
                     if branch[1:] and goes_on(outcome):
-                        awaited[self._send_first(branch[1:], contexts)] = branch[1:]
+                        number = self._send_first(branch[1:], contexts, thread)
+                        awaited[number] = (thread, branch[1:])
                 if arrived:
                     since = time.monotonic()
                     continue
-                number, ((index, step), *_) = next(iter(awaited.items()))
+                number, (_, ((index, step), *_)) = next(iter(awaited.items()))
                 if self._diagnosis.dead(phase, number):
                     break
                 if not self._diagnosis.look(phase, LOOK_SECONDS) and self._diagnosis.found:
@@ -64,18 +71,19 @@ class Driver:
                 ]
                 if moved != before:
                     before, since = moved, time.monotonic()
-                stalled = time.monotonic() - since > self._deadlines.stalled + pause
+                stalled = time.monotonic() - since > self._deadlines.stalled
                 if stalled or phase.left() <= 0:
                     complaint = f"does not end step {index}, {step!r}"
                     self._diagnosis.hung(phase, [self._channel_of(step)], complaint)
                     break
-        done += [StepOutcome(branch[0][0], ended=False) for branch in awaited.values()]
+        done += [StepOutcome(branch[0][0], ended=False) for _, branch in awaited.values()]
         return sorted(done, key=lambda outcome: outcome.index)
 
-    def _send_first(self, branch: Branch, contexts: Mapping[str, int]) -> int:
+    def _send_first(self, branch: Branch, contexts: Mapping[str, int], thread: int) -> int:
         """Send the first step of a branch to its rank; return the number of the answer."""
         index, step = branch[0]
-        return self._ranks.send(self._channel_of(step), "step", index, step, dict(contexts))
+        channel = self._channel_of(step)
+        return self._ranks.send(channel, "step", index, step, dict(contexts), thread)
 
     def _channel_of(self, step: Leaf) -> Channel:
         if isinstance(step, Settle):
@@ -84,13 +92,14 @@ class Driver:
         return self._ranks.channels[step.at]
 
     def _take_steps(
-        self, awaited: dict[int, Branch], phase: Phase
-    ) -> list[tuple[Branch, StepOutcome]]:
+        self, awaited: dict[int, tuple[int, Branch]], phase: Phase
+    ) -> list[tuple[int, Branch, StepOutcome]]:
         """Wait a little; take branches whose first step ended from `awaited`, with its outcome."""
         self._ranks.pump(min(phase.left(), 0.25))
-        arrived: list[tuple[Branch, StepOutcome]] = []
-        for number, branch in list(awaited.items()):
+        arrived: list[tuple[int, Branch, StepOutcome]] = []
+        for number, (thread, branch) in list(awaited.items()):
             answers = self._channel_of(branch[0][1]).answers
             if number in answers:
-                arrived.append((awaited.pop(number), answers.pop(number)[1]))
+                del awaited[number]
+                arrived.append((thread, branch, answers.pop(number)[1]))
         return arrived

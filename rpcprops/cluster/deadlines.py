@@ -50,8 +50,14 @@ class Deadlines:
     unseen: float
 
     @classmethod
-    def of(cls, plan: FaultPlan, world_size: int, rate: float, margin: float) -> Deadlines:
-        """The deadlines under `plan` at `rate`, each with `margin` real seconds on top."""
+    def of(
+        cls, plan: FaultPlan, world_size: int, rate: float, margin: float, lasts: float = 0.0
+    ) -> Deadlines:
+        """The deadlines under `plan` at `rate`, each with `margin` real seconds on top.
+
+        Functions that run for up to `lasts` (virtual seconds) change no counter meanwhile.
+        """
+        own = lasts / rate
         faults = [plan.faults_at(rank) for rank in range(world_size)]
         seen = max(
             sum(f.seconds for f in at if not f.unseen_waits and not f.blocks_sender)
@@ -64,20 +70,20 @@ class Deadlines:
         chain = (seen + unseen + delays) / rate
         longest = max((wait for at in faults for f in at for wait in f.unseen_waits), default=0.0)
         # A message that is delayed, or waits for its retry, is under way: that is not quiet.
-        quiet = _QUIET + 1.0 / rate
+        quiet = _QUIET + 1.0 / rate + own
         return cls(
             start=margin,
-            run=margin + chain + world_size * delays / rate,
+            run=margin + chain + world_size * delays / rate + own,
             look=margin,
-            settle=margin + 4 * chain + world_size * delays / rate,
+            settle=margin + 4 * chain + world_size * delays / rate + own,
             # ``rref_context.cpp: RRefContext::delAllUsersAndUnforkedOwners`` gives up after this.
-            shutdown=margin + 4 * chain + OWNER_WAITS / rate,
+            shutdown=margin + 4 * chain + OWNER_WAITS / rate + own,
             quiet=quiet,
             quiet_cleanup=quiet + unseen / rate,
             between_cleanups=longest * 1.5 / rate + 0.02,
             last_cleanup=longest / rate + 0.02,
-            stalled=_STALLED + 2 * chain,
-            unseen=_UNSEEN + 1.0 / rate,
+            stalled=_STALLED + 2 * chain + own,
+            unseen=_UNSEEN + 1.0 / rate + own,
         )
 
     def become(self, others: Deadlines) -> None:

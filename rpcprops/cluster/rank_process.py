@@ -1,6 +1,7 @@
 """The code that runs in a rank: it sets the clock, joins the world and obeys the control channel.
 
-The main thread runs the calls in order. A second thread reads the channel and answers looks at
+The main thread runs the calls in order; branches of a program beside its own have threads of their
+own. A second thread reads the channel and answers looks at
 the counters by itself, so that a look neither waits for a call nor sends an RPC.
 """
 
@@ -114,6 +115,8 @@ class _Rank:
         self.reader = _wire.Reader(control)
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        #: What the further threads are to run, by number.
+        self.threads: dict[int, queue.SimpleQueue[tuple[Any, ...]]] = {}
         self.interrupts = _Interrupts()
         self.injection = _injection.Injection()
         self.timeouts = Timeouts()
@@ -336,7 +339,24 @@ class _Rank:
             traceback.clear_frames(error.__traceback__)
             return dumped
 
-    def step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
+    def step(
+        self, number: int, index: int, step: Any, contexts: dict[str, int], thread: int
+    ) -> None:
+        if not thread:
+            self.run_step(number, index, step, contexts)
+            return
+        if thread not in self.threads:
+            work = self.threads[thread] = queue.SimpleQueue()
+            name = f"rpcprops-branch-{thread}"
+            threading.Thread(target=self.serve_branch, args=(work,), name=name, daemon=True).start()
+        self.threads[thread].put((number, index, step, contexts))
+
+    def serve_branch(self, work: queue.SimpleQueue[tuple[Any, ...]]) -> None:
+        """A further thread: steps in order, until the rank exits."""
+        while True:
+            self.run_step(*work.get())
+
+    def run_step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
         self.answer(number, "ok", interpreter.run_step(index, step, self.spec.names, contexts))
 
     def leave(self, number: int, graceful: bool) -> int:

@@ -38,7 +38,13 @@ from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
-from rpcprops.steps.base import CLEARLY_IN_TIME, CLEARLY_LATE, fetch_message, remote_message
+from rpcprops.steps.base import (
+    BETWEEN_STEPS,
+    CLEARLY_IN_TIME,
+    CLEARLY_LATE,
+    fetch_message,
+    remote_message,
+)
 from rpcprops.torch_facts import UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
@@ -54,6 +60,10 @@ class RRef:
         made: whether its creation has certainly reached the owner.
         takes: virtual seconds by which faults may still delay the function that makes it.
         fetches: whether that function fetches an RRef that another rank sent to it.
+        slow: whether that function sleeps, and perhaps still does.
+        first: the fork of the user that created it, which the owner learns of when the function
+            has returned.
+        early: whether the owner got a handle of it before that.
     """
 
     owner: int
@@ -64,6 +74,9 @@ class RRef:
     made: bool = True
     takes: float = 0.0
     fetches: bool = False
+    slow: bool = False
+    first: str = ""
+    early: bool = False
 
 
 @dataclass(slots=True)
@@ -150,10 +163,15 @@ class Model:
         self.known_bugs: set[str] = set()
         self.certain = True
         self.steps: list[StepPrediction] = []
+        #: What the step before this one has started, and what this one starts: an RRef, and how
+        #: many virtual seconds its function sleeps.
+        self._just_started: tuple[RRef, float] | None = None
+        self._starts_now: tuple[RRef, float] | None = None
 
     def add(self, step: Leaf) -> StepPrediction:
         """Add the next step; what it must show."""
         self._used_now.clear()
+        self._just_started, self._starts_now = self._starts_now, None
         try:
             predicted = step.predict(self, f"step{len(self.steps)}")
         except StepFails as failed:
@@ -182,6 +200,7 @@ class Model:
         for rref in self.rrefs:
             rref.made = True
             rref.takes = 0.0
+            rref.slow = False
         self.settled = len(self.sends)
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.early_deletes.clear()
@@ -391,6 +410,7 @@ class Model:
         """
         rref = handle.rref
         if receiver == rref.owner:
+            rref.early |= rref.slow and not rref.made
             rref.forks.discard(fork)
             if sender != rref.owner:
                 self._accept(handle, receiver)
@@ -423,6 +443,11 @@ class Model:
             self.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
             handle.rref.forks.discard(handle.fork)
+        rref = handle.rref
+        if rref.early and not rref.made and rref.forks == {rref.first}:
+            # The owner knows of no fork now, so it forgets the RRef that it got a handle of
+            # (rref_context.cpp: RRefContext::delForkOfOwner).
+            self.meets("early-owner-fork")
         if self.sends[-1].failures and not handle.lost:
             self.early_deletes.append(handle.rref)
 
@@ -439,6 +464,7 @@ class Model:
         self.forks += 1
         fork = f"fork{self.forks}"
         rref.forks.add(fork)
+        rref.first = fork
         rref.made = False
         return self._new_user(Handle(rref, at, fork))
 
@@ -457,6 +483,21 @@ class Model:
             handle.rref.forks.clear()
             return handle, None
         return handle, received
+
+    def starts(self, rref: RRef, seconds: float) -> None:
+        """This step has started the function that makes an RRef's value and sleeps so long."""
+        if seconds:
+            rref.slow = True
+            self._starts_now = (rref, seconds)
+
+    def still_takes(self, rref: RRef) -> float:
+        """Virtual seconds that the value of an RRef certainly still takes when this step begins.
+
+        It is known only for the step right after the one that started the function.
+        """
+        if self._just_started is None or self._just_started[0] is not rref:
+            return 0.0
+        return max(0.0, self._just_started[1] - BETWEEN_STEPS)
 
     def use(self, handle: Handle) -> None:
         """A rank uses a handle, which may fail.

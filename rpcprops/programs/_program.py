@@ -60,6 +60,11 @@ class Program:
         return tuple(leaf for step in self.steps for leaf in step.leaves)
 
     @property
+    def lasts(self) -> float:
+        """Virtual seconds that its steps take at most without any fault, one after the other."""
+        return sum(leaf.lasts for leaf in self.leaves)
+
+    @property
     def numbered(self) -> tuple[tuple[int, Step], ...]:
         """Each step with the number of its first leaf."""
         found: list[tuple[int, Step]] = []

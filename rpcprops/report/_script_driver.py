@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -72,15 +73,18 @@ class Found(Exception):
 STEPS: list[dict[str, Any]] = []
 
 
-def step(rank: int, gives: Any = None, raises: Any = False, together: int = 0) -> Any:
+def step(
+    rank: int, gives: Any = None, raises: Any = False, together: int = 0, thread: int = 0
+) -> Any:
     """A step at `rank`: its value, or text in the error that it raises (None: it may raise).
 
-    Steps with the same number in `together` run at the same time; those of one rank in order.
+    Steps with the same number in `together` run at the same time; those of one rank and one thread
+    in order.
     """
 
     def add_step(function: Callable[[], Any]) -> Callable[[], Any]:
         it = {"rank": rank, "run": function, "gives": gives, "raises": raises}
-        STEPS.append(it | {"together": together})
+        STEPS.append(it | {"together": together, "thread": thread})
         return function
 
     return add_step
@@ -105,17 +109,22 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
     pipe.send((None, None, {}))
     while True:
         what, argument = pipe.recv()
-        value = error = None
-        try:
-            value = obey(what, argument)
-        except BaseException as raised:
-            error = f"{type(raised).__name__}: {raised}"
-            if isinstance(raised, UnicodeDecodeError):
-                # torch put the bytes of a message into the text of its error.
-                error += raised.object.decode(errors="backslashreplace")
-            # The frames of the traceback hold RRefs, which would stay alive.
-            traceback.clear_frames(raised.__traceback__)
+        value, error = attempt(obey, what, argument)
         pipe.send((value, error, contexts))
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
+    """What a function returns, and the text of the error that it raises."""
+    try:
+        return function(*args), None
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        if isinstance(raised, UnicodeDecodeError):
+            # torch put the bytes of a message into the text of its error.
+            error += raised.object.decode(errors="backslashreplace")
+        # The frames of the traceback hold RRefs, which would stay alive.
+        traceback.clear_frames(raised.__traceback__)
+        return None, error
 
 
 def join(rank: int, store: str) -> None:
@@ -141,10 +150,10 @@ def join(rank: int, store: str) -> None:
 
 def obey(what: str, argument: Any) -> Any:
     """Obey a command of the first process; returns the answer."""
-    if what == "step":
-        number, known = argument
+    if what == "steps":
+        numbers, known = argument
         contexts.update(known)
-        return STEPS[number]["run"]()
+        return run_steps(numbers)
     if what == "held":
         return held_here()
     if what == "ran":
@@ -154,6 +163,25 @@ def obey(what: str, argument: Any) -> Any:
     if what == "exit":
         os._exit(0)
     return None
+
+
+def run_steps(numbers: list[int]) -> dict[int, tuple[Any, str | None]]:
+    """Run steps of this rank, each thread's in order; what each returned, and its error."""
+    ended: dict[int, tuple[Any, str | None]] = {}
+
+    def run_thread(thread: int) -> None:
+        for number in numbers:
+            if STEPS[number]["thread"] == thread:
+                ended[number] = attempt(STEPS[number]["run"])
+
+    first, *others = sorted({STEPS[number]["thread"] for number in numbers})
+    threads = [threading.Thread(target=run_thread, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    run_thread(first)
+    for thread in threads:
+        thread.join()
+    return ended
 
 
 def held_here() -> dict[str, int]:
@@ -226,16 +254,30 @@ def run() -> None:
             number += 1
             continue
         group = together_with(number)
-        # A rank obeys its commands one after the other.
+        ended = run_together(group)
         for other in group:
-            RANKS[STEPS[other]["rank"]].tell("step", (other, contexts))
-        for other in group:
-            end_step(other)
+            end_step(other, *ended[other])
         number += len(group)
     if CALLS is not None:
         compare_calls(CALLS)
     if SHUTS_DOWN:
         shut_down()
+
+
+def run_together(group: list[int]) -> dict[int, tuple[Any, str | None]]:
+    """Run steps at the same time; what each returned, and its error."""
+    by_rank: dict[int, list[int]] = {}
+    for number in group:
+        by_rank.setdefault(STEPS[number]["rank"], []).append(number)
+    for rank, numbers in by_rank.items():
+        RANKS[rank].tell("steps", (numbers, contexts))
+    ended: dict[int, tuple[Any, str | None]] = {}
+    for rank, numbers in by_rank.items():
+        name = " and ".join(f"step{number}" for number in numbers)
+        answered, _, made = RANKS[rank].answer(PATIENCE, name)
+        ended.update(answered)
+        contexts.update(made)
+    return ended
 
 
 def together_with(number: int) -> list[int]:
@@ -248,12 +290,10 @@ def together_with(number: int) -> list[int]:
     return group
 
 
-def end_step(number: int) -> None:
-    """Wait for a step, and compare its value or error."""
+def end_step(number: int, value: Any, error: str | None) -> None:
+    """Compare the value or error of a step."""
     step = STEPS[number]
     name = f"step{number}"
-    value, error, made = RANKS[step["rank"]].answer(PATIENCE, name)
-    contexts.update(made)
     if error and step["raises"] is False:
         # If a rank died, that explains what others raise.
         for rank in RANKS:

@@ -14,6 +14,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -342,7 +343,7 @@ class _Writer:
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
             "COUNTED": _spread(counted),
-            "STEADY": f"{self._longest_delay() + 0.3:g}",
+            "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
             "SHUTS_DOWN": literal(self.shuts_down),
             "LEAKING": literal(sorted(leaking)),
@@ -356,6 +357,11 @@ class _Writer:
         faults = self.plan.faults(self.size)
         return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
 
+    def _given_up(self) -> float:
+        """How long a function may still run whose caller no longer waits for it."""
+        timed = (leaf for leaf in self.leaves if getattr(leaf, "timeout", None) is not None)
+        return max((leaf.lasts for leaf in timed), default=0.0)
+
     def _steps(self, sources: Sources) -> list[str]:
         """The steps as functions and the settles between them, in order; copies what they need."""
         texts: list[str] = []
@@ -366,20 +372,24 @@ class _Writer:
                 break
             is_alone = len(step.leaves) == 1
             together += not is_alone
-            for leaf in step.leaves:
-                texts.append(self._step(number, leaf, 0 if is_alone else together, sources))
-                number += 1
+            before: Counter[int] = Counter()
+            for branch in step.at_once:
+                for leaf in branch:
+                    words = "" if is_alone else f", together={together}"
+                    if not is_alone and (thread := before[leaf.at]):
+                        words += f", thread={thread}"
+                    texts.append(self._step(number, leaf, words, sources))
+                    number += 1
+                before[getattr(branch[0], "at", -1)] += 1
         if self.settles_at_end:
             texts.append(_settle(self.prediction.counters, self.size))
         return texts
 
-    def _step(self, number: int, leaf: Leaf, together: int, sources: Sources) -> str:
+    def _step(self, number: int, leaf: Leaf, place: str, sources: Sources) -> str:
         expected = self.prediction.steps[number]
         if expected.counters:
             return _settle(expected.counters, self.size)
-        words = [str(leaf.at)]
-        if together:
-            words.append(f"together={together}")
+        words = [f"{leaf.at}{place}"]
         if expected.error == "unknown":
             words.append("raises=None")
         elif expected.error:

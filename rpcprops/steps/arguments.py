@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
+from rpcprops.faults import MAX_DELAY
 from rpcprops.steps.base import Argument, Flavour, Value
 
 if TYPE_CHECKING:
@@ -70,9 +71,23 @@ def check_raises(flavour: Flavour, allowed: tuple[Flavour, ...]) -> None:
         raise UsageError(msg)
 
 
-def draw_arguments(drawer: StepDrawer, at: int, flavour: Flavour) -> tuple[Value, Any]:
-    """Two values of the same length; the second may be a handle of `at`."""
-    names = drawer.fetchable_there(at) if flavour == "python" else []
+def check_seconds(seconds: float, flavour: Flavour = "python") -> None:
+    """Raises:
+    UsageError: a function of this flavour cannot sleep that long (virtual seconds).
+    """
+    if not 0 <= seconds <= MAX_DELAY:
+        msg = f"seconds={shown(seconds)} must lie in 0 to {MAX_DELAY:g} (virtual)."
+        raise UsageError(msg)
+    if seconds and flavour != "python":
+        msg = f"seconds={shown(seconds)} needs flavour 'python', not {shown(flavour)}."
+        raise UsageError(msg)
+
+
+def draw_arguments(
+    drawer: StepDrawer, at: int, flavour: Flavour, to: int | None = None
+) -> tuple[Value, Any]:
+    """Two values of the same length; the second may be a handle of `at`, which `to` fetches."""
+    names = drawer.fetchable_there(at, to) if flavour == "python" else []
     right = drawer.recall_or_none(names)
     if right is None:
         return drawer.pick(PAIRS)

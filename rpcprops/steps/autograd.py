@@ -58,6 +58,7 @@ class Context(Step):
     """
 
     op: ClassVar[str] = "context"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 13
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict

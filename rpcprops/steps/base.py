@@ -49,6 +49,9 @@ Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
 #: answer must also come back in time.
 CLEARLY_LATE = 0.25
 CLEARLY_IN_TIME = 60.0
+#: Virtual seconds within which a step begins once the one before it has ended. Under a fast clock
+#: that is far more than a busy machine needs; a slower run decides where it was not.
+BETWEEN_STEPS = 30.0
 
 #: Every kind of step, by its ``op``.
 STEP_TYPES: dict[str, type[Step]] = {}
@@ -90,6 +93,9 @@ class Step:
     comes_first: ClassVar[bool] = True
     #: Whether it may stand in a branch of a parallel step.
     in_branch: ClassVar[bool] = True
+    #: Whether it may stand in one of several branches at one rank, which run in threads of it. Its
+    #: messages must differ from those of other steps there, except as :attr:`alike` says.
+    in_thread: ClassVar[bool] = False
     #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
     #: The type of its value; an outcome with a value of another type belongs to another program.
@@ -165,6 +171,14 @@ class Step:
         """The handles that are fetched by a function that it calls."""
         argument = getattr(self, "right", None)
         return (argument,) if isinstance(argument, str) else ()
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Names for messages of its rank that other steps could send with the same payload.
+
+        They share the failures of a plan, so only one of several threads may send them.
+        """
+        return ()
 
     @property
     def counted_at(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from rpcprops.steps.arguments import (
     TYPED,
     check_arguments,
     check_raises,
+    check_seconds,
     draw_arguments,
     sum_of,
 )
@@ -51,10 +52,12 @@ class Call(Step):
 
     With ``wait="later"`` the future is kept under the name `out` for a :class:`Wait`. With `raises`
     the function raises (Python and TorchScript). `timeout` is the call's RPC timeout in virtual
-    seconds; with None the cluster's applies, which is far longer than any run.
+    seconds; with None the cluster's applies, which is far longer than any run. A Python function
+    sleeps for `seconds` (virtual) before it answers.
     """
 
     op: ClassVar[str] = "call"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 6
     aim_order: ClassVar[int] = 0
     makes: ClassVar[Mapping[str, Sort]] = {"out": "future"}
@@ -67,9 +70,11 @@ class Call(Step):
     timeout: float | None = None
     out: str = ""
     raises: bool = False
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        check_seconds(self.seconds, self.flavour)
         if self.raises:
             check_raises(self.flavour, ("python", "script"))
         if (self.wait == "later") != bool(self.out):
@@ -99,14 +104,15 @@ class Call(Step):
         python = self.flavour == "python"
         message = call_message(typed=not python)
         argument = model.argument(self.right)
+        made = argument is None or argument.rref.made
         if argument is not None:
             model.use(argument)
-        # A TorchScript call carries its function and its tensors' places, not their contents.
-        payload = call if python else f"{self.flavour} {self.raises}"
+        payload = call if python else self._typed_payload
         since = len(model.sends)
 
         def timed() -> tuple[ErrorClass, float]:
             surely, perhaps = model.callee_waits(self.to, since)
+            surely += self.seconds
             perhaps += argument.rref.takes if argument else 0.0
             late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
             if late and python:
@@ -127,7 +133,23 @@ class Call(Step):
             error = failed.error if failed.error == "injected" or not late else late
             return model.shows(error=error, slack=slack)
         late, slack = timed()
+        if argument is not None and argument.rref.slow and (late or self.wait == "later"):
+            # The call still waits for the value.
+            argument.rref.made = made
         return model.shows(None if late == "timeout" else value, late, slack)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return () if self.flavour == "python" else (self._typed_payload,)
+
+    @property
+    def _typed_payload(self) -> str:
+        """A TorchScript call carries its function and its tensors' places, not their contents."""
+        return f"{self.flavour} {self.raises}"
 
     @classmethod
     def draw(
@@ -140,20 +162,26 @@ class Call(Step):
     ) -> Call:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
+        if drawer.in_threads:
+            # Typed calls of two threads could be alike.
+            flavours = FLAVOURS[:1]
         flavour = drawer.pick(flavours)
         forms = _LATER_CALLS if later else _CALLS
         form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
-        left, right = draw_arguments(drawer, at, flavour)
-        timeout = drawer.timeout(at, call_message(typed=flavour != "python"))
+        left, right = draw_arguments(drawer, at, flavour, to)
+        message = call_message(typed=flavour != "python")
+        slow = flavour == "python"
+        timeout, seconds = drawer.timing(at, message, slow=slow, slow_late=drawer.settles)
         out = drawer.name("future") if form.get("wait") == "later" else ""
-        return cls(at, to, left, right, flavour, timeout=timeout, out=out, **form)
+        timed: dict[str, Any] = {"timeout": timeout, "seconds": seconds}
+        return cls(at, to, left, right, flavour, out=out, **timed, **form)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         match message:
             case MessageType.PYTHON_CALL:
                 flavours = FLAVOURS[:1]
-            case MessageType.SCRIPT_CALL:
+            case MessageType.SCRIPT_CALL if not drawer.in_threads:
                 flavours = TYPED
             case _:
                 return []
@@ -165,6 +193,7 @@ class Wait(Step):
     """Wait for the future of a :class:`Call` made with ``wait="later"``."""
 
     op: ClassVar[str] = "wait"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
     often: ClassVar[bool] = True  # because a wait seldom finds a future
     comes_first: ClassVar[bool] = False
@@ -194,11 +223,11 @@ class Wait(Step):
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:
-        return bool(drawer.scope.futures)
+        return bool(drawer.futures())
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Wait | None:
-        futures = list(drawer.scope.futures)
+        futures = drawer.futures()
         if not futures:
             return None
         future = drawer.recall(futures)
@@ -214,6 +243,7 @@ class Count(Step):
     """Add one to a counter of `to`, and return the new count. Not idempotent."""
 
     op: ClassVar[str] = "count"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 10
     at: int
     to: int
@@ -242,6 +272,7 @@ class Chain(Step):
     """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``."""
 
     op: ClassVar[str] = "chain"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 12
     at: int
     to: int

@@ -25,6 +25,7 @@ class Pause(Step):
     """Let `seconds` (virtual) pass at a rank."""
 
     op: ClassVar[str] = "pause"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 18
     at: int
     seconds: float = 1.0
@@ -75,6 +76,8 @@ class Settle(Step):
         drawer.uncreated.clear()
         drawer.unmade.clear()
         drawer.unseen.clear()
+        drawer.making.clear()
+        drawer.slow_functions = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,6 +86,9 @@ class Parallel(Step):
 
     Branches must not interact: no branch uses what another one makes. A counter, an RRef whose
     value a branch changes, and an RRef that a called function fetches belong to one branch.
+
+    Several branches at one rank run in threads of that rank, which use different RRefs there and
+    send no messages with equal payloads.
 
     It is the only step that contains others, so programs, their JSON and the drawer know its class,
     and split and rebuild it.
@@ -106,7 +112,6 @@ class Parallel(Step):
         return self.branches
 
     def enter(self, scope: Scope) -> None:
-        ranks: list[int] = []
         touched: list[Touched] = []
         trial = scope.copy()
         for branch in self.branches:
@@ -116,17 +121,17 @@ class Parallel(Step):
             rank = getattr(branch[0], "at", -1)
             for leaf in branch:
                 _check_place(leaf, rank)
-            if rank in ranks:
-                msg = f"two branches of Parallel are at rank {rank}; give each a rank of its own."
-                raise UsageError(msg)
-            ranks.append(rank)
             # In a scope of its own, which refuses what other branches make. Each branch numbers
             # what it makes separately; otherwise branches would seem to interact there.
             alone = scope.copy()
             alone.rrefs = trial.rrefs
             touched.append(alone.walk(branch))
             trial.walk(branch)
-        for one, other in itertools.permutations(touched, 2):
+        for (one, branch), (other, beside) in itertools.permutations(
+            zip(touched, self.branches, strict=True), 2
+        ):
+            if branch[0].at == beside[0].at:
+                _check_threads(branch, beside, one.used & other.used)
             if one.changed & other.used or one.fetched_there & other.fetched_there:
                 msg = "two branches of Parallel meet at one RRef; use it in one of them only."
                 raise UsageError(msg)
@@ -138,6 +143,28 @@ class Parallel(Step):
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:
         return drawer.may_branch()
+
+
+def _check_threads(branch: tuple[Leaf, ...], beside: tuple[Leaf, ...], shared: set[int]) -> None:
+    """Check that two branches at one rank may run in threads; `shared` are RRefs of both."""
+    at = branch[0].at
+    for leaf in branch:
+        if not leaf.in_thread:
+            msg = (
+                f"{type(leaf).__name__} cannot stand in one of two branches of Parallel at rank "
+                f"{at}; give it a rank of its own."
+            )
+            raise UsageError(msg)
+    if shared:
+        msg = f"two branches of Parallel use one RRef at rank {at}; use it in one of them only."
+        raise UsageError(msg)
+    names = [{name for leaf in one for name in leaf.alike} for one in (branch, beside)]
+    if names[0] & names[1]:
+        msg = (
+            f"two branches of Parallel at rank {at} send messages with equal payloads (calls of "
+            f"one function that TorchScript knows); send them from one of them only."
+        )
+        raise UsageError(msg)
 
 
 def _check_place(leaf: Leaf, rank: int) -> None:

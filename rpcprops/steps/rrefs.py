@@ -19,6 +19,7 @@ from rpcprops.steps.arguments import (
     TYPED,
     check_arguments,
     check_raises,
+    check_seconds,
     draw_arguments,
     sum_of,
 )
@@ -97,10 +98,13 @@ class Remote(Step):
 
     `flavour` says what runs there: a Python function, the builtin ``torch.add``, or a TorchScript
     function. A handle as `right` is fetched at `to` (Python only). With `raises` the function
-    raises (Python only); the error shows when the handle is used. `timeout` is the creation's.
+    raises (Python only); the error shows when the handle is used. `timeout` is the creation's. A
+    Python function sleeps for `seconds` (virtual) before it returns, so the handle exists long
+    before its value.
     """
 
     op: ClassVar[str] = "remote"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 0
     at: int
     to: int
@@ -110,9 +114,11 @@ class Remote(Step):
     flavour: Flavour = "python"
     raises: bool = False
     timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        check_seconds(self.seconds, self.flavour)
         if self.raises:
             check_raises(self.flavour, ("python",))
         typed = self.flavour != "python"
@@ -121,6 +127,7 @@ class Remote(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         typed = self.flavour != "python"
         argument = model.argument(self.right)
+        made = argument is None or argument.rref.made
         since = len(model.sends)
         handle, there = model.remote(self.at, self.to, typed=typed, argument=argument)
         model.handles[self.out] = handle
@@ -140,9 +147,16 @@ class Remote(Step):
                 rref.value = model.compute(self.to, self.left, self.right, there)
             except StepFails as failed:
                 rref.error = failed.error
+        # The owner gets the RRef only once its function has returned (request_callback_impl.cpp:
+        # RequestCallbackImpl::processPythonRemoteCall, which then calls assignOwnerRRef).
         surely, perhaps = model.callee_waits(self.to, since)
+        surely += self.seconds
         perhaps += argument.rref.takes if argument else 0.0
         rref.takes = surely + perhaps
+        model.starts(rref, self.seconds)
+        if argument is not None and argument.rref.slow:
+            # The function still waits for its argument.
+            argument.rref.made = made
         slack = self._time(model, call, handle, surely, perhaps)
         return model.shows(slack=slack)
 
@@ -176,6 +190,10 @@ class Remote(Step):
                     model.meets("late-remote-to-self")
         return slack
 
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
     @classmethod
     def draw(
         cls,
@@ -189,17 +207,21 @@ class Remote(Step):
         target = drawer.pick(to or drawer.peers[at])
         form = drawer.pick([x for x in _REMOTES if x.get("flavour", "python") in flavours])
         flavour: Flavour = form.get("flavour", "python")
-        left, right = draw_arguments(drawer, at, flavour)
+        left, right = draw_arguments(drawer, at, flavour, target)
         message = remote_message(typed=flavour != "python")
-        timeout = drawer.timeout(at, message, late=_may_time_out(drawer, at, target))
+        late = _may_time_out(drawer, at, target)
+        slow_late = late and drawer.has_plan
+        slow = flavour == "python"
+        timeout, seconds = drawer.timing(at, message, late=late, slow=slow, slow_late=slow_late)
         drawer.may_hold_errors |= "raises" in form
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
-        if timeout is not None and timeout * 1000 < drawer.delay_milliseconds(at, message):
+        takes = drawer.delay_milliseconds(at, message) / 1000 + seconds
+        if timeout is not None and timeout < takes:
             drawer.uncreated.add(out)
             drawer.failed_at.add(at)
             drawer.may_hold_errors = True
-        return cls(at, target, out, left, right, timeout=timeout, **form)
+        return cls(at, target, out, left, right, timeout=timeout, seconds=seconds, **form)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -220,6 +242,8 @@ class Remote(Step):
         drawer.unseen.add(self.out)
         if isinstance(self.right, str):
             drawer.sent.add(self.out)
+        if self.seconds and self.at != self.to:
+            drawer.making.add(self.out)
 
 
 def _may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
@@ -245,6 +269,7 @@ class Own(Step):
     """``RRef(value)``: `at` owns the value itself and keeps the handle `out`."""
 
     op: ClassVar[str] = "own"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 3
     at: int
     out: str
@@ -270,10 +295,12 @@ class Share(OfHandle):
     """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
 
     `inside` puts it into a list or a dict. After a share with a `timeout` the handle may arrive
-    after the step has ended, so a settle must come before its first use.
+    after the step has ended, so a settle must come before its first use. The function that keeps
+    the handle sleeps for `seconds` (virtual) before it answers.
     """
 
     op: ClassVar[str] = "share"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 2
     often: ClassVar[bool] = True
     at: int
@@ -282,8 +309,10 @@ class Share(OfHandle):
     out: str
     inside: Literal["", "list", "dict"] = ""
     timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
         shared = scope.alive(self.at, self.handle)
         scope.take_name(self.out)
         late = self.timeout is not None
@@ -298,31 +327,36 @@ class Share(OfHandle):
         model.calls[self.to][call] += 1
         if received:
             model.handles[self.out] = received
-        waits = model.callee_waits(self.to, since)
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, *waits)
+        surely, perhaps = model.callee_waits(self.to, since)
+        surely += self.seconds
+        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, surely, perhaps)
         if late:
             model.abandoned_calls[self.to].add(call)
         return model.shows(error=late, slack=slack)
 
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        return drawer.sendable()
+        return drawer.shareable()
 
     @classmethod
     def using(
         cls, drawer: StepDrawer, name: str, handle: HandleInfo, *, to: int | None = None
     ) -> Share:
-        to = drawer.peer(handle.home) if to is None else to
+        to = drawer.receiver(name) if to is None else to
         inside: Any = drawer.pick(("", "", "list", "dict"))
-        timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
-        return cls(handle.home, name, to, drawer.name("handle"), inside, timeout)
+        timed = drawer.timing(handle.home, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        return cls(handle.home, name, to, drawer.name("handle"), inside, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         others = drawer.others[rank]
         match message:
             case MessageType.PYTHON_CALL:
-                here = drawer.sendable(lambda h: h.home == rank)
+                here = drawer.shareable(lambda h: h.home == rank)
                 return [(cls.op, lambda: cls.draw(drawer, names=here))] if here else []
             case MessageType.RREF_CHILD_ACCEPT if others:
                 users = drawer.handles(lambda h: h.home != h.owner)
@@ -330,12 +364,15 @@ class Share(OfHandle):
                 users = drawer.handles(lambda h: h.home != h.owner != rank)
             case _:
                 return []
+        users = [name for name in users if drawer.may_go(name, rank)]
         if not users:
             return [Remote.to_another(drawer, rank)]
         return [(cls.op, lambda: cls.draw(drawer, names=users, to=rank))]
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_arrival(drawer, self.out, self.at)
+        if self.handle in drawer.making:
+            drawer.making.add(self.out)
 
 
 def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
@@ -351,6 +388,7 @@ class Fetch(OfHandle):
     """``to_here``: copy the value of a handle to the rank that has the handle."""
 
     op: ClassVar[str] = "fetch"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 1
     often: ClassVar[bool] = True
     at: int
@@ -360,27 +398,40 @@ class Fetch(OfHandle):
     def predict(self, model: Model, call: str) -> StepPrediction:
         # UserRRef::toHere; at the owner OwnerRRef::getValue, which sends nothing.
         handle = model.handle(self.handle)
-        if self.at == handle.rref.owner:
-            return model.shows(model.value(handle, self.at))
         rref = handle.rref
+        if self.at == rref.owner:
+            value = model.value(handle, self.at)
+            rref.slow = False
+            return model.shows(value)
         message = fetch_message(typed=rref.typed)
-        late, slack = model.timed(self.at, message, self.timeout, perhaps=rref.takes)
+        # The owner answers once the value is made (request_callback_no_python.cpp:
+        # RequestCallbackNoPython::retrieveOwnerRRef). It is made while the request is delayed, too.
+        surely = max(0.0, model.still_takes(rref) - model.delay(self.at, message))
+        perhaps = max(0.0, rref.takes - surely)
+        late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+        made, slow = rref.made, rref.slow
         try:
             value = model.value(handle, self.at)
             if not late:
                 # If the creation timed out at all, the value is made after that.
                 model.mark(handle)
                 rref.takes = 0.0
+                rref.slow = False
         except StepFails as failed:
             if late and failed.error == "remote":
                 raise StepFails(late, slack) from None
             raise
+        finally:
+            if late and slow:
+                rref.made = made
         return model.shows(None if late == "timeout" else value, late, slack)
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
         message = fetch_message(typed=handle.typed)
-        timeout = drawer.timeout(handle.home, message, late=handle.home != handle.owner)
+        is_user = handle.home != handle.owner
+        late = drawer.late_for(name) if is_user else None
+        timeout = drawer.timeout(handle.home, message, late=is_user, also=late)
         return cls(handle.home, name, timeout)
 
     @classmethod
@@ -394,13 +445,15 @@ class Fetch(OfHandle):
         return [(cls.op, lambda: cls.draw(drawer, names=users))]
 
     def drawn(self, drawer: StepDrawer) -> None:
-        _note_value(drawer, self.handle)
+        if self.timeout is None or self.handle not in drawer.making:
+            _note_value(drawer, self.handle)
 
 
 def _note_value(drawer: StepDrawer, name: str) -> None:
     """Note that a rank has seen the value of a handle, so it has been made."""
     drawer.unmade.discard(name)
     drawer.unseen.discard(name)
+    drawer.making -= drawer.same_rref(name)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -408,6 +461,7 @@ class Local(OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 5
     at: int
     handle: str
@@ -422,7 +476,10 @@ class Local(OfHandle):
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        return model.shows(model.value(model.handle(self.handle), self.at))
+        handle = model.handle(self.handle)
+        value = model.value(handle, self.at)
+        handle.rref.slow = False
+        return model.shows(value)
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
@@ -445,6 +502,7 @@ class Through(OfHandle):
     """
 
     op: ClassVar[str] = "through"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 8
     at: int
     handle: str
@@ -548,6 +606,7 @@ class Bump(OfHandle):
     """
 
     op: ClassVar[str] = "bump"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 9
     at: int
     handle: str
@@ -602,6 +661,7 @@ class Nest(Step):
     """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`."""
 
     op: ClassVar[str] = "nest"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 11
     at: int
     via: int
@@ -677,6 +737,7 @@ class Drop(OfHandle):
     """Drop a handle and collect garbage at its rank: by ``del``, or at the end of a scope."""
 
     op: ClassVar[str] = "drop"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 4
     often: ClassVar[bool] = True
     at: int

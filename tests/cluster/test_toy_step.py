@@ -42,6 +42,7 @@ class Twice(Step):
     """`at` sends a handle to `to`, where a function fetches it and answers with twice its value."""
 
     op: ClassVar[str] = "twice"
+    in_thread: ClassVar[bool] = True
     comes_first: ClassVar[bool] = False
     at: int
     handle: str
@@ -123,7 +124,7 @@ def _registered() -> Iterator[None]:
 
 def test_it_is_drawn_where_it_is_asked_for() -> None:
     """Strategies draw it where `kinds` names it, on one rank after the other and at once."""
-    found = draws(programs(kinds=("remote", "own", "share", "twice")), 50)
+    found = draws(programs(kinds=("remote", "own", "share", "twice")), 100)
     drawn = [step for program in found for step in program.steps if isinstance(step, Twice)]
     assert len(drawn) > 20
     assert {step.at == step.to for step in drawn} == {True, False}

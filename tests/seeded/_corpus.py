@@ -16,7 +16,15 @@ from rpcprops.programs import Context, Program
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
 from tests.seeded._ideal import ideal
-from tests.seeded._programs import EVERY_KIND, bumps, callables, futures, refusals, shipped_programs
+from tests.seeded._programs import (
+    EVERY_KIND,
+    SLOW,
+    bumps,
+    callables,
+    futures,
+    refusals,
+    shipped_programs,
+)
 
 PLANS = (
     FaultPlan(),
@@ -61,7 +69,7 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
+    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND, *SLOW]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in callables()]
@@ -73,13 +81,9 @@ def corpus() -> tuple[World, ...]:
 def _breaking() -> list[Program]:
     """Contexts whose backward raises at each rank of their path."""
     return [
-        Program(3, (Context(at, "x", path, nested=nested, breaks=breaks),))
-        for at, path, nested in (
-            (0, (1, 2), False),
-            (1, (2, 0), False),
-            (2, (0, 1), False),
-            (0, (2, 1), True),
-            (1, (0, 2), False),
+        Program(3, (Context(at, "x", tuple(path), nested=nested, breaks=breaks),))
+        for nested, (at, *path) in zip(
+            itertools.cycle((False, False, True)), itertools.permutations(range(3)), strict=False
         )
         for breaks in path
     ]

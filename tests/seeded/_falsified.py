@@ -16,6 +16,7 @@ from rpcprops.programs import (
     After,
     Ask,
     Bump,
+    Call,
     Carry,
     Context,
     Count,
@@ -34,6 +35,7 @@ from rpcprops.programs import (
     Reach,
     Recurse,
     Refused,
+    Remote,
     Settle,
     Share,
     Step,
@@ -423,6 +425,79 @@ def _fork_of_refused(world: World) -> Falsified:
         if world.program.settles and held is not None:
             more = {"owners": held.owners + 1, "forks": held.forks + 1}
             yield holding(world.outcome, leaf.at, **more), [("RRefLeak", leaf.at, None)]
+
+
+# Slow functions, and timeouts that end before them.
+
+
+def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
+    """Each step whose timeout ends before its function does, and the rank of the function."""
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Call | Share) and leaf.seconds > (leaf.timeout or leaf.seconds):
+            if expected.error == "timeout":
+                yield index, leaf, leaf.to
+
+
+@defect("a call that timed out never runs")
+def _abandoned_never(world: World) -> Falsified:
+    for index, _, rank in _abandoned(world):
+        name = f"step{index}"
+        if name not in world.prediction.abandoned_calls[rank]:
+            yield calling(world.outcome, rank, {name: 0}), [("NotRunOnce", rank, None)]
+
+
+@defect("a call that timed out is sent again")
+def _abandoned_twice(world: World) -> Falsified:
+    for index, _, rank in _abandoned(world):
+        wrong = calling(world.outcome, rank, {f"step{index}": 2})
+        yield wrong, [("NotRunOnce", rank, None)]
+
+
+@defect("a call waits for its slow function, whatever its timeout")
+def _patient(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        value = None if isinstance(leaf, Share) else [3.0]
+        wrong = with_step(world.outcome, index, value=value, error=None)
+        yield wrong, [("MissingError", _at(leaf), index)]
+
+
+@defect("a fetch waits for a value that is being made, whatever its timeout")
+def _patient_fetch(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Fetch) and expected.error == "timeout":
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a slow call that has no timeout times out")
+def _impatient(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Call | Remote | Share) and leaf.seconds and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a handle whose share timed out never comes")
+def _never_comes(world: World) -> Falsified:
+    shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
+    for index, leaf, expected, _ in _steps(world):
+        if not expected.error and isinstance(leaf, Fetch | Local) and leaf.handle in shared:
+            missing = ERRORS["missing"]
+            wrong = with_step(world.outcome, index, value=None, error=missing)
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a value that was not made in time for a fetch is never made")
+def _never_made(world: World) -> Falsified:
+    waited: set[str] = set()
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Fetch) and expected.error == "timeout":
+            waited.add(leaf.handle)
+        elif isinstance(leaf, Share) and leaf.handle in waited:
+            waited.add(leaf.out)
+        elif isinstance(leaf, Fetch | Local) and leaf.handle in waited and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
 
 
 # Contexts.

@@ -294,6 +294,57 @@ WAYS = Program(
     "ways",
 )
 
+
+def slow(at: int, to: int, other: int) -> Program:
+    """Functions that sleep, with timeouts that end before them and with timeouts that do not."""
+    return Program(
+        4,
+        (
+            Remote(at, to, "a", (1.0, 2.0), (3.0, 4.0), seconds=130.0),
+            Fetch(at, "a", timeout=32.5),
+            Call(at, other, right="a", left=(1.0, 1.0), wait="later", out="f", seconds=2.0),
+            Share(at, "a", other, "b", seconds=0.5),
+            Fetch(other, "b"),
+            Drop(other, "b"),
+            Wait(at, "f"),
+            Call(at, to, timeout=0.5, seconds=2.0),
+            Call(at, other, raises=True, timeout=900.0, seconds=0.5),
+            Share(at, "a", to, "c", timeout=0.5, seconds=2.0),
+            Settle(),
+            Local(to, "c"),
+            Remote(at, other, "late", timeout=32.5, seconds=130.0),
+            Settle(),
+            Fetch(at, "late"),
+            Remote(at, at, "own", raises=True, seconds=0.5),
+            Local(at, "own"),
+            Call(at, to, seconds=130.0),
+        ),
+        f"slow[{at},{to},{other}]",
+    )
+
+
+SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+THREADS = Program(
+    3,
+    (
+        Own(0, "o", (1.0, 2.0)),
+        Remote(0, 1, "b", flavour="script"),
+        Parallel(
+            (
+                (Remote(0, 1, "a", seconds=2.0), Fetch(0, "a"), Share(0, "a", 2, "c")),
+                (Call(0, 1, timeout=0.5, seconds=2.0), Count(0, 2), Chain(0, 1, 2)),
+                (Bump(0, "b"), Context(0, "x", (1, 2)), Through(0, "b"), Drop(0, "b")),
+                (Call(1, 0, flavour="builtin"), Nest(1, 2, 0, "n"), Fetch(1, "n")),
+                (Own(1, "p"), Local(1, "p"), Call(1, 2, wait="later", out="f"), Wait(1, "f")),
+            )
+        ),
+        Settle(),
+        Fetch(2, "c"),
+        Refused(2, "x"),
+    ),
+    "threads",
+)
+
 #: Programs that hold every kind of step between them, and every field of one off its default.
 EVERY_KIND = (
     FUTURES,
@@ -309,6 +360,8 @@ EVERY_KIND = (
     CALLABLES,
     VALUES,
     WAYS,
+    SLOW[0],
+    THREADS,
 )
 
 

@@ -128,7 +128,7 @@ def raise_in_calls() -> None:
 def swallow_exceptions() -> None:
     """Answer with a value where the function raises."""
 
-    def harmless(call: str, left: Any, _right: Any) -> Any:
+    def harmless(call: str, left: Any, *_: Any) -> Any:
         state.note_call(call)
         return left
 

@@ -47,6 +47,17 @@ def test_retries_of_a_cleanup_are_waited_for() -> None:
     assert many.quiet_cleanup >= 4432
 
 
+def test_functions_that_sleep_are_waited_for() -> None:
+    """A program whose functions sleep is quiet for so long, and each phase may last so long."""
+    found = Deadlines.of(NONE, 2, 10.0, 30.0, 130.0)
+    without = Deadlines.of(NONE, 2, 10.0, 30.0)
+    longer = {name for name, value in everything(found).items() if value != getattr(without, name)}
+    assert longer == {"run", "settle", "shutdown", "quiet", "quiet_cleanup", "stalled", "unseen"}
+    assert all(
+        getattr(found, name) == pytest.approx(getattr(without, name) + 13.0) for name in longer
+    )
+
+
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 1.0), (3, 1.5), (5, 3.375)])
 def test_between_two_cleanup_tries_lies_the_longest_wait(failures: int, longest: float) -> None:
     """A cleanup that is still to be tried logs again within its longest single wait."""

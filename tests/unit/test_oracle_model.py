@@ -75,6 +75,58 @@ def failures(*steps: Step, table: FaultTable, world_size: int = 3) -> list[dict[
 
 
 @pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (Call(0, 1, timeout=1.75, seconds=2.0), "timeout"),
+        (Call(0, 1, timeout=1.8, seconds=2.0), "unknown"),
+        (Call(0, 1, timeout=62.0, seconds=2.0), ""),
+        (Call(0, 1, timeout=61.9, seconds=2.0), "unknown"),
+        (Call(0, 1, raises=True, timeout=1.0, seconds=2.0), "timeout"),
+        (Call(0, 1, raises=True, seconds=2.0), "remote"),
+    ],
+)
+def test_a_timeout_is_compared_with_the_sleep_of_the_function(step: Call, error: str) -> None:
+    """A call times out if its function sleeps clearly longer, and runs once all the same."""
+    seen = predicted(step)
+    assert seen.steps[0].error == error
+    assert seen.calls[1] == {"step0": 1}
+
+
+def test_a_fetch_waits_for_a_value_that_is_still_being_made() -> None:
+    """A short timeout right after the creation ends the fetch; later ones are not predicted."""
+    made = Remote(0, 1, "a", seconds=130.0)
+    late, then = predicted(made, Fetch(0, "a", timeout=99.0), Fetch(0, "a")).steps[1:]
+    assert (late.error, then.value) == ("timeout", [3.0])
+    assert predicted(made, Pause(0), Fetch(0, "a", timeout=99.0)).steps[2].error == "unknown"
+    assert predicted(made, Fetch(0, "a", timeout=190.0)).steps[1].error == ""
+    assert predicted(made, Fetch(0, "a", timeout=110.0)).steps[1].error == "unknown"
+    slow_request = FaultPlan(FaultTable(messages_to_delay={FETCH: 100.0}))
+    fetch = Fetch(0, "a", timeout=101.0)
+    assert predicted(made, fetch, plan=slow_request).steps[1].error == "unknown"
+
+
+def test_a_creation_times_out_while_its_function_sleeps() -> None:
+    """torch marks the RRef in its own time; after a settle its use fails and its value is held."""
+    made = Remote(0, 1, "a", timeout=1.0, seconds=2.0)
+    seen = predicted(made, Fetch(0, "a"))
+    errors = {one.steps[1].error for one in (seen, *seen.alternatives)}
+    assert errors == {"", "creation"}
+    seen = predicted(made, Settle(), Fetch(0, "a"))
+    assert seen.steps[2].error == "creation"
+    assert [counters.owners for counters in seen.steps[1].counters] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("finding", [True, False])
+def test_an_owner_forgets_a_value_that_is_still_being_made(finding: bool) -> None:
+    """If it got a handle early and all forks that it knows are deleted, it forgets the value."""
+    back = (Share(0, "a", 1, "b"),) if finding else ()
+    steps = (Remote(0, 1, "a", seconds=2.0), *back, Share(0, "a", 2, "c"), Drop(2, "c"))
+    assert ("early-owner-fork" in predicted(*steps).known_bugs) == finding
+    fetched = (*steps[:1], Fetch(0, "a"), *steps[1:])
+    assert not predicted(*fetched).known_bugs
+
+
+@pytest.mark.parametrize(
     ("flavour", "remote", "fetch"),
     [
         ("python", REMOTE, FETCH),

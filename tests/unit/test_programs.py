@@ -480,6 +480,12 @@ def test_every_step_has_a_name_of_its_own() -> None:
         ),
         ((Pause(0, -1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
         ((Pause(0, math.inf),), "seconds=inf must lie in 0 to 3600 (virtual)."),
+        ((Call(0, 1, seconds=-1.0),), "seconds=-1.0 must lie in 0 to 3600 (virtual)."),
+        ((Remote(0, 1, "a", seconds=4e3),), "seconds=4000.0 must lie in 0 to 3600 (virtual)."),
+        (
+            (Call(0, 1, flavour="script", seconds=2.0),),
+            "seconds=2.0 needs flavour 'python', not 'script'.",
+        ),
         (
             (Chain(0, 1, 0, (1.0,), (1.0, 2.0)),),
             "left=(1.0,) and right=(1.0, 2.0) hold 1 and 2 numbers; give both the same length.",
@@ -511,13 +517,33 @@ def test_some_steps_cannot_stand_in_a_branch(step: Any) -> None:
     assert message == f"{type(step).__name__} cannot stand in a branch of Parallel."
 
 
-def test_a_branch_is_at_one_rank_and_has_it_for_itself() -> None:
-    """Steps of two ranks in one branch, and two branches at one rank, are both refused."""
+def test_a_branch_is_at_one_rank() -> None:
+    """Steps of two ranks in one branch, and a branch without steps, are both refused."""
     strays = (Own(0, "a"), Own(1, "b"))
     assert branched(strays) == f"{strays[1]!r} is at rank 1 in a branch of rank 0; one rank each."
-    twice = branched((Own(0, "a"),), (Own(0, "b"),))
-    assert twice == "two branches of Parallel are at rank 0; give each a rank of its own."
     assert branched(()) == "a branch of Parallel is empty; give it steps, or leave it out."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (Fetch(0, "a"), Drop(0, "a"), "use one RRef at rank 0"),
+        (Fetch(0, "a"), Fetch(0, "a"), "use one RRef at rank 0"),
+        (
+            Call(0, 1, flavour="script"),
+            Call(0, 2, flavour="script"),
+            "at rank 0 send messages with equal payloads",
+        ),
+        (Own(0, "b"), Module(0, 1), "Module cannot stand in one of two branches of Parallel"),
+        (Count(0, 1), Count(0, 1), "count at one rank"),
+    ],
+)
+def test_branches_at_one_rank_are_told_apart(one: Leaf, other: Leaf, message: str) -> None:
+    """Threads of a rank use no common RRef, and nothing says which of two equal messages fails."""
+    made = Own(0, "a")
+    assert message in refusal(made, Parallel(((one,), (other,))), world_size=3)
+    assert refusal(made, Parallel(((other,), (one,))), world_size=3)
+    Program(3, (made, Parallel(((one,), (Own(0, "x"),) if one.in_thread else (Own(1, "x"),)))))
 
 
 @pytest.mark.parametrize(

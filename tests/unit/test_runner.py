@@ -76,6 +76,9 @@ class PretendedCluster:
         self.awaited.append(tuple(calls))
         return tuple(expect)
 
+    def take_time(self, seconds: float) -> None:
+        assert seconds == 0.0
+
     def look(self) -> None:
         self.did.append("look")
 

@@ -25,10 +25,12 @@ def call(
     timeout: float | None,
     out: str,
     raises: bool,
+    seconds: float,
 ) -> list[float] | None:
     """Let another rank compute a sum by ``rpc_sync``, or ``rpc_async`` and wait now or later."""
     send: Any = rpc.rpc_sync if wait == "sync" else rpc.rpc_async
-    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    function, args = sum_call(call, flavour, tensor(left), operand(right), **how)
     result = send(world[to], function, args=args, timeout=timeout_of(timeout))
     if wait == "later":
         futures[out] = result

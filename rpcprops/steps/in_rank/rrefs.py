@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ def remote(
     flavour: str,
     raises: bool,
     timeout: float | None,
+    seconds: float,
 ) -> None:
     """Let another rank compute a sum and own it; keep the RRef."""
-    function, args = sum_call(call, flavour, tensor(left), operand(right), raises=raises)
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    function, args = sum_call(call, flavour, tensor(left), operand(right), **how)
     handles[out] = rpc.remote(world[to], function, args=args, timeout=timeout_of(timeout))
 
 
@@ -44,22 +47,25 @@ def share(
     out: str,
     inside: str,
     timeout: float | None,
+    seconds: float,
 ) -> None:
     """Send an RRef to another rank, which keeps it: alone, or inside a list or a dict."""
     rref = handle_of(handle)
     sent = {"list": [rref], "dict": {"rref": rref}}.get(inside, rref)
-    args = (call, out, sent)
+    args = (call, out, sent, seconds) if seconds else (call, out, sent)
     rpc.rpc_sync(world[to], store_handle, args=args, timeout=timeout_of(timeout))
 
 
-def store_handle(call: str, name: str, sent: Any) -> None:
-    """Keep an RRef that arrived as an argument, alone or in a list or a dict."""
+def store_handle(call: str, name: str, sent: Any, seconds: float = 0.0) -> None:
+    """Keep an RRef that arrived as an argument, alone or in a list or a dict; then sleep."""
     note_call(call)
     if isinstance(sent, list):
         (sent,) = sent
     elif isinstance(sent, dict):
         sent = sent["rref"]
     handles[name] = sent
+    if seconds:
+        time.sleep(seconds)
 
 
 def fetch(call: str, world: tuple[str, ...], *, handle: str, timeout: float | None) -> list[float]:

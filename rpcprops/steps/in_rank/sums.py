@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -15,15 +16,23 @@ class RaisedOnPurposeError(Exception):
     """Raised by functions that a step asks to raise."""
 
 
-def add(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
-    """Add two tensors; if the second is an RRef, it is fetched here."""
+def add(call: str, left: torch.Tensor, right: Any, seconds: float = 0.0) -> torch.Tensor:
+    """Add two tensors; if the second is an RRef, it is fetched here. Then sleep for `seconds`."""
     note_call(call)
-    return left + (right if isinstance(right, torch.Tensor) else right.to_here())
+    try:
+        return left + (right if isinstance(right, torch.Tensor) else right.to_here())
+    finally:
+        if seconds:
+            time.sleep(seconds)
 
 
-def raise_on_purpose(call: str, left: torch.Tensor, right: Any) -> torch.Tensor:
-    """Raise, whatever the arguments."""
+def raise_on_purpose(
+    call: str, left: torch.Tensor, right: Any, seconds: float = 0.0
+) -> torch.Tensor:
+    """Sleep for `seconds`, and raise, whatever the arguments."""
     note_call(call)
+    if seconds:
+        time.sleep(seconds)
     raise RaisedOnPurposeError(call)
 
 
@@ -54,14 +63,22 @@ def operand(value: tuple[float, ...] | str) -> Any:
 
 
 def sum_call(
-    call: str, flavour: str, left: Any, right: Any, *, raises: bool = False
+    call: str,
+    flavour: str,
+    left: Any,
+    right: Any,
+    *,
+    raises: bool = False,
+    seconds: float = 0.0,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The function that adds, or raises, and its arguments.
 
-    Only a Python function can be given the name of its call.
+    Only a Python function can be given the name of its call, and the seconds that it sleeps.
     """
     if raises:
         function = raise_on_purpose if flavour == "python" else script_raise
     else:
         function = {"python": add, "builtin": torch.add, "script": script_add}[flavour]
-    return function, (call, left, right) if flavour == "python" else (left, right)
+    if flavour != "python":
+        return function, (left, right)
+    return function, (call, left, right, seconds) if seconds else (call, left, right)

@@ -1,0 +1,42 @@
+"""Programs whose functions sleep, run in real ranks as predicted."""
+
+from __future__ import annotations
+
+import pytest
+
+from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.outcomes import Violation
+from rpcprops.programs import Program
+from rpcprops.runner import default_runner
+from tests.seeded._programs import SLOW, THREADS
+
+RETRIED = FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, 3, {"PYTHON_CALL": 2.0}))
+LOST = FaultPlan(by_rank={0: FaultTable([m for m in MessageType if not m.is_retryable], 1)})
+
+
+def unexplained(program: Program, plan: FaultPlan) -> tuple[Violation, ...]:
+    """What a run of a program shows that neither the prediction nor a finding explains."""
+    outcome = default_runner().run_anew(program, plan)
+    met = predict_for(program, plan, outcome).known_bugs
+    return set_apart(program, met, outcome, judge(program, plan, outcome))[1]
+
+
+def holds(program: Program, plan: FaultPlan) -> None:
+    """A run is as predicted; a busy machine can show what the next run does not."""
+    left = unexplained(program, plan)
+    assert not left or (left[0].timing_sensitive and not unexplained(program, plan))
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize("plan", [FaultPlan(), RETRIED, LOST])
+def test_slow_functions_run_as_predicted(plan: FaultPlan) -> None:
+    """Timeouts that end before a function, and waits for values that are made for minutes."""
+    holds(SLOW[0], plan)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize("plan", [FaultPlan(), RETRIED, LOST])
+def test_threads_of_a_rank_run_as_predicted(plan: FaultPlan) -> None:
+    """Several branches at one rank end as each would alone, also where faults strike them."""
+    holds(THREADS, plan)
