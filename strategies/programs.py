@@ -16,6 +16,7 @@ from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORLD_SIZE, Program
+from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies.drawing import PARALLEL, StepDrawer, below, checked_kinds
 from rpcprops.strategies.faults import fault_plans
@@ -150,6 +151,16 @@ def _ordered(name: str, least: int, most: int) -> None:
         raise UsageError(msg)
 
 
+#: The first `order` of the kinds that most programs do without; each ten of them is a family.
+_FURTHER = 30
+
+
+def _family(kind: str) -> int:
+    """The number of the further family that a kind is of; 0 for the other kinds."""
+    order = STEP_TYPES[kind].order or 0
+    return int(order // 10) if order >= _FURTHER else 0
+
+
 _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 
 
@@ -169,17 +180,26 @@ def _program_drawer(
             raise UsageError(msg)
     if branches:
         drawn = (*drawn, PARALLEL)
+    family_of = [_family(kind) for kind in drawn]
+    # Half of the further families are off as a whole: few kinds meet more often than many.
+    families = sorted(set(family_of) - {0})
+    numbers = _FEW * 2 ** (len(families) + len(drawn))
     ends = (True, True, True, False) if settles is None else (bool(settles),)
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         # One number, because each further one that all programs take makes shrinking harder.
-        minutes, off = divmod(draw(below(_FEW * 2 ** len(drawn))), 2 ** len(drawn))
+        number, off = divmod(draw(below(numbers)), 2 ** len(drawn))
+        minutes, families_off = divmod(number, 2 ** len(families))
         settled = ends[draw(below(len(ends)))]
         steps = StepDrawer(
             draw,
             world_size,
             kinds=drawn,
-            off=[kind for bit, kind in enumerate(drawn) if off >> bit & 1],
+            off=[
+                kind
+                for bit, (kind, family) in enumerate(zip(drawn, family_of, strict=True))
+                if off >> bit & 1 or (family and families_off >> families.index(family) & 1)
+            ],
             plan=plan,
             settles=settled,
             minutes=minutes == _FEW - 1,

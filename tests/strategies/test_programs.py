@@ -511,7 +511,14 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
 @pytest.mark.parametrize(
     ("kind", "alone"),
     [
-        (CLEANUP, [(Context(0, "x0", (1,)),), (Optimize(0, "x0", (1,)),)]),
+        (
+            CLEANUP,
+            [
+                (Context(0, "x0", (1,)),),
+                (Optimize(0, "x0", (1,)),),
+                (Train(0, "x0", (1,)),),
+            ],
+        ),
         (
             MessageType.RREF_FORK_REQUEST,
             [(Nest(0, 0, 1, "a"),), (Remote(0, 1, "a"), Share(0, "a", 0, "b"))],
@@ -560,7 +567,9 @@ def test_every_kind_and_every_size_is_drawn() -> None:
     assert len(parallel) >= 60
     assert max(len(step.branches) for step in parallel) >= 4
     branched = {leaf.op for step in parallel for branch in step.branches for leaf in branch}
-    assert branched == set(KINDS) - {"settle", "refused"}
+    able = {kind for kind in KINDS if STEP_TYPES[kind].in_branch}
+    assert branched <= able
+    assert len(branched) > 0.8 * len(able)
     sizes = [len(program.leaves) for program in found]
     assert sum(size <= 8 for size in sizes) >= 30
     assert sum(size >= 32 for size in sizes) >= 60
@@ -642,7 +651,7 @@ def test_one_kind_alone_can_be_drawn(kinds: set[str]) -> None:
     found = draws(programs(kinds=kinds, min_world_size=2, min_steps=6), 40)
     assert {leaf.op for program in found for leaf in program.leaves} == kinds
     parallel = any(isinstance(step, Parallel) for program in found for step in program.steps)
-    assert parallel == (kinds != {"settle"})
+    assert parallel == any(STEP_TYPES[kind].in_branch for kind in kinds)
 
 
 def test_no_steps_can_be_asked_for() -> None:

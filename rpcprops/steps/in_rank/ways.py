@@ -322,11 +322,11 @@ def ask(call: str, world: tuple[str, ...], *, handle: str, what: str) -> list[An
         return [rref.confirmed_by_owner()]
     if what == "str":
         return [str(rref).partition("(")[0]]
-    return [error_of(REFUSED[what](rref))]
+    return [error_of(REFUSED_ASKS[what](rref))]
 
 
 #: What an RRef must refuse.
-REFUSED: dict[str, Callable[[Any], Callable[[], Any]]] = {
+REFUSED_ASKS: dict[str, Callable[[Any], Callable[[], Any]]] = {
     "local_value": lambda rref: rref.local_value,
     "backward": lambda rref: rref.backward,
     "pickle": lambda rref: lambda: pickle.dumps(rref),
