@@ -167,10 +167,7 @@ _REFUSED = (
     *("register_forward_pre_hook", "register_parameter", "requires_grad_", "share_memory"),
     *("state_dict", "to", "type", "xpu", "zero_grad"),
 )
-_HAS = (
-    *("forward_async", "get_module_rref", "init_from_module_rref"),
-    *("remote_parameters", "train", "eval"),
-)
+_HAS = ("init_from_module_rref", "train", "eval")
 #: Of a member of a class whose name other objects have too: of which names the function that has
 #: it in its source must use one as well, so that it counts.
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -284,25 +281,8 @@ OUT_OF_SCOPE: Mapping[str, str] = {
 #: The names that a drawn program should use and that no kind of step uses yet. When one does, the
 #: page says so by itself, and the name can be taken out of here.
 NOT_YET: tuple[str, ...] = (
-    f"{_RPC}get_rpc_timeout",
-    f"{_RPC}get_worker_info",
     f"{_RPC}WorkerInfo",
-    f"{_RPC}WorkerInfo.id",
-    f"{_RPC}WorkerInfo.name",
-    f"{_RPC}RRef.backward",
-    f"{_RPC}RRef.confirmed_by_owner",
-    f"{_RPC}RRef.is_owner",
-    f"{_RPC}RRef.owner_name",
     *(f"{_MODULE}{name}" for name in _HAS),
-    "torch.futures.Future",
-    "torch.futures.Future.add_done_callback",
-    "torch.futures.Future.done",
-    "torch.futures.Future.set_exception",
-    "torch.futures.Future.set_result",
-    "torch.futures.Future.then",
-    "torch.futures.Future.value",
-    "torch.futures.collect_all",
-    "torch.futures.wait_all",
 )
 
 

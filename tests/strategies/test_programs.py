@@ -388,7 +388,7 @@ def tables(plan: FaultPlan) -> list[FaultTable]:
 
 def test_a_timeout_without_a_plan_is_beyond_any_delay() -> None:
     """A program for any plan has timeouts that even the longest delay of one does not reach."""
-    leaves = [leaf for program in draws(programs(), 100) for leaf in program.leaves]
+    leaves = [leaf for program in draws(programs(), 400) for leaf in program.leaves]
     found = [leaf for leaf in leaves if isinstance(leaf, Remote | Share | Fetch | Call)]
     given = [leaf.timeout - leaf.lasts for leaf in found if leaf.timeout is not None]
     in_time = [slack for slack in given if slack > 0]
