@@ -125,9 +125,12 @@ class _Toy(Step):
     at: int = 0
 
 
-def test_a_new_kind_appears_by_itself() -> None:
+def test_a_new_kind_appears_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What its function uses decides, also under another name of torch's; a stale entry shows."""
     future, alias = "torch.futures.Future", "torch.futures.collect_all"
+    for module in ("_coverage", "torch_facts.public"):
+        not_yet = (f"{future}.then", alias, future)
+        monkeypatch.setattr(f"rpcprops.{module}.NOT_YET", not_yet)
     public = PublicNames("", (f"{future}.then", alias, future), {"torch._x.collect": alias})
     uses = Uses(
         frozenset({"torch._x.collect", "torch.nobody"}),
