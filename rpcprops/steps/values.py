@@ -91,7 +91,7 @@ def _unpicklable(error: str) -> Fate:
     return Fate(error, result="RuntimeError", fetched="RuntimeError")
 
 
-#: The answer looks for the storages of its tensors (``distributed/rpc/message.cpp``:
+#: The answer looks for the storages of its tensors (``distributed/rpc/message.h``:
 #: ``withStorages``), which these layouts do not have.
 _NO_STORAGE = "RuntimeError"
 #: ``Pickler::pushLiteralTensor`` knows the layout, so it arrives as an argument.
