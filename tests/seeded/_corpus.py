@@ -90,10 +90,13 @@ def _breaking() -> list[Program]:
 
 
 def _aimed() -> Iterator[World]:
-    """Drawn worlds in which rare things meet: counts of one rank, delays and timeouts."""
+    """Drawn worlds in which rare things meet: counts of one rank, one family, delays, timeouts."""
     for number, tables, kinds in (
         (60, None, ("count", "call")),
         (25, None, ("graph", "train", "linear")),
+        (25, None, ("context", "settle")),
+        (60, None, ("own", "share", "ask")),
+        (50, None, ("reach", "gather", "method")),
         (60, st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),
     ):
         strategy = programs_under_faults(
