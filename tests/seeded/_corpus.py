@@ -19,6 +19,7 @@ from tests.seeded._ideal import ideal
 from tests.seeded._programs import (
     EVERY_KIND,
     SLOW,
+    asks,
     bumps,
     callables,
     futures,
@@ -72,7 +73,7 @@ def corpus() -> tuple[World, ...]:
     written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND, *SLOW]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
-    worlds += [World.of(program, FaultPlan()) for program in callables()]
+    worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())
@@ -95,7 +96,6 @@ def _aimed() -> Iterator[World]:
         (60, None, ("count", "call")),
         (25, None, ("graph", "train", "linear")),
         (25, None, ("context", "settle")),
-        (60, None, ("own", "share", "ask")),
         (50, None, ("reach", "gather", "method")),
         (60, st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),
     ):

@@ -443,6 +443,15 @@ def callables() -> list[Program]:
     return found
 
 
+def asks() -> list[Program]:
+    """Each question that a user may ask or that torch refuses it, asked of two owners' RRefs."""
+    return [
+        Program(2, (Own(owner, "o"), Share(owner, "o", 1 - owner, "u"), Ask(1 - owner, "u", what)))
+        for owner in (0, 1)
+        for what in (*OF_USERS, *ANYWHERE)
+    ]
+
+
 def futures() -> list[Program]:
     """Each way to use a future, and then a call under another default timeout."""
     return [
