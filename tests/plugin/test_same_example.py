@@ -159,7 +159,7 @@ def test_explicit_examples_are_replayed_alone(ran: tuple[Any, Any, dict[str, Any
     ended = project.command("rpcprops", "replay", artefacts["test_explicit"]["path"])
     assert ended.code == 1, ended.out + ended.err
     assert "reproduced: AssertionError in 3 of 3 runs" in ended.out
-    assert "rpcprops: 1 clusters in 1 tests" in ended.out
+    assert "rpcprops: 3 clusters in 1 test" in ended.out
 
 
 @pytest.mark.nightly

@@ -153,7 +153,6 @@ def test_a_hint_is_asked_for_by_the_simplest_plan_too() -> None:
 
 
 USER_TEST = """
-import torch
 from torch.distributed import rpc
 from hypothesis import given, settings
 
@@ -161,14 +160,14 @@ from rpcprops import strategies
 
 
 def work():
-    return rpc.rpc_sync("worker0", torch.add, args=(torch.ones(1), 1)).item()
+    return rpc.rpc_sync("worker0", sum, args=([1, 1],))
 
 
 @settings(max_examples=40)
 @given(faults=strategies.fault_plans(world_size=2))
 def test_work(rpc_cluster, faults):
     with rpc_cluster(world_size=2, faults=faults) as cluster:
-        assert cluster.on(1).call(work) == 2.0
+        assert cluster.on(1).call(work) == 2
         assert faults.table(1).messages_to_delay.get("PYTHON_CALL", 0) <= 0.5
 """
 FOUND = "FaultPlan(by_rank={1: FaultTable(messages_to_delay={'PYTHON_CALL': 0.501})})"
@@ -192,10 +191,11 @@ def test_what_a_hint_has_found_is_found_again_elsewhere(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout
 
-    first = run("pytest", "-q", "--hypothesis-seed=1")
+    # Not with --hypothesis-seed: under it, Hypothesis neither reads nor writes the database.
+    first = run("pytest", "-q")
     assert FOUND in first
     (line,) = [line for line in first.splitlines() if line.startswith("replay ")]
-    again = run("pytest", "-q", "--hypothesis-seed=2", "--hypothesis-show-statistics")
+    again = run("pytest", "-q", "--hypothesis-show-statistics")
     assert FOUND in again
     assert "during reuse phase" in again
     assert "generate phase" not in again
