@@ -181,7 +181,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     family_of = [_family(kind) for kind in drawn]
-    # Half of the further families are off as a whole: few kinds meet more often than many.
+    # Further families may be off as a whole: few kinds meet more often than many. It is not half of
+    # them, because Hypothesis draws small numbers most, and these are high bits.
     families = sorted(set(family_of) - {0})
     numbers = _FEW * 2 ** (len(families) + len(drawn))
     ends = (True, True, True, False) if settles is None else (bool(settles),)

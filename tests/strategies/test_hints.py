@@ -130,8 +130,8 @@ def test_more_numbers_than_hypothesis_weighs_are_weighed() -> None:
     found = [
         number for number, _ in draws(st.tuples(Weighted(0, 999, weights), st.integers()), 1000)
     ]
-    assert found.count(0) > 200
-    assert found.count(999) > 200
+    assert found.count(0) > 100
+    assert found.count(999) > 100
     assert sum(0 < number < 500 for number in found) > 120
     assert sum(500 <= number < 999 for number in found) > 120
 
