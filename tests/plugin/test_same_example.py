@@ -108,7 +108,9 @@ def is_of_one_example(section: str, artefact: dict[str, Any]) -> None:
     """Check that all that pytest prints of a failure, and its artefact, are of one example."""
     assert section.count("Failing test case:") == 1
     assert "During handling of the above exception" not in section
-    assert re.search(r"^repeats  3 of 3 at rate \d+, 1 of 1 at rate 1$", section, re.MULTILINE)
+    # If the machine was too busy for the fast clock, real time alone has confirmed it.
+    repeats = r"^repeats  3 of 3 at rate (1|\d+, 1 of 1 at rate 1)$"
+    assert re.search(repeats, section, re.MULTILINE)
     blobs = set(re.findall(r"@reproduce_failure\('[\d.]+', (b'[^']*')\)", section))
     assert blobs == {artefact["reproduction"][1]}
 
