@@ -51,12 +51,11 @@ def _is_there(met: Met, violation: Violation, last: range) -> bool:
     """
     if met.rank is None:
         return True
-    if violation.promise == "RankDied":
-        in_step = met.step in last
-    else:
-        in_step = met.step == violation.step
+    step = violation.step
+    if violation.promise == "RankDied" and step is None and met.step in last:
+        step = met.step
     says = bool(re.search(met.says, violation.message))
-    return in_step and met.rank == violation.rank and says
+    return (met.rank, met.step) == (violation.rank, step) and says
 
 
 def explanations(

@@ -176,7 +176,7 @@ def _unwritable(_: int) -> Case:
 
 
 def _guessed(_: int) -> Case:
-    return _case(2, Carry(0, 1, "bytes-text", "own"))
+    return _case(2, Carry(0, 1, "dtype", "own"))
 
 
 def _attribute_error(_: int) -> Case:

@@ -113,15 +113,9 @@ _TEXTS = (
 )
 #: These only for a torch that keeps them too: see the top of this module.
 _GARBLED_TEXTS = (": caf\u00e9", r" in C:\users\me")
-#: What ``unicode_escape`` changes in a text, and what it may be unable to read; and how each shows
-#: at the caller. ``to_here`` raises what Python does, with the whole text that it could not read.
-_GARBLED = (
-    (r"[^\x00-\x7f]", "came without the text"),
-    (
-        r"\\[xuUN]",
-        "UnicodeDecodeError: ('unicodeescape' codec can't decode bytes|On WorkerInfo)",
-    ),
-)
+#: What ``unicode_escape`` changes in a text, and what it may be unable to read.
+_CHANGED = re.compile(r"[^\x00-\x7f]")
+_UNREAD = re.compile(r"\\[xuUN]")
 #: Kinds of which the caller gets no text, or the repr, where each backslash is doubled.
 _TEXTLESS = ("empty", "key")
 _LONG = 100_000
@@ -178,9 +172,15 @@ class Raising(Step):
                 # The callback runs however the call has ended.
                 if self.how != "then":
                     raise
-        says = "|".join(says for text, says in _GARBLED if re.search(text, self.text))
-        if says and self._is_decoded():
-            model.meets_here("garbled-exception-text", self.at, says)
+        if self._is_decoded():
+            if _CHANGED.search(self.text):
+                model.meets_here("garbled-exception-text", self.at, "came without the text")
+            if _UNREAD.search(self.text):
+                # to_here raises what Python does, with the whole text that could not be read.
+                texts = model.facts.texts
+                says = f"'unicodeescape' codec can't decode bytes|{re.escape(texts.remote)}"
+                says = f"{re.escape(texts.unreadable)}: ({says})"
+                model.meets_here("garbled-exception-text", self.at, says)
         return model.shows({"raised": self._shown_as(), "kept": True})
 
     def _is_decoded(self) -> bool:

@@ -249,9 +249,7 @@ SORTS: Mapping[str, Fate] = {
     "many-tensors": _TYPED,
     "requires-grad": _TYPED,
     "non-leaf": _TYPED,
-    "parameter": _guessed(
-        "type torch.Tensor instead of torch.nn.parameter.Parameter", far=True
-    ),
+    "parameter": _guessed("type torch.Tensor instead of torch.nn.parameter.Parameter", far=True),
     "subclass": _OBJECT,
     "module": _OBJECT,
     "slow": _OBJECT,
@@ -525,8 +523,9 @@ def _able(
     found: dict[str, tuple[Way, ...]] = {}
     for sort, fate in SORTS.items():
         met = {way for way, bug in fate.bugs.items() if facts.has_bug(bug)}
-        able = [way for way in fate.ways if way not in met]
-        ways: list[Way] = [way for way in able if fits is None or fits(fate, way)]
+        ways: list[Way] = [
+            way for way in fate.ways if way not in met and (fits is None or fits(fate, way))
+        ]
         if ways and fate.drawn:
             found[sort] = tuple(ways)
     return found

@@ -365,6 +365,8 @@ _ALL = (
             "_FunctionalRprop (torch/distributed/optim/functional_rprop.py) compiles it"
         ),
         shows_as=frozenset({"WrongValue"}),
+        fixed_in="2.14",
+        fixed_by="its DistributedOptimizer does without TorchScript",
     ),
 )
 
