@@ -284,7 +284,7 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         prediction = self._predicted(self.program)
         if not self._shared:
-            known, violations = set_apart(self.program, prediction.known_bugs, outcome, violations)
+            known, violations = set_apart(self.program, prediction.met, outcome, violations)
             for name in known:
                 event(f"met the known finding {name}")
             if not violations:
@@ -370,7 +370,7 @@ class ClusterMachine(RuleBasedStateMachine):
         """What the program alone shows of a promise at `rate`, without what findings explain."""
         program, plan = self.program, self._plan
         again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
-        met = predict(program, plan, facts_of(again.torch_version)).known_bugs
+        met = predict(program, plan, facts_of(again.torch_version)).met
         _, left = set_apart(program, met, again, judge(program, plan, again))
         return Sight.of(again, [other for other in left if other.promise == promise])
 

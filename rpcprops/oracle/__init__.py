@@ -7,7 +7,7 @@ from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle.errors import error_class, is_expected
 from rpcprops.oracle.model import Model, predict
-from rpcprops.oracle.prediction import ErrorClass, Prediction, Send, StepPrediction
+from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.torch_facts import FINDINGS, Finding
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ErrorClass",
     "FaultCount",
     "Finding",
+    "Met",
     "Model",
     "Prediction",
     "Send",

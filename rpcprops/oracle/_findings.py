@@ -1,6 +1,6 @@
 """Which violations of a run are explained by the known findings of stock torch.
 
-The model marks each program and plan that meets a finding (:attr:`Prediction.known_bugs`). Its
+The model marks each program and plan that meets a finding (:attr:`Prediction.met`). Its
 predictions stay what torch promises, so a torch with the bug mended agrees with them.
 """
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rpcprops.oracle.errors import WORDS, patterns
+from rpcprops.oracle.prediction import Met
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of
@@ -43,62 +44,87 @@ def can_cause(
     return bool(re.search(said[finding.says], violation.message))
 
 
+def _is_there(met: Met, violation: Violation, last: range) -> bool:
+    """Whether a violation is where the program meets a finding, and says what that causes.
+
+    `last` are the steps that were under way when the run ended; a rank died in one of them.
+    """
+    if met.rank is None:
+        return True
+    step = violation.step
+    if violation.promise == "RankDied" and step is None and met.step in last:
+        step = met.step
+    says = bool(re.search(met.says, violation.message))
+    return (met.rank, met.step) == (violation.rank, step) and says
+
+
 def explanations(
-    met: Iterable[str], violation: Violation, facts: TorchFacts, log: str = ""
+    met: Iterable[str | Met],
+    violation: Violation,
+    facts: TorchFacts,
+    log: str = "",
+    last: range = range(0),
 ) -> tuple[str, ...]:
     """The findings in `met`, which a program meets, that can have caused `violation`.
 
     A finding also explains on a torch version on which nobody has seen it yet: a newer version
     counts as having the bug until it is known to be mended.
     """
-    return tuple(
-        name
-        for name in sorted(met)
-        if facts.has_bug(name) and can_cause(FINDINGS[name], violation, facts, log)
-    )
+    places = [one if isinstance(one, Met) else Met(one) for one in met]
+    names = {
+        one.finding
+        for one in places
+        if facts.has_bug(one.finding)
+        and can_cause(FINDINGS[one.finding], violation, facts, log)
+        and _is_there(one, violation, last)
+    }
+    return tuple(sorted(names))
 
 
 def set_apart(
     program: Program,
-    met: Iterable[str],
+    met: Iterable[str | Met],
     outcome: Outcome,
     violations: Sequence[Violation],
     facts: TorchFacts | None = None,
 ) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
     """The known findings that can have caused some of `violations`, and the violations left over.
 
-    `met` are the findings that the program meets (:attr:`Prediction.known_bugs`). `facts` defaults
-    to what is known of the outcome's torch.
+    `met` are the findings that the program meets (:attr:`Prediction.met`); one that is given by
+    its name alone may show in every step, at every rank. `facts` defaults to what is known of the
+    outcome's torch.
 
     A rank that dies or hangs cuts its run short. Of the steps that ran then, only the values that
     they returned are judged separately.
     """
+    met = tuple(met)
     found: set[str] = set()
     left: list[Violation] = []
     cut = False
     known = facts or facts_of(outcome.torch_version)
+    last = _last_under_way(program, outcome)
     for violation in violations:
         rank = violation.rank
         log = outcome.ranks[rank].log if rank is not None and rank < len(outcome.ranks) else ""
-        names = explanations(met, violation, known, log)
+        names = explanations(met, violation, known, log, last)
         found.update(names)
         if names:
             cut = cut or violation.promise in ("RankDied", "RankHung")
         else:
             left.append(violation)
     if cut:
-        start = _last_under_way(program, outcome)
         left = [
             violation
             for violation in left
             if violation.step is None
-            or violation.step < start
+            or violation.step < last.start
             or violation.promise in ("WrongValue", "WrongGradient")
         ]
     return tuple(sorted(found)), tuple(left)
 
 
-def _last_under_way(program: Program, outcome: Outcome) -> int:
-    """The first leaf of the step that ran last."""
+def _last_under_way(program: Program, outcome: Outcome) -> range:
+    """The leaves of the step that ran last."""
     last = max((step.index for step in outcome.steps), default=0)
-    return max(first for first, _ in program.numbered if first <= last)
+    started = [range(n, n + len(step.leaves)) for n, step in program.numbered if n <= last]
+    return started[-1] if started else range(0)

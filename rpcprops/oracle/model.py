@@ -26,6 +26,7 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
-from rpcprops.oracle.prediction import ErrorClass, Prediction, Send, StepPrediction
+from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
 from rpcprops.steps import Argument, Leaf, StepFails
@@ -89,6 +90,8 @@ class Handle:
         timed_out: whether the creation was sent late, so that a delete may arrive before it.
         unmarked: whether the creation times out, and torch may not have marked the RRef yet.
         unaccepted: whether a child that it sent will never be accepted.
+        of_owner: whether the owner itself sent it.
+        confirmed: whether the owner certainly knows of it, and its rank of that.
         type_error: None before the type was asked for, then "" or the class of the error.
     """
 
@@ -99,6 +102,8 @@ class Handle:
     timed_out: bool = False
     unmarked: bool = False
     unaccepted: bool = False
+    of_owner: bool = False
+    confirmed: bool = False
     type_error: ErrorClass | None = None
 
     @property
@@ -159,8 +164,10 @@ class Model:
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
         self.late_contexts: list[set[int]] = []
-        #: Names of the known findings (docs/findings.md) that the program has met.
-        self.known_bugs: set[str] = set()
+        #: The known findings (docs/findings.md) that the program has met.
+        self.met: set[Met] = set()
+        #: How many RRefs each rank keeps for ever because of a known finding, by rank and finding.
+        self.kept: Counter[tuple[int, str]] = Counter()
         self.certain = True
         self.steps: list[StepPrediction] = []
         #: What the step before this one has started, and what this one starts: an RRef, and how
@@ -188,19 +195,46 @@ class Model:
         return StepPrediction(value, error, slack)
 
     def meets(self, finding: str) -> None:
-        """Note that the program meets a known finding (docs/findings.md), if this torch has it."""
+        """Note that the program meets a known finding (docs/findings.md), if this torch has it.
+
+        It may show in any step, at any rank.
+        """
         if self.facts.has_bug(finding):
-            self.known_bugs.add(finding)
+            self.met.add(Met(finding))
+
+    def meets_here(self, finding: str, rank: int, says: str = "") -> None:
+        """The same for a finding that shows in this step, at `rank`, and nowhere else.
+
+        `says` is a regular expression for the message of the violation.
+        """
+        if self.facts.has_bug(finding):
+            self.met.add(Met(finding, rank, len(self.steps), says))
+
+    def keeps(self, finding: str, rank: int, rrefs: int) -> None:
+        """The same for a finding by which `rank` keeps some RRefs, with one fork each, for ever."""
+        if self.facts.has_bug(finding):
+            self.kept[rank, finding] += rrefs
+
+    def _meets_kept(self, step: int | None, *, settles: bool = True) -> None:
+        """Note what the ranks that keep RRefs hold at a settle, or at the end of the run."""
+        for (rank, finding), rrefs in self.kept.items():
+            wanted = self.counters()[rank]
+            held = replace(wanted, owners=wanted.owners + rrefs, forks=wanted.forks + rrefs)
+            says = re.escape(f"holds {held.describe()}; expected {wanted.describe()}")
+            # Without a settle the rank reports a leak when it shuts down, and not how many RRefs.
+            self.met.add(Met(finding, rank, step, f"{says}$" if settles else ""))
 
     def settle(self) -> StepPrediction:
         """Let all ranks come to rest; what each rank then holds."""
         for handle in self.handles.values():
             self.mark(handle)
+            handle.confirmed = not handle.broken and handle.fork in handle.rref.forks
             handle.timed_out = False
         for rref in self.rrefs:
             rref.made = True
             rref.takes = 0.0
             rref.slow = False
+        self._meets_kept(len(self.steps))
         self.settled = len(self.sends)
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.early_deletes.clear()
@@ -231,6 +265,7 @@ class Model:
             self.meets("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
+        self._meets_kept(None, settles=settles)
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
@@ -247,7 +282,7 @@ class Model:
             frozenset(waiting | {user.rank for user in self.users if user.broken}),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
-            frozenset(self.known_bugs),
+            frozenset(self.met),
             self.certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
@@ -420,7 +455,8 @@ class Model:
                 self.meets("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
-        return self._new_user(Handle(rref, receiver, fork))
+        of_owner = sender == rref.owner
+        return self._new_user(Handle(rref, receiver, fork, of_owner=of_owner))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT):

@@ -17,6 +17,23 @@ ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing",
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """A known finding that a program meets, and what it can cause there.
+
+    Attributes:
+        finding: its name (docs/findings.md).
+        rank: the only rank where it shows; None if it may show anywhere.
+        step: the only step where it shows; None if that is no step but the end of the run.
+        says: a regular expression for what the violation says of it.
+    """
+
+    finding: str
+    rank: int | None = None
+    step: int | None = None
+    says: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """One message of the ten types.
 
@@ -77,8 +94,7 @@ class Prediction:
             about the time at which their owners give up.
         may_warn_unreleased_context: ranks that may log that they could not release a context at
             another rank: their cleanup was lost, or an immediate shutdown has given it up.
-        known_bugs: the known findings (docs/findings.md), by name, that this program meets under
-            this plan.
+        met: the known findings (docs/findings.md) that this program meets under this plan.
         certain: whether every failure and delay is predicted. A timeout near its delay, or cleanup
             that is lost to only some peers, makes it uncertain.
         waiting: ranks that hold a fork whose child will never be accepted; their shutdown waits
@@ -104,13 +120,18 @@ class Prediction:
     may_exit_early: frozenset[int] = frozenset()
     may_leak: frozenset[int] = frozenset()
     may_warn_unreleased_context: frozenset[int] = frozenset()
-    known_bugs: frozenset[str] = frozenset()
+    met: frozenset[Met] = frozenset()
     certain: bool = True
     waiting: frozenset[int] = frozenset()
     has_failed_function: bool = False
     unmarked_uses: int = 0
     contexts_left: tuple[range, ...] = ()
     alternatives: tuple[Prediction, ...] = ()
+
+    @property
+    def known_bugs(self) -> frozenset[str]:
+        """The names of the findings in `met`."""
+        return frozenset(one.finding for one in self.met)
 
     def failures(self) -> tuple[Mapping[MessageType, int], ...]:
         """How many sends fail, by rank and type, up to the last settle."""

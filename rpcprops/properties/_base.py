@@ -16,6 +16,7 @@ from rpcprops.oracle import (
     Accepted,
     FaultCount,
     Finding,
+    Met,
     accepted,
     account,
     judge,
@@ -84,9 +85,9 @@ def observe(
     )
 
 
-def findings_met(case: Case, outcome: Outcome) -> frozenset[str]:
+def findings_met(case: Case, outcome: Outcome) -> frozenset[str | Met]:
     """The known findings that a case meets, by the prediction that its run followed."""
-    met = predict_for(case.program, case.plan, outcome).known_bugs
+    met: frozenset[str | Met] = predict_for(case.program, case.plan, outcome).met
     return met | kind_of(case.kind).findings
 
 

@@ -293,7 +293,8 @@ class _Examiner:
         tried = 0
         for number in numbers:
             case = finding_case(finding.name, number)
-            seen = self.prop.observe(self.runner, case, **{**self.options, "clock": rate})
+            options = {**self.options, "clock": rate}
+            seen = self.prop.observe(self.runner, case, anew=True, **options)
             tried += 1
             self.result.executions += 1
             self.count(seen)

@@ -1,7 +1,6 @@
 """The smallest case of each known finding of stock torch, as a property that torch breaks.
 
-A case is a function of a number, which changes a value and nothing else. The runner remembers
-the outcome of each run, so one more try needs a different case.
+A case is a function of a number, which changes a value and nothing else, if the case has a value.
 """
 
 from __future__ import annotations
@@ -14,16 +13,21 @@ from hypothesis import strategies as st
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS
 from rpcprops.programs import (
+    Ask,
+    Carry,
     Context,
+    Deferred,
     Drop,
     Fetch,
     Own,
     Program,
+    Raising,
     Remote,
     Settle,
     Share,
     Step,
     Through,
+    Train,
     Value,
 )
 from rpcprops.properties._base import Case, Property
@@ -155,6 +159,45 @@ def _late_remote_to_self(number: int) -> Case:
     )
 
 
+def _garbled_text(number: int) -> Case:
+    return _case(2, Raising(0, 1, text=": caf\u00e9", more=number))
+
+
+def _set_exception(number: int) -> Case:
+    return _case(2, Deferred(0, 1, 0, "exception", _value(number)))
+
+
+def _unpicklable(_: int) -> Case:
+    return _case(2, Carry(0, 1, "rref-and-lock", "echo"))
+
+
+def _unwritable(_: int) -> Case:
+    return _case(2, Carry(0, 1, "sparse_csc", "echo"))
+
+
+def _guessed(_: int) -> Case:
+    return _case(2, Carry(0, 1, "dtype", "own"))
+
+
+def _attribute_error(_: int) -> Case:
+    return _case(2, Carry(0, 1, "missing-unpickled"))
+
+
+def _unconfirmed(number: int) -> Case:
+    return _case(
+        2,
+        Own(0, "a", _value(number)),
+        Share(0, "a", 1, "b"),
+        Settle(),
+        Ask(1, "b", "confirmed_by_owner"),
+    )
+
+
+def _rounded(number: int) -> Case:
+    """The second step takes the gradient of the first one, of the same sign, for its factor."""
+    return _case(2, Train(0, "x", (1,), "Rprop", value=_value(number + 1)))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -204,6 +247,38 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "late-remote-to-self": (
         "A remote() to the own rank that times out fails without an internal error of torch.",
         _late_remote_to_self,
+    ),
+    "garbled-exception-text": (
+        "The text of an exception reaches the caller as it was.",
+        _garbled_text,
+    ),
+    "future-exception-as-value": (
+        "An exception that an async_execution function sets on its future is raised at the caller.",
+        _set_exception,
+    ),
+    "unpicklable-after-rref": (
+        "A message that cannot be pickled keeps no RRef alive.",
+        _unpicklable,
+    ),
+    "unwritable-tensor": (
+        "A tensor that torch cannot send raises an error at its sender.",
+        _unwritable,
+    ),
+    "guessed-rref-type": (
+        "RRef(value) gives the value that it was made of.",
+        _guessed,
+    ),
+    "attribute-error-as-value": (
+        "An AttributeError while an answer is unpickled is raised at the caller.",
+        _attribute_error,
+    ),
+    "unconfirmed-user": (
+        "A user's RRef says that it is confirmed once its owner knows of it.",
+        _unconfirmed,
+    ),
+    "rounded-rprop-factor": (
+        "DistributedOptimizer computes in float64 what the optimizer computes in one process.",
+        _rounded,
     ),
 }
 

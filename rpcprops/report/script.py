@@ -220,6 +220,9 @@ class _Writer:
         if kind == "held" and step is not None and not self.prediction.steps[step].counters:
             # The value of a rank's step shows what is still held.
             return "value"
+        if kind in ("error", "no error", "unclear") and step is not None and self._gave(step):
+            # The step's value says what became of an error.
+            return "value"
         at_shutdown = "shut down" in self.violation.message or not self.program.settles
         if promise == "ContextLeak" and at_shutdown and step is None:
             msg = "at shutdown only a line in the log shows a kept context; a script cannot."
@@ -227,6 +230,13 @@ class _Writer:
         if kind == "held" and at_shutdown and step is None:
             return "shutdown"
         return kind
+
+    def _gave(self, step: int) -> bool:
+        """Whether a step returned a value, as it had to."""
+        outcomes = self.artefact.outcomes[0].steps if self.artefact.outcomes else ()
+        seen = [outcome for outcome in outcomes if outcome.index == step]
+        expected = self.prediction.steps[step]
+        return bool(seen) and seen[0].error is None and not expected.error
 
     @property
     def reinit(self) -> bool:

@@ -4,21 +4,22 @@ Each `predict` tells the model what these files of torch do: ``torch/distributed
 ``api.py``, ``functions.py`` and ``rref_proxy.py``, and in ``torch/csrc/distributed/rpc``
 ``request_callback_impl.cpp``, ``python_functions.cpp`` and ``py_rref.cpp``.
 
-Two things are never drawn, because stock torch breaks what is predicted for them:
+Two things are not drawn for a torch that breaks what is predicted for them:
 
 * ``internal.py``: _handle_exception decodes the text of an exception by ``unicode_escape``, though
   it was encoded as UTF-8. So each character outside ASCII comes as several others, and where the
   text has a backslash before an x, u, U or N, the caller gets a UnicodeDecodeError and never
-  learns what was raised.
+  learns what was raised (garbled-exception-text).
 * ``request_callback_impl.cpp``: RequestCallbackImpl::runPythonFunction takes the inner future of
   what an `async_execution` function returned. ``torch/futures/__init__.py``: Future.set_exception
   makes the exception the value of that future, and raises it in Python alone. So the caller gets
-  the exception as a value.
+  the exception as a value (future-exception-as-value).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -110,6 +111,13 @@ _TEXTS = (
     "\\",
     " " * 3,
 )
+#: These only for a torch that keeps them too: see the top of this module.
+_GARBLED_TEXTS = (": caf\u00e9", r" in C:\users\me")
+#: What ``unicode_escape`` changes in a text, and what it may be unable to read.
+_CHANGED = re.compile(r"[^\x00-\x7f]")
+_UNREAD = re.compile(r"\\[xuUN]")
+#: Kinds of which the caller gets no text, or the repr, where each backslash is doubled.
+_TEXTLESS = ("empty", "key")
 _LONG = 100_000
 #: Of the code points, those that are characters; a zero ends the text of an error of C++.
 _CHARACTERS = 0x110000
@@ -164,7 +172,22 @@ class Raising(Step):
                 # The callback runs however the call has ended.
                 if self.how != "then":
                     raise
+        if self._is_decoded():
+            if _CHANGED.search(self.text):
+                model.meets_here("garbled-exception-text", self.at, "came without the text")
+            if _UNREAD.search(self.text):
+                # to_here raises what Python does, with the whole text that could not be read.
+                texts = model.facts.texts
+                says = f"'unicodeescape' codec can't decode bytes|{re.escape(texts.remote)}"
+                says = f"{re.escape(texts.unreadable)}: ({says})"
+                model.meets_here("garbled-exception-text", self.at, says)
         return model.shows({"raised": self._shown_as(), "kept": True})
+
+    def _is_decoded(self) -> bool:
+        """Whether the text comes to the caller through internal.py: _handle_exception."""
+        if self.how == "then" or self.kind in (*_UNCAUGHT, *_TEXTLESS):
+            return False
+        return self.kind != "local" or (self.how == "remote" and self.at == self.to)
 
     def _shown_as(self) -> str:
         """The class of what the caller sees.
@@ -194,13 +217,15 @@ class Raising(Step):
         to = drawer.peer(at)
         kind: Any = drawer.pick(get_args(Raised))
         how: Any = drawer.pick(get_args(RaisedIn))
-        index = drawer.pick(range(len(_TEXTS) + 3))
+        garbles = drawer.facts.has_bug("garbled-exception-text")
+        texts = _TEXTS if garbles else _TEXTS + _GARBLED_TEXTS
+        index = drawer.pick(range(len(texts) + 3))
         letter = drawer.pick(range(_CHARACTERS))
-        if index < len(_TEXTS):
-            return cls(at, to, kind, _TEXTS[index], 0, how)
-        if index == len(_TEXTS):
+        if index < len(texts):
+            return cls(at, to, kind, texts[index], 0, how)
+        if index == len(texts):
             return cls(at, to, kind, "", _LONG, how)
-        if kind not in _UNCAUGHT and how != "then":
+        if garbles and kind not in _UNCAUGHT and how != "then":
             letter %= 0x80
         is_character = letter and letter not in _SURROGATES
         return cls(at, to, kind, chr(letter) if is_character else "", 0, how)
@@ -376,6 +401,10 @@ class Recurse(Step):
         return _ways_to_call(cls, drawer, rank, message)
 
 
+#: The exception that a function sets on its future, as Python writes it.
+_SET_EXCEPTION = "RaisedOnPurposeError('raised on purpose')"
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Deferred(Step):
     """`to` runs an `async_execution` function, which returns a future of ``left + right``.
@@ -429,6 +458,11 @@ class Deferred(Step):
                 run()
         if failed:
             raise failed[0]
+        if self.form == "exception":
+            says = f"got the value {re.escape(_SET_EXCEPTION)}$"
+            model.meets_here("future-exception-as-value", self.at, says)
+            # Nothing says of which class it is at the caller.
+            return model.shows({"raised": True, "kept": True})
         if self.raises_there:
             return model.shows({"raised": "RuntimeError", "kept": True})
         return model.shows(self._computed())
@@ -463,9 +497,9 @@ class Deferred(Step):
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         if not self.raises_there:
             return Step.judge(self, expected, seen)
-        if self.form == "exception" and isinstance(seen, dict) and seen["raised"]:
-            # Nothing says of which class it is at the caller.
-            expected = {**expected, "raised": seen["raised"]}
+        if self.form == "exception":
+            raised = isinstance(seen, dict) and seen["raised"]
+            expected = {**expected, "raised": raised or "the exception of the future"}
         return _judge_raised(expected, seen)
 
     @classmethod
@@ -476,11 +510,12 @@ class Deferred(Step):
         # raises something else (readable-injected-error).
         may_fail = drawer.may_fail(to, [MessageType.PYTHON_CALL])
         is_plain = not may_fail or not drawer.facts.has_bug("readable-injected-error")
+        as_value = drawer.facts.has_bug("future-exception-as-value")
         waiting = ("then", "thens", "again")
         forms = [
             form
             for form in get_args(DeferredForm)
-            if form != "exception" and (is_plain or form not in waiting)
+            if (form != "exception" or not as_value) and (is_plain or form not in waiting)
         ]
         form: Any = drawer.pick(forms)
         how: Any = drawer.pick(get_args(DeferredBy))
@@ -495,7 +530,9 @@ def _judge_raised(expected: Any, seen: Any) -> list[Violation]:
     """What is wrong with a ``{"raised": class, "kept": whether its text stayed}``."""
     raised = seen.get("raised") if isinstance(seen, dict) else ""
     if not raised:
-        return [Violation("MissingError", f"expected {expected['raised']}, got no error")]
+        gave = seen.get("gave") if isinstance(seen, dict) else None
+        got = "no error" if gave is None else f"the value {gave}"
+        return [Violation("MissingError", f"expected {expected['raised']}, got {got}")]
     if raised != expected["raised"]:
         message = f"what was raised came as {raised}, expected {expected['raised']}"
         return [Violation("UnexpectedError", message)]

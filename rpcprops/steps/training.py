@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
@@ -141,16 +144,38 @@ class Optimize(_Optimizing):
         return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
 
 
-#: Optimizers of ``torch.optim``. For all but the last torch has a version in TorchScript, which
-#: DistributedOptimizer uses instead (torch/distributed/optim/utils.py: functional_optim_map). It
-#: has one for Rprop too, which is not here: its factors are float32 even for float64 parameters,
-#: since ``sign[sign.gt(0)] = etaplus`` (torch/optim/rprop.py: _single_tensor_rprop) makes a tensor
-#: of the default type in TorchScript. So it agrees with the local one to seven digits only.
+#: Optimizers of ``torch.optim``. For all but NAdam torch has a version in TorchScript, which
+#: DistributedOptimizer uses instead (torch/distributed/optim/utils.py: functional_optim_map).
 Optimizer: TypeAlias = Literal[
-    "SGD", "Adagrad", "Adam", "AdamW", "Adadelta", "RMSprop", "Adamax", "NAdam"
+    "SGD", "Adagrad", "Adam", "AdamW", "Adadelta", "RMSprop", "Adamax", "NAdam", "Rprop"
 ]
 _OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 _ROUNDS = (2, 1, 3)
+_RATE = 0.25
+#: The factors of Rprop's step sizes, and the limits of these (torch/optim/rprop.py).
+_SHRINKS, _GROWS = 0.5, 1.2
+_STEP_SIZES = (1e-6, 50.0)
+
+
+def _rprop(value: float, rounds: int, *, grows: float) -> float:
+    """A parameter after some steps of Rprop, where the loss is its square."""
+    previous, size = 0.0, _RATE
+    for _ in range(rounds):
+        slope = 2.0 * value
+        turn = slope * previous
+        size *= grows if turn > 0 else _SHRINKS if turn < 0 else 1.0
+        size = min(max(size, _STEP_SIZES[0]), _STEP_SIZES[1])
+        if turn < 0:
+            slope = 0.0
+        if slope:
+            value -= math.copysign(size, slope)
+        previous = slope
+    return value
+
+
+def _as_float32(number: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -188,11 +213,25 @@ class Train(_Optimizing):
     def predict(self, model: Model, call: str) -> StepPrediction:
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
         self._optimized(model, call, starts, self.rounds)
+        if self.optimizer == "Rprop":
+            ends = [[_rprop(x, self.rounds, grows=_GROWS) for x in start] for start in starts]
+            self._meet_rounding(model, starts, ends)
+            return model.shows({"parameters": ends, "alone": ends})
         if self.optimizer != "SGD":
             return model.shows({"parameters": None})
         # Each step halves a parameter whose loss is its square.
         ends = [[x / 2.0**self.rounds for x in start] for start in starts]
         return model.shows({"parameters": ends, "alone": ends})
+
+    def _meet_rounding(
+        self, model: Model, starts: Sequence[Sequence[float]], ends: Sequence[Sequence[float]]
+    ) -> None:
+        """Note the finding if a rounded factor changes a parameter."""
+        factor = _as_float32(_GROWS)
+        rounded = [[_rprop(x, self.rounds, grows=factor) for x in start] for start in starts]
+        if not is_close(rounded, ends):
+            says = re.escape(f"got {rounded!r}, and {ends!r} alone")
+            model.meets_here("rounded-rprop-factor", self.at, f"{says}$")
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         parameters, alone = seen.get("parameters"), seen.get("alone")
@@ -208,7 +247,8 @@ class Train(_Optimizing):
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()) -> Train:
         at = drawer.rank() if at is None else at
         owners = _owners(drawer, at, first)
-        optimizer = drawer.pick(_OPTIMIZERS)
+        rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
+        optimizer = drawer.pick([x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor])
         rounds = drawer.pick(_ROUNDS)
         return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
 

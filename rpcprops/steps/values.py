@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rpcprops._given import shown
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rpcprops.oracle.prediction import StepPrediction
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
+    from rpcprops.torch_facts import TorchFacts
 
 #: How a value travels, the simplest first. "result": a function returns it. "echo" and "async": it
 #: is the argument of a function that returns it, by ``rpc_sync`` or ``rpc_async``. "remote":
@@ -60,6 +61,10 @@ class Fate:
         ways: the ways by which a program may send it.
         rrefs: how many RRefs it contains.
         drawn: whether it is drawn.
+        bugs: the known finding that it meets, for each way by which it meets one. It is drawn by
+            such a way only for a torch that has mended the finding.
+        comes: a regular expression for how it then differs.
+        far: whether it meets that only where it goes to another rank.
     """
 
     argument: str = ""
@@ -70,10 +75,21 @@ class Fate:
     ways: tuple[Way, ...] = WAYS
     rrefs: int = 0
     drawn: bool = True
+    bugs: Mapping[Way, str] = field(default_factory=dict)
+    comes: str = ""
+    far: bool = False
 
 
 _TYPED = Fate(owned="typed")
 _OBJECT = Fate()
+
+
+def _guessed(comes: str, *, far: bool = False) -> Fate:
+    """``rpc.RRef(value)`` takes it for a value of another type, as which it then comes."""
+    return Fate(owned="typed", bugs={"own": "guessed-rref-type"}, comes=f"{comes}$", far=far)
+
+
+#: An RRef of it cannot be sent, or not always.
 _NOT_OWNED = Fate(ways=WAYS[:-1])
 _RREFS = {
     number: Fate(ways=("result", "echo", "async", "remote"), rrefs=number) for number in (1, 2)
@@ -96,10 +112,15 @@ def _unpicklable(error: str) -> Fate:
 _NO_STORAGE = "RuntimeError"
 #: ``Pickler::pushLiteralTensor`` knows the layout, so it arrives as an argument.
 _ONLY_THERE = Fate(_NO_STORAGE, "answer", result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed")
-#: As an argument it ends the process of the caller: ``Pickler::pushLiteralTensor`` does not know
-#: the layout, and raises in a thread of TensorPipe's.
+#: As an argument ``Pickler::pushLiteralTensor`` refuses it, for it does not know the layout. Torch
+#: raises that where nothing catches it (unwritable-tensor).
 _NOWHERE = Fate(
-    result=_NO_STORAGE, fetched=_NO_STORAGE, owned="typed", ways=("result", "remote", "own")
+    _NO_STORAGE,
+    "agent",
+    result=_NO_STORAGE,
+    fetched=_NO_STORAGE,
+    owned="typed",
+    bugs=dict.fromkeys(_ECHOES, "unwritable-tensor"),
 )
 
 #: The dtypes of torch by what :data:`SORTS` says of them; tests compare the list with torch's own.
@@ -167,8 +188,9 @@ SORTS: Mapping[str, Fate] = {
     "str-empty": _TYPED,
     "str-surrogate": _BEYOND_SCRIPT,
     "str-subclass": _OBJECT,
-    # RRef(b"x") holds the str "x", and fails for bytes that are no UTF-8.
+    # An RRef of bytes that are no UTF-8 cannot be fetched.
     "bytes": _NOT_OWNED,
+    "bytes-text": _guessed("type builtins.str instead of builtins.bytes"),
     "bytearray": _OBJECT,
     "list": _OBJECT,
     "list-empty": _OBJECT,
@@ -182,8 +204,7 @@ SORTS: Mapping[str, Fate] = {
     "dict": _TYPED,
     "dict-nested": _OBJECT,
     "dict-empty": _OBJECT,
-    # RRef(OrderedDict()) holds a dict.
-    "dict-ordered": _NOT_OWNED,
+    "dict-ordered": _guessed("type builtins.dict instead of collections.OrderedDict"),
     "set": _OBJECT,
     "frozenset": _OBJECT,
     "range": _OBJECT,
@@ -196,8 +217,7 @@ SORTS: Mapping[str, Fate] = {
     "slots": _OBJECT,
     "class": _OBJECT,
     "function": _OBJECT,
-    # RRef(torch.float32) holds the int 6.
-    "dtype": _NOT_OWNED,
+    "dtype": _guessed("type builtins.int instead of torch.dtype"),
     "device": _TYPED,
     "size": _NOT_OWNED,
     "exception": _OBJECT,
@@ -229,8 +249,7 @@ SORTS: Mapping[str, Fate] = {
     "many-tensors": _TYPED,
     "requires-grad": _TYPED,
     "non-leaf": _TYPED,
-    # RRef(Parameter()) is fetched as a plain tensor.
-    "parameter": _NOT_OWNED,
+    "parameter": _guessed("type torch.Tensor instead of torch.nn.parameter.Parameter", far=True),
     "subclass": _OBJECT,
     "module": _OBJECT,
     "slow": _OBJECT,
@@ -247,13 +266,26 @@ SORTS: Mapping[str, Fate] = {
     "future": _unpicklable("RuntimeError"),
     "raises-pickled": _unpicklable("RaisedOnPurposeError"),
     "tensor-and-lock": _unpicklable("TypeError"),
+    "rref-and-lock": replace(
+        _unpicklable("TypeError"),
+        ways=("result", "echo", "async", "remote"),
+        rrefs=1,
+        bugs=dict.fromkeys(("result", "echo", "async", "remote"), "unpicklable-after-rref"),
+    ),
     # As an argument it is read before the function is called (request_callback_no_python.cpp:
     # RequestCallbackNoPython::processMessage); as a result in a thread that keeps the error's text
     # (python_functions.cpp: toPyJitFuture); by to_here in the thread of the caller.
     "raises-unpickled": Fate("RuntimeError", "reader", "RuntimeError", "RaisedOnPurposeError"),
     # internal.py: deserialize makes it the error that _run_function raises. As a result such an
     # error comes as if it were the value.
-    "missing-unpickled": Fate("RuntimeError", "reader", ways=_ECHOES),
+    "missing-unpickled": Fate(
+        "RuntimeError",
+        "reader",
+        "RuntimeError",
+        "AttributeError",
+        bugs=dict.fromkeys(("result", "remote", "own"), "attribute-error-as-value"),
+        comes="type builtins.AttributeError instead of ",
+    ),
     "large": Fate(owned="typed", drawn=False),
 }
 
@@ -303,14 +335,29 @@ class Carry(Step):
                 refused = self._remote(model, call)
             case "own":
                 refused = self._own(model, call)
+        self._meet(model, refused)
         return model.shows({"refused": refused} if refused else {"differs": ""})
+
+    def _meet(self, model: Model, refused: str) -> None:
+        """Note the known finding that the value meets."""
+        fate = SORTS[self.sort]
+        bug = fate.bugs.get(self.way)
+        # An owner that fetches its own value refuses nothing.
+        if bug is None or (fate.argument and not refused) or (fate.far and self.at == self.to):
+            return
+        if fate.rrefs:
+            # The rank that pickled it has forked the RRefs before it met what it cannot pickle.
+            model.keeps(bug, self.at if self.way in _ECHOES else self.to, fate.rrefs)
+        else:
+            model.meets_here(bug, self.at, fate.comes)
 
     def _result(self, model: Model, call: str) -> str:
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
-        made = self._made(model, self.to)
+        refused = SORTS[self.sort].result
+        made = [] if refused else self._made(model, self.to)
         self._fetch(model, self._given(model, made, self.to, self.at), self.at)
-        return SORTS[self.sort].result
+        return refused
 
     def _echo(self, model: Model, call: str) -> str:
         fate = SORTS[self.sort]
@@ -356,9 +403,10 @@ class Carry(Step):
             if self.at == self.to:
                 # The owner gets the value itself (py_rref.cpp: PyRRef::localValue).
                 return ""
-            back = self._given(model, self._made(model, self.to), self.to, self.at)
-            self._fetch(model, back, self.at)
-            return SORTS[self.sort].fetched
+            refused = SORTS[self.sort].fetched
+            made = [] if refused else self._made(model, self.to)
+            self._fetch(model, self._given(model, made, self.to, self.at), self.at)
+            return refused
         finally:
             model.drop(handle)
 
@@ -420,7 +468,8 @@ class Carry(Step):
             message = f"a value of the sort {self.sort!r} was refused by {refused}"
             return [Violation("UnexpectedError", message)]
         if wanted is not None and refused is None:
-            message = f"a value of the sort {self.sort!r} had to be refused by {wanted}, and came"
+            came = f"came with {differs}" if (differs := seen.get("differs")) else "came"
+            message = f"a value of the sort {self.sort!r} had to be refused by {wanted}, and {came}"
             return [Violation("MissingError", message)]
         if wanted is not None:
             message = f"the value had to be refused by {wanted}, and was refused by {refused}"
@@ -440,7 +489,7 @@ class Carry(Step):
         """One between these ranks, of a sort and by a way that fit."""
         caller = drawer.pick(at or drawer.ranks)
         target = drawer.pick(to or drawer.peers[caller])
-        able = _able(fits)
+        able = _able(fits, drawer.facts)
         sort = drawer.pick(tuple(able))
         return cls(caller, target, sort, drawer.pick(able[sort]))
 
@@ -467,11 +516,16 @@ class Carry(Step):
 
 
 @functools.cache
-def _able(fits: Callable[[Fate, Way], bool] | None) -> Mapping[str, tuple[Way, ...]]:
-    """The sorts that are drawn, with the ways that fit."""
+def _able(
+    fits: Callable[[Fate, Way], bool] | None, facts: TorchFacts
+) -> Mapping[str, tuple[Way, ...]]:
+    """The sorts that are drawn for a torch, with the ways that fit."""
     found: dict[str, tuple[Way, ...]] = {}
     for sort, fate in SORTS.items():
-        ways: list[Way] = [way for way in fate.ways if fits is None or fits(fate, way)]
+        met = {way for way, bug in fate.bugs.items() if facts.has_bug(bug)}
+        ways: list[Way] = [
+            way for way in fate.ways if way not in met and (fits is None or fits(fate, way))
+        ]
         if ways and fate.drawn:
             found[sort] = tuple(ways)
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.outcomes import UNLIMITED_SLACK
+from rpcprops.outcomes import UNLIMITED_SLACK, Violation
 from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, sum_of
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
@@ -90,7 +90,8 @@ FORMS: tuple[Form, ...] = tuple(_SEEN)
 _REFUSED = frozenset({"local_value", "backward", "pickle", "deepcopy", "type_hint"})
 #: These only a user's RRef must refuse; an owner's may have the value.
 OF_USERS: tuple[What, ...] = ("local_value", "backward")
-OF_OWNERS: tuple[What, ...] = ("confirmed_by_owner",)
+#: This a user's RRef answers too, but perhaps not at once: see :class:`Ask`.
+CONFIRMED: What = "confirmed_by_owner"
 #: What can be asked of every RRef.
 ANYWHERE: tuple[What, ...] = (
     "owner_name",
@@ -295,11 +296,9 @@ class Gather(Step):
 class Ask(OfHandle):
     """What a handle knows without a message, or must refuse (the value is the class of the error).
 
-    "local_value" and "backward" are refused to a user's handle only. "confirmed_by_owner" is asked
-    of an owner's handle only: at a user torch promises no time, and a handle that came from the
-    owner itself never says that it is confirmed (``rref_context.cpp``:
-    RRefContext::notifyOwnerAndParentOfFork calls addConfirmedUser, but not UserRRef::confirm),
-    although its documentation says that it does once the owner knows of it.
+    "local_value" and "backward" are refused to a user's handle only. Of "confirmed_by_owner" the
+    documentation says that it is true at an owner, and at a user once the owner knows of that user.
+    It names no time, so a user's handle must give True only if a settle has come after it.
     """
 
     op: ClassVar[str] = "ask"
@@ -311,9 +310,8 @@ class Ask(OfHandle):
 
     def enter(self, scope: Scope) -> None:
         owner = scope.alive(self.at, self.handle).owner
-        if self.what in (OF_USERS if owner == self.at else OF_OWNERS):
-            whose = "user's" if owner == self.at else "owner's"
-            msg = f"what={shown(self.what)} needs a {whose} handle; {self.handle!r} is none."
+        if self.what in OF_USERS and owner == self.at:
+            msg = f"what={shown(self.what)} needs a user's handle; {self.handle!r} is none."
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
@@ -323,18 +321,30 @@ class Ask(OfHandle):
         mine = owner == self.at
         if self.what in _REFUSED:
             return model.shows(["RuntimeError"])
+        if self.what == CONFIRMED and not mine:
+            if not handle.confirmed:
+                return model.shows()
+            if handle.of_owner:
+                model.meets_here("unconfirmed-user", self.at, r"expected \[True\], got \[False\]$")
         known: dict[str, list[Any]] = {
             "owner": [owner, f"worker{owner}"],
             "owner_name": [f"worker{owner}"],
             "is_owner": [mine],
-            "confirmed_by_owner": [True],
+            CONFIRMED: [True],
             "str": ["OwnerRRef" if mine else "UserRRef"],
         }
         return model.shows(known[self.what])
 
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        if expected is None and seen in ([True], [False]):
+            return []
+        return Step.judge(self, expected, seen)
+
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
-        further = OF_OWNERS if handle.home == handle.owner else OF_USERS
+        further = (CONFIRMED,) if handle.home == handle.owner else OF_USERS
+        if handle.home != handle.owner and not drawer.facts.has_bug("unconfirmed-user"):
+            further = (*OF_USERS, CONFIRMED)
         return cls(handle.home, name, drawer.pick((*ANYWHERE, *further)))
 
 

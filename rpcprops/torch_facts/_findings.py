@@ -250,6 +250,124 @@ _ALL = (
         shows_as=frozenset({"ErrorInLog"}),
         logs="owner_assertion",
     ),
+    Finding(
+        name="garbled-exception-text",
+        promise="UnclearError",
+        why=(
+            "The caller decodes the text of an exception with unicode_escape, which is meant for "
+            "ASCII. A character outside ASCII comes as several others. Where the traceback has a "
+            "backslash before an x, u, U or N, the decoding fails, and the caller gets a "
+            "UnicodeDecodeError and never learns what was raised."
+        ),
+        source=(
+            "torch/distributed/rpc/internal.py: _handle_exception calls "
+            'result.msg.encode("utf-8").decode("unicode_escape")'
+        ),
+        shows_as=frozenset({"UnclearError", "UnexpectedError"}),
+    ),
+    Finding(
+        name="future-exception-as-value",
+        promise="MissingError",
+        why=(
+            "Future.set_exception stores the exception as the result of the future, and makes "
+            "Python's wait() raise it. The code in C++ that waits for the future of an "
+            "async_execution function sends the result, so the caller gets the exception as a "
+            "value."
+        ),
+        source=(
+            "torch/futures/__init__.py: Future.set_exception calls set_result; "
+            "torch/csrc/distributed/rpc/request_callback_impl.cpp: "
+            "RequestCallbackImpl::runPythonFunction takes the value of the inner future"
+        ),
+        shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="unpicklable-after-rref",
+        promise="RRefLeak",
+        why=(
+            "An RRef is forked while it is pickled. When a later part of the same message cannot "
+            "be pickled, the message is not sent and nobody takes the fork back, so the owner "
+            "keeps the value for ever."
+        ),
+        source=(
+            "torch/distributed/rpc/internal.py: _InternalRPCPickler._py_rref_reducer calls "
+            "PyRRef::pickle (torch/csrc/distributed/rpc/py_rref.cpp), which forks by "
+            "RRefContext::prepareChildFork (rref_context.cpp)"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="unwritable-tensor",
+        promise="RankDied",
+        why=(
+            "A tensor whose layout the pickler of TorchScript does not know makes it throw. That "
+            "happens while the message is written in a function that must not throw, so the "
+            "process ends."
+        ),
+        source=(
+            "torch/csrc/jit/serialization/pickler.cpp: Pickler::pushLiteralTensor, called by "
+            "tensorpipeSerialize (torch/csrc/distributed/rpc/tensorpipe_utils.cpp) in "
+            "TensorPipeAgent::pipeWrite (tensorpipe_agent.cpp), which is noexcept"
+        ),
+        shows_as=frozenset({"RankDied"}),
+    ),
+    Finding(
+        name="guessed-rref-type",
+        promise="WrongValue",
+        why=(
+            "RRef(value) guesses a type of TorchScript for the value, and keeps the value in that "
+            "type. Some values change for that, and of others the RRef cannot be sent or fetched."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/py_rref.cpp: tryInferTypeWithTypeHint calls "
+            "tryToInferType (torch/csrc/jit/python/pybind_utils.h)"
+        ),
+        shows_as=frozenset({"WrongValue", "UnexpectedError"}),
+    ),
+    Finding(
+        name="attribute-error-as-value",
+        promise="MissingError",
+        why=(
+            "An AttributeError while a message is unpickled becomes the object that was unpickled. "
+            "The code that runs a function looks for that; the code that takes an answer, or what "
+            "to_here() fetches, does not, so the caller gets the error as a value."
+        ),
+        source=(
+            "torch/distributed/rpc/internal.py: _InternalRPCPickler.deserialize; _run_function "
+            "looks for it, _handle_exception does not"
+        ),
+        shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="unconfirmed-user",
+        promise="WrongValue",
+        why=(
+            "A user that gets an RRef from its owner is known to the owner at once. Torch stores "
+            "that user and does not mark it, so its confirmed_by_owner() is False for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: "
+            "RRefContext::notifyOwnerAndParentOfFork calls addConfirmedUser, which does not call "
+            "UserRRef::confirm as delPendingUser does"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="rounded-rprop-factor",
+        promise="WrongValue",
+        why=(
+            "DistributedOptimizer runs Rprop as TorchScript, where the assignment of a number to "
+            "a part of a tensor rounds the number to float32. The factor 1.2 becomes "
+            "1.2000000476837158 also for parameters of float64."
+        ),
+        source=(
+            "torch/optim/rprop.py: _single_tensor_rprop, sign[sign.gt(0)] = etaplus, as "
+            "_FunctionalRprop (torch/distributed/optim/functional_rprop.py) compiles it"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+        fixed_in="2.14",
+        fixed_by="its DistributedOptimizer does without TorchScript",
+    ),
 )
 
 #: The known findings, by the name of their property.

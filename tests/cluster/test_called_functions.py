@@ -44,14 +44,13 @@ DEFERRED = [
     for (to, then), form, how in itertools.product(
         ((1, 2), (0, 0)), get_args(DeferredForm), get_args(DeferredBy)
     )
-    if form != "exception"
 ]
 
 
 def unexplained(program: Program, plan: FaultPlan) -> tuple[Violation, ...]:
     """What the known findings do not explain."""
     outcome = default_runner().run_anew(program, plan)
-    met = predict_for(program, plan, outcome).known_bugs
+    met = predict_for(program, plan, outcome).met
     return set_apart(program, met, outcome, judge(program, plan, outcome))[1]
 
 

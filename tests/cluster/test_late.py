@@ -18,7 +18,7 @@ LOST = FaultPlan(by_rank={0: FaultTable([m for m in MessageType if not m.is_retr
 def unexplained(program: Program, plan: FaultPlan) -> tuple[Violation, ...]:
     """What a run of a program shows that neither the prediction nor a finding explains."""
     outcome = default_runner().run_anew(program, plan)
-    met = predict_for(program, plan, outcome).known_bugs
+    met = predict_for(program, plan, outcome).met
     return set_apart(program, met, outcome, judge(program, plan, outcome))[1]
 
 

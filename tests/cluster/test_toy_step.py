@@ -275,7 +275,7 @@ def test_it_runs_in_real_ranks(plan: FaultPlan) -> None:
 
 def _unexplained(program: Program, plan: FaultPlan) -> tuple[Violation, ...]:
     outcome = default_runner().run_anew(program, plan)
-    met = predict_for(program, plan, outcome).known_bugs
+    met = predict_for(program, plan, outcome).met
     return set_apart(program, met, outcome, judge(program, plan, outcome))[1]
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import judge, predict
+from rpcprops.oracle import judge, predict, predict_for, set_apart
 from rpcprops.programs import Carry, Program, Settle
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import run
 from rpcprops.steps.values import DTYPES, LEFT_OUT, QUANTIZED, SORTS, WAYS, Way
 from rpcprops.strategies import programs
+from rpcprops.torch_facts import installed
 from tests._draws import draws
 
 #: What torch has under another name: its dtypes by the attributes that name them.
@@ -202,14 +203,18 @@ def test_sorts_and_ways_are_drawn() -> None:
     assert all(SORTS[step.sort].drawn for step in found)
 
 
-def every_carry(*, drawn: bool) -> list[Carry]:
-    """Each sort by each of its ways, to another rank and to the rank itself."""
+def every_carry(*, drawn: bool, broken: bool = False) -> list[Carry]:
+    """Each sort by each of its ways, to another rank and to the rank itself.
+
+    `broken` asks for those that meet a known finding of this torch, and only for them.
+    """
     return [
         Carry(0, to, sort, way)
         for to in (1, 0)
         for sort, fate in SORTS.items()
         for way in fate.ways
         if fate.drawn == drawn
+        if broken == (way in fate.bugs and installed().has_bug(fate.bugs[way]))
     ]
 
 
@@ -239,6 +244,22 @@ def test_values_travel_as_predicted() -> None:
 def test_every_sort_travels_by_every_way(plan: FaultPlan) -> None:
     """Each sort by each way arrives or is refused as predicted, also within the retry budget."""
     check(every_carry(drawn=True), plan, 20)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("rpc_cluster")
+def test_what_torch_breaks_is_explained_and_nothing_else_is_wrong() -> None:
+    """Each sort that meets a known finding shows it, as it is described, in a world of its own."""
+    shown = 0
+    for step in every_carry(drawn=True, broken=True):
+        program = Program(2, (step, Settle()))
+        outcome = run(program)
+        violations = judge(program, None, outcome)
+        met = predict_for(program, FaultPlan(), outcome).met
+        names, left = set_apart(program, met, outcome, violations)
+        assert not left, program
+        shown += bool(names)
+    assert shown > 20
 
 
 @pytest.mark.nightly

@@ -14,6 +14,8 @@ from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
+#: Torch compiles an optimizer in each of its ranks.
+_SLOW |= {"rounded-rprop-factor"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.
 _SLOW |= {"fork-request-given-up"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
 
 import pytest
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ LATE_CREATIONS = FaultTable(
 )
 LATE_CALLS = FaultTable(messages_to_delay={"PYTHON_CALL": 3.0})
 FAILED_DELETES = FaultTable(["RREF_USER_DELETE"], 3)
+T = TypeVar("T")
 TWO = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
 
 
@@ -84,6 +88,50 @@ def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
         return sum(finding in predict(one, FaultPlan(table)).known_bugs for one in found)
 
     assert met_by(UNKNOWN) == 0
+    assert met_by(Mended("", mended=(finding,)))
+
+
+class Chance(StepDrawer):
+    """A drawer that does without Hypothesis, so that a thousand steps are drawn at once."""
+
+    chance: Random
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of some options."""
+        return self.chance.choice(options)
+
+
+@pytest.mark.parametrize(
+    ("finding", "kinds", "times"),
+    [
+        ("garbled-exception-text", ["raising"], 40),
+        ("future-exception-as-value", ["deferred"], 40),
+        ("unpicklable-after-rref", ["carry"], 400),
+        ("unwritable-tensor", ["carry"], 400),
+        ("guessed-rref-type", ["carry"], 400),
+        ("attribute-error-as-value", ["carry"], 400),
+        ("unconfirmed-user", ["own", "share", "settle", *["ask"] * 10], 40),
+        ("rounded-rprop-factor", ["train"], 40),
+    ],
+)
+def test_a_form_that_meets_a_finding_is_drawn_where_torch_has_mended_it(
+    finding: str, kinds: list[str], times: int
+) -> None:
+    """So many steps of its kind never meet it on a torch that has it, and some would otherwise."""
+
+    def met_by(facts: TorchFacts) -> bool:
+        chance = Random(0)
+        for _ in range(times):
+            drawer = Chance(lambda _: 0, 2, facts=facts)
+            drawer.chance = chance
+            for kind in kinds:
+                assert drawer.add_kind(kind)
+            program = Program(2, tuple(drawer.steps))
+            if finding in predict(program, FaultPlan()).known_bugs:
+                return True
+        return False
+
+    assert not met_by(UNKNOWN)
     assert met_by(Mended("", mended=(finding,)))
 
 

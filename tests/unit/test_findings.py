@@ -6,12 +6,30 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS, judge, predict, set_apart
 from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Outcome, RaisedError, Violation
-from rpcprops.programs import Drop, Fetch, Nest, Program, Remote, Settle, Share
+from rpcprops.programs import (
+    Ask,
+    Carry,
+    Count,
+    Deferred,
+    Drop,
+    Fetch,
+    Local,
+    Nest,
+    Own,
+    Program,
+    Raising,
+    Remote,
+    Settle,
+    Share,
+    Step,
+    Train,
+)
 from rpcprops.properties import Case, observe
 from tests.seeded._ideal import holding, ideal, place, with_step
 
@@ -191,3 +209,215 @@ def test_a_leak_is_explained_where_the_owner_could_not_delete_its_own_fork(
     found, others = left(TWICE, LOST, replace(outcome, ranks=ranks), violation)
     assert bool(found) is explained
     assert bool(others) is not explained
+
+
+# The findings that show at one place: each explains what it causes there, and nothing else.
+
+#: For each such finding, a program that meets it, and how it shows.
+PLACED: dict[str, tuple[Program, Violation]] = {
+    "garbled-exception-text": (
+        Program(2, (Count(0, 1), Raising(0, 1, text=": caf\u00e9"))),
+        Violation("UnclearError", "RuntimeError came without the text that was raised", 0, 1),
+    ),
+    "future-exception-as-value": (
+        Program(2, (Count(0, 1), Deferred(0, 1, 0, "exception"))),
+        Violation(
+            "MissingError",
+            "expected the exception of the future, got the value "
+            "RaisedOnPurposeError('raised on purpose')",
+            0,
+            1,
+        ),
+    ),
+    "guessed-rref-type": (
+        Program(2, (Count(0, 1), Carry(0, 1, "bytes-text", "own"))),
+        Violation(
+            "WrongValue",
+            "a value of the sort 'bytes-text' came with type builtins.str instead of "
+            "builtins.bytes",
+            0,
+            1,
+        ),
+    ),
+    "attribute-error-as-value": (
+        Program(2, (Count(0, 1), Carry(0, 1, "missing-unpickled"))),
+        Violation(
+            "MissingError",
+            "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came "
+            "with type builtins.AttributeError instead of "
+            "rpcprops.steps.in_rank.values.MissingWhenUnpickled",
+            0,
+            1,
+        ),
+    ),
+    "unconfirmed-user": (
+        Program(
+            2, (Own(1, "a"), Share(1, "a", 0, "b"), Settle(), Ask(0, "b", "confirmed_by_owner"))
+        ),
+        Violation("WrongValue", "expected [True], got [False]", 0, 3),
+    ),
+    "rounded-rprop-factor": (
+        Program(2, (Count(0, 1), Train(0, "x", (1,), "Rprop", value=(1.0,)))),
+        Violation(
+            "WrongValue",
+            "expected the parameters [[0.45]], got [[0.44999998807907104]], and [[0.45]] alone",
+            0,
+            1,
+        ),
+    ),
+    "unwritable-tensor": (
+        Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
+        Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
+    ),
+    "unpicklable-after-rref": (
+        Program(2, (Count(0, 1), Carry(0, 1, "rref-and-lock", "echo"))),
+        Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
+    ),
+}
+
+
+def apart(program: Program, *violations: Violation) -> tuple[tuple[str, ...], list[str]]:
+    """The findings that explain some of these violations, and the promises of the others."""
+    met = predict(program, FaultPlan()).met
+    names, others = set_apart(program, met, seen(program, FaultPlan()), violations)
+    return names, [violation.promise for violation in others]
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_finding_explains_what_it_shows_in_its_step(name: str) -> None:
+    """Its smallest case is no failure on a torch that has it, and one on a torch that mended it."""
+    program, violation = PLACED[name]
+    assert predict(program, FaultPlan()).known_bugs == {name}
+    assert apart(program, violation) == ((name,), [])
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
+    """At another rank, in another step, or of another promise it is reported."""
+    program, violation = PLACED[name]
+    for other in (
+        structs.replace(violation, rank=1),
+        structs.replace(violation, step=0),
+        structs.replace(violation, promise="NotRunOnce"),
+        structs.replace(violation, promise="OwnerGone"),
+        Violation("RRefLeak", "worker0 holds 2 owners, 2 forks; expected nothing", 0),
+        Violation("RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", 1),
+        Violation("RankDied", "worker1 died before its time: killed by SIGSEGV", 1),
+        Violation("RankHung", "worker0 hung", 0),
+    ):
+        assert apart(program, other) == ((), [other.promise])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("future-exception-as-value", "expected the exception of the future, got the value 3.0"),
+        ("future-exception-as-value", "expected the exception of the future, got no error"),
+        (
+            "guessed-rref-type",
+            "a value of the sort 'bytes-text' came with b'tex' instead of b'text'",
+        ),
+        (
+            "attribute-error-as-value",
+            "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came",
+        ),
+        ("unconfirmed-user", "expected [True], got [None]"),
+        (
+            "rounded-rprop-factor",
+            "expected the parameters [[0.45]], got [[0.4499]], and [[0.45]] alone",
+        ),
+        (
+            "rounded-rprop-factor",
+            "expected the parameters [[0.45]], got [[0.44999998807907104]], and [[0.44]] alone",
+        ),
+        ("unpicklable-after-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
+        ("unpicklable-after-rref", "worker0 holds 1 fork; expected nothing"),
+    ],
+)
+def test_another_wrong_outcome_in_the_same_step_is_a_failure(name: str, message: str) -> None:
+    """A finding explains its own wrong value, error or leak, and no other one at its place."""
+    program, violation = PLACED[name]
+    other = structs.replace(violation, message=message)
+    assert apart(program, other) == ((), [violation.promise])
+
+
+def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
+    """The process ends while the tensor is sent, and at no later time."""
+    program = Program(2, (Carry(0, 1, "sparse_csc", "echo"), Count(0, 1)))
+    _, died = PLACED["unwritable-tensor"]
+    assert apart(program, died) == ((), ["RankDied"])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        # What a callback raises, and what the caller gets no text of, is not decoded.
+        Raising(0, 1, text=": caf\u00e9", how="then"),
+        Raising(0, 1, "empty", text=": caf\u00e9"),
+        Raising(0, 1, "keyboard", text=r"\users"),
+        Raising(0, 1, text=r": \d \. {0}"),
+        Deferred(0, 1, 0, "raises"),
+        # An owner that fetches its own value pickles nothing.
+        Carry(0, 0, "rref-and-lock", "remote"),
+        Carry(0, 0, "missing-unpickled", "remote"),
+        Carry(0, 0, "parameter", "own"),
+        Carry(0, 1, "sparse_csc"),
+        # The first step of Rprop has no factor.
+        Train(0, "x", (1,), "Rprop", 1),
+    ],
+)
+def test_what_is_next_to_a_finding_does_not_meet_it(step: Step) -> None:
+    """A program that torch does right has no excuse."""
+    assert predict(Program(2, (step,)), FaultPlan()).known_bugs == set()
+
+
+def test_an_rref_that_another_user_or_remote_gave_must_be_confirmed() -> None:
+    """Only one that came from its owner has the finding; before a settle nothing is promised."""
+    steps = (Own(0, "a"), Share(0, "a", 1, "b"), Share(1, "b", 2, "c"), Remote(1, 0, "d"))
+    asks = (Ask(2, "c", "confirmed_by_owner"), Ask(1, "d", "confirmed_by_owner"))
+    prediction = predict(Program(3, (*steps, *asks, Settle(), *asks)), FaultPlan())
+    assert prediction.known_bugs == set()
+    shown = [prediction.steps[index].value for index in (4, 5, 7, 8)]
+    assert shown == [None, None, [True], [True]]
+
+
+@pytest.mark.parametrize("how", ["sync", "remote"])
+def test_a_text_that_cannot_be_read_is_explained_as_what_python_raises(how: str) -> None:
+    """The caller of ``to_here`` gets Python's error with the text, other callers without it."""
+    program = Program(2, (Raising(0, 1, text=r" in C:\users", how=how),))  # type: ignore[arg-type]
+    ours = "UnicodeDecodeError: On WorkerInfo(id=1, name=worker1):"
+    if how == "sync":
+        ours = "ValueError: UnicodeDecodeError: 'unicodeescape' codec can't decode bytes in"
+    wrong = Violation("UnexpectedError", f"expected no error, got {ours}", 0, 0)
+    assert apart(program, wrong) == (("garbled-exception-text",), [])
+    other = structs.replace(wrong, message="expected no error, got ValueError: no such rank")
+    assert apart(program, other) == ((), ["UnexpectedError"])
+    unclear = Violation("UnclearError", "RuntimeError came without the text that was raised", 0, 0)
+    assert apart(program, unclear) == ((), ["UnclearError"])
+
+
+def test_leaks_of_several_messages_are_explained_up_to_their_number() -> None:
+    """Each rank keeps the RRefs that it pickled, at every settle from then on."""
+    unpicklable = [Carry(0, 1, "rref-and-lock", way) for way in ("result", "echo", "remote")]
+    program = Program(2, (*unpicklable, Own(0, "a"), Share(0, "a", 1, "b"), Settle()))
+    name = ("unpicklable-after-rref",)
+    said = "worker0 holds 2 owners, 2 forks; expected 1 owner, 1 fork"
+    assert apart(program, Violation("RRefLeak", said, 0, 5)) == (name, [])
+    assert apart(program, Violation("RRefLeak", said.replace("2 f", "3 f"), 0, 5))[0] == ()
+    two = "worker1 holds 2 owners, 2 forks; expected nothing"
+    assert apart(program, Violation("RRefLeak", two, 1, 5)) == (name, [])
+    assert apart(program, Violation("RRefLeak", two.replace("2", "3"), 1, 5))[0] == ()
+    # Only a settle shows what is held.
+    assert apart(program, Violation("RRefLeak", two, 1, 4))[0] == ()
+
+
+def test_an_owner_that_is_asked_in_time_forgets_its_rref_without_a_race() -> None:
+    """Its only other user drops the RRef while the value is made, and no message is late."""
+    making = Remote(0, 1, "a", seconds=130.0)
+    steps = (Share(0, "a", 1, "b"), Share(0, "a", 2, "c"), Drop(2, "c"), Settle(), Local(1, "b"))
+    program = Program(3, (making, *steps))
+    assert predict(program, FaultPlan()).known_bugs == {"early-owner-fork"}
+    hung = Violation("RankHung", "worker1 does not end step 5", 1)
+    assert apart(program, hung) == (("early-owner-fork",), [])
+    in_time = Program(3, (replace(making, seconds=0.0), *steps))
+    assert predict(in_time, FaultPlan()).known_bugs == set()

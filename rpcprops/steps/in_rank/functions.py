@@ -437,4 +437,4 @@ def deferred(
     if isinstance(value, torch.Tensor):
         numbers: list[float] = value.tolist()
         return numbers
-    return value if isinstance(value, dict) else {"raised": "", "kept": False}
+    return value if isinstance(value, dict) else {"raised": "", "kept": False, "gave": repr(value)}
