@@ -368,7 +368,8 @@ class Recurse(Step):
             path = [(first, at)[number % 2] for number in range(length)]
         if drawer.in_parallel:
             path = list(dict.fromkeys(path))
-        seconds, spins = drawer.pick(((0.0, False), (0.5, False), (0.0, True), (3.0, True)))
+        forms = ((0.0, False), (0.5, False), (0.0, True), (3.0, True))
+        seconds, spins = drawer.pick([form for form in forms if drawer.may_take(form[0])])
         return cls(at, tuple(path), seconds, spins)
 
     @classmethod

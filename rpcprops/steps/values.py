@@ -441,7 +441,8 @@ class Carry(Step):
         caller = drawer.pick(at or drawer.ranks)
         target = drawer.pick(to or drawer.peers[caller])
         able = _able(fits)
-        sort = drawer.pick(tuple(able))
+        may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
+        sort = drawer.pick([sort for sort in able if sort != "slow" or may_be_slow])
         return cls(caller, target, sort, drawer.pick(able[sort]))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -436,7 +437,7 @@ class Default(Step):
             )
             raise UsageError(msg)
         message = MessageType.PYTHON_CALL
-        timeout = None if self.endless else self.seconds
+        timeout = math.inf if self.endless else self.seconds
         late, slack = model.timed(self.at, message, timeout)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1
