@@ -656,7 +656,9 @@ class StepDrawer:
         left = _MOST_SECONDS - self._slow_seconds
         lengths = [seconds for seconds in self._lengths if seconds <= left]
         in_time = self._in_time(max(lengths, default=0.0))
-        forms = [(t, seconds) for seconds in lengths for t in (None, in_time) if self.may_take(seconds)]
+        forms = [
+            (t, seconds) for seconds in lengths for t in (None, in_time) if self.may_take(seconds)
+        ]
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
                 long = self.rpc_timeout + 1.5 * BETWEEN_STEPS

@@ -212,13 +212,16 @@ class Model:
         longest = max((self._lasts(send) for send in others), default=0.0)
         if self._is_timed:
             nested = [s for s in others if (s.rank, s.message) != (own.rank, own.message)]
+            if not nested:
+                return
             waits = max((self._lasts(send) for send in nested), default=0.0)
             if any(send.message.endswith("_FETCH_CALL") for send in nested):
                 waits += takes
         else:
             # One may wait for all of those that are not only announcements.
             asked = [s for s in (own, *others) if self._holds_up(s)]
-            waits = max(sum(map(self._lasts, asked)) + step.lasts + takes, longest)
+            runs = step.lasts + takes if own.delivered else 0.0
+            waits = max(sum(map(self._lasts, asked)) + runs, longest)
         if waits + CLEARLY_IN_TIME > self.rpc_timeout:
             msg = (
                 f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "

@@ -500,6 +500,76 @@ def _never_made(world: World) -> Falsified:
             yield wrong, [("UnexpectedError", leaf.at, index)]
 
 
+# The default timeout of a program.
+
+
+def _ended_by_default(world: World) -> Iterator[tuple[int, Leaf, StepPrediction]]:
+    """Each step that the default timeout ends."""
+    for index, leaf, expected, _ in _steps(world):
+        if expected.error == "timeout" and getattr(leaf, "timeout", 0) is None:
+            yield index, leaf, expected
+
+
+@defect("a call knows no default timeout")
+def _no_default(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Call):
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a fetch knows no default timeout")
+def _no_default_of_fetch(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Fetch):
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a creation knows no default timeout")
+def _no_default_of_creation(world: World) -> Falsified:
+    created = {
+        leaf.out
+        for leaf in world.program.leaves
+        if isinstance(leaf, Remote) and leaf.timeout is None and leaf.seconds
+    }
+    for index, leaf, expected, _ in _steps(world):
+        if world.program.rpc_timeout is None or expected.error != "creation":
+            continue
+        if isinstance(leaf, Fetch) and leaf.handle in created:
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call that the default timeout ended is sent again")
+def _default_sends_again(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Call | Share):
+            wrong = calling(world.outcome, leaf.to, {f"step{index}": 2})
+            yield wrong, [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a call that the default timeout ended never runs")
+def _default_prevents(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        name = f"step{index}"
+        if isinstance(leaf, Call | Share) and (
+            name not in world.prediction.abandoned_calls[leaf.to]
+        ):
+            yield calling(world.outcome, leaf.to, {name: 0}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a default timeout goes before that of a call")
+def _default_first(world: World) -> Falsified:
+    default = world.program.rpc_timeout
+    for index, leaf, expected, _ in _steps(world):
+        if default is None or expected.error or not isinstance(leaf, Call | Remote | Share):
+            continue
+        if leaf.seconds > default:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
 # Contexts.
 
 

@@ -324,6 +324,28 @@ def slow(at: int, to: int, other: int) -> Program:
 
 
 SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
+
+def outlasting(at: int, to: int, then: int) -> Program:
+    """Functions that outlast the default timeout of the program, and timeouts that exceed it."""
+    steps = (
+        Call(at, to, seconds=130.0),
+        Call(at, to, timeout=800.0, seconds=145.0),
+        Remote(at, to, "a", timeout=800.0, seconds=145.0),
+        Fetch(at, "a"),
+        Settle(),
+        Fetch(at, "a"),
+        Share(at, "a", then, "b", seconds=130.0),
+        Fetch(then, "b"),
+        Remote(at, then, "c", seconds=130.0),
+        Settle(),
+        Fetch(at, "c"),
+        Count(at, to),
+    )
+    return Program(4, steps, "outlasting", rpc_timeout=100.0)
+
+
+OUTLASTING = tuple(outlasting(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 THREADS = Program(
     3,
     (
@@ -361,6 +383,7 @@ EVERY_KIND = (
     VALUES,
     WAYS,
     SLOW[0],
+    OUTLASTING[0],
     THREADS,
 )
 
