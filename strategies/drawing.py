@@ -668,7 +668,7 @@ class StepDrawer:
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
-        if seconds < self.limit(None):
+        if seconds < min(self.limit(timeout), self.limit(None)):
             self._slow_in_time += seconds
         self.slow_functions += seconds > 0
         return timeout, seconds

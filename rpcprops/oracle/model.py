@@ -193,10 +193,10 @@ class Model:
         if predicted.error == "unknown":
             self.certain = False
         self.steps.append(predicted)
-        self._must_be_in_time(step, before, takes)
+        self._check_default(step, before, takes)
         return predicted
 
-    def _must_be_in_time(self, step: Leaf, before: int, takes: float) -> None:
+    def _check_default(self, step: Leaf, before: int, takes: float) -> None:
         """Check that the default timeout comes for no message about which the step says nothing.
 
         Args:
@@ -222,7 +222,15 @@ class Model:
             asked = [s for s in (own, *others) if self._holds_up(s)]
             runs = step.lasts + takes if own.delivered else 0.0
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
-        if waits + CLEARLY_IN_TIME > self.rpc_timeout:
+        self.must_be_in_time(step, waits)
+
+    def must_be_in_time(self, step: Leaf, waits: float) -> None:
+        """Check that the default timeout does not come where a step waits so long (virtual s).
+
+        Raises:
+            UsageError: it may come.
+        """
+        if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
             msg = (
                 f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
                 f"which the default rpc_timeout={self.rpc_timeout:g} may end, and what then comes "

@@ -224,6 +224,7 @@ class Invoke(Step):
     """
 
     op: ClassVar[str] = "invoke"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 41
     at: int
     to: int
@@ -248,12 +249,7 @@ class Invoke(Step):
         elif self.how == "remote":
             _fetch(model, self.at, self.to, name)
         else:
-            # Without the name of the call, two such calls can have equal payloads.
-            payload = name or f"{self.form} {self.left} {self.right}"
-            if self.form == "generator":
-                payload = call
-            elif self.form == "math":
-                payload = f"math {self.left}"
+            payload = self._payload if self.form in _WITHOUT_CALL else call
             model.call(self.at, self.to, MessageType.PYTHON_CALL, payload)
             if name:
                 model.calls[self.to][call] += 1
@@ -261,6 +257,15 @@ class Invoke(Step):
             # request_callback_impl.cpp: serializePyObject.
             return model.shows(True)
         return model.shows(self._computed())
+
+    @property
+    def _payload(self) -> str:
+        """Without the name of the call, two such calls can have equal payloads."""
+        return f"math {self.left}" if self.form == "math" else f"operator {self.left} {self.right}"
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return (self._payload,) if self.form in _WITHOUT_CALL else ()
 
     def _computed(self) -> list[float]:
         match self.form:
@@ -282,7 +287,9 @@ class Invoke(Step):
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Invoke:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
-        form: Any = drawer.pick(get_args(CallableForm))
+        # Two threads could send the same.
+        left_out = _WITHOUT_CALL if drawer.in_threads else ()
+        form: Any = drawer.pick([x for x in get_args(CallableForm) if x not in left_out])
         how: Any = drawer.pick([x for x in get_args(CalledBy) if _may_be_called(form, x)])
         return cls(at, to, form, *drawer.pick(PAIRS), how)
 
@@ -294,6 +301,8 @@ class Invoke(Step):
 #: Callables that cannot be pickled, and those that cannot say that they ran.
 _NEVER_PICKLED = ("lambda", "local", "script")
 _NAMELESS = ("operator", "math", "generator", "script")
+#: Functions of Python's own, which cannot be given the name of the call.
+_WITHOUT_CALL = ("operator", "math")
 
 
 def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
@@ -314,7 +323,7 @@ class Recurse(Step):
 
     A path may come back to a rank, and to the caller. The function of the last rank waits `seconds`
     (virtual); with `spins` it then holds the GIL for some 10 ms of real time. Its value is the
-    ranks as they answered.
+    ranks as they answered. `timeout` is that of the first call: the others go on without it.
 
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
     TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
@@ -322,11 +331,13 @@ class Recurse(Step):
     """
 
     op: ClassVar[str] = "recurse"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 42
     at: int
     path: tuple[int, ...]
     seconds: float = 0.0
     spins: bool = False
+    timeout: float | None = None
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= len(self.path) <= _LONGEST_PATH:
@@ -344,6 +355,8 @@ class Recurse(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         caller = self.at
+        message = MessageType.PYTHON_CALL
+        waits = self.seconds + sum(model.delay(rank, message) for rank in self.path[:-1])
         for number, rank in enumerate(self.path):
             try:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
@@ -352,7 +365,13 @@ class Recurse(Step):
                 raise StepFails("remote" if number else failed.error) from None
             model.calls[rank][call] += 1
             caller = rank
-        return model.shows(list(self.path))
+        if self.timeout is None:
+            return model.shows(list(self.path))
+        model.must_be_in_time(self, waits)
+        late, slack = model.timed(self.at, message, self.timeout, waits)
+        for rank in self.path if late else ():
+            model.abandoned_calls[rank].add(call)
+        return model.shows(None if late == "timeout" else list(self.path), late, slack)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Recurse:
@@ -370,7 +389,11 @@ class Recurse(Step):
             path = list(dict.fromkeys(path))
         forms = ((0.0, False), (0.5, False), (0.0, True), (3.0, True))
         seconds, spins = drawer.pick([form for form in forms if drawer.may_take(form[0])])
-        return cls(at, tuple(path), seconds, spins)
+        timeout, longer = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        if not drawer.may_take(longer):
+            # The default timeout would also end the calls along the path.
+            return cls(at, tuple(path), seconds, spins)
+        return cls(at, tuple(path), longer or seconds, spins, timeout)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -393,6 +416,7 @@ class Deferred(Step):
     """
 
     op: ClassVar[str] = "deferred"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 43
     at: int
     to: int

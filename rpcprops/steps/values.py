@@ -271,6 +271,7 @@ class Carry(Step):
     """
 
     op: ClassVar[str] = "carry"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 30
     gives: ClassVar[type] = dict
     at: int

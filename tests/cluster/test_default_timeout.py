@@ -78,5 +78,5 @@ def test_a_script_sets_it(tmp_path: Path) -> None:
         violations=(Violation("MissingError", "planted", 0, 0),),
     )
     script = script_of(artefact)
-    assert "RPC_TIMEOUT: float = 2.0" in script.text
+    assert "RPC_TIMEOUT = 2.0" in script.text
     assert tried(script, tmp_path, 1).codes == (0,)

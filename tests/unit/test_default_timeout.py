@@ -83,9 +83,9 @@ def test_what_is_not_known_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match="default"):
             _errors(steps, 60.0, LATE)
+    # The called function fetches it.
+    call = Call(0, 2, (1.0,), "a", timeout=800.0)
     with pytest.raises(UsageError, match="its messages may take 130 s"):
-        # The called function fetches it.
-        call = Call(0, 2, (1.0,), "a", timeout=800.0)
         _errors((Remote(0, 1, "a", seconds=130.0, timeout=800.0), call), 150.0)
     # Nobody waits for a cleanup, but a delayed one would be sent again.
     cleanups = FaultPlan(FaultTable(messages_to_delay={"CLEANUP_AUTOGRAD_CONTEXT_REQ": 70.0}))
