@@ -696,6 +696,10 @@ class StepDrawer:
         """Whether a step may take so long (virtual seconds), and no default timeout comes."""
         return self._waits(seconds) <= self.limit(None)
 
+    def may_leave(self) -> bool:
+        """Whether one more function may go on after its caller has given up, until a settle."""
+        return self.slow_functions < _MOST_SLOW
+
     def just_begun(self) -> list[str]:
         """Handles that outlast the default timeout, if the last step began to make the value."""
         made = () if self._latest is None else self._latest.made

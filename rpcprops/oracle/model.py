@@ -165,6 +165,8 @@ class Model:
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
         self.abandoned_calls: list[set[str]] = [set() for _ in range(world_size)]
+        #: How many threads of each rank such calls may keep busy, which wait for further ranks.
+        self.busy: Counter[int] = Counter()
         #: Deletes since the last settle whose first send failed, of RRefs that may not exist yet.
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
@@ -270,6 +272,7 @@ class Model:
             rref.slow = False
         self.settled = len(self.sends)
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
+        self.busy.clear()
         self.early_deletes.clear()
         self.late_contexts.clear()
         return StepPrediction(

@@ -315,6 +315,8 @@ def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
 #: The most calls of a path; each keeps one thread of its rank busy until the last has ended. The
 #: scripts of failures have 8 threads a rank, and one must be free to handle answers.
 _LONGEST_PATH = 5
+#: The threads of each rank that may all be busy. A program's clusters have one more.
+_THREADS = 7
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -328,6 +330,10 @@ class Recurse(Step):
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
     TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
     a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
+    Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all threads
+    of a rank wait for answers, torch breaks its promise of timeouts: the error too is handed over by
+    one of them (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureWithError), so no timeout ends
+    the calls, and the rank answers nothing any more. The oracle refuses such programs.
     """
 
     op: ClassVar[str] = "recurse"
@@ -354,6 +360,7 @@ class Recurse(Step):
         return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        self._must_find_threads(model)
         caller = self.at
         message = MessageType.PYTHON_CALL
         waits = self.seconds + sum(model.delay(rank, message) for rank in self.path[:-1])
@@ -371,7 +378,20 @@ class Recurse(Step):
         late, slack = model.timed(self.at, message, self.timeout, waits)
         for rank in self.path if late else ():
             model.abandoned_calls[rank].add(call)
+            model.busy[rank] += 1
         return model.shows(None if late == "timeout" else list(self.path), late, slack)
+
+    def _must_find_threads(self, model: Model) -> None:
+        """Raises:
+        UsageError: all threads of a rank may come to wait for each other.
+        """
+        for rank in self.path:
+            if model.busy[rank] + self.path.count(rank) > _THREADS:
+                msg = (
+                    f"{self!r}: with the calls that have timed out before it may keep all "
+                    f"{_THREADS} threads of rank {rank} busy; put a Settle() before it."
+                )
+                raise UsageError(msg)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Recurse:
@@ -389,10 +409,15 @@ class Recurse(Step):
             path = list(dict.fromkeys(path))
         forms = ((0.0, False), (0.5, False), (0.0, True), (3.0, True))
         seconds, spins = drawer.pick([form for form in forms if drawer.may_take(form[0])])
-        timeout, longer = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        may_leave = drawer.settles and drawer.may_leave()
+        message = MessageType.PYTHON_CALL
+        timeout, longer = drawer.timing(at, message, late=may_leave, slow_late=may_leave)
         if not drawer.may_take(longer):
             # The default timeout would also end the calls along the path.
             return cls(at, tuple(path), seconds, spins)
+        if timeout is not None:
+            path = list(dict.fromkeys(path))
+            drawer.slow_functions += not longer
         return cls(at, tuple(path), longer or seconds, spins, timeout)
 
     @classmethod
