@@ -104,6 +104,8 @@ _MINUTES = (130.0,)
 _LATE = 12.0
 #: The most such functions between two settles: each takes a thread of its rank's agent.
 _MOST_SLOW = 3
+#: The most uses of RRefs whose creation times out: each doubles what a program may show.
+_MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 300.0
 #: The default timeouts that a program may have, in virtual seconds; torch's own is 60.
@@ -234,8 +236,8 @@ class StepDrawer:
         count: how many steps that a rank runs (and settles) were drawn so far.
         on: the kinds that are drawn.
         ended: contexts that have ended, and whether a settle came after that.
-        uncreated: handles whose creation timed out, until a settle. Uses of them may fail or not;
-            drops of them meet timed-out-remote-dropped.
+        uncreated: handles whose creation timed out, until a settle. Uses of them may fail or not,
+            so there are few; drops of them meet timed-out-remote-dropped.
         failed_at: the ranks that have had such a creation. A second one meets second-failed-remote.
         unmade: handles at an owner that perhaps has not made the value yet. If such a handle is
             sent on and that fork is deleted first, torch forgets the value, and the handle never
@@ -293,6 +295,7 @@ class StepDrawer:
         self._plan = plan or FaultPlan()
         self.settles = settles
         self.uncreated: set[str] = set()
+        self._uses_of_uncreated = 0
         self.failed_at: set[int] = set()
         self.unmade: set[str] = set()
         self.unseen: set[str] = set()
@@ -556,14 +559,14 @@ class StepDrawer:
         return self.handles(fits) if is_lost else self._held(fits)
 
     def _held(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
+        return [name for name in self._seen(fits) if name not in self.lasting]
+
+    def _seen(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
         block = self._block
         return [
             name
             for name, handle in self.scope.handles.items()
-            if not handle.late
-            and name not in self.lasting
-            and fits(handle)
-            and (block is None or block.is_seen(name, handle))
+            if not handle.late and fits(handle) and (block is None or block.is_seen(name, handle))
         ]
 
     def sendable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
@@ -700,10 +703,24 @@ class StepDrawer:
         """Whether one more function may go on after its caller has given up, until a settle."""
         return self.slow_functions < _MOST_SLOW
 
-    def just_begun(self) -> list[str]:
-        """Handles that outlast the default timeout, if the last step began to make the value."""
-        made = () if self._latest is None else self._latest.made
-        return [name for _, name in made if name in self.lasting - self.uncreated]
+    def unsure(self) -> list[str]:
+        """Handles of which a fetch is predicted, and hardly any other use.
+
+        Their creation times out, or the last step began to make a value that outlasts the default
+        timeout.
+        """
+        made = () if self._latest is None else [name for _, name in self._latest.made]
+        may_fail = self._uses_of_uncreated < _MOST_UNCERTAIN
+        return [
+            name
+            for name in self._seen(lambda _: True)
+            if (name in made if name in self.lasting else name in self.uncreated)
+            and (may_fail or name not in self.uncreated)
+        ]
+
+    def note_uncertain(self, name: str) -> None:
+        """Note a use of a handle that fails only if torch has marked it by then."""
+        self._uses_of_uncreated += name in self.uncreated
 
     def late_for(self, name: str) -> float | None:
         """A timeout too short for the value of a handle, if the last step began to make it."""

@@ -330,10 +330,10 @@ class Recurse(Step):
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
     TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
     a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
-    Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all threads
-    of a rank wait for answers, torch breaks its promise of timeouts: the error too is handed over by
-    one of them (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureWithError), so no timeout ends
-    the calls, and the rank answers nothing any more. The oracle refuses such programs.
+    Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all the
+    threads of a rank wait for answers, torch breaks its promise of timeouts: one of them would have
+    to hand the error over (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureWithError). So no
+    timeout ends the calls, and the rank answers nothing any more. The oracle refuses such programs.
     """
 
     op: ClassVar[str] = "recurse"

@@ -445,12 +445,12 @@ class Fetch(OfHandle):
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        return [*drawer.handles(), *drawer.just_begun()]
+        return [*drawer.handles(), *drawer.unsure()]
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
         message = fetch_message(typed=handle.typed)
-        if name in drawer.lasting:
+        if name in drawer.lasting or name in drawer.uncreated:
             return cls(handle.home, name, drawer.timeout(handle.home, message, late=False))
         is_user = handle.home != handle.owner
         late = drawer.late_for(name) if is_user else None
@@ -468,6 +468,10 @@ class Fetch(OfHandle):
         return [(cls.op, lambda: cls.draw(drawer, names=users))]
 
     def drawn(self, drawer: StepDrawer) -> None:
+        if self.handle in drawer.uncreated:
+            # The value comes only if torch has not marked the RRef by then.
+            drawer.note_uncertain(self.handle)
+            return
         lasts = self.handle in drawer.lasting
         if (self.timeout is None and not lasts) or self.handle not in drawer.making:
             _note_value(drawer, self.handle)

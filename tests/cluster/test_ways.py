@@ -91,7 +91,7 @@ def test_timeouts_are_predicted(step: Step, error: str) -> None:
 
 
 def test_paths_that_time_out_leave_threads_for_others() -> None:
-    """A program is refused where all threads of a rank may wait for each other, without a settle."""
+    """A program is refused where all threads of a rank may wait for each other."""
     late = Recurse(0, (0,) * 5, 12.0, timeout=3.0)
     with pytest.raises(UsageError, match=r"may keep all 7 threads of rank 0 busy; put a Settle"):
         predict(Program(1, (late, late)), FaultPlan())

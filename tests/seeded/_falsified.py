@@ -433,8 +433,9 @@ def _fork_of_refused(world: World) -> Falsified:
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
     """Each step whose timeout ends before its function does, and the rank of the function."""
     for index, leaf, expected, _ in _steps(world):
-        kinds = After | Call | Reach | Share
-        if isinstance(leaf, kinds) and leaf.seconds > (leaf.timeout or leaf.seconds):
+        if not isinstance(leaf, After | Call | Reach | Share):
+            continue
+        if leaf.seconds > (leaf.timeout or leaf.seconds):
             if expected.error == "timeout":
                 yield index, leaf, leaf.to
 
@@ -473,8 +474,9 @@ def _patient_fetch(world: World) -> Falsified:
 @defect("a slow call that has no timeout times out")
 def _impatient(world: World) -> Falsified:
     for index, leaf, expected, _ in _steps(world):
-        kinds = Call | Gather | Reach | Remote | Share
-        if isinstance(leaf, kinds) and leaf.seconds and not expected.error:
+        if not isinstance(leaf, Call | Gather | Reach | Remote | Share):
+            continue
+        if leaf.seconds and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
             yield wrong, [("UnexpectedError", leaf.at, index)]
 

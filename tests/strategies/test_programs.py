@@ -228,8 +228,8 @@ WIDE = st.one_of(
 @given(WIDE)
 def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
     """What is drawn is accepted anew, as Python and as JSON, and equals itself."""
-    others = {"settles": program.settles, "rpc_timeout": program.rpc_timeout}
-    assert Program(program.world_size, program.steps, **others) == program
+    fields = (program.world_size, program.steps, program.name, program.settles, program.rpc_timeout)
+    assert Program(*fields) == program
     assert from_json(to_json(program), Program) == program
     assert eval(repr(program), NAMES) == program
 
