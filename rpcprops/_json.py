@@ -23,6 +23,7 @@ def to_json(value: Any) -> Any:
             "world_size": value.world_size,
             "name": value.name,
             "settles": value.settles,
+            "rpc_timeout": value.rpc_timeout,
             "steps": [_step_json(step) for step in value.steps],
         }
     data = _builtins(value)
@@ -74,6 +75,7 @@ def _program_fields(data: Any) -> dict[str, Any]:
         "steps": tuple(_step(item) for item in data["steps"]),
         "name": msgspec.convert(data.get("name", ""), str),
         "settles": msgspec.convert(data.get("settles", True), bool),
+        "rpc_timeout": msgspec.convert(data.get("rpc_timeout"), float | None),
     }
 
 

@@ -21,6 +21,11 @@ from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
 
 _REMEMBERED = 2048
+#: Real seconds that a program's `rpc_timeout` leaves each message at the least. Where the clock is
+#: faster, the program runs at a slower rate, because that is the time of a busy machine.
+_REAL_SECONDS = 2.5
+#: Virtual seconds: the timeout of programs without one of their own.
+_A_DAY = 86_400.0
 
 
 class Runner:
@@ -46,7 +51,7 @@ class Runner:
     ) -> Outcome:
         """As :func:`rpcprops.run`."""
         _check(program, plan, world_size, transport)
-        rate = self.server.rate_of(clock)
+        rate = self._rate_of(program, clock)
         key = (program, FaultPlan.of(plan), world_size, rate, transport)
         if key not in self._remembered:
             self._remembered[key] = self.run_anew(
@@ -55,6 +60,12 @@ class Runner:
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
         return self._remembered[key]
+
+    def _rate_of(self, program: Program, clock: ClockChoice | None) -> float:
+        rate = self.server.rate_of(clock)
+        if program.rpc_timeout is None or program.rpc_timeout >= rate * _REAL_SECONDS:
+            return rate
+        return max(1.0, program.rpc_timeout / _REAL_SECONDS)
 
     def run_anew(  # noqa: C901 - the life of a run, in its order
         self,
@@ -76,8 +87,9 @@ class Runner:
             *modules_of(program.leaves),
             world_size=size,
             faults=faults,
-            clock=clock,
+            clock=self._rate_of(program, clock),
             transport=transport,
+            rpc_timeout=_A_DAY if program.rpc_timeout is None else program.rpc_timeout,
             shutdown_faults=True,
         )
         cluster.program = program
@@ -192,7 +204,8 @@ def run(
 
     Args:
         world_size: number of ranks, the program's own unless given; more leave some idle.
-        clock: "auto" (fast where this machine can), "real", or a rate.
+        clock: "auto" (fast where this machine can), "real", or a rate. A program with a short
+            `rpc_timeout` runs at a slower one, for its messages need some real time.
         transport: "tcp" or "shm".
 
     Raises:

@@ -24,7 +24,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
-from rpcprops.steps.base import Sort
+from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
 from rpcprops.torch_facts import TorchFacts, installed
 
@@ -104,8 +104,14 @@ _MINUTES = (130.0,)
 _LATE = 12.0
 #: The most such functions between two settles: each takes a thread of its rank's agent.
 _MOST_SLOW = 3
+#: The most uses of RRefs whose creation times out: each doubles what a program may show.
+_MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 300.0
+#: The default timeouts that a program may have, in virtual seconds; torch's own is 60.
+TIMEOUTS = (60.0, 100.0, 300.0)
+#: How many of the longest delay a step may wait for.
+_MOST_DELAYS = 8
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
 #: fault at which the step is aimed.
 _WIDTH = 8
@@ -223,14 +229,15 @@ class StepDrawer:
             of its findings (docs/findings.md) are avoided; each place that does so names them.
         minutes: whether called functions may sleep for minutes (virtual).
         gives_up: whether timeouts may end before the functions that they are for.
+        rpc_timeout: the default timeout that the program shall have, in virtual seconds.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
         count: how many steps that a rank runs (and settles) were drawn so far.
         on: the kinds that are drawn.
         ended: contexts that have ended, and whether a settle came after that.
-        uncreated: handles whose creation timed out, until a settle. Uses of them may fail or not;
-            drops of them meet timed-out-remote-dropped.
+        uncreated: handles whose creation timed out, until a settle. Uses of them may fail or not,
+            so there are few; drops of them meet timed-out-remote-dropped.
         failed_at: the ranks that have had such a creation. A second one meets second-failed-remote.
         unmade: handles at an owner that perhaps has not made the value yet. If such a handle is
             sent on and that fork is deleted first, torch forgets the value, and the handle never
@@ -245,6 +252,10 @@ class StepDrawer:
             meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
+        rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
+            only where a step says so. None if delays of the plan may be too long for any.
+        lasting: handles whose value may take longer to make than the default timeout, until a
+            settle.
     """
 
     def __init__(  # noqa: PLR0913 - what a program is drawn for
@@ -259,6 +270,7 @@ class StepDrawer:
         facts: TorchFacts | None = None,
         minutes: bool = False,
         gives_up: bool = True,
+        rpc_timeout: float | None = None,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -283,6 +295,7 @@ class StepDrawer:
         self._plan = plan or FaultPlan()
         self.settles = settles
         self.uncreated: set[str] = set()
+        self._uses_of_uncreated = 0
         self.failed_at: set[int] = set()
         self.unmade: set[str] = set()
         self.unseen: set[str] = set()
@@ -295,13 +308,22 @@ class StepDrawer:
         self.has_plan = plan is not None
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
+        self._slow_in_time = 0.0
         self._gives_up = settles and gives_up
         self._targets = tuple(
             (rank, message)
             for rank in self.ranks
             for message in sorted({m for f in self._plan.faults_at(rank) for m in f.targets})
         )
+        self._may_announce_late = plan is None or any(
+            self.may_fail(rank, (MessageType.RREF_FORK_REQUEST,)) for rank in self.ranks
+        )
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
+        self.lasting: set[str] = set()
+        self.rpc_timeout: float | None = None
+        if rpc_timeout is not None:
+            fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
+            self.rpc_timeout = next(fits, None)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: the others; and the ranks that it may call, others first, then itself.
         self.others = others
@@ -376,7 +398,8 @@ class StepDrawer:
         block.before.add(step)
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
-        for names in (self.uncreated, self.unmade, self.unseen, self.sent, self.making):
+        mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
+        for names in mine:
             renamed = {new.get(name, name) for name in names}
             names.clear()
             names |= renamed
@@ -536,6 +559,9 @@ class StepDrawer:
         return self.handles(fits) if is_lost else self._held(fits)
 
     def _held(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
+        return [name for name in self._seen(fits) if name not in self.lasting]
+
+    def _seen(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
         block = self._block
         return [
             name
@@ -633,14 +659,68 @@ class StepDrawer:
         left = _MOST_SECONDS - self._slow_seconds
         lengths = [seconds for seconds in self._lengths if seconds <= left]
         in_time = self._in_time(max(lengths, default=0.0))
-        forms = [(timeout, seconds) for seconds in lengths for timeout in (None, in_time)]
+        forms = [
+            (t, seconds) for seconds in lengths for t in (None, in_time) if self.may_take(seconds)
+        ]
         if slow_late and self._gives_up:
+            if self.rpc_timeout is not None:
+                long = self.rpc_timeout + 1.5 * BETWEEN_STEPS
+                often = (None, None, None, self._in_time(long))
+                forms += [(timeout, long) for timeout in often if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
+        if seconds < min(self.limit(timeout), self.limit(None)):
+            self._slow_in_time += seconds
         self.slow_functions += seconds > 0
         return timeout, seconds
+
+    def limit(self, timeout: float | None) -> float:
+        """The timeout of a message for which a step names `timeout`."""
+        return (self.rpc_timeout or math.inf) if timeout is None else timeout
+
+    def _waits(self, more: float = 0.0, values: int = 0) -> float:
+        """Virtual seconds that a default timeout must have at the least to never come.
+
+        Args:
+            more: what a further function sleeps.
+            values: how many further values wait for another handle.
+        """
+        retries = _RETRIES if self._may_announce_late else 0.0
+        waits = (_MOST_DELAYS * self._longest + retries) * (self.waiting + values)
+        return waits + self._slow_in_time + more + CLEARLY_IN_TIME
+
+    def may_wait(self) -> bool:
+        """Whether the making of a further value may wait for another handle."""
+        return self._waits(values=1) <= self.limit(None)
+
+    def may_take(self, seconds: float) -> bool:
+        """Whether a step may take so long (virtual seconds), and no default timeout comes."""
+        return self._waits(seconds) <= self.limit(None)
+
+    def may_leave(self) -> bool:
+        """Whether one more function may go on after its caller has given up, until a settle."""
+        return self.slow_functions < _MOST_SLOW
+
+    def unsure(self) -> list[str]:
+        """Handles of which a fetch is predicted, and hardly any other use.
+
+        Their creation times out, or the last step began to make a value that outlasts the default
+        timeout.
+        """
+        made = () if self._latest is None else [name for _, name in self._latest.made]
+        may_fail = self._uses_of_uncreated < _MOST_UNCERTAIN
+        return [
+            name
+            for name in self._seen(lambda _: True)
+            if (name in made if name in self.lasting else name in self.uncreated)
+            and (may_fail or name not in self.uncreated)
+        ]
+
+    def note_uncertain(self, name: str) -> None:
+        """Note a use of a handle that fails only if torch has marked it by then."""
+        self._uses_of_uncreated += name in self.uncreated
 
     def late_for(self, name: str) -> float | None:
         """A timeout too short for the value of a handle, if the last step began to make it."""

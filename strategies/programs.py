@@ -18,7 +18,13 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORLD_SIZE, Program
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
-from rpcprops.strategies.drawing import PARALLEL, StepDrawer, below, checked_kinds
+from rpcprops.strategies.drawing import (
+    PARALLEL,
+    TIMEOUTS,
+    StepDrawer,
+    below,
+    checked_kinds,
+)
 from rpcprops.strategies.faults import fault_plans
 
 _MAX_WORLD_SIZE = 8
@@ -26,6 +32,8 @@ _MAX_STEPS = 16
 _MOST_STEPS = 64
 #: In one of so many programs called functions may sleep for minutes, which takes long to run.
 _FEW = 20
+#: The default timeouts of programs. Most have none, because the clock is slower for the others.
+_DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
 
 
 def programs(
@@ -185,13 +193,15 @@ def _program_drawer(
     # them, because Hypothesis draws small numbers most, and these are high bits.
     families = sorted(set(family_of) - {0})
     numbers = _FEW * 2 ** (len(families) + len(drawn))
-    ends = (True, True, True, False) if settles is None else (bool(settles),)
+    settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
+    # One number for both, as above.
+    forms = [(settled, default) for default in _DEFAULTS for settled in settled_or_not]
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         # One number, because each further one that all programs take makes shrinking harder.
         number, off = divmod(draw(below(numbers)), 2 ** len(drawn))
         minutes, families_off = divmod(number, 2 ** len(families))
-        settled = ends[draw(below(len(ends)))]
+        settled, rpc_timeout = forms[draw(below(len(forms)))]
         steps = StepDrawer(
             draw,
             world_size,
@@ -204,6 +214,7 @@ def _program_drawer(
             plan=plan,
             settles=settled,
             minutes=minutes == _FEW - 1,
+            rpc_timeout=rpc_timeout,
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -217,7 +228,9 @@ def _program_drawer(
         steps.close()
         if settles is None and steps.overtakes:
             settled = True
-        return Program(world_size, tuple(steps.steps), settles=settled)
+        return Program(
+            world_size, tuple(steps.steps), settles=settled, rpc_timeout=steps.rpc_timeout
+        )
 
     return draw_program
 

@@ -52,6 +52,9 @@ _NO_SHARED_MEMORY = 512 << 10
 #: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
 _DESCRIPTORS = 1000
 
+#: Virtual seconds that ranks which run a program wait for each other at the start.
+_A_DAY = 86_400.0
+
 EXIT_CHANNEL_LOST = 70
 EXIT_START_FAILED = 71
 EXIT_SHUTDOWN_FAILED = 72
@@ -130,7 +133,9 @@ class _Rank:
             world_size=len(spec.names),
             init_method=self.store,
             table=spec.plan.table(rank),
-            rpc_timeout=spec.rpc_timeout,
+            # A program's own applies once the ranks have joined: the store waits as long as this
+            # (rpc/__init__.py: init_rpc).
+            rpc_timeout=spec.rpc_timeout if spec.runs_users_code else _A_DAY,
             num_worker_threads=spec.num_worker_threads,
             agent_name=spec.agent,
         )
@@ -177,6 +182,8 @@ class _Rank:
         if self.spec.init is True:
             with only_transport(self.spec.transport):
                 self.fixture.init_rpc()
+            if not self.spec.runs_users_code:
+                symbols.set_rpc_timeout(self.spec.rpc_timeout)
         elif self.spec.init is False and self.spec.transport == "tcp":
             # The user's own init_rpc comes at a time that we do not know.
             _limit_file_size()

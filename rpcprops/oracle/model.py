@@ -21,6 +21,11 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
   (``rref_impl.cpp``: ``UserRRef::toHere`` reads ``getTimedOut()`` once, at its start). So each
   such use has two outcomes, and a program with such uses has several predictions
   (:attr:`Prediction.alternatives`).
+* The timeout of a program (``Program.rpc_timeout``) is the default of all that its ranks send
+  (``tensorpipe_agent.cpp``: ``TensorPipeAgent::send`` takes ``RpcAgent::getRpcTimeout`` where the
+  sender names none), gradients, retries and fetches inside called functions included. A step that
+  asks :meth:`Model.timed` says what that timeout does to its own message. For all else the model
+  must know that it does not come; otherwise it refuses the program.
 """
 
 from __future__ import annotations
@@ -122,6 +127,7 @@ class Model:
         facts: what is known of the torch that runs it.
         choices: each use of an RRef whose creation timed out, in order: whether torch has marked
             the RRef by then. Uses beyond the last choice count as not marked.
+        rpc_timeout: the default timeout, in virtual seconds; None if there is none.
     """
 
     def __init__(
@@ -130,8 +136,12 @@ class Model:
         plan: FaultPlan,
         choices: Sequence[bool] = (),
         facts: TorchFacts = UNKNOWN,
+        rpc_timeout: float | None = None,
     ) -> None:
         self.facts = facts
+        self.rpc_timeout = rpc_timeout
+        #: Whether the present step has said what its timeout does to its message.
+        self._is_timed = False
         self.choices = choices
         #: The number of such uses so far; and the handles that the current step has so used.
         self.unmarked_uses = 0
@@ -160,6 +170,8 @@ class Model:
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
         self.abandoned_calls: list[set[str]] = [set() for _ in range(world_size)]
+        #: How many threads of each rank such calls may keep busy, which wait for further ranks.
+        self.busy: Counter[int] = Counter()
         #: Deletes since the last settle whose first send failed, of RRefs that may not exist yet.
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
@@ -179,6 +191,10 @@ class Model:
         """Add the next step; what it must show."""
         self._used_now.clear()
         self._just_started, self._starts_now = self._starts_now, None
+        self._is_timed = False
+        before = len(self.sends)
+        held = [self.handles[name].rref for name in step.used if name in self.handles]
+        takes = max((rref.takes for rref in held), default=0.0)
         try:
             predicted = step.predict(self, f"step{len(self.steps)}")
         except StepFails as failed:
@@ -186,7 +202,60 @@ class Model:
         if predicted.error == "unknown":
             self.certain = False
         self.steps.append(predicted)
+        self._check_default(step, before, takes)
         return predicted
+
+    def _check_default(self, step: Leaf, before: int, takes: float) -> None:
+        """Check that the default timeout comes for no message about which the step says nothing.
+
+        Args:
+            before: how many messages there were before the step.
+            takes: how long the values of its handles may still take.
+
+        Raises:
+            UsageError: it may come.
+        """
+        if self.rpc_timeout is None or len(self.sends) == before:
+            return
+        own, *others = self.sends[before:]
+        longest = max((self._lasts(send) for send in others), default=0.0)
+        if self._is_timed:
+            nested = [s for s in others if (s.rank, s.message) != (own.rank, own.message)]
+            if not nested:
+                return
+            waits = max((self._lasts(send) for send in nested), default=0.0)
+            if any(send.message.endswith("_FETCH_CALL") for send in nested):
+                waits += takes
+        else:
+            # One may wait for all of those that are not only announcements.
+            asked = [s for s in (own, *others) if self._holds_up(s)]
+            runs = step.lasts + takes if own.delivered else 0.0
+            waits = max(sum(map(self._lasts, asked)) + runs, longest)
+        self.must_be_in_time(step, waits)
+
+    def must_be_in_time(self, step: Leaf, waits: float) -> None:
+        """Check that the default timeout does not come where a step waits so long (virtual s).
+
+        Raises:
+            UsageError: it may come.
+        """
+        if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
+            msg = (
+                f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
+                f"which the default rpc_timeout={self.rpc_timeout:g} may end, and what then comes "
+                f"is not modelled; let it be {CLEARLY_IN_TIME:g} s above that, or None."
+            )
+            raise UsageError(msg)
+
+    def _lasts(self, send: Send) -> float:
+        """Virtual seconds that a message takes by the faults of the plan."""
+        waits = retry_wait(min(send.failures, send.message.max_retries))
+        return (waits if self._holds_up(send) else 0.0) + self.delay(send.rank, send.message)
+
+    @staticmethod
+    def _holds_up(send: Send) -> bool:
+        """Whether something waits for its answer: nothing does for deletes and the like."""
+        return not send.message.is_retryable or send.message is MessageType.RREF_FORK_REQUEST
 
     def shows(
         self, value: Any = None, error: ErrorClass = "", slack: float = UNLIMITED_SLACK
@@ -237,6 +306,7 @@ class Model:
         self._meets_kept(len(self.steps))
         self.settled = len(self.sends)
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
+        self.busy.clear()
         self.early_deletes.clear()
         self.late_contexts.clear()
         return StepPrediction(
@@ -632,7 +702,10 @@ class Model:
         """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack.
 
         Besides the message's delay, its answer waits for `surely`, and for up to `perhaps` more.
+        Without a timeout the program's applies.
         """
+        self._is_timed = True
+        timeout = self.limit(timeout)
         if timeout is None:
             return "", UNLIMITED_SLACK
         slack = timeout - self.delay(at, message) - surely
@@ -640,6 +713,10 @@ class Model:
             return "timeout", -slack
         slack -= perhaps
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
+
+    def limit(self, timeout: float | None) -> float | None:
+        """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
+        return self.rpc_timeout if timeout is None else timeout
 
     def release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
         """A context ends at `at`; every rank that gets its cleanup passes it on.
@@ -719,7 +796,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
     waiting: list[tuple[bool, ...]] = [()]
     while waiting:
         choices = waiting.pop(0)
-        model = Model(program.world_size, plan, choices, facts)
+        model = Model(program.world_size, plan, choices, facts, program.rpc_timeout)
         for step in program.leaves:
             model.add(step)
         found.append(model.prediction(settles=program.settles))

@@ -10,12 +10,14 @@ import msgspec
 
 from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
-from rpcprops.programs.scope import Scope
+from rpcprops.programs.scope import Scope, check_timeout
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 
 MAX_WORLD_SIZE = 16
 #: Far more than anybody runs: an endless program is refused before it fills the memory.
 _MAX_STEPS = 100_000
+#: Virtual seconds; the most that a cluster accepts.
+_LONGEST_TIMEOUT = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,9 @@ class Program:
     """Steps over `world_size` ranks. The last step is followed by a settle and a graceful shutdown,
     unless `settles` is false: then shutdown comes straight after the last step, and must itself
     clean up what is left.
+
+    `rpc_timeout` is the default timeout of all that its ranks send, in virtual seconds (torch's own
+    is 60); None is a day, which nothing meets. It applies once the ranks have joined.
 
     Raises:
         UsageError: a step names a rank outside the world, or a handle or context that does not
@@ -33,6 +38,7 @@ class Program:
     steps: tuple[Step, ...] = ()
     name: str = ""
     settles: bool = True
+    rpc_timeout: float | None = None
 
     def __post_init__(self) -> None:
         check_world_size(self.world_size)
@@ -42,6 +48,10 @@ class Program:
             if not isinstance(value, kind):
                 msg = f"{argument(name, value)} must be a {kind.__name__}."
                 raise UsageError(msg)
+        check_timeout("rpc_timeout", self.rpc_timeout)
+        if self.rpc_timeout is not None and self.rpc_timeout > _LONGEST_TIMEOUT:
+            msg = f"rpc_timeout={shown(self.rpc_timeout)} must be at most {_LONGEST_TIMEOUT:g}."
+            raise UsageError(msg)
         scope = Scope(self.world_size)
         for index, step in enumerate(self.steps):
             try:
@@ -112,6 +122,8 @@ class Program:
             rest.append(f"name={self.name!r}")
         if not self.settles:
             rest.append("settles=False")
+        if self.rpc_timeout is not None:
+            rest.append(f"rpc_timeout={self.rpc_timeout!r}")
         if not self.steps:
             return f"Program({', '.join([str(self.world_size), *rest])})"
         lines = [f"{self.world_size},", "("]

@@ -109,7 +109,7 @@ class Scope:
         for item in fields(step):
             if item.name in ("at", "to", "via", "then"):
                 self.check_rank(item.name, getattr(step, item.name))
-        _check_timeout(getattr(step, "timeout", None))
+        check_timeout("timeout", getattr(step, "timeout", None))
         step.enter(self)
 
     def walk(self, steps: Iterable[Step]) -> Touched:
@@ -208,13 +208,16 @@ class Scope:
         return handle
 
 
-def _check_timeout(timeout: object) -> None:
+def check_timeout(name: str, timeout: object) -> None:
+    """Raises:
+    UsageError: `timeout`, the argument `name`, is neither None nor a number that torch can count.
+    """
     if timeout is None:
         return
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
         msg = (
-            f"timeout={shown(timeout)} must be a positive, finite number of virtual seconds, "
+            f"{name}={shown(timeout)} must be a positive, finite number of virtual seconds, "
             "or None "
             f"for the cluster's."
         )

@@ -44,6 +44,9 @@ FAULTS: list[dict[str, Any]] = []
 # Whether the ranks shut RPC down once, and initialise it again, before the steps.
 REINIT: bool = False
 
+# The default timeout of all that the ranks send, once they have joined.
+RPC_TIMEOUT: float = 86400.0
+
 # The parts of torch's debug information that a settle reads. They must not change for some
 # seconds, as long as a message may be on its way.
 COUNTED: list[str] = []
@@ -146,6 +149,7 @@ def join(rank: int, store: str) -> None:
         world_size=len(WORLD),
         rpc_backend_options=options,
     )
+    rpc._set_rpc_timeout(RPC_TIMEOUT)  # type: ignore[attr-defined]
 
 
 def obey(what: str, argument: Any) -> Any:

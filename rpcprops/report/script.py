@@ -90,6 +90,8 @@ _DRIVER = "rpcprops.report._script_driver"
 #: Real seconds that a busy machine may add to anything; the first is for the imports of torch.
 _START_SECONDS = 180
 _MARGIN_SECONDS = 20
+#: Seconds; nothing takes so long.
+_A_DAY = 86_400.0
 #: A longer line is wrapped.
 _LINE = 100
 #: If retries and delays take more real seconds than this, a script is of no use.
@@ -352,6 +354,7 @@ class _Writer:
             "BACKEND_MODULE": literal(agent.module),
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
+            "RPC_TIMEOUT": literal(self.program.rpc_timeout or _A_DAY),
             "COUNTED": _spread(counted),
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
@@ -369,7 +372,8 @@ class _Writer:
 
     def _given_up(self) -> float:
         """How long a function may still run whose caller no longer waits for it."""
-        timed = (leaf for leaf in self.leaves if getattr(leaf, "timeout", None) is not None)
+        default = self.program.rpc_timeout
+        timed = (x for x in self.leaves if getattr(x, "timeout", default) is not None)
         return max((leaf.lasts for leaf in timed), default=0.0)
 
     def _steps(self, sources: Sources) -> list[str]:

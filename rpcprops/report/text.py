@@ -73,8 +73,10 @@ def describe_case(case: Case) -> str:
     """A case as Python, on one line."""
     program = case.program
     steps = ", ".join(map(repr, program.steps))
-    settles = "" if program.settles else ", settles=False"
-    return f"Program({program.world_size}, ({steps},){settles}) under {case.plan!r}"
+    rest = "" if program.settles else ", settles=False"
+    if program.rpc_timeout is not None:
+        rest += f", rpc_timeout={program.rpc_timeout!r}"
+    return f"Program({program.world_size}, ({steps},){rest}) under {case.plan!r}"
 
 
 def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]:

@@ -87,7 +87,8 @@ def draw_arguments(
     drawer: StepDrawer, at: int, flavour: Flavour, to: int | None = None
 ) -> tuple[Value, Any]:
     """Two values of the same length; the second may be a handle of `at`, which `to` fetches."""
-    names = drawer.fetchable_there(at, to) if flavour == "python" else []
+    takes = flavour == "python" and drawer.may_wait()
+    names = drawer.fetchable_there(at, to) if takes else []
     right = drawer.recall_or_none(names)
     if right is None:
         return drawer.pick(PAIRS)

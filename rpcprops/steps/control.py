@@ -77,6 +77,7 @@ class Settle(Step):
         drawer.unmade.clear()
         drawer.unseen.clear()
         drawer.making.clear()
+        drawer.lasting.clear()
         drawer.slow_functions = 0
 
 

@@ -249,6 +249,7 @@ class Invoke(Step):
     """
 
     op: ClassVar[str] = "invoke"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 41
     at: int
     to: int
@@ -273,12 +274,7 @@ class Invoke(Step):
         elif self.how == "remote":
             _fetch(model, self.at, self.to, name)
         else:
-            # Without the name of the call, two such calls can have equal payloads.
-            payload = name or f"{self.form} {self.left} {self.right}"
-            if self.form == "generator":
-                payload = call
-            elif self.form == "math":
-                payload = f"math {self.left}"
+            payload = self._payload if self.form in _WITHOUT_CALL else call
             model.call(self.at, self.to, MessageType.PYTHON_CALL, payload)
             if name:
                 model.calls[self.to][call] += 1
@@ -286,6 +282,15 @@ class Invoke(Step):
             # request_callback_impl.cpp: serializePyObject.
             return model.shows(True)
         return model.shows(self._computed())
+
+    @property
+    def _payload(self) -> str:
+        """Without the name of the call, two such calls can have equal payloads."""
+        return f"math {self.left}" if self.form == "math" else f"operator {self.left} {self.right}"
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return (self._payload,) if self.form in _WITHOUT_CALL else ()
 
     def _computed(self) -> list[float]:
         match self.form:
@@ -307,7 +312,9 @@ class Invoke(Step):
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Invoke:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
-        form: Any = drawer.pick(get_args(CallableForm))
+        # Two threads could send the same.
+        left_out = _WITHOUT_CALL if drawer.in_threads else ()
+        form: Any = drawer.pick([x for x in get_args(CallableForm) if x not in left_out])
         how: Any = drawer.pick([x for x in get_args(CalledBy) if _may_be_called(form, x)])
         return cls(at, to, form, *drawer.pick(PAIRS), how)
 
@@ -319,6 +326,8 @@ class Invoke(Step):
 #: Callables that cannot be pickled, and those that cannot say that they ran.
 _NEVER_PICKLED = ("lambda", "local", "script")
 _NAMELESS = ("operator", "math", "generator", "script")
+#: Functions of Python's own, which cannot be given the name of the call.
+_WITHOUT_CALL = ("operator", "math")
 
 
 def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
@@ -331,6 +340,8 @@ def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
 #: The most calls of a path; each keeps one thread of its rank busy until the last has ended. The
 #: scripts of failures have 8 threads a rank, and one must be free to handle answers.
 _LONGEST_PATH = 5
+#: The threads of each rank that may all be busy. A program's clusters have one more.
+_THREADS = 7
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -339,19 +350,25 @@ class Recurse(Step):
 
     A path may come back to a rank, and to the caller. The function of the last rank waits `seconds`
     (virtual); with `spins` it then holds the GIL for some 10 ms of real time. Its value is the
-    ranks as they answered.
+    ranks as they answered. `timeout` is that of the first call: the others go on without it.
 
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
     TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
     a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
+    Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all the
+    threads of a rank wait for answers, torch breaks its promise of timeouts: one of them would have
+    to hand the error over (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureWithError). So no
+    timeout ends the calls, and the rank answers nothing any more. The oracle refuses such programs.
     """
 
     op: ClassVar[str] = "recurse"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 42
     at: int
     path: tuple[int, ...]
     seconds: float = 0.0
     spins: bool = False
+    timeout: float | None = None
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= len(self.path) <= _LONGEST_PATH:
@@ -368,7 +385,10 @@ class Recurse(Step):
         return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        self._must_find_threads(model)
         caller = self.at
+        message = MessageType.PYTHON_CALL
+        waits = self.seconds + sum(model.delay(rank, message) for rank in self.path[:-1])
         for number, rank in enumerate(self.path):
             try:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
@@ -377,7 +397,26 @@ class Recurse(Step):
                 raise StepFails("remote" if number else failed.error) from None
             model.calls[rank][call] += 1
             caller = rank
-        return model.shows(list(self.path))
+        if self.timeout is None:
+            return model.shows(list(self.path))
+        model.must_be_in_time(self, waits)
+        late, slack = model.timed(self.at, message, self.timeout, waits)
+        for rank in self.path if late else ():
+            model.abandoned_calls[rank].add(call)
+            model.busy[rank] += 1
+        return model.shows(None if late == "timeout" else list(self.path), late, slack)
+
+    def _must_find_threads(self, model: Model) -> None:
+        """Raises:
+        UsageError: all threads of a rank may come to wait for each other.
+        """
+        for rank in self.path:
+            if model.busy[rank] + self.path.count(rank) > _THREADS:
+                msg = (
+                    f"{self!r}: with the calls that have timed out before it may keep all "
+                    f"{_THREADS} threads of rank {rank} busy; put a Settle() before it."
+                )
+                raise UsageError(msg)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Recurse:
@@ -393,8 +432,18 @@ class Recurse(Step):
             path = [(first, at)[number % 2] for number in range(length)]
         if drawer.in_parallel:
             path = list(dict.fromkeys(path))
-        seconds, spins = drawer.pick(((0.0, False), (0.5, False), (0.0, True), (3.0, True)))
-        return cls(at, tuple(path), seconds, spins)
+        forms = ((0.0, False), (0.5, False), (0.0, True), (3.0, True))
+        seconds, spins = drawer.pick([form for form in forms if drawer.may_take(form[0])])
+        may_leave = drawer.settles and drawer.may_leave()
+        message = MessageType.PYTHON_CALL
+        timeout, longer = drawer.timing(at, message, late=may_leave, slow_late=may_leave)
+        if not drawer.may_take(longer):
+            # The default timeout would also end the calls along the path.
+            return cls(at, tuple(path), seconds, spins)
+        if timeout is not None:
+            path = list(dict.fromkeys(path))
+            drawer.slow_functions += not longer
+        return cls(at, tuple(path), longer or seconds, spins, timeout)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -421,6 +470,7 @@ class Deferred(Step):
     """
 
     op: ClassVar[str] = "deferred"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 43
     at: int
     to: int

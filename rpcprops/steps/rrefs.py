@@ -182,7 +182,7 @@ class Remote(Step):
             handle.timed_out = True
             handle.unmarked = True
             model.abandoned_calls[self.to].add(call)
-            held_up = model.delay(self.at, message) - (self.timeout or 0.0)
+            held_up = model.delay(self.at, message) - (model.limit(self.timeout) or 0.0)
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
                 model.mark(handle)
@@ -217,7 +217,7 @@ class Remote(Step):
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
         takes = drawer.delay_milliseconds(at, message) / 1000 + seconds
-        if timeout is not None and timeout < takes:
+        if drawer.limit(timeout) < takes:
             drawer.uncreated.add(out)
             drawer.failed_at.add(at)
             drawer.may_hold_errors = True
@@ -244,6 +244,8 @@ class Remote(Step):
             drawer.sent.add(self.out)
         if self.seconds and self.at != self.to:
             drawer.making.add(self.out)
+        if self.seconds > drawer.limit(None):
+            drawer.lasting.add(self.out)
 
 
 def _may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
@@ -332,7 +334,22 @@ class Share(OfHandle):
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, surely, perhaps)
         if late:
             model.abandoned_calls[self.to].add(call)
+            if self.timeout is None:
+                arrives = surely - self.seconds + perhaps
+                self._must_arrive(model, arrives + model.delay(self.at, MessageType.PYTHON_CALL))
         return model.shows(error=late, slack=slack)
+
+    def _must_arrive(self, model: Model, takes: float) -> None:
+        """Check that the handle has arrived when the default timeout comes.
+
+        A program may use it from then on: only where a step names a timeout, a settle comes first.
+        """
+        if takes + CLEARLY_IN_TIME > (model.limit(None) or 0.0):
+            msg = (
+                f"{self!r}: its handle may arrive after the default timeout has come; give it a "
+                f"timeout, so that a Settle must come before the first use."
+            )
+            raise UsageError(msg)
 
     @property
     def lasts(self) -> float:
@@ -427,8 +444,14 @@ class Fetch(OfHandle):
         return model.shows(None if late == "timeout" else value, late, slack)
 
     @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        return [*drawer.handles(), *drawer.unsure()]
+
+    @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
         message = fetch_message(typed=handle.typed)
+        if name in drawer.lasting or name in drawer.uncreated:
+            return cls(handle.home, name, drawer.timeout(handle.home, message, late=False))
         is_user = handle.home != handle.owner
         late = drawer.late_for(name) if is_user else None
         timeout = drawer.timeout(handle.home, message, late=is_user, also=late)
@@ -445,7 +468,12 @@ class Fetch(OfHandle):
         return [(cls.op, lambda: cls.draw(drawer, names=users))]
 
     def drawn(self, drawer: StepDrawer) -> None:
-        if self.timeout is None or self.handle not in drawer.making:
+        if self.handle in drawer.uncreated:
+            # The value comes only if torch has not marked the RRef by then.
+            drawer.note_uncertain(self.handle)
+            return
+        lasts = self.handle in drawer.lasting
+        if (self.timeout is None and not lasts) or self.handle not in drawer.making:
             _note_value(drawer, self.handle)
 
 
@@ -569,7 +597,8 @@ class Through(OfHandle):
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
         may_fail = drawer.may_hold_errors and drawer.facts.has_bug("failed-async-proxy")
-        form: Any = drawer.pick(("sync", "remote") if may_fail else ("sync", "async", "remote"))
+        forms = ["sync"] if may_fail else ["sync", "async"]
+        form: Any = drawer.pick([*forms, "remote"] if drawer.may_wait() else forms)
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"

@@ -303,6 +303,7 @@ class Carry(Step):
     """
 
     op: ClassVar[str] = "carry"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 30
     gives: ClassVar[type] = dict
     at: int
@@ -490,7 +491,8 @@ class Carry(Step):
         caller = drawer.pick(at or drawer.ranks)
         target = drawer.pick(to or drawer.peers[caller])
         able = _able(fits, drawer.facts)
-        sort = drawer.pick(tuple(able))
+        may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
+        sort = drawer.pick([sort for sort in able if sort != "slow" or may_be_slow])
         return cls(caller, target, sort, drawer.pick(able[sort]))
 
     @classmethod

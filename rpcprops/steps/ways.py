@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,7 +11,7 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Violation
-from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, sum_of
+from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, check_seconds, sum_of
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     Flavour,
@@ -113,10 +114,12 @@ class Reach(Step):
 
     `named` is its name, its id, its ``WorkerInfo``, or (only where `to` is `at`) what
     ``get_worker_info()`` gives. With "no name", "no id" and "no type" no rank is meant, and the
-    value is the class of the error. With ``how="remote"`` the RRef is fetched and dropped.
+    value is the class of the error. With ``how="remote"`` the RRef is fetched and dropped. A Python
+    function sleeps for `seconds` (virtual); `timeout` is that of ``rpc_sync`` or ``rpc_async``.
     """
 
     op: ClassVar[str] = "reach"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 50
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -126,9 +129,15 @@ class Reach(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     flavour: Flavour = "python"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        check_seconds(self.seconds, self.flavour)
+        if self.timeout is not None and self.how == "remote":
+            msg = "a timeout of how='remote' is not modelled here; use Remote."
+            raise UsageError(msg)
         if self.named == "myself" and self.to != self.at:
             msg = f"named='myself' needs to={shown(self.at)}, the rank itself, not {self.to!r}."
             raise UsageError(msg)
@@ -139,12 +148,14 @@ class Reach(Step):
         python = self.flavour == "python"
         total = sum_of(self.left, self.right)
         if self.how != "remote":
-            # As in Call: a TorchScript call carries its function and its tensors' places only.
-            payload = call if python else f"{self.flavour} {False}"
-            model.call(self.at, self.to, call_message(typed=not python), payload)
+            message = call_message(typed=not python)
+            model.call(self.at, self.to, message, call if python else self._typed_payload)
             if python:
                 model.calls[self.to][call] += 1
-            return model.shows(total)
+            late, slack = model.timed(self.at, message, self.timeout, self.seconds)
+            if late and python:
+                model.abandoned_calls[self.to].add(call)
+            return model.shows(None if late == "timeout" else total, late, slack)
         handle, _ = model.remote(self.at, self.to, typed=not python)
         handle.rref.value = total
         if python and not handle.broken:
@@ -154,15 +165,35 @@ class Reach(Step):
         finally:
             model.drop(handle)
 
+    @property
+    def _typed_payload(self) -> str:
+        """As that of Call: a TorchScript call carries its function and its tensors' places only."""
+        return f"{self.flavour} {False}"
+
+    @property
+    def lasts(self) -> float:
+        return 0.0 if self.named in _UNKNOWN else self.seconds
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return () if self.flavour == "python" else (self._typed_payload,)
+
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> Reach:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
         named = drawer.pick(_TARGETS[:3] if sends else _TARGETS)
         how: Any = drawer.pick(("sync", "async") if sends else ("sync", "async", "remote"))
-        flavour = drawer.pick(FLAVOURS[:1] if sends else FLAVOURS)
+        # Typed calls of two threads could be alike.
+        flavour = drawer.pick(FLAVOURS[:1] if sends or drawer.in_threads else FLAVOURS)
         left, right = drawer.pick(PAIRS)
-        return cls(at, at if named == "myself" else to, named, how, left, right, flavour)
+        given = (at, at if named == "myself" else to, named, how, left, right, flavour)
+        if how == "remote" or named in _UNKNOWN:
+            return cls(*given)
+        python = flavour == "python"
+        message = call_message(typed=not python)
+        timed = drawer.timing(at, message, slow=python, slow_late=drawer.settles)
+        return cls(*given, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -181,12 +212,13 @@ class After(Step):
     """``rpc_async``, whose future is used by `form`: callbacks, waits, futures of one's own.
 
     The value is that of the call, and then what the callbacks saw (see ``in_rank/ways.py``). With
-    `raises` the function raises. If the call fails, its error must come, and the callbacks must
-    have run all the same. torch promises no order of two callbacks of one future, except in a
-    chain, and none is predicted.
+    `raises` the function raises; it sleeps for `seconds` (virtual) before it ends. If the call
+    fails, its error must come, and the callbacks must have run all the same. torch promises no
+    order of two callbacks of one future, except in a chain, and none is predicted.
     """
 
     op: ClassVar[str] = "after"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 51
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -195,18 +227,30 @@ class After(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     raises: bool = False
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        check_seconds(self.seconds)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # A send that fails is an error of the future (testing/faulty_tensorpipe_agent.cpp:
         # FaultyTensorPipeAgent::send), so the callbacks run.
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
+        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, self.seconds)
+        if late:
+            # A timeout is an error of the future too (tensorpipe_agent.cpp: pollTimeoutRpcs).
+            model.abandoned_calls[self.to].add(call)
+            raise StepFails(late, slack)
         if self.raises:
             raise StepFails(error="remote")
-        return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]])
+        return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]], slack=slack)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> After:
@@ -214,7 +258,9 @@ class After(Step):
         to = drawer.peer(at)
         form = drawer.pick(FORMS)
         left, right = drawer.pick(PAIRS)
-        return cls(at, to, form, left, right, raises=drawer.pick((False, False, True)))
+        raises = drawer.pick((False, False, True))
+        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        return cls(at, to, form, left, right, raises, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -229,10 +275,12 @@ class Gather(Step):
     thread for each, which calls ``rpc_sync``. The function of call number `breaks` raises, which is
     the error of the step: what a function raises is the error of its future
     (``python_functions.cpp``: toPyJitFuture), and that of all of them together
-    (``ivalue.cpp``: collectAll). The other calls run all the same.
+    (``ivalue.cpp``: collectAll). The other calls run all the same. Each call has this `timeout`,
+    and each function sleeps for `seconds` (virtual) before it ends.
     """
 
     op: ClassVar[str] = "gather"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 52
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -241,8 +289,11 @@ class Gather(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     breaks: int | None = None
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
         if not isinstance(self.targets, tuple) or not 1 < len(self.targets) <= _MOST_CALLS:
             msg = f"targets={shown(self.targets)} must be a tuple of 2 to {_MOST_CALLS} ranks."
             raise UsageError(msg)
@@ -257,6 +308,10 @@ class Gather(Step):
     def raises_there(self) -> bool:
         return self.breaks is not None
 
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         values: list[Any] = []
         failure: StepFails | None = None
@@ -265,6 +320,12 @@ class Gather(Step):
             try:
                 model.call(self.at, target, MessageType.PYTHON_CALL, name)
                 model.calls[target][name] += 1
+                # All of them end at their timeouts, or none.
+                message = MessageType.PYTHON_CALL
+                late, slack = model.timed(self.at, message, self.timeout, self.seconds)
+                if late:
+                    model.abandoned_calls[target].add(name)
+                    raise StepFails(late, slack)
                 if number == self.breaks:
                     raise StepFails(error="remote")
                 values.append(sum_of([x + number for x in self.left], self.right))
@@ -285,7 +346,9 @@ class Gather(Step):
         how: Any = drawer.pick(("wait_all", "collect_all", "threads"))
         left, right = drawer.pick(PAIRS)
         breaks = drawer.pick((None, None, *range(len(targets))))
-        return cls(at, tuple(targets), how, left, right, breaks)
+        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        drawer.slow_functions += (len(targets) - 1) * (timed[1] > 0)
+        return cls(at, tuple(targets), how, left, right, breaks, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -302,6 +365,7 @@ class Ask(OfHandle):
     """
 
     op: ClassVar[str] = "ask"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 53
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -358,6 +422,7 @@ class Method(Step):
     """
 
     op: ClassVar[str] = "method"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 54
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -446,7 +511,7 @@ class Default(Step):
             )
             raise UsageError(msg)
         message = MessageType.PYTHON_CALL
-        timeout = None if self.endless else self.seconds
+        timeout = math.inf if self.endless else self.seconds
         late, slack = model.timed(self.at, message, timeout)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1

@@ -83,7 +83,7 @@ SYMBOLS: Mapping[str, Symbol] = {
     "autograd_debug_info": Symbol(_AUTOGRAD, "_get_debug_info", _LOOK),
     "is_agent_set": Symbol(_RPC, "_is_current_rpc_agent_set", _LOOK),
     "current_agent": Symbol(_RPC, "_get_current_rpc_agent", _LOOK),
-    "set_rpc_timeout": Symbol(_RPC, "_set_rpc_timeout", "adopt a program that calls init_rpc"),
+    "set_rpc_timeout": Symbol(_RPC, "_set_rpc_timeout", "set the timeout of a program"),
     # Timeouts.
     "rpc_api": Symbol("torch.distributed.rpc.api", "", _TIMEOUTS),
     "PyRRef": Symbol(_RPC, "PyRRef", _TIMEOUTS),

@@ -9,7 +9,19 @@ import pytest
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge, predict
-from rpcprops.programs import After, Ask, Default, Gather, Method, Own, Program, Reach, Step
+from rpcprops.programs import (
+    After,
+    Ask,
+    Default,
+    Gather,
+    Method,
+    Own,
+    Program,
+    Reach,
+    Recurse,
+    Settle,
+    Step,
+)
 from rpcprops.runner import run
 from tests.seeded._programs import WAYS
 
@@ -27,6 +39,10 @@ HELD_UP = FaultPlan(by_rank={0: FaultTable((), 0, {CALL: 2.0})})
         ((Gather(0, (1, 0), breaks=2),), "breaks=2 is the number of no call"),
         ((Own(0, "a"), Ask(0, "a", "local_value")), "needs a user's handle"),
         ((Default(0, 1, seconds=0.0),), "seconds=0.0 must be a positive, finite number"),
+        ((Reach(0, 1, how="remote", timeout=1.0),), "timeout of how='remote' is not modelled"),
+        ((Reach(0, 1, flavour="script", seconds=1.0),), "needs flavour 'python', not 'script'"),
+        ((After(0, 1, seconds=-1.0),), "seconds=-1.0 must lie in 0 to"),
+        ((Gather(0, (1, 0), seconds=-1.0),), "seconds=-1.0 must lie in 0 to"),
     ],
 )
 def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> None:
@@ -49,6 +65,37 @@ def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> Non
 def test_values_are_predicted(step: Step, value: list[Any]) -> None:
     """The value of each is that of torch's documentation and source, worked out by hand."""
     assert predict(Program(2, (step,)), FaultPlan()).steps[0].value == value
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (After(0, 1, timeout=3.0, seconds=12.0), "timeout"),
+        (After(0, 1, timeout=3.0, seconds=12.0, raises=True), "timeout"),
+        (After(0, 1, timeout=100.0, seconds=12.0, raises=True), "remote"),
+        (Reach(0, 1, "id", timeout=3.0, seconds=12.0), "timeout"),
+        (Reach(0, 1, "id", "async", timeout=100.0, seconds=12.0), ""),
+        (Reach(0, 1, how="remote", seconds=12.0), ""),
+        (Gather(0, (1, 0), timeout=3.0, seconds=12.0, breaks=1), "timeout"),
+        (Gather(0, (1, 0), timeout=100.0, seconds=12.0), ""),
+        (Recurse(0, (1, 0, 1), 12.0, timeout=3.0), "timeout"),
+        (Recurse(0, (1, 0, 1), 12.0, timeout=100.0), ""),
+    ],
+)
+def test_timeouts_are_predicted(step: Step, error: str) -> None:
+    """A call ends at its timeout, and what it has called runs once all the same."""
+    predicted = predict(Program(2, (step,)), FaultPlan())
+    assert predicted.steps[0].error == error
+    assert {times for calls in predicted.calls for times in calls.values()} <= {1, 2}
+    assert predicted.calls[1]
+
+
+def test_paths_that_time_out_leave_threads_for_others() -> None:
+    """A program is refused where all threads of a rank may wait for each other."""
+    late = Recurse(0, (0,) * 5, 12.0, timeout=3.0)
+    with pytest.raises(UsageError, match=r"may keep all 7 threads of rank 0 busy; put a Settle"):
+        predict(Program(1, (late, late)), FaultPlan())
+    assert predict(Program(1, (late, Settle(), late)), FaultPlan()).steps[2].error == "timeout"
 
 
 def test_each_gathered_call_is_a_message_of_its_own() -> None:

@@ -18,6 +18,8 @@ from tests._draws import draws
 from tests.seeded._ideal import ideal
 from tests.seeded._programs import (
     EVERY_KIND,
+    IMPATIENT_WAYS,
+    OUTLASTING,
     SLOW,
     asks,
     bumps,
@@ -70,7 +72,8 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND, *SLOW]
+    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
+    written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]

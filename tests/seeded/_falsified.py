@@ -433,7 +433,9 @@ def _fork_of_refused(world: World) -> Falsified:
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
     """Each step whose timeout ends before its function does, and the rank of the function."""
     for index, leaf, expected, _ in _steps(world):
-        if isinstance(leaf, Call | Share) and leaf.seconds > (leaf.timeout or leaf.seconds):
+        if not isinstance(leaf, After | Call | Reach | Share):
+            continue
+        if leaf.seconds > (leaf.timeout or leaf.seconds):
             if expected.error == "timeout":
                 yield index, leaf, leaf.to
 
@@ -472,7 +474,9 @@ def _patient_fetch(world: World) -> Falsified:
 @defect("a slow call that has no timeout times out")
 def _impatient(world: World) -> Falsified:
     for index, leaf, expected, _ in _steps(world):
-        if isinstance(leaf, Call | Remote | Share) and leaf.seconds and not expected.error:
+        if not isinstance(leaf, Call | Gather | Reach | Remote | Share):
+            continue
+        if leaf.seconds and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
             yield wrong, [("UnexpectedError", leaf.at, index)]
 
@@ -496,6 +500,118 @@ def _never_made(world: World) -> Falsified:
         elif isinstance(leaf, Share) and leaf.handle in waited:
             waited.add(leaf.out)
         elif isinstance(leaf, Fetch | Local) and leaf.handle in waited and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a call that timed out never tells its callbacks")
+def _callback_of_late(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, After):
+            wrong = with_step(world.outcome, index, value=[], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("gathered calls wait for each other, whatever their timeouts")
+def _patient_gather(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Gather) and expected.error == "timeout":
+            wrong = with_step(world.outcome, index, value=[[3.0]] * len(leaf.targets), error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("one of the gathered calls that timed out is sent again")
+def _gathered_twice(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Gather) and expected.error == "timeout":
+            rank = leaf.targets[-1]
+            name = f"step{index}/{len(leaf.targets) - 1}"
+            yield calling(world.outcome, rank, {name: 2}), [("NotRunOnce", rank, None)]
+
+
+@defect("what a call that timed out has called never runs")
+def _ends_with_its_caller(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Recurse) and expected.error == "timeout":
+            rank, name = leaf.path[1], f"step{index}"
+            if name not in world.prediction.abandoned_calls[rank]:
+                yield calling(world.outcome, rank, {name: 0}), [("NotRunOnce", rank, None)]
+
+
+@defect("a path of calls in time times out")
+def _impatient_path(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Recurse) and leaf.timeout and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+# The default timeout of a program.
+
+
+def _ended_by_default(world: World) -> Iterator[tuple[int, Leaf, StepPrediction]]:
+    """Each step that the default timeout ends."""
+    for index, leaf, expected, _ in _steps(world):
+        if expected.error == "timeout" and getattr(leaf, "timeout", 0) is None:
+            yield index, leaf, expected
+
+
+@defect("a call knows no default timeout")
+def _no_default(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Call):
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a fetch knows no default timeout")
+def _no_default_of_fetch(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Fetch):
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a creation knows no default timeout")
+def _no_default_of_creation(world: World) -> Falsified:
+    created = {
+        leaf.out
+        for leaf in world.program.leaves
+        if isinstance(leaf, Remote) and leaf.timeout is None and leaf.seconds
+    }
+    for index, leaf, expected, _ in _steps(world):
+        if world.program.rpc_timeout is None or expected.error != "creation":
+            continue
+        if isinstance(leaf, Fetch) and leaf.handle in created:
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call that the default timeout ended is sent again")
+def _default_sends_again(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        if isinstance(leaf, Call | Share):
+            wrong = calling(world.outcome, leaf.to, {f"step{index}": 2})
+            yield wrong, [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a call that the default timeout ended never runs")
+def _default_prevents(world: World) -> Falsified:
+    for index, leaf, _ in _ended_by_default(world):
+        name = f"step{index}"
+        if isinstance(leaf, Call | Share) and (
+            name not in world.prediction.abandoned_calls[leaf.to]
+        ):
+            yield calling(world.outcome, leaf.to, {name: 0}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a default timeout goes before that of a call")
+def _default_first(world: World) -> Falsified:
+    default = world.program.rpc_timeout
+    for index, leaf, expected, _ in _steps(world):
+        if default is None or expected.error or not isinstance(leaf, Call | Remote | Share):
+            continue
+        if leaf.seconds > default:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
             yield wrong, [("UnexpectedError", leaf.at, index)]
 

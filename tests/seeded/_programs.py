@@ -324,6 +324,55 @@ def slow(at: int, to: int, other: int) -> Program:
 
 
 SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
+
+def impatient_ways(at: int, to: int, then: int) -> Program:
+    """Slow functions and timeouts of the other ways of calling, alone and in threads of a rank."""
+    late: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
+    in_time: dict[str, Any] = {"timeout": 900.0, "seconds": 2.0}
+    steps = (
+        After(at, to, "callback", **late),
+        After(at, to, "chain", raises=True, **in_time),
+        Reach(at, to, "id", "async", **late),
+        Reach(at, to, "info", "remote", seconds=2.0),
+        Gather(at, (to, then), "collect_all", **late),
+        Gather(at, (to, to), "threads", **in_time),
+        Recurse(at, (to, then, to), 12.0, timeout=3.0),
+        Settle(),
+        Parallel(
+            (
+                (Invoke(at, to, "operator"), Carry(at, to, "rref"), Gather(at, (to, then))),
+                (Recurse(at, (to, then), 2.0, timeout=900.0), Method(at, to, "async")),
+                (Deferred(at, then, to, "again"), Reach(at, to), After(at, then, "own result")),
+            )
+        ),
+    )
+    return Program(4, steps, "impatient ways")
+
+
+IMPATIENT_WAYS = tuple(impatient_ways(*r) for r in itertools.permutations(range(4), 3))[::2]
+
+
+def outlasting(at: int, to: int, then: int) -> Program:
+    """Functions that outlast the default timeout of the program, and timeouts that exceed it."""
+    steps = (
+        Call(at, to, seconds=130.0),
+        Call(at, to, timeout=800.0, seconds=145.0),
+        Remote(at, to, "a", timeout=800.0, seconds=145.0),
+        Fetch(at, "a"),
+        Settle(),
+        Fetch(at, "a"),
+        Share(at, "a", then, "b", seconds=130.0),
+        Fetch(then, "b"),
+        Remote(at, then, "c", seconds=130.0),
+        Settle(),
+        Fetch(at, "c"),
+        Count(at, to),
+    )
+    return Program(4, steps, "outlasting", rpc_timeout=100.0)
+
+
+OUTLASTING = tuple(outlasting(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 THREADS = Program(
     3,
     (
@@ -361,6 +410,8 @@ EVERY_KIND = (
     VALUES,
     WAYS,
     SLOW[0],
+    OUTLASTING[0],
+    IMPATIENT_WAYS[0],
     THREADS,
 )
 

@@ -228,7 +228,8 @@ WIDE = st.one_of(
 @given(WIDE)
 def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
     """What is drawn is accepted anew, as Python and as JSON, and equals itself."""
-    assert Program(program.world_size, program.steps, settles=program.settles) == program
+    fields = (program.world_size, program.steps, program.name, program.settles, program.rpc_timeout)
+    assert Program(*fields) == program
     assert from_json(to_json(program), Program) == program
     assert eval(repr(program), NAMES) == program
 
@@ -585,7 +586,7 @@ def test_a_program_goes_without_some_kinds() -> None:
 
 
 def test_forms_of_steps_are_drawn() -> None:
-    """Flavours, ways to wait, errors, argument handles, nested and breaking contexts all come."""
+    """Flavours, ways to wait, errors, argument handles, nested contexts all come."""
     leaves = leaves_of_long_programs()
     calls = [leaf for leaf in leaves if isinstance(leaf, Call)]
     assert {(c.flavour, c.wait) for c in calls} == {
@@ -601,11 +602,17 @@ def test_forms_of_steps_are_drawn() -> None:
     contexts = [leaf for leaf in leaves if isinstance(leaf, Context)]
     for name in ("nested", "rrefs", "backward", "raises", "retain"):
         assert {getattr(context, name) for context in contexts} == {True, False}
-    assert any(context.breaks is not None for context in contexts)
     assert {len(context.path) for context in contexts} == set(range(6))
     assert any(isinstance(leaf, Remote) and leaf.raises for leaf in leaves)
     assert any(isinstance(leaf, Chain) and leaf.at == leaf.then != leaf.to for leaf in leaves)
     assert any(isinstance(leaf, Count) and leaf.at == leaf.to for leaf in leaves)
+
+
+def test_contexts_that_break_are_drawn() -> None:
+    """Some contexts have a rank whose backward raises."""
+    found = draws(programs(min_steps=8, kinds=("context",)), 20)
+    leaves = [leaf for program in found for leaf in program.leaves]
+    assert any(isinstance(leaf, Context) and leaf.breaks is not None for leaf in leaves)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import tensor
+from rpcprops.steps.in_rank.shared import tensor, timeout_of
 from rpcprops.steps.in_rank.state import note_call
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, torchscript
 
@@ -305,11 +305,19 @@ def invoked(
 
 
 def recurse(
-    call: str, world: tuple[str, ...], *, path: tuple[int, ...], seconds: float, spins: bool
+    call: str,
+    world: tuple[str, ...],
+    *,
+    path: tuple[int, ...],
+    seconds: float,
+    spins: bool,
+    timeout: float | None,
 ) -> list[int]:
     """Let each rank of the path call the next one, and wait for it; the ranks as they say."""
     hops = [(rank, world[rank]) for rank in path]
-    ranks: list[int] = rpc.rpc_sync(hops[0][1], call_on, args=(call, hops, seconds, spins))
+    args = (call, hops, seconds, spins)
+    first = hops[0][1]
+    ranks: list[int] = rpc.rpc_sync(first, call_on, args=args, timeout=timeout_of(timeout))
     return ranks
 
 

@@ -13,9 +13,9 @@ import torch
 from torch.distributed import rpc
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
-from rpcprops.steps.in_rank.shared import tensor
+from rpcprops.steps.in_rank.shared import tensor, timeout_of
 from rpcprops.steps.in_rank.state import handle_of, note_call
-from rpcprops.steps.in_rank.sums import add, raise_on_purpose, sum_call
+from rpcprops.steps.in_rank.sums import add, sum_call
 
 #: Seconds after which a callback that did not run counts as one that never will.
 CALLBACK_SECONDS = 600.0
@@ -31,9 +31,11 @@ def reach(
     left: tuple[float, ...],
     right: tuple[float, ...],
     flavour: str,
+    timeout: float | None,
+    seconds: float,
 ) -> list[Any]:
     """Let a rank that is named in some way compute a sum; the class of the error if none has it."""
-    function, args = sum_call(call, flavour, tensor(left), tensor(right))
+    function, args = sum_call(call, flavour, tensor(left), tensor(right), seconds=seconds)
     send: Any = {"sync": rpc.rpc_sync, "async": rpc.rpc_async, "remote": rpc.remote}[how]
     if named.startswith("no "):
         wrong: Any = {"no name": "nobody", "no id": len(world), "no type": 0.5}[named]
@@ -45,7 +47,7 @@ def reach(
         target = rpc.get_worker_info(world[to])
     elif named == "myself":
         target = rpc.get_worker_info()
-    result = send(target, function, args=args)
+    result = send(target, function, args=args, timeout=timeout_of(timeout))
     if how == "async":
         result = result.wait()
     elif how == "remote":
@@ -95,14 +97,17 @@ def after(
     left: tuple[float, ...],
     right: tuple[float, ...],
     raises: bool,
+    timeout: float | None,
+    seconds: float,
 ) -> list[Any]:
     """Use the future of a call in some way; its value, and what the callbacks saw.
 
     An error of the call is raised only if the callbacks ran as they must; otherwise the step shows
     what they saw.
     """
-    function = raise_on_purpose if raises else add
-    future: Any = rpc.rpc_async(world[to], function, args=(call, tensor(left), tensor(right)))
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    function, args = sum_call(call, "python", tensor(left), tensor(right), **how)
+    future: Any = rpc.rpc_async(world[to], function, args=args, timeout=timeout_of(timeout))
     seen: list[float] = FORMS[form](future)
     expected = SEEN[form]
     try:
@@ -265,34 +270,36 @@ def gather(
     left: tuple[float, ...],
     right: tuple[float, ...],
     breaks: int | None,
+    timeout: float | None,
+    seconds: float,
 ) -> list[Any]:
     """Make several calls at once, and gather their values in order."""
-    calls: list[tuple[str, Any, tuple[Any, ...]]] = [
-        (
-            world[target],
-            raise_on_purpose if number == breaks else add,
-            (f"{call}/{number}", tensor(left) + number, tensor(right)),
-        )
-        for number, target in enumerate(targets)
-    ]
+    calls: list[tuple[str, Any, tuple[Any, ...], float]] = []
+    for number, target in enumerate(targets):
+        form: dict[str, Any] = {"raises": number == breaks, "seconds": seconds}
+        terms = (tensor(left) + number, tensor(right))
+        function, args = sum_call(f"{call}/{number}", "python", *terms, **form)
+        calls.append((world[target], function, args, timeout_of(timeout)))
     if how == "threads":
         return from_threads(calls)
-    futures: list[Any] = [rpc.rpc_async(to, function, args=args) for to, function, args in calls]
+    futures: list[Any] = [
+        rpc.rpc_async(to, function, args=args, timeout=limit) for to, function, args, limit in calls
+    ]
     if how == "wait_all":
         return [value.tolist() for value in torch.futures.wait_all(futures)]
     return [future.wait().tolist() for future in torch.futures.collect_all(futures).wait()]
 
 
-def from_threads(calls: Sequence[tuple[str, Any, tuple[Any, ...]]]) -> list[Any]:
+def from_threads(calls: Sequence[tuple[str, Any, tuple[Any, ...], float]]) -> list[Any]:
     """Make each call in a thread of its own, all at once; raise the first error by their order."""
     start = threading.Barrier(len(calls))
     values: list[Any] = [None] * len(calls)
     errors: list[Exception | None] = [None] * len(calls)
 
-    def make(number: int, to: str, function: Any, args: tuple[Any, ...]) -> None:
+    def make(number: int, to: str, function: Any, args: tuple[Any, ...], limit: float) -> None:
         start.wait()
         try:
-            values[number] = rpc.rpc_sync(to, function, args=args).tolist()
+            values[number] = rpc.rpc_sync(to, function, args=args, timeout=limit).tolist()
         except Exception as error:
             errors[number] = error
 
