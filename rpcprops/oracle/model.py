@@ -151,6 +151,8 @@ class Model:
         #: How many of them had ended at the last settle.
         self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
+        #: Ranks that have served a call which was made inside a profiler.
+        self.profiled: set[int] = set()
         #: How often each named call has run so far, by rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
