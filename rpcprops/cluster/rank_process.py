@@ -175,11 +175,15 @@ class _Rank:
         else:
             self.enter_faults()
         if self.spec.init is True:
-            with only_transport(self.spec.transport):
-                self.fixture.init_rpc()
+            self.init_rpc()
+            state.init_again.append(lambda _: self.init_rpc())
         elif self.spec.init is False and self.spec.transport == "tcp":
             # The user's own init_rpc comes at a time that we do not know.
             _limit_file_size()
+
+    def init_rpc(self) -> None:
+        with only_transport(self.spec.transport):
+            self.fixture.init_rpc()
 
     def enter_faults(self) -> None:
         for fault in self.spec.plan.faults_at(self.rank):
@@ -445,7 +449,13 @@ def read_counters(keys: CounterKeys | None = None) -> Counters | None:
     if not symbols.is_agent_set():
         return None
     keys = keys or installed().counters
-    agent = symbols.current_agent().get_debug_info()
+    try:
+        agent = symbols.current_agent().get_debug_info()
+    except RuntimeError:
+        # Another thread has just shut it down.
+        if symbols.is_agent_set():
+            raise
+        return None
     return Counters(**_held_by_process(keys), **_counted(keys.agent, agent))
 
 
@@ -485,7 +495,9 @@ def only_transport(name: str) -> Iterator[None]:
 
 
 def _limit_file_size() -> tuple[int, int]:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        # Other threads may not; the first init_rpc, which was in this one, has done it.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_NO_SHARED_MEMORY, hard))
     return soft, hard

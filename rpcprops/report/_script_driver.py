@@ -25,7 +25,7 @@ from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import contexts, ran
+from rpcprops.steps.in_rank.state import contexts, init_again, ran
 
 # The kind of finding that shows this failure, and not another one.
 BROKEN: str = ""
@@ -106,6 +106,7 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
         join(rank, f"{folder}/first")
         rpc.shutdown()
     join(rank, f"{folder}/store")
+    init_again.append(lambda name: join(rank, f"{folder}/{name}"))
     pipe.send((None, None, {}))
     while True:
         what, argument = pipe.recv()

@@ -12,7 +12,7 @@ from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.graphs import Graph
-from rpcprops.steps.life import Profile
+from rpcprops.steps.life import Profile, Rejoin
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Linear, Module, Optimize, Train
 from rpcprops.steps.values import Carry
@@ -52,6 +52,7 @@ __all__ = [
     "Reach",
     "Recurse",
     "Refused",
+    "Rejoin",
     "Remote",
     "Settle",
     "Share",

@@ -1,4 +1,4 @@
-"""Steps about the life of RPC in a rank: a profiler around calls.
+"""Steps about the life of RPC in a rank: a profiler around calls; a shutdown and a new init.
 
 Each `predict` tells the model what these files of torch do: ``torch/distributed/rpc/api.py`` and
 ``internal.py``, and in ``torch/csrc`` ``distributed/autograd/utils.cpp``,
@@ -25,17 +25,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, check_raises, sum_of
 from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value
+from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.outcomes import Counters
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -72,6 +75,7 @@ class Profile(Step):
     """
 
     op: ClassVar[str] = "profile"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 80
     makes: ClassVar[Mapping[str, Sort]] = {}
@@ -161,7 +165,8 @@ class Profile(Step):
             return None
         at = drawer.pick(able)
         to = drawer.pick(drawer.countable(at))
-        form = drawer.pick(_FORMS)
+        may_remote = drawer.may_make_rrefs
+        form = drawer.pick(_FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"])
         through = form.get("form") in _THROUGH
         beyond = drawer.pick(drawer.countable(at))
         flavours = ("python", "script") if form.get("raises") else FLAVOURS
@@ -169,3 +174,112 @@ class Profile(Step):
         given: dict[str, Any] = {**form, "beyond": beyond if through else None, "flavour": flavour}
         left, right = drawer.pick(PAIRS)
         return cls(at, to, left=left, right=right, **given)
+
+
+#: What torch refuses while no agent runs, each by ``api.py``: _require_initialized, but the last
+#: one by ``rpc_agent.cpp``: RpcAgent::getCurrentRpcAgent. All are RuntimeErrors.
+Outside = Literal[
+    "rpc_sync",
+    "rpc_async",
+    "remote",
+    "get_worker_info",
+    "shutdown",
+    "shutdown at once",
+    "get_rpc_timeout",
+]
+OUTSIDE: tuple[Outside, ...] = get_args(Outside)
+#: How the ranks leave: by a graceful shutdown; by one with a timeout that nothing reaches; by one
+#: that waits for nobody.
+Leaving = Literal["graceful", "timeout", "at once"]
+_SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rejoin(Step):
+    """All ranks shut RPC down, and then initialise it again, with the same names and ranks.
+
+    `at` tells the others to by a call of each; each then does it in a thread of its own. They leave
+    in the order of `first`, half a second (virtual) after each other; the ranks that it does not
+    name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
+    torch must refuse (``rpc.shutdown()`` a second time, for example).
+
+    The value has a list for each rank: the class of the error of shutdown, and of each call
+    outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
+    error of ``init_rpc``. The ranks must be at rest, and hold nothing.
+
+    A second ``init_rpc`` while an agent runs is never made. torch refuses it, but has counted it
+    before (``rpc/__init__.py``: init_rpc, _init_counter): the next init of this rank looks for
+    the others under another prefix of the store, and all ranks wait in vain.
+    """
+
+    op: ClassVar[str] = "rejoin"
+    in_branch: ClassVar[bool] = False
+    after_rejoin: ClassVar[bool] = True
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    how: Leaving = "graceful"
+    first: tuple[int, ...] = ()
+    outside: tuple[Outside, ...] = ()
+
+    def enter(self, scope: Scope) -> None:
+        for rank in self.first:
+            scope.check_rank("first", rank)
+        if len(set(self.first)) != len(self.first):
+            msg = f"first={shown(self.first)} names a rank twice; each leaves once."
+            raise UsageError(msg)
+        left = [*scope.handles, *scope.futures]
+        if left:
+            msg = (
+                f"{shown(left[0])} would not outlive a Rejoin; drop each handle before it, and "
+                f"wait for each future."
+            )
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        tables = [model.plan.table(rank) for rank in range(model.world_size)]
+        if any(MessageType.PYTHON_CALL in table.failing for table in tables):
+            msg = f"{self!r}: the plan fails PYTHON_CALL, and with it shutdown's own calls."
+            raise UsageError(msg)
+        if model.settled != len(model.sends) or any(map(bool, map(_held, model.counters()))):
+            msg = f"{self!r}: the ranks may not be at rest, or hold something; put a Settle before."
+            raise UsageError(msg)
+        others = [rank for rank in range(model.world_size) if rank != self.at]
+        for rank in others:
+            model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}")
+        model.rejoin(graceful=self.how != "at once")
+        for rank in others:
+            model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
+        # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
+        seen = ["", *("RuntimeError" for _ in self.outside), "0 0", ""]
+        return model.shows([list(seen) for _ in range(model.world_size)])
+
+    @property
+    def lasts(self) -> float:
+        return 0.5 * len(self.first)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Rejoin | None:
+        rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
+        if not drawer.has_plan or drawer.loses or drawer.in_parallel or not rests:
+            return None
+        if drawer.scope.handles or drawer.scope.futures or not drawer.goes_on_without_rrefs:
+            return None
+        at = drawer.rank()
+        how: Any = drawer.pick(("graceful", "at once", "timeout"))
+        first = drawer.pick(range(1 + len(drawer.ranks)))
+        turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
+        return cls(at, how, turned[:first], drawer.pick(_SETS))
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        ready = drawer.has_plan and not drawer.loses and not drawer.in_parallel
+        if not ready or drawer.scope.handles or drawer.scope.futures or Settle.op not in drawer.on:
+            return None
+        return Settle.draw(drawer)
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.rejoined = True
+
+
+def _held(counters: Counters) -> int:
+    return counters.owners + counters.forks + counters.contexts

@@ -186,6 +186,7 @@ class After(Step):
     """
 
     op: ClassVar[str] = "after"
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 51
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -232,6 +233,7 @@ class Gather(Step):
     """
 
     op: ClassVar[str] = "gather"
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 52
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -410,6 +412,7 @@ class Default(Step):
     """
 
     op: ClassVar[str] = "default"
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 54.5
     in_branch: ClassVar[bool] = False
     makes: ClassVar[Mapping[str, Sort]] = {}

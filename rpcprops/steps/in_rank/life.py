@@ -1,16 +1,22 @@
-"""Steps about the life of RPC in a rank: a profiler around calls."""
+"""Steps about the life of RPC in a rank: a profiler around calls; a shutdown and a new init."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import tensor
-from rpcprops.steps.in_rank.state import note_call
+from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.state import init_again, note_call
 from rpcprops.steps.in_rank.sums import add, sum_call
+from rpcprops.steps.in_rank.ways import error_of
 
 
 def profile(
@@ -71,3 +77,87 @@ def deferred_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) 
     """Let another rank add; the answer is sent when that rank has answered."""
     note_call(call)
     return rpc.rpc_async(then, add, args=(call + "/then", left, right))
+
+
+#: Virtual seconds between two ranks that leave one after the other.
+APART = 0.5
+#: A timeout of shutdown that nothing reaches.
+LONG = 36000.0
+#: What each rank showed when it left and came back, by the name of the call that told it to.
+left: dict[str, list[str]] = {}
+came_back = threading.Condition()
+
+
+def rejoin(
+    call: str, world: tuple[str, ...], *, how: str, first: tuple[int, ...], outside: tuple[str, ...]
+) -> list[list[str]]:
+    """Let all ranks shut RPC down and initialise it again; what each showed."""
+    here = rpc.get_worker_info().id
+    others = [rank for rank in range(len(world)) if rank != here]
+    turns = {rank: (first.index(rank) if rank in first else 0) for rank in range(len(world))}
+    told_others = [
+        rpc.rpc_async(world[rank], begin_to_leave, args=(call, how, turns[rank], outside))
+        for rank in others
+    ]
+    for future in told_others:
+        # A rank that leaves at once may do so before its answer has been read.
+        with contextlib.suppress(RuntimeError):
+            future.wait()
+    shown = {here: leave_and_return(call, how, turns[here], outside)}
+    for rank in others:
+        shown[rank] = rpc.rpc_sync(world[rank], what_it_showed, args=(call,))
+    return [shown[rank] for rank in range(len(world))]
+
+
+def begin_to_leave(call: str, how: str, turn: int, outside: tuple[str, ...]) -> None:
+    """Leave in a thread of its own: a thread of the agent cannot end the agent."""
+    args = (call, how, turn, outside)
+    threading.Thread(target=leave_in_thread, args=args, daemon=True).start()
+
+
+def leave_in_thread(*args: Any) -> None:
+    """Leave once this rank has sent its answers, and keep what it showed."""
+    debug_info: Any = rpc._get_debug_info  # type: ignore[attr-defined]
+    while int(debug_info()["agent.server_active_calls"]):
+        time.sleep(APART)
+    shown = leave_and_return(*args)
+    with came_back:
+        left[args[0]] = shown
+        came_back.notify_all()
+
+
+def what_it_showed(call: str) -> list[str]:
+    """What this rank showed when it left and came back."""
+    with came_back:
+        came_back.wait_for(lambda: call in left)
+        return left[call]
+
+
+def leave_and_return(call: str, how: str, turn: int, outside: tuple[str, ...]) -> list[str]:
+    """Shut RPC down, make calls that must be refused, and initialise RPC again."""
+    time.sleep(APART * turn)
+    given: dict[str, Any] = {
+        "graceful": {},
+        "timeout": {"timeout": LONG},
+        "at once": {"graceful": False},
+    }[how]
+    shown = [error_of(lambda: rpc.shutdown(**given))]
+    shown += [error_of(OUTSIDE[name]) for name in outside]
+    gc.collect()
+    rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
+    held = dist_autograd._get_debug_info()["num_autograd_contexts"]
+    shown.append(f"{rrefs} {held}")
+    shown.append(error_of(lambda: init_again[0](call)))
+    return shown
+
+
+#: Calls that torch must refuse while no agent runs.
+OUTSIDE: dict[str, Callable[[], Any]] = {
+    "rpc_sync": lambda: rpc.rpc_sync("worker0", torch.add, args=(1, 1)),
+    "rpc_async": lambda: rpc.rpc_async("worker0", torch.add, args=(1, 1)),
+    "remote": lambda: rpc.remote("worker0", torch.add, args=(1, 1)),
+    "get_worker_info": lambda: rpc.get_worker_info(),
+    "shutdown": lambda: rpc.shutdown(),
+    "shutdown at once": lambda: rpc.shutdown(graceful=False),
+    "get_rpc_timeout": lambda: rpc.get_rpc_timeout(),  # type: ignore[attr-defined]
+}
