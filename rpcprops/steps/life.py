@@ -166,7 +166,9 @@ class Profile(Step):
         at = drawer.pick(able)
         to = drawer.pick(drawer.countable(at))
         may_remote = drawer.may_make_rrefs
-        form = drawer.pick(_FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"])
+        form = drawer.pick(
+            _FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"]
+        )
         through = form.get("form") in _THROUGH
         beyond = drawer.pick(drawer.countable(at))
         flavours = ("python", "script") if form.get("raises") else FLAVOURS
@@ -213,6 +215,7 @@ class Rejoin(Step):
     """
 
     op: ClassVar[str] = "rejoin"
+    often: ClassVar[bool] = True  # because the ranks seldom hold nothing
     in_branch: ClassVar[bool] = False
     after_rejoin: ClassVar[bool] = True
     makes: ClassVar[Mapping[str, Sort]] = {}

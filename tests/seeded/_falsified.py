@@ -31,10 +31,12 @@ from rpcprops.programs import (
     Local,
     Method,
     Optimize,
+    Profile,
     Raising,
     Reach,
     Recurse,
     Refused,
+    Rejoin,
     Remote,
     Settle,
     Share,
@@ -91,7 +93,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Refused, Train)
+_WITH_PARTS = (Carry, Context, Graph, Linear, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -662,6 +664,43 @@ DEFECTS |= {
     "a bias of a remote layer gets no gradient": _in_part(
         Linear, "gradients", "WrongGradient", lambda found: [*found[:-1], None]
     ),
+    "a profiled call gives another sum": _in_part(
+        Profile, "sum", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "a profiled call has no event": _in_part(
+        Profile, "named", "WrongValue", lambda named: False if named else named
+    ),
+    "no event tells what a profiled call ran": _in_part(
+        Profile, "there", "WrongValue", lambda there: False if there else there
+    ),
+}
+
+
+# Ranks that leave and come back: the text of one rank is another than it must be.
+
+
+def _text(number: int, now: str) -> Defect:
+    """The text with that number in a list of each rank; the last rank shows another one."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, _, seen in _steps(world):
+            if isinstance(leaf, Rejoin) and not (number == 1 and not leaf.outside):
+                *others, last = seen.value
+                changed = list(last)
+                changed[number] = now
+                wrong = with_step(world.outcome, index, value=[*others, changed])
+                yield wrong, [("WrongValue", _at(leaf), index)]
+
+    return falsify
+
+
+DEFECTS |= {
+    "a shutdown raises and the ranks go on": _text(0, "RuntimeError"),
+    "a call is accepted after the shutdown": _text(1, ""),
+    "a call after the shutdown raises another class": _text(1, "ValueError"),
+    "an RRef outlives the shutdown": _text(-2, "1 0"),
+    "a context outlives the shutdown": _text(-2, "0 1"),
+    "a second init raises": _text(-1, "RuntimeError"),
 }
 
 

@@ -34,12 +34,12 @@ def profile(
     """Make a call inside torch's legacy profiler; its value, and what the events tell of it."""
     function, args = sum_call(call, flavour, tensor(left), tensor(right), raises=raises)
     if beyond is not None:
-        function = nested_add if form == "nested" else deferred_add
+        function = profiled_nested if form == "nested" else profiled_deferred
         args = (call, world[beyond], *args[1:])
     send: Any = rpc.rpc_sync if form in ("sync", "nested", "deferred") else rpc.rpc_async
     if form == "remote":
         send = rpc.remote
-    with legacy_profile() as profiler:
+    with legacy_profile() as profiler:  # type: ignore[no-untyped-call]
         result = send(world[to], function, args=args)
         if form == "async":
             result = result.wait()
@@ -65,7 +65,7 @@ def told(events: Any, begins: str, ends: str, to: int, adds_there: bool) -> dict
     }
 
 
-def nested_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def profiled_nested(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Let another rank add, and wait for it."""
     note_call(call)
     total: torch.Tensor = rpc.rpc_sync(then, add, args=(call + "/then", left, right))
@@ -73,7 +73,7 @@ def nested_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) ->
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def deferred_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
+def profiled_deferred(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
     """Let another rank add; the answer is sent when that rank has answered."""
     note_call(call)
     return rpc.rpc_async(then, add, args=(call + "/then", left, right))
@@ -84,7 +84,7 @@ APART = 0.5
 #: A timeout of shutdown that nothing reaches.
 LONG = 36000.0
 #: What each rank showed when it left and came back, by the name of the call that told it to.
-left: dict[str, list[str]] = {}
+showed: dict[str, list[str]] = {}
 came_back = threading.Condition()
 
 
@@ -117,32 +117,33 @@ def begin_to_leave(call: str, how: str, turn: int, outside: tuple[str, ...]) -> 
 
 def leave_in_thread(*args: Any) -> None:
     """Leave once this rank has sent its answers, and keep what it showed."""
-    debug_info: Any = rpc._get_debug_info  # type: ignore[attr-defined]
+    debug_info: Any = rpc._get_debug_info
     while int(debug_info()["agent.server_active_calls"]):
         time.sleep(APART)
     shown = leave_and_return(*args)
     with came_back:
-        left[args[0]] = shown
+        showed[args[0]] = shown
         came_back.notify_all()
 
 
 def what_it_showed(call: str) -> list[str]:
     """What this rank showed when it left and came back."""
     with came_back:
-        came_back.wait_for(lambda: call in left)
-        return left[call]
+        came_back.wait_for(lambda: call in showed)
+        return showed[call]
 
 
 def leave_and_return(call: str, how: str, turn: int, outside: tuple[str, ...]) -> list[str]:
     """Shut RPC down, make calls that must be refused, and initialise RPC again."""
     time.sleep(APART * turn)
-    given: dict[str, Any] = {
+    ways: dict[str, dict[str, Any]] = {
         "graceful": {},
         "timeout": {"timeout": LONG},
         "at once": {"graceful": False},
-    }[how]
+    }
+    given = ways[how]
     shown = [error_of(lambda: rpc.shutdown(**given))]
-    shown += [error_of(OUTSIDE[name]) for name in outside]
+    shown += [error_of(CALLS_OUTSIDE[name]) for name in outside]
     gc.collect()
     rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
     held = dist_autograd._get_debug_info()["num_autograd_contexts"]
@@ -152,12 +153,12 @@ def leave_and_return(call: str, how: str, turn: int, outside: tuple[str, ...]) -
 
 
 #: Calls that torch must refuse while no agent runs.
-OUTSIDE: dict[str, Callable[[], Any]] = {
+CALLS_OUTSIDE: dict[str, Callable[[], Any]] = {
     "rpc_sync": lambda: rpc.rpc_sync("worker0", torch.add, args=(1, 1)),
     "rpc_async": lambda: rpc.rpc_async("worker0", torch.add, args=(1, 1)),
     "remote": lambda: rpc.remote("worker0", torch.add, args=(1, 1)),
-    "get_worker_info": lambda: rpc.get_worker_info(),
-    "shutdown": lambda: rpc.shutdown(),
+    "get_worker_info": rpc.get_worker_info,
+    "shutdown": rpc.shutdown,
     "shutdown at once": lambda: rpc.shutdown(graceful=False),
-    "get_rpc_timeout": lambda: rpc.get_rpc_timeout(),  # type: ignore[attr-defined]
+    "get_rpc_timeout": rpc.get_rpc_timeout,  # type: ignore[attr-defined]
 }
