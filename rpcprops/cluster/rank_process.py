@@ -176,14 +176,27 @@ class _Rank:
             self.enter_faults()
         if self.spec.init is True:
             self.init_rpc()
-            state.init_again.append(lambda _: self.init_rpc())
+            state.init_again.append(lambda _, **given: self.init_rpc(**given))
         elif self.spec.init is False and self.spec.transport == "tcp":
             # The user's own init_rpc comes at a time that we do not know.
             _limit_file_size()
 
-    def init_rpc(self) -> None:
+    def init_rpc(self, **given: Any) -> None:
+        """Initialise RPC as the world says, but for a name, a rank or a timeout that is given."""
+        one = self.fixture
+        if given:
+            one = fixture.RankFixture(
+                rank=given.get("rank", self.rank),
+                name=given.get("name", one.name),
+                world_size=one.world_size,
+                init_method=self.store,
+                table=one.fault_table,
+                rpc_timeout=given.get("rpc_timeout", self.spec.rpc_timeout),
+                num_worker_threads=one.num_worker_threads,
+                agent_name=one.agent_name,
+            )
         with only_transport(self.spec.transport):
-            self.fixture.init_rpc()
+            one.init_rpc()
 
     def enter_faults(self) -> None:
         for fault in self.spec.plan.faults_at(self.rank):

@@ -193,6 +193,13 @@ OUTSIDE: tuple[Outside, ...] = get_args(Outside)
 #: How the ranks leave: by a graceful shutdown; by one with a timeout that nothing reaches; by one
 #: that waits for nobody.
 Leaving = Literal["graceful", "timeout", "at once"]
+#: What makes an ``init_rpc`` of all ranks fail before the one that they come back by: one name for
+#: all (``tensorpipe_agent.cpp`` and ``agent_utils.cpp``: collectNames); a name that torch does not
+#: allow, at all ranks or at one (``rpc_agent.cpp``: WorkerInfo; the others then wait in the store
+#: until the RPC timeout, which ``rpc/__init__.py``: init_rpc gives it); another rank than before
+#: (``autograd/context/container.cpp``: DistAutogradContainer::init). All are RuntimeErrors.
+Failing = Literal["", "bad name", "same name", "other rank", "one bad name"]
+FAILING: tuple[Failing, ...] = get_args(Failing)
 _SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
 
 
@@ -203,11 +210,12 @@ class Rejoin(Step):
     `at` tells the others to by a call of each; each then does it in a thread of its own. They leave
     in the order of `first`, half a second (virtual) after each other; the ranks that it does not
     name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
-    torch must refuse (``rpc.shutdown()`` a second time, for example).
+    torch must refuse (``rpc.shutdown()`` a second time, for example). With `failing` it first
+    calls ``init_rpc`` so that it must fail.
 
     The value has a list for each rank: the class of the error of shutdown, and of each call
     outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
-    error of ``init_rpc``. The ranks must be at rest, and hold nothing.
+    error of each ``init_rpc``. The ranks must be at rest, and hold nothing.
 
     A second ``init_rpc`` while an agent runs is never made. torch refuses it, but has counted it
     before (``rpc/__init__.py``: init_rpc, _init_counter): the next init of this rank looks for
@@ -223,12 +231,16 @@ class Rejoin(Step):
     how: Leaving = "graceful"
     first: tuple[int, ...] = ()
     outside: tuple[Outside, ...] = ()
+    failing: Failing = ""
 
     def enter(self, scope: Scope) -> None:
         for rank in self.first:
             scope.check_rank("first", rank)
         if len(set(self.first)) != len(self.first):
             msg = f"first={shown(self.first)} names a rank twice; each leaves once."
+            raise UsageError(msg)
+        if self.failing and scope.world_size < 2:
+            msg = f"failing={shown(self.failing)} needs two ranks."
             raise UsageError(msg)
         left = [*scope.handles, *scope.futures]
         if left:
@@ -253,12 +265,13 @@ class Rejoin(Step):
         for rank in others:
             model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
-        seen = ["", *("RuntimeError" for _ in self.outside), "0 0", ""]
+        refused = ["RuntimeError" for _ in self.outside]
+        seen = ["", *refused, "0 0", *(["RuntimeError"] if self.failing else []), ""]
         return model.shows([list(seen) for _ in range(model.world_size)])
 
     @property
     def lasts(self) -> float:
-        return 0.5 * len(self.first)
+        return 0.5 * len(self.first) + (30.0 if self.failing == "one bad name" else 0.0)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Rejoin | None:
@@ -271,7 +284,9 @@ class Rejoin(Step):
         how: Any = drawer.pick(("graceful", "at once", "timeout"))
         first = drawer.pick(range(1 + len(drawer.ranks)))
         turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
-        return cls(at, how, turned[:first], drawer.pick(_SETS))
+        sets = drawer.pick(_SETS)
+        failing = drawer.pick(FAILING if len(drawer.ranks) > 1 else FAILING[:1])
+        return cls(at, how, turned[:first], sets, failing)
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:

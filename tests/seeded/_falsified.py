@@ -679,28 +679,44 @@ DEFECTS |= {
 # Ranks that leave and come back: the text of one rank is another than it must be.
 
 
-def _text(number: int, now: str) -> Defect:
-    """The text with that number in a list of each rank; the last rank shows another one."""
+def _text(find: Callable[[Rejoin], int | None], now: str) -> Defect:
+    """The last rank shows `now` at the place that `find` gives, if it gives one."""
 
     def falsify(world: World) -> Falsified:
         for index, leaf, _, seen in _steps(world):
-            if isinstance(leaf, Rejoin) and not (number == 1 and not leaf.outside):
+            if isinstance(leaf, Rejoin) and (number := find(leaf)) is not None:
                 *others, last = seen.value
-                changed = list(last)
-                changed[number] = now
+                changed = [*last[:number], now, *last[number + 1 :]]
                 wrong = with_step(world.outcome, index, value=[*others, changed])
                 yield wrong, [("WrongValue", _at(leaf), index)]
 
     return falsify
 
 
+def _outside(leaf: Rejoin) -> int | None:
+    return 1 if leaf.outside else None
+
+
+def _held_then(leaf: Rejoin) -> int:
+    return 1 + len(leaf.outside)
+
+
+def _failed(leaf: Rejoin) -> int | None:
+    return 2 + len(leaf.outside) if leaf.failing else None
+
+
+def _returned(leaf: Rejoin) -> int:
+    return 2 + len(leaf.outside) + bool(leaf.failing)
+
+
 DEFECTS |= {
-    "a shutdown raises and the ranks go on": _text(0, "RuntimeError"),
-    "a call is accepted after the shutdown": _text(1, ""),
-    "a call after the shutdown raises another class": _text(1, "ValueError"),
-    "an RRef outlives the shutdown": _text(-2, "1 0"),
-    "a context outlives the shutdown": _text(-2, "0 1"),
-    "a second init raises": _text(-1, "RuntimeError"),
+    "a shutdown raises and the ranks go on": _text(lambda _: 0, "RuntimeError"),
+    "a call is accepted after the shutdown": _text(_outside, ""),
+    "a call after the shutdown raises another class": _text(_outside, "ValueError"),
+    "an RRef outlives the shutdown": _text(_held_then, "1 0"),
+    "a context outlives the shutdown": _text(_held_then, "0 1"),
+    "an init that must fail does not": _text(_failed, ""),
+    "a second init raises": _text(_returned, "RuntimeError"),
 }
 
 

@@ -47,7 +47,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
-from rpcprops.steps.life import OUTSIDE
+from rpcprops.steps.life import FAILING, OUTSIDE
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, FORMS, OF_OWNERS, OF_USERS
 
@@ -328,10 +328,10 @@ def lives(at: int, *first: int) -> Program:
             Profile(2, 1),
             Settle(),
             Refused(0, "x"),
-            Rejoin(0, outside=("shutdown",)),
+            Rejoin(0, outside=("shutdown",), failing=FAILING[at]),
             Count(1, 2),
             Settle(),
-            Rejoin(2, "timeout", first),
+            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2]),
             Chain(0, 1, 2),
         ),
         f"lives[{at},{','.join(map(str, first))}]",

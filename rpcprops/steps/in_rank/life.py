@@ -16,7 +16,6 @@ from torch.distributed import rpc
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import init_again, note_call
 from rpcprops.steps.in_rank.sums import add, sum_call
-from rpcprops.steps.in_rank.ways import error_of
 
 
 def profile(
@@ -83,35 +82,58 @@ def profiled_deferred(call: str, then: str, left: torch.Tensor, right: torch.Ten
 APART = 0.5
 #: A timeout of shutdown that nothing reaches.
 LONG = 36000.0
+#: Virtual seconds that a rank waits in the store for another one, whose init has failed.
+STORE_WAITS = 30.0
 #: What each rank showed when it left and came back, by the name of the call that told it to.
 showed: dict[str, list[str]] = {}
 came_back = threading.Condition()
 
 
 def rejoin(
-    call: str, world: tuple[str, ...], *, how: str, first: tuple[int, ...], outside: tuple[str, ...]
+    call: str,
+    world: tuple[str, ...],
+    *,
+    how: str,
+    first: tuple[int, ...],
+    outside: tuple[str, ...],
+    failing: str,
 ) -> list[list[str]]:
     """Let all ranks shut RPC down and initialise it again; what each showed."""
     here = rpc.get_worker_info().id
     others = [rank for rank in range(len(world)) if rank != here]
     turns = {rank: (first.index(rank) if rank in first else 0) for rank in range(len(world))}
+    wrong = [wrong_init(failing, rank, here, len(world)) for rank in range(len(world))]
     told_others = [
-        rpc.rpc_async(world[rank], begin_to_leave, args=(call, how, turns[rank], outside))
+        rpc.rpc_async(
+            world[rank], begin_to_leave, args=(call, how, turns[rank], outside, wrong[rank])
+        )
         for rank in others
     ]
     for future in told_others:
         # A rank that leaves at once may do so before its answer has been read.
         with contextlib.suppress(RuntimeError):
             future.wait()
-    shown = {here: leave_and_return(call, how, turns[here], outside)}
+    shown = {here: leave_and_return(call, how, turns[here], outside, wrong[here])}
     for rank in others:
         shown[rank] = rpc.rpc_sync(world[rank], what_it_showed, args=(call,))
     return [shown[rank] for rank in range(len(world))]
 
 
-def begin_to_leave(call: str, how: str, turn: int, outside: tuple[str, ...]) -> None:
+def wrong_init(failing: str, rank: int, here: int, size: int) -> dict[str, Any]:
+    """What that rank gives init_rpc instead, so that it fails; nothing if it is not to fail."""
+    if failing == "same name":
+        return {"name": "same"}
+    if failing == "bad name":
+        return {"name": "no name!"}
+    if failing == "other rank":
+        return {"rank": (rank + 1) % size}
+    if failing == "one bad name":
+        return {"name": "no name!"} if rank == here else {"rpc_timeout": STORE_WAITS}
+    return {}
+
+
+def begin_to_leave(*args: Any) -> None:
     """Leave in a thread of its own: a thread of the agent cannot end the agent."""
-    args = (call, how, turn, outside)
     threading.Thread(target=leave_in_thread, args=args, daemon=True).start()
 
 
@@ -133,8 +155,13 @@ def what_it_showed(call: str) -> list[str]:
         return showed[call]
 
 
-def leave_and_return(call: str, how: str, turn: int, outside: tuple[str, ...]) -> list[str]:
-    """Shut RPC down, make calls that must be refused, and initialise RPC again."""
+def leave_and_return(
+    call: str, how: str, turn: int, outside: tuple[str, ...], wrong: dict[str, Any]
+) -> list[str]:
+    """Shut RPC down, make calls that must be refused, and initialise RPC again.
+
+    With something in `wrong`, it is first initialised by that, which must fail.
+    """
     time.sleep(APART * turn)
     ways: dict[str, dict[str, Any]] = {
         "graceful": {},
@@ -142,14 +169,27 @@ def leave_and_return(call: str, how: str, turn: int, outside: tuple[str, ...]) -
         "at once": {"graceful": False},
     }
     given = ways[how]
-    shown = [error_of(lambda: rpc.shutdown(**given))]
-    shown += [error_of(CALLS_OUTSIDE[name]) for name in outside]
+    shown = [class_of_error(lambda: rpc.shutdown(**given))]
+    shown += [class_of_error(CALLS_OUTSIDE[name]) for name in outside]
     gc.collect()
     rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
     held = dist_autograd._get_debug_info()["num_autograd_contexts"]
     shown.append(f"{rrefs} {held}")
-    shown.append(error_of(lambda: init_again[0](call)))
+    if wrong:
+        shown.append(class_of_error(lambda: init_again[0](f"{call}_wrong", **wrong)))
+    shown.append(class_of_error(lambda: init_again[0](call)))
     return shown
+
+
+def class_of_error(function: Callable[[], Any]) -> str:
+    """The class of a function's error, "RuntimeError" for what derives from it; or ""."""
+    try:
+        function()
+    except RuntimeError:
+        return "RuntimeError"
+    except Exception as error:
+        return type(error).__name__
+    return ""
 
 
 #: Calls that torch must refuse while no agent runs.

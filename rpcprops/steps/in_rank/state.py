@@ -20,9 +20,10 @@ contexts: dict[str, int] = {}
 ran: Counter[str] = Counter()
 ran_lock = threading.Lock()
 
-#: Initialises RPC here once more, as it was before; whoever starts the ranks puts it in. Its
-#: argument is a name that differs each time, and is the same in all ranks.
-init_again: list[Callable[[str], None]] = []
+#: Initialises RPC here once more; whoever starts the ranks puts it in. Its argument is a name that
+#: differs each time, and is the same in all ranks. Otherwise RPC is initialised as it was before,
+#: but for a `name` and a `rank` of this rank, and an `rpc_timeout` in seconds, that are given.
+init_again: list[Callable[..., None]] = []
 
 
 class MissingHandleError(Exception):
