@@ -237,7 +237,7 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     f"{_RPC}TensorPipeAgent": _AGENT,
     f"{_RPC}RpcBackendOptions": "It is the base class of TensorPipeRpcBackendOptions.",
     f"{_RPC}RemoteProfilerManager": _INSIDE,
-    f"{_RPC}enable_gil_profiling": "It measures how long a rank waits for Python, and sends nothing.",
+    f"{_RPC}enable_gil_profiling": "It measures waits for Python's lock, and sends nothing.",
     f"{_RPC}is_available": "It says whether torch was built with RPC, and sends nothing.",
     f"{_RPC}TensorPipeRpcBackendOptions.device_maps": _CUDA,
     f"{_RPC}TensorPipeRpcBackendOptions.devices": _CUDA,
