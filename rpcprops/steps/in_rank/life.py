@@ -38,7 +38,8 @@ def profile(
     send: Any = rpc.rpc_sync if form in ("sync", "nested", "deferred") else rpc.rpc_async
     if form == "remote":
         send = rpc.remote
-    with legacy_profile() as profiler:  # type: ignore[no-untyped-call]
+    profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
+    with profiler:
         result = send(world[to], function, args=args)
         if form == "async":
             result = result.wait()
