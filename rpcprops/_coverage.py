@@ -314,7 +314,10 @@ def _message_lines(
 ) -> Iterator[str]:
     counted = [name for name in REQUEST_NUMBERS.values() if name in MessageType.__members__]
     sent = [name for name in counted if seen.senders[MessageType(name)]]
-    others = {name: drawn.get(used, ()) for name, used in UNCOUNTED_REQUESTS.items()}
+    others = {
+        name: drawn.get(used) or [cls for cls, uses in kinds.items() if used in uses.dotted]
+        for name, used in UNCOUNTED_REQUESTS.items()
+    }
     reached_too = [name for name, by in others.items() if by]
     yield (
         f"torch's agent sends {len(REQUEST_NUMBERS)} types of request (`enum MessageType` in "

@@ -256,6 +256,8 @@ class StepDrawer:
             only where a step says so. None if delays of the plan may be too long for any.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
+        rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
+            with rref-lifetime-after-reinit, so none is made there.
     """
 
     def __init__(  # noqa: PLR0913 - what a program is drawn for
@@ -306,6 +308,7 @@ class StepDrawer:
         self.making: set[str] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
+        self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
         self._slow_in_time = 0.0
@@ -361,6 +364,23 @@ class StepDrawer:
         if self.unseen and failing and has_bug("shutdown-overtakes-creation"):
             return True
         return bool(self.unseen & self.sent) and has_bug("shutdown-deletes-argument")
+
+    @property
+    def may_make_rrefs(self) -> bool:
+        """Whether the next step may make an RRef."""
+        return not (self.rejoined and self.facts.has_bug("rref-lifetime-after-reinit"))
+
+    @property
+    def goes_on_without_rrefs(self) -> bool:
+        """Whether steps that make no RRef can always come next, also in threads of a branch."""
+        kinds = [STEP_TYPES[kind] for kind in _comes_first(self.kinds) if kind in self.on]
+        return any(cls.after_rejoin and cls.in_branch and cls.in_thread for cls in kinds)
+
+    @property
+    def loses(self) -> bool:
+        """Whether the plan may lose a message: more often than torch sends it again."""
+        tables = [self._plan.table(rank) for rank in self.ranks]
+        return any(t.num_fail_sends > m.max_retries for t in tables for m in t.failing)
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""
@@ -448,6 +468,8 @@ class StepDrawer:
 
     def _fits(self, cls: type[Step]) -> bool:
         """Whether a step of that class may stand where the next step goes."""
+        if not (self.may_make_rrefs or cls.after_rejoin or cls is Parallel):
+            return False
         if self._block is None:
             return cls is not Parallel
         return cls.in_branch and (cls.in_thread or self._block.threads == 1)

@@ -180,13 +180,30 @@ class _Rank:
         else:
             self.enter_faults()
         if self.spec.init is True:
-            with only_transport(self.spec.transport):
-                self.fixture.init_rpc()
-            if not self.spec.runs_users_code:
-                symbols.set_rpc_timeout(self.spec.rpc_timeout)
+            self.init_rpc()
+            state.init_again.append(lambda _, **given: self.init_rpc(**given))
         elif self.spec.init is False and self.spec.transport == "tcp":
             # The user's own init_rpc comes at a time that we do not know.
             _limit_file_size()
+
+    def init_rpc(self, **given: Any) -> None:
+        """Initialise RPC as the world says, but for a name, a rank or a timeout that is given."""
+        one = self.fixture
+        if given:
+            one = fixture.RankFixture(
+                rank=given.get("rank", self.rank),
+                name=given.get("name", one.name),
+                world_size=one.world_size,
+                init_method=self.store,
+                table=one.fault_table,
+                rpc_timeout=given.get("rpc_timeout", self.spec.rpc_timeout),
+                num_worker_threads=one.num_worker_threads,
+                agent_name=one.agent_name,
+            )
+        with only_transport(self.spec.transport):
+            one.init_rpc()
+        if not self.spec.runs_users_code:
+            symbols.set_rpc_timeout(self.spec.rpc_timeout)
 
     def enter_faults(self) -> None:
         for fault in self.spec.plan.faults_at(self.rank):
@@ -452,7 +469,13 @@ def read_counters(keys: CounterKeys | None = None) -> Counters | None:
     if not symbols.is_agent_set():
         return None
     keys = keys or installed().counters
-    agent = symbols.current_agent().get_debug_info()
+    try:
+        agent = symbols.current_agent().get_debug_info()
+    except RuntimeError:
+        # Another thread has just shut it down.
+        if symbols.is_agent_set():
+            raise
+        return None
     return Counters(**_held_by_process(keys), **_counted(keys.agent, agent))
 
 
@@ -492,7 +515,9 @@ def only_transport(name: str) -> Iterator[None]:
 
 
 def _limit_file_size() -> tuple[int, int]:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        # Other threads may not; the first init_rpc, which was in this one, has done it.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_NO_SHARED_MEMORY, hard))
     return soft, hard

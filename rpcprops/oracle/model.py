@@ -166,6 +166,10 @@ class Model:
         #: How many of them had ended at the last settle.
         self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
+        #: Ranks that have served a call which was made inside a profiler.
+        self.profiled: set[int] = set()
+        #: Whether the ranks have shut RPC down and initialised it again.
+        self.rejoined = False
         #: How often each named call has run so far, by rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
@@ -532,7 +536,23 @@ class Model:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT):
             parent.unaccepted = True
 
+    def rejoin(self, *, graceful: bool) -> None:
+        """All ranks, which are at rest, shut RPC down and initialise it again.
+
+        A graceful shutdown sends its own calls (``api.py``: ``_all_gather``): each rank tells the
+        one with the smallest name, which answers each. The faulty agent's init sends none. A new
+        agent counts payloads from 0 (``faulty_tensorpipe_agent.h``: ``failMessageCountMap_``).
+        """
+        for rank in range(1, self.world_size) if graceful else ():
+            self.send(rank, MessageType.PYTHON_CALL)
+            self.send(0, MessageType.PYTHON_CALL)
+        self.failed.clear()
+        self.profiled.clear()
+        self.rejoined = True
+
     def _new_user(self, handle: Handle) -> Handle:
+        if self.rejoined:
+            self.meets("rref-lifetime-after-reinit")
         self.users.append(handle)
         return handle
 

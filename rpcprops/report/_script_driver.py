@@ -25,7 +25,7 @@ from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import contexts, ran
+from rpcprops.steps.in_rank.state import contexts, init_again, ran
 
 # The kind of finding that shows this failure, and not another one.
 BROKEN: str = ""
@@ -109,6 +109,7 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
         join(rank, f"{folder}/first")
         rpc.shutdown()
     join(rank, f"{folder}/store")
+    init_again.append(lambda which, **given: join(rank, f"{folder}/{which}", **given))
     pipe.send((None, None, {}))
     while True:
         what, argument = pipe.recv()
@@ -130,8 +131,8 @@ def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
         return None, error
 
 
-def join(rank: int, store: str) -> None:
-    """Initialise RPC with this rank's faults."""
+def join(rank: int, store: str, **given: Any) -> None:
+    """Initialise RPC with this rank's faults; with a name, rank or rpc_timeout if it is given."""
     importlib.import_module(BACKEND_MODULE)
     registry: Any = rpc.backend_registry
     backend = registry.BackendType[BACKEND]
@@ -139,13 +140,13 @@ def join(rank: int, store: str) -> None:
         backend,
         init_method=f"file://{store}",
         num_worker_threads=8,
-        rpc_timeout=86400.0,
+        rpc_timeout=given.get("rpc_timeout", 86400.0),
         **FAULTS[rank],
     )
     rpc.init_rpc(  # type: ignore[no-untyped-call]
-        WORLD[rank],
+        given.get("name", WORLD[rank]),
         backend=backend,
-        rank=rank,
+        rank=given.get("rank", rank),
         world_size=len(WORLD),
         rpc_backend_options=options,
     )

@@ -12,6 +12,7 @@ from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.graphs import Graph
+from rpcprops.steps.life import Profile, Rejoin
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Linear, Module, Optimize, Train
 from rpcprops.steps.values import Carry
@@ -46,10 +47,12 @@ __all__ = [
     "Own",
     "Parallel",
     "Pause",
+    "Profile",
     "Raising",
     "Reach",
     "Recurse",
     "Refused",
+    "Rejoin",
     "Remote",
     "Settle",
     "Share",

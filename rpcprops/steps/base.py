@@ -96,6 +96,8 @@ class Step:
     #: Whether it may stand in one of several branches at one rank, which run in threads of it. Its
     #: messages must differ from those of other steps there, except as :attr:`alike` says.
     in_thread: ClassVar[bool] = False
+    #: Whether it makes no RRef, so that it may be drawn after a step that initialises RPC again.
+    after_rejoin: ClassVar[bool] = False
     #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
     #: The type of its value; an outcome with a value of another type belongs to another program.

@@ -57,6 +57,7 @@ class Call(Step):
     """
 
     op: ClassVar[str] = "call"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 6
     aim_order: ClassVar[int] = 0
@@ -193,6 +194,7 @@ class Wait(Step):
     """Wait for the future of a :class:`Call` made with ``wait="later"``."""
 
     op: ClassVar[str] = "wait"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
     often: ClassVar[bool] = True  # because a wait seldom finds a future
@@ -243,6 +245,7 @@ class Count(Step):
     """Add one to a counter of `to`, and return the new count. Not idempotent."""
 
     op: ClassVar[str] = "count"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 10
     at: int
@@ -272,6 +275,7 @@ class Chain(Step):
     """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``."""
 
     op: ClassVar[str] = "chain"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 12
     at: int

@@ -25,6 +25,7 @@ class Pause(Step):
     """Let `seconds` (virtual) pass at a rank."""
 
     op: ClassVar[str] = "pause"
+    after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 18
     at: int
@@ -55,6 +56,7 @@ class Settle(Step):
     """
 
     op: ClassVar[str] = "settle"
+    after_rejoin: ClassVar[bool] = True
     runs: ClassVar[str] = ""
     order: ClassVar[float | None] = 14
     in_branch: ClassVar[bool] = False

@@ -219,6 +219,7 @@ class After(Step):
 
     op: ClassVar[str] = "after"
     in_thread: ClassVar[bool] = True
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 51
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -281,6 +282,7 @@ class Gather(Step):
 
     op: ClassVar[str] = "gather"
     in_thread: ClassVar[bool] = True
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 52
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
@@ -485,6 +487,7 @@ class Default(Step):
     """
 
     op: ClassVar[str] = "default"
+    after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 54.5
     in_branch: ClassVar[bool] = False
     makes: ClassVar[Mapping[str, Sort]] = {}

@@ -205,8 +205,8 @@ UNCOUNTED_REQUESTS: Mapping[str, str] = {
     "BACKWARD_AUTOGRAD_REQ": "torch.distributed.autograd.backward",
     # rpc/py_rref.cpp, `PyRRef::backward` at a user.
     "RREF_BACKWARD_REQ": "torch.distributed.rpc.RRef.backward",
-    # autograd/utils.cpp, `sendMessageWithAutograd`: calls while a profiler is on.
-    "RUN_WITH_PROFILING_REQ": "torch.autograd.profiler.profile",
+    # autograd/utils.cpp, `sendMessageWithAutograd`: calls while the legacy profiler is on.
+    "RUN_WITH_PROFILING_REQ": "torch.autograd.profiler_legacy.profile",
 }
 
 _CUDA = "It is for CUDA devices, and ranks here have none."
@@ -236,8 +236,8 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     f"{_RPC}RpcAgent": _AGENT,
     f"{_RPC}TensorPipeAgent": _AGENT,
     f"{_RPC}RpcBackendOptions": "It is the base class of TensorPipeRpcBackendOptions.",
-    f"{_RPC}RemoteProfilerManager": "It is for profiling: no step profiles.",
-    f"{_RPC}enable_gil_profiling": "It is for profiling: no step profiles.",
+    f"{_RPC}RemoteProfilerManager": _INSIDE,
+    f"{_RPC}enable_gil_profiling": "It measures waits for Python's lock, and sends nothing.",
     f"{_RPC}is_available": "It says whether torch was built with RPC, and sends nothing.",
     f"{_RPC}TensorPipeRpcBackendOptions.device_maps": _CUDA,
     f"{_RPC}TensorPipeRpcBackendOptions.devices": _CUDA,

@@ -19,6 +19,7 @@ from tests.seeded._ideal import ideal
 from tests.seeded._programs import (
     EVERY_KIND,
     IMPATIENT_WAYS,
+    LIVES,
     OUTLASTING,
     SLOW,
     asks,
@@ -37,6 +38,8 @@ PLANS = (
     FaultPlan(by_rank={0: FaultTable(tuple(MessageType), 42)}),
     FaultPlan(FaultTable((), 0, dict.fromkeys(MessageType, 2.0))),
 )
+#: The plans that lose nothing, so that ranks may leave and come back.
+SPARING = (PLANS[0], PLANS[1], PLANS[-1])
 #: Beyond every budget: all types, and counts up to those that no retry survives.
 WIDE_TABLES = fault_tables(messages=tuple(MessageType), max_fail_sends=42, max_delay=2.0)
 
@@ -77,6 +80,7 @@ def corpus() -> tuple[World, ...]:
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]
+    worlds += [World.of(program, plan) for program in LIVES for plan in SPARING]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())

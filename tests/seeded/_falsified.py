@@ -31,10 +31,12 @@ from rpcprops.programs import (
     Local,
     Method,
     Optimize,
+    Profile,
     Raising,
     Reach,
     Recurse,
     Refused,
+    Rejoin,
     Remote,
     Settle,
     Share,
@@ -91,7 +93,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Refused, Train)
+_WITH_PARTS = (Carry, Context, Graph, Linear, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -778,6 +780,59 @@ DEFECTS |= {
     "a bias of a remote layer gets no gradient": _in_part(
         Linear, "gradients", "WrongGradient", lambda found: [*found[:-1], None]
     ),
+    "a profiled call gives another sum": _in_part(
+        Profile, "sum", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "a profiled call has no event": _in_part(
+        Profile, "named", "WrongValue", lambda named: False if named else named
+    ),
+    "no event tells what a profiled call ran": _in_part(
+        Profile, "there", "WrongValue", lambda there: False if there else there
+    ),
+}
+
+
+# Ranks that leave and come back: the text of one rank is another than it must be.
+
+
+def _text(find: Callable[[Rejoin], int | None], now: str) -> Defect:
+    """The last rank shows `now` at the place that `find` gives, if it gives one."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, _, seen in _steps(world):
+            if isinstance(leaf, Rejoin) and (number := find(leaf)) is not None:
+                *others, last = seen.value
+                changed = [*last[:number], now, *last[number + 1 :]]
+                wrong = with_step(world.outcome, index, value=[*others, changed])
+                yield wrong, [("WrongValue", _at(leaf), index)]
+
+    return falsify
+
+
+def _outside(leaf: Rejoin) -> int | None:
+    return 1 if leaf.outside else None
+
+
+def _held_then(leaf: Rejoin) -> int:
+    return 1 + len(leaf.outside)
+
+
+def _failed(leaf: Rejoin) -> int | None:
+    return 2 + len(leaf.outside) if leaf.failing else None
+
+
+def _returned(leaf: Rejoin) -> int:
+    return 2 + len(leaf.outside) + bool(leaf.failing)
+
+
+DEFECTS |= {
+    "a shutdown raises and the ranks go on": _text(lambda _: 0, "RuntimeError"),
+    "a call is accepted after the shutdown": _text(_outside, ""),
+    "a call after the shutdown raises another class": _text(_outside, "ValueError"),
+    "an RRef outlives the shutdown": _text(_held_then, "1 0"),
+    "a context outlives the shutdown": _text(_held_then, "0 1"),
+    "an init that must fail does not": _text(_failed, ""),
+    "a second init raises": _text(_returned, "RuntimeError"),
 }
 
 

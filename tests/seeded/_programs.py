@@ -31,11 +31,13 @@ from rpcprops.programs import (
     Own,
     Parallel,
     Pause,
+    Profile,
     Program,
     Raising,
     Reach,
     Recurse,
     Refused,
+    Rejoin,
     Remote,
     Settle,
     Share,
@@ -45,6 +47,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
+from rpcprops.steps.life import FAILING, OUTSIDE
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
 
@@ -294,6 +297,49 @@ WAYS = Program(
     "ways",
 )
 
+PROFILES = Program(
+    4,
+    (
+        Profile(0, 1),
+        Profile(0, 2, "async", flavour="builtin"),
+        Profile(3, 0, "nested", 1, left=(1.0, 2.0), right=(3.0, 4.0)),
+        Profile(1, 3, "deferred", 0),
+        Profile(0, 1, "late", flavour="script"),
+        Profile(0, 1, "remote", flavour="script"),
+        Profile(0, 2, "remote", left=(3.0,), right=(-1.0,)),
+        Profile(2, 1, raises=True),
+        Profile(2, 1, "async", flavour="script", raises=True),
+        Parallel(((Profile(0, 1),), (Profile(2, 3, "async"), Call(2, 1)))),
+    ),
+    "profiles",
+)
+
+
+def lives(at: int, *first: int) -> Program:
+    """Ranks that leave and come back in each way; `first` says in which order they leave."""
+    return Program(
+        3,
+        (
+            Call(0, 1),
+            Context(1, "x", (2,)),
+            Settle(),
+            Rejoin(at, "at once", first, OUTSIDE),
+            Count(0, 2),
+            Profile(2, 1),
+            Settle(),
+            Refused(0, "x"),
+            Rejoin(0, outside=("shutdown",), failing=FAILING[at]),
+            Count(1, 2),
+            Settle(),
+            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2]),
+            Chain(0, 1, 2),
+        ),
+        f"lives[{at},{','.join(map(str, first))}]",
+    )
+
+
+LIVES = tuple(lives(at, *first) for at in range(3) for first in ((), (2,), (1, 0), (2, 0, 1)))
+
 
 def slow(at: int, to: int, other: int) -> Program:
     """Functions that sleep, with timeouts that end before them and with timeouts that do not."""
@@ -409,6 +455,7 @@ EVERY_KIND = (
     CALLABLES,
     VALUES,
     WAYS,
+    PROFILES,
     SLOW[0],
     OUTLASTING[0],
     IMPATIENT_WAYS[0],

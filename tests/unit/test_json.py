@@ -27,7 +27,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import STEP_TYPES, Own, Program
 from rpcprops.properties import _programs as shipped
-from tests.seeded._programs import EVERY_KIND
+from tests.seeded._programs import EVERY_KIND, LIVES
 
 #: Tables far beyond what the defaults draw: every type, any count, delays up to an hour.
 WIDE_TABLES = strategies.fault_tables(
@@ -60,6 +60,7 @@ SHIPPED = [
     shipped.create_and_drop(),
     Program(16, name="no steps"),
     *EVERY_KIND,
+    LIVES[-1],
 ]
 
 OUTCOME = Outcome(

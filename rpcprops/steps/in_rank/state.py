@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 #: The RRefs that live in this rank, by name.
@@ -18,6 +19,11 @@ contexts: dict[str, int] = {}
 #: How often each call ran in this rank, by the name that its caller gave it.
 ran: Counter[str] = Counter()
 ran_lock = threading.Lock()
+
+#: Initialises RPC here once more; whoever starts the ranks puts it in. Its argument is a name that
+#: differs each time, and is the same in all ranks. Otherwise RPC is initialised as it was before,
+#: but for a `name` and a `rank` of this rank, and an `rpc_timeout` in seconds, that are given.
+init_again: list[Callable[..., None]] = []
 
 
 class MissingHandleError(Exception):

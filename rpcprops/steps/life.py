@@ -1,0 +1,303 @@
+"""Steps about the life of RPC in a rank: a profiler around calls; a shutdown and a new init.
+
+Each `predict` tells the model what these files of torch do: ``torch/distributed/rpc/api.py`` and
+``internal.py``, and in ``torch/csrc`` ``distributed/autograd/utils.cpp``,
+``distributed/rpc/request_callback_no_python.cpp``, ``distributed/rpc/utils.cpp`` and
+``autograd/profiler_legacy.cpp``.
+
+Two things are not predicted, because stock torch breaks what it promises of them:
+
+* ``profiler_legacy.cpp``: disableProfilerLegacy lets go of the callback that records events
+  without removing it, when RequestCallbackNoPython::processRunWithProfilingReq ends a request
+  whose function has returned at once. So the callback stays in that thread of the agent, and the
+  next profiled request there records each event twice. ``profiler_legacy.py``:
+  _parse_legacy_records drops what comes twice. So only the first profiled request that a rank
+  serves certainly shows what ran there (:attr:`Model.profiled`).
+* ``api.py``: _enable_rpc_profiler sets the key of a call before its arguments are pickled, and only
+  ``utils.cpp``: getMessageWithProfiling takes it away again. So after one call whose arguments
+  cannot be pickled, each further profiled call of that thread raises. No step makes such a call.
+
+Only torch's legacy profiler is drawn. Kineto's profiles no call (``api.py``: _get_should_profile),
+and its first start in a process takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from rpcprops._given import shown
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.outcomes import Violation
+from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, check_raises, sum_of
+from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value
+from rpcprops.steps.control import Settle
+
+if TYPE_CHECKING:
+    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.outcomes import Counters
+    from rpcprops.programs.scope import Scope
+    from rpcprops.strategies.drawing import StepDrawer
+
+ProfiledForm = Literal["sync", "async", "late", "remote", "nested", "deferred"]
+#: Forms whose call the profiler has seen the end of when the step reads the events. The comment in
+#: ``api.py``: _invoke_rpc says that ``wait`` of the future completes the profiling.
+_ENDED: tuple[ProfiledForm, ...] = ("sync", "async", "nested", "deferred")
+#: Forms in which `to` itself calls `beyond`.
+_THROUGH: tuple[ProfiledForm, ...] = ("nested", "deferred")
+_RAISING: tuple[ProfiledForm, ...] = ("sync", "async")
+_FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"form": "async"},
+    {"form": "remote"},
+    {"form": "nested"},
+    {"form": "deferred"},
+    {"form": "late"},
+    {"raises": True},
+    {"form": "async", "raises": True},
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Profile(Step):
+    """A call of `at` inside ``torch.autograd.profiler_legacy.profile()``: its value, its events.
+
+    `to` computes ``left + right``, or lets `beyond` do that ("nested": by ``rpc_sync``; "deferred":
+    by an ``async_execution`` function). With "late" the future is waited for after the profiler has
+    ended; "remote" is ``rpc.remote`` and ``to_here``. With `raises` the function raises.
+
+    The value has three parts: the sum; whether exactly one event has the name of the call, as
+    ``internal.py``: _build_rpc_profiling_key builds it; and whether some event tells what ran at
+    `to`, under that name (``rpc/utils.cpp``: processRemoteProfiledEvents). None: not predicted.
+    """
+
+    op: ClassVar[str] = "profile"
+    after_rejoin: ClassVar[bool] = True
+    in_thread: ClassVar[bool] = True
+    order: ClassVar[float | None] = 80
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    gives: ClassVar[type] = dict
+    at: int
+    to: int
+    form: ProfiledForm = "sync"
+    beyond: int | None = None
+    flavour: Flavour = "python"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    raises: bool = False
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+        if self.beyond is not None:
+            scope.check_rank("beyond", self.beyond)
+        if (self.form in _THROUGH) != (self.beyond is not None):
+            msg = (
+                f"form={shown(self.form)} and beyond={shown(self.beyond)}: 'nested' and 'deferred' "
+                f"need a rank that is called from there, and others none."
+            )
+            raise UsageError(msg)
+        if self.form in _THROUGH and self.flavour != "python":
+            msg = f"form={shown(self.form)} needs flavour 'python', not {shown(self.flavour)}."
+            raise UsageError(msg)
+        if self.raises:
+            check_raises(self.flavour, ("python", "script"))
+            if self.form not in _RAISING:
+                msg = f"raises=True needs form 'sync' or 'async', not {shown(self.form)}."
+                raise UsageError(msg)
+
+    @property
+    def counted_at(self) -> tuple[int, ...]:
+        """Where its requests run: two branches must not race for the first one of a rank."""
+        return (self.to,) if self.beyond is None else (self.to, self.beyond)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        # Every call travels as RUN_WITH_PROFILING_REQ (autograd/utils.cpp: sendMessageWithAutograd,
+        # also for what a called function sends from its thread), which the agent neither fails nor
+        # delays. Not so a fetch (rref_impl.cpp: UserRRef::toHere, forceDisableProfiling).
+        if self.flavour == "python":
+            model.calls[self.to][call] += 1
+        if self.beyond is not None:
+            model.calls[self.beyond][f"{call}/then"] += 1
+        first = self.to not in model.profiled
+        model.profiled.update(self.counted_at)
+        if self.raises:
+            raise StepFails(error="remote")
+        total = sum_of(self.left, self.right)
+        if self.form == "remote":
+            handle = model.created(self.at, self.to, total, typed=self.flavour != "python")
+            try:
+                model.value(handle, self.at)
+            finally:
+                model.drop(handle)
+        ended = self.form in _ENDED
+        return model.shows(
+            {
+                "sum": total,
+                "named": True if ended else None,
+                "there": True if ended and first else None,
+            }
+        )
+
+    @property
+    def raises_there(self) -> bool:
+        return self.raises
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        found: list[Violation] = []
+        if seen.get("sum") != expected["sum"]:
+            message = f"expected the sum {expected['sum']!r}, got {seen.get('sum')!r}"
+            found.append(Violation("WrongValue", message))
+        if expected["named"] and seen.get("named") is not True:
+            message = "the profiler does not show its call once, by its name"
+            found.append(Violation("WrongValue", message))
+        if expected["there"] and seen.get("there") is not True:
+            message = f"the profiler shows nothing of what ran at rank {self.to}"
+            found.append(Violation("WrongValue", message))
+        return found
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Profile | None:
+        able = [rank for rank in drawer.ranks if drawer.countable(rank)]
+        if not able:
+            return None
+        at = drawer.pick(able)
+        to = drawer.pick(drawer.countable(at))
+        may_remote = drawer.may_make_rrefs
+        form = drawer.pick(
+            _FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"]
+        )
+        through = form.get("form") in _THROUGH
+        beyond = drawer.pick(drawer.countable(at))
+        flavours = ("python", "script") if form.get("raises") else FLAVOURS
+        flavour = drawer.pick(flavours[:1] if through else flavours)
+        given: dict[str, Any] = {**form, "beyond": beyond if through else None, "flavour": flavour}
+        left, right = drawer.pick(PAIRS)
+        return cls(at, to, left=left, right=right, **given)
+
+
+#: What torch refuses while no agent runs, each by ``api.py``: _require_initialized, but the last
+#: one by ``rpc_agent.cpp``: RpcAgent::getCurrentRpcAgent. All are RuntimeErrors.
+Outside = Literal[
+    "rpc_sync",
+    "rpc_async",
+    "remote",
+    "get_worker_info",
+    "shutdown",
+    "shutdown at once",
+    "get_rpc_timeout",
+]
+OUTSIDE: tuple[Outside, ...] = get_args(Outside)
+#: How the ranks leave: by a graceful shutdown; by one with a timeout that nothing reaches; by one
+#: that waits for nobody.
+Leaving = Literal["graceful", "timeout", "at once"]
+#: What makes an ``init_rpc`` of all ranks fail before the one that they come back by: one name for
+#: all (``tensorpipe_agent.cpp`` and ``agent_utils.cpp``: collectNames); a name that torch does not
+#: allow, at all ranks or at one (``rpc_agent.cpp``: WorkerInfo; the others then wait in the store
+#: until the RPC timeout, which ``rpc/__init__.py``: init_rpc gives it); another rank than before
+#: (``autograd/context/container.cpp``: DistAutogradContainer::init). All are RuntimeErrors.
+Failing = Literal["", "bad name", "same name", "other rank", "one bad name"]
+FAILING: tuple[Failing, ...] = get_args(Failing)
+_SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rejoin(Step):
+    """All ranks shut RPC down, and then initialise it again, with the same names and ranks.
+
+    `at` tells the others to by a call of each; each then does it in a thread of its own. They leave
+    in the order of `first`, half a second (virtual) after each other; the ranks that it does not
+    name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
+    torch must refuse (``rpc.shutdown()`` a second time, for example). With `failing` it first
+    calls ``init_rpc`` so that it must fail.
+
+    The value has a list for each rank: the class of the error of shutdown, and of each call
+    outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
+    error of each ``init_rpc``. The ranks must be at rest, and hold nothing.
+
+    A second ``init_rpc`` while an agent runs is never made. torch refuses it, but has counted it
+    before (``rpc/__init__.py``: init_rpc, _init_counter): the next init of this rank looks for
+    the others under another prefix of the store, and all ranks wait in vain.
+    """
+
+    op: ClassVar[str] = "rejoin"
+    often: ClassVar[bool] = True  # because the ranks seldom hold nothing
+    in_branch: ClassVar[bool] = False
+    after_rejoin: ClassVar[bool] = True
+    makes: ClassVar[Mapping[str, Sort]] = {}
+    at: int
+    how: Leaving = "graceful"
+    first: tuple[int, ...] = ()
+    outside: tuple[Outside, ...] = ()
+    failing: Failing = ""
+
+    def enter(self, scope: Scope) -> None:
+        for rank in self.first:
+            scope.check_rank("first", rank)
+        if len(set(self.first)) != len(self.first):
+            msg = f"first={shown(self.first)} names a rank twice; each leaves once."
+            raise UsageError(msg)
+        if self.failing and scope.world_size < 2:
+            msg = f"failing={shown(self.failing)} needs two ranks."
+            raise UsageError(msg)
+        left = [*scope.handles, *scope.futures]
+        if left:
+            msg = (
+                f"{shown(left[0])} would not outlive a Rejoin; drop each handle before it, and "
+                f"wait for each future."
+            )
+            raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        tables = [model.plan.table(rank) for rank in range(model.world_size)]
+        if any(MessageType.PYTHON_CALL in table.failing for table in tables):
+            msg = f"{self!r}: the plan fails PYTHON_CALL, and with it shutdown's own calls."
+            raise UsageError(msg)
+        if model.settled != len(model.sends) or any(map(bool, map(_held, model.counters()))):
+            msg = f"{self!r}: the ranks may not be at rest, or hold something; put a Settle before."
+            raise UsageError(msg)
+        others = [rank for rank in range(model.world_size) if rank != self.at]
+        for rank in others:
+            model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}")
+        model.rejoin(graceful=self.how != "at once")
+        for rank in others:
+            model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
+        # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
+        refused = ["RuntimeError" for _ in self.outside]
+        seen = ["", *refused, "0 0", *(["RuntimeError"] if self.failing else []), ""]
+        return model.shows([list(seen) for _ in range(model.world_size)])
+
+    @property
+    def lasts(self) -> float:
+        return 0.5 * len(self.first) + (30.0 if self.failing == "one bad name" else 0.0)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer) -> Rejoin | None:
+        rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
+        if not drawer.has_plan or drawer.loses or drawer.in_parallel or not rests:
+            return None
+        if drawer.scope.handles or drawer.scope.futures or not drawer.goes_on_without_rrefs:
+            return None
+        at = drawer.rank()
+        how: Any = drawer.pick(("graceful", "at once", "timeout"))
+        first = drawer.pick(range(1 + len(drawer.ranks)))
+        turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
+        sets = drawer.pick(_SETS)
+        failing = drawer.pick(FAILING if len(drawer.ranks) > 1 else FAILING[:1])
+        return cls(at, how, turned[:first], sets, failing)
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        ready = drawer.has_plan and not drawer.loses and not drawer.in_parallel
+        if not ready or drawer.scope.handles or drawer.scope.futures or Settle.op not in drawer.on:
+            return None
+        return Settle.draw(drawer)
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.rejoined = True
+
+
+def _held(counters: Counters) -> int:
+    return counters.owners + counters.forks + counters.contexts

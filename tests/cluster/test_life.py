@@ -1,0 +1,66 @@
+"""Ranks that profile, and ranks that leave and come back, on real torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import judge
+from rpcprops.outcomes import Violation
+from rpcprops.programs import Call, Count, Profile, Program, Rejoin, Settle
+from rpcprops.report.artefact import Artefact
+from rpcprops.report.script import script_of, tried
+from rpcprops.runner import run
+from rpcprops.steps.life import FAILING, Failing
+from tests.seeded._programs import LIVES, PROFILES
+
+pytestmark = pytest.mark.usefixtures("rpc_cluster")
+#: Three failures are retried away, and each call comes late.
+HELD_UP = FaultPlan(
+    FaultTable(["RREF_USER_DELETE", "CLEANUP_AUTOGRAD_CONTEXT_REQ"], 3, {"PYTHON_CALL": 0.5})
+)
+
+
+@pytest.mark.parametrize("plan", [FaultPlan(), HELD_UP], ids=["undisturbed", "held up"])
+@pytest.mark.parametrize("program", [PROFILES, LIVES[-1]], ids=lambda p: p.name)
+def test_real_ranks_show_what_is_predicted(program: Program, plan: FaultPlan) -> None:
+    """Profiled calls give values and events, and ranks come back in each way, also under faults."""
+    assert judge(program, plan, run(program, plan)) == ()
+
+
+@pytest.mark.parametrize("failing", FAILING[1:])
+def test_ranks_join_after_an_init_that_failed(failing: Failing) -> None:
+    """Every init that must fail raises RuntimeError at every rank, and the next one works."""
+    program = Program(2, (Rejoin(1, failing=failing), Count(0, 1), Settle(), Call(1, 0)))
+    outcome = run(program)
+    assert judge(program, None, outcome) == ()
+    assert outcome.steps[0].value == [["", "0 0", "RuntimeError", ""]] * 2
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("program", [PROFILES, LIVES[-1]], ids=lambda p: p.name)
+def test_a_script_of_them_runs(program: Program, tmp_path: Path) -> None:
+    """Plain torch, in real time and without rpcprops, profiles and comes back as well."""
+    planted = Violation("WrongValue", "planted", 0, 0)
+    artefact = Artefact(
+        "program",
+        "life",
+        "WrongValue",
+        program=program,
+        plans=(FaultPlan(),),
+        violations=(planted,),
+    )
+    assert tried(script_of(artefact), tmp_path, 1).codes == (0,)
+
+
+def test_a_wrong_event_is_a_violation() -> None:
+    """A rank whose profiler shows no call is reported, at its step."""
+    program = Program(2, (Profile(0, 1),))
+    outcome = run(program)
+    value = outcome.steps[0].value
+    assert value == {"sum": [3.0], "named": True, "there": True}
+    value["there"] = False
+    message = "the profiler shows nothing of what ran at rank 1"
+    assert judge(program, None, outcome) == (Violation("WrongValue", message, 0, 0),)
