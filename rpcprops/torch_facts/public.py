@@ -150,7 +150,7 @@ HARNESS: Mapping[str, str] = {
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.num_worker_threads": "In every example, as "
     "the option of the cluster says. What more or fewer threads change is not predicted.",
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.rpc_timeout": "In every example, a virtual "
-    "day unless the cluster has another. That a call ends by it is not judged.",
+    "day unless the program or the cluster has another. What that of a program ends is predicted.",
     "torch.distributed.rpc.BackendType": "In every example: it names the agent.",
     "torch.distributed.rpc.BackendType.*": "In the examples of the agent of that name (`agent=` of "
     "a cluster).",
