@@ -248,7 +248,8 @@ class Train(_Optimizing):
         at = drawer.rank() if at is None else at
         owners = _owners(drawer, at, first)
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
-        optimizer = drawer.pick([x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor])
+        able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
+        optimizer = drawer.pick(able)
         rounds = drawer.pick(_ROUNDS)
         return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
 

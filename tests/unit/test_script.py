@@ -18,7 +18,7 @@ import pytest
 import rpcprops
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Outcome, RaisedError, StepOutcome, Violation
 from rpcprops.programs import (
     STEP_TYPES,
     After,
@@ -231,6 +231,17 @@ def test_scripts_of_every_promise_are_python(promise: str, program: Program) -> 
     assert ast.get_docstring(ast.parse(text))
     assert modules(text) <= sys.stdlib_module_names | {"torch"}
     assert not undefined(text)
+
+
+@pytest.mark.parametrize("promise", ["UnclearError", "MissingError", "UnexpectedError"])
+def test_an_error_that_a_step_tells_as_its_value_is_checked_as_a_value(promise: str) -> None:
+    """The step does not raise, so the script compares what it gives."""
+    program = Program(2, (Raising(0, 1),))
+    gave = Outcome(2, steps=(StepOutcome(0, value={"raised": "", "kept": False}),))
+    told = artefact(promise, program, step=0, outcomes=(gave,))
+    assert 'BROKEN = "value"' in script_of(told).text
+    raised = replace(gave, steps=(StepOutcome(0, error=RaisedError("ValueError", "no")),))
+    assert 'BROKEN = "value"' not in script_of(replace(told, outcomes=(raised,))).text
 
 
 @pytest.mark.parametrize("program", [EVERY, SMALL], ids=["every", "small"])
