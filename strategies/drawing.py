@@ -281,6 +281,7 @@ class StepDrawer:
         # One kind that can always come next stays, as a replacement for the others.
         first = _comes_first(self.kinds)[0]
         self.on = frozenset(kinds) - frozenset(off) | {first}
+        self._first_on = _comes_first(kind for kind in self.kinds if kind in self.on)
         # At the end, so that each kind has the same number in every program.
         self._choices = (*self.kinds, *(kind for kind in self.kinds if STEP_TYPES[kind].often))
         self._drawn = 0
@@ -430,8 +431,7 @@ class StepDrawer:
         """Let the next steps, two to `most`, run at the same time if they are at several ranks."""
         self._latest = None
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
-        first = _comes_first(kind for kind in self.kinds if kind in self.on)
-        may_thread = any(STEP_TYPES[kind].in_thread for kind in first)
+        may_thread = any(STEP_TYPES[kind].in_thread for kind in self._first_on)
         threads = self.pick(_THREADS if may_thread else _THREADS[:1])
         self._block = _Block(left, threads, self.scope.copy(), _Names(self._names))
 
@@ -454,9 +454,16 @@ class StepDrawer:
                 return step
         # Replace downwards: the number can then be lowered to that of the replacement, so the
         # result does not depend on which kinds are off, and Hypothesis can switch all of them on.
+        # A run of kinds that are off is replaced by as many below it, not by one of them alone.
         index = self.kinds.index(kind)
-        for kind in (*self.kinds[index::-1], *self.kinds[index:]):
-            if kind in self.on and (step := self._of(kind)) is not None:
+        lower = [kind for kind in self.kinds[: index + 1] if kind in self.on]
+        higher = [kind for kind in self.kinds[index + 1 :] if kind in self.on]
+        start = 0
+        if lower:
+            gap = index - self.kinds.index(lower[-1])
+            start = -max(gap, 1) % len(lower)
+        for kind in (*lower[start::-1], *lower[start + 1 :], *higher):
+            if (step := self._of(kind)) is not None:
                 return step
         msg = f"none of {self.kinds!r} can come next"
         raise AssertionError(msg)
@@ -568,7 +575,7 @@ class StepDrawer:
             self._block is None
             and len(self.ranks) > 1
             and room > 1
-            and any(STEP_TYPES[kind].in_branch for kind in _comes_first(self.kinds))
+            and any(STEP_TYPES[kind].in_branch for kind in self._first_on)
         )
 
     def handles(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:

@@ -159,14 +159,17 @@ def _ordered(name: str, least: int, most: int) -> None:
         raise UsageError(msg)
 
 
-#: The first `order` of the kinds that most programs do without; each ten of them is a family.
+#: The first `order` of the further kinds; each ten of them is a family.
 _FURTHER = 30
 
 
-def _family(kind: str) -> int:
-    """The number of the further family that a kind is of; 0 for the other kinds."""
-    order = STEP_TYPES[kind].order or 0
-    return int(order // 10) if order >= _FURTHER else 0
+def _groups(kinds: Iterable[str]) -> list[list[str]]:
+    """The kinds that are on or off together: a further family, or one other kind."""
+    groups: dict[int | str, list[str]] = {}
+    for kind in kinds:
+        order = STEP_TYPES[kind].order or 0
+        groups.setdefault(int(order // 10) if order >= _FURTHER else kind, []).append(kind)
+    return list(groups.values())
 
 
 _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
@@ -186,34 +189,29 @@ def _program_drawer(
             also = ", or None for either" if name == "settles" else ""
             msg = f"{argument(name, value)} must be a bool; write True or False{also}."
             raise UsageError(msg)
+    groups = _groups(drawn)
     if branches:
         drawn = (*drawn, PARALLEL)
-    family_of = [_family(kind) for kind in drawn]
-    # Further families may be off as a whole: few kinds meet more often than many. It is not half of
-    # them, because Hypothesis draws small numbers most, and these are high bits.
-    families = sorted(set(family_of) - {0})
-    numbers = _FEW * 2 ** (len(families) + len(drawn))
+    # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
+    # bits are 0. They hold one bit for each group, and at least 8 bits more.
+    many = 2 + len(groups) // 8
+    bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
-    # One number for both, as above.
+    # One number for both, as below.
     forms = [(settled, default) for default in _DEFAULTS for settled in settled_or_not]
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
-        # One number, because each further one that all programs take makes shrinking harder.
-        number, off = divmod(draw(below(numbers)), 2 ** len(drawn))
-        minutes, families_off = divmod(number, 2 ** len(families))
+        # One choice, because each further one that all programs take makes shrinking harder.
+        number = int.from_bytes(draw(bits), "little")
         settled, rpc_timeout = forms[draw(below(len(forms)))]
         steps = StepDrawer(
             draw,
             world_size,
             kinds=drawn,
-            off=[
-                kind
-                for bit, (kind, family) in enumerate(zip(drawn, family_of, strict=True))
-                if off >> bit & 1 or (family and families_off >> families.index(family) & 1)
-            ],
+            off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
             settles=settled,
-            minutes=minutes == _FEW - 1,
+            minutes=(number >> len(groups)) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps

@@ -174,9 +174,10 @@ def _check_step(step: object) -> None:
         value = getattr(step, name)
         try:
             msgspec.convert(value, kind)
-            # msgspec accepts a list for a tuple; we do not, because a program must be hashable.
-            is_right = not isinstance(value, list | set | frozenset)
-        except (msgspec.ValidationError, OverflowError, UnicodeError):
+            # msgspec accepts a list for a tuple, also in one. We do not, for programs are hashable.
+            hash(value)
+            is_right = not isinstance(value, frozenset)
+        except (msgspec.ValidationError, OverflowError, UnicodeError, TypeError):
             is_right = False
         if not is_right:
             msg = f"{argument(name, value)} must be {_words(kind)}."

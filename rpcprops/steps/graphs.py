@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -78,18 +79,32 @@ class _Tape:
     def operate(self, what: What, operands: Sequence[int]) -> None:
         """Add the result of an operation."""
         x, y = self.values[operands[0]], self.values[operands[-1]]
-        pairs = zip(x, y, strict=True)
-        found: dict[What, Callable[[], list[float]]] = {
-            "add": lambda: [a + b for a, b in pairs],
-            "mul": lambda: [a * b for a, b in pairs],
-            "inplace": lambda: [2.0 * a + 1.0 for a in x],
-            "custom": lambda: [2.0 * a for a in x],
-            "hook": lambda: list(x),
-        }
+        match what:
+            case "add":
+                values = [a + b for a, b in zip(x, y, strict=True)]
+            case "mul":
+                values = [a * b for a, b in zip(x, y, strict=True)]
+            case "inplace":
+                values = [2.0 * a + 1.0 for a in x]
+            case "custom":
+                values = [2.0 * a for a in x]
+            case "hook":
+                values = list(x)
         degrees = [self.degrees[number] for number in operands]
         degree = sum(degrees) if what == "mul" else max(degrees)
         needs = any(self.needs[number] for number in operands)
-        self.add(found[what](), needs=needs, degree=degree)
+        self.add(values, needs=needs, degree=degree)
+
+
+@functools.lru_cache(maxsize=64)
+def _tape(
+    value: Value, inputs: tuple[tuple[int, Leafage], ...], operations: tuple[Operation, ...]
+) -> _Tape:
+    """What a graph computes. Cached, because a drawn graph is entered several times."""
+    tape = _Tape.of(value, inputs)
+    for what, operands, _, _ in operations:
+        tape.operate(what, operands)
+    return tape
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -178,10 +193,7 @@ class Graph(Step):
             raise UsageError(msg)
 
     def _tape(self) -> _Tape:
-        tape = _Tape.of(self.value, self.inputs)
-        for what, operands, _, _ in self.operations:
-            tape.operate(what, operands)
-        return tape
+        return _tape(self.value, self.inputs, self.operations)
 
     def _sent(self, tape: _Tape) -> set[int]:
         """The leaves and results that came from another rank, or a call, and require a gradient."""
@@ -359,16 +371,15 @@ class Graph(Step):
             beside=extra == 1,
             inside=drawer.peers[at][extra - 2] if extra > 1 else None,
         )
-        return drawn._with(_PASSES[number % forms])
+        return drawn._with(_PASSES[number % forms], tape)
 
-    def _with(self, passes: _Passes) -> Graph:
+    def _with(self, passes: _Passes, tape: _Tape) -> Graph:
         """The same graph with backward passes."""
-        tape = self._tape()
         used = {n for _, operands, _, _ in self.operations for n in operands}
         numbers = range(len(self.inputs), len(tape.needs))
         ends = [n for n in numbers if n not in used and tape.needs[n]]
         few = list(ends)
-        for end in ends:
+        for end in ends if passes in ("few", "parts") else ():
             rest = [n for n in few if n != end]
             if rest and self._sent(tape) <= self._reached(rest, tape):
                 few = rest

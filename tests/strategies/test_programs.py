@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -389,7 +390,9 @@ def tables(plan: FaultPlan) -> list[FaultTable]:
 
 def test_a_timeout_without_a_plan_is_beyond_any_delay() -> None:
     """A program for any plan has timeouts that even the longest delay of one does not reach."""
-    leaves = [leaf for program in draws(programs(), 400) for leaf in program.leaves]
+    kinds = ("remote", "share", "fetch", "call", "settle")
+    drawn = draws(programs(kinds=kinds, min_steps=6), 250)
+    leaves = [leaf for program in drawn for leaf in program.leaves]
     found = [leaf for leaf in leaves if isinstance(leaf, Remote | Share | Fetch | Call)]
     given = [leaf.timeout - leaf.lasts for leaf in found if leaf.timeout is not None]
     in_time = [slack for slack in given if slack > 0]
@@ -444,7 +447,11 @@ ANY = Remote(0, 0, "a")
         (lambda p: len(p.leaves) > 2, 1, (ANY, Remote(0, 0, "b"), Remote(0, 0, "c"))),
         (has(Drop), 1, (ANY, Drop(0, "a"))),
         (has(Own), 1, (Own(0, "a"),)),
-        (has(Bump), 1, (Remote(0, 0, "a", flavour="builtin"), Bump(0, "a"))),
+        (
+            lambda p: has(Bump)(p) and not has(Own)(p),
+            1,
+            (Remote(0, 0, "a", flavour="builtin"), Bump(0, "a")),
+        ),
         (has(Wait), 1, (Call(0, 0, wait="later", out="f0"), Wait(0, "f0"))),
         (has(Refused), 1, (Context(0, "x0"), Settle(), Refused(0, "x0"))),
         (
@@ -515,28 +522,31 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
         (
             CLEANUP,
             [
-                (Context(0, "x0", (1,)),),
-                (Optimize(0, "x0", (1,)),),
-                (Train(0, "x0", (1,)),),
+                (2, (Context(0, "x0", (1,)),)),
+                (2, (Optimize(0, "x0", (1,)),)),
+                (2, (Train(0, "x0", (1,)),)),
             ],
         ),
         (
             MessageType.RREF_FORK_REQUEST,
-            [(Nest(0, 0, 1, "a"),), (Remote(0, 1, "a"), Share(0, "a", 0, "b"))],
+            [
+                (2, (Nest(0, 0, 1, "a"),)),
+                (3, (Nest(0, 1, 2, "a"),)),
+                (2, (Remote(0, 1, "a"), Share(0, "a", 0, "b"))),
+            ],
         ),
     ],
 )
 def test_a_program_shrinks_together_with_its_plan(
-    kind: MessageType, alone: list[tuple[Step, ...]]
+    kind: MessageType, alone: list[tuple[int, tuple[Step, ...]]]
 ) -> None:
     """What is left is one failure of one type at one rank, and the step whose message it fails.
 
     That step may need the one that makes its handle: to replace both by one of a later kind, a
-    number would have to grow.
+    number would have to grow. So it would to make two ranks of the three of a nested call.
     """
     for program, plan in smallest(programs_under_faults(), fires(kind), SEEDS):
-        assert program.world_size == 2
-        assert program.steps in alone
+        assert (program.world_size, program.steps) in alone
         assert plan == FaultPlan(by_rank={0: FaultTable((kind,), 1)})
 
 
@@ -558,6 +568,16 @@ def test_a_timeout_shrinks_together_with_its_delay() -> None:
 # What is drawn.
 
 
+#: Kinds that make what the others need, and that may stand in branches.
+FEW = ("remote", "call", "context")
+
+
+def in_branches(found: Iterable[Program]) -> set[str]:
+    """The kinds that stand in branches."""
+    steps = [step for program in found for step in program.steps if isinstance(step, Parallel)]
+    return {leaf.op for step in steps for leaf in step.leaves}
+
+
 def test_every_kind_and_every_size_is_drawn() -> None:
     """All kinds of step come, alone and in branches, in programs of few steps and of many."""
     found = long_programs()
@@ -567,15 +587,43 @@ def test_every_kind_and_every_size_is_drawn() -> None:
     parallel = [s for program in found for s in program.steps if isinstance(s, Parallel)]
     assert len(parallel) >= 60
     assert max(len(step.branches) for step in parallel) >= 4
-    branched = {leaf.op for step in parallel for branch in step.branches for leaf in branch}
     able = {kind for kind in KINDS if STEP_TYPES[kind].in_branch}
-    assert branched <= able
-    assert len(branched) > 0.8 * len(able)
+    assert in_branches(found) <= able
+    for kind in able - in_branches(found):
+        # By chance among so many kinds; it does come among few.
+        few = programs(kinds={kind, *FEW}, min_world_size=2, min_steps=8)
+        assert kind in in_branches(draws(few, 60))
     sizes = [len(program.leaves) for program in found]
     assert sum(size <= 8 for size in sizes) >= 30
     assert sum(size >= 32 for size in sizes) >= 60
     assert {program.world_size for program in found} == set(range(1, 9))
     assert {program.settles for program in found} == {True, False}
+
+
+def test_each_kind_is_off_in_half_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind, early or late in the order, is off in about half; minutes come in about a 20th."""
+    module = importlib.import_module("rpcprops.strategies.programs")
+    off: Counter[str] = Counter()
+    minutes: list[bool] = []
+
+    class Seen(StepDrawer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            off.update(options["off"])
+            minutes.append(options["minutes"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(module, "StepDrawer", Seen)
+    draws(programs(min_steps=0, max_steps=1), 1000)
+    for kind in KINDS:
+        assert 0.4 < off[kind] / len(minutes) < 0.6, kind
+    assert 0.02 < sum(minutes) / len(minutes) < 0.1
+
+
+def test_the_kind_that_can_branch_may_be_off() -> None:
+    """Where no kind that is on may stand in a branch, no branches begin."""
+    for kinds in ({"settle", "pause"}, {"settle", "own", "refused"}):
+        found = draws(programs(kinds=kinds, min_steps=8, max_steps=8), 60)
+        assert {len(program.leaves) for program in found} == {8}
 
 
 def test_a_program_goes_without_some_kinds() -> None:
