@@ -7,11 +7,13 @@ from rpcprops.agents._agent import Agent
 from rpcprops.agents._registry import default_name, named, names, register
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.tensorpipe import TensorPipe
+from rpcprops.agents.wire import Wire
 
 __all__ = [
     "Agent",
     "FaultyTensorPipe",
     "TensorPipe",
+    "Wire",
     "default_name",
     "named",
     "names",

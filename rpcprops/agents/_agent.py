@@ -26,6 +26,7 @@ class Agent:
         retries: how often it retries each type after a failed send, if at all.
         module: the torch module that makes the backend known when it is imported; empty if
             ``torch.distributed.rpc`` itself does.
+        has_ledger: whether it takes the option ``ledger_fd``, and writes each message there.
     """
 
     name: ClassVar[str] = ""
@@ -36,6 +37,7 @@ class Agent:
         {message: message.max_retries for message in MessageType if message.is_retryable}
     )
     module: ClassVar[str] = ""
+    has_ledger: ClassVar[bool] = False
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
         """What is known of a version of torch when ranks run this agent.
@@ -68,6 +70,13 @@ class Agent:
         """The options that say which faults it injects, as plain data for a script."""
         self.check(table)
         return {}
+
+    def prepare(self) -> None:
+        """Called in the test process before ranks that run this agent are forked.
+
+        Raises:
+            MachineCannot: it cannot be had here.
+        """
 
     # These methods run in a process that has torch.
 

@@ -101,6 +101,7 @@ class Cluster:
         return self._servers.root.torch_version
 
     def _make_outcome(self) -> Outcome:
+        ledger = self.ranks.ledger
         return Outcome(
             world_size=self.world_size,
             clock_rate=self.rate,
@@ -109,6 +110,8 @@ class Cluster:
             phases=tuple(self._phases.outcomes),
             ranks=tuple(channel.outcome() for channel in self.ranks.channels),
             armed=self.arming.parts,
+            messages=() if ledger is None else ledger.messages(self.ranks.origin_ns),
+            messages_dropped=0 if ledger is None else ledger.dropped,
         )
 
     # Life.
