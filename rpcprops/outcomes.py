@@ -211,12 +211,51 @@ class ArmedFaults:
         )
 
 
+#: What became of a message; "" is not known: the rank ended, or was killed, before that.
+MessageEnd = Literal["", "written", "answered", "failed", "timed_out", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """One message that a rank's agent was given to send, and what was done to it.
+
+    Messages of one sender stand in the order in which its agent counted them: the nth that matches
+    a fault is the nth in this order. A retry of torch's is a message of its own.
+
+    Attributes:
+        seconds: when the agent was given it, in virtual seconds from the start of the world.
+        id: a request and its response share it, and no other messages of the world have it.
+        type: torch's name (``message.h``), such as ``RREF_ACK``.
+        size: bytes of its payload and its tensors.
+        retry: which retry of torch's it is; 0 for the first try and for what is never retried.
+        fault: the number, from 0, of the message fault of its rank that acted on it (see
+            :func:`rpcprops.faults.acted_on`); None if none acted.
+        done: the action of that fault; empty if none acted.
+        became: for a request "answered" (also with an EXCEPTION), "failed" (its sender was given an
+            error that is no timeout), "timed_out" or "lost" (its sender was told nothing up to the
+            end); for a response "written", "failed" or "lost".
+    """
+
+    seconds: float
+    sender: int
+    receiver: int
+    id: int
+    type: str
+    is_request: bool
+    size: int = 0
+    retry: int = 0
+    fault: int | None = None
+    done: Literal["", "fail", "lose", "delay", "hold", "duplicate"] = ""
+    became: MessageEnd = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """All that a run showed: phases, ranks, and the steps of the program if there was one.
 
     Attributes:
         armed: the faults that were armed for a part of the run, in that order.
+        messages: every message that ranks sent, if their agent records them (``agent="wire"``).
     """
 
     world_size: int
@@ -227,6 +266,7 @@ class Outcome:
     ranks: tuple[RankOutcome, ...] = ()
     steps: tuple[StepOutcome, ...] = ()
     armed: tuple[ArmedFaults, ...] = ()
+    messages: tuple[SentMessage, ...] = ()
 
     def __str__(self) -> str:
         """What a reader wants to know first, in a few lines; `repr` is all of it, as Python."""
