@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from rpcprops._frozen import FrozenMap
 from rpcprops.errors import MachineCannot, UsageError
-from rpcprops.faults import FaultTable, MessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageAction, MessageFault, MessageType
 from rpcprops.torch_facts import TorchFacts
 
 _INIT_METHOD = "env://"
@@ -23,6 +23,7 @@ class Agent:
         name: the name of its backend in ``torch.distributed.rpc.backend_registry``.
         can_fail: the message types whose sends it can make fail.
         can_delay: the message types whose sends it can delay.
+        can_act: what it can do to any message: the actions of a :class:`rpcprops.MessageFault`.
         retries: how often it retries each type after a failed send, if at all.
         module: the torch module that makes the backend known when it is imported; empty if
             ``torch.distributed.rpc`` itself does.
@@ -32,6 +33,7 @@ class Agent:
     name: ClassVar[str] = ""
     can_fail: ClassVar[tuple[MessageType, ...]] = ()
     can_delay: ClassVar[tuple[MessageType, ...]] = ()
+    can_act: ClassVar[tuple[MessageAction, ...]] = ()
     #: RpcAgent::sendWithRetries (rpc_agent.cpp), which all agents of torch's inherit.
     retries: ClassVar[Mapping[MessageType, int]] = FrozenMap(
         {message: message.max_retries for message in MessageType if message.is_retryable}
@@ -63,6 +65,22 @@ class Agent:
                 msg = (
                     f"the agent {self.name} cannot {verb} {', '.join(lacking)} (it can {verb}: "
                     f"{can}); take that out of {table!r}, or choose another agent."
+                )
+                raise UsageError(msg)
+
+    def check_messages(self, plan: FaultPlan) -> None:
+        """Refuse a plan whose message faults this agent cannot carry out.
+
+        Raises:
+            UsageError: it has a fault whose action is not in `can_act`.
+        """
+        for fault in plan.others:
+            if isinstance(fault, MessageFault) and fault.action not in self.can_act:
+                can = ", ".join(self.can_act) or "none of fail, delay, hold, duplicate and lose"
+                msg = (
+                    f"the agent {self.name} cannot carry out {fault!r} (to any message it can do: "
+                    f"{can}). Write agent='wire' for the agent that can, or take the fault out of "
+                    f"the plan's others."
                 )
                 raise UsageError(msg)
 

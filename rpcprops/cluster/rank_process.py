@@ -40,7 +40,7 @@ from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
 from rpcprops.cluster._timeouts import Timeouts
 from rpcprops.cluster.adoption import Adoption
 from rpcprops.errors import MachineCannot
-from rpcprops.faults import FaultPlan
+from rpcprops.faults import FaultPlan, agent_faults
 from rpcprops.outcomes import Counters
 from rpcprops.steps.in_rank import state
 from rpcprops.torch_facts import CounterKeys, installed, symbols
@@ -140,9 +140,7 @@ class _Rank:
         """The options that only an agent with a ledger has."""
         if not self.ledgers:
             return {}
-        # Only a message fault says what it is for this agent.
-        tell = [getattr(fault, "for_agent", None) for fault in self.spec.plan.faults_at(rank)]
-        faults = [for_agent() for for_agent in tell if for_agent is not None]
+        faults = agent_faults(self.spec.plan, rank)
         return {"ledger_fd": self.ledgers[0], "message_faults": faults}
 
     def run(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot, UsageError
-from rpcprops.faults import FaultTable
+from rpcprops.faults import MESSAGE_ACTIONS, FaultTable
 
 #: The name of its backend.
 NAME = "WIRE"
@@ -25,6 +25,7 @@ class Wire(FaultyTensorPipe):
 
     name = NAME
     module = ""
+    can_act = MESSAGE_ACTIONS
     has_ledger = True
 
     def prepare(self, progress: build.Progress | None = None) -> None:
