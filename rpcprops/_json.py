@@ -36,7 +36,7 @@ def to_json(value: Any) -> Any:
         if isinstance(value, Outcome):
             data["armed"] = [to_json(armed) for armed in value.armed]
             # Only one agent has a ledger, so most outcomes have no messages.
-            for name in ("messages", "messages_dropped"):
+            for name in ("agent", "messages", "messages_dropped"):
                 if not data[name]:
                     del data[name]
     return data

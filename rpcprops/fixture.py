@@ -165,7 +165,6 @@ class RankFixture(FaultyRpcAgentTestFixture):
         rpc_timeout: float,
         num_worker_threads: int,
         agent_name: str = faulty_tensorpipe.NAME,
-        further_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.agent_name = agent_name
@@ -176,7 +175,6 @@ class RankFixture(FaultyRpcAgentTestFixture):
         self.fault_table = table
         self.rpc_timeout = rpc_timeout
         self.num_worker_threads = num_worker_threads
-        self.further_options = dict(further_options or {})
 
     @property
     def world_size(self) -> int:

@@ -275,6 +275,7 @@ class Outcome:
 
     Attributes:
         armed: the faults that were armed for a part of the run, in that order.
+        agent: the RPC agent of the ranks; empty if it is torch's faulty one.
         messages: every message that ranks sent, if their agent records them (``agent="wire"``).
         messages_dropped: how many further messages the ledger had no room for.
     """
@@ -287,6 +288,7 @@ class Outcome:
     ranks: tuple[RankOutcome, ...] = ()
     steps: tuple[StepOutcome, ...] = ()
     armed: tuple[ArmedFaults, ...] = ()
+    agent: str = ""
     messages: tuple[SentMessage, ...] = ()
     messages_dropped: int = 0
 

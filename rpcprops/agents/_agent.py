@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from rpcprops._frozen import FrozenMap
@@ -11,6 +12,9 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageAction, MessageFault, 
 from rpcprops.torch_facts import TorchFacts
 
 _INIT_METHOD = "env://"
+
+#: Shows, as long as its block lasts, that work goes on; called with a line that says what is done.
+Progress = Callable[[str], AbstractContextManager[object]]
 
 
 class Agent:
@@ -89,8 +93,11 @@ class Agent:
         self.check(table)
         return {}
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress | None = None) -> None:
         """Called in the test process before ranks that run this agent are forked.
+
+        Args:
+            progress: see :data:`rpcprops.agents.Progress`; unless given, the line goes to stderr.
 
         Raises:
             MachineCannot: it cannot be had here.

@@ -133,8 +133,8 @@ class _Rank:
             rpc_timeout=spec.rpc_timeout,
             num_worker_threads=spec.num_worker_threads,
             agent_name=spec.agent,
-            further_options=self.further_options(rank),
         )
+        self.fixture.further_options = self.further_options(rank)
 
     def further_options(self, rank: int) -> dict[str, Any]:
         """The options that only an agent with a ledger has."""
@@ -226,8 +226,8 @@ class _Rank:
             rpc_timeout=self.spec.rpc_timeout,
             num_worker_threads=asked.num_worker_threads,
             agent_name=self.spec.agent,
-            further_options=self.further_options(asked.rank),
         )
+        self.fixture.further_options = self.further_options(asked.rank)
         fixture.set_this_rank(self.fixture)
         self.enter_faults()
         with only_transport(self.spec.transport):

@@ -18,11 +18,12 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpcprops.agents._agent import Progress
 from rpcprops.errors import MachineCannot
 
 #: The name of the extension module.
@@ -170,10 +171,6 @@ def command(target: Path) -> list[str]:
         f"-L{library}",
         *_LIBRARIES,
     ]
-
-
-#: Shows that work goes on, with a line that says what.
-Progress = Callable[[str], AbstractContextManager[object]]
 
 
 def _silent(_: str) -> AbstractContextManager[object]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from rpcprops.agents._agent import Progress
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot, UsageError
@@ -28,9 +31,9 @@ class Wire(FaultyTensorPipe):
     can_act = MESSAGE_ACTIONS
     has_ledger = True
 
-    def prepare(self, progress: build.Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None) -> None:
         """Compile the agent, if that was not done before."""
-        build.built() if progress is None else build.built(progress=progress)
+        build.built(progress=progress or _said)
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
         """Five arguments of ``WireRpcBackendOptions``; two are replaced in a rank."""
@@ -63,6 +66,11 @@ class Wire(FaultyTensorPipe):
         check_message_faults(others.get("message_faults", ()))
         given = {**self.arguments(table), **others}
         return registry.construct_rpc_backend_options(self.backend(), **given)
+
+
+def _said(what: str) -> AbstractContextManager[object]:
+    print(f"rpcprops: {what}; this takes about a minute", file=sys.stderr, flush=True)
+    return contextlib.nullcontext()
 
 
 def library() -> Any:
