@@ -917,10 +917,12 @@ class WireAgent : public TensorPipeAgent {
       case Action::kLose:
         callback(tensorpipe::Error());
         return;
-      case Action::kDuplicate:
+      case Action::kDuplicate: {
+        auto copy = copied(*message);
         write(now.record, pipe, message, devices, streams, std::move(callback));
-        write(nullptr, pipe, message, devices, streams, [](const tensorpipe::Error&) {});
+        write(nullptr, pipe, copy, devices, streams, [](const tensorpipe::Error&) {});
         return;
+      }
       case Action::kDelay:
       case Action::kHold:
         write_later(now, pipe, message, devices, streams, std::move(callback));
@@ -946,6 +948,16 @@ class WireAgent : public TensorPipeAgent {
         pipe, message, std::move(devices), std::move(streams), std::move(noting));
   }
 
+  /* tensorpipeSerialize (tensorpipe_utils.cpp) moves the payload out of what it
+     writes, so whatever is written again, or later, must be another object. */
+  static MessagePtr copied(const Message& message) {
+    return c10::make_intrusive<Message>(
+        std::vector<char>(message.payload()),
+        std::vector<torch::Tensor>(message.tensors()),
+        message.type(),
+        message.id());
+  }
+
   void write_later(
       const Sending& now,
       const PipePtr& pipe,
@@ -953,12 +965,8 @@ class WireAgent : public TensorPipeAgent {
       std::vector<c10::Device> devices,
       std::vector<c10::Stream> streams,
       WriteCallback callback) noexcept {
-    /* A copy: torch gives the same object another id when it tries it again. */
-    auto copy = c10::make_intrusive<Message>(
-        std::vector<char>(message->payload()),
-        std::vector<torch::Tensor>(message->tensors()),
-        message->type(),
-        message->id());
+    /* torch gives the same object another id when it tries it again. */
+    auto copy = copied(*message);
     auto waiting = std::make_shared<Waiting>();
     waiting->record = now.record;
     waiting->held = now.action == Action::kHold && now.waits;
