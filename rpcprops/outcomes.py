@@ -228,12 +228,24 @@ class SentMessage:
         type: torch's name (``message.h``), such as ``RREF_ACK``.
         size: bytes of its payload and its tensors.
         retry: which retry of torch's it is; 0 for the first try and for what is never retried.
-        fault: the number, from 0, of the message fault of its rank that acted on it (see
-            :func:`rpcprops.faults.acted_on`); None if none acted.
+        fault: the number, from 0, of the message fault of its rank that acted on it; None if none
+            acted.
         done: the action of that fault; empty if none acted.
         became: for a request "answered" (also with an EXCEPTION), "failed" (its sender was given an
             error that is no timeout), "timed_out" or "lost" (its sender was told nothing up to the
             end); for a response "written", "failed" or "lost".
+        first_id: the `id` of the first try, if it is a retry; else its own.
+        real_seconds: as `seconds`, in real seconds.
+        failed_by_table: whether a fault table failed it.
+        delayed_by_table: whether a fault table held it up.
+        written: when it had been written, as `seconds`; None if it never was.
+        ended: when its request had ended, as `seconds`; None if that was not seen.
+        processed: how often its receiver began to process it; 0 for a response.
+        marks: what else was seen: "arrived"; "raised" (a request whose answer is an exception);
+            "swallowed" (a second response to a request that came twice, which is not written);
+            "overdue" (held for as long as the fault allows, and then sent); "discarded" (delayed or
+            held when its agent was shut down); "spared" (of the handshake of a shutdown, which
+            faults are kept away from and do not count).
     """
 
     seconds: float
@@ -247,6 +259,14 @@ class SentMessage:
     fault: int | None = None
     done: Literal["", "fail", "lose", "delay", "hold", "duplicate"] = ""
     became: MessageEnd = ""
+    first_id: int = -1
+    real_seconds: float = 0.0
+    failed_by_table: bool = False
+    delayed_by_table: bool = False
+    written: float | None = None
+    ended: float | None = None
+    processed: int = 0
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +276,7 @@ class Outcome:
     Attributes:
         armed: the faults that were armed for a part of the run, in that order.
         messages: every message that ranks sent, if their agent records them (``agent="wire"``).
+        messages_dropped: how many further messages the ledger had no room for.
     """
 
     world_size: int
@@ -267,6 +288,7 @@ class Outcome:
     steps: tuple[StepOutcome, ...] = ()
     armed: tuple[ArmedFaults, ...] = ()
     messages: tuple[SentMessage, ...] = ()
+    messages_dropped: int = 0
 
     def __str__(self) -> str:
         """What a reader wants to know first, in a few lines; `repr` is all of it, as Python."""

@@ -89,7 +89,8 @@ def _checked_selection(one: MessageFault | NthMessage) -> None:
 
 def _selects(one: MessageFault | NthMessage, sent: SentMessage) -> bool:
     return (
-        sent.sender == one.rank
+        "spared" not in sent.marks
+        and sent.sender == one.rank
         and one.to in (None, sent.receiver)
         and one.message in (None, sent.type)
         and (one.way is None or (one.way == "request") == sent.is_request)
@@ -190,13 +191,15 @@ class MessageFault(Fault):
     """What happens to some of the messages that a rank sends, requests or responses of any type.
 
     Only the agent ``wire`` can do it: run the cluster with ``agent="wire"``. The agent counts the
-    messages that match at their sender, from 1, each retry of torch's anew. Where two faults of a
-    rank are due for one message, the first of them acts, in the order of ``FaultPlan.others``.
+    messages that match at their sender, from 1, each retry of torch's anew; the calls by which a
+    shutdown gathers do not count, where faults are kept away from them. Where two faults of a rank
+    are due for one message, the first of them acts, in the order of ``FaultPlan.others``.
 
     * ``fail`` (a request): it is not sent, and its sender gets an error, as from torch's faulty
       agent. The four types that torch retries are sent again after 1, 1, 1.5, … s.
     * ``delay``: it is sent `delay` seconds late; the sending thread goes on.
-    * ``hold``: it waits until the message `until` has been sent, and at most `delay` seconds.
+    * ``hold``: it waits until the message `until` has passed, and at most `delay` seconds. A
+      request has passed when it is answered, a response when it is written.
     * ``duplicate`` (a request): it arrives twice. Its sender sees the first answer only.
     * ``lose``: it is not sent, and nobody is told: the request ends by its timeout.
 

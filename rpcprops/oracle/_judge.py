@@ -103,6 +103,7 @@ _FIELDS: dict[str, Any] = {
     "steps": StepOutcome,
     "armed": ArmedFaults,
     "messages": SentMessage,
+    "messages_dropped": (int,),
 }
 
 
