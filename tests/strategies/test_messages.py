@@ -145,9 +145,7 @@ def test_a_hint_makes_what_is_sent_come_more_often() -> None:
 )
 def test_wrong_arguments_are_refused_at_the_call(arguments: dict[str, Any], says: str) -> None:
     """The message names the argument and what to write."""
-    given = (
-        arguments if "world_size" in arguments or not arguments else {"world_size": 2} | arguments
-    )
+    given: dict[str, Any] = {"world_size": 2, **arguments} if arguments else {}
     with pytest.raises((UsageError, TypeError), match=says):
         message_faults(**given)
 
