@@ -15,7 +15,12 @@ is computed when a try is sent, so a try that timed out is followed by the next 
 timeout is longer than the usual wait. With ``rpc_timeout`` 0 there is no timeout, and the message
 is never sent again. With a day, the default of a cluster, it takes a day: give a short one.
 
-*A response that is lost.* The request was executed. If torch sends it again it is executed twice.
+*A response that is lost.* The request was executed, so a try that follows should execute it again.
+It does not: ``tensorpipeSerialize`` (tensorpipe_utils.cpp) moves the payload out of the message
+that it writes, and ``sendWithRetries`` keeps that very message for its next try. So every try after
+one that was written has no payload, and its receiver answers "Unexpected end of pickler archive"
+until the tries are spent. A request that the agent itself failed or lost was never written, so its
+tries are whole: that is why torch's faulty agent does not show this.
 """
 
 from __future__ import annotations
@@ -408,7 +413,8 @@ class MessageFault(Fault):
           is: a function runs twice.
         * ``lose``: no. Even where torch sends the message again, that is after the RPC timeout of
           the agent. A function whose argument waits for a fork request runs after its caller has
-          timed out, and a shutdown waits no longer than 100 s.
+          timed out, and a shutdown waits no longer than 100 s. If a response was lost, the tries
+          that follow have no payload, see the top of this module.
         """
         match self.action:
             case "fail":
