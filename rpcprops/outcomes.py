@@ -228,8 +228,8 @@ class SentMessage:
         type: torch's name (``message.h``), such as ``RREF_ACK``.
         size: bytes of its payload and its tensors.
         retry: which retry of torch's it is; 0 for the first try and for what is never retried.
-        fault: the number, from 0, of the message fault of its rank that acted on it (see
-            :func:`rpcprops.faults.acted_on`); None if none acted.
+        fault: the number, from 0, of the message fault of its rank that acted on it; None if none
+            acted.
         done: the action of that fault; empty if none acted.
         became: for a request "answered" (also with an EXCEPTION), "failed" (its sender was given an
             error that is no timeout), "timed_out" or "lost" (its sender was told nothing up to the

@@ -15,7 +15,12 @@ is computed when a try is sent, so a try that timed out is followed by the next 
 timeout is longer than the usual wait. With ``rpc_timeout`` 0 there is no timeout, and the message
 is never sent again. With a day, the default of a cluster, it takes a day: give a short one.
 
-*A response that is lost.* The request was executed. If torch sends it again it is executed twice.
+*A response that is lost.* The request was executed, so a try that follows should execute it again.
+It does not: ``tensorpipeSerialize`` (tensorpipe_utils.cpp) moves the payload out of the message
+that it writes, and ``sendWithRetries`` keeps that very message for its next try. So every try after
+one that was written has no payload, and its receiver answers "Unexpected end of pickler archive"
+until the tries are spent. A request that the agent itself failed or lost was never written, so its
+tries are whole: that is why torch's faulty agent does not show this.
 """
 
 from __future__ import annotations
@@ -89,7 +94,8 @@ def _checked_selection(one: MessageFault | NthMessage) -> None:
 
 def _selects(one: MessageFault | NthMessage, sent: SentMessage) -> bool:
     return (
-        sent.sender == one.rank
+        "spared" not in sent.marks
+        and sent.sender == one.rank
         and one.to in (None, sent.receiver)
         and one.message in (None, sent.type)
         and (one.way is None or (one.way == "request") == sent.is_request)
@@ -190,13 +196,15 @@ class MessageFault(Fault):
     """What happens to some of the messages that a rank sends, requests or responses of any type.
 
     Only the agent ``wire`` can do it: run the cluster with ``agent="wire"``. The agent counts the
-    messages that match at their sender, from 1, each retry of torch's anew. Where two faults of a
-    rank are due for one message, the first of them acts, in the order of ``FaultPlan.others``.
+    messages that match at their sender, from 1, each retry of torch's anew; the calls by which a
+    shutdown gathers do not count, where faults are kept away from them. Where two faults of a rank
+    are due for one message, the first of them acts, in the order of ``FaultPlan.others``.
 
     * ``fail`` (a request): it is not sent, and its sender gets an error, as from torch's faulty
       agent. The four types that torch retries are sent again after 1, 1, 1.5, … s.
     * ``delay``: it is sent `delay` seconds late; the sending thread goes on.
-    * ``hold``: it waits until the message `until` has been sent, and at most `delay` seconds.
+    * ``hold``: it waits until the message `until` has passed, and at most `delay` seconds. A
+      request has passed when it is answered, a response when it is written.
     * ``duplicate`` (a request): it arrives twice. Its sender sees the first answer only.
     * ``lose``: it is not sent, and nobody is told: the request ends by its timeout.
 
@@ -405,7 +413,8 @@ class MessageFault(Fault):
           is: a function runs twice.
         * ``lose``: no. Even where torch sends the message again, that is after the RPC timeout of
           the agent. A function whose argument waits for a fork request runs after its caller has
-          timed out, and a shutdown waits no longer than 100 s.
+          timed out, and a shutdown waits no longer than 100 s. If a response was lost, the tries
+          that follow have no payload, see the top of this module.
         """
         match self.action:
             case "fail":

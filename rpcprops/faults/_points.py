@@ -74,11 +74,11 @@ def pairs(single: Sequence[MessageFault]) -> Iterator[tuple[MessageFault, Messag
 def reversal(
     one: SentMessage, other: SentMessage, messages: Sequence[SentMessage], *, delay: float = 10.0
 ) -> MessageFault:
-    """The fault that sends two messages of a run without faults in the opposite order.
+    """The fault under which two messages of a run without faults come in the opposite order.
 
-    It holds the one that was sent first until the other has been sent, wherever that is. If the
-    other follows from the first, such as a call by the function that the first one runs, it does
-    not come: then the first one goes after `delay`, as if it was only delayed.
+    It holds the one that was sent first until the other has passed, wherever that is. If the other
+    follows from the first, such as a call by the function that the first one runs, it does not
+    come: then the first one goes after `delay`, as if it was only delayed.
 
     Args:
         one: a message of the run.
@@ -94,7 +94,8 @@ def reversal(
     places = [place for place, (sent, _) in enumerate(numbered) if sent in (one, other)]
     expected = 2
     if len(places) != expected:
-        lacking = [sent for sent in (one, other) if sent not in messages]
+        known = [sent for sent, _ in numbered]
+        lacking = [sent for sent in (one, other) if sent not in known]
         why = f"{shown(lacking[0])} is not among messages" if lacking else "they are one message"
         msg = f"these two messages have no order: {why}; give two of Outcome.messages."
         raise UsageError(msg)
@@ -128,13 +129,17 @@ def _message(point: MessageFault) -> tuple[Any, ...]:
 def _numbered(messages: Sequence[SentMessage]) -> list[tuple[SentMessage, int]]:
     """Each message with its number among those of its sender, receiver and type.
 
+    Left out are those of a shutdown from which faults are kept away: no agent counts them.
+
     Raises:
         UsageError: a fault has acted on one of them, or one has a type that torch does not send.
     """
     count: Counter[tuple[int, int, str]] = Counter()
     found: list[tuple[SentMessage, int]] = []
     for sent in messages:
-        if sent.done:
+        if "spared" in sent.marks:
+            continue
+        if sent.done or sent.failed_by_table or sent.delayed_by_table:
             msg = (
                 f"{argument('messages', sent)} is of a run in which a fault acted; give the "
                 f"messages of a run without faults."
