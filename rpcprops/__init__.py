@@ -7,7 +7,9 @@ from rpcprops.faults import (
     RETRYABLE_MESSAGE_TYPES,
     FaultPlan,
     FaultTable,
+    MessageFault,
     MessageType,
+    NthMessage,
 )
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Counters, Outcome, Violation
@@ -24,7 +26,9 @@ __all__ = [
     "Counters",
     "FaultPlan",
     "FaultTable",
+    "MessageFault",
     "MessageType",
+    "NthMessage",
     "Outcome",
     "Program",
     "RpcCluster",

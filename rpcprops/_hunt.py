@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rpcprops import agents
 from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
@@ -72,6 +73,7 @@ class Batch:
         failure: the promise that an unexplained failure broke, and its artefact, or the line that
             says why there is none.
         unconfirmed: failures that real time did not show again, in the same form.
+        agent: the RPC agent of the ranks; empty if it is torch's faulty one.
     """
 
     property: str
@@ -94,6 +96,7 @@ class Batch:
     found_after: dict[str, float] = field(default_factory=dict)
     what: str = _MAGIC
     format: int = _FORMAT
+    agent: str = ""
 
 
 def _batch(line: bytes) -> Batch:
@@ -265,13 +268,17 @@ def go_on(
             f"{server.torch_version}; hunt in another --file."
         )
         raise UsageError(msg)
+    agent = "" if server.agent == agents.default_name() else server.agent
+    if any(batch.agent != agent for batch in hunt.batches):
+        msg = f"{hunt.path} is of another agent than {server.agent}; hunt in another --file."
+        raise UsageError(msg)
     while hunt.examples < examples:
         name, seed, transport = hunt.next_batch(share_without_faults)
         missing = hunt.missing(name, examples, share_without_faults)
         if name in UNDER_FAULTS:
             # So that a short hunt draws from each of them.
             missing = math.ceil(missing / len(UNDER_FAULTS))
-        batch = Batch(name, seed, transport, server.rate, server.torch_version)
+        batch = Batch(name, seed, transport, server.rate, server.torch_version, agent=agent)
 
         def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
             case = observation.case

@@ -36,6 +36,10 @@ def to_json(value: Any) -> Any:
         data |= {name: to_json(one) for name, one in held.items() if isinstance(one, FaultPlan)}
         if isinstance(value, Outcome):
             data["armed"] = [to_json(armed) for armed in value.armed]
+            # Only one agent has a ledger, so most outcomes have no messages.
+            for name in ("agent", "messages", "messages_dropped"):
+                if not data[name]:
+                    del data[name]
     return data
 
 

@@ -183,6 +183,7 @@ def replay_program(
     plan = artefact.plans[0].without(dropped, artefact.program.world_size)
     observe = kind_of(artefact.kind).observer(runner, artefact, plan)
     options.setdefault("transport", artefact.transport)
+    options.setdefault("agent", artefact.agent)
     result = Replay(artefact, (), without=dropped)
     for number in range(times):
         seen = observe(anew=True, **options)
@@ -205,7 +206,14 @@ class OfRanks(Kind):
     ) -> Replay:
         """Run it again in fresh ranks, with the chosen clock."""
         runner = again.runner()
-        return replay_program(artefact, runner, times=again.times, without=without, on_run=on_run)
+        return replay_program(
+            artefact,
+            runner,
+            times=again.times,
+            without=without,
+            on_run=on_run,
+            agent=runner.server.agent,
+        )
 
 
 __all__ = [

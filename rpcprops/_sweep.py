@@ -181,6 +181,7 @@ class State:
         torch_version: str,
         rate: float,
         transport: str,
+        agent: str = "",
         root: Path,
         restart: bool = False,
     ) -> None:
@@ -191,6 +192,7 @@ class State:
             "torch": torch_version,
             "rate": rate,
             "transport": transport,
+            **({"agent": agent} if agent else {}),
         }
         first = json.dumps(head).encode()
         digest = hashlib.sha256(first).hexdigest()[:10]

@@ -19,6 +19,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops import agents
+from rpcprops._frozen import FrozenMap
 from rpcprops._given import argument
 from rpcprops.agents import faulty_tensorpipe
 from rpcprops.errors import UsageError
@@ -49,8 +50,10 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
         rpc_timeout: seconds (virtual in a rank with a fast clock) before a call fails; None leaves
             torch's default of 60.
         agent_name: the agent's name in :mod:`rpcprops.agents`.
+        further_options: options that only this agent has.
     """
 
+    further_options: Mapping[str, Any] = FrozenMap[str, Any]()
     agent_name: str = faulty_tensorpipe.NAME
     num_worker_threads: int = 8
     rpc_timeout: float | None = None
@@ -104,7 +107,7 @@ class FaultyRpcAgentTestFixture(RpcAgentTestFixture):
     @property
     def rpc_backend_options(self) -> Any:
         """The agent's options for ``rpc.init_rpc``, new on each access."""
-        others: dict[str, Any] = {"num_worker_threads": self.num_worker_threads}
+        others = {"num_worker_threads": self.num_worker_threads, **self.further_options}
         if self.rpc_timeout is not None:
             others["rpc_timeout"] = self.rpc_timeout
         return self.agent.options(self.fault_table, init_method=self.init_method, **others)

@@ -211,12 +211,73 @@ class ArmedFaults:
         )
 
 
+#: What became of a message; "" is not known: the rank ended, or was killed, before that.
+MessageEnd = Literal["", "written", "answered", "failed", "timed_out", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """One message that a rank's agent was given to send, and what was done to it.
+
+    Messages of one sender stand in the order in which its agent counted them: the nth that matches
+    a fault is the nth in this order. A retry of torch's is a message of its own.
+
+    Attributes:
+        seconds: when the agent was given it, in virtual seconds from the start of the world.
+        id: a request and its response share it, and no other messages of the world have it.
+        type: torch's name (``message.h``), such as ``RREF_ACK``.
+        size: bytes of its payload and its tensors.
+        retry: which retry of torch's it is; 0 for the first try and for what is never retried.
+        fault: the number, from 0, of the message fault of its rank that acted on it; None if none
+            acted.
+        done: the action of that fault; empty if none acted.
+        became: for a request "answered" (also with an EXCEPTION), "failed" (its sender was given an
+            error that is no timeout), "timed_out" or "lost" (its sender was told nothing up to the
+            end); for a response "written", "failed" or "lost".
+        first_id: the `id` of the first try, if it is a retry; else its own.
+        real_seconds: as `seconds`, in real seconds.
+        failed_by_table: whether a fault table failed it.
+        delayed_by_table: whether a fault table held it up.
+        written: when it had been written, as `seconds`; None if it never was.
+        ended: when its request had ended, as `seconds`; None if that was not seen.
+        processed: how often its receiver began to process it; 0 for a response.
+        marks: what else was seen: "arrived"; "raised" (a request whose answer is an exception);
+            "swallowed" (a second response to a request that came twice, which is not written);
+            "overdue" (held for as long as the fault allows, and then sent); "discarded" (delayed or
+            held when its agent was shut down); "spared" (of the handshake of a shutdown, which
+            faults are kept away from and do not count).
+    """
+
+    seconds: float
+    sender: int
+    receiver: int
+    id: int
+    type: str
+    is_request: bool
+    size: int = 0
+    retry: int = 0
+    fault: int | None = None
+    done: Literal["", "fail", "lose", "delay", "hold", "duplicate"] = ""
+    became: MessageEnd = ""
+    first_id: int = -1
+    real_seconds: float = 0.0
+    failed_by_table: bool = False
+    delayed_by_table: bool = False
+    written: float | None = None
+    ended: float | None = None
+    processed: int = 0
+    marks: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """All that a run showed: phases, ranks, and the steps of the program if there was one.
 
     Attributes:
         armed: the faults that were armed for a part of the run, in that order.
+        agent: the RPC agent of the ranks; empty if it is torch's faulty one.
+        messages: every message that ranks sent, if their agent records them (``agent="wire"``).
+        messages_dropped: how many further messages the ledger had no room for.
     """
 
     world_size: int
@@ -227,6 +288,9 @@ class Outcome:
     ranks: tuple[RankOutcome, ...] = ()
     steps: tuple[StepOutcome, ...] = ()
     armed: tuple[ArmedFaults, ...] = ()
+    agent: str = ""
+    messages: tuple[SentMessage, ...] = ()
+    messages_dropped: int = 0
 
     def __str__(self) -> str:
         """What a reader wants to know first, in a few lines; `repr` is all of it, as Python."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from rpcprops import agents
 from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.options import ClockChoice, Transport, check_transport
@@ -48,14 +49,16 @@ class Runner:
         world_size: int | None = None,
         clock: ClockChoice | None = None,
         transport: Transport = "tcp",
+        agent: str | None = None,
     ) -> Outcome:
         """As :func:`rpcprops.run`."""
         _check(program, plan, world_size, transport)
         rate = self._rate_of(program, clock)
-        key = (program, FaultPlan.of(plan), world_size, rate, transport)
+        agent = agents.named(self.server.agent if agent is None else agent).name
+        key = (program, FaultPlan.of(plan), world_size, rate, transport, agent)
         if key not in self._remembered:
             self._remembered[key] = self.run_anew(
-                program, plan, world_size=world_size, clock=rate, transport=transport
+                program, plan, world_size=world_size, clock=rate, transport=transport, agent=agent
             )
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -75,6 +78,7 @@ class Runner:
         world_size: int | None = None,
         clock: ClockChoice | None = None,
         transport: Transport = "tcp",
+        agent: str | None = None,
     ) -> Outcome:
         """As :meth:`run`, but without the memory."""
         _check(program, plan, world_size, transport)
@@ -91,6 +95,7 @@ class Runner:
             transport=transport,
             rpc_timeout=_A_DAY if program.rpc_timeout is None else program.rpc_timeout,
             shutdown_faults=True,
+            agent=self.server.agent if agent is None else agent,
         )
         cluster.program = program
         cluster.take_time(program.lasts)
@@ -196,6 +201,7 @@ def run(
     world_size: int | None = None,
     clock: ClockChoice | None = None,
     transport: Transport = "tcp",
+    agent: str | None = None,
 ) -> Outcome:
     """Run `program` on fresh ranks of real torch under `plan`, and return what it showed.
 
@@ -207,13 +213,15 @@ def run(
         clock: "auto" (fast where this machine can), "real", or a rate. A program with a short
             `rpc_timeout` runs at a slower one, for its messages need some real time.
         transport: "tcp" or "shm".
+        agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
+            torch's faulty one unless given.
 
     Raises:
-        UsageError: an argument is out of its range, or the plan does not fit this world.
+        UsageError: an argument is out of its range, or the plan does not fit this world or agent.
         MachineCannot: torch cannot be imported, or this machine cannot give the clock's rate.
     """
     # Check this before a server starts, which takes seconds.
     _check(program, plan, world_size, transport)
     return default_runner().run(
-        program, plan, world_size=world_size, clock=clock, transport=transport
+        program, plan, world_size=world_size, clock=clock, transport=transport, agent=agent
     )

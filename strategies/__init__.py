@@ -9,6 +9,7 @@ from rpcprops.strategies.faults import (
     message_types,
     retryable_subsets,
 )
+from rpcprops.strategies.messages import message_faults
 from rpcprops.strategies.programs import programs, programs_under_faults
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fail_counts",
     "fault_plans",
     "fault_tables",
+    "message_faults",
     "message_types",
     "programs",
     "programs_under_faults",

@@ -22,6 +22,7 @@ from rpcprops.faults import (
     RETRYABLE_MESSAGE_TYPES,
     FaultPlan,
     FaultTable,
+    MessageFault,
     MessageType,
     checked_delay,
     retry_wait,
@@ -29,6 +30,7 @@ from rpcprops.faults import (
 from rpcprops.strategies import hints
 from rpcprops.strategies._checks import distinct_types, whole_number
 from rpcprops.strategies._weighted import Weighted
+from rpcprops.strategies.messages import with_message_faults
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -216,6 +218,7 @@ def fault_plans(
     world_size: int,
     tables: st.SearchStrategy[FaultTable] | None = None,
     max_faulty_ranks: int | None = None,
+    message_faults: st.SearchStrategy[MessageFault] | None = None,
 ) -> st.SearchStrategy[FaultPlan]:
     """A fault table for each rank of a world: faults at no rank, one, a few, or the same at all.
 
@@ -227,13 +230,22 @@ def fault_plans(
     Args:
         world_size: how many ranks the plan is for.
         tables: what each faulty rank's table is drawn from (None: :func:`fault_tables`).
-        max_faulty_ranks: the most ranks with faults in a draw (None: all).
+        max_faulty_ranks: the most ranks with a table in a draw (None: all).
+        message_faults: what faults of single messages are drawn from, up to three in a plan, for a
+            cluster with ``agent="wire"``: :func:`message_faults` (None: there are none).
 
     Raises:
-        UsageError: `world_size` is no int from 1 to 1024, `tables` is no strategy, or
-            `max_faulty_ranks` is no int from 0 up. When drawn: `tables` drew something that is no
-            :class:`FaultTable`.
+        UsageError: `world_size` is no int from 1 to 1024, `tables` or `message_faults` is no
+            strategy, or `max_faulty_ranks` is no int from 0 up. When drawn: `tables` drew something
+            that is no :class:`FaultTable`, or `message_faults` no :class:`MessageFault`.
     """
+    drawn = _plans(world_size, tables, max_faulty_ranks)
+    return drawn if message_faults is None else with_message_faults(drawn, message_faults)
+
+
+def _plans(
+    world_size: object, tables: object, max_faulty_ranks: object
+) -> st.SearchStrategy[FaultPlan]:
     remedy = "give the number of ranks, as rpc_cluster(world_size=...) gets it"
     size = whole_number(world_size, "world_size", least=1, most=MAX_RANKS, remedy=remedy)
     most = size
@@ -246,10 +258,9 @@ def fault_plans(
             RETRYABLE_MESSAGE_TYPES, _MAX_FAIL_SENDS, _floor_ms(_MAX_DELAY), allow_empty=False
         )
         return _fault_plans(size, drawn, most)
-    given: Any = tables
-    if not isinstance(given, st.SearchStrategy):
+    if not isinstance(tables, st.SearchStrategy):
         msg = (
-            f"{argument('tables', given)} must be a strategy that draws fault tables; write "
+            f"{argument('tables', tables)} must be a strategy that draws fault tables; write "
             f"fault_tables(...), or hypothesis.strategies.just(table) for one table of your own."
         )
         raise UsageError(msg)

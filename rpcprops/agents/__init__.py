@@ -3,15 +3,18 @@
 The description of an agent is data, and imports no torch. Its options are made where torch runs.
 """
 
-from rpcprops.agents._agent import Agent
+from rpcprops.agents._agent import Agent, Progress
 from rpcprops.agents._registry import default_name, named, names, register
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.tensorpipe import TensorPipe
+from rpcprops.agents.wire import Wire
 
 __all__ = [
     "Agent",
     "FaultyTensorPipe",
+    "Progress",
     "TensorPipe",
+    "Wire",
     "default_name",
     "named",
     "names",

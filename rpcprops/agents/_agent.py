@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from rpcprops._frozen import FrozenMap
 from rpcprops.errors import MachineCannot, UsageError
-from rpcprops.faults import FaultTable, MessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageAction, MessageFault, MessageType
 from rpcprops.torch_facts import TorchFacts
 
 _INIT_METHOD = "env://"
+
+#: Shows, as long as its block lasts, that work goes on; called with a line that says what is done.
+Progress = Callable[[str], AbstractContextManager[object]]
 
 
 class Agent:
@@ -23,19 +27,23 @@ class Agent:
         name: the name of its backend in ``torch.distributed.rpc.backend_registry``.
         can_fail: the message types whose sends it can make fail.
         can_delay: the message types whose sends it can delay.
+        can_act: what it can do to any message: the actions of a :class:`rpcprops.MessageFault`.
         retries: how often it retries each type after a failed send, if at all.
         module: the torch module that makes the backend known when it is imported; empty if
             ``torch.distributed.rpc`` itself does.
+        has_ledger: whether it takes the option ``ledger_fd``, and writes each message there.
     """
 
     name: ClassVar[str] = ""
     can_fail: ClassVar[tuple[MessageType, ...]] = ()
     can_delay: ClassVar[tuple[MessageType, ...]] = ()
+    can_act: ClassVar[tuple[MessageAction, ...]] = ()
     #: RpcAgent::sendWithRetries (rpc_agent.cpp), which all agents of torch's inherit.
     retries: ClassVar[Mapping[MessageType, int]] = FrozenMap(
         {message: message.max_retries for message in MessageType if message.is_retryable}
     )
     module: ClassVar[str] = ""
+    has_ledger: ClassVar[bool] = False
 
     def facts(self, facts: TorchFacts) -> TorchFacts:
         """What is known of a version of torch when ranks run this agent.
@@ -64,10 +72,36 @@ class Agent:
                 )
                 raise UsageError(msg)
 
+    def check_messages(self, plan: FaultPlan) -> None:
+        """Refuse a plan whose message faults this agent cannot carry out.
+
+        Raises:
+            UsageError: it has a fault whose action is not in `can_act`.
+        """
+        for fault in plan.others:
+            if isinstance(fault, MessageFault) and fault.action not in self.can_act:
+                can = ", ".join(self.can_act) or "none of fail, delay, hold, duplicate and lose"
+                msg = (
+                    f"the agent {self.name} cannot carry out {fault!r} (to any message it can do: "
+                    f"{can}). Write agent='wire' for the agent that can, or take the fault out of "
+                    f"the plan's others."
+                )
+                raise UsageError(msg)
+
     def arguments(self, table: FaultTable) -> dict[str, Any]:
         """The options that say which faults it injects, as plain data for a script."""
         self.check(table)
         return {}
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Called in the test process before ranks that run this agent are forked.
+
+        Args:
+            progress: see :data:`rpcprops.agents.Progress`; unless given, the line goes to stderr.
+
+        Raises:
+            MachineCannot: it cannot be had here.
+        """
 
     # These methods run in a process that has torch.
 

@@ -6,6 +6,7 @@ from rpcprops._given import argument, shown
 from rpcprops.agents._agent import Agent
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.tensorpipe import TensorPipe
+from rpcprops.agents.wire.wire import Wire
 from rpcprops.errors import UsageError
 
 _agents: dict[str, Agent] = {}
@@ -44,13 +45,15 @@ def named(name: str) -> Agent:
     Raises:
         UsageError: there is no such agent.
     """
-    if name not in _agents:
+    # An agent of ours is also found in lower case, as a command line has it.
+    found = _agents.get(name) or (_agents.get(name.upper()) if isinstance(name, str) else None)
+    if found is None:
         msg = (
             f"there is no agent {shown(name)} in this process. There are: {', '.join(names())}. "
             f"Another one is made known by rpcprops.agents.register in a module that ranks import."
         )
         raise UsageError(msg)
-    return _agents[name]
+    return found
 
 
 def names() -> tuple[str, ...]:
@@ -65,3 +68,4 @@ def default_name() -> str:
 
 register(FaultyTensorPipe())
 register(TensorPipe())
+register(Wire())

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Unpack
 
+from rpcprops import agents
 from rpcprops.cluster._cluster import Cluster
 from rpcprops.cluster.options import (
     ClockChoice,
@@ -36,18 +37,23 @@ class ClusterServer:
         network: the network of the ranks of a world: "auto" (its own, which nobody else can
             reach, where this machine allows that; else the machine's), "private" (its own, or an
             error), or "host" (the machine's: for code that talks to services there).
+        agent: the RPC agent of clusters that name none, by its name in :mod:`rpcprops.agents`;
+            torch's faulty one unless given.
 
     Attributes:
         servers: the fork server and all that belongs to it.
 
     Raises:
-        UsageError: `clock` or `network` is none of these.
+        UsageError: `clock` or `network` is none of these, or there is no such agent.
         MachineCannot: a rate was asked for by number and this machine cannot give it, or torch
             cannot be imported.
     """
 
-    def __init__(self, clock: ClockChoice = "auto", network: Network = "auto") -> None:
+    def __init__(
+        self, clock: ClockChoice = "auto", network: Network = "auto", agent: str | None = None
+    ) -> None:
         self.servers = Servers(check_clock(clock), check_network(network))
+        self.agent = agents.named(agents.default_name() if agent is None else agent).name
         #: Set while the examples of a confirmation run: the rate of clusters that name no clock.
         self.override_rate: float | None = None
         #: The fastest rate of clusters whose clock nobody has chosen; None is the server's rate.
@@ -151,9 +157,10 @@ class ClusterServer:
     def make_cluster(self, *modules: str, **options: Unpack[ClusterOptions]) -> Cluster:
         """As :meth:`cluster`, for code in these modules, which the ranks import first."""
         self.servers.replace_if_dead()
+        given: ClusterOptions = {"agent": self.agent, **options}
         return Cluster(
             self.servers,
-            complete(options, rate_of=self.rate_of, network=self.network),
+            complete(given, rate_of=self.rate_of, network=self.network),
             tuple(dict.fromkeys(modules)),
             on_start=self._tell_start,
             on_end=self._tell_end,

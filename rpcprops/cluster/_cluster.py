@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
-from rpcprops import errors
+from rpcprops import agents, errors
 from rpcprops._given import shown
 from rpcprops.cluster import _shutdown
 from rpcprops.cluster._adopted import Adopted
@@ -101,6 +101,8 @@ class Cluster:
         return self._servers.root.torch_version
 
     def _make_outcome(self) -> Outcome:
+        ledger = self.ranks.ledger
+        agent = self.options.agent
         return Outcome(
             world_size=self.world_size,
             clock_rate=self.rate,
@@ -109,6 +111,9 @@ class Cluster:
             phases=tuple(self._phases.outcomes),
             ranks=tuple(channel.outcome() for channel in self.ranks.channels),
             armed=self.arming.parts,
+            agent="" if agent == agents.default_name() else agent,
+            messages=() if ledger is None else ledger.messages(self.ranks.origin_ns),
+            messages_dropped=0 if ledger is None else ledger.dropped,
         )
 
     # Life.

@@ -8,12 +8,14 @@ PyTorch's, torch's agent decides alone, as in a world without us.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rpcprops import clock
+from rpcprops.agents.wire import NAME, library
 from rpcprops.clock import sends
 from rpcprops.faults import FaultTable
 from rpcprops.torch_facts import symbols
@@ -103,3 +105,69 @@ class Injection:
         """What each part has failed and delayed so far."""
         with self._changing:
             return {part: sends.struck(number) for part, number in self._parts.items()}
+
+    def counts(self) -> sends.Sends | None:
+        """What this rank has sent so far; None if that is not counted."""
+        return sends.counts()
+
+
+class WireInjection(Injection):
+    """As its base, where the agent WIRE has the tables and counts itself."""
+
+    def take_over(self) -> None:
+        """Keep faults away from the handshake of a shutdown."""
+        symbols.around_handshakes(self._spared)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _spared() -> Iterator[None]:
+        library().spare(_HANDSHAKE)
+        try:
+            yield
+        finally:
+            library().spare("")
+
+    def arm(self, part: int, table: FaultTable) -> str:
+        """As in the base."""
+        with self._changing:
+            if part not in self._parts:
+                delays = {str(m): seconds for m, seconds in table.messages_to_delay.items()}
+                names = [str(message) for message in table.messages_to_fail]
+                self._parts[part] = library().arm(names, table.num_fail_sends, delays)
+        return self.lacking()
+
+    def disarm(self, part: int) -> str:
+        """As in the base."""
+        with self._changing:
+            if part in self._parts:
+                library().disarm(self._parts[part])
+        return self.lacking()
+
+    def lacking(self) -> str:
+        """As in the base."""
+        if not symbols.is_agent_set():
+            return ""
+        agent = symbols.current_agent()
+        return "" if isinstance(agent, library().WireAgent) else type(agent).__name__
+
+    def struck(self) -> dict[int, sends.Struck]:
+        """As in the base."""
+        with self._changing:
+            return {
+                part: sends.Struck(*_columns(library().counts_of(number))[1:])
+                for part, number in self._parts.items()
+            }
+
+    def counts(self) -> sends.Sends | None:
+        """As in the base."""
+        return sends.Sends(*_columns(library().counts()))
+
+
+def of_agent(name: str) -> Injection:
+    """What arms and counts faults in a rank that runs this agent."""
+    return WireInjection() if name == NAME else Injection()
+
+
+def _columns(rows: Mapping[str, tuple[int, int, int]]) -> tuple[dict[str, int], ...]:
+    """Three columns by message type: sent, failed and delayed; without zeros."""
+    return tuple({name: row[i] for name, row in rows.items() if row[i]} for i in range(3))

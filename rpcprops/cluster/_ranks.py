@@ -16,6 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from rpcprops import agents
+from rpcprops.agents.wire import Ledger
 from rpcprops.cluster import _wire
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._peer import Peer
@@ -45,6 +47,8 @@ class Ranks:
         channels: one for each rank, in order, from the fork on; they stay when the ranks are gone.
         peer: the server that forks the ranks; None before that, and after they were let go.
         runs_users_code: see :class:`WorldSpec`.
+        ledger: the messages of this world, if its agent writes them down.
+        origin_ns: see :class:`WorldSpec`.
         released: kept values whose handles are gone, by rank and number; sent with the next
             message.
     """
@@ -59,6 +63,8 @@ class Ranks:
         self.channels: list[Channel] = []
         self.peer: Peer | None = None
         self.runs_users_code = False
+        self.ledger: Ledger | None = None
+        self.origin_ns = 0
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
@@ -87,22 +93,28 @@ class Ranks:
             MachineCannot: a rank cannot be forked.
         """
         self.runs_users_code = runs_users_code
+        agent = agents.named(options.agent)
+        agent.prepare()
         self.peer, in_ranks = self._servers.peer_for(first)
         self.peer.clusters += 1
         with phases.open("start", seconds) as phase:
             with (
-                self._open_channels(options.names) as theirs,
+                self._open_channels(options.names, with_ledger=agent.has_ledger) as theirs,
                 self._servers.new_network(options.network) as networks,
             ):
+                self.origin_ns = time.monotonic_ns()
+                ledgers = [] if self.ledger is None else [self.ledger.fd]
                 spec = WorldSpec(
                     **vars(options),
-                    origin_ns=time.monotonic_ns(),
+                    origin_ns=self.origin_ns,
                     networks=len(networks),
+                    ledgers=len(ledgers),
                     import_in_ranks=in_ranks,
                     runs_users_code=runs_users_code,
                 )
                 self._world = self._servers.next_world()
-                descriptors = [*theirs, *(c.log.fd for c in self.channels), *networks]
+                logs = [channel.log.fd for channel in self.channels]
+                descriptors = [*theirs, *logs, *networks, *ledgers]
                 try:
                     _wire.send(self.peer.sock, ("fork", self._world, spec), descriptors)
                 except OSError:
@@ -110,7 +122,7 @@ class Ranks:
             self._wait_until_forked(self.peer, phase)
 
     @contextlib.contextmanager
-    def _open_channels(self, names: Sequence[str]) -> Iterator[list[int]]:
+    def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:
         """Make a channel for each rank; yields the descriptors of the store and the ranks' ends.
 
         Raises:
@@ -120,6 +132,8 @@ class Ranks:
             try:
                 theirs = [os.memfd_create("rpcprops-store")]
                 stack.callback(os.close, theirs[0])
+                if with_ledger:
+                    self.ledger = Ledger()  # `let_go` closes it
                 for rank, name in enumerate(names):
                     ours, other = socket.socketpair()
                     stack.callback(other.close)
@@ -201,6 +215,9 @@ class Ranks:
         for channel in self.channels:
             channel.sock.close()
             channel.log.close()
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
 
     def forget(self) -> None:
         """Let the ranks go, and return to the state before :meth:`fork`."""

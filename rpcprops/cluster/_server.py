@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from rpcprops import clock
+from rpcprops import agents, clock
 from rpcprops.cluster import (
     _injection,
     _limits,
@@ -41,6 +41,7 @@ from rpcprops.cluster import (
 )
 from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
+from rpcprops.errors import MachineCannot
 
 #: Real seconds between two checks of an idle server: whether its parent lives, and whether its
 #: pre-forked ranks are unused.
@@ -162,16 +163,16 @@ class Server:
     def fork_world(self, number: int, spec: WorldSpec) -> None:
         """Make pre-forked processes the ranks, and fork the ranks that are still missing.
 
-        The descriptors are: a store, the channels, the logs, and those of a network.
+        The descriptors are: a store, the channels, the logs, and those of a network and a ledger.
         """
         size = len(spec.names)
-        store_fd, *rest = self.take_descriptors(1 + 2 * size + spec.networks)
-        channels, logs, networks = rest[:size], rest[size : 2 * size], rest[2 * size :]
+        store_fd, *rest = self.take_descriptors(1 + 2 * size + spec.networks + spec.ledgers)
+        channels, logs, shared = rest[:size], rest[size : 2 * size], rest[2 * size :]
         pids: list[int] = []
-        problem = ""
+        problem = self.load_agent(spec.agent)
         try:
-            for rank in range(size):
-                given = (channels[rank], logs[rank], store_fd, *networks)
+            for rank in range(size if not problem else 0):
+                given = (channels[rank], logs[rank], store_fd, *shared)
                 pid = self.preforked.hand_out(spec, rank, given)
                 if pid is None:
                     others = [fd for fd in (*channels, *logs) if fd not in given]
@@ -180,7 +181,7 @@ class Server:
                 self.ranks.add(pid)
         except OSError as error:
             problem = f"could not fork rank {len(pids)} of {size}: {_limits.explain(error)}"
-        for fd in [store_fd, *channels, *logs, *networks]:
+        for fd in [store_fd, *channels, *logs, *shared]:
             os.close(fd)
         self.worlds[number] = set(pids)
         if problem:
@@ -189,6 +190,18 @@ class Server:
             _wire.send(self.sock, ("refused", number, problem))
         else:
             _wire.send(self.sock, ("forked", number, pids))
+
+    def load_agent(self, name: str) -> str:
+        """Let every rank that is forked from now on have the agent; why that failed, or empty.
+
+        One that a module of the test registers may be known in ranks only.
+        """
+        try:
+            if name in agents.names():
+                agents.named(name).make_known()
+        except MachineCannot as error:
+            return str(error)
+        return ""
 
     def fork_module_server(self, modules: finder.ModuleMap) -> None:
         """Fork a server that imports the modules of a test; the descriptor is its socket."""

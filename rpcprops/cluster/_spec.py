@@ -21,6 +21,7 @@ class WorldSpec(WorldOptions):
             real monotonic clock. It is the same in all ranks, so that they agree on the time.
         networks: how many descriptors name the network that the ranks enter; with 0 they stay in
             the machine's.
+        ledgers: how many descriptors name a ledger of messages: 1 if the agent has one, else 0.
         import_in_ranks: modules that ranks themselves find and import first; None if their server
             has imported them.
         runs_users_code: whether the code is the user's, not a program of ours. Then ranks note
@@ -29,6 +30,7 @@ class WorldSpec(WorldOptions):
 
     origin_ns: int
     networks: int
+    ledgers: int
     import_in_ranks: ModuleMap | None
     runs_users_code: bool = False
 

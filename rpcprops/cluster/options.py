@@ -142,6 +142,9 @@ def complete(
     leaks = _check_leaks(options.get("leaks", "raise"), size, init=bool(init))
     _limits.check(size, transport, threads)
     chosen = options.get("network")
+    # If a rank found out by itself what its agent cannot do, the start of its world would break.
+    agent = agents.named(options.get("agent", agents.default_name()))
+    agent.check_messages(plan)
     return WorldOptions(
         names=_check_names(options.get("names"), size),
         plan=plan,
@@ -154,8 +157,7 @@ def complete(
         deadline=float(deadline),
         network=network if chosen is None else check_network(chosen),
         shutdown_faults=_check_bool("shutdown_faults", options.get("shutdown_faults", False)),
-        # If a rank found this out by itself, the start of its world would break.
-        agent=agents.named(options.get("agent", agents.default_name())).name,
+        agent=agent.name,
     )
 
 

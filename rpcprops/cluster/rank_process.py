@@ -25,7 +25,6 @@ from typing import Any, NoReturn
 from torch.distributed import rpc
 
 from rpcprops import clock, fixture
-from rpcprops.clock import sends
 from rpcprops.cluster import (
     _functions,
     _handles,
@@ -41,7 +40,7 @@ from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
 from rpcprops.cluster._timeouts import Timeouts
 from rpcprops.cluster.adoption import Adoption
 from rpcprops.errors import MachineCannot
-from rpcprops.faults import FaultPlan
+from rpcprops.faults import FaultPlan, agent_faults
 from rpcprops.outcomes import Counters
 from rpcprops.steps.in_rank import state
 from rpcprops.torch_facts import CounterKeys, installed, symbols
@@ -73,16 +72,17 @@ def main(spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> NoReturn:
     """The life of a rank; never returns.
 
     Args:
-        descriptors: the rank's control channel, its log, the store, and those of its network.
+        descriptors: the rank's control channel, its log, the store, those of its network, and that
+            of the ledger.
     """
     code = EXIT_START_FAILED
     try:
-        control_fd, log_fd, store_fd, *networks = descriptors
+        control_fd, log_fd, store_fd, *shared = descriptors
         control = socket.socket(fileno=control_fd)
         prepare()
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        code = _Rank(spec, rank, control, store_fd, networks).run()
+        code = _Rank(spec, rank, control, store_fd, shared).run()
     except BaseException:
         _print_traceback()
     finally:
@@ -106,7 +106,7 @@ class _Rank:
         rank: int,
         control: socket.socket,
         store_fd: int,
-        networks: list[int],
+        shared: list[int],
     ) -> None:
         self.spec = spec
         self.rank = rank
@@ -114,14 +114,14 @@ class _Rank:
         control.setblocking(True)
         self.control = control
         self.pid = os.getpid()
-        self.networks = networks
+        self.networks, self.ledgers = shared[: spec.networks], shared[spec.networks :]
         self.reader = _wire.Reader(control)
         self.sending = threading.Lock()
         self.work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         #: What the further threads are to run, by number.
         self.threads: dict[int, queue.SimpleQueue[tuple[Any, ...]]] = {}
         self.interrupts = _Interrupts()
-        self.injection = _injection.Injection()
+        self.injection = _injection.of_agent(spec.agent)
         self.timeouts = Timeouts()
         self.keys = CounterKeys()
         self.store = f"file:///proc/self/fd/{store_fd}"
@@ -139,6 +139,14 @@ class _Rank:
             num_worker_threads=spec.num_worker_threads,
             agent_name=spec.agent,
         )
+        self.fixture.further_options = self.further_options(rank)
+
+    def further_options(self, rank: int) -> dict[str, Any]:
+        """The options that only an agent with a ledger has."""
+        if not self.ledgers:
+            return {}
+        faults = agent_faults(self.spec.plan, rank)
+        return {"ledger_fd": self.ledgers[0], "message_faults": faults}
 
     def run(self) -> int:
         if clock.loaded():
@@ -243,6 +251,7 @@ class _Rank:
             num_worker_threads=asked.num_worker_threads,
             agent_name=self.spec.agent,
         )
+        self.fixture.further_options = self.further_options(asked.rank)
         fixture.set_this_rank(self.fixture)
         self.enter_faults()
         with only_transport(self.spec.transport):
@@ -313,7 +322,7 @@ class _Rank:
             lacking = self.injection.arm(part, plan.table(self.rank))
         else:
             lacking = self.injection.disarm(part)
-        return lacking, sends.counts(), self.injection.struck()
+        return lacking, self.injection.counts(), self.injection.struck()
 
     def serve(self) -> int:
         """The main thread: calls in order, until told to exit."""
@@ -407,7 +416,7 @@ class _Rank:
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),
-            "sends": sends.counts(),
+            "sends": self.injection.counts(),
             "struck": self.injection.struck(),
             "timeout": self.timeouts.look(),
             "late": 0.0,

@@ -10,6 +10,7 @@ import typer
 
 from rpcprops import __version__
 from rpcprops.commands import stop
+from rpcprops.commands.agent import agent
 from rpcprops.commands.bench import bench
 from rpcprops.commands.check import check
 from rpcprops.commands.doctor import doctor
@@ -52,6 +53,9 @@ def _help(command: Callable[..., Any]) -> str:
 
 for _command, _example in _COMMANDS.items():
     app.command(help=_help(_command), epilog=f"Example: {_example}\n\n{_CODES}")(_command)
+
+
+app.add_typer(agent)
 
 
 def _print_version(asked: bool) -> None:

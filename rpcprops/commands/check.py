@@ -16,6 +16,7 @@ from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
+    Agent,
     Clock,
     Transport,
     check_json,
@@ -59,6 +60,7 @@ def check(  # noqa: PLR0913 - one argument for each option
         ),
     ] = False,
     clock: Clock = "auto",
+    agent: Agent = None,
     transport: Transport = "tcp",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
@@ -91,7 +93,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with (
-        running(clock) as runner,
+        running(clock, agent) as runner,
         watched(runner.server) as in_flight,
         live("check") as line,
     ):

@@ -14,6 +14,7 @@ from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
+    Agent,
     Clock,
     check_json,
     running,
@@ -51,6 +52,7 @@ def hunt(
         ),
     ] = 0.5,
     clock: Clock = "auto",
+    agent: Agent = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
     ] = None,
@@ -69,7 +71,7 @@ def hunt(
         check_output("--file", file, grows=True)
     check_json(json_file)
     known = Hunt.read(file)
-    with running(clock) as runner:
+    with running(clock, agent) as runner:
         say_torch(runner)
         say_died()
         if known.batches:

@@ -24,6 +24,7 @@ from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
     VIOLATED,
+    Agent,
     Clock,
     running,
     say_clock_problem,
@@ -41,7 +42,7 @@ _CHEAP_SECONDS = 30.0
 _NEEDED_SECONDS = 300.0
 
 
-def replay(
+def replay(  # noqa: PLR0913 - one for each option
     file: Annotated[Path, typer.Argument(help="A failure artefact (.rpcprops/failures/*.json).")],
     *,
     times: Annotated[
@@ -53,6 +54,7 @@ def replay(
         ),
     ] = None,
     clock: Clock = "auto",
+    agent: Agent = None,
     without_fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,7 +108,7 @@ def replay(
 
         @functools.cache
         def runner() -> Runner:
-            found = stack.enter_context(running(clock))
+            found = stack.enter_context(running(clock, agent or artefact.agent))
             say_torch(found)
             return found
 

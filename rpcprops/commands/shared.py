@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rpcprops import agents
 from rpcprops._files import Unwritten, check_output, write_whole
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
@@ -23,6 +24,10 @@ HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
 Clock = Annotated[
     str,
     typer.Option(help="auto, real, or a rate: virtual seconds for each real second (1 to 1000)."),
+]
+Agent = Annotated[
+    str | None,
+    typer.Option(help="The RPC agent of the ranks, such as wire; torch's faulty one unless given."),
 ]
 Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
 
@@ -46,10 +51,11 @@ def check_transport(text: str) -> None:
 
 
 @contextmanager
-def running(clock: str) -> Iterator[Runner]:
+def running(clock: str, agent: str | None = None) -> Iterator[Runner]:
     """A runner with its own server; at its end, prints why ranks ran in real time unasked."""
-    server = ClusterServer(clock=parse_clock(clock))
+    server = ClusterServer(clock=parse_clock(clock), agent=agent)
     try:
+        agents.named(server.agent).prepare(live)
         with live("starting the fork server, which imports torch"):
             server.start()
         if server.network_problem:

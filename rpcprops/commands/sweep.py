@@ -16,6 +16,7 @@ from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
+    Agent,
     Clock,
     Transport,
     check_json,
@@ -51,6 +52,7 @@ def sweep(
         str, typer.Option(help="Which ranks get the table: all, each alone, or all pairs.")
     ] = "all",
     clock: Clock = "auto",
+    agent: Agent = None,
     transport: Transport = "tcp",
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of where the last one ended.")
@@ -83,7 +85,7 @@ def sweep(
     check_json(json_file)
     chosen = find_program(program)
     places = cells(chosen.world_size, cast("Ranks", ranks))
-    with running(clock) as runner, watched(runner.server) as in_flight:
+    with running(clock, agent) as runner, watched(runner.server) as in_flight:
         say_torch(runner)
         say_died()
         state = State(
@@ -91,6 +93,7 @@ def sweep(
             torch_version=runner.server.torch_version,
             rate=runner.server.rate,
             transport=transport,
+            agent="" if agent is None else runner.server.agent,
             root=Path(),
             restart=restart,
         )

@@ -18,7 +18,7 @@ from rpcprops.errors import UsageError
 if TYPE_CHECKING:
     from rpcprops.faults.message_types import MessageType
     from rpcprops.faults.tables import FaultPlan
-    from rpcprops.outcomes import RankOutcome
+    from rpcprops.outcomes import Outcome, RankOutcome
 
 #: More ranks than any world has, so that a loop over a world's ranks ends.
 MAX_RANKS = 1024
@@ -66,7 +66,10 @@ class Fault(abc.ABC):
     Attributes:
         kind: its name in fault names, reports and JSON. It never changes: files contain it.
         in_table: whether torch's agent makes it itself, from the fault table of the rank.
+        is_predicted: whether the oracle predicts what a program shows under it. If not, it refuses
+            to; what ranks hold and how they exit is judged all the same.
         rank: the rank at which it acts.
+        ranks: every rank that it names.
         targets: the message types whose sends it acts on, so that strategies can aim at them; empty
             if it acts on something else.
         blocks_sender: whether everything that its rank sends waits while it delays one message.
@@ -84,6 +87,7 @@ class Fault(abc.ABC):
     kind: ClassVar[str]
     in_table: ClassVar[bool] = False
     blocks_sender: ClassVar[bool] = False
+    is_predicted: ClassVar[bool] = True
     rank: int
 
     def __lt__(self, other: Fault) -> bool:
@@ -98,6 +102,10 @@ class Fault(abc.ABC):
     def name(self) -> str:
         """Its name, as ``--without-fault`` takes it. :meth:`FaultPlan.named` finds it by that."""
         return f"{self.rank}:{self.kind}:{self.what}"
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return (self.rank,)
 
     @property
     def targets(self) -> tuple[MessageType, ...]:
@@ -148,6 +156,13 @@ class Fault(abc.ABC):
     @abc.abstractmethod
     def seen(self, rank: RankOutcome) -> int | None:
         """How often its rank's outcome shows it, or else its sign; None if nothing counts it."""
+
+    def recorded(self, plan: FaultPlan, outcome: Outcome) -> int | None:
+        """How often the record of all messages shows it, in a run under that plan.
+
+        None where nobody kept such a record, or it says nothing of this kind of fault.
+        """
+        return None
 
     # Where it is.
 

@@ -276,11 +276,12 @@ class FaultPlan:
         UsageError: a rank of the plan lies outside a world of `world_size` ranks.
         """
         counted("world_size", world_size, MAX_RANKS)
-        for rank in (*self.by_rank, *(fault.rank for fault in self.others)):
+        for rank in (*self.by_rank, *(rank for fault in self.others for rank in fault.ranks)):
             if rank >= world_size:
+                where = "by_rank" if rank in self.by_rank else "others"
                 msg = (
-                    f"the plan has faults at rank {rank}, but a world of {world_size} has ranks 0 "
-                    f"to {world_size - 1}; raise world_size or take the rank out of by_rank."
+                    f"the plan names rank {rank}, but a world of {world_size} has ranks 0 to "
+                    f"{world_size - 1}; raise world_size or take the rank out of {where}."
                 )
                 raise UsageError(msg)
 

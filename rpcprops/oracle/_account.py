@@ -48,7 +48,8 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
 def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple[FaultCount, ...]:
     """The faults that the plan asked for or that were armed later, and which of them fired.
 
-    Each fault names its counter, and what else shows it. The preload library counts failures and
+    Each fault names its counter, and what else shows it. Where the agent records all messages, the
+    record says on which of them a message fault acted. The preload library counts failures and
     delays by message type. Where it was not there, failures are counted from torch's log line for
     each failed send that is retried. That names no type, so failures are attributed where the table
     fails one type only, or where the counts add up to the prediction. A failing call is not sent
@@ -75,7 +76,8 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
         )
         shown = {"errors": agrees, "seconds": took_all}
         for group in groups:
-            counts += _attributed(group, of_plan, shown)
+            recorded = group[0][0].recorded(plan, outcome)
+            counts += _attributed(group, of_plan, shown, recorded)
     return (*counts, *_of_armed(outcome))
 
 
@@ -113,10 +115,13 @@ def _counted_together(faults: Sequence[Fault], rank: RankOutcome) -> Iterable[li
 
 
 def _attributed(
-    group: list[tuple[Fault, int | None]], rank: RankOutcome, shown: Mapping[str, bool]
+    group: list[tuple[Fault, int | None]],
+    rank: RankOutcome,
+    shown: Mapping[str, bool],
+    recorded: int | None,
 ) -> list[FaultCount]:
     first = group[0][0]
-    seen = first.seen(rank)
+    seen = first.seen(rank) if recorded is None else recorded
     known = [could for _, could in group if could is not None]
     could = sum(known) if len(known) == len(group) else None
     if len(group) > 1 and (could is None or could != seen):

@@ -23,6 +23,7 @@ from rpcprops.outcomes import (
     Outcome,
     PhaseOutcome,
     RankOutcome,
+    SentMessage,
     StepOutcome,
     Violation,
 )
@@ -101,6 +102,8 @@ _FIELDS: dict[str, Any] = {
     "ranks": RankOutcome,
     "steps": StepOutcome,
     "armed": ArmedFaults,
+    "messages": SentMessage,
+    "messages_dropped": (int,),
 }
 
 

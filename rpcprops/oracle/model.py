@@ -803,9 +803,18 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
 
     Raises:
         UsageError: the plan names a rank outside the world, or the program has a creation that may
-            or may not time out, or too many uses of an RRef whose creation times out.
+            or may not time out, or too many uses of an RRef whose creation times out; or the plan
+            has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
+    unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
+    if unpredicted:
+        msg = (
+            f"the oracle does not predict what a program shows under {', '.join(unpredicted)}; "
+            f"take it out of the plan's others, or run functions of your own under it with "
+            f"rpc_cluster, which judges what ranks hold and how they exit."
+        )
+        raise UsageError(msg)
     first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
 

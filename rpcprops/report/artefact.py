@@ -89,6 +89,11 @@ class Artefact:
         return tuple(outcome.world_size for outcome in self.outcomes)
 
     @property
+    def agent(self) -> str | None:
+        """The RPC agent of its ranks; None if it is torch's faulty one."""
+        return next((outcome.agent for outcome in self.outcomes if outcome.agent), None)
+
+    @property
     def fault_names(self) -> tuple[str, ...]:
         """The faults of all its clusters by name (see :meth:`FaultPlan.fault_names`)."""
         found = [

@@ -34,9 +34,9 @@ def regression_test(artefact: Artefact, plan: FaultPlan | None = None) -> str:
         for cls in STEP_TYPES.values()
         if re.search(rf"\b{cls.__name__}\(", repr(program))
     ]
-    names = ("FaultPlan", "FaultTable", "MessageType")
+    names = ("FaultPlan", "FaultTable", "MessageFault", "MessageType", "NthMessage")
     faults = [name for name in names if re.search(rf"\b{name}[.(]", repr(plan))]
-    others = {type(fault) for fault in plan.others}
+    others = {type(fault) for fault in plan.others if type(fault).__name__ not in faults}
     kind = kind_of(artefact.kind)
     imports = [
         *kind.test_imports,

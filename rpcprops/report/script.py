@@ -195,7 +195,10 @@ class _Writer:
         self.program, self.violation = refuse(artefact)
         self.size = artefact.sizes[0]
         if plan.others:
-            msg = f"torch's agent does not make the fault {plan.others[0].name}; a script cannot."
+            msg = (
+                f"no agent of torch's makes the fault {plan.others[0].name}; a script cannot, for "
+                f"it runs on plain torch."
+            )
             raise UsageError(msg)
         facts = facts_of(artefact.versions.get("torch", ""))
         self.prediction: Prediction = predict(self.program, plan, facts)

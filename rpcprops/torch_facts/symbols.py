@@ -96,6 +96,9 @@ SYMBOLS: Mapping[str, Symbol] = {
         "torch.distributed.rpc._testing", "", "have the agent that injects faults"
     ),
     "rpc_internal": Symbol("torch.distributed.rpc.internal", "", _WARM),
+    "init_rpc_states": Symbol(
+        "torch.distributed.rpc.api", "_init_rpc_states", "start an agent of its own"
+    ),
     "rref_proxy": Symbol("torch.distributed.rpc.rref_proxy", "", _WARM),
     # Our fixture is one of theirs.
     "RpcAgentTestFixture": Symbol(

@@ -16,7 +16,14 @@ from hypothesis.control import current_build_context
 from hypothesis.internal.conjecture.data import ConjectureData
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
-from rpcprops.strategies import delay_tables, fault_plans, fault_tables, hints, retryable_subsets
+from rpcprops.strategies import (
+    delay_tables,
+    fault_plans,
+    fault_tables,
+    hints,
+    message_faults,
+    retryable_subsets,
+)
 from rpcprops.strategies._weighted import Weighted
 from tests._draws import QUIET, draws, smallest
 
@@ -34,6 +41,7 @@ STRATEGIES: tuple[st.SearchStrategy[Any], ...] = (
     fault_plans(world_size=3, tables=fault_tables(max_delay=0.004), max_faulty_ranks=2),
     delay_tables(max_size=3),
     retryable_subsets(),
+    message_faults(world_size=3),
 )
 
 

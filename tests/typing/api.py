@@ -22,7 +22,9 @@ from rpcprops import (
     Counters,
     FaultPlan,
     FaultTable,
+    MessageFault,
     MessageType,
+    NthMessage,
     Outcome,
     Program,
     RpcCluster,
@@ -31,6 +33,8 @@ from rpcprops import (
     strategies,
 )
 from rpcprops.cluster import ClusterOptions, RankFuture, RankProxy
+from rpcprops.faults import WireMessageType, acted_on, pairs, points, reversal
+from rpcprops.outcomes import SentMessage
 from rpcprops.programs import Call, Context, Drop, Fetch, Own, Refused, Remote, Settle, Share
 
 
@@ -72,6 +76,23 @@ PLAN = FaultPlan(by_rank={1: TABLE})
 PLANS: list[FaultPlan] = [FaultPlan(), FaultPlan(TABLE), FaultPlan(TABLE, {0: FaultTable()})]
 FaultPlan(by_rank=[TABLE])  # type: ignore[arg-type]
 
+# Faults of any message: a type by torch's name, or one of the two enumerations.
+LOST = MessageFault(1, "lose", "RREF_ACK")
+HELD = MessageFault(
+    0, "hold", "PYTHON_CALL", to=1, which="first", n=3, delay=2, until=NthMessage(1, "PYTHON_RET")
+)
+MESSAGE_PLAN = FaultPlan(
+    others=(
+        LOST,
+        HELD,
+        MessageFault(0, "fail", MessageType.PYTHON_CALL, which="every"),
+        MessageFault(0, "delay", WireMessageType.REMOTE_RET, delay=0.5),
+        MessageFault(2, "duplicate", way="request"),
+    )
+)
+MessageFault(0, "drop")  # type: ignore[arg-type]
+MessageFault(0, "lose", "RREF_ACK", 1)  # type: ignore[call-arg]
+
 
 def faults() -> None:
     """What a table and a plan tell."""
@@ -85,6 +106,21 @@ def faults() -> None:
     assert_type(MessageType("PYTHON_CALL").is_retryable, bool)
     assert_type(MessageType.PYTHON_CALL.max_retries, int)
     TABLE.num_fail_sends = 4  # type: ignore[misc]
+    assert_type(LOST.message, WireMessageType | None)
+    assert_type(LOST.for_agent(), dict[str, Any])
+    assert_type(HELD.until, NthMessage | None)
+
+
+def messages(outcome: Outcome) -> None:
+    """What a record of messages tells, and the faults that are made from it."""
+    assert_type(outcome.messages, tuple[SentMessage, ...])
+    assert_type(acted_on(LOST, MESSAGE_PLAN, outcome.messages), tuple[SentMessage, ...])
+    single = points(outcome.messages, actions=["lose", "delay"], delay=0.5)
+    assert_type(single, tuple[MessageFault, ...])
+    for one, other in pairs(single):
+        assert_type((one, other), tuple[MessageFault, MessageFault])
+    first, second, *_ = outcome.messages
+    assert_type(reversal(first, second, outcome.messages), MessageFault)
 
 
 def drawing() -> None:
@@ -109,6 +145,12 @@ def drawing() -> None:
         st.SearchStrategy[FaultPlan],
     )
 
+    late = strategies.message_faults(world_size=4, actions=["delay"], messages=["RREF_ACK"])
+    assert_type(late, st.SearchStrategy[MessageFault])
+    assert_type(
+        strategies.fault_plans(world_size=4, message_faults=late), st.SearchStrategy[FaultPlan]
+    )
+    strategies.fault_plans(world_size=4, message_faults=tables)  # type: ignore[arg-type]
     assert_type(
         strategies.programs(max_steps=64, kinds={"remote", "fetch"}, plan=PLAN),
         st.SearchStrategy[Program],

@@ -1,0 +1,1057 @@
+/*
+ * An RPC agent that shows and disturbs every message, requests and responses.
+ *
+ * WireAgent is torch's TensorPipeAgent with three additions:
+ *
+ *   - every message that it sends is in a ledger (_ledger.h), with what became
+ *     of it;
+ *   - fault tables fail and delay sends as FaultyTensorPipeAgent does it
+ *     (torch/csrc/distributed/rpc/testing/faulty_tensorpipe_agent.cpp);
+ *   - message faults fail, lose, delay, hold and duplicate single messages.
+ *
+ * It hooks into the two functions that a subclass may replace.  A request comes
+ * through send(), which calls pipeWrite() in the same thread before it returns.
+ * A response comes through pipeWrite() alone (TensorPipeAgent::
+ * sendCompletedResponseMessage).  The callback for requests is wrapped, to see
+ * what arrives.
+ *
+ * Ids.  torch counts the ids of requests from 0 at each rank.  Here the count
+ * of a rank begins at its rank << 40, so an id is unique in the world and names
+ * the sender.  torch uses an id only as the key under which a response finds
+ * its request, so nothing else changes.
+ */
+#include <torch/csrc/distributed/rpc/request_callback_impl.h>
+#include <torch/csrc/distributed/rpc/tensorpipe_agent.h>
+#include <torch/csrc/distributed/rpc/utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <tensorpipe/common/error.h>
+
+#include <array>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+
+#include "_ledger.h"
+
+namespace rpcprops {
+
+using namespace torch::distributed::rpc;
+using Clock = std::chrono::steady_clock;
+using WriteCallback = std::function<void(const tensorpipe::Error&)>;
+using MessagePtr = c10::intrusive_ptr<Message>;
+
+/* ------------------------------------------------------------------------ */
+/* Private members of torch's agent                                         */
+/* ------------------------------------------------------------------------ */
+
+/* C++ lets an explicit instantiation name private members. */
+template <class Tag, auto Member>
+struct Reach {
+  friend auto member(Tag) { return Member; }
+};
+#define RPCPROPS_REACH(Tag, Class, name) \
+  struct Tag {                           \
+    friend auto member(Tag);             \
+  };                                     \
+  template struct Reach<Tag, &Class::name>
+
+RPCPROPS_REACH(NextId, TensorPipeAgent, nextMessageID_);
+RPCPROPS_REACH(Pipes, TensorPipeAgent, connectedPipes_);
+RPCPROPS_REACH(PipesMutex, TensorPipeAgent, connectedPipesMutex_);
+RPCPROPS_REACH(CallCountMutex, TensorPipeAgent, callCountMutex_);
+RPCPROPS_REACH(ClientCalls, TensorPipeAgent, clientActiveCalls_);
+RPCPROPS_REACH(ServerCalls, TensorPipeAgent, serverActiveCalls_);
+RPCPROPS_REACH(ServerAsyncCalls, TensorPipeAgent, serverActiveAsyncCalls_);
+RPCPROPS_REACH(RetryMap, RpcAgent, rpcRetryMap_);
+RPCPROPS_REACH(RetryMutex, RpcAgent, rpcRetryMutex_);
+
+/* How pipeWrite takes its message: by reference in newer torch, by value before. */
+template <class T>
+struct SecondOf;
+template <class C, class A, class B, class... Rest>
+struct SecondOf<void (C::*)(A, B, Rest...) noexcept> {
+  using type = B;
+};
+struct Opened : TensorPipeAgent {
+  using TensorPipeAgent::pipeWrite;
+};
+using MessageArgument = SecondOf<decltype(&Opened::pipeWrite)>::type;
+
+/* ------------------------------------------------------------------------ */
+/* Types of messages                                                        */
+/* ------------------------------------------------------------------------ */
+
+constexpr int kTypes = 256;
+
+/* message.h: the low byte of a type is its number, the bits above it say whether
+   it is a request or a response. */
+int number_of(MessageType type) {
+  return static_cast<int>(type) % kTypes;
+}
+
+struct TypeName {
+  int number;
+  const char* name;
+};
+
+const std::vector<TypeName>& type_names() {
+#define RPCPROPS_TYPE(name) {number_of(MessageType::name), #name}
+  static const std::vector<TypeName> names = {
+      RPCPROPS_TYPE(SCRIPT_CALL),
+      RPCPROPS_TYPE(SCRIPT_RET),
+      RPCPROPS_TYPE(PYTHON_CALL),
+      RPCPROPS_TYPE(PYTHON_RET),
+      RPCPROPS_TYPE(SCRIPT_REMOTE_CALL),
+      RPCPROPS_TYPE(PYTHON_REMOTE_CALL),
+      RPCPROPS_TYPE(REMOTE_RET),
+      RPCPROPS_TYPE(SCRIPT_RREF_FETCH_CALL),
+      RPCPROPS_TYPE(PYTHON_RREF_FETCH_CALL),
+      RPCPROPS_TYPE(SCRIPT_RREF_FETCH_RET),
+      RPCPROPS_TYPE(PYTHON_RREF_FETCH_RET),
+      RPCPROPS_TYPE(RREF_USER_DELETE),
+      RPCPROPS_TYPE(RREF_FORK_REQUEST),
+      RPCPROPS_TYPE(RREF_CHILD_ACCEPT),
+      RPCPROPS_TYPE(RREF_ACK),
+      RPCPROPS_TYPE(FORWARD_AUTOGRAD_REQ),
+      RPCPROPS_TYPE(FORWARD_AUTOGRAD_RESP),
+      RPCPROPS_TYPE(BACKWARD_AUTOGRAD_REQ),
+      RPCPROPS_TYPE(BACKWARD_AUTOGRAD_RESP),
+      RPCPROPS_TYPE(CLEANUP_AUTOGRAD_CONTEXT_REQ),
+      RPCPROPS_TYPE(CLEANUP_AUTOGRAD_CONTEXT_RESP),
+      RPCPROPS_TYPE(RUN_WITH_PROFILING_REQ),
+      RPCPROPS_TYPE(RUN_WITH_PROFILING_RESP),
+      RPCPROPS_TYPE(RREF_BACKWARD_REQ),
+      RPCPROPS_TYPE(RREF_BACKWARD_RESP),
+      RPCPROPS_TYPE(EXCEPTION),
+  };
+#undef RPCPROPS_TYPE
+  return names;
+}
+
+/* -1 stands for every type. */
+int type_named(const std::string& name) {
+  if (name.empty())
+    return -1;
+  for (const TypeName& type : type_names())
+    if (name == type.name)
+      return type.number;
+  throw py::value_error("torch has no message type " + name);
+}
+
+std::string name_of(int number) {
+  for (const TypeName& type : type_names())
+    if (number == type.number)
+      return type.name;
+  return "type " + std::to_string(number);
+}
+
+int64_t size_of(const Message& message) {
+  int64_t size = message.payload().size();
+  for (const auto& tensor : message.tensors())
+    size += tensor.nbytes();
+  return size;
+}
+
+/* ------------------------------------------------------------------------ */
+/* Fault tables                                                             */
+/* ------------------------------------------------------------------------ */
+
+/*
+ * What torch's faulty agent does, and what _sends.c does in front of it: the
+ * table of the options acts as in torch, and further ones may be armed while
+ * the process runs.  The one armed first fails a send that it may still fail;
+ * of several delays the longest applies.
+ */
+class Tables {
+ public:
+  int arm(
+      const std::vector<std::string>& messages_to_fail,
+      int64_t num_fail_sends,
+      const std::unordered_map<std::string, float>& messages_to_delay) {
+    auto table = std::make_unique<Table>();
+    table->num_fail_sends = num_fail_sends;
+    for (const auto& name : messages_to_fail)
+      table->fails[type_named(name)] = true;
+    for (const auto& [name, seconds] : messages_to_delay)
+      table->delays[type_named(name)] = seconds;
+    std::lock_guard<std::mutex> lock(mutex_);
+    tables_.push_back(std::move(table));
+    return tables_.size() - 1;
+  }
+
+  void disarm(int number) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tables_.at(number)->armed = false;
+    tables_.at(number)->failures.clear();
+  }
+
+  /* Whether a table fails this send; it is counted. */
+  bool fails(int type, const std::string& payload) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    sent_[type]++;
+    for (const auto& table : tables_) {
+      if (!table->armed || !table->fails[type])
+        continue;
+      int64_t& failed = table->failures[payload];
+      if (failed < table->num_fail_sends) {
+        failed++;
+        failed_[type]++;
+        table->failed[type]++;
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /* Whether any table could fail this type: the payload is copied only then. */
+  bool may_fail(int type) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& table : tables_)
+      if (table->armed && table->fails[type])
+        return true;
+    sent_[type]++;
+    return false;
+  }
+
+  /* torch sleeps for whole milliseconds. */
+  int64_t delay_ms(int type) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Table* longest = nullptr;
+    for (const auto& table : tables_)
+      if (table->armed && table->delays[type] > (longest ? longest->delays[type] : 0))
+        longest = table.get();
+    auto ms = longest ? static_cast<int>(longest->delays[type] * kSecToMsConversion) : 0;
+    if (ms) {
+      delayed_[type]++;
+      longest->delayed[type]++;
+    }
+    return ms;
+  }
+
+  /* By type: how many sends were tried, failed and delayed. */
+  py::dict counts() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return rows(&sent_, failed_, delayed_);
+  }
+
+  py::dict counts_of(int number) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return rows(nullptr, tables_.at(number)->failed, tables_.at(number)->delayed);
+  }
+
+ private:
+  using Counts = std::array<int64_t, kTypes>;
+
+  struct Table {
+    bool armed = true;
+    int64_t num_fail_sends = 0;
+    std::array<bool, kTypes> fails{};
+    std::array<float, kTypes> delays{};
+    std::unordered_map<std::string, int64_t> failures; /* by payload */
+    Counts failed{};
+    Counts delayed{};
+  };
+
+  static py::dict rows(const Counts* sent, const Counts& failed, const Counts& delayed) {
+    py::dict found;
+    for (int type = 0; type < kTypes; type++) {
+      int64_t tried = sent ? (*sent)[type] : 0;
+      if (tried || failed[type] || delayed[type])
+        found[py::str(name_of(type))] = py::make_tuple(tried, failed[type], delayed[type]);
+    }
+    return found;
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Table>> tables_;
+  Counts sent_{}, failed_{}, delayed_{};
+};
+
+/* Of this process, because they are armed whether an agent runs or not. */
+Tables& tables() {
+  static Tables all;
+  return all;
+}
+
+/* The type whose sends by this thread are left alone, with their responses. */
+thread_local int spared = -1;
+
+/* ------------------------------------------------------------------------ */
+/* Message faults                                                           */
+/* ------------------------------------------------------------------------ */
+
+enum class Action : uint8_t { kNone, kFail, kLose, kDelay, kHold, kDuplicate };
+const char* const kActions[] = {"", "fail", "lose", "delay", "hold", "duplicate"};
+
+/* Which messages: those to a rank (-1: any), of a type (-1: any), one way. */
+struct Pattern {
+  int64_t to = -1;
+  int type = -1;
+  bool requests = true;
+  bool responses = true;
+
+  static Pattern of(const py::dict& given) {
+    Pattern pattern;
+    pattern.to = given["to"].cast<int64_t>();
+    pattern.type = type_named(given["type"].cast<std::string>());
+    auto way = given["way"].cast<std::string>();
+    if (!way.empty() && way != "request" && way != "response")
+      throw py::value_error("a message goes one way, 'request' or 'response', not " + way);
+    pattern.requests = way != "response";
+    pattern.responses = way != "request";
+    return pattern;
+  }
+
+  bool matches(const Record& record) const {
+    return (to < 0 || to == record.receiver) && (type < 0 || type == record.type) &&
+        (record.is_response ? responses : requests);
+  }
+};
+
+/* The n-th message of a rank that fits a pattern, looked for in the ledger. */
+struct Awaited {
+  int64_t at = -1;
+  Pattern pattern;
+  int64_t n = 1;
+  /* How far the ledger was searched. */
+  uint64_t place = 0;
+  int64_t seen = 0;
+  Record* found = nullptr;
+
+  /* Whether that message has passed: a request was answered, a response written. */
+  bool has_passed(Ledger& ledger) {
+    while (!found) {
+      Record* record = ledger.at(place);
+      if (!record)
+        return false;
+      place++;
+      if (record->sender == at && !(record->flags.load() & kSpared) &&
+          pattern.matches(*record) && ++seen == n)
+        found = record;
+    }
+    return found->flags.load() & (found->is_response ? kWritten : kAnswered);
+  }
+};
+
+struct MessageFault {
+  Pattern pattern;
+  std::string which;
+  int64_t n = 1;
+  Action action = Action::kNone;
+  double seconds = 0;
+  bool waits = false;
+  Awaited until;
+  int64_t matched = 0; /* messages so far */
+
+  static MessageFault of(const py::dict& given) {
+    MessageFault fault;
+    fault.pattern = Pattern::of(given);
+    fault.which = given["which"].cast<std::string>();
+    fault.n = given["n"].cast<int64_t>();
+    auto action = given["action"].cast<std::string>();
+    for (int i = 1; i < 6; i++)
+      if (action == kActions[i])
+        fault.action = static_cast<Action>(i);
+    if (fault.action == Action::kNone)
+      throw py::value_error("a message fault cannot " + action);
+    /* TensorPipe tells nobody that a response was not written, and torch's client
+       asserts that it knows the id of each response. */
+    if (fault.action == Action::kFail || fault.action == Action::kDuplicate)
+      fault.pattern.responses = false;
+    fault.seconds = given["seconds"].cast<double>();
+    if (!given["until"].is_none()) {
+      auto until = given["until"].cast<py::dict>();
+      fault.waits = true;
+      fault.until.at = until["at"].cast<int64_t>();
+      fault.until.pattern = Pattern::of(until);
+      fault.until.n = until["n"].cast<int64_t>();
+    }
+    return fault;
+  }
+
+  /* Whether it acts on a message that fits; the message is counted. */
+  bool strikes() {
+    ++matched;
+    return which == "every" || (which == "first" ? matched <= n : matched == n);
+  }
+};
+
+/* The error of a request that waits here when the agent is shut down. */
+class ShutDown : public tensorpipe::BaseError {
+ public:
+  std::string what() const override {
+    return "the agent was shut down while rpcprops held this message back";
+  }
+};
+
+/* ------------------------------------------------------------------------ */
+/* Messages that wait                                                       */
+/* ------------------------------------------------------------------------ */
+
+/* A message that is written later. */
+struct Waiting {
+  std::function<void()> write;
+  std::function<void()> discard;
+  Record* record = nullptr;
+  bool held = false;
+  Awaited until;
+  std::atomic<bool> gone{false};
+};
+
+/*
+ * Writes messages later: one thread waits for times (on the scaled clock), and
+ * a second one, which exists only while something is held, watches the ledger.
+ */
+class Later {
+ public:
+  explicit Later(std::shared_ptr<Ledger> ledger) : ledger_(std::move(ledger)) {}
+  ~Later() { stop(); }
+
+  void put(std::shared_ptr<Waiting> message, double seconds) {
+    auto when = Clock::now() +
+        std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (stopped_) {
+      lock.unlock();
+      discard(*message);
+      return;
+    }
+    by_time_.emplace(when, message);
+    if (!timer_.joinable())
+      timer_ = std::thread([this] { serve_times(); });
+    if (message->held) {
+      held_.push_back(message);
+      if (!watcher_.joinable())
+        watcher_ = std::thread([this] { watch(); });
+    }
+    lock.unlock();
+    condition_.notify_one();
+    ledger_->changed();
+  }
+
+  /* Ends both threads.  What still waits is not written any more. */
+  void stop() {
+    std::vector<std::shared_ptr<Waiting>> left;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stopped_ = true;
+      for (auto& [when, message] : by_time_)
+        left.push_back(message);
+      by_time_.clear();
+      held_.clear();
+    }
+    condition_.notify_one();
+    ledger_->changed();
+    for (std::thread* thread : {&timer_, &watcher_})
+      if (thread->joinable())
+        thread->join();
+    for (const auto& message : left)
+      discard(*message);
+  }
+
+  size_t size() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t count = 0;
+    for (auto& [when, message] : by_time_)
+      count += !message->gone;
+    return count;
+  }
+
+ private:
+  void write(Waiting& message, uint32_t flags) {
+    if (!message.gone.exchange(true)) {
+      ledger_->note(message.record, flags);
+      message.write();
+    }
+  }
+
+  void discard(Waiting& message) {
+    if (!message.gone.exchange(true)) {
+      ledger_->note(message.record, kDiscarded | kFailed);
+      message.discard();
+    }
+  }
+
+  void serve_times() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!stopped_) {
+      if (by_time_.empty()) {
+        condition_.wait(lock);
+        continue;
+      }
+      auto first = by_time_.begin();
+      if (Clock::now() < first->first) {
+        auto when = first->first;
+        condition_.wait_until(lock, when);
+        continue;
+      }
+      auto message = first->second;
+      by_time_.erase(first);
+      lock.unlock();
+      write(*message, message->held ? kOverdue : 0);
+      message.reset();
+      lock.lock();
+    }
+  }
+
+  void watch() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!stopped_) {
+      uint32_t seen = ledger_->changes();
+      std::vector<std::shared_ptr<Waiting>> ready;
+      for (auto it = held_.begin(); it != held_.end();) {
+        bool gone = (*it)->gone;
+        if (!gone && (*it)->until.has_passed(*ledger_))
+          ready.push_back(*it);
+        it = gone || (!ready.empty() && ready.back() == *it) ? held_.erase(it) : it + 1;
+      }
+      lock.unlock();
+      for (const auto& message : ready)
+        write(*message, 0);
+      if (ready.empty())
+        ledger_->wait(seen);
+      ready.clear();
+      lock.lock();
+    }
+  }
+
+  std::shared_ptr<Ledger> ledger_;
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  bool stopped_ = false;
+  std::multimap<Clock::time_point, std::shared_ptr<Waiting>> by_time_;
+  std::vector<std::shared_ptr<Waiting>> held_;
+  std::thread timer_;
+  std::thread watcher_;
+};
+
+/* ------------------------------------------------------------------------ */
+/* What arrives                                                             */
+/* ------------------------------------------------------------------------ */
+
+/* Notes each request that is processed here, and has torch's own do that. */
+class Arrivals : public RequestCallback {
+ public:
+  Arrivals(std::unique_ptr<RequestCallback> inner, std::shared_ptr<Ledger> ledger)
+      : inner_(std::move(inner)), ledger_(std::move(ledger)) {}
+
+ protected:
+  c10::intrusive_ptr<JitFuture> processMessage(
+      Message& request,
+      std::vector<c10::Stream> streams) const override {
+    if (Record* record = ledger_->find(request.id())) {
+      record->processed.fetch_add(1);
+      ledger_->note(record, kArrived);
+    }
+    return (*inner_)(request, std::move(streams));
+  }
+
+ private:
+  std::unique_ptr<RequestCallback> inner_;
+  std::shared_ptr<Ledger> ledger_;
+};
+
+/* ------------------------------------------------------------------------ */
+/* The agent                                                                */
+/* ------------------------------------------------------------------------ */
+
+struct WireRpcBackendOptions : public TensorPipeRpcBackendOptions {
+  WireRpcBackendOptions(
+      int num_worker_threads,
+      float rpc_timeout,
+      std::string init_method,
+      std::vector<std::string> fails,
+      std::unordered_map<std::string, float> delays,
+      int num_fails,
+      std::vector<py::dict> faults,
+      int ledger)
+      : TensorPipeRpcBackendOptions(
+            num_worker_threads,
+            std::optional<std::vector<std::string>>(),
+            std::optional<std::vector<std::string>>(),
+            rpc_timeout,
+            std::move(init_method)),
+        messages_to_fail(std::move(fails)),
+        messages_to_delay(std::move(delays)),
+        num_fail_sends(num_fails),
+        ledger_fd(ledger) {
+    for (const auto& fault : faults)
+      message_faults.push_back(MessageFault::of(fault));
+  }
+
+  std::vector<std::string> messages_to_fail;
+  std::unordered_map<std::string, float> messages_to_delay;
+  int num_fail_sends;
+  int ledger_fd;
+  std::vector<MessageFault> message_faults;
+};
+
+/* The request that this thread sends: from send() to pipeWrite(). */
+struct Sending {
+  Record* record = nullptr;
+  bool is_spared = false;
+  Action action = Action::kNone;
+  double seconds = 0;
+  bool waits = false;
+  Awaited until;
+};
+thread_local Sending* sending = nullptr;
+
+class WireAgent : public TensorPipeAgent {
+ public:
+  WireAgent(
+      const c10::intrusive_ptr<::c10d::Store>& store,
+      std::string name,
+      worker_id_t rank,
+      int world_size,
+      WireRpcBackendOptions options,
+      std::shared_ptr<Ledger> ledger)
+      : TensorPipeAgent(
+            store,
+            std::move(name),
+            rank,
+            world_size,
+            options,
+            {},
+            {},
+            std::make_unique<Arrivals>(std::make_unique<RequestCallbackImpl>(), ledger)),
+        rank_(rank),
+        ledger_(std::move(ledger)),
+        faults_(std::move(options.message_faults)),
+        later_(ledger_),
+        table_(tables().arm(
+            options.messages_to_fail, options.num_fail_sends, options.messages_to_delay)) {
+    next_id().store(static_cast<uint64_t>(rank) << kRankShift);
+  }
+
+  ~WireAgent() override {
+    shutdown();
+    tables().disarm(table_);
+  }
+
+  c10::intrusive_ptr<JitFuture> send(
+      const WorkerInfo& to,
+      MessagePtr message,
+      const float timeout = kUnsetRpcTimeout,
+      const DeviceMap& devices = {}) override {
+    int type = number_of(message->type());
+    Sending now;
+    now.is_spared = type == spared;
+    claim(now, *message, to.id_, false);
+    if (now.record)
+      note_retry(*now.record, message->id());
+    if (!now.is_spared) {
+      if (tables().may_fail(type)) {
+        const auto& payload = message->payload();
+        std::string key(payload.begin(), payload.end());
+        if (tables().fails(type, key)) {
+          if (now.record) {
+            now.record->table |= 1;
+            now.record->action = 0;
+            now.record->fault = -1;
+          }
+          return failed(now, *message, key);
+        }
+      }
+      if (now.action == Action::kFail) {
+        const auto& payload = message->payload();
+        return failed(now, *message, std::string(payload.begin(), payload.end()));
+      }
+    }
+    c10::intrusive_ptr<JitFuture> future;
+    Sending* before = sending;
+    sending = &now;
+    try {
+      future = TensorPipeAgent::send(to, std::move(message), timeout, devices);
+    } catch (...) {
+      sending = before;
+      if (now.record && !now.record->ready.load()) {
+        ledger_->note(now.record, kFailed);
+        ledger_->publish(now.record);
+      }
+      throw;
+    }
+    sending = before;
+    if (now.record)
+      future->addCallback([ledger = ledger_, record = now.record](JitFuture& done) {
+        note_end(*ledger, *record, done);
+      });
+    return future;
+  }
+
+  void shutdownImpl() override {
+    later_.stop();
+    TensorPipeAgent::shutdownImpl();
+  }
+
+  /* What the agent holds at the moment.  It changes nothing. */
+  py::dict state() {
+    std::map<int, size_t> pipes;
+    size_t retries = 0;
+    int32_t client = 0, server = 0, server_async = 0;
+    size_t timeouts = 0, timed_messages = 0, waiting = 0;
+    {
+      py::gil_scoped_release release;
+      {
+        std::lock_guard<std::mutex> lock(this->*member(PipesMutex{}));
+        for (auto& [id, pipe] : this->*member(Pipes{})) {
+          std::lock_guard<std::mutex> pipe_lock(pipe.mutex_);
+          pipes[id] = pipe.pendingResponseMessage_.size();
+        }
+      }
+      {
+        std::lock_guard<std::mutex> lock(this->*member(RetryMutex{}));
+        for (auto& [when, infos] : this->*member(RetryMap{}))
+          retries += infos.size();
+      }
+      {
+        std::lock_guard<std::mutex> lock(this->*member(CallCountMutex{}));
+        client = this->*member(ClientCalls{});
+        server = this->*member(ServerCalls{});
+        server_async = this->*member(ServerAsyncCalls{});
+      }
+      timeouts = timeoutMapSize();
+      timed_messages = messageIdToTimeoutMapSize();
+      waiting = later_.size();
+    }
+    py::dict pending;
+    for (auto& [id, count] : pipes)
+      pending[py::int_(id)] = count;
+    py::dict found;
+    found["pending_responses"] = pending;
+    found["timeout_entries"] = timeouts;
+    found["timed_messages"] = timed_messages;
+    found["retries"] = retries;
+    found["client_active_calls"] = client;
+    found["server_active_calls"] = server;
+    found["server_active_async_calls"] = server_async;
+    found["waiting_messages"] = waiting;
+    return found;
+  }
+
+ protected:
+  void pipeWrite(
+      const std::shared_ptr<tensorpipe::Pipe>& pipe,
+      MessageArgument message,
+      std::vector<c10::Device>&& devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept override {
+    if (message->isRequest() && sending)
+      write_request(pipe, message, std::move(devices), std::move(streams), std::move(callback));
+    else
+      write_response(pipe, message, std::move(devices), std::move(streams), std::move(callback));
+  }
+
+ private:
+  using PipePtr = std::shared_ptr<tensorpipe::Pipe>;
+
+  std::atomic<uint64_t>& next_id() {
+    return this->*member(NextId{});
+  }
+
+  /* Claims the record of a message, and finds the fault that acts on it.  Both
+     under one lock: faults count messages in the order of the ledger. */
+  void claim(Sending& now, const Message& message, int64_t receiver, bool is_response) {
+    int64_t size = size_of(message);
+    std::unique_lock<std::mutex> lock(faults_mutex_, std::defer_lock);
+    if (!faults_.empty())
+      lock.lock();
+    Record unseen{};
+    now.record = ledger_->claim();
+    Record& record = now.record ? *now.record : unseen;
+    record.sender = rank_;
+    record.receiver = receiver;
+    record.type = number_of(message.type());
+    record.is_response = is_response;
+    record.size = size;
+    if (now.is_spared)
+      record.flags.fetch_or(kSpared);
+    else
+      decide(now, record);
+  }
+
+  /* torch tries the same Message object again (RpcAgent::sendWithRetries), so
+     it still has the id of the last try; a new one has none. */
+  void note_retry(Record& record, int64_t id) {
+    if (const Record* last = ledger_->find(id)) {
+      record.retry = last->retry + 1;
+      record.first_id = last->first_id;
+    }
+  }
+
+  /* Which fault acts on a message: the first one in the list.  All count it. */
+  void decide(Sending& now, Record& record) {
+    for (size_t i = 0; i < faults_.size(); i++) {
+      MessageFault& fault = faults_[i];
+      if (!fault.pattern.matches(record) || !fault.strikes() || now.action != Action::kNone)
+        continue;
+      /* A second response is known by the record of the request. */
+      if (fault.action == Action::kDuplicate && !now.record)
+        continue;
+      now.action = fault.action;
+      now.seconds = fault.seconds;
+      now.waits = fault.waits;
+      now.until = fault.until;
+      record.fault = i;
+      record.action = static_cast<uint8_t>(fault.action);
+    }
+  }
+
+  /* What FaultyTensorPipeAgent::send returns for a send that it fails. */
+  c10::intrusive_ptr<JitFuture> failed(Sending& now, Message& message, const std::string& key) {
+    int64_t id = next_id()++;
+    if (now.record) {
+      now.record->id = id;
+      if (now.record->first_id < 0)
+        now.record->first_id = id;
+      now.record->flags.fetch_or(kFailed);
+      now.record->ended_ns.store(now.record->virtual_ns);
+      ledger_->publish(now.record);
+    }
+    message.setId(id); /* so that a retry is known as one */
+    auto future = c10::make_intrusive<JitFuture>(at::AnyClassType::get());
+    future->setError(std::make_exception_ptr(std::runtime_error(makeRPCError(
+        c10::str("Send attempt failed intentionally for ", key),
+        RPCErrorType::INTENTIONAL_FAILURE))));
+    return future;
+  }
+
+  static void note_end(Ledger& ledger, Record& record, JitFuture& done) {
+    uint32_t flags = kAnswered;
+    Record* response = ledger.numbered(record.response.load());
+    if (done.hasError()) {
+      if (getRPCErrorType(done) == RPCErrorType::TIMEOUT)
+        flags = kTimedOut | kFailed;
+      else if (response && response->type == number_of(MessageType::EXCEPTION))
+        flags = kAnswered | kRaised;
+      else
+        flags = kFailed;
+    }
+    record.ended_ns.store(now_ns());
+    if ((flags & kAnswered) && response) {
+      response->ended_ns.store(record.ended_ns.load());
+      ledger.note(response, kArrived);
+    }
+    ledger.note(&record, flags);
+  }
+
+  void write_request(
+      const PipePtr& pipe,
+      const MessagePtr& message,
+      std::vector<c10::Device>&& devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept {
+    Sending& now = *sending;
+    sending = nullptr;
+    if (now.record) {
+      now.record->id = message->id();
+      if (now.record->first_id < 0)
+        now.record->first_id = now.record->id;
+      if (!now.is_spared)
+        sleep(now.record, number_of(message->type()));
+      ledger_->publish(now.record);
+    } else if (!now.is_spared) {
+      sleep(nullptr, number_of(message->type()));
+    }
+    act(now, pipe, message, std::move(devices), std::move(streams), std::move(callback));
+  }
+
+  void write_response(
+      const PipePtr& pipe,
+      const MessagePtr& message,
+      std::vector<c10::Device>&& devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept {
+    int64_t id = message->id();
+    int64_t receiver = id >> kRankShift;
+    Record* request = ledger_->find(id);
+    Sending now;
+    now.is_spared = request && (request->flags.load() & kSpared);
+    claim(now, *message, receiver, true);
+    if (now.record) {
+      now.record->id = now.record->first_id = id;
+      now.record->request = ledger_->number_of(request);
+    }
+    if (!now.is_spared)
+      sleep(now.record, number_of(message->type()));
+    bool is_written = now.action != Action::kLose;
+    /* A request that came twice is answered once: torch's client asserts that
+       it knows the id of a response. */
+    if (is_written && request && (request->flags.fetch_or(kResponded) & kResponded)) {
+      ledger_->note(now.record, kSwallowed);
+      ledger_->publish(now.record);
+      callback(tensorpipe::Error());
+      return;
+    }
+    if (request && now.record && is_written)
+      request->response.store(ledger_->number_of(now.record));
+    ledger_->publish(now.record);
+    act(now, pipe, message, std::move(devices), std::move(streams), std::move(callback));
+  }
+
+  /* As FaultyTensorPipeAgent::pipeWrite: the thread that sends waits. */
+  void sleep(Record* record, int type) {
+    if (auto ms = tables().delay_ms(type)) {
+      if (record)
+        record->table |= 2;
+      std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+    }
+  }
+
+  void act(
+      const Sending& now,
+      const PipePtr& pipe,
+      const MessagePtr& message,
+      std::vector<c10::Device>&& devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept {
+    switch (now.action) {
+      case Action::kFail: /* send() has seen to that */
+      case Action::kNone:
+        write(now.record, pipe, message, devices, streams, std::move(callback));
+        return;
+      case Action::kLose:
+        callback(tensorpipe::Error());
+        return;
+      case Action::kDuplicate: {
+        auto copy = copied(*message);
+        write(now.record, pipe, message, devices, streams, std::move(callback));
+        write(nullptr, pipe, copy, devices, streams, [](const tensorpipe::Error&) {});
+        return;
+      }
+      case Action::kDelay:
+      case Action::kHold:
+        write_later(now, pipe, message, devices, streams, std::move(callback));
+        return;
+    }
+  }
+
+  void write(
+      Record* record,
+      const PipePtr& pipe,
+      const MessagePtr& message,
+      std::vector<c10::Device> devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept {
+    WriteCallback noting = [ledger = ledger_, record, callback = std::move(callback)](
+                               const tensorpipe::Error& error) {
+      if (record && !error)
+        record->written_ns.store(now_ns());
+      ledger->note(record, error ? kFailed : kWritten);
+      callback(error);
+    };
+    TensorPipeAgent::pipeWrite(
+        pipe, message, std::move(devices), std::move(streams), std::move(noting));
+  }
+
+  /* tensorpipeSerialize (tensorpipe_utils.cpp) moves the payload out of what it
+     writes, so whatever is written again, or later, must be another object. */
+  static MessagePtr copied(const Message& message) {
+    return c10::make_intrusive<Message>(
+        std::vector<char>(message.payload()),
+        std::vector<torch::Tensor>(message.tensors()),
+        message.type(),
+        message.id());
+  }
+
+  void write_later(
+      const Sending& now,
+      const PipePtr& pipe,
+      const MessagePtr& message,
+      std::vector<c10::Device> devices,
+      std::vector<c10::Stream> streams,
+      WriteCallback callback) noexcept {
+    /* torch gives the same object another id when it tries it again. */
+    auto copy = copied(*message);
+    auto waiting = std::make_shared<Waiting>();
+    waiting->record = now.record;
+    waiting->held = now.action == Action::kHold && now.waits;
+    waiting->until = now.until;
+    waiting->write = [this, record = now.record, pipe, copy, devices, streams, callback] {
+      write(record, pipe, copy, devices, streams, callback);
+    };
+    bool is_request = message->isRequest();
+    waiting->discard = [is_request, callback] {
+      /* Its caller waits for it; the receiver of a response is told nothing. */
+      if (is_request)
+        callback(tensorpipe::Error(std::make_shared<ShutDown>(), __FILE__, __LINE__));
+    };
+    later_.put(std::move(waiting), now.seconds);
+  }
+
+  const int64_t rank_;
+  const std::shared_ptr<Ledger> ledger_;
+  std::mutex faults_mutex_;
+  std::vector<MessageFault> faults_;
+  Later later_;
+  const int table_;
+};
+
+} // namespace rpcprops
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  using namespace rpcprops;
+  py::module_ rpc = py::module_::import("torch._C._distributed_rpc");
+
+  py::class_<WireRpcBackendOptions, std::shared_ptr<WireRpcBackendOptions>>(
+      module, "WireRpcBackendOptions", rpc.attr("_TensorPipeRpcBackendOptionsBase"))
+      .def(
+          py::init<
+              int,
+              float,
+              std::string,
+              std::vector<std::string>,
+              std::unordered_map<std::string, float>,
+              int,
+              std::vector<py::dict>,
+              int>(),
+          py::arg("num_worker_threads"),
+          py::arg("rpc_timeout"),
+          py::arg("init_method"),
+          py::arg("messages_to_fail"),
+          py::arg("messages_to_delay"),
+          py::arg("num_fail_sends"),
+          py::arg("message_faults"),
+          py::arg("ledger_fd"))
+      .def_readwrite("num_worker_threads", &WireRpcBackendOptions::numWorkerThreads)
+      .def_readonly("messages_to_fail", &WireRpcBackendOptions::messages_to_fail)
+      .def_readonly("messages_to_delay", &WireRpcBackendOptions::messages_to_delay)
+      .def_readonly("num_fail_sends", &WireRpcBackendOptions::num_fail_sends);
+
+  py::class_<WireAgent, std::shared_ptr<WireAgent>>(
+      module, "WireAgent", rpc.attr("TensorPipeAgent"))
+      .def(
+          py::init([](const c10::intrusive_ptr<::c10d::Store>& store,
+                      std::string name,
+                      worker_id_t rank,
+                      int world_size,
+                      const WireRpcBackendOptions& options) {
+            py::gil_scoped_release release;
+            auto ledger = std::make_shared<Ledger>(options.ledger_fd);
+            return std::shared_ptr<WireAgent>(
+                new WireAgent(store, std::move(name), rank, world_size, options, ledger),
+                torch::impl::destroy_without_gil<WireAgent>);
+          }),
+          py::arg("store"),
+          py::arg("name"),
+          py::arg("rank"),
+          py::arg("world_size"),
+          py::arg("options"))
+      .def("state", &WireAgent::state);
+
+  module.def("spare", [](const std::string& name) { spared = type_named(name); });
+  module.def("counts", [] { return tables().counts(); });
+  module.def("counts_of", [](int number) { return tables().counts_of(number); });
+  module.def("disarm", [](int number) { tables().disarm(number); });
+  module.def(
+      "arm",
+      [](const std::vector<std::string>& fails,
+         int64_t num_fail_sends,
+         const std::unordered_map<std::string, float>& delays) {
+        return tables().arm(fails, num_fail_sends, delays);
+      });
+}

@@ -1,0 +1,247 @@
+"""Compiles the agent WIRE against the installed torch, once for each torch and source.
+
+Nothing here imports torch: what the compiler needs is in files of torch's. The library is kept in
+the user's cache folder, under a name that says what it was made from, so that another torch or
+another source never finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpcprops.agents._agent import Progress
+from rpcprops.errors import MachineCannot
+
+#: The name of the extension module.
+MODULE = "_rpcprops_wire"
+
+_SOURCES = ("_agent.cpp", "_ledger.h")
+_FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-g0",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    f"-DTORCH_EXTENSION_NAME={MODULE}",
+    # As torch itself is built: its headers show the agent only then.
+    "-DUSE_C10D",
+    "-DUSE_DISTRIBUTED",
+    "-DUSE_RPC",
+    "-DUSE_TENSORPIPE",
+)
+#: What older torch passes to the compiler, so that extensions share pybind11's types with it.
+_PYBIND11 = (
+    '-DPYBIND11_COMPILER_TYPE="_gcc"',
+    '-DPYBIND11_STDLIB="_libstdcpp"',
+    '-DPYBIND11_BUILD_ABI="_cxxabi1011"',
+)
+_LIBRARIES = ("-ltorch_python", "-ltorch_cpu", "-lc10")
+#: Real seconds that the compiler may take.
+_COMPILER_SECONDS = 1200.0
+_SHOWN_LINES = 12
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The installed torch, as far as a compiler must know it.
+
+    Attributes:
+        version: with its build tag, such as ``2.13.0+cpu``.
+        folder: where its package is.
+        cxx11_abi: which of the two ABIs of the C++ library it was built with.
+    """
+
+    version: str
+    folder: Path
+    cxx11_abi: bool
+
+
+@functools.cache
+def installed_torch() -> Torch:
+    """The torch that this Python would import.
+
+    Raises:
+        MachineCannot: there is none, or it is not an installed wheel.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        msg = "there is no torch here, so the agent WIRE cannot be compiled; install torch."
+        raise MachineCannot(msg)
+    folder = Path(spec.origin).parent
+    try:
+        version = re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text())
+    except OSError:
+        version = None
+    if version is None or not (folder / "include" / "tensorpipe").is_dir():
+        msg = (
+            f"the torch in {folder} has no headers of TensorPipe, so the agent WIRE cannot be "
+            f"compiled; install a Linux wheel of torch."
+        )
+        raise MachineCannot(msg)
+    # Since 2.8 all wheels have the new ABI, and no file says so any more.
+    config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    old = config.is_file() and "_GLIBCXX_USE_CXX11_ABI=0" in config.read_text()
+    return Torch(version[1], folder, not old)
+
+
+def compiler() -> str | None:
+    """The C++ compiler: what ``CXX`` names, or g++, or c++; None if there is none."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+
+
+def sources() -> tuple[Path, ...]:
+    """The files that are compiled."""
+    return tuple(Path(__file__).with_name(name) for name in _SOURCES)
+
+
+def library_path() -> Path:
+    """Where the library for this Python, this torch and this source is, or will be.
+
+    Raises:
+        MachineCannot: there is no torch that it could be compiled against.
+    """
+    torch = installed_torch()
+    digest = hashlib.sha256()
+    for part in (torch.folder, torch.cxx11_abi, *_flags(torch)):
+        digest.update(f"{part}\n".encode())
+    for source in sources():
+        digest.update(source.read_bytes())
+    name = f"wire-{torch.version}-{sysconfig.get_config_var('SOABI')}-{digest.hexdigest()[:16]}"
+    return _cache() / name / f"{MODULE}.so"
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return home / "rpcprops" / "agents"
+
+
+def _flags(torch: Torch) -> list[str]:
+    abi = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"]
+    include = torch.folder / "include"
+    older = _PYBIND11 if not torch.cxx11_abi else ()
+    return [
+        *_FLAGS,
+        *abi,
+        *older,
+        f"-isystem{include}",
+        f"-isystem{include / 'torch' / 'csrc' / 'api' / 'include'}",
+        f"-isystem{sysconfig.get_paths()['include']}",
+    ]
+
+
+def command(target: Path) -> list[str]:
+    """The command that compiles the library to `target`.
+
+    Raises:
+        MachineCannot: there is no C++ compiler, or no torch.
+    """
+    found = compiler()
+    if found is None:
+        msg = (
+            "the agent WIRE must be compiled, and there is no C++ compiler here"
+            f"{' (CXX=' + os.environ['CXX'] + ')' if os.environ.get('CXX') else ''}; install g++, "
+            "or use another agent."
+        )
+        raise MachineCannot(msg)
+    torch = installed_torch()
+    library = torch.folder / "lib"
+    return [
+        found,
+        *_flags(torch),
+        str(sources()[0]),
+        "-o",
+        str(target),
+        f"-L{library}",
+        *_LIBRARIES,
+    ]
+
+
+def _silent(_: str) -> AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
+def built(*, force: bool = False, progress: Progress = _silent) -> Path:
+    """The library, compiled if it is not there yet; that takes about a minute of one processor.
+
+    Of several processes that ask at the same time one compiles, and the others wait for it.
+
+    Args:
+        force: compile it even if it is there.
+        progress: called with a line that says what is done, if anything has to be.
+
+    Raises:
+        MachineCannot: it cannot be compiled, or the cache folder cannot be written.
+    """
+    path = library_path()
+    if path.is_file() and not force:
+        return path
+    command(path)  # Without a compiler there is nothing to wait for.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            progress(f"compiling the agent WIRE for torch {installed_torch().version}, once"),
+            _locked(path.with_suffix(".lock")),
+        ):
+            if force or not path.is_file():
+                _compile(path)
+    except OSError as error:
+        msg = (
+            f"the agent WIRE cannot be kept in {path.parent}: {error.strerror or error}. Name "
+            f"another folder by XDG_CACHE_HOME."
+        )
+        raise MachineCannot(msg) from error
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(path: Path) -> None:
+    log = path.with_suffix(".log")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        target = Path(folder) / path.name
+        line = command(target)
+        try:
+            done = subprocess.run(
+                line,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_COMPILER_SECONDS,
+                check=False,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+            text, failed = done.stdout.decode("utf-8", "replace"), done.returncode != 0
+        except subprocess.TimeoutExpired:
+            text, failed = f"it was stopped after {_COMPILER_SECONDS:g} s", True
+        log.write_text(" ".join(line) + "\n" + text)
+        if failed:
+            said = [row for row in text.splitlines() if "error" in row] or text.splitlines()
+            shown = "\n".join(said[:_SHOWN_LINES])
+            msg = (
+                f"the agent WIRE could not be compiled against torch {installed_torch().version} "
+                f"by {line[0]}:\n{shown}\nThe whole output is in {log}. Install a g++ that knows "
+                f"C++20 (11 or newer) and name it by CXX, or use another agent."
+            )
+            raise MachineCannot(msg)
+        target.replace(path)

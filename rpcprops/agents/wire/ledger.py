@@ -1,0 +1,152 @@
+"""The ledger of messages, as the test process makes and reads it; ``_ledger.h`` is its layout.
+
+It is a memory file. Every rank of a world writes to it, and nothing has to be sent to read it, so
+a rank that is killed loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+from rpcprops.outcomes import MessageEnd, SentMessage
+
+#: Messages for which there is room. The kernel gives memory only to pages that are written to.
+CAPACITY = 1 << 16
+
+_MAGIC = 0x31726567646C7277
+_HEADER_SIZE = 4096
+_HEADER = struct.Struct("<QQQQQ")
+#: As `Record` in _ledger.h.
+_RECORD = struct.Struct("<qqqqqqqhhBBBBiIIIIIII")
+_READY = 19
+
+#: torch's names of all message types, by the low byte of their number (message.h).
+MESSAGE_TYPES = {
+    0x00: "SCRIPT_CALL",
+    0x01: "SCRIPT_RET",
+    0x02: "PYTHON_CALL",
+    0x03: "PYTHON_RET",
+    0x04: "SCRIPT_REMOTE_CALL",
+    0x05: "PYTHON_REMOTE_CALL",
+    0x06: "REMOTE_RET",
+    0x07: "SCRIPT_RREF_FETCH_CALL",
+    0x08: "PYTHON_RREF_FETCH_CALL",
+    0x09: "SCRIPT_RREF_FETCH_RET",
+    0x0A: "PYTHON_RREF_FETCH_RET",
+    0x0B: "RREF_USER_DELETE",
+    0x0C: "RREF_FORK_REQUEST",
+    0x0D: "RREF_CHILD_ACCEPT",
+    0x0E: "RREF_ACK",
+    0x0F: "FORWARD_AUTOGRAD_REQ",
+    0x10: "FORWARD_AUTOGRAD_RESP",
+    0x11: "BACKWARD_AUTOGRAD_REQ",
+    0x12: "BACKWARD_AUTOGRAD_RESP",
+    0x13: "CLEANUP_AUTOGRAD_CONTEXT_REQ",
+    0x14: "CLEANUP_AUTOGRAD_CONTEXT_RESP",
+    0x15: "RUN_WITH_PROFILING_REQ",
+    0x16: "RUN_WITH_PROFILING_RESP",
+    0x17: "RREF_BACKWARD_REQ",
+    0x18: "RREF_BACKWARD_RESP",
+    0x37: "EXCEPTION",
+}
+_ACTIONS: tuple[Any, ...] = ("", "fail", "lose", "delay", "hold", "duplicate")
+#: Bits of `Flag` in _ledger.h.
+_WRITTEN, _FAILED, _ANSWERED, _TIMED_OUT = 1, 2, 4, 8
+_MARKS = {
+    16: "arrived",
+    32: "swallowed",
+    64: "overdue",
+    128: "discarded",
+    256: "spared",
+    512: "raised",
+}
+
+
+class Ledger:
+    """The ledger of one world.
+
+    Attributes:
+        fd: the memory file that ranks map.
+        capacity: how many messages it has room for.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
+        index_size = 2 << (capacity - 1).bit_length()
+        self.fd = os.memfd_create("rpcprops-ledger")
+        try:
+            os.ftruncate(self.fd, _HEADER_SIZE + capacity * _RECORD.size + index_size * 4)
+            os.pwrite(self.fd, _HEADER.pack(_MAGIC, capacity, index_size, 0, 0), 0)
+        except OSError:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        """Close the memory file; a second call changes nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def dropped(self) -> int:
+        """How many messages had no room."""
+        return self._header()[4]
+
+    def messages(self, origin_ns: int) -> tuple[SentMessage, ...]:
+        """All messages so far, in the order in which ranks began to send them.
+
+        Args:
+            origin_ns: the instant of the real monotonic clock from which seconds are counted, and
+                at which the clocks of ranks leave real time.
+        """
+        count = min(self._header()[3], self.capacity)
+        data = os.pread(self.fd, count * _RECORD.size, _HEADER_SIZE)
+        return tuple(_message(row, origin_ns) for row in _RECORD.iter_unpack(data) if row[_READY])
+
+    def _header(self) -> tuple[int, ...]:
+        return _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
+
+
+def _message(row: tuple[int, ...], origin_ns: int) -> SentMessage:
+    number, first, virtual, real, size, written, ended = row[:7]
+    sender, receiver, kind, is_response, action, table, fault, retry, flags, processed = row[7:17]
+
+    def seconds(instant: int) -> float | None:
+        return (instant - origin_ns) / 1e9 if instant else None
+
+    return SentMessage(
+        seconds=(virtual - origin_ns) / 1e9,
+        sender=sender,
+        receiver=receiver,
+        id=number,
+        type=MESSAGE_TYPES.get(kind, f"type {kind:#x}"),
+        is_request=not is_response,
+        size=size,
+        retry=retry,
+        fault=fault if fault >= 0 else None,
+        done=_ACTIONS[action],
+        became=_end(flags, is_lost=_ACTIONS[action] == "lose"),
+        first_id=first,
+        real_seconds=(real - origin_ns) / 1e9,
+        failed_by_table=bool(table & 1),
+        delayed_by_table=bool(table & 2),
+        written=seconds(written),
+        ended=seconds(ended),
+        processed=processed,
+        marks=tuple(name for bit, name in _MARKS.items() if flags & bit),
+    )
+
+
+def _end(flags: int, *, is_lost: bool) -> MessageEnd:
+    # A request that timed out may have been answered too late, which nobody sees.
+    if flags & _ANSWERED:
+        return "answered"
+    if flags & _TIMED_OUT:
+        return "timed_out"
+    if flags & _FAILED:
+        return "failed"
+    if is_lost:
+        return "lost"
+    return "written" if flags & _WRITTEN else ""

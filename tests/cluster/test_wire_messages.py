@@ -1,0 +1,143 @@
+"""The agent WIRE on real ranks: its ledger, and what each kind of message fault does."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from torch.distributed import rpc
+
+from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops.agents.wire import build
+from rpcprops.cluster import Cluster
+from rpcprops.errors import MachineCannot
+from rpcprops.pytest_plugin import ClusterFactory
+
+pytestmark = pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+
+_ran = [0]
+
+
+def _bump(x: int) -> int:
+    _ran[0] += 1
+    return x + 1
+
+
+def _count() -> int:
+    return _ran[0]
+
+
+def _call(times: int, timeout: float) -> list[int | str]:
+    found: list[int | str] = []
+    for x in range(times):
+        try:
+            found.append(rpc.rpc_sync("worker1", _bump, (x,), timeout=timeout))
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+def _two_calls() -> tuple[int, int]:
+    first = rpc.rpc_async("worker1", _bump, (0,))
+    second = rpc.rpc_async("worker1", abs, (-3,))
+    return first.wait(), second.wait()
+
+
+def _made(rpc_cluster: ClusterFactory, *faults: MessageFault, **others: object) -> Cluster:
+    plan = FaultPlan(others=faults)
+    return rpc_cluster(world_size=2, agent="wire", faults=plan, **others)  # type: ignore[arg-type]
+
+
+def test_every_message_is_recorded_with_what_became_of_it(rpc_cluster: ClusterFactory) -> None:
+    """The ledger has a request and its response under one id, and how the request ended."""
+    with _made(rpc_cluster) as cluster:
+        assert cluster.on(0).call(_call, 1, 1000.0) == [1]
+    sent = [one for one in cluster.outcome.messages if "spared" not in one.marks]
+    request, response = sent
+    assert (request.type, response.type) == ("PYTHON_CALL", "PYTHON_RET")
+    assert request.id == response.id
+    assert (request.became, request.processed, response.became) == ("answered", 1, "written")
+    assert (response.sender, response.receiver) == (1, 0)
+
+
+def test_ids_name_the_sender(rpc_cluster: ClusterFactory) -> None:
+    """The rank that sent a request stands in the bits of its id above the 40th."""
+    with _made(rpc_cluster) as cluster:
+        cluster.on(0).call(_call, 2, 1000.0)
+    requests = [one for one in cluster.outcome.messages if one.is_request]
+    assert all(one.id >> 40 == one.sender for one in requests)
+    assert len({one.id for one in requests}) == len(requests)
+
+
+def test_a_table_does_what_it_does_under_torchs_agent(rpc_cluster: ClusterFactory) -> None:
+    """Both agents count, fail and delay the same sends of one table."""
+    table = FaultTable(["PYTHON_CALL"], 1, {"PYTHON_CALL": 0.5})
+    shown = []
+    for agent in ("FAULTY_TENSORPIPE", "wire"):
+        with rpc_cluster(world_size=2, agent=agent, faults=table) as cluster:
+            said = cluster.on(0).call(_call, 2, 1000.0)
+        rank = cluster.outcome.ranks[0]
+        if rank.sent is None:
+            pytest.skip("this build of torch's agent cannot be counted")
+        shown.append((said, rank.sent, rank.failed_by_type, rank.delayed_by_type))
+    assert shown[0] == shown[1]
+    assert "Send attempt failed intentionally" in str(shown[0][0][0])
+
+
+def test_a_lost_response_leaves_a_timeout_after_one_execution(rpc_cluster: ClusterFactory) -> None:
+    """The function runs, its caller gets a timeout, and the next call works."""
+    with _made(rpc_cluster, MessageFault(1, "lose", "PYTHON_RET")) as cluster:
+        first, second = cluster.on(0).call(_call, 2, 100.0)
+        assert cluster.on(1).call(_count) == 2
+    assert "ran for more than set timeout" in str(first)
+    assert second == 2
+    (lost,) = [one for one in cluster.outcome.messages if one.done]
+    assert (lost.done, lost.became, lost.written) == ("lose", "lost", None)
+
+
+def test_a_request_that_comes_twice_is_executed_twice(rpc_cluster: ClusterFactory) -> None:
+    """Both copies are whole; the second answer is swallowed, so the caller sees one."""
+    fault = MessageFault(0, "duplicate", "PYTHON_CALL")
+    with _made(rpc_cluster, fault) as cluster:
+        assert cluster.on(0).call(_call, 1, 1000.0) == [1]
+        assert cluster.on(1).call(_count) == 2
+    twice, *answers = [one for one in cluster.outcome.messages if one.id == 0]
+    assert twice.processed == 2
+    assert sorted("swallowed" in one.marks for one in answers) == [False, True]
+    assert {one.type for one in answers} == {"PYTHON_RET"}
+
+
+def test_a_held_request_goes_after_the_other_was_answered(rpc_cluster: ClusterFactory) -> None:
+    """The first call is written only when the answer to the second has come."""
+    until = NthMessage(0, "PYTHON_CALL", n=2)
+    fault = MessageFault(0, "hold", "PYTHON_CALL", delay=3000.0, until=until)
+    with _made(rpc_cluster, fault) as cluster:
+        assert cluster.on(0).call(_two_calls) == (1, 3)
+    calls = [one for one in cluster.outcome.messages if one.sender == 0 and one.is_request]
+    held, other = calls[:2]
+    assert held.done == "hold"
+    assert "overdue" not in held.marks
+    assert held.written is not None
+    assert other.ended is not None
+    assert held.written > other.ended
+
+
+def test_the_nth_message_fails_and_no_other(rpc_cluster: ClusterFactory) -> None:
+    """Messages are counted from 1 at their sender."""
+    with _made(rpc_cluster, MessageFault(0, "fail", "PYTHON_CALL", n=2)) as cluster:
+        first, second, third = cluster.on(0).call(_call, 3, 1000.0)
+    assert (first, third) == (1, 3)
+    assert "Send attempt failed intentionally" in str(second)
+
+
+def test_without_a_compiler_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    """Where nothing is built and CXX names no compiler, the error names it and the remedy."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert shutil.which("no-such-compiler") is None
+    with pytest.raises(MachineCannot, match=r"no-such-compiler.*install g\+\+"):
+        build.built()
