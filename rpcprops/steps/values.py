@@ -528,7 +528,7 @@ def _able(
         ways: list[Way] = [
             way for way in fate.ways if way not in met and (fits is None or fits(fate, way))
         ]
-        if ways and fate.drawn:
+        if ways and fate.drawn and facts.has_dtype(sort):
             found[sort] = tuple(ways)
     return found
 

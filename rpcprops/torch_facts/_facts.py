@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from rpcprops.torch_facts._counters import CounterKeys
 from rpcprops.torch_facts._findings import FINDINGS
 from rpcprops.torch_facts._texts import Texts, texts_of
-from rpcprops.torch_facts._versions import VERSIONS
+from rpcprops.torch_facts._versions import VERSIONS, release
+
+#: The first release whose module `torch` has these dtypes; the others are in all that we support.
+DTYPES_SINCE = {
+    **dict.fromkeys((f"int{bits}" for bits in range(1, 8)), "2.6"),
+    "float8_e8m0fnu": "2.7",
+    "float4_e2m1fn_x2": "2.8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,13 @@ class TorchFacts:
             KeyError: there is no such finding.
         """
         return not FINDINGS[name].is_mended(self.version)
+
+    def has_dtype(self, name: str) -> bool:
+        """Whether this version has ``torch.NAME``, if that is a dtype of some release.
+
+        A version that is not readable has only what all supported releases have.
+        """
+        return release(self.version) >= release(DTYPES_SINCE.get(name, ""))
 
 
 def facts_of(version: str) -> TorchFacts:

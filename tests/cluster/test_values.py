@@ -132,7 +132,7 @@ def test_every_dtype_and_layout_of_torch_is_listed(rpc_cluster: ClusterFactory) 
         layouts: Mapping[str, str] = cluster.on(0).call(names_of, "layout")
     others = {name: called for name, called in dtypes.items() if name != called}
     assert others == ALIASES
-    sent = {*DTYPES, *QUANTIZED}
+    sent = {name for name in (*DTYPES, *QUANTIZED) if installed().has_dtype(name)}
     assert set(dtypes.values()) == sent | {"quint4x2", "quint2x4"}
     assert set(layouts) - {"strided"} <= set(SORTS) | set(LEFT_OUT)
     assert not set(SORTS) & set(LEFT_OUT)

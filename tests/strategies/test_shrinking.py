@@ -42,14 +42,16 @@ FEWEST = {
     "readable-injected-error": 1,
 }
 #: The kinds that need an earlier step, or two.
-NEEDS = dict.fromkeys(("fetch", "share", "drop", "local", "wait", "through", "bump"), 1)
-NEEDS["refused"] = 2
+NEEDS: dict[str, int] = {
+    **dict.fromkeys(("fetch", "share", "drop", "local", "wait", "through", "bump", "ask"), 1),
+    "refused": 2,
+}
 
 
 class Mended(TorchFacts):
     """A torch without any finding, for which nothing is avoided."""
 
-    def has_bug(self, _: str) -> bool:
+    def has_bug(self, name: str) -> bool:
         return False
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rpcprops import agents
 from rpcprops.cluster.finder import describe_modules
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -104,6 +105,7 @@ class PretendedServer:
     def __init__(self, cluster: PretendedCluster) -> None:
         self.pretended = cluster
         self.made = 0
+        self.agent = agents.default_name()
         self.imports: list[tuple[str, ...]] = []
 
     def rate_of(self, clock: Any) -> float:

@@ -19,6 +19,7 @@ from rpcprops.outcomes import Counters, Outcome, RaisedError, RankOutcome, Viola
 from rpcprops.programs import Call, Program
 from rpcprops.torch_facts import (
     NEWEST,
+    UNKNOWN,
     VERSIONS,
     CounterKeys,
     Texts,
@@ -191,8 +192,8 @@ def test_each_counter_has_one_key() -> None:
     assert len(set(keys.all.values())) == len(keys.rrefs) + len(keys.autograd) + len(keys.agent)
 
 
-#: Its texts are the source of a script that runs without rpcprops.
-SCRIPT = ("rpcprops.report._script_driver",)
+#: Their texts are the source of a script that runs without rpcprops.
+SCRIPT = ("rpcprops.report._script_driver", "rpcprops.steps.in_rank.life")
 OTHERS = [name for name in MODULES if not name.startswith("rpcprops.torch_facts")]
 
 
@@ -228,3 +229,13 @@ def test_the_scan_sees_what_it_looks_for(tmp_path: Path) -> None:
     file.write_text('"""Leaking RRef"""\nA = r"remote[.]x"\nB = rb"\\] Send try"\n', "utf-8")
     assert list(strings(file)) == ["remote.x", "] Send try"]
     assert {"Send try", "UnicodeDecodeError", "num_forks"} <= set(sought())
+
+
+def test_dtypes_that_came_later_are_known() -> None:
+    """A torch has a later dtype from its first release on; an unknown torch has none of them."""
+    assert facts_of("2.6.0+cpu").has_dtype("int1")
+    assert not facts_of("2.5.1").has_dtype("int1")
+    assert not facts_of("2.7.1").has_dtype("float4_e2m1fn_x2")
+    assert NEWEST.has_dtype("float4_e2m1fn_x2")
+    assert not UNKNOWN.has_dtype("float8_e8m0fnu")
+    assert UNKNOWN.has_dtype("float32")

@@ -61,7 +61,7 @@ class Torch:
     """The installed torch, as far as a compiler must know it.
 
     Attributes:
-        version: with its build tag, such as ``2.13.0+cpu``.
+        version: as torch names it, with the tag of its build.
         folder: where its package is.
         cxx11_abi: which of the two ABIs of the C++ library it was built with.
     """
