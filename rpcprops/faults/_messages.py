@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from rpcprops._given import argument, counted, is_one_of
+from rpcprops._given import argument, counted, is_one_of, items
 from rpcprops.errors import UsageError
 from rpcprops.faults._fault import MAX_RANKS, Fault, PredictedSend, fewer, register
 from rpcprops.faults._sends import checked_delay
@@ -54,6 +54,8 @@ _WAYS: tuple[Way, ...] = ("request", "response")
 _WHICH: tuple[Which, ...] = ("nth", "first", "every")
 #: The most messages that are counted.
 MAX_MESSAGES = 2**31 - 1
+#: More messages than a record holds, so that an endless iterable is abandoned.
+_MOST_RECORDED = 1_000_000
 
 _CLEANUP = WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
@@ -527,7 +529,40 @@ def message_faults_at(plan: FaultPlan, rank: int) -> tuple[MessageFault, ...]:
 
 def agent_faults(plan: FaultPlan, rank: int) -> list[dict[str, Any]]:
     """The message faults of a rank as its agent takes them, see :meth:`MessageFault.for_agent`."""
-    return [fault.for_agent() for fault in message_faults_at(plan, rank)]
+    return [fault.for_agent() for fault in message_faults_at(checked_plan(plan), rank)]
+
+
+def checked_plan(value: object) -> FaultPlan:
+    """Raises:
+    UsageError: it is no plan.
+    """
+    from rpcprops.faults.tables import FaultPlan
+
+    if not isinstance(value, FaultPlan):
+        msg = f"{argument('plan', value)} must be a FaultPlan."
+        raise UsageError(msg)
+    return value
+
+
+def checked_message(name: str, value: object) -> SentMessage:
+    """Raises:
+    UsageError: it is no message of a record.
+    """
+    from rpcprops.outcomes import SentMessage
+
+    if not isinstance(value, SentMessage):
+        msg = f"{argument(name, value)} must be a SentMessage, one of Outcome.messages."
+        raise UsageError(msg)
+    return value
+
+
+def checked_messages(value: object) -> list[SentMessage]:
+    """Raises:
+    UsageError: it is no record of messages.
+    """
+    must_be = "the record of a run, Outcome.messages"
+    given = items("messages", value, _MOST_RECORDED, must_be)
+    return [checked_message("messages[...]", sent) for sent in given]
 
 
 def acted_on(
@@ -538,13 +573,17 @@ def acted_on(
     Raises:
         UsageError: the plan does not have this fault.
     """
-    mine = message_faults_at(plan, fault.rank)
+    given: object = fault
+    if not isinstance(given, MessageFault):
+        msg = f"{argument('fault', given)} must be a MessageFault of the plan."
+        raise UsageError(msg)
+    mine = message_faults_at(checked_plan(plan), fault.rank)
     if fault not in mine:
         msg = f"the plan does not have {fault!r}, so it acted on nothing; give the plan of the run."
         raise UsageError(msg)
     number = mine.index(fault)
     return tuple(
         sent
-        for sent in messages
+        for sent in checked_messages(messages)
         if sent.sender == fault.rank and sent.fault == number and sent.done == fault.action
     )

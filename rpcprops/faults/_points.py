@@ -17,6 +17,8 @@ from rpcprops.faults._messages import (
     MessageAction,
     MessageFault,
     NthMessage,
+    checked_message,
+    checked_messages,
 )
 from rpcprops.faults.message_types import wire_message_type
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: More than there are actions: an endless iterable is abandoned there.
 _MAX_ACTIONS = 100
+#: More points than a record gives, so that an endless iterable is abandoned.
+_MOST = 1_000_000
 #: What can be done to one message alone.
 _ALONE: tuple[MessageAction, ...] = tuple(one for one in MESSAGE_ACTIONS if one != "hold")
 
@@ -65,8 +69,17 @@ def points(
 
 
 def pairs(single: Sequence[MessageFault]) -> Iterator[tuple[MessageFault, MessageFault]]:
-    """Every two of these points that are about different messages, in their order."""
-    for first, second in itertools.combinations(single, 2):
+    """Every two of these points that are about different messages, in their order.
+
+    Raises:
+        UsageError: they are no points.
+    """
+    given = items("single", single, _MOST, "a collection of points")
+    wrong = [point for point in given if not isinstance(point, MessageFault)]
+    if wrong:
+        msg = f"single holds {shown(wrong[0])}; give points, which are MessageFaults."
+        raise UsageError(msg)
+    for first, second in itertools.combinations(given, 2):
         if _message(first) != _message(second):
             yield first, second
 
@@ -91,6 +104,7 @@ def reversal(
             among `messages`; `delay` is out of range; or a fault has acted on a message of the run.
     """
     numbered = _numbered(messages)
+    one, other = checked_message("one", one), checked_message("other", other)
     places = [place for place, (sent, _) in enumerate(numbered) if sent in (one, other)]
     expected = 2
     if len(places) != expected:
@@ -136,7 +150,7 @@ def _numbered(messages: Sequence[SentMessage]) -> list[tuple[SentMessage, int]]:
     """
     count: Counter[tuple[int, int, str]] = Counter()
     found: list[tuple[SentMessage, int]] = []
-    for sent in messages:
+    for sent in checked_messages(messages):
         if "spared" in sent.marks:
             continue
         if sent.done or sent.failed_by_table or sent.delayed_by_table:

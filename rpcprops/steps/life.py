@@ -276,7 +276,7 @@ class Rejoin(Step):
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Rejoin | None:
         rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
-        if not drawer.has_plan or drawer.loses or drawer.in_parallel or not rests:
+        if not _may_leave(drawer) or not rests:
             return None
         if drawer.scope.handles or drawer.scope.futures or not drawer.goes_on_without_rrefs:
             return None
@@ -290,13 +290,23 @@ class Rejoin(Step):
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        ready = drawer.has_plan and not drawer.loses and not drawer.in_parallel
-        if not ready or drawer.scope.handles or drawer.scope.futures or Settle.op not in drawer.on:
+        if (
+            not _may_leave(drawer)
+            or drawer.scope.handles
+            or drawer.scope.futures
+            or Settle.op not in drawer.on
+        ):
             return None
         return Settle.draw(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.rejoined = True
+
+
+def _may_leave(drawer: StepDrawer) -> bool:
+    """Whether ranks may leave there: a failed init waits too long for most default timeouts."""
+    undisturbed = drawer.has_plan and not drawer.loses and drawer.rpc_timeout is None
+    return undisturbed and not drawer.in_parallel
 
 
 def _held(counters: Counters) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rpcprops import agents
 from rpcprops._replay import OfRanks
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.finder import UPSTREAM
@@ -162,8 +163,16 @@ class UpstreamRanks:
         with_findings: bool = True,
         clock: Any = None,
         transport: str = TRANSPORT,
+        agent: str | None = None,
     ) -> Observation:
-        """Run a case for the engine of properties, which may ask for the same case repeatedly."""
+        """Run a case for the engine of properties, which may ask for the same case repeatedly.
+
+        Raises:
+            UsageError: `agent` is another one than torch's faulty one.
+        """
+        if agent not in (None, agents.default_name()):
+            msg = f"agent={agent!r}: PyTorch's tests choose their agents themselves; leave it out."
+            raise UsageError(msg)
         if not isinstance(case, UpstreamCase):
             msg = f"{case!r} is no test of PyTorch's."
             raise HarnessError(msg)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rpcprops import FaultTable, agents
-from rpcprops.agents import FaultyTensorPipe, TensorPipe, _registry
+from rpcprops.agents import FaultyTensorPipe, TensorPipe
 from rpcprops.errors import UsageError
 from rpcprops.fixture import for_this_rank
 from rpcprops.pytest_plugin import ClusterFactory
@@ -64,12 +64,11 @@ def make_and_drop() -> float:
 
 
 def test_ranks_run_another_agent_and_a_table_fires_under_it(
-    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+    rpc_cluster: ClusterFactory,
 ) -> None:
     """Each rank starts the registered agent, and a failing delete is tried three times more."""
-    monkeypatch.setattr(_registry, "_default", LoggedTensorPipe.name)
     table = FaultTable(["RREF_USER_DELETE"], 3)
-    with rpc_cluster(world_size=2, faults=table) as cluster:
+    with rpc_cluster(world_size=2, faults=table, agent=LoggedTensorPipe.name) as cluster:
         seen = cluster.each(backend_in_rank)
         assert cluster.on(0).call(make_and_drop) == 2.0
     assert seen == [
@@ -94,12 +93,11 @@ def test_the_stock_agent_is_what_runs_unless_another_is_named(rpc_cluster: Clust
 
 
 def test_an_agent_that_nobody_knows_is_refused(
-    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+    rpc_cluster: ClusterFactory,
 ) -> None:
     """The world does not start, and the error says which agents there are and what to do."""
-    monkeypatch.setattr(_registry, "_default", "NOT_THERE")
     with pytest.raises(UsageError, match=r"no agent 'NOT_THERE'.*LOGGED_TENSORPIPE"):
-        with rpc_cluster(world_size=1):
+        with rpc_cluster(world_size=1, agent="NOT_THERE"):
             pass
 
 

@@ -209,6 +209,8 @@ class _OfUsers:
 
     def __init__(self, server: ClusterServer) -> None:
         self.server = server
+        self.agent = server.agent
+        self.rate_of = server.rate_of
 
     def make_cluster(self, *modules: str, **options: Any) -> Cluster:
         options["shutdown_faults"] = False

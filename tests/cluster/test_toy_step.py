@@ -124,7 +124,7 @@ def _registered() -> Iterator[None]:
 
 def test_it_is_drawn_where_it_is_asked_for() -> None:
     """Strategies draw it where `kinds` names it, on one rank after the other and at once."""
-    found = draws(programs(kinds=("remote", "own", "share", "twice")), 100)
+    found = draws(programs(kinds=("remote", "own", "share", "twice")), 300)
     drawn = [leaf for program in found for leaf in program.leaves if isinstance(leaf, Twice)]
     assert len(drawn) > 20
     assert {step.at == step.to for step in drawn} == {True, False}

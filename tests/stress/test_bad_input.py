@@ -274,7 +274,15 @@ def run_command(*arguments: str, main: Callable[[], object] = cli.main) -> Ended
 # What is drawn.
 
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+def _commands() -> dict[str, Any]:
+    """Every command by its words: a group is not one, its members are."""
+    top: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+    groups = {name: one.commands for name, one in top.items() if hasattr(one, "commands")}
+    members = {f"{name} {m}": one for name, members in groups.items() for m, one in members.items()}
+    return {name: one for name, one in top.items() if name not in groups} | members
+
+
+COMMANDS = _commands()
 
 #: What may stand on a command line: no NUL; bytes that are no UTF-8 arrive as surrogates.
 TEXTS = [
@@ -307,7 +315,7 @@ values = st.one_of(
 def command_lines(draw: st.DrawFn) -> list[str]:
     """A command with some of its options, each given anything."""
     name = draw(st.sampled_from(sorted(COMMANDS)))
-    words = [name]
+    words = name.split()
     for parameter in COMMANDS[name].params:
         if parameter.param_type_name == "argument":
             words += draw(st.lists(values, max_size=2))
@@ -363,7 +371,7 @@ def each_file_option() -> list[Any]:
             takes = repr(getattr(parameter, "type_descriptor", getattr(parameter, "type", None)))
             if parameter.param_type_name != "option" or "path" not in takes.lower():
                 continue
-            words = [*ready.get(name, [name]), parameter.opts[0]]
+            words = [*ready.get(name, name.split()), parameter.opts[0]]
             found.append(pytest.param(words, id=f"{name}{parameter.opts[0]}"))
     return found
 

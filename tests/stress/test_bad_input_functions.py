@@ -120,6 +120,8 @@ def calls() -> dict[str, Callable[..., Any]]:
         "FaultTable.retry_seconds": table.retry_seconds,
         "ClusterServer": ClusterServer,
         "ClusterServer.cluster": server.cluster,
+        "MessageFault": rpcprops.MessageFault,
+        "NthMessage": rpcprops.NthMessage,
         "judge": rpcprops.judge,
         "run": rpcprops.run,
         "load_script": rpcprops.load_script,
