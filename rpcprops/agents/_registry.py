@@ -45,8 +45,9 @@ def named(name: str) -> Agent:
     Raises:
         UsageError: there is no such agent.
     """
+    given: object = name
     # An agent of ours is also found in lower case, as a command line has it.
-    found = _agents.get(name) or (_agents.get(name.upper()) if isinstance(name, str) else None)
+    found = _agents.get(name) or _agents.get(name.upper()) if isinstance(given, str) else None
     if found is None:
         msg = (
             f"there is no agent {shown(name)} in this process. There are: {', '.join(names())}. "

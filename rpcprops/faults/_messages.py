@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rpcprops._given import argument, counted, is_one_of, items
 from rpcprops.errors import UsageError
@@ -532,28 +532,29 @@ def agent_faults(plan: FaultPlan, rank: int) -> list[dict[str, Any]]:
     return [fault.for_agent() for fault in message_faults_at(checked_plan(plan), rank)]
 
 
+#: By what a plan and a message are told from other values: their modules import this one.
+_OF_PLAN = ("default", "by_rank", "others")
+_OF_MESSAGE = ("sender", "receiver", "type", "fault", "done", "marks")
+
+
 def checked_plan(value: object) -> FaultPlan:
     """Raises:
     UsageError: it is no plan.
     """
-    from rpcprops.faults.tables import FaultPlan
-
-    if not isinstance(value, FaultPlan):
+    if not all(hasattr(value, name) for name in _OF_PLAN):
         msg = f"{argument('plan', value)} must be a FaultPlan."
         raise UsageError(msg)
-    return value
+    return cast("FaultPlan", value)
 
 
 def checked_message(name: str, value: object) -> SentMessage:
     """Raises:
     UsageError: it is no message of a record.
     """
-    from rpcprops.outcomes import SentMessage
-
-    if not isinstance(value, SentMessage):
+    if not all(hasattr(value, part) for part in _OF_MESSAGE):
         msg = f"{argument(name, value)} must be a SentMessage, one of Outcome.messages."
         raise UsageError(msg)
-    return value
+    return cast("SentMessage", value)
 
 
 def checked_messages(value: object) -> list[SentMessage]:
