@@ -46,8 +46,10 @@ def sections() -> dict[str, list[Block]]:
 
 
 #: What other tests of every run stand for: test_options.py and test_shared_database.py for shards
-#: and what they share, tests/planted and test_replay.py for a race that is found and replayed.
+#: and what they share, tests/planted and test_replay.py for a race that is found and replayed, and
+#: test_replay.py for a failure that another machine has kept.
 LONG = (
+    "Reproduce a failure of CI",
     "Share failures, and split a test into shards",
     "Judge a failure that comes and goes",
 )

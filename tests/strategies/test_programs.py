@@ -481,15 +481,17 @@ ANY = Remote(0, 0, "a")
             2,
             (Parallel(((Remote(0, 1, "a"),), (Remote(1, 0, "b"),))),),
         ),
-        (
+        pytest.param(
             has_threads,
             2,
             (Parallel(((Remote(0, 1, "a"),), (Remote(0, 1, "b"),))),),
+            marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             two_contexts_at_once,
             2,
             (Parallel(((Context(0, "x0"),), (Context(1, "x1"),))),),
+            marks=pytest.mark.nightly,
         ),
     ],
 )
