@@ -254,8 +254,9 @@ def test_a_context_that_shutdown_leaves_behind_is_seen(rpc_cluster: ClusterFacto
     assert judge(program, plan, outcome) == ()
     after = [rank.counters_after_shutdown for rank in outcome.ranks]
     assert after == [Counters(), Counters(contexts=1)]
-    (one,) = accepted(program, plan, outcome)
-    assert (one.kind, one.rank) == ("context-left-by-shutdown", 1)
+    # A shutdown that a busy machine holds up may have another documented effect as well.
+    seen = {(one.kind, one.rank) for one in accepted(program, plan, outcome)}
+    assert ("context-left-by-shutdown", 1) in seen
     # Without the fault nothing stays, so the same counter is a leak.
     clean = Runner(rpc_cluster.server).run_anew(program)
     assert judge(program, None, clean) == ()
