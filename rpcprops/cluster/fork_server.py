@@ -32,6 +32,10 @@ def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        # Nor would the thread of a CUDA driver: it starts when torch's test modules look for
+        # devices. These two hide the devices, and let torch look without starting the driver.
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         # RPC executes pickled code: listen on loopback only.
         "TP_SOCKET_IFNAME": "lo",
         "GLOO_SOCKET_IFNAME": "lo",

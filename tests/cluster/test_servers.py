@@ -27,6 +27,7 @@ from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._server import Server
 from rpcprops.cluster._spec import PROBE_SAYS
 from rpcprops.cluster.finder import TRAINING, ModuleMap
+from rpcprops.cluster.fork_server import server_environment
 from rpcprops.errors import HarnessError, MachineCannot
 from tests.cluster._children import start_children
 
@@ -374,3 +375,10 @@ def test_server_that_is_killed_while_it_starts(which: str) -> None:
     finally:
         server.close()
         killer.join()
+
+
+def test_a_cuda_device_of_the_machine_is_hidden_from_the_processes_that_fork() -> None:
+    """The thread of a CUDA driver would not survive a fork, so no such process sees a device."""
+    environ = server_environment({"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
