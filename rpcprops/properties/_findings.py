@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Program,
     Raising,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -198,6 +199,11 @@ def _rounded(number: int) -> Case:
     return _case(2, Train(0, "x", (1,), "Rprop", value=_value(number + 1)))
 
 
+def _retried(number: int) -> Case:
+    """The second try comes after about a second; without the finding, the value comes with it."""
+    return _case(2, Retry(0, 1, 0, _value(number), timeout=8.0))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -279,6 +285,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rounded-rprop-factor": (
         "DistributedOptimizer computes in float64 what the optimizer computes in one process.",
         _rounded,
+    ),
+    "retried-without-payload": (
+        "A message that torch tries again does what its first try could not.",
+        _retried,
     ),
 }
 

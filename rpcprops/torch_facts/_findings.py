@@ -368,6 +368,22 @@ _ALL = (
         fixed_in="2.14",
         fixed_by="its DistributedOptimizer does without TorchScript",
     ),
+    Finding(
+        name="retried-without-payload",
+        promise="UnexpectedError",
+        why=(
+            "Writing a message takes its payload away, and torch keeps that very message for the "
+            "next try. So after a fork request that timed out, because the owner was slow for a "
+            "moment, each further try is empty, and the function that was sent the RRef never "
+            "runs."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_utils.cpp: tensorpipeSerialize moves "
+            "rpcMessage->payload(); rpc_agent.cpp: RpcAgent::sendWithRetries keeps the message"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+        says="timeout",
+    ),
 )
 
 #: The known findings, by the name of their property.

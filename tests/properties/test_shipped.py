@@ -18,6 +18,8 @@ _SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
 _SLOW |= {"rounded-rprop-factor"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.
 _SLOW |= {"fork-request-given-up"}
+#: Eight seconds of waiting for a call that never runs, at rate 1 as well.
+_SLOW |= {"retried-without-payload"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
 #: Of each property, but for a night. In CI they are the same ones in every run.
 EXAMPLES = 15

@@ -21,6 +21,7 @@ from tests.seeded._programs import (
     IMPATIENT_WAYS,
     LIVES,
     OUTLASTING,
+    RETRIES,
     SLOW,
     asks,
     bumps,
@@ -81,6 +82,7 @@ def corpus() -> tuple[World, ...]:
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]
     worlds += [World.of(program, plan) for program in LIVES for plan in SPARING]
+    worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())

@@ -39,6 +39,7 @@ from rpcprops.programs import (
     Refused,
     Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -339,6 +340,15 @@ def lives(at: int, *first: int) -> Program:
 
 
 LIVES = tuple(lives(at, *first) for at in range(3) for first in ((), (2,), (1, 0), (2, 0, 1)))
+
+
+def retries(at: int, via: int, to: int) -> Program:
+    """RRefs whose owner is too busy to answer the first fork request."""
+    steps = (Call(at, to), Settle(), Retry(at, via, to, (1.0, 2.0), 900.0), Count(at, via))
+    return Program(4, (*steps, Settle(), Retry(to, via, to)), "retries")
+
+
+RETRIES = tuple(retries(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 
 
 def slow(at: int, to: int, other: int) -> Program:

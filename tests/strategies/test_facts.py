@@ -73,6 +73,7 @@ def programs_on(
         ("failed-backward-revisits-rank", FaultTable(), True, ("context",)),
         ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
         ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
+        ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
     ],
 )
 def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(

@@ -25,6 +25,7 @@ from rpcprops.programs import (
     Program,
     Raising,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -265,6 +266,15 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "retried-without-payload": (
+        Program(2, (Count(0, 1), Settle(), Retry(0, 1, 0))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: RPC ran for more than set timeout (120000 ms)",
+            0,
+            2,
+        ),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -322,6 +332,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came",
         ),
         ("unconfirmed-user", "expected [True], got [None]"),
+        ("retried-without-payload", "expected no error, got RuntimeError: EOF: end of file"),
+        ("retried-without-payload", "expected no error, got ValueError: timed out"),
         (
             "rounded-rprop-factor",
             "expected the parameters [[0.45]], got [[0.4499]], and [[0.45]] alone",
