@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Own,
+    Profile,
     Program,
     Raising,
     Remote,
@@ -204,6 +205,15 @@ def _retried(number: int) -> Case:
     return _case(2, Retry(0, 1, 0, _value(number), timeout=8.0))
 
 
+def _lost_events(number: int) -> Case:
+    """An agent has eight threads, so one of them serves a second call."""
+    return _case(2, Profile(0, 1, left=_value(number), times=9))
+
+
+def _kept_key(number: int) -> Case:
+    return _case(2, Profile(0, 1, left=_value(number), unpicklable=True))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -289,6 +299,14 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "retried-without-payload": (
         "A message that torch tries again does what its first try could not.",
         _retried,
+    ),
+    "profiled-events-lost": (
+        "A profiler shows what ran remotely, however often it was used before.",
+        _lost_events,
+    ),
+    "profiling-key-kept": (
+        "After a call that could not be pickled, a profiler shows further calls as before.",
+        _kept_key,
     ),
 }
 

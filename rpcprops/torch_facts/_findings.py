@@ -384,6 +384,37 @@ _ALL = (
         shows_as=frozenset({"UnexpectedError"}),
         says="timeout",
     ),
+    Finding(
+        name="profiled-events-lost",
+        promise="WrongValue",
+        why=(
+            "A rank that ends a profiled request leaves the callback that records events in that "
+            "thread of its agent. The next profiled request there records each event twice, and "
+            "the caller's profiler drops what comes twice."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "
+            "RequestCallbackNoPython::processRunWithProfilingReq calls disableProfilerLegacy "
+            "(torch/csrc/autograd/profiler_legacy.cpp); torch/autograd/profiler_legacy.py: "
+            "_parse_legacy_records"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="profiling-key-kept",
+        promise="UnexpectedError",
+        why=(
+            "A profiled call sets a key in its thread before its arguments are pickled, and only "
+            "a message that is sent takes the key away. So after a call whose arguments cannot be "
+            "pickled, every further profiled call of that thread raises."
+        ),
+        source=(
+            "torch/distributed/rpc/api.py: _enable_rpc_profiler calls "
+            "RemoteProfilerManager.set_current_profiling_key; torch/csrc/distributed/autograd/"
+            "utils.cpp: getMessageWithProfiling takes the key away"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

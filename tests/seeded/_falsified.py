@@ -38,6 +38,7 @@ from rpcprops.programs import (
     Refused,
     Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -190,6 +191,17 @@ def _one_no_step(world: World) -> Falsified:
         if isinstance(leaf, Optimize) and any(leaf.value):
             still = [list(leaf.value), *value[1:]]
             yield with_step(world.outcome, index, value=still), [("WrongValue", leaf.at, index)]
+
+
+@defect("the second try of a message carries nothing")
+def _empty_try(world: World) -> Falsified:
+    for index, leaf, _ in _valued(world):
+        if isinstance(leaf, Retry):
+            cut = stopped(world.outcome, index + 1)
+            yield (
+                with_step(cut, index, value=None, error=ERRORS["timeout"]),
+                [("UnexpectedError", leaf.at, index)],
+            )
 
 
 @defect("a callback does not run")
@@ -788,6 +800,12 @@ DEFECTS |= {
     ),
     "no event tells what a profiled call ran": _in_part(
         Profile, "there", "WrongValue", lambda there: False if there else there
+    ),
+    "a profiled call of what cannot be pickled is sent": _in_part(
+        Profile, "refused", "MissingError", lambda refused: ""
+    ),
+    "a profiled call of what can be pickled is refused": _in_part(
+        Profile, "refused", "MissingError", lambda refused: refused or "TypeError"
     ),
 }
 

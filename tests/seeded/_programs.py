@@ -315,6 +315,17 @@ PROFILES = Program(
     "profiles",
 )
 
+PROFILED_AGAIN = Program(
+    3,
+    (
+        Profile(0, 1, times=2),
+        Profile(0, 1, "async", flavour="builtin", times=9),
+        Profile(0, 2, unpicklable=True),
+        Profile(1, 0, "async", left=(3.0,), right=(-1.0,), times=2, unpicklable=True),
+    ),
+    "profiled again",
+)
+
 
 def lives(at: int, *first: int) -> Program:
     """Ranks that leave and come back in each way; `first` says in which order they leave."""
@@ -466,6 +477,7 @@ EVERY_KIND = (
     VALUES,
     WAYS,
     PROFILES,
+    PROFILED_AGAIN,
     SLOW[0],
     OUTLASTING[0],
     IMPATIENT_WAYS[0],

@@ -22,6 +22,7 @@ from rpcprops.programs import (
     Local,
     Nest,
     Own,
+    Profile,
     Program,
     Raising,
     Remote,
@@ -275,6 +276,20 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             2,
         ),
     ),
+    "profiled-events-lost": (
+        Program(2, (Count(0, 1), Profile(0, 1, times=2))),
+        Violation("WrongValue", "the profiler shows nothing of what ran at rank 1", 0, 1),
+    ),
+    "profiling-key-kept": (
+        Program(2, (Count(0, 1), Profile(0, 1, unpicklable=True))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: Cannot call RemoteProfilerManager::setCurrentKey "
+            "when current key is already set.",
+            0,
+            1,
+        ),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -332,6 +347,9 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came",
         ),
         ("unconfirmed-user", "expected [True], got [None]"),
+        ("profiled-events-lost", "the profiler does not show its call once, by its name"),
+        ("profiled-events-lost", "the profiler shows nothing of what ran at rank 10"),
+        ("profiling-key-kept", "expected no error, got RuntimeError: EOF: end of file"),
         ("retried-without-payload", "expected no error, got RuntimeError: EOF: end of file"),
         ("retried-without-payload", "expected no error, got ValueError: timed out"),
         (
@@ -374,6 +392,9 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
         Carry(0, 0, "missing-unpickled", "remote"),
         Carry(0, 0, "parameter", "own"),
         Carry(0, 1, "sparse_csc"),
+        # The first profiled request of a rank is shown.
+        Profile(0, 1),
+        Profile(0, 1, "nested", 0),
         # The first step of Rprop has no factor.
         Train(0, "x", (1,), "Rprop", 1),
     ],
