@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Profile,
     Program,
     Raising,
+    Rejoin,
     Remote,
     Retry,
     Settle,
@@ -214,6 +215,10 @@ def _kept_key(number: int) -> Case:
     return _case(2, Profile(0, 1, left=_value(number), unpicklable=True))
 
 
+def _counted_refusal(_: int) -> Case:
+    return _case(2, Rejoin(0, failing="running"))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -307,6 +312,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "profiling-key-kept": (
         "After a call that could not be pickled, a profiler shows further calls as before.",
         _kept_key,
+    ),
+    "refused-init-counted": (
+        "After an init_rpc that was refused, the ranks can leave and come back as before.",
+        _counted_refusal,
     ),
 }
 

@@ -236,8 +236,9 @@ Leaving = Literal["graceful", "timeout", "at once"]
 #: all (``tensorpipe_agent.cpp`` and ``agent_utils.cpp``: collectNames); a name that torch does not
 #: allow, at all ranks or at one (``rpc_agent.cpp``: WorkerInfo; the others then wait in the store
 #: until the RPC timeout, which ``rpc/__init__.py``: init_rpc gives it); another rank than before
-#: (``autograd/context/container.cpp``: DistAutogradContainer::init). All are RuntimeErrors.
-Failing = Literal["", "bad name", "same name", "other rank", "one bad name"]
+#: (``autograd/context/container.cpp``: DistAutogradContainer::init); an agent that still runs
+#: (``rpc/__init__.py``: _init_rpc_backend). All are RuntimeErrors.
+Failing = Literal["", "bad name", "same name", "other rank", "one bad name", "running"]
 FAILING: tuple[Failing, ...] = get_args(Failing)
 _SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
 
@@ -250,15 +251,11 @@ class Rejoin(Step):
     in the order of `first`, half a second (virtual) after each other; the ranks that it does not
     name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
     torch must refuse (``rpc.shutdown()`` a second time, for example). With `failing` it first
-    calls ``init_rpc`` so that it must fail.
+    calls ``init_rpc`` so that it must fail; with "running" only `at` does, before it leaves.
 
     The value has a list for each rank: the class of the error of shutdown, and of each call
     outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
-    error of each ``init_rpc``. The ranks must be at rest, and hold nothing.
-
-    A second ``init_rpc`` while an agent runs is never made. torch refuses it, but has counted it
-    before (``rpc/__init__.py``: init_rpc, _init_counter): the next init of this rank looks for
-    the others under another prefix of the store, and all ranks wait in vain.
+    error of each ``init_rpc``, or "". The ranks must be at rest, and hold nothing.
     """
 
     op: ClassVar[str] = "rejoin"
@@ -305,8 +302,18 @@ class Rejoin(Step):
             model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
         refused = ["RuntimeError" for _ in self.outside]
-        seen = ["", *refused, "0 0", *(["RuntimeError"] if self.failing else []), ""]
-        return model.shows([list(seen) for _ in range(model.world_size)])
+        wrong = ["RuntimeError"] if self.failing else []
+        seen = [["", *refused, "0 0", *wrong, ""] for _ in range(model.world_size)]
+        if self.failing == "running":
+            for rank in others:
+                seen[rank][-2] = ""
+            # rpc/__init__.py: init_rpc has raised _init_counter before it refuses. So the next init
+            # of that rank looks for the others under another prefix of the store.
+            # Which of the ranks that hang are blamed depends on where each of them waits.
+            says = rf"\bworker{self.at} does not end step {len(model.steps)}, "
+            for rank in range(model.world_size):
+                model.meets_here("refused-init-counted", rank, says)
+        return model.shows(seen)
 
     @property
     def lasts(self) -> float:
@@ -324,7 +331,8 @@ class Rejoin(Step):
         first = drawer.pick(range(1 + len(drawer.ranks)))
         turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
         sets = drawer.pick(_SETS)
-        failing = drawer.pick(FAILING if len(drawer.ranks) > 1 else FAILING[:1])
+        known = FAILING[:-1] if drawer.facts.has_bug("refused-init-counted") else FAILING
+        failing = drawer.pick(known if len(drawer.ranks) > 1 else FAILING[:1])
         return cls(at, how, turned[:first], sets, failing)
 
     @classmethod

@@ -415,6 +415,20 @@ _ALL = (
         ),
         shows_as=frozenset({"UnexpectedError"}),
     ),
+    Finding(
+        name="refused-init-counted",
+        promise="RankHung",
+        why=(
+            "An init_rpc that torch refuses, because RPC is running, has been counted before. The "
+            "next init_rpc of that rank looks for the others under another prefix of the store "
+            "than they do, so all ranks wait for each other in vain."
+        ),
+        source=(
+            "torch/distributed/rpc/__init__.py: init_rpc raises _init_counter before it calls "
+            "_init_rpc_backend, which refuses"
+        ),
+        shows_as=frozenset({"RankHung"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

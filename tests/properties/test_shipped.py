@@ -13,7 +13,7 @@ from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
-_SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
+_SLOW = {"failed-backward-revisits-rank", "early-owner-fork", "refused-init-counted"}
 #: Torch compiles an optimizer in each of its ranks.
 _SLOW |= {"rounded-rprop-factor"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.

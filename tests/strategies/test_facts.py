@@ -74,6 +74,7 @@ def programs_on(
         ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
         ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
         ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
+        ("refused-init-counted", FaultTable(), True, ("call", "rejoin", "settle")),
     ],
 )
 def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(

@@ -25,6 +25,7 @@ from rpcprops.programs import (
     Profile,
     Program,
     Raising,
+    Rejoin,
     Remote,
     Retry,
     Settle,
@@ -378,6 +379,30 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
     assert apart(program, died) == ((), ["RankDied"])
 
 
+def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
+    """All ranks wait for each other there, so any of them may be named, and no other hang is."""
+    program = Program(2, (Count(0, 1), Settle(), Rejoin(0, failing="running"), Count(0, 1)))
+    name = "refused-init-counted"
+    outcome = seen(program, FaultPlan())
+    cut = replace(outcome, steps=outcome.steps[:3])
+    hung = Violation("RankHung", "worker1 is silent; worker0 does not end step 2, Rejoin(at=0)", 1)
+    met = predict(program, FaultPlan()).met
+    assert {one.finding for one in met} == {name}
+    for rank in (0, 1):
+        one = structs.replace(hung, rank=rank)
+        assert set_apart(program, met, cut, [one]) == ((name,), ())
+    for other in (
+        structs.replace(hung, promise="RankDied"),
+        structs.replace(hung, promise="RRefLeak"),
+        structs.replace(hung, message="worker1 does not end step 2, Rejoin(at=0)"),
+        structs.replace(hung, message="worker0 does not end step 20, Rejoin(at=0)"),
+        structs.replace(hung, message="worker0 does not shut down"),
+    ):
+        assert set_apart(program, met, cut, [other]) == ((), (other,))
+    # The ranks have come back, and hang later.
+    assert set_apart(program, met, outcome, [hung]) == ((), (hung,))
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -392,6 +417,8 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
         Carry(0, 0, "missing-unpickled", "remote"),
         Carry(0, 0, "parameter", "own"),
         Carry(0, 1, "sparse_csc"),
+        # All ranks have counted an init that failed.
+        Rejoin(0, failing="bad name"),
         # The first profiled request of a rank is shown.
         Profile(0, 1),
         Profile(0, 1, "nested", 0),

@@ -126,6 +126,13 @@ def test_each_rank_says_what_it_met() -> None:
     assert shown.value == [["", error, error, "0 0", error, ""]] * 2
 
 
+def test_one_rank_is_refused_an_init_while_rpc_runs() -> None:
+    """The others make no such call, and all ranks come back."""
+    (shown,) = predict(Program(3, (Rejoin(1, failing="running"),)), FaultPlan(), FACTS).steps
+    others = ["", "0 0", "", ""]
+    assert shown.value == [others, ["", "0 0", "RuntimeError", ""], others]
+
+
 def test_an_rref_after_it_meets_the_finding() -> None:
     """Whoever writes an RRef behind a Rejoin is told that torch will leak it."""
     steps = (Rejoin(0), Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a"))

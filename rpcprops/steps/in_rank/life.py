@@ -171,6 +171,8 @@ def wrong_init(failing: str, rank: int, here: int, size: int) -> dict[str, Any]:
         return {"name": "no name!"}
     if failing == "other rank":
         return {"rank": (rank + 1) % size}
+    if failing == "running":
+        return {"while_running": rank == here}
     if failing == "one bad name":
         return {"name": "no name!"} if rank == here else {"rpc_timeout": STORE_WAITS}
     return {}
@@ -204,9 +206,13 @@ def leave_and_return(
 ) -> list[str]:
     """Shut RPC down, make calls that must be refused, and initialise RPC again.
 
-    With something in `wrong`, it is first initialised by that, which must fail.
+    With something in `wrong`, it is first initialised by that, which must fail: after the shutdown,
+    or, as it was before, while RPC is still running here.
     """
     time.sleep(APART * turn)
+    refused = ""
+    if wrong.get("while_running"):
+        refused = class_of_error(lambda: init_again[0](f"{call}_refused"))
     ways: dict[str, dict[str, Any]] = {
         "graceful": {},
         "timeout": {"timeout": LONG},
@@ -219,7 +225,9 @@ def leave_and_return(
     rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
     held = dist_autograd._get_debug_info()["num_autograd_contexts"]
     shown.append(f"{rrefs} {held}")
-    if wrong:
+    if "while_running" in wrong:
+        shown.append(refused)
+    elif wrong:
         shown.append(class_of_error(lambda: init_again[0](f"{call}_wrong", **wrong)))
     shown.append(class_of_error(lambda: init_again[0](call)))
     return shown
