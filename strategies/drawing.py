@@ -383,6 +383,11 @@ class StepDrawer:
         tables = [self._plan.table(rank) for rank in self.ranks]
         return any(t.num_fail_sends > m.max_retries for t in tables for m in t.failing)
 
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the program is drawn for a plan that has no fault."""
+        return self.has_plan and not self._plan.faults(len(self.ranks))
+
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""
         self._turn += 1

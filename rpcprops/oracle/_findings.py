@@ -47,12 +47,13 @@ def can_cause(
 def _is_there(met: Met, violation: Violation, last: range) -> bool:
     """Whether a violation is where the program meets a finding, and says what that causes.
 
-    `last` are the steps that were under way when the run ended; a rank died in one of them.
+    `last` are the steps that were under way when the run ended; a rank that died or hung did so in
+    one of them.
     """
     if met.rank is None:
         return True
     step = violation.step
-    if violation.promise == "RankDied" and step is None and met.step in last:
+    if violation.promise in ("RankDied", "RankHung") and step is None and met.step in last:
         step = met.step
     says = bool(re.search(met.says, violation.message))
     return (met.rank, met.step) == (violation.rank, step) and says

@@ -20,9 +20,12 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Own,
+    Profile,
     Program,
     Raising,
+    Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -198,6 +201,24 @@ def _rounded(number: int) -> Case:
     return _case(2, Train(0, "x", (1,), "Rprop", value=_value(number + 1)))
 
 
+def _retried(number: int) -> Case:
+    """The second try comes after about a second; without the finding, the value comes with it."""
+    return _case(2, Retry(0, 1, 0, _value(number), timeout=8.0))
+
+
+def _lost_events(number: int) -> Case:
+    """An agent has eight threads, so one of them serves a second call."""
+    return _case(2, Profile(0, 1, left=_value(number), times=9))
+
+
+def _kept_key(number: int) -> Case:
+    return _case(2, Profile(0, 1, left=_value(number), unpicklable=True))
+
+
+def _counted_refusal(_: int) -> Case:
+    return _case(2, Rejoin(0, failing="running"))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -279,6 +300,22 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rounded-rprop-factor": (
         "DistributedOptimizer computes in float64 what the optimizer computes in one process.",
         _rounded,
+    ),
+    "retried-without-payload": (
+        "A message that torch tries again does what its first try could not.",
+        _retried,
+    ),
+    "profiled-events-lost": (
+        "A profiler shows what ran remotely, however often it was used before.",
+        _lost_events,
+    ),
+    "profiling-key-kept": (
+        "After a call that could not be pickled, a profiler shows further calls as before.",
+        _kept_key,
+    ),
+    "refused-init-counted": (
+        "After an init_rpc that was refused, the ranks can leave and come back as before.",
+        _counted_refusal,
     ),
 }
 

@@ -5,7 +5,7 @@ Each `predict` tells the model what these files of torch do: ``torch/distributed
 ``distributed/rpc/request_callback_no_python.cpp``, ``distributed/rpc/utils.cpp`` and
 ``autograd/profiler_legacy.cpp``.
 
-Two things are not predicted, because stock torch breaks what it promises of them:
+Stock torch breaks two promises of its profiler, which are findings (docs/findings.md):
 
 * ``profiler_legacy.cpp``: disableProfilerLegacy lets go of the callback that records events
   without removing it, when RequestCallbackNoPython::processRunWithProfilingReq ends a request
@@ -15,7 +15,7 @@ Two things are not predicted, because stock torch breaks what it promises of the
   serves certainly shows what ran there (:attr:`Model.profiled`).
 * ``api.py``: _enable_rpc_profiler sets the key of a call before its arguments are pickled, and only
   ``utils.cpp``: getMessageWithProfiling takes it away again. So after one call whose arguments
-  cannot be pickled, each further profiled call of that thread raises. No step makes such a call.
+  cannot be pickled, each further profiled call of that thread raises.
 
 Only torch's legacy profiler is drawn. Kineto's profiles no call (``api.py``: _get_should_profile),
 and its first start in a process takes seconds.
@@ -23,6 +23,7 @@ and its first start in a process takes seconds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -49,6 +50,8 @@ _ENDED: tuple[ProfiledForm, ...] = ("sync", "async", "nested", "deferred")
 #: Forms in which `to` itself calls `beyond`.
 _THROUGH: tuple[ProfiledForm, ...] = ("nested", "deferred")
 _RAISING: tuple[ProfiledForm, ...] = ("sync", "async")
+#: More times than an agent of ours has threads.
+_MOST_TIMES = 100
 _FORMS: tuple[dict[str, Any], ...] = (
     {},
     {"form": "async"},
@@ -58,6 +61,13 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {"form": "late"},
     {"raises": True},
     {"form": "async", "raises": True},
+)
+#: Forms that meet a finding: the name of that finding, and the fields.
+_MEETING: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("profiled-events-lost", {"times": 2}),
+    ("profiled-events-lost", {"form": "async", "times": 9}),
+    ("profiling-key-kept", {"unpicklable": True}),
+    ("profiling-key-kept", {"form": "async", "unpicklable": True}),
 )
 
 
@@ -69,9 +79,13 @@ class Profile(Step):
     by an ``async_execution`` function). With "late" the future is waited for after the profiler has
     ended; "remote" is ``rpc.remote`` and ``to_here``. With `raises` the function raises.
 
-    The value has three parts: the sum; whether exactly one event has the name of the call, as
-    ``internal.py``: _build_rpc_profiling_key builds it; and whether some event tells what ran at
-    `to`, under that name (``rpc/utils.cpp``: processRemoteProfiledEvents). None: not predicted.
+    The call is made `times` times, each inside a profiler of its own. With `unpicklable` the thread
+    that makes it has first made such a call of an argument that cannot be pickled.
+
+    The value has these parts: the sum; whether exactly one event has the name of the call, as
+    ``internal.py``: _build_rpc_profiling_key builds it; whether some event tells what ran at
+    `to`, under that name (``rpc/utils.cpp``: processRemoteProfiledEvents), each time; and the
+    class of the error of the call that cannot be pickled. None: not predicted.
     """
 
     op: ClassVar[str] = "profile"
@@ -88,9 +102,12 @@ class Profile(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     raises: bool = False
+    times: int = 1
+    unpicklable: bool = False
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        self._check_repeated()
         if self.beyond is not None:
             scope.check_rank("beyond", self.beyond)
         if (self.form in _THROUGH) != (self.beyond is not None):
@@ -108,6 +125,19 @@ class Profile(Step):
                 msg = f"raises=True needs form 'sync' or 'async', not {shown(self.form)}."
                 raise UsageError(msg)
 
+    def _check_repeated(self) -> None:
+        """Check that only such a call is made several times, or after another, as is predicted."""
+        if not 1 <= self.times <= _MOST_TIMES:
+            msg = f"times={shown(self.times)} must lie in 1 to {_MOST_TIMES}."
+            raise UsageError(msg)
+        is_plain = self.form in _RAISING and not self.raises
+        if (self.times > 1 or self.unpicklable) and not is_plain:
+            msg = (
+                f"times={shown(self.times)} and unpicklable={self.unpicklable} need form 'sync' or "
+                f"'async', and raises=False."
+            )
+            raise UsageError(msg)
+
     @property
     def counted_at(self) -> tuple[int, ...]:
         """Where its requests run: two branches must not race for the first one of a rank."""
@@ -118,7 +148,7 @@ class Profile(Step):
         # also for what a called function sends from its thread), which the agent neither fails nor
         # delays. Not so a fetch (rref_impl.cpp: UserRRef::toHere, forceDisableProfiling).
         if self.flavour == "python":
-            model.calls[self.to][call] += 1
+            model.calls[self.to][call] += self.times
         if self.beyond is not None:
             model.calls[self.beyond][f"{call}/then"] += 1
         first = self.to not in model.profiled
@@ -132,14 +162,18 @@ class Profile(Step):
                 model.value(handle, self.at)
             finally:
                 model.drop(handle)
-        ended = self.form in _ENDED
-        return model.shows(
-            {
-                "sum": total,
-                "named": True if ended else None,
-                "there": True if ended and first else None,
-            }
-        )
+        ended = True if self.form in _ENDED else None
+        if ended and (self.times > 1 or not first):
+            model.meets_here("profiled-events-lost", self.at, f"^{re.escape(self._no_events)}$")
+        if self.unpicklable:
+            says = re.escape(model.facts.texts.profiler_key)
+            model.meets_here("profiling-key-kept", self.at, f"^expected no error, got .*{says}")
+        refused = "TypeError" if self.unpicklable else ""
+        return model.shows({"sum": total, "named": ended, "there": ended, "refused": refused})
+
+    @property
+    def _no_events(self) -> str:
+        return f"the profiler shows nothing of what ran at rank {self.to}"
 
     @property
     def raises_there(self) -> bool:
@@ -154,8 +188,13 @@ class Profile(Step):
             message = "the profiler does not show its call once, by its name"
             found.append(Violation("WrongValue", message))
         if expected["there"] and seen.get("there") is not True:
-            message = f"the profiler shows nothing of what ran at rank {self.to}"
-            found.append(Violation("WrongValue", message))
+            found.append(Violation("WrongValue", self._no_events))
+        if expected["refused"] != seen.get("refused"):
+            message = (
+                f"a call that cannot be pickled raised {seen.get('refused')!r} instead of "
+                f"{expected['refused']!r}"
+            )
+            found.append(Violation("MissingError", message))
         return found
 
     @classmethod
@@ -166,9 +205,9 @@ class Profile(Step):
         at = drawer.pick(able)
         to = drawer.pick(drawer.countable(at))
         may_remote = drawer.may_make_rrefs
-        form = drawer.pick(
-            _FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"]
-        )
+        forms = _FORMS if may_remote else [x for x in _FORMS if x.get("form") != "remote"]
+        meeting = [fields for name, fields in _MEETING if not drawer.facts.has_bug(name)]
+        form = drawer.pick([*forms, *meeting])
         through = form.get("form") in _THROUGH
         beyond = drawer.pick(drawer.countable(at))
         flavours = ("python", "script") if form.get("raises") else FLAVOURS
@@ -197,8 +236,9 @@ Leaving = Literal["graceful", "timeout", "at once"]
 #: all (``tensorpipe_agent.cpp`` and ``agent_utils.cpp``: collectNames); a name that torch does not
 #: allow, at all ranks or at one (``rpc_agent.cpp``: WorkerInfo; the others then wait in the store
 #: until the RPC timeout, which ``rpc/__init__.py``: init_rpc gives it); another rank than before
-#: (``autograd/context/container.cpp``: DistAutogradContainer::init). All are RuntimeErrors.
-Failing = Literal["", "bad name", "same name", "other rank", "one bad name"]
+#: (``autograd/context/container.cpp``: DistAutogradContainer::init); an agent that still runs
+#: (``rpc/__init__.py``: _init_rpc_backend). All are RuntimeErrors.
+Failing = Literal["", "bad name", "same name", "other rank", "one bad name", "running"]
 FAILING: tuple[Failing, ...] = get_args(Failing)
 _SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
 
@@ -211,15 +251,11 @@ class Rejoin(Step):
     in the order of `first`, half a second (virtual) after each other; the ranks that it does not
     name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
     torch must refuse (``rpc.shutdown()`` a second time, for example). With `failing` it first
-    calls ``init_rpc`` so that it must fail.
+    calls ``init_rpc`` so that it must fail; with "running" only `at` does, before it leaves.
 
     The value has a list for each rank: the class of the error of shutdown, and of each call
     outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
-    error of each ``init_rpc``. The ranks must be at rest, and hold nothing.
-
-    A second ``init_rpc`` while an agent runs is never made. torch refuses it, but has counted it
-    before (``rpc/__init__.py``: init_rpc, _init_counter): the next init of this rank looks for
-    the others under another prefix of the store, and all ranks wait in vain.
+    error of each ``init_rpc``, or "". The ranks must be at rest, and hold nothing.
     """
 
     op: ClassVar[str] = "rejoin"
@@ -266,8 +302,18 @@ class Rejoin(Step):
             model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
         refused = ["RuntimeError" for _ in self.outside]
-        seen = ["", *refused, "0 0", *(["RuntimeError"] if self.failing else []), ""]
-        return model.shows([list(seen) for _ in range(model.world_size)])
+        wrong = ["RuntimeError"] if self.failing else []
+        seen = [["", *refused, "0 0", *wrong, ""] for _ in range(model.world_size)]
+        if self.failing == "running":
+            for rank in others:
+                seen[rank][-2] = ""
+            # rpc/__init__.py: init_rpc has raised _init_counter before it refuses. So the next init
+            # of that rank looks for the others under another prefix of the store.
+            # Which of the ranks that hang are blamed depends on where each of them waits.
+            says = rf"\bworker{self.at} does not end step {len(model.steps)}, "
+            for rank in range(model.world_size):
+                model.meets_here("refused-init-counted", rank, says)
+        return model.shows(seen)
 
     @property
     def lasts(self) -> float:
@@ -285,7 +331,8 @@ class Rejoin(Step):
         first = drawer.pick(range(1 + len(drawer.ranks)))
         turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
         sets = drawer.pick(_SETS)
-        failing = drawer.pick(FAILING if len(drawer.ranks) > 1 else FAILING[:1])
+        known = FAILING[:-1] if drawer.facts.has_bug("refused-init-counted") else FAILING
+        failing = drawer.pick(known if len(drawer.ranks) > 1 else FAILING[:1])
         return cls(at, how, turned[:first], sets, failing)
 
     @classmethod

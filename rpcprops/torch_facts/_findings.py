@@ -368,6 +368,67 @@ _ALL = (
         fixed_in="2.14",
         fixed_by="its DistributedOptimizer does without TorchScript",
     ),
+    Finding(
+        name="retried-without-payload",
+        promise="UnexpectedError",
+        why=(
+            "Writing a message takes its payload away, and torch keeps that very message for the "
+            "next try. So after a fork request that timed out, because the owner was slow for a "
+            "moment, each further try is empty, and the function that was sent the RRef never "
+            "runs."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_utils.cpp: tensorpipeSerialize moves "
+            "rpcMessage->payload(); rpc_agent.cpp: RpcAgent::sendWithRetries keeps the message"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+        says="timeout",
+    ),
+    Finding(
+        name="profiled-events-lost",
+        promise="WrongValue",
+        why=(
+            "A rank that ends a profiled request leaves the callback that records events in that "
+            "thread of its agent. The next profiled request there records each event twice, and "
+            "the caller's profiler drops what comes twice."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "
+            "RequestCallbackNoPython::processRunWithProfilingReq calls disableProfilerLegacy "
+            "(torch/csrc/autograd/profiler_legacy.cpp); torch/autograd/profiler_legacy.py: "
+            "_parse_legacy_records"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="profiling-key-kept",
+        promise="UnexpectedError",
+        why=(
+            "A profiled call sets a key in its thread before its arguments are pickled, and only "
+            "a message that is sent takes the key away. So after a call whose arguments cannot be "
+            "pickled, every further profiled call of that thread raises."
+        ),
+        source=(
+            "torch/distributed/rpc/api.py: _enable_rpc_profiler calls "
+            "RemoteProfilerManager.set_current_profiling_key; torch/csrc/distributed/autograd/"
+            "utils.cpp: getMessageWithProfiling takes the key away"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="refused-init-counted",
+        promise="RankHung",
+        why=(
+            "An init_rpc that torch refuses, because RPC is running, has been counted before. The "
+            "next init_rpc of that rank looks for the others under another prefix of the store "
+            "than they do, so all ranks wait for each other in vain."
+        ),
+        source=(
+            "torch/distributed/rpc/__init__.py: init_rpc raises _init_counter before it calls "
+            "_init_rpc_backend, which refuses"
+        ),
+        shows_as=frozenset({"RankHung"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

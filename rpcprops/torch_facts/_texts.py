@@ -42,6 +42,7 @@ class Texts:
         owners_waited: a shutdown has waited in vain for owners to be left by their users.
         users_waited: the same for users that wait for their owner or their parent.
         log_line: the beginning of each line of torch's log: a regular expression.
+        profiler_key: what refuses a profiled call, because one of that thread is not over.
         terminated: the first words of the C++ runtime when it ends the process.
     """
 
@@ -86,6 +87,9 @@ class Texts:
     # rref_context.cpp, `RRefContext::delAllUsersAndUnforkedOwners` logs both waits.
     owners_waited: str = "Timed out waiting for pending OwnerRRefs"
     users_waited: str = "Timed out waiting for pending UserRRefs"
+    # torch/csrc/distributed/rpc/profiler/remote_profiler_manager.cpp,
+    # `RemoteProfilerManager::setCurrentKey`.
+    profiler_key: str = "Cannot call RemoteProfilerManager::setCurrentKey"
     # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.
     terminated: str = "terminate called"
     # c10/util/Logging.cpp, `MessageLogger`: level, month and day, time.

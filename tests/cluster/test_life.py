@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import judge
+from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Call, Count, Profile, Program, Rejoin, Settle
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
 from rpcprops.steps.life import FAILING, Failing
+from rpcprops.torch_facts import facts_of
 from tests.seeded._programs import LIVES, PROFILES
 
 pytestmark = pytest.mark.usefixtures("rpc_cluster")
@@ -27,12 +28,17 @@ HELD_UP = FaultPlan(
 @pytest.mark.parametrize("program", [PROFILES, LIVES[-1]], ids=lambda p: p.name)
 def test_real_ranks_show_what_is_predicted(program: Program, plan: FaultPlan) -> None:
     """Profiled calls give values and events, and ranks come back in each way, also under faults."""
-    assert judge(program, plan, run(program, plan)) == ()
+    outcome = run(program, plan)
+    met = predict(program, plan, facts_of(outcome.torch_version)).met
+    assert set_apart(program, met, outcome, judge(program, plan, outcome))[1] == ()
 
 
-@pytest.mark.parametrize("failing", FAILING[1:])
+@pytest.mark.parametrize("failing", [x for x in FAILING[1:] if x != "running"])
 def test_ranks_join_after_an_init_that_failed(failing: Failing) -> None:
-    """Every init that must fail raises RuntimeError at every rank, and the next one works."""
+    """Every init that must fail raises RuntimeError at every rank, and the next one works.
+
+    After one while RPC is running it does not: that is the finding refused-init-counted.
+    """
     program = Program(2, (Rejoin(1, failing=failing), Count(0, 1), Settle(), Call(1, 0)))
     outcome = run(program)
     assert judge(program, None, outcome) == ()
@@ -60,7 +66,7 @@ def test_a_wrong_event_is_a_violation() -> None:
     program = Program(2, (Profile(0, 1),))
     outcome = run(program)
     value = outcome.steps[0].value
-    assert value == {"sum": [3.0], "named": True, "there": True}
+    assert value == {"sum": [3.0], "named": True, "there": True, "refused": ""}
     value["there"] = False
     message = "the profiler shows nothing of what ran at rank 1"
     assert judge(program, None, outcome) == (Violation("WrongValue", message, 0, 0),)

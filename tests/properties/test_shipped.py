@@ -13,11 +13,13 @@ from rpcprops.report.text import artefact_of, failure_lines
 from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
-_SLOW = {"failed-backward-revisits-rank", "early-owner-fork"}
+_SLOW = {"failed-backward-revisits-rank", "early-owner-fork", "refused-init-counted"}
 #: Torch compiles an optimizer in each of its ranks.
 _SLOW |= {"rounded-rprop-factor"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.
 _SLOW |= {"fork-request-given-up"}
+#: Eight seconds of waiting for a call that never runs, at rate 1 as well.
+_SLOW |= {"retried-without-payload"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
 #: Of each property, but for a night. In CI they are the same ones in every run.
 EXAMPLES = 15

@@ -21,6 +21,9 @@ from tests.seeded._programs import (
     IMPATIENT_WAYS,
     LIVES,
     OUTLASTING,
+    PROFILED_AGAIN,
+    REFUSED_INITS,
+    RETRIES,
     SLOW,
     asks,
     bumps,
@@ -79,8 +82,11 @@ def corpus() -> tuple[World, ...]:
     written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
-    worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]
-    worlds += [World.of(program, plan) for program in LIVES for plan in SPARING]
+    worlds += [
+        World.of(program, FaultPlan()) for program in (*callables(), *asks(), *PROFILED_AGAIN[1:])
+    ]
+    worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
+    worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())

@@ -38,6 +38,7 @@ from rpcprops.programs import (
     Refused,
     Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -190,6 +191,17 @@ def _one_no_step(world: World) -> Falsified:
         if isinstance(leaf, Optimize) and any(leaf.value):
             still = [list(leaf.value), *value[1:]]
             yield with_step(world.outcome, index, value=still), [("WrongValue", leaf.at, index)]
+
+
+@defect("the second try of a message carries nothing")
+def _empty_try(world: World) -> Falsified:
+    for index, leaf, _ in _valued(world):
+        if isinstance(leaf, Retry):
+            cut = stopped(world.outcome, index + 1)
+            yield (
+                with_step(cut, index, value=None, error=ERRORS["timeout"]),
+                [("UnexpectedError", leaf.at, index)],
+            )
 
 
 @defect("a callback does not run")
@@ -789,6 +801,12 @@ DEFECTS |= {
     "no event tells what a profiled call ran": _in_part(
         Profile, "there", "WrongValue", lambda there: False if there else there
     ),
+    "a profiled call of what cannot be pickled is sent": _in_part(
+        Profile, "refused", "MissingError", lambda refused: ""
+    ),
+    "a profiled call of what can be pickled is refused": _in_part(
+        Profile, "refused", "MissingError", lambda refused: refused or "TypeError"
+    ),
 }
 
 
@@ -818,7 +836,8 @@ def _held_then(leaf: Rejoin) -> int:
 
 
 def _failed(leaf: Rejoin) -> int | None:
-    return 2 + len(leaf.outside) if leaf.failing else None
+    # An init while RPC is running is refused to one rank only.
+    return 2 + len(leaf.outside) if leaf.failing not in ("", "running") else None
 
 
 def _returned(leaf: Rejoin) -> int:
@@ -834,6 +853,28 @@ DEFECTS |= {
     "an init that must fail does not": _text(_failed, ""),
     "a second init raises": _text(_returned, "RuntimeError"),
 }
+
+
+def _of_running(world: World) -> Iterator[tuple[int, Rejoin, StepOutcome]]:
+    """Each step in which one rank must be refused an init, because RPC is running there."""
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Rejoin) and leaf.failing == "running":
+            yield index, leaf, seen
+
+
+@defect("an init is accepted while RPC is running")
+def _accepted_init(world: World) -> Falsified:
+    for index, leaf, seen in _of_running(world):
+        shown = [list(texts) for texts in seen.value]
+        shown[leaf.at][-2] = ""
+        yield with_step(world.outcome, index, value=shown), [("WrongValue", leaf.at, index)]
+
+
+@defect("an init that was refused is counted, and the next one of all ranks hangs")
+def _counted_init(world: World) -> Falsified:
+    for index, leaf, _ in _of_running(world):
+        cut = hanging(world.outcome, "run", leaf.at, index)
+        yield cut, [("RankHung", leaf.at, None)]
 
 
 # Calls.

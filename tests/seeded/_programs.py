@@ -39,6 +39,7 @@ from rpcprops.programs import (
     Refused,
     Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -47,7 +48,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
-from rpcprops.steps.life import FAILING, OUTSIDE
+from rpcprops.steps.life import FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
 
@@ -315,6 +316,20 @@ PROFILES = Program(
 )
 
 
+def profiled_again(at: int, to: int) -> Program:
+    """Profiled calls that are made several times, or after one that cannot be pickled."""
+    steps = (
+        Profile(at, to, times=2),
+        Profile(at, to, "async", flavour="builtin", times=9),
+        Profile(to, at, unpicklable=True),
+        Profile(at, at, "async", left=(3.0,), right=(-1.0,), times=2, unpicklable=True),
+    )
+    return Program(4, steps, "profiled again")
+
+
+PROFILED_AGAIN = tuple(profiled_again(*ranks) for ranks in itertools.permutations(range(4), 2))
+
+
 def lives(at: int, *first: int) -> Program:
     """Ranks that leave and come back in each way; `first` says in which order they leave."""
     return Program(
@@ -339,6 +354,26 @@ def lives(at: int, *first: int) -> Program:
 
 
 LIVES = tuple(lives(at, *first) for at in range(3) for first in ((), (2,), (1, 0), (2, 0, 1)))
+
+
+def refused_init(at: int, how: Leaving) -> Program:
+    """A rank whose ``init_rpc`` is refused, because RPC is running, before all ranks leave."""
+    steps = (Call(0, 1), Settle(), Rejoin(at, how, failing="running"), Count(1, at))
+    return Program(4, steps, f"refused_init[{at},{how}]")
+
+
+REFUSED_INITS = tuple(
+    refused_init(at, how) for at in range(4) for how in ("graceful", "timeout", "at once")
+)
+
+
+def retries(at: int, via: int, to: int) -> Program:
+    """RRefs whose owner is too busy to answer the first fork request."""
+    steps = (Call(at, to), Settle(), Retry(at, via, to, (1.0, 2.0), 900.0), Count(at, via))
+    return Program(4, (*steps, Settle(), Retry(to, via, to)), "retries")
+
+
+RETRIES = tuple(retries(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 
 
 def slow(at: int, to: int, other: int) -> Program:
@@ -456,6 +491,7 @@ EVERY_KIND = (
     VALUES,
     WAYS,
     PROFILES,
+    PROFILED_AGAIN[0],
     SLOW[0],
     OUTLASTING[0],
     IMPATIENT_WAYS[0],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
-from rpcprops.programs import Program, Remote
+from rpcprops.programs import Profile, Program, Remote
 from rpcprops.strategies.drawing import StepDrawer
 from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts, facts_of, installed
 from tests._draws import draws
@@ -73,6 +73,8 @@ def programs_on(
         ("failed-backward-revisits-rank", FaultTable(), True, ("context",)),
         ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
         ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
+        ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
+        ("refused-init-counted", FaultTable(), True, ("call", "rejoin", "settle")),
     ],
 )
 def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
@@ -112,6 +114,7 @@ class Chance(StepDrawer):
         ("attribute-error-as-value", ["carry"], 400),
         ("unconfirmed-user", ["own", "share", "settle", *["ask"] * 10], 40),
         ("rounded-rprop-factor", ["train"], 40),
+        ("profiling-key-kept", ["profile"], 40),
     ],
 )
 def test_a_form_that_meets_a_finding_is_drawn_where_torch_has_mended_it(
@@ -133,6 +136,19 @@ def test_a_form_that_meets_a_finding_is_drawn_where_torch_has_mended_it(
 
     assert not met_by(UNKNOWN)
     assert met_by(Mended("", mended=(finding,)))
+
+
+def test_profiled_calls_are_repeated_where_torch_shows_them() -> None:
+    """Two profiled calls may come by chance; one step makes several only on a mended torch."""
+
+    def most(facts: TorchFacts) -> int:
+        drawer = Chance(lambda _: 0, 2, facts=facts)
+        drawer.chance = Random(0)
+        assert all(drawer.add_kind("profile") for _ in range(40))
+        return max(step.times for step in drawer.steps if isinstance(step, Profile))
+
+    assert most(UNKNOWN) == 1
+    assert most(Mended("", mended=("profiled-events-lost",))) == 9
 
 
 def test_a_creation_may_time_out_before_a_shutdown_that_can_bear_it() -> None:

@@ -22,9 +22,12 @@ from rpcprops.programs import (
     Local,
     Nest,
     Own,
+    Profile,
     Program,
     Raising,
+    Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Step,
@@ -265,6 +268,29 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "retried-without-payload": (
+        Program(2, (Count(0, 1), Settle(), Retry(0, 1, 0))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: RPC ran for more than set timeout (120000 ms)",
+            0,
+            2,
+        ),
+    ),
+    "profiled-events-lost": (
+        Program(2, (Count(0, 1), Profile(0, 1, times=2))),
+        Violation("WrongValue", "the profiler shows nothing of what ran at rank 1", 0, 1),
+    ),
+    "profiling-key-kept": (
+        Program(2, (Count(0, 1), Profile(0, 1, unpicklable=True))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: Cannot call RemoteProfilerManager::setCurrentKey "
+            "when current key is already set.",
+            0,
+            1,
+        ),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -322,6 +348,11 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came",
         ),
         ("unconfirmed-user", "expected [True], got [None]"),
+        ("profiled-events-lost", "the profiler does not show its call once, by its name"),
+        ("profiled-events-lost", "the profiler shows nothing of what ran at rank 10"),
+        ("profiling-key-kept", "expected no error, got RuntimeError: EOF: end of file"),
+        ("retried-without-payload", "expected no error, got RuntimeError: EOF: end of file"),
+        ("retried-without-payload", "expected no error, got ValueError: timed out"),
         (
             "rounded-rprop-factor",
             "expected the parameters [[0.45]], got [[0.4499]], and [[0.45]] alone",
@@ -348,6 +379,30 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
     assert apart(program, died) == ((), ["RankDied"])
 
 
+def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
+    """All ranks wait for each other there, so any of them may be named, and no other hang is."""
+    program = Program(2, (Count(0, 1), Settle(), Rejoin(0, failing="running"), Count(0, 1)))
+    name = "refused-init-counted"
+    outcome = seen(program, FaultPlan())
+    cut = replace(outcome, steps=outcome.steps[:3])
+    hung = Violation("RankHung", "worker1 is silent; worker0 does not end step 2, Rejoin(at=0)", 1)
+    met = predict(program, FaultPlan()).met
+    assert {one.finding for one in met} == {name}
+    for rank in (0, 1):
+        one = structs.replace(hung, rank=rank)
+        assert set_apart(program, met, cut, [one]) == ((name,), ())
+    for other in (
+        structs.replace(hung, promise="RankDied"),
+        structs.replace(hung, promise="RRefLeak"),
+        structs.replace(hung, message="worker1 does not end step 2, Rejoin(at=0)"),
+        structs.replace(hung, message="worker0 does not end step 20, Rejoin(at=0)"),
+        structs.replace(hung, message="worker0 does not shut down"),
+    ):
+        assert set_apart(program, met, cut, [other]) == ((), (other,))
+    # The ranks have come back, and hang later.
+    assert set_apart(program, met, outcome, [hung]) == ((), (hung,))
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -362,6 +417,11 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
         Carry(0, 0, "missing-unpickled", "remote"),
         Carry(0, 0, "parameter", "own"),
         Carry(0, 1, "sparse_csc"),
+        # All ranks have counted an init that failed.
+        Rejoin(0, failing="bad name"),
+        # The first profiled request of a rank is shown.
+        Profile(0, 1),
+        Profile(0, 1, "nested", 0),
         # The first step of Rprop has no factor.
         Train(0, "x", (1,), "Rprop", 1),
     ],

@@ -27,7 +27,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import STEP_TYPES, Own, Program
 from rpcprops.properties import _programs as shipped
-from tests.seeded._programs import EVERY_KIND, LIVES
+from tests.seeded._programs import EVERY_KIND, LIVES, REFUSED_INITS, RETRIES
 
 #: Tables far beyond what the defaults draw: every type, any count, delays up to an hour.
 WIDE_TABLES = strategies.fault_tables(
@@ -61,6 +61,8 @@ SHIPPED = [
     Program(16, name="no steps"),
     *EVERY_KIND,
     LIVES[-1],
+    REFUSED_INITS[0],
+    RETRIES[0],
 ]
 
 OUTCOME = Outcome(

@@ -40,6 +40,10 @@ KINDS = ("rejoin", "settle", "call", "own", "remote", "drop", "context", "profil
         ((Profile(0, 1, "late", raises=True),), "raises=True needs form 'sync' or 'async'"),
         ((Profile(0, 1, flavour="builtin", raises=True),), "raises=True needs flavour"),
         ((Profile(0, 1, right=(1.0, 2.0)),), "give both the same length"),
+        ((Profile(0, 1, times=0),), "times=0 must lie in 1 to 100"),
+        ((Profile(0, 1, times=101),), "times=101 must lie in 1 to 100"),
+        ((Profile(0, 1, "late", times=2),), "times=2 and unpicklable=False need form"),
+        ((Profile(0, 1, raises=True, unpicklable=True),), "unpicklable=True need form"),
         ((Rejoin(0, first=(0, 0)),), "names a rank twice"),
         ((Rejoin(0, first=(2,)),), "first=2 is no rank of a world of 2"),
         ((Own(0, "a"), Rejoin(0)), "'a' would not outlive a Rejoin"),
@@ -90,14 +94,21 @@ def test_a_profiled_call_travels_in_another_message() -> None:
     assert [step.error for step in predicted.steps] == ["", "", "remote"]
 
 
-def test_only_the_first_profiled_request_of_a_rank_must_be_told() -> None:
-    """torch loses the events of later ones, so the oracle says nothing of them; a new agent has
-    new threads.
+def test_the_first_profiled_request_of_a_rank_has_no_excuse() -> None:
+    """Each must show what ran; torch may lose that of later ones, and a new agent has new threads.
+
+    One that tells nothing of what ran there cannot meet it.
     """
     steps = (Profile(0, 1), Profile(2, 1), Settle(), Rejoin(0), Profile(0, 1, "nested", 2))
-    predicted = predict(Program(3, (*steps, Profile(1, 2))), FaultPlan(), FACTS)
+    late = (Profile(1, 2, "late"), Profile(1, 2), Profile(0, 0, times=2))
+    predicted = predict(Program(3, (*steps, *late)), FaultPlan(), FACTS)
     told = [step.value["there"] for step in predicted.steps if isinstance(step.value, dict)]
-    assert told == [True, None, True, None]
+    assert told == [True, True, True, None, True, True]
+    assert {(one.finding, one.rank, one.step) for one in predicted.met} == {
+        ("profiled-events-lost", 2, 1),
+        ("profiled-events-lost", 1, 6),
+        ("profiled-events-lost", 0, 7),
+    }
 
 
 def test_coming_back_sends_what_shutdown_sends() -> None:
@@ -113,6 +124,13 @@ def test_each_rank_says_what_it_met() -> None:
     (shown,) = predict(Program(2, (step,)), FaultPlan(), FACTS).steps
     error = "RuntimeError"
     assert shown.value == [["", error, error, "0 0", error, ""]] * 2
+
+
+def test_one_rank_is_refused_an_init_while_rpc_runs() -> None:
+    """The others make no such call, and all ranks come back."""
+    (shown,) = predict(Program(3, (Rejoin(1, failing="running"),)), FaultPlan(), FACTS).steps
+    others = ["", "0 0", "", ""]
+    assert shown.value == [others, ["", "0 0", "RuntimeError", ""], others]
 
 
 def test_an_rref_after_it_meets_the_finding() -> None:

@@ -53,6 +53,7 @@ from rpcprops.programs import (
     Refused,
     Rejoin,
     Remote,
+    Retry,
     Settle,
     Share,
     Through,
@@ -130,6 +131,7 @@ EVERY = Program(
         Default(0, 1),
         Profile(0, 1, "nested", 2),
         Settle(),
+        Retry(0, 1, 2),
         Refused(1, "plain"),
         Parallel(
             (

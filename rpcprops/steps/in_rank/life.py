@@ -29,6 +29,8 @@ def profile(
     left: tuple[float, ...],
     right: tuple[float, ...],
     raises: bool,
+    times: int,
+    unpicklable: bool,
 ) -> dict[str, Any]:
     """Make a call inside torch's legacy profiler; its value, and what the events tell of it."""
     function, args = sum_call(call, flavour, tensor(left), tensor(right), raises=raises)
@@ -38,18 +40,59 @@ def profile(
     send: Any = rpc.rpc_sync if form in ("sync", "nested", "deferred") else rpc.rpc_async
     if form == "remote":
         send = rpc.remote
-    profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
-    with profiler:
-        result = send(world[to], function, args=args)
-        if form == "async":
-            result = result.wait()
-        elif form == "remote":
-            result = result.to_here()
-    if form == "late":
-        result = result.wait()
     way = {rpc.rpc_async: "async", rpc.remote: "remote"}.get(send, "sync")
     named = f"rpc_{way}#", f"({world[rpc.get_worker_info().id]} -> {world[to]})"
-    return {"sum": result.tolist(), **told(profiler.function_events, *named, to, beyond is None)}
+
+    def profile_once() -> dict[str, Any]:
+        profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
+        with profiler:
+            result = send(world[to], function, args=args)
+            if form == "async":
+                result = result.wait()
+            elif form == "remote":
+                result = result.to_here()
+        if form == "late":
+            result = result.wait()
+        events = profiler.function_events
+        return {"sum": result.tolist(), **told(events, *named, to, beyond is None)}
+
+    def profile_each() -> dict[str, Any]:
+        refused = profile_unpicklable(world[to], send) if unpicklable else ""
+        each = [profile_once() for _ in range(times)]
+        every = {part: all(one[part] for one in each) for part in ("named", "there")}
+        return {**each[-1], **every, "refused": refused}
+
+    # torch may keep something of a refused call in its thread, so that one is not used again.
+    return in_own_thread(profile_each) if unpicklable else profile_each()
+
+
+def profile_unpicklable(to: str, send: Any) -> str:
+    """Make a profiled call of something that cannot be pickled; the class of its error."""
+    try:
+        with legacy_profile():  # type: ignore[no-untyped-call]
+            send(to, repr, args=(threading.Lock(),))
+    except Exception as error:
+        return type(error).__name__
+    return ""
+
+
+def in_own_thread(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a function returns in a thread of its own, or raises there."""
+    values: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            values.append(function())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in errors:
+        raise error
+    return values[0]
 
 
 def told(events: Any, begins: str, ends: str, to: int, adds_there: bool) -> dict[str, bool]:
@@ -128,6 +171,8 @@ def wrong_init(failing: str, rank: int, here: int, size: int) -> dict[str, Any]:
         return {"name": "no name!"}
     if failing == "other rank":
         return {"rank": (rank + 1) % size}
+    if failing == "running":
+        return {"while_running": rank == here}
     if failing == "one bad name":
         return {"name": "no name!"} if rank == here else {"rpc_timeout": STORE_WAITS}
     return {}
@@ -161,9 +206,13 @@ def leave_and_return(
 ) -> list[str]:
     """Shut RPC down, make calls that must be refused, and initialise RPC again.
 
-    With something in `wrong`, it is first initialised by that, which must fail.
+    With something in `wrong`, it is first initialised by that, which must fail: after the shutdown,
+    or, as it was before, while RPC is still running here.
     """
     time.sleep(APART * turn)
+    refused = ""
+    if wrong.get("while_running"):
+        refused = class_of_error(lambda: init_again[0](f"{call}_refused"))
     ways: dict[str, dict[str, Any]] = {
         "graceful": {},
         "timeout": {"timeout": LONG},
@@ -176,7 +225,9 @@ def leave_and_return(
     rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
     held = dist_autograd._get_debug_info()["num_autograd_contexts"]
     shown.append(f"{rrefs} {held}")
-    if wrong:
+    if "while_running" in wrong:
+        shown.append(refused)
+    elif wrong:
         shown.append(class_of_error(lambda: init_again[0](f"{call}_wrong", **wrong)))
     shown.append(class_of_error(lambda: init_again[0](call)))
     return shown
