@@ -14,6 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from rpcprops.runner import Runner
 
 #: So many workers may die while they have the same order.
 _MOST_DEATHS = 3
-#: Real seconds that a worker has to end by itself, before its guard kills it.
+#: Real seconds that all workers have to end by themselves.
 _END_SECONDS = 3.0
 _BLOCK = 1 << 16
 
@@ -129,6 +130,7 @@ class Team:
         on_ready: called once with what the first worker says of its server.
         on_example: called after each example, with how many are under way and an order.
         on_batch: called after each batch, when it is in the file.
+        on_ending: called when it begins to end the workers, which takes some seconds.
         on_problem: called with a line about a worker that has died, or about the clock.
     """
 
@@ -140,6 +142,7 @@ class Team:
     on_example: Callable[[int, Order], None] = lambda *_: None
     on_batch: Callable[[Batch], None] = lambda _: None
     on_problem: Callable[[str], None] = lambda _: None
+    on_ending: Callable[[], None] = lambda: None
     _workers: dict[int, _Worker] = field(default_factory=dict)
     _again: deque[Order] = field(default_factory=deque)
     _deaths: dict[tuple[str, int, str], int] = field(default_factory=dict)
@@ -264,12 +267,17 @@ class Team:
 
     def _end_all(self) -> None:
         """End all workers at the same time."""
+        self.on_ending()
         for worker in self._workers.values():
             # The guard hands the signal on to the worker.
             worker.process.terminate()
+        end = time.monotonic() + _END_SECONDS
         for worker in self._workers.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(_END_SECONDS)
+            try:
+                worker.process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                # The kernel then kills the worker, and what it has started ends without it.
+                worker.process.kill()
 
 
 @contextlib.contextmanager

@@ -76,7 +76,9 @@ def hunt(  # noqa: PLR0913 - the options
     jobs: Annotated[
         str,
         typer.Option(
-            "--jobs", "-j", help="Processes that draw and run batches at once, or auto: one for each processor."
+            "--jobs",
+            "-j",
+            help="Processes that draw and run batches at once, or auto: one for each processor.",
         ),
     ] = "1",
     show: Annotated[
@@ -209,6 +211,7 @@ def _go_on_at_once(
             on_example=on_example,
             on_batch=lambda done: _say_batch(known, done, line),
             on_problem=on_problem,
+            on_ending=stop.ending,
         ).go_on(examples, batch_size=batch, share_without_faults=share)
 
 

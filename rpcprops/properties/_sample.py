@@ -51,7 +51,9 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     if prediction.graceful and (prediction.leaking or prediction.may_exit_early):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
-    if any("RankHung" in {FINDINGS[n].promise, *FINDINGS[n].shows_as} for n in prediction.known_bugs):
+    if any(
+        "RankHung" in {FINDINGS[n].promise, *FINDINGS[n].shows_as} for n in prediction.known_bugs
+    ):
         # A rank that hangs is given all of its time, and then the finding explains the run.
         waits += _HUNG_SECONDS
     # Shutdown gathers by Python calls: each rank calls the first, which then calls every other.

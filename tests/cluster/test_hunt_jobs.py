@@ -77,7 +77,7 @@ def test_two_processes_hunt_in_one_file(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_named_and_loses_nothing(tmp_path: Path) -> None:
-    """Its draws are run by another one; and a SIGTERM ends all, and keeps what was finished."""
+    """Its draws are run by another one; and a SIGTERM ends all before the command has ended."""
     with (
         (tmp_path / "out.txt").open("w") as out,
         subprocess.Popen(
@@ -91,7 +91,9 @@ def test_a_worker_that_dies_is_named_and_loses_nothing(tmp_path: Path) -> None:
             return (tmp_path / "out.txt").read_text()
 
         until(lambda: "another one has its draws now" in said())
-        (died,) = re.findall(r"worker \d ended by SIGKILL during (.*), (tcp|shm), seed (\d+)", said())
+        (died,) = re.findall(
+            r"worker \d ended by SIGKILL during (.*), (tcp|shm), seed (\d+)", said()
+        )
         name, transport, seed = died
 
         def is_drawn() -> bool:
