@@ -198,7 +198,8 @@ class Hunt:
             UsageError: it is no regular file, a line is no batch of a hunt (an incomplete last
                 line is ignored), or it has another seed.
         """
-        batches = cls(path)._file.read(_batch)
+        hunt = cls(path)
+        batches = hunt._file.read(_batch)
         if not batches:
             return cls(path, seed=seed or 0)
         of_file = batches[0].seed // _SEEDS

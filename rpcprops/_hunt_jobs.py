@@ -147,6 +147,7 @@ class Team:
     _again: deque[Order] = field(default_factory=deque)
     _deaths: dict[tuple[str, int, str], int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
+    _selector: selectors.BaseSelector = field(init=False)
     _is_hunting: bool = False
     _now: Callable[[], float] = lambda: 0.0
 
@@ -165,46 +166,46 @@ class Team:
             UsageError: the hunt is of another torch, or of another agent.
             MachineCannot: a worker cannot run ranks, or several died with the same order.
         """
-
-        def next_order() -> Order | None:
-            if self._again:
-                return self._again.popleft()
-            return self.hunt.order(
-                examples,
-                batch_size=batch_size,
-                share=share_without_faults,
-                under_way=[w.order for w in self._workers.values() if w.order is not None],
-                jobs=self.jobs,
-            )
-
+        if not self._has_work(examples):
+            return
         with contextlib.ExitStack() as stack:
-            selector = stack.enter_context(selectors.DefaultSelector())
             stack.callback(self._end_all)
-
-            def start(number: int) -> None:
-                worker = _Worker(number, stack.enter_context(_started(self.clock, self.agent)))
-                self._workers[number] = worker
-                assert worker.process.stdout is not None
-                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-
-            if self._has_work(examples):
-                for number in range(1, 1 + self.jobs):
-                    start(number)
+            self._selector = stack.enter_context(selectors.DefaultSelector())
+            for number in range(1, 1 + self.jobs):
+                self._start(number, stack)
             while self._has_work(examples):
                 for worker in self._idle():
-                    order = next_order()
+                    order = self._next_order(examples, batch_size, share_without_faults)
                     if order is not None:
                         worker.give(order, self._now())
-                for key, _ in selector.select():
+                for key, _ in self._selector.select():
                     worker = key.data
                     messages = worker.messages()
                     if messages is None:
-                        selector.unregister(key.fileobj)
+                        self._selector.unregister(key.fileobj)
                         self._bury(worker)
-                        start(worker.number)
-                        continue
-                    for message in messages:
+                        self._start(worker.number, stack)
+                    for message in messages or []:
                         self._take(worker, message)
+
+    def _next_order(self, examples: int, batch_size: int, share: float) -> Order | None:
+        """What a worker does next: first what another one has not ended."""
+        if self._again:
+            return self._again.popleft()
+        return self.hunt.order(
+            examples,
+            batch_size=batch_size,
+            share=share,
+            under_way=[w.order for w in self._workers.values() if w.order is not None],
+            jobs=self.jobs,
+        )
+
+    def _start(self, number: int, stack: contextlib.ExitStack) -> None:
+        """Start a worker, which ends with the stack at the latest."""
+        worker = _Worker(number, stack.enter_context(_started(self.clock, self.agent)))
+        self._workers[number] = worker
+        assert worker.process.stdout is not None
+        self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
 
     def _has_work(self, examples: int) -> bool:
         under_way = any(worker.order is not None for worker in self._workers.values())

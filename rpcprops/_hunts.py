@@ -160,7 +160,7 @@ def _late(seconds: float | None) -> float:
     return math.inf if seconds is None else seconds
 
 
-def _met(name: str, is_known: bool, found: Sequence[dict[str, Found]]) -> Met:  # noqa: FBT001
+def _met(name: str, is_known: bool, found: Sequence[dict[str, Found]]) -> Met:
     of_each = [of_one[name] for of_one in found if name in of_one]
     others = len(found) - len(of_each)
     return Met(

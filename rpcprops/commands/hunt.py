@@ -96,13 +96,13 @@ def hunt(  # noqa: PLR0913 - the options
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
     Half of the examples have no fault, unless --without-faults says otherwise. Both transports in
-    turn. What was run is kept in a file, so a hunt that is interrupted goes on
-    where it was; only the batches that were under way are drawn again. What a known finding explains (docs/findings.md), and what is accepted because it
-    is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
-    failure that real time has confirmed.
+    turn. What was run is kept in a file, so a hunt that is interrupted goes on where it was; only
+    the batches that were under way are drawn again. What a known finding explains
+    (docs/findings.md), and what is accepted because it is documented (docs/faults.md), is counted
+    and named. The exit code is 1 when the file holds a failure that real time has confirmed.
 
-    --show FILE FILE … runs nothing: it prints in how many of these hunts each known finding was met,
-    and after how many seconds and examples.
+    --show FILE FILE … runs nothing: it prints in how many of these hunts each known finding was
+    met, and after how many seconds and examples.
     """
     from rpcprops._hunt import Hunt, summary
 

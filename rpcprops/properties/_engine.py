@@ -173,7 +173,7 @@ class Examination:
             count.times += times
 
 
-def examine(
+def examine(  # noqa: PLR0913 - the ways to draw and to judge
     prop: Property,
     runner: Runner,
     *,
