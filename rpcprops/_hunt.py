@@ -1,17 +1,21 @@
 """Hunts: drawn programs with and without faults, batch after batch, in a file that only grows.
 
 Each line of the file is one batch as JSON. A hunt continues where its file ends: seeds that are in
-the file are not drawn again, and an example that two batches drew counts once.
+the file are not drawn again, and an example that two batches drew counts once. One process draws
+one batch after the other (:func:`go_on`), or several draw different ones at once
+(:mod:`rpcprops._hunt_jobs`).
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import itertools
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +54,11 @@ BATCH_SIZE = 400
 SHARE_WITHOUT_FAULTS = 0.5
 #: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones.
 _LEAST_DRAWS = 50
+#: The share of a hunt's time in which passing cases are run in real time as well.
+_SHARE_IN_REAL_TIME = 0.1
+#: By how much the first seeds of two hunts differ whose own seeds follow each other: far more than
+#: the batches of any hunt.
+_SEEDS = 1_000_000
 _MAGIC = "rpcprops hunt"
 _FORMAT = 1
 #: The first characters of a batch's JSON.
@@ -70,6 +79,12 @@ class Batch:
         verdict: the verdict of the examination, as for ``rpcprops check``.
         found_after: real seconds from the start of the batch until each known finding, by its name,
             was first met, and each broken promise was first confirmed.
+        found_at: how many examples of the batch were run by then.
+        after: for each of `cases`, the real seconds from the start of the batch to its end.
+        began: real seconds of hunting before the batch; None in older files, where each batch began
+            when the one before had ended.
+        real_seconds: what passing cases took that were run in real time as well.
+        draws: the most different examples that it may have; 0 in older files.
         failure: the promise that an unexplained failure broke, and its artefact, or the line that
             says why there is none.
         unconfirmed: failures that real time did not show again, in the same form.
@@ -94,6 +109,11 @@ class Batch:
     without_faults: list[str] = field(default_factory=list)
     accepted_times: dict[str, int] = field(default_factory=dict)
     found_after: dict[str, float] = field(default_factory=dict)
+    found_at: dict[str, int] = field(default_factory=dict)
+    after: list[float] = field(default_factory=list)
+    began: float | None = None
+    real_seconds: float = 0.0
+    draws: int = 0
     what: str = _MAGIC
     format: int = _FORMAT
     agent: str = ""
@@ -115,11 +135,37 @@ class Found:
         name: a known finding, or the promise that an unexplained failure broke.
         seconds: real seconds of hunting before that, from the first batch of the file on.
         is_known: whether it is a known finding.
+        examples: how many different examples had been run by then, by all processes.
     """
 
     name: str
     seconds: float
     is_known: bool
+    examples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A batch that is to be drawn.
+
+    Attributes:
+        draws: how many different examples it is to have.
+        real_seconds: how long passing cases may also run in real time.
+    """
+
+    property: str
+    seed: int
+    transport: Literal["tcp", "shm"]
+    draws: int
+    real_seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What no other batch of the hunt has."""
+        return self.property, self.seed, self.transport
+
+    def __str__(self) -> str:
+        return f"{self.property}, {self.transport}, seed {self.seed}"
 
 
 @dataclass
@@ -128,45 +174,107 @@ class Hunt:
 
     Attributes:
         path: the file; it need not exist yet.
+        seed: which draws it has; hunts with different seeds have different ones.
     """
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
+    seed: int = 0
+    _cases: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+    _alone: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for batch in self.batches:
+            self._note(batch)
 
     @classmethod
-    def read(cls, path: Path) -> Hunt:
+    def read(cls, path: Path, seed: int | None = None) -> Hunt:
         """The hunt in `path`, an empty one if there is no file.
 
+        Args:
+            seed: the seed that it must have, if it is not empty (None: any; an empty one has 0).
+
         Raises:
-            UsageError: it is no regular file, or a line is no batch of a hunt (an incomplete last
-                line is ignored).
+            UsageError: it is no regular file, a line is no batch of a hunt (an incomplete last
+                line is ignored), or it has another seed.
         """
         hunt = cls(path)
-        hunt.batches += hunt._file.read(_batch)
-        return hunt
+        batches = hunt._file.read(_batch)
+        if not batches:
+            return cls(path, seed=seed or 0)
+        of_file = batches[0].seed // _SEEDS
+        if seed not in (None, of_file):
+            msg = (
+                f"{path} is of seed {of_file}, not {seed}; hunt in another --file, or leave --seed "
+                "out to go on with its own."
+            )
+            raise UsageError(msg)
+        return cls(path, batches, of_file)
+
+    def _note(self, batch: Batch) -> None:
+        self._cases.update((batch.transport, case) for case in batch.cases)
+        self._alone.update((batch.transport, case) for case in batch.without_faults)
 
     @property
     def examples(self) -> int:
         """Different examples that were run."""
-        return len({(b.transport, case) for b in self.batches for case in b.cases})
+        return len(self._cases)
 
     @property
     def without_faults(self) -> int:
         """Those of them that have no fault."""
-        return len({(b.transport, case) for b in self.batches for case in b.without_faults})
+        return len(self._alone)
+
+    @property
+    def placed(self) -> Iterator[tuple[float, Batch]]:
+        """Each batch, after the real seconds of hunting at which it began."""
+        end = 0.0
+        for batch in self.batches:
+            began = end if batch.began is None else batch.began
+            yield began, batch
+            end = max(end, began + batch.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Real seconds from the start of the hunt to its last batch's end, without breaks."""
+        return max((began + batch.seconds for began, batch in self.placed), default=0.0)
 
     @property
     def found(self) -> list[Found]:
         """What was found, in the order of time."""
-        found: dict[str, Found] = {}
-        before = 0.0
-        for batch in self.batches:
-            for name, seconds in sorted(batch.found_after.items(), key=lambda item: item[1]):
+        first: dict[str, tuple[float, bool]] = {}
+        for began, batch in self.placed:
+            for name, seconds in batch.found_after.items():
                 is_known = name in batch.explained
-                if is_known or batch.failure:
-                    found.setdefault(name, Found(name, round(before + seconds, 1), is_known))
-            before += batch.seconds
-        return list(found.values())
+                if not is_known and not batch.failure:
+                    continue
+                number = batch.found_at.get(name, 0)
+                # That example counts too, whose end was noted a moment later.
+                at = began + max(seconds, *batch.after[number - 1 : number], 0.0)
+                if name not in first or at < first[name][0]:
+                    first[name] = (at, is_known)
+        ends = self._ends()
+        return [
+            Found(name, round(at, 1), is_known, bisect.bisect_right(ends, at))
+            for name, (at, is_known) in sorted(first.items(), key=lambda item: item[1])
+        ]
+
+    def clock(self) -> Callable[[], float]:
+        """Tells the real seconds of hunting, which go on from the end of the last batch."""
+        began = time.monotonic() - self.seconds
+        return lambda: round(time.monotonic() - began, 2)
+
+    def _ends(self) -> list[float]:
+        """When each different example had first been run, in real seconds of hunting."""
+        ends: dict[tuple[str, str], float] = {}
+        for began, batch in self.placed:
+            each = batch.seconds / max(1, len(batch.cases))
+            # An older file does not say it, so they are taken to be alike.
+            after = batch.after or [each * number for number in range(1, 1 + len(batch.cases))]
+            for case, seconds in zip(batch.cases, after, strict=False):
+                key, at = (batch.transport, case), began + seconds
+                ends[key] = min(at, ends.get(key, at))
+        return sorted(ends.values())
 
     def total(
         self, name: Literal["fired_by_type", "explained", "accepted", "accepted_times"]
@@ -198,42 +306,187 @@ class Hunt:
             UsageError: the file does not belong to a hunt.
         """
         self.batches.append(batch)
+        self._note(batch)
         self._file.append(msgspec.json.encode(batch))
 
     def next_batch(
-        self, share: float = SHARE_WITHOUT_FAULTS
+        self, share: float = SHARE_WITHOUT_FAULTS, under_way: Collection[Order] = ()
     ) -> tuple[str, int, Literal["tcp", "shm"]]:
         """The next draws: property, seed and transport.
 
-        They are without faults as long as no more than that share of the examples so far is.
+        They are without faults as long as no more than that share of the examples so far is, with
+        those that are `under_way`.
         """
-        alone = bool(share) and self.without_faults <= share * self.examples
-        names = (WITHOUT_FAULTS.name,) if alone else UNDER_FAULTS
+        alone, all_ = self._expected(under_way)
+        names = (WITHOUT_FAULTS.name,) if share and alone <= share * all_ else UNDER_FAULTS
         done = {(b.property, b.seed, b.transport) for b in self.batches}
+        done |= {order.key for order in under_way}
         return next(
             (name, seed, transport)
-            for seed in itertools.count()
+            for seed in itertools.count(self.seed * _SEEDS)
             for transport in TRANSPORTS
             for name in names
             if (name, seed, transport) not in done
         )
 
-    def missing(self, name: str, examples: int, share: float) -> int:
+    def _expected(self, under_way: Collection[Order]) -> tuple[int, int]:
+        """The examples without faults, and all, once what is under way has been run."""
+        alone = sum(order.draws for order in under_way if order.property == WITHOUT_FAULTS.name)
+        return (
+            self.without_faults + alone,
+            self.examples + sum(order.draws for order in under_way),
+        )
+
+    def missing(
+        self, name: str, examples: int, share: float, under_way: Collection[Order] = ()
+    ) -> int:
         """How many examples of a property's sort, with or without faults, a hunt still needs.
 
         Args:
             examples: how many different ones it is to have in all.
             share: how many of these are to have no fault.
+            under_way: what is being run.
         """
-        alone = max(0, math.ceil(share * examples) - self.without_faults)
+        so_far, all_ = self._expected(under_way)
+        alone = max(0, math.ceil(share * examples) - so_far)
         if name == WITHOUT_FAULTS.name:
             return alone
-        return max(0, examples - self.examples - alone)
+        return max(0, examples - all_ - alone)
+
+    def order(
+        self,
+        examples: int,
+        *,
+        batch_size: int = BATCH_SIZE,
+        share: float = SHARE_WITHOUT_FAULTS,
+        under_way: Collection[Order] = (),
+        jobs: int = 1,
+    ) -> Order | None:
+        """The next batch to draw; None if those that are under way may be enough.
+
+        Args:
+            examples: how many different ones the hunt is to have in all.
+            batch_size: the most draws of one batch.
+            share: how many of the examples are to have no fault.
+            jobs: how many batches are drawn at once.
+        """
+        if self._expected(under_way)[1] >= examples:
+            return None
+        name, seed, transport = self.next_batch(share, under_way)
+        # So that each process gets some of a short hunt, and each property under faults does.
+        parts = jobs if name == WITHOUT_FAULTS.name else max(jobs, len(UNDER_FAULTS))
+        missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
+        spent = sum(batch.real_seconds for batch in self.batches)
+        allowed = _SHARE_IN_REAL_TIME * sum(batch.seconds for batch in self.batches) - spent
+        return Order(
+            name,
+            seed,
+            transport,
+            min(batch_size, max(_LEAST_DRAWS, missing)),
+            max(0.0, allowed) / jobs,
+        )
+
+    def must_be_of(self, torch: str, agent: str) -> None:
+        """Check that batches of this torch and agent may follow.
+
+        Raises:
+            UsageError: the hunt is of others.
+        """
+        other = {batch.torch for batch in self.batches} - {torch}
+        if other:
+            msg = (
+                f"{self.path} is of torch {', '.join(sorted(other))}, and this is {torch}; hunt in "
+                "another --file."
+            )
+            raise UsageError(msg)
+        if any(batch.agent != _stored(agent) for batch in self.batches):
+            msg = f"{self.path} is of another agent than {agent}; hunt in another --file."
+            raise UsageError(msg)
 
 
 def digest(case: Case) -> str:
     """A short name of a case, the same in every run."""
     return hashlib.sha256(repr(case).encode()).hexdigest()[:12]
+
+
+def _stored(agent: str) -> str:
+    """The name of an agent as a batch has it."""
+    return "" if agent == agents.default_name() else agent
+
+
+def run_order(
+    order: Order,
+    runner: Runner,
+    on_example: Callable[[Batch], None] | None = None,
+    artefacts: Path | None = None,
+) -> Batch:
+    """Draw and run one batch.
+
+    Args:
+        on_example: called after each example with the batch so far.
+        artefacts: where failures are written (None: where ``rpcprops check`` writes them).
+    """
+    server = runner.server
+    batch = Batch(
+        order.property,
+        order.seed,
+        order.transport,
+        server.rate,
+        server.torch_version,
+        agent=_stored(server.agent),
+        draws=order.draws,
+    )
+    began = time.monotonic()
+
+    def seen(_: Examination, observation: Observation) -> None:
+        case = observation.case
+        batch.cases.append(digest(case))
+        batch.after.append(round(time.monotonic() - began, 2))
+        if not case.plan.faulty_ranks(case.program.world_size):
+            batch.without_faults.append(batch.cases[-1])
+        if on_example is not None:
+            on_example(batch)
+
+    with watched(server) as in_flight:
+        in_flight.begin(order.property)
+        result = examine(
+            HUNTED[order.property],
+            runner,
+            max_examples=order.draws,
+            seed=order.seed,
+            on_example=seen,
+            different=True,
+            real_seconds=order.real_seconds,
+            transport=order.transport,
+        )
+    _complete(batch, result, [artefacts] if artefacts else [])
+    return batch
+
+
+def _complete(batch: Batch, result: Examination, where: list[Path]) -> None:
+    """Add what an examination found to a batch; write its failures."""
+    batch.verdict = result.verdict
+    batch.explained = dict(sorted(result.explained.items()))
+    batch.accepted = {one.kind: one.examples for one in result.accepted.values()}
+    batch.accepted_times = {one.kind: one.times for one in result.accepted.values()}
+    batch.found_after = {name: round(after, 2) for name, after in result.found_after.items()}
+    batch.found_at = dict(result.found_at)
+    batch.accepted_examples = {
+        one.kind: describe_case(one.case) for one in result.accepted.values()
+    }
+    batch.faults_fired = result.faults_fired
+    batch.fired_by_type = dict(result.fired_by_type)
+    batch.unconfirmed = [
+        f"{doubt.line} ({write_or_say(artefact_of(doubt.failure), *where)})"
+        if doubt.failure
+        else doubt.line
+        for doubt in result.doubts
+    ]
+    batch.real_seconds = round(result.compared_seconds, 2)
+    batch.seconds = round(result.seconds, 2)
+    if result.failure is not None:
+        path = write_or_say(artefact_of(result.failure), *where)
+        batch.failure = [result.failure.promise, str(path)]
 
 
 def go_on(
@@ -243,7 +496,7 @@ def go_on(
     examples: int,
     batch_size: int = BATCH_SIZE,
     share_without_faults: float = SHARE_WITHOUT_FAULTS,
-    on_example: Callable[[Batch, Observation], None] | None = None,
+    on_example: Callable[[Batch], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
 ) -> None:
@@ -258,67 +511,14 @@ def go_on(
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
 
     Raises:
-        UsageError: the hunt is of another torch.
+        UsageError: the hunt is of another torch, or of another agent.
     """
-    server = runner.server
-    other = {batch.torch for batch in hunt.batches} - {server.torch_version}
-    if other:
-        msg = (
-            f"{hunt.path} is of torch {', '.join(sorted(other))}, and this is "
-            f"{server.torch_version}; hunt in another --file."
-        )
-        raise UsageError(msg)
-    agent = "" if server.agent == agents.default_name() else server.agent
-    if any(batch.agent != agent for batch in hunt.batches):
-        msg = f"{hunt.path} is of another agent than {server.agent}; hunt in another --file."
-        raise UsageError(msg)
-    while hunt.examples < examples:
-        name, seed, transport = hunt.next_batch(share_without_faults)
-        missing = hunt.missing(name, examples, share_without_faults)
-        if name in UNDER_FAULTS:
-            # So that a short hunt draws from each of them.
-            missing = math.ceil(missing / len(UNDER_FAULTS))
-        batch = Batch(name, seed, transport, server.rate, server.torch_version, agent=agent)
-
-        def seen(_: Examination, observation: Observation, batch: Batch = batch) -> None:
-            case = observation.case
-            batch.cases.append(digest(case))
-            if not case.plan.faulty_ranks(case.program.world_size):
-                batch.without_faults.append(batch.cases[-1])
-            if on_example is not None:
-                on_example(batch, observation)
-
-        with watched(server) as in_flight:
-            in_flight.begin(name)
-            result = examine(
-                HUNTED[name],
-                runner,
-                max_examples=min(batch_size, max(_LEAST_DRAWS, missing)),
-                seed=seed,
-                on_example=seen,
-                transport=transport,
-            )
-        batch.verdict = result.verdict
-        batch.explained = dict(sorted(result.explained.items()))
-        batch.accepted = {one.kind: one.examples for one in result.accepted.values()}
-        batch.accepted_times = {one.kind: one.times for one in result.accepted.values()}
-        batch.found_after = {name: round(after, 1) for name, after in result.found_after.items()}
-        batch.accepted_examples = {
-            one.kind: describe_case(one.case) for one in result.accepted.values()
-        }
-        batch.faults_fired = result.faults_fired
-        batch.fired_by_type = dict(result.fired_by_type)
-        where = [artefacts] if artefacts else []
-        batch.unconfirmed = [
-            f"{doubt.line} ({write_or_say(artefact_of(doubt.failure), *where)})"
-            if doubt.failure
-            else doubt.line
-            for doubt in result.doubts
-        ]
-        batch.seconds = round(result.seconds, 2)
-        if result.failure is not None:
-            path = write_or_say(artefact_of(result.failure), *where)
-            batch.failure = [result.failure.promise, str(path)]
+    hunt.must_be_of(runner.server.torch_version, runner.server.agent)
+    now = hunt.clock()
+    while order := hunt.order(examples, batch_size=batch_size, share=share_without_faults):
+        began = now()
+        batch = run_order(order, runner, on_example, artefacts)
+        batch.began = began
         hunt.append(batch)
         if on_batch is not None:
             on_batch(batch)
@@ -347,11 +547,20 @@ def summary(hunt: Hunt) -> dict[str, Any]:
             if kind in DOCUMENTED
         ],
         "found": [
-            {"name": one.name, "seconds": one.seconds, "known": one.is_known} for one in hunt.found
+            {
+                "name": one.name,
+                "seconds": one.seconds,
+                "examples": one.examples,
+                "known": one.is_known,
+            }
+            for one in hunt.found
         ],
         "failures": hunt.failures,
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
-        "seconds": round(sum(b.seconds for b in hunt.batches), 1),
+        "seed": hunt.seed,
+        "seconds": round(hunt.seconds, 1),
+        "seconds_of_all_jobs": round(sum(b.seconds for b in hunt.batches), 1),
+        "seconds_in_real_time": round(sum(b.real_seconds for b in hunt.batches), 1),
     }
 
 

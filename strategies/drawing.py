@@ -24,7 +24,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
-from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
+from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
 from rpcprops.torch_facts import TorchFacts, installed
 
@@ -107,9 +107,12 @@ _MOST_SLOW = 3
 #: The most uses of RRefs whose creation times out: each doubles what a program may show.
 _MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
-_MOST_SECONDS = 300.0
-#: The default timeouts that a program may have, in virtual seconds; torch's own is 60.
-TIMEOUTS = (60.0, 100.0, 300.0)
+_MOST_SECONDS = 500.0
+#: The default timeouts that a program may have, in virtual seconds. torch's own is 60, but a short
+#: one lets the whole program run at a slow rate.
+TIMEOUTS = (300.0, 1000.0)
+#: How many default timeouts a function sleeps that is to exceed one.
+_OUTLASTS = 1.45
 #: How many of the longest delay a step may wait for.
 _MOST_DELAYS = 8
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
@@ -698,7 +701,7 @@ class StepDrawer:
         ]
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
-                long = self.rpc_timeout + 1.5 * BETWEEN_STEPS
+                long = _OUTLASTS * self.rpc_timeout
                 often = (None, None, None, self._in_time(long))
                 forms += [(timeout, long) for timeout in often if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])

@@ -33,7 +33,7 @@ _MOST_STEPS = 64
 #: In one of so many programs called functions may sleep for minutes, which takes long to run.
 _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
-_DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
+_DEFAULTS = (*(None,) * 7, TIMEOUTS[0])
 
 
 def programs(
@@ -211,7 +211,8 @@ def _program_drawer(
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
             settles=settled,
-            minutes=(number >> len(groups)) % _FEW == _FEW - 1,
+            # Not where a default timeout makes the rate slow.
+            minutes=rpc_timeout is None and (number >> len(groups)) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from rpcprops import agents
 from rpcprops._files import check_output
+from rpcprops._given import shown
+from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
 from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
@@ -17,21 +22,30 @@ from rpcprops.commands.shared import (
     Agent,
     Clock,
     check_json,
+    interruptible,
     running,
     say_died,
     say_torch,
     write_json,
 )
+from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops._hunt import Batch, Hunt
-    from rpcprops.properties import Observation
+    from rpcprops._hunt import Batch, Hunt, Order
+    from rpcprops._hunt_jobs import Ready
+    from rpcprops._hunts import Met
+    from rpcprops.commands.live import Line
     from rpcprops.runner import Runner
 
 _DEFAULT = Path(".rpcprops") / "hunt.jsonl"
+#: The most processes of one hunt.
+_MOST_JOBS = 256
 
 
-def hunt(
+def hunt(  # noqa: PLR0913 - the options
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="With --show: the files of hunts.")
+    ] = None,
     *,
     examples: Annotated[
         int,
@@ -51,6 +65,28 @@ def hunt(
             help="The share of the examples that have no fault: many bugs need none.",
         ),
     ] = 0.5,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Which programs and faults are drawn: hunts with different seeds draw different "
+            "ones. That of the file unless given, or 0.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            "--jobs",
+            "-j",
+            help="Processes that draw and run batches at once, or auto: one for each processor.",
+        ),
+    ] = "1",
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show", help="Run nothing; print how soon the hunts in FILES met each finding."
+        ),
+    ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
     json_file: Annotated[
@@ -60,54 +96,82 @@ def hunt(
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
     Half of the examples have no fault, unless --without-faults says otherwise. Both transports in
-    turn. What was run is kept in a file, so a hunt that is interrupted goes on
-    where it was. What a known finding explains (docs/findings.md), and what is accepted because it
-    is documented (docs/faults.md), is counted and named. The exit code is 1 when the file holds a
-    failure that real time has confirmed.
+    turn. What was run is kept in a file, so a hunt that is interrupted goes on where it was; only
+    the batches that were under way are drawn again. What a known finding explains
+    (docs/findings.md), and what is accepted because it is documented (docs/faults.md), is counted
+    and named. The exit code is 1 when the file holds a failure that real time has confirmed.
+
+    --show FILE FILE … runs nothing: it prints in how many of these hunts each known finding was
+    met, and after how many seconds and examples.
     """
     from rpcprops._hunt import Hunt, summary
 
+    if show or files:
+        _show_several(files or [], json_file, show=show)
+        return
+    many = _jobs(jobs)
     if file != _DEFAULT:
         check_output("--file", file, grows=True)
     check_json(json_file)
-    known = Hunt.read(file)
-    with running(clock, agent) as runner:
-        say_torch(runner)
-        say_died()
-        if known.batches:
-            out.print(f"{known.examples} examples are known from {plain(file)}")
-        try:
-            _go_on(known, runner, examples, batch, without_faults)
-        finally:
-            stop.ending()
-            write_json(json_file, summary(known))
-            _show(known)
-            if known.unwritten is not None:
-                out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
+    known = Hunt.read(file, seed)
+
+    def ended() -> None:
+        stop.ending()
+        write_json(json_file, summary(known))
+        _show(known)
+        if known.unwritten is not None:
+            out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
+
+    if many == 1:
+        with running(clock, agent) as runner:
+            say_torch(runner)
+            _say_known(known)
+            try:
+                _go_on(known, runner, examples, batch, without_faults)
+            finally:
+                ended()
+    else:
+        with interruptible():
+            parse_clock(clock)
+            # Built once, and not by each process.
+            agents.named(agents.default_name() if agent is None else agent).prepare(live)
+            _say_known(known)
+            try:
+                _go_on_at_once(known, (many, clock, agent), examples, batch, without_faults)
+            finally:
+                ended()
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
+
+
+def _jobs(text: str) -> int:
+    """The number of processes that ``--jobs`` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if text == "auto":
+        return min(_MOST_JOBS, len(os.sched_getaffinity(0)))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MOST_JOBS:
+        msg = f"--jobs {shown(text)} must be a number from 1 to {_MOST_JOBS}, or auto."
+        raise UsageError(msg)
+    return int(text[:9])
+
+
+def _say_known(known: Hunt) -> None:
+    say_died()
+    if known.batches:
+        out.print(f"{known.examples} examples are known from {plain(known.path)}")
 
 
 def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float) -> None:
     """Draw and run up to `examples` in all; print the result of each batch."""
     from rpcprops._hunt import go_on
-    from rpcprops.report.text import replay_line
 
     with live("hunt", examples, known.examples) as line:
 
-        def on_example(so_far: Batch, _: Observation) -> None:
+        def on_example(so_far: Batch) -> None:
             note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
             line.update(known.examples + len(so_far.cases), note)
-
-        def on_batch(done: Batch) -> None:
-            if done.failure:
-                promise, path = done.failure
-                out.print(f"[bold red]violated[/bold red]  {plain(promise)}")
-                out.print(f"    replay   {plain(replay_line(path))}")
-            for doubt in done.unconfirmed:
-                out.print(f"[yellow]unconfirmed[/yellow] {plain(doubt)}")
-            if known.unwritten is not None:
-                problem = f"{known.unwritten}; the next batch tries again"
-                out.print(f"[bold red]{plain(problem)}[/bold red]")
 
         go_on(
             known,
@@ -116,8 +180,88 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float)
             batch_size=batch,
             share_without_faults=share,
             on_example=on_example,
-            on_batch=on_batch,
+            on_batch=lambda done: _say_batch(known, done, line),
         )
+
+
+def _go_on_at_once(
+    known: Hunt, team: tuple[int, str, str | None], examples: int, batch: int, share: float
+) -> None:
+    """As :func:`_go_on`, by several processes; `team` says how many, their clock and agent."""
+    from rpcprops._hunt_jobs import Team
+
+    jobs, clock, agent = team
+    with live("hunt", examples, known.examples) as line:
+
+        def on_ready(ready: Ready) -> None:
+            out.print(f"torch {ready.torch_version}, {plain(ready.clock_note)}")
+
+        def on_example(under_way: int, order: Order) -> None:
+            line.update(known.examples + under_way, f"{jobs} jobs, {order}")
+
+        def on_problem(problem: str) -> None:
+            out.print(f"[yellow]{plain(problem)}[/yellow]")
+
+        Team(
+            known,
+            jobs,
+            clock,
+            agent,
+            on_ready=on_ready,
+            on_example=on_example,
+            on_batch=lambda done: _say_batch(known, done, line),
+            on_problem=on_problem,
+            on_ending=stop.ending,
+        ).go_on(examples, batch_size=batch, share_without_faults=share)
+
+
+def _say_batch(known: Hunt, done: Batch, line: Line) -> None:
+    """Print what a batch found."""
+    from rpcprops.report.text import replay_line
+
+    line.update(known.examples)
+    if done.failure:
+        promise, path = done.failure
+        out.print(f"[bold red]violated[/bold red]  {plain(promise)}")
+        out.print(f"    replay   {plain(replay_line(path))}")
+    for doubt in done.unconfirmed:
+        out.print(f"[yellow]unconfirmed[/yellow] {plain(doubt)}")
+    if known.unwritten is not None:
+        problem = f"{known.unwritten}; the next batch tries again"
+        out.print(f"[bold red]{plain(problem)}[/bold red]")
+
+
+def _show_several(files: Sequence[Path], json_file: Path | None, *, show: bool) -> None:
+    """Print how soon several hunts met each finding.
+
+    Raises:
+        UsageError: a file holds no hunt, or the hunts do not belong together.
+    """
+    from rpcprops._hunts import joined
+
+    if not show or not files:
+        told = ", ".join(map(str, files)) or "no file"
+        msg = f"--show and files of hunts belong together ({told}); write --show FILE FILE …"
+        raise UsageError(msg)
+    check_json(json_file)
+    data = joined(files)
+    write_json(json_file, data.as_json())
+    table = Table(title=plain(data.title), title_justify="left")
+    table.add_column("finding", overflow="fold")
+    for column in ("met in", "seconds", "examples"):
+        table.add_column(column, justify="right", overflow="fold")
+    for one in data.findings:
+        table.add_row(*map(plain, _row(one, len(data.hunts))))
+    out.print(table)
+    for line in data.notes:
+        out.print(plain(line))
+
+
+def _row(one: Met, hunts: int) -> tuple[str, str, str, str]:
+    name = one.name if one.is_known else f"new: {one.name}"
+    if not one.met:
+        return name, f"none of {hunts}", "", ""
+    return name, f"{one.met} of {hunts}", str(one.seconds), str(one.examples)
 
 
 def _show(hunt: Hunt) -> None:
@@ -162,5 +306,6 @@ def _table(hunt: Hunt) -> Table:
     table.add_row("seconds of hunting", str(data["seconds"]))
     for one in data["found"]:
         sort = "known" if one["known"] else "new"
-        table.add_row(f"  until {sort}: {plain(one['name'])}", str(one["seconds"]))
+        said = f"{one['seconds']}, {counted(one['examples'], 'example')}"
+        table.add_row(f"  until {sort}: {plain(one['name'])}", said)
     return table

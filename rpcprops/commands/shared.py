@@ -69,6 +69,16 @@ def running(clock: str, agent: str | None = None) -> Iterator[Runner]:
         say_clock_problem(server.clock_problem)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A Ctrl-C in this block ends the command in order."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop.ending()
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def say_torch(runner: Runner) -> None:
     """Print which torch the ranks run, and with which clock."""
     out.print(f"torch {runner.server.torch_version}, {plain(runner.server.clock_note)}")

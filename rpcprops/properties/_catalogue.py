@@ -77,8 +77,7 @@ def _undisturbed() -> st.SearchStrategy[Case]:
     return programs(max_world_size=4, max_steps=12).map(Case)
 
 
-#: Many bugs need no fault. Only a hunt examines this one: it is no promise about faults, and the
-#: matrix of versions has no row for it.
+#: Many bugs need no fault.
 WITHOUT_FAULTS = Property(
     "drawn-without-faults",
     "Whatever program is drawn shows what it must where no fault is injected.",
@@ -181,6 +180,7 @@ _ALL = (
         "A call whose timeout is clearly longer than its delay gives its value.",
         _timed(in_time=True),
     ),
+    WITHOUT_FAULTS,
     Property(
         "drawn-within-budget",
         "Whatever program is drawn shows what it must, under any faults that torch retries away.",

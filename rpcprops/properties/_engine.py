@@ -23,7 +23,7 @@ from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._findings import finding_case
-from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
+from rpcprops.properties._sample import ALL_SECONDS, CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import Status, facts_of
 
@@ -34,6 +34,8 @@ GOOD: tuple[Verdict, ...] = ("holds", "known", "not_seen")
 #: An example starts processes, so Hypothesis's idea of slow does not apply.
 _NO_HEALTH_CHECKS: Any = list(HealthCheck)
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
+#: Without the phase that varies the case with the most faults: its cases are much alike.
+_DIFFERENT_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 #: How often the smallest case is run again, to see how often it fails again.
 _REPEATS = 3
 #: How many failing cases are tried at rate 1, from the smallest up.
@@ -110,6 +112,7 @@ class Examination:
         faults_fired: injected faults that were seen to fire in these cases.
         fired_by_type: the same by kind and type.
         compared: passing cases that were also run in real time, and judged.
+        compared_seconds: the real seconds that they took there.
         doubts: failures that a slower clock, down to real time, did not show again.
         reruns: fast runs that proved nothing because of the machine's load; slower ones decided.
         accepted: documented effects that the cases showed, by name.
@@ -117,6 +120,7 @@ class Examination:
         found_after: real seconds from the start until a case first broke a promise in the way of
             each known finding, by its name; and until each broken promise that nothing explains
             was first confirmed, by its name.
+        found_at: the same in examples, with that example.
         tries: for a finding, how often its case was tried at each rate, and how often it showed.
         status: for a finding, whether this torch is known to have it.
         reason: a further remark on the verdict.
@@ -130,11 +134,13 @@ class Examination:
     faults_fired: int = 0
     fired_by_type: Mapping[str, int] = field(default_factory=dict)
     compared: int = 0
+    compared_seconds: float = 0.0
     doubts: list[Doubt] = field(default_factory=list)
     reruns: int = 0
     accepted: dict[str, AcceptedCount] = field(default_factory=dict)
     explained: Counter[str] = field(default_factory=Counter)
     found_after: dict[str, float] = field(default_factory=dict)
+    found_at: dict[str, int] = field(default_factory=dict)
     tries: tuple[Repeats, ...] = ()
     status: Status | None = None
     reason: str = ""
@@ -167,7 +173,7 @@ class Examination:
             count.times += times
 
 
-def examine(
+def examine(  # noqa: PLR0913 - the ways to draw and to judge
     prop: Property,
     runner: Runner,
     *,
@@ -176,6 +182,8 @@ def examine(
     database: ExampleDatabase | None = None,
     on_example: Callable[[Examination, Observation], None] | None = None,
     strict: bool = False,
+    different: bool = False,
+    real_seconds: float = ALL_SECONDS,
     **options: Any,
 ) -> Examination:
     """Draw `max_examples` cases of `prop`, shrink the first that fails, and return the verdict.
@@ -193,11 +201,16 @@ def examine(
     Args:
         seed: makes the draws reproducible.
         strict: whether a documented effect is a failure too.
+        different: whether only different cases count as draws, drawn independently of how many
+            faults fire (otherwise half of the draws are near those in which most do).
+        real_seconds: how many real seconds the passing cases that also run in real time may take
+            (or a tenth of the time of all, if that is more).
         database: where Hypothesis keeps failing cases between runs.
         on_example: called after each case, for a progress display.
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
-    examiner = _Examiner(prop, runner, on_example, options)
+    sample = Sample(needs_faults=prop.needs_faults, seconds=real_seconds)
+    examiner = _Examiner(prop, runner, on_example, options, sample, different=different)
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
     else:
@@ -222,6 +235,9 @@ class _Examiner:
         runner: Runner,
         on_example: Callable[[Examination, Observation], None] | None,
         options: dict[str, Any],
+        sample: Sample,
+        *,
+        different: bool,
     ) -> None:
         self.began = time.monotonic()
         self.prop = prop
@@ -233,7 +249,8 @@ class _Examiner:
         self.first_ones: list[Observation] = []
         self.failing: dict[Case, Observation] = {}
         self.doubted: set[Case] = set()
-        self.sample = Sample(needs_faults=prop.needs_faults)
+        self.sample = sample
+        self.different = different
         #: Cases that only real time shows to fail, so that real time judges them.
         self.in_real_time: set[Case] = set()
         self.real_only = False
@@ -326,7 +343,7 @@ class _Examiner:
             print_blob=True,
             suppress_health_check=_NO_HEALTH_CHECKS,
             report_multiple_bugs=False,
-            phases=_PHASES,
+            phases=_DIFFERENT_PHASES if self.different else _PHASES,
             verbosity=hypothesis.Verbosity.quiet,
         )
         @hypothesis.given(self.prop.cases())
@@ -346,6 +363,9 @@ class _Examiner:
         return None
 
     def example(self, case: Case) -> None:
+        if self.different and not self.shrinking and case in self.seen:
+            # Hypothesis then draws another one in its place.
+            hypothesis.reject()
         seen = self.prop.observe(self.runner, case, **self.options)
         self.result.executions += 1
         is_new = not self.shrinking and case not in self.seen
@@ -356,7 +376,7 @@ class _Examiner:
             hypothesis.event(f"fired {name}", count)
         hypothesis.target(float(fired(seen.faults)), label="faults fired")
         if not seen.violations and self.is_compared(seen, is_new=is_new):
-            seen = self.prop.observe(self.runner, case, **{**self.options, "clock": 1.0})
+            seen = self.in_real(case)
         if seen.violations and self.repeats(seen):
             self.shrinking = True
             # Ordered by when each last failed: Hypothesis runs the smallest last.
@@ -364,6 +384,15 @@ class _Examiner:
             self.failing[case] = seen
             self.real_only |= case in self.in_real_time
             raise broken_promise(seen.violations)
+
+    def in_real(self, case: Case) -> Observation:
+        """Run a case of the sample in real time."""
+        began = time.monotonic()
+        seen = self.prop.observe(self.runner, case, **{**self.options, "clock": 1.0})
+        seconds = time.monotonic() - began
+        self.result.compared_seconds += seconds
+        self.sample.took(seconds)
+        return seen
 
     def count(self, seen: Observation) -> None:
         self.result.count(seen)
@@ -375,6 +404,7 @@ class _Examiner:
         """Note when known findings, or broken promises, were first seen."""
         for name in names:
             self.result.found_after.setdefault(name, time.monotonic() - self.began)
+            self.result.found_at.setdefault(name, self.result.examples)
 
     def is_compared(self, seen: Observation, *, is_new: bool) -> bool:
         """Whether a case that passed under a fast clock is also run in real time."""

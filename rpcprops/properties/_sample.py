@@ -11,7 +11,7 @@ from rpcprops.faults import MessageType
 from rpcprops.oracle import fired, predict
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.properties._base import Case, Observation
-from rpcprops.torch_facts import UNKNOWN, TorchFacts, facts_of
+from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts, facts_of
 
 #: Of the passing cases that qualify, one in this number is also run in real time.
 EVERY = 5
@@ -21,8 +21,12 @@ MOST = 20
 CASE_SECONDS = 3.0
 #: The most predicted real seconds of all such runs for a property (or a tenth of its time).
 ALL_SECONDS = 3.0
+#: Real seconds after which a rank counts as hung, unless a cluster has another deadline.
+_HUNG_SECONDS = 30.0
 #: Real seconds of an example besides its waits.
 _EXAMPLE_SECONDS = 0.1
+#: The share of the time of all examples that such runs may take.
+SHARE = 0.1
 
 
 def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
@@ -47,6 +51,11 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     if prediction.graceful and (prediction.leaking or prediction.may_exit_early):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
+    if any(
+        "RankHung" in {FINDINGS[n].promise, *FINDINGS[n].shows_as} for n in prediction.known_bugs
+    ):
+        # A rank that hangs is given all of its time, and then the finding explains the run.
+        waits += _HUNG_SECONDS
     # Shutdown gathers by Python calls: each rank calls the first, which then calls every other.
     late = [f for f in struck if f.blocks_sender and MessageType.PYTHON_CALL in f.targets]
     waits += sum(f.seconds for f in late if f.rank == 0) * (size - 1)
@@ -56,12 +65,14 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
 class Sample:
     """Chooses from the passing cases of one property, in the order in which they come."""
 
-    def __init__(self, *, needs_faults: bool) -> None:
+    def __init__(self, *, needs_faults: bool, seconds: float = ALL_SECONDS) -> None:
         self.needs_faults = needs_faults
+        self.seconds = seconds
         self.taken = 0
         self.spent = 0.0
         self._passed = 0
         self._due = 0
+        self._latest = 0.0
 
     def takes(self, seen: Observation) -> bool:
         """Whether this passing case is one that is run in real time.
@@ -75,10 +86,16 @@ class Sample:
         if self._passed <= self._due or self.taken >= MOST:
             return False
         waits = real_waits(seen.case, facts_of(seen.outcome.torch_version))
-        allowed = max(ALL_SECONDS, self._passed * _EXAMPLE_SECONDS / 10)
+        allowed = max(self.seconds, self._passed * _EXAMPLE_SECONDS * SHARE)
         if waits > CASE_SECONDS or self.spent + waits > allowed:
             return False
         self.taken += 1
-        self.spent += waits + _EXAMPLE_SECONDS
+        self._latest = waits + _EXAMPLE_SECONDS
+        self.spent += self._latest
         self._due = self._passed + EVERY - 1
         return True
+
+    def took(self, seconds: float) -> None:
+        """Note how long the case that was taken last really took: longer counts, shorter not."""
+        self.spent += max(0.0, seconds - self._latest)
+        self._latest = max(self._latest, seconds)

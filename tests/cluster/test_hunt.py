@@ -14,10 +14,10 @@ HUNT_SECONDS = 100
 FILE = Path(".rpcprops") / "hunt.jsonl"
 
 
-def hunt(folder: Path, examples: int) -> None:
+def hunt(folder: Path, examples: int, *options: str) -> None:
     """Hunt in `folder` until its file has so many examples."""
     command = [sys.executable, "-m", "rpcprops", "hunt", "--batch", "2", "--json", "hunt.json"]
-    command += ["-n", str(examples)]
+    command += ["-n", str(examples), *options]
     ran = subprocess.run(
         command,
         cwd=folder,
@@ -30,10 +30,10 @@ def hunt(folder: Path, examples: int) -> None:
 
 
 def test_a_hunt_goes_on_where_its_file_stops(tmp_path: Path) -> None:
-    """The second of two hunts runs what is missing, and keeps what the first has run."""
+    """The second, by two processes, runs what is missing, and keeps what the first has run."""
     hunt(tmp_path, 1)
     (done,) = Hunt.read(tmp_path / FILE).batches
-    hunt(tmp_path, len(done.cases) + 1)
+    hunt(tmp_path, len(done.cases) + 1, "--jobs", "2")
     batches = Hunt.read(tmp_path / FILE).batches
     assert batches[0] == done
     assert len({(b.property, b.seed, b.transport) for b in batches}) == len(batches) >= 2

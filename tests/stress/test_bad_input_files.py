@@ -327,7 +327,7 @@ def test_hunts(place: Path, blob: list[bytes], end: bytes) -> None:
 
         def tell() -> None:
             json.dumps(summary(hunt))
-            next(hunt.next_batches())
+            hunt.next_batch()
             hunt_command._show(hunt)
 
         run_command(main=tell).check()

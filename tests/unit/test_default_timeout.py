@@ -124,8 +124,9 @@ def test_drawn_ones_are_predicted() -> None:
     """What is drawn with a default is certain, ends at it in some steps, and is a part of all."""
     kinds = ("call", "remote", "share", "fetch")
     quiet = programs(max_world_size=3, min_steps=5, max_steps=8, plan=QUIET, kinds=kinds)
-    pairs = [(program, QUIET) for program in draws(quiet, 100)]
-    pairs += draws(programs_under_faults(max_world_size=3, max_steps=6), 40)
+    pairs = [(program, QUIET) for start in range(5, 10) for program in draws(quiet, 40, start)]
+    under = programs_under_faults(max_world_size=3, max_steps=6)
+    pairs += [pair for start in (0, 1) for pair in draws(under, 20, start)]
     chosen = [(program, plan) for program, plan in pairs if program.rpc_timeout is not None]
     assert 10 < len(chosen) < 70
     ended: set[str] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops._hunt import HUNTED, UNDER_FAULTS, Batch, Found, Hunt, digest, summary
+from rpcprops._hunt import HUNTED, UNDER_FAULTS, Batch, Found, Hunt, Order, digest, summary
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
@@ -161,8 +161,81 @@ def test_the_time_to_each_finding_is_told(tmp_path: Path) -> None:
         one.seconds = 10.0
         hunt.append(one)
     found = Hunt.read(hunt.path).found
-    assert found == [Found("early-owner-fork", 7.0, True), Found("WrongValue", 12.5, False)]
-    assert summary(hunt)["found"][1] == {"name": "WrongValue", "seconds": 12.5, "known": False}
+    # One example in each batch, and an older file does not say when it ended: so with the batch.
+    assert found == [Found("early-owner-fork", 7.0, True), Found("WrongValue", 12.5, False, 1)]
+    said = {"name": "WrongValue", "seconds": 12.5, "examples": 1, "known": False}
+    assert summary(hunt)["found"][1] == said
+
+
+def timed(seed: int, began: float, after: list[float], **found: int) -> Batch:
+    """A batch that says when each example ended, and in which of them it met something."""
+    one = batch(seed, *(f"{seed}-{number}" for number in range(len(after))))
+    one.began, one.after, one.seconds = began, after, after[-1]
+    one.found_at = {name.replace("_", "-"): number for name, number in found.items()}
+    one.found_after = {name: after[n - 1] - 0.1 for name, n in one.found_at.items()}
+    one.explained = dict.fromkeys(one.found_at, 1)
+    return one
+
+
+def test_examples_until_a_finding_are_those_of_all_processes(tmp_path: Path) -> None:
+    """Of batches at the same time, what both had run by then counts; and the example itself."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.append(timed(1, 0.0, [2.0, 4.0, 6.0], early_owner_fork=3))
+    hunt.append(timed(0, 1.0, [2.0, 4.0, 8.0], early_owner_fork=2, failed_async_proxy=1))
+    again = Hunt.read(hunt.path)
+    assert again.found == [
+        Found("failed-async-proxy", 3.0, True, 2),
+        Found("early-owner-fork", 5.0, True, 4),
+    ]
+    assert again.seconds == 9.0
+    assert summary(again)["seconds_of_all_jobs"] == 14.0
+    assert 9.0 <= again.clock()() < 99.0
+
+
+def test_hunts_with_other_seeds_have_other_draws(tmp_path: Path) -> None:
+    """A seed names a range of draws, is kept in the file, and cannot be changed there."""
+    first, second = (Hunt.read(tmp_path / name, seed) for name, seed in (("a", None), ("b", 3)))
+    assert [hunt.next_batch()[1] for hunt in (first, second)] == [0, 3_000_000]
+    second.append(batch(3_000_000, "a"))
+    assert Hunt.read(second.path).seed == Hunt.read(second.path, 3).seed == 3
+    with pytest.raises(UsageError, match=r"is of seed 3, not 4; hunt in another --file, or leave"):
+        Hunt.read(second.path, 4)
+
+
+def test_orders_that_are_under_way_are_not_given_again(tmp_path: Path) -> None:
+    """Each of several processes gets other draws, half of them without faults, and not too many."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    given: list[Order] = []
+    while order := hunt.order(2000, under_way=given, jobs=8):
+        given.append(order)
+    assert len({order.key for order in given}) == len(given)
+    alone = sum(order.draws for order in given if order.property == ALONE)
+    assert 2000 <= sum(order.draws for order in given) < 2400
+    assert 900 <= alone <= 1100
+    assert {order.property for order in given} == set(HUNTED)
+    # The first eight are of one size, so that no process waits for another one.
+    assert max(order.draws for order in given[:8]) < 2 * min(order.draws for order in given[:8])
+
+
+def test_real_time_has_a_share_of_a_hunt(tmp_path: Path) -> None:
+    """What passing cases took in real time is taken off a tenth of the time of all."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    assert _real_seconds(hunt) == 0.0
+    one = batch(0, "a")
+    one.seconds, one.real_seconds = 100.0, 4.0
+    hunt.append(one)
+    assert _real_seconds(hunt) == pytest.approx(6.0)
+    assert _real_seconds(hunt, jobs=2) == pytest.approx(3.0)
+    one = batch(1, "a")
+    one.seconds, one.real_seconds = 10.0, 8.0
+    hunt.append(one)
+    assert _real_seconds(hunt) == 0.0
+
+
+def _real_seconds(hunt: Hunt, jobs: int = 1) -> float:
+    order = hunt.order(100, jobs=jobs)
+    assert order is not None
+    return order.real_seconds
 
 
 def test_an_older_file_is_read(tmp_path: Path) -> None:
@@ -170,7 +243,8 @@ def test_an_older_file_is_read(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "hunt.jsonl")
     hunt.append(batch(0, "a"))
     data = json.loads(hunt.path.read_bytes())
-    for name in ("without_faults", "accepted_times", "found_after"):
+    newer = ("without_faults", "accepted_times", "found_after", "found_at", "after", "began")
+    for name in (*newer, "real_seconds", "draws"):
         del data[name]
     hunt.path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
     again = Hunt.read(hunt.path)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import FaultCount
+from rpcprops.oracle import FaultCount, predict
 from rpcprops.outcomes import Outcome
+from rpcprops.programs import Fetch, Program, Remote
 from rpcprops.properties import Case, Observation
 from rpcprops.properties import _programs as p
-from rpcprops.properties._sample import ALL_SECONDS, EVERY, MOST, Sample, real_waits
+from rpcprops.properties._sample import (
+    ALL_SECONDS,
+    CASE_SECONDS,
+    EVERY,
+    MOST,
+    Sample,
+    real_waits,
+)
+from rpcprops.torch_facts import facts_of
 
 CHEAP = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 0.01})
 DEAR = FaultTable(["RREF_USER_DELETE"], 5)
@@ -80,3 +89,23 @@ def test_the_sample_is_bounded() -> None:
     assert short.spent <= ALL_SECONDS
     endless = Sample(needs_faults=True)
     assert sum(endless.takes(passed()) for _ in range(20 * EVERY * MOST)) == MOST
+
+
+def test_what_took_longer_than_predicted_counts() -> None:
+    """A case that took all seconds in real time is the last one for a while."""
+    sample = Sample(needs_faults=True)
+    assert sample.takes(passed())
+    sample.took(ALL_SECONDS + 1)
+    assert not any(sample.takes(passed()) for _ in range(3 * EVERY))
+    none, second = Sample(needs_faults=True, seconds=0.0), FaultTable(["RREF_USER_DELETE"], 1)
+    assert not any(none.takes(passed(second)) for _ in range(10))
+
+
+def test_a_case_that_may_hang_is_left_out() -> None:
+    """A rank that hangs by a known finding is given all of its time, so it is no cheap case."""
+    steps = (Remote(0, 1, "a", timeout=0.5), Remote(0, 1, "b", timeout=0.5), Fetch(0, "a"))
+    late = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 1.0})
+    case = Case(Program(2, steps), FaultPlan(by_rank={0: late}))
+    facts = facts_of("2.13.0")
+    assert "second-failed-remote" in predict(case.program, case.plan, facts).known_bugs
+    assert real_waits(case, facts) > 10 * CASE_SECONDS
