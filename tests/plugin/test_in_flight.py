@@ -132,7 +132,7 @@ def test_a_program_under_way_is_kept(project: Any) -> None:
 def test_runs_that_end_leave_nothing(project: Any) -> None:
     """A pytest that ends in order, passing or failing, leaves no file of an example under way."""
     project.write(bug="STOPS = False; FAILS = True")
-    ran = project.pytest("-n", "2")
+    ran = project.pytest("-n", "1")
     assert ran.code == 1
     assert not list((project.folder / ".rpcprops" / "underway").iterdir())
     assert "an earlier run died" not in ran.out

@@ -65,7 +65,7 @@ class LateEverywhere(FastOnlyLate):
 
 
 few = settings(
-    max_examples=6, stateful_step_count=6, deadline=None, database=None, derandomize=True,
+    max_examples=3, stateful_step_count=4, deadline=None, database=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 for machine in (FastOnly, FastOnlyLate, LateEverywhere):

@@ -60,7 +60,7 @@ def programs_on(
     table: FaultTable, facts: TorchFacts, *, settles: bool, kinds: tuple[str, ...], steps: int = 8
 ) -> list[Program]:
     """The same few programs each time, as they are drawn for a torch."""
-    return draws(drawn_for(table, facts, settles, kinds, steps), 100)
+    return draws(drawn_for(table, facts, settles, kinds, steps), 50)
 
 
 @pytest.mark.parametrize(

@@ -501,6 +501,7 @@ def test_the_smallest_program(holds: Any, world_size: int, steps: tuple[Step, ..
         assert (program.world_size, program.steps) == (world_size, steps)
 
 
+@pytest.mark.nightly  # the fork request below is the same, together with its plan
 def test_the_smallest_program_in_which_a_user_forks_to_a_user() -> None:
     """What makes a handle, a share to the third rank, and a fetch there."""
     for program in smallest(programs(), forks_and_fetches, SEEDS):
@@ -708,7 +709,7 @@ def test_a_plan_is_of_the_world_of_its_program() -> None:
 @pytest.mark.parametrize("kinds", [{kind} for kind in FIRST_KINDS])
 def test_one_kind_alone_can_be_drawn(kinds: set[str]) -> None:
     """Any kind that can come first makes whole programs by itself, with branches too."""
-    found = draws(programs(kinds=kinds, min_world_size=2, min_steps=6), 40)
+    found = draws(programs(kinds=kinds, min_world_size=2, min_steps=6), 20)
     assert {leaf.op for program in found for leaf in program.leaves} == kinds
     parallel = any(isinstance(step, Parallel) for program in found for step in program.steps)
     assert parallel == any(STEP_TYPES[kind].in_branch for kind in kinds)

@@ -182,8 +182,8 @@ def tell(readings: Sequence[Reading]) -> str:
 
 
 def test_a_short_soak(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """In 110 examples no descriptor, thread, process or file is gained, and memory is bounded."""
-    readings = soak(tmp_path, 11 - WARM_UP, SHORT_SECONDS)
+    """In 60 examples no descriptor, thread, process or file is gained, and memory is bounded."""
+    readings = soak(tmp_path, 6 - WARM_UP, SHORT_SECONDS)
     line = tell(readings)
     record_property("soak", line)
     print(line)

@@ -135,13 +135,13 @@ class LossyRanks(UpstreamRanks):
 
 
 class TouchyRanks(UpstreamRanks):
-    """Ranks of which rank 2 loses its first script call where its script calls are to be late."""
+    """Ranks of which rank 0 loses its first script call where its script calls are to be late."""
 
     def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
-        late = (plan or FaultPlan()).table(2).messages_to_delay
+        late = (plan or FaultPlan()).table(0).messages_to_delay
         # What delays them all only looks at what is sent.
         touched = "SCRIPT_CALL" in late and len(late) < 5
-        return super().run(test, FaultPlan(by_rank={2: LOST}) if touched else plan, rate)
+        return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate)
 
 
 def test_a_failure_is_told_with_its_rank(ranks: UpstreamRanks) -> None:
@@ -161,7 +161,7 @@ def test_what_breaks_a_test_is_shrunk_and_confirmed(ranks: UpstreamRanks) -> Non
     assert result.under_faults is not None
     assert result.under_faults.verdict == "violated"
     (failure,) = failures_of(result)
-    needed = FaultPlan(by_rank={2: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
+    needed = FaultPlan(by_rank={0: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
     assert failure.case.plan == needed
     assert any(repeats.rate == 1.0 and repeats.failed for repeats in failure.repeats)
 

@@ -1,0 +1,188 @@
+"""The agent WIRE where things go wrong or last long: its ledger, its holds, its state, commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import rpc
+
+from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops.agents.wire import build
+from rpcprops.agents.wire.ledger import Ledger
+from rpcprops.errors import RankDied, UsageError
+from rpcprops.outcomes import SentMessage
+from rpcprops.programs import Drop, Fetch, Program, Remote
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.report.artefact import Artefact, write
+
+pytestmark = pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+
+#: Real seconds, far above what a command takes.
+SECONDS = 150
+
+
+def _call(times: int) -> list[int]:
+    return [rpc.rpc_sync("worker1", abs, (-x,)) for x in range(times)]
+
+
+def _call_and_die() -> None:
+    _call(2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _held(delay: float) -> tuple[dict[str, Any], float]:
+    """The state of the agent while its only call is held, and virtual seconds that this took."""
+    state = rpc.api._get_current_rpc_agent().state
+    began = time.monotonic()
+    future = rpc.rpc_async("worker1", abs, (-1,))
+    while not state()["waiting_messages"] and time.monotonic() < began + delay:
+        time.sleep(0.01)
+    seen = state()
+    assert future.wait() == 1
+    return seen, time.monotonic() - began
+
+
+def _state() -> dict[str, Any]:
+    found: dict[str, Any] = rpc.api._get_current_rpc_agent().state()
+    return found
+
+
+def _users(messages: tuple[SentMessage, ...]) -> list[SentMessage]:
+    return [one for one in messages if "spared" not in one.marks]
+
+
+def test_what_a_full_ledger_drops_is_counted(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first messages stay whole, the others are counted, and the calls do not notice."""
+    monkeypatch.setattr(Ledger.__init__, "__defaults__", (4,))
+    with rpc_cluster(world_size=2, agent="wire") as cluster:
+        assert cluster.on(0).call(_call, 8) == list(range(8))
+    outcome = cluster.outcome
+    assert [one.type for one in outcome.messages] == ["PYTHON_CALL", "PYTHON_RET"] * 2
+    # Six calls more and their answers, and the handshake of the shutdown.
+    assert outcome.messages_dropped >= 12
+
+
+def test_a_ledger_with_room_has_dropped_nothing(rpc_cluster: ClusterFactory) -> None:
+    """Nobody is told of messages that are missing where none is."""
+    with rpc_cluster(world_size=2, agent="wire") as cluster:
+        cluster.on(0).call(_call, 8)
+    assert len(_users(cluster.outcome.messages)) == 16
+    assert cluster.outcome.messages_dropped == 0
+
+
+def test_a_killed_rank_loses_no_record(rpc_cluster: ClusterFactory) -> None:
+    """What a rank had sent before SIGKILL is in the outcome, with what became of it."""
+    with (
+        pytest.raises(RankDied, match="SIGKILL"),
+        rpc_cluster(world_size=2, agent="wire") as cluster,
+    ):
+        cluster.on(0).call(_call_and_die)
+    sent = [one for one in _users(cluster.outcome.messages) if one.sender == 0]
+    assert [(one.type, one.became) for one in sent] == [("PYTHON_CALL", "answered")] * 2
+
+
+def test_a_delayed_message_waits_in_the_agent_and_is_written_late(
+    rpc_cluster: ClusterFactory,
+) -> None:
+    """While it waits `state` counts it; it is written after its delay, and then nothing waits."""
+    fault = MessageFault(0, "delay", "PYTHON_CALL", delay=200.0)
+    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=[fault])) as cluster:
+        seen, took = cluster.on(0).call(_held, 200.0)
+        after = cluster.on(0).call(_state)
+    assert seen["waiting_messages"] == 1
+    assert seen["client_active_calls"] == 1
+    assert took >= 200.0
+    assert after["waiting_messages"] == after["client_active_calls"] == after["retries"] == 0
+    assert not any(after["pending_responses"].values())
+    late = _users(cluster.outcome.messages)[0]
+    assert (late.done, late.marks.count("overdue")) == ("delay", 0)
+    assert late.written is not None
+    assert late.written - late.seconds >= 200.0
+
+
+def test_a_hold_that_nothing_ends_is_overdue(rpc_cluster: ClusterFactory) -> None:
+    """A message that waits for another that never comes is sent when its time is up, and marked."""
+    fault = MessageFault(
+        0, "hold", "PYTHON_CALL", delay=100.0, until=NthMessage(1, "PYTHON_CALL", n=1)
+    )
+    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=[fault])) as cluster:
+        assert cluster.on(0).call(_call, 1) == [0]
+    held = _users(cluster.outcome.messages)[0]
+    assert (held.done, held.became) == ("hold", "answered")
+    assert "overdue" in held.marks
+    assert held.written is not None
+    assert held.written - held.seconds >= 100.0
+
+
+def _tries(times: int) -> list[bool]:
+    """Which of some calls succeed."""
+    found = []
+    for _ in range(times):
+        try:
+            rpc.rpc_sync("worker1", abs, (-1,))
+        except RuntimeError:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
+
+
+def test_faults_are_armed_for_a_part_of_a_run(rpc_cluster: ClusterFactory) -> None:
+    """`Cluster.faults` acts under this agent as under torch's, and the ledger names its victims."""
+    with rpc_cluster(world_size=2, agent="wire") as cluster:
+        assert cluster.on(0).call(_tries, 1) == [True]
+        with cluster.faults(FaultTable(["PYTHON_CALL"], 1)):
+            assert cluster.on(0).call(_tries, 2) == [False, True]
+        assert cluster.on(0).call(_tries, 1) == [True]
+        whole = FaultPlan(others=[MessageFault(0, "lose", "PYTHON_CALL")])
+        with (
+            pytest.raises(UsageError, match="cannot be armed for a part of a run"),
+            cluster.faults(whole),
+        ):
+            pass
+    requests = [one for one in _users(cluster.outcome.messages) if one.is_request]
+    assert [one.failed_by_table for one in requests] == [False, True, False, False]
+    (armed,) = cluster.outcome.armed
+    assert armed.failed[0] == {"PYTHON_CALL": 1}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("check", "rref-values", "-n", "3", "--agent", "wire"), "holds     rref-values"),
+        (("hunt", "-n", "3", "--batch", "3", "--agent", "wire"), ""),
+        (("sweep", "create_and_fetch[python]", "--agent", "wire"), ""),
+        (("replay", "x.json", "--times", "1", "--no-needed", "--agent", "wire"), "of 1 run"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_commands_run_with_it(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    """Each command that takes --agent runs clean programs of stock torch to the end with it."""
+    program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
+    made = write(
+        Artefact(kind="program", subject="x", promise="RRefLeak", program=program), tmp_path
+    )
+    made.replace(tmp_path / "x.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "rpcprops", *words],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "160", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert says in done.stdout

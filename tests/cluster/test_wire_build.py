@@ -1,0 +1,156 @@
+"""How the agent WIRE is compiled: once for all who ask, and with a clear error where it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpcprops.agents.wire import build
+from rpcprops.errors import MachineCannot
+from rpcprops.pytest_plugin import ClusterFactory
+
+#: Real seconds, far above what a process takes that compiles nothing; and one that does.
+SECONDS, COMPILER_SECONDS = 60, 500
+ASK = "from rpcprops.agents.wire import build; print(build.built())"
+#: What is said where the compiler cannot do it.
+REMEDY = "Install a g++ that knows C++20 (11 or newer) and name it by CXX, or use another agent."
+
+#: A compiler that notes that it was run, takes its time, and writes a file.
+SLOW = """#!/bin/sh
+echo run >> "$(dirname "$0")/runs"
+sleep 0.7
+while [ "$1" != -o ]; do shift; done
+echo compiled > "$2"
+"""
+#: One that knows no C++20.
+BROKEN = """#!/bin/sh
+echo "_agent.cpp: note: nothing yet"
+echo "_agent.cpp:1:1: error: 'concept' does not name a type"
+exit 1
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own, in which nothing is compiled yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def use(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Have CXX name a script."""
+    path = folder / "c++"
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+
+
+def ask(count: int, seconds: int) -> list[str]:
+    """What so many processes print that ask for the library at the same time."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", ASK], stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=seconds)[0].strip() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count
+    return said
+
+
+def test_processes_that_ask_at_once_compile_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One runs the compiler, the others wait for it, and all name the file that it wrote."""
+    use(monkeypatch, tmp_path, SLOW)
+    (path,) = set(ask(3, SECONDS))
+    assert Path(path).is_relative_to(cache)
+    assert Path(path).read_text(encoding="utf-8") == "compiled\n"
+    assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n"
+    # Who asks later compiles nothing either, unless told to.
+    assert str(build.built()) == path
+    assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n"
+    build.built(force=True)
+    assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n" * 2
+
+
+def test_a_compiler_that_fails_is_told_with_the_remedy(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has what the compiler called one, and the remedy; the next try starts anew."""
+    use(monkeypatch, tmp_path, BROKEN)
+    with pytest.raises(MachineCannot) as caught:
+        build.built()
+    said = str(caught.value)
+    assert "error: 'concept' does not name a type" in said
+    assert "nothing yet" not in said
+    assert said.endswith(REMEDY)
+    path = build.library_path()
+    assert not path.exists()
+    log = path.with_suffix(".log")
+    assert str(log) in said
+    assert "nothing yet" in log.read_text(encoding="utf-8")
+    # No half of a build stays.
+    assert {left.suffix for left in path.parent.iterdir()} == {".log", ".lock"}
+    use(monkeypatch, tmp_path, SLOW)
+    assert build.built() == path
+    assert path.is_relative_to(cache)
+
+
+def test_commands_that_cannot_compile_exit_3(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check --agent wire` ends before it draws anything; `agent show` needs no compiler."""
+    use(monkeypatch, tmp_path, BROKEN)
+    ends = {}
+    for words in (("check", "rref-values", "--agent", "wire"), ("agent", "show")):
+        done = subprocess.run(
+            [sys.executable, "-m", "rpcprops", *words],
+            cwd=tmp_path,
+            env=os.environ | {"COLUMNS": "400", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        ends[words[-1]] = done.returncode
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "not built" in done.stdout if words[-1] == "show" else REMEDY in done.stderr
+    assert ends == {"wire": 3, "show": 0}
+    assert cache.is_dir()
+
+
+def test_what_needs_no_wire_goes_on(
+    rpc_cluster: ClusterFactory, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster with the agent is refused, and the next one, with torch's, runs."""
+    use(monkeypatch, tmp_path, BROKEN)
+    with (
+        pytest.raises(MachineCannot, match="could not be compiled"),
+        rpc_cluster(world_size=2, agent="wire"),
+    ):
+        pass
+    with rpc_cluster(world_size=2) as cluster:
+        assert cluster.on(0).call(abs, -3) == 3
+    assert not list(cache.rglob("*.so"))
+
+
+@pytest.mark.nightly
+def test_two_processes_really_compile_once(cache: Path) -> None:
+    """With the real compiler: both get one library, and it loads."""
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler")
+    (path,) = set(ask(2, COMPILER_SECONDS))
+    assert [str(found) for found in cache.rglob("*.so")] == [path]
+    load = "from rpcprops.agents.wire import library; print(library().__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", load], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    assert done.stdout.strip() == path
