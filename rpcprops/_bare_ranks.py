@@ -23,6 +23,7 @@ from torch.distributed import rpc
 
 from rpcprops import clock
 from rpcprops.cluster import pages, rank_process
+from rpcprops.cluster.options import A_DAY
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import RankFixture
 
@@ -38,7 +39,7 @@ def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared:
         world_size=world_size,
         init_method=f"file:///proc/self/fd/{store}",
         table=FaultTable(),
-        rpc_timeout=86_400.0,
+        rpc_timeout=A_DAY,
         num_worker_threads=8,
     )
     with rank_process.only_transport("tcp"):

@@ -169,24 +169,31 @@ class Team:
         if not self._has_work(examples):
             return
         with contextlib.ExitStack() as stack:
-            stack.callback(self._end_all)
             self._selector = stack.enter_context(selectors.DefaultSelector())
-            for number in range(1, 1 + self.jobs):
-                self._start(number, stack)
-            while self._has_work(examples):
-                for worker in self._idle():
-                    order = self._next_order(examples, batch_size, share_without_faults)
-                    if order is not None:
-                        worker.give(order, self._now())
-                for key, _ in self._selector.select():
-                    worker = key.data
-                    messages = worker.messages()
-                    if messages is None:
-                        self._selector.unregister(key.fileobj)
-                        self._bury(worker)
-                        self._start(worker.number, stack)
-                    for message in messages or []:
-                        self._take(worker, message)
+            try:
+                for number in range(1, 1 + self.jobs):
+                    self._start(number, stack)
+                while self._has_work(examples):
+                    for worker in self._idle():
+                        order = self._next_order(examples, batch_size, share_without_faults)
+                        if order is not None:
+                            worker.give(order, self._now())
+                    for key, _ in self._selector.select():
+                        self._hear(key.data, stack)
+            finally:
+                # At the same time, and before the guards of the stack end one after the other.
+                self._end_all()
+
+    def _hear(self, worker: _Worker, stack: contextlib.ExitStack) -> None:
+        """Act on what a worker has written, or on its end."""
+        messages = worker.messages()
+        if messages is None:
+            assert worker.process.stdout is not None
+            self._selector.unregister(worker.process.stdout)
+            self._bury(worker)
+            self._start(worker.number, stack)
+        for message in messages or []:
+            self._take(worker, message)
 
     def _next_order(self, examples: int, batch_size: int, share: float) -> Order | None:
         """What a worker does next: first what another one has not ended."""

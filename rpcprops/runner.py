@@ -12,7 +12,7 @@ from typing import Any
 from rpcprops import agents
 from rpcprops._given import argument, shown
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster.options import ClockChoice, Transport, check_transport
+from rpcprops.cluster.options import A_DAY, ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict_in
@@ -25,8 +25,6 @@ _REMEMBERED = 2048
 #: Real seconds that a program's `rpc_timeout` leaves each message at the least. Where the clock is
 #: faster, the program runs at a slower rate, because that is the time of a busy machine.
 _REAL_SECONDS = 2.5
-#: Virtual seconds: the timeout of programs without one of their own.
-_A_DAY = 86_400.0
 
 
 class Runner:
@@ -93,7 +91,7 @@ class Runner:
             faults=faults,
             clock=self._rate_of(program, clock),
             transport=transport,
-            rpc_timeout=_A_DAY if program.rpc_timeout is None else program.rpc_timeout,
+            rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
             shutdown_faults=True,
             agent=self.server.agent if agent is None else agent,
         )

@@ -28,6 +28,9 @@ Init = bool | Literal["adopt"]
 #: an error ("private"), or the machine's ("host").
 Network = Literal["auto", "private", "host"]
 
+#: Virtual seconds that stand for no timeout: nothing that ranks do takes so long.
+A_DAY = 86_400.0
+
 #: The options that a program chooses itself with ``init="adopt"``.
 _PROGRAMS_OWN = ("names", "rpc_timeout", "num_worker_threads")
 
@@ -132,12 +135,12 @@ def complete(
     plan.check(size)
     transport = options.get("transport", "tcp")
     check_transport(transport)
-    rpc_timeout = options.get("rpc_timeout", 86_400.0)
+    rpc_timeout = options.get("rpc_timeout", A_DAY)
     _check_number("rpc_timeout", rpc_timeout, 1e6)
     threads = options.get("num_worker_threads", 8)
     _check_number("num_worker_threads", threads, 1024, whole=True)
     deadline = options.get("deadline", 30.0)
-    _check_number("deadline", deadline, 86_400.0)
+    _check_number("deadline", deadline, A_DAY)
     init = _check_init(options)
     leaks = _check_leaks(options.get("leaks", "raise"), size, init=bool(init))
     _limits.check(size, transport, threads)

@@ -39,6 +39,7 @@ from rpcprops.cluster import (
 from rpcprops.cluster._spec import Asked, RpcNews, WorldSpec
 from rpcprops.cluster._timeouts import Timeouts
 from rpcprops.cluster.adoption import Adoption
+from rpcprops.cluster.options import A_DAY
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan, agent_faults
 from rpcprops.outcomes import Counters
@@ -50,9 +51,6 @@ _NO_SHARED_MEMORY = 512 << 10
 
 #: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
 _DESCRIPTORS = 1000
-
-#: Virtual seconds that ranks which run a program wait for each other at the start.
-_A_DAY = 86_400.0
 
 EXIT_CHANNEL_LOST = 70
 EXIT_START_FAILED = 71
@@ -135,7 +133,7 @@ class _Rank:
             table=spec.plan.table(rank),
             # A program's own applies once the ranks have joined: the store waits as long as this
             # (rpc/__init__.py: init_rpc).
-            rpc_timeout=spec.rpc_timeout if spec.runs_users_code else _A_DAY,
+            rpc_timeout=spec.rpc_timeout if spec.runs_users_code else A_DAY,
             num_worker_threads=spec.num_worker_threads,
             agent_name=spec.agent,
         )

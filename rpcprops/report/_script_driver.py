@@ -44,7 +44,7 @@ FAULTS: list[dict[str, Any]] = []
 # Whether the ranks shut RPC down once, and initialise it again, before the steps.
 REINIT: bool = False
 
-# The default timeout of all that the ranks send, once they have joined.
+# The default timeout of all that the ranks send, once they have joined: a day stands for none.
 RPC_TIMEOUT: float = 86400.0
 
 # The parts of torch's debug information that a settle reads. They must not change for some

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from rpcprops import _guard, agents
 from rpcprops._kinds import kind_of
+from rpcprops.cluster.options import A_DAY
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
@@ -90,8 +91,6 @@ _DRIVER = "rpcprops.report._script_driver"
 #: Real seconds that a busy machine may add to anything; the first is for the imports of torch.
 _START_SECONDS = 180
 _MARGIN_SECONDS = 20
-#: Seconds; nothing takes so long.
-_A_DAY = 86_400.0
 #: A longer line is wrapped.
 _LINE = 100
 #: If retries and delays take more real seconds than this, a script is of no use.
@@ -357,7 +356,7 @@ class _Writer:
             "BACKEND_MODULE": literal(agent.module),
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
-            "RPC_TIMEOUT": literal(self.program.rpc_timeout or _A_DAY),
+            "RPC_TIMEOUT": literal(self.program.rpc_timeout or A_DAY),
             "COUNTED": _spread(counted),
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
