@@ -9,6 +9,7 @@ one batch after the other (:func:`go_on`), or several draw different ones at onc
 from __future__ import annotations
 
 import bisect
+import builtins
 import functools
 import hashlib
 import itertools
@@ -159,7 +160,7 @@ class Order:
     draws: int
     real_seconds: float = 0.0
 
-    @property
+    @builtins.property
     def key(self) -> tuple[str, int, str]:
         """What no other batch of the hunt has."""
         return self.property, self.seed, self.transport

@@ -17,6 +17,9 @@ from rpcprops._hunt import Found, Hunt
 from rpcprops.errors import UsageError
 from rpcprops.torch_facts import FINDINGS, facts_of
 
+#: What stands for a number that is not known.
+_LATER = "later"
+
 
 @dataclass(frozen=True, slots=True)
 class Quartiles:
@@ -27,9 +30,10 @@ class Quartiles:
     upper: float | None
 
     def __str__(self) -> str:
+        if self.lower is None:
+            return _LATER
         lower, median, upper = (
-            "not met" if one is None else f"{one:g}"
-            for one in (self.lower, self.median, self.upper)
+            _LATER if one is None else f"{one:g}" for one in (self.lower, self.median, self.upper)
         )
         return f"{median} ({lower} to {upper})"
 
@@ -79,7 +83,9 @@ class Joined:
         """What a reader of the table must know."""
         return (
             "seconds and examples: the median, and the quartiles, over all hunts; one that did "
-            "not meet a finding counts as longer than all that did",
+            f"not meet a finding counts as longer than all that did ({_LATER})",
+            "drawn programs avoid some findings of the torch that runs them, for these would hide "
+            "others; a hunt meets those seldom, or never",
         )
 
     def as_json(self) -> dict[str, Any]:

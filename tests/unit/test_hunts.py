@@ -14,11 +14,10 @@ from rpcprops.torch_facts import FINDINGS, facts_of
 MET = "early-owner-fork"
 
 
-def hunt(path: Path, found: dict[str, float], **batch: str) -> Path:
+def hunt(path: Path, found: dict[str, float], torch: str = "2.13.0", agent: str = "") -> Path:
     """A hunt of ten examples, one each second, that met these findings after so many."""
-    torch = batch.pop("torch", "2.13.0")
     cases = [str(number) for number in range(10)]
-    one = Batch(UNDER_FAULTS[0], 0, "tcp", 400.0, torch, "holds", cases, seconds=10.0, **batch)
+    one = Batch(UNDER_FAULTS[0], 0, "tcp", 400.0, torch, "holds", cases, seconds=10.0, agent=agent)
     one.after = [float(number) for number in range(1, 11)]
     one.found_after = found
     one.explained = dict.fromkeys((name for name in found if name in FINDINGS), 1)
@@ -34,7 +33,11 @@ def test_a_finding_has_its_median_and_quartiles(tmp_path: Path) -> None:
     rows = joined(paths).findings
     four = Quartiles(2, 3, 4)
     assert rows[0] == Met(MET, True, 4, four, four)
-    assert str(four) == "3 (2 to 4)"
+    assert [str(one) for one in (four, Quartiles(2, 3, None), Quartiles(None, None, None))] == [
+        "3 (2 to 4)",
+        "3 (2 to later)",
+        "later",
+    ]
     only = {one.name: one for one in joined([paths[1], *paths[4:]]).findings}[MET]
     assert only == Met(MET, True, 1, Quartiles(None, None, None), Quartiles(None, None, None))
 
