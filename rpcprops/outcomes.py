@@ -314,7 +314,15 @@ class Outcome:
             held, last = (rank.counters, "last held") if after is None else (after, "holds")
             holds = f", {last} {held.describe()}" if held is not None and not held.is_zero else ""
             lines.append(f"  {rank.name}: {rank.describe_end()}{sends}{holds}")
+        if self.messages_dropped:
+            lines.append(f"  {self.describe_dropped()}")
         return "\n".join(lines)
+
+    def describe_dropped(self) -> str:
+        """That the record of messages is not whole; empty if it is."""
+        if not self.messages_dropped:
+            return ""
+        return f"the record of {len(self.messages)} messages is full: {self.messages_dropped} more"
 
     def phase(self, name: PhaseName) -> PhaseOutcome | None:
         """The last phase of that name, None when it was never reached."""

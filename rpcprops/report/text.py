@@ -95,7 +95,7 @@ def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]
 
 
 def describe_end(outcome: Outcome) -> list[str]:
-    """Ranks that did not exit as they should, and the stacks of a hang."""
+    """Ranks that did not exit as they should, the stacks of a hang, and a record that is full."""
     lines: list[str] = []
     for rank in outcome.ranks:
         if rank.signal or rank.exit_code:
@@ -103,6 +103,8 @@ def describe_end(outcome: Outcome) -> list[str]:
         if rank.stack:
             lines.append(f"stack    {rank.name}:")
             lines += [f"         {line}" for line in rank.stack.strip().splitlines()]
+    if outcome.messages_dropped:
+        lines.append(f"messages {outcome.describe_dropped()}")
     return lines
 
 

@@ -140,10 +140,10 @@ def test_what_is_accepted_is_told_and_strict_fails_on_it(
     assert "reason   strict: documented effects are failures (" in strict.out
 
 
-def test_unknown_property(rpcprops: Rpcprops) -> None:
+def test_unknown_property(refusing: Commands, tmp_path: Path) -> None:
     """An unknown property exits 2 with one line that lists the known ones, and starts nothing."""
     began = time.monotonic()
-    ended = rpcprops("check", "rref-values", "rref-valeus")
+    ended = refusing.run(tmp_path, "check", "rref-values", "rref-valeus")
     assert ended.code == 2
     assert "there is no property 'rref-valeus'" in ended.err
     assert all(name in ended.err for name in PROPERTIES)
@@ -152,9 +152,9 @@ def test_unknown_property(rpcprops: Rpcprops) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_list(rpcprops: Rpcprops) -> None:
+def test_list(refusing: Commands, tmp_path: Path) -> None:
     """`check --list` names every property with its promise, one a line, and exits 0."""
-    ended = rpcprops("check", "--list")
+    ended = refusing.run(tmp_path, "check", "--list")
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert [line.split()[0] for line in lines] == list(PROPERTIES)

@@ -172,7 +172,10 @@ def test_commands_run_with_it(tmp_path: Path, words: tuple[str, ...], says: str)
     """Each command that takes --agent runs clean programs of stock torch to the end with it."""
     program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
     made = write(
-        Artefact(kind="program", subject="x", promise="RRefLeak", program=program), tmp_path
+        Artefact(
+            kind="program", subject="x", promise="RRefLeak", program=program, plans=(FaultPlan(),)
+        ),
+        tmp_path,
     )
     made.replace(tmp_path / "x.json")
     done = subprocess.run(

@@ -20,6 +20,7 @@ from rpcprops.outcomes import (
     PhaseOutcome,
     RaisedError,
     RankOutcome,
+    SentMessage,
     StepOutcome,
     Violation,
 )
@@ -152,6 +153,18 @@ def test_ranks_that_did_not_leave_well_are_named() -> None:
     assert [line.strip() for line in lines[2:]] == ["Thread 0x1:", "File a.py, line 3"]
     bad = Outcome(1, ranks=(RankOutcome(0, "worker0", exit_code=3),))
     assert describe_end(bad) == ["ended    worker0: exit code 3"]
+
+
+def test_a_record_that_is_full_is_said() -> None:
+    """Messages for which there was no room are counted in a report, and in a printed outcome."""
+    sent = SentMessage(0.0, 0, 1, 7, "PYTHON_CALL", is_request=True)
+    whole = Outcome(1, messages=(sent,))
+    assert describe_end(whole) == []
+    assert "record" not in str(whole)
+    full = Outcome(1, messages=(sent,), messages_dropped=5)
+    said = "the record of 1 messages is full: 5 more"
+    assert describe_end(full) == [f"messages {said}"]
+    assert str(full).splitlines()[-1] == f"  {said}"
 
 
 def test_an_outcome_is_a_few_lines_to_print_and_python_to_keep() -> None:
