@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
-from rpcprops.programs import HandleInfo, Scope
+from rpcprops.programs import ENOUGH_THREADS, HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
@@ -230,6 +230,7 @@ class StepDrawer:
         minutes: whether called functions may sleep for minutes (virtual).
         gives_up: whether timeouts may end before the functions that they are for.
         rpc_timeout: the default timeout that the program shall have, in virtual seconds.
+        threads: the threads that each rank shall have.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -254,6 +255,8 @@ class StepDrawer:
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
+        threads: the threads that each rank shall have: as given, or None if delays of the plan may
+            keep so few busy for long. Where there are few, no timeout comes.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
@@ -273,6 +276,7 @@ class StepDrawer:
         minutes: bool = False,
         gives_up: bool = True,
         rpc_timeout: float | None = None,
+        threads: int | None = None,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -324,14 +328,22 @@ class StepDrawer:
         )
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         self.lasting: set[str] = set()
+        self.threads = threads
+        if self.has_few_threads and plan is not None and self._longest:
+            self.threads = None
         self.rpc_timeout: float | None = None
-        if rpc_timeout is not None:
+        if rpc_timeout is not None and not self.has_few_threads:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: the others; and the ranks that it may call, others first, then itself.
         self.others = others
         self.peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
+
+    @property
+    def has_few_threads(self) -> bool:
+        """Whether a message may have to wait for a free thread of its rank."""
+        return self.threads is not None and self.threads < ENOUGH_THREADS
 
     def add(self, *, room: int = _MOST_AT_ONCE, must: bool = False) -> None:
         """Draw the next step, or none, or the start of a parallel step.
@@ -686,15 +698,16 @@ class StepDrawer:
         if not slow or self.slow_functions >= _MOST_SLOW:
             return self.pick(quick)
         left = _MOST_SECONDS - self._slow_seconds
+        slow_late = slow_late and not self.has_few_threads
         lengths = [seconds for seconds in self._lengths if seconds <= left]
-        in_time = self._in_time(max(lengths, default=0.0))
-        forms = [
-            (t, seconds) for seconds in lengths for t in (None, in_time) if self.may_take(seconds)
-        ]
+        limits: tuple[float | None, ...] = (None,)
+        if not self.has_few_threads:
+            limits = (None, self.in_time(max(lengths, default=0.0)))
+        forms = [(t, seconds) for seconds in lengths for t in limits if self.may_take(seconds)]
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
                 long = self.rpc_timeout + 1.5 * BETWEEN_STEPS
-                often = (None, None, None, self._in_time(long))
+                often = (None, None, None, self.in_time(long))
                 forms += [(timeout, long) for timeout in often if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
@@ -762,21 +775,26 @@ class StepDrawer:
         self, at: int, message: MessageType, *, late: bool, also: float | None = None
     ) -> tuple[float | None, ...]:
         delay = self.delay_milliseconds(at, message)
-        in_time = self._in_time()
+        if self.has_few_threads:
+            return (None,)
+        in_time = self.in_time()
         if also is not None:
             return (None, also, in_time)
         if late and delay >= 500:
             return (None, delay // 2 / 1000, in_time)
         return (None, None, None, in_time)
 
-    def _in_time(self, more: float = 0.0) -> float:
+    def in_time(self, more: float = 0.0) -> float:
         """A timeout that no call exceeds, even if its function sleeps for `more`.
 
         Besides its own delay, a call may wait for the retries of a fork request, and for the
         delays of that request, its accept, a fetch and a delete. The same holds for its argument,
-        which may also be made by slow functions.
+        which may also be made by slow functions. Where threads are few, it may wait for all slow
+        functions of the program, one after the other.
         """
         waits = (5 * self._longest + _RETRIES) * self.waiting
+        if self.has_few_threads:
+            waits += _MOST_AT_ONCE * _MOST_SECONDS
         return float(math.ceil(waits + self._slow_seconds + more) + _IN_TIME)
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:

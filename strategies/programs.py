@@ -8,6 +8,7 @@ small whole numbers, so float64 arithmetic on them is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.programs import MAX_WORLD_SIZE, Program
+from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, Program, needed_threads
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies.drawing import (
@@ -34,6 +35,8 @@ _MOST_STEPS = 64
 _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
+#: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
+_THREADS = (*(None,) * 30, *(1,) * 6, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
 
 
 def programs(
@@ -193,8 +196,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold one bit for each group, and at least 8 bits more.
-    many = 2 + len(groups) // 8
+    # bits are 0. They hold one bit for each group, and twice 8 bits or more.
+    many = 3 + len(groups) // 8
     bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
     # One number for both, as below.
@@ -204,6 +207,7 @@ def _program_drawer(
         # One choice, because each further one that all programs take makes shrinking harder.
         number = int.from_bytes(draw(bits), "little")
         settled, rpc_timeout = forms[draw(below(len(forms)))]
+        more = number >> len(groups)
         steps = StepDrawer(
             draw,
             world_size,
@@ -211,8 +215,9 @@ def _program_drawer(
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
             settles=settled,
-            minutes=(number >> len(groups)) % _FEW == _FEW - 1,
+            minutes=more % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
+            threads=_THREADS[(more >> 8) % len(_THREADS)],
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -226,11 +231,22 @@ def _program_drawer(
         steps.close()
         if settles is None and steps.overtakes:
             settled = True
-        return Program(
+        program = Program(
             world_size, tuple(steps.steps), settles=settled, rpc_timeout=steps.rpc_timeout
         )
+        return program if steps.threads is None else _with_threads(program, steps)
 
     return draw_program
+
+
+def _with_threads(program: Program, steps: StepDrawer) -> Program:
+    """The program with its number of threads, or with as many as its steps need."""
+    too_few = not steps.facts.has_bug("timeout-needs-thread")
+    needed = needed_threads(program, also_patient=not too_few)
+    threads = max(needed, steps.threads or 0)
+    # More than there may be: nobody has counted for some steps that run at once.
+    number = None if threads > MAX_WORKER_THREADS else threads
+    return replace(program, num_worker_threads=number)
 
 
 @st.composite
