@@ -108,6 +108,8 @@ _MOST_SLOW = 3
 _MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 300.0
+#: More virtual seconds than a call waits for a free thread where there are few.
+_LONGEST_QUEUE = 30_000.0
 #: The default timeouts that a program may have, in virtual seconds; torch's own is 60.
 TIMEOUTS = (60.0, 100.0, 300.0)
 #: How many of the longest delay a step may wait for.
@@ -255,8 +257,7 @@ class StepDrawer:
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
-        threads: the threads that each rank shall have: as given, or None if delays of the plan may
-            keep so few busy for long. Where there are few, no timeout comes.
+        threads: the threads that each rank shall have. Where there are few, no timeout comes.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
@@ -329,8 +330,6 @@ class StepDrawer:
         self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
         self.lasting: set[str] = set()
         self.threads = threads
-        if self.has_few_threads and plan is not None and self._longest:
-            self.threads = None
         self.rpc_timeout: float | None = None
         if rpc_timeout is not None and not self.has_few_threads:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
@@ -789,12 +788,12 @@ class StepDrawer:
 
         Besides its own delay, a call may wait for the retries of a fork request, and for the
         delays of that request, its accept, a fetch and a delete. The same holds for its argument,
-        which may also be made by slow functions. Where threads are few, it may wait for all slow
-        functions of the program, one after the other.
+        which may also be made by slow functions. Where threads are few, it may wait for all that
+        keeps one busy.
         """
-        waits = (5 * self._longest + _RETRIES) * self.waiting
         if self.has_few_threads:
-            waits += _MOST_AT_ONCE * _MOST_SECONDS
+            return _LONGEST_QUEUE
+        waits = (5 * self._longest + _RETRIES) * self.waiting
         return float(math.ceil(waits + self._slow_seconds + more) + _IN_TIME)
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:

@@ -36,7 +36,7 @@ _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
-_THREADS = (*(None,) * 30, *(1,) * 6, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
+_THREADS = (*(None,) * 30, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
 
 
 def programs(

@@ -31,7 +31,6 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -759,11 +758,10 @@ class Model:
             return 0.0
         if not self._delays:
             return threads.lasts
-        if threads.beside[len(self.steps)]:
-            # What runs at the same time is not known yet.
-            return math.inf
+        # What runs at the same time is not known yet.
+        others = threads.beside[len(self.steps)] * _MOST_OF_A_STEP
         delays = sum(self.delay(send.rank, send.message) for send in self.sends[self.settled :])
-        return threads.lasts + delays + _MOST_OF_A_STEP * max(self._delays)
+        return threads.lasts + delays + others * max(self._delays)
 
     @functools.cached_property
     def _delays(self) -> tuple[float, ...]:
@@ -824,8 +822,8 @@ class Model:
         return each + bool(more) < tries
 
 
-#: More messages than a single call sends and waits for.
-_MOST_OF_A_STEP = 32
+#: More messages than a step sends.
+_MOST_OF_A_STEP = 100
 #: The most outcomes of a program that differ by when torch marks creations that time out.
 _MOST_ALTERNATIVES = 64
 

@@ -133,14 +133,14 @@ class Threads:
     Attributes:
         number: the threads of each rank.
         waiting: for each leaf of the program, the threads that may wait at each rank while it runs.
-        beside: for each leaf, whether others run at the same time.
+        beside: for each leaf, how many run at the same time, with itself.
         sleeping: for each rank, how many functions of the program sleep there.
         lasts: virtual seconds that these sleep at most, one after the other.
     """
 
     number: int
     waiting: tuple[Mapping[int, int], ...]
-    beside: tuple[bool, ...]
+    beside: tuple[int, ...]
     sleeping: Mapping[int, int]
     lasts: float
 
@@ -166,7 +166,7 @@ def threads_of(program: Program) -> Threads:
     return Threads(
         program.num_worker_threads or ENOUGH_THREADS,
         tuple(_waiting(program)),
-        tuple(len(step.leaves) > 1 for step in program.steps for _ in step.leaves),
+        tuple(len(step.leaves) for step in program.steps for _ in step.leaves),
         sleeping,
         lasts,
     )
