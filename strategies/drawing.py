@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
+from rpcprops.faults import MAX_DELAY, Fault, FaultPlan, MessageType, retry_wait
 from rpcprops.programs import ENOUGH_THREADS, HandleInfo, Scope
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
+from rpcprops.strategies._weighted import Below, Unused
 from rpcprops.torch_facts import TorchFacts, installed
 
 T = TypeVar("T")
@@ -123,7 +124,12 @@ _AIM_WIDTH = 3
 @functools.lru_cache(maxsize=512)
 def below(number: int) -> st.SearchStrategy[int]:
     """An int from 0 to `number` - 1. Cached: making a strategy takes longer than drawing."""
-    return st.integers(0, number - 1)
+    return Below(number)
+
+
+@functools.lru_cache(maxsize=64)
+def _unused(number: int) -> st.SearchStrategy[None]:
+    return Unused(number)
 
 
 def letters(number: int) -> str:
@@ -300,7 +306,10 @@ class StepDrawer:
         self.ended: dict[str, bool] = {}
         self._turn = 0
         self._made: dict[str, int] = {}  # names, and the turn in which each was given
-        self._plan = plan or FaultPlan()
+        tables = [(plan or FaultPlan()).table(rank) for rank in self.ranks]
+        #: What fails at each rank, and how often; and what is late, by how many milliseconds.
+        self._failing = [(frozenset(t.failing), t.num_fail_sends) for t in tables]
+        self._delaying = [t.delaying for t in tables]
         self.settles = settles
         self.uncreated: set[str] = set()
         self._uses_of_uncreated = 0
@@ -319,15 +328,16 @@ class StepDrawer:
         self._slow_seconds = 0.0
         self._slow_in_time = 0.0
         self._gives_up = settles and gives_up
+        faults = [plan.faults_at(rank) if plan else () for rank in self.ranks]
         self._targets = tuple(
             (rank, message)
-            for rank in self.ranks
-            for message in sorted({m for f in self._plan.faults_at(rank) for m in f.targets})
+            for rank, at in enumerate(faults)
+            for message in sorted({m for f in at for m in f.targets})
         )
         self._may_announce_late = plan is None or any(
             self.may_fail(rank, (MessageType.RREF_FORK_REQUEST,)) for rank in self.ranks
         )
-        self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
+        self._longest = MAX_DELAY if plan is None else _longest_delay(itertools.chain(*faults))
         self.lasting: set[str] = set()
         self.threads = threads
         self.rpc_timeout: float | None = None
@@ -360,8 +370,8 @@ class StepDrawer:
             step = self._any(max(0, number - 1), room)
             if step is not None:
                 self._take(step)
-        while self._drawn < self._width:
-            self.pick((0,))
+        if self._drawn < self._width:
+            self.draw(_unused(self._width - self._drawn))
 
     @property
     def overtakes(self) -> bool:
@@ -391,8 +401,7 @@ class StepDrawer:
     @property
     def loses(self) -> bool:
         """Whether the plan may lose a message: more often than torch sends it again."""
-        tables = [self._plan.table(rank) for rank in self.ranks]
-        return any(t.num_fail_sends > m.max_retries for t in tables for m in t.failing)
+        return any(number > m.max_retries for failing, number in self._failing for m in failing)
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""
@@ -500,7 +509,7 @@ class StepDrawer:
         rank, message = self.pick(self._targets)
         ways = [
             way
-            for cls in sorted(STEP_TYPES.values(), key=_aim_order)
+            for cls in _aimable(tuple(STEP_TYPES.values()))
             for kind, way in cls.ways(self, rank, message)
             if kind in self.kinds and self._fits(STEP_TYPES[kind])
         ]
@@ -798,16 +807,22 @@ class StepDrawer:
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
         """Whole milliseconds by which the plan delays such a message of `at`."""
-        return self._plan.table(at).delaying.get(message, 0)
+        return self._delaying[at].get(message, 0)
 
     def may_fail(self, at: int, messages: Iterable[MessageType]) -> bool:
         """Whether the plan fails one of these messages at `at`."""
-        return bool(set(messages) & set(self._plan.table(at).failing))
+        return not self._failing[at][0].isdisjoint(messages)
 
 
-def _longest_delay(plan: FaultPlan, ranks: Iterable[int]) -> float:
-    faults = (fault for rank in ranks for fault in plan.faults_at(rank))
+def _longest_delay(faults: Iterable[Fault]) -> float:
     return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _aimable(kinds: tuple[type[Step], ...]) -> list[type[Step]]:
+    """The kinds that may make a rank send a given message, in the order in which to try them."""
+    able = [cls for cls in kinds if cls.ways.__func__ is not Step.ways.__func__]  # type: ignore[attr-defined]
+    return sorted(able, key=_aim_order)
 
 
 def _aim_order(cls: type[Step]) -> tuple[int, float]:

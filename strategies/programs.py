@@ -8,7 +8,6 @@ small whole numbers, so float64 arithmetic on them is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -231,22 +230,30 @@ def _program_drawer(
         steps.close()
         if settles is None and steps.overtakes:
             settled = True
-        program = Program(
-            world_size, tuple(steps.steps), settles=settled, rpc_timeout=steps.rpc_timeout
+        return Program(
+            world_size,
+            tuple(steps.steps),
+            settles=settled,
+            rpc_timeout=steps.rpc_timeout,
+            num_worker_threads=_threads(world_size, steps),
         )
-        return program if steps.threads is None else _with_threads(program, steps)
 
     return draw_program
 
 
-def _with_threads(program: Program, steps: StepDrawer) -> Program:
-    """The program with its number of threads, or with as many as its steps need."""
-    too_few = not steps.facts.has_bug("timeout-needs-thread")
-    needed = needed_threads(program, also_patient=not too_few)
-    threads = max(needed, steps.threads or 0)
+def _threads(world_size: int, steps: StepDrawer) -> int | None:
+    """The threads of a program's ranks: as chosen, or as many as its steps need."""
+    if steps.threads is None:
+        return None
+    needed = needed_threads(
+        world_size,
+        steps.steps,
+        timed=steps.rpc_timeout is not None,
+        also_patient=steps.facts.has_bug("timeout-needs-thread"),
+    )
+    threads = max(needed, steps.threads)
     # More than there may be: nobody has counted for some steps that run at once.
-    number = None if threads > MAX_WORKER_THREADS else threads
-    return replace(program, num_worker_threads=number)
+    return None if threads > MAX_WORKER_THREADS else threads
 
 
 @st.composite

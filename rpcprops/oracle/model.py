@@ -862,7 +862,11 @@ def _check_threads(program: Program) -> None:
     UsageError: all threads of a rank may wait for what only another one of them could bring.
     """
     number = program.num_worker_threads
-    if number is None or number >= (needed := needed_threads(program, also_patient=False)):
+    if number is None:
+        return
+    timed = program.rpc_timeout is not None
+    needed = needed_threads(program.world_size, program.steps, timed=timed, also_patient=False)
+    if number >= needed:
         return
     msg = (
         f"num_worker_threads={number}: all threads of a rank may come to wait for each other, and "

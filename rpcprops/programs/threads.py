@@ -165,19 +165,25 @@ def threads_of(program: Program) -> Threads:
             lasts += leaf.lasts * max(1, len(ranks))
     return Threads(
         program.num_worker_threads or ENOUGH_THREADS,
-        tuple(_waiting(program)),
+        tuple(_waiting(program.world_size, program.steps, timed=program.rpc_timeout is not None)),
         tuple(len(step.leaves) for step in program.steps for _ in step.leaves),
         sleeping,
         lasts,
     )
 
 
-def needed_threads(program: Program, *, also_patient: bool = True) -> int:
-    """The fewest threads of each rank with which all steps of the program come to their end.
+def needed_threads(
+    world_size: int, steps: Iterable[Step], *, timed: bool, also_patient: bool = True
+) -> int:
+    """The fewest threads of each rank with which all steps of a program come to their end.
 
-    Without `also_patient`, those do not count whose threads wait for a given time only.
+    Args:
+        world_size: the ranks of the program.
+        steps: its steps.
+        timed: whether it has a default timeout.
+        also_patient: whether steps count whose threads wait for a given time only.
     """
-    waiting = _waiting(program, also_patient=also_patient)
+    waiting = _waiting(world_size, steps, timed=timed, also_patient=also_patient)
     return 1 + max((number for ranks in waiting for number in ranks.values()), default=0)
 
 
@@ -186,13 +192,15 @@ def _ranks(leaf: Step, name: str) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else value
 
 
-def _waiting(program: Program, *, also_patient: bool = True) -> list[Mapping[int, int]]:
+def _waiting(
+    world_size: int, steps: Iterable[Step], *, timed: bool, also_patient: bool = True
+) -> list[Mapping[int, int]]:
     """For each leaf, the threads that may wait at each rank while it runs."""
-    scope = Scope(program.world_size)
+    scope = Scope(world_size)
     #: Threads whose calls nobody waits for any more, until a settle.
     left: Counter[int] = Counter()
     found: list[Mapping[int, int]] = []
-    for step in program.steps:
+    for step in steps:
         if isinstance(step, Settle):
             left.clear()
         most = Counter(left)
@@ -204,7 +212,7 @@ def _waiting(program: Program, *, also_patient: bool = True) -> list[Mapping[int
                 counts = also_patient or leaf.op not in _PATIENT
                 waits = _of_step(leaf, scope) if counts else Counter[int]()
                 own |= stays + waits
-                if _may_stay(leaf, program):
+                if timed or _may_stay(leaf):
                     stays += waits
                 scope.add(leaf)
             most += own
@@ -222,7 +230,7 @@ def _of_step(leaf: Step, scope: Scope) -> Counter[int]:
     return Counter(waits(leaf, lambda name: scope.handles[name].owner))
 
 
-def _may_stay(leaf: Step, program: Program) -> bool:
+def _may_stay(leaf: Step) -> bool:
     """Whether its functions may still wait when the step has ended."""
-    limit = getattr(leaf, "timeout", None) or program.rpc_timeout
-    return limit is not None or leaf.op == "remote" or bool(getattr(leaf, "out", ""))
+    is_timed = getattr(leaf, "timeout", None) is not None
+    return is_timed or leaf.op == "remote" or bool(getattr(leaf, "out", ""))
