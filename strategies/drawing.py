@@ -22,7 +22,13 @@ from hypothesis import strategies as st
 from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, Fault, FaultPlan, MessageType, retry_wait
-from rpcprops.programs import ENOUGH_THREADS, HandleInfo, Scope
+from rpcprops.programs import (
+    ENOUGH_THREADS,
+    MAX_WORKER_THREADS,
+    HandleInfo,
+    Scope,
+    needed_threads,
+)
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
@@ -263,7 +269,8 @@ class StepDrawer:
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
-        threads: the threads that each rank shall have. Where there are few, no timeout comes.
+        threads: the threads that each rank shall have. Where there are few, no timeout comes; so
+            it is None where there should be few and a default timeout.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
@@ -341,7 +348,9 @@ class StepDrawer:
         self.lasting: set[str] = set()
         self.threads = threads
         self.rpc_timeout: float | None = None
-        if rpc_timeout is not None and not self.has_few_threads:
+        if self.has_few_threads and rpc_timeout is not None:
+            self.threads = None
+        if rpc_timeout is not None:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
         others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
@@ -353,6 +362,22 @@ class StepDrawer:
     def has_few_threads(self) -> bool:
         """Whether a message may have to wait for a free thread of its rank."""
         return self.threads is not None and self.threads < ENOUGH_THREADS
+
+    @property
+    def threads_of_ranks(self) -> int | None:
+        """The threads that the ranks of the program get: as chosen, or as many as its steps need.
+
+        Steps of which nobody has counted how many they need may need more than a program may have.
+        """
+        if self.threads is None:
+            return None
+        needed = needed_threads(
+            len(self.ranks),
+            self.steps,
+            timed=self.rpc_timeout is not None,
+            also_patient=self.facts.has_bug("timeout-needs-thread"),
+        )
+        return None if needed > MAX_WORKER_THREADS else max(needed, self.threads)
 
     def add(self, *, room: int = _MOST_AT_ONCE, must: bool = False) -> None:
         """Draw the next step, or none, or the start of a parallel step.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, Program, needed_threads
+from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, Program
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies.drawing import (
@@ -35,7 +35,7 @@ _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
-_THREADS = (*(None,) * 30, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
+_THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
 
 
 def programs(
@@ -235,25 +235,10 @@ def _program_drawer(
             tuple(steps.steps),
             settles=settled,
             rpc_timeout=steps.rpc_timeout,
-            num_worker_threads=_threads(world_size, steps),
+            num_worker_threads=steps.threads_of_ranks,
         )
 
     return draw_program
-
-
-def _threads(world_size: int, steps: StepDrawer) -> int | None:
-    """The threads of a program's ranks: as chosen, or as many as its steps need."""
-    if steps.threads is None:
-        return None
-    needed = needed_threads(
-        world_size,
-        steps.steps,
-        timed=steps.rpc_timeout is not None,
-        also_patient=steps.facts.has_bug("timeout-needs-thread"),
-    )
-    threads = max(needed, steps.threads)
-    # More than there may be: nobody has counted for some steps that run at once.
-    return None if threads > MAX_WORKER_THREADS else threads
 
 
 @st.composite

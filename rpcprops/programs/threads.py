@@ -79,8 +79,9 @@ def _deferred(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    """The function fetches an RRef: one of the value, or one in the value."""
-    return (step.to,) if step.way == "own" or "rref" in step.sort else ()
+    """The function fetches the value through its RRef, or an RRef that is in its argument."""
+    holds_rref = "rref" in step.sort and step.way in ("echo", "async")
+    return (step.to,) if step.way == "own" or holds_rref else ()
 
 
 def _graph(step: Any, owner_of: _OwnerOf) -> Iterable[int]:

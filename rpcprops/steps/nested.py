@@ -107,8 +107,11 @@ class Onward(Step):
             model.calls[self.then][name] += 1
             if not ended:
                 model.abandoned_calls[self.then].add(name)
-        if model.threads is not None and model.threads.left(len(model.steps), self.to) < 1:
-            model.meets_here(_FINDING, self.at, _SAYS)
+        threads = model.threads
+        if threads is not None and threads.left(len(model.steps), self.to) < 1:
+            most = min(self.calls, threads.number)
+            says = f"{_SAYS}[1-{most}] of {self.calls} calls in {self.patience:g} s$"
+            model.meets_here(_FINDING, self.at, says)
         if ended is None:
             return model.shows(None, "unknown")
         value = sum_of(self.left, self.right) if ended else _TIMEOUT
@@ -130,9 +133,10 @@ class Onward(Step):
         if expected is None or seen == expected:
             return []
         message = f"expected {expected!r}, got {seen!r}"
-        if _TIMEOUT in (*expected, *seen):
-            return [_late("WrongValue", message, abs(self.within - self.seconds))]
-        return [Violation("WrongValue", message)]
+        if len(seen) != len(expected) or (_TIMEOUT in expected) == (_TIMEOUT in seen):
+            return [Violation("WrongValue", message)]
+        promise = "MissingError" if _TIMEOUT in expected else "UnexpectedError"
+        return [_late(promise, message, abs(self.within - self.seconds))]
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Onward:
