@@ -23,9 +23,8 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
-    Train,
 )
-from rpcprops.properties import finding_case
+from rpcprops.properties._findings import finding_case
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
@@ -50,7 +49,6 @@ WITH_THREE: tuple[Step, ...] = (
     Settle(),
     Onward(0, 1, 0, 2),
     Onward(0, 1, 2, 2, within=3.0, seconds=12.0, patience=600.0),
-    Train(0, "x", (1, 2)),
 )
 LATE = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2, {"PYTHON_CALL": 1.0}))
 

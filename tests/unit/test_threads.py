@@ -184,8 +184,8 @@ def test_a_wrong_one_is_refused(wrong: Any) -> None:
 
 def test_drawn_numbers_suffice() -> None:
     """A share of the programs has a number, small ones most; all steps of these are predicted."""
-    pairs = [(program, QUIET) for program in draws(programs(max_steps=6), 150)]
-    pairs += draws(programs_under_faults(max_world_size=4, max_steps=6), 100)
+    pairs = [(program, QUIET) for program in draws(programs(max_steps=5), 100)]
+    pairs += draws(programs_under_faults(max_world_size=4, max_steps=5), 60)
     numbers = Counter(program.num_worker_threads for program, _ in pairs)
     assert len(pairs) / 2 < numbers[None] < len(pairs)
     few = sum(count for number, count in numbers.items() if number and number < 4)
