@@ -19,6 +19,7 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     Fetch,
+    Onward,
     Own,
     Profile,
     Program,
@@ -219,6 +220,16 @@ def _counted_refusal(_: int) -> Case:
     return _case(2, Rejoin(0, failing="running"))
 
 
+def _no_thread(number: int) -> Case:
+    """The only thread of rank 1 waits for 4 s, for a call that has a timeout of 1 s."""
+    program = Program(
+        2,
+        (Onward(0, 1, 0, left=_value(number), within=1.0, seconds=2.0, patience=4.0),),
+        num_worker_threads=1,
+    )
+    return Case(program, FaultPlan())
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -316,6 +327,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "refused-init-counted": (
         "After an init_rpc that was refused, the ranks can leave and come back as before.",
         _counted_refusal,
+    ),
+    "timeout-needs-thread": (
+        "A call ends by its timeout, whatever the threads of its rank do.",
+        _no_thread,
     ),
 }
 

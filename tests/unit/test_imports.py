@@ -38,8 +38,8 @@ WITH_TORCH = (
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "life")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("retries", "rrefs", "training", "values")),
-    "rpcprops.steps.in_rank.ways",
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("nested", "retries", "rrefs", "training")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("values", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )
