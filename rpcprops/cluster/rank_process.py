@@ -18,7 +18,9 @@ import socket
 import sys
 import threading
 import traceback
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,6 +28,7 @@ from torch.distributed import rpc
 
 from rpcprops import clock, fixture
 from rpcprops.cluster import (
+    _anew,
     _functions,
     _handles,
     _injection,
@@ -127,6 +130,8 @@ class _Rank:
         self.store = f"file:///proc/self/fd/{store_fd}"
         self.adoption: Adoption | None = None
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
+        #: What a program may have changed, if its world is to be used again.
+        self.newness: _anew.Newness | None = None
         self.fixture = fixture.RankFixture(
             rank=rank,
             name=spec.names[rank],
@@ -167,6 +172,8 @@ class _Rank:
         if clock.loaded():
             self.watch_delays()
             clock.reset_lateness()
+        if not self.spec.runs_users_code and self.spec.init is True:
+            self.newness = _anew.Newness()
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
         return self.serve()
@@ -339,6 +346,12 @@ class _Rank:
                 return self.last(*message[1:])
             elif kind == "release":
                 _functions.release(message[1])
+            elif kind == "meet":
+                self.meet(*message[1:])
+            elif kind == "rest":
+                self.rest(*message[1:])
+            elif kind == "begin":
+                self.begin_again(*message[1:])
             elif kind == "exit":
                 return self.leave(*message[1:])
             # A message that stays in a local would keep its arguments alive.
@@ -409,6 +422,49 @@ class _Rank:
             seen["after"] = Counters(**_held_by_process(self.keys))
         self.answer(number, "ok", (blob, seen))
         return code
+
+    # A world that is used again.
+
+    def meet(self, number: int) -> None:
+        """Begin to leave as :meth:`leave` does, but stay able to go on."""
+        try:
+            symbols.meet_at_end()
+        except BaseException as error:
+            self.answer(number, *_functions.dump_error(error, self.rank))
+            return
+        self.answer(number, "ok", b"")
+
+    def rest(self, number: int) -> None:
+        """Drop what the program keeps here; answer with a last look, and with what is left."""
+        _anew.forget()
+        seen = self.look()
+        seen["after"] = Counters(**_held_by_process(self.keys))
+        seen["state"] = symbols.current_agent().state()
+        seen["differs"] = "it notes nothing" if self.newness is None else self.newness.difference()
+        seen["processor"] = _processor_seconds()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.answer(number, "ok", seen)
+
+    def begin_again(self, number: int, plan: FaultPlan) -> None:
+        """Begin with another program, under its faults, and count all from the beginning."""
+        table = plan.table(self.rank)
+        self.spec = replace(self.spec, plan=plan)
+        self.delays = sorted(set(table.delaying.values()))
+        self.fixture.fault_table = table
+        self.fixture.further_options = self.further_options(self.rank)
+        given = self.fixture.agent.arguments(table)
+        symbols.current_agent().rearm(
+            given["messages_to_fail"],
+            given["num_fail_sends"],
+            given["messages_to_delay"],
+            agent_faults(plan, self.rank),
+        )
+        _anew.begin()
+        if clock.loaded():
+            self.watch_delays()
+            clock.reset_lateness()
+        self.answer(number, "ok", (time.monotonic_ns(), _processor_seconds()))
 
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection."""
@@ -498,6 +554,12 @@ def _held_by_process(keys: CounterKeys) -> dict[str, int]:
 
 def _counted(keys: Mapping[str, str], info: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(info[key]) for name, key in keys.items()}
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process so far, in real seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def widen_descriptor_table() -> None:

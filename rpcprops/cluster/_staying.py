@@ -1,0 +1,119 @@
+"""The end of a program whose world may be used again: RPC is not shut down, and all must be at rest.
+
+All ranks do what ``rpc.shutdown()`` does first: they meet, and delete what they still hold. Then
+each drops what the program has kept there, and says what is left. The world stays if that is
+nothing, in two looks in a row. What is asked of each rank, and why nothing else can be under way:
+
+* no call of it is unanswered, and it runs no call (``TensorPipeAgent``: its active calls, its
+  pending responses, its timeouts); nothing waits to be sent again (``RpcAgent::rpcRetryMap_``) or is
+  held back by a fault; no write has yet to end, and no thread of its pool has work. So no request
+  and no response is on its way from it or to it. A second copy of a request is one that nobody
+  counts: the ledger must show that both were processed;
+* it owns no RRef that others know, uses none, and waits for none (``RRefContext``: its owners, its
+  forks, its users and its children, also those that ``getDebugInfo`` leaves out);
+* it holds no autograd context, and no backward pass runs;
+* no thread is left, and no global that a program could change differs
+  (:mod:`rpcprops.cluster._anew`).
+
+What does grow from program to program is in no outcome: ids of messages, RRefs, contexts and
+meetings, and what TorchScript has compiled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rpcprops.cluster._channel import Channel
+from rpcprops.cluster._phases import Phase, Phases
+from rpcprops.cluster._ranks import Ranks
+from rpcprops.cluster._shutdown import note_shutdown
+from rpcprops.cluster.deadlines import Deadlines
+from rpcprops.cluster.options import WorldOptions
+from rpcprops.faults import MessageFault
+
+#: Real seconds for which ranks may come to rest; a new world takes about as long.
+_REST_SECONDS = 0.1
+#: Real seconds within which ranks meet, on top of what the faults need.
+_MEET_SECONDS = 5.0
+
+
+def stay(ranks: Ranks, phases: Phases, deadlines: Deadlines, options: WorldOptions) -> str:
+    """Let the ranks meet and come to rest. Why the world cannot be used again; empty if it can.
+
+    No violation is recorded.
+    """
+    with phases.open("shutdown", deadlines.shutdown) as phase:
+        number = ranks.send_to_all("meet")
+        until = time.monotonic() + _MEET_SECONDS + deadlines.shutdown - deadlines.look
+        answers = _answers(ranks, number, min(until, time.monotonic() + phase.left()))
+        if answers is None:
+            return "the ranks did not meet at the end"
+        named = zip(ranks.channels, answers, strict=True)
+        failed = [channel.name for channel, (kind, _) in named if kind != "ok"]
+        if failed:
+            return f"{failed[0]} could not meet the others at the end"
+        return _rest(ranks, phase, options)
+
+
+def _rest(ranks: Ranks, phase: Phase, options: WorldOptions) -> str:
+    copies = any(
+        isinstance(fault, MessageFault) and fault.action == "duplicate"
+        for fault in options.plan.others
+    )
+    until = time.monotonic() + min(_REST_SECONDS, phase.left())
+    at_rest = 0
+    while True:
+        number = ranks.send_to_all("rest")
+        answers = _answers(ranks, number, time.monotonic() + _MEET_SECONDS)
+        if answers is None:
+            return "a rank did not say whether it is at rest"
+        why = ""
+        for channel, (_, seen) in zip(ranks.channels, answers, strict=True):
+            note_shutdown(channel, options, b"", seen)
+            channel.processor_seconds = seen["processor"] - channel.processor_before
+            why = why or _unrest(channel, seen)
+        why = why or (_copy(ranks) if copies else "")
+        at_rest = 0 if why else at_rest + 1
+        if at_rest == 2:
+            return ""
+        if why and time.monotonic() > until:
+            return why
+        if why:
+            time.sleep(0.001)
+
+
+def _answers(ranks: Ranks, number: int, until: float) -> list[tuple[str, Any]] | None:
+    """The answers of all ranks; None if a rank has ended, or the time is over."""
+    while ranks.without_answer(number):
+        left = until - time.monotonic()
+        if left <= 0 or ranks.peer is None or ranks.peer.reader.closed:
+            return None
+        if any(channel.lost or channel.broken for channel in ranks.channels):
+            return None
+        ranks.pump(min(left, 0.5))
+    return [channel.answers.pop(number) for channel in ranks.channels]
+
+
+def _unrest(channel: Channel, seen: Mapping[str, Any]) -> str:
+    """What a rank still holds or does, in words; empty if nothing."""
+    if seen["differs"]:
+        return f"{channel.name}: {seen['differs']}"
+    held = seen["counters"]
+    if held is None or not held.is_zero:
+        return f"{channel.name} {'has no agent' if held is None else f'holds {held.describe()}'}"
+    left = [name for name, value in seen["state"].items() if _count(value)]
+    return f"{channel.name}: {', '.join(left)} of its agent" if left else ""
+
+
+def _count(value: Any) -> int:
+    return sum(value.values()) if isinstance(value, dict) else int(value)
+
+
+def _copy(ranks: Ranks) -> str:
+    """Whether a request that was sent twice has not been processed twice, in words."""
+    under_way = any(
+        message.done == "duplicate" and message.processed < 2 for message in ranks.messages()
+    )
+    return "the copy of a request is under way" if under_way else ""
