@@ -142,7 +142,7 @@ class Runner:
                 shutdown_faults=True,
                 agent=self.server.agent if agent is None else agent,
             )
-            return _run_in(cluster, program, reuse=reuse)
+            return _run_in(cluster, program, faults, size, reuse=reuse)
 
         first = run(reuse=self._reuses(reuse))
         if not first.may_reuse:
@@ -189,16 +189,14 @@ class _Run:
 
 
 def _run_in(  # noqa: C901 - the life of a run, in its order
-    cluster: Cluster, program: Program, *, reuse: bool
+    cluster: Cluster, program: Program, plan: FaultPlan, size: int, *, reuse: bool
 ) -> _Run:
     """Run a program in a world; with `reuse` perhaps in a used one, which may go on."""
     cluster.program = program
     cluster.take_time(program.lasts)
     facts = facts_of(cluster.torch_version)
-    prediction = predict_in(program, cluster.plan, cluster.world_size, facts)
-    cluster.may_reuse = reuse and may_reuse(
-        program, cluster.plan, cluster.options.agent, prediction
-    )
+    prediction = predict_in(program, plan, size, facts)
+    cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
     run = _Run(may_reuse=cluster.may_reuse)
@@ -238,13 +236,14 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
                     run.shows_nothing = bool(run.why)
                 else:
                     cluster.shutdown()
-        run.was_used, run.ran_before = cluster.is_used, cluster.ran_before
-        if cluster.may_reuse and not run.shows_nothing:
-            so_far = replace(cluster.outcome, steps=tuple(steps))
-            run.violations = judge(program, cluster.plan, so_far)
-            cluster.stays = cluster.stays and not run.violations
-            run.why = "" if cluster.stays else "a value was refused, or a promise was broken"
-        run.stays = cluster.stays
+        if cluster.may_reuse:
+            run.was_used, run.ran_before = cluster.is_used, cluster.ran_before
+            if not run.shows_nothing:
+                so_far = replace(cluster.outcome, steps=tuple(steps))
+                run.violations = judge(program, plan, so_far)
+                cluster.stays = cluster.stays and not run.violations
+                run.why = "" if cluster.stays else "a value was refused, or a promise was broken"
+            run.stays = cluster.stays
     finally:
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))

@@ -11,6 +11,7 @@ import itertools
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from rpcprops.steps.in_rank import state
@@ -18,34 +19,55 @@ from rpcprops.torch_facts import symbols
 
 #: The modules whose functions run steps.
 _STEPS = "rpcprops.steps.in_rank."
-#: The counter of the step `count`, and its first number.
-_COUNTER = (f"{_STEPS}calls", "numbers")
-#: What is new with each program.
-_NEW = {_COUNTER, (state.__name__, "ran")}
+#: The module of the step `count`, and its counter.
+_CALLS, _NUMBERS = f"{_STEPS}calls", "numbers"
 
 
 class Newness:
     """What this rank was when its world was new."""
 
     def __init__(self) -> None:
-        self._threads = _threads()
+        self._threads = set(_threads())
         self._torch = symbols.rpc_statics()
-        self._modules = _modules()
+        modules = [(name, found) for name, found in sys.modules.items() if name.startswith(_STEPS)]
+        self._modules = dict(modules)
+        #: What each global is, by its id; and the dicts and lists among them, with their contents.
+        self._globals = {name: _ids_of(vars(module)) for name, module in modules}
+        self._held = [
+            (name, value, _ids_of(value))
+            for name, module in modules
+            for key, value in vars(module).items()
+            if isinstance(value, dict | list | set | deque)
+            if value is not state.ran and not key.startswith("__")
+        ]
 
     def difference(self) -> str:
         """What differs now, in a few words; empty if nothing does."""
-        threads = [name for ident, name in _threads().items() if ident not in self._threads]
         # Branches of programs have threads of ours, which wait for the next one.
-        left = [name for name in threads if not name.startswith("rpcprops-")]
+        left = [
+            name
+            for ident, name in _threads().items()
+            if ident not in self._threads and not name.startswith("rpcprops-")
+        ]
         if left:
             return f"threads are left: {', '.join(left)}"
         if symbols.rpc_statics() != self._torch:
             return "torch's statics differ"
-        modules = _modules()
-        if modules != self._modules:
-            changed = {key for key, _ in modules.items() ^ self._modules.items()}
-            return f"globals differ: {', '.join(sorted(map('.'.join, changed)))}"
+        for name, before in self._globals.items():
+            if _ids_of(vars(self._modules[name])) != before:
+                return f"a global of {name} is another object"
+        for name, value, before in self._held:
+            if _ids_of(value) != before:
+                return f"a global of {name} holds something else"
         return ""
+
+    def begin(self) -> None:
+        """Count from the beginning, for a new program. Nothing may differ."""
+        state.ran.clear()
+        calls = self._modules.get(_CALLS)
+        if calls is not None:
+            setattr(calls, _NUMBERS, itertools.count(1))
+            self._globals[_CALLS] = _ids_of(vars(calls))
 
 
 def forget() -> None:
@@ -55,12 +77,13 @@ def forget() -> None:
     state.contexts.clear()
 
 
-def begin() -> None:
-    """Count from the beginning, for a new program."""
-    state.ran.clear()
-    module, name = _COUNTER
-    if module in sys.modules:
-        setattr(sys.modules[module], name, itertools.count(1))
+def busy_parts(agent: Mapping[str, Any]) -> list[str]:
+    """The parts of what ``WireAgent::state`` says that are not zero."""
+    return [
+        name
+        for name, value in agent.items()
+        if (any(value.values()) if isinstance(value, dict) else value)
+    ]
 
 
 def _threads() -> dict[int, str]:
@@ -72,20 +95,6 @@ def _threads() -> dict[int, str]:
     }
 
 
-def _modules() -> dict[tuple[str, str], Any]:
-    """The globals of the modules that run steps, in a form that shows whether one has changed."""
-    return {
-        (name, key): _mark(value)
-        for name, module in list(sys.modules.items())
-        if name.startswith(_STEPS)
-        for key, value in vars(module).items()
-        if not key.startswith("__") and (name, key) not in _NEW
-    }
-
-
-def _mark(value: Any) -> Any:
-    if isinstance(value, dict):
-        return id(value), *map(id, value.values())
-    if isinstance(value, list | set | deque):
-        return id(value), len(value)
-    return id(value), repr(value) if isinstance(value, itertools.count) else ""
+def _ids_of(held: Any) -> list[int]:
+    """The ids of what a container holds; of a dict, those of its values."""
+    return list(map(id, held.values() if isinstance(held, dict) else held))

@@ -207,6 +207,7 @@ class Cluster:
                 self._phases,
                 self.deadlines.start,
                 runs_users_code=self.program is None,
+                may_stay=self.may_reuse,
             )
         except errors.MachineCannot:
             # Close what was opened: it may be what this machine is short of.

@@ -25,6 +25,7 @@ from rpcprops.cluster._kept import KeptWorld, Member
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._spec import WorldSpec
+from rpcprops.cluster.finder import TRAINING
 from rpcprops.cluster.logs import RankLog
 from rpcprops.cluster.options import WorldOptions
 from rpcprops.cluster.servers import Servers
@@ -42,6 +43,7 @@ _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
 #: Real seconds that a server needs at most to kill the ranks of a world.
 _KILL_SECONDS = 10.0
+_NO_FAULTS = FaultPlan()
 #: Real seconds within which the ranks of a kept world begin with another program.
 _RESUME_SECONDS = 5.0
 
@@ -92,11 +94,12 @@ class Ranks:
         seconds: float,
         *,
         runs_users_code: bool,
+        may_stay: bool = False,
     ) -> None:
         """Have the ranks forked. They import the modules `first` and then join their world.
 
         Args:
-            runs_users_code: see :class:`WorldSpec`.
+            runs_users_code, may_stay: see :class:`WorldSpec`.
 
         Raises:
             HarnessError: the server has died, or does not fork them in time.
@@ -121,6 +124,7 @@ class Ranks:
                     ledgers=len(ledgers),
                     import_in_ranks=in_ranks,
                     runs_users_code=runs_users_code,
+                    may_stay=may_stay,
                 )
                 self._world = self._servers.next_world()
                 logs = [channel.log.fd for channel in self.channels]
@@ -133,10 +137,14 @@ class Ranks:
 
     # Their life in a kept world.
 
-    def key_of(self, options: WorldOptions, first: Sequence[str]) -> Hashable:
-        """What two programs must have in common, to run in one world after each other."""
-        peer, in_ranks = self._servers.peer_for(first)
-        return id(peer), in_ranks, replace(options, plan=FaultPlan())
+    @staticmethod
+    def key_of(options: WorldOptions, first: Sequence[str]) -> Hashable:
+        """What two programs must have in common, to run in one world after each other.
+
+        Of the modules `first` only one has a server of its own: programs that may run in kept
+        worlds have steps of ours alone.
+        """
+        return TRAINING in first, replace(options, plan=_NO_FAULTS)
 
     def resume(self, options: WorldOptions, first: Sequence[str], phases: Phases) -> bool:
         """Take a kept world for one more program; whether there is one whose ranks answer."""

@@ -2,7 +2,8 @@
 
 All ranks do what ``rpc.shutdown()`` does first: they meet, and delete what they still hold. Then
 each drops what the program has kept there, and says what is left. The world stays if that is
-nothing, in two looks in a row. What is asked of each rank, and why nothing else can be under way:
+nothing, in two rounds of looks in a row, and no message was sent in between: ranks are not looked
+at in the same moment, and one that is at rest could be woken by one that is looked at later. What is asked of each rank, and why nothing else can be under way:
 
 * no call of it is unanswered, and it runs no call (``TensorPipeAgent``: its active calls, its
   pending responses, its timeouts); nothing waits to be sent again (``RpcAgent::rpcRetryMap_``) or is
@@ -58,14 +59,15 @@ def stay(ranks: Ranks, phases: Phases, deadlines: Deadlines, options: WorldOptio
 
 
 def _rest(ranks: Ranks, phase: Phase, options: WorldOptions) -> str:
+    assert ranks.ledger is not None
     copies = any(
         isinstance(fault, MessageFault) and fault.action == "duplicate"
         for fault in options.plan.others
     )
     until = time.monotonic() + min(_REST_SECONDS, phase.left())
-    at_rest = 0
+    sent = -1
     while True:
-        number = ranks.send_to_all("rest")
+        number = ranks.send_to_all("rest", sent >= 0)
         answers = _answers(ranks, number, time.monotonic() + _MEET_SECONDS)
         if answers is None:
             return "a rank did not say whether it is at rest"
@@ -75,13 +77,11 @@ def _rest(ranks: Ranks, phase: Phase, options: WorldOptions) -> str:
             channel.processor_seconds = seen["processor"] - channel.processor_before
             why = why or _unrest(channel, seen)
         why = why or (_copy(ranks) if copies else "")
-        at_rest = 0 if why else at_rest + 1
-        if at_rest == 2:
+        if not why and ranks.ledger.count == sent:
             return ""
+        sent = -1 if why else ranks.ledger.count
         if why and time.monotonic() > until:
             return why
-        if why:
-            time.sleep(0.001)
 
 
 def _answers(ranks: Ranks, number: int, until: float) -> list[tuple[str, Any]] | None:
@@ -103,12 +103,7 @@ def _unrest(channel: Channel, seen: Mapping[str, Any]) -> str:
     held = seen["counters"]
     if held is None or not held.is_zero:
         return f"{channel.name} {'has no agent' if held is None else f'holds {held.describe()}'}"
-    left = [name for name, value in seen["state"].items() if _count(value)]
-    return f"{channel.name}: {', '.join(left)} of its agent" if left else ""
-
-
-def _count(value: Any) -> int:
-    return sum(value.values()) if isinstance(value, dict) else int(value)
+    return f"{channel.name}: {', '.join(seen['busy'])} of its agent" if seen["busy"] else ""
 
 
 def _copy(ranks: Ranks) -> str:

@@ -57,6 +57,10 @@ _DESCRIPTORS = 1000
 #: Virtual seconds that ranks which run a program wait for each other at the start.
 _A_DAY = 86_400.0
 
+#: How often a rank looks whether it is at rest before it answers, and real seconds in between.
+_REST_LOOKS = 20
+_REST_SECONDS = 0.0002
+
 EXIT_CHANNEL_LOST = 70
 EXIT_START_FAILED = 71
 EXIT_SHUTDOWN_FAILED = 72
@@ -130,7 +134,7 @@ class _Rank:
         self.store = f"file:///proc/self/fd/{store_fd}"
         self.adoption: Adoption | None = None
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
-        #: What a program may have changed, if its world is to be used again.
+        #: What this rank was when it had joined, if it may stay for another program.
         self.newness: _anew.Newness | None = None
         self.fixture = fixture.RankFixture(
             rank=rank,
@@ -172,7 +176,7 @@ class _Rank:
         if clock.loaded():
             self.watch_delays()
             clock.reset_lateness()
-        if not self.spec.runs_users_code and self.spec.init is True:
+        if self.spec.may_stay:
             self.newness = _anew.Newness()
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
@@ -434,13 +438,24 @@ class _Rank:
             return
         self.answer(number, "ok", b"")
 
-    def rest(self, number: int) -> None:
-        """Drop what the program keeps here; answer with a last look, and with what is left."""
+    def rest(self, number: int, again: bool) -> None:
+        """Drop what the program keeps here; answer with a last look, and with what is left.
+
+        Args:
+            again: whether nothing was left a moment ago; then only what is under way is looked for.
+        """
         _anew.forget()
+        gc.collect()
+        agent = symbols.current_agent()
+        for _ in range(_REST_LOOKS):
+            if not _anew.busy_parts(agent.state()):
+                break
+            time.sleep(_REST_SECONDS * self.spec.rate)
         seen = self.look()
         seen["after"] = Counters(**_held_by_process(self.keys))
-        seen["state"] = symbols.current_agent().state()
-        seen["differs"] = "it notes nothing" if self.newness is None else self.newness.difference()
+        seen["busy"] = _anew.busy_parts(agent.state())
+        assert self.newness is not None
+        seen["differs"] = "" if again else self.newness.difference()
         seen["processor"] = _processor_seconds()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -460,7 +475,8 @@ class _Rank:
             given["messages_to_delay"],
             agent_faults(plan, self.rank),
         )
-        _anew.begin()
+        assert self.newness is not None
+        self.newness.begin()
         if clock.loaded():
             self.watch_delays()
             clock.reset_lateness()

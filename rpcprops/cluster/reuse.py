@@ -21,6 +21,7 @@ KINDS = frozenset(
     {
         *("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"),
         *("call", "wait", "count", "chain", "context", "refused", "graph"),
+        *("optimize", "train", "module", "linear"),
         *("raising", "invoke", "recurse", "deferred", "carry"),
         *("reach", "after", "gather", "ask", "method"),
         *("pause", "settle"),

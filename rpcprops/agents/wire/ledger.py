@@ -102,6 +102,11 @@ class Ledger:
             self.fd = -1
 
     @property
+    def count(self) -> int:
+        """How many messages were given to agents so far."""
+        return self._header()[3]
+
+    @property
     def dropped(self) -> int:
         """How many messages had no room."""
         return self._header()[4]
