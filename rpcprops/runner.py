@@ -11,6 +11,8 @@ from typing import Any
 
 from rpcprops import agents
 from rpcprops._given import argument, shown
+from rpcprops._json import to_json
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.options import ClockChoice, Transport, check_bool, check_transport
 from rpcprops.cluster.reuse import has_refusal, may_reuse
@@ -42,6 +44,27 @@ class FailedInUse:
     plan: FaultPlan
     violations: tuple[Violation, ...]
     after: tuple[tuple[Program, FaultPlan], ...]
+
+    def again(self, runner: Runner, **options: Any) -> tuple[Violation, ...]:
+        """Run the programs in one world again, in their order; what the last one breaks there.
+
+        Args:
+            runner: one whose server has no world that is kept.
+            options: as for :func:`run`, but for `reuse`.
+        """
+        for program, plan in self.after:
+            runner.run_anew(program, plan, reuse=True, **options)
+        before = len(runner.failed_in_use)
+        runner.run_anew(self.program, self.plan, reuse=True, **options)
+        return tuple(v for one in runner.failed_in_use[before:] for v in one.violations)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        ran = (*self.after, (self.program, self.plan))
+        return {
+            "violations": [str(violation) for violation in self.violations],
+            "ran": [{"program": to_json(program), "plan": to_json(plan)} for program, plan in ran],
+        }
 
     def __str__(self) -> str:
         """In one line; `repr` has all programs as Python."""
@@ -87,7 +110,7 @@ class Runner:
         _check(program, plan, world_size, transport)
         rate = self._rate_of(program, clock)
         agent = agents.named(self.server.agent if agent is None else agent).name
-        reuse = self._reuses(reuse)
+        reuse = self._reuses(reuse, agent)
         key = (program, FaultPlan.of(plan), world_size, rate, transport, agent, reuse)
         if key not in self._remembered:
             self._remembered[key] = self.run_anew(
@@ -109,8 +132,17 @@ class Runner:
             return rate
         return max(1.0, program.rpc_timeout / _REAL_SECONDS)
 
-    def _reuses(self, reuse: bool | None) -> bool:
-        return self.server.reuse if reuse is None else check_bool("reuse", reuse)
+    def _reuses(self, reuse: bool | None, agent: str | None) -> bool:
+        if reuse is None:
+            return self.server.reuse
+        name = agents.named(self.server.agent if agent is None else agent).name
+        if check_bool("reuse", reuse) and name != WIRE:
+            msg = (
+                f"reuse=True needs agent='wire', not {name}: no other agent can be given other "
+                f"faults while ranks run, or says all that it still holds."
+            )
+            raise UsageError(msg)
+        return reuse
 
     def run_anew(
         self,
@@ -144,7 +176,7 @@ class Runner:
             )
             return _run_in(cluster, program, faults, size, reuse=reuse)
 
-        first = run(reuse=self._reuses(reuse))
+        first = run(reuse=self._reuses(reuse, agent))
         if not first.may_reuse:
             return first.outcome
         self.worlds["used" if first.was_used else "new"] += 1

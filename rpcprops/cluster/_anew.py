@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from rpcprops.torch_facts import symbols
 _STEPS = "rpcprops.steps.in_rank."
 #: The module of the step `count`, and its counter.
 _CALLS, _NUMBERS = f"{_STEPS}calls", "numbers"
+_WARNINGS = "__warningregistry__"
 
 
 class Newness:
@@ -32,7 +34,7 @@ class Newness:
         modules = [(name, found) for name, found in sys.modules.items() if name.startswith(_STEPS)]
         self._modules = dict(modules)
         #: What each global is, by its id; and the dicts and lists among them, with their contents.
-        self._globals = {name: _ids_of(vars(module)) for name, module in modules}
+        self._globals = {name: _globals_of(module) for name, module in modules}
         self._held = [
             (name, value, _ids_of(value))
             for name, module in modules
@@ -54,7 +56,7 @@ class Newness:
         if symbols.rpc_statics() != self._torch:
             return "torch's statics differ"
         for name, before in self._globals.items():
-            if _ids_of(vars(self._modules[name])) != before:
+            if _globals_of(self._modules[name]) != before:
                 return f"a global of {name} is another object"
         for name, value, before in self._held:
             if _ids_of(value) != before:
@@ -67,7 +69,7 @@ class Newness:
         calls = self._modules.get(_CALLS)
         if calls is not None:
             setattr(calls, _NUMBERS, itertools.count(1))
-            self._globals[_CALLS] = _ids_of(vars(calls))
+            self._globals[_CALLS] = _globals_of(calls)
 
 
 def forget() -> None:
@@ -93,6 +95,13 @@ def _threads() -> dict[int, str]:
         for thread in threading.enumerate()
         if type(thread).__name__ != "_DummyThread"
     }
+
+
+def _globals_of(module: types.ModuleType) -> list[int]:
+    """The ids of the globals of a module, without that in which Python notes its warnings."""
+    found = vars(module)
+    ids = _ids_of(found)
+    return [one for one in ids if one != id(found[_WARNINGS])] if _WARNINGS in found else ids
 
 
 def _ids_of(held: Any) -> list[int]:

@@ -141,10 +141,10 @@ class Ranks:
     def key_of(options: WorldOptions, first: Sequence[str]) -> Hashable:
         """What two programs must have in common, to run in one world after each other.
 
-        Of the modules `first` only one has a server of its own: programs that may run in kept
-        worlds have steps of ours alone.
+        All modules of our own steps but one are in every rank.
         """
-        return TRAINING in first, replace(options, plan=_NO_FAULTS)
+        own = {name for name in first if name == TRAINING or not name.startswith("rpcprops.")}
+        return frozenset(own), replace(options, plan=_NO_FAULTS)
 
     def resume(self, options: WorldOptions, first: Sequence[str], phases: Phases) -> bool:
         """Take a kept world for one more program; whether there is one whose ranks answer."""

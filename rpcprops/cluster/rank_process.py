@@ -17,8 +17,8 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType

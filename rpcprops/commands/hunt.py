@@ -16,6 +16,7 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Agent,
     Clock,
+    Reuse,
     check_json,
     running,
     say_died,
@@ -53,6 +54,7 @@ def hunt(
     ] = 0.5,
     clock: Clock = "auto",
     agent: Agent = None,
+    reuse: Reuse = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
     ] = None,
@@ -71,7 +73,7 @@ def hunt(
         check_output("--file", file, grows=True)
     check_json(json_file)
     known = Hunt.read(file)
-    with running(clock, agent) as runner:
+    with running(clock, agent, reuse=reuse) as runner:
         say_torch(runner)
         say_died()
         if known.batches:
