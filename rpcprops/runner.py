@@ -196,6 +196,7 @@ class _Run:
     """One run of a program in a world.
 
     Attributes:
+        outcome: what it showed, at its end.
         may_reuse: whether it may have been a kept world, and may be one now.
         was_used: whether it was.
         stays: whether it is.
@@ -213,6 +214,26 @@ class _Run:
     shows_nothing: bool = False
     violations: tuple[Violation, ...] = ()
     ran_before: tuple[tuple[Program, FaultPlan], ...] = ()
+
+    def end(self, cluster: Cluster, program: Program, steps: list[StepOutcome]) -> None:
+        """Let the ranks shut RPC down; or let them stay, if they may."""
+        if cluster.may_reuse and not has_refusal(program, steps):
+            self.why = cluster.stay()
+        else:
+            cluster.shutdown()
+
+    def decide(self, cluster: Cluster, program: Program, steps: list[StepOutcome]) -> None:
+        """Decide whether the world of a run that may be kept is kept."""
+        self.was_used, self.ran_before = cluster.is_used, cluster.ran_before
+        self.shows_nothing = bool(self.why)
+        if not self.shows_nothing:
+            so_far = replace(cluster.outcome, steps=tuple(steps))
+            self.violations = judge(program, cluster.plan, so_far)
+            if self.violations:
+                cluster.stays = False
+            if not cluster.stays:
+                self.why = "a promise was broken" if self.violations else "a value was refused"
+        self.stays = cluster.stays
 
     @property
     def is_conclusive(self) -> bool:
@@ -263,19 +284,9 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
             elif not cluster.has_found:
                 cluster.look()
             if not cluster.has_found and prediction.graceful:
-                if cluster.may_reuse and not has_refusal(program, steps):
-                    run.why = cluster.stay()
-                    run.shows_nothing = bool(run.why)
-                else:
-                    cluster.shutdown()
+                run.end(cluster, program, steps)
         if cluster.may_reuse:
-            run.was_used, run.ran_before = cluster.is_used, cluster.ran_before
-            if not run.shows_nothing:
-                so_far = replace(cluster.outcome, steps=tuple(steps))
-                run.violations = judge(program, plan, so_far)
-                cluster.stays = cluster.stays and not run.violations
-                run.why = "" if cluster.stays else "a value was refused, or a promise was broken"
-            run.stays = cluster.stays
+            run.decide(cluster, program, steps)
     finally:
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))

@@ -1,23 +1,25 @@
-"""The end of a program whose world may be used again: RPC is not shut down, and all must be at rest.
+"""The end of a program whose world may be used again: RPC goes on, and all must be at rest.
 
 All ranks do what ``rpc.shutdown()`` does first: they meet, and delete what they still hold. Then
 each drops what the program has kept there, and says what is left. The world stays if that is
 nothing, in two rounds of looks in a row, and no message was sent in between: ranks are not looked
-at in the same moment, and one that is at rest could be woken by one that is looked at later. What is asked of each rank, and why nothing else can be under way:
+at in the same moment, so one that is at rest could be woken by one that is looked at later.
 
-* no call of it is unanswered, and it runs no call (``TensorPipeAgent``: its active calls, its
-  pending responses, its timeouts); nothing waits to be sent again (``RpcAgent::rpcRetryMap_``) or is
-  held back by a fault; no write has yet to end, and no thread of its pool has work. So no request
-  and no response is on its way from it or to it. A second copy of a request is one that nobody
-  counts: the ledger must show that both were processed;
-* it owns no RRef that others know, uses none, and waits for none (``RRefContext``: its owners, its
-  forks, its users and its children, also those that ``getDebugInfo`` leaves out);
-* it holds no autograd context, and no backward pass runs;
-* no thread is left, and no global that a program could change differs
+What is asked of each rank:
+
+* No call of it is unanswered, and it runs no call (``TensorPipeAgent``: its active calls, pending
+  responses and timeouts). Nothing waits to be sent again (``RpcAgent::rpcRetryMap_``), or is held
+  back by a fault. Each write has ended, and no thread of its pool has work. So no request and no
+  response is on its way. Nobody waits for the second copy of a request: the ledger must show that
+  both were processed.
+* It owns no RRef that others know, uses none, and waits for none (``RRefContext``: its owners,
+  forks, users and children, also those that ``getDebugInfo`` leaves out).
+* It holds no autograd context, and no backward pass runs.
+* No thread is left, and no global that a program could change differs
   (:mod:`rpcprops.cluster._anew`).
 
-What does grow from program to program is in no outcome: ids of messages, RRefs, contexts and
-meetings, and what TorchScript has compiled.
+What grows from program to program is in no outcome that is judged: ids of messages, RRefs, contexts
+and meetings, and what TorchScript has compiled.
 """
 
 from __future__ import annotations

@@ -339,25 +339,22 @@ class _Rank:
         """The main thread: calls in order, until told to exit."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self.interrupts.handle)
+        does: dict[str, Callable[..., None]] = {
+            "call": self.call,
+            "step": self.step,
+            "release": _functions.release,
+            "meet": self.meet,
+            "rest": self.rest,
+            "begin": self.begin_again,
+        }
         while True:
             message = self.work.get()
             kind = message[0]
-            if kind == "call":
-                self.call(*message[1:])
-            elif kind == "step":
-                self.step(*message[1:])
-            elif kind == "last":
+            if kind == "last":
                 return self.last(*message[1:])
-            elif kind == "release":
-                _functions.release(message[1])
-            elif kind == "meet":
-                self.meet(*message[1:])
-            elif kind == "rest":
-                self.rest(*message[1:])
-            elif kind == "begin":
-                self.begin_again(*message[1:])
-            elif kind == "exit":
+            if kind == "exit":
                 return self.leave(*message[1:])
+            does[kind](*message[1:])
             # A message that stays in a local would keep its arguments alive.
             del message
 

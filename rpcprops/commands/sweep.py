@@ -40,7 +40,7 @@ _SHORT = {
 }
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - one argument for each option
     program: Annotated[
         str | None,
         typer.Argument(
