@@ -17,7 +17,18 @@ from rpcprops.cluster import reuse
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import STEP_TYPES, Call, Count, Fetch, Own, Program, Remote, Share, Step
+from rpcprops.programs import (
+    STEP_TYPES,
+    Call,
+    Carry,
+    Count,
+    Fetch,
+    Own,
+    Program,
+    Remote,
+    Share,
+    Step,
+)
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 from rpcprops.strategies import programs, programs_under_faults
@@ -259,6 +270,16 @@ def test_a_kept_world_that_died_is_replaced(runner: Runner) -> None:
     for _ in range(2):
         assert not judge(SMALL, None, runner.run_anew(SMALL))
     assert runner.worlds == {"new": 2, "used": 1, "kept": 3}
+
+
+def test_sparse_tensors_are_sent_and_counted(runner: Runner) -> None:
+    """A sparse tensor has no size of its own: the ledger has that of its parts."""
+    program = Program(1, (Carry(0, 0, "sparse_coo"), Carry(0, 0, "sparse_coo-hybrid", "remote")))
+    for _ in range(2):
+        outcome = runner.run_anew(program)
+        assert not judge(program, None, outcome)
+        assert all(message.size > 0 for message in outcome.messages if message.type == "PYTHON_RET")
+    assert runner.worlds == {"new": 1, "used": 1, "kept": 2}
 
 
 def test_other_programs_have_other_worlds(runner: Runner) -> None:

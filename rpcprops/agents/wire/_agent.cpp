@@ -163,10 +163,17 @@ std::string name_of(int number) {
   return "type " + std::to_string(number);
 }
 
+/* A sparse tensor consists of two others, and has no size of its own. */
+int64_t bytes_of(const torch::Tensor& tensor) {
+  if (tensor.layout() != c10::kSparse)
+    return tensor.nbytes();
+  return tensor._indices().nbytes() + tensor._values().nbytes();
+}
+
 int64_t size_of(const Message& message) {
   int64_t size = message.payload().size();
   for (const auto& tensor : message.tensors())
-    size += tensor.nbytes();
+    size += bytes_of(tensor);
   return size;
 }
 
