@@ -183,15 +183,18 @@ _TRAINING = {"optimize", "train", "module", "linear"}
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("part", range(5))
 @pytest.mark.parametrize("faults", [False, True], ids=["without", "under"])
-def test_many_drawn_programs_show_the_same_in_used_worlds(runner: Runner, faults: bool) -> None:
+def test_many_drawn_programs_show_the_same_in_used_worlds(
+    runner: Runner, faults: bool, part: int
+) -> None:
     """The same for 250 programs with steps of all kinds, and 250 plans with programs for them."""
     alone = programs().map(lambda program: (program, FaultPlan()))
     drawn: st.SearchStrategy[tuple[Program, FaultPlan]] = (
         programs_under_faults() if faults else alone
     )
-    done = compare(runner, draws(drawn, 250, seed_of_this_run()))
-    assert done["used"] >= 30
+    done = compare(runner, draws(drawn, 50, seed_of_this_run() + part))
+    assert done["used"] >= 5
 
 
 def test_a_program_shows_nothing_of_those_before(runner: Runner) -> None:

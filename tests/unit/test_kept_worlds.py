@@ -22,6 +22,7 @@ from rpcprops.cluster._kept import (
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
 from rpcprops.cluster.reuse import has_refusal, may_reuse
+from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.oracle import predict
@@ -204,3 +205,9 @@ def test_reuse_needs_the_agent_that_can_tell() -> None:
         run(Program(1, (Call(0, 0),)), reuse=True)
     with pytest.raises(UsageError, match="reuse='yes' must be True or False"):
         run(Program(1, (Call(0, 0),)), agent="wire", reuse="yes")  # type: ignore[arg-type]
+
+
+def test_the_option_needs_the_agent_too() -> None:
+    """``--reuse`` without ``--agent wire`` ends before a server starts."""
+    with pytest.raises(UsageError, match="--reuse needs --agent wire"), running("auto", reuse=True):
+        pass
