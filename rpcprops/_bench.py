@@ -27,6 +27,7 @@ from typing import Any, Self
 from rpcprops import _guard
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
+from rpcprops.agents.wire import build
 from rpcprops.cluster.fork_server import server_environment
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import MachineCannot
@@ -227,12 +228,13 @@ class Bench:
         plan: FaultPlan,
         rate: float | None = None,
         rounds: int | None = None,
+        **options: Any,
     ) -> Kind:
         """An example of ours, at the default rate unless one is given."""
         at = self.rate if rate is None else rate
 
         def once() -> Figures:
-            outcome = self.runner.run_anew(program, plan, clock=at)
+            outcome = self.runner.run_anew(program, plan, clock=at, **options)
             return Figures(
                 outcome.real_seconds,
                 sum(rank.processor_seconds for rank in outcome.ranks),
@@ -288,7 +290,10 @@ class Bench:
     # The tables.
 
     def comparison(self, harness_rounds: int) -> dict[str, Any]:
-        """PyTorch's harness, ours in real time, ours at the default rate, and the two floors."""
+        """PyTorch's harness, ours in real time, ours at the default rate, and the two floors.
+
+        Where the agent WIRE is compiled, also a new world of its ranks and a used one.
+        """
         program = small_program()
         kinds = {
             "real": self.example("ours, real time", program, failing(3), 1.0, _REAL_ROUNDS),
@@ -300,6 +305,15 @@ class Bench:
             "floor": self.floor(4),
             "prepared floor": self.floor(4, prepared=True),
         }
+        has_wire = build.library_path().is_file()
+        if has_wire:
+            pair = small_program(2), failing(0)
+            kinds |= {
+                "new world": self.example("WIRE, 2 ranks, no faults", *pair, agent="wire"),
+                "used world": self.example(
+                    "WIRE, 2 used ranks, no faults", *pair, agent="wire", reuse=True
+                ),
+            }
         if harness_rounds:
             kinds = {"harness": self.harness(harness_rounds), **kinds}
         samples = dict(zip(kinds, self.alternate([*kinds.values()], "comparing"), strict=True))
@@ -312,6 +326,11 @@ class Bench:
                 median["faultless"] / median["prepared floor"]
             ),
         }
+        if has_wire:
+            new, used = samples["new world"], samples["used world"]
+            ratios["used_world"] = new.seconds.median / used.seconds.median
+            processor = new.processor.median / used.processor.median
+            ratios["used_world, processor"] = processor
         if harness_rounds:
             ratios["fast against PyTorch's harness"] = median["harness"] / median["fast"]
         return {

@@ -39,6 +39,14 @@ _END_SECONDS = 3.0
 _BLOCK = 1 << 16
 
 
+class Ranks(msgspec.Struct, frozen=True):
+    """What the workers' ranks are: clock, agent and reuse as for ``rpcprops hunt``."""
+
+    clock: str = "auto"
+    agent: str | None = None
+    reuse: bool = False
+
+
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """A worker has its server; the values are those of :class:`ClusterServer`."""
 
@@ -55,10 +63,16 @@ class Ran(msgspec.Struct, tag="ran", frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """A worker has run an order; and why its ranks ran in real time unasked, if they did."""
+    """A worker has run an order.
+
+    Attributes:
+        clock_problem: why its ranks ran in real time unasked, if they did.
+        failed_in_use: what failed in used worlds only, each in one line.
+    """
 
     batch: Batch
     clock_problem: str
+    failed_in_use: list[str]
 
 
 class Stopped(msgspec.Struct, tag="stopped", frozen=True):
@@ -123,8 +137,7 @@ class Team:
 
     Args:
         jobs: how many workers there are at once.
-        clock: as for ``rpcprops hunt``.
-        agent: the RPC agent of the ranks, by its name; None for torch's faulty one.
+        ranks: what their ranks are.
 
     Attributes:
         on_ready: called once with what the first worker says of its server.
@@ -136,8 +149,7 @@ class Team:
 
     hunt: Hunt
     jobs: int
-    clock: str = "auto"
-    agent: str | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     on_ready: Callable[[Ready], None] = lambda _: None
     on_example: Callable[[int, Order], None] = lambda *_: None
     on_batch: Callable[[Batch], None] = lambda _: None
@@ -209,7 +221,7 @@ class Team:
 
     def _start(self, number: int, stack: contextlib.ExitStack) -> None:
         """Start a worker, which ends with the stack at the latest."""
-        worker = _Worker(number, stack.enter_context(_started(self.clock, self.agent)))
+        worker = _Worker(number, stack.enter_context(_started(self.ranks)))
         self._workers[number] = worker
         assert worker.process.stdout is not None
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
@@ -243,6 +255,8 @@ class Team:
                 self.hunt.append(batch)
                 self.on_batch(batch)
                 self._tell(message.clock_problem)
+                for failed in message.failed_in_use:
+                    self.on_problem(failed)
             case Stopped():
                 raise _ERRORS[message.error](message.message)
 
@@ -289,9 +303,9 @@ class Team:
 
 
 @contextlib.contextmanager
-def _started(clock: str, agent: str | None) -> Iterator[subprocess.Popen[bytes]]:
+def _started(ranks: Ranks) -> Iterator[subprocess.Popen[bytes]]:
     """A worker, until the block is left."""
-    options = msgspec.json.encode([clock, agent]).decode()
+    options = msgspec.json.encode(ranks).decode()
     with _guard.guarded(
         [sys.executable, "-m", "rpcprops._hunt_jobs", options],
         stdin=subprocess.PIPE,
@@ -303,13 +317,14 @@ def _started(clock: str, agent: str | None) -> Iterator[subprocess.Popen[bytes]]
         yield process
 
 
-def _work(clock: str, agent: str | None, orders: IO[bytes], said: IO[bytes]) -> None:
+def _work(ranks: Ranks, orders: IO[bytes], said: IO[bytes]) -> None:
     """In a worker: run orders until there are no more."""
 
     def say(message: Message) -> None:
         said.write(msgspec.json.encode(message) + b"\n")
 
-    server = ClusterServer(clock=parse_clock(clock), agent=agent)
+    clock = parse_clock(ranks.clock)
+    server = ClusterServer(clock=clock, agent=ranks.agent, reuse=ranks.reuse)
     try:
         server.start()
         runner = Runner(server)
@@ -317,7 +332,9 @@ def _work(clock: str, agent: str | None, orders: IO[bytes], said: IO[bytes]) -> 
         for line in iter(orders.readline, b""):
             order = msgspec.json.decode(line, type=Order)
             batch = run_order(order, runner, lambda batch: say(Ran(len(batch.cases))))
-            say(Done(batch, server.clock_problem))
+            failed = list(map(str, runner.failed_in_use))
+            runner.failed_in_use.clear()
+            say(Done(batch, server.clock_problem, failed))
     except (UsageError, MachineCannot) as error:
         say(Stopped(type(error).__name__, str(error)))
     except Exception:
@@ -328,7 +345,7 @@ def _work(clock: str, agent: str | None, orders: IO[bytes], said: IO[bytes]) -> 
 
 def main(arguments: list[Any]) -> None:
     """A worker: its options as JSON."""
-    clock, agent = msgspec.json.decode(arguments[0], type=tuple[str, str | None])
+    ranks = msgspec.json.decode(arguments[0], type=Ranks)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What ranks or libraries print goes to stderr, and nobody else reads the orders.
@@ -339,7 +356,7 @@ def main(arguments: list[Any]) -> None:
     os.dup2(2, 1)
     # The process that hunts has gone, or wants no more.
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        _work(clock, agent, orders, said)
+        _work(ranks, orders, said)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import atexit
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpcprops import agents
 from rpcprops._given import argument, shown
+from rpcprops._json import to_json
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import Cluster, ClusterServer
-from rpcprops.cluster.options import A_DAY, ClockChoice, Transport, check_transport
+from rpcprops.cluster.options import (
+    A_DAY,
+    ClockChoice,
+    Transport,
+    check_bool,
+    check_transport,
+)
+from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, predict_in
-from rpcprops.outcomes import Outcome, StepOutcome
+from rpcprops.oracle import chosen, is_expected, judge, predict_in
+from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import Program, Settle, Step, check_world_size, threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
@@ -27,16 +36,67 @@ _REMEMBERED = 2048
 _REAL_SECONDS = 2.5
 
 
+@dataclass(frozen=True, slots=True)
+class FailedInUse:
+    """A failure in a used world that a new world did not show: nobody can tell what it means.
+
+    Attributes:
+        after: the last programs that the world ran before, with their plans, the oldest first.
+    """
+
+    program: Program
+    plan: FaultPlan
+    violations: tuple[Violation, ...]
+    after: tuple[tuple[Program, FaultPlan], ...]
+
+    def again(self, runner: Runner, **options: Any) -> tuple[Violation, ...]:
+        """Run the programs in one world again, in their order; what the last one breaks there.
+
+        Args:
+            runner: one whose server has no world that is kept.
+            options: as for :func:`run`, but for `reuse`.
+        """
+        for program, plan in self.after:
+            runner.run_anew(program, plan, reuse=True, **options)
+        before = len(runner.failed_in_use)
+        runner.run_anew(self.program, self.plan, reuse=True, **options)
+        return tuple(v for one in runner.failed_in_use[before:] for v in one.violations)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        ran = (*self.after, (self.program, self.plan))
+        return {
+            "violations": [str(violation) for violation in self.violations],
+            "ran": [{"program": to_json(program), "plan": to_json(plan)} for program, plan in ran],
+        }
+
+    def __str__(self) -> str:
+        """In one line; `repr` has all programs as Python."""
+        number = len(self.after)
+        programs = f"{number} program{'s' if number > 1 else ''}"
+        return (
+            f"undecided: only in a world that had run {programs} before: "
+            f"{'; '.join(map(str, self.violations))} under {self.plan!r}"
+        )
+
+
 class Runner:
     """Runs programs on one server, and remembers each outcome.
 
     With memory, a run is a function of its arguments, as Hypothesis expects of a test: a case that
     fails only sometimes keeps its first outcome (how often it fails again is measured separately,
     with :meth:`run_anew`).
+
+    Attributes:
+        worlds: how many runs had a "new" world and how many a "used" one, how many worlds were
+            "kept" afterwards, and by the reason how many were not although they might have been.
+        failed_in_use: failures of used worlds that new worlds did not show.
     """
 
     def __init__(self, server: ClusterServer) -> None:
         self.server = server
+        self.worlds: Counter[str] = Counter()
+        self.failed_in_use: list[FailedInUse] = []
         self._remembered: OrderedDict[Any, Outcome] = OrderedDict()
 
     def run(
@@ -48,15 +108,23 @@ class Runner:
         clock: ClockChoice | None = None,
         transport: Transport = "tcp",
         agent: str | None = None,
+        reuse: bool | None = None,
     ) -> Outcome:
         """As :func:`rpcprops.run`."""
         _check(program, plan, world_size, transport)
         rate = self._rate_of(program, clock)
         agent = agents.named(self.server.agent if agent is None else agent).name
-        key = (program, FaultPlan.of(plan), world_size, rate, transport, agent)
+        reuse = self._reuses(reuse, agent)
+        key = (program, FaultPlan.of(plan), world_size, rate, transport, agent, reuse)
         if key not in self._remembered:
             self._remembered[key] = self.run_anew(
-                program, plan, world_size=world_size, clock=rate, transport=transport, agent=agent
+                program,
+                plan,
+                world_size=world_size,
+                clock=rate,
+                transport=transport,
+                agent=agent,
+                reuse=reuse,
             )
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -68,7 +136,19 @@ class Runner:
             return rate
         return max(1.0, program.rpc_timeout / _REAL_SECONDS)
 
-    def run_anew(  # noqa: C901 - the life of a run, in its order
+    def _reuses(self, reuse: bool | None, agent: str | None) -> bool:
+        if reuse is None:
+            return self.server.reuse
+        name = agents.named(self.server.agent if agent is None else agent).name
+        if check_bool("reuse", reuse) and name != WIRE:
+            msg = (
+                f"reuse=True needs agent='wire', not {name}: no other agent can be given other "
+                f"faults while ranks run, or says all that it still holds."
+            )
+            raise UsageError(msg)
+        return reuse
+
+    def run_anew(
         self,
         program: Program,
         plan: FaultPlan | FaultTable | None = None,
@@ -77,6 +157,7 @@ class Runner:
         clock: ClockChoice | None = None,
         transport: Transport = "tcp",
         agent: str | None = None,
+        reuse: bool | None = None,
     ) -> Outcome:
         """As :meth:`run`, but without the memory."""
         _check(program, plan, world_size, transport)
@@ -85,59 +166,137 @@ class Runner:
         if size < program.world_size:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
-        threads = threads_of(program)
-        cluster = self.server.make_cluster(
-            *modules_of(program.leaves),
-            world_size=size,
-            faults=faults,
-            clock=self._rate_of(program, clock),
-            transport=transport,
-            rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
-            num_worker_threads=threads.number,
-            shutdown_faults=True,
-            agent=self.server.agent if agent is None else agent,
-        )
-        cluster.program = program
-        cluster.take_time(threads.lasts if threads.are_few else program.lasts)
-        facts = facts_of(cluster.torch_version)
-        prediction = predict_in(program, faults, size, facts)
-        steps: list[StepOutcome] = []
-        contexts: dict[str, int] = {}
 
-        def as_expected(seen: StepOutcome) -> bool:
-            # After a failed step, the next steps would be judged for its failure.
-            follows = chosen(prediction, [*steps, seen], facts)
-            return seen.ended and is_expected(follows.steps[seen.index].error, seen.error, facts)
+        def run(*, reuse: bool) -> _Run:
+            cluster = self.server.make_cluster(
+                *modules_of(program.leaves),
+                world_size=size,
+                faults=faults,
+                clock=self._rate_of(program, clock),
+                transport=transport,
+                rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
+                num_worker_threads=threads_of(program).number,
+                shutdown_faults=True,
+                agent=self.server.agent if agent is None else agent,
+            )
+            return _run_in(cluster, program, faults, size, reuse=reuse)
 
-        try:
-            cluster.start()
-            for first, step in program.numbered:
-                if cluster.has_found:
-                    break
-                if isinstance(step, Settle):
-                    expected = chosen(prediction, steps, facts).steps[first]
-                    held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
-                    steps.append(StepOutcome(first, counters=held))
-                    continue
-                seen = run_step(cluster, first, step, contexts, as_expected)
-                steps += seen
-                if not all(as_expected(outcome) for outcome in seen):
-                    if not cluster.has_found:
-                        cluster.look()
-                    break
-            else:
-                prediction = chosen(prediction, steps, facts)
-                # Without a graceful shutdown, only a settle shows the effects of the last step.
-                settles = program.settles or not prediction.graceful
-                if settles and not cluster.has_found:
-                    cluster.settle_to(prediction.counters, prediction.retried, prediction.calls)
-                elif not cluster.has_found:
+        first = run(reuse=self._reuses(reuse, agent))
+        if not first.may_reuse:
+            return first.outcome
+        self.worlds["used" if first.was_used else "new"] += 1
+        self.worlds["kept" if first.stays else first.why] += 1
+        if first.is_conclusive:
+            return first.outcome
+        # Only a new world, whose ranks shut RPC down as torch says, can show a failure.
+        again = run(reuse=False)
+        if first.violations and not judge(program, faults, again.outcome):
+            failed = FailedInUse(program, faults, first.violations, first.ran_before)
+            self.failed_in_use.append(failed)
+        return again.outcome
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run of a program in a world.
+
+    Attributes:
+        outcome: what it showed, at its end.
+        may_reuse: whether it may have been a kept world, and may be one now.
+        was_used: whether it was.
+        stays: whether it is.
+        why: why it is not.
+        shows_nothing: whether the run was cut off because the world could not stay.
+        violations: what the outcome breaks, where that was asked for.
+        ran_before: the last programs of the world before this one, with their plans.
+    """
+
+    outcome: Outcome = field(default_factory=lambda: Outcome(0))
+    may_reuse: bool = False
+    was_used: bool = False
+    stays: bool = False
+    why: str = ""
+    shows_nothing: bool = False
+    violations: tuple[Violation, ...] = ()
+    ran_before: tuple[tuple[Program, FaultPlan], ...] = ()
+
+    def end(self, cluster: Cluster, program: Program, steps: list[StepOutcome]) -> None:
+        """Let the ranks shut RPC down; or let them stay, if they may."""
+        if cluster.may_reuse and not has_refusal(program, steps):
+            self.why = cluster.stay()
+        else:
+            cluster.shutdown()
+
+    def decide(self, cluster: Cluster, program: Program, steps: list[StepOutcome]) -> None:
+        """Decide whether the world of a run that may be kept is kept."""
+        self.was_used, self.ran_before = cluster.is_used, cluster.ran_before
+        self.shows_nothing = bool(self.why)
+        if not self.shows_nothing:
+            so_far = replace(cluster.outcome, steps=tuple(steps))
+            self.violations = judge(program, cluster.plan, so_far)
+            if self.violations:
+                cluster.stays = False
+            if not cluster.stays:
+                self.why = "a promise was broken" if self.violations else "a value was refused"
+        self.stays = cluster.stays
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether its outcome counts."""
+        return not self.shows_nothing and not (self.violations and self.was_used)
+
+
+def _run_in(  # noqa: C901 - the life of a run, in its order
+    cluster: Cluster, program: Program, plan: FaultPlan, size: int, *, reuse: bool
+) -> _Run:
+    """Run a program in a world; with `reuse` perhaps in a used one, which may go on."""
+    cluster.program = program
+    threads = threads_of(program)
+    cluster.take_time(threads.lasts if threads.are_few else program.lasts)
+    facts = facts_of(cluster.torch_version)
+    prediction = predict_in(program, plan, size, facts)
+    cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)
+    steps: list[StepOutcome] = []
+    contexts: dict[str, int] = {}
+    run = _Run(may_reuse=cluster.may_reuse)
+
+    def as_expected(seen: StepOutcome) -> bool:
+        # After a failed step, the next steps would be judged for its failure.
+        follows = chosen(prediction, [*steps, seen], facts)
+        return seen.ended and is_expected(follows.steps[seen.index].error, seen.error, facts)
+
+    try:
+        cluster.start()
+        for first, step in program.numbered:
+            if cluster.has_found:
+                break
+            if isinstance(step, Settle):
+                expected = chosen(prediction, steps, facts).steps[first]
+                held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
+                steps.append(StepOutcome(first, counters=held))
+                continue
+            seen = run_step(cluster, first, step, contexts, as_expected)
+            steps += seen
+            if not all(as_expected(outcome) for outcome in seen):
+                if not cluster.has_found:
                     cluster.look()
-                if not cluster.has_found and prediction.graceful:
-                    cluster.shutdown()
-        finally:
-            cluster.kill()
-        return replace(cluster.outcome, steps=tuple(steps))
+                break
+        else:
+            prediction = chosen(prediction, steps, facts)
+            # Without a graceful shutdown, only a settle shows the effects of the last step.
+            settles = program.settles or not prediction.graceful
+            if settles and not cluster.has_found:
+                cluster.settle_to(prediction.counters, prediction.retried, prediction.calls)
+            elif not cluster.has_found:
+                cluster.look()
+            if not cluster.has_found and prediction.graceful:
+                run.end(cluster, program, steps)
+        if cluster.may_reuse:
+            run.decide(cluster, program, steps)
+    finally:
+        cluster.kill()
+    run.outcome = replace(cluster.outcome, steps=tuple(steps))
+    return run
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:
@@ -202,6 +361,7 @@ def run(
     clock: ClockChoice | None = None,
     transport: Transport = "tcp",
     agent: str | None = None,
+    reuse: bool | None = None,
 ) -> Outcome:
     """Run `program` on fresh ranks of real torch under `plan`, and return what it showed.
 
@@ -215,6 +375,10 @@ def run(
         transport: "tcp" or "shm".
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
             torch's faulty one unless given.
+        reuse: whether ranks may have run other programs before: only with ``agent="wire"``, and
+            only if these have provably left them as they were. What fails in such ranks is run
+            again in fresh ones, and their outcome is returned. None is what the server was made
+            with, which is False for the default one.
 
     Raises:
         UsageError: an argument is out of its range, or the plan does not fit this world or agent.
@@ -223,5 +387,11 @@ def run(
     # Check this before a server starts, which takes seconds.
     _check(program, plan, world_size, transport)
     return default_runner().run(
-        program, plan, world_size=world_size, clock=clock, transport=transport, agent=agent
+        program,
+        plan,
+        world_size=world_size,
+        clock=clock,
+        transport=transport,
+        agent=agent,
+        reuse=reuse,
     )

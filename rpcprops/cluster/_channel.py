@@ -45,6 +45,8 @@ class Channel:
     given_up: set[int] = field(default_factory=set)
     status: int | None = None
     processor_seconds: float = 0.0
+    #: What its earlier programs took, if it is used again.
+    processor_before: float = 0.0
     killed: bool = False
     counters: Counters | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
@@ -75,6 +77,12 @@ class Channel:
         self.sock.setblocking(False)
         self.reader = _wire.Reader(self.sock)
         self.writer = _wire.Writer(self.sock)
+
+    @property
+    def is_silent_and_empty(self) -> bool:
+        """Whether nothing is on its way, in either direction, so that it can be used again."""
+        waits = self.answers or self.given_up or self.open_calls or self.reader.buffer
+        return not (self.lost or self.broken or waits or self.writer.is_waiting)
 
     @property
     def lost(self) -> bool:

@@ -12,6 +12,7 @@ from rpcprops.cluster.options import (
     ClockChoice,
     ClusterOptions,
     Network,
+    check_bool,
     check_clock,
     check_network,
     complete,
@@ -39,6 +40,8 @@ class ClusterServer:
             error), or "host" (the machine's: for code that talks to services there).
         agent: the RPC agent of clusters that name none, by its name in :mod:`rpcprops.agents`;
             torch's faulty one unless given.
+        reuse: whether programs run in worlds that other programs have left as they were, unless a
+            run says otherwise (see :func:`rpcprops.run`). Clusters are always new.
 
     Attributes:
         servers: the fork server and all that belongs to it.
@@ -50,8 +53,14 @@ class ClusterServer:
     """
 
     def __init__(
-        self, clock: ClockChoice = "auto", network: Network = "auto", agent: str | None = None
+        self,
+        clock: ClockChoice = "auto",
+        network: Network = "auto",
+        agent: str | None = None,
+        *,
+        reuse: bool = False,
     ) -> None:
+        self.reuse = check_bool("reuse", reuse)
         self.servers = Servers(check_clock(clock), check_network(network))
         self.agent = agents.named(agents.default_name() if agent is None else agent).name
         #: Set while the examples of a confirmation run: the rate of clusters that name no clock.

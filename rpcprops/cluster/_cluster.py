@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from rpcprops import agents, errors
 from rpcprops._given import shown
-from rpcprops.cluster import _shutdown
+from rpcprops.cluster import _shutdown, _staying
 from rpcprops.cluster._adopted import Adopted
 from rpcprops.cluster._arming import Arming
 from rpcprops.cluster._calls import Calls, RankProxy
@@ -59,6 +59,10 @@ class Cluster:
         self.transport = options.transport
         self.init = options.init is not False
         self.program: Program | None = None
+        #: Whether its program may run in a kept world, and leave its world for the next one.
+        self.may_reuse = False
+        #: Whether its world is kept for the next program.
+        self.stays = False
         self.deadlines = Deadlines.of(
             options.plan, len(options.names), options.rate, options.deadline
         )
@@ -112,7 +116,7 @@ class Cluster:
             ranks=tuple(channel.outcome() for channel in self.ranks.channels),
             armed=self.arming.parts,
             agent="" if agent == agents.default_name() else agent,
-            messages=() if ledger is None else ledger.messages(self.ranks.origin_ns),
+            messages=self.ranks.messages(),
             messages_dropped=0 if ledger is None else ledger.dropped,
         )
 
@@ -194,6 +198,8 @@ class Cluster:
             self._fork_and_join()
 
     def _fork_and_join(self) -> None:
+        if self.may_reuse and self.ranks.resume(self.options, self._first, self._phases):
+            return
         try:
             self.ranks.fork(
                 self.options,
@@ -201,6 +207,7 @@ class Cluster:
                 self._phases,
                 self.deadlines.start,
                 runs_users_code=self.program is None,
+                may_stay=self.may_reuse,
             )
         except errors.MachineCannot:
             # Close what was opened: it may be what this machine is short of.
@@ -218,14 +225,42 @@ class Cluster:
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
         _shutdown.shut_down(*below, self.options, self.arming.problem, graceful=self._runs_rpc)
 
+    def stay(self) -> str:
+        """Instead of :meth:`shutdown`: let the ranks meet as there, and come to rest.
+
+        Then `stays` is true, and the ranks live on in their servers. Else the result says why the
+        world cannot be used again; then this run shows nothing, and no violation was recorded.
+        """
+        why = _staying.stay(self.ranks, self._phases, self.deadlines, self.options)
+        if not why and not self.ranks.are_silent:
+            why = "a message of a rank is left"
+        self.stays = not why
+        return why
+
+    @property
+    def is_used(self) -> bool:
+        """Whether its ranks have run other programs before."""
+        return self.ranks.kept is not None
+
+    @property
+    def ran_before(self) -> tuple[tuple[Program, FaultPlan], ...]:
+        """The last programs that its ranks ran before this one, with their plans."""
+        return () if self.ranks.kept is None else tuple(self.ranks.kept.ran)
+
     def kill(self) -> None:
         """Kill every rank that still lives, and let go of everything."""
         if self.is_over:
             return
-        self.ranks.kill()
-        self._phases.over = True
-        self._outcome = self._make_outcome()
-        self.ranks.let_go()
+        if self.stays:
+            self._phases.over = True
+            self._outcome = self._make_outcome()
+            assert self.program is not None
+            self.ranks.keep(self.options, self._first, self.program)
+        else:
+            self.ranks.kill()
+            self._phases.over = True
+            self._outcome = self._make_outcome()
+            self.ranks.let_go()
         if self.ranks.channels:
             self._on_end(self.plan, self._outcome)
 

@@ -14,20 +14,25 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 
 from rpcprops import agents
 from rpcprops.agents.wire import Ledger
 from rpcprops.cluster import _wire
 from rpcprops.cluster._channel import Channel
+from rpcprops.cluster._kept import KeptWorld, Member
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._spec import WorldSpec
+from rpcprops.cluster.finder import TRAINING
 from rpcprops.cluster.logs import RankLog
 from rpcprops.cluster.options import WorldOptions
 from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, MachineCannot
-from rpcprops.outcomes import Counters
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Counters, SentMessage
+from rpcprops.programs import Program
 
 #: How many bytes of a log are read before the channels are looked at again.
 _LOG_PIECE = 32 << 20
@@ -38,6 +43,9 @@ _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
 #: Real seconds that a server needs at most to kill the ranks of a world.
 _KILL_SECONDS = 10.0
+_NO_FAULTS = FaultPlan()
+#: Real seconds within which the ranks of a kept world begin with another program.
+_RESUME_SECONDS = 5.0
 
 
 class Ranks:
@@ -48,7 +56,8 @@ class Ranks:
         peer: the server that forks the ranks; None before that, and after they were let go.
         runs_users_code: see :class:`WorldSpec`.
         ledger: the messages of this world, if its agent writes them down.
-        origin_ns: see :class:`WorldSpec`.
+        origin_ns: the real instant at which the world began, or was taken for this program.
+        kept: the kept world that these ranks are of; None for new ranks.
         released: kept values whose handles are gone, by rank and number; sent with the next
             message.
     """
@@ -65,12 +74,15 @@ class Ranks:
         self.runs_users_code = False
         self.ledger: Ledger | None = None
         self.origin_ns = 0
+        self.kept: KeptWorld | None = None
         self.released: deque[tuple[int, int]] = deque()
         self._servers = servers
         self._send_seconds = send_seconds
         self._on_output = on_output
         self._world = 0  # the server's number for this world, once the server was asked for one
-        self._numbers = itertools.count(1)
+        self._numbers: Iterator[int] = itertools.count(1)
+        #: What the clocks of the ranks showed at `origin_ns`, if that is not the same.
+        self._virtual_ns: int | None = None
 
     # Their life.
 
@@ -82,11 +94,12 @@ class Ranks:
         seconds: float,
         *,
         runs_users_code: bool,
+        may_stay: bool = False,
     ) -> None:
         """Have the ranks forked. They import the modules `first` and then join their world.
 
         Args:
-            runs_users_code: see :class:`WorldSpec`.
+            runs_users_code, may_stay: see :class:`WorldSpec`.
 
         Raises:
             HarnessError: the server has died, or does not fork them in time.
@@ -111,6 +124,7 @@ class Ranks:
                     ledgers=len(ledgers),
                     import_in_ranks=in_ranks,
                     runs_users_code=runs_users_code,
+                    may_stay=may_stay,
                 )
                 self._world = self._servers.next_world()
                 logs = [channel.log.fd for channel in self.channels]
@@ -120,6 +134,77 @@ class Ranks:
                 except OSError:
                     raise self._servers.died() from None
             self._wait_until_forked(self.peer, phase)
+
+    # Their life in a kept world.
+
+    @staticmethod
+    def key_of(options: WorldOptions, first: Sequence[str]) -> Hashable:
+        """What two programs must have in common, to run in one world after each other.
+
+        All modules of our own steps but one are in every rank.
+        """
+        own = {name for name in first if name == TRAINING or not name.startswith("rpcprops.")}
+        return frozenset(own), replace(options, plan=_NO_FAULTS)
+
+    def resume(self, options: WorldOptions, first: Sequence[str], phases: Phases) -> bool:
+        """Take a kept world for one more program; whether there is one whose ranks answer."""
+        kept = self._servers.kept.take(self.key_of(options, first))
+        if kept is None:
+            return False
+        self.kept, self.peer, self.ledger = kept, kept.peer, kept.ledger
+        self._world, self._numbers = kept.number, kept.asked
+        with phases.open("start", _RESUME_SECONDS) as phase:
+            for rank, member in enumerate(kept.members):
+                log = RankLog(member.name, fd=member.log)
+                log.on_piece = self._on_output(member.name) if self._on_output else None
+                channel = Channel(rank, member.name, member.sock, log, pid=member.pid)
+                self.channels.append(channel)
+            self.ledger.clear()
+            number = self.send_to_all("begin", options.plan)
+            while self.without_answer(number) and phase.left() > 0:
+                if self.peer.reader.closed or any(channel.lost for channel in self.channels):
+                    break
+                self.pump(phase.left())
+            if self.without_answer(number):
+                self.kill()
+                self.forget()
+                return False
+            for channel in self.channels:
+                _, (now, processor) = channel.answers.pop(number)
+                channel.processor_before = processor
+                self._virtual_ns = now if self._virtual_ns is None else min(now, self._virtual_ns)
+            self.origin_ns = time.monotonic_ns()
+        return True
+
+    def keep(self, options: WorldOptions, first: Sequence[str], ran: Program) -> None:
+        """Let the servers keep this world for the next program. Its ranks must be as they were."""
+        assert self.peer is not None
+        assert self.ledger is not None
+        kept = self.kept or KeptWorld(
+            self.key_of(options, first),
+            self.peer,
+            self._world,
+            tuple(Member(c.pid, c.name, c.sock, c.log.fd) for c in self.channels),
+            self.ledger,
+            self._numbers,
+        )
+        kept.ran.append((ran, options.plan))
+        kept.programs += 1
+        for channel in self.channels:
+            channel.log.close(keep_open=True)
+        self.peer = self.ledger = None
+        self._servers.kept.put(kept)
+
+    @property
+    def are_silent(self) -> bool:
+        """Whether nothing is on its way between this process and them."""
+        return all(channel.is_silent_and_empty for channel in self.channels)
+
+    def messages(self) -> tuple[SentMessage, ...]:
+        """The messages that the ranks have sent for this program."""
+        if self.ledger is None:
+            return ()
+        return self.ledger.messages(self.origin_ns, self._virtual_ns)
 
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:
@@ -224,6 +309,8 @@ class Ranks:
         self.let_go()
         self.channels.clear()
         self._world = 0
+        self._numbers = itertools.count(1)
+        self._virtual_ns = self.kept = None
 
     def has_lost_server(self) -> bool:
         """Whether a server above the ranks has died."""
@@ -278,7 +365,8 @@ class Ranks:
                 peer.read()
         for channel in self.channels:
             if channel.status is None and channel.pid in peer.ended:
-                channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
+                channel.status, seconds = peer.ended.pop(channel.pid)
+                channel.processor_seconds = seconds - channel.processor_before
 
     def must_be_connected(self) -> None:
         """Raise if nothing can be sent to the ranks any more; the message says why."""

@@ -26,6 +26,8 @@ class WorldSpec(WorldOptions):
             has imported them.
         runs_users_code: whether the code is the user's, not a program of ours. Then ranks note
             where handles of RRefs are made, and which timeouts are passed to torch.
+        may_stay: whether the ranks may run another program afterwards. Then they note what they
+            were at the beginning.
     """
 
     origin_ns: int
@@ -33,6 +35,7 @@ class WorldSpec(WorldOptions):
     ledgers: int
     import_in_ranks: ModuleMap | None
     runs_users_code: bool = False
+    may_stay: bool = False
 
 
 @dataclass(frozen=True)

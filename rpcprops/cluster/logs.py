@@ -173,8 +173,14 @@ class RankLog:
     the kernel once it was read, so that it takes no memory; both ends of it are kept.
     """
 
-    def __init__(self, name: str, facts: TorchFacts | None = None) -> None:
-        self.fd = os.memfd_create(name)
+    def __init__(
+        self, name: str, facts: TorchFacts | None = None, *, fd: int | None = None
+    ) -> None:
+        if fd is not None:
+            # The position of the file is the writers' own: they share the open file.
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+        self.fd = os.memfd_create(name) if fd is None else fd
         self._scan = LogScan(facts=facts or installed())
         #: Called with each piece that was read, and with an empty one when this is closed.
         self.on_piece: Callable[[bytes], None] | None = None
@@ -297,14 +303,15 @@ class RankLog:
         self.take()
         return self._scan.failed_sends()
 
-    def close(self) -> None:
-        """Close the descriptor; the text and the numbers stay."""
+    def close(self, *, keep_open: bool = False) -> None:
+        """Close the descriptor, unless another log is to go on with it; text and numbers stay."""
         if self._final is None:
             self.take()
             self._size, self._final = self.size(), self.text()
             if self.on_piece is not None:
                 self.on_piece(b"")
-            os.close(self.fd)
+            if not keep_open:
+                os.close(self.fd)
             if self._seeker >= 0:
                 os.close(self._seeker)
 

@@ -159,7 +159,7 @@ def complete(
         init=init,
         deadline=float(deadline),
         network=network if chosen is None else check_network(chosen),
-        shutdown_faults=_check_bool("shutdown_faults", options.get("shutdown_faults", False)),
+        shutdown_faults=check_bool("shutdown_faults", options.get("shutdown_faults", False)),
         agent=agent.name,
     )
 
@@ -281,7 +281,12 @@ def _check_number(name: str, value: object, top: float, *, whole: bool = False) 
         raise UsageError(msg)
 
 
-def _check_bool(name: str, value: object) -> bool:
+def check_bool(name: str, value: object) -> bool:
+    """`value` if it is a bool.
+
+    Raises:
+        UsageError: it is not.
+    """
     if not isinstance(value, bool):
         msg = f"{name}={shown(value)} must be True or False."
         raise UsageError(msg)

@@ -17,8 +17,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,6 +28,7 @@ from torch.distributed import rpc
 
 from rpcprops import clock, fixture
 from rpcprops.cluster import (
+    _anew,
     _functions,
     _handles,
     _injection,
@@ -51,6 +54,10 @@ _NO_SHARED_MEMORY = 512 << 10
 
 #: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
 _DESCRIPTORS = 1000
+
+#: How often a rank looks whether it is at rest before it answers, and real seconds in between.
+_REST_LOOKS = 20
+_REST_SECONDS = 0.0002
 
 EXIT_CHANNEL_LOST = 70
 EXIT_START_FAILED = 71
@@ -125,6 +132,8 @@ class _Rank:
         self.store = f"file:///proc/self/fd/{store_fd}"
         self.adoption: Adoption | None = None
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
+        #: What this rank was when it had joined, if it may stay for another program.
+        self.newness: _anew.Newness | None = None
         self.fixture = fixture.RankFixture(
             rank=rank,
             name=spec.names[rank],
@@ -165,6 +174,8 @@ class _Rank:
         if clock.loaded():
             self.watch_delays()
             clock.reset_lateness()
+        if self.spec.may_stay:
+            self.newness = _anew.Newness()
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
         return self.serve()
@@ -326,19 +337,22 @@ class _Rank:
         """The main thread: calls in order, until told to exit."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self.interrupts.handle)
+        does: dict[str, Callable[..., None]] = {
+            "call": self.call,
+            "step": self.step,
+            "release": _functions.release,
+            "meet": self.meet,
+            "rest": self.rest,
+            "begin": self.begin_again,
+        }
         while True:
             message = self.work.get()
             kind = message[0]
-            if kind == "call":
-                self.call(*message[1:])
-            elif kind == "step":
-                self.step(*message[1:])
-            elif kind == "last":
+            if kind == "last":
                 return self.last(*message[1:])
-            elif kind == "release":
-                _functions.release(message[1])
-            elif kind == "exit":
+            if kind == "exit":
                 return self.leave(*message[1:])
+            does[kind](*message[1:])
             # A message that stays in a local would keep its arguments alive.
             del message
 
@@ -407,6 +421,61 @@ class _Rank:
             seen["after"] = Counters(**_held_by_process(self.keys))
         self.answer(number, "ok", (blob, seen))
         return code
+
+    # A world that is used again.
+
+    def meet(self, number: int) -> None:
+        """Begin to leave as :meth:`leave` does, but stay able to go on."""
+        try:
+            symbols.meet_at_end()
+        except BaseException as error:
+            self.answer(number, *_functions.dump_error(error, self.rank))
+            return
+        self.answer(number, "ok", b"")
+
+    def rest(self, number: int, again: bool) -> None:
+        """Drop what the program keeps here; answer with a last look, and with what is left.
+
+        Args:
+            again: whether nothing was left a moment ago; then only what is under way is looked for.
+        """
+        _anew.forget()
+        gc.collect()
+        agent = symbols.current_agent()
+        for _ in range(_REST_LOOKS):
+            if not _anew.busy_parts(agent.state()):
+                break
+            time.sleep(_REST_SECONDS * self.spec.rate)
+        seen = self.look()
+        seen["after"] = Counters(**_held_by_process(self.keys))
+        seen["busy"] = _anew.busy_parts(agent.state())
+        assert self.newness is not None
+        seen["differs"] = "" if again else self.newness.difference()
+        seen["processor"] = _processor_seconds()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.answer(number, "ok", seen)
+
+    def begin_again(self, number: int, plan: FaultPlan) -> None:
+        """Begin with another program, under its faults, and count all from the beginning."""
+        table = plan.table(self.rank)
+        self.spec = replace(self.spec, plan=plan)
+        self.delays = sorted(set(table.delaying.values()))
+        self.fixture.fault_table = table
+        self.fixture.further_options = self.further_options(self.rank)
+        given = self.fixture.agent.arguments(table)
+        symbols.current_agent().rearm(
+            given["messages_to_fail"],
+            given["num_fail_sends"],
+            given["messages_to_delay"],
+            agent_faults(plan, self.rank),
+        )
+        assert self.newness is not None
+        self.newness.begin()
+        if clock.loaded():
+            self.watch_delays()
+            clock.reset_lateness()
+        self.answer(number, "ok", (time.monotonic_ns(), _processor_seconds()))
 
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection."""
@@ -496,6 +565,12 @@ def _held_by_process(keys: CounterKeys) -> dict[str, int]:
 
 def _counted(keys: Mapping[str, str], info: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(info[key]) for name, key in keys.items()}
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process so far, in real seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def widen_descriptor_table() -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from rpcprops.cluster import _limits, finder, namespaces
+from rpcprops.cluster._kept import KeptWorlds
 from rpcprops.cluster._module_servers import ModuleServers
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.fork_server import ForkServer
@@ -30,11 +31,13 @@ class Servers:
     Attributes:
         network: which network worlds get that name none.
         networks: the process that makes networks.
+        kept: worlds that wait for another program.
     """
 
     def __init__(self, clock: ClockChoice, network: Network) -> None:
         self.network: Network = network
         self.networks = namespaces.Maker()
+        self.kept = KeptWorlds()
         self.root = ForkServer()
         self.rates = Rates(self.root, clock)
         self._modules = ModuleServers(self.root)
@@ -96,6 +99,7 @@ class Servers:
         self._stop()
 
     def _stop(self) -> None:
+        self.kept.close()
         self._modules.close()
         self.rates.forget()
         self.root.stop()

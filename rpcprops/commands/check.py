@@ -18,6 +18,7 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Agent,
     Clock,
+    Reuse,
     Transport,
     check_json,
     check_transport,
@@ -61,6 +62,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
+    reuse: Reuse = False,
     transport: Transport = "tcp",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
@@ -93,7 +95,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
     with (
-        running(clock, agent) as runner,
+        running(clock, agent, reuse=reuse) as runner,
         watched(runner.server) as in_flight,
         live("check") as line,
     ):

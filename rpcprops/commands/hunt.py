@@ -21,7 +21,9 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Agent,
     Clock,
+    Reuse,
     check_json,
+    check_reuse,
     interruptible,
     running,
     say_died,
@@ -32,7 +34,7 @@ from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
     from rpcprops._hunt import Batch, Hunt, Order
-    from rpcprops._hunt_jobs import Ready
+    from rpcprops._hunt_jobs import Ranks, Ready
     from rpcprops._hunts import Met
     from rpcprops.commands.live import Line
     from rpcprops.runner import Runner
@@ -89,6 +91,7 @@ def hunt(  # noqa: PLR0913 - the options
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
+    reuse: Reuse = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
     ] = None,
@@ -105,6 +108,7 @@ def hunt(  # noqa: PLR0913 - the options
     met, and after how many seconds and examples.
     """
     from rpcprops._hunt import Hunt, summary
+    from rpcprops._hunt_jobs import Ranks
 
     if show or files:
         _show_several(files or [], json_file, show=show)
@@ -123,7 +127,7 @@ def hunt(  # noqa: PLR0913 - the options
             out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
 
     if many == 1:
-        with running(clock, agent) as runner:
+        with running(clock, agent, reuse=reuse) as runner:
             say_torch(runner)
             _say_known(known)
             try:
@@ -133,11 +137,14 @@ def hunt(  # noqa: PLR0913 - the options
     else:
         with interruptible():
             parse_clock(clock)
+            name = agents.default_name() if agent is None else agent
+            check_reuse(name, reuse=reuse)
             # Built once, and not by each process.
-            agents.named(agents.default_name() if agent is None else agent).prepare(live)
+            agents.named(name).prepare(live)
             _say_known(known)
             try:
-                _go_on_at_once(known, (many, clock, agent), examples, batch, without_faults)
+                ranks = Ranks(clock, agent, reuse)
+                _go_on_at_once(known, many, ranks, examples, batch, without_faults)
             finally:
                 ended()
     raise typer.Exit(VIOLATED if known.failures else HOLDS)
@@ -184,13 +191,12 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float)
         )
 
 
-def _go_on_at_once(
-    known: Hunt, team: tuple[int, str, str | None], examples: int, batch: int, share: float
+def _go_on_at_once(  # noqa: PLR0913, PLR0917 - the options of the command
+    known: Hunt, jobs: int, ranks: Ranks, examples: int, batch: int, share: float
 ) -> None:
-    """As :func:`_go_on`, by several processes; `team` says how many, their clock and agent."""
+    """As :func:`_go_on`, by several processes."""
     from rpcprops._hunt_jobs import Team
 
-    jobs, clock, agent = team
     with live("hunt", examples, known.examples) as line:
 
         def on_ready(ready: Ready) -> None:
@@ -205,8 +211,7 @@ def _go_on_at_once(
         Team(
             known,
             jobs,
-            clock,
-            agent,
+            ranks,
             on_ready=on_ready,
             on_example=on_example,
             on_batch=lambda done: _say_batch(known, done, line),

@@ -12,6 +12,7 @@ import typer
 
 from rpcprops import agents
 from rpcprops._files import Unwritten, check_output, write_whole
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
@@ -28,6 +29,14 @@ Clock = Annotated[
 Agent = Annotated[
     str | None,
     typer.Option(help="The RPC agent of the ranks, such as wire; torch's faulty one unless given."),
+]
+Reuse = Annotated[
+    bool,
+    typer.Option(
+        "--reuse/--fresh",
+        help="Whether programs may run in ranks that others have left as they were, with --agent "
+        "wire. What fails there is run again in fresh ones before it counts.",
+    ),
 ]
 Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
 
@@ -50,22 +59,38 @@ def check_transport(text: str) -> None:
         raise UsageError(msg)
 
 
+def check_reuse(agent: str, *, reuse: bool) -> None:
+    """Raises:
+    UsageError: `reuse` is asked for, and another agent than WIRE.
+    """
+    if reuse and agent != WIRE:
+        msg = f"--reuse needs --agent wire, not {agent}."
+        raise UsageError(msg)
+
+
 @contextmanager
-def running(clock: str, agent: str | None = None) -> Iterator[Runner]:
-    """A runner with its own server; at its end, prints why ranks ran in real time unasked."""
-    server = ClusterServer(clock=parse_clock(clock), agent=agent)
+def running(clock: str, agent: str | None = None, *, reuse: bool = False) -> Iterator[Runner]:
+    """A runner with its own server; at its end, prints why ranks ran in real time unasked.
+
+    Raises:
+        UsageError: `reuse` is asked for, and another agent than WIRE.
+    """
+    server = ClusterServer(clock=parse_clock(clock), agent=agent, reuse=reuse)
+    check_reuse(server.agent, reuse=reuse)
+    runner = Runner(server)
     try:
         agents.named(server.agent).prepare(live)
         with live("starting the fork server, which imports torch"):
             server.start()
         if server.network_problem:
             out.print(f"[yellow]{plain(server.network_problem)}[/yellow]")
-        yield Runner(server)
+        yield runner
     except KeyboardInterrupt:
         stop.ending()
         raise typer.Exit(INTERRUPTED) from None
     finally:
         server.close()
+        say_failed_in_use(runner)
         say_clock_problem(server.clock_problem)
 
 
@@ -77,6 +102,22 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         stop.ending()
         raise typer.Exit(INTERRUPTED) from None
+
+
+def say_failed_in_use(runner: Runner) -> None:
+    """Print what failed in used worlds only, and write the programs of these worlds to a file."""
+    if not runner.failed_in_use:
+        return
+    path = Path(".rpcprops") / "failed-in-use.json"
+    for failed in runner.failed_in_use:
+        out.print(f"[yellow]{plain(failed)}[/yellow]")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        text = json.dumps([failed.as_json() for failed in runner.failed_in_use], indent=1)
+        write_whole(path, text + "\n")
+        out.print(f"    the programs of these worlds are in {plain(path)}")
+    except OSError as error:
+        err.print(f"[bold red]rpcprops:[/bold red] {plain(Unwritten.because(error, path))}")
 
 
 def say_torch(runner: Runner) -> None:

@@ -18,6 +18,7 @@ from rpcprops.commands.shared import (
     VIOLATED,
     Agent,
     Clock,
+    Reuse,
     Transport,
     check_json,
     check_transport,
@@ -39,7 +40,7 @@ _SHORT = {
 }
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - one argument for each option
     program: Annotated[
         str | None,
         typer.Argument(
@@ -53,6 +54,7 @@ def sweep(
     ] = "all",
     clock: Clock = "auto",
     agent: Agent = None,
+    reuse: Reuse = False,
     transport: Transport = "tcp",
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of where the last one ended.")
@@ -85,7 +87,7 @@ def sweep(
     check_json(json_file)
     chosen = find_program(program)
     places = cells(chosen.world_size, cast("Ranks", ranks))
-    with running(clock, agent) as runner, watched(runner.server) as in_flight:
+    with running(clock, agent, reuse=reuse) as runner, watched(runner.server) as in_flight:
         say_torch(runner)
         say_died()
         state = State(

@@ -256,6 +256,7 @@ class _Examiner:
         self.real_only = False
         self.shrinking = False
         self.seen: set[Case] = set()
+        self.failed_in_use_before = len(runner.failed_in_use)
 
     def examine(
         self, max_examples: int, seed: int | None, database: ExampleDatabase | None
@@ -265,6 +266,8 @@ class _Examiner:
             self.result.failure = self.smallest(error)
             if self.result.failure is None and not self.result.unconfirmed:
                 self.result.doubts.append(Doubt(f"not shown again: {error}"))
+        in_use = self.runner.failed_in_use[self.failed_in_use_before :]
+        self.result.doubts += [Doubt(str(failed)) for failed in in_use]
         return self.ended(self.verdict())
 
     def ended(self, verdict: Verdict) -> Examination:

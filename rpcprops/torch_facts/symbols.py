@@ -43,6 +43,8 @@ __all__ = [
     "folders_of_modules",
     "ignore_rref_leaks",
     "lacking_hooks",
+    "meet_at_end",
+    "rpc_statics",
     "set_rng_seed",
     "watch_contexts",
     "watch_rrefs",
@@ -173,6 +175,47 @@ def ignore_rref_leaks(ignore: bool) -> None:
     if not hasattr(api, switch):
         raise _lacks(Symbol(api.__name__, switch, "choose what a leak at shutdown does"))
     setattr(api, switch, ignore)
+
+
+_PARTS = "let ranks meet at the end of a program and live on"
+
+
+def meet_at_end() -> None:
+    """What ``rpc.shutdown()`` does first (``api.py: shutdown``), after which RPC still works.
+
+    All ranks meet, users of RRefs are deleted, and owners wait for that. What follows there is
+    ``agent.join``, which waits until no rank has a call, and the end of the agent.
+
+    Raises:
+        MachineCannot: this torch has no such functions.
+        RuntimeError: the ranks could not meet.
+    """
+    api = __getattr__("rpc_api")
+    _load(Symbol(api.__name__, "_wait_all_workers", _PARTS))(api.DEFAULT_SHUTDOWN_TIMEOUT)
+    _load(Symbol(api.__name__, "_delete_all_user_and_unforked_owner_rrefs", _PARTS))()
+
+
+def rpc_statics() -> tuple[Any, ...]:
+    """What torch keeps in this process and a program could change, to be compared with later.
+
+    Of ``torch.distributed.rpc``: who is in the world, what a leak at shutdown does, meetings of
+    ranks that have not ended, the default timeout, how often RPC was initialised, the pickler. Of
+    torch: whether the profiler runs, whether gradients are recorded, the default dtype.
+    """
+    import torch
+    from torch.distributed import rpc
+
+    api = __getattr__("rpc_api")
+    names = ("_ALL_WORKER_NAMES", "_ignore_rref_leak", "_default_pickler")
+    return (
+        *(getattr(api, name, None) for name in names),
+        len(getattr(api, "_all_gather_sequence_id_to_states", ())),
+        api.get_rpc_timeout(),
+        repr(getattr(rpc, "_init_counter", None)),
+        torch.autograd._profiler_enabled(),  # type: ignore[attr-defined]  # noqa: SLF001
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    )
 
 
 #: What ``rpc.shutdown`` calls to let all ranks meet (``api.py: shutdown``), and the class of the

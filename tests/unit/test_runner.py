@@ -106,6 +106,7 @@ class PretendedServer:
         self.pretended = cluster
         self.made = 0
         self.agent = agents.default_name()
+        self.reuse = False
         self.imports: list[tuple[str, ...]] = []
 
     def rate_of(self, clock: Any) -> float:

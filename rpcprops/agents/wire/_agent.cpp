@@ -21,6 +21,7 @@
  * its request, so nothing else changes.
  */
 #include <torch/csrc/distributed/rpc/request_callback_impl.h>
+#include <torch/csrc/distributed/rpc/rref_context.h>
 #include <torch/csrc/distributed/rpc/tensorpipe_agent.h>
 #include <torch/csrc/distributed/rpc/utils.h>
 #include <torch/csrc/utils/pybind.h>
@@ -68,6 +69,19 @@ RPCPROPS_REACH(ServerCalls, TensorPipeAgent, serverActiveCalls_);
 RPCPROPS_REACH(ServerAsyncCalls, TensorPipeAgent, serverActiveAsyncCalls_);
 RPCPROPS_REACH(RetryMap, RpcAgent, rpcRetryMap_);
 RPCPROPS_REACH(RetryMutex, RpcAgent, rpcRetryMutex_);
+RPCPROPS_REACH(Pool, TensorPipeAgent, threadPool_);
+RPCPROPS_REACH(PoolMutex, c10::ThreadPool, mutex_);
+RPCPROPS_REACH(PoolTasks, c10::ThreadPool, tasks_);
+RPCPROPS_REACH(PoolAvailable, c10::ThreadPool, available_);
+RPCPROPS_REACH(PoolTotal, c10::ThreadPool, total_);
+RPCPROPS_REACH(RRefMutex, RRefContext, mutex_);
+RPCPROPS_REACH(Owners, RRefContext, owners_);
+RPCPROPS_REACH(PendingOwners, RRefContext, pendingOwners_);
+RPCPROPS_REACH(Forks, RRefContext, forks_);
+RPCPROPS_REACH(PendingUsers, RRefContext, pendingUsers_);
+RPCPROPS_REACH(ConfirmedUsers, RRefContext, confirmedUsers_);
+RPCPROPS_REACH(PendingChildren, RRefContext, pendingChildren_);
+RPCPROPS_REACH(PendingFutures, RRefContext, numPendingFutures_);
 
 /* How pipeWrite takes its message: by reference in newer torch, by value before. */
 template <class T>
@@ -149,10 +163,17 @@ std::string name_of(int number) {
   return "type " + std::to_string(number);
 }
 
+/* A sparse tensor consists of two others, and has no size of its own. */
+int64_t bytes_of(const torch::Tensor& tensor) {
+  if (tensor.layout() != c10::kSparse)
+    return tensor.nbytes();
+  return tensor._indices().nbytes() + tensor._values().nbytes();
+}
+
 int64_t size_of(const Message& message) {
   int64_t size = message.payload().size();
   for (const auto& tensor : message.tensors())
-    size += tensor.nbytes();
+    size += bytes_of(tensor);
   return size;
 }
 
@@ -181,6 +202,13 @@ class Tables {
     std::lock_guard<std::mutex> lock(mutex_);
     tables_.push_back(std::move(table));
     return tables_.size() - 1;
+  }
+
+  /* Forgets all tables and all counts.  No table may be in use. */
+  void clear() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tables_.clear();
+    sent_ = failed_ = delayed_ = Counts{};
   }
 
   void disarm(int number) {
@@ -453,6 +481,14 @@ class Later {
       discard(*message);
   }
 
+  /* Drops what was written before its time, and would otherwise stay until then. */
+  void drop_written() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto it = by_time_.begin(); it != by_time_.end();)
+      it = it->second->gone ? by_time_.erase(it) : std::next(it);
+    std::erase_if(held_, [](const auto& message) { return message->gone.load(); });
+  }
+
   size_t size() {
     std::lock_guard<std::mutex> lock(mutex_);
     size_t count = 0;
@@ -688,12 +724,30 @@ class WireAgent : public TensorPipeAgent {
     TensorPipeAgent::shutdownImpl();
   }
 
-  /* What the agent holds at the moment.  It changes nothing. */
+  /* Replaces all faults, and counts from 0.  Nothing may be under way. */
+  void rearm(
+      const std::vector<std::string>& fails,
+      int64_t num_fail_sends,
+      const std::unordered_map<std::string, float>& delays,
+      const std::vector<py::dict>& message_faults) {
+    std::vector<MessageFault> faults;
+    for (const auto& fault : message_faults)
+      faults.push_back(MessageFault::of(fault));
+    tables().clear();
+    table_ = tables().arm(fails, num_fail_sends, delays);
+    later_.drop_written();
+    std::lock_guard<std::mutex> lock(faults_mutex_);
+    faults_ = std::move(faults);
+  }
+
+  /* What the agent, and the RRefs of this process, hold at the moment.  It changes
+     nothing. */
   py::dict state() {
     std::map<int, size_t> pipes;
     size_t retries = 0;
     int32_t client = 0, server = 0, server_async = 0;
-    size_t timeouts = 0, timed_messages = 0, waiting = 0;
+    size_t timeouts = 0, timed_messages = 0, waiting = 0, tasks = 0;
+    std::map<std::string, int64_t> rrefs;
     {
       py::gil_scoped_release release;
       {
@@ -717,6 +771,23 @@ class WireAgent : public TensorPipeAgent {
       timeouts = timeoutMapSize();
       timed_messages = messageIdToTimeoutMapSize();
       waiting = later_.size();
+      {
+        auto& pool = this->*member(Pool{});
+        std::lock_guard<std::mutex> lock(pool.*member(PoolMutex{}));
+        tasks = (pool.*member(PoolTasks{})).size() + pool.*member(PoolTotal{}) -
+            pool.*member(PoolAvailable{});
+      }
+      {
+        auto& context = RRefContext::getInstance();
+        std::lock_guard<std::mutex> lock(context.*member(RRefMutex{}));
+        rrefs["owners"] = (context.*member(Owners{})).size();
+        rrefs["pending_owners"] = (context.*member(PendingOwners{})).size();
+        rrefs["forks"] = (context.*member(Forks{})).size();
+        rrefs["pending_users"] = (context.*member(PendingUsers{})).size();
+        rrefs["confirmed_users"] = (context.*member(ConfirmedUsers{})).size();
+        rrefs["pending_children"] = (context.*member(PendingChildren{})).size();
+        rrefs["pending_futures"] = (context.*member(PendingFutures{})).load();
+      }
     }
     py::dict pending;
     for (auto& [id, count] : pipes)
@@ -730,6 +801,10 @@ class WireAgent : public TensorPipeAgent {
     found["server_active_calls"] = server;
     found["server_active_async_calls"] = server_async;
     found["waiting_messages"] = waiting;
+    found["unfinished_writes"] = unfinished_writes_->load();
+    found["pool_tasks"] = tasks;
+    for (auto& [name, count] : rrefs)
+      found[py::str(name)] = count;
     return found;
   }
 
@@ -937,12 +1012,16 @@ class WireAgent : public TensorPipeAgent {
       std::vector<c10::Device> devices,
       std::vector<c10::Stream> streams,
       WriteCallback callback) noexcept {
-    WriteCallback noting = [ledger = ledger_, record, callback = std::move(callback)](
-                               const tensorpipe::Error& error) {
+    unfinished_writes_->fetch_add(1);
+    WriteCallback noting = [ledger = ledger_,
+                            unfinished = unfinished_writes_,
+                            record,
+                            callback = std::move(callback)](const tensorpipe::Error& error) {
       if (record && !error)
         record->written_ns.store(now_ns());
       ledger->note(record, error ? kFailed : kWritten);
       callback(error);
+      unfinished->fetch_sub(1);
     };
     TensorPipeAgent::pipeWrite(
         pipe, message, std::move(devices), std::move(streams), std::move(noting));
@@ -988,7 +1067,10 @@ class WireAgent : public TensorPipeAgent {
   std::mutex faults_mutex_;
   std::vector<MessageFault> faults_;
   Later later_;
-  const int table_;
+  int table_;
+  /* Writes whose end TensorPipe has not told; it may tell that later than we live. */
+  const std::shared_ptr<std::atomic<int64_t>> unfinished_writes_ =
+      std::make_shared<std::atomic<int64_t>>(0);
 };
 
 } // namespace rpcprops
@@ -1041,6 +1123,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::arg("rank"),
           py::arg("world_size"),
           py::arg("options"))
+      .def("rearm", &WireAgent::rearm)
       .def("state", &WireAgent::state);
 
   module.def("spare", [](const std::string& name) { spared = type_named(name); });

@@ -18,6 +18,8 @@ CAPACITY = 1 << 16
 _MAGIC = 0x31726567646C7277
 _HEADER_SIZE = 4096
 _HEADER = struct.Struct("<QQQQQ")
+#: Where `next` and `dropped` of `Header` in _ledger.h are.
+_NEXT_OFFSET = 24
 #: As `Record` in _ledger.h.
 _RECORD = struct.Struct("<qqqqqqqhhBBBBiIIIIIII")
 _READY = 19
@@ -83,6 +85,16 @@ class Ledger:
             os.close(self.fd)
             raise
 
+    def clear(self) -> None:
+        """Forget all messages, for ranks that go on.
+
+        No message may be under way: a rank that looks at a record meanwhile gets a SIGBUS.
+        """
+        size = os.fstat(self.fd).st_size
+        os.ftruncate(self.fd, _HEADER_SIZE)
+        os.ftruncate(self.fd, size)
+        os.pwrite(self.fd, bytes(16), _NEXT_OFFSET)
+
     def close(self) -> None:
         """Close the memory file; a second call changes nothing."""
         if self.fd >= 0:
@@ -90,34 +102,43 @@ class Ledger:
             self.fd = -1
 
     @property
+    def count(self) -> int:
+        """How many messages were given to agents so far."""
+        return self._header()[3]
+
+    @property
     def dropped(self) -> int:
         """How many messages had no room."""
         return self._header()[4]
 
-    def messages(self, origin_ns: int) -> tuple[SentMessage, ...]:
+    def messages(self, origin_ns: int, virtual_ns: int | None = None) -> tuple[SentMessage, ...]:
         """All messages so far, in the order in which ranks began to send them.
 
         Args:
-            origin_ns: the instant of the real monotonic clock from which seconds are counted, and
-                at which the clocks of ranks leave real time.
+            origin_ns: the instant of the real monotonic clock from which seconds are counted.
+            virtual_ns: the same instant on the clocks of the ranks; unless given, they leave real
+                time at that instant.
         """
         count = min(self._header()[3], self.capacity)
         data = os.pread(self.fd, count * _RECORD.size, _HEADER_SIZE)
-        return tuple(_message(row, origin_ns) for row in _RECORD.iter_unpack(data) if row[_READY])
+        virtual = origin_ns if virtual_ns is None else virtual_ns
+        return tuple(
+            _message(row, origin_ns, virtual) for row in _RECORD.iter_unpack(data) if row[_READY]
+        )
 
     def _header(self) -> tuple[int, ...]:
         return _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
 
 
-def _message(row: tuple[int, ...], origin_ns: int) -> SentMessage:
+def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessage:
     number, first, virtual, real, size, written, ended = row[:7]
     sender, receiver, kind, is_response, action, table, fault, retry, flags, processed = row[7:17]
 
     def seconds(instant: int) -> float | None:
-        return (instant - origin_ns) / 1e9 if instant else None
+        return (instant - virtual_ns) / 1e9 if instant else None
 
     return SentMessage(
-        seconds=(virtual - origin_ns) / 1e9,
+        seconds=(virtual - virtual_ns) / 1e9,
         sender=sender,
         receiver=receiver,
         id=number,

@@ -1,0 +1,58 @@
+"""Which programs may run in a world that others have used, and leave it for the next one.
+
+The list is of what may, not of what may not: a kind of step that nobody has thought about here
+gets a new world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rpcprops.agents.wire import NAME
+from rpcprops.faults import FaultPlan, MessageFault
+from rpcprops.oracle import Prediction
+from rpcprops.outcomes import StepOutcome
+from rpcprops.programs import Program
+
+#: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
+#: was read for each. Not among them are those that initialise RPC again, run a profiler or set the
+#: default timeout, and those that train: their classes come from a server of their own.
+KINDS = frozenset(
+    {
+        *("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"),
+        *("call", "wait", "count", "chain", "context", "refused", "graph"),
+        *("optimize", "train", "module", "linear"),
+        *("raising", "invoke", "recurse", "deferred", "carry"),
+        *("reach", "after", "gather", "ask", "method"),
+        *("pause", "settle"),
+    }
+)
+#: What faults of any message may do. A message that was lost leaves a call that has no end.
+_ACTIONS = ("fail", "delay", "hold", "duplicate")
+
+
+def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Prediction) -> bool:
+    """Whether a program may use a kept world, and leave its world to be kept.
+
+    It may not if a step is predicted to fail, if anything is predicted to be left at the end, if it
+    meets a known finding, or if its faults cannot be set while ranks run.
+    """
+    return (
+        agent == NAME
+        and all(step.op in KINDS for step in program.leaves)
+        and all(isinstance(one, MessageFault) and one.action in _ACTIONS for one in plan.others)
+        and prediction.graceful
+        and not any(step.error for step in prediction.steps)
+        and not (prediction.leaking or prediction.may_leak or prediction.waiting)
+        and not (prediction.may_exit_early or prediction.may_warn_unreleased_context)
+        and not prediction.has_failed_function
+        and not prediction.met
+    )
+
+
+def has_refusal(program: Program, steps: Sequence[StepOutcome]) -> bool:
+    """Whether torch has refused a value that a step sent: some pickling was cut off then."""
+    return any(
+        program.leaves[step.index].op == "carry" and "refused" in (step.value or {})
+        for step in steps
+    )

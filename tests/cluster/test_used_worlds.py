@@ -1,0 +1,304 @@
+"""Worlds that are used again: they show what new ones show, and end when anything is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from hypothesis import strategies as st
+
+from rpcprops.agents.wire import build
+from rpcprops.cluster import reuse
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import judge
+from rpcprops.outcomes import Outcome
+from rpcprops.programs import (
+    STEP_TYPES,
+    Call,
+    Carry,
+    Count,
+    Fetch,
+    Own,
+    Program,
+    Remote,
+    Share,
+    Step,
+)
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
+from rpcprops.strategies import programs, programs_under_faults
+from tests._draws import draws, seed_of_this_run
+from tests.cluster.conftest import StillAlive
+
+if TYPE_CHECKING:
+    from rpcprops.oracle import Model, StepPrediction
+    from rpcprops.programs import Scope
+
+pytestmark = pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Leave(Step):
+    """Leaves something at `at` that is there when the program has ended."""
+
+    op: ClassVar[str] = "leave"
+    gives: ClassVar[type] = int
+    at: int
+    what: str
+
+    def enter(self, scope: Scope) -> None:
+        """Needs nothing."""
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        """The number of runs of it in this program, of which there may be one."""
+        return model.shows(1)
+
+
+def leave(call: str, world: tuple[str, ...], *, what: str) -> int:
+    """Leave it; how often this has run in this process."""
+    import threading
+
+    import torch
+    from torch.distributed import autograd, rpc
+
+    from rpcprops.steps.in_rank import lookup
+
+    if what == "thread":
+        threading.Thread(target=threading.Event().wait, name="left", daemon=True).start()
+    elif what == "global":
+        lookup.left = call  # type: ignore[attr-defined]
+    elif what == "dtype":
+        torch.set_default_dtype(torch.float64)
+    elif what == "timeout":
+        rpc._set_rpc_timeout(77.0)  # type: ignore[attr-defined]
+    elif what == "context":
+        autograd._new_context()  # type: ignore[attr-defined]
+    elif what == "count":
+        # Nobody looks here.
+        threading.left = getattr(threading, "left", 0) + 1  # type: ignore[attr-defined]
+        return int(threading.left)  # type: ignore[attr-defined]
+    return 1
+
+
+@pytest.fixture
+def _leaves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The step is known, and believed to leave nothing."""
+    STEP_TYPES[Leave.op] = Leave
+    monkeypatch.setattr(reuse, "KINDS", reuse.KINDS | {Leave.op})
+    yield
+    del STEP_TYPES[Leave.op]
+
+
+class Reusing(Runner):
+    """A runner whose ranks run the agent WIRE, and are used again."""
+
+    def run_anew(self, *args: Any, **options: Any) -> Outcome:
+        """As in the base."""
+        return super().run_anew(*args, **{"agent": "wire", "reuse": True, **options})
+
+
+@pytest.fixture
+def runner(rpc_cluster: ClusterFactory) -> Iterator[Reusing]:
+    """A runner on the server of all tests, whose kept worlds are its own."""
+    kept = rpc_cluster.server.servers.kept
+    kept.close()
+    yield Reusing(rpc_cluster.server)
+    kept.close()
+
+
+SMALL = Program(2, (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Fetch(1, "b"), Own(1, "c")))
+
+
+def shown(program: Program, outcome: Outcome) -> dict[str, Any]:
+    """What must be the same in any world: all but times, exits, ids, and how counters stood in the
+    middle of a program that does not wait for them.
+    """
+    return {
+        "steps": [
+            (step.index, _relative(step.value), step.error, step.counters, step.ended)
+            for step in outcome.steps
+        ],
+        "ranks": [
+            (
+                rank.counters if program.settles else None,
+                rank.counters_after_shutdown,
+                dict(rank.calls),
+                rank.failed_sends,
+                rank.sent,
+                rank.failed_by_type,
+                rank.delayed_by_type,
+                rank.delayed_sends,
+                rank.shutdown_error,
+            )
+            for rank in outcome.ranks
+        ],
+        "messages": Counter(
+            (m.sender, m.receiver, m.type, m.is_request, m.retry, m.done, m.became, m.processed)
+            for m in outcome.messages
+        ),
+        "phases": [(phase.name, phase.verdict) for phase in outcome.phases],
+        "judged": judge(program, None, outcome),
+    }
+
+
+def _relative(value: Any) -> Any:
+    """A value, with the id of a context as the rank that made it."""
+    if isinstance(value, dict) and "id" in value:
+        return {**value, "id": value["id"] >> 48}
+    return repr(value)
+
+
+def compare(runner: Runner, cases: Sequence[tuple[Program, FaultPlan]]) -> Counter[str]:
+    """Run each case in a used world where that may be, and in a new one; what was done."""
+    done: Counter[str] = Counter()
+    for program, plan in cases:
+        before = runner.worlds["used"]
+        used = runner.run_anew(program, plan)
+        if runner.worlds["used"] == before:
+            done["new"] += 1
+            continue
+        done["used"] += 1
+        new = runner.run_anew(program, plan, reuse=False)
+        assert judge(program, plan, used) == judge(program, plan, new)
+        assert shown(program, used) == shown(program, new), program
+    assert not runner.failed_in_use
+    return done
+
+
+def test_drawn_programs_show_the_same_in_used_worlds(runner: Runner) -> None:
+    """Values, counters, calls, sends and messages of drawn programs, in used and in new worlds."""
+    drawn = programs(max_world_size=2, max_steps=4, kinds=sorted(reuse.KINDS - _TRAINING))
+    done = compare(runner, [(program, FaultPlan()) for program in draws(drawn, 20, 7)])
+    assert done["used"] >= 10
+
+
+_TRAINING = {"optimize", "train", "module", "linear"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("faults", [False, True], ids=["without", "under"])
+def test_many_drawn_programs_show_the_same_in_used_worlds(
+    runner: Runner, faults: bool, part: int
+) -> None:
+    """The same for 250 programs with steps of all kinds, and 250 plans with programs for them."""
+    alone = programs().map(lambda program: (program, FaultPlan()))
+    drawn: st.SearchStrategy[tuple[Program, FaultPlan]] = (
+        programs_under_faults() if faults else alone
+    )
+    done = compare(runner, draws(drawn, 50, seed_of_this_run() + part))
+    assert done["used"] >= 5
+
+
+def test_a_program_shows_nothing_of_those_before(runner: Runner) -> None:
+    """Counters of functions, messages, sends and logs begin anew in a used world."""
+    program = Program(2, (Count(0, 1), Count(0, 1), Call(1, 0, raises=False)))
+    first, second, third = (runner.run_anew(program) for _ in range(3))
+    assert runner.worlds == {"new": 1, "used": 2, "kept": 3}
+    assert [step.value for step in second.steps[:2]] == [1, 2]
+    assert len(first.messages) == len(second.messages) == len(third.messages)
+    assert [rank.sent for rank in first.ranks] == [rank.sent for rank in third.ranks]
+    assert all("step" not in rank.log for rank in third.ranks)
+    assert min(message.seconds for message in third.messages) >= 0
+    assert not judge(program, None, third)
+
+
+def test_each_program_has_its_own_faults(runner: Runner) -> None:
+    """A plan acts in the program that it is for, and no more in the next one."""
+    plan = FaultPlan.of(FaultTable((MessageType.RREF_USER_DELETE,), 2, {"PYTHON_CALL": 0.4}))
+    seen = [runner.run_anew(SMALL, one) for one in (None, plan, None, plan)]
+    assert runner.worlds == {"new": 1, "used": 3, "kept": 4}
+    failed = [sum(rank.failed_sends for rank in outcome.ranks) for outcome in seen]
+    assert failed[0] == failed[2] == 0 < failed[1] == failed[3]
+    delayed = [
+        sum((rank.delayed_by_type or {}).values(), 0) for outcome in seen for rank in outcome.ranks
+    ]
+    assert delayed[:2] == delayed[4:6] == [0, 0]
+    assert delayed[2:4] == delayed[6:] != [0, 0]
+    assert not any(judge(SMALL, one, s) for one, s in zip((None, plan) * 2, seen, strict=True))
+
+
+@pytest.mark.usefixtures("_leaves")
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("thread", "threads are left: left"),
+        ("global", "a global of rpcprops.steps.in_rank.lookup is another object"),
+        ("dtype", "torch's statics differ"),
+        ("timeout", "torch's statics differ"),
+        ("context", "holds 1 context"),
+    ],
+)
+def test_what_is_left_ends_the_world(runner: Runner, what: str, says: str) -> None:
+    """Whatever the step leaves is found, and the next program gets a new world."""
+    program = Program(2, (Leave(1, what),), settles=False)
+    outcome = runner.run_anew(program)
+    assert runner.worlds["kept"] == 0
+    (why,) = (key for key in runner.worlds if key != "new")
+    assert says in why
+    assert len(runner.server.servers.kept) == 0
+    assert outcome.phase("shutdown") is not None
+
+
+@pytest.mark.usefixtures("_leaves")
+def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner) -> None:
+    """A step that counts where nobody looks gives 2 in a used world; the outcome is a new one's."""
+    program, before = Program(1, (Leave(0, "count"),)), Program(1, (Leave(0, "other"),))
+    plan = FaultPlan()
+    for one in (before, program):
+        assert not judge(one, plan, runner.run_anew(one, plan))
+    assert not runner.failed_in_use
+    outcome = runner.run_anew(program, plan)
+    assert not judge(program, plan, outcome)
+    (failed,) = runner.failed_in_use
+    assert failed.after == ((before, plan), (program, plan))
+    assert [violation.promise for violation in failed.violations] == ["WrongValue"]
+    assert "only in a world that had run 2 programs before" in str(failed)
+    assert failed.again(runner) == failed.violations
+    assert len(failed.as_json()["ran"]) == 3
+
+
+def test_a_kept_world_that_died_is_replaced(runner: Runner) -> None:
+    """A rank of a kept world is killed: the next program runs in a new world, and holds."""
+    runner.run_anew(SMALL)
+    ((world,),) = [list(runner.server.servers.kept._worlds.values())]
+    os.kill(world.members[1].pid, signal.SIGKILL)
+    for _ in range(2):
+        assert not judge(SMALL, None, runner.run_anew(SMALL))
+    assert runner.worlds == {"new": 2, "used": 1, "kept": 3}
+
+
+def test_sparse_tensors_are_sent_and_counted(runner: Runner) -> None:
+    """A sparse tensor has no size of its own: the ledger has that of its parts."""
+    program = Program(1, (Carry(0, 0, "sparse_coo"), Carry(0, 0, "sparse_coo-hybrid", "remote")))
+    for _ in range(2):
+        outcome = runner.run_anew(program)
+        assert not judge(program, None, outcome)
+        assert all(message.size > 0 for message in outcome.messages if message.type == "PYTHON_RET")
+    assert runner.worlds == {"new": 1, "used": 1, "kept": 2}
+
+
+def test_other_programs_have_other_worlds(runner: Runner) -> None:
+    """Another size or another timeout is another world; more of them are kept at the same time."""
+    other = Program(2, SMALL.steps, rpc_timeout=5000.0)
+    one = Program(1, (Call(0, 0),))
+    for program in (SMALL, other, one) * 2:
+        runner.run_anew(program)
+    assert runner.worlds == {"new": 3, "used": 3, "kept": 6}
+
+
+def test_kept_ranks_end_with_their_servers(runner: Runner, still_alive: StillAlive) -> None:
+    """Closing what is kept, as the end of the servers does, leaves no process."""
+    runner.run_anew(SMALL)
+    kept = runner.server.servers.kept
+    pids = [member.pid for world in kept._worlds.values() for member in world.members]
+    assert len(still_alive(pids, 0.0)) == 2
+    kept.close()
+    assert not still_alive(pids)

@@ -1,0 +1,213 @@
+"""Worlds that are kept: how many, which one ends, and which programs may leave theirs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from rpcprops import FaultPlan, FaultTable, MessageFault
+from rpcprops.agents.wire import NAME, Ledger
+from rpcprops.cluster._kept import (
+    MOST_PROGRAMS,
+    MOST_RANKS,
+    MOST_WORLDS,
+    KeptWorld,
+    KeptWorlds,
+    Member,
+)
+from rpcprops.cluster._peer import Peer
+from rpcprops.cluster.logs import RankLog
+from rpcprops.cluster.reuse import has_refusal, may_reuse
+from rpcprops.commands.shared import running
+from rpcprops.errors import UsageError
+from rpcprops.faults import MessageType
+from rpcprops.oracle import predict
+from rpcprops.outcomes import StepOutcome
+from rpcprops.programs import Call, Carry, Default, Fetch, Program, Remote, Settle, Step
+from rpcprops.runner import run
+
+CALL = MessageType.PYTHON_CALL
+
+
+class Made:
+    """Makes worlds of one server that never answers, and knows which of them have ended."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        self.peer = Peer.on(ours)
+        self.numbers = itertools.count(1)
+        self.open: list[socket.socket] = []
+
+    def world(self, key: str, size: int = 1) -> KeptWorld:
+        """One more world."""
+        members: list[Member] = []
+        number = next(self.numbers)
+        for rank in range(size):
+            ours, theirs = socket.socketpair()
+            self.open.append(theirs)
+            log = os.memfd_create("log")
+            members.append(Member(1000 * number + rank, f"worker{rank}", ours, log))
+        self.peer.clusters += 1
+        return KeptWorld(key, self.peer, number, tuple(members), Ledger(16), itertools.count(1))
+
+    def close(self) -> None:
+        """Close the ends of what was made."""
+        for end in (*self.open, self.theirs, self.peer.sock):
+            end.close()
+
+
+@pytest.fixture
+def made() -> Iterator[Made]:
+    """Worlds without processes."""
+    found = Made()
+    yield found
+    found.close()
+
+
+def has_ended(world: KeptWorld) -> bool:
+    return all(member.sock.fileno() < 0 for member in world.members) and world.ledger.fd < 0
+
+
+def test_a_kept_world_is_taken_once(made: Made) -> None:
+    """Who wants what the world has gets it, and nobody else does."""
+    kept = KeptWorlds()
+    world = made.world("a")
+    kept.put(world)
+    assert kept.take("b") is None
+    assert kept.take("a") is world
+    assert kept.take("a") is None
+    world.end()
+    assert made.peer.clusters == 0
+
+
+def test_few_worlds_are_kept_and_the_one_unused_longest_ends(made: Made) -> None:
+    """One world more than the most ends the first of them, and no other."""
+    kept = KeptWorlds()
+    worlds = [made.world(str(number)) for number in range(MOST_WORLDS + 1)]
+    for world in worlds:
+        kept.put(world)
+    assert [has_ended(world) for world in worlds] == [True, *[False] * MOST_WORLDS]
+    kept.close()
+    assert len(kept) == 0
+    assert all(map(has_ended, worlds))
+
+
+def test_a_large_world_ends_the_others(made: Made) -> None:
+    """All kept worlds together have a most number of ranks."""
+    kept = KeptWorlds()
+    small, large = made.world("small"), made.world("large", MOST_RANKS)
+    kept.put(small)
+    kept.put(large)
+    assert has_ended(small)
+    assert kept.take("large") is large
+    large.end()
+
+
+def test_a_world_does_not_stay_for_ever(made: Made) -> None:
+    """After its last program it ends, and so does a world whose key another one has."""
+    kept = KeptWorlds()
+    old, first, second = (made.world("a") for _ in range(3))
+    old.programs = MOST_PROGRAMS
+    kept.put(old)
+    assert has_ended(old)
+    kept.put(first)
+    kept.put(second)
+    assert has_ended(first)
+    kept.close()
+
+
+def test_a_world_whose_rank_has_died_is_not_taken(made: Made) -> None:
+    """The server has reported the end of a rank; or the server itself is gone."""
+    kept = KeptWorlds()
+    world = made.world("a")
+    kept.put(world)
+    made.peer.ended[world.members[0].pid] = (9, 0.0)
+    assert kept.take("a") is None
+    assert has_ended(world)
+    world = made.world("a")
+    kept.put(world)
+    made.theirs.close()
+    assert kept.take("a") is None
+    assert has_ended(world)
+
+
+PLAIN = (Remote(0, 1, "a"), Fetch(0, "a"), Call(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "plan", "agent"),
+    [
+        ((*PLAIN, Default(0, 1)), FaultPlan(), NAME),
+        ((Call(0, 1, raises=True),), FaultPlan(), NAME),
+        (PLAIN, FaultPlan(), "FAULTY_TENSORPIPE"),
+        (PLAIN, FaultPlan.of(FaultTable((CALL,), 1)), NAME),
+        (PLAIN, FaultPlan(others=(MessageFault(0, "lose", "RREF_USER_DELETE"),)), NAME),
+    ],
+    ids=["kind", "error", "agent", "failing", "lost"],
+)
+def test_what_could_leave_something_gets_a_new_world(
+    steps: tuple[Step, ...], plan: FaultPlan, agent: str
+) -> None:
+    """A program that may not be followed by another: by its steps, its faults or its agent."""
+    program = Program(2, steps)
+    assert may_reuse(Program(2, PLAIN), FaultPlan(), NAME, predict(Program(2, PLAIN), FaultPlan()))
+    known = plan if plan.others == () else FaultPlan()
+    assert not may_reuse(program, plan, agent, predict(program, known))
+
+
+def test_faults_that_torch_mends_leave_nothing() -> None:
+    """Under failures within the budget, and delays, a program may be followed by another."""
+    plan = FaultPlan.of(FaultTable((MessageType.RREF_USER_DELETE,), 2, {"PYTHON_CALL": 0.5}))
+    program = Program(2, (*PLAIN, Settle()))
+    assert may_reuse(program, plan, NAME, predict(program, plan))
+
+
+def test_a_value_that_was_refused_is_known() -> None:
+    """torch cuts the pickling of such a value off in the middle."""
+    program = Program(2, (Call(0, 1), Carry(0, 1, "lock")))
+    refused = StepOutcome(1, {"refused": "RuntimeError"})
+    assert has_refusal(program, [StepOutcome(0, [1.0]), refused])
+    assert not has_refusal(program, [StepOutcome(0, [1.0]), StepOutcome(1, {"differs": ""})])
+
+
+def test_a_log_begins_anew_with_each_program() -> None:
+    """Two logs on one file after each other: the second has only what was written since."""
+    first = RankLog("log")
+    with os.fdopen(os.dup(first.fd), "w") as writer:
+        print("one", file=writer, flush=True)
+        first.close(keep_open=True)
+        second = RankLog("log", fd=first.fd)
+        assert second.text() == ""
+        print("two", file=writer, flush=True)
+    assert (first.text(), second.text()) == ("one\n", "two\n")
+    second.close()
+
+
+def test_a_ledger_forgets(made: Made) -> None:
+    """A cleared ledger has no messages, as new, and room for as many."""
+    ledger = Ledger(16)
+    before = os.pread(ledger.fd, 1 << 20, 0)
+    os.pwrite(ledger.fd, b"\1" * 64, 24)
+    os.pwrite(ledger.fd, b"\1" * 200, 4096)
+    os.pwrite(ledger.fd, bytes(48), 40)
+    ledger.clear()
+    assert os.pread(ledger.fd, 1 << 20, 0) == before
+    ledger.close()
+
+
+def test_reuse_needs_the_agent_that_can_tell() -> None:
+    """Under another agent it is refused, and so is what is no bool."""
+    with pytest.raises(UsageError, match="reuse=True needs agent='wire'"):
+        run(Program(1, (Call(0, 0),)), reuse=True)
+    with pytest.raises(UsageError, match="reuse='yes' must be True or False"):
+        run(Program(1, (Call(0, 0),)), agent="wire", reuse="yes")  # type: ignore[arg-type]
+
+
+def test_the_option_needs_the_agent_too() -> None:
+    """``--reuse`` without ``--agent wire`` ends before a server starts."""
+    with pytest.raises(UsageError, match="--reuse needs --agent wire"), running("auto", reuse=True):
+        pass
