@@ -38,7 +38,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
+from rpcprops.faults import FaultPlan, MessageFault, MessageType, delay_milliseconds, retry_wait
+from rpcprops.oracle._messages import Disturbances, refused, timeout_may_come
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
@@ -148,6 +149,12 @@ class Model:
         self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
+        #: The faults of single messages.
+        self.disturbed = Disturbances(plan)
+        #: The step that is being added.
+        self._step: Leaf | None = None
+        #: Holds of a creation until the delete of its own fork: the fork by the fault.
+        self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
@@ -196,6 +203,7 @@ class Model:
         self._used_now.clear()
         self._just_started, self._starts_now = self._starts_now, None
         self._is_timed = False
+        self._step = step
         before = len(self.sends)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
@@ -243,6 +251,7 @@ class Model:
         Raises:
             UsageError: it may come.
         """
+        waits += self.disturbed.seconds
         if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
             msg = (
                 f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
@@ -340,6 +349,7 @@ class Model:
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)
+        self._check_own_deletes(last)
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
@@ -412,7 +422,7 @@ class Model:
         gone: set[str] = set()
         perhaps: set[int] = set()
         for user in self.users:
-            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
+            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork, user.rref.owner):
                 gone.add(user.fork)
             if user.rank in waiting:
                 perhaps.add(user.rref.owner)
@@ -438,8 +448,10 @@ class Model:
         """The handle that an argument names; None if the argument is a value."""
         return self.handle(argument) if isinstance(argument, str) else None
 
-    def send(self, rank: int, message: MessageType, payload: str = "") -> bool:
-        """Send one message; returns whether it is delivered.
+    def send(
+        self, rank: int, message: MessageType, payload: str = "", to: int | None = None
+    ) -> bool:
+        """Send one message to a rank; returns whether it is delivered.
 
         Messages with equal `payload` share the failures that the plan asks for. A message without
         one differs from all others.
@@ -452,7 +464,7 @@ class Model:
             failures = min(left, message.max_retries + 1)
             delivered = failures <= message.max_retries
             self.failed[rank, payload] += failures
-        self.sends.append(Send(rank, message, payload, failures, delivered))
+        self.sends.append(Send(rank, message, payload, failures, delivered, to))
         return delivered
 
     def call(
@@ -473,7 +485,7 @@ class Model:
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
             self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
-        if not self.send(at, message, payload):
+        if not self.send(at, message, payload, to):
             if not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
@@ -525,7 +537,7 @@ class Model:
                 self._accept(handle, receiver)
             return Handle(rref, receiver)
         if sender != rref.owner:
-            if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork):
+            if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork, rref.owner):
                 self.meets("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
@@ -533,7 +545,7 @@ class Model:
         return self._new_user(Handle(rref, receiver, fork, of_owner=of_owner))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
-        if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT):
+        if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
             parent.unaccepted = True
 
     def rejoin(self, *, graceful: bool) -> None:
@@ -544,8 +556,8 @@ class Model:
         agent counts payloads from 0 (``faulty_tensorpipe_agent.h``: ``failMessageCountMap_``).
         """
         for rank in range(1, self.world_size) if graceful else ():
-            self.send(rank, MessageType.PYTHON_CALL)
-            self.send(0, MessageType.PYTHON_CALL)
+            self.send(rank, MessageType.PYTHON_CALL, to=0)
+            self.send(0, MessageType.PYTHON_CALL, to=rank)
         self.failed.clear()
         self.profiled.clear()
         self.rejoined = True
@@ -567,7 +579,7 @@ class Model:
         self.users = [user for user in self.users if user is not handle]
         if handle.timed_out:
             self.meets("timed-out-remote-dropped")
-        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
+        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, handle.rref.owner):
             handle.rref.forks.discard(handle.fork)
         rref = handle.rref
         if rref.early and not rref.made and rref.forks == {rref.first}:
@@ -592,6 +604,8 @@ class Model:
         rref.forks.add(fork)
         rref.first = fork
         rref.made = False
+        remotes = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
+        rref.slow = any(self.disturbed.may_be_late(at, message) for message in remotes)
         return self._new_user(Handle(rref, at, fork))
 
     def remote(
@@ -668,7 +682,7 @@ class Model:
         rref = handle.rref
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
-            if not self.send(at, message, f"fetch {self.rrefs.index(rref)}"):
+            if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
         rref.made = True
@@ -729,10 +743,63 @@ class Model:
         if timeout is None:
             return "", UNLIMITED_SLACK
         slack = timeout - self.delay(at, message) - surely
+        if self.disturbed and self._step is not None:
+            if self._is_held_by_itself(at, message, timeout):
+                return "timeout", UNLIMITED_SLACK
+            if slack - perhaps < self.disturbed.seconds + CLEARLY_IN_TIME:
+                raise timeout_may_come(self._step, self.disturbed.seconds)
         if slack <= -CLEARLY_LATE:
             return "timeout", -slack
         slack -= perhaps
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
+
+    def _is_held_by_itself(self, at: int, message: MessageType, timeout: float) -> bool:
+        """Whether the creation that was just sent is held until the delete of its own fork.
+
+        A user deletes its fork only once its creation has ended (``rref_context.cpp``:
+        ``RRefContext::addPendingUser``, ``confirmPendingUser``). So the two wait for each other,
+        and the creation ends by its timeout.
+        """
+        if not message.endswith("_REMOTE_CALL"):
+            return False
+        sent = [send for send in self.sends if (send.rank, send.message) == (at, message)]
+        rref = self.rrefs[-1]
+        for fault in self.disturbed.late:
+            until = fault.until
+            to_it = (None, rref.owner)
+            if (
+                until is not None
+                and (fault.rank, fault.message, fault.which, fault.n)
+                == (at, message, "nth", len(sent))
+                and (until.rank, until.message) == (at, MessageType.RREF_USER_DELETE)
+                and fault.to is None
+                and until.to in to_it
+                and rref.first
+                and fault.delay >= timeout + CLEARLY_LATE
+            ):
+                self._own_deletes[fault] = rref.first
+                return True
+        return False
+
+    def _check_own_deletes(self, last: Sequence[Send]) -> None:
+        """Check that such a hold does wait for that delete, and not for another one.
+
+        Raises:
+            UsageError: it does not.
+        """
+        for fault, fork in self._own_deletes.items():
+            until = fault.until
+            assert until is not None
+            tries = [
+                send.payload
+                for send in (*self.sends, *last)
+                for _ in range(send.failures + send.delivered)
+                if (send.rank, send.message) == (until.rank, until.message)
+                and until.to in (None, send.to)
+            ]
+            if tries[until.n - 1 : until.n] != [fork]:
+                why = "nobody can tell how long it is held"
+                raise refused(fault, why)
 
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
@@ -779,9 +846,9 @@ class Model:
         left = table.num_fail_sends if _CLEANUP in table.failing else 0
         tries = _CLEANUP.max_retries + 1
         each, more = divmod(left, len(peers))
-        for number, _ in enumerate(peers):
+        for number, peer in enumerate(peers):
             failures = min(tries, each + (number < more))
-            self.sends.append(Send(rank, _CLEANUP, payload, failures, failures < tries))
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, failures < tries, peer))
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries
@@ -807,6 +874,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
+    Disturbances(plan).check(program)
     unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
     if unpredicted:
         msg = (
@@ -829,6 +897,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         for step in program.leaves:
             model.add(step)
         found.append(model.prediction(settles=program.settles))
+        model.disturbed.check_shutdown(found[-1], settles=program.settles)
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]
         if len(found) + len(waiting) > _MOST_ALTERNATIVES:

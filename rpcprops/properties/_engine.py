@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 
-from rpcprops import errors
+from rpcprops import agents, errors
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.confirmation import Sight, confirm
-from rpcprops.errors import BrokenPromise
+from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
-from rpcprops.properties._findings import finding_case
+from rpcprops.properties._findings import finding_case, held_case
 from rpcprops.properties._sample import CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import Status, facts_of
@@ -119,6 +120,8 @@ class Examination:
             was first confirmed, by its name.
         tries: for a finding, how often its case was tried at each rate, and how often it showed.
         status: for a finding, whether this torch is known to have it.
+        agent: for a finding, the agent that brought its messages into the order that shows it;
+            empty if that was left to chance.
         reason: a further remark on the verdict.
         seconds: real seconds.
     """
@@ -137,6 +140,7 @@ class Examination:
     found_after: dict[str, float] = field(default_factory=dict)
     tries: tuple[Repeats, ...] = ()
     status: Status | None = None
+    agent: str = ""
     reason: str = ""
     seconds: float = 0.0
     failure: Failure | None = None
@@ -176,6 +180,7 @@ def examine(
     database: ExampleDatabase | None = None,
     on_example: Callable[[Examination, Observation], None] | None = None,
     strict: bool = False,
+    by_chance: bool = False,
     **options: Any,
 ) -> Examination:
     """Draw `max_examples` cases of `prop`, shrink the first that fails, and return the verdict.
@@ -193,11 +198,13 @@ def examine(
     Args:
         seed: makes the draws reproducible.
         strict: whether a documented effect is a failure too.
+        by_chance: leave it to chance whether a finding shows, even where the agent ``wire`` could
+            bring its messages into the order that shows it.
         database: where Hypothesis keeps failing cases between runs.
         on_example: called after each case, for a progress display.
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
-    examiner = _Examiner(prop, runner, on_example, options)
+    examiner = _Examiner(prop, runner, on_example, options, by_chance=by_chance)
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
     else:
@@ -222,7 +229,10 @@ class _Examiner:
         runner: Runner,
         on_example: Callable[[Examination, Observation], None] | None,
         options: dict[str, Any],
+        *,
+        by_chance: bool = False,
     ) -> None:
+        self.by_chance = by_chance
         self.began = time.monotonic()
         self.prop = prop
         self.runner = runner
@@ -260,6 +270,7 @@ class _Examiner:
         """Try the smallest case of a finding until it shows: fast, then in real time."""
         version = self.runner.server.torch_version
         self.result.status = finding.status(version)
+        self.result.agent = self.holding(finding)
         fast = self.runner.server.rate_of(self.options.get("clock"))
         rates = dict.fromkeys((fast, 1.0))
         numbers = itertools.count()
@@ -292,8 +303,10 @@ class _Examiner:
         """Try the case at one rate until it shows; how often it was tried, and the run that did."""
         tried = 0
         for number in numbers:
-            case = finding_case(finding.name, number)
-            options = {**self.options, "clock": rate}
+            case, options = finding_case(finding.name, number), {**self.options, "clock": rate}
+            held = held_case(finding.name, number, rate) if self.result.agent else None
+            if held is not None:
+                case, options["agent"] = held, self.result.agent
             seen = self.prop.observe(self.runner, case, anew=True, **options)
             tried += 1
             self.result.executions += 1
@@ -304,6 +317,21 @@ class _Examiner:
             if finding.name in seen.explained_by:
                 return Repeats(rate, 1, tried), seen
         return Repeats(rate, 0, tried), None
+
+    def holding(self, finding: Finding) -> str:
+        """The agent that can show a finding in every run; empty if it is not to be had."""
+        version = self.runner.server.torch_version
+        if (
+            self.by_chance
+            or held_case(finding.name, 0, 1.0) is None
+            or not facts_of(version).has_bug(finding.name)
+        ):
+            return ""
+        try:
+            agents.named(WIRE).prepare()
+        except MachineCannot:
+            return ""
+        return WIRE
 
     def verdict(self) -> Verdict:
         if self.result.failure is not None:

@@ -11,7 +11,10 @@ from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
+from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
 
 pytestmark = pytest.mark.skipif(
     build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
@@ -141,3 +144,32 @@ def test_without_a_compiler_the_message_says_what_to_install(
     assert shutil.which("no-such-compiler") is None
     with pytest.raises(MachineCannot, match=r"no-such-compiler.*install g\+\+"):
         build.built()
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("timed-out-remote-dropped", 1),
+        *(
+            pytest.param(name, 20, marks=pytest.mark.nightly)
+            for name in (
+                "timed-out-remote-dropped",
+                "shutdown-overtakes-creation",
+                "early-owner-fork",
+            )
+        ),
+    ],
+)
+def test_a_hold_shows_a_finding_in_every_run(
+    rpc_cluster: ClusterFactory, name: str, times: int
+) -> None:
+    """What two messages show in one order of the two shows each time, and nothing else does."""
+    runner = Runner(rpc_cluster.server)
+    rate = rpc_cluster.server.rate
+    for number in range(times):
+        case = held_case(name, number, rate)
+        assert case is not None
+        seen = runner.run_anew(case.program, case.plan, agent="wire")
+        broken = judge(case.program, case.plan, seen)
+        met = predict_for(case.program, case.plan, seen).met
+        assert set_apart(case.program, met, seen, broken) == ((name,), ())
