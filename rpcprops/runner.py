@@ -15,7 +15,7 @@ from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.options import ClockChoice, Transport, check_transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, predict_in
+from rpcprops.oracle import chosen, is_expected, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program, Settle, Step, check_world_size
 from rpcprops.steps.in_rank.lookup import modules_of
@@ -98,7 +98,7 @@ class Runner:
             agent=self.server.agent if agent is None else agent,
         )
         cluster.program = program
-        cluster.take_time(program.lasts)
+        cluster.take_time(program.lasts + lost_seconds(program, faults))
         facts = facts_of(cluster.torch_version)
         prediction = predict_in(program, faults, size, facts)
         steps: list[StepOutcome] = []

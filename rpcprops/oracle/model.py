@@ -35,11 +35,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageFault, MessageType, delay_milliseconds, retry_wait
-from rpcprops.oracle._messages import Disturbances, refused, timeout_may_come
+from rpcprops.faults import (
+    FaultPlan,
+    MessageFault,
+    MessageType,
+    WireMessageType,
+    delay_milliseconds,
+    retry_wait,
+)
+from rpcprops.oracle._messages import Disturbances, Fate, refused, timeout_may_come
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
@@ -71,6 +78,7 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
+        absent: whether its creation was lost, so that the owner never has it.
     """
 
     owner: int
@@ -84,6 +92,7 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
+    absent: bool = False
 
 
 @dataclass(slots=True)
@@ -151,8 +160,13 @@ class Model:
         self.plan = plan
         #: The faults of single messages.
         self.disturbed = Disturbances(plan)
-        #: The step that is being added.
+        #: The step that is being added, how many messages came before it, and what becomes of the
+        #: message by which its rank asks for something.
         self._step: Leaf | None = None
+        self._before = 0
+        self._fate: Fate = ""
+        #: Handles whose creation was lost, or its answer: they are used only after a settle.
+        self._unsure: list[Handle] = []
         #: Holds of a creation until the delete of its own fork: the fork by the fault.
         self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
@@ -203,8 +217,8 @@ class Model:
         self._used_now.clear()
         self._just_started, self._starts_now = self._starts_now, None
         self._is_timed = False
-        self._step = step
-        before = len(self.sends)
+        self._step, self._fate = step, ""
+        before = self._before = len(self.sends)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
         try:
@@ -213,8 +227,23 @@ class Model:
             predicted = self.shows(error=failed.error, slack=failed.slack)
         if predicted.error == "unknown":
             self.certain = False
+        predicted = self._struck(step, predicted)
         self.steps.append(predicted)
         self._check_default(step, before, takes)
+        return predicted
+
+    def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:
+        """What a step shows whose own message is lost, or its answer, or comes twice."""
+        call = f"step{len(self.steps)}"
+        if self._fate == "twice" and self.calls[getattr(step, "to", 0)][call]:
+            self.calls[getattr(step, "to", 0)][call] += 1
+        if self._fate not in ("lost", "unanswered"):
+            return predicted
+        handle = self.handles.get(getattr(step, "out", "")) if step.op == "remote" else None
+        if handle is None:
+            return self.shows(error="timeout")
+        handle.unmarked = True
+        self._unsure.append(handle)
         return predicted
 
     def _check_default(self, step: Leaf, before: int, takes: float) -> None:
@@ -341,8 +370,10 @@ class Model:
             MessageType.PYTHON_CALL in self.plan.table(rank).failing
             for rank in range(self.world_size)
         )
+        graceful = graceful and self.disturbed.is_shutdown_safe
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
+        certain = self.certain
         last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
@@ -350,6 +381,7 @@ class Model:
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)
         self._check_own_deletes(last)
+        is_certain, self.certain = self.certain, certain
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
@@ -367,7 +399,7 @@ class Model:
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
             frozenset(self.met),
-            self.certain,
+            is_certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]),
@@ -418,7 +450,8 @@ class Model:
 
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what an owner then still has is reported there."""
-        before, failed = len(self.sends), self.failed.copy()
+        before, failed, counts = len(self.sends), self.failed.copy(), [*self.disturbed.counts]
+        self._step = None
         gone: set[str] = set()
         perhaps: set[int] = set()
         for user in self.users:
@@ -429,7 +462,7 @@ class Model:
         leaking = {rref.owner for rref in self.rrefs if rref.forks - gone}
         last = tuple(self.sends[before:])
         del self.sends[before:]
-        self.failed = failed
+        self.failed, self.disturbed.counts = failed, counts
         return last, leaking, perhaps - leaking
 
     # What steps are made of.
@@ -464,8 +497,31 @@ class Model:
             failures = min(left, message.max_retries + 1)
             delivered = failures <= message.max_retries
             self.failed[rank, payload] += failures
+        if self.disturbed:
+            struck, arrives = self._strike(rank, message, to)
+            failures, delivered = failures + struck, delivered and arrives
         self.sends.append(Send(rank, message, payload, failures, delivered, to))
         return delivered
+
+    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool]:
+        """What message faults do to a message: how many of its tries fail, whether it arrives."""
+        failures = 0
+        while True:
+            fate = self.disturbed.fate(rank, to, message)
+            step = self._step
+            if fate and step is not None:
+                is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
+                self.disturbed.check_struck(step, message, fate, is_own=is_own)
+            if not message.is_retryable:
+                self._fate = self._fate or fate
+                return int(fate == "fail"), fate not in ("fail", "lost")
+            if fate == "unanswered":
+                # torch says that it tries again, and then it is executed again. See docs/faults.md.
+                self.certain = False
+                return failures, True
+            if fate not in ("fail", "lost"):
+                return failures, True
+            failures += 1
 
     def call(
         self,
@@ -486,13 +542,27 @@ class Model:
             self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload, to):
-            if not message.endswith("_REMOTE_CALL"):
+            if self._fate != "lost" and not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise StepFails(error="injected")
+            raise StepFails(error="timeout" if self._fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
+
+    def forward(self, at: int, to: int) -> Literal["", "lost", "injected", "timeout"]:
+        """A call inside a context, of a function that sends nothing.
+
+        Returns: "" if all is well; "lost" or "injected" if it does not arrive, and its caller gets
+        the timeout or the injected failure; "timeout" if its answer does not.
+        """
+        fate = self.disturbed.fate(at, to, WireMessageType.FORWARD_AUTOGRAD_REQ)
+        if fate == "fail":
+            self.meets("readable-injected-error")
+            return "injected"
+        if fate == "lost":
+            return "lost"
+        return "timeout" if fate == "unanswered" else ""
 
     def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
         """A call with a handle among its arguments, of a function that drops the handle.
@@ -619,8 +689,11 @@ class Model:
         try:
             received = self.call(at, to, message, handle=argument)
         except StepFails:
-            self._break(handle, "creation")
             handle.rref.forks.clear()
+            if self._fate == "lost":
+                handle.rref.absent = True
+            else:
+                self._break(handle, "creation")
             return handle, None
         return handle, received
 
@@ -645,6 +718,9 @@ class Model:
         Raises:
             StepFails: its creation failed, and torch knows that.
         """
+        if handle.unmarked and any(handle is one for one in self._unsure):
+            why = f"{self._step!r} uses an RRef before torch has marked it; put a Settle() before"
+            raise refused(self.disturbed.faults[0], why)
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
             marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
@@ -683,6 +759,8 @@ class Model:
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
+                if self._fate == "lost":
+                    raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
         rref.made = True
@@ -746,8 +824,9 @@ class Model:
         if self.disturbed and self._step is not None:
             if self._is_held_by_itself(at, message, timeout):
                 return "timeout", UNLIMITED_SLACK
-            if slack - perhaps < self.disturbed.seconds + CLEARLY_IN_TIME:
-                raise timeout_may_come(self._step, self.disturbed.seconds)
+            late = timeout - slack + perhaps + self.disturbed.seconds
+            if late + CLEARLY_IN_TIME > timeout:
+                raise timeout_may_come(self._step, late)
         if slack <= -CLEARLY_LATE:
             return "timeout", -slack
         slack -= perhaps
@@ -769,9 +848,9 @@ class Model:
             to_it = (None, rref.owner)
             if (
                 until is not None
-                and (fault.rank, fault.message, fault.which, fault.n)
-                == (at, message, "nth", len(sent))
-                and (until.rank, until.message) == (at, MessageType.RREF_USER_DELETE)
+                and (fault.rank, str(fault.message), fault.which, fault.n)
+                == (at, str(message), "nth", len(sent))
+                and (until.rank, str(until.message)) == (at, str(MessageType.RREF_USER_DELETE))
                 and fault.to is None
                 and until.to in to_it
                 and rref.first
@@ -794,7 +873,7 @@ class Model:
                 send.payload
                 for send in (*self.sends, *last)
                 for _ in range(send.failures + send.delivered)
-                if (send.rank, send.message) == (until.rank, until.message)
+                if (send.rank, str(send.message)) == (until.rank, str(until.message))
                 and until.to in (None, send.to)
             ]
             if tries[until.n - 1 : until.n] != [fork]:
@@ -848,7 +927,10 @@ class Model:
         each, more = divmod(left, len(peers))
         for number, peer in enumerate(peers):
             failures = min(tries, each + (number < more))
-            self.sends.append(Send(rank, _CLEANUP, payload, failures, failures < tries, peer))
+            delivered = failures < tries
+            if self.disturbed:
+                failures += self._strike(rank, _CLEANUP, peer)[0]
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer))
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries
