@@ -167,6 +167,8 @@ class Model:
         self._fate: Fate = ""
         #: Handles whose creation was lost, or its answer: they are used only after a settle.
         self._unsure: list[Handle] = []
+        #: Ranks of whose last deletes only the answer is lost.
+        self._leaves_early: set[int] = set()
         #: Holds of a creation until the delete of its own fork: the fork by the fault.
         self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
@@ -395,7 +397,9 @@ class Model:
             graceful,
             tuple(map(frozenset, dropped)),
             frozenset(leaking),
-            frozenset(waiting | {user.rank for user in self.users if user.broken}),
+            frozenset(
+                waiting | self._leaves_early | {user.rank for user in self.users if user.broken}
+            ),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
             frozenset(self.met),
@@ -518,6 +522,9 @@ class Model:
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
                 self.certain = False
+                if step is None:
+                    # A shutdown does not wait while nothing but the next try is left.
+                    self._leaves_early.add(rank)
                 return failures, True
             if fate not in ("fail", "lost"):
                 return failures, True
