@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from torch.distributed import rpc
@@ -12,6 +13,7 @@ from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.programs import Call, Context, Drop, Fetch, Program, Remote
 from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
@@ -173,3 +175,41 @@ def test_a_hold_shows_a_finding_in_every_run(
         broken = judge(case.program, case.plan, seen)
         met = predict_for(case.program, case.plan, seen).met
         assert set_apart(case.program, met, seen, broken) == ((name,), ())
+
+
+#: Messages that users send and that torch sends by itself; the last step leaves a delete.
+_PROGRAM = Program(
+    2, (Call(0, 1), Remote(0, 1, "a"), Fetch(0, "a"), Context(0, "x", (1,)), Drop(0, "a"))
+)
+_POINTS = (
+    MessageFault(0, "fail", "PYTHON_CALL", to=1),
+    MessageFault(0, "duplicate", "PYTHON_CALL", to=1),
+    MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", to=1),
+    MessageFault(0, "duplicate", "RREF_USER_DELETE", to=1),
+    MessageFault(1, "delay", way="response", which="every", delay=0.5),
+)
+#: These wait for the timeout, which takes seconds.
+_LOST = (
+    MessageFault(0, "lose", "PYTHON_CALL", to=1),
+    MessageFault(1, "lose", "PYTHON_RET", to=0),
+    MessageFault(0, "lose", "PYTHON_RREF_FETCH_CALL"),
+    MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+    MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+    MessageFault(0, "lose", "RREF_USER_DELETE"),
+)
+
+
+@pytest.mark.parametrize(
+    "fault", [*_POINTS, *(pytest.param(fault, marks=pytest.mark.nightly) for fault in _LOST)]
+)
+def test_a_program_shows_what_is_predicted_under_a_message_fault(
+    rpc_cluster: ClusterFactory, fault: MessageFault
+) -> None:
+    """The fault acts, and steps, counters, calls, logs and the record are as the oracle says."""
+    plan = FaultPlan(others=(fault,))
+    program = replace(_PROGRAM, rpc_timeout=70.0) if fault.action == "lose" else _PROGRAM
+    seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
+    assert any(sent.done for sent in seen.messages)
+    broken = judge(program, plan, seen)
+    met = predict_for(program, plan, seen).met
+    assert set_apart(program, met, seen, broken)[1] == ()
