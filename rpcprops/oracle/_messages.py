@@ -164,7 +164,7 @@ class Disturbances:
         kind = fault.message
         if kind is None:
             raise refused(fault, "it acts on all types; name one")
-        if any(kind in table.failing for table in self._tables()):
+        if any(kind.value in map(str, table.failing) for table in self._tables()):
             raise refused(fault, f"a fault table fails {kind} as well")
         requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
         if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":

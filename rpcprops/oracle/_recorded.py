@@ -10,6 +10,9 @@ from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, SentMessage, Violation
 
 _DELETE = MessageType.RREF_USER_DELETE
+#: What wraps another request. Where no gradient must come back, its answer is that of the other
+#: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
+_WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
 #: Type, sender and receiver.
 _Kind = tuple[str, int, int]
 
@@ -74,11 +77,12 @@ def _answers(outcome: Outcome) -> Iterator[Violation]:
     for sent in outcome.messages:
         if not sent.is_request or sent.became != "answered":
             continue
-        fitting = (WireMessageType(sent.type).answer, WireMessageType.EXCEPTION)
-        if len(answers[sent.id]) != 1 or answers[sent.id][0] not in fitting:
+        kind = WireMessageType(sent.type)
+        fits = kind in _WRAPPING or {*answers[sent.id]} <= {kind.answer, WireMessageType.EXCEPTION}
+        if len(answers[sent.id]) != 1 or not fits:
             message = (
                 f"the record shows {' and '.join(answers[sent.id]) or 'nothing'} as the answer to "
                 f"the {sent.type} of rank {sent.sender} with id {sent.id}, and one "
-                f"{fitting[0]} was promised"
+                f"{kind.answer} was promised"
             )
             yield Violation("MessagesDiffer", message, sent.receiver)

@@ -27,7 +27,7 @@ def _message(number: int, at: int, kind: str, answer: str) -> tuple[SentMessage,
     return request, SentMessage(number + 0.5, 1 - at, at, number, answer, is_request=False)
 
 
-RUN = (
+RUN: tuple[SentMessage, ...] = (
     *_message(0, 0, "PYTHON_CALL", "PYTHON_RET"),
     *_message(1, 0, "PYTHON_REMOTE_CALL", "REMOTE_RET"),
     *_message(2, 0, "RREF_USER_DELETE", "RREF_ACK"),
@@ -50,7 +50,7 @@ class Torch:
     def observe(self, _: Any, case: Case, **__: Any) -> Observation:
         self.plans.append(case.plan)
         name = self.broken(case.plan)
-        messages = RUN
+        messages: tuple[SentMessage, ...] = RUN
         if case.plan.others:
             messages = (replace(RUN[0], done="lose"),) * len(case.plan.others)
         found = (Violation(name, "planted"),) if name else ()
