@@ -63,16 +63,10 @@ class Ran(msgspec.Struct, tag="ran", frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """A worker has run an order.
-
-    Attributes:
-        clock_problem: why its ranks ran in real time unasked, if they did.
-        failed_in_use: what failed in used worlds only, each in one line.
-    """
+    """A worker has run an order; and why its ranks ran in real time unasked, if they did."""
 
     batch: Batch
     clock_problem: str
-    failed_in_use: list[str]
 
 
 class Stopped(msgspec.Struct, tag="stopped", frozen=True):
@@ -255,8 +249,6 @@ class Team:
                 self.hunt.append(batch)
                 self.on_batch(batch)
                 self._tell(message.clock_problem)
-                for failed in message.failed_in_use:
-                    self.on_problem(failed)
             case Stopped():
                 raise _ERRORS[message.error](message.message)
 
@@ -332,9 +324,7 @@ def _work(ranks: Ranks, orders: IO[bytes], said: IO[bytes]) -> None:
         for line in iter(orders.readline, b""):
             order = msgspec.json.decode(line, type=Order)
             batch = run_order(order, runner, lambda batch: say(Ran(len(batch.cases))))
-            failed = list(map(str, runner.failed_in_use))
-            runner.failed_in_use.clear()
-            say(Done(batch, server.clock_problem, failed))
+            say(Done(batch, server.clock_problem))
     except (UsageError, MachineCannot) as error:
         say(Stopped(type(error).__name__, str(error)))
     except Exception:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rpcprops._files import GrowingFile, Unwritten, read_regular, safe_name
 from rpcprops._json import from_json, to_json
@@ -32,13 +32,21 @@ from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 
 Ranks = Literal["all", "each", "pairs"]
-#: The verdict of a table: "known" is a violation that a known finding of stock torch explains.
-Verdict = Literal["holds", "known", "violated", "undecided"]
+#: The verdict of a table: "known" is a violation that a known finding of stock torch explains. A
+#: point can be "documented" (what it shows is accepted) or "unpredicted" too.
+Verdict = Literal["holds", "known", "violated", "undecided", "documented", "unpredicted"]
 
 #: The folder for the files of sweeps, below the working directory.
 DIRECTORY = Path(".rpcprops") / "sweeps"
 _MAGIC = "rpcprops sweep"
 _FORMAT = 2
+
+
+class Place(Protocol):
+    """One place of a map: it has a plan."""
+
+    @property
+    def plan(self) -> FaultPlan: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,7 @@ class State:
         restart: ignore what the file holds.
 
     Attributes:
+        torch_version: the torch that the records are of.
         path: the file; it is made when the first record is added.
         unwritten: why the file lacks the last records, if they could not be written.
     """
@@ -197,6 +206,7 @@ class State:
         first = json.dumps(head).encode()
         digest = hashlib.sha256(first).hexdigest()[:10]
         name = safe_name(program.name, keep="start") or "program"
+        self.torch_version = torch_version
         self.path = root / DIRECTORY / f"{name}-{digest}.jsonl"
         self._file = GrowingFile(
             self.path, "record of this sweep", first, "--restart begins a new one", identifies=True
@@ -220,8 +230,8 @@ class State:
         self.records[record.plan] = record
         self._file.append(json.dumps(to_json(record)).encode())
 
-    def has(self, cell: Cell) -> bool:
-        """Whether a cell has a result; an undecided one does not count."""
+    def has(self, cell: Place) -> bool:
+        """Whether a place has a result; an undecided one does not count."""
         record = self.records.get(cell.plan)
         return record is not None and record.verdict != "undecided"
 

@@ -122,6 +122,10 @@ class FaultsDiffer(BrokenPromise):
     """The injected failures that fired are not the ones that the message model predicts."""
 
 
+class MessagesDiffer(BrokenPromise):
+    """The record of all messages is not what the message model predicts."""
+
+
 def text_of(error: BaseException) -> str:
     """The message of an exception, or that there is none to be had: its own code makes it."""
     try:

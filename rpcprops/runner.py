@@ -24,7 +24,7 @@ from rpcprops.cluster.options import (
 from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, judge, predict_in
+from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import Program, Settle, Step, check_world_size, threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
@@ -252,7 +252,8 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     """Run a program in a world; with `reuse` perhaps in a used one, which may go on."""
     cluster.program = program
     threads = threads_of(program)
-    cluster.take_time(threads.lasts if threads.are_few else program.lasts)
+    lasts = threads.lasts if threads.are_few else program.lasts
+    cluster.take_time(lasts + lost_seconds(program, plan))
     facts = facts_of(cluster.torch_version)
     prediction = predict_in(program, plan, size, facts)
     cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from rpcprops import agents
 from rpcprops._kinds import kind_of
 from rpcprops.commands import stop
 from rpcprops.commands.live import Line, live, out, plain
@@ -27,7 +29,7 @@ from rpcprops.commands.shared import (
     say_torch,
     write_json,
 )
-from rpcprops.errors import UsageError
+from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.runner import Runner
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     ):
         say_torch(runner)
         say_died()
+        _prepare_holding(chosen, agent)
         try:
             for prop in chosen:
                 in_flight.begin(prop.name)
@@ -114,6 +117,7 @@ def check(  # noqa: PLR0913 - one argument for each option
                         seed=seed,
                         database=database,
                         strict=strict,
+                        by_chance=agent is not None,
                         transport=transport,
                     )
                 )
@@ -133,6 +137,18 @@ def check(  # noqa: PLR0913 - one argument for each option
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
+
+
+def _prepare_holding(chosen: list[Property], agent: str | None) -> None:
+    """Compile the agent that shows some findings in every run, unless another agent is named."""
+    from rpcprops.agents.wire import NAME
+    from rpcprops.properties import held_case
+
+    if agent is not None or not any(held_case(prop.name, 0, 1.0) for prop in chosen):
+        return
+    # Without it these findings are left to chance.
+    with contextlib.suppress(MachineCannot):
+        agents.named(NAME).prepare(live)
 
 
 def _list() -> None:
@@ -243,8 +259,12 @@ def _details(result: Examination) -> list[str]:
             lines += failure_lines(result.failure, path)
     if result.verdict == "known" and finding is not None:
         lines += [f"because  {finding.why}", f"source   {finding.source}"]
-    if result.reason:
-        lines.append(f"reason   {result.reason}")
+    agent = f"{result.agent} holds a message until another has passed" if result.agent else ""
+    lines += [
+        f"{word}{said}"
+        for word, said in (("agent    ", agent), ("reason   ", result.reason))
+        if said
+    ]
     for name, count in sorted(result.explained.items()):
         if finding is None:
             lines.append(f"known    {name}, met in {count} of {result.examples} examples")
@@ -323,6 +343,7 @@ def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
                 "reruns": result.reruns,
                 "reason": result.reason,
                 "status": result.status,
+                "agent": result.agent,
                 "tries": [
                     {"rate": tries.rate, "seen": tries.failed, "tried": tries.times}
                     for tries in result.tries

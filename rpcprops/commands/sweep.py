@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich import box
@@ -31,6 +31,7 @@ from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
     from rpcprops._sweep import Cell, Ranks, Record, State, Sweep
+    from rpcprops.programs import Program
 
 _SHORT = {
     "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
@@ -52,6 +53,15 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     ranks: Annotated[
         str, typer.Option(help="Which ranks get the table: all, each alone, or all pairs.")
     ] = "all",
+    points: Annotated[
+        bool,
+        typer.Option(
+            "--points", help="Try each message with each fault instead, with the agent wire."
+        ),
+    ] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="The same, and every two of these at once.")
+    ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
     reuse: Reuse = False,
@@ -70,6 +80,10 @@ def sweep(  # noqa: PLR0913 - one argument for each option
 
     What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. A table
     under which the program met a known finding (docs/findings.md) says which.
+
+    With --points, a run without faults shows which messages there are. Each of them fails, is late,
+    is held, comes twice and is lost, one at a time. What the oracle does not predict is named and
+    not run. A message that was not tried with a fault makes the sweep fail.
     """
     from rpcprops._sweep import State, Sweep, cells, find_program
     from rpcprops.report.in_flight import watched
@@ -86,6 +100,17 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     check_transport(transport)
     check_json(json_file)
     chosen = find_program(program)
+    if points or pairs:
+        _points(
+            chosen,
+            chosen.name or program,
+            agent=agent,
+            clock=clock,
+            pairs=pairs,
+            transport=transport,
+            restart=restart,
+            json_file=json_file,
+        )
     places = cells(chosen.world_size, cast("Ranks", ranks))
     with running(clock, agent, reuse=reuse) as runner, watched(runner.server) as in_flight:
         say_torch(runner)
@@ -115,6 +140,25 @@ def sweep(  # noqa: PLR0913 - one argument for each option
             kept = state.unwritten or f"kept in {state.path}"
             out.print(plain(kept))
     raise typer.Exit(HOLDS if report["verdict"] in ("holds", "known") else VIOLATED)
+
+
+def _points(
+    chosen: Program, name: str, *, agent: str | None, clock: str, **options: Any
+) -> NoReturn:
+    """Sweep the points of a program, and leave."""
+    from rpcprops.agents.wire import NAME
+    from rpcprops.commands.sweep_points import sweep_points
+    from rpcprops.report.in_flight import watched
+
+    if agent is not None and agent.upper() != NAME:
+        msg = f"--agent {agent!r} cannot act on single messages; leave it out, or write wire."
+        raise UsageError(msg)
+    with running(clock, NAME) as runner, watched(runner.server) as in_flight:
+        say_torch(runner)
+        say_died()
+        in_flight.begin(f"sweep-{name}")
+        holds = sweep_points(chosen, runner, name=name, **options)
+    raise typer.Exit(HOLDS if holds else VIOLATED)
 
 
 def _list() -> None:

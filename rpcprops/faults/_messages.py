@@ -228,7 +228,6 @@ class MessageFault(Fault):
     """
 
     kind: ClassVar[str] = "message"
-    is_predicted: ClassVar[bool] = False
 
     rank: int
     action: MessageAction

@@ -5,6 +5,7 @@ from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
 from rpcprops.oracle._findings import set_apart
 from rpcprops.oracle._judge import judge
+from rpcprops.oracle._messages import lost_seconds
 from rpcprops.oracle.errors import error_class, is_expected
 from rpcprops.oracle.model import Model, predict
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
@@ -32,6 +33,7 @@ __all__ = [
     "fired_by_type",
     "is_expected",
     "judge",
+    "lost_seconds",
     "predict",
     "predict_for",
     "predict_in",

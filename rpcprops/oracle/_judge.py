@@ -14,6 +14,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._log_errors import log_violations
+from rpcprops.oracle._recorded import recorded_violations
 from rpcprops.oracle.errors import WORDS, error_class, is_expected
 from rpcprops.oracle.prediction import Prediction, StepPrediction
 from rpcprops.oracle.ranks import owner_slack, shutdown_violations, unsettled
@@ -148,9 +149,18 @@ def _of_program(
     found += _calls(prediction, outcome)
     if not found and prediction.graceful:
         found += _shutdown(prediction, outcome, facts)
-    if not found and program.settles and prediction.certain:
-        found += _firing(prediction, plan, outcome)
+    found = found or _sent(program, plan, prediction, outcome)
     return tuple(found or unclear)
+
+
+def _sent(
+    program: Program, plan: FaultPlan, prediction: Prediction, outcome: Outcome
+) -> list[Violation]:
+    """Messages, and faults that acted on them, which are not as predicted."""
+    found: list[Violation] = []
+    if program.settles and prediction.certain:
+        found += _firing(prediction, plan, outcome)
+    return found or recorded_violations(prediction, outcome)
 
 
 def _phases(outcome: Outcome) -> list[Violation]:

@@ -35,10 +35,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
+from rpcprops.faults import (
+    FaultPlan,
+    MessageFault,
+    MessageType,
+    WireMessageType,
+    delay_milliseconds,
+    retry_wait,
+)
+from rpcprops.oracle._messages import Disturbances, Fate, refused, timeout_may_come
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program, Threads, needed_threads, threads_of
@@ -70,6 +78,7 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
+        absent: whether its creation was lost, so that the owner never has it.
     """
 
     owner: int
@@ -83,6 +92,7 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
+    absent: bool = False
 
 
 @dataclass(slots=True)
@@ -151,6 +161,19 @@ class Model:
         self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
+        #: The faults of single messages.
+        self.disturbed = Disturbances(plan)
+        #: The step that is being added, how many messages came before it, and what becomes of the
+        #: message by which its rank asks for something.
+        self._step: Leaf | None = None
+        self._before = 0
+        self._fate: Fate = ""
+        #: Handles whose creation was lost, or its answer: they are used only after a settle.
+        self._unsure: list[Handle] = []
+        #: Ranks of whose last deletes only the answer is lost.
+        self._leaves_early: set[int] = set()
+        #: Holds of a creation until the delete of its own fork: the fork by the fault.
+        self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
@@ -199,7 +222,8 @@ class Model:
         self._used_now.clear()
         self._just_started, self._starts_now = self._starts_now, None
         self._is_timed = False
-        before = len(self.sends)
+        self._step, self._fate = step, ""
+        before = self._before = len(self.sends)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
         try:
@@ -208,8 +232,23 @@ class Model:
             predicted = self.shows(error=failed.error, slack=failed.slack)
         if predicted.error == "unknown":
             self.certain = False
+        predicted = self._struck(step, predicted)
         self.steps.append(predicted)
         self._check_default(step, before, takes)
+        return predicted
+
+    def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:
+        """What a step shows whose own message is lost, or its answer, or comes twice."""
+        call = f"step{len(self.steps)}"
+        if self._fate == "twice" and self.calls[getattr(step, "to", 0)][call]:
+            self.calls[getattr(step, "to", 0)][call] += 1
+        if self._fate not in ("lost", "unanswered"):
+            return predicted
+        handle = self.handles.get(getattr(step, "out", "")) if step.op == "remote" else None
+        if handle is None:
+            return self.shows(error="timeout")
+        handle.unmarked = True
+        self._unsure.append(handle)
         return predicted
 
     def _check_default(self, step: Leaf, before: int, takes: float) -> None:
@@ -246,6 +285,7 @@ class Model:
         Raises:
             UsageError: it may come.
         """
+        waits += self.disturbed.seconds
         if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
             msg = (
                 f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
@@ -335,14 +375,18 @@ class Model:
             MessageType.PYTHON_CALL in self.plan.table(rank).failing
             for rank in range(self.world_size)
         )
+        graceful = graceful and self.disturbed.is_shutdown_safe
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
+        certain = self.certain
         last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)
+        self._check_own_deletes(last)
+        is_certain, self.certain = self.certain, certain
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
@@ -356,11 +400,13 @@ class Model:
             graceful,
             tuple(map(frozenset, dropped)),
             frozenset(leaking),
-            frozenset(waiting | {user.rank for user in self.users if user.broken}),
+            frozenset(
+                waiting | self._leaves_early | {user.rank for user in self.users if user.broken}
+            ),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
             frozenset(self.met),
-            self.certain,
+            is_certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]),
@@ -411,18 +457,19 @@ class Model:
 
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what an owner then still has is reported there."""
-        before, failed = len(self.sends), self.failed.copy()
+        before, failed, counts = len(self.sends), self.failed.copy(), [*self.disturbed.counts]
+        self._step = None
         gone: set[str] = set()
         perhaps: set[int] = set()
         for user in self.users:
-            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork):
+            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork, user.rref.owner):
                 gone.add(user.fork)
             if user.rank in waiting:
                 perhaps.add(user.rref.owner)
         leaking = {rref.owner for rref in self.rrefs if rref.forks - gone}
         last = tuple(self.sends[before:])
         del self.sends[before:]
-        self.failed = failed
+        self.failed, self.disturbed.counts = failed, counts
         return last, leaking, perhaps - leaking
 
     # What steps are made of.
@@ -441,8 +488,10 @@ class Model:
         """The handle that an argument names; None if the argument is a value."""
         return self.handle(argument) if isinstance(argument, str) else None
 
-    def send(self, rank: int, message: MessageType, payload: str = "") -> bool:
-        """Send one message; returns whether it is delivered.
+    def send(
+        self, rank: int, message: MessageType, payload: str = "", to: int | None = None
+    ) -> bool:
+        """Send one message to a rank; returns whether it is delivered.
 
         Messages with equal `payload` share the failures that the plan asks for. A message without
         one differs from all others.
@@ -455,8 +504,34 @@ class Model:
             failures = min(left, message.max_retries + 1)
             delivered = failures <= message.max_retries
             self.failed[rank, payload] += failures
-        self.sends.append(Send(rank, message, payload, failures, delivered))
+        if self.disturbed:
+            struck, arrives = self._strike(rank, message, to)
+            failures, delivered = failures + struck, delivered and arrives
+        self.sends.append(Send(rank, message, payload, failures, delivered, to))
         return delivered
+
+    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool]:
+        """What message faults do to a message: how many of its tries fail, whether it arrives."""
+        failures = 0
+        while True:
+            fate = self.disturbed.fate(rank, to, message)
+            step = self._step
+            if fate and step is not None:
+                is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
+                self.disturbed.check_struck(step, message, fate, is_own=is_own)
+            if not message.is_retryable:
+                self._fate = self._fate or fate
+                return int(fate == "fail"), fate not in ("fail", "lost")
+            if fate == "unanswered":
+                # torch says that it tries again, and then it is executed again. See docs/faults.md.
+                self.certain = False
+                if step is None:
+                    # A shutdown does not wait while nothing but the next try is left.
+                    self._leaves_early.add(rank)
+                return failures, True
+            if fate not in ("fail", "lost"):
+                return failures, True
+            failures += 1
 
     def call(
         self,
@@ -476,14 +551,28 @@ class Model:
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
             self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
-        if not self.send(at, message, payload):
-            if not message.endswith("_REMOTE_CALL"):
+        if not self.send(at, message, payload, to):
+            if self._fate != "lost" and not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise StepFails(error="injected")
+            raise StepFails(error="timeout" if self._fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
+
+    def forward(self, at: int, to: int) -> Literal["", "lost", "injected", "timeout"]:
+        """A call inside a context, of a function that sends nothing.
+
+        Returns: "" if all is well; "lost" or "injected" if it does not arrive, and its caller gets
+        the timeout or the injected failure; "timeout" if its answer does not.
+        """
+        fate = self.disturbed.fate(at, to, WireMessageType.FORWARD_AUTOGRAD_REQ)
+        if fate == "fail":
+            self.meets("readable-injected-error")
+            return "injected"
+        if fate == "lost":
+            return "lost"
+        return "timeout" if fate == "unanswered" else ""
 
     def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
         """A call with a handle among its arguments, of a function that drops the handle.
@@ -528,7 +617,7 @@ class Model:
                 self._accept(handle, receiver)
             return Handle(rref, receiver)
         if sender != rref.owner:
-            if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork):
+            if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork, rref.owner):
                 self.meets("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
@@ -536,7 +625,7 @@ class Model:
         return self._new_user(Handle(rref, receiver, fork, of_owner=of_owner))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
-        if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT):
+        if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
             parent.unaccepted = True
 
     def rejoin(self, *, graceful: bool) -> None:
@@ -547,8 +636,8 @@ class Model:
         agent counts payloads from 0 (``faulty_tensorpipe_agent.h``: ``failMessageCountMap_``).
         """
         for rank in range(1, self.world_size) if graceful else ():
-            self.send(rank, MessageType.PYTHON_CALL)
-            self.send(0, MessageType.PYTHON_CALL)
+            self.send(rank, MessageType.PYTHON_CALL, to=0)
+            self.send(0, MessageType.PYTHON_CALL, to=rank)
         self.failed.clear()
         self.profiled.clear()
         self.rejoined = True
@@ -570,7 +659,7 @@ class Model:
         self.users = [user for user in self.users if user is not handle]
         if handle.timed_out:
             self.meets("timed-out-remote-dropped")
-        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork):
+        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, handle.rref.owner):
             handle.rref.forks.discard(handle.fork)
         rref = handle.rref
         if rref.early and not rref.made and rref.forks == {rref.first}:
@@ -595,6 +684,8 @@ class Model:
         rref.forks.add(fork)
         rref.first = fork
         rref.made = False
+        remotes = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
+        rref.slow = any(self.disturbed.may_be_late(at, message) for message in remotes)
         return self._new_user(Handle(rref, at, fork))
 
     def remote(
@@ -608,8 +699,11 @@ class Model:
         try:
             received = self.call(at, to, message, handle=argument)
         except StepFails:
-            self._break(handle, "creation")
             handle.rref.forks.clear()
+            if self._fate == "lost":
+                handle.rref.absent = True
+            else:
+                self._break(handle, "creation")
             return handle, None
         return handle, received
 
@@ -634,6 +728,9 @@ class Model:
         Raises:
             StepFails: its creation failed, and torch knows that.
         """
+        if handle.unmarked and any(handle is one for one in self._unsure):
+            why = f"{self._step!r} uses an RRef before torch has marked it; put a Settle() before"
+            raise refused(self.disturbed.faults[0], why)
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
             marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
@@ -671,7 +768,9 @@ class Model:
         rref = handle.rref
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
-            if not self.send(at, message, f"fetch {self.rrefs.index(rref)}"):
+            if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
+                if self._fate == "lost":
+                    raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
         rref.made = True
@@ -732,6 +831,12 @@ class Model:
         if timeout is None:
             return "", UNLIMITED_SLACK
         slack = timeout - self.delay(at, message) - surely
+        if self.disturbed and self._step is not None:
+            if self._is_held_by_itself(at, message, timeout):
+                return "timeout", UNLIMITED_SLACK
+            late = timeout - slack + perhaps + self.disturbed.seconds
+            if late + CLEARLY_IN_TIME > timeout:
+                raise timeout_may_come(self._step, late)
         if slack <= -CLEARLY_LATE:
             return ("timeout" if self._has_thread(at) else "unknown"), -slack
         slack -= perhaps + self.queues()
@@ -768,6 +873,54 @@ class Model:
         """The delays of the plan, in virtual seconds."""
         faults = (f for rank in range(self.world_size) for f in self.plan.faults_at(rank))
         return tuple(fault.seconds for fault in faults if fault.blocks_sender and fault.seconds)
+
+    def _is_held_by_itself(self, at: int, message: MessageType, timeout: float) -> bool:
+        """Whether the creation that was just sent is held until the delete of its own fork.
+
+        A user deletes its fork only once its creation has ended (``rref_context.cpp``:
+        ``RRefContext::addPendingUser``, ``confirmPendingUser``). So the two wait for each other,
+        and the creation ends by its timeout.
+        """
+        if not message.endswith("_REMOTE_CALL"):
+            return False
+        sent = [send for send in self.sends if (send.rank, send.message) == (at, message)]
+        rref = self.rrefs[-1]
+        for fault in self.disturbed.late:
+            until = fault.until
+            to_it = (None, rref.owner)
+            if (
+                until is not None
+                and (fault.rank, str(fault.message), fault.which, fault.n)
+                == (at, str(message), "nth", len(sent))
+                and (until.rank, str(until.message)) == (at, str(MessageType.RREF_USER_DELETE))
+                and fault.to is None
+                and until.to in to_it
+                and rref.first
+                and fault.delay >= timeout + CLEARLY_LATE
+            ):
+                self._own_deletes[fault] = rref.first
+                return True
+        return False
+
+    def _check_own_deletes(self, last: Sequence[Send]) -> None:
+        """Check that such a hold does wait for that delete, and not for another one.
+
+        Raises:
+            UsageError: it does not.
+        """
+        for fault, fork in self._own_deletes.items():
+            until = fault.until
+            assert until is not None
+            tries = [
+                send.payload
+                for send in (*self.sends, *last)
+                for _ in range(send.failures + send.delivered)
+                if (send.rank, str(send.message)) == (until.rank, str(until.message))
+                and until.to in (None, send.to)
+            ]
+            if tries[until.n - 1 : until.n] != [fork]:
+                why = "nobody can tell how long it is held"
+                raise refused(fault, why)
 
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
@@ -814,9 +967,12 @@ class Model:
         left = table.num_fail_sends if _CLEANUP in table.failing else 0
         tries = _CLEANUP.max_retries + 1
         each, more = divmod(left, len(peers))
-        for number, _ in enumerate(peers):
+        for number, peer in enumerate(peers):
             failures = min(tries, each + (number < more))
-            self.sends.append(Send(rank, _CLEANUP, payload, failures, failures < tries))
+            delivered = failures < tries
+            if self.disturbed:
+                failures += self._strike(rank, _CLEANUP, peer)[0]
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer))
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries
@@ -844,6 +1000,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
+    Disturbances(plan).check(program)
     unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
     if unpredicted:
         msg = (
@@ -887,6 +1044,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         for step in program.leaves:
             model.add(step)
         found.append(model.prediction(settles=program.settles))
+        model.disturbed.check_shutdown(found[-1], settles=program.settles)
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]
         if len(found) + len(waiting) > _MOST_ALTERNATIVES:

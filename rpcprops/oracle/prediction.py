@@ -41,6 +41,7 @@ class Send:
         payload: a name that two messages share exactly when their payload bytes are equal.
         failures: how often sending it fails.
         delivered: whether it is sent in the end.
+        to: the rank that it is sent to.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class Send:
     payload: str
     failures: int = 0
     delivered: bool = True
+    to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

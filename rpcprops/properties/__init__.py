@@ -7,6 +7,7 @@
 from rpcprops.properties._base import Case, Observation, Property, observe
 from rpcprops.properties._catalogue import PROPERTIES, WITHOUT_FAULTS, shipped_programs
 from rpcprops.properties._engine import Examination, Failure, Repeats, broken_promise, examine
+from rpcprops.properties._findings import held_case
 
 __all__ = [
     "PROPERTIES",
@@ -19,6 +20,7 @@ __all__ = [
     "Repeats",
     "broken_promise",
     "examine",
+    "held_case",
     "observe",
     "shipped_programs",
 ]

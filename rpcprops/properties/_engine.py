@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 
-from rpcprops import errors
+from rpcprops import agents, errors
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.confirmation import Sight, confirm
-from rpcprops.errors import BrokenPromise
+from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
-from rpcprops.properties._findings import finding_case
+from rpcprops.properties._findings import finding_case, held_case
 from rpcprops.properties._sample import ALL_SECONDS, CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import Status, facts_of
@@ -123,6 +124,8 @@ class Examination:
         found_at: the same in examples, with that example.
         tries: for a finding, how often its case was tried at each rate, and how often it showed.
         status: for a finding, whether this torch is known to have it.
+        agent: for a finding, the agent that brought its messages into the order that shows it;
+            empty if that was left to chance.
         reason: a further remark on the verdict.
         seconds: real seconds.
     """
@@ -143,6 +146,7 @@ class Examination:
     found_at: dict[str, int] = field(default_factory=dict)
     tries: tuple[Repeats, ...] = ()
     status: Status | None = None
+    agent: str = ""
     reason: str = ""
     seconds: float = 0.0
     failure: Failure | None = None
@@ -182,6 +186,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     database: ExampleDatabase | None = None,
     on_example: Callable[[Examination, Observation], None] | None = None,
     strict: bool = False,
+    by_chance: bool = False,
     different: bool = False,
     real_seconds: float = ALL_SECONDS,
     **options: Any,
@@ -201,6 +206,8 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     Args:
         seed: makes the draws reproducible.
         strict: whether a documented effect is a failure too.
+        by_chance: leave it to chance whether a finding shows, even where the agent ``wire`` could
+            bring its messages into the order that shows it.
         different: whether only different cases count as draws, drawn independently of how many
             faults fire (otherwise half of the draws are near those in which most do).
         real_seconds: how many real seconds the passing cases that also run in real time may take
@@ -210,7 +217,9 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
     sample = Sample(needs_faults=prop.needs_faults, seconds=real_seconds)
-    examiner = _Examiner(prop, runner, on_example, options, sample, different=different)
+    examiner = _Examiner(
+        prop, runner, on_example, options, sample, different=different, by_chance=by_chance
+    )
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
     else:
@@ -238,7 +247,9 @@ class _Examiner:
         sample: Sample,
         *,
         different: bool,
+        by_chance: bool = False,
     ) -> None:
+        self.by_chance = by_chance
         self.began = time.monotonic()
         self.prop = prop
         self.runner = runner
@@ -280,6 +291,7 @@ class _Examiner:
         """Try the smallest case of a finding until it shows: fast, then in real time."""
         version = self.runner.server.torch_version
         self.result.status = finding.status(version)
+        self.result.agent = self.holding(finding)
         fast = self.runner.server.rate_of(self.options.get("clock"))
         rates = dict.fromkeys((fast, 1.0))
         numbers = itertools.count()
@@ -312,8 +324,10 @@ class _Examiner:
         """Try the case at one rate until it shows; how often it was tried, and the run that did."""
         tried = 0
         for number in numbers:
-            case = finding_case(finding.name, number)
-            options = {**self.options, "clock": rate}
+            case, options = finding_case(finding.name, number), {**self.options, "clock": rate}
+            held = held_case(finding.name, number, rate) if self.result.agent else None
+            if held is not None:
+                case, options["agent"] = held, self.result.agent
             seen = self.prop.observe(self.runner, case, anew=True, **options)
             tried += 1
             self.result.executions += 1
@@ -324,6 +338,21 @@ class _Examiner:
             if finding.name in seen.explained_by:
                 return Repeats(rate, 1, tried), seen
         return Repeats(rate, 0, tried), None
+
+    def holding(self, finding: Finding) -> str:
+        """The agent that can show a finding in every run; empty if it is not to be had."""
+        version = self.runner.server.torch_version
+        if (
+            self.by_chance
+            or held_case(finding.name, 0, 1.0) is None
+            or not facts_of(version).has_bug(finding.name)
+        ):
+            return ""
+        try:
+            agents.named(WIRE).prepare()
+        except MachineCannot:
+            return ""
+        return WIRE
 
     def verdict(self) -> Verdict:
         if self.result.failure is not None:

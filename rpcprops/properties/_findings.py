@@ -1,16 +1,19 @@
 """The smallest case of each known finding of stock torch, as a property that torch breaks.
 
 A case is a function of a number, which changes a value and nothing else, if the case has a value.
+Where a finding shows only if two messages come in a certain order, there is a second case, for the
+agent ``wire``: it holds one message until the other has passed, so every run shows the finding.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import MAX_DELAY, FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.oracle import FINDINGS
 from rpcprops.programs import (
     Ask,
@@ -335,6 +338,71 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
 }
 
 
+#: Real seconds for which a message is held at most. What it waits for comes much sooner.
+_HELD_SECONDS = 3.0
+
+
+def _holding(case: Case, held: MessageFault) -> Case:
+    return replace(case, plan=replace(case.plan, others=(held,)))
+
+
+def _held_creation(number: int, seconds: float) -> Case:
+    """The creation is held until its owner has sent the RRef to itself."""
+    case = _case(
+        2,
+        Remote(1, 0, "a", left=_value(number)),
+        Share(1, "a", 0, "b"),
+        Share(0, "b", 0, "c"),
+        Fetch(0, "b"),
+    )
+    until = NthMessage(0, "PYTHON_CALL")
+    return _holding(case, MessageFault(1, "hold", "PYTHON_REMOTE_CALL", delay=seconds, until=until))
+
+
+def _held_behind_its_delete(number: int, seconds: float) -> Case:
+    """The creation is held until the delete of its fork, which follows its timeout."""
+    case = _case(2, Remote(0, 1, "a", left=_value(number), timeout=1.0), Drop(0, "a"))
+    until = NthMessage(0, "RREF_USER_DELETE")
+    return _holding(case, MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=seconds, until=until))
+
+
+def _held_in_shutdown(number: int, seconds: float) -> Case:
+    """The creation is held until its owner has deleted what it uses, at last in its shutdown.
+
+    An owner looks whether it owns anything right after it has begun to delete what it uses. Its
+    delete fails once here, so it has looked long before that delete arrives. The delete of the RRef
+    itself fails five times, which takes longer than all ranks need to leave.
+    """
+    case = _case(
+        2,
+        Own(0, "o", _value(number)),
+        Share(0, "o", 1, "p"),
+        Remote(0, 1, "a"),
+        settles=False,
+        rank0=FaultTable(["RREF_USER_DELETE"], 5),
+        rank1=FaultTable(["RREF_USER_DELETE"], 1),
+    )
+    until = NthMessage(1, "RREF_USER_DELETE", n=2)
+    return _holding(case, MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=seconds, until=until))
+
+
+def _held_fetch(number: int, seconds: float) -> Case:
+    """A function fetches its argument once the shutdown of its rank has deleted that."""
+    case = _case(2, Own(0, "a", _value(number)), Remote(0, 1, "b", right="a"), settles=False)
+    until = NthMessage(1, "RREF_USER_DELETE")
+    return _holding(
+        case, MessageFault(1, "hold", "SCRIPT_RREF_FETCH_CALL", delay=seconds, until=until)
+    )
+
+
+#: Cases for an agent that can hold messages, by a number and the longest hold in virtual seconds.
+_HELD: dict[str, Callable[[int, float], Case]] = {
+    "timed-out-remote-dropped": _held_behind_its_delete,
+    "shutdown-overtakes-creation": _held_in_shutdown,
+    "shutdown-deletes-argument": _held_fetch,
+    "early-owner-fork": _held_creation,
+}
+
 #: Findings that take minutes of real time: shutdowns that wait for what never comes.
 _SLOW = frozenset({"shutdown-deletes-argument"})
 
@@ -342,6 +410,16 @@ _SLOW = frozenset({"shutdown-deletes-argument"})
 def finding_case(name: str, number: int) -> Case:
     """The smallest case of a finding, by a number from 0 to :data:`CASES` - 1."""
     return _CASES[name][1](number)
+
+
+def held_case(name: str, number: int, rate: float) -> Case | None:
+    """The case of a finding for an agent that can hold messages; None if there is none.
+
+    Args:
+        rate: the clock rate at which it will run: a hold ends after some real seconds.
+    """
+    make = _HELD.get(name)
+    return None if make is None else make(number, min(_HELD_SECONDS * rate, MAX_DELAY))
 
 
 def _drawn(make: Callable[[int], Case]) -> st.SearchStrategy[Case]:

@@ -12,7 +12,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS
-from rpcprops.steps.base import Sort, Step, Value, Way
+from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
@@ -90,7 +90,13 @@ class Context(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
-        # sendMessageWithAutograd), which the agent neither fails nor delays.
+        # sendMessageWithAutograd), which torch's agents neither fail nor delay.
+        for number, rank in enumerate(self.path if model.disturbed else ()):
+            model.disturbed.check_forward(self)
+            ended = model.forward(self.at, rank)
+            if ended:
+                self._lose(model, call, number, arrives=ended == "timeout")
+                raise StepFails(error="injected" if ended == "injected" else "timeout")
         for rank in self.path:
             model.calls[rank][call] += 1
         if self.rrefs:
@@ -103,6 +109,19 @@ class Context(Step):
             model.meets("failed-backward-revisits-rank")
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed())
+
+    def _lose(self, model: Model, call: str, number: int, *, arrives: bool) -> None:
+        """A call of its path ends with an error, which leaves the context: it is cleaned up.
+
+        ``autograd/utils.cpp``: getMessageWithAutograd notes the other rank before it sends.
+        """
+        reached = self.path[: number + arrives]
+        for rank in reached:
+            model.calls[rank][call] += 1
+        known = {self.at: set(self.path[: number + 1])}
+        for rank in reached:
+            known.setdefault(rank, set()).add(self.at)
+        model.release(self.name, self.at, known)
 
     def _acquaintances(self) -> dict[int, set[int]]:
         """The ranks that each rank exchanged messages with inside the context.

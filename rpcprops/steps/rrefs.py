@@ -131,7 +131,7 @@ class Remote(Step):
         since = len(model.sends)
         handle, there = model.remote(self.at, self.to, typed=typed, argument=argument)
         model.handles[self.out] = handle
-        if handle.broken:
+        if handle.broken or handle.rref.absent:
             return model.shows()
         if not typed:
             model.calls[self.to][call] += 1

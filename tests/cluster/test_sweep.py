@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rpcprops.agents.wire import build
 from tests._commands import Commands
 
 SECONDS = 100
@@ -78,6 +79,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, environment: dict[str, str
         ([], "sweep needs a PROGRAM"),
         (["just_dropped", "--ranks", "some"], "--ranks 'some' must be 'all', 'each' or 'pairs'"),
         (["just_dropped", "--transport", "udp"], "--transport 'udp' must be"),
+        (["just_dropped", "--points", "--agent", "tensorpipe"], "cannot act on single messages"),
     ],
 )
 def test_misuse(tmp_path: Path, refusing: Commands, words: list[str], said: str) -> None:
@@ -93,3 +95,29 @@ def test_list(tmp_path: Path, environment: dict[str, str]) -> None:
     done = _sweep(tmp_path, environment, "--list")
     assert done.returncode == 0
     assert "fork_user_to_user  3 ranks, 7 steps" in done.stdout.splitlines()
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+@pytest.mark.parametrize("program", ["create_and_fetch[python]", "fork_user_to_user"])
+def test_every_message_of_a_program_with_every_fault(
+    tmp_path: Path, environment: dict[str, str], program: str
+) -> None:
+    """Each row of the map has a verdict, none is a failure, and most of them were run."""
+    file = tmp_path / "map.json"
+    done = subprocess.run(
+        [*COMMAND, program, "--points", "--json", str(file)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(file.read_text(encoding="utf-8"))
+    verdicts = [row["verdict"] for row in data["points"]]
+    assert set(verdicts) <= {"holds", "known", "documented", "unpredicted"}
+    assert verdicts.count("holds") * 2 > len(verdicts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from torch.distributed import rpc
@@ -11,7 +12,11 @@ from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
+from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.programs import Call, Context, Drop, Fetch, Program, Remote
+from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
 
 pytestmark = pytest.mark.skipif(
     build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
@@ -141,3 +146,70 @@ def test_without_a_compiler_the_message_says_what_to_install(
     assert shutil.which("no-such-compiler") is None
     with pytest.raises(MachineCannot, match=r"no-such-compiler.*install g\+\+"):
         build.built()
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("timed-out-remote-dropped", 1),
+        *(
+            pytest.param(name, 20, marks=pytest.mark.nightly)
+            for name in (
+                "timed-out-remote-dropped",
+                "shutdown-overtakes-creation",
+                "early-owner-fork",
+            )
+        ),
+    ],
+)
+def test_a_hold_shows_a_finding_in_every_run(
+    rpc_cluster: ClusterFactory, name: str, times: int
+) -> None:
+    """What two messages show in one order of the two shows each time, and nothing else does."""
+    runner = Runner(rpc_cluster.server)
+    rate = rpc_cluster.server.rate
+    for number in range(times):
+        case = held_case(name, number, rate)
+        assert case is not None
+        seen = runner.run_anew(case.program, case.plan, agent="wire")
+        broken = judge(case.program, case.plan, seen)
+        met = predict_for(case.program, case.plan, seen).met
+        assert set_apart(case.program, met, seen, broken) == ((name,), ())
+
+
+#: Messages that users send and that torch sends by itself; the last step leaves a delete.
+_PROGRAM = Program(
+    2, (Call(0, 1), Remote(0, 1, "a"), Fetch(0, "a"), Context(0, "x", (1,)), Drop(0, "a"))
+)
+_POINTS = (
+    MessageFault(0, "fail", "PYTHON_CALL", to=1),
+    MessageFault(0, "duplicate", "PYTHON_CALL", to=1),
+    MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", to=1),
+    MessageFault(0, "duplicate", "RREF_USER_DELETE", to=1),
+    MessageFault(1, "delay", way="response", which="every", delay=0.5),
+)
+#: These wait for the timeout, which takes seconds.
+_LOST = (
+    MessageFault(0, "lose", "PYTHON_CALL", to=1),
+    MessageFault(1, "lose", "PYTHON_RET", to=0),
+    MessageFault(0, "lose", "PYTHON_RREF_FETCH_CALL"),
+    MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+    MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+    MessageFault(0, "lose", "RREF_USER_DELETE"),
+)
+
+
+@pytest.mark.parametrize(
+    "fault", [*_POINTS, *(pytest.param(fault, marks=pytest.mark.nightly) for fault in _LOST)]
+)
+def test_a_program_shows_what_is_predicted_under_a_message_fault(
+    rpc_cluster: ClusterFactory, fault: MessageFault
+) -> None:
+    """The fault acts, and steps, counters, calls, logs and the record are as the oracle says."""
+    plan = FaultPlan(others=(fault,))
+    program = replace(_PROGRAM, rpc_timeout=70.0) if fault.action == "lose" else _PROGRAM
+    seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
+    assert any(sent.done for sent in seen.messages)
+    broken = judge(program, plan, seen)
+    met = predict_for(program, plan, seen).met
+    assert set_apart(program, met, seen, broken)[1] == ()

@@ -31,6 +31,7 @@ def test_the_promises_are_these() -> None:
         "ContextLeak",
         "ErrorInLog",
         "FaultsDiffer",
+        "MessagesDiffer",
         "MissingError",
         "NotRunOnce",
         "OwnerGone",

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
+from rpcprops.agents.wire import NAME as WIRE
+from rpcprops.agents.wire import build
+from rpcprops.errors import MachineCannot, UsageError
+from rpcprops.faults import MessageFault
+from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome, RankOutcome, Violation
-from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine
+from rpcprops.programs import Drop, Own, Share
+from rpcprops.properties import PROPERTIES, Case, Examination, Observation, examine, held_case
 from rpcprops.properties._engine import REAL_TRIES
 
 NAME = "second-failed-remote"
@@ -135,3 +141,69 @@ def test_another_failure_that_real_time_does_not_show_is_named() -> None:
     assert result.verdict == "known"
     assert len(result.unconfirmed) == 1
     assert "WrongValue" in result.unconfirmed[0]
+
+
+#: Findings that show only if two messages come in a certain order.
+HELD = sorted(name for name in PROPERTIES if held_case(name, 0, 1.0))
+
+
+def test_four_findings_have_a_case_that_holds() -> None:
+    """The ones that today's case shows in some runs only."""
+    assert HELD == [
+        "early-owner-fork",
+        "shutdown-deletes-argument",
+        "shutdown-overtakes-creation",
+        "timed-out-remote-dropped",
+    ]
+
+
+@pytest.mark.parametrize("rate", [1.0, 400.0, 1000.0])
+@pytest.mark.parametrize("name", HELD)
+def test_a_case_that_holds_meets_its_finding(name: str, rate: float) -> None:
+    """Without the hold or with it, the model says that the program may meet it, and no other."""
+    case = held_case(name, 3, rate)
+    assert case is not None
+    assert predict(case.program, case.plan).known_bugs >= {name}
+    (hold,) = case.plan.others
+    assert isinstance(hold, MessageFault)
+    assert (hold.action, hold.delay) == ("hold", 3.0 * rate)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_such_a_case_runs_where_the_agent_can_be_built(
+    monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    """With a compiler each try is the case that holds, under WIRE; without one, today's case."""
+    name, agents = "early-owner-fork", set()
+
+    def prepare(*_: Any, **__: Any) -> None:
+        if not built:
+            msg = "no compiler"
+            raise MachineCannot(msg)
+
+    def observe(_: Any, case: Case, **options: Any) -> Observation:
+        agents.add((options.get("agent"), bool(case.plan.others)))
+        ranks = (RankOutcome(0, "a", signal=6), RankOutcome(1, "b", exit_code=0))
+        outcome = Outcome(2, torch_version="2.13.0", ranks=ranks)
+        return Observation(case, outcome, (), (), (name,))
+
+    monkeypatch.setattr(build, "built", prepare)
+    server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
+    prop = replace(PROPERTIES[name], observe=observe)
+    result = examine(prop, SimpleNamespace(server=server), max_examples=2)  # type: ignore[arg-type]
+    assert agents == ({(WIRE, True)} if built else {(None, False)})
+    assert result.agent == (WIRE if built else "")
+    chance = examine(prop, SimpleNamespace(server=server), max_examples=2, by_chance=True)  # type: ignore[arg-type]
+    assert chance.agent == ""
+
+
+def test_a_creation_that_is_held_for_something_else_is_refused() -> None:
+    """Only a hold until its own delete says for certain that a creation times out."""
+    case = held_case("timed-out-remote-dropped", 0, 1.0)
+    assert case is not None
+    first, drop = case.program.steps
+    more = replace(
+        case.program, steps=(Own(1, "o"), Share(1, "o", 0, "p"), Drop(0, "p"), first, drop)
+    )
+    with pytest.raises(UsageError, match="nobody can tell how long it is held"):
+        predict(more, case.plan)

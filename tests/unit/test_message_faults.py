@@ -521,10 +521,10 @@ def test_a_cluster_refuses_it_before_it_starts() -> None:
         )
 
 
-def test_the_oracle_predicts_nothing_under_it() -> None:
+def test_the_oracle_says_why_it_predicts_nothing_under_it() -> None:
     """A program under it is refused by name; what ranks hold and how they exit is judged."""
     plan = FaultPlan(others=(LOSE,))
-    says = r"does not predict .* under 1:message:lose:RREF_ACK:nth-1; take it out"
+    says = r"does not predict .* under 1:message:lose:RREF_ACK:nth-1 .*rpc_timeout.*; take it out"
     with pytest.raises(UsageError, match=says):
         predict(PROGRAM, plan)
     ranks = (RankOutcome(0, "a"), RankOutcome(1, "b", signal=6))

@@ -1,0 +1,173 @@
+"""``rpcprops sweep PROGRAM --points``: each message of a program with each fault, as a map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from rpcprops.commands import stop
+from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.shared import COLOURS, write_json
+
+if TYPE_CHECKING:
+    from rpcprops._sweep import State
+    from rpcprops._sweep_points import Point, PointSweep
+    from rpcprops.programs import Program
+    from rpcprops.runner import Runner
+
+#: What does not fail a sweep.
+_GOOD = ("holds", "known", "documented", "unpredicted")
+_COLOURS = {**COLOURS, "documented": "cyan", "unpredicted": "dim", "not tried": "bold red"}
+_WORDS = {"unpredicted": "not predicted", "holds": "held"}
+_ACTIONS = ("fail", "delay", "hold", "duplicate", "lose")
+
+
+def sweep_points(
+    program: Program,
+    runner: Runner,
+    *,
+    pairs: bool,
+    transport: str,
+    restart: bool,
+    json_file: Path | None,
+    name: str,
+) -> bool:
+    """Try each point that has no result yet, and print the map; whether the sweep succeeded."""
+    from rpcprops._sweep import State
+    from rpcprops._sweep_points import PointSweep, pairs_of, points_of, with_timeout
+
+    timed = with_timeout(program)
+    if timed != program:
+        out.print(
+            f"the program runs with rpc_timeout={timed.rpc_timeout:g}, to notice what is lost"
+        )
+    state = State(
+        timed,
+        torch_version=runner.server.torch_version,
+        rate=runner.server.rate,
+        transport=transport,
+        agent="WIRE, points",
+        root=Path(),
+        restart=restart,
+    )
+    trial = PointSweep(timed, runner, state, transport=transport)
+    messages = trial.record_messages().messages
+    single = points_of(messages)
+    places = (*single, *(pairs_of(single) if pairs else ()))
+    known = sum(state.has(point) for point in places)
+    if known:
+        out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
+    report: dict[str, Any] = {}
+    try:
+        _go_on(trial, name, places, known)
+    finally:
+        # Report after an interrupt too: what was found is not lost.
+        stop.ending()
+        report = _report(name, state, single, places, messages, runner.server.clock_note)
+        write_json(json_file, report)
+        _show(report)
+        out.print(plain(state.unwritten or f"kept in {state.path}"))
+    return report["verdict"] in ("holds", "known")
+
+
+def _go_on(trial: PointSweep, name: str, places: tuple[Point, ...], known: int) -> None:
+    """Run what has no result yet; print what did not hold."""
+    from rpcprops.report.text import failure_lines
+
+    with live(name, len(places), known) as shown:
+        bad = 0
+        for done, (record, failure) in enumerate(trial.try_all(places), known + 1):
+            bad += record.verdict not in _GOOD
+            shown.update(done, f"{bad} did not hold" if bad else "")
+            if record.verdict == "undecided":
+                line = f"undecided {record.broken} under {record.plan!r}"
+                out.print(f"[yellow]{plain(line)}[/yellow]")
+            if failure is not None:
+                out.print("[bold red]violated[/bold red]")
+                for line in failure_lines(failure, record.artefact):
+                    out.print(f"    {plain(line)}")
+
+
+def _report(
+    name: str,
+    state: State,
+    single: tuple[Point, ...],
+    places: tuple[Point, ...],
+    messages: Any,
+    clock_note: str,
+) -> dict[str, Any]:
+    from rpcprops._json import to_json
+    from rpcprops._sweep_points import rows
+    from rpcprops.report.artefact import versions
+
+    found = rows(messages, state, single)
+    both = [(point, state.records.get(point.plan)) for point in places[len(single) :]]
+    verdicts = Counter(row["verdict"] for row in found)
+    verdicts.update("not tried" if record is None else record.verdict for _, record in both)
+    records = [state.records[point.plan] for point in places if point.plan in state.records]
+    return {
+        "versions": versions(),
+        "clock": clock_note,
+        "program": name,
+        "verdict": _verdict(verdicts),
+        "messages": len(
+            {(row["type"], row["sender"], row["receiver"], row["number"]) for row in found}
+        ),
+        "verdicts": dict(sorted(verdicts.items())),
+        "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
+        "kept_in": str(state.path),
+        "points": found,
+        "pairs": [
+            {
+                "faults": [fault.name for fault in point.faults],
+                "verdict": "not tried" if record is None else record.verdict,
+                **({} if record is None else to_json(record)),
+            }
+            for point, record in both
+        ],
+    }
+
+
+def _verdict(verdicts: Counter[str]) -> str:
+    for verdict, said in (
+        ("violated", "violated"),
+        ("undecided", "undecided"),
+        ("not tried", "unfinished"),
+        ("known", "known"),
+    ):
+        if verdicts[verdict]:
+            return said
+    return "holds" if verdicts["holds"] else "vacuous"
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Print the map, one line for each message, and a summary."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("message", no_wrap=True)
+    for action in _ACTIONS:
+        table.add_column(action, overflow="fold")
+    lines: dict[str, dict[str, str]] = {}
+    for row in report["points"]:
+        which = f"{row['type']} {row['sender']} to {row['receiver']}, {row['number']}"
+        text = ", ".join(row["findings"]) or _WORDS.get(row["verdict"], row["verdict"])
+        colour = _COLOURS[row["verdict"]]
+        lines.setdefault(which, {})[row["action"]] = f"[{colour}]{plain(text)}[/]"
+    for which, cells in lines.items():
+        table.add_row(which, *(cells.get(action, "") for action in _ACTIONS))
+    out.print(table)
+    for row in report["points"]:
+        if row["verdict"] == "not tried":
+            line = f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}"
+            out.print(f"[bold red]{plain(line)}:{row['number']}[/bold red]")
+    counts = ", ".join(
+        f"{number} {_WORDS.get(word, word)}" for word, number in report["verdicts"].items()
+    )
+    colour = COLOURS.get(report["verdict"], "yellow")
+    said = f"{report['messages']} messages: {counts}"
+    for name, count in report["findings"].items():
+        said += f", {count} met the known finding {name}"
+    out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(said)}")

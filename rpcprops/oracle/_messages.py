@@ -1,0 +1,363 @@
+"""What faults of single messages do to a program, as far as that is predicted.
+
+*Late messages* change nothing that torch promises: it assumes no order of messages between two
+ranks (docs/source/rpc/rref.md, Assumptions), and waits for the answer of each request. What is
+predicted without the fault must come, unless a wait of torch's is shorter than what is late:
+
+* the timeout of a call (``tensorpipe_agent.cpp``: ``TensorPipeAgent::send``), or the program's;
+* the 100 s for which a shutdown waits for accepts and deletes
+  (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``).
+
+Where one of these may end first, the program is refused.
+
+*A request that fails or is lost.* ``sendWithRetries`` sends the four retried types again after any
+error, a timeout included (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``); that must change
+nothing. Everything else is sent once: its sender gets the error, or the timeout, and nothing ran.
+
+*A response that is lost.* The request was executed, and its sender gets the timeout.
+
+*In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
+other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
+the cleanup of the context, whatever was lost. What is lost in a backward pass is not predicted.
+
+*A request that comes twice* is executed twice. torch calls the four retried types idempotent
+(docs/source/rpc/rref.md, Assumptions; ``rref_context.cpp``: ``delForkOfOwner``, ``delPendingChild``
+and ``addForkOfOwnerIfNotPresent`` ignore the second; ``container.cpp``:
+``releaseContextIfPresent``). A fetch reads. A call runs its function twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
+from rpcprops.oracle.prediction import Prediction, Send
+from rpcprops.oracle.ranks import OWNER_WAITS
+from rpcprops.programs import Leaf, Parallel, Program
+from rpcprops.steps.base import CLEARLY_IN_TIME
+
+#: What becomes of a request, besides being late: it fails; it is lost, or its answer is; twice.
+Fate = Literal["", "fail", "lost", "unanswered", "twice"]
+
+_LATE = ("delay", "hold")
+#: The most messages of which each waits for the one before: a function that fetches an argument
+#: which another user sent needs eight, with their answers.
+_IN_A_ROW = 8
+_REMOTES = tuple(m for m in MessageType if m.endswith("_REMOTE_CALL"))
+_FETCHES = tuple(m for m in MessageType if m.endswith("_FETCH_CALL"))
+_CALLS = (MessageType.PYTHON_CALL, MessageType.SCRIPT_CALL)
+#: Kinds of step of which it is certain what they send, and in which order.
+_CERTAIN = frozenset(
+    {
+        "own",
+        "remote",
+        "share",
+        "fetch",
+        "local",
+        "drop",
+        "call",
+        "count",
+        "chain",
+        "bump",
+        "nest",
+        "settle",
+        "pause",
+        "context",
+        "refused",
+    }
+)
+#: Those of them of which it is predicted what a lost message of their own, or its answer, does.
+_LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
+_FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
+#: Steps after which ranks have another agent, which counts its messages anew.
+_OTHER_AGENTS = frozenset({"rejoin"})
+#: Retried types for whose answers nothing waits: when one was lost, the message was executed.
+_UNSEEN = (MessageType.RREF_CHILD_ACCEPT, MessageType.RREF_USER_DELETE)
+
+
+class Disturbances:
+    """The message faults of a plan, as the model of one program meets them.
+
+    Attributes:
+        faults: those that act on messages, in the order of the plan.
+        late: those of them that make messages late.
+    """
+
+    def __init__(self, plan: FaultPlan) -> None:
+        self.plan = plan
+        self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
+        self.late = tuple(one for one in self.faults if one.action in _LATE)
+        #: How many messages each has counted.
+        self.counts = [0] * len(self.faults)
+
+    def __bool__(self) -> bool:
+        return bool(self.faults)
+
+    @property
+    def seconds(self) -> float:
+        """Virtual seconds by which an answer may come later because of them all."""
+        return sum(one.delay * _times(one) for one in self.late)
+
+    def may_be_late(self, rank: int, message: MessageType) -> bool:
+        """Whether such messages of a rank may be late."""
+        return any(one.rank == rank and message in one.targets for one in self.late)
+
+    def fate(self, rank: int, to: int | None, message: MessageType | WireMessageType) -> Fate:
+        """Count a request of `rank`, and its answer if it gets one; what becomes of the request."""
+        kind = WireMessageType(message)
+        match self._strikes(rank, to, kind):
+            case "fail":
+                return "fail"
+            case "lose":
+                return "lost"
+            case "duplicate":
+                return "twice"
+        answer = kind.answer
+        if to is not None and answer is not None and self._strikes(to, rank, answer) == "lose":
+            return "unanswered"
+        return ""
+
+    def _strikes(self, rank: int, to: int | None, kind: WireMessageType) -> str:
+        """The action of the first fault that is due for a message; all that match count it."""
+        action = ""
+        for number, fault in enumerate(self.faults):
+            if fault.rank != rank or fault.to not in (None, to) or kind not in fault.may_be:
+                continue
+            self.counts[number] += 1
+            if fault.acts_on(self.counts[number]):
+                action = action or fault.action
+        return action
+
+    @property
+    def is_shutdown_safe(self) -> bool:
+        """Whether no fault that is left can break the calls that a shutdown makes."""
+        gathering = (WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET)
+        return not any(
+            fault.action not in _LATE
+            and any(kind in fault.may_be for kind in gathering)
+            and (fault.which == "every" or self.counts[number] < fault.n)
+            for number, fault in enumerate(self.faults)
+        )
+
+    # What is refused.
+
+    def check(self, program: Program) -> None:
+        """Raises:
+        UsageError: the oracle does not predict what the program shows under these faults.
+        """
+        for leaf in program.leaves if self.faults else ():
+            if leaf.op in _OTHER_AGENTS:
+                raise refused(self.faults[0], f"{leaf!r} ends the agent that counts the messages")
+        for fault in self.faults:
+            if fault.action in _LATE:
+                continue
+            self._check_type(fault)
+            _check_order(fault, program)
+            if fault.action == "lose":
+                _check_timeout(fault, program)
+            if _FORWARD & set(fault.may_be) and any(x.op == "refused" for x in program.leaves):
+                raise refused(fault, "the id of a context that has failed is unknown")
+
+    def _check_type(self, fault: MessageFault) -> None:
+        kind = fault.message
+        if kind is None:
+            raise refused(fault, "it acts on all types; name one")
+        if any(kind.value in map(str, table.failing) for table in self._tables()):
+            raise refused(fault, f"a fault table fails {kind} as well")
+        requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
+        if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":
+            return
+        types = [one for one in requests if one in MessageType.__members__]
+        if len(types) < len(requests) or not types:
+            raise refused(fault, f"what follows where a {kind} is lost, or comes twice, is unknown")
+        message = MessageType(types[0])
+        most = {"nth": 1, "first": fault.n, "every": OWNER_WAITS}[fault.which]
+        if message.is_retryable and fault.action != "duplicate" and most > message.max_retries:
+            raise refused(fault, f"torch tries {message} again {message.max_retries} times only")
+        if fault.action == "lose" and message.is_retryable and most > 1:
+            raise refused(fault, "only one message that torch tries again can be lost")
+
+    def _tables(self) -> list[FaultTable]:
+        return [self.plan.default, *self.plan.by_rank.values()]
+
+    def check_shutdown(self, prediction: Prediction, *, settles: bool) -> None:
+        """Check that no accept and no delete is so late that a shutdown gives up waiting for it.
+
+        Raises:
+            UsageError: one may be.
+        """
+        if settles:
+            deletes = [f.delay for f in self.late if MessageType.RREF_USER_DELETE in f.targets]
+            longest = max(deletes, default=0.0)
+        else:
+            waited = [f for f in self.late if not _ends_in_shutdown(f, prediction)]
+            longest = sum(one.delay * _times(one) for one in waited)
+        if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
+            why = (
+                f"messages may be {longest:g} s (virtual) late, and a shutdown waits for "
+                f"{OWNER_WAITS:g} s; let it be {OWNER_WAITS - CLEARLY_IN_TIME / 2:g} s at most"
+            )
+            raise refused(self.late[0], why)
+
+    def check_struck(self, step: Leaf, message: MessageType, fate: Fate, *, is_own: bool) -> None:
+        """Check that it is predicted what becomes of a message of a step.
+
+        Args:
+            is_own: whether it is the message by which the rank of the step asks for something.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if fate in ("", "fail"):
+            return
+        fault = next(one for one in self.faults if one.action not in _LATE)
+        if message.is_retryable:
+            _check_retried(fault, message, fate)
+            return
+        if not is_own or step.op not in _LOSABLE:
+            raise refused(fault, f"it acts on a message that {step!r} sends on the way")
+        if fate == "twice":
+            _check_twice(fault, step, message)
+        elif getattr(step, "raises", False) or getattr(step, "seconds", 0.0):
+            raise refused(fault, f"{step!r} raises, or takes time of its own")
+
+    def check_forward(self, step: Leaf) -> None:
+        """Check that it is predicted what a context shows of which a call is lost.
+
+        Raises:
+            UsageError: it is not.
+        """
+        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f.action not in _LATE]
+        form = [name for name in ("nested", "rrefs", "breaks") if getattr(step, name, None)]
+        if acting and (form or step.op != "context"):
+            raise refused(acting[0], f"{step!r} is not a context of plain calls, one by one")
+
+
+def refused(fault: MessageFault, why: str = "") -> UsageError:
+    """The error that says that nothing is predicted under a fault, and why."""
+    because = f" ({why})" if why else ""
+    msg = (
+        f"the oracle does not predict what a program shows under {fault.name}{because}; take it "
+        f"out of the plan's others, or run functions of your own under it with rpc_cluster, which "
+        f"judges what ranks hold and how they exit."
+    )
+    return UsageError(msg)
+
+
+def timeout_may_come(step: Leaf, late: float) -> UsageError:
+    """The error that says that late messages may meet a timeout of a step."""
+    msg = (
+        f"{step!r}: its answer may come {late:g} s (virtual) late under the plan's message faults, "
+        f"and a timeout may end it first; let the timeout be {CLEARLY_IN_TIME:g} s above that, or "
+        f"None."
+    )
+    return UsageError(msg)
+
+
+def lost_seconds(program: Program, plan: FaultPlan) -> float:
+    """Virtual seconds that ranks may wait for answers that never come, one after the other."""
+    losing = [f for f in Disturbances(plan).faults if f.action == "lose"]
+    limits = [leaf_timeout(leaf) for leaf in program.leaves] + [program.rpc_timeout]
+    longest = max((limit for limit in limits if limit is not None), default=0.0)
+    return longest * sum(_times(fault) for fault in losing)
+
+
+def leaf_timeout(leaf: Leaf) -> float | None:
+    """The timeout that a step names, in virtual seconds."""
+    timeout: float | None = getattr(leaf, "timeout", None)
+    return timeout
+
+
+def _check_retried(fault: MessageFault, message: MessageType, fate: Fate) -> None:
+    """Check that torch survives it, by its source, where a message that it retries is lost.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if fate == "unanswered" and message not in _UNSEEN:
+        raise refused(fault, f"the tries of {message} that follow carry nothing")
+    if fate == "lost" and message is MessageType.RREF_FORK_REQUEST:
+        raise refused(fault, "a call waits for it, and times out before the next try")
+
+
+def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
+    """Check that it is certain what a step shows whose message comes twice.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if message in _REMOTES:
+        raise refused(fault, "an RRef that is created twice is not modelled")
+    if step.op == "count":
+        raise refused(fault, "nobody can tell which of the two counts is answered")
+    carries = any(isinstance(getattr(step, name, None), str) for name in ("handle", "right"))
+    if message in _CALLS and carries:
+        raise refused(fault, "both copies carry the same fork of an RRef")
+
+
+def _check_order(fault: MessageFault, program: Program) -> None:
+    """Check that it is certain which messages a fault acts on.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for step in program.steps:
+        if isinstance(step, Parallel):
+            raise refused(fault, "steps that run at the same time send in no certain order")
+    for leaf in program.leaves:
+        runs_on = leaf.op == "remote" and (
+            isinstance(getattr(leaf, "right", None), str) or bool(getattr(leaf, "seconds", 0.0))
+        )
+        if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later" or runs_on:
+            raise refused(fault, f"in which order {leaf!r} sends its messages is not modelled")
+
+
+def _check_timeout(fault: MessageFault, program: Program) -> None:
+    """Check that what is lost is noticed soon, but not before all else is answered.
+
+    Raises:
+        UsageError: it is not.
+    """
+    most = OWNER_WAITS - CLEARLY_IN_TIME / 2
+    limit = program.rpc_timeout
+    if not program.settles:
+        raise refused(fault, "a shutdown that comes before the timeout is not modelled")
+    if limit is None or not CLEARLY_IN_TIME <= limit <= most:
+        why = (
+            f"what is lost is noticed at the timeout; give the program an rpc_timeout of "
+            f"{CLEARLY_IN_TIME:g} to {most:g} s, which is less than the {OWNER_WAITS:g} s that a "
+            f"shutdown waits"
+        )
+        raise refused(fault, why)
+    if any(leaf_timeout(leaf) is not None for leaf in program.leaves):
+        raise refused(fault, "with timeouts of single steps it is not modelled")
+
+
+def _times(fault: MessageFault) -> int:
+    """How many messages of a row it acts on."""
+    return {"nth": 1, "first": min(fault.n, _IN_A_ROW), "every": _IN_A_ROW}[fault.which]
+
+
+def _ends_in_shutdown(fault: MessageFault, prediction: Prediction) -> bool:
+    """Whether it holds what a shutdown does not wait for, until a delete that the shutdown sends.
+
+    That delete comes whether or not the held message does (``RRefContext::
+    delAllUsersAndUnforkedOwners``), so the message is not held for long. A torch that has the
+    finding so deletes what functions that still run have as arguments, too.
+    """
+    until = fault.until
+    if until is None or until.to is not None or str(until.message) != MessageType.RREF_USER_DELETE:
+        return False
+    before = _deletes(until.rank, prediction.sends)
+    last = before + _deletes(until.rank, prediction.last_sends)
+    early = "shutdown-deletes-argument" in prediction.known_bugs
+    is_last = until.n <= last and (early or before < until.n)
+    return is_last and bool(fault.targets) and set(fault.targets) <= {*_REMOTES, *_FETCHES}
+
+
+def _deletes(rank: int, sends: Sequence[Send]) -> int:
+    """How often a rank sends a delete, tries that fail included."""
+    mine = [s for s in sends if s.rank == rank and s.message is MessageType.RREF_USER_DELETE]
+    return sum(send.failures + send.delivered for send in mine)

@@ -1,0 +1,88 @@
+"""Compares the record of all messages of a run with those that the message model predicts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from rpcprops.faults import MessageType, WireMessageType
+from rpcprops.oracle.prediction import Prediction
+from rpcprops.outcomes import Outcome, SentMessage, Violation
+
+_DELETE = MessageType.RREF_USER_DELETE
+#: What wraps another request. Where no gradient must come back, its answer is that of the other
+#: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
+_WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
+#: Type, sender and receiver.
+_Kind = tuple[str, int, int]
+
+
+def recorded_violations(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+    """Where the record of a run that went well differs from what the prediction says.
+
+    Nothing is compared where nobody kept a whole record, or the prediction is not certain, or some
+    step does not say to whom it sends.
+    """
+    if not outcome.messages or outcome.messages_dropped or not prediction.certain:
+        return []
+    if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
+        return []
+    return [*_requests(prediction, outcome), *_answers(outcome)]
+
+
+def _requests(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+    """Requests of the ten types; what torch tries again counts as one."""
+    wanted = _promised(prediction, outcome.world_size)
+    first_tries: dict[int, SentMessage] = {}
+    for sent in outcome.messages:
+        if sent.is_request and sent.type in MessageType.__members__ and "spared" not in sent.marks:
+            first_tries.setdefault(sent.first_id, sent)
+    seen = Counter[_Kind]((m.type, m.sender, m.receiver) for m in first_tries.values())
+    for kind in sorted({*wanted, *seen}):
+        name, sender, receiver = kind
+        if seen[kind] == wanted[kind] or (
+            name == _DELETE and sender in prediction.may_exit_early and seen[kind] < wanted[kind]
+        ):
+            continue
+        verb = "was" if wanted[kind] == 1 else "were"
+        message = (
+            f"the record shows {seen[kind]} {name} from rank {sender} to rank {receiver}, and "
+            f"{wanted[kind] or 'none'} {verb} promised"
+        )
+        yield Violation("MessagesDiffer", message, sender)
+
+
+def _promised(prediction: Prediction, size: int) -> Counter[_Kind]:
+    """The requests of the ten types, by type, sender and receiver.
+
+    A graceful shutdown gathers by calls between the first rank and each other
+    (``torch/distributed/rpc/api.py``: ``_all_gather``).
+    """
+    found = Counter[_Kind]()
+    for send in (*prediction.sends, *prediction.last_sends):
+        if send.to is not None:
+            found[str(send.message), send.rank, send.to] += 1
+    for rank in range(1, size) if prediction.graceful else ():
+        found[str(MessageType.PYTHON_CALL), rank, 0] += 1
+        found[str(MessageType.PYTHON_CALL), 0, rank] += 1
+    return found
+
+
+def _answers(outcome: Outcome) -> Iterator[Violation]:
+    """Each request that was answered has one answer, of its type or an exception."""
+    answers: dict[int, list[str]] = defaultdict(list)
+    for sent in outcome.messages:
+        if not sent.is_request and "swallowed" not in sent.marks:
+            answers[sent.id].append(sent.type)
+    for sent in outcome.messages:
+        if not sent.is_request or sent.became != "answered":
+            continue
+        kind = WireMessageType(sent.type)
+        fits = kind in _WRAPPING or {*answers[sent.id]} <= {kind.answer, WireMessageType.EXCEPTION}
+        if len(answers[sent.id]) != 1 or not fits:
+            message = (
+                f"the record shows {' and '.join(answers[sent.id]) or 'nothing'} as the answer to "
+                f"the {sent.type} of rank {sent.sender} with id {sent.id}, and one "
+                f"{kind.answer} was promised"
+            )
+            yield Violation("MessagesDiffer", message, sent.receiver)

@@ -1,0 +1,262 @@
+"""What the oracle predicts under faults of single messages, and what it refuses to predict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops.oracle import Prediction, lost_seconds, predict
+from rpcprops.outcomes import Counters
+from rpcprops.programs import (
+    Call,
+    Context,
+    Count,
+    Drop,
+    Fetch,
+    Own,
+    Parallel,
+    Program,
+    Refused,
+    Rejoin,
+    Remote,
+    Settle,
+    Share,
+    Step,
+)
+
+#: Each sort of message that a user sends, and each that torch sends by itself.
+PROGRAM = Program(
+    3,
+    (
+        Call(0, 1),
+        Remote(0, 1, "a"),
+        Settle(),
+        Share(0, "a", 2, "b"),
+        Fetch(2, "b"),
+        Settle(),
+        Drop(2, "b"),
+        Count(0, 2),
+        Context(0, "x", (1, 2)),
+    ),
+    rpc_timeout=65.0,
+)
+NOTHING = predict(PROGRAM, FaultPlan())
+
+
+def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
+    return predict(program, FaultPlan(others=faults))
+
+
+def changed(said: Prediction) -> dict[int, str]:
+    """The steps that end otherwise than without a fault, with the class of their error."""
+    return {
+        number: step.error
+        for number, (step, usual) in enumerate(zip(said.steps, NOTHING.steps, strict=True))
+        if (step.value, step.error) != (usual.value, usual.error)
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MessageFault(0, "delay", which="every", delay=0.5),
+        MessageFault(1, "delay", way="response", which="every", delay=0.5),
+        MessageFault(2, "hold", "RREF_FORK_REQUEST", delay=4.0, until=NthMessage(1, "RREF_ACK")),
+        *(
+            MessageFault(rank, "duplicate", kind)
+            for rank, kind in (
+                (2, "RREF_FORK_REQUEST"),
+                (2, "RREF_CHILD_ACCEPT"),
+                (2, "RREF_USER_DELETE"),
+                (1, "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+                (2, "PYTHON_RREF_FETCH_CALL"),
+            )
+        ),
+        MessageFault(2, "lose", "RREF_CHILD_ACCEPT"),
+        MessageFault(2, "lose", "RREF_USER_DELETE"),
+        MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+        MessageFault(2, "fail", "RREF_FORK_REQUEST", which="first", n=3),
+    ],
+)
+def test_what_torch_promises_to_survive_changes_nothing(fault: MessageFault) -> None:
+    """Late messages, copies of what is idempotent, and what is tried again: all is as without."""
+    said = under(fault)
+    assert changed(said) == {}
+    assert (said.calls, said.counters) == (NOTHING.calls, NOTHING.counters)
+
+
+def test_tries_that_fail_are_counted() -> None:
+    """A try that fails or is lost is one failed send of its rank."""
+    assert under(MessageFault(2, "lose", "RREF_CHILD_ACCEPT")).retried == (0, 0, 1)
+    assert under(MessageFault(2, "fail", "RREF_USER_DELETE")).retried == (0, 0, 1)
+    fault = MessageFault(0, "fail", "CLEANUP_AUTOGRAD_CONTEXT_REQ", which="first", n=3)
+    assert under(fault).retried == (3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "error", "runs"),
+    [
+        (MessageFault(0, "lose", "PYTHON_CALL"), 0, "timeout", 0),
+        (MessageFault(0, "fail", "PYTHON_CALL"), 0, "injected", 0),
+        (MessageFault(1, "lose", "PYTHON_RET"), 0, "timeout", 1),
+        (MessageFault(0, "lose", "PYTHON_CALL", to=2, n=2), 7, "timeout", 0),
+        (MessageFault(2, "lose", "PYTHON_RET", n=2), 7, "timeout", 1),
+        (MessageFault(2, "lose", "PYTHON_RREF_FETCH_CALL"), 4, "timeout", None),
+        (MessageFault(1, "lose", "PYTHON_RREF_FETCH_RET"), 4, "timeout", None),
+        (MessageFault(2, "fail", "PYTHON_RREF_FETCH_CALL"), 4, "injected", None),
+        (MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ", to=2), 8, "timeout", 0),
+        (MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", to=2), 8, "injected", 0),
+        (MessageFault(2, "lose", "FORWARD_AUTOGRAD_RESP"), 8, "timeout", 1),
+    ],
+)
+def test_the_caller_is_told_of_what_is_lost(
+    fault: MessageFault, step: int, error: str, runs: int | None
+) -> None:
+    """The timeout or the failure reaches the caller; the function ran once if only its answer is
+    lost, else not at all; nothing else changes, and no context stays.
+    """
+    said = under(fault)
+    assert changed(said) == {step: error}
+    where = {0: 1, 7: 2, 8: 2}.get(step, 0)
+    if runs is not None:
+        assert said.calls[where].get(f"step{step}", 0) == runs
+    assert said.counters == NOTHING.counters
+
+
+def test_a_call_that_comes_twice_runs_twice() -> None:
+    """Its caller sees one answer, the same as ever."""
+    said = under(MessageFault(0, "duplicate", "PYTHON_CALL"))
+    assert changed(said) == {}
+    assert said.calls[1]["step0"] == 2
+
+
+def test_an_rref_that_was_lost_says_so_after_a_settle() -> None:
+    """A lost creation leaves nothing at the owner, a lost answer the value; uses raise that."""
+    steps: tuple[Step, ...] = (Remote(0, 1, "a"), Settle(), Fetch(0, "a"))
+    program = Program(2, steps, rpc_timeout=65.0)
+    for fault, held in (
+        (MessageFault(0, "lose", "PYTHON_REMOTE_CALL"), Counters()),
+        (MessageFault(1, "lose", "REMOTE_RET"), Counters(owners=1, forks=1)),
+    ):
+        said = under(fault, program=program)
+        assert [step.error for step in said.steps] == ["", "", "creation"]
+        assert said.steps[1].counters == (Counters(), held)
+        early = replace(program, steps=(steps[0], steps[2]))
+        with pytest.raises(UsageError, match=r"before torch has marked it; put a Settle\(\)"):
+            under(fault, program=early)
+
+
+def test_a_lost_share_leaves_its_fork() -> None:
+    """The sender waits for the accept of a child that does not exist, as beyond the budget."""
+    said = under(MessageFault(0, "lose", "PYTHON_CALL", to=2))
+    assert said.steps[3].error == "timeout"
+    assert said.steps[4].error == "missing"
+    assert said.waiting == {0}
+
+
+def test_a_fault_that_is_left_for_the_shutdown_prevents_it() -> None:
+    """Where the calls of a shutdown may be lost, the ranks settle and are ended."""
+    assert NOTHING.graceful
+    assert not under(MessageFault(1, "lose", "PYTHON_CALL")).graceful
+    assert under(MessageFault(1, "delay", "PYTHON_CALL", delay=1.0)).graceful
+    assert under(MessageFault(0, "lose", "PYTHON_CALL")).graceful
+
+
+def test_what_is_executed_and_not_answered_is_not_counted() -> None:
+    """How often torch tries again after a lost answer is not judged; that it changes nothing is."""
+    said = under(MessageFault(1, "lose", "RREF_ACK", to=2, n=2))
+    assert not said.certain
+    assert said.counters == NOTHING.counters
+    last = under(MessageFault(1, "lose", "RREF_ACK", to=0))
+    assert not last.certain
+
+
+#: A program, a fault, and words of the reason for which nothing is predicted.
+REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
+    (PROGRAM, MessageFault(0, "lose"), "acts on all types"),
+    (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
+    (PROGRAM, MessageFault(0, "duplicate", "FORWARD_AUTOGRAD_REQ"), "or comes twice"),
+    (PROGRAM, MessageFault(2, "lose", "RREF_FORK_REQUEST"), "a call waits for it"),
+    (PROGRAM, MessageFault(1, "lose", "RREF_ACK"), "tries of RREF_FORK_REQUEST that follow"),
+    (PROGRAM, MessageFault(2, "fail", "RREF_USER_DELETE", which="first", n=6), "5 times only"),
+    (PROGRAM, MessageFault(0, "duplicate", "PYTHON_REMOTE_CALL"), "created twice"),
+    (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2), "same fork"),
+    (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2, n=2), "which of the two counts"),
+    (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
+    (replace(PROGRAM, rpc_timeout=75.0), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
+    (replace(PROGRAM, settles=False), MessageFault(0, "lose", "PYTHON_CALL"), "before the timeout"),
+    (
+        Program(2, (Parallel(((Call(0, 1),), (Call(1, 0),))),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "PYTHON_CALL"),
+        "in no certain order",
+    ),
+    (
+        Program(2, (Call(0, 1), Settle(), Rejoin(0), Call(0, 1))),
+        MessageFault(0, "delay", "PYTHON_CALL", delay=1.0),
+        "ends the agent",
+    ),
+    (
+        Program(2, (Context(0, "x", (1,)), Settle(), Refused(0, "x")), rpc_timeout=65.0),
+        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
+        "id of a context",
+    ),
+    (
+        Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
+        "plain calls",
+    ),
+    (
+        Program(2, (Own(0, "a"), Call(1, 0), Remote(0, 1, "b", right="a")), rpc_timeout=65.0),
+        MessageFault(0, "lose", "PYTHON_CALL"),
+        "in which order",
+    ),
+    (
+        Program(2, (Remote(0, 1, "a"),)),
+        MessageFault(0, "delay", "RREF_USER_DELETE", delay=90.0),
+        "a shutdown waits for 100 s",
+    ),
+)
+
+
+@pytest.mark.parametrize(("program", "fault", "why"), REFUSED)
+def test_anything_else_is_refused_with_its_reason(
+    program: Program, fault: MessageFault, why: str
+) -> None:
+    """The message names the fault, and says why nothing is predicted."""
+    with pytest.raises(UsageError, match=why) as raised:
+        under(fault, program=program)
+    assert fault.name in str(raised.value)
+    assert predict(program, FaultPlan()).steps
+
+
+def test_a_timeout_that_late_messages_may_meet_is_refused() -> None:
+    """Within the timeout nothing changes; the message says by how much it must be longer."""
+    step = Call(0, 1, timeout=100.0)
+    fault: Any = {"which": "every", "delay": 4.0}
+    said = predict(
+        Program(2, (step,)), FaultPlan(others=(MessageFault(0, "delay", "PYTHON_CALL", **fault),))
+    )
+    assert said.steps[0].error == ""
+    fault["delay"] = 8.0
+    with pytest.raises(UsageError, match=r"may come 64 s .*let the timeout be 60 s above that"):
+        under(MessageFault(0, "delay", "PYTHON_CALL", **fault), program=Program(2, (step,)))
+
+
+def test_a_table_and_a_fault_of_one_type_are_refused() -> None:
+    """Nobody could say which try is the nth."""
+    plan = FaultPlan(
+        FaultTable(["RREF_USER_DELETE"], 1), others=(MessageFault(2, "fail", "RREF_USER_DELETE"),)
+    )
+    with pytest.raises(UsageError, match="a fault table fails RREF_USER_DELETE as well"):
+        predict(PROGRAM, plan)
+
+
+def test_how_long_a_run_may_wait_for_what_is_lost() -> None:
+    """One timeout for each message that a fault may lose."""
+    lose = MessageFault(0, "lose", "PYTHON_CALL")
+    assert lost_seconds(PROGRAM, FaultPlan()) == 0.0
+    assert lost_seconds(PROGRAM, FaultPlan(others=(lose, replace(lose, n=2)))) == 130.0

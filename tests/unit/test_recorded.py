@@ -1,0 +1,104 @@
+"""The record of all messages, compared with what the model predicts: made-up runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rpcprops.faults import FaultPlan, WireMessageType
+from rpcprops.oracle import predict
+from rpcprops.oracle._recorded import recorded_violations
+from rpcprops.outcomes import Outcome, SentMessage
+from rpcprops.programs import Drop, Fetch, Program, Remote
+
+PREDICTION = predict(Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a"))), FaultPlan())
+
+
+def _run() -> tuple[SentMessage, ...]:
+    """What a right torch sends: a creation, a fetch, a delete, and the two calls of a shutdown."""
+    found: list[SentMessage] = []
+    requests = (
+        ("PYTHON_REMOTE_CALL", 0),
+        ("PYTHON_RREF_FETCH_CALL", 0),
+        ("RREF_USER_DELETE", 0),
+        ("PYTHON_CALL", 1),
+        ("PYTHON_CALL", 0),
+    )
+    for number, (name, at) in enumerate(requests):
+        kind = WireMessageType(name)
+        request = SentMessage(
+            float(number), at, 1 - at, number, name, is_request=True, became="answered"
+        )
+        found += [
+            replace(request, first_id=number),
+            replace(request, sender=1 - at, receiver=at, type=str(kind.answer), is_request=False),
+        ]
+    return tuple(found)
+
+
+RUN = _run()
+
+
+def said(*messages: SentMessage, dropped: int = 0) -> list[str]:
+    outcome = Outcome(2, messages=messages, messages_dropped=dropped)
+    found = recorded_violations(PREDICTION, outcome)
+    assert {violation.promise for violation in found} <= {"MessagesDiffer"}
+    return [violation.message for violation in found]
+
+
+def test_the_record_of_a_right_run_is_as_promised() -> None:
+    """Nothing differs, and without a record nothing is compared."""
+    assert said(*RUN) == []
+    assert said() == []
+
+
+def test_a_message_too_many_is_named() -> None:
+    """Type, ranks and both numbers."""
+    more = [replace(one, id=99, first_id=99 if one.is_request else -1) for one in RUN[4:6]]
+    assert said(*RUN, *more) == [
+        "the record shows 2 RREF_USER_DELETE from rank 0 to rank 1, and 1 was promised"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(0, "PYTHON_REMOTE_CALL"), (2, "PYTHON_RREF_FETCH_CALL"), (4, "RREF_USER_DELETE")],
+)
+def test_a_message_that_lacks_is_named(number: int, name: str) -> None:
+    """The same for a message that was never sent."""
+    less = RUN[:number] + RUN[number + 2 :]
+    assert said(*less) == [f"the record shows 0 {name} from rank 0 to rank 1, and 1 was promised"]
+
+
+def test_a_message_to_a_wrong_rank_is_named_twice() -> None:
+    """It lacks where it should have gone, and nobody was promised what went elsewhere."""
+    wrong = replace(RUN[4], receiver=0)
+    assert said(*RUN[:4], wrong, *RUN[5:]) == [
+        "the record shows 1 RREF_USER_DELETE from rank 0 to rank 0, and none were promised",
+        "the record shows 0 RREF_USER_DELETE from rank 0 to rank 1, and 1 was promised",
+    ]
+
+
+def test_what_is_tried_again_is_one_message() -> None:
+    """Tries share the id of the first one."""
+    again = replace(RUN[4], id=50, first_id=2, retry=1)
+    answer = replace(RUN[5], id=50)
+    assert said(*RUN[:4], replace(RUN[4], became="failed"), *RUN[6:], again, answer) == []
+
+
+def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
+    """Each request that was answered has one answer, of its type or an exception."""
+    asked = "as the answer to the RREF_USER_DELETE of rank 0 with id 2, and one RREF_ACK was"
+    assert said(*RUN[:5], *RUN[6:]) == [f"the record shows nothing {asked} promised"]
+    assert said(*RUN, RUN[5]) == [f"the record shows RREF_ACK and RREF_ACK {asked} promised"]
+    assert said(*RUN[:5], replace(RUN[5], type="EXCEPTION"), *RUN[6:]) == []
+    assert said(*RUN[:5], replace(RUN[5], type="PYTHON_RET"), *RUN[6:]) == [
+        f"the record shows PYTHON_RET {asked} promised"
+    ]
+    assert said(*RUN, replace(RUN[5], marks=("swallowed",))) == []
+
+
+def test_a_record_without_room_is_not_compared() -> None:
+    """Where messages were dropped, nobody knows what they were."""
+    assert said(*RUN[:3], dropped=1) == []

@@ -1,0 +1,199 @@
+"""The map of a program's points without ranks: which there are, what is kept, what fails it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rpcprops import _sweep as tables
+from rpcprops import _sweep_points as sweep
+from rpcprops.commands import sweep_points as command
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan
+from rpcprops.outcomes import Outcome, SentMessage, Violation
+from rpcprops.programs import Call, Drop, Program, Remote
+from rpcprops.properties import Case, Observation
+
+PROGRAM = Program(2, (Call(0, 1), Remote(0, 1, "a"), Drop(0, "a")), "mine", rpc_timeout=70.0)
+
+
+def _message(number: int, at: int, kind: str, answer: str) -> tuple[SentMessage, SentMessage]:
+    request = SentMessage(number, at, 1 - at, number, kind, is_request=True, first_id=number)
+    return request, SentMessage(number + 0.5, 1 - at, at, number, answer, is_request=False)
+
+
+RUN: tuple[SentMessage, ...] = (
+    *_message(0, 0, "PYTHON_CALL", "PYTHON_RET"),
+    *_message(1, 0, "PYTHON_REMOTE_CALL", "REMOTE_RET"),
+    *_message(2, 0, "RREF_USER_DELETE", "RREF_ACK"),
+    replace(_message(3, 0, "PYTHON_CALL", "PYTHON_RET")[0], marks=("spared",)),
+)
+#: Requests can fail, be late, be held, come twice and be lost, answers be late, held and lost; the
+#: last message and its answer cannot be held until a later one has passed.
+NUMBER = 3 * (5 + 3) - 2
+
+
+class Torch:
+    """Runs that show what `broken` says for a plan; every fault acts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: Any = lambda _: "") -> None:
+        self.plans: list[FaultPlan] = []
+        self.broken = broken
+        monkeypatch.setattr(sweep, "observe", self.observe)
+        monkeypatch.setattr(tables, "observe", self.observe)
+
+    def observe(self, _: Any, case: Case, **__: Any) -> Observation:
+        self.plans.append(case.plan)
+        name = self.broken(case.plan)
+        messages: tuple[SentMessage, ...] = RUN
+        if case.plan.others:
+            messages = (replace(RUN[0], done="lose"),) * len(case.plan.others)
+        found = (Violation(name, "planted"),) if name else ()
+        return Observation(case, Outcome(2, clock_rate=1.0, messages=messages), found, ())
+
+
+def _state(root: Path) -> tables.State:
+    return tables.State(
+        PROGRAM, torch_version="2.13.0", rate=1.0, transport="tcp", agent="WIRE, points", root=root
+    )
+
+
+def _swept(root: Path, program: Program = PROGRAM, **options: Any) -> bool:
+    server = SimpleNamespace(torch_version="2.13.0", rate=1.0, clock_note="made up")
+    given: dict[str, Any] = {"pairs": False, "restart": False, "json_file": root / "map.json"}
+    given |= options
+    runner: Any = SimpleNamespace(server=server)
+    return command.sweep_points(program, runner, transport="tcp", name="mine", **given)
+
+
+def _rows(root: Path) -> list[dict[str, Any]]:
+    import json
+
+    found: list[dict[str, Any]] = json.loads((root / "map.json").read_text())["points"]
+    return found
+
+
+def test_each_message_has_each_fault_that_it_can_have() -> None:
+    """One point for each pair, in the order of the record, each about one message."""
+    points = sweep.points_of(RUN)
+    keys = [sweep.key_of(point.faults[0]) for point in points]
+    assert keys == [(m.sender, m.receiver, m.type, n, a) for m, n, a in sweep.wanted(RUN)]
+    assert len(points) == len(set(keys)) == len({point.plan for point in points}) == NUMBER
+    assert not any(sent.marks for sent, _, _ in sweep.wanted(RUN))
+
+
+def test_pairs_are_about_two_messages() -> None:
+    """Every two points but those about one message."""
+    points = sweep.points_of(RUN)
+    pairs = sweep.pairs_of(points)
+    alike = sum(
+        sweep.key_of(a.faults[0])[:4] == sweep.key_of(b.faults[0])[:4]
+        for i, a in enumerate(points)
+        for b in points[i + 1 :]
+    )
+    assert len(pairs) == NUMBER * (NUMBER - 1) // 2 - alike
+
+
+def test_a_sweep_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second sweep runs the program without faults, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+    assert _swept(tmp_path)
+    rows = _rows(tmp_path)
+    assert len(rows) == NUMBER
+    said = {row["verdict"] for row in rows}
+    assert said == {"holds", "unpredicted"}
+    assert len(torch.plans) == 1 + sum(row["verdict"] == "holds" for row in rows)
+    torch.plans.clear()
+    assert _swept(tmp_path)
+    assert torch.plans == [FaultPlan()]
+    assert _rows(tmp_path) == rows
+
+
+def test_what_is_not_predicted_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An RRef that is created twice is not run, and its row has the oracle's reason."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+    _swept(tmp_path)
+    (row,) = [
+        r
+        for r in _rows(tmp_path)
+        if (r["type"], r["action"]) == ("PYTHON_REMOTE_CALL", "duplicate")
+    ]
+    assert row["verdict"] == "unpredicted"
+    assert "created twice" in row["said"]
+    assert not any(plan.others and plan.others[0].name == row["fault"] for plan in torch.plans)
+
+
+def test_what_breaks_a_promise_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its row is violated, and names an artefact."""
+    monkeypatch.chdir(tmp_path)
+
+    def broken(plan: FaultPlan) -> str:
+        names = [fault.name for fault in plan.others]
+        return "RRefLeak" if "0:message:lose:RREF_USER_DELETE:to-1:nth-1" in names else ""
+
+    Torch(monkeypatch, broken)
+    assert not _swept(tmp_path)
+    (row,) = [row for row in _rows(tmp_path) if row["verdict"] == "violated"]
+    assert (row["type"], row["action"]) == ("RREF_USER_DELETE", "lose")
+    assert Path(row["artefact"]).is_file()
+
+
+@pytest.mark.parametrize("lacks", [0, 7, NUMBER - 1])
+def test_a_point_that_was_not_tried_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: int
+) -> None:
+    """A message that no point is about with some action is named, by a count of its own."""
+    monkeypatch.chdir(tmp_path)
+    Torch(monkeypatch)
+    whole = sweep.points_of
+
+    def fewer(messages: Sequence[SentMessage]) -> tuple[sweep.Point, ...]:
+        points = whole(messages)
+        return points[:lacks] + points[lacks + 1 :]
+
+    monkeypatch.setattr(sweep, "points_of", fewer)
+    assert not _swept(tmp_path)
+    assert [n for n, row in enumerate(_rows(tmp_path)) if row["verdict"] == "not tried"] == [lacks]
+
+
+def test_a_fault_that_did_not_act_is_undecided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run without the message tried nothing, so the sweep fails, and tries it again."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        return replace(seen, outcome=replace(seen.outcome, messages=RUN))
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    assert not _swept(tmp_path)
+    assert "undecided" in {row["verdict"] for row in _rows(tmp_path)}
+
+
+def test_a_program_that_fails_without_faults_is_misuse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is no map of a program that does not hold by itself."""
+    monkeypatch.chdir(tmp_path)
+    Torch(monkeypatch, lambda _: "RRefLeak")
+    with pytest.raises(UsageError, match="breaks a promise without any fault"):
+        _swept(tmp_path)
+
+
+def test_a_program_gets_a_timeout_to_notice_what_is_lost() -> None:
+    """A timeout of its own stays; one that is not predicted with ours keeps none."""
+    assert sweep.with_timeout(PROGRAM) == PROGRAM
+    assert sweep.with_timeout(replace(PROGRAM, rpc_timeout=None)) == PROGRAM
+    slow = Program(2, (Call(0, 1, seconds=60.0),))
+    assert sweep.with_timeout(slow) in (slow, replace(slow, rpc_timeout=70.0))
