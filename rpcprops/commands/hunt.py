@@ -191,7 +191,7 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float)
         )
 
 
-def _go_on_at_once(  # noqa: PLR0913, PLR0917 - the options of the command
+def _go_on_at_once(
     known: Hunt, jobs: int, ranks: Ranks, examples: int, batch: int, share: float
 ) -> None:
     """As :func:`_go_on`, by several processes."""
