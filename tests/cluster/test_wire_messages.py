@@ -13,10 +13,11 @@ from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import judge, predict_for, set_apart
-from rpcprops.programs import Call, Context, Drop, Fetch, Program, Remote
+from rpcprops.programs import Call, Context, Drop, Fetch, Program, Remote, Retry
 from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
-from rpcprops.runner import Runner
+from rpcprops.runner import Runner, run
+from rpcprops.torch_facts import facts_of
 
 pytestmark = pytest.mark.skipif(
     build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
@@ -135,6 +136,17 @@ def test_the_nth_message_fails_and_no_other(rpc_cluster: ClusterFactory) -> None
         first, second, third = cluster.on(0).call(_call, 3, 1000.0)
     assert (first, third) == (1, 3)
     assert "Send attempt failed intentionally" in str(second)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_the_record_shows_that_what_is_tried_again_is_empty() -> None:
+    """A fork request that timed out is sent again without its payload (retried-without-payload)."""
+    outcome = run(Program(2, (Retry(0, 1, 0, timeout=8.0),)), agent="wire")
+    first, *more = [one.size for one in outcome.messages if one.type == "RREF_FORK_REQUEST"]
+    assert first
+    assert more
+    is_kept = not facts_of(outcome.torch_version).has_bug("retried-without-payload")
+    assert set(more) == {first if is_kept else 0}
 
 
 def test_without_a_compiler_the_message_says_what_to_install(
