@@ -280,7 +280,7 @@ class StepDrawer:
             with rref-lifetime-after-reinit, so none is made there.
     """
 
-    def __init__(  # noqa: PLR0913 - what a program is drawn for
+    def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
         self,
         draw: Draw,
         world_size: int,

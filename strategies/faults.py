@@ -318,7 +318,9 @@ def _some(
     stop: float,
     weights: tuple[float, ...] | None = None,
 ) -> dict[K, Any]:
-    """Distinct `keys`, each with a drawn value (or without), from `least` of them to `most` (None: all).
+    """Distinct `keys`, each with a drawn value, from `least` of them to `most` (None: all).
+
+    Where there are no `values`, each is None.
 
     Each draw takes a key, by weight, or ends with the probability `stop`. A key that was drawn
     before is passed over. Where there must be one more, the smallest draw is the first key left.

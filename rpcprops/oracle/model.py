@@ -996,8 +996,8 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
 
     Raises:
         UsageError: the plan names a rank outside the world, or the ranks have too few threads for
-            the program, or it has a creation that may or may not time out, or too many uses of an RRef whose creation times out; or the plan
-            has a fault under which nothing is predicted.
+            the program, or it has a creation that may or may not time out, or too many uses of an
+            RRef whose creation times out; or the plan has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
     Disturbances(plan).check(program)

@@ -123,7 +123,6 @@ def test_a_default_timeout_leaves_threads_waiting() -> None:
 
 def test_a_step_of_another_kind_may_need_any_number() -> None:
     """Steps that a user defines get the threads that all programs have by default."""
-
     assert needed(Unknown(0)) == 8
 
 

@@ -27,7 +27,7 @@ def onward(
     patience: float,
 ) -> list[list[float] | str]:
     """Make calls of a rank, each of which calls another one; how the latter calls ended."""
-    args = (world[then], tensor(left), tensor(right), within, seconds, patience)
+    args = (world[then], (tensor(left), tensor(right)), within, seconds, patience)
     futures = [
         rpc.rpc_async(world[to], call_onward, args=(f"{call}/{number}", *args))
         for number in range(calls)
@@ -39,15 +39,14 @@ def onward(
 def call_onward(
     call: str,
     then: str,
-    left: torch.Tensor,
-    right: torch.Tensor,
+    terms: tuple[torch.Tensor, torch.Tensor],
     within: float,
     seconds: float,
     patience: float,
 ) -> list[float] | str:
     """Call another rank; the sum, or "timeout", or "nothing" if the call does not end."""
     note_call(call)
-    function, args = sum_call(f"{call}/then", "python", left, right, seconds=seconds)
+    function, args = sum_call(f"{call}/then", "python", *terms, seconds=seconds)
     future: Any = rpc.rpc_async(then, function, args=args, timeout=within)
     ended = threading.Event()
     future.add_done_callback(lambda _: ended.set())
