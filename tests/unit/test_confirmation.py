@@ -453,6 +453,7 @@ class Runs:
         self.violation, self.shows, self.cannot, self.late = violation, shows, cannot, late
         self.asked: list[float] = []
         self.first: Observation | None = None
+        self.failed_in_use: list[str] = []
 
     def observe(
         self, _: Any, case: Case, *, clock: Any = None, anew: bool = False, **__: Any
@@ -478,7 +479,7 @@ class Runs:
         prop = Property(
             "p", "It holds.", lambda: st.just(CASE), needs_faults=False, observe=self.observe
         )
-        runner: Any = SimpleNamespace(server=server)
+        runner: Any = SimpleNamespace(server=server, failed_in_use=self.failed_in_use)
         return examine(prop, runner, max_examples=3)
 
 
@@ -489,6 +490,19 @@ def test_what_slower_clocks_show_too_is_violated(violation: Violation) -> None:
     result = runs.examine()
     assert result.verdict == "violated"
     assert runs.asked[:3] == [RATE, RATE / 10, 1.0]
+
+
+def test_what_failed_in_a_used_world_alone_is_undecided() -> None:
+    """The outcome is that of a new world, which holds, and the doubt is named."""
+
+    class Used(Runs):
+        def observe(self, _: Any, case: Case, **options: Any) -> Observation:
+            self.failed_in_use.append("undecided: only in a world that had run 3 programs before")
+            return super().observe(_, case, **options)
+
+    result = Used(LEAK, {}).examine()
+    assert result.verdict == "undecided"
+    assert "only in a world" in result.unconfirmed[0]
 
 
 def test_what_may_be_the_machines_and_comes_once_leaves_the_verdict() -> None:

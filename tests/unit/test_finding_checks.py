@@ -60,7 +60,7 @@ class Torch:
 
     def examine(self, tries: int = 20) -> Examination:
         server = SimpleNamespace(torch_version=self.version, rate_of=lambda _: RATE)
-        runner: Any = SimpleNamespace(server=server)
+        runner: Any = SimpleNamespace(server=server, failed_in_use=[])
         prop = replace(PROPERTIES[NAME], observe=self.observe)
         return examine(prop, runner, max_examples=tries)
 

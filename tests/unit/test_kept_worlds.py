@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rpcprops import FaultPlan, FaultTable, MessageFault
+from rpcprops import ClusterServer, FaultPlan, FaultTable, MessageFault
 from rpcprops.agents.wire import NAME, Ledger
 from rpcprops.cluster._kept import (
     MOST_PROGRAMS,
@@ -28,7 +28,7 @@ from rpcprops.faults import MessageType
 from rpcprops.oracle import predict
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import Call, Carry, Default, Fetch, Program, Remote, Settle, Step
-from rpcprops.runner import run
+from rpcprops.runner import Runner
 
 CALL = MessageType.PYTHON_CALL
 
@@ -201,10 +201,11 @@ def test_a_ledger_forgets(made: Made) -> None:
 
 def test_reuse_needs_the_agent_that_can_tell() -> None:
     """Under another agent it is refused, and so is what is no bool."""
+    runner, program = Runner(ClusterServer()), Program(1, (Call(0, 0),))
     with pytest.raises(UsageError, match="reuse=True needs agent='wire'"):
-        run(Program(1, (Call(0, 0),)), reuse=True)
+        runner.run_anew(program, reuse=True)
     with pytest.raises(UsageError, match="reuse='yes' must be True or False"):
-        run(Program(1, (Call(0, 0),)), agent="wire", reuse="yes")  # type: ignore[arg-type]
+        runner.run_anew(program, agent="wire", reuse="yes")  # type: ignore[arg-type]
 
 
 def test_the_option_needs_the_agent_too() -> None:
