@@ -734,6 +734,24 @@ class Model:
         slack -= perhaps
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
 
+    def gives_up(
+        self,
+        at: int,
+        to: int,
+        call: str,
+        timeout: float | None,
+        surely: float = 0.0,
+        perhaps: float = 0.0,
+    ) -> tuple[ErrorClass, float]:
+        """:meth:`timed` for a call of a Python function at `to`, which runs all the same.
+
+        `call` is the name under which the function notes that it ran, "" if it does not.
+        """
+        late, slack = self.timed(at, MessageType.PYTHON_CALL, timeout, surely, perhaps)
+        if late and call:
+            self.abandoned_calls[to].add(call)
+        return late, slack
+
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
         return self.rpc_timeout if timeout is None else timeout

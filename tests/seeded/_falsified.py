@@ -18,6 +18,7 @@ from rpcprops.programs import (
     Bump,
     Call,
     Carry,
+    Chain,
     Context,
     Count,
     Default,
@@ -431,11 +432,14 @@ def _fork_of_refused(world: World) -> Falsified:
 
 # Slow functions, and timeouts that end before them.
 
+#: The kinds of step whose timeout may end before one named call of a function does.
+_ABANDONING = (After, Call, Carry, Chain, Deferred, Invoke, Raising, Reach, Share)
+
 
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
     """Each step whose timeout ends before its function does, and the rank of the function."""
     for index, leaf, expected, _ in _steps(world):
-        if not isinstance(leaf, After | Call | Reach | Share):
+        if not isinstance(leaf, _ABANDONING):
             continue
         if leaf.seconds > (leaf.timeout or leaf.seconds):
             if expected.error == "timeout":
@@ -476,7 +480,7 @@ def _patient_fetch(world: World) -> Falsified:
 @defect("a slow call that has no timeout times out")
 def _impatient(world: World) -> Falsified:
     for index, leaf, expected, _ in _steps(world):
-        if not isinstance(leaf, Call | Gather | Reach | Remote | Share):
+        if not isinstance(leaf, (*_ABANDONING, Gather, Method, Remote)) or isinstance(leaf, After):
             continue
         if leaf.seconds and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
@@ -511,6 +515,59 @@ def _callback_of_late(world: World) -> Falsified:
     for index, leaf, _ in _abandoned(world):
         if isinstance(leaf, After):
             wrong = with_step(world.outcome, index, value=[], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("what a call that timed out has asked for never runs")
+def _asked_never(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        rank = leaf.then if isinstance(leaf, Chain | Deferred) else None
+        name = f"step{index}/then"
+        if rank is not None and world.prediction.calls[rank].get(name):
+            if name not in world.prediction.abandoned_calls[rank]:
+                yield calling(world.outcome, rank, {name: 0}), [("NotRunOnce", rank, None)]
+
+
+@defect("a callback of a future asks again after its call has timed out, and once more")
+def _asked_once_more(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Deferred) and world.prediction.calls[leaf.then].get(
+            name := f"step{index}/again"
+        ):
+            yield calling(world.outcome, leaf.then, {name: 2}), [("NotRunOnce", leaf.then, None)]
+
+
+@defect("a value that came after its timeout is given all the same")
+def _late_value(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Carry):
+            wrong = with_step(world.outcome, index, value={"differs": ""}, error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("what a function raised comes after its timeout, instead of it")
+def _late_raise(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Raising):
+            wrong = with_step(world.outcome, index, error=ERRORS["remote"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a callback of a call that timed out raises nothing")
+def _late_callback(world: World) -> Falsified:
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Raising) and leaf.how == "then" and not expected.error:
+            if leaf.seconds > (leaf.timeout or leaf.seconds):
+                value = {**seen.value, "raised": "", "kept": False}
+                wrong = with_step(world.outcome, index, value=value)
+                yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a method of an object is waited for, whatever the timeout")
+def _patient_method(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Method) and expected.error == "timeout":
+            wrong = with_step(world.outcome, index, value=[3.0, 5.0], error=None)
             yield wrong, [("MissingError", leaf.at, index)]
 
 
