@@ -19,6 +19,7 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     Fetch,
+    Outlast,
     Own,
     Program,
     Raising,
@@ -129,6 +130,10 @@ def _failed_backward(number: int) -> Case:
     return _case(2, Context(0, "x", (1, 0), value=_value(number), nested=True, breaks=0))
 
 
+def _outlasted(number: int) -> Case:
+    return _case(2, Outlast(0, 1, "x", "argument", left=_value(number)))
+
+
 def _early_fork(number: int) -> Case:
     """The owner gets its own RRef 1 s before the value, because the function's argument is late."""
     return _case(
@@ -235,6 +240,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "failed-backward-revisits-rank": (
         "A backward pass that fails ends on every rank.",
         _failed_backward,
+    ),
+    "context-after-cleanup": (
+        "An autograd context whose calls have all ended, and which was left, is kept by no rank.",
+        _outlasted,
     ),
     "early-owner-fork": (
         "An owner that is sent its own RRef may send it on to itself, whenever its value comes.",

@@ -177,6 +177,10 @@ class Call(Step):
         timed: dict[str, Any] = {"timeout": timeout, "seconds": seconds}
         return cls(at, to, left, right, flavour, out=out, **timed, **form)
 
+    def drawn(self, drawer: StepDrawer) -> None:
+        if self.raises and isinstance(self.right, str):
+            drawer.note_deleted(self.right)
+
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         match message:

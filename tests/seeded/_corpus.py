@@ -21,7 +21,9 @@ from tests.seeded._programs import (
     IMPATIENT_WAYS,
     LIVES,
     OUTLASTING,
+    OUTLIVED,
     SLOW,
+    UNDER_WAY,
     asks,
     bumps,
     callables,
@@ -76,7 +78,7 @@ def drawn(
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
     written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
-    written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
+    written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:], *UNDER_WAY[1:], *OUTLIVED[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]

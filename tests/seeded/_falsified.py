@@ -32,6 +32,7 @@ from rpcprops.programs import (
     Local,
     Method,
     Optimize,
+    Outlast,
     Profile,
     Raising,
     Reach,
@@ -42,6 +43,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
+    Through,
     Train,
 )
 from tests.seeded._corpus import World
@@ -94,7 +96,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Profile, Refused, Train)
+_WITH_PARTS = (Carry, Context, Graph, Linear, Outlast, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -518,6 +520,59 @@ def _callback_of_late(world: World) -> Falsified:
             yield wrong, [("MissingError", leaf.at, index)]
 
 
+def _made_late(world: World) -> Iterator[tuple[int, Remote, int]]:
+    """Each step at which a value is still being made, how it is made, and at which step that is."""
+    making: dict[str, tuple[int, Remote]] = {}
+    for index, leaf in enumerate(world.program.leaves):
+        handle = getattr(leaf, "handle", "")
+        if isinstance(leaf, Settle):
+            making.clear()
+        elif isinstance(leaf, Remote) and leaf.seconds and leaf.at != leaf.to:
+            making[leaf.out] = index, leaf
+        elif handle in making:
+            number, made = making[handle]
+            if isinstance(leaf, Share):
+                making[leaf.out] = making[handle]
+            yield index, made, number
+
+
+@defect("a handle that is sent on before its value is made never comes")
+def _early_never_comes(world: World) -> Falsified:
+    leaves = world.program.leaves
+    shared = {one.out for n, *_ in _made_late(world) if isinstance(one := leaves[n], Share)}
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Fetch | Local) and leaf.handle in shared and not expected.error:
+            missing = ERRORS["missing"]
+            wrong = with_step(world.outcome, index, value=None, error=missing)
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a value that is asked for before it is made is made again")
+def _made_again(world: World) -> Falsified:
+    for index, made, number in _made_late(world):
+        if isinstance(world.program.leaves[index], Through | Fetch | Local):
+            wrong = calling(world.outcome, made.to, {f"step{number}": 2})
+            yield wrong, [("NotRunOnce", made.to, None)]
+
+
+@defect("a call through a handle does not wait for the value")
+def _too_early(world: World) -> Falsified:
+    for index, _, _ in _made_late(world):
+        leaf, seen = world.program.leaves[index], world.outcome.steps[index]
+        if isinstance(leaf, Through) and seen.value:
+            addend = [leaf.addend] * len(seen.value)
+            wrong = with_step(world.outcome, index, value=addend)
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a call goes through an RRef whose creation timed out")
+def _called_through(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Through) and expected.error == "creation":
+            wrong = with_step(world.outcome, index, value=[4.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
 @defect("what a call that timed out has asked for never runs")
 def _asked_never(world: World) -> Falsified:
     for index, leaf, _ in _abandoned(world):
@@ -756,6 +811,61 @@ def _refused(world: World) -> Falsified:
         if isinstance(leaf, Refused) and not expected.value["refused"]:
             wrong = with_step(world.outcome, index, value={"refused": True, "message": "x"})
             yield wrong, [("ContextLeak", leaf.at, index)]
+
+
+def _outlasting(world: World, key: str) -> Iterator[tuple[int, Outlast, dict[str, Any]]]:
+    """Each call that outlasts its context and shows that."""
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Outlast) and not expected.error and key in seen.value:
+            yield index, leaf, {name: x for name, x in seen.value.items() if name != key}
+
+
+@defect("a call that outlasts its context gives another sum")
+def _outlasting_sum(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "sum"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [0.5]})
+        yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a call that needs no context is refused after its end")
+def _outlasting_lost(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "sum"):
+        wrong = with_step(world.outcome, index, value={**rest, "lost": True})
+        yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("an answer belongs to a context that has ended")
+def _outlasting_kept(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "lost"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [3.0]})
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call in a context knows no timeout")
+def _outlasting_patient(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "timed out"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [3.0]})
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call that outlasts its context never runs")
+def _outlasting_never(world: World) -> Falsified:
+    for index, leaf, _ in _outlasting(world, "id"):
+        name = f"step{index}"
+        if name not in world.prediction.abandoned_calls[leaf.to]:
+            yield calling(world.outcome, leaf.to, {name: 0}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a call that outlasts its context makes it anew, and it stays")
+def _outlasting_leak(world: World) -> Falsified:
+    leaves = world.program.leaves
+    for index, leaf, _ in _outlasting(world, "id"):
+        for settle in range(index, len(leaves)):
+            if isinstance(leaves[settle], Settle):
+                more = world.outcome.steps[settle].counters[leaf.to].contexts + 1
+                wrong = settled_with(world.outcome, settle, leaf.to, contexts=more)
+                yield wrong, [("ContextLeak", leaf.to, settle)]
+                break
 
 
 # Graphs, trained parameters and remote layers: one part of the value is another than it must be.
