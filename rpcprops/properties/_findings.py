@@ -131,7 +131,7 @@ def _failed_backward(number: int) -> Case:
 
 
 def _outlasted(number: int) -> Case:
-    return _case(2, Outlast(0, 1, "x", "argument", left=_value(number)))
+    return _case(2, Outlast(0, 1, "x", "argument", left=_value(number), seconds=4.0))
 
 
 def _early_fork(number: int) -> Case:

@@ -233,6 +233,8 @@ Outlasting = Literal["value", "gradient", "call", "argument"]
 #: and by which its end and the cleanup must differ.
 _LASTS = 40.0
 _CLEAR = 10.0
+#: The fewest virtual seconds where nothing depends on when the context is cleaned up.
+_SHORTEST = 4.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -271,14 +273,20 @@ class Outlast(Step):
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
-        if not _LASTS <= self.seconds <= MAX_DELAY:
-            msg = f"seconds={shown(self.seconds)} must lie in {_LASTS:g} to {MAX_DELAY:g}."
+        least = _LASTS if self._asks_for_context else _SHORTEST
+        if not least <= self.seconds <= MAX_DELAY:
+            msg = f"seconds={shown(self.seconds)} must lie in {least:g} to {MAX_DELAY:g} (virtual)."
             raise UsageError(msg)
         if self.to == self.at:
             msg = f"to={shown(self.to)} must be another rank: a rank has a context once."
             raise UsageError(msg)
         scope.new_context(self.name)
         scope.ids.add(self.name)
+
+    @property
+    def _asks_for_context(self) -> bool:
+        """Whether `to` asks for the context when it has taken its time."""
+        return self.what in ("gradient", "call")
 
     @property
     def lasts(self) -> float:
@@ -302,14 +310,14 @@ class Outlast(Step):
             model.keeps_context("context-after-cleanup", self.to)
         if not cleanup.delivered:
             self._leak(model)
-        elif waits > left - _CLEAR:
+        elif self._asks_for_context and waits > left - _CLEAR:
             # Whether the rank had the context when it answered is not known. It passes the cleanup
             # on to whom it sent something, so nothing is left in either case.
             model.certain = False
             return model.shows(error="unknown")
         if self.by == "timeout":
             return model.shows({"timed out": True})
-        lost = cleanup.delivered and self.what in ("gradient", "call")
+        lost = cleanup.delivered and self._asks_for_context
         return model.shows({"lost": True} if lost else {"sum": sum_of(self.left, self.right)})
 
     def _leak(self, model: Model) -> None:

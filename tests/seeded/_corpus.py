@@ -78,10 +78,11 @@ def drawn(
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
     written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
-    written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:], *UNDER_WAY[1:], *OUTLIVED[1:]]
+    written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [World.of(program, FaultPlan()) for program in (*callables(), *asks())]
+    worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *OUTLIVED[1:])]
     worlds += [World.of(program, plan) for program in LIVES for plan in SPARING]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
