@@ -268,6 +268,10 @@ class StepDrawer:
         waiting: one more than the number of values whose making waits for another handle.
         making: handles of RRefs whose slow function may still run. If their owner gets a handle
             meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
+        early: those of them whose owner has got a handle, so that no fork may be deleted.
+        thinned: those of them of which a fork was deleted, so that no handle may go to the owner.
+        uncertain: handles that were shared from one in `uncreated`, and perhaps never came.
+        waited: handles of RRefs whose value was waited for, if nothing was uncertain.
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
@@ -331,6 +335,10 @@ class StepDrawer:
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
         self.making: set[str] = set()
+        self.early: set[str] = set()
+        self.thinned: set[str] = set()
+        self.uncertain: set[str] = set()
+        self.waited: set[str] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
         self.rejoined = False
@@ -473,7 +481,8 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        for names in mine:
+        late = (self.early, self.thinned, self.uncertain, self.waited)
+        for names in (*mine, *late):
             renamed = {new.get(name, name) for name in names}
             names.clear()
             names |= renamed
@@ -638,7 +647,8 @@ class StepDrawer:
     def droppable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that may be dropped now."""
         is_lost = self.facts.has_bug("timed-out-remote-dropped")
-        return self.handles(fits) if is_lost else self._held(fits)
+        lost = self.uncreated - self.waited if is_lost else set[str]()
+        return [name for name in self._held(fits) if name not in lost | self.early]
 
     def _held(self, fits: Callable[[HandleInfo], bool]) -> list[str]:
         return [name for name in self._seen(fits) if name not in self.lasting]
@@ -665,7 +675,65 @@ class StepDrawer:
 
     def may_go(self, name: str, to: int) -> bool:
         """Whether a message may carry that handle to that rank now."""
-        return not self._is_making(name) or self.scope.handles[name].owner != to
+        if not self._is_making(name) or self.scope.handles[name].owner != to:
+            return True
+        return self._may_come_early(name) and self.settles
+
+    def _may_come_early(self, name: str) -> bool:
+        """Whether its owner may get a handle whose value is still being made.
+
+        No fork of it may be deleted meanwhile, in another branch or by a delete under way.
+        """
+        return not self.in_parallel and name not in self.thinned
+
+    def note_deleted(self, name: str) -> None:
+        """Note that a fork of an RRef was deleted, perhaps before its value was made.
+
+        The delete may still be under way when a handle comes to the owner.
+        """
+        if name in self.making:
+            self.thinned |= self.making
+
+    def is_early(self, name: str) -> bool:
+        """Whether a handle is at its owner, which is perhaps still making the value."""
+        handle = self.scope.handles[name]
+        return handle.home == handle.owner and self._is_making(name)
+
+    def callable_through(self) -> list[str]:
+        """The handles through which a call may go now; it waits for the value."""
+        return [
+            name
+            for name in self.shareable()
+            if not self._is_making(name) or self._may_come_early(name)
+        ]
+
+    def doubtful(self, *, calls: bool = False) -> list[str]:
+        """Handles whose creation timed out, which a message may carry if torch has not noticed.
+
+        With `calls` it is a call through the handle. That sends either nothing or two messages, so
+        the plan must leave these alone.
+        """
+        few = self._uses_of_uncreated < _MOST_UNCERTAIN
+        if not (few and self.settles) or self.in_parallel or self.rpc_timeout is not None:
+            return []
+        names = self.uncreated - self.unmade - self.lasting - (self.thinned if calls else set())
+        return [
+            name
+            for name in self._seen(lambda h: h.home != h.owner)
+            if name in names and not (calls and self._is_struck(name))
+        ]
+
+    def _is_struck(self, name: str) -> bool:
+        """Whether the plan strikes the question for the type of a handle's value."""
+        handle = self.scope.handles[name]
+        sent = (
+            (handle.home, MessageType.PYTHON_CALL),
+            (handle.owner, MessageType.RREF_CHILD_ACCEPT),
+        )
+        return any(
+            self.may_fail(rank, [message]) or self.delay_milliseconds(rank, message)
+            for rank, message in sent
+        )
 
     def receiver(self, name: str) -> int:
         """A rank that the rank of a handle may send it to."""
@@ -700,7 +768,11 @@ class StepDrawer:
         return [
             name
             for name in names
-            if not self._is_making(name) or (to is not None and self.may_go(name, to))
+            if name not in self.early
+            and (
+                not self._is_making(name)
+                or (to is not None and to != self.scope.handles[name].owner)
+            )
         ]
 
     def countable(self, at: int) -> list[int]:

@@ -79,6 +79,7 @@ class RRef:
             has returned.
         early: whether the owner got a handle of it before that.
         absent: whether its creation was lost, so that the owner never has it.
+        thinned: whether a fork of another user was deleted before that.
     """
 
     owner: int
@@ -93,6 +94,13 @@ class RRef:
     first: str = ""
     early: bool = False
     absent: bool = False
+    thinned: bool = False
+
+    def is_made(self) -> None:
+        """Note that somebody has waited for its value, or for the error of its function."""
+        self.made = True
+        self.slow = False
+        self.takes = 0.0
 
 
 @dataclass(slots=True)
@@ -104,6 +112,7 @@ class Handle:
         broken: the error of a use, if ``remote`` failed and its user knows that.
         timed_out: whether the creation was sent late, so that a delete may arrive before it.
         unmarked: whether the creation times out, and torch may not have marked the RRef yet.
+        marked_before: virtual seconds by which that timeout comes before the value is made.
         unaccepted: whether a child that it sent will never be accepted.
         of_owner: whether the owner itself sent it.
         confirmed: whether the owner certainly knows of it, and its rank of that.
@@ -116,6 +125,7 @@ class Handle:
     broken: ErrorClass = ""
     timed_out: bool = False
     unmarked: bool = False
+    marked_before: float = UNLIMITED_SLACK
     unaccepted: bool = False
     of_owner: bool = False
     confirmed: bool = False
@@ -158,6 +168,8 @@ class Model:
         self.choices = choices
         #: The number of such uses so far; and the handles that the current step has so used.
         self.unmarked_uses = 0
+        #: How many of them raise that error all the same.
+        self.told = 0
         self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
@@ -210,6 +222,8 @@ class Model:
         self.met: set[Met] = set()
         #: How many RRefs each rank keeps for ever because of a known finding, by rank and finding.
         self.kept: Counter[tuple[int, str]] = Counter()
+        #: The same for contexts.
+        self.kept_contexts: Counter[tuple[int, str]] = Counter()
         self.certain = True
         self.steps: list[StepPrediction] = []
         #: What the step before this one has started, and what this one starts: an RRef, and how
@@ -331,11 +345,22 @@ class Model:
         if self.facts.has_bug(finding):
             self.kept[rank, finding] += rrefs
 
+    def keeps_context(self, finding: str, rank: int) -> None:
+        """The same for a finding by which `rank` keeps a context for ever."""
+        if self.facts.has_bug(finding):
+            self.kept_contexts[rank, finding] += 1
+
     def _meets_kept(self, step: int | None, *, settles: bool = True) -> None:
         """Note what the ranks that keep RRefs hold at a settle, or at the end of the run."""
-        for (rank, finding), rrefs in self.kept.items():
+        for rank, finding in self.kept.keys() | self.kept_contexts.keys():
             wanted = self.counters()[rank]
-            held = replace(wanted, owners=wanted.owners + rrefs, forks=wanted.forks + rrefs)
+            rrefs, contexts = self.kept[rank, finding], self.kept_contexts[rank, finding]
+            held = replace(
+                wanted,
+                owners=wanted.owners + rrefs,
+                forks=wanted.forks + rrefs,
+                contexts=wanted.contexts + contexts,
+            )
             says = re.escape(f"holds {held.describe()}; expected {wanted.describe()}")
             # Without a settle the rank reports a leak when it shuts down, and not how many RRefs.
             self.met.add(Met(finding, rank, step, f"{says}$" if settles else ""))
@@ -409,7 +434,7 @@ class Model:
             is_certain,
             frozenset(waiting),
             any(rref.error for rref in self.rrefs),
-            self.unmarked_uses - sum(self.choices[: self.unmarked_uses]),
+            self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
             self._contexts_left(settles=settles),
         )
 
@@ -612,6 +637,9 @@ class Model:
         rref = handle.rref
         if receiver == rref.owner:
             rref.early |= rref.slow and not rref.made
+            if rref.early and rref.thinned and not rref.made:
+                # That delete may come only now, when the owner has the RRef and knows no fork.
+                self.meets("early-owner-fork")
             rref.forks.discard(fork)
             if sender != rref.owner:
                 self._accept(handle, receiver)
@@ -657,12 +685,15 @@ class Model:
         if not handle.fork or handle.unaccepted:
             return
         self.users = [user for user in self.users if user is not handle]
-        if handle.timed_out:
-            self.meets("timed-out-remote-dropped")
-        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, handle.rref.owner):
-            handle.rref.forks.discard(handle.fork)
         rref = handle.rref
-        if rref.early and not rref.made and rref.forks == {rref.first}:
+        if handle.timed_out and not rref.made:
+            self.meets("timed-out-remote-dropped")
+        if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, rref.owner):
+            rref.forks.discard(handle.fork)
+        # The creator's own delete waits until the owner has answered the creation.
+        thins = handle.fork != rref.first and not rref.made
+        rref.thinned |= thins
+        if thins and rref.early and rref.forks <= {rref.first}:
             # The owner knows of no fork now, so it forgets the RRef that it got a handle of
             # (rref_context.cpp: RRefContext::delForkOfOwner).
             self.meets("early-owner-fork")
@@ -738,7 +769,10 @@ class Model:
             if any(marked):
                 self.mark(handle)
         if handle.broken:
-            raise StepFails(handle.broken)
+            # Before a settle, torch knows of a timeout only once one of its threads has handled it.
+            raise StepFails(
+                handle.broken, handle.marked_before if handle.timed_out else UNLIMITED_SLACK
+            )
 
     def mark(self, handle: Handle) -> None:
         """torch has marked the RRef as timed out, if its creation does time out.
@@ -921,6 +955,24 @@ class Model:
             if tries[until.n - 1 : until.n] != [fork]:
                 why = "nobody can tell how long it is held"
                 raise refused(fault, why)
+
+    def gives_up(
+        self,
+        at: int,
+        to: int,
+        call: str,
+        timeout: float | None,
+        surely: float = 0.0,
+        perhaps: float = 0.0,
+    ) -> tuple[ErrorClass, float]:
+        """:meth:`timed` for a call of a Python function at `to`, which runs all the same.
+
+        `call` is the name under which the function notes that it ran, "" if it does not.
+        """
+        late, slack = self.timed(at, MessageType.PYTHON_CALL, timeout, surely, perhaps)
+        if late and call:
+            self.abandoned_calls[to].add(call)
+        return late, slack
 
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""

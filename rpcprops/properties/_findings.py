@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Onward,
+    Outlast,
     Own,
     Profile,
     Program,
@@ -134,6 +135,10 @@ def _failed_async_proxy(number: int) -> Case:
 
 def _failed_backward(number: int) -> Case:
     return _case(2, Context(0, "x", (1, 0), value=_value(number), nested=True, breaks=0))
+
+
+def _outlasted(number: int) -> Case:
+    return _case(2, Outlast(0, 1, "x", "argument", left=_value(number), seconds=4.0))
 
 
 def _early_fork(number: int) -> Case:
@@ -270,6 +275,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "failed-backward-revisits-rank": (
         "A backward pass that fails ends on every rank.",
         _failed_backward,
+    ),
+    "context-after-cleanup": (
+        "An autograd context whose calls have all ended, and which was left, is kept by no rank.",
+        _outlasted,
     ),
     "early-owner-fork": (
         "An owner that is sent its own RRef may send it on to itself, whenever its value comes.",

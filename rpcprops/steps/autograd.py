@@ -1,17 +1,17 @@
-"""Steps of distributed autograd: a context with its backward, and a request for an ended one."""
+"""Steps of distributed autograd: contexts, a call that outlasts one, a request for an ended one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MessageType
+from rpcprops.faults import MAX_DELAY, MessageType, retry_wait
 from rpcprops.outcomes import Violation
-from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, sum_of
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
 
@@ -243,6 +243,151 @@ def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
         start = drawer.others[start][index]
         hops.append(start)
     return hops
+
+
+#: What a call that outlasts its context does: it answers with a value, or with one that requires a
+#: gradient, or first calls a further rank; or it has an argument that takes long to be unpickled.
+Outlasting = Literal["value", "gradient", "call", "argument"]
+#: Virtual seconds that such a call takes, so that a busy machine cleans the context up meanwhile;
+#: and by which its end and the cleanup must differ.
+_LASTS = 40.0
+_CLEAR = 10.0
+#: The fewest virtual seconds where nothing depends on when the context is cleaned up.
+_SHORTEST = 4.0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Outlast(Step):
+    """A call in a ``dist_autograd.context()`` at `at` for which the block does not wait.
+
+    `to` computes ``left + right`` and takes `seconds` (virtual); the block ends meanwhile. `by`
+    says how: by "async" the future is waited for after the block; by "timeout" a fourth of
+    `seconds` is the timeout of ``rpc_sync``, which raises in the block. What `to` does is `what`.
+    Before the block ends the function runs, so `to` has the context; but with an "argument" that
+    takes so long to be unpickled, `to` has not. Then it makes the context after the cleanup, which
+    is the finding context-after-cleanup.
+
+    torch's documentation says nothing of such calls. Its comments say that a context is cleaned up
+    on all ranks once the pass is done (``autograd/context/container.h``:
+    DistAutogradContainer::releaseContext), so no rank may keep it. A rank that has given it up
+    refuses to send what belongs to it (``container.cpp``: DistAutogradContainer::currentContext);
+    of an answer without a gradient it asks for no context (``autograd/utils.cpp``:
+    getMessageWithAutograd).
+    """
+
+    op: ClassVar[str] = "outlast"
+    in_thread: ClassVar[bool] = True
+    order: ClassVar[float | None] = 13.5
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    at: int
+    to: int
+    name: str
+    what: Outlasting = "value"
+    by: Literal["async", "timeout"] = "async"
+    then: int = 0
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    seconds: float = _LASTS
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+        least = _LASTS if self._asks_for_context else _SHORTEST
+        if not least <= self.seconds <= MAX_DELAY:
+            msg = f"seconds={shown(self.seconds)} must lie in {least:g} to {MAX_DELAY:g} (virtual)."
+            raise UsageError(msg)
+        if self.to == self.at:
+            msg = f"to={shown(self.to)} must be another rank: a rank has a context once."
+            raise UsageError(msg)
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    @property
+    def _asks_for_context(self) -> bool:
+        """Whether `to` asks for the context when it has taken its time."""
+        return self.what in ("gradient", "call")
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.must_be_in_time(self, self.seconds)
+        model.calls[self.to][call] += 1
+        if self.by == "timeout":
+            model.abandoned_calls[self.to].add(call)
+        # The callee has sent nothing in the context when it is cleaned up, so it knows no rank.
+        before = len(model.sends)
+        model.release(self.name, self.at, {self.at: {self.to}, self.to: set()})
+        cleanup = model.sends[before]
+        waits = retry_wait(cleanup.failures) + model.delay(self.at, cleanup.message)
+        # How long `to` takes on, at the least, once the block has ended.
+        left = 0.75 * self.seconds
+        if cleanup.delivered and self.what == "argument":
+            # autograd/utils.cpp: addRecvRpcBackward makes the context when the request has been
+            # read, which is after its cleanup.
+            model.keeps_context("context-after-cleanup", self.to)
+        if not cleanup.delivered:
+            self._leak(model)
+        elif self._asks_for_context and waits > left - _CLEAR:
+            # Whether the rank had the context when it answered is not known. It passes the cleanup
+            # on to whom it sent something, so nothing is left in either case.
+            model.certain = False
+            return model.shows(error="unknown")
+        if self.by == "timeout":
+            return model.shows({"timed out": True})
+        lost = cleanup.delivered and self._asks_for_context
+        return model.shows({"lost": True} if lost else {"sum": sum_of(self.left, self.right)})
+
+    def _leak(self, model: Model) -> None:
+        """Note where the context stays besides at `to`, whose cleanup was lost."""
+        if self.what == "call":
+            model.leaked_contexts[self.then].add(self.name)
+        if self.what == "gradient" and self.by == "async":
+            # The answer makes the context at the caller again.
+            model.leaked_contexts[self.at].add(self.name)
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        shows = {key: value for key, value in seen.items() if key != "id"}
+        if expected is None or shows == expected:
+            return []
+        if "sum" in expected or "sum" not in shows:
+            kind = "WrongValue" if "sum" in shows else "UnexpectedError"
+        else:
+            kind = "MissingError"
+        message = f"a call that outlasts its context had to show {expected}, and showed {shows}"
+        return [Violation(kind, message, timing_sensitive=True, slack=self.seconds - _CLEAR)]
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return len(drawer.ranks) > 1 and drawer.may_leave() and drawer.may_take(_LASTS)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Outlast | None:
+        if not cls.may_come(drawer):
+            return None
+        at = drawer.rank() if at is None else at
+        to = drawer.pick(drawer.others[at])
+        kinds = get_args(Outlasting)
+        what: Any = drawer.pick(
+            kinds[:-1] if drawer.facts.has_bug("context-after-cleanup") else kinds
+        )
+        by: Any = drawer.pick(("async", "timeout") if drawer.settles else ("async",))
+        then = drawer.pick(drawer.ranks)
+        drawer.slow_functions += 1
+        return cls(at, to, drawer.name("context"), what, by, then, *drawer.pick(PAIRS))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not cls.may_come(drawer):
+            return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank))]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -177,6 +177,10 @@ class Call(Step):
         timed: dict[str, Any] = {"timeout": timeout, "seconds": seconds}
         return cls(at, to, left, right, flavour, out=out, **timed, **form)
 
+    def drawn(self, drawer: StepDrawer) -> None:
+        if self.raises and isinstance(self.right, str):
+            drawer.note_deleted(self.right)
+
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         match message:
@@ -272,7 +276,11 @@ class Count(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Chain(Step):
-    """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``."""
+    """Call an ``async_execution`` function at `to`, which calls `then` for ``left + right``.
+
+    `timeout` is that of the first call. The function sleeps for `seconds` (virtual) before it calls
+    `then`.
+    """
 
     op: ClassVar[str] = "chain"
     after_rejoin: ClassVar[bool] = True
@@ -283,19 +291,41 @@ class Chain(Step):
     then: int
     left: Value = (1.0,)
     right: Value = (2.0,)
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        check_seconds(self.seconds)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
-        model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/then")
-        model.calls[self.then][f"{call}/then"] += 1
-        return model.shows(sum_of(self.left, self.right))
+        failed: StepFails | None = None
+        waits = self.seconds
+        try:
+            model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/then")
+            model.calls[self.then][f"{call}/then"] += 1
+            waits += model.delay(self.to, MessageType.PYTHON_CALL)
+        except StepFails as failure:
+            failed = failure
+        late, slack = model.gives_up(self.at, self.to, call, self.timeout, waits)
+        if late:
+            model.abandoned_calls[self.then].add(f"{call}/then")
+        if failed is not None and late != "timeout":
+            raise failed
+        value = None if late == "timeout" else sum_of(self.left, self.right)
+        return model.shows(value, late, slack)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Chain:
         at = drawer.rank()
         to = drawer.peer(at)
-        return cls(at, to, drawer.peer(to), *drawer.pick(PAIRS))
+        then = drawer.peer(to)
+        left, right = drawer.pick(PAIRS)
+        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        return cls(at, to, then, left, right, *timed)

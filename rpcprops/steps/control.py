@@ -75,11 +75,18 @@ class Settle(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended = dict.fromkeys(drawer.ended, True)
-        drawer.uncreated.clear()
-        drawer.unmade.clear()
-        drawer.unseen.clear()
-        drawer.making.clear()
-        drawer.lasting.clear()
+        for names in (
+            drawer.uncreated,
+            drawer.unmade,
+            drawer.unseen,
+            drawer.making,
+            drawer.lasting,
+            drawer.early,
+            drawer.thinned,
+            drawer.uncertain,
+            drawer.waited,
+        ):
+            names.clear()
         drawer.slow_functions = 0
 
 

@@ -27,7 +27,7 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Violation
-from rpcprops.steps.arguments import PAIRS, check_arguments, sum_of
+from rpcprops.steps.arguments import PAIRS, check_arguments, check_seconds, sum_of
 from rpcprops.steps.base import Step, StepFails, Value, Way
 from rpcprops.steps.rrefs import ask_type
 
@@ -134,6 +134,8 @@ class Raising(Step):
     are no :class:`Exception`. The text is "raised on purpose", then `text`, then `more` dots. `how`
     says where: in a call (`sync`, `async`, `remote` with ``to_here``), in an `async_execution`
     function before it has a future (`deferred`), or at `at` in the callback of a call (`then`).
+    The function sleeps for `seconds` (virtual) before it raises, or before it answers (`then`);
+    `timeout` is that of the call. A callback raises, whether its call has timed out or not.
 
     torch's documentation promises neither class nor text. The class is what its source says; that
     the text reaches the caller is what we ask.
@@ -148,14 +150,21 @@ class Raising(Step):
     text: str = ""
     more: int = 0
     how: RaisedIn = "sync"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        _check_timing(self, timed=self.how != "remote")
         if "\0" in self.text or any(ord(letter) in _SURROGATES for letter in self.text):
             msg = f"text={shown(self.text)} must have no zero and no surrogate."
             raise UsageError(msg)
         if not 0 <= self.more <= 10 * _LONG:
             msg = f"more={shown(self.more)} must lie in 0 to {10 * _LONG}."
             raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     @property
     def raises_there(self) -> bool:
@@ -166,8 +175,7 @@ class Raising(Step):
             _fetch(model, self.at, self.to, call)
         else:
             try:
-                model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
-                model.calls[self.to][call] += 1
+                self._call(model, call)
             except StepFails:
                 # The callback runs however the call has ended.
                 if self.how != "then":
@@ -182,6 +190,13 @@ class Raising(Step):
                 says = f"{re.escape(texts.unreadable)}: ({says})"
                 model.meets_here("garbled-exception-text", self.at, says)
         return model.shows({"raised": self._shown_as(), "kept": True})
+
+    def _call(self, model: Model, call: str) -> None:
+        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+        model.calls[self.to][call] += 1
+        late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
+        if late:
+            raise StepFails(late, slack)
 
     def _is_decoded(self) -> bool:
         """Whether the text comes to the caller through internal.py: _handle_exception."""
@@ -221,14 +236,15 @@ class Raising(Step):
         texts = _TEXTS if garbles else _TEXTS + _GARBLED_TEXTS
         index = drawer.pick(range(len(texts) + 3))
         letter = drawer.pick(range(_CHARACTERS))
+        timed = _timing(drawer, at, timed=how != "remote")
         if index < len(texts):
-            return cls(at, to, kind, texts[index], 0, how)
+            return cls(at, to, kind, texts[index], 0, how, *timed)
         if index == len(texts):
-            return cls(at, to, kind, "", _LONG, how)
+            return cls(at, to, kind, "", _LONG, how, *timed)
         if garbles and kind not in _UNCAUGHT and how != "then":
             letter %= 0x80
         is_character = letter and letter not in _SURROGATES
-        return cls(at, to, kind, chr(letter) if is_character else "", 0, how)
+        return cls(at, to, kind, chr(letter) if is_character else "", 0, how, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -245,7 +261,8 @@ class Invoke(Step):
     tuples, and ``math.fsum`` of `left`. A generator cannot be pickled as a result; a lambda, a
     local function and the method of a scripted module (`script`) cannot be pickled at all, so
     nothing is sent. These must be refused. `how` says by what: "proxy" is ``rref.rpc_sync()`` of a
-    new RRef to an object, which may be a scripted module.
+    new RRef to an object, which may be a scripted module. `timeout` is that of ``rpc_sync`` or
+    ``rpc_async``. What can say that it ran can sleep for `seconds` (virtual), too.
     """
 
     op: ClassVar[str] = "invoke"
@@ -257,12 +274,22 @@ class Invoke(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     how: CalledBy = "sync"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
         if not _may_be_called(self.form, self.how):
             msg = f"form={shown(self.form)} cannot be called by how={shown(self.how)}; use 'sync'."
             raise UsageError(msg)
+        _check_timing(self, timed=self.how in ("sync", "async"))
+        if self.seconds and self.form in (*_NAMELESS, *_NEVER_PICKLED):
+            msg = f"seconds={shown(self.seconds)}: form={shown(self.form)} cannot sleep; write 0."
+            raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         if self.form in _NEVER_PICKLED and self.how != "proxy":
@@ -276,8 +303,10 @@ class Invoke(Step):
         else:
             payload = self._payload if self.form in _WITHOUT_CALL else call
             model.call(self.at, self.to, MessageType.PYTHON_CALL, payload)
-            if name:
-                model.calls[self.to][call] += 1
+            _count(model, self.to, name)
+            late, slack = model.gives_up(self.at, self.to, name, self.timeout, self.seconds)
+            if late:
+                raise StepFails(late, slack)
         if self.form == "generator":
             # request_callback_impl.cpp: serializePyObject.
             return model.shows(True)
@@ -316,7 +345,10 @@ class Invoke(Step):
         left_out = _WITHOUT_CALL if drawer.in_threads else ()
         form: Any = drawer.pick([x for x in get_args(CallableForm) if x not in left_out])
         how: Any = drawer.pick([x for x in get_args(CalledBy) if _may_be_called(form, x)])
-        return cls(at, to, form, *drawer.pick(PAIRS), how)
+        left, right = drawer.pick(PAIRS)
+        slow = form not in (*_NAMELESS, *_NEVER_PICKLED)
+        timed = _timing(drawer, at, timed=how in ("sync", "async"), slow=slow)
+        return cls(at, to, form, left, right, how, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -453,6 +485,8 @@ class Recurse(Step):
         return _ways_to_call(cls, drawer, rank, message)
 
 
+#: The ways by which ``rpc_sync`` or ``rpc_async`` calls a function with `async_execution`.
+_BY_CALL: tuple[DeferredBy, ...] = ("sync", "async", "static", "class")
 #: The exception that a function sets on its future, as Python writes it.
 _SET_EXCEPTION = "RaisedOnPurposeError('raised on purpose')"
 
@@ -466,7 +500,8 @@ class Deferred(Step):
     (`again`); one that is `done`, or that a `thread` completes. `nothing` returns no future, in
     `raises` the callback raises, and an `exception` is set on the future: these three must raise.
     `how` says by what: `static` and `class` are such methods, `proxy` and `proxy_remote` a method
-    through a new RRef.
+    through a new RRef. The function sleeps for `seconds` (virtual) first; `timeout` is that of
+    ``rpc_sync`` or ``rpc_async``.
 
     torch's documentation (functions.py: async_execution) promises that the value of the future is
     sent, and names each of these ways.
@@ -482,9 +517,16 @@ class Deferred(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     how: DeferredBy = "sync"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        _check_timing(self, timed=self.how in _BY_CALL)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     @property
     def raises_there(self) -> bool:
@@ -508,7 +550,9 @@ class Deferred(Step):
             case _:
                 model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
                 model.calls[self.to][call] += 1
+                since = len(model.sends)
                 run()
+                self._give_up(model, call, since)
         if failed:
             raise failed[0]
         if self.form == "exception":
@@ -519,6 +563,17 @@ class Deferred(Step):
         if self.raises_there:
             return model.shows({"raised": "RuntimeError", "kept": True})
         return model.shows(self._computed())
+
+    def _give_up(self, model: Model, call: str, since: int) -> None:
+        """Raises:
+        StepFails: the timeout ends the call. What its function sends, it sends all the same.
+        """
+        asked = [send for send in model.sends[since:] if send.delivered]
+        waits = self.seconds + sum(model.delay(send.rank, send.message) for send in asked)
+        late, slack = model.gives_up(self.at, self.to, call, self.timeout, waits)
+        if late:
+            model.abandoned_calls[self.then] |= {f"{call}/then", f"{call}/again"}
+            raise StepFails(late, slack)
 
     def _run(self, model: Model, call: str) -> None:
         """What the function sends; raises how its future fails, if a message is lost."""
@@ -572,11 +627,34 @@ class Deferred(Step):
         ]
         form: Any = drawer.pick(forms)
         how: Any = drawer.pick(get_args(DeferredBy))
-        return cls(at, to, drawer.peer(to), form, *drawer.pick(PAIRS), how)
+        then = drawer.peer(to)
+        left, right = drawer.pick(PAIRS)
+        timed = _timing(drawer, at, timed=how in _BY_CALL)
+        return cls(at, to, then, form, left, right, how, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _ways_to_call(cls, drawer, rank, message)
+
+
+def _check_timing(step: Raising | Invoke | Deferred, *, timed: bool) -> None:
+    """Raises:
+    UsageError: the function cannot sleep so long, or the step has a timeout and is not `timed`.
+    """
+    check_seconds(step.seconds)
+    if step.timeout is not None and not timed:
+        msg = f"a timeout of how={shown(step.how)} is not modelled here; use Remote or Through."
+        raise UsageError(msg)
+
+
+def _timing(
+    drawer: StepDrawer, at: int, *, timed: bool, slow: bool = True
+) -> tuple[float | None, float]:
+    """A timeout, if the step may have one, and how long its function sleeps."""
+    message = MessageType.PYTHON_CALL
+    late = timed and drawer.settles
+    timeout, seconds = drawer.timing(at, message, late=timed, slow=slow, slow_late=late)
+    return (timeout if timed else None), seconds
 
 
 def _judge_raised(expected: Any, seen: Any) -> list[Violation]:

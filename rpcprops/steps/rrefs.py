@@ -181,6 +181,7 @@ class Remote(Step):
         if late:
             handle.timed_out = True
             handle.unmarked = True
+            handle.marked_before = slack
             model.abandoned_calls[self.to].add(call)
             held_up = model.delay(self.at, message) - (model.limit(self.timeout) or 0.0)
             if held_up >= CLEARLY_LATE:
@@ -242,6 +243,8 @@ class Remote(Step):
         drawer.unseen.add(self.out)
         if isinstance(self.right, str):
             drawer.sent.add(self.out)
+            if self.raises:
+                drawer.note_deleted(self.right)
         if self.seconds and self.at != self.to:
             drawer.making.add(self.out)
         if self.seconds > drawer.limit(None):
@@ -357,7 +360,7 @@ class Share(OfHandle):
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        return drawer.shareable()
+        return [*drawer.shareable(), *drawer.doubtful()]
 
     @classmethod
     def using(
@@ -388,8 +391,14 @@ class Share(OfHandle):
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_arrival(drawer, self.out, self.at)
-        if self.handle in drawer.making:
-            drawer.making.add(self.out)
+        for names in (drawer.making, drawer.thinned, drawer.early, drawer.uncertain):
+            if self.handle in names:
+                names.add(self.out)
+        if self.handle in drawer.uncreated:
+            drawer.note_uncertain(self.handle)
+            drawer.uncertain.add(self.out)
+        if drawer.is_early(self.out):
+            drawer.early |= drawer.same_rref(self.out)
 
 
 def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
@@ -471,6 +480,8 @@ class Fetch(OfHandle):
         if self.handle in drawer.uncreated:
             # The value comes only if torch has not marked the RRef by then.
             drawer.note_uncertain(self.handle)
+            if self.timeout is None:
+                drawer.waited |= drawer.same_rref(self.handle)
             return
         lasts = self.handle in drawer.lasting
         if (self.timeout is None and not lasts) or self.handle not in drawer.making:
@@ -479,6 +490,11 @@ class Fetch(OfHandle):
 
 def _note_value(drawer: StepDrawer, name: str) -> None:
     """Note that a rank has seen the value of a handle, so it has been made."""
+    if name in drawer.uncertain:
+        # Perhaps the handle has never come.
+        drawer.waited |= drawer.same_rref(name)
+        return
+    drawer.early -= drawer.same_rref(name)
     drawer.unmade.discard(name)
     drawer.unseen.discard(name)
     drawer.making -= drawer.same_rref(name)
@@ -558,24 +574,15 @@ class Through(OfHandle):
         # _local_invoke on the owner, with the RRef among its arguments.
         handle = model.handle(self.handle)
         rref = handle.rref
+        if handle.unmarked:
+            # Its error is the same whether torch has marked the RRef by now or not; what it sends
+            # is not.
+            model.certain = False
         model.use(handle)
         accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
-        if handle.type_error == "timeout":
-            # torch raises the old timeout here and does not ask again, though it should.
-            model.meets("timed-out-type-query")
-        asked = handle.type_error
-        try:
-            if asked in (None, "timeout"):
-                ask_type(model, handle, self.at, late, slack)
-            elif asked:
-                raise StepFails(asked)
-        except StepFails as failed:
-            # A message that cannot be sent raises before a future exists.
-            if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
-                model.meets("failed-async-proxy")
-            raise
+        self._ask_type(model, handle, late, slack)
         total = [x + self.addend for x in rref.value]
         if self.how == "remote":
             made, there = model.remote(self.at, rref.owner, typed=False, argument=handle)
@@ -590,15 +597,38 @@ class Through(OfHandle):
             raise StepFails(late, slack)
         return model.shows(None if self.how == "remote" else total)
 
+    def _ask_type(self, model: Model, handle: Handle, late: ErrorClass, slack: float) -> None:
+        if handle.type_error == "timeout":
+            # torch raises the old timeout here and does not ask again, though it should.
+            model.meets("timed-out-type-query")
+        asked = handle.type_error
+        try:
+            if asked in (None, "timeout"):
+                ask_type(model, handle, self.at, late, slack)
+                if handle.unmarked:
+                    # The value was made after the creation had timed out, so the call cannot carry
+                    # the RRef any more (RRefContext::prepareChildFork).
+                    model.mark(handle)
+                    model.told += 1
+                    raise StepFails(error="creation", slack=handle.marked_before)
+            elif asked:
+                raise StepFails(asked)
+        except StepFails as failed:
+            # A message that cannot be sent raises before a future exists.
+            if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
+                model.meets("failed-async-proxy")
+            raise
+
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        return drawer.sendable()
+        return [*drawer.callable_through(), *drawer.doubtful(calls=True)]
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
         may_fail = drawer.may_hold_errors and drawer.facts.has_bug("failed-async-proxy")
         forms = ["sync"] if may_fail else ["sync", "async"]
-        form: Any = drawer.pick([*forms, "remote"] if drawer.may_wait() else forms)
+        may_make = drawer.may_wait() and name not in drawer.uncreated
+        form: Any = drawer.pick([*forms, "remote"] if may_make else forms)
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"
@@ -606,6 +636,12 @@ class Through(OfHandle):
         if form != "remote" and not drawer.facts.has_bug("timed-out-type-query"):
             timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
         return cls(handle.home, name, form, addend, out, timeout)
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        if self.handle in drawer.uncreated:
+            drawer.note_uncertain(self.handle)
+        elif self.timeout is None and not drawer.may_fail(self.at, [MessageType.PYTHON_CALL]):
+            _note_value(drawer, self.handle)
 
 
 def ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: float) -> None:
@@ -619,6 +655,9 @@ def ask_type(model: Model, handle: Handle, at: int, late: ErrorClass, slack: flo
             model.ask(at, handle.rref.owner, MessageType.PYTHON_CALL, handle)
             if late:
                 raise StepFails(late, slack)
+        # The owner answers once its function has returned, or raised (rref_proxy.py: _invoke_rpc
+        # waits for that; api.py: _rref_typeof_on_owner asks for the local value).
+        handle.rref.is_made()
         if handle.rref.error:
             raise StepFails(handle.rref.error)
     except StepFails as failed:
@@ -783,6 +822,9 @@ class Drop(OfHandle):
         model.drop(model.handle(self.handle))
         del model.handles[self.handle]
         return model.shows()
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.note_deleted(self.handle)
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:

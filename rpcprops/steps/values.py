@@ -26,6 +26,7 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
+from rpcprops.steps.arguments import check_seconds
 from rpcprops.steps.base import Step, StepFails
 from rpcprops.steps.base import Way as Aim
 
@@ -304,7 +305,9 @@ class Carry(Step):
 
     The step's value says how what came differs from what was sent ({"differs": ""} if it does
     not), or the type of the error that refused it ({"refused": "TypeError"}). An RRef in the value
-    must give its own value where it arrives.
+    must give its own value where it arrives. The function at `to` sleeps for `seconds` (virtual)
+    before it makes the value, compares it or gives it back. `timeout` is that of the call which
+    carries a value without RRefs.
     """
 
     op: ClassVar[str] = "carry"
@@ -315,8 +318,11 @@ class Carry(Step):
     to: int
     sort: str = "none"
     way: Way = "result"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
         if self.sort in LEFT_OUT:
             msg = f"sort={shown(self.sort)} is never sent: {LEFT_OUT[self.sort]}."
             raise UsageError(msg)
@@ -330,8 +336,15 @@ class Carry(Step):
                 f"{listed}."
             )
             raise UsageError(msg)
+        if self.timeout is not None and not _may_time_out(SORTS[self.sort], self.way):
+            msg = (
+                f"a timeout of sort={shown(self.sort)} and way={shown(self.way)} is not modelled; "
+                f"use a value without RRefs and way={' or '.join(map(repr, _TIMED))}."
+            )
+            raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        before = len(model.sends)
         match self.way:
             case "result":
                 refused = self._result(model, call)
@@ -341,6 +354,15 @@ class Carry(Step):
                 refused = self._remote(model, call)
             case "own":
                 refused = self._own(model, call)
+        fate = SORTS[self.sort]
+        if len(model.sends) > before and _may_time_out(fate, self.way):
+            # A callee that cannot read its argument answers at once.
+            is_called = self.way == "result" or fate.refused_by != "reader"
+            surely = self.seconds if is_called else 0.0
+            perhaps = self.lasts - self.seconds
+            late, slack = model.gives_up(self.at, self.to, call, self.timeout, surely, perhaps)
+            if late:
+                raise StepFails(late, slack)
         self._meet(model, refused)
         return model.shows({"refused": refused} if refused else {"differs": ""})
 
@@ -460,7 +482,7 @@ class Carry(Step):
 
     @property
     def lasts(self) -> float:
-        return 2 * SLOW_SECONDS if self.sort == "slow" else 0.0
+        return self.seconds + (2 * SLOW_SECONDS if self.sort == "slow" else 0.0)
 
     @property
     def raises_there(self) -> bool:
@@ -498,7 +520,16 @@ class Carry(Step):
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
         sort = drawer.pick([sort for sort in able if sort != "slow" or may_be_slow])
-        return cls(caller, target, sort, drawer.pick(able[sort]))
+        way = drawer.pick(able[sort])
+        timed = _may_time_out(SORTS[sort], way)
+        timeout, seconds = drawer.timing(
+            caller,
+            MessageType.PYTHON_CALL,
+            late=timed,
+            slow=sort != "slow",
+            slow_late=timed and drawer.settles,
+        )
+        return cls(caller, target, sort, way, timeout if timed else None, seconds)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Aim]:
@@ -520,6 +551,18 @@ class Carry(Step):
             case _:
                 return []
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
+
+
+#: The ways by which one call carries the value.
+_TIMED: tuple[Way, ...] = ("result", "echo", "async")
+
+
+def _may_time_out(fate: Fate, way: Way) -> bool:
+    """Whether such a step may have a timeout.
+
+    An RRef in an answer that comes too late was forked, and nobody takes the fork back.
+    """
+    return way in _TIMED and not fate.rrefs
 
 
 @functools.cache

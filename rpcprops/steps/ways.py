@@ -26,8 +26,8 @@ from rpcprops.steps.control import Settle
 from rpcprops.steps.rrefs import OfHandle, ask_type
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Model
-    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import ErrorClass, StepPrediction
     from rpcprops.programs.scope import HandleInfo, Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -244,10 +244,9 @@ class After(Step):
         # FaultyTensorPipeAgent::send), so the callbacks run.
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, self.seconds)
+        late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
         if late:
             # A timeout is an error of the future too (tensorpipe_agent.cpp: pollTimeoutRpcs).
-            model.abandoned_calls[self.to].add(call)
             raise StepFails(late, slack)
         if self.raises:
             raise StepFails(error="remote")
@@ -323,10 +322,8 @@ class Gather(Step):
                 model.call(self.at, target, MessageType.PYTHON_CALL, name)
                 model.calls[target][name] += 1
                 # All of them end at their timeouts, or none.
-                message = MessageType.PYTHON_CALL
-                late, slack = model.timed(self.at, message, self.timeout, self.seconds)
+                late, slack = model.gives_up(self.at, target, name, self.timeout, self.seconds)
                 if late:
-                    model.abandoned_calls[target].add(name)
                     raise StepFails(late, slack)
                 if number == self.breaks:
                     raise StepFails(error="remote")
@@ -421,6 +418,8 @@ class Method(Step):
     `how` is ``rref.rpc_sync()``, ``rref.rpc_async()`` or ``rref.remote()``. `form` says how the
     arguments travel; "missing" names a method that the class lacks, and the value is the class of
     the error: torch looks at the class (rref_proxy.py: _invoke_rpc) before it sends the call.
+    The first call of the method sleeps for `seconds` (virtual). `timeout` is that of ``rpc_sync``
+    or ``rpc_async``, and applies to each message.
     """
 
     op: ClassVar[str] = "method"
@@ -432,6 +431,18 @@ class Method(Step):
     how: Literal["sync", "async", "remote"] = "sync"
     form: Literal["args", "kwargs", "missing"] = "args"
     start: float = 1.0
+    timeout: float | None = None
+    seconds: float = 0.0
+
+    def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+        if self.timeout is not None and self.how == "remote":
+            msg = "a timeout of how='remote' is not modelled here; use Remote."
+            raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return 0.0 if self.form == "missing" else self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         handle, _ = model.remote(self.at, self.to, typed=False)
@@ -439,7 +450,7 @@ class Method(Step):
             model.calls[self.to][call] += 1
         try:
             model.use(handle)
-            ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
+            self._ask_type(model, handle)
             # The owner answers once it has the value.
             handle.rref.made = True
             if self.form == "missing":
@@ -448,15 +459,41 @@ class Method(Step):
                 return model.shows(["AttributeError"])
             step = 6.0 if self.form == "kwargs" else 2.0
             totals = [self.start + step, self.start + step + step]
-            for total in totals:
-                self._call(model, handle, total)
+            for total, seconds in zip(totals, (self.seconds, 0.0), strict=True):
+                self._call(model, handle, total, seconds)
             return model.shows(totals)
         finally:
             model.drop(handle)
 
-    def _call(self, model: Model, handle: Any, total: float) -> None:
+    def _ask_type(self, model: Model, handle: Handle) -> None:
+        late, slack = self._timed(model, 0.0)
+        if late == "unknown" and self._timed(model, self.seconds)[0] == "timeout":
+            # Either this question or the call ends by the timeout; nobody can tell which.
+            model.certain = False
+            late = ""
+        try:
+            ask_type(model, handle, self.at, late, slack)
+        except StepFails as failed:
+            # A message that cannot be sent raises before a future exists.
+            if self.how == "async" and handle.fork and failed.error != "injected":
+                model.meets("failed-async-proxy")
+            raise
+
+    def _timed(self, model: Model, seconds: float) -> tuple[ErrorClass, float]:
+        """Whether a call through the RRef misses the timeout, and the slack."""
+        if self.how == "remote":
+            return "", UNLIMITED_SLACK
+        # The owner accepts the RRef in the thread that answers, or in another.
+        far = self.at != self.to
+        accept = model.delay(self.to, MessageType.RREF_CHILD_ACCEPT) if far else 0.0
+        return model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, seconds, accept)
+
+    def _call(self, model: Model, handle: Handle, total: float, seconds: float) -> None:
         if self.how != "remote":
             model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
+            late, slack = self._timed(model, seconds)
+            if late:
+                raise StepFails(late, slack)
             return
         made, there = model.remote(self.at, self.to, typed=False, argument=handle)
         try:
@@ -474,7 +511,17 @@ class Method(Step):
         how: Any = drawer.pick(("sync", "async", "remote"))
         bad = how == "async" and drawer.facts.has_bug("failed-async-proxy")
         form: Any = drawer.pick(("args", "kwargs") if bad else ("args", "kwargs", "missing"))
-        return cls(at, to, how, form, drawer.pick((1.0, 0.0, -3.0)))
+        start = drawer.pick((1.0, 0.0, -3.0))
+        accepts = not drawer.may_fail(to, [MessageType.RREF_CHILD_ACCEPT])
+        timed = drawer.timing(
+            at,
+            MessageType.PYTHON_CALL,
+            # The question for the type may then fail.
+            late=how != "remote" and not bad,
+            slow=form != "missing",
+            slow_late=how != "remote" and not bad and drawer.settles and accepts,
+        )
+        return cls(at, to, how, form, start, None if how == "remote" else timed[0], timed[1])
 
 
 @dataclass(frozen=True, slots=True, repr=False)

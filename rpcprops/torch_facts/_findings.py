@@ -204,6 +204,21 @@ _ALL = (
         shows_as=frozenset({"ContextLeak", "CallLeak"}),
     ),
     Finding(
+        name="context-after-cleanup",
+        promise="ContextLeak",
+        why=(
+            "A rank makes an autograd context when it has read a request, or an answer, that "
+            "belongs to it. If the cleanup of the context has come before that, the rank makes the "
+            "context anew, and nobody cleans it up again."
+        ),
+        source=(
+            "torch/csrc/distributed/autograd/utils.cpp: addRecvRpcBackward calls "
+            "DistAutogradContainer::getOrCreateContext (context/container.cpp); "
+            "DistAutogradContainer::releaseContextIfPresent keeps no note of what it was asked for"
+        ),
+        shows_as=frozenset({"ContextLeak"}),
+    ),
+    Finding(
         name="early-owner-fork",
         promise="RankHung",
         why=(

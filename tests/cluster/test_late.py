@@ -9,7 +9,7 @@ from rpcprops.oracle import judge, predict_for, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Program
 from rpcprops.runner import default_runner
-from tests.seeded._programs import SLOW, THREADS
+from tests.seeded._programs import IMPATIENT_WAYS, SLOW, THREADS, UNDER_WAY
 
 RETRIED = FaultPlan(FaultTable(RETRYABLE_MESSAGE_TYPES, 3, {"PYTHON_CALL": 2.0}))
 LOST = FaultPlan(by_rank={0: FaultTable([m for m in MessageType if not m.is_retryable], 1)})
@@ -33,6 +33,20 @@ def holds(program: Program, plan: FaultPlan) -> None:
 def test_slow_functions_run_as_predicted(plan: FaultPlan) -> None:
     """Timeouts that end before a function, and waits for values that are made for minutes."""
     holds(SLOW[0], plan)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize("plan", [FaultPlan(), RETRIED])
+def test_timeouts_of_every_way_of_calling_end_as_predicted(plan: FaultPlan) -> None:
+    """Calls of each kind that end by their timeouts, and go on to their ends all the same."""
+    holds(IMPATIENT_WAYS[0], plan)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize("plan", [FaultPlan(), RETRIED])
+def test_handles_are_used_while_their_values_are_made(plan: FaultPlan) -> None:
+    """Shares, calls, drops of a handle whose creation is late or timed out end as predicted."""
+    holds(UNDER_WAY[0], plan)
 
 
 @pytest.mark.usefixtures("rpc_cluster")

@@ -21,10 +21,12 @@ from tests.seeded._programs import (
     IMPATIENT_WAYS,
     LIVES,
     OUTLASTING,
+    OUTLIVED,
     PROFILED_AGAIN,
     REFUSED_INITS,
     RETRIES,
     SLOW,
+    UNDER_WAY,
     asks,
     bumps,
     callables,
@@ -87,6 +89,7 @@ def corpus() -> tuple[World, ...]:
     ]
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
+    worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *OUTLIVED[1:])]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())

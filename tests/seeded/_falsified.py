@@ -18,6 +18,7 @@ from rpcprops.programs import (
     Bump,
     Call,
     Carry,
+    Chain,
     Context,
     Count,
     Default,
@@ -32,6 +33,7 @@ from rpcprops.programs import (
     Method,
     Onward,
     Optimize,
+    Outlast,
     Profile,
     Raising,
     Reach,
@@ -43,6 +45,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
+    Through,
     Train,
 )
 from tests.seeded._corpus import World
@@ -95,7 +98,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Profile, Refused, Train)
+_WITH_PARTS = (Carry, Context, Graph, Linear, Outlast, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -444,11 +447,14 @@ def _fork_of_refused(world: World) -> Falsified:
 
 # Slow functions, and timeouts that end before them.
 
+#: The kinds of step whose timeout may end before one named call of a function does.
+_ABANDONING = (After, Call, Carry, Chain, Deferred, Invoke, Raising, Reach, Share)
+
 
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
     """Each step whose timeout ends before its function does, and the rank of the function."""
     for index, leaf, expected, _ in _steps(world):
-        if not isinstance(leaf, After | Call | Reach | Share):
+        if not isinstance(leaf, _ABANDONING):
             continue
         if leaf.seconds > (leaf.timeout or leaf.seconds):
             if expected.error == "timeout":
@@ -489,7 +495,7 @@ def _patient_fetch(world: World) -> Falsified:
 @defect("a slow call that has no timeout times out")
 def _impatient(world: World) -> Falsified:
     for index, leaf, expected, _ in _steps(world):
-        if not isinstance(leaf, Call | Gather | Reach | Remote | Share):
+        if not isinstance(leaf, (*_ABANDONING, Gather, Method, Remote)) or isinstance(leaf, After):
             continue
         if leaf.seconds and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
@@ -524,6 +530,112 @@ def _callback_of_late(world: World) -> Falsified:
     for index, leaf, _ in _abandoned(world):
         if isinstance(leaf, After):
             wrong = with_step(world.outcome, index, value=[], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+def _made_late(world: World) -> Iterator[tuple[int, Remote, int]]:
+    """Each step at which a value is still being made, how it is made, and at which step that is."""
+    making: dict[str, tuple[int, Remote]] = {}
+    for index, leaf in enumerate(world.program.leaves):
+        handle = getattr(leaf, "handle", "")
+        if isinstance(leaf, Settle):
+            making.clear()
+        elif isinstance(leaf, Remote) and leaf.seconds and leaf.at != leaf.to:
+            making[leaf.out] = index, leaf
+        elif handle in making:
+            number, made = making[handle]
+            if isinstance(leaf, Share):
+                making[leaf.out] = making[handle]
+            yield index, made, number
+
+
+@defect("a handle that is sent on before its value is made never comes")
+def _early_never_comes(world: World) -> Falsified:
+    leaves = world.program.leaves
+    shared = {one.out for n, *_ in _made_late(world) if isinstance(one := leaves[n], Share)}
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Fetch | Local) and leaf.handle in shared and not expected.error:
+            missing = ERRORS["missing"]
+            wrong = with_step(world.outcome, index, value=None, error=missing)
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a value that is asked for before it is made is made again")
+def _made_again(world: World) -> Falsified:
+    for index, made, number in _made_late(world):
+        if isinstance(world.program.leaves[index], Through | Fetch | Local):
+            wrong = calling(world.outcome, made.to, {f"step{number}": 2})
+            yield wrong, [("NotRunOnce", made.to, None)]
+
+
+@defect("a call through a handle does not wait for the value")
+def _too_early(world: World) -> Falsified:
+    for index, _, _ in _made_late(world):
+        leaf, seen = world.program.leaves[index], world.outcome.steps[index]
+        if isinstance(leaf, Through) and seen.value:
+            addend = [leaf.addend] * len(seen.value)
+            wrong = with_step(world.outcome, index, value=addend)
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a call goes through an RRef whose creation timed out")
+def _called_through(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Through) and expected.error == "creation":
+            wrong = with_step(world.outcome, index, value=[4.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("what a call that timed out has asked for never runs")
+def _asked_never(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        rank = leaf.then if isinstance(leaf, Chain | Deferred) else None
+        name = f"step{index}/then"
+        if rank is not None and world.prediction.calls[rank].get(name):
+            if name not in world.prediction.abandoned_calls[rank]:
+                yield calling(world.outcome, rank, {name: 0}), [("NotRunOnce", rank, None)]
+
+
+@defect("a callback of a future asks again after its call has timed out, and once more")
+def _asked_once_more(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Deferred) and world.prediction.calls[leaf.then].get(
+            name := f"step{index}/again"
+        ):
+            yield calling(world.outcome, leaf.then, {name: 2}), [("NotRunOnce", leaf.then, None)]
+
+
+@defect("a value that came after its timeout is given all the same")
+def _late_value(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Carry):
+            wrong = with_step(world.outcome, index, value={"differs": ""}, error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("what a function raised comes after its timeout, instead of it")
+def _late_raise(world: World) -> Falsified:
+    for index, leaf, _ in _abandoned(world):
+        if isinstance(leaf, Raising):
+            wrong = with_step(world.outcome, index, error=ERRORS["remote"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a callback of a call that timed out raises nothing")
+def _late_callback(world: World) -> Falsified:
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Raising) and leaf.how == "then" and not expected.error:
+            if leaf.seconds > (leaf.timeout or leaf.seconds):
+                value = {**seen.value, "raised": "", "kept": False}
+                wrong = with_step(world.outcome, index, value=value)
+                yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a method of an object is waited for, whatever the timeout")
+def _patient_method(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Method) and expected.error == "timeout":
+            wrong = with_step(world.outcome, index, value=[3.0, 5.0], error=None)
             yield wrong, [("MissingError", leaf.at, index)]
 
 
@@ -765,6 +877,61 @@ def _refused(world: World) -> Falsified:
         if isinstance(leaf, Refused) and not expected.value["refused"]:
             wrong = with_step(world.outcome, index, value={"refused": True, "message": "x"})
             yield wrong, [("ContextLeak", leaf.at, index)]
+
+
+def _outlasting(world: World, key: str) -> Iterator[tuple[int, Outlast, dict[str, Any]]]:
+    """Each call that outlasts its context and shows that."""
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Outlast) and not expected.error and key in seen.value:
+            yield index, leaf, {name: x for name, x in seen.value.items() if name != key}
+
+
+@defect("a call that outlasts its context gives another sum")
+def _outlasting_sum(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "sum"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [0.5]})
+        yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a call that needs no context is refused after its end")
+def _outlasting_lost(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "sum"):
+        wrong = with_step(world.outcome, index, value={**rest, "lost": True})
+        yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("an answer belongs to a context that has ended")
+def _outlasting_kept(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "lost"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [3.0]})
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call in a context knows no timeout")
+def _outlasting_patient(world: World) -> Falsified:
+    for index, leaf, rest in _outlasting(world, "timed out"):
+        wrong = with_step(world.outcome, index, value={**rest, "sum": [3.0]})
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call that outlasts its context never runs")
+def _outlasting_never(world: World) -> Falsified:
+    for index, leaf, _ in _outlasting(world, "id"):
+        name = f"step{index}"
+        if name not in world.prediction.abandoned_calls[leaf.to]:
+            yield calling(world.outcome, leaf.to, {name: 0}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a call that outlasts its context makes it anew, and it stays")
+def _outlasting_leak(world: World) -> Falsified:
+    leaves = world.program.leaves
+    for index, leaf, _ in _outlasting(world, "id"):
+        for settle in range(index, len(leaves)):
+            if isinstance(leaves[settle], Settle):
+                more = world.outcome.steps[settle].counters[leaf.to].contexts + 1
+                wrong = settled_with(world.outcome, settle, leaf.to, contexts=more)
+                yield wrong, [("ContextLeak", leaf.to, settle)]
+                break
 
 
 # Graphs, trained parameters and remote layers: one part of the value is another than it must be.

@@ -23,7 +23,17 @@ from rpcprops.outcomes import (
     StepOutcome,
     Violation,
 )
-from rpcprops.programs import Context, Graph, Leaf, Linear, Program, Refused, Settle, Train
+from rpcprops.programs import (
+    Context,
+    Graph,
+    Leaf,
+    Linear,
+    Outlast,
+    Program,
+    Refused,
+    Settle,
+    Train,
+)
 
 TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (200 ms)")
 #: An error of each class, as a rank raises it.
@@ -82,6 +92,8 @@ def _value(leaf: Leaf, expected: Any) -> Any:
     value = expected
     if isinstance(leaf, Context | Graph | Linear):
         value = {**expected, "id": 1 << 48}
+    if isinstance(leaf, Outlast):
+        value = {**(expected or {}), "id": 1 << 48}
     if isinstance(leaf, Context) and leaf.breaks is not None:
         value["broke"] = "Error on Node 1: RaisedOnPurposeError"
     if isinstance(leaf, Graph) and leaf.inside is not None:

@@ -29,6 +29,7 @@ from rpcprops.programs import (
     Nest,
     Onward,
     Optimize,
+    Outlast,
     Own,
     Parallel,
     Pause,
@@ -410,6 +411,61 @@ def slow(at: int, to: int, other: int) -> Program:
 SLOW = tuple(slow(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 
 
+def under_way(at: int, to: int, other: int) -> Program:
+    """Handles that are called through, sent on and dropped before their values are made."""
+    late: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
+    steps = (
+        Remote(at, to, "a", (1.0, 2.0), (3.0, 4.0), seconds=2.0),
+        Share(at, "a", to, "b"),
+        Share(at, "a", other, "c"),
+        Through(at, "a"),
+        Local(to, "b"),
+        Drop(at, "a"),
+        Fetch(other, "c"),
+        Settle(),
+        Remote(at, to, "d", **late),
+        Share(at, "d", other, "e"),
+        Through(at, "d"),
+        Settle(),
+        Fetch(other, "e"),
+        Drop(at, "d"),
+        Drop(other, "e"),
+        Remote(other, to, "f", **late),
+        Share(other, "f", to, "g"),
+        Local(to, "g"),
+        Drop(other, "f"),
+        Settle(),
+        Drop(to, "g"),
+        Remote(at, other, "h", seconds=2.0),
+        Drop(at, "h"),
+        Settle(),
+    )
+    return Program(4, steps, f"under way[{at},{to},{other}]")
+
+
+def outlived(at: int, to: int, then: int) -> Program:
+    """Contexts that end before the calls which were made in them."""
+    steps = (
+        Outlast(at, to, "x"),
+        Outlast(at, to, "y", "gradient", left=(1.0, 2.0), right=(3.0, 4.0)),
+        Outlast(to, then, "z", "call", then=at),
+        Settle(),
+        Outlast(at, then, "u", "gradient", "timeout"),
+        Parallel(((Outlast(at, to, "v", "call", "timeout", then),), (Outlast(then, to, "w"),))),
+        Settle(),
+        Refused(to, "x"),
+        Refused(to, "y"),
+        Refused(at, "z"),
+        Refused(then, "u"),
+        Outlast(then, at, "t", seconds=50.0),
+    )
+    return Program(4, steps, f"outlived[{at},{to},{then}]")
+
+
+OUTLIVED = tuple(outlived(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+UNDER_WAY = tuple(under_way(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
+
 def impatient_ways(at: int, to: int, then: int) -> Program:
     """Slow functions and timeouts of the other ways of calling, alone and in threads of a rank."""
     late: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
@@ -422,6 +478,22 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Gather(at, (to, then), "collect_all", **late),
         Gather(at, (to, to), "threads", **in_time),
         Recurse(at, (to, then, to), 12.0, timeout=3.0),
+        Settle(),
+        Invoke(at, to, "bound", how="async", **late),
+        Deferred(at, to, then, "again", **late),
+        Chain(at, to, then, **late),
+        Settle(),
+        Raising(at, to, "value", **late),
+        Raising(at, then, how="then", **late),
+        Carry(at, then, "list", "echo", **late),
+        Settle(),
+        Method(at, to, timeout=70.0, seconds=140.0),
+        Invoke(at, to, "constructor", how="remote", seconds=2.0),
+        Deferred(at, then, to, "thens", how="class", **in_time),
+        Raising(at, to, "key", how="deferred", **in_time),
+        Carry(at, to, "str", **in_time),
+        Chain(at, then, to, **in_time),
+        Method(at, then, **in_time),
         Settle(),
         Parallel(
             (
@@ -498,6 +570,8 @@ EVERY_KIND = (
     SLOW[0],
     OUTLASTING[0],
     IMPATIENT_WAYS[0],
+    UNDER_WAY[0],
+    OUTLIVED[0],
     THREADS,
 )
 

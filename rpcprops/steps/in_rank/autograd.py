@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call
+from rpcprops.steps.in_rank.state import contexts, note_call, note_slowly, ran
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 
@@ -112,6 +114,104 @@ def run_backward(
         traceback.clear_frames(error.__traceback__)
         return {"broke": str(error)}
     return {"gradient": dist_autograd.get_gradients(context_id)[leaf].tolist()}
+
+
+class SlowArgument:
+    """An object that takes some seconds (virtual) to be unpickled, and then is a number."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to unpickle it."""
+        return slow_number, (self.seconds,)
+
+
+def slow_number(seconds: float) -> float:
+    """Sleep, and return zero."""
+    time.sleep(seconds)
+    return 0.0
+
+
+#: What torch says where a rank has given a context up.
+CONTEXT_IS_GONE = "find autograd context"
+
+
+def outlast(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    name: str,
+    what: str,
+    by: str,
+    then: int,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    seconds: float,
+) -> dict[str, Any]:
+    """Leave a context while a call of it runs; then wait for the call, if it has not timed out.
+
+    Before it leaves, the call has begun to run, so that its rank has the context. A call whose
+    argument is slow to be unpickled has not.
+    """
+    terms = (tensor(left).requires_grad_(what == "gradient"), tensor(right))
+    slow = SlowArgument(seconds) if what == "argument" else seconds
+    args = (call, *terms, slow, world[then] if what == "call" else "")
+    result: dict[str, Any] = {}
+    future: Any = None
+    with dist_autograd.context() as context_id:
+        result["id"] = contexts[name] = context_id
+        if by == "async":
+            future = rpc.rpc_async(world[to], add_slowly, args=args)
+        else:
+            try:
+                rpc.rpc_sync(world[to], add_slowly, args=args, timeout=seconds / 4)
+            except RuntimeError as error:
+                if "timeout" not in str(error):
+                    raise
+                result["timed out"] = True
+        while what != "argument" and not rpc.rpc_sync(world[to], has_run, args=(call,)):
+            time.sleep(0.05)
+    if future is None:
+        return result
+    total = unless_context_is_gone(future.wait)
+    return {**result, "lost": True} if total is None else {**result, "sum": total.tolist()}
+
+
+def has_run(call: str) -> bool:
+    """Whether a call has begun to run in this rank."""
+    return ran[call] > 0
+
+
+def unless_context_is_gone(function: Callable[[], Any]) -> Any:
+    """What a function returns; None if it raises that a context is gone."""
+    try:
+        return function()
+    except RuntimeError as error:
+        if CONTEXT_IS_GONE not in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return None
+
+
+def add_slowly(
+    call: str, left: torch.Tensor, right: torch.Tensor, seconds: float, then: str
+) -> torch.Tensor | None:
+    """Sleep, and add; the sum may go by a further rank, if there is still a context for that."""
+    note_slowly(call, seconds)
+    total = left + right
+    if not then:
+        return total
+    back: torch.Tensor | None = unless_context_is_gone(
+        lambda: rpc.rpc_sync(then, same, args=(total,))
+    )
+    return back
+
+
+def same(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor."""
+    return x
 
 
 def refused(call: str, world: tuple[str, ...], *, context: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
-from rpcprops.steps.in_rank.state import MissingHandleError, futures, note_call
+from rpcprops.steps.in_rank.state import MissingHandleError, futures, note_call, note_slowly
 from rpcprops.steps.in_rank.sums import add, operand, sum_call
 
 
@@ -73,15 +73,20 @@ def chain(
     then: int,
     left: tuple[float, ...],
     right: tuple[float, ...],
+    timeout: float | None,
+    seconds: float,
 ) -> list[float]:
     """Call another rank, which answers once a third one has computed the sum for it."""
-    args = (call, world[then], tensor(left), tensor(right))
-    value: list[float] = rpc.rpc_sync(world[to], chained_add, args=args).tolist()
+    args = (call, world[then], tensor(left), tensor(right), seconds)
+    limit = timeout_of(timeout)
+    value: list[float] = rpc.rpc_sync(world[to], chained_add, args=args, timeout=limit).tolist()
     return value
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def chained_add(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
-    """Let another rank add; the answer is sent when that rank has answered."""
-    note_call(call)
+def chained_add(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> Any:
+    """Sleep, and let another rank add; the answer is sent when that rank has answered."""
+    note_slowly(call, seconds)
     return rpc.rpc_async(then, add, args=(call + "/then", left, right))

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
-from rpcprops.steps.in_rank.state import note_call
+from rpcprops.steps.in_rank.state import note_call, note_slowly
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, torchscript
 
 #: Every text that is raised begins with it. By it the caller knows an error that a function raised
@@ -93,9 +93,9 @@ def text_that_stays(kind: str, text: str) -> str:
     return text
 
 
-def raise_there(call: str, kind: str, text: str) -> None:
-    """Raise an exception of some kind."""
-    note_call(call)
+def raise_there(call: str, kind: str, text: str, seconds: float) -> None:
+    """Sleep, and raise an exception of some kind."""
+    note_slowly(call, seconds)
     error = exception_of(kind, text)
     if kind == "cause":
         raise error from ValueError(f"{MARK}: the cause")
@@ -103,9 +103,9 @@ def raise_there(call: str, kind: str, text: str) -> None:
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def raise_at_once(call: str, kind: str, text: str) -> None:
+def raise_at_once(call: str, kind: str, text: str, seconds: float) -> None:
     """Raise instead of returning a future."""
-    raise_there(call, kind, text)
+    raise_there(call, kind, text, seconds)
 
 
 def raised_by(send: Callable[[], Any], kept: Callable[[str], bool]) -> dict[str, Any] | Any:
@@ -125,22 +125,32 @@ def raised_by(send: Callable[[], Any], kept: Callable[[str], bool]) -> dict[str,
 
 
 def raising(
-    call: str, world: tuple[str, ...], *, to: int, kind: str, text: str, more: int, how: str
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    kind: str,
+    text: str,
+    more: int,
+    how: str,
+    timeout: float | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """Let a function at another rank, or a callback here, raise; what reached this rank."""
     text = MARK + text + "." * more
-    args = (call, kind, text)
+    args = (call, kind, text, seconds)
+    limit = timeout_of(timeout)
 
     def send() -> Any:
         if how == "sync":
-            return rpc.rpc_sync(world[to], raise_there, args=args)
+            return rpc.rpc_sync(world[to], raise_there, args=args, timeout=limit)
         if how == "async":
-            return rpc.rpc_async(world[to], raise_there, args=args).wait()
+            return rpc.rpc_async(world[to], raise_there, args=args, timeout=limit).wait()
         if how == "remote":
             return rpc.remote(world[to], raise_there, args=args).to_here()
         if how == "deferred":
-            return rpc.rpc_sync(world[to], raise_at_once, args=args)
-        future: Any = rpc.rpc_async(world[to], note_call, args=(call,))
+            return rpc.rpc_sync(world[to], raise_at_once, args=args, timeout=limit)
+        future: Any = rpc.rpc_async(world[to], note_slowly, args=(call, seconds), timeout=limit)
 
         def raise_in_callback(done: Any) -> None:
             raise exception_of(kind, text)
@@ -152,35 +162,37 @@ def raising(
 
 
 class Adder:
-    """An object that travels, with callables of every sort."""
+    """An object that travels, with callables of every sort; `more` may say how long they sleep."""
 
     def __init__(self, call: str) -> None:
         self.call = call
 
-    def __call__(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def __call__(self, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
         """Add."""
-        return add(self.call, left, right)
+        return add(self.call, left, right, **more)
 
-    def method(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def method(self, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
         """Add."""
-        return add(self.call, left, right)
+        return add(self.call, left, right, **more)
 
     @staticmethod
-    def static(call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def static(call: str, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
         """Add."""
-        return add(call, left, right)
+        return add(call, left, right, **more)
 
     @classmethod
-    def of_class(cls, call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def of_class(
+        cls, call: str, left: torch.Tensor, right: torch.Tensor, **more: float
+    ) -> torch.Tensor:
         """Add."""
-        return cls.static(call, left, right)
+        return cls.static(call, left, right, **more)
 
 
 class Summed:
     """An object that adds when it is made."""
 
-    def __init__(self, call: str, left: torch.Tensor, right: torch.Tensor) -> None:
-        self.value = add(call, left, right)
+    def __init__(self, call: str, left: torch.Tensor, right: torch.Tensor, **more: float) -> None:
+        self.value = add(call, left, right, **more)
 
     def tolist(self) -> list[float]:
         """The sum."""
@@ -188,9 +200,15 @@ class Summed:
         return value
 
 
-def add_all(call: str, *terms: torch.Tensor, factor: float = 1.0, **more: torch.Tensor) -> Any:
-    """Add any number of terms, with and without names, and multiply by a factor."""
-    note_call(call)
+def add_all(
+    call: str,
+    *terms: torch.Tensor,
+    factor: float = 1.0,
+    seconds: float = 0.0,
+    **more: torch.Tensor,
+) -> Any:
+    """Add any number of terms, with and without names, and multiply by a factor; then sleep."""
+    note_slowly(call, seconds)
     return factor * sum((*terms, *more.values()))
 
 
@@ -267,11 +285,20 @@ def invoke(
     left: tuple[float, ...],
     right: tuple[float, ...],
     how: str,
+    timeout: float | None,
+    seconds: float,
 ) -> list[float] | bool:
     """Call a callable of some form at another rank; True if it was refused, as it must be."""
     refused = form in REFUSED and how != "proxy"
+    slow = {"seconds": seconds} if seconds else {}
     try:
-        result = invoked(call, world[to], form, how, left, right)
+        if how == "proxy":
+            result = invoked_by_proxy(call, world[to], form, left, right, slow)
+        else:
+            function, args, kwargs = callable_of(call, form, left, right)
+            kwargs |= slow
+            limit = timeout_of(timeout)
+            result = invoked(world[to], how, function, args, kwargs, limit)
     except Exception as error:
         if not refused or "pickle" not in str(error):
             raise
@@ -284,23 +311,37 @@ def invoke(
     return list(result) if isinstance(result, tuple) else list(result.tolist())
 
 
-def invoked(
-    call: str, to: str, form: str, how: str, left: tuple[float, ...], right: tuple[float, ...]
+def invoked_by_proxy(
+    call: str,
+    to: str,
+    form: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    slow: dict[str, float],
 ) -> Any:
-    """What such a call gives."""
-    if how == "proxy":
-        terms = (tensor(left), tensor(right))
-        if form == "script":
-            return rpc.remote(to, scripted_module).rpc_sync().forward(*terms)
-        proxy = rpc.remote(to, Adder, args=(call,)).rpc_sync()
-        if form == "method":
-            return proxy.method(*terms)
-        return (proxy.static if form == "static" else proxy.of_class)(call, *terms)
-    function, args, kwargs = callable_of(call, form, left, right)
+    """What such a callable of an object at another rank gives, through an RRef."""
+    terms = (tensor(left), tensor(right))
+    if form == "script":
+        return rpc.remote(to, scripted_module).rpc_sync().forward(*terms)
+    proxy = rpc.remote(to, Adder, args=(call,)).rpc_sync()
+    if form == "method":
+        return proxy.method(*terms, **slow)
+    return (proxy.static if form == "static" else proxy.of_class)(call, *terms, **slow)
+
+
+def invoked(
+    to: str,
+    how: str,
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float,
+) -> Any:
+    """What a function gives that another rank runs."""
     if how == "sync":
-        return rpc.rpc_sync(to, function, args=args, kwargs=kwargs)
+        return rpc.rpc_sync(to, function, args=args, kwargs=kwargs, timeout=timeout)
     if how == "async":
-        return rpc.rpc_async(to, function, args=args, kwargs=kwargs).wait()
+        return rpc.rpc_async(to, function, args=args, kwargs=kwargs, timeout=timeout).wait()
     return rpc.remote(to, function, args=args, kwargs=kwargs).to_here()
 
 
@@ -340,9 +381,11 @@ class NotAFuture:
     """What a function with `async_execution` must not return."""
 
 
-def future_of(call: str, form: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
-    """A future of a sum, made in some way; or what is none."""
-    note_call(call)
+def future_of(
+    call: str, form: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> Any:
+    """Sleep; then a future of a sum, made in some way, or what is none."""
+    note_slowly(call, seconds)
     if form == "nothing":
         return NotAFuture()
     if form in ("done", "thread", "exception"):
@@ -414,10 +457,12 @@ def deferred(
     left: tuple[float, ...],
     right: tuple[float, ...],
     how: str,
+    timeout: float | None,
+    seconds: float,
 ) -> list[float] | dict[str, Any]:
     """Call a function with `async_execution`; its value, or what it raised."""
-    args = (call, form, world[then], tensor(left), tensor(right))
-    there = world[to]
+    args = (call, form, world[then], tensor(left), tensor(right), seconds)
+    there, limit = world[to], timeout_of(timeout)
 
     def send() -> Any:
         if how == "remote":
@@ -427,9 +472,9 @@ def deferred(
         if how == "proxy_remote":
             return rpc.remote(there, Deferring).remote().method(*args).to_here()
         if how == "async":
-            return rpc.rpc_async(there, deferred_add, args=args).wait()
+            return rpc.rpc_async(there, deferred_add, args=args, timeout=limit).wait()
         function = {"static": Deferring.static, "class": Deferring.of_class}.get(how, deferred_add)
-        return rpc.rpc_sync(there, function, args=args)
+        return rpc.rpc_sync(there, function, args=args, timeout=limit)
 
     def is_kept(text: str) -> bool:
         return MARK in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,13 @@ def note_call(call: str) -> None:
     """Count one more run of a call in this rank."""
     with ran_lock:
         ran[call] += 1
+
+
+def note_slowly(call: str, seconds: float) -> None:
+    """Count one more run of a call in this rank, and sleep."""
+    note_call(call)
+    if seconds:
+        time.sleep(seconds)
 
 
 def handle_of(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rpcprops.steps.in_rank.shared import tensor
-from rpcprops.steps.in_rank.state import handle_of, note_call
+from rpcprops.steps.in_rank.state import handle_of, note_call, note_slowly
 
 
 class RaisedOnPurposeError(Exception):
@@ -30,9 +30,7 @@ def raise_on_purpose(
     call: str, left: torch.Tensor, right: Any, seconds: float = 0.0
 ) -> torch.Tensor:
     """Sleep for `seconds`, and raise, whatever the arguments."""
-    note_call(call)
-    if seconds:
-        time.sleep(seconds)
+    note_slowly(call, seconds)
     raise RaisedOnPurposeError(call)
 
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import note_call
+from rpcprops.steps.in_rank.shared import timeout_of
+from rpcprops.steps.in_rank.state import note_slowly
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 #: Virtual seconds that a slow object takes to be pickled.
@@ -329,10 +330,19 @@ VALUE_REFUSALS: dict[str, str] = {
 }
 
 
-def carry(call: str, world: tuple[str, ...], *, to: int, sort: str, way: str) -> dict[str, str]:
+def carry(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    sort: str,
+    way: str,
+    timeout: float | None,
+    seconds: float,
+) -> dict[str, str]:
     """Send a value by a way; how what came differs from it, or the type of what refused it."""
     try:
-        return carry_by(call, world[to], sort, way)
+        return carry_by(call, world[to], sort, way, timeout_of(timeout), seconds)
     except Exception as error:
         if not is_refusal(sort, error):
             raise
@@ -341,22 +351,26 @@ def carry(call: str, world: tuple[str, ...], *, to: int, sort: str, way: str) ->
         gc.collect()
 
 
-def carry_by(call: str, to: str, sort: str, way: str) -> dict[str, str]:
+def carry_by(
+    call: str, to: str, sort: str, way: str, timeout: float, seconds: float
+) -> dict[str, str]:
     """Send a value by a way, and compare what came."""
+    how = (call, sort, seconds)
     if way == "own":
         rref: Any = rpc.RRef(new_value(sort))
-        found: dict[str, str] = rpc.rpc_sync(to, compare_value_there, args=(call, sort, rref))
+        found: dict[str, str] = rpc.rpc_sync(to, compare_value_there, args=(*how, rref))
         return found
     there = ""
     if way == "result":
-        value = rpc.rpc_sync(to, make_value, args=(call, sort))
+        value = rpc.rpc_sync(to, make_value, args=how, timeout=timeout)
     elif way == "remote":
-        value = rpc.remote(to, make_value, args=(call, sort)).to_here()
-    elif way == "async":
-        future = rpc.rpc_async(to, give_value_back, args=(call, sort, new_value(sort)))
-        there, value = future.wait()
+        value = rpc.remote(to, make_value, args=how).to_here()
     else:
-        there, value = rpc.rpc_sync(to, give_value_back, args=(call, sort, new_value(sort)))
+        args = (*how, new_value(sort))
+        if way == "async":
+            there, value = rpc.rpc_async(to, give_value_back, args=args, timeout=timeout).wait()
+        else:
+            there, value = rpc.rpc_sync(to, give_value_back, args=args, timeout=timeout)
     return {"differs": there or value_difference(new_value(sort), value)}
 
 
@@ -365,21 +379,21 @@ def new_value(sort: str) -> Any:
     return VALUE_MAKERS[sort]()
 
 
-def make_value(call: str, sort: str) -> Any:
+def make_value(call: str, sort: str, seconds: float) -> Any:
     """Make a value and return it."""
-    note_call(call)
+    note_slowly(call, seconds)
     return new_value(sort)
 
 
-def give_value_back(call: str, sort: str, value: Any) -> tuple[str, Any]:
+def give_value_back(call: str, sort: str, seconds: float, value: Any) -> tuple[str, Any]:
     """How a value that came differs from what was sent; and the value."""
-    note_call(call)
+    note_slowly(call, seconds)
     return value_difference(new_value(sort), value), value
 
 
-def compare_value_there(call: str, sort: str, rref: Any) -> dict[str, str]:
+def compare_value_there(call: str, sort: str, seconds: float, rref: Any) -> dict[str, str]:
     """Fetch the value of an RRef, and compare it."""
-    note_call(call)
+    note_slowly(call, seconds)
     try:
         return {"differs": value_difference(new_value(sort), rref.to_here())}
     except Exception as error:

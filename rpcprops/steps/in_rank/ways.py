@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -349,41 +350,58 @@ class Tally:
         note_call(call)
         self.total = start
 
-    def add(self, number: float, *, times: int = 1) -> float:
-        """Add a number some times; the new total."""
+    def add(self, number: float, *, times: int = 1, seconds: float = 0.0) -> float:
+        """Sleep for `seconds`, add a number some times; the new total."""
+        if seconds:
+            time.sleep(seconds)
         self.total += number * times
         return self.total
 
 
 def method(
-    call: str, world: tuple[str, ...], *, to: int, how: str, form: str, start: float
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    how: str,
+    form: str,
+    start: float,
+    timeout: float | None,
+    seconds: float,
 ) -> list[Any]:
     """Make an object at a rank, and call a method of it twice through its RRef."""
     try:
         rref = rpc.remote(world[to], Tally, args=(call, start))
         if form == "missing":
-            return [error_of_attribute(rref, how)]
-        kwargs = {"times": 3} if form == "kwargs" else {}
-        return [call_through(rref, how, "add", (2.0,), kwargs) for _ in range(2)]
+            return [error_of_attribute(rref, how, timeout)]
+        kwargs: dict[str, Any] = {"times": 3} if form == "kwargs" else {}
+        slow = {"seconds": seconds} if seconds else {}
+        first = call_through(rref, how, "add", (2.0,), {**kwargs, **slow}, timeout)
+        return [first, call_through(rref, how, "add", (2.0,), kwargs, timeout)]
     finally:
         gc.collect()
 
 
 def call_through(
-    rref: Any, how: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    rref: Any,
+    how: str,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,
 ) -> Any:
     """Call a method of an RRef's value at its owner, and wait for what it returns."""
     if how == "sync":
-        return getattr(rref.rpc_sync(), name)(*args, **kwargs)
+        return getattr(rref.rpc_sync(timeout_of(timeout)), name)(*args, **kwargs)
     if how == "async":
-        return getattr(rref.rpc_async(), name)(*args, **kwargs).wait()
+        return getattr(rref.rpc_async(timeout_of(timeout)), name)(*args, **kwargs).wait()
     return getattr(rref.remote(), name)(*args, **kwargs).to_here()
 
 
-def error_of_attribute(rref: Any, how: str) -> str:
+def error_of_attribute(rref: Any, how: str, timeout: float | None) -> str:
     """The class of the error for a method that the class lacks; other errors are raised."""
     try:
-        call_through(rref, how, "subtract", (1.0,), {})
+        call_through(rref, how, "subtract", (1.0,), {}, timeout)
     except AttributeError as error:
         return type(error).__name__
     return ""

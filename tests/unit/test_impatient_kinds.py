@@ -1,0 +1,157 @@
+"""Kinds of step with a timeout and a function that sleeps: what they predict, and what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import predict
+from rpcprops.programs import (
+    Carry,
+    Chain,
+    Deferred,
+    Invoke,
+    Method,
+    Program,
+    Raising,
+    Settle,
+    Step,
+)
+from rpcprops.strategies.drawing import StepDrawer
+from tests.seeded._programs import IMPATIENT_WAYS
+
+DELAYED = FaultPlan(FaultTable(messages_to_delay={"PYTHON_CALL": 2.0}))
+T = TypeVar("T")
+LATE: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
+IN_TIME: dict[str, Any] = {"timeout": 900.0, "seconds": 12.0}
+MAKERS = {
+    "carry": lambda **timed: Carry(0, 1, "int", **timed),
+    "echo": lambda **timed: Carry(0, 1, "list", "echo", **timed),
+    "chain": lambda **timed: Chain(0, 1, 2, **timed),
+    "deferred": lambda **timed: Deferred(0, 1, 2, "again", **timed),
+    "invoke": lambda **timed: Invoke(0, 1, "bound", **timed),
+    "raising": lambda **timed: Raising(0, 1, **timed),
+    "method": lambda **timed: Method(0, 1, **timed),
+}
+
+
+def error(step: Step, plan: FaultPlan | None = None, rpc_timeout: float | None = None) -> str:
+    """How a step alone must end."""
+    return predict(Program(3, (step,), rpc_timeout=rpc_timeout), plan or FaultPlan()).steps[0].error
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_timeout_is_compared_with_what_the_answer_waits_for(kind: str) -> None:
+    """A timeout ends before a function that sleeps longer, and before a delay of the call."""
+    make = MAKERS[kind]
+    assert error(make(**LATE)) == "timeout"
+    assert error(make(**IN_TIME)) == ""
+    assert error(make(seconds=12.0)) == ""
+    assert error(make(timeout=1.0), DELAYED) == "timeout"
+    assert error(make(seconds=130.0), rpc_timeout=100.0) == "timeout"
+    assert error(make(seconds=145.0, timeout=800.0), rpc_timeout=100.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "waits"),
+    [
+        (Chain(0, 1, 2, timeout=3.0), 4.0),
+        (Deferred(0, 1, 2, timeout=3.0), 4.0),
+        (Deferred(0, 1, 2, "again", timeout=5.0), 6.0),
+        (Deferred(0, 1, 2, "done", timeout=1.0), 2.0),
+    ],
+)
+def test_a_deferred_answer_waits_for_what_its_function_calls(step: Step, waits: float) -> None:
+    """Each further call is delayed too, and its delay counts against the first timeout."""
+    predicted = predict(Program(3, (step,)), DELAYED).steps[0]
+    assert predicted.error == "timeout"
+    assert predicted.slack == waits - step.timeout  # type: ignore[attr-defined]
+
+
+def test_what_a_call_does_after_its_timeout_is_counted() -> None:
+    """The function runs all the same, and so does what it calls; only shutdown may drop them."""
+    steps = (Deferred(0, 1, 2, "again", **LATE), Settle())
+    predicted = predict(Program(3, steps), FaultPlan())
+    assert predicted.steps[1].calls == ({}, {"step0": 1}, {"step0/then": 1, "step0/again": 1})
+    assert not any(predicted.abandoned_calls)
+    unsettled = predict(Program(3, steps[:1], settles=False), FaultPlan())
+    assert unsettled.abandoned_calls[1:] == ({"step0"}, {"step0/then", "step0/again"})
+
+
+def test_a_callback_raises_whether_its_call_timed_out_or_not() -> None:
+    """Its error is the step's value, after a timeout too."""
+    for timed in (LATE, IN_TIME):
+        (predicted,) = predict(Program(2, (Raising(0, 1, how="then", **timed),)), FaultPlan()).steps
+        assert (predicted.error, predicted.value) == ("", {"raised": "RuntimeError", "kept": True})
+
+
+def test_a_method_that_is_slower_than_its_timeout_ends_with_it() -> None:
+    """The question for the type could end by it as well, so the messages are not known."""
+    assert not predict(Program(2, (Method(0, 1, **LATE),)), FaultPlan()).certain
+    long = Method(0, 1, timeout=70.0, seconds=140.0)
+    assert predict(Program(2, (long,)), FaultPlan()).certain
+
+
+def test_an_argument_that_cannot_be_read_is_answered_at_once() -> None:
+    """The function is not called, so it does not sleep."""
+    unread = Carry(0, 1, "raises-unpickled", "echo", timeout=70.0, seconds=140.0)
+    assert error(unread) == ""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Carry(0, 1, "rref", timeout=3.0),
+        lambda: Carry(0, 1, "int", "remote", timeout=3.0),
+        lambda: Deferred(0, 1, 2, how="proxy", timeout=3.0),
+        lambda: Invoke(0, 1, how="remote", timeout=3.0),
+        lambda: Method(0, 1, "remote", timeout=3.0),
+        lambda: Raising(0, 1, how="remote", timeout=3.0),
+    ],
+)
+def test_a_timeout_that_is_not_modelled_is_refused(make: Any) -> None:
+    """Where the value travels by an RRef, the timeout of a step says nothing."""
+    with pytest.raises(UsageError, match="is not modelled"):
+        Program(3, (make(),))
+
+
+@pytest.mark.parametrize("form", ["operator", "math", "generator", "lambda", "script"])
+def test_what_cannot_sleep_is_refused(form: Any) -> None:
+    """A function that is not ours, and one that never runs, cannot be told to sleep."""
+    with pytest.raises(UsageError, match="cannot sleep; write 0"):
+        Program(2, (Invoke(0, 1, form, seconds=2.0),))
+
+
+def test_they_travel_as_json() -> None:
+    """Programs with their timeouts are the same after a trip through JSON."""
+    for program in IMPATIENT_WAYS:
+        assert from_json(to_json(program), Program) == program
+
+
+class Chance(StepDrawer):
+    """A drawer that does without Hypothesis, so that a thousand steps are drawn at once."""
+
+    chance = Random(0)
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of some options."""
+        return self.chance.choice(options)
+
+
+@pytest.mark.parametrize("op", ["carry", "chain", "deferred", "invoke", "method", "raising"])
+def test_timeouts_are_drawn(op: str) -> None:
+    """Each kind is drawn with a function that sleeps, and with a timeout that ends before it."""
+    drawn: list[Any] = []
+    for _ in range(1000):
+        drawer = Chance(lambda _: 0, 2, kinds=(op,))
+        assert drawer.add_kind(op)
+        drawn += drawer.steps
+    assert any(step.seconds and step.timeout is None for step in drawn)
+    assert any(step.timeout and not step.seconds for step in drawn)
+    assert any(step.seconds > (step.timeout or step.seconds) for step in drawn)
