@@ -820,8 +820,9 @@ class StepDrawer:
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
                 long = _OUTLASTS * self.rpc_timeout
-                often = (None, None, None, self.in_time(long))
-                forms += [(timeout, long) for timeout in often if long <= left]
+                # Few, because each takes seconds to run.
+                some = (None, self.in_time(long))
+                forms += [(timeout, long) for timeout in some if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
