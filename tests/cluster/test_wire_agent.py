@@ -21,6 +21,7 @@ from rpcprops.outcomes import SentMessage
 from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import Artefact, write
+from rpcprops.torch_facts import symbols
 
 pytestmark = pytest.mark.skipif(
     build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
@@ -39,21 +40,27 @@ def _call_and_die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _held(delay: float) -> tuple[dict[str, Any], float]:
-    """The state of the agent while its only call is held, and virtual seconds that this took."""
-    state = rpc.api._get_current_rpc_agent().state
-    began = time.monotonic()
-    future = rpc.rpc_async("worker1", abs, (-1,))
-    while not state()["waiting_messages"] and time.monotonic() < began + delay:
-        time.sleep(0.01)
-    seen = state()
-    assert future.wait() == 1
-    return seen, time.monotonic() - began
-
-
 def _state() -> dict[str, Any]:
-    found: dict[str, Any] = rpc.api._get_current_rpc_agent().state()
+    found: dict[str, Any] = symbols.current_agent().state()
     return found
+
+
+def _held() -> dict[str, Any]:
+    """The state of the agent while its first call is held, which a second one lets go."""
+    first = rpc.rpc_async("worker1", abs, (-1,))
+    while not (seen := _state())["waiting_messages"] and not first.done():
+        time.sleep(0.01)
+    assert rpc.rpc_sync("worker1", abs, (-2,)) == 2
+    assert first.wait() == 1
+    return seen
+
+
+def _at_rest() -> dict[str, Any]:
+    """The state once no call is counted: torch counts a call down after its future is done."""
+    end = time.monotonic() + 5000.0
+    while (seen := _state())["client_active_calls"] and time.monotonic() < end:
+        time.sleep(0.01)
+    return seen
 
 
 def _users(messages: tuple[SentMessage, ...]) -> list[SentMessage]:
@@ -92,23 +99,27 @@ def test_a_killed_rank_loses_no_record(rpc_cluster: ClusterFactory) -> None:
     assert [(one.type, one.became) for one in sent] == [("PYTHON_CALL", "answered")] * 2
 
 
-def test_a_delayed_message_waits_in_the_agent_and_is_written_late(
-    rpc_cluster: ClusterFactory,
-) -> None:
-    """While it waits `state` counts it; it is written after its delay, and then nothing waits."""
+def test_a_delayed_message_is_written_late(rpc_cluster: ClusterFactory) -> None:
+    """It is written when its delay is over, by the clock of its rank, and is not overdue."""
     fault = MessageFault(0, "delay", "PYTHON_CALL", delay=200.0)
-    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=[fault])) as cluster:
-        seen, took = cluster.on(0).call(_held, 200.0)
-        after = cluster.on(0).call(_state)
-    assert seen["waiting_messages"] == 1
-    assert seen["client_active_calls"] == 1
-    assert took >= 200.0
-    assert after["waiting_messages"] == after["client_active_calls"] == after["retries"] == 0
-    assert not any(after["pending_responses"].values())
+    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=(fault,))) as cluster:
+        assert cluster.on(0).call(_call, 1) == [0]
     late = _users(cluster.outcome.messages)[0]
-    assert (late.done, late.marks.count("overdue")) == ("delay", 0)
+    assert (late.done, late.became, late.marks.count("overdue")) == ("delay", "answered", 0)
     assert late.written is not None
     assert late.written - late.seconds >= 200.0
+
+
+def test_the_agent_says_what_waits_in_it(rpc_cluster: ClusterFactory) -> None:
+    """A message that is held is counted with its call, and nothing is once both have ended."""
+    until = NthMessage(0, "PYTHON_CALL", n=2)
+    fault = MessageFault(0, "hold", "PYTHON_CALL", delay=3000.0, until=until)
+    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=(fault,))) as cluster:
+        seen = cluster.on(0).call(_held)
+        after = cluster.on(0).call(_at_rest)
+    assert (seen["waiting_messages"], seen["client_active_calls"]) == (1, 1)
+    assert after["waiting_messages"] == after["client_active_calls"] == after["retries"] == 0
+    assert not any(after["pending_responses"].values())
 
 
 def test_a_hold_that_nothing_ends_is_overdue(rpc_cluster: ClusterFactory) -> None:
@@ -116,7 +127,7 @@ def test_a_hold_that_nothing_ends_is_overdue(rpc_cluster: ClusterFactory) -> Non
     fault = MessageFault(
         0, "hold", "PYTHON_CALL", delay=100.0, until=NthMessage(1, "PYTHON_CALL", n=1)
     )
-    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=[fault])) as cluster:
+    with rpc_cluster(world_size=2, agent="wire", faults=FaultPlan(others=(fault,))) as cluster:
         assert cluster.on(0).call(_call, 1) == [0]
     held = _users(cluster.outcome.messages)[0]
     assert (held.done, held.became) == ("hold", "answered")
@@ -145,7 +156,7 @@ def test_faults_are_armed_for_a_part_of_a_run(rpc_cluster: ClusterFactory) -> No
         with cluster.faults(FaultTable(["PYTHON_CALL"], 1)):
             assert cluster.on(0).call(_tries, 2) == [False, True]
         assert cluster.on(0).call(_tries, 1) == [True]
-        whole = FaultPlan(others=[MessageFault(0, "lose", "PYTHON_CALL")])
+        whole = FaultPlan(others=(MessageFault(0, "lose", "PYTHON_CALL"),))
         with (
             pytest.raises(UsageError, match="cannot be armed for a part of a run"),
             cluster.faults(whole),

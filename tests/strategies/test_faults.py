@@ -424,7 +424,7 @@ def run_python(code: str, *path: Path, **variables: str) -> str:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=60,
+        timeout=150,
     )
     return done.stdout
 
