@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from rpcprops.oracle import ErrorClass, StepPrediction
-from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, StepOutcome
+from rpcprops.outcomes import (
+    Counters,
+    Outcome,
+    PhaseOutcome,
+    RaisedError,
+    SentMessage,
+    StepOutcome,
+)
 from rpcprops.programs import (
     After,
     Ask,
@@ -1382,6 +1389,42 @@ def _unreported(world: World) -> Falsified:
     for rank in sorted(world.prediction.leaking):
         wrong = with_rank(world.outcome, rank, exit_code=0, shutdown_error=None)
         yield wrong, [("MissingError", rank, None)]
+
+
+# The record of messages, which some agents keep.
+
+
+def _record(world: World) -> list[SentMessage]:
+    """The requests that the model predicts, each answered, with those of the shutdown."""
+    kinds = [
+        (send.rank, send.to, str(send.message))
+        for send in (*world.prediction.sends, *world.prediction.last_sends)
+    ]
+    for rank in range(1, world.outcome.world_size) if world.prediction.graceful else ():
+        kinds += [(rank, 0, "PYTHON_CALL"), (0, rank, "PYTHON_CALL")]
+    return [
+        SentMessage(float(number), rank, to, number, kind, is_request=True, first_id=number)
+        for number, (rank, to, kind) in enumerate(kinds)
+        if to is not None
+    ]
+
+
+@defect("a message is sent that was not promised")
+def _sends_more(world: World) -> Falsified:
+    record = _record(world)
+    for sent in record[-1:] if world.prediction.certain else ():
+        again = dataclasses.replace(sent, id=len(record), first_id=len(record))
+        wrong = dataclasses.replace(world.outcome, messages=(*record, again))
+        yield wrong, [("MessagesDiffer", sent.sender, None)]
+
+
+@defect("a promised message is not sent")
+def _sends_less(world: World) -> Falsified:
+    first, *rest = _record(world) or [None]
+    early = first is not None and first.sender in world.prediction.may_exit_early
+    if first is not None and rest and world.prediction.certain and not early:
+        wrong = dataclasses.replace(world.outcome, messages=tuple(rest))
+        yield wrong, [("MessagesDiffer", first.sender, None)]
 
 
 # What fires. Of a rank whose last deletes nobody waits for, some counts may be.
