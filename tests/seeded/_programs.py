@@ -388,6 +388,8 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Gather(at, (to, to), "threads", **in_time),
         Recurse(at, (to, then, to), 12.0, timeout=3.0),
         Settle(),
+        Onward(at, to, then, 2, (1.0,), (2.0,), 3.0, 12.0, 600.0),
+        Settle(),
         Parallel(
             (
                 (Invoke(at, to, "operator"), Carry(at, to, "rref"), Gather(at, (to, then))),
