@@ -32,8 +32,8 @@ class Below(SearchStrategy[int]):
         return int(data.draw_integer(0, self._most))
 
 
-class Unused(SearchStrategy[None]):
-    """So many numbers that nothing depends on, each as ``Below(2)`` draws it."""
+class Unused(SearchStrategy[int]):
+    """So many numbers that nothing depends on, each as ``Below(2)`` draws it; gives their count."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -42,10 +42,11 @@ class Unused(SearchStrategy[None]):
     def __repr__(self) -> str:
         return f"unused({self._number})"
 
-    def do_draw(self, data: Any) -> None:
+    def do_draw(self, data: Any) -> int:
         """Draw all of them."""
         for _ in range(self._number):
             data.draw_integer(0, 1)
+        return self._number
 
 
 class Weighted(SearchStrategy[int]):

@@ -137,7 +137,7 @@ def below(number: int) -> st.SearchStrategy[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _unused(number: int) -> st.SearchStrategy[None]:
+def _unused(number: int) -> st.SearchStrategy[int]:
     return Unused(number)
 
 

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
@@ -209,7 +210,7 @@ class Scope:
 
 
 @functools.cache
-def _ranks_of(kind: type[Step]) -> tuple[str, ...]:
+def _ranks_of(kind: Any) -> tuple[str, ...]:
     """The fields of a kind of step that name a rank."""
     names = (item.name for item in fields(kind))
     return tuple(name for name in names if name in ("at", "to", "via", "then"))

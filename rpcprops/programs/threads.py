@@ -101,7 +101,8 @@ def _owners(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    return (step.to,) * step.calls
+    to: int = step.to
+    return [to] * int(step.calls)
 
 
 #: For each kind of step the ranks where a thread may wait for it, named once for each thread that

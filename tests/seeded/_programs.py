@@ -494,6 +494,7 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Carry(at, to, "str", **in_time),
         Chain(at, then, to, **in_time),
         Method(at, then, **in_time),
+        Onward(at, to, then, 2, (1.0,), (2.0,), 3.0, 12.0, 600.0),
         Settle(),
         Parallel(
             (
