@@ -112,6 +112,7 @@ class Chance(StepDrawer):
         ("attribute-error-as-value", ["carry"], 400),
         ("unconfirmed-user", ["own", "share", "settle", *["ask"] * 10], 40),
         ("rounded-rprop-factor", ["train"], 40),
+        ("context-after-cleanup", ["outlast"], 40),
     ],
 )
 def test_a_form_that_meets_a_finding_is_drawn_where_torch_has_mended_it(
