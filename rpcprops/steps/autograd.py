@@ -278,6 +278,7 @@ class Outlast(Step):
     op: ClassVar[str] = "outlast"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 13.5
+    comes_first: ClassVar[bool] = False  # because it needs a second rank, and a thread for a while
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
     at: int

@@ -115,6 +115,7 @@ class Chance(StepDrawer):
         ("unconfirmed-user", ["own", "share", "settle", *["ask"] * 10], 40),
         ("rounded-rprop-factor", ["train"], 40),
         ("profiling-key-kept", ["profile"], 40),
+        ("context-after-cleanup", ["outlast"], 40),
     ],
 )
 def test_a_form_that_meets_a_finding_is_drawn_where_torch_has_mended_it(

@@ -204,12 +204,12 @@ def add_slowly(
     if not then:
         return total
     back: torch.Tensor | None = unless_context_is_gone(
-        lambda: rpc.rpc_sync(then, same, args=(total,))
+        lambda: rpc.rpc_sync(then, same_tensor, args=(total,))
     )
     return back
 
 
-def same(x: torch.Tensor) -> torch.Tensor:
+def same_tensor(x: torch.Tensor) -> torch.Tensor:
     """The same tensor."""
     return x
 
