@@ -190,10 +190,12 @@ def test_such_a_case_runs_where_the_agent_can_be_built(
     monkeypatch.setattr(build, "built", prepare)
     server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
     prop = replace(PROPERTIES[name], observe=observe)
-    result = examine(prop, SimpleNamespace(server=server), max_examples=2)  # type: ignore[arg-type]
+    result = examine(prop, SimpleNamespace(server=server, failed_in_use=[]), max_examples=2)  # type: ignore[arg-type]
     assert agents == ({(WIRE, True)} if built else {(None, False)})
     assert result.agent == (WIRE if built else "")
-    chance = examine(prop, SimpleNamespace(server=server), max_examples=2, by_chance=True)  # type: ignore[arg-type]
+    chance = examine(
+        prop, SimpleNamespace(server=server, failed_in_use=[]), max_examples=2, by_chance=True
+    )  # type: ignore[arg-type]
     assert chance.agent == ""
 
 
