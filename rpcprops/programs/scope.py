@@ -108,7 +108,8 @@ class Scope:
         Raises:
             UsageError: it cannot follow; the message says why, and the scope is unchanged.
         """
-        for name in _ranks_of(type(step)):
+        kind: Any = type(step)
+        for name in _ranks_of(kind):
             self.check_rank(name, getattr(step, name))
         check_timeout("timeout", getattr(step, "timeout", None))
         step.enter(self)
@@ -210,7 +211,7 @@ class Scope:
 
 
 @functools.cache
-def _ranks_of(kind: Any) -> tuple[str, ...]:
+def _ranks_of(kind: type[Step]) -> tuple[str, ...]:
     """The fields of a kind of step that name a rank."""
     names = (item.name for item in fields(kind))
     return tuple(name for name in names if name in ("at", "to", "via", "then"))
