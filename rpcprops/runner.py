@@ -95,6 +95,7 @@ class Runner:
             transport=transport,
             rpc_timeout=_A_DAY if program.rpc_timeout is None else program.rpc_timeout,
             shutdown_faults=True,
+            init=not program.founds_group,
             agent=self.server.agent if agent is None else agent,
         )
         cluster.program = program

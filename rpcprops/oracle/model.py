@@ -39,6 +39,7 @@ from typing import Any
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
+from rpcprops.oracle._groups import Group
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
@@ -170,6 +171,8 @@ class Model:
         self.profiled: set[int] = set()
         #: Whether the ranks have shut RPC down and initialised it again.
         self.rejoined = False
+        #: The dynamic group of a program that founds one.
+        self.group = Group()
         #: How often each named call has run so far, by rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
@@ -317,24 +320,37 @@ class Model:
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
 
-    def prediction(self, *, settles: bool = True) -> Prediction:
-        """What the steps so far must have shown, and what a graceful shutdown now must show.
+    def prediction(self, *, settles: bool = True, at_once: bool = False) -> Prediction:
+        """What the steps so far must have shown, and what a shutdown now must show.
 
-        Without `settles` the shutdown comes at once.
+        Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
+        for nobody if it is `at_once`; then the ranks have settled.
         """
         for handle in self.handles.values():
             self.mark(handle)
+        if self.group.inits and not all(rref.made for rref in self.rrefs):
+            msg = (
+                "the members of a dynamic group end while a value is being made that nobody has "
+                "fetched; put a Fetch after each Remote."
+            )
+            raise UsageError(msg)
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
         counters = self.counters()
-        graceful = not any(
+        # api.py: shutdown(graceful=False) makes no calls.
+        graceful = at_once or not any(
             MessageType.PYTHON_CALL in self.plan.table(rank).failing
             for rank in range(self.world_size)
         )
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
-        last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
+        if at_once:
+            last, leaking, perhaps = self._end_at_once()
+            waiting = set()
+        else:
+            last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
+        early = waiting if at_once else waiting | {user.rank for user in self.users if user.broken}
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
@@ -353,7 +369,7 @@ class Model:
             graceful,
             tuple(map(frozenset, dropped)),
             frozenset(leaking),
-            frozenset(waiting | {user.rank for user in self.users if user.broken}),
+            frozenset(early),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
             frozenset(self.met),
@@ -421,6 +437,13 @@ class Model:
         del self.sends[before:]
         self.failed = failed
         return last, leaking, perhaps - leaking
+
+    def _end_at_once(self) -> tuple[tuple[Send, ...], set[int], set[int]]:
+        """Nobody deletes anything, so an owner still knows each fork that it knew.
+
+        ``rref_context.cpp``: ``RRefContext::destroyInstance`` reports them by ``checkRRefLeaks``.
+        """
+        return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
 
     # What steps are made of.
 
@@ -828,7 +851,8 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         model = Model(program.world_size, plan, choices, facts, program.rpc_timeout)
         for step in program.leaves:
             model.add(step)
-        found.append(model.prediction(settles=program.settles))
+        at_once = program.end.how == "at once"
+        found.append(model.prediction(settles=program.settles, at_once=at_once))
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]
         if len(found) + len(waiting) > _MOST_ALTERNATIVES:

@@ -5,6 +5,7 @@ predicts each step's value, the messages it sends, and what every rank holds onc
 run one after the other, each at the rank it names; the branches of a :class:`Parallel` run at once.
 """
 
+from rpcprops.programs._end import End, Shutdown
 from rpcprops.programs._program import MAX_WORLD_SIZE, Program, check_world_size
 from rpcprops.programs.scope import HandleInfo, Scope
 from rpcprops.steps import (
@@ -29,6 +30,7 @@ from rpcprops.steps import (
     Leaf,
     Linear,
     Local,
+    Member,
     Method,
     Module,
     Nest,
@@ -67,6 +69,7 @@ __all__ = [
     "Default",
     "Deferred",
     "Drop",
+    "End",
     "Fetch",
     "Flavour",
     "Gather",
@@ -76,6 +79,7 @@ __all__ = [
     "Leaf",
     "Linear",
     "Local",
+    "Member",
     "Method",
     "Module",
     "Nest",
@@ -94,6 +98,7 @@ __all__ = [
     "Scope",
     "Settle",
     "Share",
+    "Shutdown",
     "Step",
     "Through",
     "Train",

@@ -12,6 +12,7 @@ from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.graphs import Graph
+from rpcprops.steps.groups import Member
 from rpcprops.steps.life import Profile, Rejoin
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Linear, Module, Optimize, Train
@@ -40,6 +41,7 @@ __all__ = [
     "Leaf",
     "Linear",
     "Local",
+    "Member",
     "Method",
     "Module",
     "Nest",

@@ -37,8 +37,9 @@ WITH_TORCH = (
     "rpcprops.fixture",
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "life")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("rrefs", "training", "values", "ways")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "groups")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("life", "rrefs", "training", "values")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("ends", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )
