@@ -11,7 +11,7 @@ import msgspec
 from rpcprops.errors import UsageError
 from rpcprops.faults import Fault, FaultPlan, fault_class
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import STEP_TYPES, Parallel, Program, Step
+from rpcprops.programs import STEP_TYPES, End, Parallel, Program, Step
 
 T = TypeVar("T")
 
@@ -19,12 +19,15 @@ T = TypeVar("T")
 def to_json(value: Any) -> Any:
     """`value` as what JSON can hold (dicts, lists, strings, numbers, booleans, None)."""
     if isinstance(value, Program):
+        # Most programs end as they always did.
+        end = {} if value.end == End() else {"end": _builtins(value.end)}
         return {
             "world_size": value.world_size,
             "name": value.name,
             "settles": value.settles,
             "rpc_timeout": value.rpc_timeout,
             "num_worker_threads": value.num_worker_threads,
+            **end,
             "steps": [_step_json(step) for step in value.steps],
         }
     data = _builtins(value)
@@ -82,6 +85,7 @@ def _program_fields(data: Any) -> dict[str, Any]:
         "settles": msgspec.convert(data.get("settles", True), bool),
         "rpc_timeout": msgspec.convert(data.get("rpc_timeout"), float | None),
         "num_worker_threads": msgspec.convert(data.get("num_worker_threads"), int | None),
+        "end": msgspec.convert(data.get("end", {}), End),
     }
 
 

@@ -177,6 +177,7 @@ class Runner:
                 rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
                 num_worker_threads=threads_of(program).number,
                 shutdown_faults=True,
+                init=not program.founds_group,
                 agent=self.server.agent if agent is None else agent,
             )
             return _run_in(cluster, program, faults, size, reuse=reuse)

@@ -9,6 +9,7 @@ from rpcprops.strategies.faults import (
     message_types,
     retryable_subsets,
 )
+from rpcprops.strategies.groups import group_programs
 from rpcprops.strategies.messages import message_faults
 from rpcprops.strategies.programs import programs, programs_under_faults
 
@@ -18,6 +19,7 @@ __all__ = [
     "fail_counts",
     "fault_plans",
     "fault_tables",
+    "group_programs",
     "message_faults",
     "message_types",
     "programs",

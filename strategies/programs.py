@@ -7,6 +7,7 @@ small whole numbers, so float64 arithmetic on them is exact.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, Program
+from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies.drawing import (
@@ -36,6 +37,28 @@ _FEW = 20
 _DEFAULTS = (*(None,) * 7, TIMEOUTS[0])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
 _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
+#: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as
+#: usual, for that is how what they hold is given back.
+_LATE = 30.0
+_ENDS: tuple[tuple[Shutdown, str], ...] = (
+    *(("graceful", ""),) * 5,
+    ("twice", ""),
+    ("at once", ""),
+    ("timeout", ""),
+    ("graceful", "last"),
+    ("graceful", "others"),
+    ("at once", "last"),
+    ("timeout", "others"),
+)
+
+
+def _end(how: Shutdown, late: str, world_size: int, *, settles: bool) -> End:
+    """An end of a program of so many ranks; one that waits for nobody only after a settle."""
+    if how == "at once" and not settles:
+        how = "graceful"
+    before = world_size - 1
+    waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
+    return End(how, waits[late])
 
 
 def programs(
@@ -199,13 +222,13 @@ def _program_drawer(
     many = 3 + len(groups) // 8
     bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
-    # One number for both, as below.
-    forms = [(settled, default) for default in _DEFAULTS for settled in settled_or_not]
+    # One number for all, as below.
+    forms = list(itertools.product(_ENDS, _DEFAULTS, settled_or_not))
 
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         # One choice, because each further one that all programs take makes shrinking harder.
         number = int.from_bytes(draw(bits), "little")
-        settled, rpc_timeout = forms[draw(below(len(forms)))]
+        (how, late), rpc_timeout, settled = forms[draw(below(len(forms)))]
         more = number >> len(groups)
         steps = StepDrawer(
             draw,
@@ -237,6 +260,7 @@ def _program_drawer(
             settles=settled,
             rpc_timeout=steps.rpc_timeout,
             num_worker_threads=steps.threads_of_ranks,
+            end=_end(how, late, world_size, settles=settled),
         )
 
     return draw_program

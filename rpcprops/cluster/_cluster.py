@@ -24,7 +24,7 @@ from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
-from rpcprops.programs import Program
+from rpcprops.programs import End, Program
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -221,9 +221,13 @@ class Cluster:
             raise UsageError(msg)
 
     def shutdown(self) -> None:
-        """Shut all ranks down gracefully and wait for their exits; keep violations, raise none."""
+        """Shut all ranks down, gracefully unless the program says otherwise, and wait for their
+        exits; keep violations, raise none.
+        """
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
-        _shutdown.shut_down(*below, self.options, self.arming.problem, graceful=self._runs_rpc)
+        end = End() if self.program is None else self.program.end
+        ends = end if self._runs_rpc else None
+        _shutdown.shut_down(*below, self.options, self.arming.problem, end=ends)
 
     def stay(self) -> str:
         """Instead of :meth:`shutdown`: let the ranks meet as there, and come to rest.

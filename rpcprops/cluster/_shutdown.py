@@ -1,6 +1,6 @@
-"""The end of a world: RPC is shut down gracefully in every rank, and each rank exits.
+"""The end of a world: RPC is shut down in every rank, and each rank exits.
 
-Each wait here has a reason in torch's ``api.py: shutdown``:
+Each wait of a graceful shutdown has a reason in torch's ``api.py: shutdown``:
 
 * ``_wait_all_workers``, by ``_all_gather``, calls two Python functions with ``rpc_sync`` and
   ``rpc_async``: the other ranks send to the rank with the smallest name, which answers each. These
@@ -32,6 +32,7 @@ from rpcprops.errors import text_of
 from rpcprops.faults import MessageType
 from rpcprops.oracle.ranks import shutdown_violations
 from rpcprops.outcomes import RaisedError, Violation
+from rpcprops.programs import End
 from rpcprops.torch_facts import installed
 
 
@@ -43,9 +44,9 @@ def shut_down(
     options: WorldOptions,
     problem: str,
     *,
-    graceful: bool,
+    end: End | None,
 ) -> None:
-    """Shut RPC down in all ranks if `graceful`, and wait for their exits.
+    """Shut RPC down in all ranks, unless `end` is None, and wait for their exits.
 
     Violations are recorded, not raised.
 
@@ -60,8 +61,9 @@ def shut_down(
         )
 
     found = diagnosis.found
-    with phases.open("shutdown", deadlines.shutdown) as phase:
-        number = ranks.send_to_all("exit", graceful)
+    later = 0.0 if end is None else end.lasts / options.rate
+    with phases.open("shutdown", deadlines.shutdown + later) as phase:
+        number = ranks.send_to_all("exit", end)
         answers = diagnosis.gather(phase, number, f"does not shut down{_why(options, problem)}")
         if answers is None:
             # Ranks that wait for one whose shutdown has raised are not to blame.

@@ -24,8 +24,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
-from torch.distributed import rpc
-
 from rpcprops import clock, fixture
 from rpcprops.cluster import (
     _anew,
@@ -46,7 +44,8 @@ from rpcprops.cluster.options import A_DAY
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan, agent_faults
 from rpcprops.outcomes import Counters
-from rpcprops.steps.in_rank import state
+from rpcprops.programs import End
+from rpcprops.steps.in_rank import ends, state
 from rpcprops.torch_facts import CounterKeys, installed, symbols
 
 #: Without room for its 1 MiB probe segment, TensorPipe leaves its shared-memory transport out.
@@ -192,6 +191,7 @@ class _Rank:
         self.keys = self.fixture.facts.counters
         if not self.spec.shutdown_faults and not _injection.problem():
             self.injection.take_over()
+        state.meets_at.append((self.rank, self.store))
         if self.spec.init == "adopt":
             self.adopt()
         else:
@@ -204,14 +204,14 @@ class _Rank:
             _limit_file_size()
 
     def init_rpc(self, **given: Any) -> None:
-        """Initialise RPC as the world says, but for a name, a rank or a timeout that is given."""
+        """Initialise RPC as the world says, but for what is given in its place."""
         one = self.fixture
         if given:
             one = fixture.RankFixture(
                 rank=given.get("rank", self.rank),
                 name=given.get("name", one.name),
-                world_size=one.world_size,
-                init_method=self.store,
+                world_size=given.get("world_size", one.world_size),
+                init_method=given.get("init_method", self.store),
                 table=one.fault_table,
                 rpc_timeout=given.get("rpc_timeout", self.spec.rpc_timeout),
                 num_worker_threads=one.num_worker_threads,
@@ -404,20 +404,20 @@ class _Rank:
     def run_step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
         self.answer(number, "ok", interpreter.run_step(index, step, self.spec.names, contexts))
 
-    def leave(self, number: int, graceful: bool) -> int:
-        """Shut RPC down if asked to, answer with the error and a last look; the exit code."""
+    def leave(self, number: int, end: End | None) -> int:
+        """Shut RPC down in a way if asked to; answer with the error and a look; the exit code."""
         code, blob = 0, b""
         if self.adoption is not None:
             self.adoption.is_over = True
-        if graceful:
+        if end is not None:
             try:
-                rpc.shutdown(graceful=True)
+                ends.end_rank(end.how, end.wait_of(self.rank))
             except BaseException as error:
                 code = EXIT_SHUTDOWN_FAILED
                 _, blob = _functions.dump_error(error, self.rank)
                 _print_traceback()
         seen = self.look()
-        if graceful:
+        if end is not None:
             seen["after"] = Counters(**_held_by_process(self.keys))
         self.answer(number, "ok", (blob, seen))
         return code

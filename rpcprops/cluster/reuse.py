@@ -12,7 +12,7 @@ from rpcprops.agents.wire import NAME
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import Prediction
 from rpcprops.outcomes import StepOutcome
-from rpcprops.programs import Program
+from rpcprops.programs import End, Program
 
 #: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
 #: was read for each. Not among them are those that initialise RPC again, run a profiler or set the
@@ -35,10 +35,12 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
     """Whether a program may use a kept world, and leave its world to be kept.
 
     It may not if a step is predicted to fail, if anything is predicted to be left at the end, if it
-    meets a known finding, or if its faults cannot be set while ranks run.
+    meets a known finding, if its faults cannot be set while ranks run, or if it ends in a way of
+    its own.
     """
     return (
         agent == NAME
+        and program.end == End()
         and all(step.op in KINDS for step in program.leaves)
         and all(isinstance(one, MessageFault) and one.action in _ACTIONS for one in plan.others)
         and prediction.graceful

@@ -61,6 +61,12 @@ DOCUMENTED: Mapping[str, Documented] = {
         quote=_NO_LOSS,
         place=_RREFS,
     ),
+    "held-at-once": Documented(
+        "An owner reports a leaked RRef when the ranks shut down with graceful=False, because its "
+        "users have not deleted their forks.",
+        quote="this is a local shutdown, and it does not wait for other RPC processes",
+        place=_SHUTDOWN,
+    ),
     "shutdown-waits": Documented(
         "Shutdown takes 100 s longer, because a rank waits for a message that was lost for good.",
         is_defect=True,
@@ -174,7 +180,7 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
     facts = facts_of(outcome.torch_version)
     for rank, may_fail in zip(outcome.ranks, prediction.failed_sends(), strict=False):
         for kind in (
-            *_rrefs(prediction, rank, facts),
+            *_rrefs(program, prediction, rank, facts),
             *_contexts(program, prediction, rank, facts),
         ):
             yield Accepted(kind, rank.rank)
@@ -186,11 +192,13 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
             yield Accepted("last-deletes-not-judged", rank.rank)
 
 
-def _rrefs(prediction: Prediction, rank: RankOutcome, facts: TorchFacts) -> Iterator[str]:
+def _rrefs(
+    program: Program, prediction: Prediction, rank: RankOutcome, facts: TorchFacts
+) -> Iterator[str]:
     """The kinds of documented effect that a rank showed of RRefs at shutdown."""
     if reports_leak(rank, facts):
         if rank.rank in prediction.leaking:
-            yield "leak-at-owner"
+            yield "held-at-once" if program.end.how == "at once" else "leak-at-owner"
         elif rank.rank in prediction.may_leak:
             yield "leak-by-chance"
     if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):

@@ -121,7 +121,8 @@ def _accounted(
         # Waits of other ranks then fail because of the death or hang, which is judged separately.
         return True
     if error.kind == "owners":
-        return leaks or number in prediction.leaking | prediction.may_leak
+        waits = program.end.how != "at once"
+        return leaks or (waits and number in prediction.leaking | prediction.may_leak)
     if error.kind == "users":
         return leaks or number in prediction.waiting
     if error.kind == "terminate":

@@ -35,7 +35,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
 from rpcprops.oracle.prediction import Prediction, Send
 from rpcprops.oracle.ranks import OWNER_WAITS
-from rpcprops.programs import Leaf, Parallel, Program
+from rpcprops.programs import End, Leaf, Parallel, Program
 from rpcprops.steps.base import CLEARLY_IN_TIME
 
 #: What becomes of a request, besides being late: it fails; it is lost, or its answer is; twice.
@@ -72,7 +72,10 @@ _CERTAIN = frozenset(
 _LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
 #: Steps after which ranks have another agent, which counts its messages anew.
-_OTHER_AGENTS = frozenset({"rejoin"})
+_OTHER_AGENTS = frozenset({"rejoin", "member"})
+#: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
+#: single messages.
+_TIMED = frozenset({"outlast", "onward"})
 #: Retried types for whose answers nothing waits: when one was lost, the message was executed.
 _UNSEEN = (MessageType.RREF_CHILD_ACCEPT, MessageType.RREF_USER_DELETE)
 
@@ -150,6 +153,10 @@ class Disturbances:
         for leaf in program.leaves if self.faults else ():
             if leaf.op in _OTHER_AGENTS:
                 raise refused(self.faults[0], f"{leaf!r} ends the agent that counts the messages")
+            if leaf.op in _TIMED:
+                raise refused(self.faults[0], f"what {leaf!r} shows depends on when messages come")
+        if self.faults and program.end != End():
+            raise refused(self.faults[0], f"the program ends in a way of its own, {program.end!r}")
         for fault in self.faults:
             if fault.action in _LATE:
                 continue

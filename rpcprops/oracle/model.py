@@ -46,6 +46,7 @@ from rpcprops.faults import (
     delay_milliseconds,
     retry_wait,
 )
+from rpcprops.oracle._groups import Group
 from rpcprops.oracle._messages import Disturbances, Fate, refused, timeout_may_come
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
@@ -208,6 +209,8 @@ class Model:
         self.profiled: set[int] = set()
         #: Whether the ranks have shut RPC down and initialised it again.
         self.rejoined = False
+        #: The dynamic group of a program that founds one.
+        self.group = Group()
         #: How often each named call has run so far, by rank.
         self.calls: list[Counter[str]] = [Counter() for _ in range(world_size)]
         #: Calls that have timed out since the last settle.
@@ -385,18 +388,26 @@ class Model:
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
 
-    def prediction(self, *, settles: bool = True) -> Prediction:
-        """What the steps so far must have shown, and what a graceful shutdown now must show.
+    def prediction(self, *, settles: bool = True, at_once: bool = False) -> Prediction:
+        """What the steps so far must have shown, and what a shutdown now must show.
 
-        Without `settles` the shutdown comes at once.
+        Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
+        for nobody if it is `at_once`; then the ranks have settled.
         """
         for handle in self.handles.values():
             self.mark(handle)
+        if self.group.inits and not all(rref.made for rref in self.rrefs):
+            msg = (
+                "the members of a dynamic group end while a value is being made that nobody has "
+                "fetched; put a Fetch after each Remote."
+            )
+            raise UsageError(msg)
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
         counters = self.counters()
-        graceful = not any(
+        # api.py: shutdown(graceful=False) makes no calls.
+        graceful = at_once or not any(
             MessageType.PYTHON_CALL in self.plan.table(rank).failing
             for rank in range(self.world_size)
         )
@@ -404,7 +415,13 @@ class Model:
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
         certain = self.certain
-        last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
+        if at_once:
+            last, leaking, perhaps = self._end_at_once()
+            waiting = set()
+        else:
+            last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
+        broken = {user.rank for user in self.users if user.broken}
+        early = waiting if at_once else waiting | self._leaves_early | broken
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
@@ -425,9 +442,7 @@ class Model:
             graceful,
             tuple(map(frozenset, dropped)),
             frozenset(leaking),
-            frozenset(
-                waiting | self._leaves_early | {user.rank for user in self.users if user.broken}
-            ),
+            frozenset(early),
             frozenset(perhaps),
             frozenset(self.may_warn_unreleased_context | abandoned),
             frozenset(self.met),
@@ -496,6 +511,13 @@ class Model:
         del self.sends[before:]
         self.failed, self.disturbed.counts = failed, counts
         return last, leaking, perhaps - leaking
+
+    def _end_at_once(self) -> tuple[tuple[Send, ...], set[int], set[int]]:
+        """Nobody deletes anything, so an owner still knows each fork that it knew.
+
+        ``rref_context.cpp``: ``RRefContext::destroyInstance`` reports them by ``checkRRefLeaks``.
+        """
+        return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
 
     # What steps are made of.
 
@@ -1095,7 +1117,8 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
         for step in program.leaves:
             model.add(step)
-        found.append(model.prediction(settles=program.settles))
+        at_once = program.end.how == "at once"
+        found.append(model.prediction(settles=program.settles, at_once=at_once))
         model.disturbed.check_shutdown(found[-1], settles=program.settles)
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]

@@ -86,10 +86,10 @@ class Prediction:
         retried: how many failed sends of retried messages there were by then, by rank.
         last_sends: the deletes that a graceful shutdown sends for what is still held.
         counters: what each rank holds at the end, once settled.
-        graceful: whether shutdown can be graceful. Its own calls are PYTHON_CALLs, so it cannot
-            where these fail.
-        leaking: ranks whose graceful shutdown must report a leak, because a message that would
-            have released what they hold was lost.
+        graceful: whether the ranks shut down as the program says. The own calls of a graceful
+            shutdown are PYTHON_CALLs, so it cannot be where these fail.
+        leaking: ranks whose shutdown must report a leak, because a message that would have released
+            what they hold was lost, or, in one that waits for nobody, was never sent.
         may_exit_early: ranks that may exit before their last deletes have arrived, as they first
             wait 100 virtual seconds for a child to be accepted, or the owner has nothing to delete.
         may_leak: ranks whose graceful shutdown may report a leak, because such deletes arrive at

@@ -5,6 +5,7 @@ predicts each step's value, the messages it sends, and what every rank holds onc
 run one after the other, each at the rank it names; the branches of a :class:`Parallel` run at once.
 """
 
+from rpcprops.programs._end import End, Shutdown
 from rpcprops.programs._program import (
     MAX_WORKER_THREADS,
     MAX_WORLD_SIZE,
@@ -35,6 +36,7 @@ from rpcprops.steps import (
     Leaf,
     Linear,
     Local,
+    Member,
     Method,
     Module,
     Nest,
@@ -78,6 +80,7 @@ __all__ = [
     "Default",
     "Deferred",
     "Drop",
+    "End",
     "Fetch",
     "Flavour",
     "Gather",
@@ -87,6 +90,7 @@ __all__ = [
     "Leaf",
     "Linear",
     "Local",
+    "Member",
     "Method",
     "Module",
     "Nest",
@@ -108,6 +112,7 @@ __all__ = [
     "Scope",
     "Settle",
     "Share",
+    "Shutdown",
     "Step",
     "Threads",
     "Through",

@@ -10,6 +10,7 @@ import msgspec
 
 from rpcprops._given import argument, items, shown
 from rpcprops.errors import UsageError
+from rpcprops.programs._end import USUAL, End
 from rpcprops.programs.scope import Scope, check_timeout
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 
@@ -27,6 +28,9 @@ class Program:
     """Steps over `world_size` ranks. The last step is followed by a settle and a graceful shutdown,
     unless `settles` is false: then shutdown comes straight after the last step, and must itself
     clean up what is left.
+
+    `end` says how each rank shuts RPC down, if not by a plain graceful shutdown. One that waits for
+    nobody ("at once") needs `settles`, since what would still be under way is not predicted.
 
     `rpc_timeout` is the default timeout of all that its ranks send, in virtual seconds (torch's own
     is 60); None is a day, which nothing meets. It applies once the ranks have joined.
@@ -46,6 +50,7 @@ class Program:
     settles: bool = True
     rpc_timeout: float | None = None
     num_worker_threads: int | None = None
+    end: End = USUAL
 
     def __post_init__(self) -> None:
         check_world_size(self.world_size)
@@ -60,6 +65,7 @@ class Program:
             msg = f"rpc_timeout={shown(self.rpc_timeout)} must be at most {_LONGEST_TIMEOUT:g}."
             raise UsageError(msg)
         _check_threads(self.num_worker_threads)
+        self._check_end()
         scope = Scope(self.world_size)
         for index, step in enumerate(self.steps):
             try:
@@ -68,6 +74,35 @@ class Program:
             except UsageError as error:
                 msg = f"step {index}, {shown(step)}: {error}"
                 raise UsageError(msg) from None
+        if self.settles and scope.members is not None:
+            msg = (
+                "settles=True, but not all ranks are members of the dynamic group at the end; "
+                "write settles=False."
+            )
+            raise UsageError(msg)
+        if scope.members is not None and self.end != USUAL:
+            msg = f"end={self.end!r}: a dynamic group ends by Member steps; leave it out."
+            raise UsageError(msg)
+
+    def _check_end(self) -> None:
+        """Raises:
+        UsageError: the program cannot end in that way.
+        """
+        end: object = self.end
+        if not isinstance(end, End):
+            msg = f"{argument('end', end)} must be an End, such as End('at once')."
+            raise UsageError(msg)
+        if len(end.waits) > self.world_size:
+            msg = f"end={end!r}: there are {self.world_size} ranks, and {len(end.waits)} waits."
+            raise UsageError(msg)
+        if end.how == "at once" and not self.settles:
+            msg = f"end={end!r} needs settles=True: what is under way would not be predicted."
+            raise UsageError(msg)
+
+    @property
+    def founds_group(self) -> bool:
+        """Whether its ranks begin without RPC, and join a dynamic group (see ``Member``)."""
+        return bool(self.steps) and self.steps[0].outside_group
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -134,6 +169,8 @@ class Program:
             rest.append(f"rpc_timeout={self.rpc_timeout!r}")
         if self.num_worker_threads is not None:
             rest.append(f"num_worker_threads={self.num_worker_threads!r}")
+        if self.end != USUAL:
+            rest.append(f"end={self.end!r}")
         if not self.steps:
             return f"Program({', '.join([str(self.world_size), *rest])})"
         lines = [f"{self.world_size},", "("]

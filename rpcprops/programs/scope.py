@@ -71,6 +71,10 @@ class Scope:
         self.waited: set[str] = set()
         #: How many RRefs have been made so far, which is the number of the next one.
         self.rrefs = 0
+        #: The members of the dynamic group; None if the ranks are a static world.
+        self.members: frozenset[int] | None = None
+        #: Whether a step has been added.
+        self.begun = False
 
     def copy(self) -> Scope:
         """An independent scope with the same content."""
@@ -84,6 +88,8 @@ class Scope:
         other.gone = set(self.gone)
         other.waited = set(self.waited)
         other.rrefs = self.rrefs
+        other.members = self.members
+        other.begun = self.begun
         return other
 
     def become(self, other: Scope) -> None:
@@ -110,9 +116,10 @@ class Scope:
         """
         kind: Any = type(step)
         for name in _ranks_of(kind):
-            self.check_rank(name, getattr(step, name))
+            self.check_rank(name, getattr(step, name), any_rank=step.outside_group)
         check_timeout("timeout", getattr(step, "timeout", None))
         step.enter(self)
+        self.begun = True
 
     def walk(self, steps: Iterable[Step]) -> Touched:
         """Add `steps` one after the other; returns their effects that others could notice.
@@ -144,13 +151,17 @@ class Scope:
 
     # What steps ask for and make.
 
-    def check_rank(self, name: str, rank: object) -> None:
+    def check_rank(self, name: str, rank: object, *, any_rank: bool = False) -> None:
         """Raises:
-        UsageError: `rank`, the argument `name` of a step, is no rank of this world.
+        UsageError: `rank`, the argument `name` of a step, is no rank of this world; or, without
+            `any_rank`, no member of the dynamic group.
         """
         size = self.world_size
         if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < size:
             msg = f"{name}={shown(rank)} is no rank of a world of {size} (0 to {size - 1})."
+            raise UsageError(msg)
+        if not any_rank and self.members is not None and rank not in self.members:
+            msg = f"{name}={rank} is no member of the group; let it join first: Member({rank})."
             raise UsageError(msg)
 
     def take_name(self, name: str) -> None:

@@ -12,7 +12,13 @@ from rpcprops.programs import Program
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
 from rpcprops.properties._findings import finding_properties
-from rpcprops.strategies import fault_plans, fault_tables, programs, programs_under_faults
+from rpcprops.strategies import (
+    fault_plans,
+    fault_tables,
+    group_programs,
+    programs,
+    programs_under_faults,
+)
 from rpcprops.torch_facts import installed
 
 
@@ -70,6 +76,11 @@ def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
         return Case(p.timed_call(flavour, timeout), FaultPlan(by_rank={0: table}))
 
     return cases
+
+
+def _of_groups() -> st.SearchStrategy[Case]:
+    """Drawn programs of dynamic groups, which no fault can reach."""
+    return group_programs().map(Case)
 
 
 def _undisturbed() -> st.SearchStrategy[Case]:
@@ -196,6 +207,12 @@ _ALL = (
         "drawn-beyond-budget",
         "Where retries are used up, what stays is what docs/faults.md says, and shutdown tells.",
         _drawn(fault_tables(messages=_RREF_MESSAGES, max_fail_sends=7)),
+    ),
+    Property(
+        "drawn-groups",
+        "Members of a dynamic group join, call each other, leave and are refused as documented.",
+        _of_groups,
+        needs_faults=False,
     ),
     *finding_properties(),
 )

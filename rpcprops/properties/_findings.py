@@ -22,6 +22,7 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     Fetch,
+    Member,
     Onward,
     Outlast,
     Own,
@@ -238,6 +239,21 @@ def _no_thread(number: int) -> Case:
     return Case(program, FaultPlan())
 
 
+def _refused_join(_: int) -> Case:
+    steps = (Member(0), Member(1, "refused"), Member(0, "leave"))
+    return _case(2, *steps, settles=False)
+
+
+def _rejoined(_: int) -> Case:
+    steps = (Member(0), Member(1), Member(1, "leave"), Member(1))
+    return _case(2, *steps, settles=False)
+
+
+def _left_with_an_rref(number: int) -> Case:
+    steps = (Remote(1, 0, "a", left=_value(number)), Fetch(1, "a"), Member(1, "leave"))
+    return _case(2, Member(0), Member(1), *steps, Member(0, "look"), settles=False)
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -343,6 +359,18 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "timeout-needs-thread": (
         "A call ends by its timeout, whatever the threads of its rank do.",
         _no_thread,
+    ),
+    "failed-join-keeps-token": (
+        "A join of a dynamic group that torch refuses keeps no member from leaving.",
+        _refused_join,
+    ),
+    "rejoins-alone": (
+        "Who leaves a dynamic group and joins it again finds the other members.",
+        _rejoined,
+    ),
+    "leaving-keeps-values": (
+        "A member that leaves a dynamic group gracefully deletes the RRefs that it uses.",
+        _left_with_an_rref,
     ),
 }
 

@@ -48,7 +48,9 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
         # In the shutdown all ranks drop their remaining handles at the same time.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]
         waits += max((f.seconds for f in deletes if not f.blocks_sender), default=0.0)
-    if prediction.graceful and (prediction.leaking or prediction.may_exit_early):
+    waits += program.end.lasts
+    is_waited = prediction.graceful and program.end.how != "at once"
+    if is_waited and (prediction.leaking or prediction.may_exit_early):
         # Users wait for accepts that never come, and owners for deletes.
         waits += 2 * OWNER_WAITS
     if any(

@@ -25,7 +25,8 @@ from torch._C._distributed_autograd import _get_debug_info
 from torch._C._distributed_rpc import _get_current_rpc_agent, _rref_context_get_debug_info
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import contexts, init_again, ran
+from rpcprops.steps.in_rank.ends import end_rank
+from rpcprops.steps.in_rank.state import contexts, init_again, meets_at, ran
 
 # The kind of finding that shows this failure, and not another one.
 BROKEN: str = ""
@@ -47,6 +48,9 @@ REINIT: bool = False
 # The threads of each rank's agent.
 THREADS: int = 8
 
+# Whether the ranks begin without RPC, and join and leave a group in the steps.
+GROUP: bool = False
+
 # The default timeout of all that the ranks send, once they have joined: a day stands for none.
 RPC_TIMEOUT: float = 86400.0
 
@@ -57,6 +61,10 @@ STEADY: float = 0.3
 
 # How often each call must have run at the end, by rank; None if that is not checked.
 CALLS: list[dict[str, int]] | None = None
+
+# How each rank shuts down, and after how many seconds by rank.
+HOW: str = "graceful"
+WAITS: list[float] = []
 
 # Whether the ranks shut down at the end; ranks whose shutdown must report a leak; ranks whose may.
 SHUTS_DOWN: bool = False
@@ -111,7 +119,9 @@ def run_rank(rank: int, folder: str, pipe: Any) -> None:
     if REINIT:
         join(rank, f"{folder}/first")
         rpc.shutdown()
-    join(rank, f"{folder}/store")
+    meets_at.append((rank, f"file://{folder}/group"))
+    if not GROUP:
+        join(rank, f"{folder}/store")
     init_again.append(lambda which, **given: join(rank, f"{folder}/{which}", **given))
     pipe.send((None, None, {}))
     while True:
@@ -135,13 +145,13 @@ def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
 
 
 def join(rank: int, store: str, **given: Any) -> None:
-    """Initialise RPC with this rank's faults; with a name, rank or rpc_timeout if it is given."""
+    """Initialise RPC with this rank's faults, and with what is given in place of the usual."""
     importlib.import_module(BACKEND_MODULE)
     registry: Any = rpc.backend_registry
     backend = registry.BackendType[BACKEND]
     options = registry.construct_rpc_backend_options(
         backend,
-        init_method=f"file://{store}",
+        init_method=given.get("init_method", f"file://{store}"),
         num_worker_threads=THREADS,
         rpc_timeout=given.get("rpc_timeout", 86400.0),
         **FAULTS[rank],
@@ -150,7 +160,7 @@ def join(rank: int, store: str, **given: Any) -> None:
         given.get("name", WORLD[rank]),
         backend=backend,
         rank=given.get("rank", rank),
-        world_size=len(WORLD),
+        world_size=given.get("world_size", len(WORLD)),
         rpc_backend_options=options,
     )
     rpc._set_rpc_timeout(RPC_TIMEOUT)  # type: ignore[attr-defined]
@@ -167,7 +177,7 @@ def obey(what: str, argument: Any) -> Any:
     if what == "ran":
         return dict(ran)
     if what == "shutdown":
-        rpc.shutdown()
+        end_rank(HOW, argument)
     if what == "exit":
         os._exit(0)
     return None
@@ -361,9 +371,9 @@ def compare_calls(calls: list[dict[str, int]]) -> None:
 
 
 def shut_down() -> None:
-    """Let all ranks shut down gracefully, and exit."""
-    for rank in RANKS:
-        rank.tell("shutdown")
+    """Let all ranks shut down, and exit."""
+    for rank, wait in zip(RANKS, WAITS, strict=True):
+        rank.tell("shutdown", wait)
     for number, rank in enumerate(RANKS):
         _, error, _ = rank.answer(SHUTDOWN_SECONDS, "rpc.shutdown()")
         if number in LEAKING and not error:

@@ -257,6 +257,8 @@ class _Writer:
         """Whether the failure may show in a graceful shutdown."""
         if self.violation.step is not None or self.reinit or not self.prediction.graceful:
             return False
+        if self.program.founds_group:
+            return False
         last = self.artefact.outcomes[0].phases if self.artefact.outcomes else ()
         reached = not last or any(phase.name == "shutdown" for phase in last)
         return self.kind in ("shutdown", "no error") or (self.kind in ("died", "hung") and reached)
@@ -349,6 +351,7 @@ class _Writer:
             calls = [dict(by_name) for by_name in self.prediction.calls]
             calls += [{}] * (self.size - len(calls))
         leaking, perhaps = self.prediction.leaking, self.prediction.may_leak
+        end = self.program.end
         return {
             "BROKEN": f"{literal(self.kind)}  # {_WORDS[self.kind]}",
             "WORLD": literal(self.names),
@@ -356,16 +359,19 @@ class _Writer:
             "BACKEND_MODULE": literal(agent.module),
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
+            "GROUP": literal(self.program.founds_group),
             "THREADS": literal(self.program.num_worker_threads or ENOUGH_THREADS),
             "RPC_TIMEOUT": literal(self.program.rpc_timeout or A_DAY),
             "COUNTED": _spread(counted),
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
+            "HOW": literal(end.how),
+            "WAITS": literal([end.wait_of(rank) for rank in range(self.size)]),
             "SHUTS_DOWN": literal(self.shuts_down),
             "LEAKING": literal(sorted(leaking)),
             "MAY_LEAK": literal(sorted(leaking | perhaps)),
             "START_SECONDS": literal(_START_SECONDS),
-            "SHUTDOWN_SECONDS": f"{self.patience + OWNER_WAITS:g}",
+            "SHUTDOWN_SECONDS": f"{self.patience + end.lasts + OWNER_WAITS:g}",
             "PATIENCE": literal(self.patience),
         }
 

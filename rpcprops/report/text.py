@@ -12,6 +12,7 @@ from rpcprops.cluster import stacks
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import ArmedFaults, Outcome, Violation
+from rpcprops.programs import End
 from rpcprops.properties import Case, Failure
 from rpcprops.report.artefact import Artefact
 
@@ -78,6 +79,8 @@ def describe_case(case: Case) -> str:
         rest += f", rpc_timeout={program.rpc_timeout!r}"
     if program.num_worker_threads is not None:
         rest += f", num_worker_threads={program.num_worker_threads!r}"
+    if program.end != End():
+        rest += f", end={program.end!r}"
     return f"Program({program.world_size}, ({steps},){rest}) under {case.plan!r}"
 
 

@@ -12,6 +12,7 @@ from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.graphs import Graph
+from rpcprops.steps.groups import Member
 from rpcprops.steps.life import Profile, Rejoin
 from rpcprops.steps.nested import Onward
 from rpcprops.steps.retries import Retry
@@ -42,6 +43,7 @@ __all__ = [
     "Leaf",
     "Linear",
     "Local",
+    "Member",
     "Method",
     "Module",
     "Nest",

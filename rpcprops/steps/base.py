@@ -98,6 +98,8 @@ class Step:
     in_thread: ClassVar[bool] = False
     #: Whether it makes no RRef, so that it may be drawn after a step that initialises RPC again.
     after_rejoin: ClassVar[bool] = False
+    #: Whether it may come at a rank that is no member of a program's dynamic group.
+    outside_group: ClassVar[bool] = False
     #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
     #: The type of its value; an outcome with a value of another type belongs to another program.

@@ -62,6 +62,9 @@ class Settle(Step):
     in_branch: ClassVar[bool] = False
 
     def enter(self, scope: Scope) -> None:
+        if scope.members is not None:
+            msg = "a Settle waits for all ranks of a static world; use Member(at, 'look')."
+            raise UsageError(msg)
         scope.settled |= scope.contexts
         for name, handle in scope.handles.items():
             scope.handles[name] = replace(handle, late=False)

@@ -237,8 +237,23 @@ Leaving = Literal["graceful", "timeout", "at once"]
 #: allow, at all ranks or at one (``rpc_agent.cpp``: WorkerInfo; the others then wait in the store
 #: until the RPC timeout, which ``rpc/__init__.py``: init_rpc gives it); another rank than before
 #: (``autograd/context/container.cpp``: DistAutogradContainer::init); an agent that still runs
-#: (``rpc/__init__.py``: _init_rpc_backend). All are RuntimeErrors.
-Failing = Literal["", "bad name", "same name", "other rank", "one bad name", "running"]
+#: (``rpc/__init__.py``: _init_rpc_backend); at one rank, the name of another one; at all, a world
+#: of one rank more, for which they wait in the store; at all, a store that cannot be opened
+#: (``FileStore.cpp``: File). All are RuntimeErrors.
+Failing = Literal[
+    "",
+    "bad name",
+    "same name",
+    "other rank",
+    "one bad name",
+    "running",
+    "taken name",
+    "too many",
+    "no store",
+]
+#: Those in which ranks wait in the store, for so many virtual seconds.
+_WAITING: tuple[Failing, ...] = ("one bad name", "too many")
+_STORE_WAITS = 30.0
 FAILING: tuple[Failing, ...] = get_args(Failing)
 _SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
 
@@ -270,6 +285,9 @@ class Rejoin(Step):
     failing: Failing = ""
 
     def enter(self, scope: Scope) -> None:
+        if scope.members is not None:
+            msg = "the members of a dynamic group come back one by one, by Member steps."
+            raise UsageError(msg)
         for rank in self.first:
             scope.check_rank("first", rank)
         if len(set(self.first)) != len(self.first):
@@ -317,7 +335,7 @@ class Rejoin(Step):
 
     @property
     def lasts(self) -> float:
-        return 0.5 * len(self.first) + (30.0 if self.failing == "one bad name" else 0.0)
+        return 0.5 * len(self.first) + (_STORE_WAITS if self.failing in _WAITING else 0.0)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Rejoin | None:

@@ -459,6 +459,45 @@ _ALL = (
         ),
         shows_as=frozenset({"MissingError"}),
     ),
+    Finding(
+        name="failed-join-keeps-token",
+        promise="UnexpectedError",
+        why=(
+            "Who joins or leaves a dynamic group first takes the token of the group. A join that "
+            "torch refuses does not give it back, so from then on nobody can join, and no member "
+            "can leave: both wait for the token until their timeout, and raise."
+        ),
+        source=(
+            "torch/distributed/rpc/_utils.py: _group_membership_management yields without a "
+            "finally; what it wraps in _tensorpipe_init_backend_handler (backend_registry.py) "
+            "can raise"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="rejoins-alone",
+        promise="WrongValue",
+        why=(
+            "A process that leaves a dynamic group and joins it again is alone in a group of its "
+            "own, without an error. Torch counts the calls of init_rpc in a process, and looks for "
+            "the others under a prefix that contains that number."
+        ),
+        source="torch/distributed/rpc/__init__.py: init_rpc, _init_counter in the PrefixStore",
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="leaving-keeps-values",
+        promise="RRefLeak",
+        why=(
+            "A graceful shutdown of a member of a dynamic group does not delete the RRefs that it "
+            "uses, as that of a static group does. Their owners, which go on, keep the values."
+        ),
+        source=(
+            "torch/distributed/rpc/api.py: shutdown calls _wait_all_workers and "
+            "_delete_all_user_and_unforked_owner_rrefs for static groups only"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

@@ -140,9 +140,9 @@ def _found_at(dotted: str) -> Any:
 HARNESS: Mapping[str, str] = {
     "torch.distributed.rpc.init_rpc": "In every example, at each rank. Checked: it returns, and "
     "within its time; otherwise the example is a RankHung, a RankDied or an UnexpectedError.",
-    "torch.distributed.rpc.shutdown": "In every example, at each rank, graceful. Checked: it "
-    "returns in bounded time, raises nothing, reports no leak but a predicted one, leaves all "
-    "counters at 0, and the rank exits with 0.",
+    "torch.distributed.rpc.shutdown": "In every example, at each rank, in one of four ways. "
+    "Checked: it returns in bounded time, raises nothing, reports no leak but a predicted one, "
+    "leaves all counters at 0, and the rank exits with 0.",
     "torch.distributed.rpc.TensorPipeRpcBackendOptions": "Where a program of the user's calls "
     'init_rpc itself (`init="adopt"`): its options are read, and the agent gets them with faults.',
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.init_method": "In every example: the ranks "

@@ -13,17 +13,20 @@ from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, Mess
 from rpcprops.oracle import Prediction, predict
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Context, Program
-from rpcprops.strategies import fault_tables, programs_under_faults
+from rpcprops.strategies import fault_tables, group_programs, programs_under_faults
 from tests._draws import draws
 from tests.seeded._ideal import ideal
 from tests.seeded._programs import (
+    ENDS,
     EVERY_KIND,
+    GROUPS,
     IMPATIENT_WAYS,
     LIVES,
     OUTLASTING,
     OUTLIVED,
     PROFILED_AGAIN,
     REFUSED_INITS,
+    REFUSING,
     RETRIES,
     SLOW,
     UNDER_WAY,
@@ -80,7 +83,7 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND]
+    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND, *ENDS]
     written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
@@ -90,6 +93,8 @@ def corpus() -> tuple[World, ...]:
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *OUTLIVED[1:])]
+    grouped = dict.fromkeys(draws(group_programs(), 60))
+    worlds += [World.of(program, FaultPlan()) for program in (*GROUPS, *REFUSING, *grouped)]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())
@@ -110,6 +115,7 @@ def _aimed() -> Iterator[World]:
     """Drawn worlds in which rare things meet: counts of one rank, one family, delays, timeouts."""
     for number, tables, kinds in (
         (60, None, ("count", "call")),
+        (40, None, ("recurse", "settle")),
         (25, None, ("graph", "train", "linear")),
         (25, None, ("context", "settle")),
         (50, None, ("reach", "gather", "method")),

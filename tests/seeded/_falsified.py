@@ -37,6 +37,7 @@ from rpcprops.programs import (
     Leaf,
     Linear,
     Local,
+    Member,
     Method,
     Onward,
     Optimize,
@@ -105,7 +106,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Outlast, Profile, Refused, Train)
+_WITH_PARTS = (Carry, Context, Graph, Linear, Member, Outlast, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -1038,6 +1039,41 @@ DEFECTS |= {
 }
 
 
+# Dynamic groups.
+
+
+def _of_member(name: str, promise: str, change: Callable[[Any], Any]) -> Defect:
+    """A part of what a member shows is another, where `change` changes it."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, expected, seen in _steps(world):
+            part = expected.value.get(name) if isinstance(leaf, Member) else None
+            if part is not None and (wrong := change(part)) != part:
+                value = {**seen.value, name: wrong}
+                outcome = with_step(world.outcome, index, value=value)
+                yield outcome, [(promise, _at(leaf), index)]
+
+    return falsify
+
+
+DEFECTS |= {
+    "a member is alone in its group": _of_member("members", "WrongValue", lambda seen: seen[:1]),
+    "a member knows one that has left": _of_member(
+        "members", "WrongValue", lambda seen: [*seen, max(seen) + 1]
+    ),
+    "a member keeps what one that has left used": _of_member(
+        "held", "RRefLeak", lambda held: [held[0] + 1, held[1] + 1]
+    ),
+    "a member keeps a fork of one that has left": _of_member(
+        "held", "RRefLeak", lambda held: [held[0], held[1] + 1]
+    ),
+    "a member loses what another one uses": _of_member(
+        "held", "OwnerGone", lambda held: [max(0, number - 1) for number in held]
+    ),
+    "a join that must be refused is not": _of_member("refused", "MissingError", lambda _: ""),
+}
+
+
 # Ranks that leave and come back: the text of one rank is another than it must be.
 
 
@@ -1295,6 +1331,14 @@ def _killed_leaving(world: World) -> Falsified:
     for rank in _graceful(world):
         wrong = with_rank(world.outcome, rank, exit_code=None, signal=6)
         yield wrong, [("RankDied", rank, None)]
+
+
+@defect("a second shutdown is accepted")
+def _second_shutdown(world: World) -> Falsified:
+    error = RaisedError("AssertionError", "a second rpc.shutdown() was accepted")
+    for rank in _graceful(world) if world.program.end.how == "twice" else ():
+        wrong = with_rank(world.outcome, rank, shutdown_error=error, exit_code=72)
+        yield wrong, [("UngracefulShutdown", rank, None)]
 
 
 @defect("a shutdown raises")

@@ -73,7 +73,8 @@ def ideal(program: Program, plan: FaultPlan, world_size: int | None = None) -> O
     if prediction.graceful:
         names.append("shutdown")
     phases = tuple(PhaseOutcome(name) for name in names)
-    ranks = tuple(_rank(rank, prediction, plan) for rank in range(size))
+    waits = program.end.how != "at once"
+    ranks = tuple(_rank(rank, prediction, plan, waits=waits) for rank in range(size))
     return Outcome(size, phases=phases, ranks=ranks, steps=steps)
 
 
@@ -107,7 +108,7 @@ def _value(leaf: Leaf, expected: Any) -> Any:
     return value
 
 
-def _rank(rank: int, prediction: Prediction, plan: FaultPlan) -> RankOutcome:
+def _rank(rank: int, prediction: Prediction, plan: FaultPlan, *, waits: bool) -> RankOutcome:
     """One rank; those beyond the program's world stay idle."""
     takes_part = rank < len(prediction.counters)
     lengths = plan.table(rank).delaying
@@ -124,7 +125,7 @@ def _rank(rank: int, prediction: Prediction, plan: FaultPlan) -> RankOutcome:
         Counters(owners=1, forks=1) if leaks else Counters(), contexts=held.contexts
     )
     said = [CONTEXT_LEAK] if rank in prediction.may_warn_unreleased_context else []
-    said += [OWNER_WAITED] if leaks else []
+    said += [OWNER_WAITED] if leaks and waits else []
     said += [USER_WAITED] if prediction.graceful and rank in prediction.waiting else []
     return RankOutcome(
         rank,

@@ -17,6 +17,7 @@ from rpcprops.programs import (
     Default,
     Deferred,
     Drop,
+    End,
     Fetch,
     Flavour,
     Gather,
@@ -24,6 +25,7 @@ from rpcprops.programs import (
     Invoke,
     Linear,
     Local,
+    Member,
     Method,
     Module,
     Nest,
@@ -44,6 +46,7 @@ from rpcprops.programs import (
     Retry,
     Settle,
     Share,
+    Shutdown,
     Step,
     Through,
     Train,
@@ -378,6 +381,79 @@ def retries(at: int, via: int, to: int) -> Program:
 
 
 RETRIES = tuple(retries(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
+
+#: Dynamic groups, which no fault can reach; the last two meet what stock torch gets wrong in them.
+GROUPS = (
+    Program(
+        3,
+        (
+            Member(2),
+            Member(0),
+            Call(0, 2),
+            Member(1),
+            Count(1, 0),
+            Chain(0, 1, 2),
+            Remote(0, 2, "a"),
+            Fetch(0, "a"),
+            Member(2, "look"),
+            Member(1, "leave"),
+            Member(0, "look"),
+            Call(2, 0),
+            Drop(0, "a"),
+            Member(2, "look"),
+        ),
+        "group",
+        settles=False,
+    ),
+    Program(2, (Member(0), Member(1, "refused"), Member(0, "look")), "refused join", settles=False),
+    Program(
+        2,
+        (Member(1), Member(0), Member(0, "leave"), Member(0), Member(0, "look")),
+        "rejoined",
+        settles=False,
+    ),
+    Program(
+        2,
+        (
+            Member(0),
+            Member(1),
+            Remote(1, 0, "a"),
+            Fetch(1, "a"),
+            Remote(1, 0, "b"),
+            Fetch(1, "b"),
+            Member(0, "look"),
+            Member(1, "leave"),
+            Member(0, "look"),
+        ),
+        "left with RRefs",
+        settles=False,
+    ),
+)
+
+
+def refusing(founder: int, user: int, other: int) -> Program:
+    """A member uses a value of another one, and a third rank is refused."""
+    steps = (Member(founder), Member(user), Remote(user, founder, "a"), Fetch(user, "a"))
+    last = (Member(other, "refused"), Member(founder, "look"))
+    return Program(4, (*steps, *last), "refusing", settles=False)
+
+
+REFUSING = tuple(refusing(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
+
+
+def ending(how: Shutdown, *waits: float) -> Program:
+    """Ranks that hold RRefs of each other when they shut down in some way."""
+    steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Own(2, "o"), Context(1, "x", (2,)))
+    return Program(3, steps, f"ending[{how}]", end=End(how, waits))
+
+
+ENDS = (
+    ending("timeout"),
+    ending("twice", 0.0, 0.0, 30.0),
+    ending("at once", 30.0),
+    ending("graceful", 30.0, 30.0),
+)
 
 
 def slow(at: int, to: int, other: int) -> Program:

@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Local,
+    Member,
     Nest,
     Onward,
     Own,
@@ -302,6 +303,29 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             "MissingError", "neither an answer nor its timeout ended 1 of 1 calls in 4 s", 0, 1
         ),
     ),
+    "failed-join-keeps-token": (
+        Program(3, (Member(0), Member(2), Member(1, "refused"), Member(0, "leave")), settles=False),
+        Violation("UnexpectedError", "expected no error, got RuntimeError: Wait timeout", 0, 3),
+    ),
+    "rejoins-alone": (
+        Program(2, (Member(1), Member(0), Member(0, "leave"), Member(0)), settles=False),
+        Violation("WrongValue", "a member knows the members [0], expected [0, 1]", 0, 3),
+    ),
+    "leaving-keeps-values": (
+        Program(
+            2,
+            (
+                Member(0),
+                Member(1),
+                Remote(1, 0, "a"),
+                Fetch(1, "a"),
+                Member(1, "leave"),
+                Member(0, "look"),
+            ),
+            settles=False,
+        ),
+        Violation("RRefLeak", "a member holds 1 owner, 1 fork; expected nothing", 0, 5),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -375,6 +399,11 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
         ("timeout-needs-thread", "expected [[3.0]], got ['timeout']"),
         ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
         ("unpicklable-after-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
+        ("failed-join-keeps-token", "expected no error, got RuntimeError: pipe closed"),
+        ("rejoins-alone", "a member knows the members [1], expected [0, 1]"),
+        ("rejoins-alone", "a member knows the members [0], expected [0, 1, 2]"),
+        ("leaving-keeps-values", "a member holds 1 owner, 2 forks; expected nothing"),
+        ("leaving-keeps-values", "a member holds 1 fork; expected nothing"),
         ("unpicklable-after-rref", "worker0 holds 1 fork; expected nothing"),
     ],
 )

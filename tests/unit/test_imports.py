@@ -37,9 +37,9 @@ WITH_TORCH = (
     "rpcprops.fixture",
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "life")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("nested", "retries", "rrefs", "training")),
-    *(f"rpcprops.steps.in_rank.{name}" for name in ("values", "ways")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "ends", "functions", "graphs")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("groups", "life", "nested", "retries")),
+    *(f"rpcprops.steps.in_rank.{name}" for name in ("rrefs", "training", "values", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",
 )

@@ -27,7 +27,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import STEP_TYPES, Own, Program
 from rpcprops.properties import _programs as shipped
-from tests.seeded._programs import EVERY_KIND, LIVES, REFUSED_INITS, RETRIES
+from tests.seeded._programs import ENDS, EVERY_KIND, GROUPS, LIVES, REFUSED_INITS, RETRIES
 
 #: Tables far beyond what the defaults draw: every type, any count, delays up to an hour.
 WIDE_TABLES = strategies.fault_tables(
@@ -63,6 +63,8 @@ SHIPPED = [
     LIVES[-1],
     REFUSED_INITS[0],
     RETRIES[0],
+    *GROUPS,
+    *ENDS,
 ]
 
 OUTCOME = Outcome(
@@ -160,6 +162,16 @@ def test_every_step_type_makes_the_trip() -> None:
     """No type of step is left out of the programs above."""
     used = {step.op for program in SHIPPED for step in program.steps}
     assert used == set(STEP_TYPES)
+
+
+def test_a_program_without_an_end_is_that_of_before() -> None:
+    """What an older version wrote is still read, and a program that ends as usual says nothing."""
+    program = Program(2, (Own(0, "a"),))
+    data = to_json(program)
+    assert "end" not in data
+    assert from_json(data, Program) == program
+    with pytest.raises(UsageError):
+        from_json({**data, "end": {"how": "never"}}, Program)
 
 
 def test_an_outcome_comes_back() -> None:

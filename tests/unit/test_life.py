@@ -142,7 +142,7 @@ def test_an_rref_after_it_meets_the_finding() -> None:
 
 def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     """A drawer takes the step where nothing is held, and then only kinds that torch can do."""
-    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 600)
+    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 600, 1)
     after = [
         step
         for program in drawn

@@ -38,6 +38,7 @@ from rpcprops.programs import (
     Invoke,
     Linear,
     Local,
+    Member,
     Method,
     Module,
     Nest,
@@ -153,6 +154,9 @@ EVERY = Program(
     "every_kind",
 )
 SMALL = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), "small")
+GROUP = Program(
+    2, (Member(0), Member(1, "refused"), Call(0, 0), Member(0, "leave")), "group", settles=False
+)
 PLAN = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 1, {"PYTHON_CALL": 0.25})})
 
 
@@ -207,7 +211,7 @@ def undefined(text: str) -> set[str]:
 
 def test_the_program_has_every_kind_of_step() -> None:
     """What the other tests use leaves no kind of step out."""
-    kinds = {type(step) for step in (*EVERY.steps, *EVERY.leaves)}
+    kinds = {type(step) for step in (*EVERY.steps, *EVERY.leaves, *GROUP.steps)}
     assert kinds == set(STEP_TYPES.values())
 
 

@@ -146,7 +146,7 @@ def rejoin(
     here = rpc.get_worker_info().id
     others = [rank for rank in range(len(world)) if rank != here]
     turns = {rank: (first.index(rank) if rank in first else 0) for rank in range(len(world))}
-    wrong = [wrong_init(failing, rank, here, len(world)) for rank in range(len(world))]
+    wrong = [wrong_init(failing, rank, here, world) for rank in range(len(world))]
     told_others = [
         rpc.rpc_async(
             world[rank], begin_to_leave, args=(call, how, turns[rank], outside, wrong[rank])
@@ -163,19 +163,23 @@ def rejoin(
     return [shown[rank] for rank in range(len(world))]
 
 
-def wrong_init(failing: str, rank: int, here: int, size: int) -> dict[str, Any]:
+def wrong_init(failing: str, rank: int, here: int, world: tuple[str, ...]) -> dict[str, Any]:
     """What that rank gives init_rpc instead, so that it fails; nothing if it is not to fail."""
-    if failing == "same name":
-        return {"name": "same"}
-    if failing == "bad name":
-        return {"name": "no name!"}
-    if failing == "other rank":
-        return {"rank": (rank + 1) % size}
+    waits = {"rpc_timeout": STORE_WAITS}
+    at_all: dict[str, dict[str, Any]] = {
+        "same name": {"name": "same"},
+        "bad name": {"name": "no name!"},
+        "other rank": {"rank": (rank + 1) % len(world)},
+        "too many": {"world_size": len(world) + 1, **waits},
+        # A file below what is no folder.
+        "no store": {"init_method": "file:///dev/null/store"},
+    }
     if failing == "running":
         return {"while_running": rank == here}
-    if failing == "one bad name":
-        return {"name": "no name!"} if rank == here else {"rpc_timeout": STORE_WAITS}
-    return {}
+    at_one = {"one bad name": "no name!", "taken name": world[here - 1]}
+    if failing in at_one:
+        return {"name": at_one[failing]} if rank == here else waits
+    return at_all.get(failing, {})
 
 
 def begin_to_leave(*args: Any) -> None:

@@ -23,8 +23,13 @@ ran_lock = threading.Lock()
 
 #: Initialises RPC here once more; whoever starts the ranks puts it in. Its argument is a name that
 #: differs each time, and is the same in all ranks. Otherwise RPC is initialised as it was before,
-#: but for a `name` and a `rank` of this rank, and an `rpc_timeout` in seconds, that are given.
+#: but for a `name` and a `rank` of this rank, a `world_size`, an `init_method` (a URL) and an
+#: `rpc_timeout` in seconds, that are given.
 init_again: list[Callable[..., None]] = []
+
+#: The number of this rank, and the URL of a store by which it can find others. Whoever starts the
+#: ranks puts it in.
+meets_at: list[tuple[int, str]] = []
 
 
 class MissingHandleError(Exception):

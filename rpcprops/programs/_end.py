@@ -1,0 +1,69 @@
+"""How the ranks of a program end: the way in which each shuts RPC down, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rpcprops._given import argument, items
+from rpcprops.errors import UsageError
+
+#: A graceful shutdown; one with a timeout that nothing reaches; a graceful one, and a second call,
+#: which torch must refuse (``api.py``: _require_initialized); a shutdown that waits for nobody.
+Shutdown = Literal["graceful", "timeout", "twice", "at once"]
+SHUTDOWNS: tuple[Shutdown, ...] = get_args(Shutdown)
+#: Virtual seconds: the longest that a rank may wait before its shutdown.
+_LONGEST = 1000.0
+#: More ranks than a world has.
+_MOST = 17
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a program, by ``rpc.shutdown`` at each rank.
+
+    Attributes:
+        how: the way, the same at all ranks.
+        waits: virtual seconds that ranks wait before they shut down, by rank; others wait for none.
+
+    Raises:
+        UsageError: there is no such way; or `waits` is no tuple of up to 16 numbers from 0 to 1000.
+    """
+
+    how: Shutdown = "graceful"
+    waits: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.how not in SHUTDOWNS:
+            msg = f"{argument('how', self.how)} must be one of {', '.join(map(repr, SHUTDOWNS))}."
+            raise UsageError(msg)
+        must_be = f"a tuple of virtual seconds from 0 to {_LONGEST:g}, one for each of some ranks"
+        given: tuple[Any, ...] = tuple(items("waits", self.waits, _MOST, must_be))
+        if len(given) >= _MOST or not all(map(_is_wait, given)):
+            msg = f"{argument('waits', self.waits)} must be {must_be}."
+            raise UsageError(msg)
+        object.__setattr__(self, "waits", tuple(float(wait) for wait in given))
+
+    @property
+    def lasts(self) -> float:
+        """Virtual seconds until its last rank begins to shut down."""
+        return max(self.waits, default=0.0)
+
+    def wait_of(self, rank: int) -> float:
+        """Virtual seconds that a rank waits before it shuts down."""
+        return self.waits[rank] if rank < len(self.waits) else 0.0
+
+    def __repr__(self) -> str:
+        given = [] if self.how == "graceful" else [repr(self.how)]
+        if self.waits:
+            given.append(f"waits={self.waits!r}")
+        return f"End({', '.join(given)})"
+
+
+def _is_wait(wait: object) -> bool:
+    is_number = isinstance(wait, int | float) and not isinstance(wait, bool)
+    return is_number and 0 <= wait <= _LONGEST  # type: ignore[operator]
+
+
+#: How programs end unless they say otherwise.
+USUAL = End()

@@ -1,0 +1,38 @@
+"""The end of a program in a rank: ``rpc.shutdown`` in one of its ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed import rpc
+
+#: Seconds: a timeout of shutdown that nothing reaches.
+NEVER = 36000.0
+
+
+def end_rank(how: str, wait: float) -> None:
+    """Shut RPC down after so many seconds; raises what torch raises.
+
+    Raises:
+        AssertionError: torch has accepted a second shutdown.
+    """
+    time.sleep(wait)
+    shutdown: Callable[..., Any] = rpc.shutdown
+    if how == "timeout":
+        shutdown(timeout=NEVER)
+    else:
+        shutdown(graceful=how != "at once")
+    if how == "twice" and not is_refused(shutdown):
+        msg = "a second rpc.shutdown() was accepted"
+        raise AssertionError(msg)
+
+
+def is_refused(shutdown: Callable[..., Any]) -> bool:
+    """Whether a shutdown raises RuntimeError."""
+    try:
+        shutdown()
+    except RuntimeError:
+        return True
+    return False

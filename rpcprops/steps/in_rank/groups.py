@@ -1,0 +1,73 @@
+"""Steps about dynamic groups, in a rank that begins without RPC."""
+
+from __future__ import annotations
+
+import gc
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import rpc
+
+from rpcprops.steps.in_rank.state import handles, meets_at
+
+#: Seconds that a member that leaves waits for the token of the group, which nobody else has.
+TOKEN_WAITS = 1.0
+#: Seconds; nothing takes so long.
+A_DAY = 86400.0
+
+
+def member(call: str, world: tuple[str, ...], *, does: str) -> dict[str, Any]:
+    """Join a dynamic group, try to, leave it, or look at it; what this rank knows then."""
+    rank, _ = meets_at[0]
+    if does == "refused":
+        return {"refused": class_of_refusal()}
+    if does == "leave":
+        leave_group()
+        return {}
+    if does == "join":
+        join_group(world[rank])
+        return {"members": members_known()}
+    gc.collect()
+    counts = rpc._rref_context_get_debug_info()  # type: ignore[attr-defined]
+    held = [int(counts[name]) for name in ("num_owner_rrefs", "num_forks")]
+    return {"members": members_known(), "held": held}
+
+
+def join_group(name: str) -> None:
+    """``init_rpc`` without a world size, by torch's own agent."""
+    rank, url = meets_at[0]
+    init_rpc: Any = rpc.init_rpc
+    options: Any = rpc.TensorPipeRpcBackendOptions
+    registry: Any = rpc.backend_registry
+    init_rpc(
+        name,
+        # Not rpc.BackendType, which is another enum once one more backend is registered.
+        backend=registry.BackendType.TENSORPIPE,
+        rank=rank,
+        rpc_backend_options=options(init_method=url, num_worker_threads=8, rpc_timeout=A_DAY),
+    )
+
+
+def class_of_refusal() -> str:
+    """The class of the error of a join under a name that torch does not allow; "" without one."""
+    try:
+        join_group("no name!")
+    except RuntimeError:
+        return "RuntimeError"
+    except Exception as error:
+        return type(error).__name__
+    return ""
+
+
+def leave_group() -> None:
+    """Leave by a graceful shutdown, with the handles that this rank still has."""
+    agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
+    agent.store.set_timeout(timedelta(seconds=TOKEN_WAITS))
+    rpc.shutdown()
+    handles.clear()
+
+
+def members_known() -> list[int]:
+    """The numbers of the members that this one knows."""
+    agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
+    return sorted(info.id for info in agent.get_worker_infos())

@@ -1,0 +1,151 @@
+"""Strategies for programs of dynamic groups, whose members join, call each other and leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from hypothesis import strategies as st
+
+from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
+from rpcprops.steps.arguments import PAIRS
+from rpcprops.strategies.drawing import below, letters
+from rpcprops.torch_facts import TorchFacts, installed
+
+_MAX_WORLD_SIZE = 4
+_MAX_STEPS = 14
+
+#: A step that may come next, and what changes with it.
+_Next = tuple[Step, Callable[[], None]]
+
+
+def group_programs() -> st.SearchStrategy[Program]:
+    """A program of a dynamic group: up to 4 ranks join it in some order, call each other and leave.
+
+    No fault can act on such a program. What stock torch gets wrong in a group
+    (docs/findings.md) is drawn where the installed torch has mended it.
+
+    Shrinks to fewer steps and lower ranks.
+    """
+    return _group_programs(installed())
+
+
+@st.composite
+def _group_programs(draw: st.DrawFn, facts: TorchFacts) -> Program:
+    size = 2 + draw(below(_MAX_WORLD_SIZE - 1))
+    drawn = _Drawn(size, facts)
+    for _ in range(2 + draw(below(_MAX_STEPS - 1))):
+        drawn.add(draw)
+    return Program(size, tuple(drawn.steps), settles=False)
+
+
+class _Drawn:
+    """The steps drawn so far, and what may follow."""
+
+    def __init__(self, size: int, facts: TorchFacts) -> None:
+        self.ranks = range(size)
+        self.facts = facts
+        self.steps: list[Step] = []
+        self.members: list[int] = []
+        self.inits: Counter[int] = Counter()
+        #: Whether a join was refused, and what that means for this torch.
+        self.stuck = False
+        #: The home of each handle, and the ranks that own the value of one.
+        self.homes: dict[str, int] = {}
+        self.owners: set[int] = set()
+        self.named = 0
+
+    def add(self, draw: st.DrawFn) -> None:
+        """Draw one more step: first the kind, then one of those that may come."""
+        ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
+        able = [found for way in ways if (found := way())]
+        # Calls must not drown the rest, so each kind is as likely.
+        options = able[draw(below(len(able)))]
+        step, then = options[draw(below(len(options)))]
+        self.steps.append(step)
+        then()
+
+    def joins(self) -> list[_Next]:
+        """Ranks that may join; none after a refusal where that keeps the token of the group."""
+        return [(Member(rank), partial(self.join, rank)) for rank in self.outside()]
+
+    def outside(self) -> list[int]:
+        """Ranks that a join would find the group for."""
+        if self.stuck:
+            return []
+        once = self.facts.has_bug("rejoins-alone")
+        return [r for r in self.ranks if r not in self.members and not (once and self.inits[r])]
+
+    def join(self, rank: int) -> None:
+        self.members.append(rank)
+        self.inits[rank] += 1
+
+    def refusals(self) -> list[_Next]:
+        """Ranks whose join may be refused, once there are two members."""
+        if len(self.members) < 2:
+            return []
+        return [(Member(r, "refused"), partial(self.refuse, r)) for r in self.outside()]
+
+    def refuse(self, rank: int) -> None:
+        self.inits[rank] += 1
+        self.stuck = self.facts.has_bug("failed-join-keeps-token")
+
+    def leaves(self) -> list[_Next]:
+        """Members that may leave: nobody holds a value of theirs."""
+        if self.stuck or len(self.members) < 2:
+            return []
+        holds = set(self.homes.values()) if self.facts.has_bug("leaving-keeps-values") else set()
+        able = [rank for rank in self.members if rank not in self.owners | holds]
+        return [(Member(rank, "leave"), partial(self.leave, rank)) for rank in able]
+
+    def leave(self, rank: int) -> None:
+        self.members.remove(rank)
+        self.homes = {name: home for name, home in self.homes.items() if home != rank}
+
+    def looks(self) -> list[_Next]:
+        """Members that look."""
+        return [(Member(rank, "look"), _nothing) for rank in self.members]
+
+    def calls(self) -> list[_Next]:
+        """Calls of each member at each."""
+        found: list[_Next] = []
+        for at in self.members:
+            for to in self.members:
+                left, right = PAIRS[(at + to) % len(PAIRS)]
+                found.append((Call(at, to, left, right), _nothing))
+                found.append((Call(at, to, left, right, flavour="script", wait="async"), _nothing))
+                found.append((Count(at, to), _nothing))
+                found.append((Chain(at, to, self.members[0], left, right), _nothing))
+        return found
+
+    def uses(self) -> list[_Next]:
+        """RRefs: made, fetched and dropped, at ranks that have not been in a group before."""
+        found: list[_Next] = []
+        again = not self.facts.has_bug("rref-lifetime-after-reinit")
+        for home in self.members:
+            if again or self.inits[home] == 1:
+                name = letters(self.named)
+                for owner in self.members:
+                    if owner != home:
+                        step = Remote(home, owner, name)
+                        found.append((step, partial(self.make, home, owner)))
+        for name, home in self.homes.items():
+            found.append((Fetch(home, name), _nothing))
+            found.append((Drop(home, name), partial(self.drop, name)))
+        return found
+
+    def make(self, home: int, owner: int) -> None:
+        name = letters(self.named)
+        self.homes[name] = home
+        # At the end nothing waits for what is still being made.
+        self.steps.append(Fetch(home, name))
+        self.owners.add(owner)
+        self.named += 1
+
+    def drop(self, name: str) -> None:
+        del self.homes[name]
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,143 @@
+"""Members of a dynamic group: what a program refuses, and what the oracle says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import predict
+from rpcprops.programs import (
+    Call,
+    Drop,
+    End,
+    Fetch,
+    Local,
+    Member,
+    Own,
+    Program,
+    Rejoin,
+    Remote,
+    Settle,
+    Share,
+    Step,
+)
+from rpcprops.torch_facts import TorchFacts, facts_of
+
+FACTS = facts_of("2.13.0")
+TWO = (Member(0), Member(1))
+HELD = (*TWO, Remote(1, 0, "a"), Fetch(1, "a"))
+
+
+@dataclass(frozen=True)
+class Mended(TorchFacts):
+    """A torch that has no known bug."""
+
+    def has_bug(self, name: str) -> bool:
+        """Never."""
+        return False
+
+
+def group(*steps: Step, world_size: int = 3) -> Program:
+    return Program(world_size, steps, settles=False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Call(0, 1), Member(0)), "founded by the first step"),
+        ((Member(0, "leave"),), "rank 0 is no member"),
+        ((Member(0, "look"),), "rank 0 is no member"),
+        ((*TWO, Member(1)), "rank 1 is a member"),
+        ((*TWO, Member(1, "refused")), "rank 1 is a member"),
+        ((Member(3),), "at=3 is no rank of a world of 3"),
+        ((*TWO, Call(0, 2)), "to=2 is no member of the group"),
+        ((*TWO, Call(2, 0)), "at=2 is no member of the group"),
+        ((*TWO, Member(1, "leave"), Call(0, 1)), "to=1 is no member of the group"),
+        ((*TWO, Settle()), "a Settle waits for all ranks"),
+        ((*TWO, Rejoin(0)), "come back one by one"),
+        ((*HELD, Member(0, "leave")), "'a' is a handle of a value of rank 0"),
+        ((*HELD, Member(1, "leave"), Member(1), Fetch(1, "a")), "'a' was dropped before"),
+        ((*TWO, Call(0, 1, wait="later", out="f"), Member(1, "leave")), "wait for 'f'"),
+    ],
+)
+def test_a_program_refuses_what_a_group_cannot_do(steps: tuple[Step, ...], message: str) -> None:
+    """Only members take part, and who leaves leaves no value behind that others use."""
+    with pytest.raises(UsageError, match=message):
+        group(*steps)
+
+
+def test_a_group_neither_settles_nor_ends_as_a_world() -> None:
+    """Ranks outside it have no agent; the message says what to write."""
+    with pytest.raises(UsageError, match="write settles=False"):
+        Program(2, TWO)
+    with pytest.raises(UsageError, match="ends by Member steps"):
+        Program(2, TWO, settles=False, end=End("twice"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "plan", "message"),
+    [
+        (TWO, FaultPlan(FaultTable(["RREF_USER_DELETE"], 1)), "must have no faults"),
+        ((*TWO, Own(1, "o"), Local(1, "o"), Drop(1, "o"), Member(1, "leave")), FaultPlan(), "owns"),
+        ((Member(0), Member(1, "refused"), Member(2)), FaultPlan(), "lets nobody join any more"),
+        ((*TWO, Remote(1, 0, "a")), FaultPlan(), "put a Fetch after each Remote"),
+    ],
+)
+def test_what_is_not_known_is_not_predicted(
+    steps: tuple[Step, ...], plan: FaultPlan, message: str
+) -> None:
+    """The faulty agent has no groups, and some waits have no end: predict says so."""
+    with pytest.raises(UsageError, match=message):
+        predict(group(*steps), plan, FACTS)
+
+
+def test_members_are_those_that_have_joined_and_not_left() -> None:
+    """Each join, and each look, shows all of them, in the order of their ranks."""
+    steps = (Member(2), Member(0), Member(1), Member(0, "leave"), Member(2, "look"))
+    shown = [step.value for step in predict(group(*steps), FaultPlan(), FACTS).steps]
+    assert shown == [
+        {"members": [2]},
+        {"members": [0, 2]},
+        {"members": [0, 1, 2]},
+        {},
+        {"members": [1, 2], "held": [0, 0]},
+    ]
+
+
+def test_what_a_member_holds_is_known_until_another_member_drops() -> None:
+    """A delete of a member may be on its way; who has left has waited for its deletes."""
+    look = Member(0, "look")
+    steps = (*HELD, Share(0, "b", 1, "c"), look, Member(1, "leave"), look)
+    program = group(Member(0), Own(0, "b"), Member(1), *steps[2:])
+    predicted = predict(program, FaultPlan(), FACTS)
+    looks = [step.value["held"] for step in predicted.steps if "held" in (step.value or {})]
+    assert looks == [[2, 2], [0, 0]]
+    dropped = predict(group(*HELD, Drop(1, "a"), look), FaultPlan(), FACTS)
+    assert dropped.steps[-1].value == {"members": [0, 1], "held": None}
+    making = predict(group(*TWO, Remote(1, 0, "a"), look, Fetch(1, "a")), FaultPlan(), FACTS)
+    assert making.steps[3].value == {"members": [0, 1], "held": None}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (*HELD, Drop(1, "a"), Member(1, "leave"), Member(0, "look")),
+        (*TWO, Call(1, 0), Member(1, "leave"), Member(0, "look")),
+        (Member(0), Member(1, "refused"), Member(0, "look")),
+        (*TWO, Member(1, "leave"), Member(0, "leave"), Member(1)),
+    ],
+)
+def test_what_is_next_to_a_finding_does_not_meet_it(steps: tuple[Step, ...]) -> None:
+    """A program that torch does right has no excuse."""
+    assert predict(group(*steps), FaultPlan(), FACTS).known_bugs == set()
+
+
+def test_a_torch_without_the_bugs_meets_none() -> None:
+    """Who comes back finds the others; after a refusal others join and leave."""
+    steps = (Member(0), Member(1, "refused"), Member(1), Member(1, "leave"), Member(1), Member(2))
+    predicted = predict(group(*steps, Member(0, "leave")), FaultPlan(), Mended("2.99.0"))
+    assert predicted.met == frozenset()
+    assert predicted.steps[5].value == {"members": [0, 1, 2]}
