@@ -140,7 +140,7 @@ def shown(program: Program, outcome: Outcome) -> dict[str, Any]:
             for rank in outcome.ranks
         ],
         "messages": Counter(
-            # Not to whom, nor which try: torch's agent counts failures by payload, and cleanups of a
+            # Not to whom, nor which try: failures are counted by payload, and the cleanups of a
             # context have one payload for all ranks, so whose try fails depends on their order.
             (m.sender, m.type, m.is_request, m.done, m.became, m.processed)
             for m in outcome.messages
