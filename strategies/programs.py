@@ -38,8 +38,9 @@ _DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
 #: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as
 #: usual, for that is how what they hold is given back.
 _LATE = 30.0
+_USUALLY: tuple[Shutdown, str] = ("graceful", "")
 _ENDS: tuple[tuple[Shutdown, str], ...] = (
-    *(("graceful", ""),) * 5,
+    *(_USUALLY,) * 5,
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
