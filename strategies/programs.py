@@ -40,8 +40,9 @@ _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_
 #: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as
 #: usual, for that is how what they hold is given back.
 _LATE = 30.0
+_USUALLY: tuple[Shutdown, str] = ("graceful", "")
 _ENDS: tuple[tuple[Shutdown, str], ...] = (
-    *(("graceful", ""),) * 5,
+    *(_USUALLY,) * 5,
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),

@@ -179,7 +179,7 @@ class Member(Step):
         if coming or deletes & set(wanted):
             # Only one that has left has certainly waited until its messages had come
             # (tensorpipe_agent.cpp: TensorPipeAgent::join).
-            return model.shows({"members": wanted, "held": None})
+            return model.shows({"members": wanted})
         owned = model.counters()[self.at]
         held = [owned.owners, owned.forks]
         kept = group.with_kept(self.at, model.rrefs)
