@@ -91,6 +91,7 @@ def test_a_script_has_the_threads(threads: int, code: int, tmp_path: Path) -> No
         program=program,
         plans=(FaultPlan(),),
         violations=judge(case.program, None, outcome),
+        outcomes=(outcome,),
     )
     script = script_of(artefact)
     assert f"THREADS = {threads}" in script.text
