@@ -24,6 +24,7 @@ def to_json(value: Any) -> Any:
             "name": value.name,
             "settles": value.settles,
             "rpc_timeout": value.rpc_timeout,
+            "num_worker_threads": value.num_worker_threads,
             "steps": [_step_json(step) for step in value.steps],
         }
     data = _builtins(value)
@@ -80,6 +81,7 @@ def _program_fields(data: Any) -> dict[str, Any]:
         "name": msgspec.convert(data.get("name", ""), str),
         "settles": msgspec.convert(data.get("settles", True), bool),
         "rpc_timeout": msgspec.convert(data.get("rpc_timeout"), float | None),
+        "num_worker_threads": msgspec.convert(data.get("num_worker_threads"), int | None),
     }
 
 

@@ -17,7 +17,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome
-from rpcprops.programs import Program, Settle, Step, check_world_size
+from rpcprops.programs import Program, Settle, Step, check_world_size, threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
 
@@ -87,6 +87,7 @@ class Runner:
         if size < program.world_size:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
+        threads = threads_of(program)
         cluster = self.server.make_cluster(
             *modules_of(program.leaves),
             world_size=size,
@@ -94,11 +95,12 @@ class Runner:
             clock=self._rate_of(program, clock),
             transport=transport,
             rpc_timeout=_A_DAY if program.rpc_timeout is None else program.rpc_timeout,
+            num_worker_threads=threads.number,
             shutdown_faults=True,
             agent=self.server.agent if agent is None else agent,
         )
         cluster.program = program
-        cluster.take_time(program.lasts)
+        cluster.take_time(threads.lasts if threads.are_few else program.lasts)
         facts = facts_of(cluster.torch_version)
         prediction = predict_in(program, faults, size, facts)
         steps: list[StepOutcome] = []

@@ -1,4 +1,8 @@
-"""Whole numbers that come by weight."""
+"""Whole numbers: below a bound, several at once, and by weight.
+
+These are strategies of our own, because those of Hypothesis do more for each draw: they are made
+anew, validated and unwrapped, which takes longer than the draw.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,38 @@ from hypothesis.strategies import SearchStrategy
 _UNWEIGHTED = 0.1
 #: Hypothesis takes no more weights for one integer.
 _MOST = 255
+
+
+class Below(SearchStrategy[int]):
+    """A whole number from 0 to `number` - 1; shrinks to 0."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._most = number - 1
+
+    def __repr__(self) -> str:
+        return f"below({self._most + 1})"
+
+    def do_draw(self, data: Any) -> int:
+        """Draw one."""
+        return int(data.draw_integer(0, self._most))
+
+
+class Unused(SearchStrategy[int]):
+    """So many numbers that nothing depends on, each as ``Below(2)`` draws it; gives their count."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __repr__(self) -> str:
+        return f"unused({self._number})"
+
+    def do_draw(self, data: Any) -> int:
+        """Draw all of them."""
+        for _ in range(self._number):
+            data.draw_integer(0, 1)
+        return self._number
 
 
 class Weighted(SearchStrategy[int]):

@@ -21,11 +21,18 @@ from hypothesis import strategies as st
 
 from rpcprops._given import argument, shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, FaultPlan, MessageType, retry_wait
-from rpcprops.programs import HandleInfo, Scope
+from rpcprops.faults import MAX_DELAY, Fault, FaultPlan, MessageType, retry_wait
+from rpcprops.programs import (
+    ENOUGH_THREADS,
+    MAX_WORKER_THREADS,
+    HandleInfo,
+    Scope,
+    needed_threads,
+)
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
+from rpcprops.strategies._weighted import Below, Unused
 from rpcprops.torch_facts import TorchFacts, installed
 
 T = TypeVar("T")
@@ -108,6 +115,8 @@ _MOST_SLOW = 3
 _MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 300.0
+#: More virtual seconds than a call waits for a free thread where there are few.
+_LONGEST_QUEUE = 30_000.0
 #: The default timeouts that a program may have, in virtual seconds; torch's own is 60.
 TIMEOUTS = (60.0, 100.0, 300.0)
 #: How many of the longest delay a step may wait for.
@@ -121,7 +130,12 @@ _AIM_WIDTH = 3
 @functools.lru_cache(maxsize=512)
 def below(number: int) -> st.SearchStrategy[int]:
     """An int from 0 to `number` - 1. Cached: making a strategy takes longer than drawing."""
-    return st.integers(0, number - 1)
+    return Below(number)
+
+
+@functools.lru_cache(maxsize=64)
+def _unused(number: int) -> st.SearchStrategy[int]:
+    return Unused(number)
 
 
 def letters(number: int) -> str:
@@ -230,6 +244,7 @@ class StepDrawer:
         minutes: whether called functions may sleep for minutes (virtual).
         gives_up: whether timeouts may end before the functions that they are for.
         rpc_timeout: the default timeout that the program shall have, in virtual seconds.
+        threads: the threads that each rank shall have.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -254,13 +269,15 @@ class StepDrawer:
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
+        threads: the threads that each rank shall have. Where there are few, no timeout comes; so
+            it is None where there should be few and a default timeout.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
             with rref-lifetime-after-reinit, so none is made there.
     """
 
-    def __init__(  # noqa: PLR0913 - what a program is drawn for
+    def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
         self,
         draw: Draw,
         world_size: int,
@@ -273,6 +290,7 @@ class StepDrawer:
         minutes: bool = False,
         gives_up: bool = True,
         rpc_timeout: float | None = None,
+        threads: int | None = None,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -295,7 +313,10 @@ class StepDrawer:
         self.ended: dict[str, bool] = {}
         self._turn = 0
         self._made: dict[str, int] = {}  # names, and the turn in which each was given
-        self._plan = plan or FaultPlan()
+        tables = [(plan or FaultPlan()).table(rank) for rank in self.ranks]
+        #: What fails at each rank, and how often; and what is late, by how many milliseconds.
+        self._failing = [(frozenset(t.failing), t.num_fail_sends) for t in tables]
+        self._delaying = [t.delaying for t in tables]
         self.settles = settles
         self.uncreated: set[str] = set()
         self._uses_of_uncreated = 0
@@ -314,17 +335,21 @@ class StepDrawer:
         self._slow_seconds = 0.0
         self._slow_in_time = 0.0
         self._gives_up = settles and gives_up
+        faults = [plan.faults_at(rank) if plan else () for rank in self.ranks]
         self._targets = tuple(
             (rank, message)
-            for rank in self.ranks
-            for message in sorted({m for f in self._plan.faults_at(rank) for m in f.targets})
+            for rank, at in enumerate(faults)
+            for message in sorted({m for f in at for m in f.targets})
         )
         self._may_announce_late = plan is None or any(
             self.may_fail(rank, (MessageType.RREF_FORK_REQUEST,)) for rank in self.ranks
         )
-        self._longest = MAX_DELAY if plan is None else _longest_delay(plan, self.ranks)
+        self._longest = MAX_DELAY if plan is None else _longest_delay(itertools.chain(*faults))
         self.lasting: set[str] = set()
+        self.threads = threads
         self.rpc_timeout: float | None = None
+        if self.has_few_threads and rpc_timeout is not None:
+            self.threads = None
         if rpc_timeout is not None:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
@@ -332,6 +357,27 @@ class StepDrawer:
         #: For each rank: the others; and the ranks that it may call, others first, then itself.
         self.others = others
         self.peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
+
+    @property
+    def has_few_threads(self) -> bool:
+        """Whether a message may have to wait for a free thread of its rank."""
+        return self.threads is not None and self.threads < ENOUGH_THREADS
+
+    @property
+    def threads_of_ranks(self) -> int | None:
+        """The threads that the ranks of the program get: as chosen, or as many as its steps need.
+
+        Steps of which nobody has counted how many they need may need more than a program may have.
+        """
+        if self.threads is None:
+            return None
+        needed = needed_threads(
+            len(self.ranks),
+            self.steps,
+            timed=self.rpc_timeout is not None,
+            also_patient=self.facts.has_bug("timeout-needs-thread"),
+        )
+        return None if needed > MAX_WORKER_THREADS else max(needed, self.threads)
 
     def add(self, *, room: int = _MOST_AT_ONCE, must: bool = False) -> None:
         """Draw the next step, or none, or the start of a parallel step.
@@ -349,8 +395,8 @@ class StepDrawer:
             step = self._any(max(0, number - 1), room)
             if step is not None:
                 self._take(step)
-        while self._drawn < self._width:
-            self.pick((0,))
+        if self._drawn < self._width:
+            self.draw(_unused(self._width - self._drawn))
 
     @property
     def overtakes(self) -> bool:
@@ -380,8 +426,7 @@ class StepDrawer:
     @property
     def loses(self) -> bool:
         """Whether the plan may lose a message: more often than torch sends it again."""
-        tables = [self._plan.table(rank) for rank in self.ranks]
-        return any(t.num_fail_sends > m.max_retries for t in tables for m in t.failing)
+        return any(number > m.max_retries for failing, number in self._failing for m in failing)
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""
@@ -489,7 +534,7 @@ class StepDrawer:
         rank, message = self.pick(self._targets)
         ways = [
             way
-            for cls in sorted(STEP_TYPES.values(), key=_aim_order)
+            for cls in _aimable(tuple(STEP_TYPES.values()))
             for kind, way in cls.ways(self, rank, message)
             if kind in self.kinds and self._fits(STEP_TYPES[kind])
         ]
@@ -686,15 +731,16 @@ class StepDrawer:
         if not slow or self.slow_functions >= _MOST_SLOW:
             return self.pick(quick)
         left = _MOST_SECONDS - self._slow_seconds
+        slow_late = slow_late and not self.has_few_threads
         lengths = [seconds for seconds in self._lengths if seconds <= left]
-        in_time = self._in_time(max(lengths, default=0.0))
-        forms = [
-            (t, seconds) for seconds in lengths for t in (None, in_time) if self.may_take(seconds)
-        ]
+        limits: tuple[float | None, ...] = (None,)
+        if not self.has_few_threads:
+            limits = (None, self.in_time(max(lengths, default=0.0)))
+        forms = [(t, seconds) for seconds in lengths for t in limits if self.may_take(seconds)]
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
                 long = self.rpc_timeout + 1.5 * BETWEEN_STEPS
-                often = (None, None, None, self._in_time(long))
+                often = (None, None, None, self.in_time(long))
                 forms += [(timeout, long) for timeout in often if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
@@ -762,35 +808,46 @@ class StepDrawer:
         self, at: int, message: MessageType, *, late: bool, also: float | None = None
     ) -> tuple[float | None, ...]:
         delay = self.delay_milliseconds(at, message)
-        in_time = self._in_time()
+        if self.has_few_threads:
+            return (None,)
+        in_time = self.in_time()
         if also is not None:
             return (None, also, in_time)
         if late and delay >= 500:
             return (None, delay // 2 / 1000, in_time)
         return (None, None, None, in_time)
 
-    def _in_time(self, more: float = 0.0) -> float:
+    def in_time(self, more: float = 0.0) -> float:
         """A timeout that no call exceeds, even if its function sleeps for `more`.
 
         Besides its own delay, a call may wait for the retries of a fork request, and for the
         delays of that request, its accept, a fetch and a delete. The same holds for its argument,
-        which may also be made by slow functions.
+        which may also be made by slow functions. Where threads are few, it may wait for all that
+        keeps one busy.
         """
+        if self.has_few_threads:
+            return _LONGEST_QUEUE
         waits = (5 * self._longest + _RETRIES) * self.waiting
         return float(math.ceil(waits + self._slow_seconds + more) + _IN_TIME)
 
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
         """Whole milliseconds by which the plan delays such a message of `at`."""
-        return self._plan.table(at).delaying.get(message, 0)
+        return self._delaying[at].get(message, 0)
 
     def may_fail(self, at: int, messages: Iterable[MessageType]) -> bool:
         """Whether the plan fails one of these messages at `at`."""
-        return bool(set(messages) & set(self._plan.table(at).failing))
+        return not self._failing[at][0].isdisjoint(messages)
 
 
-def _longest_delay(plan: FaultPlan, ranks: Iterable[int]) -> float:
-    faults = (fault for rank in ranks for fault in plan.faults_at(rank))
+def _longest_delay(faults: Iterable[Fault]) -> float:
     return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _aimable(kinds: tuple[type[Step], ...]) -> list[type[Step]]:
+    """The kinds that may make a rank send a given message, in the order in which to try them."""
+    able = [cls for cls in kinds if cls.ways.__func__ is not Step.ways.__func__]  # type: ignore[attr-defined]
+    return sorted(able, key=_aim_order)
 
 
 def _aim_order(cls: type[Step]) -> tuple[int, float]:

@@ -311,14 +311,16 @@ def _keys(number: int, weights: tuple[float, ...] | None, stop: float) -> st.Sea
 def _some(
     draw: st.DrawFn,
     keys: Iterable[K],
-    values: Callable[[K], st.SearchStrategy[V]],
+    values: Callable[[K], st.SearchStrategy[V]] | None,
     *,
     least: int = 0,
     most: int | None = None,
     stop: float,
     weights: tuple[float, ...] | None = None,
-) -> dict[K, V]:
+) -> dict[K, Any]:
     """Distinct `keys`, each with a drawn value, from `least` of them to `most` (None: all).
+
+    Where there are no `values`, each is None.
 
     Each draw takes a key, by weight, or ends with the probability `stop`. A key that was drawn
     before is passed over. Where there must be one more, the smallest draw is the first key left.
@@ -331,7 +333,7 @@ def _some(
     """
     choices = tuple(keys)
     at_most = len(choices) if most is None else min(most, len(choices))
-    found: dict[K, V] = {}
+    found: dict[K, Any] = {}
     while len(found) < at_most:
         must = len(found) < least
         place = draw(_keys(len(choices), weights, 0.0 if must else stop))
@@ -339,7 +341,7 @@ def _some(
             return found
         key = choices[place - 1] if place else next(one for one in choices if one not in found)
         if key not in found:
-            found[key] = draw(values(key))
+            found[key] = None if values is None else draw(values(key))
     draw(_END)
     return found
 
@@ -385,11 +387,7 @@ def _subset(
     if stop is None:
         stop = 1 / (2 * len(kinds) + 1)
     weights = _type_weights(kinds)
-    return tuple(sorted(_some(draw, kinds, _no_value, least=min_size, stop=stop, weights=weights)))
-
-
-def _no_value(_: object) -> st.SearchStrategy[None]:
-    return st.none()
+    return tuple(sorted(_some(draw, kinds, None, least=min_size, stop=stop, weights=weights)))
 
 
 def _late(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.programs import MAX_WORLD_SIZE, Program
+from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, Program
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import whole_number
 from rpcprops.strategies.drawing import (
@@ -34,6 +34,8 @@ _MOST_STEPS = 64
 _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[0], TIMEOUTS[1])
+#: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
+_THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
 
 
 def programs(
@@ -193,8 +195,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold one bit for each group, and at least 8 bits more.
-    many = 2 + len(groups) // 8
+    # bits are 0. They hold one bit for each group, and twice 8 bits or more.
+    many = 3 + len(groups) // 8
     bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
     # One number for both, as below.
@@ -204,6 +206,7 @@ def _program_drawer(
         # One choice, because each further one that all programs take makes shrinking harder.
         number = int.from_bytes(draw(bits), "little")
         settled, rpc_timeout = forms[draw(below(len(forms)))]
+        more = number >> len(groups)
         steps = StepDrawer(
             draw,
             world_size,
@@ -211,8 +214,9 @@ def _program_drawer(
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
             settles=settled,
-            minutes=(number >> len(groups)) % _FEW == _FEW - 1,
+            minutes=more % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
+            threads=_THREADS[(more >> 8) % len(_THREADS)],
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -227,7 +231,11 @@ def _program_drawer(
         if settles is None and steps.overtakes:
             settled = True
         return Program(
-            world_size, tuple(steps.steps), settles=settled, rpc_timeout=steps.rpc_timeout
+            world_size,
+            tuple(steps.steps),
+            settles=settled,
+            rpc_timeout=steps.rpc_timeout,
+            num_worker_threads=steps.threads_of_ranks,
         )
 
     return draw_program

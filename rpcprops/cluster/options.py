@@ -15,7 +15,7 @@ from rpcprops.cluster import _limits
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.outcomes import Counters
-from rpcprops.programs import MAX_WORLD_SIZE, check_world_size
+from rpcprops.programs import ENOUGH_THREADS, MAX_WORLD_SIZE, check_world_size
 
 Transport = Literal["tcp", "shm"]
 #: What ranks may hold at the end: nothing, anything, or exactly this, by rank.
@@ -134,7 +134,7 @@ def complete(
     check_transport(transport)
     rpc_timeout = options.get("rpc_timeout", 86_400.0)
     _check_number("rpc_timeout", rpc_timeout, 1e6)
-    threads = options.get("num_worker_threads", 8)
+    threads = options.get("num_worker_threads", ENOUGH_THREADS)
     _check_number("num_worker_threads", threads, 1024, whole=True)
     deadline = options.get("deadline", 30.0)
     _check_number("deadline", deadline, 86_400.0)

@@ -41,7 +41,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType, delay_milliseconds, retry_wait
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
-from rpcprops.programs import Program
+from rpcprops.programs import Program, Threads, needed_threads, threads_of
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
 from rpcprops.steps.base import (
@@ -128,6 +128,7 @@ class Model:
         choices: each use of an RRef whose creation timed out, in order: whether torch has marked
             the RRef by then. Uses beyond the last choice count as not marked.
         rpc_timeout: the default timeout, in virtual seconds; None if there is none.
+        threads: the threads of the ranks; None if there are enough for every step.
     """
 
     def __init__(
@@ -137,9 +138,11 @@ class Model:
         choices: Sequence[bool] = (),
         facts: TorchFacts = UNKNOWN,
         rpc_timeout: float | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.facts = facts
         self.rpc_timeout = rpc_timeout
+        self.threads = threads
         #: Whether the present step has said what its timeout does to its message.
         self._is_timed = False
         self.choices = choices
@@ -730,9 +733,41 @@ class Model:
             return "", UNLIMITED_SLACK
         slack = timeout - self.delay(at, message) - surely
         if slack <= -CLEARLY_LATE:
-            return "timeout", -slack
-        slack -= perhaps
+            return ("timeout" if self._has_thread(at) else "unknown"), -slack
+        slack -= perhaps + self.queues()
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
+
+    def _has_thread(self, rank: int) -> bool:
+        """Whether a thread of `rank` is surely free to hand a timeout over.
+
+        ``tensorpipe_agent.cpp``: ``TensorPipeAgent::markFutureWithError``.
+        """
+        threads = self.threads
+        if threads is None or not threads.are_few:
+            return True
+        busy = threads.sleeping.get(rank, 0)
+        return not self._delays and threads.left(len(self.steps), rank) > busy
+
+    def queues(self) -> float:
+        """Virtual seconds that a message may wait for a free thread, if there are few.
+
+        A thread is busy while a function sleeps, and while a message that it sends is delayed.
+        """
+        threads = self.threads
+        if threads is None or not threads.are_few:
+            return 0.0
+        if not self._delays:
+            return threads.lasts
+        # What runs at the same time is not known yet.
+        others = threads.beside[len(self.steps)] * _MOST_OF_A_STEP
+        delays = sum(self.delay(send.rank, send.message) for send in self.sends[self.settled :])
+        return threads.lasts + delays + others * max(self._delays)
+
+    @functools.cached_property
+    def _delays(self) -> tuple[float, ...]:
+        """The delays of the plan, in virtual seconds."""
+        faults = (f for rank in range(self.world_size) for f in self.plan.faults_at(rank))
+        return tuple(fault.seconds for fault in faults if fault.blocks_sender and fault.seconds)
 
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
@@ -787,6 +822,8 @@ class Model:
         return each + bool(more) < tries
 
 
+#: More messages than a step sends.
+_MOST_OF_A_STEP = 100
 #: The most outcomes of a program that differ by when torch marks creations that time out.
 _MOST_ALTERNATIVES = 64
 
@@ -802,9 +839,9 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             default it may meet every finding.
 
     Raises:
-        UsageError: the plan names a rank outside the world, or the program has a creation that may
-            or may not time out, or too many uses of an RRef whose creation times out; or the plan
-            has a fault under which nothing is predicted.
+        UsageError: the plan names a rank outside the world, or the ranks have too few threads for
+            the program, or it has a creation that may or may not time out, or too many uses of an
+            RRef whose creation times out; or the plan has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
     unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
@@ -815,17 +852,38 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             f"rpc_cluster, which judges what ranks hold and how they exit."
         )
         raise UsageError(msg)
+    _check_threads(program)
     first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
+
+
+def _check_threads(program: Program) -> None:
+    """Raises:
+    UsageError: all threads of a rank may wait for what only another one of them could bring.
+    """
+    number = program.num_worker_threads
+    if number is None:
+        return
+    timed = program.rpc_timeout is not None
+    needed = needed_threads(program.world_size, program.steps, timed=timed, also_patient=False)
+    if number >= needed:
+        return
+    msg = (
+        f"num_worker_threads={number}: all threads of a rank may come to wait for each other, and "
+        f"then nothing ends, not even by a timeout; give the program {needed}, or None, or put a "
+        f"Settle() after steps whose functions go on."
+    )
+    raise UsageError(msg)
 
 
 def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:
     """All predictions for the program; in the first, no RRef was marked before it was used."""
     found: list[Prediction] = []
+    threads = threads_of(program)
     waiting: list[tuple[bool, ...]] = [()]
     while waiting:
         choices = waiting.pop(0)
-        model = Model(program.world_size, plan, choices, facts, program.rpc_timeout)
+        model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
         for step in program.leaves:
             model.add(step)
         found.append(model.prediction(settles=program.settles))

@@ -5,8 +5,14 @@ predicts each step's value, the messages it sends, and what every rank holds onc
 run one after the other, each at the rank it names; the branches of a :class:`Parallel` run at once.
 """
 
-from rpcprops.programs._program import MAX_WORLD_SIZE, Program, check_world_size
+from rpcprops.programs._program import (
+    MAX_WORKER_THREADS,
+    MAX_WORLD_SIZE,
+    Program,
+    check_world_size,
+)
 from rpcprops.programs.scope import HandleInfo, Scope
+from rpcprops.programs.threads import ENOUGH_THREADS, Threads, needed_threads, threads_of
 from rpcprops.steps import (
     STEP_TYPES,
     After,
@@ -32,6 +38,7 @@ from rpcprops.steps import (
     Method,
     Module,
     Nest,
+    Onward,
     Optimize,
     Own,
     Parallel,
@@ -53,6 +60,8 @@ from rpcprops.steps import (
 )
 
 __all__ = [
+    "ENOUGH_THREADS",
+    "MAX_WORKER_THREADS",
     "MAX_WORLD_SIZE",
     "STEP_TYPES",
     "After",
@@ -79,6 +88,7 @@ __all__ = [
     "Method",
     "Module",
     "Nest",
+    "Onward",
     "Optimize",
     "Own",
     "Parallel",
@@ -95,9 +105,12 @@ __all__ = [
     "Settle",
     "Share",
     "Step",
+    "Threads",
     "Through",
     "Train",
     "Value",
     "Wait",
     "check_world_size",
+    "needed_threads",
+    "threads_of",
 ]

@@ -16,6 +16,8 @@ from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 MAX_WORLD_SIZE = 16
 #: Far more than anybody runs: an endless program is refused before it fills the memory.
 _MAX_STEPS = 100_000
+#: torch's own number.
+MAX_WORKER_THREADS = 16
 #: Virtual seconds; the most that a cluster accepts.
 _LONGEST_TIMEOUT = 1e6
 
@@ -29,6 +31,10 @@ class Program:
     `rpc_timeout` is the default timeout of all that its ranks send, in virtual seconds (torch's own
     is 60); None is a day, which nothing meets. It applies once the ranks have joined.
 
+    `num_worker_threads` is how many threads the agent of each rank has (torch's own number is 16);
+    None is as many as a cluster gives, which is 8. What a step needs says
+    :mod:`rpcprops.programs.threads`.
+
     Raises:
         UsageError: a step names a rank outside the world, or a handle or context that does not
             exist (any more) at its rank; or an argument, also of a step, has a wrong type.
@@ -39,6 +45,7 @@ class Program:
     name: str = ""
     settles: bool = True
     rpc_timeout: float | None = None
+    num_worker_threads: int | None = None
 
     def __post_init__(self) -> None:
         check_world_size(self.world_size)
@@ -52,6 +59,7 @@ class Program:
         if self.rpc_timeout is not None and self.rpc_timeout > _LONGEST_TIMEOUT:
             msg = f"rpc_timeout={shown(self.rpc_timeout)} must be at most {_LONGEST_TIMEOUT:g}."
             raise UsageError(msg)
+        _check_threads(self.num_worker_threads)
         scope = Scope(self.world_size)
         for index, step in enumerate(self.steps):
             try:
@@ -124,6 +132,8 @@ class Program:
             rest.append("settles=False")
         if self.rpc_timeout is not None:
             rest.append(f"rpc_timeout={self.rpc_timeout!r}")
+        if self.num_worker_threads is not None:
+            rest.append(f"num_worker_threads={self.num_worker_threads!r}")
         if not self.steps:
             return f"Program({', '.join([str(self.world_size), *rest])})"
         lines = [f"{self.world_size},", "("]
@@ -140,6 +150,20 @@ def _step_lines(step: Step) -> list[str]:
     for branch in step.branches:
         lines += ["    (", *(f"        {leaf!r}," for leaf in branch), "    ),"]
     return [*lines, ")),"]
+
+
+def _check_threads(number: object) -> None:
+    """Raises:
+    UsageError: it is neither None nor an int in 1 to 16.
+    """
+    if number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, int):
+        msg = f"{argument('num_worker_threads', number)} must be an int, or None."
+        raise UsageError(msg)
+    if not 1 <= number <= MAX_WORKER_THREADS:
+        msg = f"num_worker_threads={shown(number)} must lie in 1 to {MAX_WORKER_THREADS}."
+        raise UsageError(msg)
 
 
 def _checked_steps(steps: object) -> tuple[Any, ...]:

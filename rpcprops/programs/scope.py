@@ -5,9 +5,11 @@ Validation walks a program with a scope. Strategies do so too, to draw only step
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
@@ -106,9 +108,9 @@ class Scope:
         Raises:
             UsageError: it cannot follow; the message says why, and the scope is unchanged.
         """
-        for item in fields(step):
-            if item.name in ("at", "to", "via", "then"):
-                self.check_rank(item.name, getattr(step, item.name))
+        kind: Any = type(step)
+        for name in _ranks_of(kind):
+            self.check_rank(name, getattr(step, name))
         check_timeout("timeout", getattr(step, "timeout", None))
         step.enter(self)
 
@@ -206,6 +208,13 @@ class Scope:
             )
             raise UsageError(msg)
         return handle
+
+
+@functools.cache
+def _ranks_of(kind: type[Step]) -> tuple[str, ...]:
+    """The fields of a kind of step that name a rank."""
+    names = (item.name for item in fields(kind))
+    return tuple(name for name in names if name in ("at", "to", "via", "then"))
 
 
 def check_timeout(name: str, timeout: object) -> None:

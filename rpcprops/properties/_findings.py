@@ -19,6 +19,7 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     Fetch,
+    Onward,
     Own,
     Program,
     Raising,
@@ -198,6 +199,16 @@ def _rounded(number: int) -> Case:
     return _case(2, Train(0, "x", (1,), "Rprop", value=_value(number + 1)))
 
 
+def _no_thread(number: int) -> Case:
+    """The only thread of rank 1 waits for 4 s, for a call that has a timeout of 1 s."""
+    program = Program(
+        2,
+        (Onward(0, 1, 0, left=_value(number), within=1.0, seconds=2.0, patience=4.0),),
+        num_worker_threads=1,
+    )
+    return Case(program, FaultPlan())
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -279,6 +290,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rounded-rprop-factor": (
         "DistributedOptimizer computes in float64 what the optimizer computes in one process.",
         _rounded,
+    ),
+    "timeout-needs-thread": (
+        "A call ends by its timeout, whatever the threads of its rank do.",
+        _no_thread,
     ),
 }
 

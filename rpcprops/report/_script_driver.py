@@ -44,6 +44,9 @@ FAULTS: list[dict[str, Any]] = []
 # Whether the ranks shut RPC down once, and initialise it again, before the steps.
 REINIT: bool = False
 
+# The threads of each rank's agent.
+THREADS: int = 8
+
 # The default timeout of all that the ranks send, once they have joined.
 RPC_TIMEOUT: float = 86400.0
 
@@ -139,7 +142,7 @@ def join(rank: int, store: str, **given: Any) -> None:
     options = registry.construct_rpc_backend_options(
         backend,
         init_method=f"file://{store}",
-        num_worker_threads=8,
+        num_worker_threads=THREADS,
         rpc_timeout=given.get("rpc_timeout", 86400.0),
         **FAULTS[rank],
     )

@@ -29,7 +29,7 @@ from rpcprops.oracle.errors import patterns
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import Counters, Violation
-from rpcprops.programs import Leaf, Program
+from rpcprops.programs import ENOUGH_THREADS, Leaf, Program
 from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank.lookup import arguments_of, place_of
@@ -357,6 +357,7 @@ class _Writer:
             "BACKEND_MODULE": literal(agent.module),
             "FAULTS": faults,
             "REINIT": literal(self.reinit),
+            "THREADS": literal(self.program.num_worker_threads or ENOUGH_THREADS),
             "RPC_TIMEOUT": literal(self.program.rpc_timeout or _A_DAY),
             "COUNTED": _spread(counted),
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",

@@ -76,6 +76,8 @@ def describe_case(case: Case) -> str:
     rest = "" if program.settles else ", settles=False"
     if program.rpc_timeout is not None:
         rest += f", rpc_timeout={program.rpc_timeout!r}"
+    if program.num_worker_threads is not None:
+        rest += f", num_worker_threads={program.num_worker_threads!r}"
     return f"Program({program.world_size}, ({steps},){rest}) under {case.plan!r}"
 
 

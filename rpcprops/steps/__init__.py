@@ -13,6 +13,7 @@ from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
 from rpcprops.steps.graphs import Graph
 from rpcprops.steps.life import Profile, Rejoin
+from rpcprops.steps.nested import Onward
 from rpcprops.steps.rrefs import Bump, Drop, Fetch, Local, Nest, Own, Remote, Share, Through
 from rpcprops.steps.training import Linear, Module, Optimize, Train
 from rpcprops.steps.values import Carry
@@ -43,6 +44,7 @@ __all__ = [
     "Method",
     "Module",
     "Nest",
+    "Onward",
     "Optimize",
     "Own",
     "Parallel",

@@ -353,7 +353,7 @@ class Recurse(Step):
     ranks as they answered. `timeout` is that of the first call: the others go on without it.
 
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
-    TensorPipeRpcBackendOptions, by default 16), and a program cannot choose how many there are. So
+    TensorPipeRpcBackendOptions, and of a program; :mod:`rpcprops.programs.threads` counts them). So
     a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
     Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all the
     threads of a rank wait for answers, torch breaks its promise of timeouts: one of them would have
@@ -410,6 +410,9 @@ class Recurse(Step):
         """Raises:
         UsageError: all threads of a rank may come to wait for each other.
         """
+        if model.threads is not None and model.threads.are_few:
+            # The oracle has counted for the whole program.
+            return
         for rank in self.path:
             if model.busy[rank] + self.path.count(rank) > _THREADS:
                 msg = (

@@ -124,6 +124,10 @@ _NOWHERE = Fate(
 )
 
 #: The dtypes of torch by what :data:`SORTS` says of them; tests compare the list with torch's own.
+#: The pickler writes the name of a dtype, and the unpickler knows each that ScalarType.h lists
+#: (``jit/serialization/pickler.cpp``: ``Pickler::pushStorageOfTensor``; ``unpickler.cpp``:
+#: ``Unpickler::readGlobal``; ``core/ScalarType.h``: AT_FORALL_SCALAR_TYPES_WITH_COMPLEX_AND_QINTS).
+#: Of `bcomplex32`, which torch calls experimental, nothing else is used, not even a conversion.
 DTYPES: tuple[str, ...] = (
     "float32",
     "bool",
@@ -134,6 +138,7 @@ DTYPES: tuple[str, ...] = (
     "complex64",
     "complex128",
     "complex32",
+    "bcomplex32",
     "uint8",
     "int8",
     "int16",

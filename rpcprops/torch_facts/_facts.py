@@ -15,6 +15,7 @@ DTYPES_SINCE = {
     **dict.fromkeys((f"int{bits}" for bits in range(1, 8)), "2.6"),
     "float8_e8m0fnu": "2.7",
     "float4_e2m1fn_x2": "2.8",
+    "bcomplex32": "2.14",
 }
 
 

@@ -368,6 +368,21 @@ _ALL = (
         fixed_in="2.14",
         fixed_by="its DistributedOptimizer does without TorchScript",
     ),
+    Finding(
+        name="timeout-needs-thread",
+        promise="MissingError",
+        why=(
+            "The agent hands the end of each call, a timeout as well as an answer, to one of the "
+            "threads that run what other ranks ask for. Where functions keep all of these threads "
+            "waiting for calls of their own, no timeout ends those calls."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_agent.cpp: TensorPipeAgent::pollTimeoutRpcs "
+            "calls TensorPipeAgent::markFutureWithError, which runs in threadPool_, as does "
+            "TensorPipeAgent::markFutureAsComplete"
+        ),
+        shows_as=frozenset({"MissingError"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

@@ -148,7 +148,7 @@ HARNESS: Mapping[str, str] = {
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.init_method": "In every example: the ranks "
     "meet through it. Checked: they do.",
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.num_worker_threads": "In every example, as "
-    "the option of the cluster says. What more or fewer threads change is not predicted.",
+    "the program or the cluster says. The threads that steps need are counted.",
     "torch.distributed.rpc.TensorPipeRpcBackendOptions.rpc_timeout": "In every example, a virtual "
     "day unless the program or the cluster has another. What that of a program ends is predicted.",
     "torch.distributed.rpc.BackendType": "In every example: it names the agent.",

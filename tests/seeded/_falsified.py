@@ -30,6 +30,7 @@ from rpcprops.programs import (
     Linear,
     Local,
     Method,
+    Onward,
     Optimize,
     Profile,
     Raising,
@@ -529,6 +530,59 @@ def _gathered_twice(world: World) -> Falsified:
             rank = leaf.targets[-1]
             name = f"step{index}/{len(leaf.targets) - 1}"
             yield calling(world.outcome, rank, {name: 2}), [("NotRunOnce", rank, None)]
+
+
+def _onward(world: World) -> Iterator[tuple[int, Onward, list[Any]]]:
+    """Each step whose inner calls end, and how they do."""
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Onward) and not expected.error:
+            yield index, leaf, list(seen.value)
+
+
+@defect("nothing ends a nested call")
+def _endless(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        wrong = with_step(world.outcome, index, value=[*value[1:], "nothing"])
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a nested call ends by another one's timeout")
+def _hasty(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        if "timeout" not in value:
+            wrong = with_step(world.outcome, index, value=["timeout"] * leaf.calls)
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("no timeout ends a nested call, and so its late answer comes")
+def _late_answer(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        if "timeout" in value:
+            wrong = with_step(world.outcome, index, value=[[3.0]] * leaf.calls)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("of several nested calls only some tell how they ended")
+def _some_onward(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        wrong = with_step(world.outcome, index, value=value[1:])
+        yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("the answers of nested calls are mixed up")
+def _mixed(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        if "timeout" not in value:
+            wrong = with_step(world.outcome, index, value=[[x + 1.0 for x in one] for one in value])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a nested call that timed out is sent again")
+def _onward_twice(world: World) -> Falsified:
+    for index, leaf, value in _onward(world):
+        if "timeout" in value:
+            name = f"step{index}/0/then"
+            yield calling(world.outcome, leaf.then, {name: 2}), [("NotRunOnce", leaf.then, None)]
 
 
 @defect("what a call that timed out has called never runs")

@@ -27,6 +27,7 @@ from rpcprops.programs import (
     Method,
     Module,
     Nest,
+    Onward,
     Optimize,
     Own,
     Parallel,
@@ -280,6 +281,8 @@ WAYS = Program(
         Gather(0, (1, 0, 1), "collect_all", (1.0, 2.0), (3.0, 4.0)),
         Gather(1, (2, 2), "threads"),
         Gather(2, (0, 1), "collect_all", breaks=0),
+        Onward(0, 1, 2),
+        Onward(1, 2, 0, 3, (1.0, 2.0), (3.0, 4.0), 3.0, 12.0, 600.0),
         Own(1, "o"),
         Share(1, "o", 0, "u"),
         *(Ask(1, "o", what) for what in (*ANYWHERE, CONFIRMED)),
@@ -384,6 +387,8 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Gather(at, (to, then), "collect_all", **late),
         Gather(at, (to, to), "threads", **in_time),
         Recurse(at, (to, then, to), 12.0, timeout=3.0),
+        Settle(),
+        Onward(at, to, then, 2, (1.0,), (2.0,), 3.0, 12.0, 600.0),
         Settle(),
         Parallel(
             (

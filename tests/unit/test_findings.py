@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Fetch,
     Local,
     Nest,
+    Onward,
     Own,
     Program,
     Raising,
@@ -265,6 +266,16 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "timeout-needs-thread": (
+        Program(
+            2,
+            (Count(0, 1), Onward(0, 1, 0, within=1.0, seconds=2.0, patience=4.0)),
+            num_worker_threads=1,
+        ),
+        Violation(
+            "MissingError", "neither an answer nor its timeout ended 1 of 1 calls in 4 s", 0, 1
+        ),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -330,6 +341,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "rounded-rprop-factor",
             "expected the parameters [[0.45]], got [[0.44999998807907104]], and [[0.44]] alone",
         ),
+        ("timeout-needs-thread", "expected [[3.0]], got ['timeout']"),
+        ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
         ("unpicklable-after-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
         ("unpicklable-after-rref", "worker0 holds 1 fork; expected nothing"),
     ],
@@ -362,6 +375,8 @@ def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
         Carry(0, 0, "missing-unpickled", "remote"),
         Carry(0, 0, "parameter", "own"),
         Carry(0, 1, "sparse_csc"),
+        # Another thread is free.
+        Onward(0, 1, 0, 4, within=1.0, seconds=2.0, patience=4.0),
         # The first step of Rprop has no factor.
         Train(0, "x", (1,), "Rprop", 1),
     ],

@@ -38,6 +38,7 @@ WITH_TORCH = (
     "rpcprops.report._script_driver",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("shared", "sums", "autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "functions", "graphs", "life")),
+    "rpcprops.steps.in_rank.nested",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("rrefs", "training", "values", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",

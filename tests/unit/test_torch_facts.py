@@ -237,5 +237,7 @@ def test_dtypes_that_came_later_are_known() -> None:
     assert not facts_of("2.5.1").has_dtype("int1")
     assert not facts_of("2.7.1").has_dtype("float4_e2m1fn_x2")
     assert NEWEST.has_dtype("float4_e2m1fn_x2")
+    assert facts_of("2.14.1").has_dtype("bcomplex32")
+    assert not facts_of("2.13.0").has_dtype("bcomplex32")
     assert not UNKNOWN.has_dtype("float8_e8m0fnu")
     assert UNKNOWN.has_dtype("float32")

@@ -1,0 +1,268 @@
+"""The number of threads of a program's ranks: what steps need, what too few mean, what is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from rpcprops._json import from_json, to_json
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.oracle import predict
+from rpcprops.programs import (
+    STEP_TYPES,
+    Bump,
+    Call,
+    Carry,
+    Chain,
+    Context,
+    Count,
+    Deferred,
+    Fetch,
+    Gather,
+    Graph,
+    Invoke,
+    Method,
+    Onward,
+    Own,
+    Parallel,
+    Profile,
+    Program,
+    Recurse,
+    Remote,
+    Settle,
+    Share,
+    Step,
+    Through,
+    needed_threads,
+)
+from rpcprops.programs.threads import _WAITING
+from rpcprops.strategies import programs, programs_under_faults
+from rpcprops.strategies.drawing import KINDS, StepDrawer
+from rpcprops.torch_facts import TorchFacts
+from tests._draws import draws
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unknown(Step):
+    """A kind of step of a user."""
+
+    op: ClassVar[str] = "unknown-to-threads"
+    at: int
+
+
+# Others count the kinds.
+del STEP_TYPES[Unknown.op]
+
+QUIET = FaultPlan()
+LATE = FaultPlan(FaultTable(messages_to_delay={"PYTHON_CALL": 1.0}))
+FETCHING = Remote(0, 1, "b", right="a")
+
+
+def needed(*steps: Step, timed: bool = False) -> int:
+    return needed_threads(3, steps, timed=timed)
+
+
+def test_each_kind_that_is_drawn_is_counted() -> None:
+    """A kind that the table lacks gets as many threads as were always there, so none is lacking."""
+    assert set(KINDS) - set(_WAITING) <= {"rejoin"}
+    assert set(_WAITING) <= set(STEP_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("steps", "number"),
+    [
+        # Nothing waits in these.
+        ((Call(0, 1), Count(1, 0), Chain(0, 1, 2), Own(0, "a"), Share(0, "a", 1, "b")), 1),
+        ((Remote(0, 1, "a", seconds=2.0), Fetch(0, "a"), Gather(0, (1, 1))), 1),
+        ((Context(0, "x", (1, 2, 1)), Deferred(0, 1, 2), Invoke(0, 1), Carry(0, 1, "rref")), 1),
+        ((Carry(0, 1, "none", "own"),), 2),
+        ((Carry(0, 1, "rref-pair", "echo"),), 2),
+        # A called function fetches the value of a handle.
+        ((Own(0, "a"), Call(0, 1, right="a")), 2),
+        # The thread of a remote() may still wait when the next step begins, until a settle.
+        ((Own(0, "a"), FETCHING, Call(0, 1, right="a")), 3),
+        ((Own(0, "a"), FETCHING, Settle(), Call(0, 1, right="a")), 2),
+        ((Remote(0, 1, "a", flavour="builtin"), Bump(0, "a"), Through(0, "a")), 2),
+        ((Invoke(0, 1, "method", how="proxy"), Method(0, 1), Deferred(0, 1, 2, "again")), 2),
+        ((Profile(0, 1, "nested", 2), Graph(0, "x", ((1, "plain"),), ())), 2),
+        # Every rank of a path but the last one waits.
+        ((Recurse(0, (1,)),), 1),
+        ((Recurse(0, (1, 2)),), 2),
+        ((Recurse(0, (1, 0, 1, 0, 1)),), 3),
+        ((Recurse(0, (1, 0), timeout=900.0), Recurse(0, (1, 0))), 3),
+        ((Context(0, "x", (1, 2, 1, 2), nested=True),), 3),
+        ((Onward(0, 1, 2, 3),), 4),
+        # Branches run at once; the steps of one do not.
+        ((Parallel(((Recurse(0, (1, 2)),), (Recurse(2, (1, 0)), Recurse(2, (1, 0))))),), 3),
+    ],
+)
+def test_a_step_needs_a_thread_more_than_may_wait(steps: tuple[Step, ...], number: int) -> None:
+    """So many threads suffice for these steps, which are predicted with them and not with fewer."""
+    assert needed(*steps) == number
+    assert predict(Program(3, steps, num_worker_threads=number), QUIET).certain
+    if number > 1 and not any(isinstance(step, Onward) for step in steps):
+        with pytest.raises(UsageError, match=f"give the program {number}, or None"):
+            predict(Program(3, steps, num_worker_threads=number - 1), QUIET)
+
+
+def test_a_default_timeout_leaves_threads_waiting() -> None:
+    """After a call that it may have ended, the threads of that call count until a settle."""
+    steps = (Recurse(0, (1, 0)), Recurse(0, (1, 0)))
+    assert needed(*steps) == 2
+    assert needed(*steps, timed=True) == 3
+
+
+def test_a_step_of_another_kind_may_need_any_number() -> None:
+    """Steps that a user defines get the threads that all programs have by default."""
+    assert needed(Unknown(0)) == 8
+
+
+def test_timeouts_are_certain_only_where_a_thread_is_free() -> None:
+    """With few threads a call may wait for functions that sleep, and for messages that are late."""
+
+    def errors(*steps: Step, plan: FaultPlan = QUIET, threads: int | None = 1) -> list[str]:
+        program = Program(2, steps, num_worker_threads=threads)
+        return [step.error for step in predict(program, plan).steps]
+
+    late = Call(0, 1, timeout=3.0, seconds=12.0)
+    assert errors(late) == ["timeout"]
+    # The thread that would hand the timeout over runs the function.
+    assert errors(Call(0, 0, timeout=3.0, seconds=12.0)) == ["unknown"]
+    assert errors(Call(0, 0, timeout=3.0, seconds=12.0), threads=2) == ["timeout"]
+    assert errors(late, plan=LATE) == ["unknown"]
+    assert errors(late, plan=LATE, threads=8) == ["timeout"]
+    assert errors(late, plan=LATE, threads=None) == ["timeout"]
+    in_time = Call(0, 1, timeout=100.0)
+    assert errors(in_time) == [""]
+    assert errors(in_time, Call(0, 1, seconds=50.0)) == ["unknown", ""]
+    assert errors(in_time, Call(0, 1, seconds=50.0), threads=8) == ["", ""]
+    assert errors(in_time, plan=LATE) == ["unknown"]
+    assert errors(Call(0, 1, timeout=30_000.0), plan=LATE) == [""]
+
+
+def test_where_all_threads_wait_the_finding_is_met() -> None:
+    """With one thread more it is not, and functions beside it take threads too."""
+
+    def met(*steps: Step, threads: int | None) -> set[str]:
+        return set(predict(Program(3, steps, num_worker_threads=threads), QUIET).known_bugs)
+
+    step = Onward(0, 1, 2, 2)
+    assert met(step, threads=2) == {"timeout-needs-thread"}
+    assert met(step, threads=3) == met(step, threads=None) == set()
+    both = Parallel(((step,), (Recurse(2, (1, 0)),)))
+    assert met(both, threads=3) == {"timeout-needs-thread"}
+    assert met(both, threads=4) == set()
+
+
+def test_it_travels_and_is_printed() -> None:
+    """JSON and repr keep it, JSON of older versions has none, and it tells programs apart."""
+    program = Program(2, (Call(0, 1),), num_worker_threads=1)
+    data = json.loads(json.dumps(to_json(program)))
+    assert from_json(data, Program) == program != Program(2, (Call(0, 1),))
+    del data["num_worker_threads"]
+    assert from_json(data, Program) == Program(2, (Call(0, 1),))
+    assert "num_worker_threads=1," in repr(program)
+    assert "threads" not in repr(Program(2))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 17, 1.0, True, "1"])
+def test_a_wrong_one_is_refused(wrong: Any) -> None:
+    """It is an int from 1 to torch's own number."""
+    with pytest.raises(UsageError, match="num_worker_threads="):
+        Program(2, (), num_worker_threads=wrong)
+
+
+def test_drawn_numbers_suffice() -> None:
+    """A share of the programs has a number, small ones most; all steps of these are predicted."""
+    pairs = [(program, QUIET) for program in draws(programs(max_steps=5), 100)]
+    pairs += draws(programs_under_faults(max_world_size=4, max_steps=5), 60)
+    numbers = Counter(program.num_worker_threads for program, _ in pairs)
+    assert len(pairs) / 2 < numbers[None] < len(pairs)
+    few = sum(count for number, count in numbers.items() if number and number < 4)
+    assert few > 10
+    for program, plan in pairs:
+        if program.num_worker_threads is not None:
+            predicted = predict(program, plan)
+            assert predicted.certain
+            assert "timeout-needs-thread" not in predicted.known_bugs
+
+
+class Chance(StepDrawer):
+    """A drawer that does without Hypothesis."""
+
+    chance: Random
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of some options."""
+        return self.chance.choice(options)
+
+
+class Mended(TorchFacts):
+    """A torch that has mended every finding."""
+
+    __slots__ = ()
+
+    def has_bug(self, name: str) -> bool:
+        """No."""
+        return False
+
+
+def test_too_few_threads_are_drawn_where_torch_has_mended_the_finding() -> None:
+    """Then all threads may run functions that wait, and otherwise one more is there."""
+
+    def drawn(facts: TorchFacts) -> set[tuple[int, int | None]]:
+        chance = Random(0)
+        found: set[tuple[int, int | None]] = set()
+        for _ in range(30):
+            drawer = Chance(lambda _: 0, 3, facts=facts, threads=1)
+            drawer.chance = chance
+            assert drawer.add_kind("onward")
+            (step,) = drawer.steps
+            assert isinstance(step, Onward)
+            found.add((step.calls, drawer.threads_of_ranks))
+        return found
+
+    assert drawn(TorchFacts("")) == {(calls, calls + 1) for calls in range(1, 5)}
+    assert drawn(Mended("")) == {(calls, 1) for calls in range(1, 5)}
+
+
+def test_the_end_of_nested_calls_is_predicted() -> None:
+    """Each inner call is answered or timed out, and a lost one is an error of its function."""
+    late = Onward(0, 1, 2, 2, within=3.0, seconds=12.0, patience=600.0)
+    predicted = predict(Program(3, (Onward(0, 1, 2, 2), late)), QUIET)
+    assert [step.value for step in predicted.steps] == [[[3.0], [3.0]], ["timeout"] * 2]
+    assert predicted.calls[2] == dict.fromkeys(
+        ("step0/0/then", "step0/1/then", "step1/0/then", "step1/1/then"), 1
+    )
+    for rank, error in ((0, "injected"), (1, "remote")):
+        lost = FaultPlan(by_rank={rank: FaultTable(["PYTHON_CALL"], 1)})
+        assert predict(Program(3, (Onward(0, 1, 2, 2),)), lost).steps[0].error == error
+    # The delay of the inner call outlasts its timeout; a timeout that is near tells nothing.
+    delayed = FaultPlan(by_rank={1: FaultTable(messages_to_delay={"PYTHON_CALL": 4.0})})
+    short = Onward(0, 1, 2, within=2.0)
+    assert predict(Program(3, (short,)), delayed).steps[0].value == ["timeout"]
+    assert predict(Program(3, (short,)), QUIET).steps[0].error == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Onward(0, 1, 2, 0), "calls=0 must lie in 1 to 4"),
+        (Onward(0, 1, 2, within=0.0), "within=0.0 must lie in"),
+        (Onward(0, 1, 2, within=5.0, patience=5.0), "must be above within=5.0"),
+        (Onward(0, 1, 1, seconds=2.0), "needs another rank than to=1"),
+    ],
+)
+def test_nested_calls_that_show_nothing_are_refused(step: Step, message: str) -> None:
+    """A step says what it lacks."""
+    with pytest.raises(UsageError, match=message):
+        Program(3, (step,))
