@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, MessageType
+from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import PAIRS, check_arguments, check_seconds, sum_of
 from rpcprops.steps.base import (
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _MOST_CALLS = 4
+#: The longest wait, in virtual seconds.
+_LONGEST = 1e6
 #: Virtual seconds beyond its timeout for which a call is waited for.
 _PATIENCE = 600.0
 #: What a call shows that its timeout ended, and one that neither that nor an answer has ended.
@@ -77,8 +79,8 @@ class Onward(Step):
             raise UsageError(msg)
         for name in ("within", "patience"):
             value = getattr(self, name)
-            if not 0 < value <= 10 * MAX_DELAY:
-                msg = f"{name}={shown(value)} must lie in 0 to {10 * MAX_DELAY:g}, and not be 0."
+            if not 0 < value <= _LONGEST:
+                msg = f"{name}={shown(value)} must lie in 0 to {_LONGEST:g}, and not be 0."
                 raise UsageError(msg)
         if self.patience <= self.within:
             msg = (
