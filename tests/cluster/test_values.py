@@ -214,7 +214,7 @@ def every_carry(*, drawn: bool, broken: bool = False) -> list[Carry]:
         for to in (1, 0)
         for sort, fate in SORTS.items()
         for way in fate.ways
-        if fate.drawn == drawn
+        if fate.drawn == drawn and installed().has_dtype(sort)
         if broken == (way in fate.bugs and installed().has_bug(fate.bugs[way]))
     ]
 
