@@ -230,7 +230,7 @@ WIDE = st.one_of(
 def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
     """What is drawn is accepted anew, as Python and as JSON, and equals itself."""
     fields = (program.world_size, program.steps, program.name, program.settles, program.rpc_timeout)
-    assert Program(*fields) == program
+    assert Program(*fields, program.num_worker_threads) == program
     assert from_json(to_json(program), Program) == program
     assert eval(repr(program), NAMES) == program
 
