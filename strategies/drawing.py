@@ -524,9 +524,14 @@ class StepDrawer:
         if lower:
             gap = index - self.kinds.index(lower[-1])
             start = -max(gap, 1) % len(lower)
-        for kind in (*lower[start::-1], *lower[start + 1 :], *higher):
-            if (step := self._of(kind)) is not None:
-                return step
+        in_turn = (*lower[start::-1], *lower[start + 1 :], *higher)
+        for _ in range(self._block.threads if self._block else 1):
+            for kind in in_turn:
+                if (step := self._of(kind)) is not None:
+                    return step
+            if self._block:
+                # Other branches may use what this one may not, such as the counter of a rank.
+                self._block.thread = (self._block.thread + 1) % self._block.threads
         msg = f"none of {self.kinds!r} can come next"
         raise AssertionError(msg)
 
@@ -821,7 +826,7 @@ class StepDrawer:
             if self.rpc_timeout is not None:
                 long = _OUTLASTS * self.rpc_timeout
                 # Few, because each takes seconds to run.
-                some = (None, self.in_time(long))
+                some = (None, None, self.in_time(long))
                 forms += [(timeout, long) for timeout in some if long <= left]
             longer = (_LATE, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]

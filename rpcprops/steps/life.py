@@ -209,7 +209,8 @@ class Profile(Step):
         meeting = [fields for name, fields in _MEETING if not drawer.facts.has_bug(name)]
         form = drawer.pick([*forms, *meeting])
         through = form.get("form") in _THROUGH
-        beyond = drawer.pick(drawer.countable(at))
+        # A branch that took the counters of two ranks could leave another one without any.
+        beyond = drawer.pick([to] if drawer.in_parallel else drawer.countable(at))
         flavours = ("python", "script") if form.get("raises") else FLAVOURS
         flavour = drawer.pick(flavours[:1] if through else flavours)
         given: dict[str, Any] = {**form, "beyond": beyond if through else None, "flavour": flavour}

@@ -159,6 +159,7 @@ def drawing() -> None:
         strategies.programs_under_faults(max_world_size=3, tables=tables),
         st.SearchStrategy[tuple[Program, FaultPlan]],
     )
+    assert_type(strategies.group_programs(), st.SearchStrategy[Program])
     strategies.programs(4)  # type: ignore[call-arg]
 
 
