@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from rpcprops._given import argument, shown
@@ -28,6 +29,7 @@ from rpcprops.programs import (
     HandleInfo,
     Scope,
     needed_threads,
+    patient_threads,
 )
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
@@ -320,7 +322,8 @@ class StepDrawer:
         self.ended: dict[str, bool] = {}
         self._turn = 0
         self._made: dict[str, int] = {}  # names, and the turn in which each was given
-        tables = [(plan or FaultPlan()).table(rank) for rank in self.ranks]
+        self._plan = plan or FaultPlan()
+        tables = [self._plan.table(rank) for rank in self.ranks]
         #: What fails at each rank, and how often; and what is late, by how many milliseconds.
         self._failing = [(frozenset(t.failing), t.num_fail_sends) for t in tables]
         self._delaying = [t.delaying for t in tables]
@@ -380,15 +383,16 @@ class StepDrawer:
 
         Steps of which nobody has counted how many they need may need more than a program may have.
         """
-        if self.threads is None:
-            return None
-        needed = needed_threads(
-            len(self.ranks),
-            self.steps,
-            timed=self.rpc_timeout is not None,
-            also_patient=self.facts.has_bug("timeout-needs-thread"),
-        )
-        return None if needed > MAX_WORKER_THREADS else max(needed, self.threads)
+        timed = self.rpc_timeout is not None
+        has_bug = self.facts.has_bug("timeout-needs-thread")
+        least = patient_threads(len(self.ranks), self.steps, timed=timed) if has_bug else 0
+        if least > MAX_WORKER_THREADS:
+            reject()
+        if self.threads is not None:
+            needed = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=has_bug)
+            if needed <= MAX_WORKER_THREADS:
+                return max(needed, self.threads)
+        return least if least > ENOUGH_THREADS else None
 
     def add(self, *, room: int = _MOST_AT_ONCE, must: bool = False) -> None:
         """Draw the next step, or none, or the start of a parallel step.
@@ -524,9 +528,12 @@ class StepDrawer:
         if lower:
             gap = index - self.kinds.index(lower[-1])
             start = -max(gap, 1) % len(lower)
-        in_turn = (*lower[start::-1], *lower[start + 1 :], *higher)
+        return self._first_of((*lower[start::-1], *lower[start + 1 :], *higher))
+
+    def _first_of(self, kinds: Sequence[str]) -> Step:
+        """A step of the first of these kinds that can come next."""
         for _ in range(self._block.threads if self._block else 1):
-            for kind in in_turn:
+            for kind in kinds:
                 if (step := self._of(kind)) is not None:
                     return step
             if self._block:

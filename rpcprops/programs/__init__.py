@@ -13,7 +13,13 @@ from rpcprops.programs._program import (
     check_world_size,
 )
 from rpcprops.programs.scope import HandleInfo, Scope
-from rpcprops.programs.threads import ENOUGH_THREADS, Threads, needed_threads, threads_of
+from rpcprops.programs.threads import (
+    ENOUGH_THREADS,
+    Threads,
+    needed_threads,
+    patient_threads,
+    threads_of,
+)
 from rpcprops.steps import (
     STEP_TYPES,
     After,
@@ -121,5 +127,6 @@ __all__ = [
     "Wait",
     "check_world_size",
     "needed_threads",
+    "patient_threads",
     "threads_of",
 ]

@@ -189,6 +189,18 @@ def needed_threads(
     return 1 + max((number for ranks in waiting for number in ranks.values()), default=0)
 
 
+def patient_threads(world_size: int, steps: Iterable[Step], *, timed: bool) -> int:
+    """The fewest threads of each rank with which no step waits in vain that waits for a given time.
+
+    The arguments are those of :func:`needed_threads`.
+    """
+    steps = tuple(steps)
+    leaves: list[Any] = [leaf for step in steps for branch in step.at_once for leaf in branch]
+    waiting = _waiting(world_size, steps, timed=timed)
+    most = [ranks[x.to] for x, ranks in zip(leaves, waiting, strict=True) if x.op in _PATIENT]
+    return 1 + max(most, default=0)
+
+
 def _ranks(leaf: Step, name: str) -> tuple[int, ...]:
     value = getattr(leaf, name, ())
     return (value,) if isinstance(value, int) else value

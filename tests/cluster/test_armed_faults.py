@@ -211,6 +211,7 @@ class _OfUsers:
         self.server = server
         self.agent = server.agent
         self.rate_of = server.rate_of
+        self.reuse = server.reuse
 
     def make_cluster(self, *modules: str, **options: Any) -> Cluster:
         options["shutdown_faults"] = False

