@@ -320,7 +320,8 @@ VALUE_REFUSALS: dict[str, str] = {
     "tensor-and-lock": "cannot pickle '_thread.lock' object",
     "rref-and-lock": "cannot pickle '_thread.lock' object",
     "generator": "cannot pickle 'generator' object",
-    "file": "cannot pickle '_io.TextIOWrapper' object",
+    # As Python 3.11 says it, and as later ones do.
+    "file": "cannot pickle '(_io.)?TextIOWrapper' (object|instances)",
     "lambda": "Can't (get|pickle) local object",
     "local-class": "Can't (get|pickle) local object",
     "future": "Can not pickle torch.futures.Future",
