@@ -26,7 +26,8 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
-from rpcprops.programs import Program, Settle, Step, check_world_size, threads_of
+from rpcprops.programs import Program, Settle, Step, check_world_size
+from rpcprops.programs.threads import threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
 

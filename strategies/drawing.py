@@ -28,9 +28,8 @@ from rpcprops.programs import (
     MAX_WORKER_THREADS,
     HandleInfo,
     Scope,
-    needed_threads,
-    patient_threads,
 )
+from rpcprops.programs.threads import needed_threads, patient_threads
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items

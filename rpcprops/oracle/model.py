@@ -50,7 +50,8 @@ from rpcprops.oracle._groups import Group
 from rpcprops.oracle._messages import Disturbances, Fate, refused, timeout_may_come
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
-from rpcprops.programs import Program, Threads, needed_threads, threads_of
+from rpcprops.programs import Program
+from rpcprops.programs.threads import Threads, needed_threads, threads_of
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
 from rpcprops.steps.base import (

@@ -13,13 +13,7 @@ from rpcprops.programs._program import (
     check_world_size,
 )
 from rpcprops.programs.scope import HandleInfo, Scope
-from rpcprops.programs.threads import (
-    ENOUGH_THREADS,
-    Threads,
-    needed_threads,
-    patient_threads,
-    threads_of,
-)
+from rpcprops.programs.threads import ENOUGH_THREADS
 from rpcprops.steps import (
     STEP_TYPES,
     After,
@@ -120,13 +114,9 @@ __all__ = [
     "Share",
     "Shutdown",
     "Step",
-    "Threads",
     "Through",
     "Train",
     "Value",
     "Wait",
     "check_world_size",
-    "needed_threads",
-    "patient_threads",
-    "threads_of",
 ]

@@ -351,8 +351,8 @@ class Rejoin(Step):
         turned = (*drawer.ranks[drawer.rank() :], *drawer.ranks)[: len(drawer.ranks)]
         sets = drawer.pick(_SETS)
         counted = drawer.facts.has_bug("refused-init-counted")
-        known = [failing for failing in FAILING if not (counted and failing == "running")]
-        failing = drawer.pick(known if len(drawer.ranks) > 1 else FAILING[:1])
+        known: list[Failing] = [x for x in FAILING if not (counted and x == "running")]
+        failing = drawer.pick(known if len(drawer.ranks) > 1 else known[:1])
         return cls(at, how, turned[:first], sets, failing)
 
     @classmethod

@@ -177,7 +177,8 @@ def test_a_rank_that_runs_a_call_is_armed_too(rpc_cluster: ClusterFactory) -> No
 
 def test_a_retry_after_the_block_arrives(rpc_cluster: ClusterFactory) -> None:
     """A delete fails in its block; torch tries it again after that, and the RRef goes."""
-    with rpc_cluster(world_size=2) as cluster:
+    # At this rate, five tries take a fifth of a real second.
+    with rpc_cluster(world_size=2, clock=50.0) as cluster:
         kept = cluster.on(0).call(keeps_a_reference, keep=True)
         with cluster.faults(FaultTable(["RREF_USER_DELETE"], 5)):
             del kept

@@ -720,10 +720,9 @@ def _onward_twice(world: World) -> Falsified:
 @defect("what a call that timed out has called never runs")
 def _ends_with_its_caller(world: World) -> Falsified:
     for index, leaf, expected, _ in _steps(world):
-        nested = isinstance(leaf, Recurse) and len(leaf.path) > 1
-        if nested and expected.error == "timeout":
-            rank, name = leaf.path[1], f"step{index}"
-            if name not in world.prediction.abandoned_calls[rank]:
+        if isinstance(leaf, Recurse) and expected.error == "timeout":
+            rank, name = next(iter(leaf.path[1:]), None), f"step{index}"
+            if rank is not None and name not in world.prediction.abandoned_calls[rank]:
                 yield calling(world.outcome, rank, {name: 0}), [("NotRunOnce", rank, None)]
 
 
@@ -1465,7 +1464,8 @@ def _sends_more(world: World) -> Falsified:
 
 @defect("a promised message is not sent")
 def _sends_less(world: World) -> Falsified:
-    first, *rest = _record(world) or [None]
+    record = _record(world)
+    first, rest = next(iter(record), None), record[1:]
     early = first is not None and first.sender in world.prediction.may_exit_early
     if first is not None and rest and world.prediction.certain and not early:
         wrong = dataclasses.replace(world.outcome, messages=tuple(rest))

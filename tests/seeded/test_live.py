@@ -43,6 +43,7 @@ class PlantingServer:
     def __init__(self, server: Any, rank: int, plant: Callable[..., None], *args: Any) -> None:
         self.server = server
         self.agent = server.agent
+        self.reuse = server.reuse
         self.rank = rank
         self.plant = plant
         self.args = args

@@ -190,12 +190,11 @@ def test_such_a_case_runs_where_the_agent_can_be_built(
     monkeypatch.setattr(build, "built", prepare)
     server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
     prop = replace(PROPERTIES[name], observe=observe)
-    result = examine(prop, SimpleNamespace(server=server, failed_in_use=[]), max_examples=2)  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(server=server, failed_in_use=[])
+    result = examine(prop, runner, max_examples=2)
     assert agents == ({(WIRE, True)} if built else {(None, False)})
     assert result.agent == (WIRE if built else "")
-    chance = examine(
-        prop, SimpleNamespace(server=server, failed_in_use=[]), max_examples=2, by_chance=True
-    )  # type: ignore[arg-type]
+    chance = examine(prop, runner, max_examples=2, by_chance=True)
     assert chance.agent == ""
 
 

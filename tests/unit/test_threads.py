@@ -40,9 +40,8 @@ from rpcprops.programs import (
     Share,
     Step,
     Through,
-    needed_threads,
 )
-from rpcprops.programs.threads import _WAITING
+from rpcprops.programs.threads import _WAITING, needed_threads
 from rpcprops.strategies import programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS, StepDrawer
 from rpcprops.torch_facts import TorchFacts
