@@ -26,7 +26,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
-from rpcprops.programs import Program, Settle, Step, check_world_size
+from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
@@ -176,7 +176,7 @@ class Runner:
                 clock=self._rate_of(program, clock),
                 transport=transport,
                 rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
-                num_worker_threads=threads_of(program).number,
+                num_worker_threads=program.num_worker_threads or ENOUGH_THREADS,
                 shutdown_faults=True,
                 init=not program.founds_group,
                 agent=self.server.agent if agent is None else agent,
