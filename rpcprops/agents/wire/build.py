@@ -62,11 +62,13 @@ class Torch:
 
     Attributes:
         version: as torch names it, with the tag of its build.
+        commit: the commit of torch that it was built from.
         folder: where its package is.
         cxx11_abi: which of the two ABIs of the C++ library it was built with.
     """
 
     version: str
+    commit: str
     folder: Path
     cxx11_abi: bool
 
@@ -84,10 +86,12 @@ def installed_torch() -> Torch:
         raise MachineCannot(msg)
     folder = Path(spec.origin).parent
     try:
-        version = re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text())
+        text = (folder / "version.py").read_text()
     except OSError:
-        version = None
-    if version is None or not (folder / "include" / "tensorpipe").is_dir():
+        text = ""
+    version = re.search(r"__version__ = '([^']+)'", text)
+    commit = re.search(r"git_version = '([^']+)'", text)
+    if version is None or commit is None or not (folder / "include" / "tensorpipe").is_dir():
         msg = (
             f"the torch in {folder} has no headers of TensorPipe, so the agent WIRE cannot be "
             f"compiled; install a Linux wheel of torch."
@@ -96,7 +100,7 @@ def installed_torch() -> Torch:
     # Since 2.8 all wheels have the new ABI, and no file says so any more.
     config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
     old = config.is_file() and "_GLIBCXX_USE_CXX11_ABI=0" in config.read_text()
-    return Torch(version[1], folder, not old)
+    return Torch(version[1], commit[1], folder, not old)
 
 
 def compiler() -> str | None:
@@ -113,14 +117,20 @@ def sources() -> tuple[Path, ...]:
 def library_path() -> Path:
     """Where the library for this Python, this torch and this source is, or will be.
 
+    Virtual environments that hold the same torch share it. A torch that its user builds again and
+    again from changed sources is told by its headers of RPC and by the size of its libraries.
+
     Raises:
         MachineCannot: there is no torch that it could be compiled against.
     """
     torch = installed_torch()
     digest = hashlib.sha256()
-    for part in (torch.folder, torch.cxx11_abi, *_flags(torch)):
+    libraries = (torch.folder / "lib" / f"lib{name[2:]}.so" for name in _LIBRARIES)
+    sizes = (path.stat().st_size for path in libraries)
+    for part in (torch.commit, *_definitions(torch), *sizes):
         digest.update(f"{part}\n".encode())
-    for source in sources():
+    headers = torch.folder / "include" / "torch" / "csrc" / "distributed" / "rpc"
+    for source in (*sources(), *sorted(headers.glob("*.h"))):
         digest.update(source.read_bytes())
     name = f"wire-{torch.version}-{sysconfig.get_config_var('SOABI')}-{digest.hexdigest()[:16]}"
     return _cache() / name / f"{MODULE}.so"
@@ -132,14 +142,16 @@ def _cache() -> Path:
     return home / "rpcprops" / "agents"
 
 
-def _flags(torch: Torch) -> list[str]:
-    abi = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"]
-    include = torch.folder / "include"
+def _definitions(torch: Torch) -> list[str]:
+    """The compiler's options that name no folder."""
     older = _PYBIND11 if not torch.cxx11_abi else ()
+    return [*_FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}", *older]
+
+
+def _flags(torch: Torch) -> list[str]:
+    include = torch.folder / "include"
     return [
-        *_FLAGS,
-        *abi,
-        *older,
+        *_definitions(torch),
         f"-isystem{include}",
         f"-isystem{include / 'torch' / 'csrc' / 'api' / 'include'}",
         f"-isystem{sysconfig.get_paths()['include']}",
