@@ -18,6 +18,16 @@ T = TypeVar("T")
 
 def to_json(value: Any) -> Any:
     """`value` as what JSON can hold (dicts, lists, strings, numbers, booleans, None)."""
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return _builtins(value)
+    return _record_json(value)
+
+
+def _record_json(value: Any) -> dict[str, Any]:
     if isinstance(value, Program):
         # Most programs end as they always did.
         end = {} if value.end == End() else {"end": _builtins(value.end)}
@@ -30,21 +40,20 @@ def to_json(value: Any) -> Any:
             **end,
             "steps": [_step_json(step) for step in value.steps],
         }
-    data = _builtins(value)
-    if isinstance(value, FaultPlan):
-        data.pop("others")
-        if value.others:
-            data["others"] = [{"kind": fault.kind, **_builtins(fault)} for fault in value.others]
-    elif is_dataclass(value):
-        held = {item.name: getattr(value, item.name) for item in fields(value)}
-        data |= {name: to_json(one) for name, one in held.items() if isinstance(one, FaultPlan)}
-        if isinstance(value, Outcome):
-            data["armed"] = [to_json(armed) for armed in value.armed]
-            # Only one agent has a ledger, so most outcomes have no messages.
-            for name in ("agent", "messages", "messages_dropped"):
-                if not data[name]:
-                    del data[name]
-    return data
+    if isinstance(value, Step):
+        return _step_json(value)
+    data = {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Fault):
+        return {"kind": value.kind, **data}
+    left_out = _LEFT_OUT.get(type(value), ())
+    return {name: one for name, one in data.items() if one or name not in left_out}
+
+
+#: Fields that are left out where they are empty. Only one agent has a ledger.
+_LEFT_OUT: dict[type, tuple[str, ...]] = {
+    FaultPlan: ("others",),
+    Outcome: ("agent", "messages", "messages_dropped"),
+}
 
 
 def _step_json(step: Step) -> dict[str, Any]:

@@ -72,9 +72,9 @@ class Replay:
             kinds = Counter(broken[0] for broken in self.seen if broken)
             what = ", ".join(f"{name} in {count}" for name, count in kinds.items()) or "no failure"
             return f"{self.answer}: {what} of {self.times} runs{where}"
-        text = (
-            f"{self.answer}: {self.artefact.promise} in {self.failed} of {self.times} runs{where}"
-        )
+        # Nobody has mended what does not show because a fault was left out.
+        word = "not shown" if self.without and self.answer == "fixed" else self.answer
+        text = f"{word}: {self.artefact.promise} in {self.failed} of {self.times} runs{where}"
         for name, count in Counter(self.changed).items():
             text += f"; {name} instead in {count}"
         return text

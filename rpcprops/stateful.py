@@ -283,12 +283,15 @@ class ClusterMachine(RuleBasedStateMachine):
         cluster.kill()
         outcome = self._outcome()
         prediction = self._predicted(self.program)
-        if not self._shared:
-            known, violations = set_apart(self.program, prediction.met, outcome, violations)
-            for name in known:
-                event(f"met the known finding {name}")
-            if not violations:
-                reject()
+        # What no step shows, the user's own rules may have caused.
+        own = tuple(one for one in violations if self._shared and one.step is None)
+        judged = [one for one in violations if one not in own]
+        known, left = set_apart(self.program, prediction.met, outcome, judged)
+        for name in known:
+            event(f"met the known finding {name}")
+        violations = (*left, *own)
+        if not violations:
+            reject()
         if not self._is_confirmed(violations[0], outcome):
             reject()
         error = broken_promise(violations)
@@ -393,8 +396,8 @@ class ClusterMachine(RuleBasedStateMachine):
         """Write the failure, replacing an earlier, larger one; the line that reports it."""
         if self._shared:
             return (
-                "replay   by Hypothesis's @reproduce_failure line: rules of your own were run "
-                "(unconfirmed in real time; clock='real' finds it there)"
+                "replay   not possible, because rules of your own were run. To see whether it also "
+                "fails in real time, write clock = 'real' in the class."
             )
         promise = violations[0].promise
         artefact = Artefact(

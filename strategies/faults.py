@@ -205,6 +205,7 @@ def fault_tables(
     Raises:
         UsageError: `messages` is no collection or contains something that is no message type,
             `max_fail_sends` is no int from 0 to 2**31 - 1, or `max_delay` is no number of seconds
+            from 0 to 3600.
     """
     return _fault_tables(
         distinct_types(messages, "messages"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -208,8 +209,11 @@ def _say(result: Examination) -> None:
 
 def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
     if name not in known:
-        listed = ", ".join(key.removeprefix("rpcprops-") for key in known)
-        msg = f"there is no {kind} {name.removeprefix('rpcprops-')!r}; there are: {listed}."
+        names = [key.removeprefix("rpcprops-") for key in known]
+        name = name.removeprefix("rpcprops-")
+        close = difflib.get_close_matches(name, names, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}."
+        msg = f"there is no {kind} {name!r}; {hint}"
         raise UsageError(msg)
     return known[name]
 
@@ -281,23 +285,30 @@ def _details(result: Examination) -> list[str]:
     return shown
 
 
+_NUMBERS = ("examples", "compared", "faults fired", "accepted", "seconds")
+#: The columns of a terminal in which all of them have room.
+_WIDE = 100
+
+
 def _verdict_table(done: list[Examination]) -> Table:
     table = Table(title="properties", title_justify="left")
     for column in ("property", "verdict"):
-        table.add_column(column, overflow="fold")
-    for column in ("examples", "compared", "faults fired", "accepted", "seconds"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, no_wrap=True)
+    # A narrow terminal gets fewer columns, and no torn words.
+    shown = _NUMBERS if out.width >= _WIDE else _NUMBERS[:1]
+    for column in shown:
+        table.add_column(column, justify="right", no_wrap=True)
     for result in done:
         colour = COLOURS[result.verdict]
-        table.add_row(
-            result.property.name,
-            f"[{colour}]{_words(result.verdict)}[/{colour}]",
+        numbers = (
             str(result.examples),
             str(result.compared),
             str(result.faults_fired),
             str(sum(one.examples for one in result.accepted.values())),
             f"{result.seconds:.1f}",
         )
+        verdict = f"[{colour}]{_words(result.verdict)}[/{colour}]"
+        table.add_row(result.property.name, verdict, *numbers[: len(shown)])
     return table
 
 

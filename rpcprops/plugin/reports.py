@@ -116,7 +116,7 @@ def shorten(longrepr: object) -> None:
             said = without_ours((ln for ln in entry.lines if ln.startswith("E")), "E")
             if len(said) > _MOST_SAID:
                 half = _MOST_SAID // 2
-                gap = f"E       … {len(said) - 2 * half} lines …"
+                gap = f"E       … {counted(len(said) - 2 * half, 'line')} …"
                 said = [*said[:half], gap, *said[-half:]]
             entry.lines = [*source, *said]
 

@@ -101,7 +101,7 @@ class Limits:
             return ""
         self._told.add(self._test)
         rate, timeout = self._found[self._test]
-        return f"ranks run at rate {rate:g}, because the code passes timeouts of {timeout:g} s"
+        return f"ranks run at rate {rate:g}, because of a timeout of {timeout:g} s"
 
     def advice(self) -> str:
         """What to do about a test that has run once, too fast for its timeouts."""

@@ -133,6 +133,10 @@ class Step:
                 given.append(f"{item.name}={value!r}")
         return f"{type(self).__name__}({', '.join(given)})"
 
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        """Hypothesis prints an example by this, or else every attribute of a dataclass."""
+        printer.text(repr(self))
+
     @property
     def at_once(self) -> tuple[tuple[Step, ...], ...]:
         """The branches that run at the same time, each in order; by default the step alone."""

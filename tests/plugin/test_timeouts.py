@@ -124,6 +124,6 @@ def test_the_timeouts_of_a_test_choose_its_clock(make_project: MakeProject) -> N
         start = f"rpcprops: test_user.py::{test}: ranks run at rate "
         said = [line for line in result.lines if line.startswith(start)]
         assert len(said) == bool(timeout), test
-        end = f"because the code passes timeouts of {timeout:g} s"
+        end = f"because of a timeout of {timeout:g} s"
         assert all(line.endswith(end) for line in said)
         assert report[test]["clock"].endswith(end) if timeout else not report[test]["clock"]

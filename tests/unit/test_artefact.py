@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RankOutcome, StepOutcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.report.artefact import FORMAT, Artefact, read, versions, write, write_or_say
@@ -46,11 +46,19 @@ OF_A_PROGRAM = Artefact(
     repeats=("3 of 3 at rate 100",),
     versions={"rpcprops": "0.1.0", "torch": "2.13.0"},
 )
+OF_MESSAGES = FaultPlan(
+    others=(
+        MessageFault(
+            0, "hold", "RREF_USER_DELETE", delay=9, until=NthMessage(1, "RREF_CHILD_ACCEPT")
+        ),
+        MessageFault(1, "lose", way="response"),
+    )
+)
 OF_A_TEST = Artefact(
     kind="pytest",
     subject="tests/test_mine.py::test_it[a/b-1]",
     promise="AssertionError",
-    plans=(PLAN, FaultPlan()),
+    plans=(PLAN, OF_MESSAGES, FaultPlan()),
     outcomes=(OUTCOME,),
     reproduction=("6.170.0", "AXicY2BkAAMAAB4ABA=="),
     rootdir="where/it/ran",

@@ -41,16 +41,16 @@ def _dead_pid() -> int:
 
 
 def test_an_example_costs_less_than_a_millisecond(tmp_path: Path) -> None:
-    """Writing down a program of a dozen steps takes under a millisecond, as a rule."""
+    """Writing down a program of a dozen steps takes under a millisecond of processor time."""
     in_flight = InFlight(tmp_path)
     in_flight.begin("planted")
     cluster = _cluster()
     cluster.program = _programs.handle_as_argument()
     took: list[float] = []
     for _ in range(200):
-        began = time.perf_counter()
+        began = time.thread_time()
         in_flight(cluster)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     assert statistics.median(took) < 1e-3
 
 

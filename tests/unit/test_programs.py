@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis.vendor.pretty import pretty
 
 from rpcprops import programs as language
 from rpcprops.errors import UsageError
@@ -687,3 +688,11 @@ def test_branches_that_each_change_what_they_made_do_not_meet() -> None:
         for rank in range(3)
     )
     assert len(Program(3, (Parallel(branches),)).leaves) == 9
+
+
+@pytest.mark.parametrize("program", EVERY_KIND, ids=lambda program: program.name)
+def test_what_hypothesis_prints_can_be_pasted(program: Program) -> None:
+    """A failing example that Hypothesis prints is Python that makes the same program."""
+    assert eval(pretty(program), dict(vars(language))) == program
+    for step in program.steps:
+        assert pretty(step) == repr(step)
