@@ -253,8 +253,9 @@ def page(public: PublicNames, kinds: Mapping[type[Step], Uses], seen: Reached) -
         "# Coverage: what drawn programs use of torch",
         "",
         f"`python -m rpcprops._coverage` has made this page with torch {public.version}. Do not "
-        "edit it: run that again when the code has changed. A kind of step with *(asked for)* is drawn "
-        "only where `kinds=` names it.",
+        "edit it: run that again when the code has changed.",
+        "",
+        "A kind of step with *(asked for)* is drawn only where `kinds=` names it.",
         "",
         f"**{counts['drawn']} of the {len(found)} public names of torch's RPC are drawn**: some "
         "kind of step uses them, and an oracle predicts and checks what the step shows. "

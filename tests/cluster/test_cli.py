@@ -141,11 +141,13 @@ def test_what_is_accepted_is_told_and_strict_fails_on_it(
 
 
 def test_unknown_property(refusing: Commands, tmp_path: Path) -> None:
-    """An unknown property exits 2 with one line that lists the known ones, and starts nothing."""
+    """An unknown property exits 2 with one line that helps, and starts nothing."""
     began = time.monotonic()
     ended = refusing.run(tmp_path, "check", "rref-values", "rref-valeus")
     assert ended.code == 2
-    assert "there is no property 'rref-valeus'" in ended.err
+    assert "there is no property 'rref-valeus'; did you mean rref-values" in ended.err
+    ended = refusing.run(tmp_path, "check", "zzzz")
+    assert ended.code == 2
     assert all(name in ended.err for name in PROPERTIES)
     assert len(ended.err.strip().splitlines()) == 1
     assert "Traceback" not in ended.out + ended.err
