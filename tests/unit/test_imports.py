@@ -29,6 +29,8 @@ DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes"
 #: the server that forks them, and the fixture.
 WITH_TORCH = (
     "rpcprops._bare_ranks",
+    "rpcprops._rank_fixture",
+    "rpcprops._torch_fixture",
     "rpcprops._torch_harness",
     "rpcprops.cluster.adoption",
     "rpcprops.cluster.rank_process",
