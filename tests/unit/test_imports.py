@@ -148,6 +148,8 @@ def loaded_by(statement: str) -> set[str]:
         ("import rpcprops.pytest_plugin", {"torch", "numpy"}),
         ("import rpcprops.oracle", {"torch", "numpy", "hypothesis", "pytest"}),
         ("import rpcprops.confirmation", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
+        # What the fork server of a command imports: no test module of torch's, which bring these.
+        ("import rpcprops.cluster._server", {"hypothesis", "pytest", "_pytest", "expecttest"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, absent: set[str]) -> None:
