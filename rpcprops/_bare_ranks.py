@@ -22,10 +22,10 @@ import time
 from torch.distributed import rpc
 
 from rpcprops import clock
+from rpcprops._rank_fixture import RankFixture
 from rpcprops.cluster import pages, rank_process
 from rpcprops.cluster.options import A_DAY
 from rpcprops.faults import FaultTable
-from rpcprops.fixture import RankFixture
 
 
 def _rank_main(rank: int, world_size: int, rate: float, store: int, *, prepared: bool) -> None:

@@ -49,7 +49,7 @@ HARNESS_MODULES = (
     "rpcprops.agents.tensorpipe",
     "rpcprops.cluster.adoption",
     "rpcprops.cluster.rank_process",
-    "rpcprops.fixture",
+    "rpcprops._rank_fixture",
 )
 #: How many programs are drawn from each property.
 _DRAWS = 600

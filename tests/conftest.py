@@ -15,8 +15,8 @@ from tests._commands import Commands, commands
 #: xdist's runs all the tests of such a module.
 _BY_MODULE = (
     *(f"tests/plugin/test_{name}.py" for name in ("errors_of_ours", "failures", "in_flight")),
-    *(f"tests/plugin/test_{name}.py" for name in ("lateness", "long_runs", "machines", "replay")),
-    *(f"tests/plugin/test_{name}.py" for name in ("unwritable", "workers_that_die")),
+    *(f"tests/plugin/test_{name}.py" for name in ("lateness", "long_runs", "machines", "options")),
+    *(f"tests/plugin/test_{name}.py" for name in ("replay", "unwritable", "workers_that_die")),
     # The first that needs the agent WIRE compiles it.
     *(f"tests/cluster/test_{name}.py" for name in ("preforked", "servers", "wire_messages")),
     *("tests/upstream/test_suites.py", "tests/stress/test_bad_input_pytest.py"),

@@ -11,10 +11,10 @@ import importlib
 import pickle
 from typing import Any
 
+from rpcprops._rank_fixture import RankFixture
 from rpcprops.clock import sends
 from rpcprops.cluster import _wire, finder
 from rpcprops.faults import FaultTable
-from rpcprops.fixture import RankFixture
 from rpcprops.outcomes import StepOutcome
 from rpcprops.programs import STEP_TYPES, Fetch
 from rpcprops.steps.in_rank import autograd, shared, state, sums

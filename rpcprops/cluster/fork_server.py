@@ -22,6 +22,8 @@ from rpcprops.errors import HarnessError, MachineCannot, UsageError
 START_SECONDS = 120.0
 #: Real seconds that the watcher may take to kill all processes below it, and to exit.
 _END_SECONDS = _watcher.KILL_SECONDS + 1.0
+#: What modules of tests import. Where the test process has it, they will: once, in the fork server.
+_OF_TESTS = ("hypothesis", "pytest")
 
 
 def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -109,6 +111,7 @@ class ForkServer:
             self._peer = Peer.on(ours)
             with theirs:
                 self._log = RankLog("rpcprops-server")
+                early = [name for name in _OF_TESTS if name in sys.modules]
                 code = (
                     f"import sys; sys.path.append({package_home!r})\n"
                     f"names = {{'__name__': 'watcher'}}; path = {_watcher.__file__!r}\n"
@@ -117,6 +120,7 @@ class ForkServer:
                     f"from rpcprops.cluster import _limits; _limits.raise_soft_limits()\n"
                     # What an import makes stays: to look for garbage in it takes 0.3 s with torch.
                     f"import gc; gc.disable(); from rpcprops.cluster._server import main\n"
+                    f"list(map(__import__, {early!r}))\n"
                     f"gc.enable(); del gc; main({theirs.fileno()})"
                 )
                 self.watcher = subprocess.Popen(

@@ -257,7 +257,12 @@ def test_help(rpcprops: Rpcprops, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
+    ("number", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        # tests/unit/test_stop.py has both signals in every run.
+        pytest.param(signal.SIGTERM, "ended by SIGTERM", marks=pytest.mark.nightly),
+    ],
 )
 def test_interrupted_check(
     tmp_path: Path, environment: dict[str, str], number: signal.Signals, word: str

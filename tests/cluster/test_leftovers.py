@@ -202,8 +202,13 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("how", "fork"),
-    [(signal.SIGKILL, ""), (signal.SIGKILL, "fork"), (signal.SIGINT, ""), (signal.SIGTERM, "")],
-    ids=["SIGKILL", "SIGKILL with a forked child", "SIGINT", "SIGTERM"],
+    [
+        pytest.param(signal.SIGKILL, "", id="SIGKILL"),
+        pytest.param(signal.SIGKILL, "fork", id="SIGKILL with a forked child"),
+        pytest.param(signal.SIGINT, "", id="SIGINT"),
+        # No Python of a script runs after it, as after SIGKILL.
+        pytest.param(signal.SIGTERM, "", id="SIGTERM", marks=pytest.mark.nightly),
+    ],
 )
 def test_end_of_the_test_process(
     tmp_path: Path, still_alive: StillAlive, how: signal.Signals, fork: str

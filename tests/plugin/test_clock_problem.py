@@ -97,6 +97,7 @@ def test_a_probe_that_dies_in_workers(make_project: MakeProject) -> None:
     assert summary.startswith(f"rpcprops: {UNASKED}the dilated process ended")
 
 
+@LONG  # tests/cluster/test_clock_fallback.py has the same of a server
 def test_real_time_that_was_asked_for(make_project: MakeProject) -> None:
     """Who asks for real time reads so in the header, and nothing in the summary."""
     result = make_project(test_it=TESTS, conftest=EMPTY).pytest("--rpc-clock=real", "-k", "run")
@@ -127,6 +128,7 @@ def test_commands_say_it_first_and_last(
     assert "file too short" in result.lines[said[1]]
 
 
+@LONG  # test_commands_say_it_first_and_last shows it of `check`
 def test_a_replayed_test_says_it_first_and_last(make_project: MakeProject) -> None:
     """`replay` of a test runs pytest, and tells itself what that found of the clock."""
     fails = TESTS.replace("== 1.0\n\n\ndef test_run", "== 2.0\n\n\ndef test_run")

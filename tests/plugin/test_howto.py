@@ -23,6 +23,7 @@ settings.load_profile("few")
 """
 _BLOCK = re.compile(r"(?:<!-- exits (\d+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
+_ONE_FILE = re.compile(r"pytest -q (test_\w+\.py)\n")
 
 
 class Block(NamedTuple):
@@ -45,9 +46,9 @@ def sections() -> dict[str, list[Block]]:
     return {title: blocks for title, blocks in found.items() if blocks}
 
 
-#: What other tests of every run stand for: test_options.py and test_shared_database.py for shards
-#: and what they share, tests/planted and test_replay.py for a race that is found and replayed, and
-#: test_replay.py for a failure that another machine has kept.
+#: Long, and other tests of every run stand for them: test_options.py and
+#: test_shared_database.py for shards and what they share, tests/planted and test_replay.py for a
+#: race that is found and replayed, and test_replay.py for a failure that another machine has kept.
 LONG = (
     "Reproduce a failure of CI",
     "Share failures, and split a test into shards",
@@ -55,37 +56,60 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "title",
-    [
-        pytest.param(title, marks=[pytest.mark.nightly] if title in LONG else [])
-        for title in sections()
-    ],
-)
+def write(block: Block, folder: Path) -> None:
+    """Make the file that a block of Python is."""
+    name = _FILE.match(block.code)
+    assert name is not None, block.code
+    (folder / name[1]).write_text(block.code)
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block of commands as a reader would."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", "-euc", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_the_tests_of_the_other_sections_pass(tmp_path: Path) -> None:
+    """Each of their commands runs pytest on one file; here one pytest runs all these files."""
+    (tmp_path / "conftest.py").write_text(FEW)
+    files: list[str] = []
+    for block in (b for title, blocks in sections().items() if title not in LONG for b in blocks):
+        if block.language == "python":
+            write(block, tmp_path)
+            continue
+        command = _ONE_FILE.fullmatch(block.code)
+        assert command is not None, block.code
+        assert block.exits == 0
+        files.append(command[1])
+    assert len(files) > 3
+    ran = run(f"pytest -q {' '.join(files)}", tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "vacuous" not in ran.stdout, ran.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("title", sections())
 def test_every_block_of_a_section_works(title: str, tmp_path: Path) -> None:
     """Its files are written and its commands run, in order, and end as the page says."""
     # With Hypothesis's own 100 examples for each test this would take minutes.
     (tmp_path / "conftest.py").write_text(FEW)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in sections()[title]:
         if block.language == "python":
-            name = _FILE.match(block.code)
-            assert name is not None, block.code
-            (tmp_path / name[1]).write_text(block.code)
+            write(block, tmp_path)
             continue
         if block.language == "yaml":
             continue  # for a service that is not here
         assert block.language == "sh", block
-        ran = subprocess.run(
-            ["bash", "-euc", block.code],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        ran = run(block.code, tmp_path)
         assert ran.returncode == block.exits, block.code + ran.stdout + ran.stderr
         assert "vacuous" not in ran.stdout, ran.stdout
 

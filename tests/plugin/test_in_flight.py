@@ -62,7 +62,7 @@ MakeProject = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def project(make_project: MakeProject) -> Any:
-    return make_project(test_user=CODE, bug="STOPS = True; FAILS = False")
+    return make_project(test_user=CODE, test_none="", bug="STOPS = True; FAILS = False")
 
 
 def _kill_while_running(project: Any, command: list[str], until: Callable[[], bool]) -> None:
@@ -107,12 +107,20 @@ def test_a_killed_pytest_leaves_its_example(project: Any) -> None:
     assert "It was under way when its process ended." in held.lines
     assert "holds: no failure of 2 runs at rate 400 (test_user.py::test_drawn)" in held.lines
     # The next run that has a header says so in one line, and moves it to the failures.
-    ran = project.pytest("test_user.py::test_program")
+    ran = project.pytest("test_none.py")
     (line,) = [line for line in ran.lines if "an earlier run died" in line]
     assert line.startswith("rpcprops: an earlier run died during test_user.py::test_drawn: ")
     assert not list((project.folder / ".rpcprops" / "underway").iterdir())
+    assert " rpcprops replay .rpcprops/failures/" in line
+
+
+@pytest.mark.nightly  # test_replay.py replays failures; the line of this one is what is added here
+def test_a_replay_of_what_died_says_so(project: Any) -> None:
+    """What was under way when a run died, and fails later, is replayed with a line that says it."""
+    _kill_a_test(project, "test_drawn")
+    ran = project.pytest("test_none.py")
+    (line,) = [line for line in ran.lines if "an earlier run died" in line]
     moved = line.split("rpcprops replay ")[1]
-    assert moved.startswith(".rpcprops/failures/")
     project.write(bug="STOPS = False; FAILS = True")
     fails = project.command("rpcprops", "replay", moved, "--times", "1", "--no-needed")
     assert fails.code == 1, fails.out + fails.err

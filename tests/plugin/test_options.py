@@ -54,19 +54,35 @@ def test_plain(rpc_cluster):
 """
 
 
-def test_real_clock_and_shared_memory(make_project: MakeProject) -> None:
+@pytest.fixture(scope="module")
+def real(make_project: MakeProject) -> Any:
+    """A run in real time and over shared memory; the project has a profile of its own."""
+    project = make_project(test_small=SMALL, test_profiles=PROFILES)
+    chosen = ["test_small.py::test_rate", "test_profiles.py"]
+    return project.pytest("--rpc-clock=real", "--rpc-transport=shm", "-s", *chosen)
+
+
+def test_real_clock_and_shared_memory(real: Any) -> None:
     """--rpc-clock=real and --rpc-transport=shm show in the header and in clusters."""
-    project = make_project(test_small=SMALL)
-    result = project.pytest("--rpc-clock=real", "--rpc-transport=shm", "-s", "-k", "rate")
+    result = real
     assert result.code == 0, result.out
     assert "rpcprops: clock real time, as asked for; transport shm" in result.lines
     assert "rate 1.0 transport shm" in result.out
 
 
-def test_clock_by_rate(make_project: MakeProject) -> None:
-    """--rpc-clock=20 is the rate of clusters that name none."""
+@pytest.fixture(scope="module")
+def without_xdist(make_project: MakeProject) -> tuple[Any, dict[str, Any]]:
+    """A run at a rate of its own and in shards without pytest-xdist, and its report."""
     project = make_project(test_small=SMALL)
-    result = project.pytest("--rpc-clock=20", "-s", "-k", "rate")
+    found: tuple[Any, dict[str, Any]] = project.report(
+        "--rpc-clock=20", "-s", "-p", "no:xdist", "--rpc-shards=3"
+    )
+    return found
+
+
+def test_clock_by_rate(without_xdist: tuple[Any, dict[str, Any]]) -> None:
+    """--rpc-clock=20 is the rate of clusters that name none."""
+    result, _ = without_xdist
     assert result.code == 0, result.out
     assert any(line.startswith("rpcprops: clock 20 ") for line in result.lines)
     assert "rate 20.0 transport tcp" in result.out
@@ -124,10 +140,9 @@ def test_shards_draw_different_examples(make_project: MakeProject) -> None:
     assert len(set(drawn)) >= 6
 
 
-def test_xdist_is_not_needed(make_project: MakeProject) -> None:
+def test_xdist_is_not_needed(without_xdist: tuple[Any, dict[str, Any]]) -> None:
     """Tests run, and are sharded, where pytest-xdist is not loaded."""
-    project = make_project(test_small=SMALL)
-    result, report = project.report("-p", "no:xdist", "--rpc-shards=3")
+    result, report = without_xdist
     assert result.code == 0, result.out
     assert sum(test["examples"] for name, test in report.items() if "drawn" in name) == 9
 
@@ -203,10 +218,10 @@ def test_nothing_changes():
 """
 
 
-def test_own_profiles_are_untouched(make_project: MakeProject) -> None:
+def test_own_profiles_are_untouched(real: Any) -> None:
     """A user's profile and settings hold; only a deadline that nobody set is taken away."""
-    result = make_project(test_profiles=PROFILES).pytest()
-    assert result.code == 0, result.out
+    assert real.code == 0, real.out
+    assert "5 passed" in real.lines[-1]
 
 
 def test_nothing_starts_when_nothing_is_used(make_project: MakeProject) -> None:

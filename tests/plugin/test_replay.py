@@ -61,13 +61,15 @@ def failed(make_project: MakeProject) -> tuple[Any, dict[str, str]]:
 def test_a_replay_says_which_faults_are_needed(failed: tuple[Any, dict[str, str]]) -> None:
     """Of two faults, the one that the planted failure looks at is needed, the other is not."""
     project, artefacts = failed
-    ended = project.command("rpcprops", "replay", artefacts["test_drawn"], "--needed")
+    ended = project.command(
+        "rpcprops", "replay", artefacts["test_drawn"], "--needed", "--times", "2"
+    )
     assert ended.code == 1, ended.out + ended.err
     assert "faults by name: 0:RREF_USER_DELETE, 1:delay:PYTHON_CALL" in ended.lines
-    assert "3 of 3 at rate 400" in ended.out
+    assert "2 of 2 at rate 400" in ended.out
     assert ended.lines[-3:] == [
-        "  0:RREF_USER_DELETE: needed (fails in 0 of 3 without it)",
-        "  1:delay:PYTHON_CALL: not needed (fails in 3 of 3 without it)",
+        "  0:RREF_USER_DELETE: needed (fails in 0 of 2 without it)",
+        "  1:delay:PYTHON_CALL: not needed (fails in 2 of 2 without it)",
         "needed   0:RREF_USER_DELETE",
     ]
 

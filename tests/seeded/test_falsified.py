@@ -21,6 +21,9 @@ from tests.seeded._ideal import place
 _PLACES = 3
 #: In how many different programs each defect is planted, at the least.
 _PROGRAMS = 10
+#: Each night a defect is planted in all worlds, else in one of so many, and in another part of them
+#: if these have too few programs for it. Each world meets its share of the defects.
+_PARTS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,12 +46,17 @@ def reported(number: int, world: World, found: Defect) -> Iterator[tuple[list[Pl
 @pytest.mark.usefixtures("seeded_defect")
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_is_reported_as_what_it_is(name: str) -> None:
-    """In every world in which it can be, the judge names its promise, rank and step, exactly."""
+    """In each world in which it is planted, the judge names its promise, rank and step, exactly."""
     programs = set()
-    for number, world in enumerate(corpus()):
-        for expected, said in reported(number, world, DEFECTS[name]):
-            assert said == expected, (world.program, world.plan)
-            programs.add(world.program)
+    first = list(DEFECTS).index(name)
+    worlds = list(enumerate(corpus()))
+    for part in range(_PARTS):
+        for number, world in worlds[(first + part) % _PARTS :: _PARTS]:
+            for expected, said in reported(number, world, DEFECTS[name]):
+                assert said == expected, (world.program, world.plan)
+                programs.add(world.program)
+        if len(programs) >= _PROGRAMS and current() != NIGHTLY:
+            break
     assert len(programs) >= _PROGRAMS
 
 

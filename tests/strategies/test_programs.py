@@ -502,7 +502,7 @@ def test_the_smallest_program(holds: Any, world_size: int, steps: tuple[Step, ..
         assert (program.world_size, program.steps) == (world_size, steps)
 
 
-@pytest.mark.nightly  # the fork request below is the same, together with its plan
+@pytest.mark.nightly
 def test_the_smallest_program_in_which_a_user_forks_to_a_user() -> None:
     """What makes a handle, a share to the third rank, and a fetch there."""
     for program in smallest(programs(), forks_and_fetches, SEEDS):
@@ -531,13 +531,15 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
                 (2, (Train(0, "x0", (1,)),)),
             ],
         ),
-        (
+        pytest.param(
             MessageType.RREF_FORK_REQUEST,
             [
                 (2, (Nest(0, 0, 1, "a"),)),
                 (3, (Nest(0, 1, 2, "a"),)),
                 (2, (Remote(0, 1, "a"), Share(0, "a", 0, "b"))),
             ],
+            # The other shows the same, and takes a third of the time.
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -600,7 +602,7 @@ def test_every_kind_and_every_size_is_drawn() -> None:
     for kind in able - in_branches(found):
         # By chance among so many kinds; it does come among few.
         few = programs(kinds={kind, *FEW}, min_world_size=2, min_steps=8)
-        assert kind in in_branches(draws(few, 200))
+        assert any(kind in in_branches(draws(few, 50, start)) for start in range(4))
     sizes = [len(program.leaves) for program in found]
     assert sum(size <= 8 for size in sizes) >= 30
     assert sum(size >= 32 for size in sizes) >= 60

@@ -46,7 +46,7 @@ import pytest
 import torch
 from torch.distributed import rpc
 
-from rpcprops import ClusterServer, FaultTable, fixture
+from rpcprops import ClusterServer, FaultTable, _rank_fixture, fixture
 from rpcprops.cluster import _wire
 from rpcprops.errors import (
     BrokenPromise,
@@ -278,7 +278,7 @@ def raises_what_cannot_be_read_back() -> None:
 
 
 def in_a_rank() -> bool:
-    return fixture._this_rank is not None
+    return _rank_fixture._this_rank is not None
 
 
 def read_in_ranks_only(how: str) -> Exception:

@@ -29,6 +29,8 @@ DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes"
 #: the server that forks them, and the fixture.
 WITH_TORCH = (
     "rpcprops._bare_ranks",
+    "rpcprops._rank_fixture",
+    "rpcprops._torch_fixture",
     "rpcprops._torch_harness",
     "rpcprops.cluster.adoption",
     "rpcprops.cluster.rank_process",
@@ -146,6 +148,8 @@ def loaded_by(statement: str) -> set[str]:
         ("import rpcprops.pytest_plugin", {"torch", "numpy"}),
         ("import rpcprops.oracle", {"torch", "numpy", "hypothesis", "pytest"}),
         ("import rpcprops.confirmation", {"torch", "numpy", "hypothesis", "pytest", "_pytest"}),
+        # What the fork server of a command imports: no test module of torch's, which bring these.
+        ("import rpcprops.cluster._server", {"hypothesis", "pytest", "_pytest", "expecttest"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, absent: set[str]) -> None:

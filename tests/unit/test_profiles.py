@@ -106,7 +106,7 @@ from hypothesis import settings
 settings.register_profile("dev", max_examples=7)
 settings.register_profile("mine", max_examples=9)
 settings.load_profile("mine")
-import rpcprops.fixture
+from rpcprops.fixture import FaultyRpcAgentTestFixture
 import torch.testing._internal.common_utils
 assert settings.get_current_profile_name() == "mine"
 assert settings().max_examples == 9

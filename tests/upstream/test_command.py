@@ -58,13 +58,22 @@ def test_no_xdist_is_said_where_it_is_needed(tmp_path: Path) -> None:
     assert "@pytest.mark.parametrize" in started.stdout
 
 
-def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
-    """Selected tests run in two processes; the terminal, the JSON and the XML say the same."""
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param((), id="alone"),
+        # test_workers_that_die.py and others run xdist in every run.
+        pytest.param(("-n", "2"), id="side by side", marks=pytest.mark.nightly),
+    ],
+)
+def test_selected_tests_run_and_are_reported(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    """In one process or in two; the terminal, the JSON and the XML say the same."""
     report, xml = tmp_path / "report.json", tmp_path / "report.xml"
     # What the folder configures is meant for its own tests.
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --nonsense\n", encoding="utf-8")
     chosen = "RpcTest and (test_add_with_id or key_names) or CudaRemoteModuleTest"
-    done = upstream(tmp_path, "-n", "2", "-k", chosen, "--json", str(report), "--junit", str(xml))
+    written = ["--json", str(report), "--junit", str(xml)]
+    done = upstream(tmp_path, *workers, "-k", chosen, *written)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PyTorch's RPC suites, without faults" in done.stdout
     tests = json.loads(report.read_text(encoding="utf-8"))["tests"]
@@ -169,6 +178,8 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path: Path) -> None:
     assert alive == []
 
 
+# tests/cluster/test_servers.py kills servers, and test_suites.py has a crash that fails one test.
+@pytest.mark.nightly
 def test_a_lost_fork_server_costs_one_test(tmp_path: Path) -> None:
     """A fork server that is killed fails the test whose ranks have joined; the next test runs."""
     (tmp_path / "conftest.py").write_text(
