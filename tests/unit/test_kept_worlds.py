@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from rpcprops.cluster._kept import (
 )
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
+from rpcprops.cluster.options import ClusterOptions, complete
 from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
@@ -206,6 +209,24 @@ def test_reuse_needs_the_agent_that_can_tell() -> None:
         runner.run_anew(program, reuse=True)
     with pytest.raises(UsageError, match="reuse='yes' must be True or False"):
         runner.run_anew(program, agent="wire", reuse="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "reuse=True needs agent='wire', not FAULTY_TENSORPIPE"),
+        ({"agent": "wire", "reuse": 1}, "reuse=1 must be True or False"),
+        ({"agent": "wire", "init": "adopt"}, "needs init=True, not init='adopt'"),
+        ({"agent": "wire", "init": False}, "needs init=True, not init=False"),
+        ({"agent": "wire", "leaks": "allow"}, "needs leaks='raise', not leaks='allow'"),
+    ],
+    ids=["agent", "bool", "adopt", "init", "leaks"],
+)
+def test_a_cluster_that_cannot_be_used_again_is_refused(options: Any, says: str) -> None:
+    """The message names the value, and what it needs."""
+    given: ClusterOptions = {"world_size": 2, "reuse": True, **options}
+    with pytest.raises(UsageError, match=re.escape(says)):
+        complete(given, rate_of=lambda _: 1.0, network="host")
 
 
 def test_the_option_needs_the_agent_too() -> None:
