@@ -214,6 +214,11 @@ class Ranks:
             return ()
         return self.ledger.messages(self.origin_ns, self._virtual_ns)
 
+    @property
+    def know_of_no_retry(self) -> bool:
+        """Whether the ledger shows that torch sends no message again; without one nobody knows."""
+        return self.ledger is not None and not self.ledger.may_send_again()
+
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:
         """Make a channel for each rank; yields the descriptors of the store and the ranks' ends.

@@ -79,6 +79,11 @@ def _rest(
             channel.processor_seconds = seen["processor"] - channel.processor_before
             why = why or _unrest(channel, seen)
         why = why or (_copy(ranks) if copies else "")
+        if not why and ranks.ledger.may_send_again():
+            # Between two tries a message may be in no counter and in no map: the thread that has
+            # failed to send it may not have come to put it there (rpc_agent.cpp:
+            # RpcAgent::retryExpiredRpcs).
+            why = "a message may be sent again"
         if not why and ranks.ledger.count == sent:
             return ""
         sent = -1 if why else ranks.ledger.count

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, MessageFault
 from rpcprops.agents.wire import NAME, Ledger
+from rpcprops.agents.wire import ledger as ledgers
 from rpcprops.cluster._kept import (
     MOST_PROGRAMS,
     MOST_RANKS,
@@ -199,6 +201,61 @@ def test_a_ledger_forgets(made: Made) -> None:
     os.pwrite(ledger.fd, bytes(48), 40)
     ledger.clear()
     assert os.pread(ledger.fd, 1 << 20, 0) == before
+    ledger.close()
+
+
+DELETE, CALL_TYPE, CLEANUP = 0x0B, 0x02, 0x13
+ANSWERED, FAILED, RAISED, READY = 4, 2, 512, 1
+
+
+def written(*tries: tuple[int, int, int, int]) -> Ledger:
+    """A ledger with requests: of each the first id, the type, which try it is, and its flags."""
+    ledger = Ledger(16)
+    for number, (first, kind, retry, flags) in enumerate(tries):
+        times, fault = (1, 1, 0, 0, 0), (0, 0, 0, -1)
+        row = (number, first, *times, 0, 1, kind, *fault, retry, flags, 1, 0, 0, READY, 0)
+        record = ledgers._RECORD.pack(*row)
+        os.pwrite(ledger.fd, record, 4096 + number * len(record))
+    os.pwrite(ledger.fd, struct.pack("<Q", len(tries)), 24)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("tries", "may"),
+    [
+        ([], False),
+        ([(1, DELETE, 0, ANSWERED)], False),
+        ([(1, DELETE, 0, FAILED)], True),
+        ([(1, DELETE, 0, 0)], True),
+        ([(1, DELETE, 0, ANSWERED | RAISED)], True),
+        ([(1, DELETE, 0, FAILED), (1, DELETE, 1, ANSWERED)], False),
+        ([(1, DELETE, 0, ANSWERED), (2, CLEANUP, 0, FAILED), (2, CLEANUP, 1, FAILED)], True),
+        ([(1, DELETE, 5, FAILED), (2, CLEANUP, 20, FAILED)], False),
+        ([(1, CALL_TYPE, 0, FAILED)], False),
+    ],
+    ids=[
+        "none",
+        "answered",
+        "failed",
+        "under way",
+        "raised",
+        "mended",
+        "one of two",
+        "last",
+        "call",
+    ],
+)
+def test_the_ledger_knows_what_torch_may_send_again(
+    tries: list[tuple[int, int, int, int]], may: bool
+) -> None:
+    """Each request of a type that torch retries: over after an answer, or after its last try."""
+    ledger = written(*tries)
+    assert ledger.may_send_again() is may
+    # What is claimed and not complete, or had no room, may be anything.
+    os.pwrite(ledger.fd, struct.pack("<QQ", len(tries), 1), 24)
+    assert ledger.may_send_again()
+    os.pwrite(ledger.fd, struct.pack("<QQ", len(tries) + 1, 0), 24)
+    assert ledger.may_send_again()
     ledger.close()
 
 
