@@ -437,7 +437,8 @@ def growth_with_ranks(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How many times the seconds of the smallest world the largest takes: ours, and each floor."""
 
     def times(of: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
-        return round(of(rows[-1])["seconds"]["median"] / of(rows[0])["seconds"]["median"], 2)
+        last, first = (of(row)["seconds"]["median"] for row in (rows[-1], rows[0]))
+        return float(round(last / first, 2))
 
     return {
         "ours": times(lambda row: row),

@@ -286,7 +286,7 @@ class Cluster:
             self._outcome = self._make_outcome()
             self.ranks.let_go()
         if self.ranks.channels:
-            self._on_end(self.plan, self._outcome)
+            self._on_end(self.plan, self.outcome)
 
     # What users do with it.
 

@@ -312,7 +312,7 @@ def fetched(left: str = "") -> tuple[int, int]:
 
     if left:
         threading.Thread(target=threading.Event().wait, name=left, daemon=True).start()
-    value = rpc.remote("worker1", operator.add, (1, 2)).to_here()  # type: ignore[attr-defined]
+    value = rpc.remote("worker1", operator.add, (1, 2)).to_here()
     return os.getpid(), value
 
 

@@ -25,7 +25,7 @@ from rpcprops.cluster._kept import (
 )
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
-from rpcprops.cluster.options import ClusterOptions, complete
+from rpcprops.cluster.options import complete
 from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
@@ -281,7 +281,7 @@ def test_reuse_needs_the_agent_that_can_tell() -> None:
 )
 def test_a_cluster_that_cannot_be_used_again_is_refused(options: Any, says: str) -> None:
     """The message names the value, and what it needs."""
-    given: ClusterOptions = {"world_size": 2, "reuse": True, **options}
+    given: Any = {"world_size": 2, "reuse": True, **options}
     with pytest.raises(UsageError, match=re.escape(says)):
         complete(given, rate_of=lambda _: 1.0, network="host")
 
