@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from rpcprops import _guard
+from rpcprops import _guard, agents
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
-from rpcprops.agents.wire import build
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster.fork_server import server_environment
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import MachineCannot
@@ -56,6 +56,12 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
+
+    def against(self, other: Spread) -> Spread:
+        """How many times the other this is: by the medians, and at the least and the most."""
+        return Spread(
+            self.median / other.median, self.least / other.greatest, self.greatest / other.least
+        )
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ({self.least:.3f} to {self.greatest:.3f})"
@@ -292,7 +298,8 @@ class Bench:
     def comparison(self, harness_rounds: int) -> dict[str, Any]:
         """PyTorch's harness, ours in real time, ours at the default rate, and the two floors.
 
-        Where the agent WIRE is compiled, also a new world of its ranks and a used one.
+        Where the agent WIRE can be had, also new worlds of its ranks, and used ones, in which the
+        faults are set anew for each example.
         """
         program = small_program()
         kinds = {
@@ -305,15 +312,17 @@ class Bench:
             "floor": self.floor(4),
             "prepared floor": self.floor(4, prepared=True),
         }
-        has_wire = build.library_path().is_file()
+        has_wire = _has_wire()
         if has_wire:
-            pair = small_program(2), failing(0)
-            kinds |= {
-                "new world": self.example("WIRE, 2 ranks, no faults", *pair, agent="wire"),
-                "used world": self.example(
-                    "WIRE, 2 used ranks, no faults", *pair, agent="wire", reuse=True
-                ),
-            }
+            for faults, plan in ((", no faults", failing(0)), ("", failing(3))):
+                for world in ("new", "used"):
+                    kinds[f"{world}{faults}"] = self.example(
+                        f"WIRE, {world} world{faults}",
+                        program,
+                        plan,
+                        agent="wire",
+                        reuse=world == "used",
+                    )
         if harness_rounds:
             kinds = {"harness": self.harness(harness_rounds), **kinds}
         samples = dict(zip(kinds, self.alternate([*kinds.values()], "comparing"), strict=True))
@@ -326,16 +335,21 @@ class Bench:
                 median["faultless"] / median["prepared floor"]
             ),
         }
+        spreads: dict[str, Spread] = {}
         if has_wire:
-            new, used = samples["new world"], samples["used world"]
-            ratios["used_world"] = new.seconds.median / used.seconds.median
-            processor = new.processor.median / used.processor.median
-            ratios["used_world, processor"] = processor
+            new, used = samples["new, no faults"], samples["used, no faults"]
+            spreads["used_world"] = new.seconds.against(used.seconds)
+            ratios["used world against new, processor"] = (
+                new.processor.median / used.processor.median
+            )
         if harness_rounds:
+            ours = samples["used" if has_wire else "fast"]
+            spreads["faulted"] = samples["harness"].seconds.against(ours.seconds)
             ratios["fast against PyTorch's harness"] = median["harness"] / median["fast"]
         return {
             "samples": [sample_json(sample, waits) for sample in samples.values()],
             "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
+            "headline": {name: _spread(spread) for name, spread in sorted(spreads.items())},
         }
 
     def growth(self) -> dict[str, Any]:
@@ -408,6 +422,29 @@ def _sample(name: str, figures: Sequence[Figures]) -> Sample:
         max(one.late for one in figures),
         sum(one.wrong for one in figures),
     )
+
+
+def _has_wire() -> bool:
+    """Whether the agent WIRE is compiled, or can be."""
+    try:
+        agents.named(WIRE).prepare()
+    except MachineCannot:
+        return False
+    return True
+
+
+def growth_with_ranks(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How many times the seconds of the smallest world the largest takes: ours, and each floor."""
+
+    def times(of: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
+        last, first = (of(row)["seconds"]["median"] for row in (rows[-1], rows[0]))
+        return float(round(last / first, 2))
+
+    return {
+        "ours": times(lambda row: row),
+        "floor": times(lambda row: row["floor"]),
+        "prepared_floor": times(lambda row: row["prepared_floor"]),
+    }
 
 
 def _ratio(sample: Sample, floor: Sample) -> float:

@@ -12,13 +12,12 @@ from typing import Any
 from rpcprops import agents
 from rpcprops._given import argument, shown
 from rpcprops._json import to_json
-from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.options import (
     A_DAY,
     ClockChoice,
     Transport,
-    check_bool,
+    check_reuse,
     check_transport,
 )
 from rpcprops.cluster.reuse import has_refusal, may_reuse
@@ -141,13 +140,7 @@ class Runner:
         if reuse is None:
             return self.server.reuse
         name = agents.named(self.server.agent if agent is None else agent).name
-        if check_bool("reuse", reuse) and name != WIRE:
-            msg = (
-                f"reuse=True needs agent='wire', not {name}: no other agent can be given other "
-                f"faults while ranks run, or says all that it still holds."
-            )
-            raise UsageError(msg)
-        return reuse
+        return check_reuse(reuse, name)
 
     def run_anew(
         self,

@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 #: Real seconds between the first error of :meth:`Calls.each` and the look at the other ranks.
 _MOMENT = 0.05
+#: The numbers of kept values: a rank that is used again must not take an old handle for a new one.
+_kept_numbers = itertools.count(1)
 
 
 class Calls:
@@ -47,7 +49,6 @@ class Calls:
         self._diagnosis = diagnosis
         self._deadlines = deadlines
         self._adopted = adopted
-        self._kept = itertools.count(1)
 
     def must_run(self) -> None:
         """Raise if the ranks take no calls now.
@@ -86,7 +87,7 @@ class Calls:
     ) -> _functions.KeptValue:
         """As :meth:`submit`, but the value stays in the rank until its handle is released."""
         __tracebackhide__ = True
-        number = next(self._kept)
+        number = next(_kept_numbers)
         self.submit(rank, fn, args, kwargs, keep=number).result()
         kept = _functions.KeptValue(rank, number)
         # A handle may be collected at any moment in any thread, even during a send. So its release

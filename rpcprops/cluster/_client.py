@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Unpack
 
 from rpcprops import agents
@@ -41,7 +42,8 @@ class ClusterServer:
         agent: the RPC agent of clusters that name none, by its name in :mod:`rpcprops.agents`;
             torch's faulty one unless given.
         reuse: whether programs run in worlds that other programs have left as they were, unless a
-            run says otherwise (see :func:`rpcprops.run`). Clusters are always new.
+            run says otherwise (see :func:`rpcprops.run`). Clusters are new unless they ask for
+            ``reuse=True`` themselves.
 
     Attributes:
         servers: the fork server and all that belongs to it.
@@ -152,7 +154,7 @@ class ClusterServer:
         return chosen if self.override_rate is None else min(chosen, self.override_rate)
 
     def cluster(self, **options: Unpack[ClusterOptions]) -> Cluster:
-        """A cluster of fresh ranks, for one example; enter it to start them.
+        """A cluster for one example; enter it to start its ranks, fresh ones unless it may reuse.
 
         Args:
             options: see :class:`rpcprops.cluster.ClusterOptions`.
@@ -167,9 +169,13 @@ class ClusterServer:
         """As :meth:`cluster`, for code in these modules, which the ranks import first."""
         self.servers.replace_if_dead()
         given: ClusterOptions = {"agent": self.agent, **options}
+        world = complete(given, rate_of=self.rate_of, network=self.network)
+        if self.override_rate is not None:
+            # Only fresh ranks can confirm a failure.
+            world = replace(world, reuse=False)
         return Cluster(
             self.servers,
-            complete(given, rate_of=self.rate_of, network=self.network),
+            world,
             tuple(dict.fromkeys(modules)),
             on_start=self._tell_start,
             on_end=self._tell_end,

@@ -20,6 +20,7 @@ from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster._settling import Settling
 from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.cluster.options import WorldOptions
+from rpcprops.cluster.reuse import can_be_set
 from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -59,8 +60,8 @@ class Cluster:
         self.transport = options.transport
         self.init = options.init is not False
         self.program: Program | None = None
-        #: Whether its program may run in a kept world, and leave its world for the next one.
-        self.may_reuse = False
+        #: Whether its world may be a kept one, and may be left for the next program or cluster.
+        self.may_reuse = options.reuse and can_be_set(options.plan)
         #: Whether its world is kept for the next program.
         self.stays = False
         self.deadlines = Deadlines.of(
@@ -151,8 +152,19 @@ class Cluster:
                     self._diagnosis.look(wait=0.2)
         finally:
             self.kill()
-        if error is None:
-            self._diagnosis.found.raise_first()
+        try:
+            if error is None:
+                self._diagnosis.found.raise_first()
+        except errors.BrokenPromise as found:
+            error = found
+            raise
+        finally:
+            if error is not None and self.ranks.kept is not None:
+                error.add_note(
+                    f"These ranks had run {self.ranks.kept.programs} clusters before this one "
+                    f"(reuse=True). Only what also fails in fresh ranks, which the next such "
+                    f"cluster has, says something of the code under test."
+                )
 
     def finish(self) -> None:
         """Settle (unless leaks are allowed), then shut down; violations are kept, not raised."""
@@ -163,8 +175,12 @@ class Cluster:
         held = self.options.held_at_end
         if self._runs_rpc and held is not None and not self.has_found:
             self.settle_to(held)
-        if not self.has_found:
-            self.shutdown()
+        if self.has_found:
+            return
+        # What was armed for a part of the run cannot be taken back from its counts.
+        if self.may_reuse and not self.arming.parts and not self.stay():
+            return
+        self.shutdown()
 
     def _finish_program(self) -> bool:
         """Let a program end that shuts RPC down itself; whether there is anything left to do."""
@@ -198,7 +214,10 @@ class Cluster:
             self._fork_and_join()
 
     def _fork_and_join(self) -> None:
-        if self.may_reuse and self.ranks.resume(self.options, self._first, self._phases):
+        runs_users_code = self.program is None
+        if self.may_reuse and self.ranks.resume(
+            self.options, self._first, self._phases, runs_users_code=runs_users_code
+        ):
             return
         try:
             self.ranks.fork(
@@ -206,7 +225,7 @@ class Cluster:
                 self._first,
                 self._phases,
                 self.deadlines.start,
-                runs_users_code=self.program is None,
+                runs_users_code=runs_users_code,
                 may_stay=self.may_reuse,
             )
         except errors.MachineCannot:
@@ -233,17 +252,20 @@ class Cluster:
         """Instead of :meth:`shutdown`: let the ranks meet as there, and come to rest.
 
         Then `stays` is true, and the ranks live on in their servers. Else the result says why the
-        world cannot be used again; then this run shows nothing, and no violation was recorded.
+        world cannot be used again; no violation was recorded, and the ranks can still shut down.
         """
         why = _staying.stay(self.ranks, self._phases, self.deadlines, self.options)
         if not why and not self.ranks.are_silent:
             why = "a message of a rank is left"
         self.stays = not why
+        if self.stays:
+            # Nothing can change any more, and to read the ledger takes a millisecond.
+            self._outcome = self._make_outcome()
         return why
 
     @property
     def is_used(self) -> bool:
-        """Whether its ranks have run other programs before."""
+        """Whether its ranks have run other programs or clusters before."""
         return self.ranks.kept is not None
 
     @property
@@ -257,8 +279,6 @@ class Cluster:
             return
         if self.stays:
             self._phases.over = True
-            self._outcome = self._make_outcome()
-            assert self.program is not None
             self.ranks.keep(self.options, self._first, self.program)
         else:
             self.ranks.kill()
@@ -266,7 +286,7 @@ class Cluster:
             self._outcome = self._make_outcome()
             self.ranks.let_go()
         if self.ranks.channels:
-            self._on_end(self.plan, self._outcome)
+            self._on_end(self.plan, self.outcome)
 
     # What users do with it.
 

@@ -441,6 +441,11 @@ def release(number: int) -> None:
     _kept.pop(number, None)
 
 
+def release_all() -> None:
+    """Let go of all kept values."""
+    _kept.clear()
+
+
 def _kept_value(rank: int, number: int) -> Any:
     if rank != _this_rank:
         msg = (

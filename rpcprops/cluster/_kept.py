@@ -51,7 +51,7 @@ class KeptWorld:
         number: the number that its server knows it by.
         asked: the numbers of what its ranks are asked go on from here.
         ran: the last programs that ran here, with their plans, the oldest first.
-        programs: how many ran here.
+        programs: how many ran here; each cluster of a user is one.
     """
 
     key: Hashable

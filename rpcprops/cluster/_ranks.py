@@ -146,8 +146,11 @@ class Ranks:
         own = {name for name in first if name == TRAINING or not name.startswith("rpcprops.")}
         return frozenset(own), replace(options, plan=_NO_FAULTS)
 
-    def resume(self, options: WorldOptions, first: Sequence[str], phases: Phases) -> bool:
+    def resume(
+        self, options: WorldOptions, first: Sequence[str], phases: Phases, *, runs_users_code: bool
+    ) -> bool:
         """Take a kept world for one more program; whether there is one whose ranks answer."""
+        self.runs_users_code = runs_users_code
         kept = self._servers.kept.take(self.key_of(options, first))
         if kept is None:
             return False
@@ -176,8 +179,12 @@ class Ranks:
             self.origin_ns = time.monotonic_ns()
         return True
 
-    def keep(self, options: WorldOptions, first: Sequence[str], ran: Program) -> None:
-        """Let the servers keep this world for the next program. Its ranks must be as they were."""
+    def keep(self, options: WorldOptions, first: Sequence[str], ran: Program | None) -> None:
+        """Let the servers keep this world for the next program. Its ranks must be as they were.
+
+        Args:
+            ran: the program that ran in it; None if it was a user's code.
+        """
         assert self.peer is not None
         assert self.ledger is not None
         kept = self.kept or KeptWorld(
@@ -188,7 +195,8 @@ class Ranks:
             self.ledger,
             self._numbers,
         )
-        kept.ran.append((ran, options.plan))
+        if ran is not None:
+            kept.ran.append((ran, options.plan))
         kept.programs += 1
         for channel in self.channels:
             channel.log.close(keep_open=True)
@@ -205,6 +213,11 @@ class Ranks:
         if self.ledger is None:
             return ()
         return self.ledger.messages(self.origin_ns, self._virtual_ns)
+
+    @property
+    def know_of_no_retry(self) -> bool:
+        """Whether the ledger shows that torch sends no message again; without one nobody knows."""
+        return self.ledger is not None and not self.ledger.may_send_again()
 
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:

@@ -10,7 +10,8 @@ Each wait here has a reason in torch:
   DistAutogradContainer::sendReleaseContextRpc`` sends by ``rpc_agent.cpp:
     RpcAgent::sendWithRetries``. Between two tries the message is in a map of the agent
     (``rpcRetryMap_``) that no debug info shows. The sender no longer has the context, so a rank
-    that still has one looks like a leak. Only the sender's log shows each failed try.
+    that still has one looks like a leak. Only the sender's log shows each failed try; where the
+    agent writes a ledger, that shows each try and its end.
   * Shutdown does not wait for such a retry (see :mod:`rpcprops.cluster._shutdown`); this must.
 """
 
@@ -31,6 +32,10 @@ from rpcprops.outcomes import Counters
 
 #: With fewer real seconds left than this, a settle reports what is held instead of looking again.
 _LAST_LOOK_SECONDS = 1.0
+#: Real seconds between two looks at the most: at ranks that hold something else than expected, and
+#: at those that only wait for a retry.
+_LOOKS_SECONDS = 0.02
+_RETRY_LOOKS_SECONDS = 0.002
 
 
 class Settling:
@@ -83,8 +88,8 @@ class Settling:
                         phase.fail("the ranks did not settle")
                     break
                 time.sleep(wait)
-                if not matched:
-                    wait = min(wait * 1.5, 0.02)
+                if matched != 1:
+                    wait = min(wait * 1.5, _RETRY_LOOKS_SECONDS if matched else _LOOKS_SECONDS)
             return held
 
     def _patience(
@@ -108,9 +113,13 @@ class Settling:
             seen = [channel.log.failed_sends() for channel in self._ranks.channels]
             if all(now >= then for now, then in zip(seen, failures, strict=True)):
                 # After the last failed send comes one more send, which must have arrived.
-                return self._logs_quiet() > self._deadlines.last_cleanup
+                return self._is_known_or_quiet(self._deadlines.last_cleanup)
             return quiet > self._deadlines.quiet_cleanup
-        return self._logs_quiet() > self._deadlines.between_cleanups
+        return self._is_known_or_quiet(self._deadlines.between_cleanups)
+
+    def _is_known_or_quiet(self, seconds: float) -> bool:
+        """Whether no retry is left, by the ledger; or no log has grown for so many real seconds."""
+        return self._ranks.know_of_no_retry or self._logs_quiet() > seconds
 
     def _logs_quiet(self) -> float:
         """Real seconds since the log of any rank was seen to grow."""

@@ -44,6 +44,10 @@ class Timeouts:
                 setattr(api, name, self._watched(function, position))
         symbols.PyRRef.to_here = self._watched(symbols.PyRRef.to_here, 1, "timeout")
 
+    def begin_again(self) -> None:
+        """Forget those of an earlier program."""
+        self.shortest = None
+
     def look(self) -> float | None:
         """The shortest one so far, that of the agent's options included."""
         if self._watches and symbols.is_agent_set():

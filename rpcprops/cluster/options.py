@@ -11,6 +11,7 @@ from typing import Any, Literal, Required, TypedDict, cast
 
 from rpcprops import agents
 from rpcprops._given import argument, is_one_of, items, shown
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import _limits
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -63,6 +64,13 @@ class ClusterOptions(TypedDict, total=False):
             what fails, and it does not spare them; then :meth:`Cluster.faults` cannot be used.
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`: torch's faulty one
             unless given.
+        reuse: True lets the ranks be ones that earlier clusters of this server with the same
+            options have used, and lets later ones use them. That needs ``agent="wire"``, which can
+            tell that a rank is at rest: no counter, no RRef, no context, no thread, and no message
+            is left. Ranks of which that is not true, or whose block has raised, are not used
+            again. What your functions change in Python besides RPC, such as globals of your
+            modules or the state of random generators, stays in such ranks. ``Cluster.is_used``
+            says whether ranks were used before; examples that confirm a failure have fresh ones.
     """
 
     world_size: Required[int]
@@ -78,6 +86,7 @@ class ClusterOptions(TypedDict, total=False):
     network: Network | None
     shutdown_faults: bool
     agent: str
+    reuse: bool
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class WorldOptions:
     network: Network
     shutdown_faults: bool
     agent: str
+    reuse: bool
 
     @property
     def ignore_leaks(self) -> bool:
@@ -161,7 +171,40 @@ def complete(
         network=network if chosen is None else check_network(chosen),
         shutdown_faults=check_bool("shutdown_faults", options.get("shutdown_faults", False)),
         agent=agent.name,
+        reuse=_check_worlds_reuse(options, agent.name, init=init, leaks=leaks),
     )
+
+
+def check_reuse(reuse: object, agent: str) -> bool:
+    """`reuse`, if ranks with that agent may have it.
+
+    Raises:
+        UsageError: it is no bool, or it is true and the agent another one than WIRE.
+    """
+    if check_bool("reuse", reuse) and agent != WIRE:
+        msg = (
+            f"reuse=True needs agent='wire', not {agent}: no other agent can be given other "
+            f"faults while ranks run, or says all that it still holds."
+        )
+        raise UsageError(msg)
+    return reuse is True
+
+
+def _check_worlds_reuse(options: ClusterOptions, agent: str, *, init: Init, leaks: Leaks) -> bool:
+    reuse = check_reuse(options.get("reuse", False), agent)
+    if reuse and init is not True:
+        msg = (
+            f"reuse=True needs init=True, not init={shown(init)}: code that calls init_rpc itself "
+            f"needs ranks in which RPC does not run."
+        )
+        raise UsageError(msg)
+    if reuse and leaks != "raise":
+        msg = (
+            f"reuse=True needs leaks='raise', not leaks={shown(leaks)}: ranks that still hold "
+            f"something cannot be used again."
+        )
+        raise UsageError(msg)
+    return reuse
 
 
 def _check_leaks(leaks: object, world_size: int, *, init: bool) -> Leaks:

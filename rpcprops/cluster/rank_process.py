@@ -425,13 +425,13 @@ class _Rank:
     # A world that is used again.
 
     def meet(self, number: int) -> None:
-        """Begin to leave as :meth:`leave` does, but stay able to go on."""
+        """Begin to leave as :meth:`leave` does, but stay able to go on; then as :meth:`rest`."""
         try:
             symbols.meet_at_end()
         except BaseException as error:
             self.answer(number, *_functions.dump_error(error, self.rank))
             return
-        self.answer(number, "ok", b"")
+        self.rest(number, again=False)
 
     def rest(self, number: int, again: bool) -> None:
         """Drop what the program keeps here; answer with a last look, and with what is left.
@@ -440,13 +440,14 @@ class _Rank:
             again: whether nothing was left a moment ago; then only what is under way is looked for.
         """
         _anew.forget()
+        _functions.release_all()
         gc.collect()
         agent = symbols.current_agent()
         for _ in range(_REST_LOOKS):
             if not _anew.busy_parts(agent.state()):
                 break
             time.sleep(_REST_SECONDS * self.spec.rate)
-        seen = self.look()
+        seen = self.seen()
         seen["after"] = Counters(**_held_by_process(self.keys))
         seen["busy"] = _anew.busy_parts(agent.state())
         assert self.newness is not None
@@ -472,6 +473,7 @@ class _Rank:
         )
         assert self.newness is not None
         self.newness.begin()
+        self.timeouts.begin_again()
         if clock.loaded():
             self.watch_delays()
             clock.reset_lateness()
@@ -480,6 +482,10 @@ class _Rank:
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection."""
         gc.collect()
+        return self.seen()
+
+    def seen(self) -> dict[str, Any]:
+        """As :meth:`look`, where garbage was collected a moment ago."""
         seen: dict[str, Any] = {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),

@@ -31,6 +31,11 @@ KINDS = frozenset(
 _ACTIONS = ("fail", "delay", "hold", "duplicate")
 
 
+def can_be_set(plan: FaultPlan) -> bool:
+    """Whether ranks that run can be given these faults, which then leave nothing behind."""
+    return all(isinstance(one, MessageFault) and one.action in _ACTIONS for one in plan.others)
+
+
 def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Prediction) -> bool:
     """Whether a program may use a kept world, and leave its world to be kept.
 
@@ -42,7 +47,7 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
         agent == NAME
         and program.end == End()
         and all(step.op in KINDS for step in program.leaves)
-        and all(isinstance(one, MessageFault) and one.action in _ACTIONS for one in plan.others)
+        and can_be_set(plan)
         and prediction.graceful
         and not any(step.error for step in prediction.steps)
         and not (prediction.leaking or prediction.may_leak or prediction.waiting)

@@ -12,6 +12,12 @@ from rpcprops.commands import stop
 from rpcprops.commands.live import live, out
 from rpcprops.commands.shared import Clock, check_json, running, say_torch, write_json
 
+#: The ratios that stand by themselves in the JSON file, in words.
+_RATIOS = {
+    "faulted": "PyTorch's harness against a faulted example of ours, in a used world where WIRE is",
+    "used_world": "a new world against a used one, no faults",
+}
+
 
 def bench(
     *,
@@ -31,7 +37,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what an example costs, against PyTorch's own harness and two bare floors."""
-    from rpcprops._bench import Bench
+    from rpcprops._bench import WORLD_SIZES, Bench, growth_with_ranks
     from rpcprops.report.artefact import versions
 
     check_json(json_file)
@@ -44,9 +50,18 @@ def bench(
                 Bench(runner, repeats, line.begin) as bench,
             ):
                 report["comparison"] = bench.comparison(harness)
+                spreads = report["comparison"].pop("headline")
+                report["ratios"] = {name: one["median"] for name, one in spreads.items()}
+                report["ratio_spreads"] = spreads
                 _print_samples("four ranks, all four types failing three times", report)
                 if growth:
                     report["growth"] = bench.growth()
+                    ranks = growth_with_ranks(report["growth"]["world_size"])
+                    report["growth_with_ranks"] = ranks
+                    out.print(
+                        f"from {WORLD_SIZES[0]} to {WORLD_SIZES[-1]} ranks: "
+                        + ", ".join(f"{k.replace('_', ' ')} {v:g} times" for k, v in ranks.items())
+                    )
                     for name, rows in report["growth"].items():
                         out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
                 if curve:
@@ -62,6 +77,13 @@ def _print_samples(title: str, report: dict[str, Any]) -> None:
     out.print(_rows_table(title, "name", comparison["samples"]))
     for name, ratio in comparison["ratios"].items():
         out.print(f"{name}: {ratio:g} times")
+    for name, spread in report["ratio_spreads"].items():
+        said = f"{spread['median']:.1f} times ({spread['least']:.1f} to {spread['greatest']:.1f})"
+        out.print(f"{_RATIOS[name]} (ratios.{name}): {said}")
+    for sample in comparison["samples"]:
+        if "fault_seconds_per_second" in sample:
+            seconds = sample["fault_seconds_per_second"]
+            out.print(f"virtual fault seconds for each real second, {sample['name']}: {seconds:g}")
 
 
 def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:

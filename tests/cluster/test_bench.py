@@ -6,11 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from rpcprops._bench import Bench, Figures, Kind, failing, long_program, small_program
+from rpcprops._bench import (
+    Bench,
+    Figures,
+    Kind,
+    Spread,
+    failing,
+    growth_with_ranks,
+    long_program,
+    small_program,
+)
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import predict
 from rpcprops.pytest_plugin import ClusterFactory
@@ -106,6 +116,19 @@ def test_growth_rows_stand_beside_the_floor_of_their_world(rpc_cluster: ClusterF
     assert alone["floor"]["name"] == "bare floor, 2 ranks"
 
 
+def test_a_ratio_has_the_spread_of_its_parts() -> None:
+    """The least is the best of one over the worst of the other; growth is by medians."""
+    ratio = Spread(10.0, 8.0, 15.0).against(Spread(2.0, 1.0, 4.0))
+    assert ratio == Spread(5.0, 2.0, 15.0)
+
+    def row(ours: float, bare: float) -> dict[str, Any]:
+        floors = {key: {"seconds": {"median": bare}} for key in ("floor", "prepared_floor")}
+        return {"seconds": {"median": ours}, **floors}
+
+    grown = growth_with_ranks([row(1.0, 2.0), row(2.0, 3.0), row(3.0, 8.0)])
+    assert grown == {"ours": 3.0, "floor": 4.0, "prepared_floor": 4.0}
+
+
 @pytest.mark.nightly
 def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     """`rpcprops bench` without PyTorch's harness ends with 0, prints ratios, and writes JSON."""
@@ -125,6 +148,11 @@ def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     assert "ours, real time" in names
     assert {"bare floor, 4 ranks", "bare floor, prepared, 4 ranks"} < names
     ratios = data["comparison"]["ratios"]
+    # Without a run of the harness there is nothing to compare a faulted example with.
+    assert set(data["ratios"]) <= {"used_world"}
+    for name, ratio in data["ratios"].items():
+        assert f"(ratios.{name}): " in ran.stdout
+        assert ratio == data["ratio_spreads"][name]["median"] > 1
     assert ratios["fast against real time"] > 5
     for floor in ("the bare floor", "the bare floor, prepared"):
         assert f"faultless against {floor}: " in ran.stdout

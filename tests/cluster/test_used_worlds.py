@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rpcprops.agents.wire import build
-from rpcprops.cluster import reuse
+from rpcprops.cluster import Cluster, ClusterOptions, reuse
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
@@ -301,6 +304,58 @@ def test_other_programs_have_other_worlds(runner: Runner) -> None:
     for program in (SMALL, other, one) * 2:
         runner.run_anew(program)
     assert runner.worlds == {"new": 3, "used": 3, "kept": 6}
+
+
+def fetched(left: str = "") -> tuple[int, int]:
+    """The process here, and a value that another rank owned for a while; may leave a thread."""
+    from torch.distributed import rpc
+
+    if left:
+        threading.Thread(target=threading.Event().wait, name=left, daemon=True).start()
+    value = rpc.remote("worker1", operator.add, (1, 2)).to_here()
+    return os.getpid(), value
+
+
+def test_a_users_clusters_are_used_again_if_they_ask(rpc_cluster: ClusterFactory) -> None:
+    """With ``reuse=True`` the ranks go on, each time under faults of their own; never after a
+    thread was left, faults were armed for a part, or the block has raised. Those that confirm a
+    failure are fresh.
+    """
+    server = rpc_cluster.server
+    server.servers.kept.close()
+
+    def example(left: str = "", part: FaultTable | None = None, **options: Any) -> Cluster:
+        options = {"world_size": 2, "agent": "wire", "reuse": True, "clock": 100.0, **options}
+        with rpc_cluster(**options) as cluster:
+            with nullcontext() if part is None else cluster.faults(part):
+                assert cluster.on(0).call(fetched, left)[1] == 3
+            handle = cluster.on(0).call(operator.add, 1, 2, keep=True)
+            assert cluster.on(0).call(operator.neg, handle) == -3
+        return cluster
+
+    table = FaultTable((MessageType.RREF_USER_DELETE,), 2)
+    seen = [example(), example(faults=table), example()]
+    assert [cluster.is_used for cluster in seen] == [False, True, True]
+    deletes = [dict(cluster.outcome.ranks[0].failed_by_type or {}) for cluster in seen]
+    assert deletes == [{}, {"RREF_USER_DELETE": 2}, {}]
+    assert not example(reuse=False).is_used
+    server.override_rate = 50.0
+    try:
+        assert not example().is_used
+    finally:
+        server.override_rate = None
+    assert example("left").is_used
+    assert not example(part=table).is_used
+    assert not example().is_used
+    options: ClusterOptions = {"world_size": 2, "agent": "wire", "reuse": True, "clock": 100.0}
+    with (
+        pytest.raises(ZeroDivisionError) as raised,
+        rpc_cluster(**options) as cluster,
+    ):
+        cluster.on(1).call(operator.truediv, 1, 0)
+    assert cluster.is_used
+    assert "had run 1 clusters before" in "".join(raised.value.__notes__)
+    assert len(server.servers.kept) == 0
 
 
 def test_kept_ranks_end_with_their_servers(runner: Runner, still_alive: StillAlive) -> None:

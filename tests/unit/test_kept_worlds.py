@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, MessageFault
 from rpcprops.agents.wire import NAME, Ledger
+from rpcprops.agents.wire import ledger as ledgers
 from rpcprops.cluster._kept import (
     MOST_PROGRAMS,
     MOST_RANKS,
@@ -21,6 +25,7 @@ from rpcprops.cluster._kept import (
 )
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
+from rpcprops.cluster.options import complete
 from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
@@ -199,6 +204,61 @@ def test_a_ledger_forgets(made: Made) -> None:
     ledger.close()
 
 
+DELETE, CALL_TYPE, CLEANUP = 0x0B, 0x02, 0x13
+ANSWERED, FAILED, RAISED, READY = 4, 2, 512, 1
+
+
+def written(*tries: tuple[int, int, int, int]) -> Ledger:
+    """A ledger with requests: of each the first id, the type, which try it is, and its flags."""
+    ledger = Ledger(16)
+    for number, (first, kind, retry, flags) in enumerate(tries):
+        times, fault = (1, 1, 0, 0, 0), (0, 0, 0, -1)
+        row = (number, first, *times, 0, 1, kind, *fault, retry, flags, 1, 0, 0, READY, 0)
+        record = ledgers._RECORD.pack(*row)
+        os.pwrite(ledger.fd, record, 4096 + number * len(record))
+    os.pwrite(ledger.fd, struct.pack("<Q", len(tries)), 24)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("tries", "may"),
+    [
+        ([], False),
+        ([(1, DELETE, 0, ANSWERED)], False),
+        ([(1, DELETE, 0, FAILED)], True),
+        ([(1, DELETE, 0, 0)], True),
+        ([(1, DELETE, 0, ANSWERED | RAISED)], True),
+        ([(1, DELETE, 0, FAILED), (1, DELETE, 1, ANSWERED)], False),
+        ([(1, DELETE, 0, ANSWERED), (2, CLEANUP, 0, FAILED), (2, CLEANUP, 1, FAILED)], True),
+        ([(1, DELETE, 5, FAILED), (2, CLEANUP, 20, FAILED)], False),
+        ([(1, CALL_TYPE, 0, FAILED)], False),
+    ],
+    ids=[
+        "none",
+        "answered",
+        "failed",
+        "under way",
+        "raised",
+        "mended",
+        "one of two",
+        "last",
+        "call",
+    ],
+)
+def test_the_ledger_knows_what_torch_may_send_again(
+    tries: list[tuple[int, int, int, int]], may: bool
+) -> None:
+    """Each request of a type that torch retries: over after an answer, or after its last try."""
+    ledger = written(*tries)
+    assert ledger.may_send_again() is may
+    # What is claimed and not complete, or had no room, may be anything.
+    os.pwrite(ledger.fd, struct.pack("<QQ", len(tries), 1), 24)
+    assert ledger.may_send_again()
+    os.pwrite(ledger.fd, struct.pack("<QQ", len(tries) + 1, 0), 24)
+    assert ledger.may_send_again()
+    ledger.close()
+
+
 def test_reuse_needs_the_agent_that_can_tell() -> None:
     """Under another agent it is refused, and so is what is no bool."""
     runner, program = Runner(ClusterServer()), Program(1, (Call(0, 0),))
@@ -206,6 +266,24 @@ def test_reuse_needs_the_agent_that_can_tell() -> None:
         runner.run_anew(program, reuse=True)
     with pytest.raises(UsageError, match="reuse='yes' must be True or False"):
         runner.run_anew(program, agent="wire", reuse="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "reuse=True needs agent='wire', not FAULTY_TENSORPIPE"),
+        ({"agent": "wire", "reuse": 1}, "reuse=1 must be True or False"),
+        ({"agent": "wire", "init": "adopt"}, "needs init=True, not init='adopt'"),
+        ({"agent": "wire", "init": False}, "needs init=True, not init=False"),
+        ({"agent": "wire", "leaks": "allow"}, "needs leaks='raise', not leaks='allow'"),
+    ],
+    ids=["agent", "bool", "adopt", "init", "leaks"],
+)
+def test_a_cluster_that_cannot_be_used_again_is_refused(options: Any, says: str) -> None:
+    """The message names the value, and what it needs."""
+    given: Any = {"world_size": 2, "reuse": True, **options}
+    with pytest.raises(UsageError, match=re.escape(says)):
+        complete(given, rate_of=lambda _: 1.0, network="host")
 
 
 def test_the_option_needs_the_agent_too() -> None:

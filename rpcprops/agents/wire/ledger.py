@@ -10,6 +10,7 @@ import os
 import struct
 from typing import Any
 
+from rpcprops.faults import MessageType
 from rpcprops.outcomes import MessageEnd, SentMessage
 
 #: Messages for which there is room. The kernel gives memory only to pages that are written to.
@@ -63,6 +64,13 @@ _MARKS = {
     128: "discarded",
     256: "spared",
     512: "raised",
+}
+_RAISED = 512
+#: How often torch sends a request again, by the low byte of its type; 0 for those not named here.
+_RETRIES = {
+    number: MessageType(name).max_retries
+    for number, name in MESSAGE_TYPES.items()
+    if name in set(MessageType)
 }
 
 
@@ -125,6 +133,29 @@ class Ledger:
         return tuple(
             _message(row, origin_ns, virtual) for row in _RECORD.iter_unpack(data) if row[_READY]
         )
+
+    def may_send_again(self) -> bool:
+        """Whether torch may still send a request again, or waits for the answer of such a request.
+
+        ``rpc_agent.cpp: RpcAgent::rpcRetryCallback`` sends again whenever a try has ended with an
+        error, until it has done so often enough. The agent has no counter for that between two
+        tries, and a map only for the wait in between. True also where the ledger cannot tell.
+        """
+        _, capacity, _, count, dropped = self._header()
+        if dropped or count > capacity:
+            return True
+        data = os.pread(self.fd, count * _RECORD.size, _HEADER_SIZE)
+        last: dict[int, tuple[int, bool]] = {}
+        for row in _RECORD.iter_unpack(data):
+            if not row[_READY]:
+                return True
+            first, is_response, retry, flags = row[1], row[10], row[14], row[15]
+            most = _RETRIES.get(row[9], 0)
+            if is_response or not most:
+                continue
+            is_over = retry >= most or (flags & _ANSWERED and not flags & _RAISED)
+            last[first] = max(last.get(first, (-1, False)), (retry, bool(is_over)))
+        return not all(is_over for _, is_over in last.values())
 
     def _header(self) -> tuple[int, ...]:
         return _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
