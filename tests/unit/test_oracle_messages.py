@@ -178,7 +178,8 @@ def test_what_is_executed_and_not_answered_is_not_counted() -> None:
 #: A program, a fault, and words of the reason for which nothing is predicted.
 REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (PROGRAM, MessageFault(0, "lose"), "acts on all types"),
-    (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
+    (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "name their receiver"),
+    (PROGRAM, MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
     (PROGRAM, MessageFault(0, "duplicate", "FORWARD_AUTOGRAD_REQ"), "or comes twice"),
     (PROGRAM, MessageFault(2, "lose", "RREF_FORK_REQUEST"), "a call waits for it"),
     (PROGRAM, MessageFault(1, "lose", "RREF_ACK"), "tries of RREF_FORK_REQUEST that follow"),
