@@ -25,8 +25,8 @@ default timeout (``recvrpc_backward.cpp``: ``RecvRpcBackward::apply``). A rank a
 part of the pass has ended, or at once if it was in the pass before (``dist_engine.cpp``:
 ``DistEngine::executeSendFunctionAsync``). A gradient that gets no answer ends the pass at its
 sender with the timeout (``context.cpp``: ``DistAutogradContext::addOutstandingRpc``), and so does
-each wait for that sender. The caller waits longest, so its timeout comes first (``dist_engine.cpp``:
-``DistEngine::execute`` waits for all of its gradients). This is predicted where no rank is in the
+each wait for that sender. The caller has waited longest, so its timeout comes first
+(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted where no rank is in the
 pass twice: else a rank may wait for ever (the finding failed-backward-revisits-rank).
 
 *A request that comes twice* is executed twice. torch calls the four retried types idempotent
@@ -268,9 +268,7 @@ class Disturbances:
         """
         acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f.action not in _LATE]
         if acting and (len({*ranks}) < len(ranks) or getattr(step, "breaks", None) is not None):
-            why = (
-                f"a rank is in the backward pass of {step!r} more than once, or its backward raises"
-            )
+            why = f"the backward pass of {step!r} comes by a rank twice, or raises"
             raise refused(acting[0], why)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import Program
-from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.properties import _messages as m
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property

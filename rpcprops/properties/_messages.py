@@ -1,4 +1,4 @@
-"""Promises about single messages: executed twice, not answered, late. The agent ``wire`` makes them.
+"""Promises about single messages, executed twice, not answered or late, under the agent ``wire``.
 
 A case is a program and faults of messages that it sends without them. What the oracle does not
 predict is not drawn (``oracle/_messages.py`` has the reasons, and where they stand in torch).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Context(Step):
         """
         if self.nested:
             way = (self.at, *self.path)
-            there = list(zip(way, way[1:], strict=False))
+            there = list(itertools.pairwise(way))
             return [*there, *((to, at) for at, to in reversed(there))]
         return [pair for rank in reversed(self.path) for pair in ((self.at, rank), (rank, self.at))]
 
