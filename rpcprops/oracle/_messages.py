@@ -26,8 +26,9 @@ part of the pass has ended, or at once if it was in the pass before (``dist_engi
 ``DistEngine::executeSendFunctionAsync``). A gradient that gets no answer ends the pass at its
 sender with the timeout (``context.cpp``: ``DistAutogradContext::addOutstandingRpc``), and so does
 each wait for that sender. The caller has waited longest, so its timeout comes first
-(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted where no rank is in the
-pass twice: else a rank may wait for ever (the finding failed-backward-revisits-rank).
+(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted
+where no rank is in the pass twice: else a rank may wait for ever (the finding
+failed-backward-revisits-rank).
 
 *A request that comes twice* is executed twice. torch calls the four retried types idempotent
 (docs/source/rpc/rref.md, Assumptions; ``rref_context.cpp``: ``delForkOfOwner``, ``delPendingChild``
