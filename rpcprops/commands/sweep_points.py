@@ -146,11 +146,19 @@ def _show(report: dict[str, Any]) -> None:
         if row["verdict"] == "not tried":
             line = f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}"
             out.print(f"[bold red]{plain(line)}:{row['number']}[/bold red]")
+    for pair in report["pairs"]:
+        if pair["verdict"] not in _GOOD:
+            said = f"{pair['verdict']}: {' and '.join(pair['faults'])}"
+            line = f"{said}: {pair['broken']}" if pair.get("broken") else said
+            out.print(f"[{_COLOURS[pair['verdict']]}]{plain(line)}[/]")
     counts = ", ".join(
         f"{number} {_WORDS.get(word, word)}" for word, number in report["verdicts"].items()
     )
     colour = COLOURS.get(report["verdict"], "yellow")
-    said = f"{report['messages']} messages: {counts}"
+    tried = f"{report['messages']} messages, {len(report['points'])} points"
+    if report["pairs"]:
+        tried += f", {len(report['pairs'])} pairs"
+    said = f"{tried}: {counts}"
     for name, count in report["findings"].items():
         said += f", {count} met the known finding {name}"
     out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(said)}")

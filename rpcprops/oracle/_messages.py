@@ -129,11 +129,18 @@ class Disturbances:
             case "lose":
                 return "lost"
             case "duplicate":
+                # Each copy is answered, and the sender needs one answer.
+                lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
+                if all(lost):
+                    why = f"both answers to a {kind} that came twice are lost"
+                    raise refused(self.faults[0], why)
                 return "twice"
+        return "unanswered" if self._loses_answer(rank, to, kind) else ""
+
+    def _loses_answer(self, rank: int, to: int | None, kind: WireMessageType) -> bool:
+        """Count an answer to a request of `rank`; whether it is lost."""
         answer = kind.answer
-        if to is not None and answer is not None and self._strikes(to, rank, answer) == "lose":
-            return "unanswered"
-        return ""
+        return to is not None and answer is not None and self._strikes(to, rank, answer) == "lose"
 
     def _strikes(self, rank: int, to: int | None, kind: WireMessageType) -> str:
         """The action of the first fault that is due for a message; all that match count it."""

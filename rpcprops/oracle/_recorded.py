@@ -75,10 +75,13 @@ def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_K
 
 
 def _answers(outcome: Outcome) -> Iterator[Violation]:
-    """Each request that was answered has one answer, of its type or an exception."""
+    """Each request that was answered has one answer, of its type or an exception.
+
+    Where a request came twice, one of its answers may have been lost.
+    """
     answers: dict[int, list[str]] = defaultdict(list)
     for sent in outcome.messages:
-        if not sent.is_request and "swallowed" not in sent.marks:
+        if not sent.is_request and "swallowed" not in sent.marks and sent.became != "lost":
             answers[sent.id].append(sent.type)
     for sent in outcome.messages:
         if not sent.is_request or sent.became != "answered":

@@ -106,6 +106,7 @@ def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
         f"the record shows PYTHON_RET {asked} promised"
     ]
     assert said(*RUN, replace(RUN[5], marks=("swallowed",))) == []
+    assert said(*RUN, replace(RUN[5], became="lost")) == []
 
 
 def test_a_record_without_room_is_not_compared() -> None:

@@ -115,6 +115,26 @@ def test_a_sweep_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert _rows(tmp_path) == rows
 
 
+def test_a_pair_that_fails_is_named_at_the_end_also_when_a_sweep_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pair has no row in the map, so a line says which it was and what it broke."""
+    monkeypatch.chdir(tmp_path)
+    two = next(
+        pair.plan
+        for pair in sweep.pairs_of(sweep.points_of(RUN))
+        if {fault.action for fault in pair.faults} == {"delay"}
+    )
+    torch = Torch(monkeypatch, lambda plan: "RRefLeak" if plan == two else "")
+    names = " and ".join(fault.name for fault in two.others)
+    for _ in range(2):
+        assert not _swept(tmp_path, pairs=True)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"violated: {names}: RRefLeak: planted" in said
+        assert f"{NUMBER} points, " in said
+    assert torch.plans[-1] == FaultPlan()
+
+
 def test_what_is_not_predicted_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An RRef that is created twice is not run, and its row has the oracle's reason."""
     monkeypatch.chdir(tmp_path)
