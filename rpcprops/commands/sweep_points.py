@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from rpcprops.runner import Runner
 
 #: What does not fail a sweep.
-_GOOD = ("holds", "known", "documented", "unpredicted")
-_COLOURS = {**COLOURS, "documented": "cyan", "unpredicted": "dim", "not tried": "bold red"}
-_WORDS = {"unpredicted": "not predicted", "holds": "held"}
+_GOOD = ("holds", "known", "documented", "unpredicted", "unmet")
+_COLOURS = {
+    **COLOURS,
+    "documented": "cyan",
+    "unpredicted": "dim",
+    "unmet": "dim",
+    "not tried": "bold red",
+}
+_WORDS = {"unpredicted": "not predicted", "holds": "held", "unmet": "not sent any more"}
 _ACTIONS = ("fail", "delay", "hold", "duplicate", "lose")
 
 

@@ -21,10 +21,10 @@ Place: TypeAlias = tuple[str, int | None, int | None]
 Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
 
 #: In how many different cases each defect is planted, at the least.
-_CASES = 5
+_CASES = 4
 #: The number of draws of each property. Half of those of a lost answer are about no gradient.
-_DRAWS = {"executed-twice": 20, "any-order": 15, "unanswered-calls": 40}
-_DRAWS["unanswered-in-context"] = 40
+_DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 20}
+_DRAWS["unanswered-in-context"] = 25
 
 
 @functools.cache

@@ -201,6 +201,30 @@ def test_a_fault_that_did_not_act_is_undecided(
     assert "undecided" in {row["verdict"] for row in _rows(tmp_path)}
 
 
+@pytest.mark.parametrize(
+    ("done", "verdicts"), [("lose", {"unmet"}), ("delay", {"undecided"}), ("", {"undecided"})]
+)
+def test_a_message_that_is_not_sent_without_another_one_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: str, verdicts: set[str]
+) -> None:
+    """Of two faults only the first acted. A loss explains that; a delay, or no fault, does not."""
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        only = (replace(RUN[0], done=done), *RUN[1:])
+        return replace(seen, outcome=replace(seen.outcome, messages=only))
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    pairs = [
+        pair
+        for pair in sweep.pairs_of(sweep.points_of(RUN))
+        if {fault.action for fault in pair.faults} <= {"delay"}
+    ]
+    trial = sweep.PointSweep(PROGRAM, SimpleNamespace(), _state(tmp_path))  # type: ignore[arg-type]
+    assert {record.verdict for record, _ in trial.try_all(pairs[:3])} == verdicts
+
+
 def test_a_program_that_fails_without_faults_is_misuse(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
