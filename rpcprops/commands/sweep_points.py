@@ -153,7 +153,8 @@ def _show(report: dict[str, Any]) -> None:
             line = f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}"
             out.print(f"[bold red]{plain(line)}:{row['number']}[/bold red]")
     for pair in report["pairs"]:
-        if pair["verdict"] not in _GOOD:
+        # Those that were not tried are counted: a sweep may end long before them.
+        if pair["verdict"] not in (*_GOOD, "not tried"):
             said = f"{pair['verdict']}: {' and '.join(pair['faults'])}"
             line = f"{said}: {pair['broken']}" if pair.get("broken") else said
             out.print(f"[{_COLOURS[pair['verdict']]}]{plain(line)}[/]")

@@ -24,7 +24,7 @@ Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
 _CASES = 4
 #: The number of draws of each property. Half of those of a lost answer are about no gradient.
 _DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 20}
-_DRAWS["unanswered-in-context"] = 25
+_DRAWS["unanswered-in-context"] = 40
 
 
 @functools.cache
