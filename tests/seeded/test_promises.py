@@ -135,7 +135,6 @@ def _another_value(world: World) -> Wrongs:
     rows = zip(world.program.leaves, world.outcome.steps, strict=True)
     for index, (leaf, seen) in enumerate(rows):
         if isinstance(seen.value, list) and seen.value:
-            assert not isinstance(leaf, type(None))
             wrong = with_step(world.outcome, index, value=[*seen.value[:-1], 99.0])
             yield wrong, [("WrongValue", leaf.at, index)]  # type: ignore[attr-defined]
 

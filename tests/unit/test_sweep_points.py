@@ -205,7 +205,7 @@ def test_a_fault_that_did_not_act_is_undecided(
     ("done", "verdicts"), [("lose", {"unmet"}), ("delay", {"undecided"}), ("", {"undecided"})]
 )
 def test_a_message_that_is_not_sent_without_another_one_is_no_failure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: str, verdicts: set[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: Any, verdicts: set[str]
 ) -> None:
     """Of two faults only the first acted. A loss explains that; a delay, or no fault, does not."""
     torch = Torch(monkeypatch)
