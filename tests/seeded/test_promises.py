@@ -136,7 +136,7 @@ def _another_value(world: World) -> Wrongs:
     for index, (leaf, seen) in enumerate(rows):
         if isinstance(seen.value, list) and seen.value:
             wrong = with_step(world.outcome, index, value=[*seen.value[:-1], 99.0])
-            yield wrong, [("WrongValue", leaf.at, index)]  # type: ignore[attr-defined]
+            yield wrong, [("WrongValue", leaf.at, index)]
 
 
 _Defect: TypeAlias = tuple[str, str, Callable[[World], Wrongs]]
