@@ -34,7 +34,7 @@ from rpcprops.runner import Runner
 Ranks = Literal["all", "each", "pairs"]
 #: The verdict of a table: "known" is a violation that a known finding of stock torch explains. A
 #: point can be "documented" (what it shows is accepted) or "unpredicted" too.
-Verdict = Literal["holds", "known", "violated", "undecided", "documented", "unpredicted"]
+Verdict = Literal["holds", "known", "violated", "undecided", "documented", "unpredicted", "unmet"]
 
 #: The folder for the files of sweeps, below the working directory.
 DIRECTORY = Path(".rpcprops") / "sweeps"

@@ -192,7 +192,7 @@ class PointSweep(Sweep):
         if verdict == "holds" and seen.accepted:
             verdict = "documented"
         elif verdict == "holds" and acted < len(point.faults):
-            verdict, first = "undecided", "the message did not come, so nothing was tried"
+            verdict, first = _without_message(point, seen.outcome)
         failure = self._failure(seen, repeats) if verdict == "violated" else None
         kept = "" if failure is None else str(artefacts.write_or_say(artefact_of(failure)))
         record = Record(
@@ -208,6 +208,17 @@ class PointSweep(Sweep):
             accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
         )
         return record, failure
+
+
+def _without_message(point: Point, outcome: Outcome) -> tuple[Verdict, str]:
+    """The verdict where all is as predicted, and a fault had no message to act on; why.
+
+    After a message that failed or was lost, a program need not send what it sends otherwise.
+    """
+    stopped = {sent.done for sent in outcome.messages} & {"fail", "lose"}
+    if len(point.faults) > 1 and stopped:
+        return "unmet", "without one of the two messages, the other one is not sent"
+    return "undecided", "the message did not come, so nothing was tried"
 
 
 def rows(

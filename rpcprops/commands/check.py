@@ -141,13 +141,13 @@ def check(  # noqa: PLR0913 - one argument for each option
 
 
 def _prepare_holding(chosen: list[Property], agent: str | None) -> None:
-    """Compile the agent that shows some findings in every run, unless another agent is named."""
+    """Compile the agent that some properties and findings need, unless another agent is named."""
     from rpcprops.agents.wire import NAME
     from rpcprops.properties import held_case
 
-    if agent is not None or not any(held_case(prop.name, 0, 1.0) for prop in chosen):
+    if agent is not None or not any(p.agent or held_case(p.name, 0, 1.0) for p in chosen):
         return
-    # Without it these findings are left to chance.
+    # Without it these findings are left to chance, and properties that need it say so.
     with contextlib.suppress(MachineCannot):
         agents.named(NAME).prepare(live)
 

@@ -44,6 +44,7 @@ COLOURS = {
     "holds": "green",
     "known": "cyan",
     "not_seen": "cyan",
+    "not_run": "yellow",
     "violated": "bold red",
     "vacuous": "yellow",
     "undecided": "yellow",

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from rpcprops.commands import stop
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import out, plain
 from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
@@ -27,10 +27,11 @@ from rpcprops.commands.shared import (
     say_torch,
     write_json,
 )
+from rpcprops.commands.sweeping import follow
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops._sweep import Cell, Ranks, Record, State, Sweep
+    from rpcprops._sweep import Cell, Ranks, Record, State
     from rpcprops.programs import Program
 
 _SHORT = {
@@ -130,7 +131,8 @@ def sweep(  # noqa: PLR0913 - one argument for each option
         in_flight.begin(f"sweep-{chosen.name or 'program'}")
         name = chosen.name or program
         try:
-            _go_on(Sweep(chosen, runner, state, transport=transport), name, places, known)
+            results = Sweep(chosen, runner, state, transport=transport).run(places)
+            follow(name, results, known=known, total=len(places), good=("holds", "known"))
         finally:
             # Report after an interrupt too: what was found is not lost.
             stop.ending()
@@ -168,24 +170,6 @@ def _list() -> None:
     for name, shipped in shipped_programs().items():
         size, count = shipped.world_size, len(shipped.leaves)
         out.print(f"[bold]{plain(name)}[/bold]  {size} ranks, {count} steps")
-
-
-def _go_on(sweep: Sweep, name: str, places: tuple[Cell, ...], known: int) -> None:
-    """Run what has no result yet; print what did not hold."""
-    from rpcprops.report.text import failure_lines
-
-    with live(name, len(places), known) as shown:
-        bad = 0
-        for done, (record, failure) in enumerate(sweep.run(places), known + 1):
-            bad += record.verdict not in ("holds", "known")
-            shown.update(done, f"{bad} did not hold" if bad else "")
-            if record.verdict == "undecided":
-                line = f"undecided {record.broken} under {record.plan!r}"
-                out.print(f"[yellow]{plain(line)}[/yellow]")
-            if failure is not None:
-                out.print("[bold red]violated[/bold red]")
-                for line in failure_lines(failure, record.artefact):
-                    out.print(f"    {plain(line)}")
 
 
 def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) -> dict[str, Any]:

@@ -10,19 +10,26 @@ from rich import box
 from rich.table import Table
 
 from rpcprops.commands import stop
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import out, plain
 from rpcprops.commands.shared import COLOURS, write_json
+from rpcprops.commands.sweeping import follow
 
 if TYPE_CHECKING:
     from rpcprops._sweep import State
-    from rpcprops._sweep_points import Point, PointSweep
+    from rpcprops._sweep_points import Point
     from rpcprops.programs import Program
     from rpcprops.runner import Runner
 
 #: What does not fail a sweep.
-_GOOD = ("holds", "known", "documented", "unpredicted")
-_COLOURS = {**COLOURS, "documented": "cyan", "unpredicted": "dim", "not tried": "bold red"}
-_WORDS = {"unpredicted": "not predicted", "holds": "held"}
+_GOOD = ("holds", "known", "documented", "unpredicted", "unmet")
+_COLOURS = {
+    **COLOURS,
+    "documented": "cyan",
+    "unpredicted": "dim",
+    "unmet": "dim",
+    "not tried": "bold red",
+}
+_WORDS = {"unpredicted": "not predicted", "holds": "held", "unmet": "not sent any more"}
 _ACTIONS = ("fail", "delay", "hold", "duplicate", "lose")
 
 
@@ -63,7 +70,7 @@ def sweep_points(
         out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
     report: dict[str, Any] = {}
     try:
-        _go_on(trial, name, places, known)
+        follow(name, trial.try_all(places), known=known, total=len(places), good=_GOOD)
     finally:
         # Report after an interrupt too: what was found is not lost.
         stop.ending()
@@ -72,24 +79,6 @@ def sweep_points(
         _show(report)
         out.print(plain(state.unwritten or f"kept in {state.path}"))
     return report["verdict"] in ("holds", "known")
-
-
-def _go_on(trial: PointSweep, name: str, places: tuple[Point, ...], known: int) -> None:
-    """Run what has no result yet; print what did not hold."""
-    from rpcprops.report.text import failure_lines
-
-    with live(name, len(places), known) as shown:
-        bad = 0
-        for done, (record, failure) in enumerate(trial.try_all(places), known + 1):
-            bad += record.verdict not in _GOOD
-            shown.update(done, f"{bad} did not hold" if bad else "")
-            if record.verdict == "undecided":
-                line = f"undecided {record.broken} under {record.plan!r}"
-                out.print(f"[yellow]{plain(line)}[/yellow]")
-            if failure is not None:
-                out.print("[bold red]violated[/bold red]")
-                for line in failure_lines(failure, record.artefact):
-                    out.print(f"    {plain(line)}")
 
 
 def _report(
@@ -163,11 +152,20 @@ def _show(report: dict[str, Any]) -> None:
         if row["verdict"] == "not tried":
             line = f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}"
             out.print(f"[bold red]{plain(line)}:{row['number']}[/bold red]")
+    for pair in report["pairs"]:
+        # Those that were not tried are counted: a sweep may end long before them.
+        if pair["verdict"] not in (*_GOOD, "not tried"):
+            said = f"{pair['verdict']}: {' and '.join(pair['faults'])}"
+            line = f"{said}: {pair['broken']}" if pair.get("broken") else said
+            out.print(f"[{_COLOURS[pair['verdict']]}]{plain(line)}[/]")
     counts = ", ".join(
         f"{number} {_WORDS.get(word, word)}" for word, number in report["verdicts"].items()
     )
     colour = COLOURS.get(report["verdict"], "yellow")
-    said = f"{report['messages']} messages: {counts}"
+    tried = f"{report['messages']} messages, {len(report['points'])} points"
+    if report["pairs"]:
+        tried += f", {len(report['pairs'])} pairs"
+    said = f"{tried}: {counts}"
     for name, count in report["findings"].items():
         said += f", {count} met the known finding {name}"
     out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(said)}")

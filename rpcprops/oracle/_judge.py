@@ -160,7 +160,8 @@ def _sent(
     found: list[Violation] = []
     if program.settles and prediction.certain:
         found += _firing(prediction, plan, outcome)
-    return found or recorded_violations(prediction, outcome)
+    gathers = program.end.how != "at once" and not program.founds_group
+    return found or recorded_violations(prediction, outcome, gathers=gathers)
 
 
 def _phases(outcome: Outcome) -> list[Violation]:

@@ -18,7 +18,17 @@ nothing. Everything else is sent once: its sender gets the error, or the timeout
 
 *In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
 other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
-the cleanup of the context, whatever was lost. What is lost in a backward pass is not predicted.
+the cleanup of the context, whatever was lost.
+
+*In a backward pass* each gradient travels as BACKWARD_AUTOGRAD_REQ, which is sent once and has the
+default timeout (``recvrpc_backward.cpp``: ``RecvRpcBackward::apply``). A rank answers when its own
+part of the pass has ended, or at once if it was in the pass before (``dist_engine.cpp``:
+``DistEngine::executeSendFunctionAsync``). A gradient that gets no answer ends the pass at its
+sender with the timeout (``context.cpp``: ``DistAutogradContext::addOutstandingRpc``), and so does
+each wait for that sender. The caller has waited longest, so its timeout comes first
+(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted
+where no rank is in the pass twice: else a rank may wait for ever (the finding
+failed-backward-revisits-rank).
 
 *A request that comes twice* is executed twice. torch calls the four retried types idempotent
 (docs/source/rpc/rref.md, Assumptions; ``rref_context.cpp``: ``delForkOfOwner``, ``delPendingChild``
@@ -71,6 +81,9 @@ _CERTAIN = frozenset(
 #: Those of them of which it is predicted what a lost message of their own, or its answer, does.
 _LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
+_BACKWARD = frozenset(
+    {WireMessageType.BACKWARD_AUTOGRAD_REQ, WireMessageType.BACKWARD_AUTOGRAD_RESP}
+)
 #: Steps after which ranks have another agent, which counts its messages anew.
 _OTHER_AGENTS = frozenset({"rejoin", "member"})
 #: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
@@ -116,11 +129,18 @@ class Disturbances:
             case "lose":
                 return "lost"
             case "duplicate":
+                # Each copy is answered, and the sender needs one answer.
+                lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
+                if all(lost):
+                    why = f"both answers to a {kind} that came twice are lost"
+                    raise refused(self.faults[0], why)
                 return "twice"
+        return "unanswered" if self._loses_answer(rank, to, kind) else ""
+
+    def _loses_answer(self, rank: int, to: int | None, kind: WireMessageType) -> bool:
+        """Count an answer to a request of `rank`; whether it is lost."""
         answer = kind.answer
-        if to is not None and answer is not None and self._strikes(to, rank, answer) == "lose":
-            return "unanswered"
-        return ""
+        return to is not None and answer is not None and self._strikes(to, rank, answer) == "lose"
 
     def _strikes(self, rank: int, to: int | None, kind: WireMessageType) -> str:
         """The action of the first fault that is due for a message; all that match count it."""
@@ -175,6 +195,10 @@ class Disturbances:
             raise refused(fault, f"a fault table fails {kind} as well")
         requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
         if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":
+            return
+        if kind in _BACKWARD and fault.action == "lose":
+            if fault.to is None:
+                raise refused(fault, "in which order a rank answers gradients; name their receiver")
             return
         types = [one for one in requests if one in MessageType.__members__]
         if len(types) < len(requests) or not types:
@@ -240,6 +264,20 @@ class Disturbances:
         form = [name for name in ("nested", "rrefs", "breaks") if getattr(step, name, None)]
         if acting and (form or step.op != "context"):
             raise refused(acting[0], f"{step!r} is not a context of plain calls, one by one")
+
+    def check_backward(self, step: Leaf, ranks: Sequence[int]) -> None:
+        """Check that it is predicted what a context shows of which a gradient is lost.
+
+        Args:
+            ranks: the ranks that take part in its backward pass, one for each time.
+
+        Raises:
+            UsageError: it is not.
+        """
+        acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f.action not in _LATE]
+        if acting and (len({*ranks}) < len(ranks) or getattr(step, "breaks", None) is not None):
+            why = f"the backward pass of {step!r} comes by a rank twice, or raises"
+            raise refused(acting[0], why)
 
 
 def refused(fault: MessageFault, why: str = "") -> UsageError:

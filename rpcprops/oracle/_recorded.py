@@ -17,22 +17,28 @@ _WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROF
 _Kind = tuple[str, int, int]
 
 
-def recorded_violations(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+def recorded_violations(
+    prediction: Prediction, outcome: Outcome, *, gathers: bool = True
+) -> list[Violation]:
     """Where the record of a run that went well differs from what the prediction says.
 
     Nothing is compared where nobody kept a whole record, or the prediction is not certain, or some
     step does not say to whom it sends.
+
+    Args:
+        gathers: whether a shutdown waits for all ranks, by calls of its own.
     """
     if not outcome.messages or outcome.messages_dropped or not prediction.certain:
         return []
     if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
         return []
-    return [*_requests(prediction, outcome), *_answers(outcome)]
+    is_gathering = gathers and prediction.graceful
+    return [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
 
 
-def _requests(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Iterator[Violation]:
     """Requests of the ten types; what torch tries again counts as one."""
-    wanted = _promised(prediction, outcome.world_size)
+    wanted = _promised(prediction, outcome.world_size, gathers=gathers)
     first_tries: dict[int, SentMessage] = {}
     for sent in outcome.messages:
         if sent.is_request and sent.type in MessageType.__members__ and "spared" not in sent.marks:
@@ -52,27 +58,30 @@ def _requests(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         yield Violation("MessagesDiffer", message, sender)
 
 
-def _promised(prediction: Prediction, size: int) -> Counter[_Kind]:
+def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_Kind]:
     """The requests of the ten types, by type, sender and receiver.
 
-    A graceful shutdown gathers by calls between the first rank and each other
-    (``torch/distributed/rpc/api.py``: ``_all_gather``).
+    A graceful shutdown of a static world gathers by calls between the first rank and each other
+    (``torch/distributed/rpc/api.py``: ``shutdown`` calls ``_wait_all_workers``).
     """
     found = Counter[_Kind]()
     for send in (*prediction.sends, *prediction.last_sends):
         if send.to is not None:
             found[str(send.message), send.rank, send.to] += 1
-    for rank in range(1, size) if prediction.graceful else ():
+    for rank in range(1, size) if gathers else ():
         found[str(MessageType.PYTHON_CALL), rank, 0] += 1
         found[str(MessageType.PYTHON_CALL), 0, rank] += 1
     return found
 
 
 def _answers(outcome: Outcome) -> Iterator[Violation]:
-    """Each request that was answered has one answer, of its type or an exception."""
+    """Each request that was answered has one answer, of its type or an exception.
+
+    Where a request came twice, one of its answers may have been lost.
+    """
     answers: dict[int, list[str]] = defaultdict(list)
     for sent in outcome.messages:
-        if not sent.is_request and "swallowed" not in sent.marks:
+        if not sent.is_request and "swallowed" not in sent.marks and sent.became != "lost":
             answers[sent.id].append(sent.type)
     for sent in outcome.messages:
         if not sent.is_request or sent.became != "answered":

@@ -622,6 +622,13 @@ class Model:
             return "lost"
         return "timeout" if fate == "unanswered" else ""
 
+    def gradient(self, at: int, to: int) -> Literal["", "lost", "timeout"]:
+        """A gradient that travels back. Returns: "lost" if it is, "timeout" if its answer is."""
+        fate = self.disturbed.fate(at, to, WireMessageType.BACKWARD_AUTOGRAD_REQ)
+        if fate == "lost":
+            return "lost"
+        return "timeout" if fate == "unanswered" else ""
+
     def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
         """A call with a handle among its arguments, of a function that drops the handle.
 

@@ -126,6 +126,10 @@ class Property:
         finding: the known finding whose smallest case this is, if it is one.
         only_named: whether it takes so long that it is checked only if it is asked for by name.
         compares: whether some cases that pass under a fast clock run in real time as well.
+        agent: the only agent that can run its cases, if there is such a one. Where this machine
+            cannot have it, or another agent is named, the property is not run.
+        costs: how many usual examples take as long as one of its own, which waits for a timeout.
+            So many fewer are drawn.
         observe: runs and judges a case; called as :func:`observe`.
     """
 
@@ -136,4 +140,6 @@ class Property:
     finding: Finding | None = None
     only_named: bool = False
     compares: bool = True
+    agent: str = ""
+    costs: int = 1
     observe: Callable[..., Observation] = observe

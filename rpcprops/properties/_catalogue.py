@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import Program
+from rpcprops.properties import _messages as m
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
 from rpcprops.properties._findings import finding_properties
@@ -39,6 +41,8 @@ class _UnderFaults:
 
 #: The retried types whose budget is so small that one example can use it up.
 _RREF_MESSAGES = tuple(m for m in MessageType if m.max_retries == 5)
+#: A timeout leaves a busy machine some seconds of real time, in which a usual case runs many times.
+_FOR_A_TIMEOUT = 4
 _NOT_CREATING = tuple(m for m in MessageType if not m.endswith("_REMOTE_CALL"))
 
 
@@ -213,6 +217,35 @@ _ALL = (
         "Members of a dynamic group join, call each other, leave and are refused as documented.",
         _of_groups,
         needs_faults=False,
+    ),
+    Property(
+        "executed-twice",
+        "A message that torch may try again, executed twice, changes nothing.",
+        m.EXECUTED_TWICE,
+        agent=WIRE,
+    ),
+    Property(
+        "any-order",
+        "Whatever messages are late, or wait until another one has passed, nothing changes.",
+        m.ANY_ORDER,
+        agent=WIRE,
+    ),
+    Property(
+        "unanswered-calls",
+        "A call whose answer is lost runs once, and its caller gets torch's timeout.",
+        m.UNANSWERED_CALLS,
+        compares=False,
+        agent=WIRE,
+        costs=_FOR_A_TIMEOUT,
+    ),
+    Property(
+        "unanswered-in-context",
+        "Where an answer in forward or backward is lost, the caller gets torch's timeout, and no "
+        "rank keeps the context.",
+        m.UNANSWERED_IN_CONTEXT,
+        compares=False,
+        agent=WIRE,
+        costs=_FOR_A_TIMEOUT,
     ),
     *finding_properties(),
 )

@@ -28,9 +28,9 @@ from rpcprops.properties._sample import ALL_SECONDS, CASE_SECONDS, Sample, real_
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import Status, facts_of
 
-Verdict = Literal["holds", "known", "not_seen", "violated", "vacuous", "undecided"]
+Verdict = Literal["holds", "known", "not_seen", "not_run", "violated", "vacuous", "undecided"]
 #: The verdicts that are not failures.
-GOOD: tuple[Verdict, ...] = ("holds", "known", "not_seen")
+GOOD: tuple[Verdict, ...] = ("holds", "known", "not_seen", "not_run")
 
 #: An example starts processes, so Hypothesis's idea of slow does not apply.
 _NO_HEALTH_CHECKS: Any = list(HealthCheck)
@@ -108,7 +108,8 @@ class Examination:
 
     Attributes:
         verdict: "known" and "not_seen" are for the smallest case of a known finding, which showed
-            it in some try, or in none; "vacuous" if no injected fault fired.
+            it in some try, or in none; "vacuous" if no injected fault fired; "not_run" if it needs
+            an agent that is not to be had.
         examples: cases that were run (without those of shrinking).
         faults_fired: injected faults that were seen to fire in these cases.
         fired_by_type: the same by kind and type.
@@ -207,7 +208,8 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
         seed: makes the draws reproducible.
         strict: whether a documented effect is a failure too.
         by_chance: leave it to chance whether a finding shows, even where the agent ``wire`` could
-            bring its messages into the order that shows it.
+            bring its messages into the order that shows it; and run nothing that needs another
+            agent than that of the ranks.
         different: whether only different cases count as draws, drawn independently of how many
             faults fire (otherwise half of the draws are near those in which most do).
         real_seconds: how many real seconds the passing cases that also run in real time may take
@@ -222,8 +224,10 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     )
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
+    elif not examiner.has_agent():
+        return examiner.ended("not_run")
     else:
-        result = examiner.examine(max_examples, seed, database)
+        result = examiner.examine(max(1, max_examples // prop.costs), seed, database)
     if strict and result.accepted and result.is_good():
         result.verdict = "violated"
         kinds = ", ".join(f"{one.kind} in {one.examples}" for one in result.accepted.values())
@@ -353,6 +357,22 @@ class _Examiner:
         except MachineCannot:
             return ""
         return WIRE
+
+    def has_agent(self) -> bool:
+        """Whether the ranks can have the agent that the property needs; else the reason is said."""
+        needed, usual = self.prop.agent, self.runner.server.agent
+        if not needed or needed == usual:
+            return True
+        if self.by_chance:
+            self.result.reason = f"not run: it needs the agent {needed}, and {usual} was named"
+            return False
+        try:
+            agents.named(needed).prepare()
+        except MachineCannot as error:
+            self.result.reason = f"not run: it needs the agent {needed}: {error}"
+            return False
+        self.options["agent"] = needed
+        return True
 
     def verdict(self) -> Verdict:
         if self.result.failure is not None:

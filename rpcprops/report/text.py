@@ -59,7 +59,9 @@ def describe_faults(counts: Sequence[FaultCount]) -> list[str]:
             continue
         what = count.message or "types not told apart"
         seen = "not visible here" if count.fired is None else f"{count.fired} fired"
-        able = "" if count.eligible is None else f" of {count.eligible} that could"
+        # The model does not know of all messages that a fault of single messages may be for.
+        could = count.eligible
+        able = "" if could is None or could < (count.fired or 0) else f" of {could} that could"
         part = f", part {count.part}" if count.part else ""
         lines.append(f"         rank {count.rank}{part}: {count.kind} {what}: {seen}{able}")
     return ["fired    " + lines[0].strip(), *lines[1:]] if lines else ["fired    nothing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,8 +108,39 @@ class Context(Step):
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
             model.meets("failed-backward-revisits-rank")
+        is_told = self._loses_gradient(model)
         model.release(self.name, self.at, self._acquaintances())
-        return model.shows(self._computed())
+        return model.shows(self._computed() if not is_told else self._timed_out())
+
+    def _loses_gradient(self, model: Model) -> bool:
+        """Whether a gradient, or its answer, is lost, so that backward raises torch's timeout."""
+        if not model.disturbed or not self.backward:
+            return False
+        model.disturbed.check_backward(self, (self.at, *self.path))
+        for _ in range(2 if self.retain else 1):
+            is_told = False
+            for at, to in self.gradients:
+                ended = model.gradient(at, to)
+                is_told = is_told or bool(ended)
+                if ended == "lost":
+                    # Without this gradient the pass goes no further.
+                    break
+            if is_told:
+                return True
+        return False
+
+    @property
+    def gradients(self) -> list[tuple[int, int]]:
+        """Sender and receiver of each gradient that a backward pass sends, in their order.
+
+        Those of what came back from a rank go to it first; it sends those of what came with the
+        request (``autograd/utils.cpp``: addSendRpcBackward, addRecvRpcBackward).
+        """
+        if self.nested:
+            way = (self.at, *self.path)
+            there = list(itertools.pairwise(way))
+            return [*there, *((to, at) for at, to in reversed(there))]
+        return [pair for rank in reversed(self.path) for pair in ((self.at, rank), (rank, self.at))]
 
     def _lose(self, model: Model, call: str, number: int, *, arrives: bool) -> None:
         """A call of its path ends with an error, which leaves the context: it is cleaned up.
@@ -161,6 +193,12 @@ class Context(Step):
             result["raised"] = True
         return result
 
+    def _timed_out(self) -> dict[str, Any]:
+        """Its value where backward raises torch's timeout."""
+        result = self._computed()
+        result.pop("gradient", None)
+        return {**result, "broke": "timeout"}
+
     @property
     def raises_there(self) -> bool:
         return self.raises or self.breaks is not None
@@ -183,18 +221,25 @@ class Context(Step):
         ):
             message = f"expected the gradient {wanted!r}, got {gradient!r}"
             found.append(Violation("WrongGradient", message))
-        if bool(seen.get("broke")) != (self.breaks is not None):
-            message = (
-                f"backward had to raise at rank {self.breaks}, and showed {seen.get('broke')!r}"
-            )
-            if self.breaks is None:
-                message = f"backward raised {seen.get('broke')!r}"
-            kind = "UnexpectedError" if self.breaks is None else "MissingError"
-            found.append(Violation(kind, message))
+        found += self._judge_backward(expected.get("broke"), seen.get("broke"))
         if bool(seen.get("raised")) != self.raises:
             message = "the exception that left the context did not reach its caller"
             found.append(Violation("MissingError", message))
         return found
+
+    def _judge_backward(self, expected: object, broke: str | None) -> list[Violation]:
+        """Whether backward raised, and the timeout where that had to be."""
+        if broke and expected is None:
+            return [Violation("UnexpectedError", f"backward raised {broke!r}")]
+        if expected and not broke:
+            where = "torch's timeout" if expected == "timeout" else f"at rank {self.breaks}"
+            return [
+                Violation("MissingError", f"backward had to raise {where}, and showed {broke!r}")
+            ]
+        if expected == "timeout" and "timeout" not in str(broke):
+            message = f"backward had to raise torch's timeout, and raised {broke!r}"
+            return [Violation("UnexpectedError", message)]
+        return []
 
     @classmethod
     def draw(

@@ -206,6 +206,8 @@ _LOST = (
     MessageFault(1, "lose", "PYTHON_RET", to=0),
     MessageFault(0, "lose", "PYTHON_RREF_FETCH_CALL"),
     MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+    MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1),
+    MessageFault(1, "lose", "BACKWARD_AUTOGRAD_RESP", to=0),
     MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
     MessageFault(0, "lose", "RREF_USER_DELETE"),
 )

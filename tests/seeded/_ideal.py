@@ -46,6 +46,7 @@ ERRORS: dict[ErrorClass, RaisedError] = {
     ),
     "missing": RaisedError("MissingHandleError", "a"),
 }
+_BROKE = "Error on Node 1: RaisedOnPurposeError"
 LEAK = "[W rref_context.cpp:361] Detected RRef Leaks during shutdown."
 LEAKING = "Leaking RRef GloballyUniqueId(created_on=0, local_id=0) with fork Id 1"
 CONTEXT_LEAK = "[W] Could not release Dist Autograd Context on node 1: pipe closed"
@@ -95,8 +96,9 @@ def _value(leaf: Leaf, expected: Any) -> Any:
         value = {**expected, "id": 1 << 48}
     if isinstance(leaf, Outlast):
         value = {**(expected or {}), "id": 1 << 48}
-    if isinstance(leaf, Context) and leaf.breaks is not None:
-        value["broke"] = "Error on Node 1: RaisedOnPurposeError"
+    if isinstance(leaf, Context) and "broke" in expected:
+        is_late = expected["broke"] == "timeout"
+        value["broke"] = ERRORS["timeout"].message if is_late else _BROKE
     if isinstance(leaf, Graph) and leaf.inside is not None:
         value["refused"] = "Already have an autograd context"
     if isinstance(leaf, Train) and expected["parameters"] is None:

@@ -134,6 +134,59 @@ def test_a_call_that_comes_twice_runs_twice() -> None:
     assert said.calls[1]["step0"] == 2
 
 
+def test_one_of_two_answers_may_be_lost() -> None:
+    """A request that comes twice is answered twice, so one lost answer changes nothing more."""
+    twice = MessageFault(0, "duplicate", "PYTHON_CALL", to=1)
+    program = Program(2, (Call(0, 1), Call(0, 1)), rpc_timeout=65.0)
+    for n, errors in ((1, ["", ""]), (2, ["", ""]), (3, ["", "timeout"])):
+        said = under(twice, MessageFault(1, "lose", "PYTHON_RET", to=0, n=n), program=program)
+        assert [step.error for step in said.steps] == errors
+        assert said.calls[1]["step0"] == 2
+    both = MessageFault(1, "lose", "PYTHON_RET", to=0, which="first", n=2)
+    with pytest.raises(UsageError, match="both answers to a PYTHON_CALL that came twice"):
+        under(twice, both, program=program)
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes"),
+    [
+        (MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=2), True),
+        (MessageFault(2, "lose", "BACKWARD_AUTOGRAD_RESP", to=0), True),
+        (MessageFault(1, "lose", "BACKWARD_AUTOGRAD_REQ", to=0), True),
+        (MessageFault(0, "lose", "BACKWARD_AUTOGRAD_RESP", to=1), True),
+        (MessageFault(1, "lose", "BACKWARD_AUTOGRAD_REQ", to=2), False),
+        (MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1, n=2), False),
+        (MessageFault(0, "delay", "BACKWARD_AUTOGRAD_RESP", delay=2.0), False),
+    ],
+)
+def test_a_lost_gradient_or_answer_ends_backward_with_the_timeout(
+    fault: MessageFault, changes: bool
+) -> None:
+    """The loss is there, backward raises, and every rank cleans the context up."""
+    said = under(fault)
+    wanted = dict(NOTHING.steps[8].value)
+    if changes:
+        del wanted["gradient"]
+        wanted["broke"] = "timeout"
+    assert said.steps[8].value == wanted
+    assert (said.counters, said.calls) == (NOTHING.counters, NOTHING.calls)
+
+
+def test_in_which_order_gradients_travel() -> None:
+    """From the end of the path to its start, and on by each rank; a lost one ends the pass."""
+    assert Context(0, "x", (1, 2)).gradients == [(0, 2), (2, 0), (0, 1), (1, 0)]
+    assert Context(0, "x", (1, 2), nested=True).gradients == [(0, 1), (1, 2), (2, 1), (1, 0)]
+    steps = (Context(0, "x", (1, 2)), Context(0, "y", (1,), retain=True))
+    program = Program(3, steps, rpc_timeout=65.0)
+    for n, broken in ((1, [True, False]), (2, [False, True]), (3, [False, True])):
+        lost = MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1, n=n)
+        said = under(lost, program=program)
+        assert ["broke" in step.value for step in said.steps] == broken
+    first = MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=2)
+    second = MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1)
+    assert "broke" in under(first, second, program=program).steps[1].value
+
+
 def test_an_rref_that_was_lost_says_so_after_a_settle() -> None:
     """A lost creation leaves nothing at the owner, a lost answer the value; uses raise that."""
     steps: tuple[Step, ...] = (Remote(0, 1, "a"), Settle(), Fetch(0, "a"))
@@ -178,7 +231,13 @@ def test_what_is_executed_and_not_answered_is_not_counted() -> None:
 #: A program, a fault, and words of the reason for which nothing is predicted.
 REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (PROGRAM, MessageFault(0, "lose"), "acts on all types"),
-    (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
+    (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "name their receiver"),
+    (
+        Program(2, (Context(0, "x", (1, 0, 1)),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1),
+        "comes by a rank twice",
+    ),
+    (PROGRAM, MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
     (PROGRAM, MessageFault(0, "duplicate", "FORWARD_AUTOGRAD_REQ"), "or comes twice"),
     (PROGRAM, MessageFault(2, "lose", "RREF_FORK_REQUEST"), "a call waits for it"),
     (PROGRAM, MessageFault(1, "lose", "RREF_ACK"), "tries of RREF_FORK_REQUEST that follow"),

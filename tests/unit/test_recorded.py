@@ -53,6 +53,15 @@ def test_the_record_of_a_right_run_is_as_promised() -> None:
     assert said() == []
 
 
+@pytest.mark.parametrize("number", [6, 8])
+def test_a_shutdown_that_waits_for_nobody_makes_no_calls(number: int) -> None:
+    """Where ranks end at once, the record without those calls is right, and one with them wrong."""
+    outcome = Outcome(2, messages=RUN[:number])
+    found = recorded_violations(PREDICTION, outcome, gathers=False)
+    more = ["the record shows 1 PYTHON_CALL from rank 1 to rank 0, and none were promised"]
+    assert [violation.message for violation in found] == (more if number > 6 else [])
+
+
 def test_a_message_too_many_is_named() -> None:
     """Type, ranks and both numbers."""
     more = [replace(one, id=99, first_id=99 if one.is_request else -1) for one in RUN[4:6]]
@@ -97,6 +106,7 @@ def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
         f"the record shows PYTHON_RET {asked} promised"
     ]
     assert said(*RUN, replace(RUN[5], marks=("swallowed",))) == []
+    assert said(*RUN, replace(RUN[5], became="lost")) == []
 
 
 def test_a_record_without_room_is_not_compared() -> None:

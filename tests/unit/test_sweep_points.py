@@ -115,6 +115,26 @@ def test_a_sweep_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert _rows(tmp_path) == rows
 
 
+def test_a_pair_that_fails_is_named_at_the_end_also_when_a_sweep_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pair has no row in the map, so a line says which it was and what it broke."""
+    monkeypatch.chdir(tmp_path)
+    two = next(
+        pair.plan
+        for pair in sweep.pairs_of(sweep.points_of(RUN))
+        if {fault.action for fault in pair.faults} == {"delay"}
+    )
+    torch = Torch(monkeypatch, lambda plan: "RRefLeak" if plan == two else "")
+    names = " and ".join(fault.name for fault in two.others)
+    for _ in range(2):
+        assert not _swept(tmp_path, pairs=True)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"violated: {names}: RRefLeak: planted" in said
+        assert f"{NUMBER} points, " in said
+    assert torch.plans[-1] == FaultPlan()
+
+
 def test_what_is_not_predicted_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An RRef that is created twice is not run, and its row has the oracle's reason."""
     monkeypatch.chdir(tmp_path)
@@ -179,6 +199,30 @@ def test_a_fault_that_did_not_act_is_undecided(
     monkeypatch.setattr(sweep, "observe", observe)
     assert not _swept(tmp_path)
     assert "undecided" in {row["verdict"] for row in _rows(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("done", "verdicts"), [("lose", {"unmet"}), ("delay", {"undecided"}), ("", {"undecided"})]
+)
+def test_a_message_that_is_not_sent_without_another_one_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: Any, verdicts: set[str]
+) -> None:
+    """Of two faults only the first acted. A loss explains that; a delay, or no fault, does not."""
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        only = (replace(RUN[0], done=done), *RUN[1:])
+        return replace(seen, outcome=replace(seen.outcome, messages=only))
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    pairs = [
+        pair
+        for pair in sweep.pairs_of(sweep.points_of(RUN))
+        if {fault.action for fault in pair.faults} <= {"delay"}
+    ]
+    trial = sweep.PointSweep(PROGRAM, SimpleNamespace(), _state(tmp_path))  # type: ignore[arg-type]
+    assert {record.verdict for record, _ in trial.try_all(pairs[:3])} == verdicts
 
 
 def test_a_program_that_fails_without_faults_is_misuse(

@@ -1,0 +1,182 @@
+"""Seeded defects of the promises about single messages, in made-up runs of their own cases."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+
+from rpcprops.faults import MessageFault
+from rpcprops.oracle import judge
+from rpcprops.outcomes import Outcome
+from rpcprops.programs import Call, Context, Count, Leaf
+from rpcprops.properties import PROPERTIES
+from tests._draws import draws
+from tests.seeded._corpus import World
+from tests.seeded._ideal import LEAKING, calling, hanging, holding, place, with_rank, with_step
+
+Place: TypeAlias = tuple[str, int | None, int | None]
+Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
+
+#: In how many different cases each defect is planted, at the least.
+_CASES = 4
+#: The number of draws of each property. Half of those of a lost answer are about no gradient.
+_DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 20}
+_DRAWS["unanswered-in-context"] = 40
+
+
+@functools.cache
+def worlds(name: str) -> tuple[World, ...]:
+    """Cases of a property, each with the outcome that keeps every promise."""
+    cases = dict.fromkeys(draws(PROPERTIES[name].cases(), _DRAWS[name]))
+    return tuple(World.of(case.program, case.plan) for case in cases)
+
+
+def _told(world: World) -> Iterator[tuple[int, Any]]:
+    """Each step that must raise the timeout because its answer is lost."""
+    rows = zip(world.program.leaves, world.prediction.steps, strict=True)
+    for index, (leaf, expected) in enumerate(rows):
+        if expected.error == "timeout":
+            yield index, leaf
+
+
+def _broken(world: World) -> Iterator[tuple[int, Context, dict[str, Any]]]:
+    """Each context whose backward must raise it."""
+    rows = zip(world.program.leaves, world.prediction.steps, world.outcome.steps, strict=True)
+    for index, (leaf, expected, seen) in enumerate(rows):
+        if isinstance(leaf, Context) and expected.value and "broke" in expected.value:
+            yield index, leaf, seen.value
+
+
+def _ran_at(world: World, index: int) -> Iterator[int]:
+    for rank, calls in enumerate(world.prediction.calls):
+        if calls.get(f"step{index}") == 1:
+            yield rank
+
+
+def _times(world: World, times: int) -> Wrongs:
+    for index, leaf in _told(world):
+        for rank in _ran_at(world, index):
+            assert isinstance(leaf, Leaf)
+            wrong = calling(world.outcome, rank, {f"step{index}": times})
+            yield wrong, [("NotRunOnce", rank, None)]
+
+
+def _sent_again(world: World) -> Wrongs:
+    yield from _times(world, 2)
+
+
+def _never_run(world: World) -> Wrongs:
+    yield from _times(world, 0)
+
+
+def _given_all_the_same(world: World) -> Wrongs:
+    for index, leaf in _told(world):
+        if isinstance(leaf, Call | Count):
+            yield with_step(world.outcome, index, error=None), [("MissingError", leaf.at, index)]
+
+
+def _waited_for(world: World) -> Wrongs:
+    for index, leaf in _told(world):
+        cut = hanging(world.outcome, "run", leaf.at, index + 1)
+        yield with_step(cut, index, ended=False, error=None), [("RankHung", leaf.at, None)]
+
+
+def _with_broke(world: World, index: int, value: dict[str, Any], broke: str) -> Outcome:
+    changed = {key: one for key, one in value.items() if key != "broke"}
+    return with_step(world.outcome, index, value=changed | ({"broke": broke} if broke else {}))
+
+
+def _silent_backward(world: World) -> Wrongs:
+    for index, leaf, value in _broken(world):
+        yield _with_broke(world, index, value, ""), [("MissingError", leaf.at, index)]
+
+
+def _other_error(world: World) -> Wrongs:
+    for index, leaf, value in _broken(world):
+        wrong = _with_broke(world, index, value, "Error on Node 1: EOF: end of file")
+        yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+def _kept(what: str, promise: str) -> Callable[[World], Wrongs]:
+    def found(world: World) -> Wrongs:
+        for rank in range(world.program.world_size):
+            held = world.outcome.ranks[rank].counters
+            assert held is not None
+            wrong = holding(world.outcome, rank, **{what: getattr(held, what) + 1})
+            yield wrong, [(promise, rank, None)]
+
+    return found
+
+
+def _announced_again(world: World) -> Wrongs:
+    """A copy of a fork request, or of a delete, leaves a fork at the owner."""
+    for fault in world.plan.others:
+        assert isinstance(fault, MessageFault)
+        if str(fault.message) in ("RREF_FORK_REQUEST", "RREF_USER_DELETE"):
+            assert fault.to is not None
+            held = world.outcome.ranks[fault.to].counters
+            assert held is not None
+            wrong = holding(world.outcome, fault.to, owners=held.owners or 1, forks=held.forks + 1)
+            yield wrong, [("RRefLeak", fault.to, None)]
+
+
+def _reported_leak(world: World) -> Wrongs:
+    if not world.prediction.graceful or world.prediction.leaking:
+        return
+    for rank in range(world.program.world_size):
+        wrong = with_rank(world.outcome, rank, shutdown_error=LEAKING)
+        yield wrong, [("RRefLeak", rank, None)]
+
+
+def _another_value(world: World) -> Wrongs:
+    rows = zip(world.program.leaves, world.outcome.steps, strict=True)
+    for index, (leaf, seen) in enumerate(rows):
+        if isinstance(seen.value, list) and seen.value:
+            wrong = with_step(world.outcome, index, value=[*seen.value[:-1], 99.0])
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+_Defect: TypeAlias = tuple[str, str, Callable[[World], Wrongs]]
+_DEFECTS: tuple[_Defect, ...] = (
+    ("unanswered-calls", "a call whose answer is lost is sent again", _sent_again),
+    ("unanswered-calls", "a call whose answer is lost never ran", _never_run),
+    ("unanswered-calls", "the answer comes all the same", _given_all_the_same),
+    ("unanswered-calls", "the caller waits for ever", _waited_for),
+    ("unanswered-in-context", "a call in a context is sent again", _sent_again),
+    ("unanswered-in-context", "a call in a context is waited for, for ever", _waited_for),
+    ("unanswered-in-context", "backward says nothing of what is lost", _silent_backward),
+    ("unanswered-in-context", "backward raises something else", _other_error),
+    ("unanswered-in-context", "a context stays", _kept("contexts", "ContextLeak")),
+    ("unanswered-in-context", "a pass goes on for ever", _kept("backward_passes", "ContextLeak")),
+    ("unanswered-in-context", "a gradient is served for ever", _kept("server_calls", "CallLeak")),
+    ("executed-twice", "a copy leaves a fork", _announced_again),
+    ("executed-twice", "a copied cleanup leaves a context", _kept("contexts", "ContextLeak")),
+    ("executed-twice", "a copied accept is awaited", _kept("pending_users", "RRefLeak")),
+    ("any-order", "a late message changes a value", _another_value),
+    ("any-order", "a late delete is dropped", _kept("forks", "RRefLeak")),
+)
+
+
+@pytest.mark.usefixtures("seeded_defect")
+@pytest.mark.parametrize(("name", "said", "defect"), _DEFECTS, ids=[one[1] for one in _DEFECTS])
+def test_a_defect_is_reported_as_what_it_is(
+    name: str, said: str, defect: Callable[[World], Wrongs]
+) -> None:
+    """Each promise about single messages is broken in several ways, and the judge names each."""
+    planted = set()
+    for world in worlds(name):
+        for wrong, expected in defect(world):
+            found = [place(one) for one in judge(world.program, world.plan, wrong)]
+            assert found == expected, (said, world.program, world.plan)
+            planted.add((world.program, world.plan))
+    assert len(planted) >= _CASES
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+def test_the_ideal_run_breaks_nothing(name: str) -> None:
+    """Without a defect the same cases are clean."""
+    for world in worlds(name):
+        assert judge(world.program, world.plan, world.outcome) == ()
