@@ -116,13 +116,17 @@ _MOST_SLOW = 3
 _MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 500.0
+#: Kinds of step that send nothing but calls, and wait for them.
+_CALLS = frozenset(
+    {"call", "count", "chain", "recurse", "reach", "gather", "after", "own", "local", "pause"}
+)
 #: More virtual seconds than a call waits for a free thread where there are few.
 _LONGEST_QUEUE = 30_000.0
 #: The default timeouts that a program may have, in virtual seconds. torch's own is 60, but a short
 #: one lets the whole program run at a slow rate.
 TIMEOUTS = (300.0, 1000.0)
 #: How often a call is drawn that the default timeout ends, for one that a longer timeout lets end.
-_ENDED = 8
+_ENDED = 20
 #: How many default timeouts a function sleeps that is to exceed one.
 _OUTLASTS = 1.45
 #: How many of the longest delay a step may wait for.
@@ -387,7 +391,13 @@ class StepDrawer:
     def rests(self) -> bool:
         """Whether torch sends nothing by itself after the steps so far."""
         before = itertools.takewhile(lambda step: step.op != "settle", reversed(self.steps))
-        return not self.in_parallel and all(map(_leaves_nothing, before))
+        return not self.in_parallel and all(map(self._leaves_nothing, before))
+
+    def _leaves_nothing(self, step: Step) -> bool:
+        """Whether torch sends nothing by itself after a step, and no function goes on."""
+        is_call = step.op in _CALLS and getattr(step, "how", "") != "remote"
+        ends = getattr(step, "timeout", None) is not None or step.lasts > self.limit(None)
+        return is_call and not ends and not step.used
 
     @property
     def default_timeout(self) -> float | None:
@@ -868,7 +878,7 @@ class StepDrawer:
                 # A program has one of them at most, because each takes a second to run.
                 some = (*(None,) * _ENDED, self.in_time(long))
                 forms += [(timeout, long) for timeout in some if long <= left]
-            longer = (_LATE, *self._lengths[len(_SECONDS) :])
+            longer = (*(_LATE,) * 3, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
@@ -974,16 +984,6 @@ class StepDrawer:
     def may_fail(self, at: int, messages: Iterable[MessageType]) -> bool:
         """Whether the plan fails one of these messages at `at`."""
         return not self._failing[at][0].isdisjoint(messages)
-
-
-#: Kinds of step that send nothing but calls.
-_CALLS = frozenset({"call", "count", "reach", "own", "local", "pause"})
-
-
-def _leaves_nothing(step: Step) -> bool:
-    """Whether torch sends nothing by itself after a step, and no function goes on."""
-    is_known = step.op in _CALLS and getattr(step, "how", "") != "remote"
-    return is_known and getattr(step, "timeout", None) is None and not step.used
 
 
 def _longest_delay(faults: Iterable[Fault]) -> float:

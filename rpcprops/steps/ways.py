@@ -587,7 +587,7 @@ class Default(Step):
         seconds = drawer.timeout(at, MessageType.PYTHON_CALL, late=rests and drawer.settles)
         endless = drawer.pick((False, False, True))
         pair = drawer.pick(PAIRS)
-        sleeps = drawer.pick((0.0, 0.0, _SLEEPS)) if rests and drawer.may_end_late() else 0.0
+        sleeps = drawer.pick((0.0, _SLEEPS)) if rests and drawer.may_end_late() else 0.0
         if sleeps:
             drawer.slow_functions += 1
             seconds = sleeps / 4
