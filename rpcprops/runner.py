@@ -35,7 +35,7 @@ _REMEMBERED = 2048
 #: Real seconds that a program's `rpc_timeout` leaves each message at the least. Where the clock is
 #: faster, the program runs at a slower rate, because that is the time of a busy machine. A message
 #: that takes longer still shows a timeout that slower runs do not confirm.
-_REAL_SECONDS = 1.0
+_REAL_SECONDS = 0.75
 
 
 @dataclass(frozen=True, slots=True)

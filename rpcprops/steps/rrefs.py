@@ -721,7 +721,9 @@ class Bump(OfHandle):
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Bump:
         late = drawer.settles
-        return cls(handle.home, name, drawer.timeout(handle.home, MessageType.SCRIPT_CALL, late=late))
+        return cls(
+            handle.home, name, drawer.timeout(handle.home, MessageType.SCRIPT_CALL, late=late)
+        )
 
     def drawn(self, drawer: StepDrawer) -> None:
         if drawer.ends(self.at, MessageType.SCRIPT_CALL, self.timeout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, TypeVar
 
@@ -267,3 +267,32 @@ def test_nested_calls_that_show_nothing_are_refused(step: Step, message: str) ->
     """A step says what it lacks."""
     with pytest.raises(UsageError, match=message):
         Program(3, (step,))
+
+
+def test_a_default_timeout_and_few_threads_go_together_where_nothing_waits_too_long() -> None:
+    """What waits for a thread waits for all that sleeps; a default below that is refused."""
+    slow = Call(0, 1, seconds=40.0)
+    program = Program(2, (slow, Count(0, 1), Call(0, 1, seconds=40.0)), rpc_timeout=130.0)
+    assert [step.error for step in predict(program, FaultPlan()).steps] == ["", "", ""]
+    few = replace(program, num_worker_threads=2)
+    assert [step.error for step in predict(few, FaultPlan()).steps] != ["", "", ""]
+    longer = replace(few, rpc_timeout=300.0)
+    assert [step.error for step in predict(longer, FaultPlan()).steps] == ["", "", ""]
+    nested = replace(few, steps=(*few.steps, Chain(0, 1, 0)))
+    with pytest.raises(UsageError, match="default"):
+        predict(nested, FaultPlan())
+
+
+def test_both_are_drawn() -> None:
+    """Some drawn programs have a default timeout and few threads, and none of their calls ends."""
+    found = [
+        program
+        for start in range(4)
+        for program in draws(programs(max_world_size=3, plan=FaultPlan()), 100, start)
+        if program.rpc_timeout is not None and program.num_worker_threads in range(1, 8)
+    ]
+    assert len(found) >= 3
+    for program in found:
+        seen = predict(program, FaultPlan())
+        assert seen.certain
+        assert not any(step.error in ("timeout", "unknown") for step in seen.steps)
