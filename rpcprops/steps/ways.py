@@ -22,7 +22,6 @@ from rpcprops.steps.base import (
     Way,
     call_message,
 )
-from rpcprops.steps.control import Settle
 from rpcprops.steps.rrefs import OfHandle, ask_type
 
 if TYPE_CHECKING:

@@ -284,15 +284,18 @@ def test_a_default_timeout_and_few_threads_go_together_where_nothing_waits_too_l
 
 
 def test_both_are_drawn() -> None:
-    """Some drawn programs have a default timeout and few threads, and none of their calls ends."""
-    found = [
-        program
-        for start in range(4)
-        for program in draws(programs(max_world_size=3, plan=FaultPlan()), 100, start)
-        if program.rpc_timeout is not None and program.num_worker_threads in range(1, 8)
-    ]
-    assert len(found) >= 3
-    for program in found:
+    """A program may have a default timeout and few threads, and then none of its calls ends."""
+    chance, together = Random(0), 0
+    for _ in range(60):
+        drawer = Chance(lambda _: 0, 3, plan=FaultPlan(), rpc_timeout=300.0, threads=2)
+        drawer.chance = chance
+        for _ in range(4):
+            drawer.add_kind(chance.choice(("call", "count", "chain", "share", "remote", "pause")))
+        limit, number = drawer.default_timeout, drawer.threads_of_ranks
+        steps = tuple(drawer.steps)
+        program = Program(3, steps, rpc_timeout=limit, num_worker_threads=number)
+        together += limit is not None
         seen = predict(program, FaultPlan())
         assert seen.certain
         assert not any(step.error in ("timeout", "unknown") for step in seen.steps)
+    assert together > 30
