@@ -29,7 +29,7 @@ from rpcprops.programs import (
     HandleInfo,
     Scope,
 )
-from rpcprops.programs.threads import needed_threads, patient_threads
+from rpcprops.programs.threads import busy_seconds, needed_threads, patient_threads
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
@@ -116,11 +116,17 @@ _MOST_SLOW = 3
 _MOST_UNCERTAIN = 3
 #: The most virtual seconds that those of one program sleep together.
 _MOST_SECONDS = 500.0
+#: Kinds of step that send nothing but calls, and wait for them.
+_CALLS = frozenset(
+    {"call", "count", "chain", "recurse", "reach", "gather", "after", "own", "local", "pause"}
+)
 #: More virtual seconds than a call waits for a free thread where there are few.
 _LONGEST_QUEUE = 30_000.0
 #: The default timeouts that a program may have, in virtual seconds. torch's own is 60, but a short
 #: one lets the whole program run at a slow rate.
 TIMEOUTS = (300.0, 1000.0)
+#: How often a call is drawn that the default timeout ends, for one that a longer timeout lets end.
+_ENDED = 20
 #: How many default timeouts a function sleeps that is to exceed one.
 _OUTLASTS = 1.45
 #: How many of the longest delay a step may wait for.
@@ -273,12 +279,14 @@ class StepDrawer:
         thinned: those of them of which a fork was deleted, so that no handle may go to the owner.
         uncertain: handles that were shared from one in `uncreated`, and perhaps never came.
         waited: handles of RRefs whose value was waited for, if nothing was uncertain.
+        unclear: handles of RRefs of which nobody can tell whether their value has been changed.
+        counted_late: ranks to which a call that counts may still be under way, until a settle.
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
-        threads: the threads that each rank shall have. Where there are few, no timeout comes; so
-            it is None where there should be few and a default timeout.
+        threads: the threads that each rank shall have. Where there are few, no timeout comes: that
+            needs a free thread, and what a call waits for one is only known to be below a bound.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
@@ -341,6 +349,8 @@ class StepDrawer:
         self.thinned: set[str] = set()
         self.uncertain: set[str] = set()
         self.waited: set[str] = set()
+        self.unclear: set[str] = set()
+        self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
         self.rejoined = False
@@ -361,8 +371,9 @@ class StepDrawer:
         self.lasting: set[str] = set()
         self.threads = threads
         self.rpc_timeout: float | None = None
-        if self.has_few_threads and rpc_timeout is not None:
-            self.threads = None
+        if self.has_few_threads and self._longest:
+            # A thread is busy during each delay, so nearly any default timeout may come.
+            rpc_timeout = None
         if rpc_timeout is not None:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
@@ -377,12 +388,35 @@ class StepDrawer:
         return self.threads is not None and self.threads < ENOUGH_THREADS
 
     @property
+    def rests(self) -> bool:
+        """Whether torch sends nothing by itself after the steps so far."""
+        before = itertools.takewhile(lambda step: step.op != "settle", reversed(self.steps))
+        return not self.in_parallel and all(map(self._leaves_nothing, before))
+
+    def _leaves_nothing(self, step: Step) -> bool:
+        """Whether torch sends nothing by itself after a step, and no function goes on."""
+        is_call = step.op in _CALLS and getattr(step, "how", "") != "remote"
+        ends = getattr(step, "timeout", None) is not None or step.lasts > self.limit(None)
+        return is_call and not ends and not step.used
+
+    @property
+    def default_timeout(self) -> float | None:
+        """The default timeout of a program of the steps so far.
+
+        None where threads are few and a message may have to wait too long for one.
+        """
+        queue = sum(map(busy_seconds, itertools.chain(*(step.leaves for step in self.steps))))
+        if self.has_few_threads and self._waits(queue) > self.limit(None):
+            return None
+        return self.rpc_timeout
+
+    @property
     def threads_of_ranks(self) -> int | None:
         """The threads that the ranks of the program get: as chosen, or as many as its steps need.
 
         Steps of which nobody has counted how many they need may need more than a program may have.
         """
-        timed = self.rpc_timeout is not None
+        timed = self.default_timeout is not None
         has_bug = self.facts.has_bug("timeout-needs-thread")
         least = patient_threads(len(self.ranks), self.steps, timed=timed) if has_bug else 0
         if least > MAX_WORKER_THREADS:
@@ -484,7 +518,7 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        late = (self.early, self.thinned, self.uncertain, self.waited)
+        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear)
         for names in (*mine, *late):
             renamed = {new.get(name, name) for name in names}
             names.clear()
@@ -653,7 +687,8 @@ class StepDrawer:
 
     def handles(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that may be used now."""
-        return [name for name in self._held(fits) if name not in self.uncreated]
+        out = self.uncreated | self.unclear if self.unclear else self.uncreated
+        return [name for name in self._held(fits) if name not in out]
 
     def droppable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that may be dropped now."""
@@ -734,6 +769,14 @@ class StepDrawer:
             if name in names and not (calls and self._is_struck(name))
         ]
 
+    def doubtful_there(self, at: int, to: int) -> list[str]:
+        """Those of them at `at` that a function at `to` may fetch, if torch lets the call be made.
+
+        The owner gives the value once it is made, which is after the timeout.
+        """
+        here = [name for name in self.doubtful() if self.scope.handles[name].home == at]
+        return [n for n in here if n not in self.early and self.scope.handles[n].owner != to]
+
     def _is_struck(self, name: str) -> bool:
         """Whether the plan strikes the question for the type of a handle's value."""
         handle = self.scope.handles[name]
@@ -790,8 +833,9 @@ class StepDrawer:
         """The ranks whose counter a step at `at` may use: in a parallel step, one per branch."""
         branch = self._branch(at)
         counter = self._block.counter if self._block else {}
-        own = [rank for rank in self.peers[at] if counter.get(rank) == branch]
-        return own or [rank for rank in self.peers[at] if rank not in counter]
+        peers = [rank for rank in self.peers[at] if rank not in self.counted_late]
+        own = [rank for rank in peers if counter.get(rank) == branch]
+        return own or [rank for rank in peers if rank not in counter]
 
     def timeout(
         self, at: int, message: MessageType, *, late: bool = True, also: float | None = None
@@ -831,10 +875,10 @@ class StepDrawer:
         if slow_late and self._gives_up:
             if self.rpc_timeout is not None:
                 long = _OUTLASTS * self.rpc_timeout
-                # Few, because each takes seconds to run.
-                some = (None, None, self.in_time(long))
+                # A program has one of them at most, because each takes a second to run.
+                some = (*(None,) * _ENDED, self.in_time(long))
                 forms += [(timeout, long) for timeout in some if long <= left]
-            longer = (_LATE, *self._lengths[len(_SECONDS) :])
+            longer = (*(_LATE,) * 3, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
         timeout, seconds = self.pick((*quick * 3, *forms))
         self._slow_seconds += seconds
@@ -842,6 +886,13 @@ class StepDrawer:
             self._slow_in_time += seconds
         self.slow_functions += seconds > 0
         return timeout, seconds
+
+    def ends(
+        self, at: int, message: MessageType, timeout: float | None, seconds: float = 0.0
+    ) -> bool:
+        """Whether a timeout ends a call whose function sleeps for so long (virtual seconds)."""
+        delay = self.delay_milliseconds(at, message) / 1000
+        return self.limit(timeout) < delay + seconds
 
     def limit(self, timeout: float | None) -> float:
         """The timeout of a message for which a step names `timeout`."""
@@ -869,6 +920,10 @@ class StepDrawer:
     def may_leave(self) -> bool:
         """Whether one more function may go on after its caller has given up, until a settle."""
         return self.slow_functions < _MOST_SLOW
+
+    def may_end_late(self) -> bool:
+        """Whether a timeout may end before the function that it is for."""
+        return self._gives_up and not self.has_few_threads and self.may_leave()
 
     def unsure(self) -> list[str]:
         """Handles of which a fetch is predicted, and hardly any other use.

@@ -259,7 +259,7 @@ def _program_drawer(
             world_size,
             tuple(steps.steps),
             settles=settled,
-            rpc_timeout=steps.rpc_timeout,
+            rpc_timeout=steps.default_timeout,
             num_worker_threads=steps.threads_of_ranks,
             end=_end(how, late, world_size, settles=settled),
         )

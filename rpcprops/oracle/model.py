@@ -82,6 +82,7 @@ class RRef:
         early: whether the owner got a handle of it before that.
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
+        unclear: whether nobody can tell whether a change of its value has been made.
     """
 
     owner: int
@@ -97,6 +98,7 @@ class RRef:
     early: bool = False
     absent: bool = False
     thinned: bool = False
+    unclear: bool = False
 
     def is_made(self) -> None:
         """Note that somebody has waited for its value, or for the error of its function."""
@@ -201,6 +203,8 @@ class Model:
         self.broke_one: set[int] = set()
         #: The present value of each rank's counter.
         self.counts = [0] * world_size
+        #: Ranks to which a call that counts may still be under way.
+        self.counted_late: set[int] = set()
         self.forks = 0
         self.sends: list[Send] = []
         #: How many of them had ended at the last settle.
@@ -297,13 +301,23 @@ class Model:
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
         self.must_be_in_time(step, waits)
 
+    @property
+    def rests(self) -> bool:
+        """Whether torch sends nothing by itself any more, and no function that it runs does.
+
+        What it sends by itself it tries again: forks, deletes, cleanups. A function may send for a
+        value that is not made yet, or after its caller has given up.
+        """
+        late = any(send.message.is_retryable for send in self.sends[self.settled :])
+        return not (late or any(self.abandoned_calls)) and all(rref.made for rref in self.rrefs)
+
     def must_be_in_time(self, step: Leaf, waits: float) -> None:
         """Check that the default timeout does not come where a step waits so long (virtual s).
 
         Raises:
             UsageError: it may come.
         """
-        waits += self.disturbed.seconds
+        waits += self.disturbed.seconds + self.queues()
         if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
             msg = (
                 f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
@@ -383,6 +397,7 @@ class Model:
         self.settled = len(self.sends)
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
+        self.counted_late.clear()
         self.early_deletes.clear()
         self.late_contexts.clear()
         return StepPrediction(
@@ -840,6 +855,8 @@ class Model:
         rref.made = True
         if rref.error:
             raise StepFails(rref.error)
+        if rref.unclear:
+            raise StepFails(error="unknown")
         return list(rref.value)
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:

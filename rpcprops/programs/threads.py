@@ -159,12 +159,10 @@ class Threads:
 def threads_of(program: Program) -> Threads:
     """The threads of the program's ranks, and what may keep them busy."""
     sleeping: Counter[int] = Counter()
-    lasts = 0.0
     for leaf in program.leaves:
         if leaf.lasts:
-            ranks = [rank for name in _RANKS for rank in _ranks(leaf, name)]
-            sleeping.update(ranks)
-            lasts += leaf.lasts * max(1, len(ranks))
+            sleeping.update(_ranks_of(leaf))
+    lasts = sum(map(busy_seconds, program.leaves))
     return Threads(
         program.num_worker_threads or ENOUGH_THREADS,
         tuple(_waiting(program.world_size, program.steps, timed=program.rpc_timeout is not None)),
@@ -172,6 +170,15 @@ def threads_of(program: Program) -> Threads:
         sleeping,
         lasts,
     )
+
+
+def busy_seconds(leaf: Step) -> float:
+    """Virtual seconds for which its functions sleep, one after the other."""
+    return leaf.lasts * max(1, len(_ranks_of(leaf))) if leaf.lasts else 0.0
+
+
+def _ranks_of(leaf: Step) -> list[int]:
+    return [rank for name in _RANKS for rank in _ranks(leaf, name)]
 
 
 def needed_threads(

@@ -84,11 +84,18 @@ def check_seconds(seconds: float, flavour: Flavour = "python") -> None:
 
 
 def draw_arguments(
-    drawer: StepDrawer, at: int, flavour: Flavour, to: int | None = None
+    drawer: StepDrawer,
+    at: int,
+    flavour: Flavour,
+    to: int | None = None,
+    also: Sequence[str] = (),
 ) -> tuple[Value, Any]:
-    """Two values of the same length; the second may be a handle of `at`, which `to` fetches."""
+    """Two values of the same length; the second may be a handle of `at`, which `to` fetches.
+
+    `also` are further handles that it may be.
+    """
     takes = flavour == "python" and drawer.may_wait()
-    names = drawer.fetchable_there(at, to) if takes else []
+    names = [*drawer.fetchable_there(at, to), *also] if takes else []
     right = drawer.recall_or_none(names)
     if right is None:
         return drawer.pick(PAIRS)

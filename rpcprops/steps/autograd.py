@@ -293,24 +293,26 @@ def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
 #: What a call that outlasts its context does: it answers with a value, or with one that requires a
 #: gradient, or first calls a further rank; or it has an argument that takes long to be unpickled.
 Outlasting = Literal["value", "gradient", "call", "argument"]
-#: Virtual seconds that such a call takes, so that a busy machine cleans the context up meanwhile;
-#: and by which its end and the cleanup must differ.
-_LASTS = 40.0
+#: Virtual seconds for which such a call waits, at most, until its rank has given the context up:
+#: far more than a busy machine needs. The second number is for a default timeout, which must be
+#: longer and slows the clock; the third for an argument that takes so long to be unpickled.
+_LASTS, _LASTS_LESS, _UNPICKLES = 400.0, 100.0, 40.0
+#: Virtual seconds by which the end of that wait and the cleanup must differ.
 _CLEAR = 10.0
-#: The fewest virtual seconds where nothing depends on when the context is cleaned up.
-_SHORTEST = 4.0
+#: The fewest virtual seconds where the cleanup needs more, and where it does not.
+_SHORT, _SHORTEST = 40.0, 4.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outlast(Step):
     """A call in a ``dist_autograd.context()`` at `at` for which the block does not wait.
 
-    `to` computes ``left + right`` and takes `seconds` (virtual); the block ends meanwhile. `by`
-    says how: by "async" the future is waited for after the block; by "timeout" a fourth of
-    `seconds` is the timeout of ``rpc_sync``, which raises in the block. What `to` does is `what`.
-    Before the block ends the function runs, so `to` has the context; but with an "argument" that
-    takes so long to be unpickled, `to` has not. Then it makes the context after the cleanup, which
-    is the finding context-after-cleanup.
+    `to` computes ``left + right`` once it has given the context up, or after `seconds` (virtual).
+    So the call ends after the block, however slow the machine is. `by` says how the block ends: by
+    "async" the future is waited for after it; by "timeout" ``rpc_sync`` has a short timeout, and
+    raises in the block. What `to` does is `what`. Before the block ends the function runs, so `to`
+    has the context; but with an "argument" that takes `seconds` to be unpickled, `to` has not. Then
+    it makes the context after the cleanup, which is the finding context-after-cleanup.
 
     torch's documentation says nothing of such calls. Its comments say that a context is cleaned up
     on all ranks once the pass is done (``autograd/context/container.h``:
@@ -338,7 +340,7 @@ class Outlast(Step):
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
-        least = _LASTS if self._asks_for_context else _SHORTEST
+        least = _SHORT if self._asks_for_context else _SHORTEST
         if not least <= self.seconds <= MAX_DELAY:
             msg = f"seconds={shown(self.seconds)} must lie in {least:g} to {MAX_DELAY:g} (virtual)."
             raise UsageError(msg)
@@ -350,7 +352,7 @@ class Outlast(Step):
 
     @property
     def _asks_for_context(self) -> bool:
-        """Whether `to` asks for the context when it has taken its time."""
+        """Whether `to` asks for the context when it has waited."""
         return self.what in ("gradient", "call")
 
     @property
@@ -367,7 +369,7 @@ class Outlast(Step):
         model.release(self.name, self.at, {self.at: {self.to}, self.to: set()})
         cleanup = model.sends[before]
         waits = retry_wait(cleanup.failures) + model.delay(self.at, cleanup.message)
-        # How long `to` takes on, at the least, once the block has ended.
+        # How long `to` still waits, at the least, once the block has ended.
         left = 0.75 * self.seconds
         if cleanup.delivered and self.what == "argument":
             # autograd/utils.cpp: addRecvRpcBackward makes the context when the request has been
@@ -409,7 +411,7 @@ class Outlast(Step):
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:
-        return len(drawer.ranks) > 1 and drawer.may_leave() and drawer.may_take(_LASTS)
+        return len(drawer.ranks) > 1 and drawer.may_leave() and drawer.may_take(_LASTS_LESS)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Outlast | None:
@@ -424,7 +426,9 @@ class Outlast(Step):
         by: Any = drawer.pick(("async", "timeout") if drawer.settles else ("async",))
         then = drawer.pick(drawer.ranks)
         drawer.slow_functions += 1
-        return cls(at, to, drawer.name("context"), what, by, then, *drawer.pick(PAIRS))
+        lasts = _LASTS if drawer.rpc_timeout is None else _LASTS_LESS
+        seconds = _UNPICKLES if what == "argument" else lasts
+        return cls(at, to, drawer.name("context"), what, by, then, *drawer.pick(PAIRS), seconds)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

@@ -137,6 +137,9 @@ class Call(Step):
         if argument is not None and argument.rref.slow and (late or self.wait == "later"):
             # The call still waits for the value.
             argument.rref.made = made
+        elif argument is not None:
+            # If its creation timed out at all, the value was made after that.
+            model.mark(argument)
         return model.shows(None if late == "timeout" else value, late, slack)
 
     @property
@@ -169,7 +172,7 @@ class Call(Step):
         flavour = drawer.pick(flavours)
         forms = _LATER_CALLS if later else _CALLS
         form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
-        left, right = draw_arguments(drawer, at, flavour, to)
+        left, right = draw_arguments(drawer, at, flavour, to, drawer.doubtful_there(at, to))
         message = call_message(typed=flavour != "python")
         slow = flavour == "python"
         timeout, seconds = drawer.timing(at, message, slow=slow, slow_late=drawer.settles)
@@ -178,8 +181,10 @@ class Call(Step):
         return cls(at, to, left, right, flavour, out=out, **timed, **form)
 
     def drawn(self, drawer: StepDrawer) -> None:
-        if self.raises and isinstance(self.right, str):
-            drawer.note_deleted(self.right)
+        if isinstance(self.right, str):
+            if self.raises:
+                drawer.note_deleted(self.right)
+            drawer.note_uncertain(self.right)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -246,7 +251,12 @@ class Wait(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Count(Step):
-    """Add one to a counter of `to`, and return the new count. Not idempotent."""
+    """Add one to a counter of `to`, and return the new count. Not idempotent.
+
+    The function counts, and then sleeps for `seconds` (virtual). `timeout` is that of the call.
+    After a count that timed out nobody knows when it is made, so until a settle no further count of
+    that rank is predicted.
+    """
 
     op: ClassVar[str] = "count"
     after_rejoin: ClassVar[bool] = True
@@ -254,6 +264,15 @@ class Count(Step):
     order: ClassVar[float | None] = 10
     at: int
     to: int
+    timeout: float | None = None
+    seconds: float = 0.0
+
+    def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     @property
     def counted_at(self) -> tuple[int, ...]:
@@ -263,7 +282,12 @@ class Count(Step):
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
         model.counts[self.to] += 1
-        return model.shows(model.counts[self.to])
+        late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
+        if self.to in model.counted_late and not late:
+            return model.shows(error="unknown")
+        if late:
+            model.counted_late.add(self.to)
+        return model.shows(None if late == "timeout" else model.counts[self.to], late, slack)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Count | None:
@@ -271,7 +295,13 @@ class Count(Step):
         if not able:
             return None
         at = drawer.pick(able)
-        return cls(at, drawer.pick(drawer.countable(at)))
+        to = drawer.pick(drawer.countable(at))
+        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        return cls(at, to, *timed)
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        if drawer.ends(self.at, MessageType.PYTHON_CALL, self.timeout, self.seconds):
+            drawer.counted_late.add(self.to)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -90,6 +90,7 @@ class Settle(Step):
             drawer.waited,
         ):
             names.clear()
+        drawer.counted_late.clear()
         drawer.slow_functions = 0
 
 

@@ -595,6 +595,8 @@ class Through(OfHandle):
             model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
         if late:
             raise StepFails(late, slack)
+        if rref.unclear:
+            raise StepFails(error="unknown")
         return model.shows(None if self.how == "remote" else total)
 
     def _ask_type(self, model: Model, handle: Handle, late: ErrorClass, slack: float) -> None:
@@ -671,6 +673,8 @@ class Bump(OfHandle):
 
     Not idempotent: the next fetch shows it if a call ran twice. TorchScript must know the type of
     the handle's value, so a handle made by a Python function's ``remote`` cannot be bumped.
+    `timeout` is that of the call. A TorchScript function cannot note that it ran, so after a bump
+    that timed out no value of the RRef is predicted any more.
     """
 
     op: ClassVar[str] = "bump"
@@ -678,6 +682,7 @@ class Bump(OfHandle):
     order: ClassVar[float | None] = 9
     at: int
     handle: str
+    timeout: float | None = None
 
     def enter(self, scope: Scope) -> None:
         if not scope.alive(self.at, self.handle).typed:
@@ -692,15 +697,37 @@ class Bump(OfHandle):
         return (self.handle,)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        rref = model.handle(self.handle).rref
-        model.ask(self.at, rref.owner, MessageType.SCRIPT_CALL, model.handle(self.handle))
-        rref.made = True
+        handle = model.handle(self.handle)
+        rref = handle.rref
+        since = len(model.sends)
+        model.ask(self.at, rref.owner, MessageType.SCRIPT_CALL, handle)
+        surely, perhaps = model.callee_waits(rref.owner, since)
+        late, slack = model.timed(
+            self.at, MessageType.SCRIPT_CALL, self.timeout, surely, perhaps + rref.takes
+        )
         rref.value = [x + 1.0 for x in rref.value]
+        if late:
+            rref.unclear = True
+            return model.shows(error=late, slack=slack)
+        rref.made = True
+        if rref.unclear:
+            raise StepFails(error="unknown")
         return model.shows(list(rref.value))
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
         return _bumpable(drawer)
+
+    @classmethod
+    def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Bump:
+        late = drawer.settles
+        return cls(
+            handle.home, name, drawer.timeout(handle.home, MessageType.SCRIPT_CALL, late=late)
+        )
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        if drawer.ends(self.at, MessageType.SCRIPT_CALL, self.timeout):
+            drawer.unclear |= drawer.same_rref(self.handle)
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
@@ -726,7 +753,13 @@ def _bumpable(drawer: StepDrawer, fits: Callable[[HandleInfo], bool] = lambda _:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Nest(Step):
-    """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`."""
+    """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`.
+
+    `via` sleeps for `seconds` (virtual) first. `timeout` is that of the call, which must not end
+    it: torch reads no answer that comes too late, so the fork in it is never confirmed, and the
+    RRef stays until the shutdown (``tensorpipe_agent.cpp``: TensorPipeAgent::send completes a
+    future once; ``rref_context.cpp``: RRefContext::prepareChildFork has counted the fork).
+    """
 
     op: ClassVar[str] = "nest"
     in_thread: ClassVar[bool] = True
@@ -738,9 +771,12 @@ class Nest(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     flavour: Flavour = "python"
+    timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
+        check_seconds(self.seconds)
         typed = self.flavour != "python"
         scope.new_handle(self.out, self.at, self.to, typed=typed, size=len(self.left))
 
@@ -749,6 +785,7 @@ class Nest(Step):
         model.calls[self.via][call] += 1
         typed = self.flavour != "python"
         there, _ = model.remote(self.via, self.to, typed=typed)
+        self._must_arrive(model, remote_message(typed=typed))
         if there.broken:
             model.drop(there)
             raise StepFails(error="creation")
@@ -759,6 +796,23 @@ class Nest(Step):
         model.handles[self.out] = model.give(there, self.via, self.at)
         model.drop(there)
         return model.shows()
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    def _must_arrive(self, model: Model, message: MessageType) -> None:
+        """Check that the timeout comes after the answer."""
+        waits = self.seconds + model.delay(self.via, message)
+        late, _ = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, waits)
+        if late:
+            least = waits + model.delay(self.at, MessageType.PYTHON_CALL)
+            msg = (
+                f"{self!r}: under this plan its handle may come after the timeout, or after the "
+                f"default rpc_timeout, and what torch then keeps is not modelled; let it be "
+                f"{CLEARLY_IN_TIME:g} s above {least:g} s (virtual), or None."
+            )
+            raise UsageError(msg)
 
     @classmethod
     def draw(
@@ -775,7 +829,9 @@ class Nest(Step):
         target = drawer.pick([rank for rank in drawer.peers[middle] if to(rank)])
         flavour = drawer.pick(flavours)
         out = drawer.name("handle")
-        return cls(caller, middle, target, out, *drawer.pick(PAIRS), flavour)
+        pair = drawer.pick(PAIRS)
+        timed = drawer.timing(caller, MessageType.PYTHON_CALL, late=False, slow_late=False)
+        return cls(caller, middle, target, out, *pair, flavour, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

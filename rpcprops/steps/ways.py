@@ -22,7 +22,6 @@ from rpcprops.steps.base import (
     Way,
     call_message,
 )
-from rpcprops.steps.control import Settle
 from rpcprops.steps.rrefs import OfHandle, ask_type
 
 if TYPE_CHECKING:
@@ -104,8 +103,9 @@ ANYWHERE: tuple[What, ...] = (
     "type_hint",
 )
 _MOST_CALLS = 4
-#: Virtual seconds: a default timeout that nothing meets.
+#: Virtual seconds: a default timeout that nothing meets; and a function that outlasts a short one.
 _LONG = 36000.0
+_SLEEPS = 12.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -529,8 +529,9 @@ class Default(Step):
     """``rpc_sync`` under another default timeout of `at`, which the step then puts back.
 
     `seconds` (virtual) is set by ``rpc._set_rpc_timeout``, which the documentation of ``rpc_sync``
-    names. With `endless` the call has ``timeout=0``: it never times out. The default is that of all
-    that the rank sends, so the ranks must be at rest before a short one, and no branch can hold it.
+    names. With `endless` the call has ``timeout=0``: it never times out. The function sleeps for
+    `sleeps` (virtual). The default is that of all that the rank sends, so nothing that torch sends
+    by itself may be under way before a short one, and no branch can hold it.
     """
 
     op: ClassVar[str] = "default"
@@ -544,9 +545,11 @@ class Default(Step):
     endless: bool = False
     left: Value = (1.0,)
     right: Value = (2.0,)
+    sleeps: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        check_seconds(self.sleeps)
         if not isinstance(self.seconds, int | float) or not 0 < self.seconds < float("inf"):
             msg = f"seconds={shown(self.seconds)} must be a positive, finite number (virtual)."
             raise UsageError(msg)
@@ -554,7 +557,7 @@ class Default(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         faults = (f for rank in range(model.world_size) for f in model.plan.faults_at(rank))
         longest = max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
-        if self.seconds < longest + CLEARLY_IN_TIME and model.settled != len(model.sends):
+        if self.seconds < longest + CLEARLY_IN_TIME and not model.rests:
             msg = (
                 f"{self!r}: the short default would be that of messages which are still on their "
                 f"way; put a Settle() before it."
@@ -562,7 +565,7 @@ class Default(Step):
             raise UsageError(msg)
         message = MessageType.PYTHON_CALL
         timeout = math.inf if self.endless else self.seconds
-        late, slack = model.timed(self.at, message, timeout)
+        late, slack = model.timed(self.at, message, timeout, self.sleeps)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1
         if late:
@@ -571,12 +574,26 @@ class Default(Step):
                 raise StepFails(late, slack)
         return model.shows(sum_of(self.left, self.right), late, slack)
 
+    @property
+    def lasts(self) -> float:
+        return self.sleeps
+
     @classmethod
-    def draw(cls, drawer: StepDrawer) -> Default:
-        at = drawer.rank()
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Default:
+        at = drawer.rank() if at is None else at
         to = drawer.peer(at)
-        message = MessageType.PYTHON_CALL
-        rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
-        seconds = drawer.timeout(at, message, late=rests)
+        rests = drawer.rests
+        seconds = drawer.timeout(at, MessageType.PYTHON_CALL, late=rests and drawer.settles)
         endless = drawer.pick((False, False, True))
-        return cls(at, to, _LONG if seconds is None else seconds, endless, *drawer.pick(PAIRS))
+        pair = drawer.pick(PAIRS)
+        sleeps = drawer.pick((0.0, _SLEEPS)) if rests and drawer.may_end_late() else 0.0
+        if sleeps:
+            drawer.slow_functions += 1
+            seconds = sleeps / 4
+        return cls(at, to, _LONG if seconds is None else seconds, endless, *pair, sleeps)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.PYTHON_CALL:
+            return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank))]

@@ -39,6 +39,7 @@ from rpcprops.programs import (
     Local,
     Member,
     Method,
+    Nest,
     Onward,
     Optimize,
     Outlast,
@@ -456,7 +457,7 @@ def _fork_of_refused(world: World) -> Falsified:
 # Slow functions, and timeouts that end before them.
 
 #: The kinds of step whose timeout may end before one named call of a function does.
-_ABANDONING = (After, Call, Carry, Chain, Deferred, Invoke, Raising, Reach, Share)
+_ABANDONING = (After, Call, Carry, Chain, Count, Deferred, Invoke, Raising, Reach, Share)
 
 
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
@@ -508,6 +509,55 @@ def _impatient(world: World) -> Falsified:
         if leaf.seconds and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
             yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a count is made again because its call timed out")
+def _counted_again(world: World) -> Falsified:
+    late = {leaf.to for _, leaf, _ in _abandoned(world) if isinstance(leaf, Count)}
+    for index, leaf, expected, seen in _steps(world):
+        if isinstance(leaf, Count) and leaf.to in late and not expected.error and seen.value > 1:
+            wrong = with_step(world.outcome, index, value=seen.value + 1)
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a bump or a nest times out long before its timeout")
+def _too_soon(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Bump | Nest) and leaf.timeout and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a default that was set ends nothing")
+def _default_ends_nothing(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Default) and expected.error == "timeout":
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a call that the default timeout has ended runs twice")
+def _ended_twice(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Default) and expected.error == "timeout":
+            wrong = calling(world.outcome, leaf.to, {f"step{index}": 2})
+            yield wrong, [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a call without a timeout ends by the default")
+def _endless_ends(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Default) and leaf.endless and leaf.sleeps and not expected.error:
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("a call gets the value of a handle whose creation timed out, after torch knew of that")
+def _value_of_failed(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Call) and isinstance(leaf.right, str) and expected.error == "creation":
+            wrong = with_step(world.outcome, index, value=[4.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
 
 
 @defect("a handle whose share timed out never comes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from random import Random
 from typing import Any, TypeVar
 
@@ -13,14 +14,25 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.programs import (
+    STEP_TYPES,
+    Bump,
+    Call,
     Carry,
     Chain,
+    Count,
+    Default,
     Deferred,
+    Drop,
+    Fetch,
     Invoke,
     Method,
+    Nest,
     Program,
     Raising,
+    Reach,
+    Remote,
     Settle,
+    Share,
     Step,
 )
 from rpcprops.strategies.drawing import StepDrawer
@@ -34,6 +46,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "carry": lambda **timed: Carry(0, 1, "int", **timed),
     "echo": lambda **timed: Carry(0, 1, "list", "echo", **timed),
     "chain": lambda **timed: Chain(0, 1, 2, **timed),
+    "count": lambda **timed: Count(0, 1, **timed),
     "deferred": lambda **timed: Deferred(0, 1, 2, "again", **timed),
     "invoke": lambda **timed: Invoke(0, 1, "bound", **timed),
     "raising": lambda **timed: Raising(0, 1, **timed),
@@ -145,7 +158,9 @@ class Chance(StepDrawer):
         return self.chance.choice(options)
 
 
-@pytest.mark.parametrize("op", ["carry", "chain", "deferred", "invoke", "method", "raising"])
+@pytest.mark.parametrize(
+    "op", ["carry", "chain", "count", "deferred", "invoke", "method", "raising"]
+)
 def test_timeouts_are_drawn(op: str) -> None:
     """Each kind is drawn with a function that sleeps, and with a timeout that ends before it."""
     drawn: list[Any] = []
@@ -156,3 +171,112 @@ def test_timeouts_are_drawn(op: str) -> None:
     assert any(step.seconds and step.timeout is None for step in drawn)
     assert any(step.timeout and not step.seconds for step in drawn)
     assert any(step.seconds > (step.timeout or step.seconds) for step in drawn)
+
+
+_NO_CALL = "it calls no function of a user"
+_SEVERAL = "several calls, of which some come from other ranks: torch has no timeout for them all"
+_OF_ITS_OWN = "a function of its own sleeps, and its timeout has another name"
+_LIFE = "what it does is the life of a rank, and the calls in it are only its witnesses"
+_NOT_SLOW = "its function is one of torch's, or of a TorchScript class, which cannot sleep"
+#: The kinds of step without a timeout, and why.
+UNTIMED = {
+    **dict.fromkeys(("pause", "settle", "parallel", "refused", "own", "local", "drop"), _NO_CALL),
+    **dict.fromkeys(("context", "graph", "train", "optimize", "module", "linear"), _SEVERAL),
+    **dict.fromkeys(("outlast", "onward", "default"), _OF_ITS_OWN),
+    **dict.fromkeys(("member", "profile", "rejoin"), _LIFE),
+    "wait": "the timeout is that of its call",
+    "ask": "it asks of RRefs what each rank knows without a call, but for the type",
+}
+#: The kinds of step that have a timeout, and no function that sleeps, and why.
+AWAKE = {
+    "fetch": "the function is that of its Remote, which may sleep",
+    **dict.fromkeys(("through", "bump"), _NOT_SLOW),
+    "retry": "its message is to be late for another reason",
+}
+
+
+def test_each_kind_has_a_timeout_or_a_reason() -> None:
+    """A kind of step takes a timeout and may sleep, or one of the lists above says why not."""
+    has = {op: {item.name for item in fields(cls)} for op, cls in STEP_TYPES.items()}
+    assert set(UNTIMED) == {op for op, names in has.items() if "timeout" not in names}
+    timed = {op: names for op, names in has.items() if "timeout" in names}
+    assert set(AWAKE) == {op for op, names in timed.items() if "seconds" not in names}
+
+
+def test_after_a_count_that_timed_out_the_next_one_is_not_known() -> None:
+    """Nobody knows which of the two comes first, until a settle."""
+    steps = (Count(0, 1, **LATE), Count(0, 1), Count(0, 2), Settle(), Count(2, 1))
+    predicted = predict(Program(3, steps), FaultPlan())
+    shown = [(step.error, step.value) for step in predicted.steps]
+    assert [*shown[:3], shown[4]] == [("timeout", None), ("unknown", None), ("", 1), ("", 3)]
+    assert not predicted.certain
+    assert predict(Program(3, steps[:1] + steps[2:]), FaultPlan()).certain
+
+
+def test_after_a_bump_that_timed_out_the_value_is_not_known() -> None:
+    """A TorchScript function does not say that it ran; what is held is known all the same."""
+    plan = FaultPlan(FaultTable(messages_to_delay={"SCRIPT_CALL": 2.0}))
+    made = Remote(0, 1, "a", flavour="builtin")
+    steps = (made, Bump(0, "a", 1.0), Settle(), Fetch(0, "a"), Drop(0, "a"), Settle())
+    seen = predict(Program(2, steps), plan)
+    assert [step.error for step in seen.steps] == ["", "timeout", "", "unknown", "", ""]
+    assert [counters.owners for counters in seen.steps[2].counters or ()] == [0, 1]
+    assert [counters.owners for counters in seen.counters] == [0, 0]
+    in_time = predict(Program(2, (made, Bump(0, "a", 100.0), Fetch(0, "a"))), plan)
+    assert [step.value for step in in_time.steps] == [None, [4.0], [4.0]]
+
+
+def test_the_answer_with_a_handle_must_come_in_time() -> None:
+    """What torch keeps of an RRef in a late answer is not modelled, so such a nest is refused."""
+    assert error(Nest(0, 1, 2, "a", **IN_TIME)) == ""
+    for make, plan, default in (
+        (Nest(0, 1, 2, "a", **LATE), None, None),
+        (Nest(0, 1, 2, "a", timeout=1.0), DELAYED, None),
+        (Nest(0, 1, 2, "a", seconds=130.0), None, 100.0),
+    ):
+        with pytest.raises(UsageError, match="its handle may come after the timeout"):
+            error(make, plan, default)
+
+
+def test_a_default_that_is_set_ends_what_sleeps_longer() -> None:
+    """It ends a slow function and a delayed call, but not a call that names no timeout at all."""
+    short = Default(0, 1, 3.0, sleeps=12.0)
+    assert error(short) == "timeout"
+    assert error(Default(0, 1, 3.0, endless=True, sleeps=12.0)) == ""
+    assert error(Default(0, 1, 1.0), DELAYED) == "timeout"
+    (called, ended) = predict(Program(3, (Call(0, 1), short)), FaultPlan()).steps
+    assert (called.error, ended.error) == ("", "timeout")
+    for before in (
+        (Remote(0, 1, "a"), Share(0, "a", 2, "b")),
+        (Call(0, 1, **LATE),),
+        (Remote(0, 1, "a", seconds=2.0),),
+    ):
+        with pytest.raises(UsageError, match="still on their way"):
+            predict(Program(3, (*before, short)), FaultPlan())
+
+
+def test_short_defaults_are_drawn() -> None:
+    """Of steps that set a default timeout, many are ended by it, after other steps too."""
+    drawn: list[Program] = []
+    while len(drawn) < 200:
+        drawer = Chance(lambda _: 0, 2, kinds=("call", "reach", "remote", "settle", "default"))
+        drawer.add_kind(drawer.chance.choice(("call", "reach", "remote", "settle")))
+        if drawer.add_kind("default"):
+            drawn.append(Program(2, tuple(drawer.steps)))
+    ended = [p for p in drawn if predict(p, FaultPlan()).steps[-1].error == "timeout"]
+    assert len(ended) > 20
+    assert {type(p.steps[0]) for p in ended} == {Call, Reach, Settle}
+
+
+@pytest.mark.parametrize("op", ["bump", "nest"])
+def test_timeouts_that_nothing_meets_are_drawn(op: str) -> None:
+    """A bump and a nest get timeouts that come later than their answers; a nest may be slow."""
+    drawn: list[Any] = []
+    for _ in range(200):
+        drawer = Chance(lambda _: 0, 2, kinds=("remote", op))
+        assert drawer.add_kind("remote")
+        if drawer.add_kind(op):
+            drawn += drawer.steps[1:]
+    steps = [step for step in drawn if step.op == op]
+    assert any(step.timeout for step in steps)
+    assert op == "bump" or any(step.seconds for step in steps)

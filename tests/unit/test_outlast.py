@@ -68,7 +68,7 @@ def test_a_cleanup_that_may_come_too_late_leaves_it_open(what: Any) -> None:
         {"messages_to_delay": {CLEANUP: 25.0}},
         {"messages_to_fail": [CLEANUP], "num_fail_sends": 12},
     ):
-        seen = predict(Program(2, (Outlast(0, 1, "x", what),)), plan(**table))
+        seen = predict(Program(2, (Outlast(0, 1, "x", what, seconds=40.0),)), plan(**table))
         assert (seen.steps[0].error, seen.certain) == ("unknown", False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, TypeVar
 
@@ -267,3 +267,35 @@ def test_nested_calls_that_show_nothing_are_refused(step: Step, message: str) ->
     """A step says what it lacks."""
     with pytest.raises(UsageError, match=message):
         Program(3, (step,))
+
+
+def test_a_default_timeout_and_few_threads_go_together_where_nothing_waits_too_long() -> None:
+    """What waits for a thread waits for all that sleeps; a default below that is refused."""
+    slow = Call(0, 1, seconds=40.0)
+    program = Program(2, (slow, Count(0, 1), Call(0, 1, seconds=40.0)), rpc_timeout=130.0)
+    assert [step.error for step in predict(program, FaultPlan()).steps] == ["", "", ""]
+    few = replace(program, num_worker_threads=2)
+    assert [step.error for step in predict(few, FaultPlan()).steps] != ["", "", ""]
+    longer = replace(few, rpc_timeout=300.0)
+    assert [step.error for step in predict(longer, FaultPlan()).steps] == ["", "", ""]
+    nested = replace(few, steps=(*few.steps, Chain(0, 1, 0)))
+    with pytest.raises(UsageError, match="default"):
+        predict(nested, FaultPlan())
+
+
+def test_both_are_drawn() -> None:
+    """A program may have a default timeout and few threads, and then none of its calls ends."""
+    chance, together = Random(0), 0
+    for _ in range(60):
+        drawer = Chance(lambda _: 0, 3, plan=FaultPlan(), rpc_timeout=300.0, threads=2)
+        drawer.chance = chance
+        for _ in range(4):
+            drawer.add_kind(chance.choice(("call", "count", "chain", "share", "remote", "pause")))
+        limit, number = drawer.default_timeout, drawer.threads_of_ranks
+        steps = tuple(drawer.steps)
+        program = Program(3, steps, rpc_timeout=limit, num_worker_threads=number)
+        together += limit is not None
+        seen = predict(program, FaultPlan())
+        assert seen.certain
+        assert not any(step.error in ("timeout", "unknown") for step in seen.steps)
+    assert together > 30

@@ -64,6 +64,17 @@ def test_what_is_sent_on_comes_or_is_refused() -> None:
     assert held == {(0, 2, 0), (0, 1, 0)}
 
 
+def test_a_call_that_takes_one_as_its_argument_gets_the_value_or_is_refused() -> None:
+    """The owner gives the value once it is made; by then torch knows of the timeout."""
+    steps = (LATE, Call(0, 2, right="a"), Call(0, 2, right="a"), Share(0, "a", 1, "b"), Settle())
+    assert errors(*steps) == {("", *("creation",) * 2, ""), (*("creation",) * 3, "")}
+    (first, *_) = all_of(*steps)
+    assert first.steps[1].value == [4.0]
+    assert {sum(send.message is CALL for send in one.sends) for one in all_of(*steps)} == {0, 1}
+    raised = errors(LATE, Call(0, 2, right="a", raises=True), Settle())
+    assert raised == {("remote", ""), ("creation", "")}
+
+
 def test_a_call_through_one_that_timed_out_is_refused_in_any_case() -> None:
     """The question for the type waits for the value; by then torch knows of the timeout."""
     steps = (LATE, Through(0, "a"), Through(0, "a"), Settle())
@@ -112,7 +123,7 @@ def uses(program: Program) -> Iterator[tuple[str, Remote, Step]]:
     """Uses of handles before their values are surely made: of which sort, how made, by what."""
     making: dict[str, tuple[str, Remote]] = {}
     for leaf in program.leaves:
-        handle = getattr(leaf, "handle", "")
+        handle = getattr(leaf, "right" if isinstance(leaf, Call) else "handle", "")
         if isinstance(leaf, Settle):
             making.clear()
         elif isinstance(leaf, Remote) and leaf.seconds and leaf.at != leaf.to:
@@ -143,7 +154,9 @@ def drawn(number: int) -> list[Program]:
         (made,) = drawer.steps
         if isinstance(made, Remote) and made.seconds and made.at != made.to:
             for _ in range(4):
-                drawer.add_kind(chance.choice(("share", "share", "through", "fetch", "drop")))
+                drawer.add_kind(
+                    chance.choice(("share", "share", "through", "fetch", "drop", "call"))
+                )
             found.append(Program(3, tuple(drawer.steps)))
     return found
 
@@ -162,6 +175,7 @@ def test_uses_of_what_is_still_being_made_are_drawn() -> None:
     for sort in ("slow", "late"):
         assert seen >= {(sort, Share, True), (sort, Share, False), (sort, Through, False)}
     assert ("late", Drop, False) in seen
+    assert ("late", Call, False) in seen
     assert NEWEST.has_bug("timed-out-remote-dropped")
     assert NEWEST.has_bug("early-owner-fork")
     for program in found:

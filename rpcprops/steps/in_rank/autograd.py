@@ -11,7 +11,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call, note_slowly, ran
+from rpcprops.steps.in_rank.state import contexts, note_call, ran
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 
@@ -133,6 +133,8 @@ def slow_number(seconds: float) -> float:
     return 0.0
 
 
+#: Virtual seconds after which a call of such a step times out, unless all of it takes less.
+SHORT_TIMEOUT = 4.0
 #: What torch says where a rank has given a context up.
 CONTEXT_IS_GONE = "find autograd context"
 
@@ -152,21 +154,24 @@ def outlast(
 ) -> dict[str, Any]:
     """Leave a context while a call of it runs; then wait for the call, if it has not timed out.
 
-    Before it leaves, the call has begun to run, so that its rank has the context. A call whose
-    argument is slow to be unpickled has not.
+    Before it leaves, the call has begun to run, so that its rank has the context, and it goes on
+    once that rank has given the context up. A call whose argument is slow to be unpickled has not
+    begun.
     """
     terms = (tensor(left).requires_grad_(what == "gradient"), tensor(right))
     slow = SlowArgument(seconds) if what == "argument" else seconds
-    args = (call, *terms, slow, world[then] if what == "call" else "")
+    further = world[then] if what == "call" else ""
     result: dict[str, Any] = {}
     future: Any = None
     with dist_autograd.context() as context_id:
         result["id"] = contexts[name] = context_id
+        args = (call, *terms, slow, context_id, further)
         if by == "async":
-            future = rpc.rpc_async(world[to], add_slowly, args=args)
+            future = rpc.rpc_async(world[to], add_afterwards, args=args)
         else:
+            timeout = min(seconds / 4, SHORT_TIMEOUT)
             try:
-                rpc.rpc_sync(world[to], add_slowly, args=args, timeout=seconds / 4)
+                rpc.rpc_sync(world[to], add_afterwards, args=args, timeout=timeout)
             except RuntimeError as error:
                 if "timeout" not in str(error):
                     raise
@@ -195,11 +200,14 @@ def unless_context_is_gone(function: Callable[[], Any]) -> Any:
         return None
 
 
-def add_slowly(
-    call: str, left: torch.Tensor, right: torch.Tensor, seconds: float, then: str
+def add_afterwards(
+    call: str, left: torch.Tensor, right: torch.Tensor, seconds: float, context_id: int, then: str
 ) -> torch.Tensor | None:
-    """Sleep, and add; the sum may go by a further rank, if there is still a context for that."""
-    note_slowly(call, seconds)
+    """Add when the context has gone; the sum may go by a further rank, if there is one for that."""
+    note_call(call)
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends and not has_gone(context_id):
+        time.sleep(0.5)
     total = left + right
     if not then:
         return total
@@ -207,6 +215,11 @@ def add_slowly(
         lambda: rpc.rpc_sync(then, same_tensor, args=(total,))
     )
     return back
+
+
+def has_gone(context_id: int) -> bool:
+    """Whether this rank has given a context up."""
+    return unless_context_is_gone(lambda: dist_autograd._retrieve_context(context_id)) is None
 
 
 def same_tensor(x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import torch
@@ -53,16 +54,22 @@ def wait(call: str, world: tuple[str, ...], *, future: str) -> list[float]:
 numbers = itertools.count(1)
 
 
-def count(call: str, world: tuple[str, ...], *, to: int) -> int:
+def count(
+    call: str, world: tuple[str, ...], *, to: int, timeout: float | None, seconds: float
+) -> int:
     """Let another rank increment its counter, and return the count."""
-    number: int = rpc.rpc_sync(world[to], next_number, args=(call,))
+    args = (call, seconds) if seconds else (call,)
+    number: int = rpc.rpc_sync(world[to], next_number, args=args, timeout=timeout_of(timeout))
     return number
 
 
-def next_number(call: str) -> int:
-    """Increment the counter."""
+def next_number(call: str, seconds: float = 0.0) -> int:
+    """Increment the counter; then sleep."""
     note_call(call)
-    return next(numbers)
+    number = next(numbers)
+    if seconds:
+        time.sleep(seconds)
+    return number
 
 
 def chain(

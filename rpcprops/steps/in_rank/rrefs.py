@@ -10,7 +10,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
-from rpcprops.steps.in_rank.state import handle_of, handles, note_call
+from rpcprops.steps.in_rank.state import handle_of, handles, note_call, note_slowly
 from rpcprops.steps.in_rank.sums import operand, sum_call, torchscript
 
 
@@ -103,10 +103,11 @@ def through(
     return numbers
 
 
-def bump(call: str, world: tuple[str, ...], *, handle: str) -> list[float]:
+def bump(call: str, world: tuple[str, ...], *, handle: str, timeout: float | None) -> list[float]:
     """Add one to the value of an RRef in place, at its owner."""
     rref = handle_of(handle)
-    value: list[float] = rpc.rpc_sync(rref.owner(), add_one, args=(rref,)).tolist()
+    limit = timeout_of(timeout)
+    value: list[float] = rpc.rpc_sync(rref.owner(), add_one, args=(rref,), timeout=limit).tolist()
     return value
 
 
@@ -127,15 +128,20 @@ def nest(
     left: tuple[float, ...],
     right: tuple[float, ...],
     flavour: str,
+    timeout: float | None,
+    seconds: float,
 ) -> None:
     """Let `via` call ``rpc.remote`` on a third rank; keep the RRef that it returns."""
-    args = (call, flavour, world[to], tensor(left), tensor(right))
-    handles[out] = rpc.rpc_sync(world[via], nested_remote, args=args)
+    args = (call, flavour, world[to], tensor(left), tensor(right), seconds)
+    limit = timeout_of(timeout)
+    handles[out] = rpc.rpc_sync(world[via], nested_remote, args=args, timeout=limit)
 
 
-def nested_remote(call: str, flavour: str, to: str, left: torch.Tensor, right: torch.Tensor) -> Any:
-    """Call ``rpc.remote`` on a third rank, and return the RRef."""
-    note_call(call)
+def nested_remote(
+    call: str, flavour: str, to: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> Any:
+    """Sleep, call ``rpc.remote`` on a third rank, and return the RRef."""
+    note_slowly(call, seconds)
     function, args = sum_call(call + "/nested", flavour, left, right)
     return rpc.remote(to, function, args=args)
 

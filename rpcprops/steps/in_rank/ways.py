@@ -75,13 +75,14 @@ def default(
     endless: bool,
     left: tuple[float, ...],
     right: tuple[float, ...],
+    sleeps: float,
 ) -> list[float]:
     """Call under another default timeout of this rank, or in spite of it without a timeout."""
     before = rpc.get_rpc_timeout()  # type: ignore[attr-defined]
     # The docstrings of rpc_sync, rpc_async and remote name this function.
     rpc._set_rpc_timeout(seconds)  # type: ignore[attr-defined]
     try:
-        args = (call, tensor(left), tensor(right))
+        args = (call, tensor(left), tensor(right), sleeps)
         timeout = 0 if endless else UNSET_RPC_TIMEOUT
         value: list[float] = rpc.rpc_sync(world[to], add, args=args, timeout=timeout).tolist()
         return value
