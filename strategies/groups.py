@@ -65,7 +65,7 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        ways.append(self.departures)
+        ways += [self.departures, self.static]
         able = [found for way in ways if (found := way())]
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]
@@ -98,19 +98,24 @@ class _Drawn:
 
     def refusals(self) -> list[_Next]:
         """Ranks whose join may be refused, once there are two members."""
-        if len(self.members) < 2:
+        if self.stuck or len(self.members) < 2:
             return []
-        found: list[_Next] = []
+        steps: list[Member] = []
         for rank in self.outside():
-            steps = [Member(rank, "refused", why="static")] if not self.inits[rank] else []
-            if not self.stuck:
-                steps.append(Member(rank, "refused"))
-                for taken in self.members:
-                    steps.append(Member(rank, "refused", why="taken name", taken=taken))
-                    if not self.inits[rank]:
-                        steps.append(Member(rank, "refused", why="taken rank", taken=taken))
-            found += [(step, partial(self.refuse, step)) for step in steps]
-        return found
+            steps.append(Member(rank, "refused"))
+            for taken in self.members:
+                steps.append(Member(rank, "refused", why="taken name", taken=taken))
+                if not self.inits[rank]:
+                    steps.append(Member(rank, "refused", why="taken rank", taken=taken))
+        return [(step, partial(self.refuse, step)) for step in steps]
+
+    def static(self) -> list[_Next]:
+        """Ranks that may try to join as those of a static world; that takes no token."""
+        if not self.members:
+            return []
+        able = [rank for rank in self.outside() if not self.inits[rank]]
+        steps = [Member(rank, "refused", why="static") for rank in able]
+        return [(step, partial(self.refuse, step)) for step in steps]
 
     def refuse(self, step: Member) -> None:
         self.inits[step.at] += 1

@@ -53,6 +53,8 @@ _OF_A_MEMBER: tuple[Refusal, ...] = ("taken name", "taken rank")
 #: Virtual seconds that a rank that leaves waits for the token, which nobody else may have by then.
 _TOKEN_WAITS = 1.0
 DOES: tuple[Does, ...] = get_args(Does)
+#: The name under which a member shows that it knows another one, without the number.
+_KNOWS = "knows "
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,9 +73,11 @@ class Member(Step):
     until its process exits.
 
     The value is a dict. "join" has the numbers of the members that the rank knows then
-    (``members``); "look" also has how many values it owns and how many forks of them it counts
-    (``held``; not predicted while a creation or a delete may be under way, or may have been lost);
-    "refused" has the class of the error (``refused``), "RuntimeError" for what derives from it.
+    (``members``). "look" also has ``knows`` with the number of each of them, which is predicted in
+    place of ``members`` once somebody has left at once; and how many values it owns and how many
+    forks of them it counts (``held``; not predicted while a creation or a delete may be under way,
+    or may have been lost). "refused" has the class of the error (``refused``), "RuntimeError" for
+    what derives from it.
     """
 
     op: ClassVar[str] = "member"
@@ -290,22 +294,27 @@ class Member(Step):
     def _look(self, model: Model) -> StepPrediction:
         group = model.group
         wanted, known = group.members, group.known_to(self.at)
-        if known != wanted:
+        shown: dict[str, Any] = {"members": wanted}
+        if group.gone:
+            shown = {f"{_KNOWS}{one}": True for one in wanted}
+            for one in {*wanted} - {*known}:
+                says = f"^{re.escape(_knows_not(one))}$"
+                model.meets_here("rejoins-alone", self.at, says)
+        elif known != wanted:
             model.meets_here("rejoins-alone", self.at, f"^{re.escape(_knows(known, wanted))}$")
-        gone = {"gone": sorted(group.gone)} if group.gone else {}
         deletes = {s.rank for s in model.sends if s.message is MessageType.RREF_USER_DELETE}
         coming = any(rref.owner == self.at and not rref.made for rref in model.rrefs)
         if coming or deletes & {*wanted, *group.gone}:
             # Only one that has left has certainly waited until its messages had come
             # (tensorpipe_agent.cpp: TensorPipeAgent::join).
-            return model.shows({"members": wanted, **gone})
+            return model.shows(shown)
         owned = model.counters()[self.at]
         held = [owned.owners, owned.forks]
         kept = group.with_kept(self.at, model.rrefs)
         if kept != held:
             says = f"^{re.escape(_holds(kept, held))}$"
             model.meets_here("leaving-keeps-values", self.at, says)
-        return model.shows({"members": wanted, "held": held, **gone})
+        return model.shows({**shown, "held": held})
 
     @property
     def lasts(self) -> float:
@@ -313,12 +322,13 @@ class Member(Step):
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         found: list[Violation] = []
-        members = seen.get("members")
-        if isinstance(members, list):
-            members = [one for one in members if one not in expected.get("gone", ())]
-        if "members" in expected and members != expected["members"]:
-            message = _knows(members, expected["members"])
+        if "members" in expected and seen.get("members") != expected["members"]:
+            message = _knows(seen.get("members"), expected["members"])
             found.append(Violation("WrongValue", message))
+        for name in expected:
+            if name.startswith(_KNOWS) and seen.get(name) is not True:
+                message = _knows_not(int(name.removeprefix(_KNOWS)))
+                found.append(Violation("WrongValue", message))
         if expected.get("held") is not None and seen.get("held") != expected["held"]:
             found.append(_wrongly_held(seen.get("held"), expected["held"]))
         if seen.get("refused") != expected.get("refused"):
@@ -330,6 +340,10 @@ class Member(Step):
 
 def _knows(seen: Any, wanted: Sequence[int]) -> str:
     return f"a member knows the members {seen!r}, expected {list(wanted)!r}"
+
+
+def _knows_not(one: int) -> str:
+    return f"a member does not know the member {one}"
 
 
 def _wrongly_held(seen: Any, wanted: Sequence[int]) -> Violation:

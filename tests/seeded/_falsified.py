@@ -1071,6 +1071,11 @@ DEFECTS |= {
         "held", "OwnerGone", lambda held: [max(0, number - 1) for number in held]
     ),
     "a join that must be refused is not": _of_member("refused", "MissingError", lambda _: ""),
+    "a join is refused by another class of error": _of_member(
+        "refused", "MissingError", lambda _: "ValueError"
+    ),
+    "a member forgets the member 1": _of_member("knows 1", "WrongValue", lambda _: None),
+    "a member forgets the member 3": _of_member("knows 3", "WrongValue", lambda _: None),
 }
 
 
@@ -1105,7 +1110,15 @@ def _failed(leaf: Rejoin) -> int | None:
 
 
 def _returned(leaf: Rejoin) -> int:
+    return _after_group(leaf) + bool(leaf.between)
+
+
+def _after_group(leaf: Rejoin) -> int:
     return 2 + len(leaf.outside) + bool(leaf.failing)
+
+
+def _in_group(leaf: Rejoin) -> int | None:
+    return _after_group(leaf) if leaf.between else None
 
 
 DEFECTS |= {
@@ -1116,6 +1129,12 @@ DEFECTS |= {
     "a context outlives the shutdown": _text(_held_then, "0 1"),
     "an init that must fail does not": _text(_failed, ""),
     "a second init raises": _text(_returned, "RuntimeError"),
+    "a group between two worlds cannot be joined": _text(_in_group, "RuntimeError"),
+    "a group between two worlds is not complete": _text(_in_group, "members 0 1, sum 3.0"),
+    "a group between two worlds has one member": _text(_in_group, "members 2, sum 3.0"),
+    "a call in a group between two worlds gives another sum": _text(
+        _in_group, "members 0 1 2, sum 2.0"
+    ),
 }
 
 

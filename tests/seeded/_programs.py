@@ -53,7 +53,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
-from rpcprops.steps.life import FAILING, OUTSIDE, Leaving
+from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
 
@@ -353,7 +353,7 @@ def lives(at: int, *first: int) -> Program:
             Rejoin(0, outside=("shutdown",), failing=FAILING[at]),
             Count(1, 2),
             Settle(),
-            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2]),
+            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2], between=BETWEEN[at]),
             Chain(0, 1, 2),
         ),
         f"lives[{at},{','.join(map(str, first))}]",
@@ -408,6 +408,22 @@ GROUPS = (
     ),
     Program(2, (Member(0), Member(1, "refused"), Member(0, "look")), "refused join", settles=False),
     Program(
+        4,
+        (
+            Member(1),
+            Member(0, "refused", why="static"),
+            Member(3),
+            Member(2, dash=True),
+            Call(2, 1),
+            Call(3, 2),
+            Member(2, "leave at once"),
+            Member(1, "look"),
+            Call(1, 3),
+        ),
+        "left at once",
+        settles=False,
+    ),
+    Program(
         2,
         (Member(1), Member(0), Member(0, "leave"), Member(0), Member(0, "look")),
         "rejoined",
@@ -433,10 +449,14 @@ GROUPS = (
 
 
 def refusing(founder: int, user: int, other: int) -> Program:
-    """A member uses a value of another one, and a third rank is refused."""
+    """A member uses a value of another one, and other ranks are refused in the order of ranks."""
     steps = (Member(founder), Member(user), Remote(user, founder, "a"), Fetch(user, "a"))
-    last = (Member(other, "refused"), Member(founder, "look"))
-    return Program(4, (*steps, *last), "refusing", settles=False)
+    (last,) = {0, 1, 2, 3} - {founder, user, other}
+    refusals = (
+        Member(other, "refused", why="static"),
+        Member(last, "refused", why="taken name" if user % 2 else "taken rank", taken=user),
+    )
+    return Program(4, (*steps, *refusals, Member(founder, "look")), "refusing", settles=False)
 
 
 REFUSING = tuple(refusing(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]

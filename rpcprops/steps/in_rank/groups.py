@@ -32,7 +32,8 @@ def member(
     gc.collect()
     counts = rpc._rref_context_get_debug_info()  # type: ignore[attr-defined]
     held = [int(counts[name]) for name in ("num_owner_rrefs", "num_forks")]
-    return {"members": members_known(), "held": held}
+    known = members_known()
+    return {"members": known, "held": held, **{f"knows {one}": True for one in known}}
 
 
 def join_group(name: str, **given: int) -> None:
