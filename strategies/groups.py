@@ -65,7 +65,8 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        ways += [self.departures, self.static]
+        # Few programs have three ranks and one outside, so refusals come twice.
+        ways += [self.departures, self.static, self.refusals]
         able = [found for way in ways if (found := way())]
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]

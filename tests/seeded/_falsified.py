@@ -1056,6 +1056,21 @@ def _of_member(name: str, promise: str, change: Callable[[Any], Any]) -> Defect:
     return falsify
 
 
+def _forgets(place: int) -> Defect:
+    """A member does not know one that it must know, the first or the last of these."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, expected, seen in _steps(world):
+            value = expected.value if isinstance(leaf, Member) else {}
+            known = [name for name in value or {} if name.startswith("knows")]
+            if known:
+                wrong = {name: one for name, one in seen.value.items() if name != known[place]}
+                outcome = with_step(world.outcome, index, value=wrong)
+                yield outcome, [("WrongValue", _at(leaf), index)]
+
+    return falsify
+
+
 DEFECTS |= {
     "a member is alone in its group": _of_member("members", "WrongValue", lambda seen: seen[:1]),
     "a member knows one that has left": _of_member(
@@ -1074,8 +1089,8 @@ DEFECTS |= {
     "a join is refused by another class of error": _of_member(
         "refused", "MissingError", lambda _: "ValueError"
     ),
-    "a member forgets the member 1": _of_member("knows 1", "WrongValue", lambda _: None),
-    "a member forgets the member 3": _of_member("knows 3", "WrongValue", lambda _: None),
+    "a member forgets one when another has left at once": _forgets(0),
+    "a member forgets the last one when another has left at once": _forgets(-1),
 }
 
 

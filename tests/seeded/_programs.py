@@ -353,7 +353,13 @@ def lives(at: int, *first: int) -> Program:
             Rejoin(0, outside=("shutdown",), failing=FAILING[at]),
             Count(1, 2),
             Settle(),
-            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2], between=BETWEEN[at]),
+            Rejoin(
+                2,
+                "timeout",
+                first,
+                failing=FAILING[3 + len(first) % 2],
+                between=BETWEEN[1 + at % 2],
+            ),
             Chain(0, 1, 2),
         ),
         f"lives[{at},{','.join(map(str, first))}]",
@@ -408,22 +414,6 @@ GROUPS = (
     ),
     Program(2, (Member(0), Member(1, "refused"), Member(0, "look")), "refused join", settles=False),
     Program(
-        4,
-        (
-            Member(1),
-            Member(0, "refused", why="static"),
-            Member(3),
-            Member(2, dash=True),
-            Call(2, 1),
-            Call(3, 2),
-            Member(2, "leave at once"),
-            Member(1, "look"),
-            Call(1, 3),
-        ),
-        "left at once",
-        settles=False,
-    ),
-    Program(
         2,
         (Member(1), Member(0), Member(0, "leave"), Member(0), Member(0, "look")),
         "rejoined",
@@ -459,6 +449,24 @@ def refusing(founder: int, user: int, other: int) -> Program:
     return Program(4, (*steps, *refusals, Member(founder, "look")), "refusing", settles=False)
 
 
+def left_at_once(stays: int, other: int, goes: int) -> Program:
+    """A member leaves without telling those that stay; its name has a dash, and it joined last."""
+    (refused,) = {0, 1, 2, 3} - {stays, other, goes}
+    steps = (
+        Member(stays),
+        Member(refused, "refused", why="static"),
+        Member(other),
+        Member(goes, dash=True),
+        Call(goes, stays),
+        Call(other, goes),
+        Member(goes, "leave at once"),
+        Member(stays, "look"),
+        Call(stays, other),
+    )
+    return Program(4, steps, f"left_at_once[{stays},{other},{goes}]", settles=False)
+
+
+LEFT_AT_ONCE = tuple(left_at_once(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 REFUSING = tuple(refusing(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 
 
