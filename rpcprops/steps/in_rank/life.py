@@ -261,22 +261,22 @@ def be_member(between: str, world: tuple[str, ...]) -> str:
         rank, _ = meets_at[0]
         join_group(world[rank])
         agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
-        wait_for_all(agent.store, "joined", len(world))
+        wait_for_all(agent.store, "joined", rank, len(world))
         members = " ".join(map(str, members_known()))
         to = world[(rank + 1) % len(world)]
         total: torch.Tensor = rpc.rpc_sync(to, torch.add, args=(torch.tensor([1.0]), 2.0))
-        wait_for_all(agent.store, "called", len(world))
+        wait_for_all(agent.store, "called", rank, len(world))
         rpc.shutdown(graceful=between == "group")
         seen.append(f"members {members}, sum {total.item()}")
 
     return class_of_error(join_and_leave) or seen[0]
 
 
-def wait_for_all(store: Any, name: str, number: int) -> None:
+def wait_for_all(store: Any, point: str, rank: int, number: int) -> None:
     """Wait until so many ranks have come to a point, by a store that they share."""
-    store.add(name, 1)
-    while store.add(name, 0) < number:
-        time.sleep(APART)
+    keys = [f"{point}/{one}" for one in range(number)]
+    store.set(keys[rank], "there")
+    store.wait(keys)
 
 
 def class_of_error(function: Callable[[], Any]) -> str:
