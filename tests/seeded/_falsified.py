@@ -1056,7 +1056,7 @@ def _of_member(name: str, promise: str, change: Callable[[Any], Any]) -> Defect:
     return falsify
 
 
-def _forgets(place: int) -> Defect:
+def _does_not_know(place: int) -> Defect:
     """A member does not know one that it must know, the first or the last of these."""
 
     def falsify(world: World) -> Falsified:
@@ -1089,8 +1089,8 @@ DEFECTS |= {
     "a join is refused by another class of error": _of_member(
         "refused", "MissingError", lambda _: "ValueError"
     ),
-    "a member forgets one when another has left at once": _forgets(0),
-    "a member forgets the last one when another has left at once": _forgets(-1),
+    "a member forgets one when another has left at once": _does_not_know(0),
+    "a member forgets the last one when another has left at once": _does_not_know(-1),
 }
 
 
