@@ -169,6 +169,7 @@ class Runner:
                 faults=faults,
                 clock=self._rate_of(program, clock),
                 transport=transport,
+                names=program.names(size),
                 rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
                 num_worker_threads=program.num_worker_threads or ENOUGH_THREADS,
                 shutdown_faults=True,

@@ -49,8 +49,14 @@ class _Drawn:
         self.steps: list[Step] = []
         self.members: list[int] = []
         self.inits: Counter[int] = Counter()
-        #: Whether a join was refused, and what that means for this torch.
+        #: Whether a refusal has kept the token of the group, as this torch does.
         self.stuck = False
+        #: Whether a member has left without telling the others.
+        self.broken = False
+        #: Whether the name of a rank has a dash.
+        self.dashed: dict[int, bool] = {}
+        #: Ranks that have called ``init_rpc`` with another rank.
+        self.foreign: set[int] = set()
         #: The home of each handle, and the ranks that own the value of one.
         self.homes: dict[str, int] = {}
         self.owners: set[int] = set()
@@ -59,6 +65,8 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
+        # Few programs have three ranks and one outside, so refusals come twice.
+        ways += [self.departures, self.static, self.refusals]
         able = [found for way in ways if (found := way())]
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]
@@ -68,36 +76,73 @@ class _Drawn:
 
     def joins(self) -> list[_Next]:
         """Ranks that may join; none after a refusal where that keeps the token of the group."""
-        return [(Member(rank), partial(self.join, rank)) for rank in self.outside()]
+        names = (False,) if self.facts.has_bug("dash-in-member-name") else (False, True)
+        return [
+            (Member(rank, dash=dash), partial(self.join, rank, dash=dash))
+            for dash in names
+            for rank in ([] if self.stuck else self.outside())
+            if self.dashed.get(rank, dash) == dash
+        ]
 
     def outside(self) -> list[int]:
-        """Ranks that a join would find the group for."""
-        if self.stuck:
+        """Ranks that would find the group."""
+        if self.broken:
             return []
         once = self.facts.has_bug("rejoins-alone")
-        return [r for r in self.ranks if r not in self.members and not (once and self.inits[r])]
+        outside = [r for r in self.ranks if r not in self.members and r not in self.foreign]
+        return [rank for rank in outside if not (once and self.inits[rank])]
 
-    def join(self, rank: int) -> None:
+    def join(self, rank: int, *, dash: bool) -> None:
+        self.dashed[rank] = dash
         self.members.append(rank)
         self.inits[rank] += 1
 
     def refusals(self) -> list[_Next]:
         """Ranks whose join may be refused, once there are two members."""
-        if len(self.members) < 2:
+        if self.stuck or len(self.members) < 2:
             return []
-        return [(Member(r, "refused"), partial(self.refuse, r)) for r in self.outside()]
+        steps: list[Member] = []
+        for rank in self.outside():
+            steps.append(Member(rank, "refused"))
+            for taken in self.members:
+                steps.append(Member(rank, "refused", why="taken name", taken=taken))
+                if not self.inits[rank]:
+                    steps.append(Member(rank, "refused", why="taken rank", taken=taken))
+        return [(step, partial(self.refuse, step)) for step in steps]
 
-    def refuse(self, rank: int) -> None:
-        self.inits[rank] += 1
-        self.stuck = self.facts.has_bug("failed-join-keeps-token")
+    def static(self) -> list[_Next]:
+        """Ranks that may try to join as those of a static world; that takes no token."""
+        if not self.members:
+            return []
+        able = [rank for rank in self.outside() if not self.inits[rank]]
+        steps = [Member(rank, "refused", why="static") for rank in able]
+        return [(step, partial(self.refuse, step)) for step in steps]
+
+    def refuse(self, step: Member) -> None:
+        self.inits[step.at] += 1
+        if step.given_rank != step.at:
+            self.foreign.add(step.at)
+        if step.why != "static":
+            self.stuck = self.facts.has_bug("failed-join-keeps-token")
 
     def leaves(self) -> list[_Next]:
         """Members that may leave: nobody holds a value of theirs."""
-        if self.stuck or len(self.members) < 2:
+        if self.stuck or self.broken or len(self.members) < 2:
             return []
         holds = set(self.homes.values()) if self.facts.has_bug("leaving-keeps-values") else set()
         able = [rank for rank in self.members if rank not in self.owners | holds]
         return [(Member(rank, "leave"), partial(self.leave, rank)) for rank in able]
+
+    def departures(self) -> list[_Next]:
+        """Members that may leave without telling the others: they hold nothing as well."""
+        if len(self.members) < 2:
+            return []
+        able = [r for r in self.members if r not in self.owners | set(self.homes.values())]
+        return [(Member(r, "leave at once"), partial(self.depart, r)) for r in able]
+
+    def depart(self, rank: int) -> None:
+        self.leave(rank)
+        self.broken = True
 
     def leave(self, rank: int) -> None:
         self.members.remove(rank)

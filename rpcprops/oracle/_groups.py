@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rpcprops.steps.base import rank_name
+
 
 class Owned(Protocol):
     """An RRef, as far as it matters here: its owner, and the forks that the owner knows."""
@@ -25,12 +27,20 @@ class Group:
             it had called ``init_rpc`` before (0 on a torch that does not count that).
         stuck: such numbers under which a join was refused.
         kept: the forks that members held when they left, each with its RRef.
+        dashed: ranks whose name has a dash.
+        gone: members that have left without telling the others.
     """
 
     inits: Counter[int] = field(default_factory=Counter)
     joined: dict[int, int] = field(default_factory=dict)
     stuck: set[int] = field(default_factory=set)
     kept: list[tuple[Owned, str]] = field(default_factory=list)
+    dashed: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+
+    def name_of(self, rank: int) -> str:
+        """The name of a rank."""
+        return rank_name(rank, dash=rank in self.dashed)
 
     @property
     def members(self) -> list[int]:

@@ -13,6 +13,7 @@ from rpcprops.errors import UsageError
 from rpcprops.programs._end import USUAL, End
 from rpcprops.programs.scope import Scope, check_timeout
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
+from rpcprops.steps.base import rank_name
 
 MAX_WORLD_SIZE = 16
 #: Far more than anybody runs: an endless program is refused before it fills the memory.
@@ -103,6 +104,11 @@ class Program:
     def founds_group(self) -> bool:
         """Whether its ranks begin without RPC, and join a dynamic group (see ``Member``)."""
         return bool(self.steps) and self.steps[0].outside_group
+
+    def names(self, world_size: int) -> tuple[str, ...]:
+        """The names of the ranks of a world, in which the program has the first ranks."""
+        dashed = {leaf.at for leaf in self.leaves if getattr(leaf, "dash", False)}
+        return tuple(rank_name(rank, dash=rank in dashed) for rank in range(world_size))
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:

@@ -73,6 +73,10 @@ class Scope:
         self.rrefs = 0
         #: The members of the dynamic group; None if the ranks are a static world.
         self.members: frozenset[int] | None = None
+        #: Ranks whose name has a dash, and others, once they have joined a dynamic group.
+        self.dashed: dict[int, bool] = {}
+        #: Ranks that have called ``init_rpc`` with another rank, and cannot with their own.
+        self.foreign: frozenset[int] = frozenset()
         #: Whether a step has been added.
         self.begun = False
 
@@ -89,6 +93,8 @@ class Scope:
         other.waited = set(self.waited)
         other.rrefs = self.rrefs
         other.members = self.members
+        other.dashed = dict(self.dashed)
+        other.foreign = self.foreign
         other.begun = self.begun
         return other
 

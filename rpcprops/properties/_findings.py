@@ -254,6 +254,10 @@ def _left_with_an_rref(number: int) -> Case:
     return _case(2, Member(0), Member(1), *steps, Member(0, "look"), settles=False)
 
 
+def _dashed(_: int) -> Case:
+    return _case(2, Member(0, dash=True), Member(1), settles=False)
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -371,6 +375,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "leaving-keeps-values": (
         "A member that leaves a dynamic group gracefully deletes the RRefs that it uses.",
         _left_with_an_rref,
+    ),
+    "dash-in-member-name": (
+        "A member of a dynamic group may have any name that torch allows.",
+        _dashed,
     ),
 }
 

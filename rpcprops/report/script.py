@@ -203,7 +203,7 @@ class _Writer:
         self.prediction: Prediction = predict(self.program, plan, facts)
         self.leaves = self.program.leaves
         self.kind: Kind = self._kind()
-        self.names = tuple(f"worker{rank}" for rank in range(self.size))
+        self.names = self.program.names(self.size)
         self.seconds = self.prediction.fault_seconds(plan) + sum(s.lasts for s in self.leaves)
         if self.seconds > _LONGEST_SECONDS:
             msg = f"in real time its faults take {self.seconds:.0f} s, which is no use as a script."

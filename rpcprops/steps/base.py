@@ -274,6 +274,11 @@ def _place(cls: type[Step]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def rank_name(rank: int, *, dash: bool = False) -> str:
+    """The name of a rank in ``init_rpc``."""
+    return f"worker{rank}-x" if dash else f"worker{rank}"
+
+
 def call_message(*, typed: bool) -> MessageType:
     """The message of a call of a Python function, or of one that TorchScript knows (typed)."""
     return MessageType.SCRIPT_CALL if typed else MessageType.PYTHON_CALL

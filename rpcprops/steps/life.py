@@ -252,6 +252,13 @@ Failing = Literal[
     "too many",
     "no store",
 ]
+#: What the ranks do between their static worlds: nothing; found a dynamic group, which all of them
+#: join, and leave it by a graceful shutdown; or leave it by one that tells nobody. Torch's own
+#: agent serves the group, since the faulty one needs a world size. Each init gets another prefix of
+#: the store (``rpc/__init__.py``: init_rpc), so that what one group has written there is not in the
+#: way of the next (``tensorpipe_agent.cpp``: TensorPipeAgent::checkAndSetStaticGroup).
+Between = Literal["", "group", "group left at once"]
+BETWEEN: tuple[Between, ...] = get_args(Between)
 #: Those in which ranks wait in the store, for so many virtual seconds.
 _WAITING: tuple[Failing, ...] = ("one bad name", "too many")
 _STORE_WAITS = 30.0
@@ -267,11 +274,15 @@ class Rejoin(Step):
     in the order of `first`, half a second (virtual) after each other; the ranks that it does not
     name leave at once. Before a rank initialises RPC again, it makes the calls of `outside`, which
     torch must refuse (``rpc.shutdown()`` a second time, for example). With `failing` it first
-    calls ``init_rpc`` so that it must fail; with "running" only `at` does, before it leaves.
+    calls ``init_rpc`` so that it must fail; with "running" only `at` does, before it leaves. With
+    `between` all ranks then are members of a dynamic group for a moment: each looks who is in it,
+    and makes a call of the next rank.
 
     The value has a list for each rank: the class of the error of shutdown, and of each call
     outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
-    error of each ``init_rpc``, or "". The ranks must be at rest, and hold nothing.
+    error of each ``init_rpc``, or "". Before the last one, with `between`: the numbers of the
+    members and the sum that the call returned, as text. The ranks must be at rest, and hold
+    nothing.
     """
 
     op: ClassVar[str] = "rejoin"
@@ -284,6 +295,7 @@ class Rejoin(Step):
     first: tuple[int, ...] = ()
     outside: tuple[Outside, ...] = ()
     failing: Failing = ""
+    between: Between = ""
 
     def enter(self, scope: Scope) -> None:
         if scope.members is not None:
@@ -322,10 +334,12 @@ class Rejoin(Step):
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
         refused = ["RuntimeError" for _ in self.outside]
         wrong = ["RuntimeError"] if self.failing else []
-        seen = [["", *refused, "0 0", *wrong, ""] for _ in range(model.world_size)]
+        members = " ".join(map(str, range(model.world_size)))
+        group = [f"members {members}, sum 3.0"] if self.between else []
+        seen = [["", *refused, "0 0", *wrong, *group, ""] for _ in range(model.world_size)]
         if self.failing == "running":
             for rank in others:
-                seen[rank][-2] = ""
+                seen[rank][len(refused) + 2] = ""
             # rpc/__init__.py: init_rpc has raised _init_counter before it refuses. So the next init
             # of that rank looks for the others under another prefix of the store.
             # Which of the ranks that hang are blamed depends on where each of them waits.
@@ -353,7 +367,7 @@ class Rejoin(Step):
         counted = drawer.facts.has_bug("refused-init-counted")
         known: list[Failing] = [x for x in FAILING if not (counted and x == "running")]
         failing = drawer.pick(known if len(drawer.ranks) > 1 else known[:1])
-        return cls(at, how, turned[:first], sets, failing)
+        return cls(at, how, turned[:first], sets, failing, drawer.pick(BETWEEN))
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:

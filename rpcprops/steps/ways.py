@@ -390,8 +390,8 @@ class Ask(OfHandle):
             if handle.of_owner:
                 model.meets_here("unconfirmed-user", self.at, r"expected \[True\], got \[False\]$")
         known: dict[str, list[Any]] = {
-            "owner": [owner, f"worker{owner}"],
-            "owner_name": [f"worker{owner}"],
+            "owner": [owner, model.group.name_of(owner)],
+            "owner_name": [model.group.name_of(owner)],
             "is_owner": [mine],
             CONFIRMED: [True],
             "str": ["OwnerRRef" if mine else "UserRRef"],

@@ -498,6 +498,20 @@ _ALL = (
         ),
         shows_as=frozenset({"RRefLeak"}),
     ),
+    Finding(
+        name="dash-in-member-name",
+        promise="UnexpectedError",
+        why=(
+            "Members of a dynamic group write their names and ranks into the store, with a dash "
+            "between the two, and who joins takes what follows the first dash for the rank. So "
+            "after a member whose name has a dash, nobody can join."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/agent_utils.cpp: collectCurrentNames splits NAME-RANK at "
+            "each dash, and calls std::stoi on the second part"
+        ),
+        shows_as=frozenset({"UnexpectedError", "MissingError"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

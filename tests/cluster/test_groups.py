@@ -9,16 +9,20 @@ import pytest
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Violation
-from rpcprops.programs import Program
+from rpcprops.programs import Call, Program, Rejoin
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
-from tests.seeded._programs import GROUPS
+from tests.seeded._programs import GROUPS, LEFT_AT_ONCE, REFUSING
 
 pytestmark = pytest.mark.usefixtures("rpc_cluster")
 
 
-@pytest.mark.parametrize("program", GROUPS[:2], ids=lambda p: p.name)
+BETWEEN = Program(2, (Rejoin(0, between="group left at once"), Call(1, 0)), "between")
+REAL = (*GROUPS[:2], LEFT_AT_ONCE[0], REFUSING[0], BETWEEN)
+
+
+@pytest.mark.parametrize("program", REAL, ids=lambda p: p.name)
 def test_real_members_show_what_is_predicted(program: Program) -> None:
     """Ranks join in some order, call each other, look, leave and are refused as documented."""
     outcome = run(program)
@@ -27,7 +31,7 @@ def test_real_members_show_what_is_predicted(program: Program) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("program", GROUPS[:2], ids=lambda p: p.name)
+@pytest.mark.parametrize("program", REAL, ids=lambda p: p.name)
 def test_a_script_of_them_runs(program: Program, tmp_path: Path) -> None:
     """Plain torch, in real time and without rpcprops, joins and leaves as well."""
     planted = Violation("WrongValue", "planted", 0, len(program.steps) - 1)

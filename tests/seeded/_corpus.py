@@ -21,6 +21,7 @@ from tests.seeded._programs import (
     EVERY_KIND,
     GROUPS,
     IMPATIENT_WAYS,
+    LEFT_AT_ONCE,
     LIVES,
     OUTLASTING,
     OUTLIVED,
@@ -94,7 +95,8 @@ def corpus() -> tuple[World, ...]:
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *OUTLIVED[1:])]
     grouped = dict.fromkeys(draws(group_programs(), 60))
-    worlds += [World.of(program, FaultPlan()) for program in (*GROUPS, *REFUSING, *grouped)]
+    groups = (*GROUPS, *REFUSING, *LEFT_AT_ONCE, *grouped)
+    worlds += [World.of(program, FaultPlan()) for program in groups]
     worlds += drawn(150, min_steps=4)
     worlds += drawn(150, min_steps=4, tables=WIDE_TABLES)
     return (*worlds, *_aimed())

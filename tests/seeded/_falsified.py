@@ -1106,6 +1106,21 @@ def _of_member(name: str, promise: str, change: Callable[[Any], Any]) -> Defect:
     return falsify
 
 
+def _does_not_know(place: int) -> Defect:
+    """A member does not know one that it must know, the first or the last of these."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, expected, seen in _steps(world):
+            value = expected.value if isinstance(leaf, Member) else {}
+            known = [name for name in value or {} if name.startswith("knows")]
+            if known:
+                wrong = {name: one for name, one in seen.value.items() if name != known[place]}
+                outcome = with_step(world.outcome, index, value=wrong)
+                yield outcome, [("WrongValue", _at(leaf), index)]
+
+    return falsify
+
+
 DEFECTS |= {
     "a member is alone in its group": _of_member("members", "WrongValue", lambda seen: seen[:1]),
     "a member knows one that has left": _of_member(
@@ -1121,6 +1136,11 @@ DEFECTS |= {
         "held", "OwnerGone", lambda held: [max(0, number - 1) for number in held]
     ),
     "a join that must be refused is not": _of_member("refused", "MissingError", lambda _: ""),
+    "a join is refused by another class of error": _of_member(
+        "refused", "MissingError", lambda _: "ValueError"
+    ),
+    "a member forgets one when another has left at once": _does_not_know(0),
+    "a member forgets the last one when another has left at once": _does_not_know(-1),
 }
 
 
@@ -1155,7 +1175,15 @@ def _failed(leaf: Rejoin) -> int | None:
 
 
 def _returned(leaf: Rejoin) -> int:
+    return _after_group(leaf) + bool(leaf.between)
+
+
+def _after_group(leaf: Rejoin) -> int:
     return 2 + len(leaf.outside) + bool(leaf.failing)
+
+
+def _in_group(leaf: Rejoin) -> int | None:
+    return _after_group(leaf) if leaf.between else None
 
 
 DEFECTS |= {
@@ -1166,6 +1194,12 @@ DEFECTS |= {
     "a context outlives the shutdown": _text(_held_then, "0 1"),
     "an init that must fail does not": _text(_failed, ""),
     "a second init raises": _text(_returned, "RuntimeError"),
+    "a group between two worlds cannot be joined": _text(_in_group, "RuntimeError"),
+    "a group between two worlds is not complete": _text(_in_group, "members 0 1, sum 3.0"),
+    "a group between two worlds has one member": _text(_in_group, "members 2, sum 3.0"),
+    "a call in a group between two worlds gives another sum": _text(
+        _in_group, "members 0 1 2, sum 2.0"
+    ),
 }
 
 

@@ -53,7 +53,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
-from rpcprops.steps.life import FAILING, OUTSIDE, Leaving
+from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
 
@@ -353,7 +353,13 @@ def lives(at: int, *first: int) -> Program:
             Rejoin(0, outside=("shutdown",), failing=FAILING[at]),
             Count(1, 2),
             Settle(),
-            Rejoin(2, "timeout", first, failing=FAILING[3 + len(first) % 2]),
+            Rejoin(
+                2,
+                "timeout",
+                first,
+                failing=FAILING[3 + len(first) % 2],
+                between=BETWEEN[1 + at % 2],
+            ),
             Chain(0, 1, 2),
         ),
         f"lives[{at},{','.join(map(str, first))}]",
@@ -433,12 +439,34 @@ GROUPS = (
 
 
 def refusing(founder: int, user: int, other: int) -> Program:
-    """A member uses a value of another one, and a third rank is refused."""
+    """A member uses a value of another one, and other ranks are refused in the order of ranks."""
     steps = (Member(founder), Member(user), Remote(user, founder, "a"), Fetch(user, "a"))
-    last = (Member(other, "refused"), Member(founder, "look"))
-    return Program(4, (*steps, *last), "refusing", settles=False)
+    (last,) = {0, 1, 2, 3} - {founder, user, other}
+    refusals = (
+        Member(other, "refused", why="static"),
+        Member(last, "refused", why="taken name" if user % 2 else "taken rank", taken=user),
+    )
+    return Program(4, (*steps, *refusals, Member(founder, "look")), "refusing", settles=False)
 
 
+def left_at_once(stays: int, other: int, goes: int) -> Program:
+    """A member leaves without telling those that stay; its name has a dash, and it joined last."""
+    (refused,) = {0, 1, 2, 3} - {stays, other, goes}
+    steps = (
+        Member(stays),
+        Member(refused, "refused", why="static"),
+        Member(other),
+        Member(goes, dash=True),
+        Call(goes, stays),
+        Call(other, goes),
+        Member(goes, "leave at once"),
+        Member(stays, "look"),
+        Call(stays, other),
+    )
+    return Program(4, steps, f"left_at_once[{stays},{other},{goes}]", settles=False)
+
+
+LEFT_AT_ONCE = tuple(left_at_once(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 REFUSING = tuple(refusing(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 
 

@@ -326,6 +326,10 @@ PLACED: dict[str, tuple[Program, Violation]] = {
         ),
         Violation("RRefLeak", "a member holds 1 owner, 1 fork; expected nothing", 0, 5),
     ),
+    "dash-in-member-name": (
+        Program(2, (Member(1, dash=True), Member(0)), settles=False),
+        Violation("UnexpectedError", "expected no error, got ValueError: stoi", 0, 1),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -400,6 +404,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
         ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
         ("unpicklable-after-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
         ("failed-join-keeps-token", "expected no error, got RuntimeError: pipe closed"),
+        ("dash-in-member-name", "expected no error, got RuntimeError: stoi"),
+        ("dash-in-member-name", "expected no error, got ValueError: sto"),
         ("rejoins-alone", "a member knows the members [1], expected [0, 1]"),
         ("rejoins-alone", "a member knows the members [0], expected [0, 1, 2]"),
         ("leaving-keeps-values", "a member holds 1 owner, 2 forks; expected nothing"),

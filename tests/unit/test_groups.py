@@ -10,6 +10,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
 from rpcprops.programs import (
+    Ask,
     Call,
     Drop,
     End,
@@ -24,7 +25,10 @@ from rpcprops.programs import (
     Share,
     Step,
 )
+from rpcprops.steps.groups import DOES, REFUSALS
+from rpcprops.strategies import group_programs
 from rpcprops.torch_facts import TorchFacts, facts_of
+from tests._draws import draws
 
 FACTS = facts_of("2.13.0")
 TWO = (Member(0), Member(1))
@@ -61,6 +65,18 @@ def group(*steps: Step, world_size: int = 3) -> Program:
         ((*HELD, Member(0, "leave")), "'a' is a handle of a value of rank 0"),
         ((*HELD, Member(1, "leave"), Member(1), Fetch(1, "a")), "'a' was dropped before"),
         ((*TWO, Call(0, 1, wait="later", out="f"), Member(1, "leave")), "wait for 'f'"),
+        ((*HELD, Member(1, "leave at once")), "'a' is at rank 1, which leaves at once"),
+        ((Member(0), Member(1, "refused", dash=True)), "dash=True needs does='join'"),
+        ((Member(0), Member(1, why="taken name")), "why='taken name' needs does='refused'"),
+        ((Member(0), Member(1, "refused", why="taken name")), "taken=None: it is a member"),
+        ((Member(0), Member(1, "refused", taken=0)), "taken=0: it is a member"),
+        ((Member(0), Member(1, "refused", why="taken rank", taken=2)), "taken=2 is no member"),
+        ((Member(0, "refused", why="static"),), "a group that has members"),
+        (
+            (Member(0), Member(1, "refused", why="static"), Member(1)),
+            "called init_rpc with another",
+        ),
+        ((*TWO, Member(1, "leave"), Member(1, dash=True)), "joined under another name"),
     ],
 )
 def test_a_program_refuses_what_a_group_cannot_do(steps: tuple[Step, ...], message: str) -> None:
@@ -84,6 +100,18 @@ def test_a_group_neither_settles_nor_ends_as_a_world() -> None:
         ((*TWO, Own(1, "o"), Local(1, "o"), Drop(1, "o"), Member(1, "leave")), FaultPlan(), "owns"),
         ((Member(0), Member(1, "refused"), Member(2)), FaultPlan(), "lets nobody join any more"),
         ((*TWO, Remote(1, 0, "a")), FaultPlan(), "put a Fetch after each Remote"),
+        ((*TWO, Member(1, "leave at once"), Member(2)), FaultPlan(), "rank 1 has left at once"),
+        ((*TWO, Member(1, "leave at once"), Member(0, "leave")), FaultPlan(), "does not say"),
+        (
+            (*TWO, Member(1, "leave"), Member(1, "refused", why="taken rank", taken=0)),
+            FaultPlan(),
+            "with its own rank before",
+        ),
+        (
+            (*TWO, Member(1, "leave"), Member(1, "refused", why="taken name", taken=0)),
+            FaultPlan(),
+            "looks for other members",
+        ),
     ],
 )
 def test_what_is_not_known_is_not_predicted(
@@ -105,6 +133,59 @@ def test_members_are_those_that_have_joined_and_not_left() -> None:
         {},
         {"members": [1, 2], "held": [0, 0]},
     ]
+
+
+def test_who_leaves_at_once_is_expected_neither_to_be_known_nor_to_be_forgotten() -> None:
+    """The others know each other; a delete of the one that is gone may have been lost."""
+    (*_, shown) = predict(
+        group(*TWO, Member(2), Member(2, "leave at once"), Member(0, "look")), FaultPlan(), FACTS
+    ).steps
+    assert shown.value == {"knows 0": True, "knows 1": True, "held": [0, 0]}
+    steps = (*HELD, Drop(1, "a"), Member(1, "leave at once"), Member(0, "look"))
+    assert predict(group(*steps), FaultPlan(), FACTS).steps[-1].value == {"knows 0": True}
+
+
+def test_a_refusal_that_takes_no_token_leaves_the_group_open() -> None:
+    """An init with a world size is refused before it would take the token."""
+    steps = (Member(0), Member(1, "refused", why="static"), Member(2), Member(0, "leave"))
+    predicted = predict(group(*steps), FaultPlan(), FACTS)
+    assert predicted.met == frozenset()
+    assert predicted.steps[2].value == {"members": [0, 2]}
+
+
+def test_a_dash_is_part_of_the_name_in_the_whole_program() -> None:
+    """Other steps call the rank by that name; ranks beyond the program have the usual ones."""
+    program = group(Member(0), Member(1, dash=True), Own(1, "a"), Share(1, "a", 0, "b"))
+    assert program.names(4) == ("worker0", "worker1-x", "worker2", "worker3")
+    asked = Program(3, (*program.steps, Ask(0, "b", "owner_name")), settles=False)
+    assert predict(asked, FaultPlan(), FACTS).steps[-1].value == ["worker1-x"]
+
+
+def test_the_last_member_may_have_a_dash() -> None:
+    """Nobody reads its name; a member that joins later does, and so does one that takes a name."""
+    last = (Member(0), Member(1, dash=True), Member(1, "leave"), Member(2))
+    assert predict(group(*last), FaultPlan(), FACTS).met == frozenset()
+    for step in (Member(2), Member(2, "refused", why="taken name", taken=0)):
+        met = predict(group(*last[:2], step), FaultPlan(), FACTS).known_bugs
+        assert met == {"dash-in-member-name"}
+    assert predict(group(*last[:2], Member(2)), FaultPlan(), Mended("2.99.0")).met == frozenset()
+
+
+def test_names_with_a_dash_are_drawn_for_a_torch_that_has_mended_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And only for one: elsewhere nobody could join after such a member."""
+    refusals: set[str] = set()
+    for facts in (Mended("2.99.0"), FACTS):
+        monkeypatch.setattr("rpcprops.strategies.groups.installed", lambda facts=facts: facts)
+        drawn = draws(group_programs(), 40)
+        steps = [step for program in drawn for step in program.steps if isinstance(step, Member)]
+        assert any(step.dash for step in steps) == isinstance(facts, Mended)
+        assert {step.does for step in steps} == set(DOES)
+        refusals |= {step.why for step in steps}
+        for program in drawn:
+            assert predict(program, FaultPlan(), facts).met == frozenset()
+    assert refusals == set(REFUSALS)
 
 
 def test_what_a_member_holds_is_known_until_another_member_drops() -> None:

@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Settle,
     Step,
 )
+from rpcprops.steps.life import BETWEEN
 from rpcprops.strategies import programs
 from rpcprops.torch_facts import facts_of
 from tests._draws import draws
@@ -124,6 +125,18 @@ def test_each_rank_says_what_it_met() -> None:
     (shown,) = predict(Program(2, (step,)), FaultPlan(), FACTS).steps
     error = "RuntimeError"
     assert shown.value == [["", error, error, "0 0", error, ""]] * 2
+
+
+def test_each_rank_is_a_member_of_a_group_between_two_worlds() -> None:
+    """It sees all members and the sum of a call, also after an init that had to fail."""
+    for between in BETWEEN[1:]:
+        step = Rejoin(0, failing="bad name", between=between)
+        (shown,) = predict(Program(2, (step,)), FaultPlan(), FACTS).steps
+        assert shown.value == [["", "0 0", "RuntimeError", "members 0 1, sum 3.0", ""]] * 2
+    step = Rejoin(1, failing="running", between="group")
+    (shown,) = predict(Program(2, (step,)), FaultPlan(), FACTS).steps
+    group = "members 0 1, sum 3.0"
+    assert shown.value == [["", "0 0", "", group, ""], ["", "0 0", "RuntimeError", group, ""]]
 
 
 def test_one_rank_is_refused_an_init_while_rpc_runs() -> None:

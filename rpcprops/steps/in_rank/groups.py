@@ -16,13 +16,15 @@ TOKEN_WAITS = 1.0
 A_DAY = 86400.0
 
 
-def member(call: str, world: tuple[str, ...], *, does: str) -> dict[str, Any]:
+def member(
+    call: str, world: tuple[str, ...], *, does: str, dash: bool, why: str, taken: int | None
+) -> dict[str, Any]:
     """Join a dynamic group, try to, leave it, or look at it; what this rank knows then."""
     rank, _ = meets_at[0]
     if does == "refused":
-        return {"refused": class_of_refusal()}
-    if does == "leave":
-        leave_group()
+        return {"refused": class_of_refusal(why, world, rank, taken)}
+    if does in ("leave", "leave at once"):
+        leave_group(graceful=does == "leave")
         return {}
     if does == "join":
         join_group(world[rank])
@@ -30,11 +32,12 @@ def member(call: str, world: tuple[str, ...], *, does: str) -> dict[str, Any]:
     gc.collect()
     counts = rpc._rref_context_get_debug_info()  # type: ignore[attr-defined]
     held = [int(counts[name]) for name in ("num_owner_rrefs", "num_forks")]
-    return {"members": members_known(), "held": held}
+    known = members_known()
+    return {"members": known, "held": held, **{f"knows {one}": True for one in known}}
 
 
-def join_group(name: str) -> None:
-    """``init_rpc`` without a world size, by torch's own agent."""
+def join_group(name: str, **given: int) -> None:
+    """``init_rpc`` by torch's own agent, without a world size unless that is given."""
     rank, url = meets_at[0]
     init_rpc: Any = rpc.init_rpc
     options: Any = rpc.TensorPipeRpcBackendOptions
@@ -43,15 +46,21 @@ def join_group(name: str) -> None:
         name,
         # Not rpc.BackendType, which is another enum once one more backend is registered.
         backend=registry.BackendType.TENSORPIPE,
-        rank=rank,
+        **{"rank": rank, **given},
         rpc_backend_options=options(init_method=url, num_worker_threads=8, rpc_timeout=A_DAY),
     )
 
 
-def class_of_refusal() -> str:
-    """The class of the error of a join under a name that torch does not allow; "" without one."""
+def class_of_refusal(why: str, world: tuple[str, ...], rank: int, taken: int | None) -> str:
+    """The class of the error of a join in a way that torch must refuse; "" without one."""
+    other = rank if taken is None else taken
+    names = {"bad name": "no name!", "taken name": world[other]}
+    name = names.get(why, world[rank])
+    given: dict[str, int] = {"rank": other} if why == "taken rank" else {}
+    if why == "static":
+        given = {"rank": 0, "world_size": 1}
     try:
-        join_group("no name!")
+        join_group(name, **given)
     except RuntimeError:
         return "RuntimeError"
     except Exception as error:
@@ -59,11 +68,11 @@ def class_of_refusal() -> str:
     return ""
 
 
-def leave_group() -> None:
-    """Leave by a graceful shutdown, with the handles that this rank still has."""
+def leave_group(*, graceful: bool) -> None:
+    """Leave by a shutdown, with the handles that this rank still has."""
     agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
     agent.store.set_timeout(timedelta(seconds=TOKEN_WAITS))
-    rpc.shutdown()
+    rpc.shutdown(graceful=graceful)
     handles.clear()
 
 

@@ -13,8 +13,9 @@ import torch
 from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
+from rpcprops.steps.in_rank.groups import join_group, members_known
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import init_again, note_call
+from rpcprops.steps.in_rank.state import init_again, meets_at, note_call
 from rpcprops.steps.in_rank.sums import add, sum_call
 
 
@@ -141,6 +142,7 @@ def rejoin(
     first: tuple[int, ...],
     outside: tuple[str, ...],
     failing: str,
+    between: str,
 ) -> list[list[str]]:
     """Let all ranks shut RPC down and initialise it again; what each showed."""
     here = rpc.get_worker_info().id
@@ -149,7 +151,9 @@ def rejoin(
     wrong = [wrong_init(failing, rank, here, world) for rank in range(len(world))]
     told_others = [
         rpc.rpc_async(
-            world[rank], begin_to_leave, args=(call, how, turns[rank], outside, wrong[rank])
+            world[rank],
+            begin_to_leave,
+            args=(call, how, turns[rank], outside, wrong[rank], (between, world)),
         )
         for rank in others
     ]
@@ -157,7 +161,8 @@ def rejoin(
         # A rank that leaves at once may do so before its answer has been read.
         with contextlib.suppress(RuntimeError):
             future.wait()
-    shown = {here: leave_and_return(call, how, turns[here], outside, wrong[here])}
+    given = (call, how, turns[here], outside, wrong[here], (between, world))
+    shown = {here: leave_and_return(*given)}
     for rank in others:
         shown[rank] = rpc.rpc_sync(world[rank], what_it_showed, args=(call,))
     return [shown[rank] for rank in range(len(world))]
@@ -206,12 +211,18 @@ def what_it_showed(call: str) -> list[str]:
 
 
 def leave_and_return(
-    call: str, how: str, turn: int, outside: tuple[str, ...], wrong: dict[str, Any]
+    call: str,
+    how: str,
+    turn: int,
+    outside: tuple[str, ...],
+    wrong: dict[str, Any],
+    group: tuple[str, tuple[str, ...]],
 ) -> list[str]:
     """Shut RPC down, make calls that must be refused, and initialise RPC again.
 
     With something in `wrong`, it is first initialised by that, which must fail: after the shutdown,
-    or, as it was before, while RPC is still running here.
+    or, as it was before, while RPC is still running here. `group` says which dynamic group the rank
+    then joins and leaves, and has the names of the ranks.
     """
     time.sleep(APART * turn)
     refused = ""
@@ -233,8 +244,39 @@ def leave_and_return(
         shown.append(refused)
     elif wrong:
         shown.append(class_of_error(lambda: init_again[0](f"{call}_wrong", **wrong)))
+    if group[0]:
+        shown.append(be_member(*group))
     shown.append(class_of_error(lambda: init_again[0](call)))
     return shown
+
+
+def be_member(between: str, world: tuple[str, ...]) -> str:
+    """Join a group of all ranks, and leave it once each has made a call; what this rank saw.
+
+    The class of an error, if there was one.
+    """
+    seen: list[str] = []
+
+    def join_and_leave() -> None:
+        rank, _ = meets_at[0]
+        join_group(world[rank])
+        agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
+        wait_for_all(agent.store, "joined", rank, len(world))
+        members = " ".join(map(str, members_known()))
+        to = world[(rank + 1) % len(world)]
+        total: torch.Tensor = rpc.rpc_sync(to, torch.add, args=(torch.tensor([1.0]), 2.0))
+        wait_for_all(agent.store, "called", rank, len(world))
+        rpc.shutdown(graceful=between == "group")
+        seen.append(f"members {members}, sum {total.item()}")
+
+    return class_of_error(join_and_leave) or seen[0]
+
+
+def wait_for_all(store: Any, point: str, rank: int, number: int) -> None:
+    """Wait until so many ranks have come to a point, by a store that they share."""
+    keys = [f"{point}/{one}" for one in range(number)]
+    store.set(keys[rank], "there")
+    store.wait(keys)
 
 
 def class_of_error(function: Callable[[], Any]) -> str:
