@@ -85,6 +85,7 @@ def test_tests_run_side_by_side_and_are_reported(tmp_path: Path) -> None:
     [
         (["--faults", "some"], "--faults 'some'"),
         (["--clock", "fast"], "clock='fast'"),
+        (["--agent", "none"], "there is no agent 'none' in this process"),
         (["--json", "no/such/folder/x.json"], "no/such/folder"),
         (["--json", "."], "is a folder"),
         (["--harness", "rows.jsonl", "--list"], "--harness goes with -k alone"),

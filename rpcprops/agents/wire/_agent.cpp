@@ -643,7 +643,7 @@ class WireAgent : public TensorPipeAgent {
       const c10::intrusive_ptr<::c10d::Store>& store,
       std::string name,
       worker_id_t rank,
-      int world_size,
+      std::optional<int> world_size, /* none: the group is dynamic */
       WireRpcBackendOptions options,
       std::shared_ptr<Ledger> ledger)
       : TensorPipeAgent(
@@ -1110,7 +1110,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::init([](const c10::intrusive_ptr<::c10d::Store>& store,
                       std::string name,
                       worker_id_t rank,
-                      int world_size,
+                      std::optional<int> world_size,
                       const WireRpcBackendOptions& options) {
             py::gil_scoped_release release;
             auto ledger = std::make_shared<Ledger>(options.ledger_fd);
