@@ -160,7 +160,8 @@ def _sent(
     found: list[Violation] = []
     if program.settles and prediction.certain:
         found += _firing(prediction, plan, outcome)
-    return found or recorded_violations(prediction, outcome)
+    at_once = program.end.how == "at once"
+    return found or recorded_violations(prediction, outcome, at_once=at_once)
 
 
 def _phases(outcome: Outcome) -> list[Violation]:

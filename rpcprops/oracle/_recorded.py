@@ -17,22 +17,27 @@ _WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROF
 _Kind = tuple[str, int, int]
 
 
-def recorded_violations(prediction: Prediction, outcome: Outcome) -> list[Violation]:
+def recorded_violations(
+    prediction: Prediction, outcome: Outcome, *, at_once: bool = False
+) -> list[Violation]:
     """Where the record of a run that went well differs from what the prediction says.
 
     Nothing is compared where nobody kept a whole record, or the prediction is not certain, or some
     step does not say to whom it sends.
+
+    Args:
+        at_once: whether the ranks shut down without waiting for each other.
     """
     if not outcome.messages or outcome.messages_dropped or not prediction.certain:
         return []
     if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
         return []
-    return [*_requests(prediction, outcome), *_answers(outcome)]
+    return [*_requests(prediction, outcome, at_once=at_once), *_answers(outcome)]
 
 
-def _requests(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+def _requests(prediction: Prediction, outcome: Outcome, *, at_once: bool) -> Iterator[Violation]:
     """Requests of the ten types; what torch tries again counts as one."""
-    wanted = _promised(prediction, outcome.world_size)
+    wanted = _promised(prediction, outcome.world_size, at_once=at_once)
     first_tries: dict[int, SentMessage] = {}
     for sent in outcome.messages:
         if sent.is_request and sent.type in MessageType.__members__ and "spared" not in sent.marks:
@@ -52,17 +57,17 @@ def _requests(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         yield Violation("MessagesDiffer", message, sender)
 
 
-def _promised(prediction: Prediction, size: int) -> Counter[_Kind]:
+def _promised(prediction: Prediction, size: int, *, at_once: bool) -> Counter[_Kind]:
     """The requests of the ten types, by type, sender and receiver.
 
     A graceful shutdown gathers by calls between the first rank and each other
-    (``torch/distributed/rpc/api.py``: ``_all_gather``).
+    (``torch/distributed/rpc/api.py``: ``_all_gather``); one at once makes no calls (``shutdown``).
     """
     found = Counter[_Kind]()
     for send in (*prediction.sends, *prediction.last_sends):
         if send.to is not None:
             found[str(send.message), send.rank, send.to] += 1
-    for rank in range(1, size) if prediction.graceful else ():
+    for rank in range(1, size) if prediction.graceful and not at_once else ():
         found[str(MessageType.PYTHON_CALL), rank, 0] += 1
         found[str(MessageType.PYTHON_CALL), 0, rank] += 1
     return found

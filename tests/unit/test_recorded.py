@@ -40,9 +40,9 @@ def _run() -> tuple[SentMessage, ...]:
 RUN = _run()
 
 
-def said(*messages: SentMessage, dropped: int = 0) -> list[str]:
+def said(*messages: SentMessage, dropped: int = 0, at_once: bool = False) -> list[str]:
     outcome = Outcome(2, messages=messages, messages_dropped=dropped)
-    found = recorded_violations(PREDICTION, outcome)
+    found = recorded_violations(PREDICTION, outcome, at_once=at_once)
     assert {violation.promise for violation in found} <= {"MessagesDiffer"}
     return [violation.message for violation in found]
 
@@ -51,6 +51,16 @@ def test_the_record_of_a_right_run_is_as_promised() -> None:
     """Nothing differs, and without a record nothing is compared."""
     assert said(*RUN) == []
     assert said() == []
+
+
+def test_a_shutdown_at_once_makes_no_calls() -> None:
+    """The two calls of a graceful shutdown are promised only where ranks wait for each other."""
+    assert said(*RUN[:6], at_once=True) == []
+    assert said(*RUN[:6]) == [
+        f"the record shows 0 PYTHON_CALL from rank {at} to rank {1 - at}, and 1 was promised"
+        for at in (0, 1)
+    ]
+    assert len(said(*RUN, at_once=True)) == 2
 
 
 def test_a_message_too_many_is_named() -> None:
