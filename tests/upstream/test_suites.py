@@ -56,9 +56,9 @@ IN_CI = (
 )
 
 
-#: One of each kind of suite. Two have tables of their own, and one a dynamic group.
+#: One of each kind of suite. One has two agents in a process, two have tables, one a dynamic group.
 ON_THE_WIRE = (
-    "RpcTest::test_rref_forward_chain",
+    "RpcTest::test_init_rpc_twice",
     "FaultyAgentRpcTest::test_check_failed_messages",
     "FaultyAgentRpcTest::test_rpc_builtin_timeout",
     "TensorPipeAgentRpcTest::test_dynamic_rpc_existing_rank_can_communicate_with_new_rank",
