@@ -195,8 +195,8 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
         if under and under["verdict"] == "undecided":
             lines.append(f"undecided: {name}: {'; '.join(under['unconfirmed'])}")
     left_out = _left_out(rows)
-    for why, names in left_out.items():
-        lines.append(f"left out: {names[0] if len(names) == 1 else _tests(len(names))}: {why}")
+    for reason, names in left_out.items():
+        lines.append(f"left out: {names[0] if len(names) == 1 else _tests(len(names))}: {reason}")
     if left_out:
         lines.append(f"left out in all: {_tests(sum(map(len, left_out.values())))}")
     real = Counter(

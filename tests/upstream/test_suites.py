@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from rpcprops.agents import Agent
 from rpcprops.agents.wire import build
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -161,18 +162,30 @@ LOST = FaultTable(["SCRIPT_CALL"], 1)
 class LossyRanks(UpstreamRanks):
     """Ranks that lose their first script call, whatever they are asked to run under."""
 
-    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
-        return super().run(test, FaultPlan(LOST), rate)
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
+        return super().run(test, FaultPlan(LOST), rate, agent)
 
 
 class TouchyRanks(UpstreamRanks):
     """Ranks of which rank 0 loses its first script call where its script calls are to be late."""
 
-    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
         late = (plan or FaultPlan()).table(0).messages_to_delay
         # What delays them all only looks at what is sent.
         touched = "SCRIPT_CALL" in late and len(late) < 5
-        return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate)
+        return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate, agent)
 
 
 def test_a_failure_is_told_with_its_rank(ranks: UpstreamRanks) -> None:
