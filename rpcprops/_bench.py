@@ -19,6 +19,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from rpcprops import _guard, agents
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
 from rpcprops.agents.wire import NAME as WIRE
+from rpcprops.agents.wire import build
 from rpcprops.cluster.fork_server import server_environment
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import MachineCannot
@@ -352,6 +354,46 @@ class Bench:
             "headline": {name: _spread(spread) for name, spread in sorted(spreads.items())},
         }
 
+    def ledger(self, programs: Sequence[Program] = ()) -> list[dict[str, Any]]:
+        """What the ledger of the agent WIRE adds to an example: `repeats` pairs with and without.
+
+        Which of a pair comes first alternates. Seconds and processor seconds are those of the
+        whole example, in the ranks and in this process, which reads the ledger.
+
+        Args:
+            programs: of a short and a long example, unless given.
+        """
+        named = agents.named(WIRE)
+        rows: list[dict[str, Any]] = []
+        for program in programs or (small_program(), long_program(64)):
+            pairs: list[dict[bool, Figures]] = []
+            for number in range(self.repeats + 1):
+                self.say(f"the ledger, {program.name}, pair {number} of {self.repeats}")
+                pairs.append({})
+                for with_ledger in (bool(number % 2), not number % 2):
+                    with _ledger(named, on=with_ledger):
+                        pairs[-1][with_ledger] = self._whole(program)
+            # The first pair warms servers and caches.
+            counted = pairs[1:]
+            rows.append(
+                {
+                    "program": program.name,
+                    "pairs": len(counted),
+                    **{
+                        key: _spread(Spread.of([figure(pair) for pair in counted]))
+                        for key, figure in _LEDGER_FIGURES.items()
+                    },
+                }
+            )
+        return rows
+
+    def _whole(self, program: Program) -> Figures:
+        began, own = time.monotonic(), time.process_time()
+        outcome = self.runner.run_anew(program, FaultPlan(), clock=self.rate, agent=WIRE)
+        ranks = sum(rank.processor_seconds for rank in outcome.ranks)
+        processor = ranks + time.process_time() - own
+        return Figures(time.monotonic() - began, processor)
+
     def growth(self) -> dict[str, Any]:
         """With world size, failing sends and program length, each beside the two floors."""
         small, none = small_program(), failing(0)
@@ -412,6 +454,29 @@ class Bench:
                 for rate, sample in zip(RATES, self.alternate(kinds), strict=True):
                     rows.append({"machine": name, "rate": rate, **sample_json(sample)})
         return rows
+
+
+#: By name: the figures of a pair of runs, with the ledger (True) and without.
+_LEDGER_FIGURES: dict[str, Callable[[dict[bool, Figures]], float]] = {
+    "seconds": lambda pair: pair[True].seconds,
+    "seconds_without": lambda pair: pair[False].seconds,
+    "ratio": lambda pair: pair[True].seconds / pair[False].seconds,
+    "processor_seconds": lambda pair: pair[True].processor,
+    "processor_seconds_without": lambda pair: pair[False].processor,
+    "processor_ratio": lambda pair: pair[True].processor / pair[False].processor,
+}
+
+
+@contextmanager
+def _ledger(agent: agents.Agent, *, on: bool) -> Iterator[None]:
+    """Have worlds of an agent with a ledger, or without one."""
+    if not on:
+        # Only this object's: its ranks are then given no ledger.
+        vars(agent)["has_ledger"] = False
+    try:
+        yield
+    finally:
+        vars(agent).pop("has_ledger", None)
 
 
 def _sample(name: str, figures: Sequence[Figures]) -> Sample:

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from rpcprops import agents
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.commands import stop
-from rpcprops.commands.live import live, out
+from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import Clock, check_json, running, say_torch, write_json
 
 #: The ratios that stand by themselves in the JSON file, in words.
@@ -30,6 +32,12 @@ def bench(
     ] = False,
     curve: Annotated[
         bool, typer.Option("--curve", help="Also the curve of rates, idle and loaded.")
+    ] = False,
+    ledger: Annotated[
+        bool,
+        typer.Option(
+            "--ledger", help="Also, in pairs, what the ledger of the agent wire adds to an example."
+        ),
     ] = False,
     clock: Clock = "auto",
     json_file: Annotated[
@@ -64,6 +72,11 @@ def bench(
                     )
                     for name, rows in report["growth"].items():
                         out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
+                if ledger:
+                    agents.named(WIRE).prepare(live)
+                    report["ledger"] = bench.ledger()
+                    for row in report["ledger"]:
+                        out.print(_ledger_line(row))
                 if curve:
                     report["curve"] = bench.curve()
                     out.print(_rows_table("the curve of rates", "rate", report["curve"]))
@@ -84,6 +97,14 @@ def _print_samples(title: str, report: dict[str, Any]) -> None:
         if "fault_seconds_per_second" in sample:
             seconds = sample["fault_seconds_per_second"]
             out.print(f"virtual fault seconds for each real second, {sample['name']}: {seconds:g}")
+
+
+def _ledger_line(row: dict[str, Any]) -> str:
+    return (
+        f"with the ledger, {plain(row['program'])}: {_spread_text(row['ratio'])} times the "
+        f"seconds, {_spread_text(row['processor_ratio'])} times the processor time, "
+        f"{row['pairs']} pairs"
+    )
 
 
 def _rows_table(title: str, key: str, rows: list[dict[str, Any]]) -> Table:

@@ -10,12 +10,13 @@ from typing import Any, cast
 import typer
 from rich.table import Table
 
-from rpcprops.commands.live import live, out
-from rpcprops.commands.shared import HOLDS, VIOLATED, Clock, running
+from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.shared import HOLDS, VIOLATED, Agent, Clock, running
+from rpcprops.errors import MachineCannot
 
 
-def doctor(*, clock: Clock = "auto") -> None:
-    """Say what this machine can do: torch, the faulty agent, the clock, transports."""
+def doctor(*, agent: Agent = None, clock: Clock = "auto") -> None:
+    """Say what this machine can do: torch, the RPC agents, the clock, transports."""
     from rpcprops import clock as clocks
     from rpcprops.faults import FaultPlan, FaultTable
     from rpcprops.oracle import judge
@@ -31,7 +32,9 @@ def doctor(*, clock: Clock = "auto") -> None:
     state = "works" if not problem else "damaged" if clocks.library_path() else "not built"
     table.add_row("clock library", state)
     healthy = True
-    with running(clock) as runner:
+    with running(clock, agent) as runner:
+        # Below `running`, which compiles the agent if it is asked for.
+        table.add_row("agent WIRE", plain(wire_state()))
         unasked = runner.server.clock_problem
         # The reason is a long line that a table would wrap, so it is printed below.
         note = "real time, though it was not asked for" if unasked else runner.server.clock_note
@@ -52,3 +55,20 @@ def doctor(*, clock: Clock = "auto") -> None:
             healthy = healthy and not found
         out.print(table)
     raise typer.Exit(HOLDS if healthy else VIOLATED)
+
+
+def wire_state() -> str:
+    """Whether the agent WIRE is compiled for this torch, or can be, or what it lacks."""
+    from rpcprops.agents.wire import build
+
+    try:
+        path = build.library_path()
+        if path.is_file():
+            return "built"
+        build.command(path)
+    except MachineCannot as error:
+        return f"not built: {error}"
+    return (
+        f"not built; {build.compiler()} can compile it: rpcprops agent build (about a minute), "
+        f"or the first run with --agent wire"
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import typer
 
-from rpcprops import _guard
+from rpcprops import _guard, agents
 from rpcprops._files import check_output
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands.live import Line, err, live, out, plain
@@ -50,6 +50,13 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     seed: Annotated[
         int | None, typer.Option(help="With sampled faults: draw the same tables again.")
     ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            help="The RPC agent of all ranks, such as wire; unless given, each suite runs the "
+            "agent for which it is written. Tests that ask for another agent are left out."
+        ),
+    ] = None,
     clock: Clock = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what each test came to as JSON.")
@@ -76,15 +83,19 @@ def upstream(  # noqa: PLR0913 - one argument for each option
         if path is not None:
             check_output(option, path, grows=option == "--harness")
     if harness is not None:
-        given = [json_file, junit, seed, list_only or None]
+        given = [json_file, junit, seed, agent, list_only or None]
         if any(one is not None for one in given) or (workers, faults, clock) != (1, "none", "auto"):
             msg = "--harness goes with -k alone: PyTorch's harness has no other option of these."
             raise UsageError(msg)
         _run_in_harness(select, harness)
+    if agent is not None:
+        # Before there are several processes.
+        agents.named(agent).prepare(live)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
     command += ["-k", select] if select else []
     command += _side_by_side(workers)
+    command += _option("--rpc-upstream-agent", agent)
     command += _option("--rpc-upstream-seed", seed)
     command += _option("--rpc-upstream-report", json_file)
     command += _option("--junitxml", junit)
@@ -132,7 +143,7 @@ def _side_by_side(workers: int) -> list[str]:
     return ["-n", str(workers)]
 
 
-def _option(name: str, value: int | Path | None) -> list[str]:
+def _option(name: str, value: int | str | Path | None) -> list[str]:
     """A pytest option, if it has a value."""
     if value is None:
         return []

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 
+from rpcprops import agents
 from rpcprops._files import why_not_writable
 from rpcprops.cluster.options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
@@ -68,6 +69,11 @@ DECLARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "run PyTorch's own RPC suites, from the installed torch, instead of the tests here",
     },
+    "--rpc-upstream-agent": {
+        "metavar": "AGENT",
+        "help": "the agent of all ranks, such as wire; unless given, each suite runs the agent for "
+        "which it is written. Tests that ask for another agent are left out, with the reason",
+    },
     "--rpc-upstream-faults": {
         "default": "none",
         "choices": ("none", "sampled"),
@@ -103,10 +109,12 @@ class UpstreamOptions:
     """The options of ``--rpc-upstream``.
 
     Attributes:
+        agent: the name of the agent of all ranks; None leaves it to each suite.
         sampled: whether tests also run under drawn tables, `examples` of them, drawn by `seed`.
         report: the file for the report; None in an xdist worker, whose controller writes it.
     """
 
+    agent: str | None
     sampled: bool
     examples: int
     seed: int | None
@@ -179,6 +187,7 @@ def _option(config: pytest.Config, name: str) -> Any:
 def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
     option = partial(_option, config)
     read = UpstreamOptions(
+        agent=_agent(option("--rpc-upstream-agent")),
         examples=_positive(config, "--rpc-upstream-examples"),
         report=_written(config, "--rpc-upstream-report"),
         sampled=option("--rpc-upstream-faults") == "sampled",
@@ -191,6 +200,14 @@ def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
             msg = f"{other} is for tests of rpc_cluster, not for --rpc-upstream"
             raise pytest.UsageError(msg)
     return read
+
+
+def _agent(text: str | None) -> str | None:
+    try:
+        return None if text is None else agents.named(text).name
+    except UsageError as error:
+        msg = f"--rpc-upstream-agent: {error}"
+        raise pytest.UsageError(msg) from None
 
 
 def _path(text: str | None) -> Path | None:

@@ -42,6 +42,7 @@ __all__ = [
     "dist_init",
     "folders_of_modules",
     "ignore_rref_leaks",
+    "join_dynamic_group",
     "lacking_hooks",
     "meet_at_end",
     "rpc_statics",
@@ -175,6 +176,33 @@ def ignore_rref_leaks(ignore: bool) -> None:
     if not hasattr(api, switch):
         raise _lacks(Symbol(api.__name__, switch, "choose what a leak at shutdown does"))
     setattr(api, switch, ignore)
+
+
+_DYNAMIC = "let an agent of its own join a dynamic group"
+
+
+def join_dynamic_group(store: Any, name: str, start: Callable[[], Any]) -> Any:
+    """Join as the plain agent does (``backend_registry.py: _tensorpipe_init_backend_handler``).
+
+    One member at a time holds the group's token. It starts its agent, and tells all members.
+
+    Args:
+        start: starts the agent, and returns it.
+
+    Raises:
+        MachineCannot: this torch has no such functions.
+    """
+    registry = "torch.distributed.rpc.backend_registry"
+    holding_token = _load(Symbol(registry, "_group_membership_management", _DYNAMIC))
+    tell_members = _load(Symbol(registry, "_set_devices_and_reverse_device_map", _DYNAMIC))
+    with holding_token(store, name, True):
+        agent = start()
+        try:
+            tell_members(agent)
+        except Exception:
+            __getattr__("rpc_api").shutdown()
+            raise
+        return agent
 
 
 _PARTS = "let ranks meet at the end of a program and live on"

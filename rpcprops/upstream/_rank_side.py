@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as c10d
 
+from rpcprops import agents
 from rpcprops.agents import TensorPipe, tensorpipe
 from rpcprops.faults import FaultTable
 from rpcprops.fixture import FaultyRpcAgentTestFixture, for_this_rank
@@ -32,7 +33,18 @@ rpc_utils = symbols.rpc_utils
 _CUDA = "needs CUDA devices, and these ranks have none: they run the faulty agent, on the CPU"
 
 
-class _PlainAgent(FaultyRpcAgentTestFixture):
+class _OfRank(FaultyRpcAgentTestFixture):
+    """Our fixture; in ranks for which another agent was chosen, that agent stands in."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rank = for_this_rank()
+        if rank.agent_name != agents.default_name():
+            self.agent_name = rank.agent_name
+            self.further_options = rank.further_options
+
+
+class _PlainAgent(_OfRank):
     """Our fixture for suites that PyTorch runs on its plain agent.
 
     For them torch's own fixture accepts any error of a call to a rank that is gone.
@@ -52,20 +64,25 @@ class _Sampled(_PlainAgent):
 
 
 class _TensorPipe(_PlainAgent):
-    """Our fixture for suites about options of the plain agent, which the faulty one refuses."""
+    """Our fixture for suites of the plain agent, some about options that the faulty one refuses."""
 
     agent_name = tensorpipe.NAME
 
     @property
     def rpc_backend_options(self) -> Any:
-        """``TensorPipeRpcBackendOptions``, new on each access, as in PyTorch's fixture."""
-        return self.agent.options(FaultTable(), init_method=self.init_method)
+        """Options of the plain agent or the one that stands in, new on each access.
+
+        They have torch's defaults, as in PyTorch's fixture.
+        """
+        return self.agent.options(
+            FaultTable(), init_method=self.init_method, **self.further_options
+        )
 
 
 _SUITES: tuple[tuple[Agent, type[FaultyRpcAgentTestFixture], list[Any]], ...] = (
     ("generic", _Sampled, rpc_utils.GENERIC_TESTS),
     ("tensorpipe", _TensorPipe, rpc_utils.TENSORPIPE_TESTS),
-    ("faulty", FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS),
+    ("faulty", _OfRank, rpc_utils.FAULTY_AGENT_TESTS),
 )
 _PREFIX = "Upstream"
 _CLASSES: dict[str, tuple[Agent, Any]] = {}
@@ -84,15 +101,7 @@ def _test_names(cls: Any) -> list[str]:
 def list_tests() -> list[UpstreamTest]:
     """Every test of PyTorch's RPC suites in this torch, those that need CUDA last."""
     found = [
-        UpstreamTest(
-            suite,
-            name,
-            agent,
-            int(cls(name).world_size),
-            real_time=_rules.asserts_wall_clock(cls, name),
-            no_delays=_rules.has_timeouts(cls, name),
-            no_faults=_rules.means_nothing_under_faults(agent, cls, name),
-        )
+        _described(suite, name, agent, cls)
         for suite, (agent, cls) in _CLASSES.items()
         for name in _test_names(cls)
     ]
@@ -112,17 +121,32 @@ def list_tests() -> list[UpstreamTest]:
     return found
 
 
+def _described(suite: str, name: str, agent: Agent, cls: Any) -> UpstreamTest:
+    asks_for, asks_because = _rules.asks_for_agent(cls, name)
+    return UpstreamTest(
+        suite,
+        name,
+        agent,
+        int(cls(name).world_size),
+        real_time=_rules.asserts_wall_clock(cls, name),
+        no_delays=_rules.has_timeouts(cls, name),
+        no_faults=_rules.means_nothing_under_faults(agent, cls, name),
+        asks_for=asks_for,
+        asks_because=asks_because,
+    )
+
+
 def run_test(suite: str, name: str, file_name: str) -> RankVerdict:
     """Run one test in this rank; never raises.
 
     Args:
         file_name: the file by which the ranks find each other.
     """
-    agent, cls = _CLASSES[suite]
-    if agent == "tensorpipe":
-        # Tests of this suite pass members of `rpc.BackendType`.
-        TensorPipe().undo_registrations()
+    _, cls = _CLASSES[suite]
     case = cls(name)
+    if case.agent_name == tensorpipe.NAME:
+        # Tests of its suites pass members of `rpc.BackendType`.
+        TensorPipe().undo_registrations()
     case.rank = for_this_rank().rank
     case.file_name = file_name
     symbols.set_rng_seed()

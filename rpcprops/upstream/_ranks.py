@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rpcprops import agents
 from rpcprops._replay import OfRanks
+from rpcprops.agents import Agent
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.finder import UPSTREAM
 from rpcprops.confirmation import OWN_CODE_SLACK
@@ -86,18 +87,34 @@ class Seen:
 
 
 class UpstreamRanks:
-    """The suites of the torch of one server."""
+    """The suites of the torch of one server.
 
-    def __init__(self, server: ClusterServer) -> None:
+    Args:
+        agent: the agent that runs all suites, by its name in :mod:`rpcprops.agents`; unless given,
+            that of the server. With torch's faulty agent, which servers have unless they name one,
+            each suite runs the agent for which it is written.
+
+    Raises:
+        UsageError: there is no such agent.
+    """
+
+    def __init__(self, server: ClusterServer, agent: str | None = None) -> None:
         self.server = server
+        self.agent = agents.named(server.agent if agent is None else agent)
         self._tests: tuple[UpstreamTest, ...] = ()
-        self._remembered: dict[tuple[str, FaultPlan, float], Seen] = {}
+        self._remembered: dict[tuple[str, FaultPlan, float, str], Seen] = {}
 
     def tests(self) -> tuple[UpstreamTest, ...]:
-        """Every test of PyTorch's RPC suites, in torch's order, those that need CUDA last."""
+        """Every test of PyTorch's RPC suites, in torch's order, those that need CUDA last.
+
+        Those that the agent cannot run are `not_applicable`, with the reason.
+        """
         if not self._tests:
-            with self._cluster(1, FaultPlan(), 1.0) as cluster:
-                self._tests = tuple(cluster.on(0).call(_entry.list_tests))
+            with self._cluster(1, FaultPlan(), 1.0, self.agent) as cluster:
+                found = cluster.on(0).call(_entry.list_tests)
+            self._tests = tuple(
+                replace(one, not_applicable=why_not(one, self.agent)) for one in found
+            )
         return self._tests
 
     def test(self, name: str) -> UpstreamTest:
@@ -124,8 +141,14 @@ class UpstreamRanks:
             clock = DEFAULT_RATE
         return self.server.rate_of(clock)
 
-    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
-        """Run a test once, in fresh ranks."""
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
+        """Run a test once, in fresh ranks; under another agent than usual if one is given."""
         plan = plan or FaultPlan()
         began = time.monotonic()
         results: dict[int, RankVerdict] = {}
@@ -133,7 +156,7 @@ class UpstreamRanks:
         with tempfile.TemporaryDirectory(prefix="rpcprops-upstream-") as folder:
             meeting = Path(folder, "store")
             meeting.touch()
-            cluster = self._cluster(test.world_size, plan, rate)
+            cluster = self._cluster(test.world_size, plan, rate, agent or self.agent)
             cluster.program = Program(test.world_size, ())
             try:
                 with cluster:
@@ -168,19 +191,21 @@ class UpstreamRanks:
         """Run a case for the engine of properties, which may ask for the same case repeatedly.
 
         Raises:
-            UsageError: `agent` is another one than torch's faulty one.
+            UsageError: the test asks for another agent.
         """
-        if agent not in (None, agents.default_name()):
-            msg = f"agent={agent!r}: PyTorch's tests choose their agents themselves; leave it out."
-            raise UsageError(msg)
+        chosen = self.agent if agent is None else agents.named(agent)
         if not isinstance(case, UpstreamCase):
             msg = f"{case!r} is no test of PyTorch's."
             raise HarnessError(msg)
+        reason = why_not(case.test, chosen)
+        if reason:
+            msg = f"{case.test.id} does not run under the agent {chosen.name}: {reason}."
+            raise UsageError(msg)
         rate = self.rate_of(case.test, clock)
-        key = (case.test.id, case.plan, rate)
+        key = (case.test.id, case.plan, rate, chosen.name)
         seen = None if anew else self._remembered.get(key)
         if seen is None:
-            seen = self.run(case.test, case.plan, rate)
+            seen = self.run(case.test, case.plan, rate, chosen)
             self._remembered.setdefault(key, seen)
         faults = account(None, case.plan, seen.outcome)
         return Observation(case, seen.outcome, seen.violations, faults)
@@ -189,11 +214,12 @@ class UpstreamRanks:
         """Forget the runs that :meth:`observe` remembers, including their logs."""
         self._remembered.clear()
 
-    def _cluster(self, world_size: int, plan: FaultPlan, rate: float) -> Cluster:
+    def _cluster(self, world_size: int, plan: FaultPlan, rate: float, agent: Agent) -> Cluster:
         return self.server.make_cluster(
             UPSTREAM,
             world_size=world_size,
             faults=plan,
+            agent=agent.name,
             clock=rate,
             transport=TRANSPORT,
             leaks="allow",
@@ -217,6 +243,17 @@ class OfPyTorch(OfRanks):
         ranks = UpstreamRanks(runner.server)
         case = UpstreamCase.of(ranks.test(artefact.subject), plan)
         return partial(ranks.observe, runner, case)
+
+
+def why_not(test: UpstreamTest, agent: Agent) -> str:
+    """Why an agent cannot run a test; empty if it can."""
+    if test.not_applicable or agent.name == agents.default_name():
+        return test.not_applicable
+    if test.asks_for not in ("", agent.name):
+        return f"asks for the agent {test.asks_for}: {test.asks_because}"
+    if test.agent == "faulty" and not agent.can_fail:
+        return f"its suite sets fault tables, and the agent {agent.name} injects no faults"
+    return ""
 
 
 def _has_failed(result: RankVerdict) -> bool:

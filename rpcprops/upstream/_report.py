@@ -33,6 +33,7 @@ def row_of(result: UpstreamResult, torch_version: str, failure: Sequence[str]) -
         "name": result.test.name,
         "class": result.test.suite,
         "agent": result.test.agent,
+        "asks_for": result.test.asks_for,
         "verdict": result.verdict,
         "reason": result.reason,
         "rate": result.rate,
@@ -76,14 +77,22 @@ def lost_row(nodeid: str, reason: str) -> Row:
     return row_of(UpstreamResult(test, "failed", reason), "", reason.splitlines())
 
 
-def write_report(path: Path, rows: Iterable[Row]) -> None:
+def write_report(path: Path, rows: Iterable[Row], agent: str | None = None) -> None:
     """Write all rows as JSON, with the versions and the sums.
+
+    Args:
+        agent: the agent that was asked for; None if each suite ran the one it is written for.
 
     Raises:
         OSError: the file cannot be written.
     """
     ordered = sorted(rows, key=lambda row: (row["class"], row["name"]))
-    data = {"versions": versions(), "summary": _sums(ordered), "tests": ordered}
+    data = {
+        "versions": versions(),
+        "agent": agent,
+        "summary": _sums(ordered),
+        "tests": ordered,
+    }
     write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
@@ -94,6 +103,7 @@ def _sums(rows: Sequence[Row]) -> Row:
         "tables": sum(one["tables"] for one in under),
         "faults_fired": sum(one["faults_fired"] for one in under),
         "under_faults": dict(Counter(one["verdict"] for one in under)),
+        "left_out": _left_out(rows),
         "parity": dict(Counter(row["parity"]["agreement"] for row in rows)),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "processor_seconds": round(sum(row["processor_seconds"] for row in rows), 3),
@@ -143,12 +153,13 @@ def _table(
 
 
 def _plain_cells(rows: Sequence[Row]) -> list[str]:
-    recorded = [row["parity"] for row in rows if row["parity"]["agreement"] != "not_recorded"]
-    same = _count(recorded, "agreement", "same")
+    parities = [row["parity"] for row in rows]
+    same = _count(parities, "agreement", "same")
+    compared = same + _count(parities, "agreement", "differs")
     return [
         str(len(rows)),
         *(_number(_count(rows, "verdict", one)) for one in _VERDICTS),
-        f"{same}/{len(recorded)}" if recorded else "",
+        f"{same}/{compared}" if compared else "",
         f"{sum(row['seconds'] for row in rows):.1f}",
     ]
 
@@ -183,6 +194,11 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
             )
         if under and under["verdict"] == "undecided":
             lines.append(f"undecided: {name}: {'; '.join(under['unconfirmed'])}")
+    left_out = _left_out(rows)
+    for reason, names in left_out.items():
+        lines.append(f"left out: {names[0] if len(names) == 1 else _tests(len(names))}: {reason}")
+    if left_out:
+        lines.append(f"left out in all: {_tests(sum(map(len, left_out.values())))}")
     real = Counter(
         row["real_time_because"]
         for row in rows
@@ -207,6 +223,15 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
         if prompt:
             lines.append(f"no delays: {_tests(prompt)}: the test, or a helper, sets a timeout")
     return lines
+
+
+def _left_out(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The tests that were not run, by the reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "not_applicable":
+            found.setdefault(row["reason"], []).append(f"{row['class']}::{row['name']}")
+    return found
 
 
 def _tests(count: int) -> str:

@@ -14,12 +14,15 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from rpcprops.agents import tensorpipe
 from rpcprops.torch_facts.symbols import TESTING
 
 _CLOCKS = frozenset(
     {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 )
 _HOME = f"{TESTING}."
+#: torch's names of the options of an agent (``rpc.options``), which no other agent takes.
+_OPTIONS = {"TensorPipeRpcBackendOptions": tensorpipe.NAME}
 
 
 def asserts_wall_clock(cls: Any, name: str) -> str:
@@ -93,6 +96,35 @@ def means_nothing_under_faults(agent: str, cls: Any, name: str) -> str:
     if agent != "generic":
         return "its suite is about the agent itself, and brings its own options and tables"
     return ""
+
+
+def asks_for_agent(cls: Any, name: str) -> tuple[str, str]:
+    """The agent for which a test asks, and how; empty if it takes what its fixture gives.
+
+    torch's suites get their agent by a fixture that is mixed in (``rpc_utils.generate_tests``), so
+    a test asks for one only where its source names it: as a member of ``BackendType``, or by the
+    class of its options.
+    """
+    for function in reached(cls, name):
+        agent, named = _agent_in(function)
+        if agent:
+            return agent, f"{function.__qualname__} names {named}"
+    return "", ""
+
+
+@functools.cache
+def _agent_in(function: types.FunctionType) -> tuple[str, str]:
+    """The first agent that a function names, and the name in its source; or two empty texts."""
+    for node in ast.walk(_tree(function)):
+        if isinstance(node, ast.Attribute | ast.Name):
+            own = node.attr if isinstance(node, ast.Attribute) else node.id
+            if own in _OPTIONS:
+                return _OPTIONS[own], own
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, "attr", None) or getattr(node.value, "id", None)
+            if owner == "BackendType":
+                return node.attr, f"BackendType.{node.attr}"
+    return "", ""
 
 
 @functools.cache

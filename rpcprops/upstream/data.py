@@ -22,6 +22,8 @@ class UpstreamTest:
         real_time: why it runs in real time; empty if it need not.
         no_delays: why no message of it may be late; empty if messages may.
         no_faults: why faults would prove nothing about it; empty if they prove something.
+        asks_for: the agent for which its source asks by name; empty if it takes the fixture's.
+        asks_because: the function and the name in it.
         not_applicable: why it cannot run in our ranks; empty if it can.
     """
 
@@ -32,6 +34,8 @@ class UpstreamTest:
     real_time: str = ""
     no_delays: str = ""
     no_faults: str = ""
+    asks_for: str = ""
+    asks_because: str = ""
     not_applicable: str = ""
 
     @property

@@ -51,7 +51,7 @@ class UpstreamPlugin:
         self.config = config
         self.options = options
         self.in_flight = in_flight
-        self.ranks = UpstreamRanks(server)
+        self.ranks = UpstreamRanks(server, options.agent)
         self.runner = Runner(server)
         self.rows: list[dict[str, Any]] = []
         #: Sentences about requested files that could not be written.
@@ -59,13 +59,18 @@ class UpstreamPlugin:
 
     def pytest_report_header(self) -> str:
         """The header lines that apply to these tests only."""
-        return f"rpcprops: PyTorch's own RPC suites, at rate {DEFAULT_RATE:g} by default, over shm"
+        agent = f", all on the agent {self.options.agent}" if self.options.agent else ""
+        return (
+            f"rpcprops: PyTorch's own RPC suites, at rate {DEFAULT_RATE:g} by default, over shm"
+            f"{agent}"
+        )
 
     def pytest_collection(self, session: pytest.Session) -> bool | None:
         """Collect the suites; the controller of xdist leaves this to its workers."""
         if self.config.pluginmanager.hasplugin("dsession"):
             return None
         try:
+            self.ranks.agent.prepare()
             self.ranks.server.start()
             tests = self.ranks.tests()
         except (MachineCannot, HarnessError) as error:
@@ -137,7 +142,7 @@ class UpstreamPlugin:
         path = self.options.report
         if path is not None and self.rows:
             try:
-                _report.write_report(path, self.rows)
+                _report.write_report(path, self.rows, self.options.agent)
             except OSError as error:
                 self.unwritten.append(f"rpcprops: {Unwritten.because(error, path)}")
         return result

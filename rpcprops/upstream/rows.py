@@ -22,7 +22,7 @@ from rpcprops.upstream._examine import UpstreamResult
 #: The first characters of a row of PyTorch's harness.
 _BEGINS = b'{"class": "'
 
-Agreement = Literal["same", "differs", "not_recorded"]
+Agreement = Literal["same", "differs", "not_recorded", "not_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Our verdict compared with the recorded one."""
+    """Our verdict compared with the recorded one; "not_run" if the test was left out here."""
 
     agreement: Agreement
     recorded: Recorded | None = None
@@ -103,6 +103,8 @@ def parity_of(result: UpstreamResult, torch_version: str) -> Parity:
     recorded = records(torch_version).get(result.test.id)
     if recorded is None:
         return Parity("not_recorded")
+    if result.verdict == "not_applicable":
+        return Parity("not_run", recorded)
     same = recorded.verdict == result.verdict
     return Parity("same" if same else "differs", recorded)
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rpcprops import agents
 from rpcprops._bench import (
     Bench,
     Figures,
@@ -21,8 +22,10 @@ from rpcprops._bench import (
     long_program,
     small_program,
 )
+from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import predict
+from rpcprops.outcomes import Outcome
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 
@@ -55,6 +58,31 @@ def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
         assert floor.seconds.least > 0
         assert floor.processor.least > 0
     assert prepared.processor.least < sample.processor.greatest
+
+
+@pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+def test_the_ledger_is_measured_in_pairs(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pair is one example with a ledger and one without, in turn; afterwards all have one."""
+    counts: list[bool] = []
+    runner = Runner(rpc_cluster.server)
+    run = runner.run_anew
+
+    def counted(*args: Any, **options: Any) -> Outcome:
+        outcome = run(*args, **options)
+        counts.append(bool(outcome.messages))
+        return outcome
+
+    monkeypatch.setattr(runner, "run_anew", counted)
+    with Bench(runner, 1, lambda _: None) as bench:
+        (row,) = bench.ledger([small_program(2)])
+    assert counts == [False, True, True, False]
+    assert (row["program"], row["pairs"]) == ("small[2]", 1)
+    assert row["processor_ratio"]["median"] > 0
+    assert agents.named("wire").has_ledger
 
 
 def test_bare_ranks_that_fail_are_named(rpc_cluster: ClusterFactory) -> None:

@@ -236,7 +236,7 @@ def test_doctor(rpcprops: Rpcprops, tmp_path: Path, environment: dict[str, str])
     environment["PYTHONWARNINGS"] = "error"
     ended = rpcprops("doctor")
     assert ended.code == 0, ended.out + ended.err
-    for word in ("python", "torch", "rpcprops", "hypothesis", "clock", "tcp", "shm"):
+    for word in ("python", "torch", "rpcprops", "hypothesis", "agent WIRE", "clock", "tcp", "shm"):
         assert any(line.startswith(word) for line in ended.out.splitlines()), word
     assert ended.out.count("one injected failure fired and was retried") == 2
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rpcprops.agents.wire import build
+from rpcprops.commands.doctor import wire_state
 from rpcprops.errors import MachineCannot
 from rpcprops.pytest_plugin import ClusterFactory
 
@@ -63,6 +64,22 @@ def ask(count: int, seconds: int) -> list[str]:
             process.kill()
     assert [process.returncode for process in started] == [0] * count
     return said
+
+
+def test_doctor_says_whether_it_is_built(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler it names the remedy, with one the command, and then that it is built."""
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert "there is no C++ compiler here" in wire_state()
+    assert "install g++, or use another agent." in wire_state()
+    use(monkeypatch, tmp_path, SLOW)
+    assert f"{tmp_path / 'c++'} can compile it: rpcprops agent build" in wire_state()
+    library = build.library_path()
+    assert library.is_relative_to(cache)
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert wire_state() == "built"
 
 
 def test_processes_that_ask_at_once_compile_once(

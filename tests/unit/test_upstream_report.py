@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from rpcprops import agents
 from rpcprops.errors import UsageError
 from rpcprops.upstream import _report, rows
 from rpcprops.upstream._examine import UnderFaults, UpstreamResult
+from rpcprops.upstream._ranks import why_not
 from rpcprops.upstream.data import UpstreamTest
 
 RECORDED = "2.13.0"
@@ -47,6 +49,54 @@ def test_a_verdict_is_compared_with_the_record() -> None:
     assert rows.parity_of(PASSED, RECORDED).agreement == "same"
     failed = replace(PASSED, verdict="failed")
     assert rows.parity_of(failed, RECORDED).agreement == "differs"
+
+
+def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
+    """Left-out tests are no difference; the summary and the data name or count them by reason."""
+    other = replace(TEST, name="test_b", asks_for="TENSORPIPE", not_applicable="asks for it")
+    cuda = [
+        UpstreamTest("CudaRpcTest", f"test_{n}", "cuda", 0, not_applicable="no GPU") for n in "xy"
+    ]
+    left_out = [
+        row(UpstreamResult(test, "not_applicable", test.not_applicable)) for test in (other, *cuda)
+    ]
+    assert [one["parity"]["agreement"] for one in left_out] == ["not_recorded"] * 3
+    known = replace(other, name=TEST.name)
+    parity = rows.parity_of(UpstreamResult(known, "not_applicable", "asks for it"), RECORDED)
+    assert parity.agreement == "not_run"
+    printed = text(row(PASSED), *left_out)
+    assert "left out: RpcTest::test_b: asks for it" in printed
+    assert "left out: 2 tests: no GPU" in printed
+    assert "left out in all: 3 tests" in printed
+    path = tmp_path / "report.json"
+    _report.write_report(path, [row(PASSED), *left_out], "WIRE")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["agent"] == "WIRE"
+    assert data["summary"]["left_out"] == {
+        "asks for it": ["RpcTest::test_b"],
+        "no GPU": ["CudaRpcTest::test_x", "CudaRpcTest::test_y"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("agent", "test", "words"),
+    [
+        ("wire", replace(TEST, asks_for="TENSORPIPE", asks_because="x names y"), "x names y"),
+        ("wire", replace(TEST, asks_for="WIRE"), ""),
+        ("wire", replace(TEST, agent="faulty"), ""),
+        ("tensorpipe", replace(TEST, asks_for="TENSORPIPE"), ""),
+        ("tensorpipe", replace(TEST, agent="faulty"), "TENSORPIPE injects no faults"),
+        # The default: each suite runs the agent for which it is written.
+        ("faulty_tensorpipe", replace(TEST, asks_for="TENSORPIPE", asks_because="x"), ""),
+    ],
+)
+def test_an_agent_runs_all_that_do_not_ask_for_another(
+    agent: str, test: UpstreamTest, words: str
+) -> None:
+    """A test is left out where it names another agent, or needs faults that the agent has not."""
+    said = why_not(test, agents.named(agent))
+    assert words in said
+    assert bool(words) == bool(said)
 
 
 def test_pieces_of_a_record_are_put_together(tmp_path: Path) -> None:

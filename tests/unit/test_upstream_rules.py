@@ -8,12 +8,15 @@ import time
 import unittest
 from collections.abc import Callable
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rpcprops.upstream import _rules
 
+#: Its names are only read.
+rpc: Any = SimpleNamespace()
 HOME = "torch.testing._internal.somewhere"
 
 
@@ -84,6 +87,22 @@ class Suite(unittest.TestCase):
         foreign_helper()
 
     @at_home
+    def test_names_a_backend(self) -> None:
+        self.assertEqual(self._backend(), rpc.backend_registry.BackendType.OTHER)
+
+    @at_home
+    def _backend(self) -> Any:
+        return None
+
+    @at_home
+    def test_names_options_in_a_method(self) -> None:
+        self._options()
+
+    @at_home
+    def _options(self) -> Any:
+        return rpc.TensorPipeRpcBackendOptions()
+
+    @at_home
     def test_has_no_time(self) -> None:
         self.assertEqual(1, 1)
 
@@ -108,6 +127,22 @@ def test_an_assertion_on_elapsed_time_is_found(name: str, place: str) -> None:
 def test_time_that_is_not_asserted_is_no_reason(name: str) -> None:
     """A clock that is only read, or read by code that is not PyTorch's, changes nothing."""
     assert _rules.asserts_wall_clock(Suite, name) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("names_a_backend", ("OTHER", "Suite.test_names_a_backend names BackendType.OTHER")),
+        (
+            "names_options_in_a_method",
+            ("TENSORPIPE", "Suite._options names TensorPipeRpcBackendOptions"),
+        ),
+        ("has_no_time", ("", "")),
+    ],
+)
+def test_an_agent_that_is_asked_for_is_found(name: str, asked: tuple[str, str]) -> None:
+    """A test asks for an agent where it, or a helper, names its backend or its options."""
+    assert _rules.asks_for_agent(Suite, f"test_{name}") == asked
 
 
 def test_timeouts_are_found() -> None:

@@ -7,12 +7,15 @@ from collections import Counter
 
 import pytest
 
+from rpcprops.agents import Agent
+from rpcprops.agents.wire import build
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import account, fired
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 from rpcprops.upstream._examine import failures_of, run_under_faults, run_without_faults
-from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamRanks
+from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamCase, UpstreamRanks
 from rpcprops.upstream.data import UpstreamTest
 
 #: Of torch 2.13, by torch's own count of its classes.
@@ -54,9 +57,38 @@ IN_CI = (
 )
 
 
+#: One of each kind of suite. One has two agents in a process, two have tables, one a dynamic group.
+ON_THE_WIRE = (
+    "RpcTest::test_init_rpc_twice",
+    "FaultyAgentRpcTest::test_check_failed_messages",
+    "FaultyAgentRpcTest::test_rpc_builtin_timeout",
+    "TensorPipeAgentRpcTest::test_dynamic_rpc_existing_rank_can_communicate_with_new_rank",
+)
+#: The tests that name an agent.
+ASKING = {
+    "TensorPipeAgentRpcTest::test_dynamic_rpc_init_rpc_without_rank": "TENSORPIPE",
+    "TensorPipeAgentRpcTest::test_infer_backend_from_options": "TENSORPIPE",
+    "TensorPipeAgentRpcTest::test_mismatched_type_for_options": "TENSORPIPE",
+    "TensorPipeAgentRpcTest::test_set_and_get_num_worker_threads": "TENSORPIPE",
+    "TensorPipeAgentRpcTest::test_tensorpipe_options_throw_on_timedelta_timeout": "TENSORPIPE",
+    "TensorPipeAgentRpcTest::test_tensorpipe_set_default_timeout": "TENSORPIPE",
+    "FaultyAgentRpcTest::test_verify_backend_options": "FAULTY_TENSORPIPE",
+    "FaultyAgentDistAutogradTest::test_verify_backend_options": "FAULTY_TENSORPIPE",
+}
+
+needs_wire = pytest.mark.skipif(
+    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
+)
+
+
 @pytest.fixture(scope="module")
 def ranks(rpc_cluster: ClusterFactory) -> UpstreamRanks:
     return UpstreamRanks(rpc_cluster.server)
+
+
+@pytest.fixture(scope="module")
+def on_the_wire(rpc_cluster: ClusterFactory) -> UpstreamRanks:
+    return UpstreamRanks(rpc_cluster.server, "wire")
 
 
 def test_the_suites_are_whole(ranks: UpstreamRanks) -> None:
@@ -130,18 +162,30 @@ LOST = FaultTable(["SCRIPT_CALL"], 1)
 class LossyRanks(UpstreamRanks):
     """Ranks that lose their first script call, whatever they are asked to run under."""
 
-    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
-        return super().run(test, FaultPlan(LOST), rate)
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
+        return super().run(test, FaultPlan(LOST), rate, agent)
 
 
 class TouchyRanks(UpstreamRanks):
     """Ranks of which rank 0 loses its first script call where its script calls are to be late."""
 
-    def run(self, test: UpstreamTest, plan: FaultPlan | None = None, rate: float = 1.0) -> Seen:
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
         late = (plan or FaultPlan()).table(0).messages_to_delay
         # What delays them all only looks at what is sent.
         touched = "SCRIPT_CALL" in late and len(late) < 5
-        return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate)
+        return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate, agent)
 
 
 def test_a_failure_is_told_with_its_rank(ranks: UpstreamRanks) -> None:
@@ -164,6 +208,50 @@ def test_what_breaks_a_test_is_shrunk_and_confirmed(ranks: UpstreamRanks) -> Non
     needed = FaultPlan(by_rank={0: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
     assert failure.case.plan == needed
     assert any(repeats.rate == 1.0 and repeats.failed for repeats in failure.repeats)
+
+
+@needs_wire
+@pytest.mark.parametrize("name", ON_THE_WIRE)
+def test_the_wire_agent_stands_in(on_the_wire: UpstreamRanks, name: str) -> None:
+    """A test of each kind of suite passes on the agent WIRE, which records its messages."""
+    result = run_without_faults(on_the_wire, on_the_wire.test(name))
+    assert (result.verdict, result.reason) == ("passed", "")
+    assert result.last is not None
+    assert result.last.outcome.agent == "WIRE"
+    assert result.last.outcome.messages
+
+
+def test_few_tests_ask_for_an_agent(ranks: UpstreamRanks) -> None:
+    """In this torch eight of the 464 tests name an agent; under the usual ones they run."""
+    asking = {t.id: t.asks_for for t in ranks.tests() if t.agent != "cuda" and t.asks_for}
+    assert asking == ASKING
+    assert not any(ranks.test(name).not_applicable for name in asking)
+
+
+@needs_wire
+def test_a_test_that_asks_for_another_agent_is_not_run(on_the_wire: UpstreamRanks) -> None:
+    """Under the agent WIRE it is left out with its reason, and a replay of it is refused."""
+    test = on_the_wire.test("FaultyAgentRpcTest::test_verify_backend_options")
+    result = run_without_faults(on_the_wire, test)
+    assert result.verdict == "not_applicable"
+    assert "names BackendType.FAULTY_TENSORPIPE" in result.reason
+    with pytest.raises(UsageError, match="does not run under the agent WIRE"):
+        on_the_wire.observe(Runner(on_the_wire.server), UpstreamCase.of(test))
+
+
+@needs_wire
+@pytest.mark.nightly
+@pytest.mark.parametrize("suite", SUITES)
+def test_all_that_ask_for_no_agent_run_on_the_wire(on_the_wire: UpstreamRanks, suite: str) -> None:
+    """Every test of the suite that asks for no other agent passes on WIRE, or skips itself."""
+    verdicts = {
+        test.id: run_without_faults(on_the_wire, test).verdict
+        for test in on_the_wire.tests()
+        if test.suite == suite
+    }
+    left_out = {name for name, verdict in verdicts.items() if verdict == "not_applicable"}
+    assert left_out == {name for name in ASKING if name.startswith(f"{suite}::")}
+    assert {name for name, verdict in verdicts.items() if verdict == "failed"} == set()
 
 
 @pytest.mark.nightly

@@ -16,9 +16,10 @@
  * what arrives.
  *
  * Ids.  torch counts the ids of requests from 0 at each rank.  Here the count
- * of a rank begins at its rank << 40, so an id is unique in the world and names
- * the sender.  torch uses an id only as the key under which a response finds
- * its request, so nothing else changes.
+ * of a rank begins at its rank << 40, and goes on where the last agent of the
+ * process ended, so an id is unique in the world and names the sender.  torch
+ * uses an id only as the key under which a response finds its request, so
+ * nothing else changes.
  */
 #include <torch/csrc/distributed/rpc/request_callback_impl.h>
 #include <torch/csrc/distributed/rpc/rref_context.h>
@@ -643,7 +644,7 @@ class WireAgent : public TensorPipeAgent {
       const c10::intrusive_ptr<::c10d::Store>& store,
       std::string name,
       worker_id_t rank,
-      int world_size,
+      std::optional<int> world_size, /* none: the group is dynamic */
       WireRpcBackendOptions options,
       std::shared_ptr<Ledger> ledger)
       : TensorPipeAgent(
@@ -661,7 +662,7 @@ class WireAgent : public TensorPipeAgent {
         later_(ledger_),
         table_(tables().arm(
             options.messages_to_fail, options.num_fail_sends, options.messages_to_delay)) {
-    next_id().store(static_cast<uint64_t>(rank) << kRankShift);
+    next_id().store((static_cast<uint64_t>(rank) << kRankShift) + ids_used());
   }
 
   ~WireAgent() override {
@@ -722,6 +723,8 @@ class WireAgent : public TensorPipeAgent {
   void shutdownImpl() override {
     later_.stop();
     TensorPipeAgent::shutdownImpl();
+    /* The responses to an id that came again would be taken for second ones. */
+    ids_used() = next_id().load() - (static_cast<uint64_t>(rank_) << kRankShift);
   }
 
   /* Replaces all faults, and counts from 0.  Nothing may be under way. */
@@ -823,6 +826,13 @@ class WireAgent : public TensorPipeAgent {
 
  private:
   using PipePtr = std::shared_ptr<tensorpipe::Pipe>;
+
+  /* How many ids the agents before this one took, in a process that shut RPC down
+     and came back. */
+  static std::atomic<uint64_t>& ids_used() {
+    static std::atomic<uint64_t> used{0};
+    return used;
+  }
 
   std::atomic<uint64_t>& next_id() {
     return this->*member(NextId{});
@@ -1110,7 +1120,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::init([](const c10::intrusive_ptr<::c10d::Store>& store,
                       std::string name,
                       worker_id_t rank,
-                      int world_size,
+                      std::optional<int> world_size,
                       const WireRpcBackendOptions& options) {
             py::gil_scoped_release release;
             auto ledger = std::make_shared<Ledger>(options.ledger_fd);

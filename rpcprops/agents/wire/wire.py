@@ -137,7 +137,7 @@ def _construct_options(
 
 
 def _init_backend(
-    store: Any, name: str, rank: int, world_size: int, rpc_backend_options: Any
+    store: Any, name: str, rank: int, world_size: int | None, rpc_backend_options: Any
 ) -> Any:
     from rpcprops.torch_facts import symbols
 
@@ -145,6 +145,10 @@ def _init_backend(
     if not isinstance(rpc_backend_options, module.WireRpcBackendOptions):
         msg = f"rpc_backend_options={rpc_backend_options!r} must be WireRpcBackendOptions."
         raise TypeError(msg)
-    agent = module.WireAgent(store, name, rank, world_size, rpc_backend_options)
-    symbols.init_rpc_states(agent)
-    return agent
+
+    def start() -> Any:
+        agent = module.WireAgent(store, name, rank, world_size or None, rpc_backend_options)
+        symbols.init_rpc_states(agent)
+        return agent
+
+    return start() if world_size else symbols.join_dynamic_group(store, name, start)
