@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops._hunt import HUNTED, UNDER_FAULTS, Batch, Found, Hunt, Order, digest, summary
+from rpcprops._hunt import UNDER_FAULTS, Batch, Found, Hunt, Order, digest, hunted, summary
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
@@ -143,9 +143,9 @@ def test_a_batch_has_as_many_draws_as_its_sort_still_needs(tmp_path: Path) -> No
 
 def test_an_example_that_drew_no_fault_counts_as_one_without() -> None:
     """What the property without faults draws has none, and proves something all the same."""
-    cases = draws(HUNTED[ALONE].cases(), 20)
+    cases = draws(hunted()[ALONE].cases(), 20)
     assert all(not case.plan.faulty_ranks(case.program.world_size) for case in cases)
-    assert not HUNTED[ALONE].needs_faults
+    assert not hunted()[ALONE].needs_faults
 
 
 def test_the_time_to_each_finding_is_told(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_orders_that_are_under_way_are_not_given_again(tmp_path: Path) -> None:
     alone = sum(order.draws for order in given if order.property == ALONE)
     assert 2000 <= sum(order.draws for order in given) < 2400
     assert 900 <= alone <= 1100
-    assert {order.property for order in given} == set(HUNTED)
+    assert {order.property for order in given} == set(hunted())
     # The first eight are of one size, so that no process waits for another one.
     assert max(order.draws for order in given[:8]) < 2 * min(order.draws for order in given[:8])
 
