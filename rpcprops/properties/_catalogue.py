@@ -125,9 +125,18 @@ def _as_far_as_it_goes(program: Program) -> Program:
 
 def _undisturbed(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs without any fault."""
-    plan = FaultPlan() if facts else None
-    kinds = None if facts is None or facts.has_bug("retried-without-payload") else (*KINDS, "retry")
-    return programs(max_world_size=4, max_steps=12, facts=facts, plan=plan, kinds=kinds).map(Case)
+    # For a plan without faults, steps are drawn too that some fault would disturb.
+    plan = None if facts is None else FaultPlan()
+    drawn = programs(max_world_size=4, max_steps=12, facts=facts, plan=plan, kinds=_kinds(facts))
+    return drawn.map(Case)
+
+
+def _kinds(facts: TorchFacts | None) -> Sequence[str] | None:
+    """All kinds of step that are drawn for a torch: some only where it has no finding of theirs."""
+    if facts is None:
+        return None
+    findings = {"rejoin": "rref-lifetime-after-reinit", "retry": "retried-without-payload"}
+    return (*KINDS, *(kind for kind, name in findings.items() if not facts.has_bug(name)))
 
 
 def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
