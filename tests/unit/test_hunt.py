@@ -234,8 +234,8 @@ def test_real_time_has_a_share_of_a_hunt(tmp_path: Path) -> None:
 
 def test_a_hunt_for_what_is_known_keeps_to_itself(tmp_path: Path) -> None:
     """Its file says so, and is gone on with in the same way or not at all; so is another one."""
-    ways = (False, True)
-    for known in ways:
+    hunt = Hunt(tmp_path)
+    for known in (False, True):
         hunt = Hunt.read(tmp_path / str(known), known=known)
         order = hunt.order(2000)
         assert order is not None
