@@ -29,7 +29,6 @@ from rpcprops import _guard, agents
 from rpcprops import clock as clocks
 from rpcprops._json import to_json
 from rpcprops.agents.wire import NAME as WIRE
-from rpcprops.agents.wire import build
 from rpcprops.cluster.fork_server import server_environment
 from rpcprops.cluster.logs import RankLog
 from rpcprops.errors import MachineCannot

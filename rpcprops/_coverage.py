@@ -16,7 +16,7 @@ from typing import Literal
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from rpcprops._hunt import HUNTED
+from rpcprops._hunt import hunted
 from rpcprops._uses import Uses, methods_used, uses_of
 from rpcprops.clock.sends import REQUEST_NUMBERS
 from rpcprops.faults import FaultPlan, MessageType
@@ -222,7 +222,7 @@ def _texts(prediction: Prediction) -> Iterator[str]:
 def reached(draws: int = _DRAWS) -> Reached:
     """What a hunt reaches: so many drawn cases of each property that it draws from."""
     found = Reached()
-    for prop in HUNTED.values():
+    for prop in hunted().values():
 
         @seed(0)
         @settings(

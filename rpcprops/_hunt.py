@@ -28,26 +28,24 @@ from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import (
-    PROPERTIES,
     WITHOUT_FAULTS,
     Case,
     Examination,
     Observation,
     Property,
+    drawn_properties,
     examine,
 )
 from rpcprops.report.artefact import versions, write_or_say
 from rpcprops.report.in_flight import watched
 from rpcprops.report.text import artefact_of, describe_case
 from rpcprops.runner import Runner
+from rpcprops.torch_facts import installed
 
 #: The properties under faults, and the transports, in turn.
 UNDER_FAULTS = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
-#: All properties that a hunt draws from, by name.
-HUNTED: Mapping[str, Property] = {
-    WITHOUT_FAULTS.name: WITHOUT_FAULTS,
-    **{name: PROPERTIES[name] for name in UNDER_FAULTS},
-}
+#: The property of dynamic groups, which takes part in a hunt for what is known.
+GROUPS = "drawn-groups"
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
 #: The number of draws in one batch, which is one line of the file.
 BATCH_SIZE = 400
@@ -55,6 +53,8 @@ BATCH_SIZE = 400
 SHARE_WITHOUT_FAULTS = 0.5
 #: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones.
 _LEAST_DRAWS = 50
+#: The share of a batch of dynamic groups, whose few kinds of step are soon alike.
+_SHARE_OF_GROUPS = 0.25
 #: The share of a hunt's time in which passing cases are run in real time as well.
 _SHARE_IN_REAL_TIME = 0.1
 #: By how much the first seeds of two hunts differ whose own seeds follow each other: far more than
@@ -90,6 +90,7 @@ class Batch:
             says why there is none.
         unconfirmed: failures that real time did not show again, in the same form.
         agent: the RPC agent of the ranks; empty if it is torch's faulty one.
+        known: whether what meets known findings was drawn as well.
     """
 
     property: str
@@ -118,6 +119,23 @@ class Batch:
     what: str = _MAGIC
     format: int = _FORMAT
     agent: str = ""
+    known: bool = False
+
+
+def hunted(*, known: bool = False) -> Mapping[str, Property]:
+    """The properties that a hunt draws from, by name.
+
+    Args:
+        known: whether it also draws what meets known findings: as for a torch that has mended
+            them all. What its runs show is judged by what is known of the torch that ran.
+    """
+    drawn = drawn_properties(installed().as_if_mended() if known else None)
+    return {name: drawn[name] for name in (*without_faults(known=known), *UNDER_FAULTS)}
+
+
+def without_faults(*, known: bool = False) -> tuple[str, ...]:
+    """Those of them whose programs have no fault."""
+    return (WITHOUT_FAULTS.name, GROUPS) if known else (WITHOUT_FAULTS.name,)
 
 
 def _batch(line: bytes) -> Batch:
@@ -152,6 +170,7 @@ class Order:
     Attributes:
         draws: how many different examples it is to have.
         real_seconds: how long passing cases may also run in real time.
+        known: whether what meets known findings is drawn as well.
     """
 
     property: str
@@ -159,6 +178,7 @@ class Order:
     transport: Literal["tcp", "shm"]
     draws: int
     real_seconds: float = 0.0
+    known: bool = False
 
     @builtins.property
     def key(self) -> tuple[str, int, str]:
@@ -176,11 +196,13 @@ class Hunt:
     Attributes:
         path: the file; it need not exist yet.
         seed: which draws it has; hunts with different seeds have different ones.
+        known: whether it also draws what meets known findings (see :func:`hunted`).
     """
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
     seed: int = 0
+    known: bool = False
     _cases: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     _alone: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
 
@@ -189,20 +211,33 @@ class Hunt:
             self._note(batch)
 
     @classmethod
-    def read(cls, path: Path, seed: int | None = None) -> Hunt:
+    def read(cls, path: Path, seed: int | None = None, *, known: bool | None = None) -> Hunt:
         """The hunt in `path`, an empty one if there is no file.
 
         Args:
             seed: the seed that it must have, if it is not empty (None: any; an empty one has 0).
+            known: whether it must draw what is known (None: either; an empty one does not).
 
         Raises:
             UsageError: it is no regular file, a line is no batch of a hunt (an incomplete last
-                line is ignored), or it has another seed.
+                line is ignored), it has another seed, or draws what is known where it must not, or
+                does not where it must.
         """
         hunt = cls(path)
         batches = hunt._file.read(_batch)
         if not batches:
-            return cls(path, seed=seed or 0)
+            return cls(path, seed=seed or 0, known=known or False)
+        draws_known = batches[0].known
+        if any(batch.known != draws_known for batch in batches):
+            msg = f"{path} mixes batches that were drawn with --known and without; use another."
+            raise UsageError(msg)
+        if known not in (None, draws_known):
+            remedy = "add it" if draws_known else "leave it out"
+            msg = (
+                f"{path} was hunted with{'' if draws_known else 'out'} --known; {remedy}, or hunt "
+                "in another --file."
+            )
+            raise UsageError(msg)
         of_file = batches[0].seed // _SEEDS
         if seed not in (None, of_file):
             msg = (
@@ -210,7 +245,7 @@ class Hunt:
                 "out to go on with its own."
             )
             raise UsageError(msg)
-        return cls(path, batches, of_file)
+        return cls(path, batches, of_file, draws_known)
 
     def _note(self, batch: Batch) -> None:
         self._cases.update((batch.transport, case) for case in batch.cases)
@@ -319,7 +354,7 @@ class Hunt:
         those that are `under_way`.
         """
         alone, all_ = self._expected(under_way)
-        names = (WITHOUT_FAULTS.name,) if share and alone <= share * all_ else UNDER_FAULTS
+        names = self._without_faults if share and alone <= share * all_ else UNDER_FAULTS
         done = {(b.property, b.seed, b.transport) for b in self.batches}
         done |= {order.key for order in under_way}
         return next(
@@ -330,9 +365,13 @@ class Hunt:
             if (name, seed, transport) not in done
         )
 
+    @property
+    def _without_faults(self) -> tuple[str, ...]:
+        return without_faults(known=self.known)
+
     def _expected(self, under_way: Collection[Order]) -> tuple[int, int]:
         """The examples without faults, and all, once what is under way has been run."""
-        alone = sum(order.draws for order in under_way if order.property == WITHOUT_FAULTS.name)
+        alone = sum(order.draws for order in under_way if order.property in self._without_faults)
         return (
             self.without_faults + alone,
             self.examples + sum(order.draws for order in under_way),
@@ -350,7 +389,7 @@ class Hunt:
         """
         so_far, all_ = self._expected(under_way)
         alone = max(0, math.ceil(share * examples) - so_far)
-        if name == WITHOUT_FAULTS.name:
+        if name in self._without_faults:
             return alone
         return max(0, examples - all_ - alone)
 
@@ -375,7 +414,8 @@ class Hunt:
             return None
         name, seed, transport = self.next_batch(share, under_way)
         # So that each process gets some of a short hunt, and each property under faults does.
-        parts = jobs if name == WITHOUT_FAULTS.name else max(jobs, len(UNDER_FAULTS))
+        parts = jobs if name in self._without_faults else max(jobs, len(UNDER_FAULTS))
+        most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
         spent = sum(batch.real_seconds for batch in self.batches)
         allowed = _SHARE_IN_REAL_TIME * sum(batch.seconds for batch in self.batches) - spent
@@ -383,8 +423,9 @@ class Hunt:
             name,
             seed,
             transport,
-            min(batch_size, max(_LEAST_DRAWS, missing)),
+            min(most, max(_LEAST_DRAWS, missing)),
             max(0.0, allowed) / jobs,
+            self.known,
         )
 
     def must_be_of(self, torch: str, agent: str) -> None:
@@ -436,6 +477,7 @@ def run_order(
         server.torch_version,
         agent=_stored(server.agent),
         draws=order.draws,
+        known=order.known,
     )
     began = time.monotonic()
 
@@ -451,7 +493,7 @@ def run_order(
     with watched(server) as in_flight:
         in_flight.begin(order.property)
         result = examine(
-            HUNTED[order.property],
+            hunted(known=order.known)[order.property],
             runner,
             max_examples=order.draws,
             seed=order.seed,
@@ -529,7 +571,7 @@ def summary(hunt: Hunt) -> dict[str, Any]:
     """The hunt as JSON data."""
     times = hunt.total("accepted_times")
     by_property: dict[str, int] = {}
-    for name in HUNTED:
+    for name in (*without_faults(known=hunt.known), *UNDER_FAULTS):
         found = {(b.transport, c) for b in hunt.batches if b.property == name for c in b.cases}
         by_property[name] = len(found)
     return {
@@ -559,6 +601,7 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "failures": hunt.failures,
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
         "seed": hunt.seed,
+        "draws_known": hunt.known,
         "seconds": round(hunt.seconds, 1),
         "seconds_of_all_jobs": round(sum(b.seconds for b in hunt.batches), 1),
         "seconds_in_real_time": round(sum(b.real_seconds for b in hunt.batches), 1),

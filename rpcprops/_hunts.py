@@ -81,17 +81,27 @@ class Joined:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the table must know."""
+        reasons = {name: FINDINGS[name].not_drawn for name in FINDINGS}
         return (
             "seconds and examples: the median, and the quartiles, over all hunts; one that did "
             f"not meet a finding counts as longer than all that did ({_LATER})",
-            "drawn programs avoid some findings of the torch that runs them, for these would hide "
-            "others; a hunt meets those seldom, or never",
+            "drawn with --known: as for a torch without any known finding"
+            if self.known
+            else "drawn programs avoid some findings of the torch that runs them, for these would "
+            "hide others; a hunt without --known meets those seldom, or never",
+            *(f"{name} is not drawn: {reason}" for name, reason in reasons.items() if reason),
         )
+
+    @property
+    def known(self) -> bool:
+        """Whether the hunts also drew what meets known findings."""
+        return self.hunts[0].known
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON data."""
         return {
             "torch": self.torch,
+            "draws_known": self.known,
             "hunts": [
                 {
                     "file": str(hunt.path),
@@ -106,6 +116,7 @@ class Joined:
                     "name": one.name,
                     "known": one.is_known,
                     "met": one.met,
+                    "not_drawn": FINDINGS[one.name].not_drawn if one.is_known else "",
                     "seconds": _quartiles_json(one.seconds),
                     "examples": _quartiles_json(one.examples),
                 }
@@ -128,7 +139,7 @@ def joined(paths: Sequence[Path]) -> Joined:
 
     Raises:
         UsageError: a file holds no hunt, or is there twice; or the hunts are of different versions
-            of torch, or of different agents.
+            of torch, or of different agents, or only some were drawn with ``--known``.
     """
     hunts = tuple(Hunt.read(path) for path in paths)
     for hunt in hunts:
@@ -146,6 +157,9 @@ def joined(paths: Sequence[Path]) -> Joined:
             names = ", ".join(sorted(value or "the default one" for value in values))
             msg = f"the hunts are of several {what} ({names}); join those of one."
             raise UsageError(msg)
+    if len({hunt.known for hunt in hunts}) > 1:
+        msg = "some of the hunts were drawn with --known and some without; join those of one sort."
+        raise UsageError(msg)
     torch = hunts[0].batches[0].torch
     return Joined(hunts, torch, tuple(_findings(hunts, torch)))
 

@@ -7,6 +7,7 @@ from collections.abc import Set
 from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType, message_type
+from rpcprops.torch_facts import TorchFacts, installed
 
 #: More items than any argument may have: an endless iterable is abandoned there.
 _MAX_ITEMS = 10_000
@@ -56,3 +57,17 @@ def distinct_types(value: object, name: str) -> tuple[MessageType, ...]:
         # A set's order changes from process to process, and would change what a seed draws.
         kinds.sort()
     return tuple(dict.fromkeys(kinds))
+
+
+def checked_facts(value: object) -> TorchFacts:
+    """`value` as the facts of a torch; those of the installed one if it is None.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if value is None:
+        return installed()
+    if not isinstance(value, TorchFacts):
+        msg = f"{argument('facts', value)} must be TorchFacts, or None for the installed torch."
+        raise UsageError(msg)
+    return value

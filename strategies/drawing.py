@@ -33,7 +33,7 @@ from rpcprops.programs.threads import busy_seconds, needed_threads, patient_thre
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
-from rpcprops.strategies._weighted import Below, Unused
+from rpcprops.strategies._weighted import Below, Unused, Weighted
 from rpcprops.torch_facts import TorchFacts, installed
 
 T = TypeVar("T")
@@ -135,6 +135,8 @@ _MOST_DELAYS = 8
 #: fault at which the step is aimed.
 _WIDTH = 8
 _AIM_WIDTH = 3
+#: The messages at which a step may be aimed.
+_AIMED = tuple(sorted(MessageType))
 
 
 @functools.lru_cache(maxsize=512)
@@ -359,10 +361,13 @@ class StepDrawer:
         self._slow_in_time = 0.0
         self._gives_up = settles and gives_up
         faults = [plan.faults_at(rank) if plan else () for rank in self.ranks]
-        self._targets = tuple(
-            (rank, message)
+        self._targets = {
+            _AIMED.index(message) * world_size + rank: (rank, message)
             for rank, at in enumerate(faults)
             for message in sorted({m for f in at for m in f.targets})
+        }
+        self._aim = Weighted(
+            0, len(_AIMED) * world_size - 1, dict.fromkeys(self._targets, 1.0) or {0: 1.0}
         )
         self._may_announce_late = plan is None or any(
             self.may_fail(rank, (MessageType.RREF_FORK_REQUEST,)) for rank in self.ranks
@@ -593,7 +598,7 @@ class StepDrawer:
 
         If that needs a handle and there is none, it is a step that makes the handle.
         """
-        rank, message = self.pick(self._targets)
+        rank, message = self._target()
         ways = [
             way
             for cls in _aimable(tuple(STEP_TYPES.values()))
@@ -601,6 +606,24 @@ class StepDrawer:
             if kind in self.kinds and self._fits(STEP_TYPES[kind])
         ]
         return self.pick(ways)() if ways else None
+
+    def _target(self) -> tuple[int, MessageType]:
+        """A rank, and a message that the plan fails or delays there.
+
+        Its number means the same in every plan, so the step stays what it is while others are taken
+        out of the plan. If the plan has no such target, it is one of the same message at another
+        rank, or else of another message.
+        """
+        self._drawn += 1
+        number = self.draw(self._aim)
+        size = len(self.ranks)
+
+        def distance(other: int) -> tuple[int, int]:
+            return (number // size - other // size) % len(_AIMED), other
+
+        return self._targets[
+            number if number in self._targets else min(self._targets, key=distance)
+        ]
 
     def _take(self, step: Step) -> None:
         self.count += 1

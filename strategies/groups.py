@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
 from rpcprops.steps.arguments import PAIRS
+from rpcprops.strategies._checks import checked_facts
 from rpcprops.strategies.drawing import below, letters
-from rpcprops.torch_facts import TorchFacts, installed
+from rpcprops.torch_facts import TorchFacts
 
 _MAX_WORLD_SIZE = 4
 _MAX_STEPS = 14
@@ -20,15 +21,21 @@ _MAX_STEPS = 14
 _Next = tuple[Step, Callable[[], None]]
 
 
-def group_programs() -> st.SearchStrategy[Program]:
+def group_programs(*, facts: TorchFacts | None = None) -> st.SearchStrategy[Program]:
     """A program of a dynamic group: up to 4 ranks join it in some order, call each other and leave.
 
     No fault can act on such a program. What stock torch gets wrong in a group
-    (docs/findings.md) is drawn where the installed torch has mended it.
+    (docs/findings.md) is drawn where the torch that is to run it has mended it.
 
     Shrinks to fewer steps and lower ranks.
+
+    Args:
+        facts: what is known of that torch (None: of the installed one).
+
+    Raises:
+        UsageError: `facts` is no TorchFacts.
     """
-    return _group_programs(installed())
+    return _group_programs(checked_facts(facts))
 
 
 @st.composite

@@ -18,7 +18,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
-from rpcprops.strategies._checks import whole_number
+from rpcprops.strategies._checks import checked_facts, whole_number
 from rpcprops.strategies.drawing import (
     PARALLEL,
     TIMEOUTS,
@@ -27,6 +27,7 @@ from rpcprops.strategies.drawing import (
     checked_kinds,
 )
 from rpcprops.strategies.faults import fault_plans
+from rpcprops.torch_facts import TorchFacts
 
 _MAX_WORLD_SIZE = 8
 _MAX_STEPS = 16
@@ -62,7 +63,7 @@ def _end(how: Shutdown, late: str, world_size: int, *, settles: bool) -> End:
     return End(how, waits[late])
 
 
-def programs(
+def programs(  # noqa: PLR0913 - what a program is drawn for
     *,
     min_world_size: int = 1,
     max_world_size: int = _MAX_WORLD_SIZE,
@@ -72,6 +73,7 @@ def programs(
     branches: bool = True,
     settles: bool | None = None,
     plan: FaultPlan | FaultTable | None = None,
+    facts: TorchFacts | None = None,
 ) -> st.SearchStrategy[Program]:
     """A program: steps of many kinds over some ranks; each step may follow the earlier ones.
 
@@ -92,12 +94,14 @@ def programs(
         plan: the faults that the program is for. It then prefers steps whose messages these can
             affect. Its timeouts are shorter than a delay, or than a called function sleeps, by at
             least 0.25 s, or longer by at least 600 s (virtual). None: the same, whatever the delay.
+        facts: what is known of the torch that is to run it (None: that of the installed one). What
+            meets its findings (docs/findings.md) is seldom drawn, or never.
 
     Raises:
         UsageError: a number is no int within its bounds, or the minimum is above the maximum;
             `kinds` is no collection of names of steps, or none of them can come first; `branches`
             is no bool, or `settles` neither that nor None; `plan` is no plan, or names ranks that
-            `max_world_size` excludes.
+            `max_world_size` excludes; `facts` is no TorchFacts.
     """
     least, most = _world_sizes(min_world_size, max_world_size)
     faults = _plan(plan)
@@ -110,7 +114,7 @@ def programs(
             )
             raise UsageError(msg)
         least = max(least, needed)
-    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles)
+    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles, facts)
     return _programs(least, most, faults, draw_program)
 
 
@@ -125,6 +129,7 @@ def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of progra
     kinds: Iterable[str] | None = None,
     branches: bool = True,
     settles: bool | None = None,
+    facts: TorchFacts | None = None,
 ) -> st.SearchStrategy[tuple[Program, FaultPlan]]:
     """A plan, and a program drawn for it: the two arguments of :func:`rpcprops.run`.
 
@@ -141,6 +146,8 @@ def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of progra
         kinds: the kinds of step to draw, by their ``op`` (None: all).
         branches: whether steps may run at the same time.
         settles: whether the program settles before it shuts down (None: either).
+        facts: what is known of the torch that is to run it (None: that of the installed one). What
+            meets its findings (docs/findings.md) is seldom drawn, or never.
 
     Raises:
         UsageError: as :func:`fault_plans` and :func:`programs` say.
@@ -150,7 +157,7 @@ def programs_under_faults(  # noqa: PLR0913 - those of fault_plans and of progra
         fault_plans(world_size=size, tables=tables, max_faulty_ranks=max_faulty_ranks)
         for size in range(least, most + 1)
     ]
-    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles)
+    draw_program = _program_drawer(min_steps, max_steps, kinds, branches, settles, facts)
     return _programs_under_faults(least, plans, draw_program)
 
 
@@ -202,7 +209,12 @@ _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 
 
 def _program_drawer(
-    min_steps: object, max_steps: object, kinds: object, branches: object, settles: object
+    min_steps: object,
+    max_steps: object,
+    kinds: object,
+    branches: object,
+    settles: object,
+    facts: object,
 ) -> _DrawProgram:
     """Check the arguments; returns a function that draws a program for a number of ranks."""
     remedy = f"a program drawn has up to {_MOST_STEPS} steps; write a longer one yourself"
@@ -215,6 +227,7 @@ def _program_drawer(
             also = ", or None for either" if name == "settles" else ""
             msg = f"{argument(name, value)} must be a bool; write True or False{also}."
             raise UsageError(msg)
+    known = checked_facts(facts)
     groups = _groups(drawn)
     if branches:
         drawn = (*drawn, PARALLEL)
@@ -238,6 +251,7 @@ def _program_drawer(
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
             settles=settled,
+            facts=known,
             # Not where a default timeout makes the rate slow.
             minutes=rpc_timeout is None and more % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,

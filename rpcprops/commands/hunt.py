@@ -75,6 +75,14 @@ def hunt(  # noqa: PLR0913 - the options
             "ones. That of the file unless given, or 0.",
         ),
     ] = None,
+    known: Annotated[
+        bool,
+        typer.Option(
+            "--known",
+            help="Also draw what meets findings that this torch is known to have. Other hunts "
+            "avoid most of it, because it hides what is new.",
+        ),
+    ] = False,
     jobs: Annotated[
         str,
         typer.Option(
@@ -117,21 +125,21 @@ def hunt(  # noqa: PLR0913 - the options
     if file != _DEFAULT:
         check_output("--file", file, grows=True)
     check_json(json_file)
-    known = Hunt.read(file, seed)
+    kept = Hunt.read(file, seed, known=known)
 
     def ended() -> None:
         stop.ending()
-        write_json(json_file, summary(known))
-        _show(known)
-        if known.unwritten is not None:
-            out.print(f"[bold red]{plain(known.unwritten)}[/bold red]")
+        write_json(json_file, summary(kept))
+        _show(kept)
+        if kept.unwritten is not None:
+            out.print(f"[bold red]{plain(kept.unwritten)}[/bold red]")
 
     if many == 1:
         with running(clock, agent, reuse=reuse) as runner:
             say_torch(runner)
-            _say_known(known)
+            _say_known(kept)
             try:
-                _go_on(known, runner, examples, batch, without_faults)
+                _go_on(kept, runner, examples, batch, without_faults)
             finally:
                 ended()
     else:
@@ -141,13 +149,13 @@ def hunt(  # noqa: PLR0913 - the options
             check_reuse(name, reuse=reuse)
             # Built once, and not by each process.
             agents.named(name).prepare(live)
-            _say_known(known)
+            _say_known(kept)
             try:
                 ranks = Ranks(clock, agent, reuse)
-                _go_on_at_once(known, many, ranks, examples, batch, without_faults)
+                _go_on_at_once(kept, many, ranks, examples, batch, without_faults)
             finally:
                 ended()
-    raise typer.Exit(VIOLATED if known.failures else HOLDS)
+    raise typer.Exit(VIOLATED if kept.failures else HOLDS)
 
 
 def _jobs(text: str) -> int:

@@ -5,7 +5,12 @@
 """
 
 from rpcprops.properties._base import Case, Observation, Property, observe
-from rpcprops.properties._catalogue import PROPERTIES, WITHOUT_FAULTS, shipped_programs
+from rpcprops.properties._catalogue import (
+    PROPERTIES,
+    WITHOUT_FAULTS,
+    drawn_properties,
+    shipped_programs,
+)
 from rpcprops.properties._engine import Examination, Failure, Repeats, broken_promise, examine
 from rpcprops.properties._findings import held_case
 
@@ -19,6 +24,7 @@ __all__ = [
     "Property",
     "Repeats",
     "broken_promise",
+    "drawn_properties",
     "examine",
     "held_case",
     "observe",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from hypothesis import strategies as st
 
 from rpcprops.agents.wire import NAME as WIRE
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
-from rpcprops.programs import Program
+from rpcprops.oracle import predict
+from rpcprops.programs import Member, Program
 from rpcprops.properties import _messages as m
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
@@ -21,7 +24,8 @@ from rpcprops.strategies import (
     programs,
     programs_under_faults,
 )
-from rpcprops.torch_facts import installed
+from rpcprops.strategies.drawing import KINDS
+from rpcprops.torch_facts import TorchFacts, installed
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,31 @@ _FOR_A_TIMEOUT = 4
 _NOT_CREATING = tuple(m for m in MessageType if not m.endswith("_REMOTE_CALL"))
 
 
-def _drawn(tables: st.SearchStrategy[FaultTable]) -> Callable[[], st.SearchStrategy[Case]]:
+#: Makes tables to draw from, for a torch of which that is known.
+_Tables = Callable[[TorchFacts], st.SearchStrategy[FaultTable]]
+
+
+def _drawn(tables: _Tables, facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs, each for a drawn plan."""
-
-    def cases() -> st.SearchStrategy[Case]:
-        drawn = programs_under_faults(max_world_size=4, max_steps=12, tables=tables)
-        return drawn.map(lambda pair: Case(*pair))
-
-    return cases
+    known = facts or installed()
+    drawn = programs_under_faults(max_world_size=4, max_steps=12, tables=tables(known), facts=known)
+    return drawn.map(lambda pair: Case(*pair))
 
 
-def _losing() -> st.SearchStrategy[FaultTable]:
+def _within_budget(_: TorchFacts) -> st.SearchStrategy[FaultTable]:
+    """Tables that torch retries away."""
+    return fault_tables()
+
+
+def _beyond_budget(_: TorchFacts) -> st.SearchStrategy[FaultTable]:
+    """Tables that may use up retries."""
+    return fault_tables(messages=_RREF_MESSAGES, max_fail_sends=7)
+
+
+def _losing(facts: TorchFacts) -> st.SearchStrategy[FaultTable]:
     """Tables that lose calls."""
     tables = fault_tables(messages=tuple(MessageType), max_fail_sends=2)
-    if not installed().has_bug("second-failed-remote"):
+    if not facts.has_bug("second-failed-remote"):
         return tables
     # Creations are lost less often: the second loss in a process meets the known finding, which
     # takes seconds to show.
@@ -82,23 +97,98 @@ def _timed(*, in_time: bool) -> Callable[[], st.SearchStrategy[Case]]:
     return cases
 
 
-def _of_groups() -> st.SearchStrategy[Case]:
+def _of_groups(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs of dynamic groups, which no fault can reach."""
-    return group_programs().map(Case)
+    drawn = group_programs(facts=facts)
+    return (drawn if facts is None else drawn.map(_as_far_as_it_goes)).map(Case)
 
 
-def _undisturbed() -> st.SearchStrategy[Case]:
+def _as_far_as_it_goes(program: Program) -> Program:
+    """The first steps of a program of a group, up to where a finding leaves nothing to predict.
+
+    On a torch with failed-join-keeps-token, a join after a refused one waits for a day. On one with
+    rejoins-alone, who came back and the others do not know each other, so only Member steps follow.
+    """
+    steps = program.steps
+    while steps:
+        program = replace(program, steps=steps)
+        try:
+            met = predict(program, FaultPlan(), installed()).met
+        except UsageError:
+            steps = steps[:-1]
+            continue
+        alone = [one.step for one in met if one.finding == "rejoins-alone"]
+        first = min((step for step in alone if step is not None), default=len(steps))
+        last = next((n for n, x in enumerate(steps) if n > first and x.op != Member.op), len(steps))
+        if last == len(steps):
+            return program
+        steps = steps[:last]
+    msg = "a group without members can be predicted"
+    raise AssertionError(msg)
+
+
+def _undisturbed(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs without any fault."""
-    return programs(max_world_size=4, max_steps=12).map(Case)
+    # For a plan without faults, steps are drawn too that some fault would disturb.
+    plan = None if facts is None else FaultPlan()
+    drawn = programs(max_world_size=4, max_steps=12, facts=facts, plan=plan, kinds=_kinds(facts))
+    return drawn.map(Case)
 
 
+def _kinds(facts: TorchFacts | None) -> Sequence[str] | None:
+    """All kinds of step that are drawn for a torch: some only where it has no finding of theirs."""
+    if facts is None:
+        return None
+    findings = {"rejoin": "rref-lifetime-after-reinit", "retry": "retried-without-payload"}
+    return (*KINDS, *(kind for kind, name in findings.items() if not facts.has_bug(name)))
+
+
+def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
+    """The properties whose programs are drawn, by name.
+
+    Args:
+        facts: what is known of the torch that they are drawn for (None: the installed one, when
+            they are examined). Which findings explain what a run shows does not depend on it.
+    """
+    found = (
+        Property(
+            "drawn-without-faults",
+            "Whatever program is drawn shows what it must where no fault is injected.",
+            partial(_undisturbed, facts),
+            needs_faults=False,
+        ),
+        Property(
+            "drawn-within-budget",
+            "Whatever program is drawn shows what it must, under any faults that torch retries "
+            "away.",
+            partial(_drawn, _within_budget, facts),
+        ),
+        Property(
+            "drawn-lost-calls",
+            "Where calls are lost, their callers are told, and everything else settles but the "
+            "forks that the lost calls carried.",
+            partial(_drawn, _losing, facts),
+        ),
+        Property(
+            "drawn-beyond-budget",
+            "Where retries are used up, what stays is what docs/faults.md says, and shutdown "
+            "tells.",
+            partial(_drawn, _beyond_budget, facts),
+        ),
+        Property(
+            "drawn-groups",
+            "Members of a dynamic group join, call each other, leave and are refused as "
+            "documented.",
+            partial(_of_groups, facts),
+            needs_faults=False,
+        ),
+    )
+    return {item.name: item for item in found}
+
+
+_DRAWN = drawn_properties()
 #: Many bugs need no fault.
-WITHOUT_FAULTS = Property(
-    "drawn-without-faults",
-    "Whatever program is drawn shows what it must where no fault is injected.",
-    _undisturbed,
-    needs_faults=False,
-)
+WITHOUT_FAULTS = _DRAWN["drawn-without-faults"]
 
 _ALL = (
     Property(
@@ -195,29 +285,7 @@ _ALL = (
         "A call whose timeout is clearly longer than its delay gives its value.",
         _timed(in_time=True),
     ),
-    WITHOUT_FAULTS,
-    Property(
-        "drawn-within-budget",
-        "Whatever program is drawn shows what it must, under any faults that torch retries away.",
-        _drawn(fault_tables()),
-    ),
-    Property(
-        "drawn-lost-calls",
-        "Where calls are lost, their callers are told, and everything else settles but the forks "
-        "that the lost calls carried.",
-        _drawn(st.deferred(_losing)),
-    ),
-    Property(
-        "drawn-beyond-budget",
-        "Where retries are used up, what stays is what docs/faults.md says, and shutdown tells.",
-        _drawn(fault_tables(messages=_RREF_MESSAGES, max_fail_sends=7)),
-    ),
-    Property(
-        "drawn-groups",
-        "Members of a dynamic group join, call each other, leave and are refused as documented.",
-        _of_groups,
-        needs_faults=False,
-    ),
+    *_DRAWN.values(),
     Property(
         "executed-twice",
         "A message that torch may try again, executed twice, changes nothing.",

@@ -360,8 +360,9 @@ class _Examiner:
 
     def has_agent(self) -> bool:
         """Whether the ranks can have the agent that the property needs; else the reason is said."""
-        needed, usual = self.prop.agent, self.runner.server.agent
-        if not needed or needed == usual:
+        needed = self.prop.agent
+        usual = self.runner.server.agent if needed else ""
+        if needed == usual:
             return True
         if self.by_chance:
             self.result.reason = f"not run: it needs the agent {needed}, and {usual} was named"

@@ -35,6 +35,8 @@ _MOST_CALLS = 4
 _LONGEST = 1e6
 #: Virtual seconds beyond its timeout for which a call is waited for.
 _PATIENCE = 600.0
+#: Where threads are few: a timeout, and how long a call is waited for.
+_WITHIN_FEW = (300.0, 600.0)
 #: What a call shows that its timeout ended, and one that neither that nor an answer has ended.
 _TIMEOUT, _NOTHING = "timeout", "nothing"
 #: What torch may not keep, and the finding.
@@ -110,8 +112,9 @@ class Onward(Step):
                 model.abandoned_calls[self.then].add(name)
         threads = model.threads
         if threads is not None and threads.left(len(model.steps), self.to) < 1:
-            most = min(self.calls, threads.number)
-            says = f"{_SAYS}[1-{most}] of {self.calls} calls in {self.patience:g} s$"
+            # Also calls for which there was no thread at first: when one has waited in vain, its
+            # thread takes what came next (c10/core/thread_pool.cpp: ThreadPool::main_loop).
+            says = f"{_SAYS}[1-{self.calls}] of {self.calls} calls in {self.patience:g} s$"
             model.meets_here(_FINDING, self.at, says)
         if ended is None:
             return model.shows(None, "unknown")
@@ -160,7 +163,11 @@ class Onward(Step):
             within, seconds = None, 0.0
         if within is None:
             within = drawer.in_time(seconds)
-        return cls(at, to, then, calls, left, right, within, seconds, within + _PATIENCE)
+        patience = within + _PATIENCE
+        if drawer.has_few_threads and not drawer.facts.has_bug(_FINDING):
+            # Too few threads may be drawn, and a torch that has it after all then waits so long.
+            within, patience = _WITHIN_FEW
+        return cls(at, to, then, calls, left, right, within, seconds, patience)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

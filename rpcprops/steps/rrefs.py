@@ -187,8 +187,10 @@ class Remote(Step):
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
                 model.mark(handle)
-                if self.at == self.to:
-                    model.meets("late-remote-to-self")
+            if self.at == self.to:
+                # Whether the message or the function is late: torch forgets the RRef when the
+                # timeout comes (callback::finishCreatingOwnerRRef), and the function then ends.
+                model.meets("late-remote-to-self")
         return slack
 
     @property

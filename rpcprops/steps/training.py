@@ -249,7 +249,8 @@ class Train(_Optimizing):
         owners = _owners(drawer, at, first)
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
         able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
-        optimizer = drawer.pick(able)
+        # What torch once got wrong comes more often where it has been mended.
+        optimizer = drawer.pick(able if rounds_factor else [*able, "Rprop", "Rprop", "Rprop"])
         rounds = drawer.pick(_ROUNDS)
         return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
 

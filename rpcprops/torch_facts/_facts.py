@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rpcprops.torch_facts._counters import CounterKeys
 from rpcprops.torch_facts._findings import FINDINGS
@@ -27,11 +27,13 @@ class TorchFacts:
         version: as torch itself names it, ``2.13.0+cpu``; may be empty.
         texts: the texts that it writes and rpcprops reads.
         counters: its names of the counters.
+        mended: findings that it is taken not to have, whatever its version.
     """
 
     version: str
     texts: Texts = field(default_factory=Texts)
     counters: CounterKeys = field(default_factory=CounterKeys)
+    mended: frozenset[str] = frozenset()
 
     def has_bug(self, name: str) -> bool:
         """Whether this version has the known finding of that name.
@@ -42,7 +44,11 @@ class TorchFacts:
         Raises:
             KeyError: there is no such finding.
         """
-        return not FINDINGS[name].is_mended(self.version)
+        return name not in self.mended and not FINDINGS[name].is_mended(self.version)
+
+    def as_if_mended(self) -> TorchFacts:
+        """The same torch without any known finding: what draws for it avoids nothing."""
+        return replace(self, mended=frozenset(FINDINGS))
 
     def has_dtype(self, name: str) -> bool:
         """Whether this version has ``torch.NAME``, if that is a dtype of some release.

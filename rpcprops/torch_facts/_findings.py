@@ -42,6 +42,8 @@ class Finding:
             empty if it explains every RRefLeak.
         fixed_in: the first release of torch that keeps the promise, empty where none does.
         fixed_by: the change that mended it.
+        not_drawn: why no drawn program meets it, not even one drawn as if torch had mended it;
+            empty if some do.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Finding:
     leak_logs: LeakLogWords = ""
     fixed_in: str = ""
     fixed_by: str = ""
+    not_drawn: str = ""
 
     def status(self, torch_version: str) -> Status:
         """Whether this torch is known to have it, by the measured matrix."""
@@ -252,9 +255,10 @@ _ALL = (
         name="late-remote-to-self",
         promise="ErrorInLog",
         why=(
-            "When a remote() to its own rank times out before its message is sent, torch forgets "
-            "the RRef. The message then comes, and torch fails an internal assertion, which asks "
-            "for a bug report, since it has no such RRef. What the function made is thrown away."
+            "When a remote() to its own rank times out before its message is sent, or before its "
+            "function has returned, torch forgets the RRef. When the function then returns, torch "
+            "fails an internal assertion, which asks for a bug report, since it has no such RRef. "
+            "What the function made is thrown away."
         ),
         source=(
             "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "

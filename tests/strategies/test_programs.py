@@ -321,7 +321,8 @@ def test_a_program_is_certain_and_meets_no_known_finding(
     """Under the plan it was drawn for, the oracle knows how each step ends."""
     program, plan = drawn
     seen = predict(program, plan)
-    assert not seen.known_bugs
+    # Two profiled calls meet that one, and a program may have two (docs/findings.md).
+    assert seen.known_bugs <= {"profiled-events-lost"}
     assert "unknown" not in {step.error for step in seen.steps}
 
 
@@ -552,12 +553,9 @@ def test_a_program_shrinks_together_with_its_plan(
     number would have to grow. So it would to make two ranks of the three of a nested call.
     """
     least = FaultPlan(by_rank={0: FaultTable((kind,), 1)})
-    found = smallest(programs_under_faults(), fires(kind), 5)
-    assert all(len(program.steps) <= 2 for program, _ in found)
-    # A step may be drawn for a message of the plan, and becomes another one with another plan. So
-    # some may end at a plan of more types.
-    ends = [plan == least and (x.world_size, x.steps) in alone for x, plan in found]
-    assert sum(ends) >= 3, found
+    for program, plan in smallest(programs_under_faults(), fires(kind), 5):
+        assert plan == least
+        assert (program.world_size, program.steps) in alone
 
 
 @pytest.mark.nightly

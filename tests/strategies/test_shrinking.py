@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from random import Random
@@ -16,7 +15,7 @@ from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, MessageType
 from rpcprops.oracle import predict
 from rpcprops.strategies import fault_tables, programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS
-from rpcprops.torch_facts import TorchFacts
+from rpcprops.torch_facts import UNKNOWN
 from tests._draws import QUIET
 
 pytestmark = pytest.mark.nightly
@@ -53,13 +52,6 @@ NEEDS: dict[str, int] = {
 }
 
 
-class Mended(TorchFacts):
-    """A torch without any finding, for which nothing is avoided."""
-
-    def has_bug(self, name: str) -> bool:
-        return False
-
-
 def smallest(name: str, strategy: st.SearchStrategy[Any], holds: Callable[[Any], bool]) -> Any:
     """What the search ends at; prints the seconds of the processor that it took."""
     began = time.process_time()
@@ -69,12 +61,16 @@ def smallest(name: str, strategy: st.SearchStrategy[Any], holds: Callable[[Any],
 
 
 @pytest.mark.parametrize("finding", FEWEST)
-def test_a_finding_ends_at_its_fewest_steps(finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finding_ends_at_its_fewest_steps(finding: str) -> None:
     """A program that the oracle says meets a finding shrinks to as few steps as are known."""
-    drawing = importlib.import_module("rpcprops.strategies.drawing")
-    monkeypatch.setattr(drawing, "installed", lambda: Mended(""))
     kinds = AMONG.get(finding)
-    drawn = programs_under_faults(max_world_size=4, max_steps=12, tables=TABLES, kinds=kinds)
+    drawn = programs_under_faults(
+        max_world_size=4,
+        max_steps=12,
+        tables=TABLES,
+        kinds=kinds,
+        facts=UNKNOWN.as_if_mended(),
+    )
     program, _ = smallest(finding, drawn, lambda pair: finding in predict(*pair).known_bugs)
     assert len(program.leaves) <= FEWEST[finding]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops._hunt import HUNTED, UNDER_FAULTS, Batch, Found, Hunt, Order, digest, summary
+from rpcprops._hunt import GROUPS, UNDER_FAULTS, Batch, Found, Hunt, Order, digest, hunted, summary
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
@@ -143,9 +143,9 @@ def test_a_batch_has_as_many_draws_as_its_sort_still_needs(tmp_path: Path) -> No
 
 def test_an_example_that_drew_no_fault_counts_as_one_without() -> None:
     """What the property without faults draws has none, and proves something all the same."""
-    cases = draws(HUNTED[ALONE].cases(), 20)
+    cases = draws(hunted()[ALONE].cases(), 20)
     assert all(not case.plan.faulty_ranks(case.program.world_size) for case in cases)
-    assert not HUNTED[ALONE].needs_faults
+    assert not hunted()[ALONE].needs_faults
 
 
 def test_the_time_to_each_finding_is_told(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_orders_that_are_under_way_are_not_given_again(tmp_path: Path) -> None:
     alone = sum(order.draws for order in given if order.property == ALONE)
     assert 2000 <= sum(order.draws for order in given) < 2400
     assert 900 <= alone <= 1100
-    assert {order.property for order in given} == set(HUNTED)
+    assert {order.property for order in given} == set(hunted())
     # The first eight are of one size, so that no process waits for another one.
     assert max(order.draws for order in given[:8]) < 2 * min(order.draws for order in given[:8])
 
@@ -230,6 +230,39 @@ def test_real_time_has_a_share_of_a_hunt(tmp_path: Path) -> None:
     one.seconds, one.real_seconds = 10.0, 8.0
     hunt.append(one)
     assert _real_seconds(hunt) == 0.0
+
+
+def test_a_hunt_for_what_is_known_keeps_to_itself(tmp_path: Path) -> None:
+    """Its file says so, and is gone on with in the same way or not at all; so is another one."""
+    hunt = Hunt(tmp_path)
+    for known in (False, True):
+        hunt = Hunt.read(tmp_path / str(known), known=known)
+        order = hunt.order(2000)
+        assert order is not None
+        assert order.known is hunt.known is known
+        one = batch(0, "a")
+        one.known = known
+        hunt.append(one)
+        assert Hunt.read(hunt.path) == Hunt.read(hunt.path, known=known) == hunt
+        assert summary(hunt)["draws_known"] is known
+        with pytest.raises(UsageError, match=r"--known; (leave it out|add it), or hunt in another"):
+            Hunt.read(hunt.path, known=not known)
+    hunt.append(batch(1, "b"))
+    with pytest.raises(UsageError, match="mixes batches"):
+        Hunt.read(hunt.path)
+
+
+def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
+    """In smaller batches, which count as without faults; no other hunt draws them."""
+    hunt = Hunt(tmp_path / "hunt.jsonl", known=True)
+    given: list[Order] = []
+    while order := hunt.order(4000, under_way=given, jobs=8):
+        given.append(order)
+    assert {order.property for order in given} == set(hunted(known=True))
+    assert set(hunted(known=True)) - set(hunted()) == {GROUPS}
+    assert all(order.draws <= 100 for order in given if order.property == GROUPS)
+    alone = sum(order.draws for order in given if order.property in {ALONE, GROUPS})
+    assert 1800 <= alone <= 2300
 
 
 def _real_seconds(hunt: Hunt, jobs: int = 1) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from rpcprops.torch_facts import FINDINGS, facts_of
 MET = "early-owner-fork"
 
 
-def hunt(path: Path, found: dict[str, float], torch: str = "2.13.0", agent: str = "") -> Path:
+def hunt(
+    path: Path,
+    found: dict[str, float],
+    torch: str = "2.13.0",
+    agent: str = "",
+    *,
+    known: bool = False,
+) -> Path:
     """A hunt of ten examples, one each second, that met these findings after so many."""
     cases = [str(number) for number in range(10)]
     one = Batch(UNDER_FAULTS[0], 0, "tcp", 400.0, torch, "holds", cases, seconds=10.0, agent=agent)
@@ -22,6 +30,7 @@ def hunt(path: Path, found: dict[str, float], torch: str = "2.13.0", agent: str 
     one.found_after = found
     one.explained = dict.fromkeys((name for name in found if name in FINDINGS), 1)
     one.failure = [name for name in found if name not in FINDINGS]
+    one.known = known
     Hunt(path).append(one)
     return path
 
@@ -61,11 +70,34 @@ def test_hunts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     one = hunt(tmp_path / "one", {})
     other = hunt(tmp_path / "other", {}, torch="2.12.0")
     wire = hunt(tmp_path / "wire", {}, agent="wire")
+    known = hunt(tmp_path / "known", {}, known=True)
     for paths, said in (
         ([one, other], r"several versions of torch \(2.12.0, 2.13.0\); join those of one"),
         ([one, wire], r"several agents \(the default one, wire\)"),
         ([one, one], "named twice"),
+        ([one, known], "some of the hunts were drawn with --known and some without"),
         ([one, tmp_path / "none"], "there is no hunt in it; name files"),
     ):
         with pytest.raises(UsageError, match=said):
             joined(paths)
+
+
+def test_how_the_programs_were_drawn_is_said(tmp_path: Path) -> None:
+    """A table of hunts that drew what is known says so, and so do its data."""
+    plain, known = (joined([hunt(tmp_path / str(x), {MET: 1.0}, known=x)]) for x in (False, True))
+    assert "avoid some findings" in plain.notes[1]
+    assert known.notes[1] == "drawn with --known: as for a torch without any known finding"
+    assert [data.as_json()["draws_known"] for data in (plain, known)] == [False, True]
+
+
+def test_a_finding_that_is_not_drawn_has_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason stands below the table and in its data, and nothing of the kind for others."""
+    reason = "a message must be held for it"
+    data = joined([hunt(tmp_path / "one", {}, known=True)])
+    assert not any("is not drawn" in note for note in data.notes)
+    changed = {**FINDINGS, MET: replace(FINDINGS[MET], not_drawn=reason)}
+    monkeypatch.setattr("rpcprops._hunts.FINDINGS", changed)
+    assert f"{MET} is not drawn: {reason}" in data.notes
+    assert {x["name"]: x["not_drawn"] for x in data.as_json()["findings"]}[MET] == reason

@@ -40,9 +40,9 @@ def _run() -> tuple[SentMessage, ...]:
 RUN = _run()
 
 
-def said(*messages: SentMessage, dropped: int = 0, at_once: bool = False) -> list[str]:
+def said(*messages: SentMessage, dropped: int = 0) -> list[str]:
     outcome = Outcome(2, messages=messages, messages_dropped=dropped)
-    found = recorded_violations(PREDICTION, outcome, at_once=at_once)
+    found = recorded_violations(PREDICTION, outcome)
     assert {violation.promise for violation in found} <= {"MessagesDiffer"}
     return [violation.message for violation in found]
 

@@ -44,7 +44,7 @@ from rpcprops.programs import (
 from rpcprops.programs.threads import _WAITING, needed_threads
 from rpcprops.strategies import programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS, StepDrawer
-from rpcprops.torch_facts import TorchFacts
+from rpcprops.torch_facts import UNKNOWN, TorchFacts
 from tests._draws import draws
 
 T = TypeVar("T")
@@ -207,16 +207,6 @@ class Chance(StepDrawer):
         return self.chance.choice(options)
 
 
-class Mended(TorchFacts):
-    """A torch that has mended every finding."""
-
-    __slots__ = ()
-
-    def has_bug(self, name: str) -> bool:
-        """No."""
-        return False
-
-
 def test_too_few_threads_are_drawn_where_torch_has_mended_the_finding() -> None:
     """Then all threads may run functions that wait, and otherwise one more is there."""
 
@@ -232,8 +222,8 @@ def test_too_few_threads_are_drawn_where_torch_has_mended_the_finding() -> None:
             found.add((step.calls, drawer.threads_of_ranks))
         return found
 
-    assert drawn(TorchFacts("")) == {(calls, calls + 1) for calls in range(1, 5)}
-    assert drawn(Mended("")) == {(calls, 1) for calls in range(1, 5)}
+    assert drawn(UNKNOWN) == {(calls, calls + 1) for calls in range(1, 5)}
+    assert drawn(UNKNOWN.as_if_mended()) == {(calls, 1) for calls in range(1, 5)}
 
 
 def test_the_end_of_nested_calls_is_predicted() -> None:
