@@ -105,6 +105,9 @@ def find_program(text: str) -> Program:
         return _from_python(Path(file), name)
     if text.endswith(".json"):
         return _from_json(Path(text))
+    if text.endswith(".py") and os.path.isfile(text):
+        msg = f"{text}: which program of it? Write {text}:NAME."
+        raise UsageError(msg)
     msg = (
         f"there is no shipped program {text!r} (--list names them), and it is neither a JSON file "
         f"nor path/to/file.py:NAME."
@@ -126,6 +129,7 @@ def _from_python(path: Path, name: str) -> Program:
         found = getattr(module, name, None)
         if isinstance(found, Program):
             return found
+        is_there = found is not None or name in vars(module)
         shown = f"{found!r} (type {type(found).__name__})"
     except KeyboardInterrupt:
         raise
@@ -133,6 +137,9 @@ def _from_python(path: Path, name: str) -> Program:
         msg = f"{path}: it raised {type(error).__name__}: {text_of(error)}"
         raise UsageError(msg) from error
     msg = f"{path}: {name} is {shown}, not a rpcprops.Program."
+    if not is_there:
+        programs = [key for key, one in vars(module).items() if isinstance(one, Program)]
+        msg = f"{path}: it has no {name!r}; its programs are: {', '.join(programs) or 'none'}."
     raise UsageError(msg)
 
 

@@ -83,13 +83,14 @@ class _Drawn:
 
     def joins(self) -> list[_Next]:
         """Ranks that may join; none after a refusal where that keeps the token of the group."""
-        names = (False,) if self.facts.has_bug("dash-in-member-name") else (False, True)
-        return [
-            (Member(rank, dash=dash), partial(self.join, rank, dash=dash))
-            for dash in names
-            for rank in ([] if self.stuck else self.outside())
-            if self.dashed.get(rank, dash) == dash
-        ]
+        ranks = [] if self.stuck else self.outside()
+        steps = [Member(rank) for rank in ranks if not self.dashed.get(rank)]
+        # Of the last rank alone: where a torch has the finding, nobody joins after it.
+        last = self.ranks[-1]
+        is_open = self.dashed.get(last, True) and not self.facts.has_bug("dash-in-member-name")
+        if last in ranks and is_open:
+            steps.append(Member(last, dash=True))
+        return [(step, partial(self.join, step.at, dash=step.dash)) for step in steps]
 
     def outside(self) -> list[int]:
         """Ranks that would find the group."""

@@ -5,6 +5,7 @@ Imports no torch: the test process and its ranks import it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Required, TypedDict, cast
@@ -134,8 +135,8 @@ def complete(
         network: the network of ranks if `options` names none.
 
     Raises:
-        TypeError: an option is unknown, or the size of the world is missing, as in any call.
-        UsageError: a value is out of its range; the message says which.
+        UsageError: an option is unknown, the size of the world is missing, or a value is out of
+            its range; the message says which.
         MachineCannot: the machine's limits do not allow such a world, or it cannot have the rate.
     """
     _check_keywords(options)
@@ -306,14 +307,17 @@ def _check_init(options: ClusterOptions) -> Init:
 
 
 def _check_keywords(options: Mapping[str, object]) -> None:
-    """Raise what Python raises for unknown or missing arguments; `Unpack` checks nothing."""
+    """Raise for unknown or missing options; `Unpack` checks nothing."""
+    known = ClusterOptions.__annotations__
     for name in options:
-        if name not in ClusterOptions.__annotations__:
-            msg = f"ClusterServer.cluster() got an unexpected keyword argument {name!r}"
-            raise TypeError(msg)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}."
+            msg = f"a cluster has no option {name!r}; {hint}"
+            raise UsageError(msg)
     if "world_size" not in options:
-        msg = "ClusterServer.cluster() missing 1 required keyword-only argument: 'world_size'"
-        raise TypeError(msg)
+        msg = "a cluster needs its number of ranks; give it world_size=."
+        raise UsageError(msg)
 
 
 def _check_number(name: str, value: object, top: float, *, whole: bool = False) -> None:

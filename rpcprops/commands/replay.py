@@ -81,7 +81,11 @@ def replay(  # noqa: PLR0913 - one for each option
         ),
     ] = False,
     as_test: Annotated[
-        bool, typer.Option("--as-test", help="Write a pytest file that fails as it does.")
+        bool,
+        typer.Option(
+            "--as-test",
+            help="Write a pytest file that fails as it does. The exit code is that of its runs.",
+        ),
     ] = False,
     output: Annotated[
         Path | None,

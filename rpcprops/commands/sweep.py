@@ -98,6 +98,9 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     if ranks not in ("all", "each", "pairs"):
         msg = f"--ranks {ranks!r} must be 'all', 'each' or 'pairs'."
         raise UsageError(msg)
+    if ranks != "all" and (points or pairs):
+        msg = f"--ranks {ranks} is for tables; leave it out with --points and --pairs."
+        raise UsageError(msg)
     check_transport(transport)
     check_json(json_file)
     chosen = find_program(program)

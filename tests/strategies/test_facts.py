@@ -88,6 +88,7 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("failed-join-keeps-token", GROUPS),
     ("rejoins-alone", GROUPS),
     ("leaving-keeps-values", GROUPS),
+    ("dash-in-member-name", GROUPS),
 ]
 
 

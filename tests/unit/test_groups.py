@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from rpcprops.errors import UsageError
@@ -31,17 +29,10 @@ from rpcprops.torch_facts import TorchFacts, facts_of
 from tests._draws import draws
 
 FACTS = facts_of("2.13.0")
+#: A torch that has no known bug.
+MENDED = TorchFacts("2.99.0").as_if_mended()
 TWO = (Member(0), Member(1))
 HELD = (*TWO, Remote(1, 0, "a"), Fetch(1, "a"))
-
-
-@dataclass(frozen=True)
-class Mended(TorchFacts):
-    """A torch that has no known bug."""
-
-    def has_bug(self, name: str) -> bool:
-        """Never."""
-        return False
 
 
 def group(*steps: Step, world_size: int = 3) -> Program:
@@ -168,19 +159,16 @@ def test_the_last_member_may_have_a_dash() -> None:
     for step in (Member(2), Member(2, "refused", why="taken name", taken=0)):
         met = predict(group(*last[:2], step), FaultPlan(), FACTS).known_bugs
         assert met == {"dash-in-member-name"}
-    assert predict(group(*last[:2], Member(2)), FaultPlan(), Mended("2.99.0")).met == frozenset()
+    assert predict(group(*last[:2], Member(2)), FaultPlan(), MENDED).met == frozenset()
 
 
-def test_names_with_a_dash_are_drawn_for_a_torch_that_has_mended_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_names_with_a_dash_are_drawn_for_a_torch_that_has_mended_them() -> None:
     """And only for one: elsewhere nobody could join after such a member."""
     refusals: set[str] = set()
-    for facts in (Mended("2.99.0"), FACTS):
-        monkeypatch.setattr("rpcprops.strategies.groups.installed", lambda facts=facts: facts)
-        drawn = draws(group_programs(), 40)
+    for facts in (MENDED, FACTS):
+        drawn = draws(group_programs(facts=facts), 120)
         steps = [step for program in drawn for step in program.steps if isinstance(step, Member)]
-        assert any(step.dash for step in steps) == isinstance(facts, Mended)
+        assert any(step.dash for step in steps) == (facts is MENDED)
         assert {step.does for step in steps} == set(DOES)
         refusals |= {step.why for step in steps}
         for program in drawn:
@@ -219,6 +207,6 @@ def test_what_is_next_to_a_finding_does_not_meet_it(steps: tuple[Step, ...]) -> 
 def test_a_torch_without_the_bugs_meets_none() -> None:
     """Who comes back finds the others; after a refusal others join and leave."""
     steps = (Member(0), Member(1, "refused"), Member(1), Member(1, "leave"), Member(1), Member(2))
-    predicted = predict(group(*steps, Member(0, "leave")), FaultPlan(), Mended("2.99.0"))
+    predicted = predict(group(*steps, Member(0, "leave")), FaultPlan(), MENDED)
     assert predicted.met == frozenset()
     assert predicted.steps[5].value == {"members": [0, 1, 2]}

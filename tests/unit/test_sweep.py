@@ -225,6 +225,8 @@ def test_programs_are_found(tmp_path: Path) -> None:
         (f"{'x' * 300}.py:P", "no such Python file"),
         ("{folder}/code.py:BAD", "BAD is 3 .type int., not a rpcprops.Program"),
         ("{folder}/code.py:NONE", "NONE is None"),
+        ("{folder}/code.py:P2", "has no 'P2'; its programs are: none"),
+        ("{folder}/code.py", "which program of it"),
         ("{folder}/raises.py:P", "raised ZeroDivisionError"),
         ("{folder}/text.json", "not JSON"),
         ("{folder}/wrong.json", "this is no Program"),
@@ -233,7 +235,7 @@ def test_programs_are_found(tmp_path: Path) -> None:
 )
 def test_what_is_no_program_is_misuse(tmp_path: Path, text: str, words: str) -> None:
     """Everything else is a UsageError that names it."""
-    (tmp_path / "code.py").write_text("BAD = 3\n", encoding="utf-8")
+    (tmp_path / "code.py").write_text("BAD, NONE = 3, None\n", encoding="utf-8")
     (tmp_path / "raises.py").write_text("1 / 0\n", encoding="utf-8")
     (tmp_path / "text.json").write_text("no json", encoding="utf-8")
     (tmp_path / "wrong.json").write_text('{"steps": [{"op": "sing"}]}', encoding="utf-8")
