@@ -72,8 +72,9 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        # Few programs have three ranks and one outside, so refusals come twice.
-        ways += [self.departures, self.static, self.refusals]
+        ways.append(self.departures)
+        # Few programs have three ranks and one outside, so refusals come more often there.
+        ways += [self.refusals] * (2 * (len(self.members) > 1))
         able = [found for way in ways if (found := way())]
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]
@@ -106,24 +107,21 @@ class _Drawn:
         self.inits[rank] += 1
 
     def refusals(self) -> list[_Next]:
-        """Ranks whose join may be refused, once there are two members."""
-        if self.stuck or len(self.members) < 2:
-            return []
+        """Ranks whose join may be refused.
+
+        A rank of a static world takes no token, and needs one member; the others need two.
+        """
         steps: list[Member] = []
         for rank in self.outside():
-            steps.append(Member(rank, "refused"))
-            for taken in self.members:
-                steps.append(Member(rank, "refused", why="taken name", taken=taken))
-                if not self.inits[rank]:
-                    steps.append(Member(rank, "refused", why="taken rank", taken=taken))
-        return [(step, partial(self.refuse, step)) for step in steps]
-
-    def static(self) -> list[_Next]:
-        """Ranks that may try to join as those of a static world; that takes no token."""
-        if not self.members:
-            return []
-        able = [rank for rank in self.outside() if not self.inits[rank]]
-        steps = [Member(rank, "refused", why="static") for rank in able]
+            is_first = not self.inits[rank]
+            if len(self.members) > 1 and not self.stuck:
+                steps.append(Member(rank, "refused"))
+                for taken in self.members:
+                    steps.append(Member(rank, "refused", why="taken name", taken=taken))
+                    if is_first:
+                        steps.append(Member(rank, "refused", why="taken rank", taken=taken))
+            if self.members and is_first:
+                steps.append(Member(rank, "refused", why="static"))
         return [(step, partial(self.refuse, step)) for step in steps]
 
     def refuse(self, step: Member) -> None:
