@@ -160,8 +160,7 @@ def _sent(
     found: list[Violation] = []
     if program.settles and prediction.certain:
         found += _firing(prediction, plan, outcome)
-    gathers = program.end.how != "at once" and not program.founds_group
-    return found or recorded_violations(prediction, outcome, gathers=gathers)
+    return found or recorded_violations(prediction, outcome, gathers=program.gathers)
 
 
 def _phases(outcome: Outcome) -> list[Violation]:

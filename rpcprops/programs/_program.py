@@ -105,6 +105,15 @@ class Program:
         """Whether its ranks begin without RPC, and join a dynamic group (see ``Member``)."""
         return bool(self.steps) and self.steps[0].outside_group
 
+    @property
+    def gathers(self) -> bool:
+        """Whether its ranks meet at a graceful shutdown, by calls to the first rank and back.
+
+        In a static world ``shutdown`` calls ``_wait_all_workers``
+        (``torch/distributed/rpc/api.py``).
+        """
+        return self.end.how != "at once" and not self.founds_group
+
     def names(self, world_size: int) -> tuple[str, ...]:
         """The names of the ranks of a world, in which the program has the first ranks."""
         dashed = {leaf.at for leaf in self.leaves if getattr(leaf, "dash", False)}

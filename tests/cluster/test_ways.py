@@ -13,12 +13,14 @@ from rpcprops.programs import (
     After,
     Ask,
     Default,
+    Drop,
     Gather,
     Method,
     Own,
     Program,
     Reach,
     Recurse,
+    Remote,
     Settle,
     Step,
 )
@@ -116,7 +118,7 @@ def test_a_short_default_strikes_its_call_alone() -> None:
     assert predict(Program(2, (short,)), HELD_UP).steps[0].error == "timeout"
     assert predict(Program(2, (endless,)), HELD_UP).steps[0].value == [3.0]
     with pytest.raises(UsageError, match=r"put a Settle\(\) before it"):
-        predict(Program(2, (Reach(0, 1), short)), HELD_UP)
+        predict(Program(2, (Remote(0, 1, "a"), Drop(0, "a"), short)), HELD_UP)
 
 
 @pytest.mark.usefixtures("rpc_cluster")

@@ -118,7 +118,7 @@ def _aimed() -> Iterator[World]:
     for number, tables, kinds in (
         (60, None, ("count", "call")),
         (40, None, ("recurse", "settle")),
-        (25, None, ("graph", "train", "linear")),
+        (50, None, ("graph", "train", "linear")),
         (25, None, ("context", "settle")),
         (50, None, ("reach", "gather", "method")),
         (60, st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),

@@ -1528,7 +1528,8 @@ def _record(world: World) -> list[SentMessage]:
         (send.rank, send.to, str(send.message))
         for send in (*world.prediction.sends, *world.prediction.last_sends)
     ]
-    for rank in range(1, world.outcome.world_size) if world.prediction.graceful else ():
+    gathers = world.prediction.graceful and world.program.gathers
+    for rank in range(1, world.outcome.world_size) if gathers else ():
         kinds += [(rank, 0, "PYTHON_CALL"), (0, rank, "PYTHON_CALL")]
     return [
         SentMessage(float(number), rank, to, number, kind, is_request=True, first_id=number)
