@@ -22,12 +22,12 @@ from rpcprops._bench import (
     long_program,
     small_program,
 )
-from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Outcome
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
+from tests._wire import needs_wire
 
 
 def test_the_small_program_meets_every_failing_type() -> None:
@@ -60,9 +60,7 @@ def test_samples_and_the_floors(rpc_cluster: ClusterFactory) -> None:
     assert prepared.processor.least < sample.processor.greatest
 
 
-@pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
+@needs_wire
 def test_the_ledger_is_measured_in_pairs(
     rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

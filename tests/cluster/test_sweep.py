@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops.agents.wire import build
 from tests._commands import Commands
+from tests._wire import needs_wire
 
 SECONDS = 100
 COMMAND = [sys.executable, "-m", "rpcprops", "sweep"]
@@ -98,9 +98,7 @@ def test_list(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
+@needs_wire
 @pytest.mark.parametrize("program", ["create_and_fetch[python]", "fork_user_to_user"])
 def test_every_message_of_a_program_with_every_fault(
     tmp_path: Path, environment: dict[str, str], program: str

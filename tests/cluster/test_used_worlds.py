@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from hypothesis import strategies as st
 
-from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge
@@ -37,15 +36,14 @@ from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 from rpcprops.strategies import programs, programs_under_faults
 from tests._draws import draws, seed_of_this_run
+from tests._wire import needs_wire, own_worlds
 from tests.cluster.conftest import StillAlive
 
 if TYPE_CHECKING:
     from rpcprops.oracle import Model, StepPrediction
     from rpcprops.programs import Scope
 
-pytestmark = pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
+pytestmark = needs_wire
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,10 +113,8 @@ class Reusing(Runner):
 @pytest.fixture
 def runner(rpc_cluster: ClusterFactory) -> Iterator[Reusing]:
     """A runner on the server of all tests, whose kept worlds are its own."""
-    kept = rpc_cluster.server.servers.kept
-    kept.close()
-    yield Reusing(rpc_cluster.server)
-    kept.close()
+    with own_worlds(rpc_cluster.server):
+        yield Reusing(rpc_cluster.server)
 
 
 SMALL = Program(2, (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Fetch(1, "b"), Own(1, "c")))

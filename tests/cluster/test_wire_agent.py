@@ -14,7 +14,6 @@ import pytest
 from torch.distributed import rpc
 
 from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
-from rpcprops.agents.wire import build
 from rpcprops.agents.wire.ledger import Ledger
 from rpcprops.errors import RankDied, UsageError
 from rpcprops.outcomes import SentMessage
@@ -22,10 +21,9 @@ from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import Artefact, write
 from rpcprops.torch_facts import symbols
+from tests._wire import needs_wire
 
-pytestmark = pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
+pytestmark = needs_wire
 
 #: Real seconds, far above what a command takes.
 SECONDS = 150

@@ -18,10 +18,9 @@ from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
 from rpcprops.torch_facts import facts_of
+from tests._wire import needs_wire
 
-pytestmark = pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
+pytestmark = needs_wire
 
 _ran = [0]
 

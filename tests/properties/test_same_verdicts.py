@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from rpcprops.agents.wire import build
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
@@ -20,6 +19,7 @@ from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
 from rpcprops.strategies import programs, programs_under_faults
 from tests._draws import draws, seed_of_this_run
+from tests._wire import needs_wire, own_worlds
 
 PROGRAMS = (
     _programs.fork_user_to_user(),
@@ -36,10 +36,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 #: What one run shows may be one of several things that torch allows. Each way has so many runs to
 #: show one that all others show.
 _TRIES = 5
-
-needs_wire = pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
 
 
 def essence(program: Program, plan: FaultPlan | FaultTable, outcome: Outcome) -> dict[str, Any]:
@@ -77,10 +73,8 @@ def same_clocks(rpc_cluster: ClusterFactory, program: Program, table: FaultTable
 @pytest.fixture
 def runner(rpc_cluster: ClusterFactory) -> Iterator[Runner]:
     """A runner on the server of all tests, whose kept worlds are its own."""
-    kept = rpc_cluster.server.servers.kept
-    kept.close()
-    yield Runner(rpc_cluster.server)
-    kept.close()
+    with own_worlds(rpc_cluster.server):
+        yield Runner(rpc_cluster.server)
 
 
 def differences(runner: Runner, program: Program, plan: FaultPlan) -> tuple[dict[str, Any], int]:

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from rpcprops.agents import Agent
-from rpcprops.agents.wire import build
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import account, fired
@@ -17,6 +16,7 @@ from rpcprops.runner import Runner
 from rpcprops.upstream._examine import failures_of, run_under_faults, run_without_faults
 from rpcprops.upstream._ranks import DEFAULT_RATE, Seen, UpstreamCase, UpstreamRanks
 from rpcprops.upstream.data import UpstreamTest
+from tests._wire import needs_wire
 
 #: Of torch 2.13, by torch's own count of its classes.
 SUITES = {
@@ -75,10 +75,6 @@ ASKING = {
     "FaultyAgentRpcTest::test_verify_backend_options": "FAULTY_TENSORPIPE",
     "FaultyAgentDistAutogradTest::test_verify_backend_options": "FAULTY_TENSORPIPE",
 }
-
-needs_wire = pytest.mark.skipif(
-    build.compiler() is None and not build.library_path().is_file(), reason="no C++ compiler"
-)
 
 
 @pytest.fixture(scope="module")
