@@ -47,6 +47,8 @@ UNDER_FAULTS = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget"
 #: The property of dynamic groups, which takes part in a hunt for what is known.
 GROUPS = "drawn-groups"
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
+#: What to do about a file that is not of a hunt: to go on with it, or to show it.
+_REMEDY = "name a file that rpcprops hunt has written, or a new one to hunt in"
 #: The number of draws in one batch, which is one line of the file.
 BATCH_SIZE = 400
 #: The share of the different examples that have no fault, unless another one is asked for.
@@ -328,7 +330,7 @@ class Hunt:
 
     @functools.cached_property
     def _file(self) -> GrowingFile:
-        return GrowingFile(self.path, "batch of a hunt", _BEGINS, "hunt in another --file")
+        return GrowingFile(self.path, "batch of a hunt", _BEGINS, _REMEDY)
 
     @property
     def unwritten(self) -> Unwritten | None:

@@ -7,6 +7,7 @@ ranks are faulty may differ from sweep to sweep.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import itertools
@@ -108,9 +109,11 @@ def find_program(text: str) -> Program:
     if text.endswith(".py") and os.path.isfile(text):
         msg = f"{text}: which program of it? Write {text}:NAME."
         raise UsageError(msg)
+    close = difflib.get_close_matches(text, shipped, 1)
+    hint = f"did you mean {close[0]}?" if close else "--list names them"
     msg = (
-        f"there is no shipped program {text!r} (--list names them), and it is neither a JSON file "
-        f"nor path/to/file.py:NAME."
+        f"there is no shipped program {text!r} ({hint}), and it is neither a JSON file nor "
+        "path/to/file.py:NAME."
     )
     raise UsageError(msg)
 

@@ -138,8 +138,14 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line_of(error: BaseException) -> str:
-    """The first line of :func:`text_of`; empty where the message is."""
-    return (text_of(error).splitlines() or [""])[0]
+    """The first line of :func:`text_of`, and the next while one ends in a colon; may be empty.
+
+    The first line of what torch brings from another rank names only the rank.
+    """
+    first, *others = text_of(error).splitlines() or [""]
+    while first.endswith(":") and others:
+        first += f" {others.pop(0).strip()}"
+    return first
 
 
 def is_promise(name: str) -> bool:

@@ -171,7 +171,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report of a test what its clusters showed."""
+    """Add to the report of a test what its clusters showed, and show its own frames alone."""
+    reports.show_the_test_first(item, call)
     report = yield
     reports.add_to(report, item, call, item.config.stash[SESSION])
     return report

@@ -11,14 +11,6 @@ from rich.table import Table
 from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import HOLDS
 
-agent = typer.Typer(
-    name="agent",
-    help="The agent WIRE (--agent wire), which records every message: compile it, or show it.",
-    no_args_is_help=True,
-)
-
-
-@agent.command()
 def build(
     *,
     force: Annotated[
@@ -35,7 +27,6 @@ def build(
     out.print(f"[green]built[/green] {plain(path)}")
 
 
-@agent.command()
 def show() -> None:
     """Say where the agent is, whether it is compiled, and what it is compiled against."""
     from rpcprops.agents.wire import build as builder

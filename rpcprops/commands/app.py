@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from rpcprops import __version__
-from rpcprops.commands import stop
-from rpcprops.commands.agent import agent
+from rpcprops.commands import narrow, stop
+from rpcprops.commands.agent import build, show
 from rpcprops.commands.bench import bench
 from rpcprops.commands.check import check
 from rpcprops.commands.doctor import doctor
@@ -22,26 +22,41 @@ from rpcprops.commands.sweep import sweep
 from rpcprops.commands.upstream import upstream
 from rpcprops.errors import MachineCannot, UsageError
 
-_CODES = "Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot, 130 interrupted."
+#: The exit codes that all commands share.
+_CODES = "2 misuse; 3 this machine cannot; 130 interrupted (128 and the number of the signal)."
 
 app = typer.Typer(
     name="rpcprops",
+    cls=narrow.Group,
     help="Property tests for torch.distributed.rpc under sampled faults, on real ranks.",
-    epilog=_CODES,
+    epilog=f"Exit codes: 0 holds; 1 violated; {_CODES} The help of a command says what its own mean.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-#: Each command, and how it is used most.
-_COMMANDS: dict[Callable[..., Any], str] = {
-    check: "rpcprops check rref-values autograd-cleanup -n 200 --seed 7",
-    replay: "rpcprops replay .rpcprops/failures/NAME.json --script",
-    sweep: "rpcprops sweep create_on_self --ranks each --json map.json",
-    hunt: "rpcprops hunt -n 2000 --json summary.json",
-    upstream: 'rpcprops upstream -k "RpcTest and rref" -n 2',
-    doctor: "rpcprops doctor",
-    bench: "rpcprops bench --repeats 3 --harness 0",
+#: Each command, how it is used most, and what its own exit codes mean.
+_COMMANDS: dict[Callable[..., Any], tuple[str, str]] = {
+    check: (
+        "check rref-values autograd-cleanup -n 200 --seed 7",
+        "0 all hold (known findings are no failure); 1 one is violated, vacuous or undecided",
+    ),
+    replay: (
+        "replay .rpcprops/failures/NAME.json --script",
+        "0 it does not fail any more; 1 it fails",
+    ),
+    sweep: (
+        "sweep create_on_self --ranks each --json map.json",
+        "0 all held or met a known finding; 1 one is violated, undecided or not tried, or no fault "
+        "fired",
+    ),
+    hunt: (
+        "hunt -n 2000 --json summary.json",
+        "0 the file holds no failure; 1 it holds one that real time has confirmed",
+    ),
+    upstream: ('upstream -k "RpcTest and rref" -n 2', "0 all pass; 1 a test fails"),
+    doctor: ("doctor", "0 a fault was injected and retried over both transports; 1 it was not"),
+    bench: ("bench --repeats 3 --harness 0", "0 it was measured"),
 }
 
 
@@ -51,11 +66,25 @@ def _help(command: Callable[..., Any]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for _command, _example in _COMMANDS.items():
-    app.command(help=_help(_command), epilog=f"Example: {_example}\n\n{_CODES}")(_command)
+def _epilog(example: str, codes: str) -> str:
+    return f"Example: rpcprops {example}\n\nExit codes: {codes}; {_CODES}"
 
 
-app.add_typer(agent)
+for _command, (_example, _own) in _COMMANDS.items():
+    app.command(cls=narrow.Command, help=_help(_command), epilog=_epilog(_example, _own))(_command)
+
+_agent = typer.Typer(
+    name="agent",
+    cls=narrow.Group,
+    help="The agent WIRE (--agent wire), which records every message: compile it, or show it.",
+    epilog=_epilog("agent build", "0 done"),
+    no_args_is_help=True,
+)
+for _command, _example in ((build, "agent build --force"), (show, "agent show")):
+    _agent.command(
+        cls=narrow.Command, help=_help(_command), epilog=_epilog(_example, "0 done")
+    )(_command)
+app.add_typer(_agent)
 
 
 def _print_version(asked: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from rpcprops.runner import Runner
 
 _DEFAULT = Path(".rpcprops") / "hunt.jsonl"
+#: The columns of a terminal in which the table of several hunts has room.
+_WIDE = 100
 #: The most processes of one hunt.
 _MOST_JOBS = 256
 
@@ -259,12 +261,14 @@ def _show_several(files: Sequence[Path], json_file: Path | None, *, show: bool) 
     check_json(json_file)
     data = joined(files)
     write_json(json_file, data.as_json())
+    # A narrow terminal gets fewer columns, and no torn words.
+    shown = ("finding", "met in", "seconds", "examples")[: 4 if out.width >= _WIDE else 2]
     table = Table(title=plain(data.title), title_justify="left")
-    table.add_column("finding", overflow="fold")
-    for column in ("met in", "seconds", "examples"):
-        table.add_column(column, justify="right", overflow="fold")
+    for column in shown:
+        justify: Literal["left", "right"] = "left" if column == "finding" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for one in data.findings:
-        table.add_row(*map(plain, _row(one, len(data.hunts))))
+        table.add_row(*map(plain, _row(one, len(data.hunts))[: len(shown)]))
     out.print(table)
     for line in data.notes:
         out.print(plain(line))

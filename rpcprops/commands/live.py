@@ -26,6 +26,8 @@ from rpcprops._printable import printable
 
 #: Columns of output to a pipe or a file: nothing is cut there, whatever COLUMNS says.
 _ALL_OF_IT = 10_000
+#: Columns of a terminal that has room for a bar.
+_BAR_FROM = 70
 #: Real seconds after which a plain line is printed; from the last on, it is printed again after as
 #: many again.
 _PACE = (2.0, 10.0, 30.0, 60.0)
@@ -120,7 +122,8 @@ class _Bar(ProgressColumn):
 
     def render(self, task: Task) -> ProgressBar | Text:
         total = self.line.total
-        return Text() if not total else ProgressBar(total, min(self.line.done, total), width=24)
+        # In a narrow terminal the words need the room.
+        return Text() if not total or out.width < _BAR_FROM else ProgressBar(total, min(self.line.done, total), width=24)
 
 
 @contextmanager

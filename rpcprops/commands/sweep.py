@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rpcprops._sweep import Cell, Ranks, Record, State
     from rpcprops.programs import Program
 
+#: The columns of a terminal in which a map has room; in others its columns have short names.
+_WIDE = 90
 _SHORT = {
     "CLEANUP_AUTOGRAD_CONTEXT_REQ": "cleanup",
     "RREF_CHILD_ACCEPT": "accept",
@@ -267,6 +269,7 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
         key = (cell.table.messages_to_fail, cell.table.num_fail_sends)
         groups.setdefault(cell.ranks, {})[key] = cell
     tables: list[Table] = []
+    is_narrow = out.width < _WIDE
     numbers = _numbered_findings(state, places)
     for ranks, group in groups.items():
         who = f"rank {' and '.join(map(str, ranks))} faulty" if ranks else "all ranks faulty"
@@ -274,21 +277,36 @@ def _maps(state: State, places: tuple[Cell, ...]) -> list[Table]:
         table = Table(
             title=title,
             title_justify="left",
-            caption="\n".join(f"known {number}: {plain(name)}" for name, number in numbers.items()),
+            caption="\n".join([*_legend(is_narrow=is_narrow), *_known_lines(numbers)]),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
+            pad_edge=not is_narrow,
+            padding=(0, 0) if is_narrow else (0, 1),
         )
         for name in _SHORT.values():
-            table.add_column(name, justify="center", no_wrap=True)
+            table.add_column(name[:1] if is_narrow else name, justify="center", no_wrap=True)
         counts = sorted({count for _, count in group})
         for count in counts:
-            table.add_column(f"fails {count}", justify="right", no_wrap=True)
+            title = str(count) if is_narrow else f"fails {count}"
+            table.add_column(title, justify="right", no_wrap=not is_narrow)
         for subset in dict.fromkeys(types for types, _ in group):
             marks = ["x" if name in subset else "" for name in _SHORT]
             found = [_cell_text(state, group[subset, count], numbers) for count in counts]
             table.add_row(*marks, *found)
         tables.append(table)
     return tables
+
+
+def _legend(*, is_narrow: bool) -> list[str]:
+    """What the short names of a narrow map stand for."""
+    if not is_narrow:
+        return []
+    types = ", ".join(f"{name[0]} {name}" for name in _SHORT.values())
+    return [f"x: this type fails, as often as the column says ({types})"]
+
+
+def _known_lines(numbers: dict[str, int]) -> list[str]:
+    return [f"known {number}: {plain(name)}" for name, number in numbers.items()]
 
 
 def _numbered_findings(state: State, places: tuple[Cell, ...]) -> dict[str, int]:

@@ -30,6 +30,10 @@ _COLOURS = {
     "not tried": "bold red",
 }
 _WORDS = {"unpredicted": "not predicted", "holds": "held", "unmet": "not sent any more"}
+#: The columns of a terminal in which the map has room; in others it is a list.
+_WIDE = 100
+#: The most points that were not tried of which each has a line of its own.
+_MOST_NAMED = 5
 _ACTIONS = ("fail", "delay", "hold", "duplicate", "lose")
 
 
@@ -133,6 +137,20 @@ def _verdict(verdicts: Counter[str]) -> str:
     return "holds" if verdicts["holds"] else "vacuous"
 
 
+def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each point that was not tried; one line for all, if there are many."""
+    left = [row for row in rows if row["verdict"] == "not tried"]
+    if len(left) > _MOST_NAMED:
+        counts = Counter(row["action"] for row in left)
+        said = ", ".join(f"{action} {counts[action]}" for action in _ACTIONS if counts[action])
+        return [f"not tried: {len(left)} points ({said}); the next sweep goes on with them"]
+    return [
+        f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}:"
+        f"{row['number']}"
+        for row in left
+    ]
+
+
 def _show(report: dict[str, Any]) -> None:
     """Print the map, one line for each message, and a summary."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -147,11 +165,13 @@ def _show(report: dict[str, Any]) -> None:
         lines.setdefault(which, {})[row["action"]] = f"[{colour}]{plain(text)}[/]"
     for which, cells in lines.items():
         table.add_row(which, *(cells.get(action, "") for action in _ACTIONS))
-    out.print(table)
-    for row in report["points"]:
-        if row["verdict"] == "not tried":
-            line = f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}"
-            out.print(f"[bold red]{plain(line)}:{row['number']}[/bold red]")
+        if out.width < _WIDE:
+            said = ", ".join(f"{action} {text}" for action, text in cells.items())
+            out.print(f"{plain(which)}: {said}")
+    if out.width >= _WIDE:
+        out.print(table)
+    for line in _not_tried(report["points"]):
+        out.print(f"[bold red]{plain(line)}[/bold red]")
     for pair in report["pairs"]:
         # Those that were not tried are counted: a sweep may end long before them.
         if pair["verdict"] not in (*_GOOD, "not tried"):

@@ -185,6 +185,8 @@ def _chosen(select: str) -> list[UpstreamTest]:
 
 
 def _leave(code: int) -> NoReturn:
+    if code == 5:
+        err.print("[bold red]rpcprops:[/bold red] no test was selected; --list shows their names.")
     raise typer.Exit(_CODES.get(code, code))
 
 

@@ -16,6 +16,8 @@ from rpcprops.plugin.records import Recorded
 
 #: Exceptions by which a test fails. pytest.fail() and pytest.raises() raise no Exception.
 FAILURES = (Exception, pytest.fail.Exception)
+#: The label of what we have Hypothesis maximise.
+TARGET = "rpcprops: faults fired"
 #: Errors that are not failures of the code under test: they are not confirmed, shrunk or written.
 NOT_THE_TESTS = (HarnessError, MachineCannot)
 
@@ -185,7 +187,7 @@ def tell_hypothesis(recorded: Recorded) -> None:
         fired.update(fired_by_type(account(None, plan, outcome)))
     for name in sorted(fired):
         hypothesis.event(f"fired {name}")
-    hypothesis.target(float(fired.total()), label="rpcprops: faults fired")
+    hypothesis.target(float(fired.total()), label=TARGET)
 
 
 def starting_from(choices: tuple[Any, ...], theirs: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from _pytest._code.code import ExceptionChainRepr
+from _pytest._code.code import ExceptionChainRepr, Traceback, TracebackEntry
 
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
@@ -19,9 +19,9 @@ from rpcprops._printable import printable
 from rpcprops.cluster import namespaces as networks
 from rpcprops.cluster.rates import unasked_real_time
 from rpcprops.cluster.servers import shared_network
-from rpcprops.cluster.stacks import without_ours
+from rpcprops.cluster.stacks import is_theirs, without_ours
 from rpcprops.errors import UsageError, text_of
-from rpcprops.plugin.drawn import NOT_THE_TESTS, function_of, is_drawn
+from rpcprops.plugin.drawn import NOT_THE_TESTS, TARGET, function_of, is_drawn
 from rpcprops.plugin.failures import failure_lines
 from rpcprops.plugin.records import (
     ITEM,
@@ -102,6 +102,24 @@ def add_to(
     del item.stash[ITEM]
 
 
+def show_the_test_first(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Take the frames that lead to the test out of a failure: those of pytest, Hypothesis and us.
+
+    Hypothesis takes its own out of what it raises, but we may report another example's error.
+    """
+    if call.excinfo is None or ITEM not in item.stash or item.config.getoption("fulltrace", False):
+        return
+    entries = call.excinfo.traceback
+    first = next((n for n, entry in enumerate(entries) if _is_the_users(entry)), 0)
+    call.excinfo.traceback = Traceback(entries[first:])
+
+
+def _is_the_users(entry: TracebackEntry) -> bool:
+    # Hypothesis puts functions of its own at the place of the test's, and marks them by this name.
+    is_wrapper = "__hypothesistracebackhide__" in entry.frame.f_globals
+    return is_theirs(str(entry.path)) and not is_wrapper
+
+
 def shorten(longrepr: object) -> None:
     """Take the frames of torch and rpcprops, and the middle of a long text, out of what is shown.
 
@@ -114,6 +132,7 @@ def shorten(longrepr: object) -> None:
             # Each line of the text of an error begins with this mark of pytest's.
             source = [line for line in entry.lines if not line.startswith("E")]
             said = without_ours((ln for ln in entry.lines if ln.startswith("E")), "E")
+            said = [line for line in said if f"label={TARGET!r}" not in line]
             if len(said) > _MOST_SAID:
                 half = _MOST_SAID // 2
                 gap = f"E       … {counted(len(said) - 2 * half, 'line')} …"

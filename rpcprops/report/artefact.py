@@ -29,6 +29,7 @@ FORMAT = 1
 _MAGIC = "rpcprops failure"
 #: The folder for artefacts, below the working directory (or pytest's root).
 DIRECTORY = Path(".rpcprops") / "failures"
+_WHERE = f"failures are written to {DIRECTORY}/"
 _MAX_BYTES = 64 << 20
 #: The most characters of a name, a folder or a version, and of an error about a damaged file.
 _MOST_TEXT = 10_000
@@ -178,10 +179,10 @@ def read(path: Path) -> Artefact:
     except UsageError:
         raise
     except (ValueError, RecursionError) as error:
-        msg = f"{path}: not JSON, so damaged or no artefact: {error}."
+        msg = f"{path}: not JSON, so damaged or no artefact ({error}); {_WHERE}."
         raise UsageError(msg) from None
     if not isinstance(data, dict) or data.get("what") != _MAGIC:
-        msg = f"{path}: no failure artefact of rpcprops (it does not say {_MAGIC!r})."
+        msg = f"{path}: no failure artefact of rpcprops (it does not say {_MAGIC!r}); {_WHERE}."
         raise UsageError(msg)
     if data.get("format") != FORMAT:
         msg = (

@@ -250,7 +250,8 @@ def test_help(rpcprops: Rpcprops, command: str) -> None:
     assert ended.code == 0
     assert "Usage:" in ended.out
     assert len(ended.out.splitlines()) > 5
-    assert "Exit codes: 0 holds, 1 violated, 2 misuse, 3 this machine cannot" in ended.out
+    assert "Exit codes: 0 " in ended.out
+    assert "2 misuse; 3 this machine cannot;" in " ".join(ended.out.split())
     assert not command or f"Example: rpcprops {command}" in ended.out
     assert "…" not in ended.out
     assert time.monotonic() - began < 20

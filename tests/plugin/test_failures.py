@@ -382,12 +382,15 @@ def test_a_misuse_is_raised_plainly(ran: tuple[Any, Any, dict[str, Any]]) -> Non
 
 
 def test_user_code_is_shown(ran: tuple[Any, Any, dict[str, Any]]) -> None:
-    """The traceback of a failure shows the user's lines, and none of the plugin's wrapper."""
+    """The traceback of a failure shows the user's lines, and none of ours or of Hypothesis."""
     section = ran[1].section("test_fails")
     assert "planted" in section
     assert re.search("(Falsifying example|Failing test case): test_fails", section)
     assert "pytest_plugin.py" not in section
-    assert "rpcprops/plugin/" not in section
+    for name in DRAWN:
+        section = ran[1].section(name)
+        for words in ("rpcprops/plugin/", "hypothesis/core.py", "target score", "execute_once"):
+            assert words not in section, (name, words)
 
 
 def test_fast_clock_only_is_no_failure(ran: tuple[Any, Any, dict[str, Any]]) -> None:
@@ -443,6 +446,7 @@ def test_replay_says_reproduced_and_fixed(ran: tuple[Any, Any, dict[str, Any]]) 
     again = project.command("rpcprops", "replay", path)
     assert again.code == 1, again.out + again.err
     assert "reproduced: AssertionError in 3 of 3 runs" in again.out
+    assert "hypothesis/core.py" not in again.out
     project.write(bug="FIXED = True")
     try:
         fixed = project.command("rpcprops", "replay", path)

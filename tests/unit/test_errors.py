@@ -123,4 +123,6 @@ def test_there_is_a_text_of_every_exception() -> None:
     assert errors.text_of(ValueError("one\ntwo")) == "one\ntwo"
     assert errors.first_line_of(ValueError("one\ntwo")) == "one"
     assert errors.first_line_of(ValueError()) == ""
+    of_a_rank = RuntimeError("AssertionError: On WorkerInfo(id=0):\nValueError(2)\nTraceback:")
+    assert errors.first_line_of(of_a_rank) == "AssertionError: On WorkerInfo(id=0): ValueError(2)"
     assert errors.text_of(Mute()) == "<no text: Mute.__str__ raised KeyError>"

@@ -318,7 +318,7 @@ def test_a_file_of_something_else_keeps_every_byte(tmp_path: Path, text: str) ->
     path = tmp_path / "notes.txt"
     path.write_text(text, encoding="utf-8")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="line 1: no batch of a hunt; hunt in another --file"):
+    with pytest.raises(UsageError, match="line 1: no batch of a hunt; name a file that"):
         Hunt.read(path)
     with pytest.raises(UsageError, match="line 1: no batch of a hunt"):
         Hunt(path).append(batch(0, "a"))
