@@ -1,4 +1,4 @@
-"""The README's example, as a newcomer would type it."""
+"""The examples of the README and of the pages it leads to, as a newcomer would type them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/testing.md", "docs/programs.md")
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 
 def run_example(folder: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """pytest of a test file of the README's, from outside the checkout."""
-    (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", README.read_text(), re.DOTALL)
+    """pytest of a test file of these pages, from outside the checkout."""
+    (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", TEXT, re.DOTALL)
     (folder / name).write_text(code)
     (folder / "pytest.ini").write_text("[pytest]\n")
     return subprocess.run(
@@ -26,7 +28,7 @@ def run_example(folder: Path, name: str, *options: str) -> subprocess.CompletedP
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
-    """The README's test of a counter passes from outside the checkout, and its faults fire."""
+    """The test of a counter passes from outside the checkout, and its faults fire."""
     ran = run_example(
         tmp_path, "test_counter.py", "--hypothesis-profile=rpcprops-dev", "--hypothesis-seed=1"
     )
@@ -44,10 +46,8 @@ def test_the_first_example_fails_as_shown(tmp_path: Path) -> None:
 
 
 def test_the_program_runs(tmp_path: Path) -> None:
-    """The README's program holds under its plan, as a script of a user's."""
-    (code,) = re.findall(
-        r"```python\n(from rpcprops import FaultPlan.*?)```", README.read_text(), re.DOTALL
-    )
+    """The program of docs/programs.md holds under its plan, as a script of a user's."""
+    (code,) = re.findall(r"```python\n(from rpcprops import FaultPlan.*?)```", TEXT, re.DOTALL)
     script = tmp_path / "program.py"
     script.write_text(code)
     ran = subprocess.run(

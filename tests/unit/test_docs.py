@@ -1,0 +1,46 @@
+"""The pages for readers: their links lead somewhere, and their program in JSON is one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rpcprops._json import from_json
+from rpcprops.programs import Drop, Fetch, Program, Remote
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's titles, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link names a file of the checkout, and a title of it if it has an anchor."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_can_be_found() -> None:
+    """The README leads to each page of docs/."""
+    linked = re.findall(r"\]\((docs/\w+\.md)", (ROOT / "README.md").read_text())
+    assert set(linked) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
+def test_the_program_in_json() -> None:
+    """docs/programs.md shows a program as JSON: it is read as the program that it describes."""
+    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/programs.md").read_text(), re.DOTALL)
+    expected = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
+    assert from_json(json.loads(text), Program) == expected
