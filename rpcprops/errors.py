@@ -81,7 +81,7 @@ class OwnerGone(BrokenPromise):
 
 
 class RRefLeak(BrokenPromise):
-    """RRefs did not drain: an owner, a fork, a pending user or a pending future stayed."""
+    """RRefs were left over: an owner, a fork, a pending user or a pending future stayed."""
 
 
 class ContextLeak(BrokenPromise):
@@ -93,7 +93,7 @@ class WrongGradient(BrokenPromise):
 
 
 class CallLeak(BrokenPromise):
-    """An RPC never finished: an agent still counts it as active although nothing is under way."""
+    """An RPC never finished: an agent still counts it as active although nothing is on its way."""
 
 
 class UngracefulShutdown(BrokenPromise):
@@ -101,7 +101,7 @@ class UngracefulShutdown(BrokenPromise):
 
 
 class RankDied(BrokenPromise):
-    """A rank died by a signal, or left before its time."""
+    """A rank was killed by a signal, or exited before it was told to."""
 
 
 class RankHung(BrokenPromise):
@@ -127,7 +127,7 @@ class MessagesDiffer(BrokenPromise):
 
 
 def text_of(error: BaseException) -> str:
-    """The message of an exception, or that there is none to be had: its own code makes it."""
+    """The message of an exception; where its own ``__str__`` fails, a text that says so."""
     try:
         return str(error)
     except KeyboardInterrupt:

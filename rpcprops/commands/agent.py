@@ -11,6 +11,7 @@ from rich.table import Table
 from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import HOLDS
 
+
 def build(
     *,
     force: Annotated[

@@ -81,9 +81,9 @@ _agent = typer.Typer(
     no_args_is_help=True,
 )
 for _command, _example in ((build, "agent build --force"), (show, "agent show")):
-    _agent.command(
-        cls=narrow.Command, help=_help(_command), epilog=_epilog(_example, "0 done")
-    )(_command)
+    _agent.command(cls=narrow.Command, help=_help(_command), epilog=_epilog(_example, "0 done"))(
+        _command
+    )
 app.add_typer(_agent)
 
 

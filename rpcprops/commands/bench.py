@@ -28,15 +28,21 @@ def bench(
         int, typer.Option(min=0, help="Runs of PyTorch's own harness (15 s and more each).")
     ] = 3,
     growth: Annotated[
-        bool, typer.Option("--growth", help="Also with world size, failing sends and length.")
+        bool,
+        typer.Option(
+            "--growth", help="Also how the cost grows with ranks, failing sends and steps."
+        ),
     ] = False,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Also the curve of rates, idle and loaded.")
+        bool,
+        typer.Option(
+            "--curve", help="Also the cost at each clock rate, on an idle and on a busy machine."
+        ),
     ] = False,
     ledger: Annotated[
         bool,
         typer.Option(
-            "--ledger", help="Also, in pairs, what the ledger of the agent wire adds to an example."
+            "--ledger", help="Also what recording all messages (agent wire) adds to an example."
         ),
     ] = False,
     clock: Clock = "auto",
@@ -44,7 +50,11 @@ def bench(
         Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")
     ] = None,
 ) -> None:
-    """Measure what an example costs, against PyTorch's own harness and two bare floors."""
+    """Measure what an example costs, against PyTorch's own harness and against two floors.
+
+    A floor is as many ranks that fork, join, shut down and exit, and do nothing else: without the
+    preparations that make our own cheaper, and with them.
+    """
     from rpcprops._bench import WORLD_SIZES, Bench, growth_with_ranks
     from rpcprops.report.artefact import versions
 

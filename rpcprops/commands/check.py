@@ -42,25 +42,30 @@ def check(  # noqa: PLR0913 - one argument for each option
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Properties to check (--list names them); all but the slow ones unless given."
+            help="Properties to check (--list names them); without them, all but the slow ones."
         ),
     ] = None,
     *,
     examples: Annotated[
         int | None,
         typer.Option(
-            "--examples", "-n", min=1, help="Examples a property; the profile's unless given."
+            "--examples",
+            "-n",
+            min=1,
+            help="Examples for each property; without it, as the profile says.",
         ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help="dev, ci, nightly or debug: how many examples, how much is said.")
     ] = "dev",
-    seed: Annotated[int | None, typer.Option(help="Draw the same examples again.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="A number: the same one draws the same examples.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Count what is accepted because it is documented (docs/faults.md) as a failure.",
+            help="Make what is accepted because torch documents it (docs/faults.md) a failure.",
         ),
     ] = False,
     clock: Clock = "auto",

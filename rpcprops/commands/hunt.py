@@ -54,27 +54,32 @@ def hunt(  # noqa: PLR0913 - the options
     examples: Annotated[
         int,
         typer.Option(
-            "--examples", "-n", min=1, help="Different examples that the file is to have."
+            "--examples", "-n", min=1, help="How many different examples the file has at the end."
         ),
     ] = 10_000,
     file: Annotated[
-        Path, typer.Option("--file", help="Where the hunt is kept, and gone on with.")
+        Path,
+        typer.Option(
+            "--file", help="The file of the hunt. If it exists, the hunt goes on from there."
+        ),
     ] = _DEFAULT,
-    batch: Annotated[int, typer.Option(min=1, help="Draws between two writes.")] = 400,
+    batch: Annotated[
+        int, typer.Option(min=1, help="How many examples are drawn before the file is written.")
+    ] = 400,
     without_faults: Annotated[
         float,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="The share of the examples that have no fault: many bugs need none.",
+            help="The share of examples without a fault, from 0 to 1: many bugs need none.",
         ),
     ] = 0.5,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Which programs and faults are drawn: hunts with different seeds draw different "
-            "ones. That of the file unless given, or 0.",
+            help="A number that decides which programs and faults are drawn. Without it, that of "
+            "the file, or 0.",
         ),
     ] = None,
     known: Annotated[
@@ -108,9 +113,9 @@ def hunt(  # noqa: PLR0913 - the options
 ) -> None:
     """Hunt for what torch gets wrong: drawn programs, faults within and beyond the retry budget.
 
-    Half of the examples have no fault, unless --without-faults says otherwise. Both transports in
-    turn. What was run is kept in a file, so a hunt that is interrupted goes on where it was; only
-    the batches that were under way are drawn again. What a known finding explains
+    Half of the examples have no fault, unless --without-faults says otherwise. The transports take
+    turns. What was run is kept in a file, batch by batch. The next hunt goes on from there, and
+    draws a batch that was interrupted again. What a known finding explains
     (docs/findings.md), and what is accepted because it is documented (docs/faults.md), is counted
     and named. The exit code is 1 when the file holds a failure that real time has confirmed.
 

@@ -123,7 +123,11 @@ class _Bar(ProgressColumn):
     def render(self, task: Task) -> ProgressBar | Text:
         total = self.line.total
         # In a narrow terminal the words need the room.
-        return Text() if not total or out.width < _BAR_FROM else ProgressBar(total, min(self.line.done, total), width=24)
+        return (
+            Text()
+            if not total or out.width < _BAR_FROM
+            else ProgressBar(total, min(self.line.done, total), width=24)
+        )
 
 
 @contextmanager

@@ -67,24 +67,24 @@ def replay(  # noqa: PLR0913 - one for each option
         bool | None,
         typer.Option(
             "--needed/--no-needed",
-            help="Leave out each fault in turn, and say which the failure needs. Done by itself "
-            f"where it is likely to take less than {_CHEAP_SECONDS:g} s. It first says how many "
-            f"runs that takes, and starts no run after {_NEEDED_SECONDS:g} s.",
+            help="Leave out each fault in turn, and say which ones the failure needs. Without either "
+            f"option this is done if it is likely to take less than {_CHEAP_SECONDS:g} s. No run "
+            f"starts after {_NEEDED_SECONDS:g} s.",
         ),
     ] = None,
     script: Annotated[
         bool,
         typer.Option(
             "--script",
-            help="Write a Python file that shows the failure with torch alone, in real time; it is "
-            "run first, and says how often it showed it.",
+            help="Write a Python file that shows the failure with torch alone, in real time. It is "
+            "run first, and replay says how often it showed the failure.",
         ),
     ] = False,
     as_test: Annotated[
         bool,
         typer.Option(
             "--as-test",
-            help="Write a pytest file that fails as it does. The exit code is that of its runs.",
+            help="Write a pytest test that fails in the same way. It is run first.",
         ),
     ] = False,
     output: Annotated[
@@ -92,7 +92,11 @@ def replay(  # noqa: PLR0913 - one for each option
         typer.Option(help="Where --script or --as-test write; next to the artefact unless given."),
     ] = None,
 ) -> None:
-    """Run a recorded failure again: exit 1 if it still fails, 0 if it does not."""
+    """Run a recorded failure again: exit 1 if it still fails, 0 if it does not.
+
+    With --script or --as-test, a file is written that shows the failure, and the exit code is that
+    of the file's runs. This needs the failure of a program, not of a test of your own.
+    """
     from rpcprops._replay import check_faults, read
 
     artefact = read(file)

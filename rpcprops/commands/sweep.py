@@ -54,7 +54,10 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     ] = None,
     *,
     ranks: Annotated[
-        str, typer.Option(help="Which ranks get the table: all, each alone, or all pairs.")
+        str,
+        typer.Option(
+            help="Which ranks get the table: all, each (one at a time), or pairs (two at a time)."
+        ),
     ] = "all",
     points: Annotated[
         bool,
@@ -63,14 +66,16 @@ def sweep(  # noqa: PLR0913 - one argument for each option
         ),
     ] = False,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="The same, and every two of these at once.")
+        bool,
+        typer.Option("--pairs", help="As --points, and then every two of these faults at once."),
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
     reuse: Reuse = False,
     transport: Transport = "tcp",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of where the last one ended.")
+        bool,
+        typer.Option("--restart", help="Run everything again, and keep nothing of the last sweep."),
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the map to this file as JSON.")
@@ -81,8 +86,8 @@ def sweep(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Run a program under all 76 retryable tables, and show what held and what fired.
 
-    What was run is kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. A table
-    under which the program met a known finding (docs/findings.md) says which.
+    The results are kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. Where the
+    program met a known finding (docs/findings.md), the map names it.
 
     With --points, a run without faults shows which messages there are. Each of them fails, is late,
     is held, comes twice and is lost, one at a time. What the oracle does not predict is named and

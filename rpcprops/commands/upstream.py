@@ -40,15 +40,16 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     faults: Annotated[
         str,
         typer.Option(
-            help="none, or sampled: also run each test that faults mean something to under drawn "
-            "tables, in which nothing that it asserts may change."
+            help="none, or sampled: tests that faults can affect also run under drawn tables, which "
+            "may change nothing that they assert."
         ),
     ] = "none",
     examples: Annotated[
         int, typer.Option(min=1, help="With sampled faults: tables for each test.")
     ] = 5,
     seed: Annotated[
-        int | None, typer.Option(help="With sampled faults: draw the same tables again.")
+        int | None,
+        typer.Option(help="With sampled faults: a number; the same one draws the same tables."),
     ] = None,
     agent: Annotated[
         str | None,
@@ -59,7 +60,8 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     ] = None,
     clock: Clock = "auto",
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write what each test came to as JSON.")
+        Path | None,
+        typer.Option("--json", help="Write the verdict of each test to this file as JSON."),
     ] = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write the results as JUnit XML.")
@@ -74,7 +76,7 @@ def upstream(  # noqa: PLR0913 - one argument for each option
         ),
     ] = None,
 ) -> None:
-    """Run PyTorch's own RPC tests, from the installed torch, on ranks of ours."""
+    """Run PyTorch's own RPC tests, from the installed torch, on our ranks."""
     if faults not in ("none", "sampled"):
         msg = f"--faults {faults!r} must be 'none' or 'sampled'."
         raise UsageError(msg)

@@ -77,7 +77,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--rpc-upstream-faults": {
         "default": "none",
         "choices": ("none", "sampled"),
-        "help": "sampled: each test that faults mean something to runs under drawn tables as well",
+        "help": "sampled: tests that faults can affect also run under drawn tables",
     },
     "--rpc-upstream-examples": {
         "type": int,
@@ -92,7 +92,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     },
     "--rpc-upstream-report": {
         "metavar": "FILE",
-        "help": "write what each of PyTorch's tests came to to FILE, as JSON",
+        "help": "write the verdict of each of PyTorch's tests to FILE, as JSON",
     },
 }
 
