@@ -82,7 +82,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     """Check the shipped properties against the installed torch, under sampled fault tables.
 
     The smallest case of each known finding of stock torch (docs/findings.md) is tried until it
-    shows. Exit code 0: all properties hold, and each finding is known or was not seen.
+    shows.
     """
     from rpcprops.commands.database import Database
     from rpcprops.profiles import PROFILES

@@ -117,7 +117,7 @@ def hunt(  # noqa: PLR0913 - the options
     turns. What was run is kept in a file, batch by batch. The next hunt goes on from there, and
     draws a batch that was interrupted again. What a known finding explains
     (docs/findings.md), and what is accepted because it is documented (docs/faults.md), is counted
-    and named. The exit code is 1 when the file holds a failure that real time has confirmed.
+    and named.
 
     --show FILE FILE … runs nothing: it prints in how many of these hunts each known finding was
     met, and after how many seconds and examples.

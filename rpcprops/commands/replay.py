@@ -67,9 +67,9 @@ def replay(  # noqa: PLR0913 - one for each option
         bool | None,
         typer.Option(
             "--needed/--no-needed",
-            help="Leave out each fault in turn, and say which ones the failure needs. Without either "
-            f"option this is done if it is likely to take less than {_CHEAP_SECONDS:g} s. No run "
-            f"starts after {_NEEDED_SECONDS:g} s.",
+            help="Leave out each fault in turn, and say which ones the failure needs. Without "
+            f"either option it is done where it should take less than {_CHEAP_SECONDS:g} s. No "
+            f"run starts after {_NEEDED_SECONDS:g} s.",
         ),
     ] = None,
     script: Annotated[

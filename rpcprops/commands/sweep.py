@@ -86,8 +86,8 @@ def sweep(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Run a program under all 76 retryable tables, and show what held and what fired.
 
-    The results are kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. Where the
-    program met a known finding (docs/findings.md), the map names it.
+    The results are kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. Where
+    the program met a known finding (docs/findings.md), the map names it.
 
     With --points, a run without faults shows which messages there are. Each of them fails, is late,
     is held, comes twice and is lost, one at a time. What the oracle does not predict is named and

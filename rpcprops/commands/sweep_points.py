@@ -143,7 +143,8 @@ def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
     if len(left) > _MOST_NAMED:
         counts = Counter(row["action"] for row in left)
         said = ", ".join(f"{action} {counts[action]}" for action in _ACTIONS if counts[action])
-        return [f"not tried: {len(left)} points ({said}); the next sweep goes on with them"]
+        where = "the map shows which, and an interrupted sweep goes on with them"
+        return [f"not tried: {len(left)} points ({said}); {where}"]
     return [
         f"not tried: {row['action']} of {row['type']} {row['sender']}:{row['receiver']}:"
         f"{row['number']}"
@@ -151,14 +152,14 @@ def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _show(report: dict[str, Any]) -> None:
-    """Print the map, one line for each message, and a summary."""
+def _show_map(rows: list[dict[str, Any]]) -> None:
+    """Print what each message showed with each action, one line for each message."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("message", no_wrap=True)
     for action in _ACTIONS:
         table.add_column(action, overflow="fold")
     lines: dict[str, dict[str, str]] = {}
-    for row in report["points"]:
+    for row in rows:
         which = f"{row['type']} {row['sender']} to {row['receiver']}, {row['number']}"
         text = ", ".join(row["findings"]) or _WORDS.get(row["verdict"], row["verdict"])
         colour = _COLOURS[row["verdict"]]
@@ -170,6 +171,11 @@ def _show(report: dict[str, Any]) -> None:
             out.print(f"{plain(which)}: {said}")
     if out.width >= _WIDE:
         out.print(table)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Print the map and a summary."""
+    _show_map(report["points"])
     for line in _not_tried(report["points"]):
         out.print(f"[bold red]{plain(line)}[/bold red]")
     for pair in report["pairs"]:

@@ -40,8 +40,8 @@ def upstream(  # noqa: PLR0913 - one argument for each option
     faults: Annotated[
         str,
         typer.Option(
-            help="none, or sampled: tests that faults can affect also run under drawn tables, which "
-            "may change nothing that they assert."
+            help="none, or sampled: tests that faults can affect also run under drawn tables, "
+            "which may change nothing that they assert."
         ),
     ] = "none",
     examples: Annotated[

@@ -185,6 +185,19 @@ def test_a_point_that_was_not_tried_fails_the_sweep(
     assert [n for n, row in enumerate(_rows(tmp_path)) if row["verdict"] == "not tried"] == [lacks]
 
 
+@pytest.mark.parametrize("number", [0, 1, 5, 6, 40])
+def test_many_points_that_were_not_tried_are_counted(number: int) -> None:
+    """Up to five are named, each in a line; more are one line with their number."""
+    row = {"type": "RREF_ACK", "sender": 0, "receiver": 1, "number": 2}
+    rows = [{**row, "action": "lose", "verdict": "not tried"}] * number
+    lines = command._not_tried([*rows, {**row, "action": "fail", "verdict": "holds"}])
+    if number <= 5:
+        assert lines == ["not tried: lose of RREF_ACK 0:1:2"] * number
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith(f"not tried: {number} points (lose {number});")
+
+
 def test_a_fault_that_did_not_act_is_undecided(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
