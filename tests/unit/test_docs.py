@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rpcprops._json import from_json
+from rpcprops.cluster.options import ClusterOptions
+from rpcprops.plugin.options import DECLARED
 from rpcprops.programs import Drop, Fetch, Program, Remote
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,15 @@ def test_every_page_can_be_found() -> None:
     """The README leads to each page of docs/."""
     linked = re.findall(r"\]\((docs/\w+\.md)", (ROOT / "README.md").read_text())
     assert set(linked) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
+def test_every_option_is_described() -> None:
+    """docs/testing.md has each option of a cluster, and of pytest but for those of commands."""
+    text = (ROOT / "docs/testing.md").read_text()
+    of_commands = ("--rpc-replay", "--rpc-without-fault", "--rpc-upstream")
+    names = [name for name in DECLARED if not name.startswith(of_commands)]
+    for name in [*ClusterOptions.__annotations__, *names]:
+        assert re.search(rf"`{name}[`=\s]", text), name
 
 
 def test_the_program_in_json() -> None:
