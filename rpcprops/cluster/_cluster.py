@@ -302,8 +302,8 @@ class Cluster:
             number = self.names.index(rank)
         if isinstance(number, bool) or not isinstance(number, int):
             msg = (
-                f"rank={shown(rank)} must be an int from 0 to {self.world_size - 1}, or a "
-                "rank's name."
+                f"rank={shown(rank)} must be an int from 0 to {self.world_size - 1}, or a rank's "
+                f"name ({', '.join(self.names)})."
             )
             raise UsageError(msg)
         if not 0 <= number < self.world_size:

@@ -66,7 +66,9 @@ def _installed_prefixes() -> tuple[str, ...]:
     paths.add(sysconfig.get_path("scripts"))
     paths.update(site.getsitepackages())
     paths.add(site.getusersitepackages())
-    paths.add(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # In a checkout, strategies/ is a link.
+    paths.update((ours, os.path.join(ours, "strategies")))
     return tuple(sorted(os.path.realpath(path) + os.sep for path in paths if path))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from types import TracebackType
 from typing import Any
 
 import pytest
-from _pytest._code.code import ExceptionChainRepr, Traceback, TracebackEntry
+from _pytest._code.code import ExceptionChainRepr, Traceback
 
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
@@ -105,19 +106,37 @@ def add_to(
 def show_the_test_first(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Take the frames that lead to the test out of a failure: those of pytest, Hypothesis and us.
 
-    Hypothesis takes its own out of what it raises, but we may report another example's error.
+    Hypothesis takes its own out of what it raises, but we may report another example's error. A
+    misuse ends at the line of the user's that has caused it.
     """
-    if call.excinfo is None or ITEM not in item.stash or item.config.getoption("fulltrace", False):
+    if call.excinfo is None or item.config.getoption("fulltrace", False):
         return
-    entries = call.excinfo.traceback
-    first = next((n for n, entry in enumerate(entries) if _is_the_users(entry)), 0)
-    call.excinfo.traceback = Traceback(entries[first:])
+    is_misuse = isinstance(call.excinfo.value, UsageError)
+    if not is_misuse and ITEM not in item.stash:
+        return
+    calls = _calls(call.excinfo.tb)
+    theirs = [number for number, one in enumerate(calls) if _is_the_users(one)]
+    if theirs:
+        end = theirs[-1] + 1 if is_misuse else len(calls)
+        shown: TracebackType | None = None
+        for one in reversed(calls[theirs[0] : end]):
+            shown = TracebackType(shown, one.tb_frame, one.tb_lasti, one.tb_lineno)
+        assert shown is not None
+        call.excinfo.traceback = Traceback(shown)
 
 
-def _is_the_users(entry: TracebackEntry) -> bool:
+def _calls(traceback: TracebackType | None) -> list[TracebackType]:
+    found: list[TracebackType] = []
+    while traceback is not None:
+        found.append(traceback)
+        traceback = traceback.tb_next
+    return found
+
+
+def _is_the_users(call: TracebackType) -> bool:
     # Hypothesis puts functions of its own at the place of the test's, and marks them by this name.
-    is_wrapper = "__hypothesistracebackhide__" in entry.frame.f_globals
-    return is_theirs(str(entry.path)) and not is_wrapper
+    is_wrapper = "__hypothesistracebackhide__" in call.tb_frame.f_globals
+    return is_theirs(call.tb_frame.f_code.co_filename) and not is_wrapper
 
 
 def shorten(longrepr: object) -> None:

@@ -379,6 +379,9 @@ def test_a_misuse_is_raised_plainly(ran: tuple[Any, Any, dict[str, Any]]) -> Non
     assert "UsageError: rank=7 is no rank of a world of 2." in section
     assert "- rpcprops -" not in section
     assert "rpcprops replay" not in section
+    # It ends at the user's line.
+    assert not re.search(r"rpcprops/\w+/\w+\.py", section)
+    assert re.search(r"^test_user\.py:\d+: UsageError$", section, re.MULTILINE)
 
 
 def test_user_code_is_shown(ran: tuple[Any, Any, dict[str, Any]]) -> None:

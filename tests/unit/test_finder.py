@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rpcprops import strategies
 from rpcprops.cluster.finder import ModuleMap, describe_modules, install, is_user_file
 
 
@@ -85,6 +86,8 @@ def test_user_files_are_told_from_installed_ones(tmp_path: Path) -> None:
     assert is_user_file(str(tmp_path / "mine.py"))
     assert not is_user_file(json.__file__)
     assert not is_user_file(pytest.__file__)
+    # In a checkout, the folder of these is a link.
+    assert not is_user_file(strategies.__file__)
     link = tmp_path / "link.py"
     link.symlink_to(json.__file__)
     assert not is_user_file(str(link))
