@@ -13,6 +13,7 @@ from rpcprops.oracle import Prediction, lost_seconds, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
     Call,
+    Chain,
     Context,
     Count,
     Drop,
@@ -245,11 +246,15 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_REMOTE_CALL"), "created twice"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2), "same fork"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2, n=2), "which of the two counts"),
-    (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
-    (replace(PROGRAM, rpc_timeout=75.0), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
+    (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "no timeout"),
+    (
+        replace(PROGRAM, rpc_timeout=75.0),
+        MessageFault(2, "lose", "RREF_USER_DELETE"),
+        "60 to 70 s",
+    ),
     (replace(PROGRAM, settles=False), MessageFault(0, "lose", "PYTHON_CALL"), "before the timeout"),
     (
-        Program(2, (Parallel(((Call(0, 1),), (Call(1, 0),))),), rpc_timeout=65.0),
+        Program(3, (Parallel(((Call(0, 1),), (Chain(2, 0, 1),))),), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in no certain order",
     ),
