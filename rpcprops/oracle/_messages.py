@@ -327,7 +327,9 @@ class Disturbances:
             raise refused(fault, f"a fault table fails {kind} as well")
         requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
         if fault.action == "delay" and kind in _NEVER_TOO_LATE:
-            raise refused(fault, f"what follows where a {kind} is later than its timeout is unknown")
+            raise refused(
+                fault, f"what follows where a {kind} is later than its timeout is unknown"
+            )
         if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":
             return
         if kind in _BACKWARD and fault.action in ("lose", "delay"):
@@ -495,7 +497,7 @@ def _check_late(fault: MessageFault, step: Leaf) -> None:
 
 
 def _unordered(fault: MessageFault, program: Program) -> str:
-    """Why it is not certain which messages a fault acts on; "" if :meth:`check_branches` decides."""
+    """Why it is not certain which messages a fault acts on; "" where `check_branches` decides."""
     for leaf in program.leaves:
         carries = isinstance(getattr(leaf, "right", None), str)
         runs_on = leaf.op == "remote" and (carries or bool(getattr(leaf, "seconds", 0.0)))

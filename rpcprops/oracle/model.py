@@ -160,7 +160,6 @@ class Model:
             the RRef by then. Uses beyond the last choice count as not marked.
         rpc_timeout: the default timeout, in virtual seconds; None if there is none.
         threads: the threads of the ranks; None if there are enough for every step.
-        program: all that will be added; without it nothing is later than a timeout.
     """
 
     def __init__(
@@ -171,7 +170,6 @@ class Model:
         facts: TorchFacts = UNKNOWN,
         rpc_timeout: float | None = None,
         threads: Threads | None = None,
-        program: Program | None = None,
     ) -> None:
         self.facts = facts
         self.rpc_timeout = rpc_timeout
@@ -187,7 +185,7 @@ class Model:
         self.world_size = world_size
         self.plan = plan
         #: The faults of single messages.
-        self.disturbed = Disturbances(plan, program)
+        self.disturbed = Disturbances(plan)
         #: The step that is being added, how many messages came before it, and what becomes of the
         #: message by which its rank asks for something.
         self._step: Leaf | None = None
@@ -489,6 +487,7 @@ class Model:
             any(rref.error for rref in self.rrefs),
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
             self._contexts_left(settles=settles),
+            self.group.told if self.group.inits else None,
         )
 
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
@@ -758,7 +757,9 @@ class Model:
             return
         if any(handle.rref is one for one in self._asked_late):
             # An owner that has forgotten the RRef waits for it (RRefContext::getOwnerRRef).
-            why = f"{self._step!r} deletes an RRef that a late request is for; put a Settle() before"
+            why = (
+                f"{self._step!r} deletes an RRef that a late request is for; put a Settle() before"
+            )
             raise refused(self.disturbed.beyond[0], why)
         self.users = [user for user in self.users if user is not handle]
         rref = handle.rref
@@ -1177,8 +1178,8 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
     waiting: list[tuple[bool, ...]] = [()]
     while waiting:
         choices = waiting.pop(0)
-        limit = program.rpc_timeout
-        model = Model(program.world_size, plan, choices, facts, limit, threads, program)
+        model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
+        model.disturbed = Disturbances(plan, program)
         for step in program.leaves:
             model.add(step)
         model.disturbed.check_branches(program)
