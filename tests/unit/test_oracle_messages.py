@@ -168,7 +168,7 @@ def test_a_gradient_that_comes_after_its_timeout_ends_backward() -> None:
 
 
 def test_a_creation_that_comes_after_its_timeout_is_held_until_it_is_dropped() -> None:
-    """The owner has the RRef, its user raises at each use, and the delete of the user removes it."""
+    """The owner has the RRef, each use raises, and the delete of the user removes it."""
     steps: tuple[Step, ...] = (Remote(0, 1, "a", timeout=2.0), Settle(), Fetch(0, "a"))
     late = MessageFault(0, "delay", "PYTHON_REMOTE_CALL", delay=3.0)
     said = under(late, program=Program(2, (*steps, Drop(0, "a"))))
