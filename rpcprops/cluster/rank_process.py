@@ -228,9 +228,12 @@ class _Rank:
     def joins_by(self, url: str) -> dict[str, Any]:
         """What ``init_rpc`` is given to join a dynamic group by an agent that has a ledger."""
         one = self.fixture
-        given = {"init_method": url, "num_worker_threads": one.num_worker_threads}
         options = one.agent.options(
-            one.fault_table, rpc_timeout=A_DAY, **given, **self.further_options(self.rank)
+            one.fault_table,
+            init_method=url,
+            num_worker_threads=one.num_worker_threads,
+            rpc_timeout=A_DAY,
+            **self.further_options(self.rank),
         )
         return {"backend": one.rpc_backend, "rpc_backend_options": options}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch.distributed import rpc
@@ -140,7 +141,7 @@ def test_the_nth_message_fails_and_no_other(rpc_cluster: ClusterFactory) -> None
 def _rearm_and_disarm() -> list[int | str]:
     from rpcprops.agents.wire.wire import library
 
-    agent = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
+    agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
     number = library().arm(["PYTHON_CALL"], 1, {})
     agent.rearm(["PYTHON_CALL"], 1, {}, [])
     for forgotten in range(number + 1):
