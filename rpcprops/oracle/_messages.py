@@ -136,7 +136,7 @@ class Disturbances:
     def __init__(self, plan: FaultPlan, program: Program | None = None) -> None:
         self.plan = plan
         self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
-        self.beyond = _beyond(self.faults, program) if program else ()
+        self.beyond: tuple[MessageFault, ...] = _beyond(self.faults, program) if program else ()
         self.late = tuple(
             one for one in self.faults if one.action in _LATE and one not in self.beyond
         )
