@@ -219,6 +219,11 @@ class Ranks:
         """Whether the ledger shows that torch sends no message again; without one nobody knows."""
         return self.ledger is not None and not self.ledger.may_send_again()
 
+    @property
+    def awaits_message(self) -> bool:
+        """Whether the ledger shows a message that a fault delays, and that has not come yet."""
+        return self.ledger is not None and self.ledger.may_come_late()
+
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:
         """Make a channel for each rank; yields the descriptors of the store and the ranks' ends.

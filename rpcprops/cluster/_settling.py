@@ -75,7 +75,9 @@ class Settling:
                 awaits_calls = _lacks(ran, calls)
                 matched = matched + 1 if held == wanted and not awaits_calls else 0
                 quiet = time.monotonic() - since
-                if matched >= 2 and self._retries_ended(failures, quiet):
+                # What a fault delays may be of no call that anybody waits for any more.
+                is_late = bool(calls) and self._ranks.awaits_message
+                if matched >= 2 and not is_late and self._retries_ended(failures, quiet):
                     break
                 if not matched and (
                     quiet > self._patience(held, wanted, awaits_calls=awaits_calls)

@@ -192,6 +192,8 @@ class _Rank:
         if not self.spec.shutdown_faults and not _injection.problem():
             self.injection.take_over()
         state.meets_at.append((self.rank, self.store))
+        if self.ledgers:
+            state.joins_by.append(self.joins_by)
         if self.spec.init == "adopt":
             self.adopt()
         else:
@@ -217,10 +219,23 @@ class _Rank:
                 num_worker_threads=one.num_worker_threads,
                 agent_name=one.agent_name,
             )
+            one.further_options = self.further_options(self.rank)
         with only_transport(self.spec.transport):
             one.init_rpc()
         if not self.spec.runs_users_code:
             symbols.set_rpc_timeout(self.spec.rpc_timeout)
+
+    def joins_by(self, url: str) -> dict[str, Any]:
+        """What ``init_rpc`` is given to join a dynamic group by an agent that has a ledger."""
+        one = self.fixture
+        options = one.agent.options(
+            one.fault_table,
+            init_method=url,
+            num_worker_threads=one.num_worker_threads,
+            rpc_timeout=A_DAY,
+            **self.further_options(self.rank),
+        )
+        return {"backend": one.rpc_backend, "rpc_backend_options": options}
 
     def enter_faults(self) -> None:
         for fault in self.spec.plan.faults_at(self.rank):

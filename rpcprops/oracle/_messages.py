@@ -8,7 +8,15 @@ predicted without the fault must come, unless a wait of torch's is shorter than 
 * the 100 s for which a shutdown waits for accepts and deletes
   (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``).
 
-Where one of these may end first, the program is refused.
+Where one of these may end first, the program is refused, with one exception:
+
+*Later than the timeout of the step that asks.* Once that timeout has come, the answer changes
+nothing. ``TensorPipeAgent::pollTimeoutRpcs`` completes the future with the error, the response
+finds its entry in ``pendingResponseMessage_`` and is dropped, as ``markFutureAsComplete`` looks at
+``isComplete`` first (``tensorpipe_agent.cpp``). So a late answer is to the sender what a lost one
+is. A late request is that as well, and is executed once when it comes; a program must settle before
+that could matter. This is predicted of what a step asks for by itself, not of what torch sends, and
+not of a call in a context: it may come after the cleanup (the finding context-after-cleanup).
 
 *A request that fails or is lost.* ``sendWithRetries`` sends the four retried types again after any
 error, a timeout included (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``); that must change
@@ -42,14 +50,25 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
+from rpcprops.faults import (
+    RETRYABLE_MESSAGE_TYPES,
+    FaultPlan,
+    FaultTable,
+    MessageFault,
+    MessageType,
+    WireMessageType,
+)
 from rpcprops.oracle.prediction import Prediction, Send
 from rpcprops.oracle.ranks import OWNER_WAITS
-from rpcprops.programs import End, Leaf, Parallel, Program
-from rpcprops.steps.base import CLEARLY_IN_TIME
+from rpcprops.outcomes import UNLIMITED_SLACK
+from rpcprops.programs import End, Leaf, Program
+from rpcprops.steps.base import CLEARLY_IN_TIME, CLEARLY_LATE
 
-#: What becomes of a request, besides being late: it fails; it is lost, or its answer is; twice.
-Fate = Literal["", "fail", "lost", "unanswered", "twice"]
+#: What becomes of a request: it fails; it is lost, or its answer is; it comes twice. "late": it
+#: comes later than its timeout; an answer that does is like a lost one.
+Fate = Literal["", "fail", "lost", "unanswered", "twice", "late"]
+#: Fates by which the sender gets the timeout.
+UNHEARD: tuple[Fate, ...] = ("lost", "unanswered", "late")
 
 _LATE = ("delay", "hold")
 #: The most messages of which each waits for the one before: a function that fetches an argument
@@ -80,9 +99,19 @@ _CERTAIN = frozenset(
 )
 #: Those of them of which it is predicted what a lost message of their own, or its answer, does.
 _LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
+#: Those of them of which it is predicted what follows where that message comes after its timeout.
+_LATE_ABLE = frozenset({"remote", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
 _BACKWARD = frozenset(
     {WireMessageType.BACKWARD_AUTOGRAD_REQ, WireMessageType.BACKWARD_AUTOGRAD_RESP}
+)
+#: A call in a context, and a cleanup: see above. torch tries the retried types again meanwhile.
+_NEVER_TOO_LATE = frozenset(
+    {
+        WireMessageType.FORWARD_AUTOGRAD_REQ,
+        WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_RESP,
+        *(WireMessageType(kind) for kind in RETRYABLE_MESSAGE_TYPES),
+    }
 )
 #: Steps after which ranks have another agent, which counts its messages anew.
 _OTHER_AGENTS = frozenset({"rejoin", "member"})
@@ -98,15 +127,24 @@ class Disturbances:
 
     Attributes:
         faults: those that act on messages, in the order of the plan.
-        late: those of them that make messages late.
+        beyond: those of them that make messages later than the timeout of a step.
+        late: those that make messages late in another way.
+        leaf: the number of the step that the model adds, None in the shutdown.
+        slack: virtual seconds by which, in that step, what is too late misses its timeout.
     """
 
-    def __init__(self, plan: FaultPlan) -> None:
+    def __init__(self, plan: FaultPlan, program: Program | None = None) -> None:
         self.plan = plan
         self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
-        self.late = tuple(one for one in self.faults if one.action in _LATE)
-        #: How many messages each has counted.
+        self.beyond: tuple[MessageFault, ...] = _beyond(self.faults, program) if program else ()
+        self.late = tuple(
+            one for one in self.faults if one.action in _LATE and one not in self.beyond
+        )
+        #: How many messages each has counted, and in which steps.
         self.counts = [0] * len(self.faults)
+        self.counted_in: list[set[int]] = [set() for _ in self.faults]
+        self.leaf: int | None = None
+        self.slack = UNLIMITED_SLACK
 
     def __bool__(self) -> bool:
         return bool(self.faults)
@@ -120,45 +158,122 @@ class Disturbances:
         """Whether such messages of a rank may be late."""
         return any(one.rank == rank and message in one.targets for one in self.late)
 
-    def fate(self, rank: int, to: int | None, message: MessageType | WireMessageType) -> Fate:
-        """Count a request of `rank`, and its answer if it gets one; what becomes of the request."""
+    def fate(
+        self,
+        rank: int,
+        to: int | None,
+        message: MessageType | WireMessageType,
+        limit: float | None,
+    ) -> Fate:
+        """Count a request of `rank`, and its answer if it gets one; what becomes of the request.
+
+        Args:
+            limit: its timeout, in virtual seconds; None if it has none.
+        """
         kind = WireMessageType(message)
-        match self._strikes(rank, to, kind):
+        fault = self._strikes(rank, to, kind)
+        fate: Fate = ""
+        match fault.action if fault else "":
             case "fail":
                 return "fail"
             case "lose":
-                return "lost"
+                fate = "lost"
+            case "delay" if fault in self.beyond:
+                fate = "late"
             case "duplicate":
-                # Each copy is answered, and the sender needs one answer.
-                lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
-                if all(lost):
-                    why = f"both answers to a {kind} that came twice are lost"
-                    raise refused(self.faults[0], why)
-                return "twice"
-        return "unanswered" if self._loses_answer(rank, to, kind) else ""
+                return self._fate_of_two(rank, to, kind)
+        if fate != "lost":
+            answer = self._loses_answer(rank, to, kind)
+            if answer is not None and fate == "late":
+                why = "when a late request is answered is not modelled"
+                raise refused(answer, why)
+            fault, fate = (answer, "unanswered") if answer is not None else (fault, fate)
+        if fault is not None and fate:
+            self._check_noticed(fault, message, limit)
+            self._check_order_of_answers(fault, rank, to, kind, fate)
+        return fate
 
-    def _loses_answer(self, rank: int, to: int | None, kind: WireMessageType) -> bool:
-        """Count an answer to a request of `rank`; whether it is lost."""
+    def _fate_of_two(self, rank: int, to: int | None, kind: WireMessageType) -> Fate:
+        """The fate of a request that comes twice: each is answered, and one answer is needed."""
+        lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
+        late = next((one for one in lost if one in self.beyond), None)
+        if late is not None:
+            raise refused(late, f"it is for an answer to a {kind} that came twice")
+        if all(lost):
+            why = f"both answers to a {kind} that came twice are lost"
+            raise refused(self.faults[0], why)
+        return "twice"
+
+    def _loses_answer(
+        self, rank: int, to: int | None, kind: WireMessageType
+    ) -> MessageFault | None:
+        """Count an answer to a request of `rank`; the fault by which it is lost, or too late."""
         answer = kind.answer
-        return to is not None and answer is not None and self._strikes(to, rank, answer) == "lose"
+        fault = self._strikes(to, rank, answer) if to is not None and answer else None
+        is_lost = fault is not None and (fault.action == "lose" or fault in self.beyond)
+        return fault if is_lost else None
 
-    def _strikes(self, rank: int, to: int | None, kind: WireMessageType) -> str:
-        """The action of the first fault that is due for a message; all that match count it."""
-        action = ""
+    def _strikes(self, rank: int, to: int | None, kind: WireMessageType) -> MessageFault | None:
+        """The first fault that is due for a message; all that match count it."""
+        found: MessageFault | None = None
         for number, fault in enumerate(self.faults):
             if fault.rank != rank or fault.to not in (None, to) or kind not in fault.may_be:
                 continue
             self.counts[number] += 1
+            if self.leaf is not None:
+                self.counted_in[number].add(self.leaf)
             if fault.acts_on(self.counts[number]):
-                action = action or fault.action
-        return action
+                found = found or fault
+        return found
+
+    def _check_noticed(
+        self, fault: MessageFault, message: MessageType | WireMessageType, limit: float | None
+    ) -> None:
+        """Check that the timeout comes for what is lost or late, and while it is modelled.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if isinstance(message, MessageType) and message.is_retryable:
+            most = OWNER_WAITS - CLEARLY_IN_TIME / 2
+            if limit is None or not CLEARLY_IN_TIME <= limit <= most:
+                why = (
+                    f"what torch tries again is noticed at the timeout; give the program an "
+                    f"rpc_timeout of {CLEARLY_IN_TIME:g} to {most:g} s, which is less than the "
+                    f"{OWNER_WAITS:g} s that a shutdown waits"
+                )
+                raise refused(fault, why)
+        if not limit:
+            why = (
+                f"the {message} has no timeout, so its sender waits for ever; give the step one, "
+                f"or the program an rpc_timeout"
+            )
+            raise refused(fault, why)
+        if fault in self.beyond:
+            slack = fault.delay - limit
+            if slack < CLEARLY_LATE:
+                why = f"a {message} that it makes late has a timeout of {limit:g} s (virtual)"
+                raise refused(fault, why)
+            self.slack = min(self.slack, slack)
+
+    def _check_order_of_answers(
+        self, fault: MessageFault, rank: int, to: int | None, kind: WireMessageType, fate: Fate
+    ) -> None:
+        """Check that no fault counts the answer to a late request, which comes at any time.
+
+        Raises:
+            UsageError: one does.
+        """
+        for other in self.faults if fate == "late" else ():
+            if other.rank == to and other.to in (None, rank) and kind.answer in other.may_be:
+                raise refused(fault, f"when {other.name} counts its answer is not known")
 
     @property
     def is_shutdown_safe(self) -> bool:
         """Whether no fault that is left can break the calls that a shutdown makes."""
         gathering = (WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET)
         return not any(
-            fault.action not in _LATE
+            (fault.action not in _LATE or fault in self.beyond)
             and any(kind in fault.may_be for kind in gathering)
             and (fault.which == "every" or self.counts[number] < fault.n)
             for number, fault in enumerate(self.faults)
@@ -178,14 +293,31 @@ class Disturbances:
         if self.faults and program.end != End():
             raise refused(self.faults[0], f"the program ends in a way of its own, {program.end!r}")
         for fault in self.faults:
-            if fault.action in _LATE:
+            if fault in self.late:
                 continue
             self._check_type(fault)
             _check_order(fault, program)
-            if fault.action == "lose":
-                _check_timeout(fault, program)
+            if fault.action in ("lose", "delay") and not program.settles:
+                raise refused(fault, "a shutdown that comes before the timeout is not modelled")
             if _FORWARD & set(fault.may_be) and any(x.op == "refused" for x in program.leaves):
                 raise refused(fault, "the id of a context that has failed is unknown")
+
+    def check_branches(self, program: Program) -> None:
+        """Check that no fault counts messages of steps that run at the same time.
+
+        Raises:
+            UsageError: one does, so that nobody knows which message is the nth.
+        """
+        for number, fault in enumerate(self.faults):
+            if fault in self.late or fault.which == "every":
+                continue
+            for first, step in program.numbered:
+                counting = 0
+                for branch in step.at_once:
+                    counting += bool(self.counted_in[number] & {*range(first, first + len(branch))})
+                    first += len(branch)
+                if counting > 1:
+                    raise refused(fault, "steps that run at the same time send in no certain order")
 
     def _check_type(self, fault: MessageFault) -> None:
         kind = fault.message
@@ -194,9 +326,13 @@ class Disturbances:
         if any(kind.value in map(str, table.failing) for table in self._tables()):
             raise refused(fault, f"a fault table fails {kind} as well")
         requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
+        if fault.action == "delay" and kind in _NEVER_TOO_LATE:
+            raise refused(
+                fault, f"what follows where a {kind} is later than its timeout is unknown"
+            )
         if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":
             return
-        if kind in _BACKWARD and fault.action == "lose":
+        if kind in _BACKWARD and fault.action in ("lose", "delay"):
             if fault.to is None:
                 raise refused(fault, "in which order a rank answers gradients; name their receiver")
             return
@@ -207,7 +343,7 @@ class Disturbances:
         most = {"nth": 1, "first": fault.n, "every": OWNER_WAITS}[fault.which]
         if message.is_retryable and fault.action != "duplicate" and most > message.max_retries:
             raise refused(fault, f"torch tries {message} again {message.max_retries} times only")
-        if fault.action == "lose" and message.is_retryable and most > 1:
+        if fault.action in ("lose", "delay") and message.is_retryable and most > 1:
             raise refused(fault, "only one message that torch tries again can be lost")
 
     def _tables(self) -> list[FaultTable]:
@@ -243,7 +379,7 @@ class Disturbances:
         """
         if fate in ("", "fail"):
             return
-        fault = next(one for one in self.faults if one.action not in _LATE)
+        fault = next(one for one in self.faults if one not in self.late)
         if message.is_retryable:
             _check_retried(fault, message, fate)
             return
@@ -253,6 +389,8 @@ class Disturbances:
             _check_twice(fault, step, message)
         elif getattr(step, "raises", False) or getattr(step, "seconds", 0.0):
             raise refused(fault, f"{step!r} raises, or takes time of its own")
+        if fate == "late":
+            _check_late(fault, step)
 
     def check_forward(self, step: Leaf) -> None:
         """Check that it is predicted what a context shows of which a call is lost.
@@ -260,7 +398,7 @@ class Disturbances:
         Raises:
             UsageError: it is not.
         """
-        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f.action not in _LATE]
+        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
         form = [name for name in ("nested", "rrefs", "breaks") if getattr(step, name, None)]
         if acting and (form or step.op != "context"):
             raise refused(acting[0], f"{step!r} is not a context of plain calls, one by one")
@@ -274,7 +412,7 @@ class Disturbances:
         Raises:
             UsageError: it is not.
         """
-        acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f.action not in _LATE]
+        acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f not in self.late]
         if acting and (len({*ranks}) < len(ranks) or getattr(step, "breaks", None) is not None):
             why = f"the backward pass of {step!r} comes by a rank twice, or raises"
             raise refused(acting[0], why)
@@ -302,11 +440,15 @@ def timeout_may_come(step: Leaf, late: float) -> UsageError:
 
 
 def lost_seconds(program: Program, plan: FaultPlan) -> float:
-    """Virtual seconds that ranks may wait for answers that never come, one after the other."""
-    losing = [f for f in Disturbances(plan).faults if f.action == "lose"]
-    limits = [leaf_timeout(leaf) for leaf in program.leaves] + [program.rpc_timeout]
-    longest = max((limit for limit in limits if limit is not None), default=0.0)
-    return longest * sum(_times(fault) for fault in losing)
+    """Virtual seconds that ranks may wait for answers that never come, one after the other.
+
+    What comes too late takes at least as long as the timeout that it misses.
+    """
+    faults = Disturbances(plan, program)
+    losing = [f for f in faults.faults if f.action == "lose"]
+    longest = max(_limits(program), default=0.0)
+    late = sum(fault.delay * _times(fault) for fault in faults.beyond)
+    return longest * sum(_times(fault) for fault in losing) + late
 
 
 def leaf_timeout(leaf: Leaf) -> float | None:
@@ -342,42 +484,58 @@ def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
         raise refused(fault, "both copies carry the same fork of an RRef")
 
 
-def _check_order(fault: MessageFault, program: Program) -> None:
-    """Check that it is certain which messages a fault acts on.
+def _check_late(fault: MessageFault, step: Leaf) -> None:
+    """Check that it is certain what a step leaves whose message comes after its timeout.
 
     Raises:
         UsageError: it is not.
     """
-    for step in program.steps:
-        if isinstance(step, Parallel):
-            raise refused(fault, "steps that run at the same time send in no certain order")
+    if step.op not in _LATE_ABLE or isinstance(getattr(step, "right", None), str):
+        raise refused(fault, f"what {step!r} sends comes with an RRef, and after its timeout")
+    if step.op == "remote" and step.at == getattr(step, "to", None):
+        raise refused(fault, f"{step!r} creates an RRef of its own rank")
+
+
+def _unordered(fault: MessageFault, program: Program) -> str:
+    """Why it is not certain which messages a fault acts on; "" where `check_branches` decides."""
     for leaf in program.leaves:
-        runs_on = leaf.op == "remote" and (
-            isinstance(getattr(leaf, "right", None), str) or bool(getattr(leaf, "seconds", 0.0))
-        )
+        carries = isinstance(getattr(leaf, "right", None), str)
+        runs_on = leaf.op == "remote" and (carries or bool(getattr(leaf, "seconds", 0.0)))
         if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later" or runs_on:
-            raise refused(fault, f"in which order {leaf!r} sends its messages is not modelled")
+            return f"in which order {leaf!r} sends its messages is not modelled"
+        limit = leaf_timeout(leaf) or program.rpc_timeout
+        if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME:
+            continue
+        # On a busy machine such a step may end while its function still has to begin.
+        if fault.may_be[0].is_request and leaf.op in _LATE_ABLE and not carries:
+            continue
+        return f"{leaf!r} may end before its messages, and those of its function, are sent"
+    return ""
 
 
-def _check_timeout(fault: MessageFault, program: Program) -> None:
-    """Check that what is lost is noticed soon, but not before all else is answered.
-
-    Raises:
-        UsageError: it is not.
+def _check_order(fault: MessageFault, program: Program) -> None:
+    """Raises:
+    UsageError: it is not certain which messages a fault acts on.
     """
-    most = OWNER_WAITS - CLEARLY_IN_TIME / 2
-    limit = program.rpc_timeout
-    if not program.settles:
-        raise refused(fault, "a shutdown that comes before the timeout is not modelled")
-    if limit is None or not CLEARLY_IN_TIME <= limit <= most:
-        why = (
-            f"what is lost is noticed at the timeout; give the program an rpc_timeout of "
-            f"{CLEARLY_IN_TIME:g} to {most:g} s, which is less than the {OWNER_WAITS:g} s that a "
-            f"shutdown waits"
-        )
+    why = _unordered(fault, program)
+    if why:
         raise refused(fault, why)
-    if any(leaf_timeout(leaf) is not None for leaf in program.leaves):
-        raise refused(fault, "with timeouts of single steps it is not modelled")
+
+
+def _limits(program: Program) -> list[float]:
+    """All timeouts of a program and its steps, in virtual seconds."""
+    limits = [*map(leaf_timeout, program.leaves), program.rpc_timeout]
+    return [limit for limit in limits if limit]
+
+
+def _beyond(faults: Sequence[MessageFault], program: Program) -> tuple[MessageFault, ...]:
+    """Faults that make certain messages later than a timeout of the program."""
+    limits = _limits(program)
+    late = [one for one in faults if one.action == "delay" and one.message is not None]
+    if not limits or not program.settles:
+        return ()
+    late = [one for one in late if one.delay >= min(limits) + CLEARLY_LATE]
+    return tuple(one for one in late if not _unordered(one, program))
 
 
 def _times(fault: MessageFault) -> int:

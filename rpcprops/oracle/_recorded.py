@@ -46,8 +46,11 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
     seen = Counter[_Kind]((m.type, m.sender, m.receiver) for m in first_tries.values())
     for kind in sorted({*wanted, *seen}):
         name, sender, receiver = kind
+        # Whether a member of a dynamic group deletes what it holds when it leaves is judged by what
+        # the owners hold: stock torch does not (the finding leaving-keeps-values).
+        may_miss = sender in prediction.may_exit_early or prediction.told is not None
         if seen[kind] == wanted[kind] or (
-            name == _DELETE and sender in prediction.may_exit_early and seen[kind] < wanted[kind]
+            name == _DELETE and may_miss and seen[kind] < wanted[kind]
         ):
             continue
         verb = "was" if wanted[kind] == 1 else "were"
@@ -62,12 +65,15 @@ def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_K
     """The requests of the ten types, by type, sender and receiver.
 
     A graceful shutdown of a static world gathers by calls between the first rank and each other
-    (``torch/distributed/rpc/api.py``: ``shutdown`` calls ``_wait_all_workers``).
+    (``torch/distributed/rpc/api.py``: ``shutdown`` calls ``_wait_all_workers``). Members of a
+    dynamic group call each other when one joins or leaves.
     """
     found = Counter[_Kind]()
     for send in (*prediction.sends, *prediction.last_sends):
         if send.to is not None:
             found[str(send.message), send.rank, send.to] += 1
+    for (rank, to), times in (prediction.told or {}).items():
+        found[str(MessageType.PYTHON_CALL), rank, to] += times
     for rank in range(1, size) if gathers else ():
         found[str(MessageType.PYTHON_CALL), rank, 0] += 1
         found[str(MessageType.PYTHON_CALL), 0, rank] += 1

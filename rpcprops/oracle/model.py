@@ -47,7 +47,14 @@ from rpcprops.faults import (
     retry_wait,
 )
 from rpcprops.oracle._groups import Group
-from rpcprops.oracle._messages import Disturbances, Fate, refused, timeout_may_come
+from rpcprops.oracle._messages import (
+    UNHEARD,
+    Disturbances,
+    Fate,
+    leaf_timeout,
+    refused,
+    timeout_may_come,
+)
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
@@ -186,6 +193,8 @@ class Model:
         self._fate: Fate = ""
         #: Handles whose creation was lost, or its answer: they are used only after a settle.
         self._unsure: list[Handle] = []
+        #: RRefs for which a request may come only after its sender has given it up, until a settle.
+        self._asked_late: list[RRef] = []
         #: Ranks of whose last deletes only the answer is lost.
         self._leaves_early: set[int] = set()
         #: Holds of a creation until the delete of its own fork: the fork by the fault.
@@ -245,6 +254,7 @@ class Model:
         self._just_started, self._starts_now = self._starts_now, None
         self._is_timed = False
         self._step, self._fate = step, ""
+        self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
         before = self._before = len(self.sends)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
@@ -252,9 +262,10 @@ class Model:
             predicted = step.predict(self, f"step{len(self.steps)}")
         except StepFails as failed:
             predicted = self.shows(error=failed.error, slack=failed.slack)
+        predicted = self._struck(step, predicted)
+        predicted = replace(predicted, slack=min(predicted.slack, self.disturbed.slack))
         if predicted.error == "unknown":
             self.certain = False
-        predicted = self._struck(step, predicted)
         self.steps.append(predicted)
         self._check_default(step, before, takes)
         return predicted
@@ -264,13 +275,21 @@ class Model:
         call = f"step{len(self.steps)}"
         if self._fate == "twice" and self.calls[getattr(step, "to", 0)][call]:
             self.calls[getattr(step, "to", 0)][call] += 1
-        if self._fate not in ("lost", "unanswered"):
+        if self._fate not in UNHEARD:
             return predicted
+        limit = self.limit(leaf_timeout(step)) or 0.0
+        if self._fate == "late" or (self._fate != "lost" and limit < CLEARLY_IN_TIME):
+            # Its function may still have to run when the step has ended.
+            self.counted_late |= {*step.counted_at}
+            if call in self.calls[getattr(step, "to", 0)]:
+                self.abandoned_calls[getattr(step, "to", 0)].add(call)
         handle = self.handles.get(getattr(step, "out", "")) if step.op == "remote" else None
         if handle is None:
             return self.shows(error="timeout")
         handle.unmarked = True
         self._unsure.append(handle)
+        if self._fate == "late":
+            self._asked_late.append(handle.rref)
         return predicted
 
     def _check_default(self, step: Leaf, before: int, takes: float) -> None:
@@ -395,6 +414,7 @@ class Model:
             rref.slow = False
         self._meets_kept(len(self.steps))
         self.settled = len(self.sends)
+        self._asked_late.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
         self.counted_late.clear()
@@ -467,6 +487,7 @@ class Model:
             any(rref.error for rref in self.rrefs),
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
             self._contexts_left(settles=settles),
+            self.group.told if self.group.inits else None,
         )
 
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
@@ -514,7 +535,7 @@ class Model:
     def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Users delete what they still hold; what an owner then still has is reported there."""
         before, failed, counts = len(self.sends), self.failed.copy(), [*self.disturbed.counts]
-        self._step = None
+        self._step = self.disturbed.leaf = None
         gone: set[str] = set()
         perhaps: set[int] = set()
         for user in self.users:
@@ -576,11 +597,12 @@ class Model:
     def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool]:
         """What message faults do to a message: how many of its tries fail, whether it arrives."""
         failures = 0
+        step = self._step
+        is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
+        named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
         while True:
-            fate = self.disturbed.fate(rank, to, message)
-            step = self._step
+            fate = self.disturbed.fate(rank, to, message, self.limit(named))
             if fate and step is not None:
-                is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
                 self.disturbed.check_struck(step, message, fate, is_own=is_own)
             if not message.is_retryable:
                 self._fate = self._fate or fate
@@ -629,7 +651,8 @@ class Model:
         Returns: "" if all is well; "lost" or "injected" if it does not arrive, and its caller gets
         the timeout or the injected failure; "timeout" if its answer does not.
         """
-        fate = self.disturbed.fate(at, to, WireMessageType.FORWARD_AUTOGRAD_REQ)
+        message = WireMessageType.FORWARD_AUTOGRAD_REQ
+        fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
         if fate == "fail":
             self.meets("readable-injected-error")
             return "injected"
@@ -639,8 +662,11 @@ class Model:
 
     def gradient(self, at: int, to: int) -> Literal["", "lost", "timeout"]:
         """A gradient that travels back. Returns: "lost" if it is, "timeout" if its answer is."""
-        fate = self.disturbed.fate(at, to, WireMessageType.BACKWARD_AUTOGRAD_REQ)
-        if fate == "lost":
+        message = WireMessageType.BACKWARD_AUTOGRAD_REQ
+        fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
+        if fate in ("lost", "late"):
+            # When a late one comes, the cleanup has ended the context at its receiver
+            # (container.cpp: DistAutogradContainer::retrieveContext raises), or will.
             return "lost"
         return "timeout" if fate == "unanswered" else ""
 
@@ -729,6 +755,12 @@ class Model:
         self.mark(handle)
         if not handle.fork or handle.unaccepted:
             return
+        if any(handle.rref is one for one in self._asked_late):
+            # An owner that has forgotten the RRef waits for it (RRefContext::getOwnerRRef).
+            why = (
+                f"{self._step!r} deletes an RRef that a late request is for; put a Settle() before"
+            )
+            raise refused(self.disturbed.beyond[0], why)
         self.users = [user for user in self.users if user is not handle]
         rref = handle.rref
         if handle.timed_out and not rref.made:
@@ -852,6 +884,10 @@ class Model:
                     raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
+            if self._fate == "late":
+                # Whether the value is made then, nobody has seen.
+                self._asked_late.append(rref)
+                raise StepFails(error="timeout")
         rref.made = True
         if rref.error:
             raise StepFails(rref.error)
@@ -915,8 +951,11 @@ class Model:
         if self.disturbed and self._step is not None:
             if self._is_held_by_itself(at, message, timeout):
                 return "timeout", UNLIMITED_SLACK
+            if self._fate in UNHEARD:
+                # The timeout comes, whatever else may be late: see _struck.
+                return "", UNLIMITED_SLACK
             late = timeout - slack + perhaps + self.disturbed.seconds
-            if late + CLEARLY_IN_TIME > timeout:
+            if self.disturbed.seconds and late + CLEARLY_IN_TIME > timeout:
                 raise timeout_may_come(self._step, late)
         if slack <= -CLEARLY_LATE:
             return ("timeout" if self._has_thread(at) else "unknown"), -slack
@@ -1099,7 +1138,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             RRef whose creation times out; or the plan has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
-    Disturbances(plan).check(program)
+    Disturbances(plan, program).check(program)
     unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
     if unpredicted:
         msg = (
@@ -1140,8 +1179,10 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
     while waiting:
         choices = waiting.pop(0)
         model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
+        model.disturbed = Disturbances(plan, program)
         for step in program.leaves:
             model.add(step)
+        model.disturbed.check_branches(program)
         at_once = program.end.how == "at once"
         found.append(model.prediction(settles=program.settles, at_once=at_once))
         model.disturbed.check_shutdown(found[-1], settles=program.settles)

@@ -106,6 +106,8 @@ class Prediction:
             because torch has not marked it yet.
         contexts_left: how many contexts each rank may still hold after a graceful shutdown: those
             whose cleanup was lost, and those whose cleanup was still being retried.
+        told: in a dynamic group, how often each rank calls another one to join or to leave, by the
+            two; None without such a group.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -128,6 +130,7 @@ class Prediction:
     has_failed_function: bool = False
     unmarked_uses: int = 0
     contexts_left: tuple[range, ...] = ()
+    told: Mapping[tuple[int, int], int] | None = None
     alternatives: tuple[Prediction, ...] = ()
 
     @property

@@ -300,7 +300,8 @@ _ALL = (
     ),
     Property(
         "unanswered-calls",
-        "A call whose answer is lost runs once, and its caller gets torch's timeout.",
+        "A call whose answer is lost, or comes after the timeout, runs once, and its caller gets "
+        "torch's timeout.",
         m.UNANSWERED_CALLS,
         compares=False,
         agent=WIRE,
@@ -308,8 +309,8 @@ _ALL = (
     ),
     Property(
         "unanswered-in-context",
-        "Where an answer in forward or backward is lost, the caller gets torch's timeout, and no "
-        "rank keeps the context.",
+        "Where an answer in forward or backward is lost or too late, the caller gets torch's "
+        "timeout, and no rank keeps the context.",
         m.UNANSWERED_IN_CONTEXT,
         compares=False,
         agent=WIRE,

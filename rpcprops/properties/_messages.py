@@ -23,6 +23,8 @@ from rpcprops.strategies import programs
 
 #: Virtual seconds after which a message without an answer is given up. The oracle needs 60 to 70.
 _TIMEOUT = 65.0
+#: Virtual seconds by which what comes after that is late.
+_TOO_LATE = 75.0
 #: Virtual seconds by which messages are late. They wait at most so long for another one.
 _DELAYS = (0.5, 1.0, 2.0)
 #: The most faults in a case.
@@ -152,8 +154,24 @@ def _twice(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
 
 
 def _unanswered(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
+    """An answer that is lost, or comes after the timeout."""
     one = _any_of(draw, sent).answer()
+    return _lost(one) if draw(st.booleans()) else _too_late(one)
+
+
+def _unheard(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
+    """The same, or a request that comes after its timeout."""
+    one = _any_of(draw, sent)
+    form = draw(st.integers(0, 2))
+    return (_lost(one.answer()), _too_late(one.answer()), _too_late(one.request()))[form]
+
+
+def _lost(one: NthMessage) -> MessageFault:
     return MessageFault(one.rank, "lose", one.message, to=one.to, n=one.n)
+
+
+def _too_late(one: NthMessage) -> MessageFault:
+    return MessageFault(one.rank, "delay", one.message, to=one.to, n=one.n, delay=_TOO_LATE)
 
 
 def _either(draw: st.DrawFn, one: Sent) -> NthMessage:
@@ -218,7 +236,8 @@ EXECUTED_TWICE = UnderMessageFaults(
     most=_MOST,
 )
 
-#: The answers of what users send: of calls, of creations and of fetches.
+#: The answers of what users send: of calls, of creations and of fetches; and requests that are
+#: executed after their timeout.
 UNANSWERED_CALLS = UnderMessageFaults(
     (
         Program(2, (Call(0, 1), Call(0, 1))),
@@ -229,7 +248,7 @@ UNANSWERED_CALLS = UnderMessageFaults(
     ),
     _CALLING,
     _is_of_user,
-    _unanswered,
+    _unheard,
     rpc_timeout=_TIMEOUT,
 )
 

@@ -7,7 +7,8 @@ Each `predict` tells the model what these files of torch do, all in ``torch/dist
 updateGroupMembership) in ``torch/csrc/distributed/rpc``.
 
 Torch's faulty agent has no dynamic groups (its handler of init_rpc needs a world size), so their
-members run torch's own agent, and no fault acts on what they send.
+members run torch's own agent, and no fault acts on what they send. Where the ranks have the agent
+``wire``, so have the members, and all that they send is recorded and compared.
 
 Of a member that leaves without a graceful shutdown, torch documents only that this "is a local
 shutdown, and it does not wait for other RPC processes" (``api.py``: shutdown). So that must not
@@ -189,6 +190,7 @@ class Member(Step):
             group.dashed.add(self.at)
         self._begin(model)
         wanted, known = group.members, group.known_to(self.at)
+        group.tells_of_join(self.at)
         if known != wanted:
             # __init__.py: init_rpc puts _init_counter into the prefix of the store.
             model.meets_here("rejoins-alone", self.at, f"^{re.escape(_knows(known, wanted))}$")
@@ -288,6 +290,7 @@ class Member(Step):
         if group.joined[self.at] in group.stuck:
             says = f"got \\w+: .*(?i:{model.facts.texts.timed_out})"
             model.meets_here("failed-join-keeps-token", self.at, says)
+        group.tells_of_leave(self.at)
         del group.joined[self.at]
         return model.shows({})
 

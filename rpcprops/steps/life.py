@@ -254,7 +254,9 @@ Failing = Literal[
 ]
 #: What the ranks do between their static worlds: nothing; found a dynamic group, which all of them
 #: join, and leave it by a graceful shutdown; or leave it by one that tells nobody. Torch's own
-#: agent serves the group, since the faulty one needs a world size. Each init gets another prefix of
+#: agent serves the group, since the faulty one needs a world size, and under every agent: who tells
+#: whom depends on who gets the token first (``_utils.py``: _group_membership_management), so what
+#: they send is not predicted one by one. Each init gets another prefix of
 #: the store (``rpc/__init__.py``: init_rpc), so that what one group has written there is not in the
 #: way of the next (``tensorpipe_agent.cpp``: TensorPipeAgent::checkAndSetStaticGroup).
 Between = Literal["", "group", "group left at once"]

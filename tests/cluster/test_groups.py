@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rpcprops.programs import Call, Program, Rejoin
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
+from tests._wire import needs_wire
 from tests.seeded._programs import GROUPS, LEFT_AT_ONCE, REFUSING
 
 pytestmark = pytest.mark.usefixtures("rpc_cluster")
@@ -28,6 +30,22 @@ def test_real_members_show_what_is_predicted(program: Program) -> None:
     outcome = run(program)
     assert judge(program, None, outcome) == ()
     assert [rank.exit_code for rank in outcome.ranks] == [0] * program.world_size
+
+
+@needs_wire
+def test_all_that_members_send_is_as_predicted() -> None:
+    """Under the agent wire a call that nobody promised, or that is missing, is a violation."""
+    program = GROUPS[0]
+    outcome = run(program, agent="wire")
+    assert judge(program, None, outcome) == ()
+    joining = [m for m in outcome.messages if m.is_request and m.sender == m.receiver == 1]
+    assert joining[0].type == "PYTHON_CALL"
+    less = tuple(m for m in outcome.messages if m.id != joining[0].id)
+    more = (*outcome.messages, replace(joining[0], id=2**50, first_id=2**50, became=""))
+    for messages, number in ((less, 0), (more, 2)):
+        (wrong,) = judge(program, None, replace(outcome, messages=messages))
+        assert (wrong.promise, wrong.rank) == ("MessagesDiffer", 1)
+        assert f"shows {number} PYTHON_CALL from rank 1 to rank 1, and 1 was" in wrong.message
 
 
 @pytest.mark.nightly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch.distributed import rpc
@@ -135,6 +136,24 @@ def test_the_nth_message_fails_and_no_other(rpc_cluster: ClusterFactory) -> None
         first, second, third = cluster.on(0).call(_call, 3, 1000.0)
     assert (first, third) == (1, 3)
     assert "Send attempt failed intentionally" in str(second)
+
+
+def _rearm_and_disarm() -> list[int | str]:
+    from rpcprops.agents.wire.wire import library
+
+    agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
+    number = library().arm(["PYTHON_CALL"], 1, {})
+    agent.rearm(["PYTHON_CALL"], 1, {}, [])
+    for forgotten in range(number + 1):
+        library().disarm(forgotten)
+    return _call(2, 1000.0)
+
+
+def test_the_end_of_an_old_agent_leaves_the_tables_of_the_next(rpc_cluster: ClusterFactory) -> None:
+    """What was forgotten with the faults of a former program cannot be disarmed any more."""
+    with _made(rpc_cluster) as cluster:
+        said = cluster.on(0).call(_rearm_and_disarm)
+    assert ["Send attempt failed intentionally" in str(one) for one in said] == [True, True]
 
 
 @pytest.mark.usefixtures("rpc_cluster")

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from rpcprops.faults import MessageFault
+from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import Call, Context, Count, Leaf
+from rpcprops.programs import Call, Context, Count, Leaf, Own, Program, Settle, Step
 from rpcprops.properties import PROPERTIES
 from tests._draws import draws
 from tests.seeded._corpus import World
@@ -23,13 +23,35 @@ Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
 #: In how many different cases each defect is planted, at the least.
 _CASES = 4
 #: The number of draws of each property. Half of those of a lost answer are about no gradient.
-_DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 20}
+_DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 28}
 _DRAWS["unanswered-in-context"] = 40
+
+
+#: Requests that come after the timeout of their step, and what follows them.
+_AFTER_TIMEOUT: tuple[tuple[tuple[Step, ...], str, float], ...] = (
+    ((Call(0, 1, timeout=5.0), Call(0, 1), Settle(), Call(1, 0)), "PYTHON_CALL", 8.0),
+    ((Call(0, 1, flavour="script", timeout=5.0), Call(0, 1)), "SCRIPT_CALL", 8.0),
+    ((Call(0, 1), Call(0, 1, timeout=2.0), Settle(), Count(1, 0)), "PYTHON_CALL", 4.0),
+    ((Count(0, 1, timeout=2.0), Settle(), Count(0, 1), Call(1, 0)), "PYTHON_CALL", 90.0),
+    ((Count(0, 1), Settle(), Count(0, 1, timeout=1.0), Call(1, 1)), "PYTHON_CALL", 2.0),
+    ((Call(0, 1), Own(0, "a"), Count(0, 1, timeout=1.0), Settle()), "PYTHON_CALL", 2.0),
+)
+
+
+def _after_timeout() -> Iterator[World]:
+    for steps, message, delay in _AFTER_TIMEOUT:
+        program = Program(2, steps)
+        calls = [x for x in steps if isinstance(x, Call | Count) and x.at == 0]
+        n = 1 + [x.timeout is not None for x in calls].index(True)
+        late = MessageFault(0, "delay", message, to=1, n=n, delay=delay)
+        yield World.of(program, FaultPlan(others=(late,)))
 
 
 @functools.cache
 def worlds(name: str) -> tuple[World, ...]:
     """Cases of a property, each with the outcome that keeps every promise."""
+    if name == "after-timeout":
+        return tuple(_after_timeout())
     cases = dict.fromkeys(draws(PROPERTIES[name].cases(), _DRAWS[name]))
     return tuple(World.of(case.program, case.plan) for case in cases)
 
@@ -70,6 +92,27 @@ def _sent_again(world: World) -> Wrongs:
 
 def _never_run(world: World) -> Wrongs:
     yield from _times(world, 0)
+
+
+def _has_late_answer(world: World) -> bool:
+    return any(
+        isinstance(one, MessageFault)
+        and one.action == "delay"
+        and one.message is not None
+        and not one.message.is_request
+        for one in world.plan.others
+    )
+
+
+def _late_answer_taken(world: World) -> Wrongs:
+    yield from _given_all_the_same(world) if _has_late_answer(world) else ()
+
+
+def _late_answer_kills(world: World) -> Wrongs:
+    """The second completion of a future aborts the rank, as that of an unknown id does."""
+    for _, leaf in _told(world) if _has_late_answer(world) else ():
+        wrong = with_rank(world.outcome, leaf.at, signal="SIGABRT", exit_code=None)
+        yield wrong, [("RankDied", leaf.at, None)]
 
 
 def _given_all_the_same(world: World) -> Wrongs:
@@ -145,6 +188,13 @@ _DEFECTS: tuple[_Defect, ...] = (
     ("unanswered-calls", "a call whose answer is lost never ran", _never_run),
     ("unanswered-calls", "the answer comes all the same", _given_all_the_same),
     ("unanswered-calls", "the caller waits for ever", _waited_for),
+    ("unanswered-calls", "an answer that comes after it is taken", _late_answer_taken),
+    ("unanswered-calls", "an answer that comes after it kills the caller", _late_answer_kills),
+    ("after-timeout", "a call that comes after its timeout is dropped", _never_run),
+    ("after-timeout", "a call that comes after its timeout runs twice", _sent_again),
+    ("after-timeout", "its caller gets the answer all the same", _given_all_the_same),
+    ("after-timeout", "its caller waits for ever", _waited_for),
+    ("after-timeout", "it is served for ever", _kept("server_async_calls", "CallLeak")),
     ("unanswered-in-context", "a call in a context is sent again", _sent_again),
     ("unanswered-in-context", "a call in a context is waited for, for ever", _waited_for),
     ("unanswered-in-context", "backward says nothing of what is lost", _silent_backward),
@@ -175,7 +225,7 @@ def test_a_defect_is_reported_as_what_it_is(
     assert len(planted) >= _CASES
 
 
-@pytest.mark.parametrize("name", _DRAWS)
+@pytest.mark.parametrize("name", [*_DRAWS, "after-timeout"])
 def test_the_ideal_run_breaks_nothing(name: str) -> None:
     """Without a defect the same cases are clean."""
     for world in worlds(name):

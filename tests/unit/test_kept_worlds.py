@@ -259,6 +259,22 @@ def test_the_ledger_knows_what_torch_may_send_again(
     ledger.close()
 
 
+def test_the_ledger_knows_what_a_fault_still_delays() -> None:
+    """A delayed request is awaited until it has come; what came before is not looked at again."""
+    delay, arrived, size = 3, 16, ledgers._RECORD.size
+    ledger = written((1, CALL_TYPE, 0, ANSWERED), (2, CALL_TYPE, 0, FAILED))
+    assert not ledger.may_come_late()
+    ledger.clear()
+    for flags, awaited in ((0, True), (FAILED, True), (arrived | FAILED, False)):
+        one = (2, 2, 1, 1, 0, 0, 0, 0, 1, CALL_TYPE, 0, delay, 0, 0, 0, flags, 1, 0, 0, READY, 0)
+        os.pwrite(ledger.fd, ledgers._RECORD.pack(*one), 4096)
+        os.pwrite(ledger.fd, struct.pack("<Q", 1), 24)
+        assert ledger.may_come_late() is awaited
+    os.pwrite(ledger.fd, bytes(size), 4096)
+    assert not ledger.may_come_late()
+    ledger.close()
+
+
 def test_reuse_needs_the_agent_that_can_tell() -> None:
     """Under another agent it is refused, and so is what is no bool."""
     runner, program = Runner(ClusterServer()), Program(1, (Call(0, 0),))

@@ -13,6 +13,7 @@ from rpcprops.oracle import Prediction, lost_seconds, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
     Call,
+    Chain,
     Context,
     Count,
     Drop,
@@ -125,6 +126,88 @@ def test_the_caller_is_told_of_what_is_lost(
     if runs is not None:
         assert said.calls[where].get(f"step{step}", 0) == runs
     assert said.counters == NOTHING.counters
+
+
+#: Later than the timeout of 65 s: what the sender does not hear any more.
+LATE: Any = {"action": "delay", "delay": 70.0}
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "runs"),
+    [
+        (MessageFault(0, message="PYTHON_CALL", **LATE), 0, 1),
+        (MessageFault(1, message="PYTHON_RET", **LATE), 0, 1),
+        (MessageFault(0, message="PYTHON_CALL", to=2, n=2, **LATE), 7, 1),
+        (MessageFault(2, message="PYTHON_RET", n=2, **LATE), 7, 1),
+        (MessageFault(2, message="PYTHON_RREF_FETCH_CALL", **LATE), 4, None),
+        (MessageFault(1, message="PYTHON_RREF_FETCH_RET", **LATE), 4, None),
+        (MessageFault(2, message="FORWARD_AUTOGRAD_RESP", **LATE), 8, 1),
+    ],
+)
+def test_what_comes_after_its_timeout_is_executed_once(
+    fault: MessageFault, step: int, runs: int | None
+) -> None:
+    """The caller gets the timeout, nothing else changes, and the function runs all the same."""
+    said = under(fault)
+    assert changed(said) == {step: "timeout"}
+    assert said.steps[step].slack == 5.0
+    if runs is not None:
+        assert said.calls[{0: 1, 7: 2, 8: 2}[step]][f"step{step}"] == runs
+    assert (said.counters, said.certain) == (NOTHING.counters, True)
+
+
+def test_a_gradient_that_comes_after_its_timeout_ends_backward() -> None:
+    """So does its answer; the contexts are cleaned up as without."""
+    for fault in (
+        MessageFault(0, message="BACKWARD_AUTOGRAD_REQ", to=2, **LATE),
+        MessageFault(2, message="BACKWARD_AUTOGRAD_RESP", to=0, **LATE),
+    ):
+        said = under(fault)
+        assert said.steps[8].value["broke"] == "timeout"
+        assert said.counters == NOTHING.counters
+
+
+def test_a_creation_that_comes_after_its_timeout_is_held_until_it_is_dropped() -> None:
+    """The owner has the RRef, each use raises, and the delete of the user removes it."""
+    steps: tuple[Step, ...] = (Remote(0, 1, "a", timeout=2.0), Settle(), Fetch(0, "a"))
+    late = MessageFault(0, "delay", "PYTHON_REMOTE_CALL", delay=3.0)
+    said = under(late, program=Program(2, (*steps, Drop(0, "a"))))
+    assert [step.error for step in said.steps] == ["", "", "creation", ""]
+    assert said.steps[1].counters == (Counters(), Counters(owners=1, forks=1))
+    assert said.counters == (Counters(), Counters())
+    with pytest.raises(UsageError, match="before torch has marked it"):
+        under(late, program=Program(2, (steps[0], steps[2])))
+
+
+def test_a_step_may_have_a_timeout_of_its_own() -> None:
+    """What is lost or too late is noticed by it, whatever the program's timeout is."""
+    step = Call(0, 1, timeout=2.0)
+    for fault in (
+        MessageFault(0, "lose", "PYTHON_CALL"),
+        MessageFault(0, "delay", "PYTHON_CALL", delay=3.0),
+        MessageFault(1, "lose", "PYTHON_RET", which="every"),
+    ):
+        for limit in (None, 400.0):
+            said = under(fault, program=Program(2, (step, Call(1, 0)), rpc_timeout=limit))
+            assert [one.error for one in said.steps] == ["timeout", ""]
+
+
+def test_steps_that_run_at_the_same_time() -> None:
+    """It is predicted what a fault does whose messages one branch alone sends."""
+    branches = Parallel(((Call(0, 1), Count(0, 2)), (Call(1, 0), Call(1, 2))))
+    program = Program(3, (branches, Call(2, 1)), rpc_timeout=200.0)
+    for fault, wrong in (
+        (MessageFault(0, "lose", "PYTHON_CALL", n=2), 1),
+        (MessageFault(1, "delay", "PYTHON_CALL", to=2, delay=201.0), 3),
+        (MessageFault(2, "lose", "PYTHON_RET", to=1), 3),
+        (MessageFault(2, "lose", "PYTHON_CALL"), 4),
+    ):
+        errors = [step.error for step in under(fault, program=program).steps]
+        assert errors == ["timeout" if number == wrong else "" for number in range(5)]
+    with pytest.raises(UsageError, match="in no certain order"):
+        under(MessageFault(2, "lose", "PYTHON_RET"), program=program)
+    every = under(MessageFault(2, "lose", "PYTHON_RET", which="every"), program=program)
+    assert [step.error for step in every.steps] == ["", "timeout", "", "timeout", ""]
 
 
 def test_a_call_that_comes_twice_runs_twice() -> None:
@@ -245,11 +328,15 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_REMOTE_CALL"), "created twice"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2), "same fork"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2, n=2), "which of the two counts"),
-    (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
-    (replace(PROGRAM, rpc_timeout=75.0), MessageFault(0, "lose", "PYTHON_CALL"), "60 to 70 s"),
+    (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "no timeout"),
+    (
+        replace(PROGRAM, rpc_timeout=75.0),
+        MessageFault(2, "lose", "RREF_USER_DELETE"),
+        "60 to 70 s",
+    ),
     (replace(PROGRAM, settles=False), MessageFault(0, "lose", "PYTHON_CALL"), "before the timeout"),
     (
-        Program(2, (Parallel(((Call(0, 1),), (Call(1, 0),))),), rpc_timeout=65.0),
+        Program(3, (Parallel(((Call(0, 1),), (Chain(2, 0, 1),))),), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in no certain order",
     ),
@@ -273,6 +360,29 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in which order",
     ),
+    (PROGRAM, MessageFault(0, message="FORWARD_AUTOGRAD_REQ", **LATE), "its timeout is unknown"),
+    (PROGRAM, MessageFault(2, message="RREF_USER_DELETE", **LATE), "its timeout is unknown"),
+    (PROGRAM, MessageFault(0, message="PYTHON_CALL", to=2, **LATE), "comes with an RRef"),
+    (
+        Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), rpc_timeout=65.0),
+        MessageFault(0, message="PYTHON_RREF_FETCH_CALL", **LATE),
+        "that a late request is for",
+    ),
+    (
+        Program(2, (Call(0, 1, timeout=2.0), Call(0, 1))),
+        MessageFault(0, "delay", "PYTHON_CALL", n=2, delay=3.0),
+        "has no timeout",
+    ),
+    (
+        Program(2, (Call(0, 1, timeout=2.0), Call(0, 1)), rpc_timeout=65.0),
+        MessageFault(0, "delay", "PYTHON_CALL", n=2, delay=3.0),
+        "has a timeout of 65 s",
+    ),
+    (
+        Program(2, (Call(0, 1, timeout=2.0), Call(0, 1)), rpc_timeout=65.0),
+        MessageFault(1, "lose", "PYTHON_RET"),
+        "may end before its messages",
+    ),
     (
         Program(2, (Remote(0, 1, "a"),)),
         MessageFault(0, "delay", "RREF_USER_DELETE", delay=90.0),
@@ -290,6 +400,17 @@ def test_anything_else_is_refused_with_its_reason(
         under(fault, program=program)
     assert fault.name in str(raised.value)
     assert predict(program, FaultPlan()).steps
+
+
+def test_the_answer_to_a_late_request_is_not_counted() -> None:
+    """It comes at any time, so no other fault may count it."""
+    late = MessageFault(0, message="PYTHON_CALL", **LATE)
+    with pytest.raises(UsageError, match="counts its answer is not known"):
+        under(late, MessageFault(1, "lose", "PYTHON_RET", n=2))
+    assert changed(under(late, MessageFault(2, "lose", "PYTHON_RET", n=2))) == {
+        0: "timeout",
+        7: "timeout",
+    }
 
 
 def test_a_timeout_that_late_messages_may_meet_is_refused() -> None:
@@ -319,3 +440,5 @@ def test_how_long_a_run_may_wait_for_what_is_lost() -> None:
     lose = MessageFault(0, "lose", "PYTHON_CALL")
     assert lost_seconds(PROGRAM, FaultPlan()) == 0.0
     assert lost_seconds(PROGRAM, FaultPlan(others=(lose, replace(lose, n=2)))) == 130.0
+    late = MessageFault(0, message="PYTHON_CALL", **LATE)
+    assert lost_seconds(PROGRAM, FaultPlan(others=(late, lose))) == 135.0

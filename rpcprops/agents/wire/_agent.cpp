@@ -166,6 +166,8 @@ std::string name_of(int number) {
 
 /* A sparse tensor consists of two others, and has no size of its own. */
 int64_t bytes_of(const torch::Tensor& tensor) {
+  if (!tensor.defined())
+    return 0;
   if (tensor.layout() != c10::kSparse)
     return tensor.nbytes();
   return tensor._indices().nbytes() + tensor._values().nbytes();
@@ -176,6 +178,11 @@ int64_t size_of(const Message& message) {
   for (const auto& tensor : message.tensors())
     size += bytes_of(tensor);
   return size;
+}
+
+std::string text_of(const Message& message) {
+  const auto& payload = message.payload();
+  return std::string(payload.begin(), payload.end());
 }
 
 /* ------------------------------------------------------------------------ */
@@ -201,8 +208,8 @@ class Tables {
     for (const auto& [name, seconds] : messages_to_delay)
       table->delays[type_named(name)] = seconds;
     std::lock_guard<std::mutex> lock(mutex_);
-    tables_.push_back(std::move(table));
-    return tables_.size() - 1;
+    tables_.emplace(next_, std::move(table));
+    return next_++;
   }
 
   /* Forgets all tables and all counts.  No table may be in use. */
@@ -212,17 +219,21 @@ class Tables {
     sent_ = failed_ = delayed_ = Counts{};
   }
 
+  /* A table that was forgotten needs nothing: its agent may outlive it. */
   void disarm(int number) {
     std::lock_guard<std::mutex> lock(mutex_);
-    tables_.at(number)->armed = false;
-    tables_.at(number)->failures.clear();
+    auto found = tables_.find(number);
+    if (found == tables_.end())
+      return;
+    found->second->armed = false;
+    found->second->failures.clear();
   }
 
   /* Whether a table fails this send; it is counted. */
   bool fails(int type, const std::string& payload) {
     std::lock_guard<std::mutex> lock(mutex_);
     sent_[type]++;
-    for (const auto& table : tables_) {
+    for (const auto& [number, table] : tables_) {
       if (!table->armed || !table->fails[type])
         continue;
       int64_t& failed = table->failures[payload];
@@ -239,7 +250,7 @@ class Tables {
   /* Whether any table could fail this type: the payload is copied only then. */
   bool may_fail(int type) {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& table : tables_)
+    for (const auto& [number, table] : tables_)
       if (table->armed && table->fails[type])
         return true;
     sent_[type]++;
@@ -250,7 +261,7 @@ class Tables {
   int64_t delay_ms(int type) {
     std::lock_guard<std::mutex> lock(mutex_);
     Table* longest = nullptr;
-    for (const auto& table : tables_)
+    for (const auto& [number, table] : tables_)
       if (table->armed && table->delays[type] > (longest ? longest->delays[type] : 0))
         longest = table.get();
     auto ms = longest ? static_cast<int>(longest->delays[type] * kSecToMsConversion) : 0;
@@ -296,7 +307,9 @@ class Tables {
   }
 
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Table>> tables_;
+  /* A number is never used again: see disarm(). */
+  std::map<int, std::unique_ptr<Table>> tables_;
+  int next_ = 0;
   Counts sent_{}, failed_{}, delayed_{};
 };
 
@@ -458,8 +471,7 @@ class Later {
         watcher_ = std::thread([this] { watch(); });
     }
     lock.unlock();
-    condition_.notify_one();
-    ledger_->changed();
+    notify();
   }
 
   /* Ends both threads.  What still waits is not written any more. */
@@ -473,8 +485,7 @@ class Later {
       by_time_.clear();
       held_.clear();
     }
-    condition_.notify_one();
-    ledger_->changed();
+    notify();
     for (std::thread* thread : {&timer_, &watcher_})
       if (thread->joinable())
         thread->join();
@@ -484,10 +495,24 @@ class Later {
 
   /* Drops what was written before its time, and would otherwise stay until then. */
   void drop_written() {
+    /* They are freed without the lock: a message may have a tensor that Python
+       knows, whose end waits for the GIL. */
+    std::vector<std::shared_ptr<Waiting>> written;
     std::lock_guard<std::mutex> lock(mutex_);
-    for (auto it = by_time_.begin(); it != by_time_.end();)
-      it = it->second->gone ? by_time_.erase(it) : std::next(it);
-    std::erase_if(held_, [](const auto& message) { return message->gone.load(); });
+    for (auto it = by_time_.begin(); it != by_time_.end();) {
+      if (it->second->gone) {
+        written.push_back(std::move(it->second));
+        it = by_time_.erase(it);
+      } else {
+        ++it;
+      }
+    }
+    std::erase_if(held_, [&](const auto& message) {
+      bool gone = message->gone;
+      if (gone)
+        written.push_back(message);
+      return gone;
+    });
   }
 
   size_t size() {
@@ -499,6 +524,12 @@ class Later {
   }
 
  private:
+  /* Wakes both threads. */
+  void notify() {
+    condition_.notify_all();
+    ledger_->changed();
+  }
+
   void write(Waiting& message, uint32_t flags) {
     if (!message.gone.exchange(true)) {
       ledger_->note(message.record, flags);
@@ -538,20 +569,25 @@ class Later {
   void watch() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stopped_) {
+      if (held_.empty()) {
+        /* Whoever waits for the ledger makes each message of all ranks dearer. */
+        condition_.wait(lock);
+        continue;
+      }
       uint32_t seen = ledger_->changes();
-      std::vector<std::shared_ptr<Waiting>> ready;
+      std::vector<std::shared_ptr<Waiting>> ended;
       for (auto it = held_.begin(); it != held_.end();) {
-        bool gone = (*it)->gone;
-        if (!gone && (*it)->until.has_passed(*ledger_))
-          ready.push_back(*it);
-        it = gone || (!ready.empty() && ready.back() == *it) ? held_.erase(it) : it + 1;
+        bool has_ended = (*it)->gone || (*it)->until.has_passed(*ledger_);
+        if (has_ended)
+          ended.push_back(std::move(*it));
+        it = has_ended ? held_.erase(it) : it + 1;
       }
       lock.unlock();
-      for (const auto& message : ready)
+      for (const auto& message : ended)
         write(*message, 0);
-      if (ready.empty())
+      if (ended.empty())
         ledger_->wait(seen);
-      ready.clear();
+      ended.clear();
       lock.lock();
     }
   }
@@ -682,22 +718,14 @@ class WireAgent : public TensorPipeAgent {
     if (now.record)
       note_retry(*now.record, message->id());
     if (!now.is_spared) {
-      if (tables().may_fail(type)) {
-        const auto& payload = message->payload();
-        std::string key(payload.begin(), payload.end());
-        if (tables().fails(type, key)) {
-          if (now.record) {
-            now.record->table |= 1;
-            now.record->action = 0;
-            now.record->fault = -1;
-          }
-          return failed(now, *message, key);
-        }
+      bool by_table = tables().may_fail(type) && tables().fails(type, text_of(*message));
+      if (by_table && now.record) {
+        now.record->table |= 1;
+        now.record->action = 0;
+        now.record->fault = -1;
       }
-      if (now.action == Action::kFail) {
-        const auto& payload = message->payload();
-        return failed(now, *message, std::string(payload.begin(), payload.end()));
-      }
+      if (by_table || now.action == Action::kFail)
+        return failed(now, *message);
     }
     c10::intrusive_ptr<JitFuture> future;
     Sending* before = sending;
@@ -868,6 +896,12 @@ class WireAgent : public TensorPipeAgent {
     }
   }
 
+  static void identify(Record& record, int64_t id) {
+    record.id = id;
+    if (record.first_id < 0)
+      record.first_id = id;
+  }
+
   /* Which fault acts on a message: the first one in the list.  All count it. */
   void decide(Sending& now, Record& record) {
     for (size_t i = 0; i < faults_.size(); i++) {
@@ -887,12 +921,10 @@ class WireAgent : public TensorPipeAgent {
   }
 
   /* What FaultyTensorPipeAgent::send returns for a send that it fails. */
-  c10::intrusive_ptr<JitFuture> failed(Sending& now, Message& message, const std::string& key) {
+  c10::intrusive_ptr<JitFuture> failed(Sending& now, Message& message) {
     int64_t id = next_id()++;
     if (now.record) {
-      now.record->id = id;
-      if (now.record->first_id < 0)
-        now.record->first_id = id;
+      identify(*now.record, id);
       now.record->flags.fetch_or(kFailed);
       now.record->ended_ns.store(now.record->virtual_ns);
       ledger_->publish(now.record);
@@ -900,7 +932,7 @@ class WireAgent : public TensorPipeAgent {
     message.setId(id); /* so that a retry is known as one */
     auto future = c10::make_intrusive<JitFuture>(at::AnyClassType::get());
     future->setError(std::make_exception_ptr(std::runtime_error(makeRPCError(
-        c10::str("Send attempt failed intentionally for ", key),
+        c10::str("Send attempt failed intentionally for ", text_of(message)),
         RPCErrorType::INTENTIONAL_FAILURE))));
     return future;
   }
@@ -932,16 +964,11 @@ class WireAgent : public TensorPipeAgent {
       WriteCallback callback) noexcept {
     Sending& now = *sending;
     sending = nullptr;
-    if (now.record) {
-      now.record->id = message->id();
-      if (now.record->first_id < 0)
-        now.record->first_id = now.record->id;
-      if (!now.is_spared)
-        sleep(now.record, number_of(message->type()));
-      ledger_->publish(now.record);
-    } else if (!now.is_spared) {
-      sleep(nullptr, number_of(message->type()));
-    }
+    if (now.record)
+      identify(*now.record, message->id());
+    if (!now.is_spared)
+      sleep(now.record, number_of(message->type()));
+    ledger_->publish(now.record);
     act(now, pipe, message, std::move(devices), std::move(streams), std::move(callback));
   }
 

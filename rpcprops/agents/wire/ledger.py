@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from rpcprops.faults import MessageType
@@ -56,7 +57,7 @@ MESSAGE_TYPES = {
 }
 _ACTIONS: tuple[Any, ...] = ("", "fail", "lose", "delay", "hold", "duplicate")
 #: Bits of `Flag` in _ledger.h.
-_WRITTEN, _FAILED, _ANSWERED, _TIMED_OUT = 1, 2, 4, 8
+_WRITTEN, _FAILED, _ANSWERED, _TIMED_OUT, _ARRIVED, _DISCARDED, _RAISED = 1, 2, 4, 8, 16, 128, 512
 _MARKS = {
     16: "arrived",
     32: "swallowed",
@@ -65,7 +66,6 @@ _MARKS = {
     256: "spared",
     512: "raised",
 }
-_RAISED = 512
 #: How often torch sends a request again, by the low byte of its type; 0 for those not named here.
 _RETRIES = {
     number: MessageType(name).max_retries
@@ -92,6 +92,7 @@ class Ledger:
         except OSError:
             os.close(self.fd)
             raise
+        self._forget()
 
     def clear(self) -> None:
         """Forget all messages, for ranks that go on.
@@ -102,6 +103,14 @@ class Ledger:
         os.ftruncate(self.fd, _HEADER_SIZE)
         os.ftruncate(self.fd, size)
         os.pwrite(self.fd, bytes(16), _NEXT_OFFSET)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Look at all records anew."""
+        #: The first record that may_send_again, and may_come_late, must still look at.
+        self._first_to_retry = self._first_late = 0
+        #: The ids of the messages before it that torch has not sent often enough.
+        self._trying: set[int] = set()
 
     def close(self) -> None:
         """Close the memory file; a second call changes nothing."""
@@ -144,18 +153,35 @@ class Ledger:
         _, capacity, _, count, dropped = self._header()
         if dropped or count > capacity:
             return True
-        data = os.pread(self.fd, count * _RECORD.size, _HEADER_SIZE)
-        last: dict[int, tuple[int, bool]] = {}
-        for row in _RECORD.iter_unpack(data):
-            if not row[_READY]:
-                return True
+        for row in self._records(self._first_to_retry, count):
             first, is_response, retry, flags = row[1], row[10], row[14], row[15]
-            most = _RETRIES.get(row[9], 0)
-            if is_response or not most:
-                continue
-            is_over = retry >= most or (flags & _ANSWERED and not flags & _RAISED)
-            last[first] = max(last.get(first, (-1, False)), (retry, bool(is_over)))
-        return not all(is_over for _, is_over in last.values())
+            most = 0 if is_response else _RETRIES.get(row[9], 0)
+            has_ended = not most or flags & (_FAILED | _ANSWERED | _TIMED_OUT)
+            if not (row[_READY] and has_ended):
+                return True
+            if most and (retry >= most or (flags & _ANSWERED and not flags & _RAISED)):
+                self._trying.discard(first)
+            elif most:
+                self._trying.add(first)
+            self._first_to_retry += 1
+        return bool(self._trying)
+
+    def may_come_late(self) -> bool:
+        """Whether a message that a fault delays has still to be sent, or to come."""
+        _, capacity, _, count, _ = self._header()
+        for row in self._records(self._first_late, min(count, capacity)):
+            is_response, action, flags = row[10], row[11], row[15]
+            has_come = flags & (_WRITTEN if is_response else _ARRIVED) or flags & _DISCARDED
+            if not row[_READY] or (_ACTIONS[action] == "delay" and not has_come):
+                return True
+            self._first_late += 1
+        return False
+
+    def _records(self, first: int, end: int) -> Iterator[tuple[int, ...]]:
+        """The records from one on, as they are now."""
+        size = _RECORD.size
+        data = os.pread(self.fd, (end - first) * size, _HEADER_SIZE + first * size)
+        return _RECORD.iter_unpack(data)
 
     def _header(self) -> tuple[int, ...]:
         return _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import handles, meets_at
+from rpcprops.steps.in_rank.state import handles, joins_by, meets_at
 
 #: Seconds that a member that leaves waits for the token of the group, which nobody else has.
 TOKEN_WAITS = 1.0
@@ -27,7 +27,7 @@ def member(
         leave_group(graceful=does == "leave")
         return {}
     if does == "join":
-        join_group(world[rank])
+        join_group(world[rank], **agent_of_the_run())
         return {"members": members_known()}
     gc.collect()
     counts = rpc._rref_context_get_debug_info()  # type: ignore[attr-defined]
@@ -36,19 +36,25 @@ def member(
     return {"members": known, "held": held, **{f"knows {one}": True for one in known}}
 
 
-def join_group(name: str, **given: int) -> None:
-    """``init_rpc`` by torch's own agent, without a world size unless that is given."""
+def join_group(name: str, **given: Any) -> None:
+    """``init_rpc``, by torch's own agent and without a world size, unless they are given."""
     rank, url = meets_at[0]
     init_rpc: Any = rpc.init_rpc
     options: Any = rpc.TensorPipeRpcBackendOptions
     registry: Any = rpc.backend_registry
-    init_rpc(
-        name,
+    usual = {
         # Not rpc.BackendType, which is another enum once one more backend is registered.
-        backend=registry.BackendType.TENSORPIPE,
-        **{"rank": rank, **given},
-        rpc_backend_options=options(init_method=url, num_worker_threads=8, rpc_timeout=A_DAY),
-    )
+        "backend": registry.BackendType.TENSORPIPE,
+        "rpc_backend_options": options(init_method=url, num_worker_threads=8, rpc_timeout=A_DAY),
+        "rank": rank,
+    }
+    init_rpc(name, **{**usual, **given})
+
+
+def agent_of_the_run() -> dict[str, Any]:
+    """What makes this rank join by the agent of the run, if that can join a dynamic group."""
+    _, url = meets_at[0]
+    return joins_by[0](url) if joins_by else {}
 
 
 def class_of_refusal(why: str, world: tuple[str, ...], rank: int, taken: int | None) -> str:
@@ -56,9 +62,11 @@ def class_of_refusal(why: str, world: tuple[str, ...], rank: int, taken: int | N
     other = rank if taken is None else taken
     names = {"bad name": "no name!", "taken name": world[other]}
     name = names.get(why, world[rank])
-    given: dict[str, int] = {"rank": other} if why == "taken rank" else {}
+    given = agent_of_the_run()
+    if why == "taken rank":
+        given["rank"] = other
     if why == "static":
-        given = {"rank": 0, "world_size": 1}
+        given |= {"rank": 0, "world_size": 1}
     try:
         join_group(name, **given)
     except RuntimeError:

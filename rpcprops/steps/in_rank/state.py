@@ -31,6 +31,10 @@ init_again: list[Callable[..., None]] = []
 #: ranks puts it in.
 meets_at: list[tuple[int, str]] = []
 
+#: Gives the backend, and its options for the URL of a store, by which this rank joins a dynamic
+#: group. Empty where that is torch's own agent.
+joins_by: list[Callable[[str], dict[str, Any]]] = []
+
 
 class MissingHandleError(Exception):
     """A step needs something that never came here: the step that makes or sends it failed."""
