@@ -9,13 +9,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
 
+from rpcprops._replay import replay_program
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
@@ -32,7 +35,11 @@ from rpcprops.programs import (
     Share,
     Step,
 )
+from rpcprops.properties import failure_in_use
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.report.artefact import Artefact, Earlier, read, write
+from rpcprops.report.script import script_of
+from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 from rpcprops.strategies import programs, programs_under_faults
 from tests._draws import draws, seed_of_this_run
@@ -255,22 +262,55 @@ def test_what_is_left_ends_the_world(runner: Runner, what: str, says: str) -> No
     assert outcome.phase("shutdown") is not None
 
 
+def leaving(what: str) -> Program:
+    """A program of that one step."""
+    return Program(1, (Leave(0, what),))
+
+
 @pytest.mark.usefixtures("_leaves")
-def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner) -> None:
-    """A step that counts where nobody looks gives 2 in a used world; the outcome is a new one's."""
-    program, before = Program(1, (Leave(0, "count"),)), Program(1, (Leave(0, "other"),))
-    plan = FaultPlan()
-    for one in (before, program):
+def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner, tmp_path: Path) -> None:
+    """A step that counts where nobody looks gives 2 in a used world; the outcome is a new one's.
+
+    The artefact says that its world was used and by which programs, and is replayed after them.
+    """
+    other, counts, plan = leaving("other"), leaving("count"), FaultPlan()
+    for one in (other, counts):
         assert not judge(one, plan, runner.run_anew(one, plan))
     assert not runner.failed_in_use
-    outcome = runner.run_anew(program, plan)
-    assert not judge(program, plan, outcome)
+    outcome = runner.run_anew(counts, plan)
+    assert not judge(counts, plan, outcome)
+    assert outcome.ran_before == 0
     (failed,) = runner.failed_in_use
-    assert failed.after == ((before, plan), (program, plan))
+    assert failed.after == ((other, plan), (counts, plan))
     assert [violation.promise for violation in failed.violations] == ["WrongValue"]
     assert "only in a world that had run 2 programs before" in str(failed)
-    assert failed.again(runner) == failed.violations
-    assert len(failed.as_json()["ran"]) == 3
+    written = write(artefact_of(failure_in_use("planted", failed)), tmp_path)
+    artefact = read(written)
+    assert artefact.outcomes[0].ran_before == 2
+    assert artefact.after == (Earlier(other), Earlier(counts))
+    again = replay_program(artefact, runner, times=2)
+    assert (again.answer, again.seen) == ("reproduced", (("WrongValue",),) * 2)
+    alone = replace(artefact, after=(Earlier(other),))
+    assert replay_program(alone, runner, times=1).answer == "fixed"
+    with pytest.raises(UsageError, match="neither a script nor a test has such ranks"):
+        script_of(artefact)
+
+
+@pytest.mark.usefixtures("_leaves")
+def test_a_replay_says_when_its_world_did_not_stay(runner: Runner) -> None:
+    """A program before it leaves a thread, so the world ends, and nothing was repeated."""
+    artefact = Artefact(
+        kind="program",
+        subject="planted",
+        promise="WrongValue",
+        program=leaving("count"),
+        plans=(FaultPlan(),),
+        outcomes=(Outcome(1, agent="WIRE", ran_before=2),),
+        after=(Earlier(leaving("other")), Earlier(leaving("thread"))),
+    )
+    again = replay_program(artefact, runner, times=1)
+    assert (again.answer, again.times) == ("not repeated", 0)
+    assert "because of program 2: worker0: threads are left: left" in str(again)
 
 
 def test_a_kept_world_that_died_is_replaced(runner: Runner) -> None:
