@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,6 +25,7 @@ from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type
+from rpcprops.outcomes import Violation
 from rpcprops.programs import Program
 from rpcprops.properties import (
     Case,
@@ -97,6 +98,11 @@ class Record:
     findings: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     used: bool = False
+
+
+def first_of(violations: Sequence[Violation]) -> tuple[str, str]:
+    """The promise of the first violation, and the violation in a sentence; empty if none is."""
+    return (violations[0].promise, str(violations[0])) if violations else ("", "")
 
 
 def find_program(text: str) -> Program:
@@ -281,14 +287,15 @@ class Sweep:
             seen, in_use = self._observe(cell.plan)
             verdict, repeats = self._verdict(seen)
             failure = self._failure(seen, repeats) if verdict == "violated" else None
-            first = str(seen.violations[0]) if seen.violations else ""
+            promise, broken = first_of(seen.violations)
             if failure is None and in_use is not None:
-                verdict, first = "undecided", str(in_use)
+                promise, _ = first_of(in_use.violations)
+                verdict, broken = "undecided", str(in_use)
             record = Record(
                 plan=cell.plan,
                 verdict=verdict,
-                promise=seen.violations[0].promise if seen.violations else "",
-                broken=first,
+                promise=promise,
+                broken=broken,
                 fired=fired(seen.faults),
                 fired_by_type=fired_by_type(seen.faults),
                 seconds=round(time.monotonic() - began, 3),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rpcprops._sweep import Record, State, Sweep, Verdict
+from rpcprops._sweep import Record, State, Sweep, Verdict, first_of
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import (
     MESSAGE_ACTIONS,
@@ -186,19 +186,20 @@ class PointSweep(Sweep):
         seen, in_use = self._observe(plan)
         verdict, repeats = self._verdict(seen)
         acted = sum(bool(sent.done) for sent in seen.outcome.messages)
-        first = str(seen.violations[0]) if seen.violations else ""
+        promise, broken = first_of(seen.violations)
         if verdict == "holds" and seen.accepted:
             verdict = "documented"
         elif verdict == "holds" and acted < len(point.faults):
-            verdict, first = _without_message(point, seen.outcome)
+            verdict, broken = _without_message(point, seen.outcome)
         failure = self._failure(seen, repeats) if verdict == "violated" else None
         if failure is None and in_use is not None:
-            verdict, first = "undecided", str(in_use)
+            promise, _ = first_of(in_use.violations)
+            verdict, broken = "undecided", str(in_use)
         record = Record(
             plan=plan,
             verdict=verdict,
-            promise=seen.violations[0].promise if seen.violations else "",
-            broken=first,
+            promise=promise,
+            broken=broken,
             fired=acted,
             fired_by_type=fired_by_type(seen.faults),
             seconds=round(time.monotonic() - began, 3),

@@ -69,6 +69,7 @@ class Artefact:
         world_sizes: number of ranks of each of the clusters.
         underway: no failure was seen: the example was running when its process ended. Then there is
             no promise.
+        may_be_used: whether the ranks of what was under way may have run other programs before.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     world_sizes: tuple[int, ...] = ()
     underway: bool = False
+    may_be_used: bool = False
     outcomes: tuple[Outcome, ...] = ()
     head: tuple[str, ...] = ()
     after: tuple[Earlier, ...] = ()
@@ -224,7 +226,7 @@ def _hints() -> dict[str, Any]:
 
 
 def _convert(data: dict[str, Any]) -> Artefact:
-    given = {"world_sizes": [], "underway": False, **data}
+    given = {"world_sizes": [], "underway": False, "may_be_used": False, **data}
     hints = {name: hint for name, hint in _hints().items() if name != "after"}
     artefact = Artefact(
         **{name: from_json(given.get(name), hint) for name, hint in hints.items()},
