@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -316,6 +319,39 @@ def test_a_replay_says_when_its_world_did_not_stay(runner: Runner) -> None:
     again = replay_program(artefact, runner, times=1)
     assert (again.answer, again.times) == ("not repeated", 0)
     assert "because of program 2: worker0: threads are left: left" in str(again)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("check", "rref-values", "-n", "20", "--fresh"), ("worlds", "used")),
+        (("check", "rref-values", "-n", "20"), ("worlds", "used")),
+        (("hunt", "-n", "30", "--batch", "30"), ("runs_in_used_ranks",)),
+        (("hunt", "-n", "30", "--batch", "30", "--jobs", "2"), ("runs_in_used_ranks",)),
+        (("sweep", "create_and_fetch[python]"), ("in_used_ranks",)),
+        (("sweep", "create_and_fetch[python]", "--points"), ("in_used_ranks",)),
+    ],
+    ids=["fresh", "check", "hunt", "jobs", "sweep", "points"],
+)
+def test_commands_use_worlds_again_by_themselves(
+    tmp_path: Path, words: tuple[str, ...], where: tuple[str, ...]
+) -> None:
+    """With the agent WIRE most programs run in used ranks, none of them with --fresh; all hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rpcprops", *words, "--agent", "wire", "--json", "said.json"],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "160", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    used: Any = json.loads((tmp_path / "said.json").read_text(encoding="utf-8"))
+    for name in where:
+        used = used.get(name, 0)
+    assert used == 0 if "--fresh" in words else used > 5
 
 
 def test_a_kept_world_that_died_is_replaced(runner: Runner) -> None:
