@@ -196,6 +196,7 @@ class Runner:
         """
         self._reuses(reuse=True, agent=agent)
         self.server.servers.kept.close()
+        run = _Run()
         for number, (one, faults) in enumerate((*before, (program, plan))):
             run = self._run_once(one, faults, world_size, clock, transport, agent, reuse=True)
             is_last = number == len(before)
