@@ -93,6 +93,7 @@ class Batch:
         unconfirmed: failures that real time did not show again, in the same form.
         agent: the RPC agent of the ranks; empty if it is torch's faulty one.
         known: whether what meets known findings was drawn as well.
+        used: how many runs were in ranks that had run other programs before.
     """
 
     property: str
@@ -122,6 +123,7 @@ class Batch:
     format: int = _FORMAT
     agent: str = ""
     known: bool = False
+    used: int = 0
 
 
 def hunted(*, known: bool = False) -> Mapping[str, Property]:
@@ -481,6 +483,7 @@ def run_order(
         draws=order.draws,
         known=order.known,
     )
+    used = runner.worlds["used"]
     began = time.monotonic()
 
     def seen(_: Examination, observation: Observation) -> None:
@@ -504,6 +507,7 @@ def run_order(
             real_seconds=order.real_seconds,
             transport=order.transport,
         )
+    batch.used = runner.worlds["used"] - used
     _complete(batch, result, [artefacts] if artefacts else [])
     return batch
 
@@ -604,6 +608,7 @@ def summary(hunt: Hunt) -> dict[str, Any]:
         "unconfirmed": [line for batch in hunt.batches for line in batch.unconfirmed],
         "seed": hunt.seed,
         "draws_known": hunt.known,
+        "runs_in_used_ranks": sum(b.used for b in hunt.batches),
         "seconds": round(hunt.seconds, 1),
         "seconds_of_all_jobs": round(sum(b.seconds for b in hunt.batches), 1),
         "seconds_in_real_time": round(sum(b.real_seconds for b in hunt.batches), 1),

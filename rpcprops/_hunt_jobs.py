@@ -40,7 +40,9 @@ _BLOCK = 1 << 16
 
 
 class Ranks(msgspec.Struct, frozen=True):
-    """What the workers' ranks are: clock, agent and reuse as for ``rpcprops hunt``."""
+    """What the workers' ranks are: clock and agent as for ``rpcprops hunt``; and whether they are
+    used again, where their agent can be.
+    """
 
     clock: str = "auto"
     agent: str | None = None

@@ -104,6 +104,9 @@ class Kind:
         if artefact.program is None or len(artefact.plans) != 1:
             msg = "a program's artefact holds one program and one plan"
             raise UsageError(msg)
+        if artefact.after and artefact.kind != "program":
+            msg = f"only a program runs after others in one world, not {artefact.kind!r}"
+            raise UsageError(msg)
 
     # A replay of this kind.
 

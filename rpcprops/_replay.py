@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from rpcprops._kinds import Again, Kind, kind_of
 from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan
 from rpcprops.report.artefact import Artefact, read
-from rpcprops.runner import Runner
+from rpcprops.runner import RunAfter, Runner
 
-Answer = Literal["reproduced", "changed", "fixed", "fails", "holds"]
+Answer = Literal["reproduced", "changed", "fixed", "fails", "holds", "not repeated"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Replay:
         seen: the promises that each run broke (for a test: the type of its exception).
         without: the faults that were left out, by name.
         clock_problem: why pytest's ranks ran in real time though nobody asked for it; else empty.
+        not_repeated: for a failure of a used world, why each further run was none: the programs
+            before it did not all run in one world.
     """
 
     artefact: Artefact
@@ -32,6 +35,7 @@ class Replay:
     rate: float = 1.0
     without: tuple[str, ...] = ()
     clock_problem: str = ""
+    not_repeated: tuple[str, ...] = ()
 
     @property
     def times(self) -> int:
@@ -60,6 +64,8 @@ class Replay:
         """
         if self.artefact.underway:
             return "fails" if self.failed else "holds"
+        if not self.seen and self.not_repeated:
+            return "not repeated"
         if self.failed:
             return "reproduced"
         return "changed" if self.changed else "fixed"
@@ -75,6 +81,10 @@ class Replay:
         # Nobody has mended what does not show because a fault was left out.
         word = "not shown" if self.without and self.answer == "fixed" else self.answer
         text = f"{word}: {self.artefact.promise} in {self.failed} of {self.times} runs{where}"
+        if self.artefact.after:
+            text += f", each after {len(self.artefact.after)} other programs in one world"
+        for why, count in Counter(self.not_repeated).items():
+            text += f"; no such world in {count} more, because of {why}"
         for name, count in Counter(self.changed).items():
             text += f"; {name} instead in {count}"
         return text
@@ -186,12 +196,28 @@ def replay_program(
     options.setdefault("agent", artefact.agent)
     result = Replay(artefact, (), without=dropped)
     for number in range(times):
-        seen = observe(anew=True, **options)
-        promises = tuple(dict.fromkeys(v.promise for v in seen.violations))
-        result = replace(result, seen=(*result.seen, promises), rate=seen.outcome.clock_rate)
+        if artefact.after:
+            ran = _run_after(artefact, runner, plan, **options)
+            violations, outcome = ran.violations, ran.outcome
+            if ran.why_not:
+                result = replace(result, not_repeated=(*result.not_repeated, ran.why_not))
+                continue
+        else:
+            observed = observe(anew=True, **options)
+            violations, outcome = observed.violations, observed.outcome
+        promises = tuple(dict.fromkeys(v.promise for v in violations))
+        result = replace(result, seen=(*result.seen, promises), rate=outcome.clock_rate)
         if on_run is not None:
             on_run(number, promises)
     return result
+
+
+def _run_after(artefact: Artefact, runner: Runner, plan: FaultPlan, **options: Any) -> RunAfter:
+    """Run the program of an artefact in a world that runs those first that it had run then."""
+    assert artefact.program is not None
+    before = tuple((one.program, one.plan) for one in artefact.after)
+    size = artefact.sizes[0]
+    return runner.run_after(before, artefact.program, plan, world_size=size, **options)
 
 
 class OfRanks(Kind):

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,11 +26,20 @@ from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type
+from rpcprops.outcomes import Violation
 from rpcprops.programs import Program
-from rpcprops.properties import Case, Failure, Observation, Repeats, observe, shipped_programs
+from rpcprops.properties import (
+    Case,
+    Failure,
+    Observation,
+    Repeats,
+    failure_in_use,
+    observe,
+    shipped_programs,
+)
 from rpcprops.report import artefact as artefacts
 from rpcprops.report.text import artefact_of
-from rpcprops.runner import Runner
+from rpcprops.runner import FailedInUse, Runner
 
 Ranks = Literal["all", "each", "pairs"]
 #: The verdict of a table: "known" is a violation that a known finding of stock torch explains. A
@@ -76,6 +85,7 @@ class Record:
         artefact: where its failure was written.
         findings: known findings that explain some of its violations, or all of them.
         accepted: the kinds of documented effects that it showed.
+        used: whether its ranks had run other programs before.
     """
 
     plan: FaultPlan
@@ -88,6 +98,12 @@ class Record:
     artefact: str = ""
     findings: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
+    used: bool = False
+
+
+def first_of(violations: Sequence[Violation]) -> tuple[str, str]:
+    """The promise of the first violation, and the violation in a sentence; empty if none is."""
+    return (violations[0].promise, str(violations[0])) if violations else ("", "")
 
 
 def find_program(text: str) -> Program:
@@ -271,25 +287,40 @@ class Sweep:
             if self.state.has(cell):
                 continue
             began = time.monotonic()
-            seen = observe(self.runner, Case(self.program, cell.plan), anew=True, **self.options)
+            seen, in_use = self._observe(cell.plan)
             verdict, repeats = self._verdict(seen)
             failure = self._failure(seen, repeats) if verdict == "violated" else None
-            first = seen.violations[0] if seen.violations else None
-            kept = "" if failure is None else str(artefacts.write_or_say(artefact_of(failure)))
+            promise, broken = first_of(seen.violations)
+            if failure is None and in_use is not None:
+                promise, _ = first_of(in_use.violations)
+                verdict, broken = "undecided", str(in_use)
             record = Record(
                 plan=cell.plan,
                 verdict=verdict,
-                promise=first.promise if first else "",
-                broken=str(first) if first else "",
+                promise=promise,
+                broken=broken,
                 fired=fired(seen.faults),
                 fired_by_type=fired_by_type(seen.faults),
                 seconds=round(time.monotonic() - began, 3),
-                artefact=kept,
+                artefact=self._written(failure, in_use),
                 findings=seen.explained_by,
                 accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
+                used=seen.outcome.ran_before > 0,
             )
             self.state.add(record)
             yield record, failure
+
+    def _observe(self, plan: FaultPlan) -> tuple[Observation, FailedInUse | None]:
+        """Run the program under a plan; and what then failed in a used world only."""
+        before = len(self.runner.failed_in_use)
+        seen = observe(self.runner, Case(self.program, plan), anew=True, **self.options)
+        return seen, next(iter(self.runner.failed_in_use[before:]), None)
+
+    def _written(self, failure: Failure | None, in_use: FailedInUse | None) -> str:
+        """Where a failure was written; empty if there is none."""
+        if failure is None and in_use is not None:
+            failure = failure_in_use(self._name, in_use)
+        return "" if failure is None else str(artefacts.write_or_say(artefact_of(failure)))
 
     def _verdict(self, seen: Observation) -> tuple[Verdict, list[Repeats]]:
         """The verdict; a failure must be seen again: in real time for a new promise, else fast."""
@@ -298,7 +329,8 @@ class Sweep:
         first, rate = seen.violations[0], seen.outcome.clock_rate
 
         def run(at: float) -> Sight:
-            again = observe(self.runner, seen.case, anew=True, **{**self.options, "clock": at})
+            options = {**self.options, "clock": at, "reuse": False}
+            again = observe(self.runner, seen.case, anew=True, **options)
             same = [v for v in again.violations if v.promise == first.promise]
             return Sight.of(again.outcome, same)
 
@@ -310,9 +342,13 @@ class Sweep:
         self._confirmed.add(first.promise)
         return "violated", repeats
 
+    @property
+    def _name(self) -> str:
+        return f"sweep-{self.program.name or 'program'}"
+
     def _failure(self, seen: Observation, repeats: list[Repeats]) -> Failure:
         return Failure(
-            property=f"sweep-{self.program.name or 'program'}",
+            property=self._name,
             promise=seen.violations[0].promise,
             case=seen.case,
             violations=seen.violations,

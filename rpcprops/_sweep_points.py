@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rpcprops._sweep import Record, State, Sweep, Verdict
+from rpcprops._sweep import Record, State, Sweep, Verdict, first_of
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import (
     MESSAGE_ACTIONS,
@@ -28,8 +28,6 @@ from rpcprops.oracle import fired_by_type, predict
 from rpcprops.outcomes import Outcome, SentMessage
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure, observe
-from rpcprops.report import artefact as artefacts
-from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import facts_of
 
@@ -157,7 +155,7 @@ class PointSweep(Sweep):
             HarnessError: the run recorded no messages, or not all of them.
             UsageError: it breaks a promise even without faults.
         """
-        seen = observe(self.runner, Case(self.program), anew=True, **self.options)
+        seen = observe(self.runner, Case(self.program), anew=True, **self.options, reuse=False)
         if seen.violations:
             msg = (
                 f"the program breaks a promise without any fault: {seen.violations[0]}; sweep one "
@@ -185,27 +183,30 @@ class PointSweep(Sweep):
             predict(self.program, plan, facts_of(self.state.torch_version))
         except UsageError as error:
             return Record(plan, "unpredicted", broken=str(error)), None
-        seen = observe(self.runner, Case(self.program, plan), anew=True, **self.options)
+        seen, in_use = self._observe(plan)
         verdict, repeats = self._verdict(seen)
         acted = sum(bool(sent.done) for sent in seen.outcome.messages)
-        first = str(seen.violations[0]) if seen.violations else ""
+        promise, broken = first_of(seen.violations)
         if verdict == "holds" and seen.accepted:
             verdict = "documented"
         elif verdict == "holds" and acted < len(point.faults):
-            verdict, first = _without_message(point, seen.outcome)
+            verdict, broken = _without_message(point, seen.outcome)
         failure = self._failure(seen, repeats) if verdict == "violated" else None
-        kept = "" if failure is None else str(artefacts.write_or_say(artefact_of(failure)))
+        if failure is None and in_use is not None:
+            promise, _ = first_of(in_use.violations)
+            verdict, broken = "undecided", str(in_use)
         record = Record(
             plan=plan,
             verdict=verdict,
-            promise=seen.violations[0].promise if seen.violations else "",
-            broken=first,
+            promise=promise,
+            broken=broken,
             fired=acted,
             fired_by_type=fired_by_type(seen.faults),
             seconds=round(time.monotonic() - began, 3),
-            artefact=kept,
+            artefact=self._written(failure, in_use),
             findings=seen.explained_by,
             accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
+            used=seen.outcome.ran_before > 0,
         )
         return record, failure
 

@@ -278,6 +278,7 @@ class Outcome:
         agent: the RPC agent of the ranks; empty if it is torch's faulty one.
         messages: every message that ranks sent, if their agent records them (``agent="wire"``).
         messages_dropped: how many further messages the ledger had no room for.
+        ran_before: how many programs or clusters its ranks had run before; 0 if they were fresh.
     """
 
     world_size: int
@@ -291,6 +292,7 @@ class Outcome:
     agent: str = ""
     messages: tuple[SentMessage, ...] = ()
     messages_dropped: int = 0
+    ran_before: int = 0
 
     def __str__(self) -> str:
         """What a reader wants to know first, in a few lines; `repr` is all of it, as Python."""

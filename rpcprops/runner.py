@@ -11,7 +11,7 @@ from typing import Any
 
 from rpcprops import agents
 from rpcprops._given import argument, shown
-from rpcprops._json import to_json
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import Cluster, ClusterServer
 from rpcprops.cluster.options import (
     A_DAY,
@@ -21,6 +21,7 @@ from rpcprops.cluster.options import (
     check_transport,
 )
 from rpcprops.cluster.reuse import has_refusal, may_reuse
+from rpcprops.confirmation import is_decided
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
@@ -37,48 +38,48 @@ _REMEMBERED = 2048
 _REAL_SECONDS = 0.75
 
 
+#: Programs with their plans, in the order in which they ran in one world.
+Ran = tuple[tuple[Program, FaultPlan], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FailedInUse:
-    """A failure in a used world that a new world did not show: nobody can tell what it means.
+    """A failure in a used world that fresh ranks did not show: nobody can tell what it means.
 
     Attributes:
-        after: the last programs that the world ran before, with their plans, the oldest first.
+        outcome: what the used world showed.
+        after: the programs that the world had run before, with their plans, the oldest first.
     """
 
     program: Program
     plan: FaultPlan
     violations: tuple[Violation, ...]
-    after: tuple[tuple[Program, FaultPlan], ...]
-
-    def again(self, runner: Runner, **options: Any) -> tuple[Violation, ...]:
-        """Run the programs in one world again, in their order; what the last one breaks there.
-
-        Args:
-            runner: one whose server has no world that is kept.
-            options: as for :func:`run`, but for `reuse`.
-        """
-        for program, plan in self.after:
-            runner.run_anew(program, plan, reuse=True, **options)
-        before = len(runner.failed_in_use)
-        runner.run_anew(self.program, self.plan, reuse=True, **options)
-        return tuple(v for one in runner.failed_in_use[before:] for v in one.violations)
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it as JSON data."""
-        ran = (*self.after, (self.program, self.plan))
-        return {
-            "violations": [str(violation) for violation in self.violations],
-            "ran": [{"program": to_json(program), "plan": to_json(plan)} for program, plan in ran],
-        }
+    outcome: Outcome
+    after: Ran
 
     def __str__(self) -> str:
         """In one line; `repr` has all programs as Python."""
         number = len(self.after)
         programs = f"{number} program{'s' if number > 1 else ''}"
         return (
-            f"undecided: only in a world that had run {programs} before: "
+            f"only in a world that had run {programs} before: "
             f"{'; '.join(map(str, self.violations))} under {self.plan!r}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RunAfter:
+    """What a program showed in a world in which other programs ran before it.
+
+    Attributes:
+        outcome: what it showed; without steps if the programs could not run in one world.
+        violations: what that breaks.
+        why_not: why they could not all run in one world; empty if they did.
+    """
+
+    outcome: Outcome
+    violations: tuple[Violation, ...] = ()
+    why_not: str = ""
 
 
 class Runner:
@@ -91,7 +92,7 @@ class Runner:
     Attributes:
         worlds: how many runs had a "new" world and how many a "used" one, how many worlds were
             "kept" afterwards, and by the reason how many were not although they might have been.
-        failed_in_use: failures of used worlds that new worlds did not show.
+        failed_in_use: failures of used worlds that fresh ranks did not show.
     """
 
     def __init__(self, server: ClusterServer) -> None:
@@ -138,9 +139,9 @@ class Runner:
         return max(1.0, program.rpc_timeout / _REAL_SECONDS)
 
     def _reuses(self, reuse: bool | None, agent: str | None) -> bool:
-        if reuse is None:
-            return self.server.reuse
         name = agents.named(self.server.agent if agent is None else agent).name
+        if reuse is None:
+            return self.server.reuse and name == WIRE
         return check_reuse(reuse, name)
 
     def run_anew(
@@ -157,40 +158,87 @@ class Runner:
         """As :meth:`run`, but without the memory."""
         _check(program, plan, world_size, transport)
         faults = FaultPlan.of(plan)
+
+        def run(*, reuse: bool) -> _Run:
+            return self._run_once(program, faults, world_size, clock, transport, agent, reuse=reuse)
+
+        first = run(reuse=self._reuses(reuse, agent))
+        if not first.may_reuse or first.is_conclusive:
+            return first.outcome
+        # Only fresh ranks, which shut RPC down as torch says, can show a failure.
+        again = run(reuse=False).outcome
+        if first.violations and not judge(program, faults, again):
+            if any(is_decided(violation, first.outcome) for violation in first.violations):
+                failed = FailedInUse(
+                    program, faults, first.violations, first.outcome, first.ran_before
+                )
+                self.failed_in_use.append(failed)
+            else:
+                # As where a rate is too fast for a busy machine, the other run decides.
+                self.worlds["too late to tell"] += 1
+        return again
+
+    def run_after(
+        self,
+        before: Ran,
+        program: Program,
+        plan: FaultPlan,
+        *,
+        world_size: int | None = None,
+        clock: ClockChoice | None = None,
+        transport: Transport = "tcp",
+        agent: str | None = None,
+    ) -> RunAfter:
+        """Run programs in one world, in their order, and last of all `program`.
+
+        Arguments and exceptions are those of :func:`run`; the agent must be one whose ranks can be
+        used again.
+        """
+        self._reuses(reuse=True, agent=agent)
+        self.server.servers.kept.close()
+        run = _Run()
+        for number, (one, faults) in enumerate((*before, (program, plan))):
+            run = self._run_once(one, faults, world_size, clock, transport, agent, reuse=True)
+            is_last = number == len(before)
+            if run.was_used != (number > 0) or run.shows_nothing or not (is_last or run.stays):
+                why = run.why or "the world had ended"
+                return RunAfter(run.outcome, why_not=f"program {number + 1}: {why}")
+        return RunAfter(run.outcome, run.violations)
+
+    def _run_once(
+        self,
+        program: Program,
+        plan: FaultPlan,
+        world_size: int | None,
+        clock: ClockChoice | None,
+        transport: Transport,
+        agent: str | None,
+        *,
+        reuse: bool,
+    ) -> _Run:
+        """Run a program once; with `reuse` perhaps in a used world, which may go on."""
         size = program.world_size if world_size is None else world_size
         if size < program.world_size:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
-
-        def run(*, reuse: bool) -> _Run:
-            cluster = self.server.make_cluster(
-                *modules_of(program.leaves),
-                world_size=size,
-                faults=faults,
-                clock=self._rate_of(program, clock),
-                transport=transport,
-                names=program.names(size),
-                rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
-                num_worker_threads=program.num_worker_threads or ENOUGH_THREADS,
-                shutdown_faults=True,
-                init=not program.founds_group,
-                agent=self.server.agent if agent is None else agent,
-            )
-            return _run_in(cluster, program, faults, size, reuse=reuse)
-
-        first = run(reuse=self._reuses(reuse, agent))
-        if not first.may_reuse:
-            return first.outcome
-        self.worlds["used" if first.was_used else "new"] += 1
-        self.worlds["kept" if first.stays else first.why] += 1
-        if first.is_conclusive:
-            return first.outcome
-        # Only a new world, whose ranks shut RPC down as torch says, can show a failure.
-        again = run(reuse=False)
-        if first.violations and not judge(program, faults, again.outcome):
-            failed = FailedInUse(program, faults, first.violations, first.ran_before)
-            self.failed_in_use.append(failed)
-        return again.outcome
+        cluster = self.server.make_cluster(
+            *modules_of(program.leaves),
+            world_size=size,
+            faults=plan,
+            clock=self._rate_of(program, clock),
+            transport=transport,
+            names=program.names(size),
+            rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
+            num_worker_threads=program.num_worker_threads or ENOUGH_THREADS,
+            shutdown_faults=True,
+            init=not program.founds_group,
+            agent=self.server.agent if agent is None else agent,
+        )
+        run = _run_in(cluster, program, plan, size, reuse=reuse)
+        if run.may_reuse:
+            self.worlds["used" if run.was_used else "new"] += 1
+            self.worlds["kept" if run.stays else run.why] += 1
+        return run
 
 
 @dataclass(slots=True)
@@ -205,7 +253,7 @@ class _Run:
         why: why it is not.
         shows_nothing: whether the run was cut off because the world could not stay.
         violations: what the outcome breaks, where that was asked for.
-        ran_before: the last programs of the world before this one, with their plans.
+        ran_before: the programs of the world before this one, with their plans.
     """
 
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
@@ -215,7 +263,7 @@ class _Run:
     why: str = ""
     shows_nothing: bool = False
     violations: tuple[Violation, ...] = ()
-    ran_before: tuple[tuple[Program, FaultPlan], ...] = ()
+    ran_before: Ran = ()
 
     def end(self, cluster: Cluster, program: Program, steps: list[StepOutcome]) -> None:
         """Let the ranks shut RPC down; or let them stay, if they may."""

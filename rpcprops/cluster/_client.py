@@ -41,9 +41,9 @@ class ClusterServer:
             error), or "host" (the machine's: for code that talks to services there).
         agent: the RPC agent of clusters that name none, by its name in :mod:`rpcprops.agents`;
             torch's faulty one unless given.
-        reuse: whether programs run in worlds that other programs have left as they were, unless a
-            run says otherwise (see :func:`rpcprops.run`). Clusters are new unless they ask for
-            ``reuse=True`` themselves.
+        reuse: whether programs run in worlds that other programs have left as they were, where
+            their agent can have that and a run does not say otherwise (see :func:`rpcprops.run`).
+            Clusters are new unless they ask for ``reuse=True`` themselves.
 
     Attributes:
         servers: the fork server and all that belongs to it.

@@ -119,6 +119,7 @@ class Cluster:
             agent="" if agent == agents.default_name() else agent,
             messages=self.ranks.messages(),
             messages_dropped=0 if ledger is None else ledger.dropped,
+            ran_before=0 if self.ranks.kept is None else self.ranks.kept.programs,
         )
 
     # Life.
@@ -270,7 +271,7 @@ class Cluster:
 
     @property
     def ran_before(self) -> tuple[tuple[Program, FaultPlan], ...]:
-        """The last programs that its ranks ran before this one, with their plans."""
+        """The programs that its ranks ran before this one, with their plans, the oldest first."""
         return () if self.ranks.kept is None else tuple(self.ranks.kept.ran)
 
     def kill(self) -> None:

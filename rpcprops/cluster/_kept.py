@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,8 +24,6 @@ MOST_WORLDS = 4
 MOST_RANKS = 16
 #: How many programs run in one world. What grows a little with each of them stays small.
 MOST_PROGRAMS = 200
-#: How many of the last programs of a world are remembered.
-REMEMBERED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class KeptWorld:
         key: what a program must want, to run here.
         number: the number that its server knows it by.
         asked: the numbers of what its ranks are asked go on from here.
-        ran: the last programs that ran here, with their plans, the oldest first.
+        ran: the programs that ran here, with their plans, the oldest first.
         programs: how many ran here; each cluster of a user is one.
     """
 
@@ -60,7 +58,7 @@ class KeptWorld:
     members: tuple[Member, ...]
     ledger: Ledger
     asked: Iterator[int]
-    ran: deque[tuple[Program, FaultPlan]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    ran: list[tuple[Program, FaultPlan]] = field(default_factory=list)
     programs: int = 0
 
     def lives(self) -> bool:

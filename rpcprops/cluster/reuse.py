@@ -16,7 +16,7 @@ from rpcprops.programs import End, Program
 
 #: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
 #: was read for each. Not among them are those that initialise RPC again, run a profiler or set the
-#: default timeout, and those that train: their classes come from a server of their own.
+#: default timeout. Programs that train have worlds apart, for their ranks have imported more.
 KINDS = frozenset(
     {
         *("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"),

@@ -70,7 +70,7 @@ def check(  # noqa: PLR0913 - one argument for each option
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
-    reuse: Reuse = False,
+    reuse: Reuse = None,
     transport: Transport = "tcp",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the verdicts to this file as JSON.")
@@ -336,6 +336,7 @@ def _report(done: list[Examination], runner: Runner) -> dict[str, Any]:
         "versions": versions(),
         "clock": runner.server.clock_note,
         "rate": runner.server.rate,
+        "worlds": dict(sorted(runner.worlds.items())),
         "accepted": {
             kind: {"times": times, "examples": examples}
             for kind, (times, examples) in _accepted_in_all(done).items()

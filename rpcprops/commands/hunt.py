@@ -106,7 +106,7 @@ def hunt(  # noqa: PLR0913 - the options
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
-    reuse: Reuse = False,
+    reuse: Reuse = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
     ] = None,
@@ -158,7 +158,7 @@ def hunt(  # noqa: PLR0913 - the options
             agents.named(name).prepare(live)
             _say_known(kept)
             try:
-                ranks = Ranks(clock, agent, reuse)
+                ranks = Ranks(clock, agent, reuse is not False)
                 _go_on_at_once(kept, many, ranks, examples, batch, without_faults)
             finally:
                 ended()
@@ -323,6 +323,7 @@ def _table(hunt: Hunt) -> Table:
     for one in data["accepted"]:
         said = f"{counted(one['times'], 'time')}, in {counted(one['examples'], 'example')}"
         table.add_row(f"accepted: {one['kind']}", said)
+    table.add_row("runs in used ranks", str(data["runs_in_used_ranks"]))
     table.add_row("unexplained failures", str(len(data["failures"])))
     table.add_row("unconfirmed", str(len(data["unconfirmed"])))
     table.add_row("seconds of hunting", str(data["seconds"]))

@@ -138,6 +138,8 @@ def replay(  # noqa: PLR0913 - one for each option
             _say_needed(artefact, run, without, needed, seconds, times)
         # A runner of programs prints that itself, once it is closed.
         say_clock_problem(result.clock_problem)
+    if result.answer == "not repeated":
+        raise typer.Exit(CANNOT)
     raise typer.Exit(VIOLATED if result.failed or result.changed else HOLDS)
 
 

@@ -31,11 +31,12 @@ Agent = Annotated[
     typer.Option(help="The RPC agent of the ranks, such as wire; torch's faulty one unless given."),
 ]
 Reuse = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--reuse/--fresh",
-        help="Whether programs may run in ranks that others have left as they were, with --agent "
-        "wire. What fails there is run again in fresh ones before it counts.",
+        help="Whether programs may run in ranks that others have left as they were. With the agent "
+        "wire they do unless --fresh is given; no other agent can. What fails there is run again "
+        "in fresh ranks before it counts.",
     ),
 ]
 Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]
@@ -60,7 +61,7 @@ def check_transport(text: str) -> None:
         raise UsageError(msg)
 
 
-def check_reuse(agent: str, *, reuse: bool) -> None:
+def check_reuse(agent: str, *, reuse: bool | None) -> None:
     """Raises:
     UsageError: `reuse` is asked for, and another agent than WIRE.
     """
@@ -70,13 +71,18 @@ def check_reuse(agent: str, *, reuse: bool) -> None:
 
 
 @contextmanager
-def running(clock: str, agent: str | None = None, *, reuse: bool = False) -> Iterator[Runner]:
+def running(
+    clock: str, agent: str | None = None, *, reuse: bool | None = False
+) -> Iterator[Runner]:
     """A runner with its own server; at its end, prints why ranks ran in real time unasked.
 
+    Args:
+        reuse: whether ranks are used again; None: where their agent can be.
+
     Raises:
-        UsageError: `reuse` is asked for, and another agent than WIRE.
+        UsageError: `reuse` is True, and another agent than WIRE is asked for.
     """
-    server = ClusterServer(clock=parse_clock(clock), agent=agent, reuse=reuse)
+    server = ClusterServer(clock=parse_clock(clock), agent=agent, reuse=reuse is not False)
     check_reuse(server.agent, reuse=reuse)
     runner = Runner(server)
     try:
@@ -91,7 +97,6 @@ def running(clock: str, agent: str | None = None, *, reuse: bool = False) -> Ite
         raise typer.Exit(INTERRUPTED) from None
     finally:
         server.close()
-        say_failed_in_use(runner)
         say_clock_problem(server.clock_problem)
 
 
@@ -103,22 +108,6 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         stop.ending()
         raise typer.Exit(INTERRUPTED) from None
-
-
-def say_failed_in_use(runner: Runner) -> None:
-    """Print what failed in used worlds only, and write the programs of these worlds to a file."""
-    if not runner.failed_in_use:
-        return
-    path = Path(".rpcprops") / "failed-in-use.json"
-    for failed in runner.failed_in_use:
-        out.print(f"[yellow]{plain(failed)}[/yellow]")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        text = json.dumps([failed.as_json() for failed in runner.failed_in_use], indent=1)
-        write_whole(path, text + "\n")
-        out.print(f"    the programs of these worlds are in {plain(path)}")
-    except OSError as error:
-        err.print(f"[bold red]rpcprops:[/bold red] {plain(Unwritten.because(error, path))}")
 
 
 def say_torch(runner: Runner) -> None:

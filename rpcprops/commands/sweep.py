@@ -71,7 +71,7 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     ] = False,
     clock: Clock = "auto",
     agent: Agent = None,
-    reuse: Reuse = False,
+    reuse: Reuse = None,
     transport: Transport = "tcp",
     restart: Annotated[
         bool,
@@ -117,6 +117,7 @@ def sweep(  # noqa: PLR0913 - one argument for each option
             chosen.name or program,
             agent=agent,
             clock=clock,
+            reuse=reuse,
             pairs=pairs,
             transport=transport,
             restart=restart,
@@ -155,7 +156,13 @@ def sweep(  # noqa: PLR0913 - one argument for each option
 
 
 def _points(
-    chosen: Program, name: str, *, agent: str | None, clock: str, **options: Any
+    chosen: Program,
+    name: str,
+    *,
+    agent: str | None,
+    clock: str,
+    reuse: bool | None,
+    **options: Any,
 ) -> NoReturn:
     """Sweep the points of a program, and leave."""
     from rpcprops.agents.wire import NAME
@@ -165,7 +172,7 @@ def _points(
     if agent is not None and agent.upper() != NAME:
         msg = f"--agent {agent!r} cannot act on single messages; leave it out, or write wire."
         raise UsageError(msg)
-    with running(clock, NAME) as runner, watched(runner.server) as in_flight:
+    with running(clock, NAME, reuse=reuse) as runner, watched(runner.server) as in_flight:
         say_torch(runner)
         say_died()
         in_flight.begin(f"sweep-{name}")
@@ -213,6 +220,7 @@ def _report(name: str, state: State, places: tuple[Cell, ...], clock_note: str) 
         "accepted": _accepted(records),
         "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
         "faults_fired": fired,
+        "in_used_ranks": sum(record.used for record in records),
         "kept_in": str(state.path),
         "cases": [
             {"ranks": list(cell.ranks) or "all", **to_json(record)}

@@ -112,6 +112,7 @@ def _report(
         ),
         "verdicts": dict(sorted(verdicts.items())),
         "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
+        "in_used_ranks": sum(record.used for record in records),
         "kept_in": str(state.path),
         "points": found,
         "pairs": [

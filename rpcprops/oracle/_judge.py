@@ -105,6 +105,7 @@ _FIELDS: dict[str, Any] = {
     "armed": ArmedFaults,
     "messages": SentMessage,
     "messages_dropped": (int,),
+    "ran_before": (int,),
 }
 
 

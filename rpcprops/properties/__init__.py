@@ -11,7 +11,14 @@ from rpcprops.properties._catalogue import (
     drawn_properties,
     shipped_programs,
 )
-from rpcprops.properties._engine import Examination, Failure, Repeats, broken_promise, examine
+from rpcprops.properties._engine import (
+    Examination,
+    Failure,
+    Repeats,
+    broken_promise,
+    examine,
+    failure_in_use,
+)
 from rpcprops.properties._findings import held_case
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "broken_promise",
     "drawn_properties",
     "examine",
+    "failure_in_use",
     "held_case",
     "observe",
     "shipped_programs",

@@ -20,12 +20,12 @@ from rpcprops import agents, errors
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import BrokenPromise, MachineCannot
-from rpcprops.oracle import FaultCount, Finding, fired, fired_by_type, judge
+from rpcprops.oracle import FaultCount, Finding, account, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
 from rpcprops.properties._findings import finding_case, held_case
 from rpcprops.properties._sample import ALL_SECONDS, CASE_SECONDS, Sample, real_waits
-from rpcprops.runner import Runner
+from rpcprops.runner import FailedInUse, Ran, Runner
 from rpcprops.torch_facts import Status, facts_of
 
 Verdict = Literal["holds", "known", "not_seen", "not_run", "violated", "vacuous", "undecided"]
@@ -59,7 +59,11 @@ class Repeats:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The smallest case that breaks a promise, with all that is known about it."""
+    """The smallest case that breaks a promise, with all that is known about it.
+
+    Attributes:
+        after: if only a used world showed it, the programs that this world had run before.
+    """
 
     property: str
     promise: str
@@ -69,11 +73,12 @@ class Failure:
     faults: tuple[FaultCount, ...]
     repeats: tuple[Repeats, ...] = ()
     reproduction: tuple[str, ...] = ()
+    after: Ran = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A failure that slower clocks did not show again.
+    """A failure that slower clocks, or fresh ranks, did not show again.
 
     Attributes:
         line: which promise was broken, and why that is in doubt.
@@ -235,6 +240,19 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     return result
 
 
+def failure_in_use(name: str, failed: FailedInUse) -> Failure:
+    """What only a used world showed, in an example of the property with that name."""
+    return Failure(
+        property=name,
+        promise=failed.violations[0].promise,
+        case=Case(failed.program, failed.plan),
+        violations=failed.violations,
+        outcome=failed.outcome,
+        faults=account(failed.program, failed.plan, failed.outcome),
+        after=failed.after,
+    )
+
+
 def broken_promise(violations: tuple[Violation, ...]) -> BrokenPromise:
     """The exception of the first broken promise; its message names all violations."""
     kind: type[BrokenPromise] = getattr(errors, violations[0].promise)
@@ -271,7 +289,7 @@ class _Examiner:
         self.real_only = False
         self.shrinking = False
         self.seen: set[Case] = set()
-        self.failed_in_use_before = len(runner.failed_in_use)
+        self.known_in_use = len(runner.failed_in_use)
 
     def examine(
         self, max_examples: int, seed: int | None, database: ExampleDatabase | None
@@ -281,9 +299,15 @@ class _Examiner:
             self.result.failure = self.smallest(error)
             if self.result.failure is None and not self.result.unconfirmed:
                 self.result.doubts.append(Doubt(f"not shown again: {error}"))
-        in_use = self.runner.failed_in_use[self.failed_in_use_before :]
-        self.result.doubts += [Doubt(str(failed)) for failed in in_use]
+        self.doubt_used_worlds()
         return self.ended(self.verdict())
+
+    def doubt_used_worlds(self) -> None:
+        """Record what only used worlds have shown so far."""
+        for failed in self.runner.failed_in_use[self.known_in_use :]:
+            failure = failure_in_use(self.prop.name, failed)
+            self.result.doubts.append(Doubt(str(failed), failure))
+        self.known_in_use = len(self.runner.failed_in_use)
 
     def ended(self, verdict: Verdict) -> Examination:
         self.result.fired_by_type = dict(sorted(self.result.fired_by_type.items()))
@@ -308,6 +332,7 @@ class _Examiner:
             if self.result.failure is not None:
                 break
         self.result.tries = tuple(tries)
+        self.doubt_used_worlds()
         if self.result.failure is not None:
             return self.ended("violated")
         if shown is not None:
@@ -476,8 +501,8 @@ class _Examiner:
         return taken
 
     def again(self, seen: Observation, rate: float | None = None) -> Observation:
-        """Run the same case once more, by default at the same rate."""
-        options = {**self.options, "clock": rate or seen.outcome.clock_rate}
+        """Run the same case once more in fresh ranks, by default at the same rate."""
+        options = {**self.options, "clock": rate or seen.outcome.clock_rate, "reuse": False}
         return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:

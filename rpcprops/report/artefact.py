@@ -40,6 +40,14 @@ _MOST_BLOB = 1 << 18
 _MOST_CLUSTERS = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A program that ran in a world before the one that failed there, with its plan."""
+
+    program: Program
+    plan: FaultPlan = field(default_factory=FaultPlan)
+
+
 @dataclass(frozen=True)
 class Artefact:
     """A failure that can be run again.
@@ -51,7 +59,8 @@ class Artefact:
         head: sentences for a reader; no code uses them.
         subject: name of the property, or node id of the test.
         plans: the plan of each cluster that the failing example made, in order.
-        outcomes: what those clusters showed.
+        outcomes: what those clusters showed; `ran_before` of each is 0 if its ranks were fresh.
+        after: if only a used world showed it, the programs that ran there before, the oldest first.
         promise: name of the exception class that the failure raised.
         clock_rate: the rate of its fastest cluster. A test is replayed at this rate.
         reproduction: for a test that Hypothesis draws: its version, and the blob of the example
@@ -61,6 +70,7 @@ class Artefact:
         world_sizes: number of ranks of each of the clusters.
         underway: no failure was seen: the example was running when its process ended. Then there is
             no promise.
+        may_be_used: whether the ranks of what was under way may have run other programs before.
     """
 
     kind: str
@@ -77,8 +87,10 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     world_sizes: tuple[int, ...] = ()
     underway: bool = False
+    may_be_used: bool = False
     outcomes: tuple[Outcome, ...] = ()
     head: tuple[str, ...] = ()
+    after: tuple[Earlier, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -162,6 +174,8 @@ def _path(data: dict[str, Any], directory: Path) -> Path:
     armed = [[one["plan"] for one in outcome["armed"]] for outcome in data["outcomes"]]
     if any(armed):
         case.append(armed)
+    if data["after"]:
+        case.append(data["after"])
     digest = hashlib.sha256(json.dumps(case).encode()).hexdigest()[:10]
     safe = safe_name(data["subject"], keep="end")
     return directory / f"{safe}-{digest}.json"
@@ -213,9 +227,11 @@ def _hints() -> dict[str, Any]:
 
 
 def _convert(data: dict[str, Any]) -> Artefact:
-    given = {"world_sizes": [], "underway": False, **data}
+    given = {"world_sizes": [], "underway": False, "may_be_used": False, **data}
+    hints = {name: hint for name, hint in _hints().items() if name != "after"}
     artefact = Artefact(
-        **{name: from_json(given.get(name), hint) for name, hint in _hints().items()}
+        **{name: from_json(given.get(name), hint) for name, hint in hints.items()},
+        after=tuple(map(_earlier, from_json(given.get("after", []), list[dict[str, Any]]))),
     )
     if artefact.transport not in ("tcp", "shm"):
         msg = f"unknown transport {artefact.transport!r}"
@@ -235,6 +251,11 @@ def _convert(data: dict[str, Any]) -> Artefact:
     return artefact
 
 
+def _earlier(data: dict[str, Any]) -> Earlier:
+    program = from_json(data.get("program"), Program)
+    return Earlier(program, from_json(data.get("plan"), FaultPlan))
+
+
 def _check_sizes(artefact: Artefact) -> None:
     """Raises:
     UsageError: a part is larger than any that we write, or is no text of Hypothesis's.
@@ -246,6 +267,7 @@ def _check_sizes(artefact: Artefact) -> None:
         ("reproduction", max(len(version), len(blob)), _MOST_BLOB),
         ("plans", len(artefact.plans), _MOST_CLUSTERS),
         ("world_sizes", len(artefact.world_sizes), _MOST_CLUSTERS),
+        ("after", len(artefact.after), _MOST_CLUSTERS),
     ):
         if length > most:
             msg = f"{name} has a length of {length}, and at most {most} is written"

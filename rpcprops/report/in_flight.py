@@ -103,6 +103,7 @@ class InFlight:
                 rootdir=str(self.root) if kind.by_pytest else "",
                 world_sizes=self._sizes,
                 underway=True,
+                may_be_used=cluster.may_reuse,
             )
         )
 
@@ -212,6 +213,8 @@ def _head(artefact: artefacts.Artefact) -> tuple[str, ...]:
     lines = ["died     this was under way when its process ended"]
     for plan, size in zip(artefact.plans, artefact.sizes, strict=False):
         lines += describe_plan(plan, size)
+    if artefact.may_be_used:
+        lines.append("world    its ranks may have run others before; a replay has fresh ranks")
     kind = kind_of(artefact.kind)
     return (*lines, *kind.foreword, *kind.describe(artefact.subject, artefact.program))
 

@@ -176,6 +176,12 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
             f"program's failure is written as a script or a test."
         )
         raise UsageError(msg)
+    if artefact.after:
+        msg = (
+            f"the artefact's failure showed only in ranks that had run {len(artefact.after)} other "
+            f"programs before, and neither a script nor a test has such ranks; replay it."
+        )
+        raise UsageError(msg)
     found = [v for v in artefact.violations if v.promise == artefact.promise]
     if artefact.underway or not found:
         msg = "the artefact shows no failure (it was only under way); replay it first."

@@ -14,7 +14,10 @@ from rpcprops.oracle import DOCUMENTED, FaultCount
 from rpcprops.outcomes import ArmedFaults, Outcome, Violation
 from rpcprops.programs import End
 from rpcprops.properties import Case, Failure
-from rpcprops.report.artefact import Artefact
+from rpcprops.report.artefact import Artefact, Earlier
+
+#: The most programs that a failure of a used world names.
+_MOST_BEFORE = 5
 
 
 def counted(number: int, noun: str) -> str:
@@ -163,6 +166,7 @@ def failure_lines(failure: Failure, path: Path | Unwritten | str | None) -> list
         *kind.describe(failure.property, case.program),
         *describe_faults(failure.faults),
         *describe_end(failure.outcome),
+        *_describe_before(failure),
         f"repeats  {', '.join(map(str, failure.repeats)) or 'not tried'}",
     ]
     lines += [f"redraw   {line}" for line in failure.reproduction]
@@ -186,4 +190,19 @@ def artefact_of(failure: Failure) -> Artefact:
         clock_rate=failure.outcome.clock_rate,
         transport=failure.outcome.transport,
         repeats=tuple(map(str, failure.repeats)),
+        after=tuple(Earlier(program, plan) for program, plan in failure.after),
     )
+
+
+def _describe_before(failure: Failure) -> list[str]:
+    """Which programs had run in its world; nothing if fresh ranks have shown the failure."""
+    if not failure.after:
+        return []
+    number = len(failure.after)
+    lines = [f"world    only ranks that had run {counted(number, 'program')} before showed it"]
+    for place, (program, plan) in enumerate(failure.after[-_MOST_BEFORE:], 1):
+        which = number - min(number, _MOST_BEFORE) + place
+        lines.append(f"         {which}: {describe_case(Case(program, plan))}")
+    if number > _MOST_BEFORE:
+        lines.insert(1, f"         the last {_MOST_BEFORE} of them; the artefact has all:")
+    return lines

@@ -187,8 +187,12 @@ class UpstreamRanks:
         clock: Any = None,
         transport: str = TRANSPORT,
         agent: str | None = None,
+        reuse: bool = False,
     ) -> Observation:
         """Run a case for the engine of properties, which may ask for the same case repeatedly.
+
+        Ranks never run a second test, for each test calls ``init_rpc`` and ``shutdown`` itself:
+        after a second ``init_rpc``, torch sends no deletes (rref-lifetime-after-reinit).
 
         Raises:
             UsageError: the test asks for another agent.

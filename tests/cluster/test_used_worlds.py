@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
 
+from rpcprops._replay import replay_program
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
@@ -32,7 +39,11 @@ from rpcprops.programs import (
     Share,
     Step,
 )
+from rpcprops.properties import failure_in_use
 from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.report.artefact import Artefact, Earlier, read, write
+from rpcprops.report.script import script_of
+from rpcprops.report.text import artefact_of
 from rpcprops.runner import Runner
 from rpcprops.strategies import programs, programs_under_faults
 from tests._draws import draws, seed_of_this_run
@@ -84,6 +95,8 @@ def leave(call: str, world: tuple[str, ...], *, what: str) -> int:
         torch.set_default_dtype(torch.float64)
     elif what == "timeout":
         rpc._set_rpc_timeout(77.0)  # type: ignore[attr-defined]
+    elif what == "call":
+        rpc.rpc_async(world[0], time.sleep, (500.0,))
     elif what == "context":
         autograd._new_context()  # type: ignore[attr-defined]
     elif what == "count":
@@ -146,7 +159,8 @@ def shown(program: Program, outcome: Outcome) -> dict[str, Any]:
         "messages": Counter(
             # Not to whom, nor which try: failures are counted by payload, and the cleanups of a
             # context have one payload for all ranks, so whose try fails depends on their order.
-            (m.sender, m.type, m.is_request, m.done, m.became, m.processed)
+            # Nor how the write of a response ended: who has read it may have shut down by then.
+            (m.sender, m.type, m.is_request, m.done, m.is_request and m.became, m.processed)
             for m in outcome.messages
         ),
         "phases": [(phase.name, phase.verdict) for phase in outcome.phases],
@@ -242,6 +256,7 @@ def test_each_program_has_its_own_faults(runner: Runner) -> None:
         ("dtype", "torch's statics differ"),
         ("timeout", "torch's statics differ"),
         ("context", "holds 1 context"),
+        pytest.param("call", "worker0 holds 1 server call", marks=pytest.mark.nightly),
     ],
 )
 def test_what_is_left_ends_the_world(runner: Runner, what: str, says: str) -> None:
@@ -255,22 +270,88 @@ def test_what_is_left_ends_the_world(runner: Runner, what: str, says: str) -> No
     assert outcome.phase("shutdown") is not None
 
 
+def leaving(what: str) -> Program:
+    """A program of that one step."""
+    return Program(1, (Leave(0, what),))
+
+
 @pytest.mark.usefixtures("_leaves")
-def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner) -> None:
-    """A step that counts where nobody looks gives 2 in a used world; the outcome is a new one's."""
-    program, before = Program(1, (Leave(0, "count"),)), Program(1, (Leave(0, "other"),))
-    plan = FaultPlan()
-    for one in (before, program):
+def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner, tmp_path: Path) -> None:
+    """A step that counts where nobody looks gives 2 in a used world; the outcome is a new one's.
+
+    The artefact says that its world was used and by which programs, and is replayed after them.
+    """
+    other, counts, plan = leaving("other"), leaving("count"), FaultPlan()
+    for one in (other, counts):
         assert not judge(one, plan, runner.run_anew(one, plan))
     assert not runner.failed_in_use
-    outcome = runner.run_anew(program, plan)
-    assert not judge(program, plan, outcome)
+    outcome = runner.run_anew(counts, plan)
+    assert not judge(counts, plan, outcome)
+    assert outcome.ran_before == 0
     (failed,) = runner.failed_in_use
-    assert failed.after == ((before, plan), (program, plan))
+    assert failed.after == ((other, plan), (counts, plan))
     assert [violation.promise for violation in failed.violations] == ["WrongValue"]
     assert "only in a world that had run 2 programs before" in str(failed)
-    assert failed.again(runner) == failed.violations
-    assert len(failed.as_json()["ran"]) == 3
+    written = write(artefact_of(failure_in_use("planted", failed)), tmp_path)
+    artefact = read(written)
+    assert artefact.outcomes[0].ran_before == 2
+    assert artefact.after == (Earlier(other), Earlier(counts))
+    again = replay_program(artefact, runner, times=2)
+    assert (again.answer, again.seen) == ("reproduced", (("WrongValue",),) * 2)
+    alone = replace(artefact, after=(Earlier(other),))
+    assert replay_program(alone, runner, times=1).answer == "fixed"
+    with pytest.raises(UsageError, match="neither a script nor a test has such ranks"):
+        script_of(artefact)
+
+
+@pytest.mark.usefixtures("_leaves")
+def test_a_replay_says_when_its_world_did_not_stay(runner: Runner) -> None:
+    """A program before it leaves a thread, so the world ends, and nothing was repeated."""
+    artefact = Artefact(
+        kind="program",
+        subject="planted",
+        promise="WrongValue",
+        program=leaving("count"),
+        plans=(FaultPlan(),),
+        outcomes=(Outcome(1, agent="WIRE", ran_before=2),),
+        after=(Earlier(leaving("other")), Earlier(leaving("thread"))),
+    )
+    again = replay_program(artefact, runner, times=1)
+    assert (again.answer, again.times) == ("not repeated", 0)
+    assert "because of program 2: worker0: threads are left: left" in str(again)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("check", "rref-values", "-n", "20", "--fresh"), ("worlds", "used")),
+        (("check", "rref-values", "-n", "20"), ("worlds", "used")),
+        (("hunt", "-n", "30", "--batch", "30"), ("runs_in_used_ranks",)),
+        (("hunt", "-n", "30", "--batch", "30", "--jobs", "2"), ("runs_in_used_ranks",)),
+        (("sweep", "create_and_fetch[python]"), ("in_used_ranks",)),
+        (("sweep", "create_and_fetch[python]", "--points"), ("in_used_ranks",)),
+    ],
+    ids=["fresh", "check", "hunt", "jobs", "sweep", "points"],
+)
+def test_commands_use_worlds_again_by_themselves(
+    tmp_path: Path, words: tuple[str, ...], where: tuple[str, ...]
+) -> None:
+    """With the agent WIRE most programs run in used ranks, none of them with --fresh; all hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rpcprops", *words, "--agent", "wire", "--json", "said.json"],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "160", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    used: Any = json.loads((tmp_path / "said.json").read_text(encoding="utf-8"))
+    for name in where:
+        used = used.get(name, 0)
+    assert used == 0 if "--fresh" in words else used > 5
 
 
 def test_a_kept_world_that_died_is_replaced(runner: Runner) -> None:

@@ -17,7 +17,15 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RankOutcome, StepOutcome, Violation
 from rpcprops.programs import Drop, Fetch, Program, Remote
-from rpcprops.report.artefact import FORMAT, Artefact, read, versions, write, write_or_say
+from rpcprops.report.artefact import (
+    FORMAT,
+    Artefact,
+    Earlier,
+    read,
+    versions,
+    write,
+    write_or_say,
+)
 from rpcprops.report.text import replay_line
 
 PROGRAM = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), "small")
@@ -83,6 +91,26 @@ def changed(tmp_path: Path, **values: Any) -> Path:
     path = tmp_path / "changed.json"
     path.write_text(json.dumps({name: value for name, value in data.items() if value is not ...}))
     return path
+
+
+OF_A_USED_WORLD = dataclasses.replace(
+    OF_A_PROGRAM,
+    outcomes=(dataclasses.replace(OUTCOME, agent="WIRE", ran_before=2),),
+    after=(Earlier(Program(2, (Remote(0, 1, "z"),)), PLAN), Earlier(PROGRAM)),
+)
+
+
+def test_what_a_used_world_ran_before_is_in_the_file(tmp_path: Path) -> None:
+    """It is read back, gives the file a name of its own, and only a program may have it."""
+    written = write(OF_A_USED_WORLD, tmp_path)
+    assert read(written).after == OF_A_USED_WORLD.after
+    assert read(written).outcomes[0].ran_before == 2
+    assert written != write(OF_A_PROGRAM, tmp_path)
+    after = json.loads(written.read_text())["after"]
+    assert "only a program runs after others" in refusal(
+        changed(tmp_path, after=after, kind="reinit", promise="RRefLeak")
+    )
+    assert "this is no Program" in refusal(changed(tmp_path, after=[{"plan": {}}]))
 
 
 @pytest.mark.parametrize("artefact", [OF_A_PROGRAM, OF_A_TEST], ids=lambda a: a.kind)

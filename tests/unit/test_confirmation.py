@@ -28,6 +28,8 @@ from rpcprops.plugin.failures import Again, counts, in_time
 from rpcprops.plugin.records import Failing, ItemRecord
 from rpcprops.programs import Pause, Program
 from rpcprops.properties import Case, Examination, Observation, Property, examine
+from rpcprops.report.text import artefact_of
+from rpcprops.runner import FailedInUse
 from rpcprops.stateful import ClusterMachine
 from rpcprops.upstream._examine import run_without_faults
 from rpcprops.upstream.data import UpstreamTest
@@ -453,7 +455,7 @@ class Runs:
         self.violation, self.shows, self.cannot, self.late = violation, shows, cannot, late
         self.asked: list[float] = []
         self.first: Observation | None = None
-        self.failed_in_use: list[str] = []
+        self.failed_in_use: list[FailedInUse] = []
 
     def observe(
         self, _: Any, case: Case, *, clock: Any = None, anew: bool = False, **__: Any
@@ -497,12 +499,32 @@ def test_what_failed_in_a_used_world_alone_is_undecided() -> None:
 
     class Used(Runs):
         def observe(self, _: Any, case: Case, **options: Any) -> Observation:
-            self.failed_in_use.append("undecided: only in a world that had run 3 programs before")
+            before = ((case.program, case.plan),) * 3
+            failed = FailedInUse(case.program, case.plan, (LEAK,), outcome(RATE), before)
+            self.failed_in_use.append(failed)
             return super().observe(_, case, **options)
 
     result = Used(LEAK, {}).examine()
     assert result.verdict == "undecided"
-    assert "only in a world" in result.unconfirmed[0]
+    assert "only in a world that had run 3 programs before" in result.unconfirmed[0]
+    doubt = result.doubts[0]
+    assert doubt.failure is not None
+    artefact = artefact_of(doubt.failure)
+    assert [one.program for one in artefact.after] == [CASE.program] * 3
+    assert "3: Program(1, (Pause" in "\n".join(artefact.head)
+
+
+def test_fresh_ranks_confirm_what_used_ones_may_have_shown() -> None:
+    """The run that fails may be in used ranks; none of those that confirm it may."""
+    asked: list[Any] = []
+
+    class Asked(Runs):
+        def observe(self, _: Any, case: Case, **options: Any) -> Observation:
+            asked.append(options.get("reuse"))
+            return super().observe(_, case, **options)
+
+    assert Asked(LEAK, {RATE: ALL, RATE / 10: ALL, 1.0: ALL}).examine().verdict == "violated"
+    assert asked[:3] == [None, False, False]
 
 
 def test_what_may_be_the_machines_and_comes_once_leaves_the_verdict() -> None:
@@ -588,7 +610,7 @@ def test_a_sweep(
     program = Program(2)
     state = sweep.State(program, torch_version="2.13.0", rate=RATE, transport="tcp", root=tmp_path)
     places = sweep.cells(2, "all")[:1]
-    runner: Any = None
+    runner: Any = SimpleNamespace(failed_in_use=[])
     ((record, _),) = sweep.Sweep(program, runner, state).run(places)
     assert record.verdict == ("violated" if verdict == COUNTS else "undecided")
 

@@ -31,7 +31,7 @@ from rpcprops.report.in_flight import (
 def _cluster(**changes: Any) -> Any:
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2), {1: FaultTable()})
     made = {"plan": plan, "program": None, "world_size": 3, "rate": 400.0, "transport": "tcp"}
-    return SimpleNamespace(**made, init=True, **changes)
+    return SimpleNamespace(**{**made, "init": True, "may_reuse": False, **changes})
 
 
 def _dead_pid() -> int:
@@ -67,9 +67,12 @@ def test_what_is_written_is_an_artefact(tmp_path: Path) -> None:
     assert artefact.sizes == (3, 3)
     assert artefact.reproduction == ("6.1", "b'AA=='")
     assert artefact.fault_names == ("0:RREF_USER_DELETE", "2:RREF_USER_DELETE")
+    assert not artefact.may_be_used
     in_flight.again()
-    in_flight(_cluster())
-    assert len(artefacts.read(in_flight.path).plans) == 1
+    in_flight(_cluster(may_reuse=True))
+    artefact = artefacts.read(in_flight.path)
+    assert len(artefact.plans) == 1
+    assert artefact.may_be_used
     in_flight.clear()
     assert not list((tmp_path / DIRECTORY).iterdir())
 

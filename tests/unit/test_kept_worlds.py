@@ -302,6 +302,34 @@ def test_a_cluster_that_cannot_be_used_again_is_refused(options: Any, says: str)
         complete(given, rate_of=lambda _: 1.0, network="host")
 
 
+@pytest.mark.parametrize(
+    ("asked", "agent", "expected"),
+    [
+        (None, "wire", True),
+        (None, None, False),
+        (None, "tensorpipe", False),
+        (False, "wire", False),
+    ],
+)
+def test_a_server_that_uses_ranks_again_does_so_where_the_agent_can(
+    asked: bool | None, agent: str | None, expected: bool
+) -> None:
+    """That is what commands ask for; a run may ask for fresh ranks, and other servers give them."""
+    assert Runner(ClusterServer(reuse=True))._reuses(asked, agent) is expected
+    assert Runner(ClusterServer())._reuses(asked, agent) is False
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, True), (True, True), (False, False)])
+def test_a_command_uses_ranks_again_unless_it_is_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, given: bool
+) -> None:
+    """Neither --reuse nor --fresh is as --reuse; that no agent but WIRE can is no error then."""
+    monkeypatch.setattr(ClusterServer, "start", lambda _: None)
+    for agent in ("wire",) if asked else ("wire", None):
+        with running("auto", agent, reuse=asked) as runner:
+            assert runner.server.reuse is given
+
+
 def test_the_option_needs_the_agent_too() -> None:
     """``--reuse`` without ``--agent wire`` ends before a server starts."""
     with pytest.raises(UsageError, match="--reuse needs --agent wire"), running("auto", reuse=True):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Drop, Program, Remote
 from rpcprops.properties import Case, Observation
 from rpcprops.report import artefact as artefacts
+from rpcprops.runner import FailedInUse
 
 PROGRAM = Program(3, (Remote(0, 1, "a"), Drop(0, "a")), "mine")
+RUNNER: Any = SimpleNamespace(failed_in_use=[])
 
 
 def _state(root: Path, **changes: Any) -> sweep.State:
@@ -147,14 +150,14 @@ def test_a_failure_counts_once_real_time_has_shown_it(
     """The first of a promise is run again down to rate 1, later ones fast; each is an artefact."""
     monkeypatch.chdir(tmp_path)
     rates = _observer(monkeypatch, lambda plan, _: "RRefLeak" if plan.faulty_ranks(3) else "")
-    found = list(sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))  # type: ignore[arg-type]
+    found = list(sweep.Sweep(PROGRAM, RUNNER, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))
     assert rates == [400.0, 400.0, 40.0, 1.0, 400.0, 400.0]
     assert [record.verdict for record, _ in found] == ["holds", "violated", "violated"]
     artefact = artefacts.read(Path(found[1][0].artefact))
     assert artefact.subject == "sweep-mine"
     assert artefact.program == PROGRAM
     # The next sweep has nothing left to run.
-    assert not list(sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))  # type: ignore[arg-type]
+    assert not list(sweep.Sweep(PROGRAM, RUNNER, _state(tmp_path)).run(sweep.cells(3, "all")[:3]))
 
 
 def test_what_real_time_does_not_show_is_undecided(
@@ -164,8 +167,33 @@ def test_what_real_time_does_not_show_is_undecided(
     _observer(monkeypatch, lambda _, rate: "RRefLeak" if rate > 1 else "")
     places = sweep.cells(3, "all")[:1]
     for _ in range(2):
-        ((record, failure),) = sweep.Sweep(PROGRAM, None, _state(tmp_path)).run(places)  # type: ignore[arg-type]
+        ((record, failure),) = sweep.Sweep(PROGRAM, RUNNER, _state(tmp_path)).run(places)
         assert (record.verdict, failure) == ("undecided", None)
+
+
+def test_what_only_a_used_world_shows_is_undecided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fresh ranks hold; the record says after how many programs, and its artefact says which."""
+    monkeypatch.chdir(tmp_path)
+    runner: Any = SimpleNamespace(failed_in_use=[])
+    broken, before = (Violation("RRefLeak", "planted"),), ((PROGRAM, FaultPlan()),)
+
+    def observe(_: Any, case: Case, **options: Any) -> Observation:
+        shown = Outcome(3, agent="WIRE", ran_before=1)
+        failed = FailedInUse(case.program, case.plan, broken, shown, before)
+        runner.failed_in_use.append(failed)
+        return Observation(case, Outcome(3, agent="WIRE"), (), ())
+
+    monkeypatch.setattr(sweep, "observe", observe)
+    places = sweep.cells(3, "all")[:1]
+    ((record, failure),) = sweep.Sweep(PROGRAM, runner, _state(tmp_path)).run(places)
+    assert (record.verdict, failure) == ("undecided", None)
+    assert "only in a world that had run 1 program before: RRefLeak: planted" in record.broken
+    artefact = artefacts.read(Path(record.artefact))
+    assert artefact.after == (artefacts.Earlier(PROGRAM),)
+    assert artefact.outcomes[0].ran_before == 1
+    assert not _state(tmp_path).has(places[0])
 
 
 def test_a_map_says_which_known_finding_a_table_met(
@@ -183,7 +211,7 @@ def test_a_map_says_which_known_finding_a_table_met(
 
     monkeypatch.setattr(sweep, "observe", observe)
     state = _state(tmp_path)
-    found = [record for record, _ in sweep.Sweep(PROGRAM, None, state).run(places[:3])]  # type: ignore[arg-type]
+    found = [record for record, _ in sweep.Sweep(PROGRAM, RUNNER, state).run(places[:3])]
     assert [record.verdict for record in found] == ["holds", "known", "violated"]
     assert _state(tmp_path).records == state.records
     report = _report("mine", state, places[:2], "fast")

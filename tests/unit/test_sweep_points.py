@@ -67,7 +67,7 @@ def _swept(root: Path, program: Program = PROGRAM, **options: Any) -> bool:
     server = SimpleNamespace(torch_version="2.13.0", rate=1.0, clock_note="made up")
     given: dict[str, Any] = {"pairs": False, "restart": False, "json_file": root / "map.json"}
     given |= options
-    runner: Any = SimpleNamespace(server=server)
+    runner: Any = SimpleNamespace(server=server, failed_in_use=[])
     return command.sweep_points(program, runner, transport="tcp", name="mine", **given)
 
 
@@ -209,7 +209,7 @@ def test_a_fault_that_did_not_act_is_undecided(
         seen = torch.observe(runner, case, **options)
         return replace(seen, outcome=replace(seen.outcome, messages=RUN))
 
-    monkeypatch.setattr(sweep, "observe", observe)
+    monkeypatch.setattr(tables, "observe", observe)
     assert not _swept(tmp_path)
     assert "undecided" in {row["verdict"] for row in _rows(tmp_path)}
 
@@ -228,13 +228,14 @@ def test_a_message_that_is_not_sent_without_another_one_is_no_failure(
         only = (replace(RUN[0], done=done), *RUN[1:])
         return replace(seen, outcome=replace(seen.outcome, messages=only))
 
-    monkeypatch.setattr(sweep, "observe", observe)
+    monkeypatch.setattr(tables, "observe", observe)
     pairs = [
         pair
         for pair in sweep.pairs_of(sweep.points_of(RUN))
         if {fault.action for fault in pair.faults} <= {"delay"}
     ]
-    trial = sweep.PointSweep(PROGRAM, SimpleNamespace(), _state(tmp_path))  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(failed_in_use=[])
+    trial = sweep.PointSweep(PROGRAM, runner, _state(tmp_path))
     assert {record.verdict for record, _ in trial.try_all(pairs[:3])} == verdicts
 
 
