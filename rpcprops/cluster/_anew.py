@@ -8,6 +8,7 @@ modules that run the steps, the threads of the process, and what torch keeps in 
 from __future__ import annotations
 
 import itertools
+import operator
 import sys
 import threading
 import types
@@ -33,10 +34,10 @@ class Newness:
         self._torch = symbols.rpc_statics()
         modules = [(name, found) for name, found in sys.modules.items() if name.startswith(_STEPS)]
         self._modules = dict(modules)
-        #: What each global is, by its id; and the dicts and lists among them, with their contents.
+        #: What each global is; and the dicts and lists among them, with their contents.
         self._globals = {name: _globals_of(module) for name, module in modules}
         self._held = [
-            (name, value, _ids_of(value))
+            (name, value, _in(value))
             for name, module in modules
             for key, value in vars(module).items()
             if isinstance(value, dict | list | set | deque)
@@ -56,10 +57,10 @@ class Newness:
         if symbols.rpc_statics() != self._torch:
             return "torch's statics differ"
         for name, before in self._globals.items():
-            if _globals_of(self._modules[name]) != before:
+            if not _are(_globals_of(self._modules[name]), before):
                 return f"a global of {name} is another object"
         for name, value, before in self._held:
-            if _ids_of(value) != before:
+            if not _are(_in(value), before):
                 return f"a global of {name} holds something else"
         return ""
 
@@ -97,13 +98,17 @@ def _threads() -> dict[int, str]:
     }
 
 
-def _globals_of(module: types.ModuleType) -> list[int]:
-    """The ids of the globals of a module, without that in which Python notes its warnings."""
+def _globals_of(module: types.ModuleType) -> list[Any]:
+    """The globals of a module, without that in which Python notes its warnings."""
     found = vars(module)
-    ids = _ids_of(found)
-    return [one for one in ids if one != id(found[_WARNINGS])] if _WARNINGS in found else ids
+    return [value for name, value in found.items() if name != _WARNINGS]
 
 
-def _ids_of(held: Any) -> list[int]:
-    """The ids of what a container holds; of a dict, those of its values."""
-    return list(map(id, held.values() if isinstance(held, dict) else held))
+def _in(held: Any) -> list[Any]:
+    """What a container holds; of a dict, its values."""
+    return [*held.values()] if isinstance(held, dict) else [*held]
+
+
+def _are(now: list[Any], before: list[Any]) -> bool:
+    """Whether two lists are of the same objects."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))
