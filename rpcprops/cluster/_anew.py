@@ -89,6 +89,15 @@ def busy_parts(agent: Mapping[str, Any]) -> list[str]:
     ]
 
 
+#: What an agent holds at rest too, where a program holds RRefs.
+_HELD = ("owners", "forks", "confirmed_users")
+
+
+def moving_parts(agent: Mapping[str, Any]) -> list[str]:
+    """Those of :func:`busy_parts` that change, or may change something, without a new message."""
+    return [name for name in busy_parts(agent) if name not in _HELD]
+
+
 def _threads() -> dict[int, str]:
     """The threads that Python code has started: torch's own only have a stand-in here."""
     return {

@@ -61,6 +61,10 @@ class Channel:
     held: tuple[str, ...] = ()
     shutdown_error: RaisedError | None = None
     counters_after_shutdown: Counters | None = None
+    #: Of a rank with a ledger: how many messages had been sent in its world before the last look,
+    #: and what its agent did then besides holding RRefs.
+    sent: int | None = None
+    busy: tuple[str, ...] = ()
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
     #: Whether a function of the user's was sent to this rank.
@@ -181,6 +185,7 @@ class Channel:
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
+        self.sent, self.busy = seen["sent"], tuple(seen["busy"])
         self.note_sends(seen["sends"], seen["struck"])
         self.shortest_timeout = seen["timeout"]
         self.delayed_sends = seen["delays"]

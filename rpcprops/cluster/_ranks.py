@@ -43,6 +43,8 @@ _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
 #: Real seconds that a server needs at most to kill the ranks of a world.
 _KILL_SECONDS = 10.0
+#: Real seconds between two glances at a ledger.
+_LEDGER_SECONDS = 0.0002
 _NO_FAULTS = FaultPlan()
 #: Real seconds within which the ranks of a kept world begin with another program.
 _RESUME_SECONDS = 5.0
@@ -218,6 +220,36 @@ class Ranks:
     def know_of_no_retry(self) -> bool:
         """Whether the ledger shows that torch sends no message again; without one nobody knows."""
         return self.ledger is not None and not self.ledger.may_send_again()
+
+    @property
+    def were_at_rest(self) -> bool:
+        """Whether the last look at each rank saw what nothing can change any more.
+
+        Since the first of those looks no message was sent, in any rank. At each look the agent did
+        nothing that could send one or change what the rank holds, and waited for none. It counts a
+        request that it has sent until the callbacks of the response have run
+        (``tensorpipe_agent.cpp: TensorPipeAgent::markFutureAsComplete``), so no message was on its
+        way but those that :meth:`Ledger.leaves_nothing` excludes. A user's own threads could still
+        do something: then nobody knows.
+        """
+        ledger = self.ledger
+        return (
+            ledger is not None
+            and not self.runs_users_code
+            and not any(channel.busy or channel.sent is None for channel in self.channels)
+            and ledger.leaves_nothing()
+            and all(channel.sent == ledger.count for channel in self.channels)
+        )
+
+    def wait_for_retries(self, seconds: float) -> None:
+        """Wait while the ledger shows that torch may send a message again, for so long at most."""
+        until = time.monotonic() + seconds
+        while self.ledger is not None and time.monotonic() < until:
+            changes = self.ledger.changes
+            if not self.ledger.may_send_again():
+                return
+            while self.ledger.changes == changes and time.monotonic() < until:
+                time.sleep(_LEDGER_SECONDS)
 
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:

@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rpcprops import clock, fixture
+from rpcprops.agents import wire
 from rpcprops.cluster import (
     _anew,
     _functions,
@@ -54,8 +55,9 @@ _NO_SHARED_MEMORY = 512 << 10
 #: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
 _DESCRIPTORS = 1000
 
-#: How often a rank looks whether it is at rest before it answers, and real seconds in between.
-_REST_LOOKS = 20
+#: How often a rank looks whether it is at rest before it answers, and whether all messages of its
+#: world have come to their ends; and real seconds in between.
+_REST_LOOKS, _END_LOOKS = 20, 5
 _REST_SECONDS = 0.0002
 
 EXIT_CHANNEL_LOST = 70
@@ -447,11 +449,15 @@ class _Rank:
         _functions.release_all()
         gc.collect()
         agent = symbols.current_agent()
-        for _ in range(_REST_LOOKS):
-            if not _anew.busy_parts(agent.state()):
+        for number_of_look in range(_REST_LOOKS):
+            waits = number_of_look < _END_LOOKS and not wire.has_ended_in(self.ledgers[0])
+            if not waits and not _anew.busy_parts(agent.state()):
                 break
             time.sleep(_REST_SECONDS * self.spec.rate)
+        # What is seen below is true as long as this number stays the same.
+        sent = wire.count_in(self.ledgers[0])
         seen = self.seen()
+        seen["sent"] = sent
         seen["after"] = Counters(**_held_by_process(self.keys))
         seen["busy"] = _anew.busy_parts(agent.state())
         assert self.newness is not None
@@ -484,9 +490,22 @@ class _Rank:
         self.answer(number, "ok", (time.monotonic_ns(), _processor_seconds()))
 
     def look(self) -> dict[str, Any]:
-        """What this rank holds now, after a garbage collection."""
+        """What this rank holds now, after a garbage collection.
+
+        In a program with a ledger, also how many messages had been sent in its world before this
+        look, and what the agent does besides holding RRefs.
+        """
+        knows = bool(self.ledgers) and not self.spec.runs_users_code
+        sent = wire.count_in(self.ledgers[0]) if knows else None
         gc.collect()
-        return self.seen()
+        busy: list[str] = []
+        if knows:
+            try:
+                busy = _anew.moving_parts(symbols.current_agent().state())
+            except RuntimeError:
+                # None runs, or another thread has just shut it down.
+                sent = None
+        return {**self.seen(), "sent": sent, "busy": busy}
 
     def seen(self) -> dict[str, Any]:
         """As :meth:`look`, where garbage was collected a moment ago."""
