@@ -20,10 +20,11 @@ from rpcprops.cluster.options import (
     check_reuse,
     check_transport,
 )
-from rpcprops.cluster.reuse import has_refusal, may_reuse
-from rpcprops.errors import UsageError
+from rpcprops.cluster.rates import DEFAULT_RATE, REUSED_RATE
+from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
+from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
+from rpcprops.oracle import Prediction, chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
@@ -42,7 +43,8 @@ class FailedInUse:
     """A failure in a used world that a new world did not show: nobody can tell what it means.
 
     Attributes:
-        after: the last programs that the world ran before, with their plans, the oldest first.
+        after: the last programs that the world ran before, with their plans, the oldest first. If
+            there are none, the world was new, and only its clock rate differed.
     """
 
     program: Program
@@ -75,8 +77,9 @@ class FailedInUse:
         """In one line; `repr` has all programs as Python."""
         number = len(self.after)
         programs = f"{number} program{'s' if number > 1 else ''}"
+        world = f"a world that had run {programs} before" if number else "a world at a faster rate"
         return (
-            f"undecided: only in a world that had run {programs} before: "
+            f"undecided: only in {world}: "
             f"{'; '.join(map(str, self.violations))} under {self.plan!r}"
         )
 
@@ -122,7 +125,7 @@ class Runner:
                 program,
                 plan,
                 world_size=world_size,
-                clock=rate,
+                clock=clock,
                 transport=transport,
                 agent=agent,
                 reuse=reuse,
@@ -136,6 +139,16 @@ class Runner:
         if program.rpc_timeout is None or program.rpc_timeout >= rate * _REAL_SECONDS:
             return rate
         return max(1.0, program.rpc_timeout / _REAL_SECONDS)
+
+    def _reused_rate(self, clock: ClockChoice | None) -> float:
+        """The rate in a world that may be used again, if no verdict rests on a time."""
+        rate = self.server.rate_of(clock)
+        if clock not in (None, "auto") or self.server.clock != "auto" or rate != DEFAULT_RATE:
+            return rate
+        try:
+            return self.server.rate_of(REUSED_RATE)
+        except MachineCannot:
+            return rate
 
     def _reuses(self, reuse: bool | None, agent: str | None) -> bool:
         if reuse is None:
@@ -162,12 +175,14 @@ class Runner:
             msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
             raise UsageError(msg)
 
-        def run(*, reuse: bool) -> _Run:
+        rate = self._rate_of(program, clock)
+
+        def run(*, reuse: bool, rate: float = rate) -> _Run:
             cluster = self.server.make_cluster(
                 *modules_of(program.leaves),
                 world_size=size,
                 faults=faults,
-                clock=self._rate_of(program, clock),
+                clock=rate,
                 transport=transport,
                 names=program.names(size),
                 rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
@@ -176,16 +191,21 @@ class Runner:
                 init=not program.founds_group,
                 agent=self.server.agent if agent is None else agent,
             )
-            return _run_in(cluster, program, faults, size, reuse=reuse)
+            return _run_in(cluster, program, faults, prediction, reuse=reuse)
 
-        first = run(reuse=self._reuses(reuse, agent))
-        if not first.may_reuse:
-            return first.outcome
+        name = agents.named(self.server.agent if agent is None else agent).name
+        reuses = self._reuses(reuse, name)
+        prediction = predict_in(program, faults, size, facts_of(self.server.torch_version))
+        if not (reuses and may_reuse(program, faults, name, prediction)):
+            return run(reuse=False).outcome
+        fast = rate if rests_on_time(program, prediction) else self._reused_rate(clock)
+        first = run(reuse=True, rate=fast)
         self.worlds["used" if first.was_used else "new"] += 1
         self.worlds["kept" if first.stays else first.why] += 1
-        if first.is_conclusive:
+        if first.is_conclusive and not (first.violations and fast > rate):
             return first.outcome
-        # Only a new world, whose ranks shut RPC down as torch says, can show a failure.
+        # Only a new world at the usual rate, whose ranks shut RPC down as torch says, can show a
+        # failure.
         again = run(reuse=False)
         if first.violations and not judge(program, faults, again.outcome):
             failed = FailedInUse(program, faults, first.violations, first.ran_before)
@@ -199,7 +219,6 @@ class _Run:
 
     Attributes:
         outcome: what it showed, at its end.
-        may_reuse: whether it may have been a kept world, and may be one now.
         was_used: whether it was.
         stays: whether it is.
         why: why it is not.
@@ -209,7 +228,6 @@ class _Run:
     """
 
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
-    may_reuse: bool = False
     was_used: bool = False
     stays: bool = False
     why: str = ""
@@ -244,7 +262,7 @@ class _Run:
 
 
 def _run_in(  # noqa: C901 - the life of a run, in its order
-    cluster: Cluster, program: Program, plan: FaultPlan, size: int, *, reuse: bool
+    cluster: Cluster, program: Program, plan: FaultPlan, prediction: Prediction, *, reuse: bool
 ) -> _Run:
     """Run a program in a world; with `reuse` perhaps in a used one, which may go on."""
     cluster.program = program
@@ -252,11 +270,10 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     lasts = threads.lasts if threads.are_few else program.lasts
     cluster.take_time(lasts + lost_seconds(program, plan))
     facts = facts_of(cluster.torch_version)
-    prediction = predict_in(program, plan, size, facts)
-    cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)
+    cluster.may_reuse = reuse
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
-    run = _Run(may_reuse=cluster.may_reuse)
+    run = _Run()
 
     def as_expected(seen: StepOutcome) -> bool:
         # After a failed step, the next steps would be judged for its failure.
@@ -374,8 +391,9 @@ def run(
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
             torch's faulty one unless given.
         reuse: whether ranks may have run other programs before: only with ``agent="wire"``, and
-            only if these have provably left them as they were. What fails in such ranks is run
-            again in fresh ones, and their outcome is returned. None is what the server was made
+            only if these have provably left them as they were. Their clock may be faster than
+            usual. What fails in such ranks is run again in fresh ones at the usual rate, and their
+            outcome is returned. None is what the server was made
             with, which is False for the default one.
 
     Raises:

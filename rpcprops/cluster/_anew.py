@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rpcprops.steps.in_rank import state
@@ -35,9 +35,9 @@ class Newness:
         modules = [(name, found) for name, found in sys.modules.items() if name.startswith(_STEPS)]
         self._modules = dict(modules)
         #: What each global is; and the dicts and lists among them, with their contents.
-        self._globals = {name: _globals_of(module) for name, module in modules}
+        self._globals = {name: [*_globals_of(module)] for name, module in modules}
         self._held = [
-            (name, value, _in(value))
+            (name, value, [*_in(value)])
             for name, module in modules
             for key, value in vars(module).items()
             if isinstance(value, dict | list | set | deque)
@@ -70,7 +70,7 @@ class Newness:
         calls = self._modules.get(_CALLS)
         if calls is not None:
             setattr(calls, _NUMBERS, itertools.count(1))
-            self._globals[_CALLS] = _globals_of(calls)
+            self._globals[_CALLS] = [*_globals_of(calls)]
 
 
 def forget() -> None:
@@ -107,17 +107,19 @@ def _threads() -> dict[int, str]:
     }
 
 
-def _globals_of(module: types.ModuleType) -> list[Any]:
+def _globals_of(module: types.ModuleType) -> Collection[Any]:
     """The globals of a module, without that in which Python notes its warnings."""
     found = vars(module)
+    if _WARNINGS not in found:
+        return found.values()
     return [value for name, value in found.items() if name != _WARNINGS]
 
 
-def _in(held: Any) -> list[Any]:
+def _in(held: Any) -> Collection[Any]:
     """What a container holds; of a dict, its values."""
-    return [*held.values()] if isinstance(held, dict) else [*held]
+    return held.values() if isinstance(held, dict) else held
 
 
-def _are(now: list[Any], before: list[Any]) -> bool:
-    """Whether two lists are of the same objects."""
+def _are(now: Collection[Any], before: list[Any]) -> bool:
+    """Whether `now` has the same objects, and no others."""
     return len(now) == len(before) and all(map(operator.is_, now, before))
