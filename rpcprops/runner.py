@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -282,7 +282,7 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
 
     try:
         cluster.start()
-        for first, step in program.numbered:
+        for first, branches, step in _parts(program, prediction, together=reuse):
             if cluster.has_found:
                 break
             if isinstance(step, Settle):
@@ -290,7 +290,10 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
                 held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
                 steps.append(StepOutcome(first, counters=held))
                 continue
-            seen = run_step(cluster, first, step, contexts, as_expected)
+            together = len(step.leaves) == 1
+            seen = _run_branches(
+                cluster, first, branches, contexts, as_expected, together=together
+            )
             steps += seen
             if not all(as_expected(outcome) for outcome in seen):
                 if not cluster.has_found:
@@ -312,6 +315,38 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))
     return run
+
+
+def _parts(
+    program: Program, prediction: Prediction, *, together: bool
+) -> Iterator[tuple[int, Sequence[Sequence[Step]], Step]]:
+    """What runs one after another: the number of its first leaf, its branches, its first step.
+
+    With `together` consecutive steps of one rank are one branch, if none but the last must raise.
+    """
+    together = together and not prediction.alternatives
+    first, branch = 0, list[Step]()
+    for number, step in program.numbered:
+        is_next = (
+            together
+            and branch
+            and step.leaves == (step,)
+            and not isinstance(step, Settle)
+            and step.at == branch[-1].at
+            and not prediction.steps[number - 1].error
+        )
+        if is_next:
+            branch.append(step)
+            continue
+        if branch:
+            yield first, (branch,), branch[0]
+        first, branch = number, []
+        if step.leaves == (step,) and not isinstance(step, Settle):
+            branch = [step]
+        else:
+            yield number, step.at_once, step
+    if branch:
+        yield first, (branch,), branch[0]
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:
@@ -339,9 +374,21 @@ def run_step(
     A branch ends early after a leaf whose `goes_on` is false. The ids of the new contexts are
     recorded in `contexts`, by name.
     """
+    return _run_branches(cluster, first, step.at_once, contexts, goes_on)
+
+
+def _run_branches(
+    cluster: Cluster,
+    first: int,
+    branches: Sequence[Sequence[Step]],
+    contexts: dict[str, int],
+    goes_on: Callable[[StepOutcome], bool],
+    *,
+    together: bool = False,
+) -> list[StepOutcome]:
     numbers = itertools.count(first)
-    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in step.at_once]
-    seen = cluster.run_branches(numbered, contexts, goes_on)
+    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in branches]
+    seen = cluster.run_branches(numbered, contexts, goes_on, together=together)
     leaves = dict(itertools.chain(*numbered))
     for outcome in seen:
         contexts |= leaves[outcome.index].context_ids(outcome.value)

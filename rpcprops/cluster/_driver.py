@@ -39,15 +39,23 @@ class Driver:
         branches: Sequence[Branch],
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool = False,
     ) -> list[StepOutcome]:
         """See :meth:`rpcprops.Cluster.run_branches`."""
         done: list[StepOutcome] = []
         with self._phases.open("run", self._deadlines.run) as phase:
             at: Counter[int] = Counter()
             awaited: dict[int, tuple[int, Branch]] = {}
+
+            def send(branch: Branch, thread: int) -> None:
+                steps = branch if together else branch[:1]
+                for index, number in enumerate(self._send_steps(steps, contexts, thread)):
+                    awaited[number] = (thread, branch[index:])
+
             for branch in branches:
                 rank = branch[0][1].at
-                awaited[self._send_first(branch, contexts, at[rank])] = (at[rank], branch)
+                send(branch, at[rank])
                 at[rank] += 1
             before: object = None
             since = time.monotonic()
@@ -55,9 +63,11 @@ class Driver:
                 arrived = self._take_steps(awaited, phase)
                 for thread, branch, outcome in arrived:
                     done.append(outcome)
-                    if branch[1:] and goes_on(outcome):
-                        number = self._send_first(branch[1:], contexts, thread)
-                        awaited[number] = (thread, branch[1:])
+                    if together and outcome.error is not None:
+                        # Its rank runs no further step by itself.
+                        awaited.clear()
+                    if branch[1:] and (not together or outcome.error) and goes_on(outcome):
+                        send(branch[1:], thread)
                 if arrived:
                     since = time.monotonic()
                     continue
@@ -76,14 +86,20 @@ class Driver:
                     complaint = f"does not end step {index}, {step!r}"
                     self._diagnosis.hung(phase, [self._channel_of(step)], complaint)
                     break
-        done += [StepOutcome(branch[0][0], ended=False) for _, branch in awaited.values()]
+        left = [branch[0][0] for _, branch in awaited.values()]
+        # Of steps that were sent together, only the first that is left had begun.
+        done += [StepOutcome(index, ended=False) for index in (left[:1] if together else left)]
         return sorted(done, key=lambda outcome: outcome.index)
 
-    def _send_first(self, branch: Branch, contexts: Mapping[str, int], thread: int) -> int:
-        """Send the first step of a branch to its rank; return the number of the answer."""
-        index, step = branch[0]
-        channel = self._channel_of(step)
-        return self._ranks.send(channel, "step", index, step, dict(contexts), thread)
+    def _send_steps(
+        self, steps: Branch, contexts: Mapping[str, int], thread: int
+    ) -> Sequence[int]:
+        """Send a rank steps to run one after another; return the numbers of the answers.
+
+        After a step that raises it runs no further one.
+        """
+        channel = self._channel_of(steps[0][1])
+        return self._ranks.send_many(channel, "steps", steps, dict(contexts), thread)
 
     def _channel_of(self, step: Leaf) -> Channel:
         if isinstance(step, Settle):

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from dataclasses import replace
 
 from rpcprops import agents
@@ -369,6 +369,16 @@ class Ranks:
         number = next(self._numbers)
         channel.send((kind, number, *rest), self._send_seconds)
         return number
+
+    def send_many(self, channel: Channel, kind: str, what: Sized, *rest: object) -> range:
+        """As :meth:`send`, where each thing of `what` has an answer; return their numbers."""
+        self._send_releases()
+        first = next(self._numbers)
+        numbers = range(first, first + len(what))
+        for _ in numbers[1:]:
+            next(self._numbers)
+        channel.send((kind, first, what, *rest), self._send_seconds)
+        return numbers
 
     def send_to_all(self, kind: str, *rest: object) -> int:
         """As :meth:`send`, to every rank; all their answers have the same number."""

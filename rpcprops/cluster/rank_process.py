@@ -345,7 +345,7 @@ class _Rank:
             signal.signal(signal.SIGINT, self.interrupts.handle)
         does: dict[str, Callable[..., None]] = {
             "call": self.call,
-            "step": self.step,
+            "steps": self.steps,
             "release": _functions.release,
             "meet": self.meet,
             "rest": self.rest,
@@ -390,25 +390,32 @@ class _Rank:
             traceback.clear_frames(error.__traceback__)
             return dumped
 
-    def step(
-        self, number: int, index: int, step: Any, contexts: dict[str, int], thread: int
+    def steps(
+        self, first: int, steps: Sequence[tuple[int, Any]], contexts: dict[str, int], thread: int
     ) -> None:
+        """Run numbered steps one after another, and answer each; none after one that raises."""
         if not thread:
-            self.run_step(number, index, step, contexts)
+            self.run_steps(first, steps, contexts)
             return
         if thread not in self.threads:
             work = self.threads[thread] = queue.SimpleQueue()
             name = f"rpcprops-branch-{thread}"
             threading.Thread(target=self.serve_branch, args=(work,), name=name, daemon=True).start()
-        self.threads[thread].put((number, index, step, contexts))
+        self.threads[thread].put((first, steps, contexts))
 
     def serve_branch(self, work: queue.SimpleQueue[tuple[Any, ...]]) -> None:
         """A further thread: steps in order, until the rank exits."""
         while True:
-            self.run_step(*work.get())
+            self.run_steps(*work.get())
 
-    def run_step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
-        self.answer(number, "ok", interpreter.run_step(index, step, self.spec.names, contexts))
+    def run_steps(
+        self, first: int, steps: Sequence[tuple[int, Any]], contexts: dict[str, int]
+    ) -> None:
+        for number, (index, step) in enumerate(steps, first):
+            outcome = interpreter.run_step(index, step, self.spec.names, contexts)
+            self.answer(number, "ok", outcome)
+            if outcome.error is not None:
+                break
 
     def leave(self, number: int, end: End | None) -> int:
         """Shut RPC down in a way if asked to; answer with the error and a look; the exit code."""

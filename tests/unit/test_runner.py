@@ -55,6 +55,8 @@ class PretendedCluster:
         branches: Sequence[Sequence[tuple[int, Leaf]]],
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool = False,
     ) -> list[StepOutcome]:
         self.contexts = dict(contexts)
         done: list[StepOutcome] = []
