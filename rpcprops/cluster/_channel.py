@@ -102,7 +102,11 @@ class Channel:
 
         What is left goes out when the cluster reads its channels and the rank reads again.
         """
-        self.writer.put(message)
+        self.send_packed(_wire.pack(message), seconds)
+
+    def send_packed(self, packed: bytes, seconds: float) -> None:
+        """As :meth:`send`, for a message that was packed once for several ranks."""
+        self.writer.put_packed(packed)
         self.writer.flush()
         deadline = time.monotonic() + seconds
         while self.writer.is_waiting and not self.reader.closed:

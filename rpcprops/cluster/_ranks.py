@@ -384,8 +384,9 @@ class Ranks:
         """As :meth:`send`, to every rank; all their answers have the same number."""
         self._send_releases()
         number = next(self._numbers)
+        packed = _wire.pack((kind, number, *rest))
         for channel in self.channels:
-            channel.send((kind, number, *rest), self._send_seconds)
+            channel.send_packed(packed, self._send_seconds)
         return number
 
     def _send_releases(self) -> None:

@@ -6,6 +6,7 @@ a rank that is killed loses nothing.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from typing import Any
@@ -197,10 +198,7 @@ def has_ended_in(fd: int) -> bool:
 def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessage:
     number, first, virtual, real, size, written, ended = row[:7]
     sender, receiver, kind, is_response, action, table, fault, retry, flags, processed = row[7:17]
-
-    def seconds(instant: int) -> float | None:
-        return (instant - virtual_ns) / 1e9 if instant else None
-
+    became, marks = _fate(flags, is_lost=_ACTIONS[action] == "lose")
     return SentMessage(
         seconds=(virtual - virtual_ns) / 1e9,
         sender=sender,
@@ -212,16 +210,23 @@ def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessa
         retry=retry,
         fault=fault if fault >= 0 else None,
         done=_ACTIONS[action],
-        became=_end(flags, is_lost=_ACTIONS[action] == "lose"),
+        became=became,
         first_id=first,
         real_seconds=(real - origin_ns) / 1e9,
         failed_by_table=bool(table & 1),
         delayed_by_table=bool(table & 2),
-        written=seconds(written),
-        ended=seconds(ended),
+        written=(written - virtual_ns) / 1e9 if written else None,
+        ended=(ended - virtual_ns) / 1e9 if ended else None,
         processed=processed,
-        marks=tuple(name for bit, name in _MARKS.items() if flags & bit),
+        marks=marks,
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _fate(flags: int, *, is_lost: bool) -> tuple[MessageEnd, tuple[str, ...]]:
+    """What became of a message, and its marks."""
+    marks = tuple(name for bit, name in _MARKS.items() if flags & bit)
+    return _end(flags, is_lost=is_lost), marks
 
 
 def _end(flags: int, *, is_lost: bool) -> MessageEnd:
