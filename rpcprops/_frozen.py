@@ -23,7 +23,11 @@ def pickled_by_fields(cls: C) -> C:
     It must have two fields or more, all of them arguments, and not change what it is given.
     """
     values = operator.attrgetter(*(field.name for field in fields(cls)))
-    cls.__reduce__ = lambda self: (type(self), values(self))
+
+    def __reduce__(self: Any) -> tuple[type[Any], tuple[Any, ...]]:  # noqa: N807
+        return type(self), values(self)
+
+    setattr(cls, "__reduce__", __reduce__)  # noqa: B010
     return cls
 
 

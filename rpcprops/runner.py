@@ -22,6 +22,7 @@ from rpcprops.cluster.options import (
 )
 from rpcprops.cluster.rates import DEFAULT_RATE, REUSED_RATE
 from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
+from rpcprops.confirmation import is_decided
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import Prediction, chosen, is_expected, judge, lost_seconds, predict_in
@@ -208,6 +209,10 @@ class Runner:
         # failure.
         again = run(reuse=False)
         if first.violations and not judge(program, faults, again.outcome):
+            if fast > rate and not any(is_decided(v, first.outcome) for v in first.violations):
+                # Its ranks were too late for the faster rate, which says nothing of the world.
+                self.worlds["too late at a faster rate"] += 1
+                return again.outcome
             failed = FailedInUse(program, faults, first.violations, first.ran_before)
             self.failed_in_use.append(failed)
         return again.outcome
@@ -291,9 +296,7 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
                 steps.append(StepOutcome(first, counters=held))
                 continue
             together = len(step.leaves) == 1
-            seen = _run_branches(
-                cluster, first, branches, contexts, as_expected, together=together
-            )
+            seen = _run_branches(cluster, first, branches, contexts, as_expected, together=together)
             steps += seen
             if not all(as_expected(outcome) for outcome in seen):
                 if not cluster.has_found:

@@ -36,7 +36,7 @@ def warm_up() -> None:
         _call()
         _differentiate()
         _wire.pack((1, "ok", StepOutcome(0, [1.0], None, 0.1)))
-        sent = ("steps", 1, [(0, Fetch(0, "a"))], {}, 0)
+        sent: tuple[Any, ...] = ("steps", 1, [(0, Fetch(0, "a"))], {}, 0)
         _, _, ((_, fetch),), _, _ = pickle.loads(pickle.dumps(sent))
         _ = function_of(fetch), arguments_of(fetch)
         sends.counts()
