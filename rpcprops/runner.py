@@ -192,12 +192,17 @@ class Runner:
                 init=not program.founds_group,
                 agent=self.server.agent if agent is None else agent,
             )
-            return _run_in(cluster, program, faults, prediction, reuse=reuse)
+            must_show = prediction or predict_in(
+                program, faults, size, facts_of(cluster.torch_version)
+            )
+            return _run_in(cluster, program, faults, must_show, reuse=reuse)
 
+        prediction: Prediction | None = None
         name = agents.named(self.server.agent if agent is None else agent).name
-        reuses = self._reuses(reuse, name)
+        if not self._reuses(reuse, name):
+            return run(reuse=False).outcome
         prediction = predict_in(program, faults, size, facts_of(self.server.torch_version))
-        if not (reuses and may_reuse(program, faults, name, prediction)):
+        if not may_reuse(program, faults, name, prediction):
             return run(reuse=False).outcome
         fast = rate if rests_on_time(program, prediction) else self._reused_rate(clock)
         first = run(reuse=True, rate=fast)

@@ -106,7 +106,6 @@ class PretendedServer:
 
     def __init__(self, cluster: PretendedCluster) -> None:
         self.pretended = cluster
-        self.torch_version = cluster.torch_version
         self.made = 0
         self.agent = agents.default_name()
         self.reuse = False
