@@ -237,11 +237,10 @@ class Bench:
         rounds: int | None = None,
         **options: Any,
     ) -> Kind:
-        """An example of ours, at the default rate unless one is given."""
-        at = self.rate if rate is None else rate
+        """An example of ours, at the rate that it has by default unless one is given."""
 
         def once() -> Figures:
-            outcome = self.runner.run_anew(program, plan, clock=at, **options)
+            outcome = self.runner.run_anew(program, plan, clock=rate, **options)
             return Figures(
                 outcome.real_seconds,
                 sum(rank.processor_seconds for rank in outcome.ranks),

@@ -1,13 +1,34 @@
-"""An immutable mapping with an order and a hash, for data that Hypothesis and JSON both handle."""
+"""An immutable mapping with an order and a hash, for data that Hypothesis and JSON both handle.
+
+Also a faster way to pickle frozen dataclasses.
+"""
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+C = TypeVar("C", bound=type[Any])
+
+
+def pickled_by_fields(cls: C) -> C:
+    """Pickle the objects of a frozen dataclass with slots as what it is called with.
+
+    What the dataclass does by itself asks for the fields each time, which takes five times as long.
+    It must have two fields or more, all of them arguments, and not change what it is given.
+    """
+    values = operator.attrgetter(*(field.name for field in fields(cls)))
+
+    def __reduce__(self: Any) -> tuple[type[Any], tuple[Any, ...]]:  # noqa: N807
+        return type(self), values(self)
+
+    setattr(cls, "__reduce__", __reduce__)  # noqa: B010
+    return cls
 
 
 @functools.total_ordering

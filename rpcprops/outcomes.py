@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rpcprops._frozen import FrozenMap
+from rpcprops._frozen import FrozenMap, pickled_by_fields
 from rpcprops.faults import FaultPlan
 
 #: Finite, because JSON has no infinity; longer than any run.
@@ -22,6 +22,7 @@ PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True, order=True)
 class Counters:
     """What a rank still holds, as torch's own debug info counts it.
@@ -85,6 +86,7 @@ class RaisedError:
         return f"{self.type}: {lines[0] if lines else ''}"
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
     """What one step of a program gave: a value, an error, or neither when it never ended.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from rpcprops.cluster.options import (
     check_reuse,
     check_transport,
 )
-from rpcprops.cluster.reuse import has_refusal, may_reuse
+from rpcprops.cluster.rates import DEFAULT_RATE, REUSED_RATE
+from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
 from rpcprops.confirmation import is_decided
-from rpcprops.errors import UsageError
+from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
+from rpcprops.oracle import Prediction, chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
@@ -47,8 +48,9 @@ class FailedInUse:
     """A failure in a used world that fresh ranks did not show: nobody can tell what it means.
 
     Attributes:
-        outcome: what the used world showed.
-        after: the programs that the world had run before, with their plans, the oldest first.
+        outcome: what that world showed.
+        after: the programs that the world had run before, with their plans, the oldest first. If
+            there are none, the world was new, and only its clock rate differed.
     """
 
     program: Program
@@ -61,10 +63,8 @@ class FailedInUse:
         """In one line; `repr` has all programs as Python."""
         number = len(self.after)
         programs = f"{number} program{'s' if number > 1 else ''}"
-        return (
-            f"only in a world that had run {programs} before: "
-            f"{'; '.join(map(str, self.violations))} under {self.plan!r}"
-        )
+        world = f"a world that had run {programs} before" if number else "a world at a faster rate"
+        return f"only in {world}: {'; '.join(map(str, self.violations))} under {self.plan!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Runner:
                 program,
                 plan,
                 world_size=world_size,
-                clock=rate,
+                clock=clock,
                 transport=transport,
                 agent=agent,
                 reuse=reuse,
@@ -137,6 +137,34 @@ class Runner:
         if program.rpc_timeout is None or program.rpc_timeout >= rate * _REAL_SECONDS:
             return rate
         return max(1.0, program.rpc_timeout / _REAL_SECONDS)
+
+    def _reused_rate(
+        self,
+        program: Program,
+        plan: FaultPlan,
+        size: int,
+        clock: ClockChoice | None,
+        agent: str,
+        *,
+        reuse: bool | None,
+    ) -> float | None:
+        """The rate of a program in a world that may be used again; None if it needs a new world.
+
+        It is a faster one where no verdict rests on a time.
+        """
+        if not self._reuses(reuse, agent):
+            return None
+        prediction = predict_in(program, plan, size, facts_of(self.server.torch_version))
+        if not may_reuse(program, plan, agent, prediction):
+            return None
+        rate = self._rate_of(program, clock)
+        by_default = clock in (None, "auto") and self.server.clock == "auto"
+        if not by_default or rate != DEFAULT_RATE or rests_on_time(program, prediction):
+            return rate
+        try:
+            return self.server.rate_of(REUSED_RATE)
+        except MachineCannot:
+            return rate
 
     def _reuses(self, reuse: bool | None, agent: str | None) -> bool:
         name = agents.named(self.server.agent if agent is None else agent).name
@@ -158,15 +186,17 @@ class Runner:
         """As :meth:`run`, but without the memory."""
         _check(program, plan, world_size, transport)
         faults = FaultPlan.of(plan)
-
-        def run(*, reuse: bool) -> _Run:
-            return self._run_once(program, faults, world_size, clock, transport, agent, reuse=reuse)
-
-        first = run(reuse=self._reuses(reuse, agent))
-        if not first.may_reuse or first.is_conclusive:
+        size = _size(program, world_size)
+        agent = agents.named(self.server.agent if agent is None else agent).name
+        rate = self._rate_of(program, clock)
+        fast = self._reused_rate(program, faults, size, clock, agent, reuse=reuse)
+        if fast is None:
+            return self._run_once(program, faults, size, rate, transport, agent).outcome
+        first = self._run_once(program, faults, size, fast, transport, agent, reuse=True)
+        if first.is_conclusive and not (first.violations and fast > rate):
             return first.outcome
-        # Only fresh ranks, which shut RPC down as torch says, can show a failure.
-        again = run(reuse=False).outcome
+        # Only fresh ranks at the usual rate, which shut RPC down as torch says, can show a failure.
+        again = self._run_once(program, faults, size, rate, transport, agent).outcome
         if first.violations and not judge(program, faults, again):
             if any(is_decided(violation, first.outcome) for violation in first.violations):
                 failed = FailedInUse(
@@ -194,11 +224,16 @@ class Runner:
         Arguments and exceptions are those of :func:`run`; the agent must be one whose ranks can be
         used again.
         """
+        agent = agents.named(self.server.agent if agent is None else agent).name
         self._reuses(reuse=True, agent=agent)
         self.server.servers.kept.close()
         run = _Run()
         for number, (one, faults) in enumerate((*before, (program, plan))):
-            run = self._run_once(one, faults, world_size, clock, transport, agent, reuse=True)
+            size = _size(one, world_size)
+            rate = self._reused_rate(one, faults, size, clock, agent, reuse=True)
+            if rate is None:
+                return RunAfter(run.outcome, why_not=f"program {number + 1}: it needs a new world")
+            run = self._run_once(one, faults, size, rate, transport, agent, reuse=True)
             is_last = number == len(before)
             if run.was_used != (number > 0) or run.shows_nothing or not (is_last or run.stays):
                 why = run.why or "the world had ended"
@@ -209,36 +244,45 @@ class Runner:
         self,
         program: Program,
         plan: FaultPlan,
-        world_size: int | None,
-        clock: ClockChoice | None,
+        size: int,
+        rate: float,
         transport: Transport,
-        agent: str | None,
+        agent: str,
         *,
-        reuse: bool,
+        reuse: bool = False,
     ) -> _Run:
         """Run a program once; with `reuse` perhaps in a used world, which may go on."""
-        size = program.world_size if world_size is None else world_size
-        if size < program.world_size:
-            msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
-            raise UsageError(msg)
         cluster = self.server.make_cluster(
             *modules_of(program.leaves),
             world_size=size,
             faults=plan,
-            clock=self._rate_of(program, clock),
+            clock=rate,
             transport=transport,
             names=program.names(size),
             rpc_timeout=A_DAY if program.rpc_timeout is None else program.rpc_timeout,
             num_worker_threads=program.num_worker_threads or ENOUGH_THREADS,
             shutdown_faults=True,
             init=not program.founds_group,
-            agent=self.server.agent if agent is None else agent,
+            agent=agent,
         )
         run = _run_in(cluster, program, plan, size, reuse=reuse)
-        if run.may_reuse:
+        if reuse:
             self.worlds["used" if run.was_used else "new"] += 1
             self.worlds["kept" if run.stays else run.why] += 1
         return run
+
+
+def _size(program: Program, world_size: int | None) -> int:
+    """The number of ranks.
+
+    Raises:
+        UsageError: the program needs more.
+    """
+    size = program.world_size if world_size is None else world_size
+    if size < program.world_size:
+        msg = f"world_size={shown(size)}, but the program needs {program.world_size} ranks."
+        raise UsageError(msg)
+    return size
 
 
 @dataclass(slots=True)
@@ -247,7 +291,6 @@ class _Run:
 
     Attributes:
         outcome: what it showed, at its end.
-        may_reuse: whether it may have been a kept world, and may be one now.
         was_used: whether it was.
         stays: whether it is.
         why: why it is not.
@@ -257,7 +300,6 @@ class _Run:
     """
 
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
-    may_reuse: bool = False
     was_used: bool = False
     stays: bool = False
     why: str = ""
@@ -301,10 +343,10 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     cluster.take_time(lasts + lost_seconds(program, plan))
     facts = facts_of(cluster.torch_version)
     prediction = predict_in(program, plan, size, facts)
-    cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)
+    cluster.may_reuse = reuse
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
-    run = _Run(may_reuse=cluster.may_reuse)
+    run = _Run()
 
     def as_expected(seen: StepOutcome) -> bool:
         # After a failed step, the next steps would be judged for its failure.
@@ -313,7 +355,7 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
 
     try:
         cluster.start()
-        for first, step in program.numbered:
+        for first, branches, step in _parts(program, prediction, together=reuse):
             if cluster.has_found:
                 break
             if isinstance(step, Settle):
@@ -321,7 +363,8 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
                 held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
                 steps.append(StepOutcome(first, counters=held))
                 continue
-            seen = run_step(cluster, first, step, contexts, as_expected)
+            together = len(step.leaves) == 1
+            seen = _run_branches(cluster, first, branches, contexts, as_expected, together=together)
             steps += seen
             if not all(as_expected(outcome) for outcome in seen):
                 if not cluster.has_found:
@@ -343,6 +386,38 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))
     return run
+
+
+def _parts(
+    program: Program, prediction: Prediction, *, together: bool
+) -> Iterator[tuple[int, Sequence[Sequence[Step]], Step]]:
+    """What runs one after another: the number of its first leaf, its branches, its first step.
+
+    With `together` consecutive steps of one rank are one branch, if none but the last must raise.
+    """
+    together = together and not prediction.alternatives
+    first, branch = 0, list[Step]()
+    for number, step in program.numbered:
+        is_next = (
+            together
+            and branch
+            and step.leaves == (step,)
+            and not isinstance(step, Settle)
+            and step.at == branch[-1].at
+            and not prediction.steps[number - 1].error
+        )
+        if is_next:
+            branch.append(step)
+            continue
+        if branch:
+            yield first, (branch,), branch[0]
+        first, branch = number, []
+        if step.leaves == (step,) and not isinstance(step, Settle):
+            branch = [step]
+        else:
+            yield number, step.at_once, step
+    if branch:
+        yield first, (branch,), branch[0]
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:
@@ -370,9 +445,21 @@ def run_step(
     A branch ends early after a leaf whose `goes_on` is false. The ids of the new contexts are
     recorded in `contexts`, by name.
     """
+    return _run_branches(cluster, first, step.at_once, contexts, goes_on)
+
+
+def _run_branches(
+    cluster: Cluster,
+    first: int,
+    branches: Sequence[Sequence[Step]],
+    contexts: dict[str, int],
+    goes_on: Callable[[StepOutcome], bool],
+    *,
+    together: bool = False,
+) -> list[StepOutcome]:
     numbers = itertools.count(first)
-    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in step.at_once]
-    seen = cluster.run_branches(numbered, contexts, goes_on)
+    numbered = [[(next(numbers), leaf) for leaf in branch] for branch in branches]
+    seen = cluster.run_branches(numbered, contexts, goes_on, together=together)
     leaves = dict(itertools.chain(*numbered))
     for outcome in seen:
         contexts |= leaves[outcome.index].context_ids(outcome.value)
@@ -422,8 +509,9 @@ def run(
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
             torch's faulty one unless given.
         reuse: whether ranks may have run other programs before: only with ``agent="wire"``, and
-            only if these have provably left them as they were. What fails in such ranks is run
-            again in fresh ones, and their outcome is returned. None is what the server was made
+            only if these have provably left them as they were. Their clock may be faster than
+            usual. What fails in such ranks is run again in fresh ones at the usual rate, and their
+            outcome is returned. None is what the server was made
             with, which is False for the default one.
 
     Raises:

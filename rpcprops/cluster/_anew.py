@@ -8,11 +8,12 @@ modules that run the steps, the threads of the process, and what torch keeps in 
 from __future__ import annotations
 
 import itertools
+import operator
 import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rpcprops.steps.in_rank import state
@@ -33,10 +34,10 @@ class Newness:
         self._torch = symbols.rpc_statics()
         modules = [(name, found) for name, found in sys.modules.items() if name.startswith(_STEPS)]
         self._modules = dict(modules)
-        #: What each global is, by its id; and the dicts and lists among them, with their contents.
-        self._globals = {name: _globals_of(module) for name, module in modules}
+        #: What each global is; and the dicts and lists among them, with their contents.
+        self._globals = {name: [*_globals_of(module)] for name, module in modules}
         self._held = [
-            (name, value, _ids_of(value))
+            (name, value, [*_in(value)])
             for name, module in modules
             for key, value in vars(module).items()
             if isinstance(value, dict | list | set | deque)
@@ -56,10 +57,10 @@ class Newness:
         if symbols.rpc_statics() != self._torch:
             return "torch's statics differ"
         for name, before in self._globals.items():
-            if _globals_of(self._modules[name]) != before:
+            if not _are(_globals_of(self._modules[name]), before):
                 return f"a global of {name} is another object"
         for name, value, before in self._held:
-            if _ids_of(value) != before:
+            if not _are(_in(value), before):
                 return f"a global of {name} holds something else"
         return ""
 
@@ -69,7 +70,7 @@ class Newness:
         calls = self._modules.get(_CALLS)
         if calls is not None:
             setattr(calls, _NUMBERS, itertools.count(1))
-            self._globals[_CALLS] = _globals_of(calls)
+            self._globals[_CALLS] = [*_globals_of(calls)]
 
 
 def forget() -> None:
@@ -88,6 +89,15 @@ def busy_parts(agent: Mapping[str, Any]) -> list[str]:
     ]
 
 
+#: What an agent holds at rest too, where a program holds RRefs.
+_HELD = ("owners", "forks", "confirmed_users")
+
+
+def moving_parts(agent: Mapping[str, Any]) -> list[str]:
+    """Those of :func:`busy_parts` that change, or may change something, without a new message."""
+    return [name for name in busy_parts(agent) if name not in _HELD]
+
+
 def _threads() -> dict[int, str]:
     """The threads that Python code has started: torch's own only have a stand-in here."""
     return {
@@ -97,13 +107,19 @@ def _threads() -> dict[int, str]:
     }
 
 
-def _globals_of(module: types.ModuleType) -> list[int]:
-    """The ids of the globals of a module, without that in which Python notes its warnings."""
+def _globals_of(module: types.ModuleType) -> Collection[Any]:
+    """The globals of a module, without that in which Python notes its warnings."""
     found = vars(module)
-    ids = _ids_of(found)
-    return [one for one in ids if one != id(found[_WARNINGS])] if _WARNINGS in found else ids
+    if _WARNINGS not in found:
+        return found.values()
+    return [value for name, value in found.items() if name != _WARNINGS]
 
 
-def _ids_of(held: Any) -> list[int]:
-    """The ids of what a container holds; of a dict, those of its values."""
-    return list(map(id, held.values() if isinstance(held, dict) else held))
+def _in(held: Any) -> Collection[Any]:
+    """What a container holds; of a dict, its values."""
+    return held.values() if isinstance(held, dict) else held
+
+
+def _are(now: Collection[Any], before: list[Any]) -> bool:
+    """Whether `now` has the same objects, and no others."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))

@@ -61,6 +61,10 @@ class Channel:
     held: tuple[str, ...] = ()
     shutdown_error: RaisedError | None = None
     counters_after_shutdown: Counters | None = None
+    #: Of a rank with a ledger: how many messages had been sent in its world before the last look,
+    #: and what its agent did then besides holding RRefs.
+    sent: int | None = None
+    busy: tuple[str, ...] = ()
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
     #: Whether a function of the user's was sent to this rank.
@@ -98,7 +102,11 @@ class Channel:
 
         What is left goes out when the cluster reads its channels and the rank reads again.
         """
-        self.writer.put(message)
+        self.send_packed(_wire.pack(message), seconds)
+
+    def send_packed(self, packed: bytes, seconds: float) -> None:
+        """As :meth:`send`, for a message that was packed once for several ranks."""
+        self.writer.put_packed(packed)
         self.writer.flush()
         deadline = time.monotonic() + seconds
         while self.writer.is_waiting and not self.reader.closed:
@@ -181,6 +189,7 @@ class Channel:
         if seen["counters"] is not None:
             self.counters = seen["counters"]
         self.calls = seen["calls"]
+        self.sent, self.busy = seen["sent"], tuple(seen["busy"])
         self.note_sends(seen["sends"], seen["struck"])
         self.shortest_timeout = seen["timeout"]
         self.delayed_sends = seen["delays"]

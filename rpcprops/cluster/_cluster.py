@@ -466,10 +466,17 @@ class Cluster:
         branches: Sequence[Branch],
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool = False,
     ) -> list[StepOutcome]:
         """Run branches of numbered steps at the same time, each branch at a rank of its own.
 
         A branch ends early after a step whose `goes_on` is false. It is a hang when nothing has
         changed for long enough; the steps that still run then count as not ended.
+
+        Args:
+            together: send the steps of a branch, which is then the only one, to its rank at once.
+                None but the last may have to raise: the rank runs the next one before `goes_on` is
+                asked, unless a step has raised.
         """
-        return self._driver.run_branches(branches, contexts, goes_on)
+        return self._driver.run_branches(branches, contexts, goes_on, together=together)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._diagnosis import LOOK_SECONDS, Diagnosis
-from rpcprops.cluster._phases import Phase, Phases
+from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.errors import HarnessError
@@ -39,29 +39,26 @@ class Driver:
         branches: Sequence[Branch],
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool = False,
     ) -> list[StepOutcome]:
         """See :meth:`rpcprops.Cluster.run_branches`."""
-        done: list[StepOutcome] = []
         with self._phases.open("run", self._deadlines.run) as phase:
+            under_way = _UnderWay(self._ranks, contexts, goes_on, together=together)
             at: Counter[int] = Counter()
-            awaited: dict[int, tuple[int, Branch]] = {}
             for branch in branches:
                 rank = branch[0][1].at
-                awaited[self._send_first(branch, contexts, at[rank])] = (at[rank], branch)
+                under_way.send(branch, self._channel_of(branch[0][1]), at[rank])
                 at[rank] += 1
+            awaited = under_way.awaited
             before: object = None
             since = time.monotonic()
             while awaited:
-                arrived = self._take_steps(awaited, phase)
-                for thread, branch, outcome in arrived:
-                    done.append(outcome)
-                    if branch[1:] and goes_on(outcome):
-                        number = self._send_first(branch[1:], contexts, thread)
-                        awaited[number] = (thread, branch[1:])
-                if arrived:
+                self._ranks.pump(min(phase.left(), 0.25))
+                if under_way.take():
                     since = time.monotonic()
                     continue
-                number, (_, ((index, step), *_)) = next(iter(awaited.items()))
+                number, (channel, _, ((index, step), *_)) = next(iter(awaited.items()))
                 if self._diagnosis.dead(phase, number):
                     break
                 if not self._diagnosis.look(phase, LOOK_SECONDS) and self._diagnosis.found:
@@ -74,16 +71,9 @@ class Driver:
                 stalled = time.monotonic() - since > self._deadlines.stalled
                 if stalled or phase.left() <= 0:
                     complaint = f"does not end step {index}, {step!r}"
-                    self._diagnosis.hung(phase, [self._channel_of(step)], complaint)
+                    self._diagnosis.hung(phase, [channel], complaint)
                     break
-        done += [StepOutcome(branch[0][0], ended=False) for _, branch in awaited.values()]
-        return sorted(done, key=lambda outcome: outcome.index)
-
-    def _send_first(self, branch: Branch, contexts: Mapping[str, int], thread: int) -> int:
-        """Send the first step of a branch to its rank; return the number of the answer."""
-        index, step = branch[0]
-        channel = self._channel_of(step)
-        return self._ranks.send(channel, "step", index, step, dict(contexts), thread)
+        return under_way.outcomes()
 
     def _channel_of(self, step: Leaf) -> Channel:
         if isinstance(step, Settle):
@@ -91,15 +81,58 @@ class Driver:
             raise HarnessError(msg)
         return self._ranks.channels[step.at]
 
-    def _take_steps(
-        self, awaited: dict[int, tuple[int, Branch]], phase: Phase
-    ) -> list[tuple[int, Branch, StepOutcome]]:
-        """Wait a little; take branches whose first step ended from `awaited`, with its outcome."""
-        self._ranks.pump(min(phase.left(), 0.25))
-        arrived: list[tuple[int, Branch, StepOutcome]] = []
-        for number, (thread, branch) in list(awaited.items()):
-            answers = self._channel_of(branch[0][1]).answers
-            if number in answers:
-                del awaited[number]
-                arrived.append((thread, branch, answers.pop(number)[1]))
-        return arrived
+
+class _UnderWay:
+    """The steps of branches that ranks run, and the outcomes of those that have ended.
+
+    Attributes:
+        awaited: by the number of the next answer, the rank, its thread, and what is left of the
+            branch, from the step of that answer on.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        contexts: Mapping[str, int],
+        goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool,
+    ) -> None:
+        self.awaited: dict[int, tuple[Channel, int, Branch]] = {}
+        self._done: list[StepOutcome] = []
+        self._ranks = ranks
+        self._contexts = dict(contexts)
+        self._goes_on = goes_on
+        self._together = together
+
+    def send(self, branch: Branch, channel: Channel, thread: int) -> None:
+        """Send the first step of a branch to its rank; with `together` all of them."""
+        steps = branch if self._together else branch[:1]
+        numbers = self._ranks.send_many(channel, "steps", steps, self._contexts, thread)
+        for index, number in enumerate(numbers):
+            self.awaited[number] = (channel, thread, branch[index:])
+
+    def take(self) -> bool:
+        """Take in the steps that have ended, and send what follows them; whether there were any."""
+        arrived = [number for number, (at, _, _) in self.awaited.items() if number in at.answers]
+        for number in arrived:
+            channel, thread, branch = self.awaited.pop(number)
+            outcome = channel.answers.pop(number)[1]
+            self._done.append(outcome)
+            if self._together:
+                if outcome.error is None:
+                    # The rank goes on by itself.
+                    continue
+                self.awaited.clear()
+            if branch[1:] and self._goes_on(outcome):
+                self.send(branch[1:], channel, thread)
+        return bool(arrived)
+
+    def outcomes(self) -> list[StepOutcome]:
+        """Those of all steps that were begun, in order."""
+        left = [branch[0][0] for _, _, branch in self.awaited.values()]
+        if self._together:
+            # The rank has begun only the first of them.
+            left = left[:1]
+        done = [*self._done, *(StepOutcome(index, ended=False) for index in left)]
+        return sorted(done, key=lambda outcome: outcome.index)

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from dataclasses import replace
 
 from rpcprops import agents
@@ -43,6 +43,8 @@ _LOUD_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
 #: Real seconds that a server needs at most to kill the ranks of a world.
 _KILL_SECONDS = 10.0
+#: Real seconds between two glances at a ledger.
+_LEDGER_SECONDS = 0.0002
 _NO_FAULTS = FaultPlan()
 #: Real seconds within which the ranks of a kept world begin with another program.
 _RESUME_SECONDS = 5.0
@@ -224,6 +226,36 @@ class Ranks:
         """Whether the ledger shows a message that a fault delays, and that has not come yet."""
         return self.ledger is not None and self.ledger.may_come_late()
 
+    @property
+    def were_at_rest(self) -> bool:
+        """Whether the last look at each rank saw what nothing can change any more.
+
+        Since the first of those looks no message was sent, in any rank. At each look the agent did
+        nothing that could send one or change what the rank holds, and waited for none. It counts a
+        request that it has sent until the callbacks of the response have run
+        (``tensorpipe_agent.cpp: TensorPipeAgent::markFutureAsComplete``), so no message was on its
+        way but those that :meth:`Ledger.leaves_nothing` excludes. A user's own threads could still
+        do something: then nobody knows.
+        """
+        ledger = self.ledger
+        return (
+            ledger is not None
+            and not self.runs_users_code
+            and not any(channel.busy or channel.sent is None for channel in self.channels)
+            and ledger.leaves_nothing()
+            and all(channel.sent == ledger.count for channel in self.channels)
+        )
+
+    def wait_for_retries(self, seconds: float) -> None:
+        """Wait while the ledger shows that torch may send a message again, for so long at most."""
+        until = time.monotonic() + seconds
+        while self.ledger is not None and time.monotonic() < until:
+            changes = self.ledger.changes
+            if not self.ledger.may_send_again():
+                return
+            while self.ledger.changes == changes and time.monotonic() < until:
+                time.sleep(_LEDGER_SECONDS)
+
     @contextlib.contextmanager
     def _open_channels(self, names: Sequence[str], *, with_ledger: bool) -> Iterator[list[int]]:
         """Make a channel for each rank; yields the descriptors of the store and the ranks' ends.
@@ -343,12 +375,23 @@ class Ranks:
         channel.send((kind, number, *rest), self._send_seconds)
         return number
 
+    def send_many(self, channel: Channel, kind: str, what: Sized, *rest: object) -> range:
+        """As :meth:`send`, where each thing of `what` has an answer; return their numbers."""
+        self._send_releases()
+        first = next(self._numbers)
+        numbers = range(first, first + len(what))
+        for _ in numbers[1:]:
+            next(self._numbers)
+        channel.send((kind, first, what, *rest), self._send_seconds)
+        return numbers
+
     def send_to_all(self, kind: str, *rest: object) -> int:
         """As :meth:`send`, to every rank; all their answers have the same number."""
         self._send_releases()
         number = next(self._numbers)
+        packed = _wire.pack((kind, number, *rest))
         for channel in self.channels:
-            channel.send((kind, number, *rest), self._send_seconds)
+            channel.send_packed(packed, self._send_seconds)
         return number
 
     def _send_releases(self) -> None:

@@ -5,7 +5,8 @@ Each wait here has a reason in torch:
 * One look at each rank does not show that all are at rest. The ranks are not read at the same
   moment, and ``rref_context.cpp: RRefContext::getDebugInfo`` does not count the children that an
   RRef still waits for, nor what a function started by ``remote`` will make. So two looks in a row
-  must show what is expected.
+  must show what is expected, unless the agent's own state and its ledger prove that all ranks were
+  at rest (:attr:`rpcprops.cluster._ranks.Ranks.were_at_rest`).
 * A retry of a context's cleanup has no counter. ``container.cpp:
   DistAutogradContainer::sendReleaseContextRpc`` sends by ``rpc_agent.cpp:
     RpcAgent::sendWithRetries``. Between two tries the message is in a map of the agent
@@ -66,6 +67,8 @@ class Settling:
             since, wait = time.monotonic(), 0.0005
             matched = 0
             while True:
+                # A look meanwhile would show nothing that counts, and cost each rank some work.
+                self._ranks.wait_for_retries(min(_LOOKS_SECONDS, phase.left()))
                 if not self._diagnosis.look(phase):
                     return self._ranks.counters()
                 now = (self._ranks.counters(), [c.calls for c in channels])
@@ -77,8 +80,9 @@ class Settling:
                 quiet = time.monotonic() - since
                 # What a fault delays may be of no call that anybody waits for any more.
                 is_late = bool(calls) and self._ranks.awaits_message
-                if matched >= 2 and not is_late and self._retries_ended(failures, quiet):
-                    break
+                if matched and not is_late and self._retries_ended(failures, quiet):
+                    if matched >= 2 or self._ranks.were_at_rest:
+                        break
                 if not matched and (
                     quiet > self._patience(held, wanted, awaits_calls=awaits_calls)
                     or phase.left() < _LAST_LOOK_SECONDS

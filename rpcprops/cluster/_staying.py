@@ -2,8 +2,9 @@
 
 All ranks do what ``rpc.shutdown()`` does first: they meet, and delete what they still hold. Then
 each drops what the program has kept there, and says what is left. The world stays if that is
-nothing, in two rounds of looks in a row, and no message was sent in between: ranks are not looked
-at in the same moment, so one that is at rest could be woken by one that is looked at later.
+nothing, and no message was sent, in any rank, since the first of them was looked at: ranks are not
+looked at in the same moment, so one that is at rest could be woken by one that is looked at later.
+Where one was sent, another round of looks follows.
 
 What is asked of each rank:
 
@@ -71,7 +72,6 @@ def _rest(
         for fault in options.plan.others
     )
     until = time.monotonic() + min(_REST_SECONDS, phase.left())
-    sent = -1
     while answers is not None:
         why = ""
         for channel, (_, seen) in zip(ranks.channels, answers, strict=True):
@@ -84,12 +84,12 @@ def _rest(
             # failed to send it may not have come to put it there (rpc_agent.cpp:
             # RpcAgent::retryExpiredRpcs).
             why = "a message may be sent again"
-        if not why and ranks.ledger.count == sent:
+        sent = ranks.ledger.count
+        if not why and all(seen["sent"] == sent for _, seen in answers):
             return ""
-        sent = -1 if why else ranks.ledger.count
-        if why and time.monotonic() > until:
-            return why
-        number = ranks.send_to_all("rest", sent >= 0)
+        if time.monotonic() > until:
+            return why or "messages are still sent"
+        number = ranks.send_to_all("rest", not why)
         answers = _answers(ranks, number, time.monotonic() + _MEET_SECONDS)
     return "a rank did not say whether it is at rest"
 

@@ -58,7 +58,11 @@ class Writer:
 
     def put(self, message: object) -> None:
         """Append a message to those that wait."""
-        self._waiting.append(memoryview(pack(message)))
+        self.put_packed(pack(message))
+
+    def put_packed(self, packed: bytes) -> None:
+        """Append a message, as :func:`pack` gives it, to those that wait."""
+        self._waiting.append(memoryview(packed))
 
     def flush(self) -> None:
         """Send what the socket takes now. When the other end is gone, drop all that waits."""

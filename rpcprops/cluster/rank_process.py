@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rpcprops import clock, fixture
+from rpcprops.agents import wire
 from rpcprops.cluster import (
     _anew,
     _functions,
@@ -54,8 +55,9 @@ _NO_SHARED_MEMORY = 512 << 10
 #: More than an agent of sixteen ranks opens, and below the usual limit of 1024.
 _DESCRIPTORS = 1000
 
-#: How often a rank looks whether it is at rest before it answers, and real seconds in between.
-_REST_LOOKS = 20
+#: How often a rank looks whether it is at rest before it answers, and whether all messages of its
+#: world have come to their ends; and real seconds in between.
+_REST_LOOKS, _END_LOOKS = 20, 5
 _REST_SECONDS = 0.0002
 
 EXIT_CHANNEL_LOST = 70
@@ -175,6 +177,10 @@ class _Rank:
             clock.reset_lateness()
         if self.spec.may_stay:
             self.newness = _anew.Newness()
+        if not self.spec.runs_users_code:
+            # A look collects garbage, and need not go through what is older than the first step.
+            gc.collect()
+            gc.freeze()
         self.answer(0, "ok", b"")
         threading.Thread(target=self.listen, name="rpcprops-control", daemon=True).start()
         return self.serve()
@@ -354,7 +360,7 @@ class _Rank:
             signal.signal(signal.SIGINT, self.interrupts.handle)
         does: dict[str, Callable[..., None]] = {
             "call": self.call,
-            "step": self.step,
+            "steps": self.steps,
             "release": _functions.release,
             "meet": self.meet,
             "rest": self.rest,
@@ -399,25 +405,32 @@ class _Rank:
             traceback.clear_frames(error.__traceback__)
             return dumped
 
-    def step(
-        self, number: int, index: int, step: Any, contexts: dict[str, int], thread: int
+    def steps(
+        self, first: int, steps: Sequence[tuple[int, Any]], contexts: dict[str, int], thread: int
     ) -> None:
+        """Run numbered steps one after another, and answer each; none after one that raises."""
         if not thread:
-            self.run_step(number, index, step, contexts)
+            self.run_steps(first, steps, contexts)
             return
         if thread not in self.threads:
             work = self.threads[thread] = queue.SimpleQueue()
             name = f"rpcprops-branch-{thread}"
             threading.Thread(target=self.serve_branch, args=(work,), name=name, daemon=True).start()
-        self.threads[thread].put((number, index, step, contexts))
+        self.threads[thread].put((first, steps, contexts))
 
     def serve_branch(self, work: queue.SimpleQueue[tuple[Any, ...]]) -> None:
         """A further thread: steps in order, until the rank exits."""
         while True:
-            self.run_step(*work.get())
+            self.run_steps(*work.get())
 
-    def run_step(self, number: int, index: int, step: Any, contexts: dict[str, int]) -> None:
-        self.answer(number, "ok", interpreter.run_step(index, step, self.spec.names, contexts))
+    def run_steps(
+        self, first: int, steps: Sequence[tuple[int, Any]], contexts: dict[str, int]
+    ) -> None:
+        for number, (index, step) in enumerate(steps, first):
+            outcome = interpreter.run_step(index, step, self.spec.names, contexts)
+            self.answer(number, "ok", outcome)
+            if outcome.error is not None:
+                break
 
     def leave(self, number: int, end: End | None) -> int:
         """Shut RPC down in a way if asked to; answer with the error and a look; the exit code."""
@@ -458,11 +471,15 @@ class _Rank:
         _functions.release_all()
         gc.collect()
         agent = symbols.current_agent()
-        for _ in range(_REST_LOOKS):
-            if not _anew.busy_parts(agent.state()):
+        for number_of_look in range(_REST_LOOKS):
+            waits = number_of_look < _END_LOOKS and not wire.has_ended_in(self.ledgers[0])
+            if not waits and not _anew.busy_parts(agent.state()):
                 break
             time.sleep(_REST_SECONDS * self.spec.rate)
+        # What is seen below is true as long as this number stays the same.
+        sent = wire.count_in(self.ledgers[0])
         seen = self.seen()
+        seen["sent"] = sent
         seen["after"] = Counters(**_held_by_process(self.keys))
         seen["busy"] = _anew.busy_parts(agent.state())
         assert self.newness is not None
@@ -495,9 +512,22 @@ class _Rank:
         self.answer(number, "ok", (time.monotonic_ns(), _processor_seconds()))
 
     def look(self) -> dict[str, Any]:
-        """What this rank holds now, after a garbage collection."""
+        """What this rank holds now, after a garbage collection.
+
+        In a program with a ledger, also how many messages had been sent in its world before this
+        look, and what the agent does besides holding RRefs.
+        """
+        knows = bool(self.ledgers) and not self.spec.runs_users_code
+        sent = wire.count_in(self.ledgers[0]) if knows else None
         gc.collect()
-        return self.seen()
+        busy: list[str] = []
+        if knows:
+            try:
+                busy = _anew.moving_parts(symbols.current_agent().state())
+            except RuntimeError:
+                # None runs, or another thread has just shut it down.
+                sent = None
+        return {**self.seen(), "sent": sent, "busy": busy}
 
     def seen(self) -> dict[str, Any]:
         """As :meth:`look`, where garbage was collected a moment ago."""

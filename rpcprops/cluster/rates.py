@@ -13,6 +13,9 @@ from rpcprops.errors import MachineCannot
 
 #: Virtual seconds for each real one when `clock="auto"` (docs/clock.md has the curve behind it).
 DEFAULT_RATE = 400.0
+#: The same for a program in a world that may be used again, where no verdict rests on a time. It
+#: cannot make a failure: what fails there runs again in a new world at the default rate.
+REUSED_RATE = 1000.0
 
 
 def unasked_real_time(problem: str) -> str:

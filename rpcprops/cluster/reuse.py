@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rpcprops.agents.wire import NAME
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import Prediction
-from rpcprops.outcomes import StepOutcome
+from rpcprops.outcomes import UNLIMITED_SLACK, StepOutcome
 from rpcprops.programs import End, Program
 
 #: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
@@ -54,6 +54,15 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
         and not (prediction.may_exit_early or prediction.may_warn_unreleased_context)
         and not prediction.has_failed_function
         and not prediction.met
+    )
+
+
+def rests_on_time(program: Program, prediction: Prediction) -> bool:
+    """Whether a step may show something else if the machine is late."""
+    return program.rpc_timeout is not None or any(
+        step.slack < UNLIMITED_SLACK
+        for one in (prediction, *prediction.alternatives)
+        for step in one.steps
     )
 
 

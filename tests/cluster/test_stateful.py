@@ -150,12 +150,16 @@ def test_a_broken_promise_is_shown_at_once_and_replays(
     run_branches = Cluster.run_branches
 
     def miscounted(
-        cluster: Cluster, branches: Any, contexts: Any, goes_on: Any = lambda _: True
+        cluster: Cluster,
+        branches: Any,
+        contexts: Any,
+        goes_on: Any = lambda _: True,
+        **options: Any,
     ) -> list[StepOutcome]:
         bumps = [n for branch in branches for n, leaf in branch if isinstance(leaf, Bump)]
         return [
             replace(seen, value=[x + 1 for x in seen.value]) if seen.index in bumps else seen
-            for seen in run_branches(cluster, branches, contexts, goes_on)
+            for seen in run_branches(cluster, branches, contexts, goes_on, **options)
         ]
 
     monkeypatch.setattr(Cluster, "run_branches", miscounted)

@@ -23,12 +23,12 @@ run_branches, is_decided = Cluster.run_branches, confirmation.is_decided
 running = None
 
 
-def miscounted(cluster, branches, contexts, goes_on=lambda _: True):
+def miscounted(cluster, branches, contexts, goes_on=lambda _: True, **options):
     bumps = [n for branch in branches for n, leaf in branch if isinstance(leaf, Bump)]
     return [
         replace(seen, value=[x + 1 for x in seen.value])
         if seen.index in bumps and running.is_wrong(cluster.rate) else seen
-        for seen in run_branches(cluster, branches, contexts, goes_on)
+        for seen in run_branches(cluster, branches, contexts, goes_on, **options)
     ]
 
 

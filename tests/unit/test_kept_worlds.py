@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rpcprops import ClusterServer, FaultPlan, FaultTable, MessageFault
-from rpcprops.agents.wire import NAME, Ledger
+from rpcprops.agents.wire import NAME, Ledger, count_in, has_ended_in
 from rpcprops.agents.wire import ledger as ledgers
 from rpcprops.cluster._kept import (
     MOST_PROGRAMS,
@@ -26,7 +26,7 @@ from rpcprops.cluster._kept import (
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
 from rpcprops.cluster.options import complete
-from rpcprops.cluster.reuse import has_refusal, may_reuse
+from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
 from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
@@ -273,6 +273,38 @@ def test_the_ledger_knows_what_a_fault_still_delays() -> None:
     os.pwrite(ledger.fd, bytes(size), 4096)
     assert not ledger.may_come_late()
     ledger.close()
+
+
+ENDED_AT, ACTION_AT, DUPLICATE, TIMED_OUT = 4096 + 48, 4096 + 62, 5, 8
+
+
+def test_a_ledger_shows_what_no_sender_waits_for() -> None:
+    """A request that timed out, and the second copy of one, may still be on their way."""
+    for flags, leaves_nothing in ((ANSWERED, True), (FAILED, True), (TIMED_OUT | FAILED, False)):
+        ledger = written((1, CALL_TYPE, 0, flags))
+        assert ledger.leaves_nothing() is leaves_nothing
+        # Twice sent, and processed once so far.
+        os.pwrite(ledger.fd, bytes([DUPLICATE]), ACTION_AT)
+        assert not ledger.leaves_nothing()
+        ledger.close()
+
+
+def test_a_rank_reads_how_many_messages_there_are_and_whether_all_have_ended() -> None:
+    """It reads both from the descriptor of its world's ledger."""
+    ledger = written((1, CALL_TYPE, 0, ANSWERED))
+    assert (count_in(ledger.fd), has_ended_in(ledger.fd)) == (1, False)
+    os.pwrite(ledger.fd, struct.pack("<q", 7), ENDED_AT)
+    assert (count_in(ledger.fd), has_ended_in(ledger.fd)) == (1, True)
+    ledger.clear()
+    assert (count_in(ledger.fd), has_ended_in(ledger.fd)) == (0, True)
+    ledger.close()
+
+
+def test_a_timeout_rests_on_time() -> None:
+    """Only a program without one may run at a faster rate."""
+    for timeout, rests in ((None, False), (300.0, True)):
+        program = Program(2, PLAIN, rpc_timeout=timeout)
+        assert rests_on_time(program, predict(program, FaultPlan())) is rests
 
 
 def test_reuse_needs_the_agent_that_can_tell() -> None:

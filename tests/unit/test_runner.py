@@ -11,7 +11,7 @@ from rpcprops import agents
 from rpcprops.cluster.finder import describe_modules
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import judge
+from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError, RankOutcome, StepOutcome
 from rpcprops.programs import (
     Call,
@@ -26,7 +26,7 @@ from rpcprops.programs import (
     Remote,
     Settle,
 )
-from rpcprops.runner import Runner
+from rpcprops.runner import Runner, _parts
 from tests.seeded._ideal import ideal
 
 TIMEOUT = RaisedError("RuntimeError", "RPC ran for more than set timeout (1100 ms)")
@@ -55,6 +55,8 @@ class PretendedCluster:
         branches: Sequence[Sequence[tuple[int, Leaf]]],
         contexts: Mapping[str, int],
         goes_on: Callable[[StepOutcome], bool],
+        *,
+        together: bool = False,
     ) -> list[StepOutcome]:
         self.contexts = dict(contexts)
         done: list[StepOutcome] = []
@@ -240,3 +242,28 @@ def test_only_programs_that_train_have_the_optimizers_imported() -> None:
     runner.run(Program(2, (Call(0, 1),)))
     runner.run(Program(2, (Module(0, 1),)))
     assert server.imports == [(), ("rpcprops.steps.in_rank.training",)]
+
+
+def test_only_steps_that_must_not_raise_are_sent_with_the_next() -> None:
+    """Consecutive steps of one rank are one branch, up to one that must raise; others are not."""
+    program = Program(
+        2,
+        (
+            Remote(0, 1, "a"),
+            Fetch(0, "a"),
+            Call(0, 1, raises=True),
+            Call(0, 1),
+            Call(1, 0),
+            Parallel(((Call(0, 0),), (Call(1, 1),))),
+            Call(1, 0),
+            Settle(),
+            Call(1, 0),
+        ),
+    )
+    parts = [
+        (first, [len(branch) for branch in branches])
+        for first, branches, _ in _parts(program, predict(program, FaultPlan()), together=True)
+    ]
+    assert parts == [(0, [3]), (3, [1]), (4, [1]), (5, [1, 1]), (7, [1]), (8, [1]), (9, [1])]
+    alone = list(_parts(program, predict(program, FaultPlan()), together=False))
+    assert [(first, step) for first, _, step in alone] == [*program.numbered]

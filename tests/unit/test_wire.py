@@ -13,6 +13,7 @@ import pytest
 
 from rpcprops.cluster import _wire
 from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.outcomes import Counters, StepOutcome
 
 MESSAGES: list[Any] = [
     None,
@@ -20,6 +21,7 @@ MESSAGES: list[Any] = [
     "",
     ("hello", [1, 2.5, b"\x00\xff"], {"a": None}),
     FaultPlan(by_rank={1: FaultTable(["RREF_USER_DELETE"], 2)}),
+    StepOutcome(2, [1.0], None, 0.5, (Counters(owners=1), Counters(contexts=2)), ended=False),
     b"x" * 300_000,
 ]
 

@@ -6,6 +6,7 @@ a rank that is killed loses nothing.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ CAPACITY = 1 << 16
 _MAGIC = 0x31726567646C7277
 _HEADER_SIZE = 4096
 _HEADER = struct.Struct("<QQQQQ")
-#: Where `next` and `dropped` of `Header` in _ledger.h are.
-_NEXT_OFFSET = 24
+#: Where `next` and `dropped`, and then `changes`, of `Header` in _ledger.h are.
+_NEXT_OFFSET, _CHANGES_OFFSET = 24, 40
 #: As `Record` in _ledger.h.
 _RECORD = struct.Struct("<qqqqqqqhhBBBBiIIIIIII")
 _READY = 19
+#: Which of its eight-byte numbers is `ended_ns`, and how many it would be long.
+_ENDED, _LONG = 6, _RECORD.size // 8
 
 #: torch's names of all message types, by the low byte of their number (message.h).
 MESSAGE_TYPES = {
@@ -66,6 +69,8 @@ _MARKS = {
     256: "spared",
     512: "raised",
 }
+#: How often a request is processed that was sent twice.
+_COPIES = 2
 #: How often torch sends a request again, by the low byte of its type; 0 for those not named here.
 _RETRIES = {
     number: MessageType(name).max_retries
@@ -128,6 +133,11 @@ class Ledger:
         """How many messages had no room."""
         return self._header()[4]
 
+    @property
+    def changes(self) -> int:
+        """A number that is another one after each thing that was written."""
+        return int.from_bytes(os.pread(self.fd, 4, _CHANGES_OFFSET), "little")
+
     def messages(self, origin_ns: int, virtual_ns: int | None = None) -> tuple[SentMessage, ...]:
         """All messages so far, in the order in which ranks began to send them.
 
@@ -183,17 +193,38 @@ class Ledger:
         data = os.pread(self.fd, (end - first) * size, _HEADER_SIZE + first * size)
         return _RECORD.iter_unpack(data)
 
+    def leaves_nothing(self) -> bool:
+        """Whether no message that its sender does not wait for may be on its way or come again.
+
+        Its sender does not wait for a request that has timed out, and for the second copy of one.
+        """
+        if self.may_send_again():
+            return False
+        data = os.pread(self.fd, self.count * _RECORD.size, _HEADER_SIZE)
+        return not any(
+            row[15] & _TIMED_OUT or (_ACTIONS[row[11]] == "duplicate" and row[16] < _COPIES)
+            for row in _RECORD.iter_unpack(data)
+        )
+
     def _header(self) -> tuple[int, ...]:
         return _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
+
+
+def count_in(fd: int) -> int:
+    """How many messages were given to agents so far, in the ledger that a rank has as `fd`."""
+    return int.from_bytes(os.pread(fd, 8, _NEXT_OFFSET), "little")
+
+
+def has_ended_in(fd: int) -> bool:
+    """Whether each of these messages has come to its end, as far as a rank can tell."""
+    data = os.pread(fd, count_in(fd) * _RECORD.size, _HEADER_SIZE)
+    return 0 not in memoryview(data).cast("q")[_ENDED::_LONG]
 
 
 def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessage:
     number, first, virtual, real, size, written, ended = row[:7]
     sender, receiver, kind, is_response, action, table, fault, retry, flags, processed = row[7:17]
-
-    def seconds(instant: int) -> float | None:
-        return (instant - virtual_ns) / 1e9 if instant else None
-
+    became, marks = _fate(flags, is_lost=_ACTIONS[action] == "lose")
     return SentMessage(
         seconds=(virtual - virtual_ns) / 1e9,
         sender=sender,
@@ -205,16 +236,23 @@ def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessa
         retry=retry,
         fault=fault if fault >= 0 else None,
         done=_ACTIONS[action],
-        became=_end(flags, is_lost=_ACTIONS[action] == "lose"),
+        became=became,
         first_id=first,
         real_seconds=(real - origin_ns) / 1e9,
         failed_by_table=bool(table & 1),
         delayed_by_table=bool(table & 2),
-        written=seconds(written),
-        ended=seconds(ended),
+        written=(written - virtual_ns) / 1e9 if written else None,
+        ended=(ended - virtual_ns) / 1e9 if ended else None,
         processed=processed,
-        marks=tuple(name for bit, name in _MARKS.items() if flags & bit),
+        marks=marks,
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _fate(flags: int, *, is_lost: bool) -> tuple[MessageEnd, tuple[str, ...]]:
+    """What became of a message, and its marks."""
+    marks = tuple(name for bit, name in _MARKS.items() if flags & bit)
+    return _end(flags, is_lost=is_lost), marks
 
 
 def _end(flags: int, *, is_lost: bool) -> MessageEnd:
