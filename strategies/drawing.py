@@ -291,6 +291,8 @@ class StepDrawer:
             needs a free thread, and what a call waits for one is only known to be below a bound.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
+        unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
+            keeps that RRef, so the ranks do not shut RPC down before the end.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
             with rref-lifetime-after-reinit, so none is made there.
     """
@@ -355,6 +357,7 @@ class StepDrawer:
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
+        self.unread = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
@@ -762,6 +765,11 @@ class StepDrawer:
         """
         if name in self.making:
             self.thinned |= self.making
+
+    def note_unread(self, name: str) -> None:
+        """Note that the answer that brings a handle comes too late: no later step has the handle."""
+        del self.scope.handles[name]
+        self.unread = True
 
     def is_early(self, name: str) -> bool:
         """Whether a handle is at its owner, which is perhaps still making the value."""

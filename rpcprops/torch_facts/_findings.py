@@ -516,6 +516,22 @@ _ALL = (
         ),
         shows_as=frozenset({"UnexpectedError", "MissingError"}),
     ),
+    Finding(
+        name="late-answer-keeps-rref",
+        promise="RRefLeak",
+        why=(
+            "The rank that answers a call has noted a fork of each RRef in the answer. An answer "
+            "that comes after the timeout of the call is dropped unread, so nobody ever announces "
+            "or deletes that fork, and the owner keeps the value for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_agent.cpp: "
+            "TensorPipeAgent::markFutureAsComplete drops the answer of a call that has ended; "
+            "py_rref.cpp: PyRRef::pickle has forked the RRef by RRefContext::prepareChildFork "
+            "(rref_context.cpp)"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

@@ -64,6 +64,7 @@ AVOIDED: list[tuple[str, FaultTable, bool, tuple[str, ...]]] = [
     ("late-remote-to-self", LATE_CREATIONS, True, ("remote",)),
     ("failed-async-proxy", FaultTable(), True, ("remote", "through")),
     ("rref-lifetime-after-reinit", FaultTable(), True, ("remote", "rejoin", "call", "settle")),
+    ("late-answer-keeps-rref", FaultTable(), True, ("nest",)),
 ]
 #: Those that one form of a step meets: kinds of step, and how often each must be drawn.
 FORMS: list[tuple[str, list[str], int]] = [

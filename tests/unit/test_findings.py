@@ -330,6 +330,10 @@ PLACED: dict[str, tuple[Program, Violation]] = {
         Program(2, (Member(1, dash=True), Member(0)), settles=False),
         Violation("UnexpectedError", "expected no error, got ValueError: stoi", 0, 1),
     ),
+    "late-answer-keeps-rref": (
+        Program(2, (Count(0, 1), Nest(0, 1, 0, "a", timeout=3.0, seconds=12.0))),
+        Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -406,6 +410,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
         ("failed-join-keeps-token", "expected no error, got RuntimeError: pipe closed"),
         ("dash-in-member-name", "expected no error, got RuntimeError: stoi"),
         ("dash-in-member-name", "expected no error, got ValueError: sto"),
+        ("late-answer-keeps-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
+        ("late-answer-keeps-rref", "worker0 holds 1 fork; expected nothing"),
         ("rejoins-alone", "a member knows the members [1], expected [0, 1]"),
         ("rejoins-alone", "a member knows the members [0], expected [0, 1, 2]"),
         ("leaving-keeps-values", "a member holds 1 owner, 2 forks; expected nothing"),
@@ -519,6 +525,21 @@ def test_leaks_of_several_messages_are_explained_up_to_their_number() -> None:
     assert apart(program, Violation("RRefLeak", two.replace("2", "3"), 1, 5))[0] == ()
     # Only a settle shows what is held.
     assert apart(program, Violation("RRefLeak", two, 1, 4))[0] == ()
+
+
+def test_leaks_of_two_findings_are_explained_together_and_apart() -> None:
+    """A rank may keep RRefs by several findings: by all, or by those that have shown."""
+    late = Nest(0, 1, 1, "a", timeout=3.0, seconds=12.0)
+    lock, count = Carry(1, 0, "rref-and-lock", "echo"), Count(0, 1)
+    one, two = "late-answer-keeps-rref", "unpicklable-after-rref"
+    for steps, explained in (
+        ((late, lock), [(one, two), (one, two), ()]),
+        ((late, count), [(one,), (), ()]),
+    ):
+        for number, names in enumerate(explained):
+            held = ("1 owner, 1 fork", "2 owners, 2 forks", "3 owners, 3 forks")[number]
+            leak = Violation("RRefLeak", f"worker1 holds {held}; expected nothing", 1)
+            assert apart(Program(2, steps), leak)[0] == names
 
 
 def test_an_owner_that_is_asked_in_time_forgets_its_rref_without_a_race() -> None:
