@@ -294,7 +294,8 @@ class StepDrawer:
         unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
             keeps that RRef, so the ranks do not shut RPC down before the end.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
-            with rref-lifetime-after-reinit, so none is made there.
+            with rref-lifetime-after-reinit, and on one with rref-sent-after-reinit only its owner can
+            send it, so none is made there.
     """
 
     def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
@@ -471,7 +472,8 @@ class StepDrawer:
     @property
     def may_make_rrefs(self) -> bool:
         """Whether the next step may make an RRef."""
-        return not (self.rejoined and self.facts.has_bug("rref-lifetime-after-reinit"))
+        reinit = ("rref-lifetime-after-reinit", "rref-sent-after-reinit")
+        return not (self.rejoined and any(map(self.facts.has_bug, reinit)))
 
     @property
     def goes_on_without_rrefs(self) -> bool:

@@ -31,6 +31,7 @@ def can_cause(
             "owner_assertion": (
                 f"{re.escape(texts.assertion)}.*{re.escape(texts.owner_assertion_file)}"
             ),
+            "waited": f"{re.escape(texts.users_waited)}|{re.escape(texts.owners_waited)}",
         }
         return bool(re.search(logs[finding.logs], violation.message))
     if violation.promise not in {*finding.shows_as, finding.promise}:
@@ -41,6 +42,9 @@ def can_cause(
     if not finding.says or violation.promise not in ("UnexpectedError", "MissingError"):
         return True
     said = {name: f"{re.escape(WORDS[name])}|{text}" for name, text in patterns(facts).items()}
+    # A function that waits for the refused message raises itself, and handles do not come.
+    texts = facts.texts
+    said["stopped"] = "|".join(map(re.escape, (texts.stopped, texts.remote, "MissingHandleError")))
     return bool(re.search(said[finding.says], violation.message))
 
 

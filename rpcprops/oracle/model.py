@@ -699,6 +699,9 @@ class Model:
         ``rref_context.cpp``: ``RRefContext::notifyOwnerAndParentOfFork``.
         """
         rref = handle.rref
+        if self.rejoined and sender != rref.owner:
+            # The receiver must send a fork request, or an accept, by the agent of the first init.
+            self.meets("rref-sent-after-reinit")
         if receiver == rref.owner:
             rref.early |= rref.slow and not rref.made
             if rref.early and rref.thinned and not rref.made:

@@ -264,6 +264,10 @@ def _late_answer(number: int) -> Case:
     return _case(2, Nest(0, 1, 1, "a", left=_value(number), timeout=3.0, seconds=12.0))
 
 
+def _sent_after_reinit(number: int) -> Case:
+    return _case(2, Rejoin(0), Remote(0, 1, "a", left=_value(number)), Share(0, "a", 1, "b"))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -389,6 +393,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "late-answer-keeps-rref": (
         "An RRef in an answer that comes after the timeout of its call is deleted at its owner.",
         _late_answer,
+    ),
+    "rref-sent-after-reinit": (
+        "In a process that shut RPC down and initialised it again, RRefs can be sent as before.",
+        _sent_after_reinit,
     ),
 }
 

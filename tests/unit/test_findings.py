@@ -33,6 +33,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
+    Through,
     Train,
 )
 from rpcprops.properties import Case, observe
@@ -525,6 +526,53 @@ def test_leaks_of_several_messages_are_explained_up_to_their_number() -> None:
     assert apart(program, Violation("RRefLeak", two.replace("2", "3"), 1, 5))[0] == ()
     # Only a settle shows what is held.
     assert apart(program, Violation("RRefLeak", two, 1, 4))[0] == ()
+
+
+@pytest.mark.parametrize(
+    ("violation", "explained"),
+    [
+        (
+            Violation(
+                "UnexpectedError",
+                "expected no error, got RuntimeError: Node 1tried to send() a message of type 269 but RPC is no longer running",
+                0,
+                2,
+            ),
+            True,
+        ),
+        (Violation("UnexpectedError", "expected no error, got MissingHandleError: b", 1, 3), True),
+        (Violation("UnexpectedError", "expected no error, got RuntimeError: EOF", 0, 2), False),
+        (
+            Violation(
+                "UnexpectedError",
+                "expected no error, got RuntimeError: RPC ran for more than set timeout",
+                0,
+                2,
+            ),
+            False,
+        ),
+        (Violation("NotRunOnce", "step2 ran 0 times on worker1, expected 1", 1), True),
+        (Violation("WrongValue", "expected [3.0], got [4.0]", 1, 3), False),
+        (Violation("RankDied", "worker1 died before its time: killed by SIGSEGV", 1), False),
+    ],
+)
+def test_an_rref_is_sent_after_a_second_init(violation: Violation, explained: bool) -> None:
+    """The finding explains errors with its text and what they keep from running, if it is met."""
+    made = (Rejoin(0), Remote(0, 1, "a"))
+    steps = (*made, Share(0, "a", 1, "b"), Local(1, "b"))
+    name = "rref-sent-after-reinit"
+    assert (name in apart(Program(2, steps), violation)[0]) is explained
+
+
+def test_only_a_user_cannot_send_an_rref_after_a_second_init() -> None:
+    """Its owner may, and before the second init anybody may."""
+    name = "rref-sent-after-reinit"
+    before = (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Drop(0, "a"), Drop(1, "b"), Settle())
+    after = (Remote(0, 1, "c"), Fetch(0, "c"), Own(1, "d"), Share(1, "d", 0, "e"), Fetch(0, "e"))
+    steps = (*before, Rejoin(0), *after)
+    assert name not in predict(Program(2, steps), FaultPlan()).known_bugs
+    for last in (Share(0, "e", 0, "f"), Through(0, "c"), Share(0, "c", 1, "f")):
+        assert name in predict(Program(2, (*steps, last)), FaultPlan()).known_bugs
 
 
 def test_leaks_of_two_findings_are_explained_together_and_apart() -> None:

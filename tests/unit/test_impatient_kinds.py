@@ -238,7 +238,11 @@ def test_a_handle_in_a_late_answer_never_comes() -> None:
         steps = (make, Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
         seen = predict(Program(3, steps, rpc_timeout=default), plan)
         assert [step.error for step in seen.steps] == [
-            "timeout", "missing", "", "missing", "missing"
+            "timeout",
+            "missing",
+            "",
+            "missing",
+            "missing",
         ]
         assert [held.owners for held in (*seen.steps[2].counters, *seen.counters)] == [0] * 6
         assert seen.known_bugs == {name}
