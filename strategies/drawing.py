@@ -294,8 +294,8 @@ class StepDrawer:
         unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
             keeps that RRef, so the ranks do not shut RPC down before the end.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
-            with rref-lifetime-after-reinit, and on one with rref-sent-after-reinit only its owner can
-            send it, so none is made there.
+            with rref-lifetime-after-reinit, and only its owner can send it on one with
+            rref-sent-after-reinit, so none is made there.
     """
 
     def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
@@ -769,7 +769,7 @@ class StepDrawer:
             self.thinned |= self.making
 
     def note_unread(self, name: str) -> None:
-        """Note that the answer that brings a handle comes too late: no later step has the handle."""
+        """Note that the answer that brings a handle comes too late, so no later step has it."""
         del self.scope.handles[name]
         self.unread = True
 

@@ -237,7 +237,8 @@ def test_a_handle_in_a_late_answer_never_comes() -> None:
     ):
         steps = (make, Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
         seen = predict(Program(3, steps, rpc_timeout=default), plan)
-        assert [step.error for step in seen.steps] == [
+        errors = [step.error for step in seen.steps]
+        assert errors == [
             "timeout",
             "missing",
             "",
@@ -255,7 +256,7 @@ def test_a_handle_in_a_late_answer_never_comes() -> None:
 
 
 def test_a_program_does_not_end_before_an_answer_with_a_handle() -> None:
-    """What a shutdown that comes first leaves is not predicted; a settle after the step suffices."""
+    """What a shutdown that comes first leaves is not predicted; a settle after the step does."""
     late = Nest(0, 1, 2, "a", **LATE)
     with pytest.raises(UsageError, match="may end before its answer"):
         predict(Program(3, (late,), settles=False), FaultPlan())
