@@ -291,8 +291,11 @@ class StepDrawer:
             needs a free thread, and what a call waits for one is only known to be below a bound.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
+        unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
+            keeps that RRef, so the ranks do not shut RPC down before the end.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
-            with rref-lifetime-after-reinit, so none is made there.
+            with rref-lifetime-after-reinit, and only its owner can send it on one with
+            rref-sent-after-reinit, so none is made there.
     """
 
     def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
@@ -355,6 +358,7 @@ class StepDrawer:
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
+        self.unread = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
@@ -468,7 +472,8 @@ class StepDrawer:
     @property
     def may_make_rrefs(self) -> bool:
         """Whether the next step may make an RRef."""
-        return not (self.rejoined and self.facts.has_bug("rref-lifetime-after-reinit"))
+        reinit = ("rref-lifetime-after-reinit", "rref-sent-after-reinit")
+        return not (self.rejoined and any(map(self.facts.has_bug, reinit)))
 
     @property
     def goes_on_without_rrefs(self) -> bool:
@@ -762,6 +767,11 @@ class StepDrawer:
         """
         if name in self.making:
             self.thinned |= self.making
+
+    def note_unread(self, name: str) -> None:
+        """Note that the answer that brings a handle comes too late, so no later step has it."""
+        del self.scope.handles[name]
+        self.unread = True
 
     def is_early(self, name: str) -> bool:
         """Whether a handle is at its owner, which is perhaps still making the value."""

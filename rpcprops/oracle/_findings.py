@@ -31,6 +31,7 @@ def can_cause(
             "owner_assertion": (
                 f"{re.escape(texts.assertion)}.*{re.escape(texts.owner_assertion_file)}"
             ),
+            "waited": f"{re.escape(texts.users_waited)}|{re.escape(texts.owners_waited)}",
         }
         return bool(re.search(logs[finding.logs], violation.message))
     if violation.promise not in {*finding.shows_as, finding.promise}:
@@ -40,6 +41,10 @@ def can_cause(
         return bool(re.search(rf"{unknown}(GloballyUniqueId\(.*?\)), ForkId = \1", log))
     if not finding.says or violation.promise not in ("UnexpectedError", "MissingError"):
         return True
+    if finding.says == "stopped":
+        # A function that waits for the refused message raises itself, and handles do not come.
+        says = (facts.texts.stopped, facts.texts.remote, "MissingHandleError")
+        return any(text in violation.message for text in says)
     said = {name: f"{re.escape(WORDS[name])}|{text}" for name, text in patterns(facts).items()}
     return bool(re.search(said[finding.says], violation.message))
 

@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Member,
+    Nest,
     Onward,
     Outlast,
     Own,
@@ -258,6 +259,15 @@ def _dashed(_: int) -> Case:
     return _case(2, Member(0, dash=True), Member(1), settles=False)
 
 
+def _late_answer(number: int) -> Case:
+    """The answer comes 9 s after the timeout."""
+    return _case(2, Nest(0, 1, 1, "a", left=_value(number), timeout=3.0, seconds=12.0))
+
+
+def _sent_after_reinit(number: int) -> Case:
+    return _case(2, Rejoin(0), Remote(0, 1, "a", left=_value(number)), Share(0, "a", 1, "b"))
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -379,6 +389,14 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "dash-in-member-name": (
         "A member of a dynamic group may have any name that torch allows.",
         _dashed,
+    ),
+    "late-answer-keeps-rref": (
+        "An RRef in an answer that comes after the timeout of its call is deleted at its owner.",
+        _late_answer,
+    ),
+    "rref-sent-after-reinit": (
+        "In a process that shut RPC down and initialised it again, RRefs can be sent as before.",
+        _sent_after_reinit,
     ),
 }
 

@@ -757,10 +757,8 @@ def _bumpable(drawer: StepDrawer, fits: Callable[[HandleInfo], bool] = lambda _:
 class Nest(Step):
     """`at` calls `via`, which calls ``rpc.remote`` on `to` and returns the handle to `at`.
 
-    `via` sleeps for `seconds` (virtual) first. `timeout` is that of the call, which must not end
-    it: torch reads no answer that comes too late, so the fork in it is never confirmed, and the
-    RRef stays until the shutdown (``tensorpipe_agent.cpp``: TensorPipeAgent::send completes a
-    future once; ``rref_context.cpp``: RRefContext::prepareChildFork has counted the fork).
+    `via` sleeps for `seconds` (virtual) first. `timeout` is that of the call. If it comes before
+    the answer, `at` gets no handle, and a settle must follow before the program ends.
     """
 
     op: ClassVar[str] = "nest"
@@ -787,34 +785,55 @@ class Nest(Step):
         model.calls[self.via][call] += 1
         typed = self.flavour != "python"
         there, _ = model.remote(self.via, self.to, typed=typed)
-        self._must_arrive(model, remote_message(typed=typed))
+        late, slack = self._time(model, remote_message(typed=typed))
+        if late:
+            model.abandoned_calls[self.via].add(call)
         if there.broken:
             model.drop(there)
-            raise StepFails(error="creation")
+            raise StepFails(late or "creation", slack)
         if not typed:
             model.calls[self.to][f"{call}/nested"] += 1
+        if late:
+            model.abandoned_calls[self.to].add(f"{call}/nested")
+            self._unread(model, there)
+            raise StepFails(late, slack)
         there.rref.value = sum_of(self.left, self.right)
         # The answer carries a fork, as an argument would (RRefContext::prepareChildFork).
         model.handles[self.out] = model.give(there, self.via, self.at)
         model.drop(there)
         return model.shows()
 
+    def _unread(self, model: Model, there: Handle) -> None:
+        """Nobody reads the answer, so nobody uses the RRef any more, and its owner must delete it.
+
+        Torch's agent ends the call once, by its timeout, and drops an answer that comes later
+        (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureAsComplete). So the fork in it, which
+        RRefContext::prepareChildFork has noted, is never announced. An owner has counted it. A user
+        keeps its own fork until the other one is confirmed (RRefContext::delPendingChild).
+        """
+        model.drop(there)
+        # How often a torch that deletes the RRef sends what for that is its own affair.
+        model.certain = False
+        model.unread = True
+        model.keeps("late-answer-keeps-rref", self.to, 1)
+
     @property
     def lasts(self) -> float:
         return self.seconds
 
-    def _must_arrive(self, model: Model, message: MessageType) -> None:
-        """Check that the timeout comes after the answer."""
+    def _time(self, model: Model, message: MessageType) -> tuple[ErrorClass, float]:
+        """Whether the call times out, surely or not at all, and with which slack."""
         waits = self.seconds + model.delay(self.via, message)
-        late, _ = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, waits)
-        if late:
+        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, waits)
+        if late == "unknown":
             least = waits + model.delay(self.at, MessageType.PYTHON_CALL)
             msg = (
-                f"{self!r}: under this plan its handle may come after the timeout, or after the "
-                f"default rpc_timeout, and what torch then keeps is not modelled; let it be "
-                f"{CLEARLY_IN_TIME:g} s above {least:g} s (virtual), or None."
+                f"{self!r}: under this plan nobody can tell whether its handle comes before the "
+                f"timeout, for it takes {least:g} s (virtual); let the timeout be "
+                f"{CLEARLY_IN_TIME:g} s above that, {CLEARLY_LATE:g} s below, or None."
             )
             raise UsageError(msg)
+        return late, slack
 
     @classmethod
     def draw(
@@ -832,7 +851,8 @@ class Nest(Step):
         flavour = drawer.pick(flavours)
         out = drawer.name("handle")
         pair = drawer.pick(PAIRS)
-        timed = drawer.timing(caller, MessageType.PYTHON_CALL, late=False, slow_late=False)
+        late = drawer.may_end_late() and not drawer.facts.has_bug("late-answer-keeps-rref")
+        timed = drawer.timing(caller, MessageType.PYTHON_CALL, late=late, slow_late=late)
         return cls(caller, middle, target, out, *pair, flavour, *timed)
 
     @classmethod
@@ -854,6 +874,9 @@ class Nest(Step):
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
 
     def drawn(self, drawer: StepDrawer) -> None:
+        if drawer.ends(self.at, MessageType.PYTHON_CALL, self.timeout, self.seconds):
+            drawer.note_unread(self.out)
+            return
         _note_arrival(drawer, self.out, self.via)
         drawer.unseen.add(self.out)
 

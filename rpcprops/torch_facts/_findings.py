@@ -16,10 +16,10 @@ from rpcprops.torch_facts._versions import release
 #: yet ("unlisted"), or torch has mended it ("fixed").
 Status = Literal["listed", "unlisted", "fixed"]
 #: The errors that are recognised by their text.
-ErrorWords = Literal["", "remote", "creation", "injected", "timeout"]
-#: The signs of a finding in a log: an error whose text cannot be read, or a failed assertion about
-#: an RRef without an owner.
-LogWords = Literal["", "unreadable", "owner_assertion"]
+ErrorWords = Literal["", "remote", "creation", "injected", "timeout", "stopped"]
+#: The signs of a finding in a log: an error whose text cannot be read, a failed assertion about an
+#: RRef without an owner, or a shutdown that has waited in vain for RRefs.
+LogWords = Literal["", "unreadable", "owner_assertion", "waited"]
 #: What the log of a rank must show before a finding explains its leak: that the rank could not
 #: delete the fork that it holds of an RRef of its own.
 LeakLogWords = Literal["", "own_fork_unknown"]
@@ -515,6 +515,42 @@ _ALL = (
             "each dash, and calls std::stoi on the second part"
         ),
         shows_as=frozenset({"UnexpectedError", "MissingError"}),
+    ),
+    Finding(
+        name="late-answer-keeps-rref",
+        promise="RRefLeak",
+        why=(
+            "The rank that answers a call has noted a fork of each RRef in the answer. An answer "
+            "that comes after the timeout of the call is dropped unread, so nobody ever announces "
+            "or deletes that fork, and the owner keeps the value for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_agent.cpp: "
+            "TensorPipeAgent::markFutureAsComplete drops the answer of a call that has ended; "
+            "py_rref.cpp: PyRRef::pickle has forked the RRef by RRefContext::prepareChildFork "
+            "(rref_context.cpp)"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="rref-sent-after-reinit",
+        promise="UnexpectedError",
+        why=(
+            "The RRef context is a singleton that keeps the agent of the first init_rpc. After a "
+            "second one it still sends by that agent, which has been shut down. So a rank that "
+            "does not own an RRef cannot send it: the receiver raises, and nothing runs."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::getInstance takes the agent "
+            "once; RRefContext::notifyOwnerAndParentOfFork sends by it, and "
+            "TensorPipeAgent::send (tensorpipe_agent.cpp) refuses"
+        ),
+        # What was to run does not, and what was to be made is not.
+        shows_as=frozenset(
+            {"UnexpectedError", "NotRunOnce", "OwnerGone", "RRefLeak", "CallLeak", "RankHung"}
+        ),
+        says="stopped",
+        logs="waited",
     ),
 )
 

@@ -43,6 +43,7 @@ class Texts:
         users_waited: the same for users that wait for their owner or their parent.
         log_line: the beginning of each line of torch's log: a regular expression.
         profiler_key: what refuses a profiled call, because one of that thread is not over.
+        stopped: what refuses a message of an agent that has been shut down.
         not_a_number: the error of C++ where it reads a number that is none.
         terminated: the first words of the C++ runtime when it ends the process.
     """
@@ -91,6 +92,8 @@ class Texts:
     # torch/csrc/distributed/rpc/profiler/remote_profiler_manager.cpp,
     # `RemoteProfilerManager::setCurrentKey`.
     profiler_key: str = "Cannot call RemoteProfilerManager::setCurrentKey"
+    # tensorpipe_agent.cpp, `TensorPipeAgent::send`.
+    stopped: str = "RPC is no longer running"
     # libstdc++, `std::stoi`.
     not_a_number: str = "stoi"
     # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.

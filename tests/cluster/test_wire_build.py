@@ -43,6 +43,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("major", "name", "abi"),
+    [
+        (2, b"__pybind11_internals_v4_gcc_libstdcpp_cxxabi1016__", "_cxxabi1016"),
+        (2, b"__pybind11_internals_v4_gcc_libstdcpp_cxxabi1011__", "_cxxabi1011"),
+        (3, b"__pybind11_internals_v11_system_libstdcpp_gxx_abi_1xxx__", ""),
+    ],
+)
+def test_pybind11_is_named_as_in_torch(tmp_path: Path, major: int, name: bytes, abi: str) -> None:
+    """Only then an extension shares torch's types: the compiler gets the ABI that built torch."""
+    header = tmp_path / "include" / "pybind11" / "detail" / "common.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(f"#define PYBIND11_VERSION_MAJOR {major}\n", encoding="utf-8")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtorch_python.so").write_bytes(b"\0code\0" + name + b"\0")
+    assert build.pybind11_abi(tmp_path) == abi
+    torch = build.Torch("2.7.1", "0", tmp_path, cxx11_abi=True, pybind11_abi=abi)
+    options = [one for one in build.definitions(torch) if "PYBIND11_BUILD_ABI" in one]
+    assert options == ([f'-DPYBIND11_BUILD_ABI="{abi}"'] if abi else [])
+
+
 def use(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     """Have CXX name a script."""
     path = folder / "c++"

@@ -31,6 +31,7 @@ from tests.seeded._programs import (
     RETRIES,
     SLOW,
     UNDER_WAY,
+    UNREAD,
     asks,
     bumps,
     callables,
@@ -93,7 +94,8 @@ def corpus() -> tuple[World, ...]:
     ]
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
-    worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *OUTLIVED[1:])]
+    worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
+    worlds += [World.of(program, FaultPlan()) for program in OUTLIVED[1:]]
     grouped = dict.fromkeys(draws(group_programs(), 60))
     groups = (*GROUPS, *REFUSING, *LEFT_AT_ONCE, *grouped)
     worlds += [World.of(program, FaultPlan()) for program in groups]

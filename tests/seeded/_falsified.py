@@ -457,7 +457,7 @@ def _fork_of_refused(world: World) -> Falsified:
 # Slow functions, and timeouts that end before them.
 
 #: The kinds of step whose timeout may end before one named call of a function does.
-_ABANDONING = (After, Call, Carry, Chain, Count, Deferred, Invoke, Raising, Reach, Share)
+_ABANDONING = (After, Call, Carry, Chain, Count, Deferred, Invoke, Nest, Raising, Reach, Share)
 
 
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
@@ -467,7 +467,7 @@ def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
             continue
         if leaf.seconds > (leaf.timeout or leaf.seconds):
             if expected.error == "timeout":
-                yield index, leaf, leaf.to
+                yield index, leaf, leaf.via if isinstance(leaf, Nest) else leaf.to
 
 
 @defect("a call that timed out never runs")
@@ -488,7 +488,7 @@ def _abandoned_twice(world: World) -> Falsified:
 @defect("a call waits for its slow function, whatever its timeout")
 def _patient(world: World) -> Falsified:
     for index, leaf, _ in _abandoned(world):
-        value = None if isinstance(leaf, Share) else [3.0]
+        value = None if isinstance(leaf, Nest | Share) else [3.0]
         wrong = with_step(world.outcome, index, value=value, error=None)
         yield wrong, [("MissingError", _at(leaf), index)]
 
@@ -526,6 +526,49 @@ def _too_soon(world: World) -> Falsified:
         if isinstance(leaf, Bump | Nest) and leaf.timeout and not expected.error:
             wrong = with_step(world.outcome, index, value=None, error=ERRORS["timeout"])
             yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+def _unread(world: World) -> Iterator[tuple[int, Nest]]:
+    """Each nest whose handle comes too late."""
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Nest) and expected.error == "timeout":
+            yield index, leaf
+
+
+@defect("a function whose answer came too late makes its RRef twice")
+def _made_twice(world: World) -> Falsified:
+    for index, leaf in _unread(world):
+        if leaf.flavour == "python" and world.prediction.calls[leaf.to][f"step{index}/nested"]:
+            wrong = calling(world.outcome, leaf.to, {f"step{index}/nested": 2})
+            yield wrong, [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a function whose answer came too late makes no RRef")
+def _made_never(world: World) -> Falsified:
+    for index, leaf in _unread(world):
+        name = f"step{index}/nested"
+        if leaf.flavour == "python" and name not in world.prediction.abandoned_calls[leaf.to]:
+            yield calling(world.outcome, leaf.to, {name: 0}), [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a handle in a late answer can be used")
+def _late_handle_used(world: World) -> Falsified:
+    late = {leaf.out for _, leaf in _unread(world)}
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Fetch) and leaf.handle in late and expected.error == "missing":
+            wrong = with_step(world.outcome, index, value=[3.0], error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("the owner of an RRef in a late answer keeps it")
+def _late_rref_kept(world: World) -> Falsified:
+    settles = [n for n, leaf in enumerate(world.program.leaves) if isinstance(leaf, Settle)]
+    for index, leaf in _unread(world):
+        for settle in (n for n in settles if n > index):
+            held = world.outcome.steps[settle].counters[leaf.to]
+            more = {"owners": held.owners + 1, "forks": held.forks + 1}
+            wrong = settled_with(world.outcome, settle, leaf.to, **more)
+            yield wrong, [("RRefLeak", leaf.to, settle)]
 
 
 @defect("a default that was set ends nothing")

@@ -629,6 +629,26 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
     return Program(4, steps, "impatient ways")
 
 
+def unread(at: int, via: int, to: int) -> Program:
+    """Answers that bring handles after the timeouts of their calls."""
+    late: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
+    steps = (
+        Nest(at, via, to, "a", **late),
+        Nest(at, via, via, "b", flavour="builtin", **late),
+        Nest(via, to, via, "c", (2.0,), (1.0,), **late),
+        Fetch(at, "b"),
+        Count(at, via),
+        Settle(),
+        Fetch(at, "a"),
+        Drop(via, "c"),
+        Parallel(((Nest(at, at, to, "d", **late),), (Nest(to, via, to, "e", timeout=900.0),))),
+        Fetch(to, "e"),
+        Settle(),
+    )
+    return Program(4, steps, f"unread[{at},{via},{to}]")
+
+
+UNREAD = tuple(unread(*ranks) for ranks in itertools.permutations(range(4), 3))[::2]
 IMPATIENT_WAYS = tuple(impatient_ways(*r) for r in itertools.permutations(range(4), 3))[::2]
 
 
@@ -694,6 +714,7 @@ EVERY_KIND = (
     OUTLASTING[0],
     IMPATIENT_WAYS[0],
     UNDER_WAY[0],
+    UNREAD[0],
     OUTLIVED[0],
     THREADS,
 )

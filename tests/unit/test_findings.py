@@ -33,6 +33,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
+    Through,
     Train,
 )
 from rpcprops.properties import Case, observe
@@ -330,6 +331,10 @@ PLACED: dict[str, tuple[Program, Violation]] = {
         Program(2, (Member(1, dash=True), Member(0)), settles=False),
         Violation("UnexpectedError", "expected no error, got ValueError: stoi", 0, 1),
     ),
+    "late-answer-keeps-rref": (
+        Program(2, (Count(0, 1), Nest(0, 1, 0, "a", timeout=3.0, seconds=12.0))),
+        Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -406,6 +411,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
         ("failed-join-keeps-token", "expected no error, got RuntimeError: pipe closed"),
         ("dash-in-member-name", "expected no error, got RuntimeError: stoi"),
         ("dash-in-member-name", "expected no error, got ValueError: sto"),
+        ("late-answer-keeps-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
+        ("late-answer-keeps-rref", "worker0 holds 1 fork; expected nothing"),
         ("rejoins-alone", "a member knows the members [1], expected [0, 1]"),
         ("rejoins-alone", "a member knows the members [0], expected [0, 1, 2]"),
         ("leaving-keeps-values", "a member holds 1 owner, 2 forks; expected nothing"),
@@ -519,6 +526,56 @@ def test_leaks_of_several_messages_are_explained_up_to_their_number() -> None:
     assert apart(program, Violation("RRefLeak", two.replace("2", "3"), 1, 5))[0] == ()
     # Only a settle shows what is held.
     assert apart(program, Violation("RRefLeak", two, 1, 4))[0] == ()
+
+
+UNEXPECTED, STOPPED = "expected no error, got RuntimeError: ", "RPC is no longer running"
+
+
+@pytest.mark.parametrize(
+    ("violation", "explained"),
+    [
+        (Violation("UnexpectedError", f"{UNEXPECTED}tried to send, {STOPPED}", 0, 2), True),
+        (Violation("UnexpectedError", f"{UNEXPECTED}On WorkerInfo(id=1, name=x)", 1, 3), True),
+        (Violation("UnexpectedError", "expected no error, got MissingHandleError: b", 1, 3), True),
+        (Violation("UnexpectedError", f"{UNEXPECTED}EOF", 0, 2), False),
+        (Violation("UnexpectedError", f"{UNEXPECTED}RPC ran for more than 3 s", 0, 2), False),
+        (Violation("NotRunOnce", "step2 ran 0 times on worker1, expected 1", 1), True),
+        (Violation("WrongValue", "expected [3.0], got [4.0]", 1, 3), False),
+        (Violation("RankDied", "worker1 died before its time: killed by SIGSEGV", 1), False),
+    ],
+)
+def test_an_rref_is_sent_after_a_second_init(violation: Violation, explained: bool) -> None:
+    """The finding explains errors with its text and what they keep from running, if it is met."""
+    made = (Rejoin(0), Remote(0, 1, "a"))
+    steps = (*made, Share(0, "a", 1, "b"), Local(1, "b"))
+    name = "rref-sent-after-reinit"
+    assert (name in apart(Program(2, steps), violation)[0]) is explained
+
+
+def test_only_a_user_cannot_send_an_rref_after_a_second_init() -> None:
+    """Its owner may, and before the second init anybody may."""
+    name = "rref-sent-after-reinit"
+    before = (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Drop(0, "a"), Drop(1, "b"), Settle())
+    after = (Remote(0, 1, "c"), Fetch(0, "c"), Own(1, "d"), Share(1, "d", 0, "e"), Fetch(0, "e"))
+    steps = (*before, Rejoin(0), *after)
+    assert name not in predict(Program(2, steps), FaultPlan()).known_bugs
+    for last in (Share(0, "e", 0, "f"), Through(0, "c"), Share(0, "c", 1, "f")):
+        assert name in predict(Program(2, (*steps, last)), FaultPlan()).known_bugs
+
+
+def test_leaks_of_two_findings_are_explained_together_and_apart() -> None:
+    """A rank may keep RRefs by several findings: by all, or by those that have shown."""
+    late = Nest(0, 1, 1, "a", timeout=3.0, seconds=12.0)
+    lock, count = Carry(1, 0, "rref-and-lock", "echo"), Count(0, 1)
+    one, two = "late-answer-keeps-rref", "unpicklable-after-rref"
+    for steps, explained in (
+        ((late, lock), [(one, two), (one, two), ()]),
+        ((late, count), [(one,), (), ()]),
+    ):
+        for number, names in enumerate(explained):
+            held = ("1 owner, 1 fork", "2 owners, 2 forks", "3 owners, 3 forks")[number]
+            leak = Violation("RRefLeak", f"worker1 holds {held}; expected nothing", 1)
+            assert apart(Program(2, steps), leak)[0] == names
 
 
 def test_an_owner_that_is_asked_in_time_forgets_its_rref_without_a_race() -> None:

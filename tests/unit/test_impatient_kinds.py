@@ -226,16 +226,41 @@ def test_after_a_bump_that_timed_out_the_value_is_not_known() -> None:
     assert [step.value for step in in_time.steps] == [None, [4.0], [4.0]]
 
 
-def test_the_answer_with_a_handle_must_come_in_time() -> None:
-    """What torch keeps of an RRef in a late answer is not modelled, so such a nest is refused."""
+def test_a_handle_in_a_late_answer_never_comes() -> None:
+    """The caller gets the timeout and no handle, and nobody may keep the RRef."""
+    name = "late-answer-keeps-rref"
     assert error(Nest(0, 1, 2, "a", **IN_TIME)) == ""
     for make, plan, default in (
-        (Nest(0, 1, 2, "a", **LATE), None, None),
+        (Nest(0, 1, 2, "a", **LATE), FaultPlan(), None),
         (Nest(0, 1, 2, "a", timeout=1.0), DELAYED, None),
-        (Nest(0, 1, 2, "a", seconds=130.0), None, 100.0),
+        (Nest(0, 1, 2, "a", seconds=130.0), FaultPlan(), 100.0),
     ):
-        with pytest.raises(UsageError, match="its handle may come after the timeout"):
-            error(make, plan, default)
+        steps = (make, Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
+        seen = predict(Program(3, steps, rpc_timeout=default), plan)
+        errors = [step.error for step in seen.steps]
+        assert errors == [
+            "timeout",
+            "missing",
+            "",
+            "missing",
+            "missing",
+        ]
+        assert [held.owners for held in (*seen.steps[2].counters, *seen.counters)] == [0] * 6
+        assert seen.known_bugs == {name}
+        assert {one.rank for one in seen.met} == {2}
+    with pytest.raises(UsageError, match="nobody can tell whether its handle comes"):
+        error(Nest(0, 1, 2, "a", timeout=3.0, seconds=2.9))
+    # A function whose remote fails has no RRef to answer with.
+    lost = FaultPlan(by_rank={1: FaultTable(["PYTHON_REMOTE_CALL"], 1)})
+    assert predict(Program(3, (Nest(0, 1, 2, "a", **LATE),)), lost).known_bugs == set()
+
+
+def test_a_program_does_not_end_before_an_answer_with_a_handle() -> None:
+    """What a shutdown that comes first leaves is not predicted; a settle after the step does."""
+    late = Nest(0, 1, 2, "a", **LATE)
+    with pytest.raises(UsageError, match="may end before its answer"):
+        predict(Program(3, (late,), settles=False), FaultPlan())
+    predict(Program(3, (late, Settle()), settles=False), FaultPlan())
 
 
 def test_a_default_that_is_set_ends_what_sleeps_longer() -> None:

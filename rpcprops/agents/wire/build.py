@@ -44,12 +44,9 @@ _FLAGS = (
     "-DUSE_RPC",
     "-DUSE_TENSORPIPE",
 )
-#: What older torch passes to the compiler, so that extensions share pybind11's types with it.
-_PYBIND11 = (
-    '-DPYBIND11_COMPILER_TYPE="_gcc"',
-    '-DPYBIND11_STDLIB="_libstdcpp"',
-    '-DPYBIND11_BUILD_ABI="_cxxabi1011"',
-)
+#: The name under which pybind11 2 keeps its types. It ends with the ABI of the compiler that built
+#: torch, and an extension shares torch's types only if it uses the same name.
+_PYBIND11_TYPES = re.compile(rb"__pybind11_internals_v\d+_gcc_libstdcpp(_cxxabi\d+)__")
 _LIBRARIES = ("-ltorch_python", "-ltorch_cpu", "-lc10")
 #: Real seconds that the compiler may take.
 _COMPILER_SECONDS = 1200.0
@@ -65,12 +62,14 @@ class Torch:
         commit: the commit of torch that it was built from.
         folder: where its package is.
         cxx11_abi: which of the two ABIs of the C++ library it was built with.
+        pybind11_abi: the ABI in the names of pybind11, ``_cxxabi1016``; empty if they have none.
     """
 
     version: str
     commit: str
     folder: Path
     cxx11_abi: bool
+    pybind11_abi: str = ""
 
 
 @functools.cache
@@ -100,7 +99,17 @@ def installed_torch() -> Torch:
     # Since 2.8 all wheels have the new ABI, and no file says so any more.
     config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
     old = config.is_file() and "_GLIBCXX_USE_CXX11_ABI=0" in config.read_text()
-    return Torch(version[1], commit[1], folder, not old)
+    return Torch(version[1], commit[1], folder, not old, pybind11_abi(folder))
+
+
+def pybind11_abi(folder: Path) -> str:
+    """The ABI that the names of pybind11 in torch have. Since torch 2.9, and pybind11 3, none."""
+    header = folder / "include" / "pybind11" / "detail" / "common.h"
+    library = folder / "lib" / "libtorch_python.so"
+    if "define PYBIND11_VERSION_MAJOR 2" not in header.read_text():
+        return ""
+    found = _PYBIND11_TYPES.search(library.read_bytes())
+    return found[1].decode() if found else ""
 
 
 def compiler() -> str | None:
@@ -127,7 +136,7 @@ def library_path() -> Path:
     digest = hashlib.sha256()
     libraries = (torch.folder / "lib" / f"lib{name[2:]}.so" for name in _LIBRARIES)
     sizes = (path.stat().st_size for path in libraries)
-    for part in (torch.commit, *_definitions(torch), *sizes):
+    for part in (torch.commit, *definitions(torch), *sizes):
         digest.update(f"{part}\n".encode())
     headers = torch.folder / "include" / "torch" / "csrc" / "distributed" / "rpc"
     for source in (*sources(), *sorted(headers.glob("*.h"))):
@@ -142,16 +151,25 @@ def _cache() -> Path:
     return home / "rpcprops" / "agents"
 
 
-def _definitions(torch: Torch) -> list[str]:
+def definitions(torch: Torch) -> list[str]:
     """The compiler's options that name no folder."""
-    older = _PYBIND11 if not torch.cxx11_abi else ()
-    return [*_FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}", *older]
+    abi = torch.pybind11_abi
+    older = [
+        '-DPYBIND11_COMPILER_TYPE="_gcc"',
+        '-DPYBIND11_STDLIB="_libstdcpp"',
+        f'-DPYBIND11_BUILD_ABI="{abi}"',
+    ]
+    return [
+        *_FLAGS,
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}",
+        *(older if abi else ()),
+    ]
 
 
 def _flags(torch: Torch) -> list[str]:
     include = torch.folder / "include"
     return [
-        *_definitions(torch),
+        *definitions(torch),
         f"-isystem{include}",
         f"-isystem{include / 'torch' / 'csrc' / 'api' / 'include'}",
         f"-isystem{sysconfig.get_paths()['include']}",
