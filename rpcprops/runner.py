@@ -23,7 +23,7 @@ from rpcprops.cluster.options import (
 from rpcprops.cluster.reuse import has_refusal, may_reuse
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import chosen, is_expected, judge, lost_seconds, predict_in
+from rpcprops.oracle import Prediction, chosen, is_expected, judge, lost_seconds, predict_in
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
@@ -250,9 +250,9 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     cluster.program = program
     threads = threads_of(program)
     lasts = threads.lasts if threads.are_few else program.lasts
-    cluster.take_time(lasts + lost_seconds(program, plan))
     facts = facts_of(cluster.torch_version)
     prediction = predict_in(program, plan, size, facts)
+    cluster.take_time(lasts + _in_vain(program, prediction) + lost_seconds(program, plan))
     cluster.may_reuse = reuse and may_reuse(program, plan, cluster.options.agent, prediction)
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
@@ -295,6 +295,12 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))
     return run
+
+
+def _in_vain(program: Program, prediction: Prediction) -> float:
+    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
+    met = {one.step for one in prediction.met if one.finding == "timeout-needs-thread"}
+    return sum(getattr(program.leaves[step], "patience", 0.0) for step in met if step is not None)
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:

@@ -206,7 +206,7 @@ class Wait(Step):
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
-    often: ClassVar[bool] = True  # because a wait seldom finds a future
+    often: ClassVar[int] = 1  # because a wait seldom finds a future
     comes_first: ClassVar[bool] = False
     at: int
     future: str
