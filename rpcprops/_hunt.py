@@ -54,7 +54,7 @@ SHARE_WITHOUT_FAULTS = 0.5
 #: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones.
 _LEAST_DRAWS = 50
 #: The share of a batch of dynamic groups, whose few kinds of step are soon alike.
-_SHARE_OF_GROUPS = 0.35
+_SHARE_OF_GROUPS = 0.25
 #: The share of a hunt's time in which passing cases are run in real time as well.
 _SHARE_IN_REAL_TIME = 0.1
 #: By how much the first seeds of two hunts differ whose own seeds follow each other: far more than

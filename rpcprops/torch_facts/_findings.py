@@ -76,12 +76,15 @@ _ALL = (
         why=(
             "The RRef context is a singleton that shutdown marks as destroyed and init_rpc never "
             "makes anew, so after a second init_rpc a dropped user RRef sends no delete and its "
-            "owner keeps the value for ever."
+            "owner keeps the value for ever. It also keeps the agent of the first init_rpc, so who "
+            "gets an RRef from a user cannot announce it, and the call that carried it raises."
         ),
         source=(
             "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance sets "
-            "destroyed_, which RRefContext::delUser tests"
+            "destroyed_, which RRefContext::delUser tests; RRefContext::getInstance makes the "
+            "context once, with the agent by which RRefContext::notifyOwnerAndParentOfFork sends"
         ),
+        shows_as=frozenset({"RRefLeak", "UnexpectedError"}),
     ),
     Finding(
         name="fork-request-given-up",
