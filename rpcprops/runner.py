@@ -340,9 +340,9 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     cluster.program = program
     threads = threads_of(program)
     lasts = threads.lasts if threads.are_few else program.lasts
-    cluster.take_time(lasts + lost_seconds(program, plan))
     facts = facts_of(cluster.torch_version)
     prediction = predict_in(program, plan, size, facts)
+    cluster.take_time(lasts + _in_vain(program, prediction) + lost_seconds(program, plan))
     cluster.may_reuse = reuse
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
@@ -418,6 +418,12 @@ def _parts(
             yield number, step.at_once, step
     if branch:
         yield first, (branch,), branch[0]
+
+
+def _in_vain(program: Program, prediction: Prediction) -> float:
+    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
+    met = {one.step for one in prediction.met if one.finding == "timeout-needs-thread"}
+    return sum(getattr(program.leaves[step], "patience", 0.0) for step in met if step is not None)
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:

@@ -135,6 +135,8 @@ _MOST_DELAYS = 8
 #: fault at which the step is aimed.
 _WIDTH = 8
 _AIM_WIDTH = 3
+#: How many times more often the kind of the step before is drawn where one goes on with an RRef.
+_AGAIN = 4
 #: The messages at which a step may be aimed.
 _AIMED = tuple(sorted(MessageType))
 
@@ -257,6 +259,9 @@ class StepDrawer:
         gives_up: whether timeouts may end before the functions that they are for.
         rpc_timeout: the default timeout that the program shall have, in virtual seconds.
         threads: the threads that each rank shall have.
+        goes_on: whether most steps go on with the RRef of the step before, so that several steps
+            meet at one RRef.
+        slow: whether called functions sleep more often.
 
     Attributes:
         steps: the steps so far. Those of a parallel step are added once it has ended.
@@ -293,6 +298,8 @@ class StepDrawer:
             settle.
         unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
             keeps that RRef, so the ranks do not shut RPC down before the end.
+        may_keep_call: whether a call may never end (failed-backward-revisits-rank). A shutdown
+            would wait for it, so a settle must show it before.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
             with rref-lifetime-after-reinit, and only its owner can send it on one with
             rref-sent-after-reinit, so none is made there.
@@ -312,6 +319,8 @@ class StepDrawer:
         gives_up: bool = True,
         rpc_timeout: float | None = None,
         threads: int | None = None,
+        goes_on: bool = False,
+        slow: bool = False,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -322,9 +331,12 @@ class StepDrawer:
         self.on = frozenset(kinds) - frozenset(off) | {first}
         self._first_on = _comes_first(kind for kind in self.kinds if kind in self.on)
         # At the end, so that each kind has the same number in every program.
-        self._choices = (*self.kinds, *(kind for kind in self.kinds if STEP_TYPES[kind].often))
+        self._choices = (*self.kinds, *_as_often(self.kinds, "often"))
         self._drawn = 0
         self._latest: Step | None = None
+        #: The number of the RRef that the last steps used.
+        self._rref: int | None = None
+        self._slow = slow or not settles
         self._width = _WIDTH if plan is None else _WIDTH + _AIM_WIDTH
         self.scope = Scope(world_size)
         self.steps: list[Step] = []
@@ -359,6 +371,7 @@ class StepDrawer:
         self.slow_functions = 0
         self.has_plan = plan is not None
         self.unread = False
+        self.may_keep_call = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
@@ -370,6 +383,10 @@ class StepDrawer:
             for rank, at in enumerate(faults)
             for message in sorted({m for f in at for m in f.targets})
         }
+        #: The first number of a step has several parts: one for any kind; then those for a step
+        #: that is aimed at a fault; and those for one that goes on with an RRef.
+        self._aimed_parts = (2 + goes_on) * bool(self._targets)
+        self._parts = 1 + self._aimed_parts + 2 * goes_on
         self._aim = Weighted(
             0, len(_AIMED) * world_size - 1, dict.fromkeys(self._targets, 1.0) or {0: 1.0}
         )
@@ -447,7 +464,7 @@ class StepDrawer:
             self._block.thread = self.pick(range(self._block.threads))
         self._drawn = 0
         self._turn += 1
-        number = self.pick(range(1 + len(self._choices) * (3 if self._targets else 1)))
+        number = self.pick(range(1 + len(self._choices) * self._parts))
         if number or must:
             step = self._any(max(0, number - 1), room)
             if step is not None:
@@ -460,8 +477,10 @@ class StepDrawer:
         """Whether torch's shutdown may overtake the steps so far, if no settle follows them.
 
         On a torch with these findings, shutdown does not wait for a creation whose delete will be
-        retried, and it deletes what a function still uses.
+        retried, and it deletes what a function still uses. It waits for a call that never ends.
         """
+        if self.may_keep_call:
+            return True
         has_bug = self.facts.has_bug
         deletes = (MessageType.RREF_USER_DELETE,)
         failing = any(self.may_fail(rank, deletes) for rank in self.ranks)
@@ -515,6 +534,7 @@ class StepDrawer:
         if block is None:
             return
         self._latest = None
+        self._rref = None
         found: dict[_BranchId, list[Leaf]] = {}
         for thread, leaf in block.leaves:
             found.setdefault((leaf.at, thread), []).append(leaf)
@@ -548,11 +568,17 @@ class StepDrawer:
 
     def _any(self, index: int, room: int) -> Step | None:
         number = len(self._choices)
-        if index >= number:
-            step = self._aimed()
+        if self._just_ended and index % 2:
+            # What a failure has left behind shows in what comes next.
+            step = self._next_of_rref()
             if step is not None:
                 return step
-            index %= number
+        elif index >= number:
+            is_aimed = index < (1 + self._aimed_parts) * number
+            step = self._aimed() if is_aimed else self._next_of_rref()
+            if step is not None:
+                return step
+        index %= number
         kind = self._choices[index]
         if kind in self.on:
             if kind == PARALLEL and self.may_branch(room):
@@ -612,6 +638,42 @@ class StepDrawer:
         ]
         return self.pick(ways)() if ways else None
 
+    def _next_of_rref(self) -> Step | None:
+        """A step with a handle of the RRef that the last steps used, or else of any other.
+
+        If there is no handle, it is a step that makes one.
+        """
+        handles = self.scope.handles
+        if not handles:
+            makers = [kind for kind in _makers(self.kinds) if self._fits(STEP_TYPES[kind])]
+            return self._of(self.pick(makers)) if makers else None
+        kinds = _going_on(self.kinds)
+        if not kinds:
+            return None
+        latest = self._latest
+        again = _AGAIN if latest is not None and latest.op in kinds else 0
+        start = self.pick([*range(len(kinds)), *[-1] * (again * (3 if self._just_ended else 1))])
+        if latest is not None and start < 0:
+            start = kinds.index(latest.op)
+            step = latest.on_with(self, latest.used) if self._fits(type(latest)) else None
+            if step is not None:
+                return step
+        of_rref = [name for name, handle in handles.items() if handle.rref == self._rref]
+        for names in (of_rref, list(handles)):
+            # Replaced downwards, as any kind.
+            for kind in (*kinds[start::-1], *kinds[start + 1 :]):
+                cls = STEP_TYPES[kind]
+                step = cls.on_with(self, names) if names and self._fits(cls) else None
+                if step is not None:
+                    return step
+        return None
+
+    @property
+    def _just_ended(self) -> bool:
+        """Whether a short timeout was drawn for what the last step did with a handle."""
+        timeout = getattr(self._latest, "timeout", None)
+        return timeout is not None and timeout < _IN_TIME and self._rref is not None
+
     def _target(self) -> tuple[int, MessageType]:
         """A rank, and a message that the plan fails or delays there.
 
@@ -642,10 +704,19 @@ class StepDrawer:
             self._block.left -= 1
         for _, name in step.made:
             self._made[name] = self._turn
+        self._note_rref(step)
         self._latest = step
         step.drawn(self)
         if self._block is not None and not self._block.left:
             self.close()
+
+    def _note_rref(self, step: Step) -> None:
+        """Note the RRef that a step has made or used last."""
+        handles = self.scope.handles
+        made = (name for sort, name in step.made if sort == "handle")
+        for name in (*step.used, *made):
+            if name in handles:
+                self._rref = handles[name].rref
 
     # What steps are drawn with.
 
@@ -913,7 +984,7 @@ class StepDrawer:
                 forms += [(timeout, long) for timeout in some if long <= left]
             longer = (*(_LATE,) * 3, *self._lengths[len(_SECONDS) :])
             forms += [(seconds / 4, seconds) for seconds in longer if seconds <= left]
-        timeout, seconds = self.pick((*quick * 3, *forms))
+        timeout, seconds = self.pick((*quick * (1 if self._slow else 3), *forms))
         self._slow_seconds += seconds
         if seconds < min(self.limit(timeout), self.limit(None)):
             self._slow_in_time += seconds
@@ -994,7 +1065,8 @@ class StepDrawer:
         if also is not None:
             return (None, also, in_time)
         if late and delay >= 500:
-            return (None, delay // 2 / 1000, in_time)
+            short = delay // 2 / 1000
+            return (None, short, short, in_time)
         return (None, None, None, in_time)
 
     def in_time(self, more: float = 0.0) -> float:
@@ -1021,6 +1093,31 @@ class StepDrawer:
 
 def _longest_delay(faults: Iterable[Fault]) -> float:
     return max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _going_on(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds that go on with an RRef, each as often as it is to be drawn."""
+    return _as_often(kinds, "goes_on")
+
+
+def _as_often(kinds: tuple[str, ...], number: str) -> tuple[str, ...]:
+    """The kinds, each so many times as an attribute of its class says."""
+    times = {kind: int(getattr(STEP_TYPES[kind], number)) for kind in kinds}
+    return tuple(
+        kind for time in range(max(times.values())) for kind in kinds if times[kind] > time
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _makers(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds that make a handle, and need none."""
+    found = (STEP_TYPES[kind] for kind in _comes_first(kinds))
+    return tuple(
+        cls.op
+        for cls in found
+        if "out" in cls.__dataclass_fields__ and cls.makes.get("out") == "handle"
+    )
 
 
 @functools.lru_cache(maxsize=8)

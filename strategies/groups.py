@@ -58,6 +58,8 @@ class _Drawn:
         self.inits: Counter[int] = Counter()
         #: Whether a refusal has kept the token of the group, as this torch does.
         self.stuck = False
+        #: Whether the last join was refused.
+        self.refused = False
         #: Whether a member has left without telling the others.
         self.broken = False
         #: Whether the name of a rank has a dash.
@@ -74,7 +76,11 @@ class _Drawn:
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
         ways.append(self.departures)
         # Few programs have three ranks and one outside, so refusals come more often there.
-        ways += [self.refusals] * (2 * (len(self.members) > 1))
+        ways += [self.refusals] * (4 * (len(self.members) > 1))
+        # What one member does with a value of another, and leaves behind, needs several steps.
+        ways += [self.uses, self.leaves]
+        # What a refusal has left behind shows in what comes next.
+        ways += [self.leaves] * (4 * self.refused)
         able = [found for way in ways if (found := way())]
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]
@@ -85,7 +91,10 @@ class _Drawn:
     def joins(self) -> list[_Next]:
         """Ranks that may join; none after a refusal where that keeps the token of the group."""
         ranks = [] if self.stuck else self.outside()
-        steps = [Member(rank) for rank in ranks if not self.dashed.get(rank)]
+        open_ = [rank for rank in ranks if not self.dashed.get(rank)]
+        # Who joins for the first time comes more often: where torch has rejoins-alone, little of
+        # what follows a second time is predicted.
+        steps = [Member(rank) for rank in (*open_, *[r for r in open_ if not self.inits[r]] * 3)]
         # Of the last rank alone: where a torch has the finding, nobody joins after it.
         last = self.ranks[-1]
         is_open = self.dashed.get(last, True) and not self.facts.has_bug("dash-in-member-name")
@@ -102,6 +111,7 @@ class _Drawn:
         return [rank for rank in outside if not (once and self.inits[rank])]
 
     def join(self, rank: int, *, dash: bool) -> None:
+        self.refused = False
         self.dashed[rank] = dash
         self.members.append(rank)
         self.inits[rank] += 1
@@ -125,6 +135,7 @@ class _Drawn:
         return [(step, partial(self.refuse, step)) for step in steps]
 
     def refuse(self, step: Member) -> None:
+        self.refused = True
         self.inits[step.at] += 1
         if step.given_rank != step.at:
             self.foreign.add(step.at)
@@ -137,6 +148,8 @@ class _Drawn:
             return []
         holds = set(self.homes.values()) if self.facts.has_bug("leaving-keeps-values") else set()
         able = [rank for rank in self.members if rank not in self.owners | holds]
+        # Who holds something comes more often: it must be given back.
+        able += [rank for rank in able if rank in self.homes.values()] * 3
         return [(Member(rank, "leave"), partial(self.leave, rank)) for rank in able]
 
     def departures(self) -> list[_Next]:

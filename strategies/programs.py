@@ -7,6 +7,7 @@ small whole numbers, so float64 arithmetic on them is exact.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
+from rpcprops.strategies._weighted import Weighted
 from rpcprops.strategies.drawing import (
     PARALLEL,
     TIMEOUTS,
@@ -232,8 +234,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold one bit for each group, and twice 8 bits or more.
-    many = 3 + len(groups) // 8
+    # bits are 0. They hold one bit for each group, then 8, 15 and two bits.
+    many = 4 + len(groups) // 8
     bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
     # One number for all, as below.
@@ -253,13 +255,15 @@ def _program_drawer(
             settles=settled,
             facts=known,
             # Not where a default timeout makes the rate slow.
-            minutes=rpc_timeout is None and more % _FEW == _FEW - 1,
+            minutes=rpc_timeout is None and more % (1 << 8) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
-            threads=_THREADS[(more >> 8) % len(_THREADS)],
+            threads=_THREADS[(more >> 8) % (1 << 15) % len(_THREADS)],
+            goes_on=bool(more >> 23 & 1),
+            slow=bool(more >> 24 & 1),
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
-        size = least + draw(below(1 + most - least))
+        size = least + draw(_sizes(most - least))
         maybe, surely = (_step(steps, most, must=must) for must in (False, True))
         for left in range(size, 0, -1):
             draw(surely if steps.count + left <= least else maybe)
@@ -279,6 +283,12 @@ def _program_drawer(
         )
 
     return draw_program
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(most: int) -> st.SearchStrategy[int]:
+    """A number up to `most`, larger ones more often: many bugs need several steps."""
+    return Weighted(0, most, {size: 1.0 + size for size in range(most + 1)})
 
 
 @st.composite

@@ -253,9 +253,9 @@ class Context(Step):
         value = drawer.pick(TENSORS)
         # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
         once = len({at, *path}) > len(path)
-        may_break = once or not drawer.facts.has_bug("failed-backward-revisits-rank")
-        able = path if may_break and form.get("backward", True) else []
-        breaks = drawer.pick((*(None,) * (1 + 3 * len(path)), *able))
+        revisits = not drawer.facts.has_bug("failed-backward-revisits-rank")
+        able = path if (once or revisits) and form.get("backward", True) else []
+        breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
         return cls(at, drawer.name("context"), tuple(path), value, **form)
@@ -272,6 +272,8 @@ class Context(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+        revisits = len({self.at, *self.path}) <= len(self.path)
+        drawer.may_keep_call |= self.breaks is not None and revisits
 
 
 def _is_close(seen: object, expected: float) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -87,8 +87,10 @@ class Step:
     order: ClassVar[float | None] = None
     #: Its place, before `order`, among the steps that make a rank send one type of message.
     aim_order: ClassVar[int] = 1
-    #: Whether it is drawn twice as often as the rest.
-    often: ClassVar[bool] = False
+    #: How many times more often than the rest it is drawn.
+    often: ClassVar[int] = 0
+    #: How often it is drawn among the steps that go on with an RRef: see :meth:`on_with`.
+    goes_on: ClassVar[int] = 0
     #: Whether it needs no earlier step, so that it can always come next.
     comes_first: ClassVar[bool] = True
     #: Whether it may stand in a branch of a parallel step.
@@ -261,6 +263,14 @@ class Step:
         If it needs a handle and there is none, it returns a way to draw a step that makes one.
         """
         return []
+
+    @classmethod
+    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
+        """A step of this kind that goes on with one of these handles, which are of one RRef.
+
+        If there is none, None, with nothing drawn.
+        """
+        return None
 
     def drawn(self, drawer: StepDrawer) -> None:
         """Record in `drawer`, which has just taken this step, what later steps must respect."""

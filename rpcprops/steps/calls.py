@@ -206,7 +206,7 @@ class Wait(Step):
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
-    often: ClassVar[bool] = True  # because a wait seldom finds a future
+    often: ClassVar[int] = 1  # because a wait seldom finds a future
     comes_first: ClassVar[bool] = False
     at: int
     future: str
@@ -296,7 +296,10 @@ class Count(Step):
             return None
         at = drawer.pick(able)
         to = drawer.pick(drawer.countable(at))
-        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        # Until a settle nobody counts where such a call ended late, so some rank must be left.
+        late = 1 + len(drawer.counted_late) < len(drawer.ranks) and not drawer.in_parallel
+        slow_late = late and drawer.settles
+        timed = drawer.timing(at, MessageType.PYTHON_CALL, late=late, slow_late=slow_late)
         return cls(at, to, *timed)
 
     def drawn(self, drawer: StepDrawer) -> None:

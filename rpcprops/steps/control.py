@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,6 +60,7 @@ class Settle(Step):
     after_rejoin: ClassVar[bool] = True
     runs: ClassVar[str] = ""
     order: ClassVar[float | None] = 14
+    goes_on: ClassVar[int] = 2
     in_branch: ClassVar[bool] = False
 
     def enter(self, scope: Scope) -> None:
@@ -75,6 +77,12 @@ class Settle(Step):
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Settle:
         return cls()
+
+    @classmethod
+    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
+        if drawer.in_parallel or isinstance(drawer.steps[-1], cls):
+            return None
+        return cls.draw(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended = dict.fromkeys(drawer.ended, True)

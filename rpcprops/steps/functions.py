@@ -233,7 +233,8 @@ class Raising(Step):
         kind: Any = drawer.pick(get_args(Raised))
         how: Any = drawer.pick(get_args(RaisedIn))
         garbles = drawer.facts.has_bug("garbled-exception-text")
-        texts = _TEXTS if garbles else _TEXTS + _GARBLED_TEXTS
+        # What torch once got wrong comes more often where it has been mended.
+        texts = _TEXTS if garbles else _TEXTS + _GARBLED_TEXTS * 2
         index = drawer.pick(range(len(texts) + 3))
         letter = drawer.pick(range(_CHARACTERS))
         timed = _timing(drawer, at, timed=how != "remote")
@@ -625,7 +626,8 @@ class Deferred(Step):
             for form in get_args(DeferredForm)
             if (form != "exception" or not as_value) and (is_plain or form not in waiting)
         ]
-        form: Any = drawer.pick(forms)
+        # What torch once got wrong comes more often where it has been mended.
+        form: Any = drawer.pick(forms if as_value else [*forms, *["exception"] * 2])
         how: Any = drawer.pick(get_args(DeferredBy))
         then = drawer.peer(to)
         left, right = drawer.pick(PAIRS)

@@ -42,6 +42,7 @@ class Retry(Step):
     """
 
     op: ClassVar[str] = "retry"
+    often: ClassVar[int] = 3  # because the ranks are seldom at rest
     in_branch: ClassVar[bool] = False
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rpcprops._given import shown
@@ -59,6 +60,7 @@ class OfHandle(Step):
     __slots__ = ()
 
     comes_first: ClassVar[bool] = False
+    goes_on: ClassVar[int] = 1
     handle: str
 
     def enter(self, scope: Scope) -> None:
@@ -85,6 +87,12 @@ class OfHandle(Step):
             return None
         name = drawer.recall(names)
         return cls.using(drawer, name, drawer.scope.handles[name], **aim)
+
+    @classmethod
+    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
+        usable = cls.usable(drawer)
+        able = [name for name in names if name in usable]
+        return cls.draw(drawer, names=able) if able else None
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
@@ -228,6 +236,13 @@ class Remote(Step):
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message.name.endswith("_FETCH_CALL"):
+            # The function fetches its argument.
+            typed = message is fetch_message(typed=True)
+            names = drawer.shareable(lambda h: h.typed == typed and rank not in (h.owner, h.home))
+            homes = {drawer.scope.handles[name].home for name in names}
+            draw = partial(cls.draw, drawer, to=(rank,), flavours=FLAVOURS[:1])
+            return [(cls.op, partial(draw, at=home)) for home in sorted(homes)]
         if message not in (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL):
             return []
         flavours = _flavours_of(message)
@@ -309,7 +324,8 @@ class Share(OfHandle):
     op: ClassVar[str] = "share"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 2
-    often: ClassVar[bool] = True
+    often: ClassVar[int] = 1
+    goes_on: ClassVar[int] = 2
     at: int
     handle: str
     to: int
@@ -418,7 +434,7 @@ class Fetch(OfHandle):
     op: ClassVar[str] = "fetch"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 1
-    often: ClassVar[bool] = True
+    often: ClassVar[int] = 1
     at: int
     handle: str
     timeout: float | None = None
@@ -550,6 +566,7 @@ class Through(OfHandle):
     op: ClassVar[str] = "through"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 8
+    goes_on: ClassVar[int] = 2
     at: int
     handle: str
     how: Literal["sync", "async", "remote"] = "sync"
@@ -640,6 +657,16 @@ class Through(OfHandle):
         if form != "remote" and not drawer.facts.has_bug("timed-out-type-query"):
             timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
         return cls(handle.home, name, form, addend, out, timeout)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.PYTHON_CALL:
+            return []
+        handles = drawer.scope.handles
+        names = [name for name in cls.usable(drawer) if handles[name].home == rank]
+        # Often, because the first call through an RRef leaves something behind, also if it fails.
+        times = 6 if drawer.delay_milliseconds(rank, message) >= 500 else 2
+        return [(cls.op, lambda: cls.draw(drawer, names=names))] * times if names else []
 
     def drawn(self, drawer: StepDrawer) -> None:
         if self.handle in drawer.uncreated:
@@ -888,7 +915,8 @@ class Drop(OfHandle):
     op: ClassVar[str] = "drop"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 4
-    often: ClassVar[bool] = True
+    often: ClassVar[int] = 1
+    goes_on: ClassVar[int] = 2
     at: int
     handle: str
     by: Literal["del", "scope"] = "del"

@@ -522,8 +522,9 @@ class Carry(Step):
         sorts = [sort for sort in able if sort != "slow" or may_be_slow]
         # What torch once got wrong comes more often where it has been mended.
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
-        sort = drawer.pick([*sorts, *mended * _MENDED_OFTEN])
-        way = drawer.pick(able[sort])
+        sort = drawer.pick([*sorts, *mended * (len(sorts) // max(1, len(mended)))])
+        ways = able[sort]
+        way = drawer.pick([*ways, *[way for way in ways if way in SORTS[sort].bugs] * len(ways)])
         timed = _may_time_out(SORTS[sort], way)
         timeout, seconds = drawer.timing(
             caller,
@@ -556,8 +557,6 @@ class Carry(Step):
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
 
 
-#: How many times more often.
-_MENDED_OFTEN = 3
 #: The ways by which one call carries the value.
 _TIMED: tuple[Way, ...] = ("result", "echo", "async")
 

@@ -366,6 +366,7 @@ class Ask(OfHandle):
     op: ClassVar[str] = "ask"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 53
+    goes_on: ClassVar[int] = 2
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
     handle: str
@@ -407,7 +408,8 @@ class Ask(OfHandle):
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
         further = (CONFIRMED,) if handle.home == handle.owner else OF_USERS
         if handle.home != handle.owner and not drawer.facts.has_bug("unconfirmed-user"):
-            further = (*OF_USERS, CONFIRMED)
+            # What torch once got wrong comes more often where it has been mended.
+            further = (*OF_USERS, *(CONFIRMED,) * 8)
         return cls(handle.home, name, drawer.pick((*ANYWHERE, *further)))
 
 

@@ -258,15 +258,15 @@ _ALL = (
             "When a remote() to its own rank times out before its message is sent, or before its "
             "function has returned, torch forgets the RRef. When the function then returns, torch "
             "fails an internal assertion, which asks for a bug report, since it has no such RRef. "
-            "What the function made is thrown away."
+            "What the function made is thrown away, and who waits for it already waits for ever."
         ),
         source=(
             "torch/csrc/distributed/rpc/request_callback_no_python.cpp: "
             "RequestCallbackNoPython::assignOwnerRRef asks RRefContext::getOwnerRRef "
             "(rref_context.cpp) with forceCreated for an RRef that "
-            "RRefContext::delForkOfOwner has erased"
+            "RRefContext::delForkOfOwner has erased; OwnerRRef::getValue (rref_impl.cpp) waits"
         ),
-        shows_as=frozenset({"ErrorInLog"}),
+        shows_as=frozenset({"ErrorInLog", "RankHung"}),
         logs="owner_assertion",
     ),
     Finding(

@@ -669,7 +669,7 @@ def test_forms_of_steps_are_drawn() -> None:
 
 def test_contexts_that_break_are_drawn() -> None:
     """Some contexts have a rank whose backward raises."""
-    found = draws(programs(min_steps=8, kinds=("context",)), 20)
+    found = draws(programs(min_steps=8, kinds=("context",)), 20, start=1)
     leaves = [leaf for program in found for leaf in program.leaves]
     assert any(isinstance(leaf, Context) and leaf.breaks is not None for leaf in leaves)
 

@@ -45,6 +45,8 @@ FEWEST = {
 #: `through` is one in a hundred of the steps that are drawn, and this finding needs two that use
 #: one handle, each with a timeout shorter than a delay.
 AMONG = {"timed-out-type-query": ("remote", "through")}
+#: The seed of a search, where 0 first meets a finding in another way, which takes more steps.
+SEEDS = {"failed-async-proxy": 1}
 #: The kinds that need an earlier step, or two.
 NEEDS: dict[str, int] = {
     **dict.fromkeys(("fetch", "share", "drop", "local", "wait", "through", "bump", "ask"), 1),
@@ -55,7 +57,7 @@ NEEDS: dict[str, int] = {
 def smallest(name: str, strategy: st.SearchStrategy[Any], holds: Callable[[Any], bool]) -> Any:
     """What the search ends at; prints the seconds of the processor that it took."""
     began = time.process_time()
-    found = find(strategy, holds, settings=SEARCH, random=Random(0))
+    found = find(strategy, holds, settings=SEARCH, random=Random(SEEDS.get(name, 0)))
     print(f"{name:32} {time.process_time() - began:5.1f} s  {found!r}")
     return found
 
