@@ -524,7 +524,8 @@ class Carry(Step):
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
         sort = drawer.pick([*sorts, *mended * (len(sorts) // max(1, len(mended)))])
         ways = able[sort]
-        way = drawer.pick([*ways, *[way for way in ways if way in SORTS[sort].bugs] * len(ways)])
+        meeting = [way for way in ways if way in SORTS[sort].bugs]
+        way: Any = drawer.pick([*ways, *meeting * len(ways)])
         timed = _may_time_out(SORTS[sort], way)
         timeout, seconds = drawer.timing(
             caller,

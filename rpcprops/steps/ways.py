@@ -410,7 +410,8 @@ class Ask(OfHandle):
         if handle.home != handle.owner and not drawer.facts.has_bug("unconfirmed-user"):
             # What torch once got wrong comes more often where it has been mended.
             further = (*OF_USERS, *(CONFIRMED,) * 8)
-        return cls(handle.home, name, drawer.pick((*ANYWHERE, *further)))
+        what: Any = drawer.pick((*ANYWHERE, *further))
+        return cls(handle.home, name, what)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
