@@ -72,12 +72,12 @@ def test_a_delay_outlasts_it() -> None:
     """A delayed call ends at the default, and so does the question for a type; others do not."""
     steps = (Call(0, 1), Call(0, 1, timeout=200.0), Remote(0, 1, "a"), Through(0, "a"), Count(0, 1))
     assert _errors(steps, 60.0, LATE) == ["timeout", "", "", "timeout", "timeout"]
+    assert _errors((Nest(0, 1, 2, "a"),), 60.0, LATE) == ["timeout"]
 
 
 def test_what_is_not_known_is_refused() -> None:
     """Where the default may come for a message of which nothing is predicted, there is an error."""
     for steps in (
-        (Nest(0, 1, 2, "a"),),
         (Chain(0, 1, 2),),
         (Recurse(0, (1, 0), 3.0),),
         (Remote(0, 1, "a"), Share(0, "a", 2, "b")),

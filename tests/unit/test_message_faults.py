@@ -32,7 +32,7 @@ from rpcprops.faults import (
 )
 from rpcprops.oracle import FaultCount, account, judge, predict
 from rpcprops.outcomes import Outcome, RankOutcome, SentMessage, Violation
-from rpcprops.programs import Call, Program
+from rpcprops.programs import Call, Drop, Program, Remote
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.as_test import regression_test
 from rpcprops.report.script import script_of
@@ -523,13 +523,13 @@ def test_a_cluster_refuses_it_before_it_starts() -> None:
 
 def test_the_oracle_says_why_it_predicts_nothing_under_it() -> None:
     """A program under it is refused by name; what ranks hold and how they exit is judged."""
-    plan = FaultPlan(others=(LOSE,))
+    plan, program = FaultPlan(others=(LOSE,)), Program(2, (Remote(0, 1, "a"), Drop(0, "a")))
     says = r"does not predict .* under 1:message:lose:RREF_ACK:nth-1 .*rpc_timeout.*; take it out"
     with pytest.raises(UsageError, match=says):
-        predict(PROGRAM, plan)
+        predict(program, plan)
     ranks = (RankOutcome(0, "a"), RankOutcome(1, "b", signal=6))
     with pytest.raises(UsageError, match=says):
-        judge(PROGRAM, plan, Outcome(2, ranks=ranks))
+        judge(program, plan, Outcome(2, ranks=ranks))
     (found,) = judge(None, plan, Outcome(2, ranks=ranks, messages=RUN))
     assert found.promise == "RankDied"
     assert judge(None, plan, Outcome(2, ranks=ranks[:1], messages=RUN)) == ()
