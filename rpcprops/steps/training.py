@@ -14,7 +14,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS
-from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close
+from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Handle, Model
@@ -98,8 +98,16 @@ class _Optimizing(Step):
 
 
 def _owners(drawer: StepDrawer, at: int, first: Sequence[int]) -> tuple[int, ...]:
-    """One to three owners; the first is in `first`, if any are."""
+    """One to three owners; the first is in `first`, if any are.
+
+    Of several parameters, a torch with second-failed-remote takes the one whose creation is lost
+    for a good one, and its owner never answers. The error of another one then ends the step, and
+    that call stays. So there is one where creations may be lost.
+    """
     owners = [drawer.pick(first or drawer.peers[at])]
+    is_lost = drawer.may_fail(at, (remote_message(typed=False),))
+    if is_lost and drawer.facts.has_bug("second-failed-remote"):
+        return tuple(owners)
     for _ in range(_MOST_OWNERS - 1):
         others = [rank for rank in drawer.peers[at] if rank not in owners]
         owner = drawer.pick((None, None, *others))
