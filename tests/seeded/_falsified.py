@@ -1566,11 +1566,13 @@ def _unreported(world: World) -> Falsified:
 
 
 def _record(world: World) -> list[SentMessage]:
-    """The requests that the model predicts, each answered, with those of the shutdown."""
+    """The requests that the model predicts, each answered; those of the shutdown and of groups too."""
     kinds = [
         (send.rank, send.to, str(send.message))
         for send in (*world.prediction.sends, *world.prediction.last_sends)
     ]
+    for (rank, to), times in (world.prediction.told or {}).items():
+        kinds += [(rank, to, "PYTHON_CALL")] * times
     gathers = world.prediction.graceful and world.program.gathers
     for rank in range(1, world.outcome.world_size) if gathers else ():
         kinds += [(rank, 0, "PYTHON_CALL"), (0, rank, "PYTHON_CALL")]
