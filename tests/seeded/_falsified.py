@@ -1566,7 +1566,7 @@ def _unreported(world: World) -> Falsified:
 
 
 def _record(world: World) -> list[SentMessage]:
-    """The requests that the model predicts, each answered; those of the shutdown and of groups too."""
+    """The requests that the model predicts, each answered, and those that ranks and groups add."""
     kinds = [
         (send.rank, send.to, str(send.message))
         for send in (*world.prediction.sends, *world.prediction.last_sends)
