@@ -296,10 +296,9 @@ class StepDrawer:
             needs a free thread, and what a call waits for one is only known to be below a bound.
         lasting: handles whose value may take longer to make than the default timeout, until a
             settle.
-        unread: whether an answer with an RRef came too late. A torch with late-answer-keeps-rref
-            keeps that RRef, so the ranks do not shut RPC down before the end.
-        may_keep_call: whether a call may never end (failed-backward-revisits-rank). A shutdown
-            would wait for it, so a settle must show it before.
+        may_keep: whether, by a known finding, a call may be kept for ever (failed-backward-
+            revisits-rank) or an RRef (unpicklable-after-rref, late-answer-keeps-rref). A shutdown
+            would wait for it, so the ranks shut RPC down at the end only, and settle before that.
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
             with rref-lifetime-after-reinit, and only its owner can send it on one with
             rref-sent-after-reinit, so none is made there.
@@ -370,8 +369,7 @@ class StepDrawer:
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
-        self.unread = False
-        self.may_keep_call = False
+        self.may_keep = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
@@ -448,7 +446,9 @@ class StepDrawer:
         if least > MAX_WORKER_THREADS:
             reject()
         if self.threads is not None:
-            needed = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=has_bug)
+            # A default timeout ends the calls whose functions would wait in vain.
+            patient = has_bug or timed
+            needed = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=patient)
             if needed <= MAX_WORKER_THREADS:
                 return max(needed, self.threads)
         return least if least > ENOUGH_THREADS else None
@@ -477,9 +477,9 @@ class StepDrawer:
         """Whether torch's shutdown may overtake the steps so far, if no settle follows them.
 
         On a torch with these findings, shutdown does not wait for a creation whose delete will be
-        retried, and it deletes what a function still uses. It waits for a call that never ends.
+        retried, and it deletes what a function still uses. It waits for what is kept for ever.
         """
-        if self.may_keep_call:
+        if self.may_keep:
             return True
         has_bug = self.facts.has_bug
         deletes = (MessageType.RREF_USER_DELETE,)
@@ -842,7 +842,7 @@ class StepDrawer:
     def note_unread(self, name: str) -> None:
         """Note that the answer that brings a handle comes too late, so no later step has it."""
         del self.scope.handles[name]
-        self.unread = True
+        self.may_keep = True
 
     def is_early(self, name: str) -> bool:
         """Whether a handle is at its owner, which is perhaps still making the value."""

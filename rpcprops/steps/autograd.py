@@ -273,7 +273,7 @@ class Context(Step):
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
         revisits = len({self.at, *self.path}) <= len(self.path)
-        drawer.may_keep_call |= self.breaks is not None and revisits
+        drawer.may_keep |= self.breaks is not None and revisits
 
 
 def _is_close(seen: object, expected: float) -> bool:

@@ -288,7 +288,7 @@ class Member(Step):
             group.kept.append((user.rref, user.fork))
             model.drop(user)
         if group.joined[self.at] in group.stuck:
-            says = f"got \\w+: .*(?i:{model.facts.texts.timed_out})"
+            says = f"got \\w+: .*(?i:{model.facts.texts.timed_out})|does not end"
             model.meets_here("failed-join-keeps-token", self.at, says)
         group.tells_of_leave(self.at)
         del group.joined[self.at]

@@ -391,7 +391,7 @@ class Rejoin(Step):
 def _may_leave(drawer: StepDrawer) -> bool:
     """Whether ranks may leave there: a failed init waits too long for most default timeouts."""
     undisturbed = drawer.has_plan and not drawer.loses and drawer.rpc_timeout is None
-    return undisturbed and not drawer.in_parallel and not drawer.unread
+    return undisturbed and not drawer.in_parallel and not drawer.may_keep
 
 
 def _held(counters: Counters) -> int:

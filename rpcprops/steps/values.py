@@ -536,6 +536,10 @@ class Carry(Step):
         )
         return cls(caller, target, sort, way, timeout if timed else None, seconds)
 
+    def drawn(self, drawer: StepDrawer) -> None:
+        fate = SORTS[self.sort]
+        drawer.may_keep |= bool(fate.rrefs) and self.way in fate.bugs
+
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Aim]:
         others = drawer.others[rank]

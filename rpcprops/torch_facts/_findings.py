@@ -476,7 +476,7 @@ _ALL = (
             "finally; what it wraps in _tensorpipe_init_backend_handler (backend_registry.py) "
             "can raise"
         ),
-        shows_as=frozenset({"UnexpectedError"}),
+        shows_as=frozenset({"UnexpectedError", "RankHung"}),
     ),
     Finding(
         name="rejoins-alone",

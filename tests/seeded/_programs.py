@@ -769,6 +769,15 @@ def refusals() -> list[Program]:
     return [Program(2, (step, Settle()), f"refused[{step.sort},{step.way}]") for step in sent]
 
 
+def onwards() -> list[Program]:
+    """One to three functions at once that call on, along each path of three ranks."""
+    return [
+        Program(3, (Onward(at, to, then, calls),), f"onwards[{at}-{to}-{then},{calls}]")
+        for at, to, then in itertools.permutations(range(3))
+        for calls in (1, 3)
+    ]
+
+
 def bumps() -> list[Program]:
     """One value that creator, user and owner hold; two of them bump it, and all of them read it."""
     homes = {"a": 0, "b": 2, "o": 1}
