@@ -258,7 +258,7 @@ class Train(_Optimizing):
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
         able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
         # What torch once got wrong comes more often where it has been mended.
-        often: list[Optimizer] = [] if rounds_factor else ["Rprop"] * 3
+        often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
         optimizer = drawer.pick([*able, *often])
         rounds = drawer.pick(_ROUNDS)
         return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
