@@ -259,7 +259,7 @@ class Train(_Optimizing):
         able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
         # What torch once got wrong comes more often where it has been mended.
         often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
-        optimizer = drawer.pick([*able, *often])
+        optimizer: Optimizer = drawer.pick([*able, *often])
         rounds = drawer.pick(_ROUNDS)
         return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
 
