@@ -25,7 +25,15 @@ from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
 from rpcprops.confirmation import is_decided
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import Prediction, chosen, is_expected, judge, lost_seconds, predict_in
+from rpcprops.oracle import (
+    Prediction,
+    chosen,
+    is_expected,
+    judge,
+    lost_seconds,
+    predict_in,
+    seconds_in_vain,
+)
 from rpcprops.outcomes import Outcome, StepOutcome, Violation
 from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
@@ -342,7 +350,8 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     lasts = threads.lasts if threads.are_few else program.lasts
     facts = facts_of(cluster.torch_version)
     prediction = predict_in(program, plan, size, facts)
-    cluster.take_time(lasts + _in_vain(program, prediction) + lost_seconds(program, plan))
+    lasts += seconds_in_vain(program, prediction.met) + lost_seconds(program, plan)
+    cluster.take_time(lasts)
     cluster.may_reuse = reuse
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
@@ -418,12 +427,6 @@ def _parts(
             yield number, step.at_once, step
     if branch:
         yield first, (branch,), branch[0]
-
-
-def _in_vain(program: Program, prediction: Prediction) -> float:
-    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
-    met = {one.step for one in prediction.met if one.finding == "timeout-needs-thread"}
-    return sum(getattr(program.leaves[step], "patience", 0.0) for step in met if step is not None)
 
 
 def _check(program: object, plan: Any, world_size: object, transport: object) -> None:

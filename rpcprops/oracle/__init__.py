@@ -3,7 +3,7 @@
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
-from rpcprops.oracle._findings import set_apart
+from rpcprops.oracle._findings import seconds_in_vain, set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._messages import lost_seconds
 from rpcprops.oracle.errors import error_class, is_expected
@@ -37,5 +37,6 @@ __all__ = [
     "predict",
     "predict_for",
     "predict_in",
+    "seconds_in_vain",
     "set_apart",
 ]

@@ -87,6 +87,12 @@ def explanations(
     return tuple(sorted(names))
 
 
+def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:
+    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
+    steps = {one.step for one in met if one.finding == "timeout-needs-thread"}
+    return sum(getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None)
+
+
 def set_apart(
     program: Program,
     met: Iterable[str | Met],

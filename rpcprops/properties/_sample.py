@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.faults import MessageType
-from rpcprops.oracle import fired, predict
+from rpcprops.oracle import fired, predict, seconds_in_vain
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.properties._base import Case, Observation
 from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts, facts_of
@@ -44,6 +44,7 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     if any(times and fault.unseen_waits for fault, times in struck.items()):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
     waits += sum(leaf.lasts for leaf in program.leaves)
+    waits += seconds_in_vain(program, prediction.met)
     if not program.settles:
         # In the shutdown all ranks drop their remaining handles at the same time.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]

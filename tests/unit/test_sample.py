@@ -7,7 +7,7 @@ import pytest
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FaultCount, predict
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import Fetch, Program, Remote
+from rpcprops.programs import Fetch, Onward, Program, Remote
 from rpcprops.properties import Case, Observation
 from rpcprops.properties import _programs as p
 from rpcprops.properties._sample import (
@@ -109,3 +109,10 @@ def test_a_case_that_may_hang_is_left_out() -> None:
     facts = facts_of("2.13.0")
     assert "second-failed-remote" in predict(case.program, case.plan, facts).known_bugs
     assert real_waits(case, facts) > 10 * CASE_SECONDS
+
+
+def test_a_case_that_waits_in_vain_is_no_cheap_one() -> None:
+    """Where no thread is free for a timeout, a step waits as long as it can, also in real time."""
+    for threads, waits in ((2, True), (8, False)):
+        program = Program(1, (Onward(0, 0, 0, 2, patience=1200.0),), num_worker_threads=threads)
+        assert (real_waits(Case(program, FaultPlan())) >= 1200.0) is waits
