@@ -45,8 +45,10 @@ FEWEST = {
 #: `through` is one in a hundred of the steps that are drawn, and this finding needs two that use
 #: one handle, each with a timeout shorter than a delay.
 AMONG = {"timed-out-type-query": ("remote", "through")}
-#: The seed of a search, where 0 first meets a finding in another way, which takes more steps.
-SEEDS = {"failed-async-proxy": 1}
+#: Findings for which the search stops too early, and why. Once one does not, its test fails.
+STOPS_EARLY = {
+    "failed-async-proxy": "it ends at a remote and a call through it, and Method alone shows it too"
+}
 #: The kinds that need an earlier step, or two.
 NEEDS: dict[str, int] = {
     **dict.fromkeys(("fetch", "share", "drop", "local", "wait", "through", "bump", "ask"), 1),
@@ -57,12 +59,20 @@ NEEDS: dict[str, int] = {
 def smallest(name: str, strategy: st.SearchStrategy[Any], holds: Callable[[Any], bool]) -> Any:
     """What the search ends at; prints the seconds of the processor that it took."""
     began = time.process_time()
-    found = find(strategy, holds, settings=SEARCH, random=Random(SEEDS.get(name, 0)))
+    found = find(strategy, holds, settings=SEARCH, random=Random(0))
     print(f"{name:32} {time.process_time() - began:5.1f} s  {found!r}")
     return found
 
 
-@pytest.mark.parametrize("finding", FEWEST)
+@pytest.mark.parametrize(
+    "finding",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=STOPS_EARLY[name], strict=True))
+        if name in STOPS_EARLY
+        else name
+        for name in FEWEST
+    ],
+)
 def test_a_finding_ends_at_its_fewest_steps(finding: str) -> None:
     """A program that the oracle says meets a finding shrinks to as few steps as are known."""
     kinds = AMONG.get(finding)
