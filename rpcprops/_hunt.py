@@ -28,6 +28,7 @@ from rpcprops._files import GrowingFile, Unwritten
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import (
+    CANDIDATES,
     WITHOUT_FAULTS,
     Case,
     Examination,
@@ -93,6 +94,7 @@ class Batch:
         unconfirmed: failures that real time did not show again, in the same form.
         agent: the RPC agent of the ranks; empty if it is torch's faulty one.
         known: whether what meets known findings was drawn as well.
+        candidates: of how many drawn examples one was run.
         used: how many runs were in ranks that had run other programs before.
     """
 
@@ -123,6 +125,7 @@ class Batch:
     format: int = _FORMAT
     agent: str = ""
     known: bool = False
+    candidates: int = 1
     used: int = 0
 
 
@@ -168,6 +171,24 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a hunt is to have in the end, and how it is to get there.
+
+    Attributes:
+        examples: how many different examples.
+        batch_size: the most of them in one batch, after which the file is written.
+        share_without_faults: how many of the examples are to have no fault, from 0 to 1. A batch
+            has faults or has none, so the share is near this one at the end only.
+        candidates: of so many drawn examples one is run, that with most of what was seldom run.
+    """
+
+    examples: int
+    batch_size: int = BATCH_SIZE
+    share_without_faults: float = SHARE_WITHOUT_FAULTS
+    candidates: int = CANDIDATES
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """A batch that is to be drawn.
 
@@ -175,6 +196,7 @@ class Order:
         draws: how many different examples it is to have.
         real_seconds: how long passing cases may also run in real time.
         known: whether what meets known findings is drawn as well.
+        candidates: of how many drawn examples one is run.
     """
 
     property: str
@@ -183,6 +205,7 @@ class Order:
     draws: int
     real_seconds: float = 0.0
     known: bool = False
+    candidates: int = CANDIDATES
 
     @builtins.property
     def key(self) -> tuple[str, int, str]:
@@ -398,22 +421,18 @@ class Hunt:
         return max(0, examples - all_ - alone)
 
     def order(
-        self,
-        examples: int,
-        *,
-        batch_size: int = BATCH_SIZE,
-        share: float = SHARE_WITHOUT_FAULTS,
-        under_way: Collection[Order] = (),
-        jobs: int = 1,
+        self, wanted: Wanted, *, under_way: Collection[Order] = (), jobs: int = 1
     ) -> Order | None:
         """The next batch to draw; None if those that are under way may be enough.
 
         Args:
-            examples: how many different ones the hunt is to have in all.
-            batch_size: the most draws of one batch.
-            share: how many of the examples are to have no fault.
             jobs: how many batches are drawn at once.
         """
+        examples, share, batch_size = (
+            wanted.examples,
+            wanted.share_without_faults,
+            wanted.batch_size,
+        )
         if self._expected(under_way)[1] >= examples:
             return None
         name, seed, transport = self.next_batch(share, under_way)
@@ -430,6 +449,7 @@ class Hunt:
             min(most, max(_LEAST_DRAWS, missing)),
             max(0.0, allowed) / jobs,
             self.known,
+            wanted.candidates,
         )
 
     def must_be_of(self, torch: str, agent: str) -> None:
@@ -482,6 +502,7 @@ def run_order(
         agent=_stored(server.agent),
         draws=order.draws,
         known=order.known,
+        candidates=order.candidates,
     )
     used = runner.worlds["used"]
     began = time.monotonic()
@@ -504,6 +525,7 @@ def run_order(
             seed=order.seed,
             on_example=seen,
             different=True,
+            candidates=order.candidates,
             real_seconds=order.real_seconds,
             transport=order.transport,
         )
@@ -541,20 +563,15 @@ def _complete(batch: Batch, result: Examination, where: list[Path]) -> None:
 def go_on(
     hunt: Hunt,
     runner: Runner,
+    wanted: Wanted,
     *,
-    examples: int,
-    batch_size: int = BATCH_SIZE,
-    share_without_faults: float = SHARE_WITHOUT_FAULTS,
     on_example: Callable[[Batch], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
 ) -> None:
-    """Add batches until the hunt has that many different examples.
+    """Add batches until the hunt has as many different examples as are wanted.
 
     Args:
-        batch_size: the most draws between two writes.
-        share_without_faults: how many of the examples are to have no fault, from 0 to 1. A batch
-            has faults or has none, so the share is near this one at the end only.
         on_example: called after each example with the batch so far, for a progress display.
         on_batch: called after each batch, when it is in the file.
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
@@ -564,7 +581,7 @@ def go_on(
     """
     hunt.must_be_of(runner.server.torch_version, runner.server.agent)
     now = hunt.clock()
-    while order := hunt.order(examples, batch_size=batch_size, share=share_without_faults):
+    while order := hunt.order(wanted):
         began = now()
         batch = run_order(order, runner, on_example, artefacts)
         batch.began = began

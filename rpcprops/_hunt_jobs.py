@@ -25,7 +25,7 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from rpcprops import _guard
-from rpcprops._hunt import BATCH_SIZE, SHARE_WITHOUT_FAULTS, Batch, Hunt, Order, run_order
+from rpcprops._hunt import Batch, Hunt, Order, Wanted, run_order
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
 from rpcprops.errors import HarnessError, MachineCannot, UsageError
@@ -159,13 +159,7 @@ class Team:
     _is_hunting: bool = False
     _now: Callable[[], float] = lambda: 0.0
 
-    def go_on(
-        self,
-        examples: int,
-        *,
-        batch_size: int = BATCH_SIZE,
-        share_without_faults: float = SHARE_WITHOUT_FAULTS,
-    ) -> None:
+    def go_on(self, wanted: Wanted) -> None:
         """As :func:`rpcprops._hunt.go_on`.
 
         An order during which a worker dies is given to another one.
@@ -174,16 +168,16 @@ class Team:
             UsageError: the hunt is of another torch, or of another agent.
             MachineCannot: a worker cannot run ranks, or several died with the same order.
         """
-        if not self._has_work(examples):
+        if not self._has_work(wanted):
             return
         with contextlib.ExitStack() as stack:
             self._selector = stack.enter_context(selectors.DefaultSelector())
             try:
                 for number in range(1, 1 + self.jobs):
                     self._start(number, stack)
-                while self._has_work(examples):
+                while self._has_work(wanted):
                     for worker in self._idle():
-                        order = self._next_order(examples, batch_size, share_without_faults)
+                        order = self._next_order(wanted)
                         if order is not None:
                             worker.give(order, self._now())
                     for key, _ in self._selector.select():
@@ -203,14 +197,12 @@ class Team:
         for message in messages or []:
             self._take(worker, message)
 
-    def _next_order(self, examples: int, batch_size: int, share: float) -> Order | None:
+    def _next_order(self, wanted: Wanted) -> Order | None:
         """What a worker does next: first what another one has not ended."""
         if self._again:
             return self._again.popleft()
         return self.hunt.order(
-            examples,
-            batch_size=batch_size,
-            share=share,
+            wanted,
             under_way=[w.order for w in self._workers.values() if w.order is not None],
             jobs=self.jobs,
         )
@@ -222,9 +214,9 @@ class Team:
         assert worker.process.stdout is not None
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
 
-    def _has_work(self, examples: int) -> bool:
+    def _has_work(self, wanted: Wanted) -> bool:
         under_way = any(worker.order is not None for worker in self._workers.values())
-        return under_way or bool(self._again) or self.hunt.examples < examples
+        return under_way or bool(self._again) or self.hunt.examples < wanted.examples
 
     def _idle(self) -> list[_Worker]:
         return [w for w in self._workers.values() if w.is_ready and w.order is None]

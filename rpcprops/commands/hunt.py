@@ -33,7 +33,7 @@ from rpcprops.commands.shared import (
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
-    from rpcprops._hunt import Batch, Hunt, Order
+    from rpcprops._hunt import Batch, Hunt, Order, Wanted
     from rpcprops._hunt_jobs import Ranks, Ready
     from rpcprops._hunts import Met
     from rpcprops.commands.live import Line
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _DEFAULT = Path(".rpcprops") / "hunt.jsonl"
 #: The columns of a terminal in which the table of several hunts has room.
 _WIDE = 100
+#: The most draws for each run: Hypothesis gives up where it must draw many more.
+_MOST_CANDIDATES = 50
 #: The most processes of one hunt.
 _MOST_JOBS = 256
 
@@ -74,6 +76,15 @@ def hunt(  # noqa: PLR0913 - the options
             help="The share of examples without a fault, from 0 to 1: many bugs need none.",
         ),
     ] = 0.5,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=_MOST_CANDIDATES,
+            help="Of so many drawn examples the one is run that has most of what was seldom run "
+            "before: options of steps, and steps and faults that meet. 1 runs all.",
+        ),
+    ] = 8,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -122,7 +133,7 @@ def hunt(  # noqa: PLR0913 - the options
     --show FILE FILE … runs nothing: it prints in how many of these hunts each known finding was
     met, and after how many seconds and examples.
     """
-    from rpcprops._hunt import Hunt, summary
+    from rpcprops._hunt import Hunt, Wanted, summary
     from rpcprops._hunt_jobs import Ranks
 
     if show or files:
@@ -133,6 +144,7 @@ def hunt(  # noqa: PLR0913 - the options
         check_output("--file", file, grows=True)
     check_json(json_file)
     kept = Hunt.read(file, seed, known=known)
+    wanted = Wanted(examples, batch, without_faults, candidates)
 
     def ended() -> None:
         stop.ending()
@@ -146,7 +158,7 @@ def hunt(  # noqa: PLR0913 - the options
             say_torch(runner)
             _say_known(kept)
             try:
-                _go_on(kept, runner, examples, batch, without_faults)
+                _go_on(kept, runner, wanted)
             finally:
                 ended()
     else:
@@ -159,7 +171,7 @@ def hunt(  # noqa: PLR0913 - the options
             _say_known(kept)
             try:
                 ranks = Ranks(clock, agent, reuse is not False)
-                _go_on_at_once(kept, many, ranks, examples, batch, without_faults)
+                _go_on_at_once(kept, many, ranks, wanted)
             finally:
                 ended()
     raise typer.Exit(VIOLATED if kept.failures else HOLDS)
@@ -185,11 +197,11 @@ def _say_known(known: Hunt) -> None:
         out.print(f"{known.examples} examples are known from {plain(known.path)}")
 
 
-def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float) -> None:
-    """Draw and run up to `examples` in all; print the result of each batch."""
+def _go_on(known: Hunt, runner: Runner, wanted: Wanted) -> None:
+    """Draw and run what is wanted; print the result of each batch."""
     from rpcprops._hunt import go_on
 
-    with live("hunt", examples, known.examples) as line:
+    with live("hunt", wanted.examples, known.examples) as line:
 
         def on_example(so_far: Batch) -> None:
             note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
@@ -198,21 +210,17 @@ def _go_on(known: Hunt, runner: Runner, examples: int, batch: int, share: float)
         go_on(
             known,
             runner,
-            examples=examples,
-            batch_size=batch,
-            share_without_faults=share,
+            wanted,
             on_example=on_example,
             on_batch=lambda done: _say_batch(known, done, line),
         )
 
 
-def _go_on_at_once(
-    known: Hunt, jobs: int, ranks: Ranks, examples: int, batch: int, share: float
-) -> None:
+def _go_on_at_once(known: Hunt, jobs: int, ranks: Ranks, wanted: Wanted) -> None:
     """As :func:`_go_on`, by several processes."""
     from rpcprops._hunt_jobs import Team
 
-    with live("hunt", examples, known.examples) as line:
+    with live("hunt", wanted.examples, known.examples) as line:
 
         def on_ready(ready: Ready) -> None:
             out.print(f"torch {ready.torch_version}, {plain(ready.clock_note)}")
@@ -232,7 +240,7 @@ def _go_on_at_once(
             on_batch=lambda done: _say_batch(known, done, line),
             on_problem=on_problem,
             on_ending=stop.ending,
-        ).go_on(examples, batch_size=batch, share_without_faults=share)
+        ).go_on(wanted)
 
 
 def _say_batch(known: Hunt, done: Batch, line: Line) -> None:

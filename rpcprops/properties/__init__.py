@@ -11,6 +11,7 @@ from rpcprops.properties._catalogue import (
     drawn_properties,
     shipped_programs,
 )
+from rpcprops.properties._choice import CANDIDATES
 from rpcprops.properties._engine import (
     Examination,
     Failure,
@@ -22,6 +23,7 @@ from rpcprops.properties._engine import (
 from rpcprops.properties._findings import held_case
 
 __all__ = [
+    "CANDIDATES",
     "PROPERTIES",
     "WITHOUT_FAULTS",
     "Case",

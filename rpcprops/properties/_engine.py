@@ -23,6 +23,7 @@ from rpcprops.errors import BrokenPromise, MachineCannot
 from rpcprops.oracle import FaultCount, Finding, account, fired, fired_by_type, judge
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.properties._base import Case, Observation, Property
+from rpcprops.properties._choice import Choice
 from rpcprops.properties._findings import finding_case, held_case
 from rpcprops.properties._sample import ALL_SECONDS, CASE_SECONDS, Sample, real_waits
 from rpcprops.runner import FailedInUse, Ran, Runner
@@ -194,6 +195,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     strict: bool = False,
     by_chance: bool = False,
     different: bool = False,
+    candidates: int = 1,
     real_seconds: float = ALL_SECONDS,
     **options: Any,
 ) -> Examination:
@@ -217,6 +219,8 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
             agent than that of the ranks.
         different: whether only different cases count as draws, drawn independently of how many
             faults fire (otherwise half of the draws are near those in which most do).
+        candidates: of so many different cases the one is run that has most of what was seldom run;
+            1 runs all. Only with `different`.
         real_seconds: how many real seconds the passing cases that also run in real time may take
             (or a tenth of the time of all, if that is more).
         database: where Hypothesis keeps failing cases between runs.
@@ -224,8 +228,9 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
     sample = Sample(needs_faults=prop.needs_faults, seconds=real_seconds)
+    choice = Choice(candidates) if different else None
     examiner = _Examiner(
-        prop, runner, on_example, options, sample, different=different, by_chance=by_chance
+        prop, runner, on_example, options, sample, choice=choice, by_chance=by_chance
     )
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
@@ -268,7 +273,7 @@ class _Examiner:
         options: dict[str, Any],
         sample: Sample,
         *,
-        different: bool,
+        choice: Choice | None,
         by_chance: bool = False,
     ) -> None:
         self.by_chance = by_chance
@@ -283,7 +288,8 @@ class _Examiner:
         self.failing: dict[Case, Observation] = {}
         self.doubted: set[Case] = set()
         self.sample = sample
-        self.different = different
+        #: Which of different cases are run; None: all, and the same ones again.
+        self.choice = choice
         #: Cases that only real time shows to fail, so that real time judges them.
         self.in_real_time: set[Case] = set()
         self.real_only = False
@@ -421,7 +427,7 @@ class _Examiner:
             print_blob=True,
             suppress_health_check=_NO_HEALTH_CHECKS,
             report_multiple_bugs=False,
-            phases=_DIFFERENT_PHASES if self.different else _PHASES,
+            phases=_PHASES if self.choice is None else _DIFFERENT_PHASES,
             verbosity=hypothesis.Verbosity.quiet,
         )
         @hypothesis.given(self.prop.cases())
@@ -441,9 +447,10 @@ class _Examiner:
         return None
 
     def example(self, case: Case) -> None:
-        if self.different and not self.shrinking and case in self.seen:
-            # Hypothesis then draws another one in its place.
-            hypothesis.reject()
+        if self.choice is not None and not self.shrinking:
+            if case in self.seen or not self.choice.takes(case):
+                # Hypothesis then draws another one in its place.
+                hypothesis.reject()
         seen = self.prop.observe(self.runner, case, **self.options)
         self.result.executions += 1
         is_new = not self.shrinking and case not in self.seen

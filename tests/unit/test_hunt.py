@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from rpcprops._hunt import GROUPS, UNDER_FAULTS, Batch, Found, Hunt, Order, digest, hunted, summary
+from rpcprops._hunt import (
+    GROUPS,
+    UNDER_FAULTS,
+    Batch,
+    Found,
+    Hunt,
+    Order,
+    Wanted,
+    digest,
+    hunted,
+    summary,
+)
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
@@ -206,7 +217,7 @@ def test_orders_that_are_under_way_are_not_given_again(tmp_path: Path) -> None:
     """Each of several processes gets other draws, half of them without faults, and not too many."""
     hunt = Hunt(tmp_path / "hunt.jsonl")
     given: list[Order] = []
-    while order := hunt.order(2000, under_way=given, jobs=8):
+    while order := hunt.order(Wanted(2000), under_way=given, jobs=8):
         given.append(order)
     assert len({order.key for order in given}) == len(given)
     alone = sum(order.draws for order in given if order.property == ALONE)
@@ -237,7 +248,7 @@ def test_a_hunt_for_what_is_known_keeps_to_itself(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path)
     for known in (False, True):
         hunt = Hunt.read(tmp_path / str(known), known=known)
-        order = hunt.order(2000)
+        order = hunt.order(Wanted(2000))
         assert order is not None
         assert order.known is hunt.known is known
         one = batch(0, "a")
@@ -256,7 +267,7 @@ def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
     """In smaller batches, which count as without faults; no other hunt draws them."""
     hunt = Hunt(tmp_path / "hunt.jsonl", known=True)
     given: list[Order] = []
-    while order := hunt.order(4000, under_way=given, jobs=8):
+    while order := hunt.order(Wanted(4000), under_way=given, jobs=8):
         given.append(order)
     assert {order.property for order in given} == set(hunted(known=True))
     assert set(hunted(known=True)) - set(hunted()) == {GROUPS}
@@ -266,7 +277,7 @@ def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
 
 
 def _real_seconds(hunt: Hunt, jobs: int = 1) -> float:
-    order = hunt.order(100, jobs=jobs)
+    order = hunt.order(Wanted(100), jobs=jobs)
     assert order is not None
     return order.real_seconds
 

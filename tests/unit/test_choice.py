@@ -1,0 +1,87 @@
+"""Which of the drawn cases a hunt runs. No process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.programs import Call, Drop, End, Fetch, Program, Remote, Share
+from rpcprops.properties import Case
+from rpcprops.properties._choice import Choice, traits_of
+from rpcprops.strategies import programs_under_faults
+from tests._draws import draws
+
+PLAIN = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
+
+
+@functools.cache
+def drawn() -> tuple[Case, ...]:
+    """Cases as a hunt draws them."""
+    return tuple(Case(*pair) for pair in draws(programs_under_faults(max_world_size=4), 600))
+
+
+def taken(candidates: int) -> list[Case]:
+    choice = Choice(candidates)
+    return [case for case in drawn() if choice.takes(case)]
+
+
+def test_one_of_so_many_is_taken() -> None:
+    """With a single candidate all cases are taken, and with eight about every eighth."""
+    assert taken(1) == list(drawn())
+    assert 600 / 12 < len(taken(8)) < 600 / 4
+
+
+def test_the_same_cases_give_the_same_choice() -> None:
+    """So a batch that was interrupted is drawn again as it was."""
+    assert taken(8) == taken(8)
+
+
+def test_what_is_taken_has_more_traits() -> None:
+    """As many cases as they come have far fewer different traits, also for each step."""
+    chosen = taken(8)
+
+    def of_steps(cases: list[Case]) -> float:
+        traits = set().union(*map(traits_of, cases))
+        return len(traits) / sum(len(case.program.leaves) for case in cases)
+
+    first = list(drawn()[: len(chosen)])
+    assert len(set().union(*map(traits_of, chosen))) > 1.4 * len(
+        set().union(*map(traits_of, first))
+    )
+    assert of_steps(chosen) > 1.1 * of_steps(first)
+
+
+def test_a_case_that_was_taken_is_common() -> None:
+    """The same steps again have nothing new, so something else is taken next."""
+    choice = Choice(2)
+    assert choice.takes(Case(PLAIN))
+    assert not choice.takes(Case(PLAIN))
+    assert choice.takes(Case(Program(2, (Call(0, 1, flavour="script", raises=True),))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: Case(Program(2, (Remote(0, 1, "a", timeout=3.0), *PLAIN.steps[1:]))),
+        lambda: Case(Program(2, (Remote(0, 1, "a", flavour="script"), *PLAIN.steps[1:]))),
+        lambda: Case(Program(2, (Remote(0, 0, "a"), *PLAIN.steps[1:]))),
+        lambda: Case(Program(2, (*PLAIN.steps[:2], Share(0, "a", 1, "b"), Drop(0, "a")))),
+        lambda: Case(Program(2, PLAIN.steps, end=End("twice"))),
+        lambda: Case(Program(2, PLAIN.steps, num_worker_threads=2)),
+        lambda: Case(Program(2, PLAIN.steps, rpc_timeout=300.0)),
+        lambda: Case(PLAIN, FaultPlan(by_rank={0: FaultTable(("RREF_USER_DELETE",), 1)})),
+    ],
+    ids=["timeout", "flavour", "itself", "a further step", "end", "threads", "default", "fault"],
+)
+def test_each_of_these_is_a_trait(change: Callable[[], Case]) -> None:
+    """A case with that difference has something that the other one lacks."""
+    assert traits_of(change()) - traits_of(Case(PLAIN))
+
+
+def test_names_and_numbers_are_no_traits() -> None:
+    """Other names, other values and other ranks make nothing rare."""
+    other = Program(3, (Remote(2, 0, "q", left=(3.0,), right=(5.0,)), Fetch(2, "q"), Drop(2, "q")))
+    assert traits_of(Case(other)) == traits_of(Case(PLAIN))
