@@ -436,8 +436,9 @@ class Hunt:
         if self._expected(under_way)[1] >= examples:
             return None
         name, seed, transport = self.next_batch(share, under_way)
-        # So that each process gets some of a short hunt, and each property under faults does.
-        parts = jobs if name in self._without_faults else max(jobs, len(UNDER_FAULTS))
+        # So that each process gets some of a short hunt, and each property does.
+        others = self._without_faults if name in self._without_faults else UNDER_FAULTS
+        parts = max(jobs, len(others))
         most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
         spent = sum(batch.real_seconds for batch in self.batches)

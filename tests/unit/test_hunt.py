@@ -276,6 +276,19 @@ def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
     assert 1800 <= alone <= 2300
 
 
+def test_a_short_hunt_for_what_is_known_has_all_properties(tmp_path: Path) -> None:
+    """Also if the hunt is no longer than a usual batch."""
+    hunt = Hunt(tmp_path / "hunt.jsonl", known=True)
+    names: list[str] = []
+    while order := hunt.order(Wanted(300)):
+        names.append(order.property)
+        cases = [f"{len(names)}-{number}" for number in range(order.draws)]
+        one = batch(order.seed, *cases, transport=order.transport, name=order.property)
+        one.without_faults = cases if order.property in {ALONE, GROUPS} else []
+        hunt.append(one)
+    assert set(names) == set(hunted(known=True))
+
+
 def _real_seconds(hunt: Hunt, jobs: int = 1) -> float:
     order = hunt.order(Wanted(100), jobs=jobs)
     assert order is not None
