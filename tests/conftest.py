@@ -20,7 +20,7 @@ _BY_MODULE = (
     # The first that needs the agent WIRE compiles it.
     *(f"tests/cluster/test_{name}.py" for name in ("preforked", "servers", "wire_messages")),
     *("tests/upstream/test_suites.py", "tests/stress/test_bad_input_pytest.py"),
-    "tests/strategies/test_programs.py",
+    *("tests/seeded/test_falsified.py", "tests/strategies/test_programs.py"),
     "tests/unit/",
 )
 

@@ -121,7 +121,8 @@ class ForkServer:
                     # What an import makes stays: to look for garbage in it takes 0.3 s with torch.
                     f"import gc; gc.disable(); from rpcprops.cluster._server import main\n"
                     f"list(map(__import__, {early!r}))\n"
-                    f"gc.enable(); del gc; main({theirs.fileno()})"
+                    # Once it is enabled, the next object would make it look through all of them.
+                    f"gc.freeze(); gc.enable(); del gc; main({theirs.fileno()})"
                 )
                 self.watcher = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],
