@@ -939,7 +939,7 @@ class Model:
                 raise StepFails(error="injected")
             if self._fate == "late" and len(self.sends) == self._before + 1:
                 # It is the step's own fetch. Whether the value is made then, nobody has seen.
-                self._fetched_late.append(rref)
+                self.fetched_late(rref)
                 raise StepFails(error="timeout")
         rref.made = True
         if rref.error:
@@ -947,6 +947,10 @@ class Model:
         if rref.unclear:
             raise StepFails(error="unknown")
         return list(rref.value)
+
+    def fetched_late(self, rref: RRef) -> None:
+        """A fetch comes to the owner of an RRef only after its sender has given it up."""
+        self._fetched_late.append(rref)
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
         """The result at `at` of a called function, for a value or for the handle it was sent."""

@@ -567,11 +567,6 @@ _ALL = (
             "for it"
         ),
         shows_as=frozenset({"CallLeak"}),
-        not_drawn=(
-            "The fetch must come after a delete that was sent after it. torch's own agents send "
-            "both by one connection, so that is a race of two threads, which nobody can predict; "
-            "with faults of single messages, programs are drawn that meet no finding."
-        ),
     ),
 )
 
