@@ -21,7 +21,8 @@ from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case
 from rpcprops.strategies import programs
 
-#: Virtual seconds after which a message without an answer is given up. The oracle needs 60 to 70.
+#: Virtual seconds after which a message without an answer is given up. The oracle needs 60, and of
+#: what a shutdown sends 70 at most.
 _TIMEOUT = 65.0
 #: Virtual seconds by which what comes after that is late.
 _TOO_LATE = 75.0
