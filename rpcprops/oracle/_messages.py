@@ -341,8 +341,6 @@ class Disturbances:
             _check_order(fault, program)
             if fault.action in ("lose", "delay") and not program.settles:
                 raise refused(fault, "a shutdown that comes before the timeout is not modelled")
-            if _FORWARD & set(fault.may_be) and any(x.op == "refused" for x in program.leaves):
-                raise refused(fault, "the id of a context that has failed is unknown")
 
     def check_branches(self, program: Program) -> None:
         """Check that no fault counts messages of steps that run at the same time.

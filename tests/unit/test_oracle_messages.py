@@ -355,11 +355,6 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "ends the agent",
     ),
     (
-        Program(2, (Context(0, "x", (1,)), Settle(), Refused(0, "x")), rpc_timeout=65.0),
-        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
-        "id of a context",
-    ),
-    (
         Program(2, (Context(0, "x", (1, 0), rrefs=True),), rpc_timeout=65.0),
         MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
         "plain calls",
@@ -458,6 +453,22 @@ def test_a_late_call_of_a_context_makes_the_context_anew() -> None:
         for one in said.met:
             assert re.search(one.says, "worker1 holds 1 context; expected nothing")
             assert not re.search(one.says, "worker1 holds 2 contexts; expected nothing")
+
+
+def test_a_context_that_has_failed_is_refused_everywhere_after_a_settle() -> None:
+    """Also at a rank that never heard of it."""
+    steps: tuple[Step, ...] = (
+        Context(0, "x", (1,)),
+        Settle(),
+        *(Refused(r, "x") for r in range(3)),
+    )
+    for fault in (
+        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
+        MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ"),
+        MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+    ):
+        said = under(fault, program=Program(3, steps, rpc_timeout=65.0))
+        assert [one.value for one in said.steps[2:]] == [{"refused": True}] * 3
 
 
 def test_a_late_call_is_refused_where_its_cleanup_may_be_late() -> None:
