@@ -460,8 +460,12 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
-        if acting and (getattr(step, "rrefs", False) or step.op != "context"):
-            raise refused(acting[0], f"{step!r} is not a context of plain calls")
+        if acting and getattr(step, "rrefs", False):
+            why = (
+                f"{step!r} creates RRefs, and an owner serves the fetch of one that was never "
+                f"created for ever (RRefContext::getOwnerRRef), which is not modelled"
+            )
+            raise refused(acting[0], why)
 
     def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
         """Check that it is certain what follows where a call of a context is lost, or late.

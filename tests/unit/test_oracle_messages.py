@@ -357,7 +357,7 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (
         Program(2, (Context(0, "x", (1, 0), rrefs=True),), rpc_timeout=65.0),
         MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
-        "plain calls",
+        "creates RRefs",
     ),
     (
         Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0),
