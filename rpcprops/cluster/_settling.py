@@ -69,6 +69,9 @@ class Settling:
             while True:
                 # A look meanwhile would show nothing that counts, and cost each rank some work.
                 self._ranks.wait_for_retries(min(_LOOKS_SECONDS, phase.left()))
+                # What a fault delays may be of no call that anybody waits for any more. It changes
+                # what is held when it comes, so two looks must follow that.
+                is_late = bool(calls) and self._ranks.awaits_message
                 if not self._diagnosis.look(phase):
                     return self._ranks.counters()
                 now = (self._ranks.counters(), [c.calls for c in channels])
@@ -78,8 +81,8 @@ class Settling:
                 awaits_calls = _lacks(ran, calls)
                 matched = matched + 1 if held == wanted and not awaits_calls else 0
                 quiet = time.monotonic() - since
-                # What a fault delays may be of no call that anybody waits for any more.
-                is_late = bool(calls) and self._ranks.awaits_message
+                if is_late:
+                    matched = min(matched, 1)
                 if matched and not is_late and self._retries_ended(failures, quiet):
                     if matched >= 2 or self._ranks.were_at_rest:
                         break

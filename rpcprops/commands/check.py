@@ -268,7 +268,7 @@ def _details(result: Examination) -> list[str]:
             lines += failure_lines(result.failure, path)
     if result.verdict == "known" and finding is not None:
         lines += [f"because  {finding.why}", f"source   {finding.source}"]
-    agent = f"{result.agent} holds a message until another has passed" if result.agent else ""
+    agent = f"{result.agent} makes one message come after another" if result.agent else ""
     lines += [
         f"{word}{said}"
         for word, said in (("agent    ", agent), ("reason   ", result.reason))

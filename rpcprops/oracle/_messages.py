@@ -8,21 +8,35 @@ predicted without the fault must come, unless a wait of torch's is shorter than 
 * the 100 s for which a shutdown waits for accepts and deletes
   (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``).
 
-Where one of these may end first, the program is refused, with one exception:
+Where one of these may end first, the program is refused, with these exceptions:
 
 *Later than the timeout of the step that asks.* Once that timeout has come, the answer changes
 nothing. ``TensorPipeAgent::pollTimeoutRpcs`` completes the future with the error, the response
 finds its entry in ``pendingResponseMessage_`` and is dropped, as ``markFutureAsComplete`` looks at
 ``isComplete`` first (``tensorpipe_agent.cpp``). So a late answer is to the sender what a lost one
 is. A late request is that as well, and is executed once when it comes; a program must settle before
-that could matter. This is predicted of what a step asks for by itself, not of what torch sends, and
-not of a call in a context: it may come after the cleanup (the finding context-after-cleanup).
+that could matter.
+
+* A late ``Share``, or a call with an RRef: ``RRefContext::prepareChildFork`` has noted the fork
+  when the message was written, so the owner keeps the RRef until the fork is announced.
+* A late fetch whose RRef is deleted meanwhile: the owner takes it for one that is still to be made,
+  and waits (``RRefContext::getOwnerRRef``; the finding fetch-after-delete).
+* A late creation whose fork is deleted meanwhile: ``RRefContext::delForkOfOwner`` ignores that
+  delete (the finding timed-out-remote-dropped).
+* A late call of a context comes after the cleanup, which the timeout has caused, and makes the
+  context anew (``autograd/utils.cpp``: ``addRecvRpcBackward``; the finding context-after-cleanup).
+
+*A late try of what torch tries again.* ``RpcAgent::rpcRetryCallback`` (``rpc_agent.cpp``) sends it
+again when its timeout has come. That try is executed, and the late one after it, which must change
+nothing: see below. The agent writes a copy of a message that it delays, so both tries are whole.
 
 *A request that fails or is lost.* ``sendWithRetries`` sends the four retried types again after any
 error, a timeout included (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``); that must change
 nothing. Everything else is sent once: its sender gets the error, or the timeout, and nothing ran.
 
-*A response that is lost.* The request was executed, and its sender gets the timeout.
+*A response that is lost.* The request was executed, and its sender gets the timeout. What torch
+tries again carries nothing from then on. After an accept, a delete or a cleanup nothing depends on
+that.
 
 *In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
 other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
@@ -36,7 +50,7 @@ sender with the timeout (``context.cpp``: ``DistAutogradContext::addOutstandingR
 each wait for that sender. The caller has waited longest, so its timeout comes first
 (``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted
 where no rank is in the pass twice: else a rank may wait for ever (the finding
-failed-backward-revisits-rank).
+failed-backward-revisits-rank). A gradient that fails ends the pass in the same way, at once.
 
 *A request that comes twice* is executed twice. torch calls the four retried types idempotent
 (docs/source/rpc/rref.md, Assumptions; ``rref_context.cpp``: ``delForkOfOwner``, ``delPendingChild``
@@ -51,6 +65,7 @@ from typing import Literal
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import (
+    MAX_DELAY,
     RETRYABLE_MESSAGE_TYPES,
     FaultPlan,
     FaultTable,
@@ -100,26 +115,50 @@ _CERTAIN = frozenset(
 #: Those of them of which it is predicted what a lost message of their own, or its answer, does.
 _LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 #: Those of them of which it is predicted what follows where that message comes after its timeout.
-_LATE_ABLE = frozenset({"remote", "fetch", "call", "count"})
+_LATE_ABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
 _BACKWARD = frozenset(
     {WireMessageType.BACKWARD_AUTOGRAD_REQ, WireMessageType.BACKWARD_AUTOGRAD_RESP}
 )
-#: A call in a context, and a cleanup: see above. torch tries the retried types again meanwhile.
-_NEVER_TOO_LATE = frozenset(
+_RETRIED = frozenset(WireMessageType(kind) for kind in RETRYABLE_MESSAGE_TYPES)
+#: Types to which no step gives a timeout, so that the program's is theirs.
+_OF_TORCH = frozenset(
+    {*_FORWARD, *_BACKWARD, *_RETRIED, *(answer for one in _RETRIED if (answer := one.answer))}
+)
+#: What a message that brings an RRef, or the function that it starts, makes ranks send when it
+#: comes.
+_FOLLOWING = frozenset(
     {
-        WireMessageType.FORWARD_AUTOGRAD_REQ,
-        WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_RESP,
-        *(WireMessageType(kind) for kind in RETRYABLE_MESSAGE_TYPES),
+        WireMessageType.RREF_FORK_REQUEST,
+        WireMessageType.RREF_CHILD_ACCEPT,
+        WireMessageType.RREF_USER_DELETE,
+        WireMessageType.RREF_ACK,
+        *(WireMessageType(kind) for kind in _FETCHES),
+        *(answer for kind in _FETCHES if (answer := WireMessageType(kind).answer)),
     }
 )
+#: Requests of distributed autograd of which torch promises nothing where they come twice.
+_WHY_ONCE = {
+    WireMessageType.FORWARD_AUTOGRAD_REQ: (
+        "DistAutogradContext::addRecvFunction (context.cpp) asserts that each message of a context "
+        "comes once, and whether the value or that error is answered first is a race of two threads"
+    ),
+    WireMessageType.BACKWARD_AUTOGRAD_REQ: (
+        "DistEngine::executeSendFunctionAsync (dist_engine.cpp) runs the same gradient function "
+        "twice, and whether the pass has ended before that is a race of two threads"
+    ),
+}
 #: Steps after which ranks have another agent, which counts its messages anew.
 _OTHER_AGENTS = frozenset({"rejoin", "member"})
 #: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
 #: single messages.
 _TIMED = frozenset({"outlast", "onward"})
 #: Retried types for whose answers nothing waits: when one was lost, the message was executed.
-_UNSEEN = (MessageType.RREF_CHILD_ACCEPT, MessageType.RREF_USER_DELETE)
+_UNSEEN = (
+    MessageType.RREF_CHILD_ACCEPT,
+    MessageType.RREF_USER_DELETE,
+    MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ,
+)
 
 
 class Disturbances:
@@ -235,13 +274,16 @@ class Disturbances:
             UsageError: it does not.
         """
         if isinstance(message, MessageType) and message.is_retryable:
-            most = OWNER_WAITS - CLEARLY_IN_TIME / 2
-            if limit is None or not CLEARLY_IN_TIME <= limit <= most:
+            # A settle waits for the next try, however long it takes; a shutdown does not.
+            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if self.leaf is None else MAX_DELAY
+            if not limit or not CLEARLY_IN_TIME <= limit <= most:
                 why = (
-                    f"what torch tries again is noticed at the timeout; give the program an "
-                    f"rpc_timeout of {CLEARLY_IN_TIME:g} to {most:g} s, which is less than the "
-                    f"{OWNER_WAITS:g} s that a shutdown waits"
+                    f"torch tries {message} again when its timeout has come; give the program an "
+                    f"rpc_timeout of {CLEARLY_IN_TIME:g} to {most:g} s, so that it comes for "
+                    f"nothing else"
                 )
+                if self.leaf is None:
+                    why += f", and before a shutdown gives up after {OWNER_WAITS:g} s"
                 raise refused(fault, why)
         if not limit:
             why = (
@@ -299,8 +341,6 @@ class Disturbances:
             _check_order(fault, program)
             if fault.action in ("lose", "delay") and not program.settles:
                 raise refused(fault, "a shutdown that comes before the timeout is not modelled")
-            if _FORWARD & set(fault.may_be) and any(x.op == "refused" for x in program.leaves):
-                raise refused(fault, "the id of a context that has failed is unknown")
 
     def check_branches(self, program: Program) -> None:
         """Check that no fault counts messages of steps that run at the same time.
@@ -326,16 +366,14 @@ class Disturbances:
         if any(kind.value in map(str, table.failing) for table in self._tables()):
             raise refused(fault, f"a fault table fails {kind} as well")
         requests = [one for one in WireMessageType if one.is_request and kind in (one, one.answer)]
-        if fault.action == "delay" and kind in _NEVER_TOO_LATE:
-            raise refused(
-                fault, f"what follows where a {kind} is later than its timeout is unknown"
-            )
         if requests == [WireMessageType.FORWARD_AUTOGRAD_REQ] and fault.action != "duplicate":
             return
-        if kind in _BACKWARD and fault.action in ("lose", "delay"):
+        if kind in _BACKWARD and fault.action != "duplicate":
             if fault.to is None:
                 raise refused(fault, "in which order a rank answers gradients; name their receiver")
             return
+        if fault.action == "duplicate" and kind in _WHY_ONCE:
+            raise refused(fault, _WHY_ONCE[kind])
         types = [one for one in requests if one in MessageType.__members__]
         if len(types) < len(requests) or not types:
             raise refused(fault, f"what follows where a {kind} is lost, or comes twice, is unknown")
@@ -368,11 +406,20 @@ class Disturbances:
             )
             raise refused(self.late[0], why)
 
-    def check_struck(self, step: Leaf, message: MessageType, fate: Fate, *, is_own: bool) -> None:
+    def check_struck(
+        self,
+        step: Leaf,
+        message: MessageType,
+        fate: Fate,
+        *,
+        is_own: bool,
+        limit: float | None,
+    ) -> None:
         """Check that it is predicted what becomes of a message of a step.
 
         Args:
             is_own: whether it is the message by which the rank of the step asks for something.
+            limit: the timeout of the message, in virtual seconds.
 
         Raises:
             UsageError: it is not.
@@ -381,7 +428,7 @@ class Disturbances:
             return
         fault = next(one for one in self.faults if one not in self.late)
         if message.is_retryable:
-            _check_retried(fault, message, fate)
+            _check_retried(fault, step, message, fate, limit or 0.0)
             return
         if not is_own or step.op not in _LOSABLE:
             raise refused(fault, f"it acts on a message that {step!r} sends on the way")
@@ -391,17 +438,71 @@ class Disturbances:
             raise refused(fault, f"{step!r} raises, or takes time of its own")
         if fate == "late":
             _check_late(fault, step)
+            self._check_followers(fault, step)
+
+    def _check_followers(self, fault: MessageFault, step: Leaf) -> None:
+        """Check that no fault counts what a late message with an RRef makes ranks send.
+
+        That comes after messages of later steps, and nobody can tell after which ones.
+
+        Raises:
+            UsageError: one does.
+        """
+        carries = step.op == "share" or isinstance(getattr(step, "right", None), str)
+        for other in self.faults if carries else ():
+            if other not in self.late and other is not fault and _FOLLOWING & set(other.may_be):
+                raise refused(fault, f"when {other.name} counts what follows from it is not known")
 
     def check_forward(self, step: Leaf) -> None:
-        """Check that it is predicted what a context shows of which a call is lost.
+        """Check that it is predicted what a context shows of which a call is lost, or late.
 
         Raises:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
-        form = [name for name in ("nested", "rrefs", "breaks") if getattr(step, name, None)]
-        if acting and (form or step.op != "context"):
-            raise refused(acting[0], f"{step!r} is not a context of plain calls, one by one")
+        if acting and getattr(step, "rrefs", False):
+            why = (
+                f"{step!r} creates RRefs, and an owner serves the fetch of one that was never "
+                f"created for ever (RRefContext::getOwnerRRef), which is not modelled"
+            )
+            raise refused(acting[0], why)
+
+    def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
+        """Check that it is certain what follows where a call of a context is lost, or late.
+
+        Args:
+            fate: what becomes of it, as :meth:`Model.forward` says.
+            number: which call of the context it is, from 0.
+            nested: whether the function that is called makes the next call.
+
+        Raises:
+            UsageError: it is not.
+        """
+        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        if nested and number:
+            # tensorpipe_agent.cpp: TensorPipeAgent::pollTimeoutRpcs ends both, each at its rank.
+            why = (
+                f"a call that {step!r} makes on its way waits for it; the timeouts of both come at "
+                f"almost the same time, and the error of the first one is raised"
+            )
+            raise refused(acting[0], why)
+        if nested and fate == "late" and (len(acting) > 1 or acting[0].which != "nth"):
+            raise refused(acting[0], f"when the calls that follow in {step!r} are counted")
+
+    def check_cleanup(self, cleanups: Sequence[Send], delay: float) -> None:
+        """Check that nothing holds up the cleanup of a context that a late call belongs to.
+
+        Args:
+            cleanups: those that its rank has sent.
+            delay: virtual seconds by which a fault table delays them.
+
+        Raises:
+            UsageError: something does, so that nobody can tell which of the two comes first.
+        """
+        for send in cleanups:
+            if send.failures or delay or self.may_be_late(send.rank, send.message):
+                why = "whether the cleanup of the context comes before the late call"
+                raise refused(self.beyond[0], why)
 
     def check_backward(self, step: Leaf, ranks: Sequence[int]) -> None:
         """Check that it is predicted what a context shows of which a gradient is lost.
@@ -457,16 +558,34 @@ def leaf_timeout(leaf: Leaf) -> float | None:
     return timeout
 
 
-def _check_retried(fault: MessageFault, message: MessageType, fate: Fate) -> None:
+def _check_retried(
+    fault: MessageFault, step: Leaf, message: MessageType, fate: Fate, limit: float
+) -> None:
     """Check that torch survives it, by its source, where a message that it retries is lost.
+
+    Args:
+        limit: virtual seconds after which torch tries again.
 
     Raises:
         UsageError: it does not.
     """
-    if fate == "unanswered" and message not in _UNSEEN:
-        raise refused(fault, f"the tries of {message} that follow carry nothing")
-    if fate == "lost" and message is MessageType.RREF_FORK_REQUEST:
-        raise refused(fault, "a call waits for it, and times out before the next try")
+    if message in _UNSEEN or fate == "twice":
+        return
+    if fate == "unanswered":
+        why = (
+            f"the tries of {message} that follow carry nothing, for tensorpipeSerialize "
+            f"(tensorpipe_utils.cpp) has moved the payload out: see retried-without-payload in "
+            f"docs/findings.md"
+        )
+        raise refused(fault, why)
+    least = limit + CLEARLY_IN_TIME
+    if step.op != "share" or (leaf_timeout(step) or 0.0) < least:
+        why = (
+            f"{step!r} waits for it, and may time out before torch tries it again "
+            f"(RRefContext::waitForThreadLocalPendingRRefs); let it be a Share with a timeout of "
+            f"{least:g} s"
+        )
+        raise refused(fault, why)
 
 
 def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
@@ -476,12 +595,20 @@ def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
         UsageError: it is not.
     """
     if message in _REMOTES:
-        raise refused(fault, "an RRef that is created twice is not modelled")
+        why = (
+            "RRefContext::addForkOfOwner asserts that a fork of an RRef is new, and which "
+            "of the two copies is answered first is a race of two threads"
+        )
+        raise refused(fault, why)
     if step.op == "count":
         raise refused(fault, "nobody can tell which of the two counts is answered")
     carries = any(isinstance(getattr(step, name, None), str) for name in ("handle", "right"))
     if message in _CALLS and carries:
-        raise refused(fault, "both copies carry the same fork of an RRef")
+        why = (
+            "both copies carry the same fork of an RRef, RRefContext::addPendingUser asserts that "
+            "it is new, and which of the two is answered first is a race of two threads"
+        )
+        raise refused(fault, why)
 
 
 def _check_late(fault: MessageFault, step: Leaf) -> None:
@@ -490,8 +617,10 @@ def _check_late(fault: MessageFault, step: Leaf) -> None:
     Raises:
         UsageError: it is not.
     """
-    if step.op not in _LATE_ABLE or isinstance(getattr(step, "right", None), str):
-        raise refused(fault, f"what {step!r} sends comes with an RRef, and after its timeout")
+    if step.op not in _LATE_ABLE:
+        raise refused(fault, f"what {step!r} leaves is unknown")
+    if step.op == "remote" and isinstance(getattr(step, "right", None), str):
+        raise refused(fault, f"when the function of {step!r} fetches its argument is not modelled")
     if step.op == "remote" and step.at == getattr(step, "to", None):
         raise refused(fault, f"{step!r} creates an RRef of its own rank")
 
@@ -506,8 +635,10 @@ def _unordered(fault: MessageFault, program: Program) -> str:
         limit = leaf_timeout(leaf) or program.rpc_timeout
         if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME:
             continue
-        # On a busy machine such a step may end while its function still has to begin.
-        if fault.may_be[0].is_request and leaf.op in _LATE_ABLE and not carries:
+        # On a busy machine such a step may end while its function still has to begin. What it asks
+        # for has been sent by then, and is of no type that the function, or its argument, sends.
+        follows = _FOLLOWING if carries or leaf.op == "share" else frozenset[WireMessageType]()
+        if fault.may_be[0].is_request and leaf.op in _LATE_ABLE and not follows & {*fault.may_be}:
             continue
         return f"{leaf!r} may end before its messages, and those of its function, are sent"
     return ""
@@ -530,12 +661,15 @@ def _limits(program: Program) -> list[float]:
 
 def _beyond(faults: Sequence[MessageFault], program: Program) -> tuple[MessageFault, ...]:
     """Faults that make certain messages later than a timeout of the program."""
-    limits = _limits(program)
-    late = [one for one in faults if one.action == "delay" and one.message is not None]
-    if not limits or not program.settles:
-        return ()
-    late = [one for one in late if one.delay >= min(limits) + CLEARLY_LATE]
-    return tuple(one for one in late if not _unordered(one, program))
+    found: list[MessageFault] = []
+    for one in faults if program.settles else ():
+        limits = [program.rpc_timeout] if one.message in _OF_TORCH else _limits(program)
+        least = min((limit for limit in limits if limit), default=None)
+        if one.action != "delay" or one.message is None or least is None:
+            continue
+        if one.delay >= least + CLEARLY_LATE and not _unordered(one, program):
+            found.append(one)
+    return tuple(found)
 
 
 def _times(fault: MessageFault) -> int:

@@ -194,8 +194,11 @@ class Model:
         self._fate: Fate = ""
         #: Handles whose creation was lost, or its answer: they are used only after a settle.
         self._unsure: list[Handle] = []
-        #: RRefs for which a request may come only after its sender has given it up, until a settle.
-        self._asked_late: list[RRef] = []
+        #: RRefs for which a fetch comes only after its sender has given it up, until a settle; one
+        #: for each fetch.
+        self._fetched_late: list[RRef] = []
+        #: Handles that arrive only then.
+        self._arrives_late: list[Handle] = []
         #: Ranks of whose last deletes only the answer is lost.
         self._leaves_early: set[int] = set()
         #: Holds of a creation until the delete of its own fork: the fork by the fault.
@@ -242,6 +245,8 @@ class Model:
         self.kept: Counter[tuple[int, str]] = Counter()
         #: The same for contexts.
         self.kept_contexts: Counter[tuple[int, str]] = Counter()
+        #: The same for calls that it serves and never answers.
+        self.kept_calls: Counter[tuple[int, str]] = Counter()
         #: Whether an answer with an RRef may come too late after the last settle.
         self.unread = False
         self.certain = True
@@ -286,13 +291,15 @@ class Model:
             self.counted_late |= {*step.counted_at}
             if call in self.calls[getattr(step, "to", 0)]:
                 self.abandoned_calls[getattr(step, "to", 0)].add(call)
-        handle = self.handles.get(getattr(step, "out", "")) if step.op == "remote" else None
-        if handle is None:
+        handle = self.handles.get(getattr(step, "out", ""))
+        if step.op == "share" and handle is not None and self._fate == "late":
+            self._arrives_late.append(handle)
+        if step.op != "remote" or handle is None:
             return self.shows(error="timeout")
         handle.unmarked = True
         self._unsure.append(handle)
-        if self._fate == "late":
-            self._asked_late.append(handle.rref)
+        # A delete that is sent before the creation comes is for nothing that its owner knows.
+        handle.timed_out = self._fate == "late"
         return predicted
 
     def _check_default(self, step: Leaf, before: int, takes: float) -> None:
@@ -390,9 +397,14 @@ class Model:
         if self.facts.has_bug(finding):
             self.kept_contexts[rank, finding] += 1
 
+    def keeps_call(self, finding: str, rank: int) -> None:
+        """The same for a finding by which `rank` serves a call for ever."""
+        if self.facts.has_bug(finding):
+            self.kept_calls[rank, finding] += 1
+
     def _meets_kept(self, step: int | None, *, settles: bool = True) -> None:
         """Note what the ranks that keep RRefs hold at a settle, or at the end of the run."""
-        keeping = self.kept.keys() | self.kept_contexts.keys()
+        keeping = self.kept.keys() | self.kept_contexts.keys() | self.kept_calls.keys()
         for rank, finding in keeping:
             wanted = self.counters()[rank]
             others = sorted(name for at, name in keeping if at == rank and name != finding)
@@ -402,12 +414,15 @@ class Model:
                 for also in itertools.combinations(others, number):
                     names = (finding, *also)
                     rrefs = sum(self.kept[rank, name] for name in names)
+                    calls = sum(self.kept_calls[rank, name] for name in names)
                     held = replace(
                         wanted,
                         owners=wanted.owners + rrefs,
                         forks=wanted.forks + rrefs,
                         contexts=wanted.contexts
                         + sum(self.kept_contexts[rank, name] for name in names),
+                        server_calls=wanted.server_calls + calls,
+                        server_async_calls=wanted.server_async_calls + calls,
                     )
                     said.append(re.escape(held.describe()))
             says = f"holds ({'|'.join(said)}); expected {re.escape(wanted.describe())}$"
@@ -427,7 +442,8 @@ class Model:
         self._meets_kept(len(self.steps))
         self.unread = False
         self.settled = len(self.sends)
-        self._asked_late.clear()
+        self._fetched_late.clear()
+        self._arrives_late.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
         self.counted_late.clear()
@@ -585,7 +601,11 @@ class Model:
         """
         if name not in self.handles:
             raise StepFails(error="missing")
-        return self.handles[name]
+        handle = self.handles[name]
+        if any(handle is one for one in self._arrives_late):
+            why = f"{self._step!r} uses an RRef before it has come; put a Settle() before"
+            raise refused(self.disturbed.beyond[0], why)
+        return handle
 
     def argument(self, argument: Argument) -> Handle | None:
         """The handle that an argument names; None if the argument is a value."""
@@ -620,21 +640,27 @@ class Model:
         is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
         named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
         while True:
-            fate = self.disturbed.fate(rank, to, message, self.limit(named))
+            limit = self.limit(named)
+            fate = self.disturbed.fate(rank, to, message, limit)
             if fate and step is not None:
-                self.disturbed.check_struck(step, message, fate, is_own=is_own)
+                self.disturbed.check_struck(step, message, fate, is_own=is_own, limit=limit)
             if not message.is_retryable:
                 self._fate = self._fate or fate
                 return int(fate == "fail"), fate not in ("fail", "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
                 self.certain = False
+                if message is _CLEANUP:
+                    # Those tries may go on until the shutdown (DistAutogradContainer::
+                    # sendReleaseContextRpc, container.cpp).
+                    self.may_warn_unreleased_context.add(rank)
                 if step is None:
                     # A shutdown does not wait while nothing but the next try is left.
                     self._leaves_early.add(rank)
                 return failures, True
-            if fate not in ("fail", "lost"):
+            if fate not in ("fail", "lost", "late"):
                 return failures, True
+            # What is late is sent again when its timeout has come, and executed twice in the end.
             failures += 1
 
     def call(
@@ -664,25 +690,32 @@ class Model:
             raise StepFails(error="timeout" if self._fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
 
-    def forward(self, at: int, to: int) -> Literal["", "lost", "injected", "timeout"]:
-        """A call inside a context, of a function that sends nothing.
+    def forward(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
+        """A call inside a context.
 
         Returns: "" if all is well; "lost" or "injected" if it does not arrive, and its caller gets
-        the timeout or the injected failure; "timeout" if its answer does not.
+        the timeout or the injected failure; "late" if it arrives only after that timeout;
+        "timeout" if its answer does not arrive in time.
         """
         message = WireMessageType.FORWARD_AUTOGRAD_REQ
         fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
         if fate == "fail":
             self.meets("readable-injected-error")
             return "injected"
-        if fate == "lost":
-            return "lost"
+        if fate in ("lost", "late"):
+            return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
 
-    def gradient(self, at: int, to: int) -> Literal["", "lost", "timeout"]:
-        """A gradient that travels back. Returns: "lost" if it is, "timeout" if its answer is."""
+    def gradient(self, at: int, to: int) -> Literal["", "lost", "injected", "timeout"]:
+        """A gradient that travels back.
+
+        Returns: "lost" if it is, "injected" if its sender gets that failure, "timeout" if its
+        answer is lost.
+        """
         message = WireMessageType.BACKWARD_AUTOGRAD_REQ
         fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
+        if fate == "fail":
+            return "injected"
         if fate in ("lost", "late"):
             # When a late one comes, the cleanup has ended the context at its receiver
             # (container.cpp: DistAutogradContainer::retrieveContext raises), or will.
@@ -777,18 +810,16 @@ class Model:
         self.mark(handle)
         if not handle.fork or handle.unaccepted:
             return
-        if any(handle.rref is one for one in self._asked_late):
-            # An owner that has forgotten the RRef waits for it (RRefContext::getOwnerRRef).
-            why = (
-                f"{self._step!r} deletes an RRef that a late request is for; put a Settle() before"
-            )
-            raise refused(self.disturbed.beyond[0], why)
         self.users = [user for user in self.users if user is not handle]
         rref = handle.rref
         if handle.timed_out and not rref.made:
             self.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, rref.owner):
             rref.forks.discard(handle.fork)
+        for _ in [one for one in self._fetched_late if one is rref and not rref.forks]:
+            # The owner forgets the RRef, and waits for it when the fetch comes
+            # (rref_context.cpp: RRefContext::getOwnerRRef).
+            self.keeps_call("fetch-after-delete", rref.owner)
         # The creator's own delete waits until the owner has answered the creation.
         thins = handle.fork != rref.first and not rref.made
         rref.thinned |= thins
@@ -906,9 +937,9 @@ class Model:
                     raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
-            if self._fate == "late":
-                # Whether the value is made then, nobody has seen.
-                self._asked_late.append(rref)
+            if self._fate == "late" and len(self.sends) == self._before + 1:
+                # It is the step's own fetch. Whether the value is made then, nobody has seen.
+                self.fetched_late(rref)
                 raise StepFails(error="timeout")
         rref.made = True
         if rref.error:
@@ -916,6 +947,10 @@ class Model:
         if rref.unclear:
             raise StepFails(error="unknown")
         return list(rref.value)
+
+    def fetched_late(self, rref: RRef) -> None:
+        """A fetch comes to the owner of an RRef only after its sender has given it up."""
+        self._fetched_late.append(rref)
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
         """The result at `at` of a called function, for a value or for the handle it was sent."""
@@ -977,7 +1012,9 @@ class Model:
                 # The timeout comes, whatever else may be late: see _struck.
                 return "", UNLIMITED_SLACK
             late = timeout - slack + perhaps + self.disturbed.seconds
-            if self.disturbed.seconds and late + CLEARLY_IN_TIME > timeout:
+            # Where the timeout comes first anyhow, what is late only makes that clearer.
+            may_come = slack > -CLEARLY_LATE and late + CLEARLY_IN_TIME > timeout
+            if self.disturbed.seconds and may_come:
                 raise timeout_may_come(self._step, late)
         if slack <= -CLEARLY_LATE:
             return ("timeout" if self._has_thread(at) else "unknown"), -slack

@@ -268,6 +268,18 @@ def _sent_after_reinit(number: int) -> Case:
     return _case(2, Rejoin(0), Remote(0, 1, "a", left=_value(number)), Share(0, "a", 1, "b"))
 
 
+def _fetch_after_delete(number: int) -> Case:
+    """The fetch leaves when its timeout has come, and the delete follows it at once."""
+    return _case(
+        2,
+        Remote(0, 1, "a", left=_value(number)),
+        Settle(),
+        Fetch(0, "a", timeout=1.0),
+        Drop(0, "a"),
+        rank0=FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 2.0}),
+    )
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -398,6 +410,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         "In a process that shut RPC down and initialised it again, RRefs can be sent as before.",
         _sent_after_reinit,
     ),
+    "fetch-after-delete": (
+        "An owner answers each request for an RRef, also one that comes after the RRef's delete.",
+        _fetch_after_delete,
+    ),
 }
 
 
@@ -458,12 +474,22 @@ def _held_fetch(number: int, seconds: float) -> Case:
     )
 
 
+def _late_fetch(number: int, seconds: float) -> Case:
+    """The fetch comes long after its timeout, which the delete of its RRef follows at once."""
+    steps = (Remote(0, 1, "a", left=_value(number)), Fetch(0, "a", timeout=1.0), Drop(0, "a"))
+    case = _case(2, *steps)
+    # A settle waits for what is delayed. A fetch that is held leaves no sign that it has come.
+    late = max(2.0, seconds / 3)
+    return _holding(case, MessageFault(0, "delay", "PYTHON_RREF_FETCH_CALL", delay=late))
+
+
 #: Cases for an agent that can hold messages, by a number and the longest hold in virtual seconds.
 _HELD: dict[str, Callable[[int, float], Case]] = {
     "timed-out-remote-dropped": _held_behind_its_delete,
     "shutdown-overtakes-creation": _held_in_shutdown,
     "shutdown-deletes-argument": _held_fetch,
     "early-owner-fork": _held_creation,
+    "fetch-after-delete": _late_fetch,
 }
 
 #: Findings that take minutes of real time: shutdowns that wait for what never comes.

@@ -92,11 +92,13 @@ class Context(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
         # sendMessageWithAutograd), which torch's agents neither fail nor delay.
+        way = (self.at, *self.path)
         for number, rank in enumerate(self.path if model.disturbed else ()):
             model.disturbed.check_forward(self)
-            ended = model.forward(self.at, rank)
+            ended = model.forward(way[number] if self.nested else self.at, rank)
             if ended:
-                self._lose(model, call, number, arrives=ended == "timeout")
+                model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
+                self._lose(model, call, number, ended)
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
         for rank in self.path:
             model.calls[rank][call] += 1
@@ -108,26 +110,31 @@ class Context(Step):
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
             model.meets("failed-backward-revisits-rank")
-        is_told = self._loses_gradient(model)
+        broke = self._loses_gradient(model)
         model.release(self.name, self.at, self._acquaintances())
-        return model.shows(self._computed() if not is_told else self._timed_out())
+        return model.shows(self._computed() if not broke else self._broken(broke))
 
-    def _loses_gradient(self, model: Model) -> bool:
-        """Whether a gradient, or its answer, is lost, so that backward raises torch's timeout."""
+    def _loses_gradient(self, model: Model) -> str:
+        """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
         if not model.disturbed or not self.backward:
-            return False
+            return ""
         model.disturbed.check_backward(self, (self.at, *self.path))
         for _ in range(2 if self.retain else 1):
-            is_told = False
+            is_told = ""
             for at, to in self.gradients:
                 ended = model.gradient(at, to)
-                is_told = is_told or bool(ended)
+                if ended == "injected":
+                    # The error ends the pass at its sender, which answers at once with it, and so
+                    # does each rank that waits for that (context.cpp:
+                    # DistAutogradContext::addOutstandingRpc).
+                    return ended
+                is_told = is_told or ("timeout" if ended else "")
                 if ended == "lost":
                     # Without this gradient the pass goes no further.
                     break
             if is_told:
-                return True
-        return False
+                return is_told
+        return ""
 
     @property
     def gradients(self) -> list[tuple[int, int]]:
@@ -142,18 +149,37 @@ class Context(Step):
             return [*there, *((to, at) for at, to in reversed(there))]
         return [pair for rank in reversed(self.path) for pair in ((self.at, rank), (rank, self.at))]
 
-    def _lose(self, model: Model, call: str, number: int, *, arrives: bool) -> None:
+    def _lose(self, model: Model, call: str, number: int, ended: str) -> None:
         """A call of its path ends with an error, which leaves the context: it is cleaned up.
 
-        ``autograd/utils.cpp``: getMessageWithAutograd notes the other rank before it sends.
+        ``autograd/utils.cpp``: getMessageWithAutograd notes the other rank before it sends. A call
+        whose answer is lost was executed, and so was what it calls. One that comes only after its
+        timeout comes after the cleanup, too; addRecvRpcBackward then makes the context by
+        DistAutogradContainer::getOrCreateContext, there and wherever the function calls on, and
+        nobody cleans it up again (the finding context-after-cleanup).
         """
-        reached = self.path[: number + arrives]
-        for rank in reached:
+        further = self.path[number:] if self.nested else self.path[number : number + 1]
+        before = self.path[:number]
+        executed = (*before, *further) if ended == "timeout" else before
+        for rank in (*executed, *(further if ended == "late" else ())):
             model.calls[rank][call] += 1
-        known = {self.at: set(self.path[: number + 1])}
-        for rank in reached:
-            known.setdefault(rank, set()).add(self.at)
+        known: dict[int, set[int]] = {}
+        caller = self.at
+        for rank in (*executed, *further[:1]):
+            known.setdefault(caller, set()).add(rank)
+            if rank in executed:
+                known.setdefault(rank, set()).add(caller)
+            caller = rank if self.nested else caller
+        since = len(model.sends)
         model.release(self.name, self.at, known)
+        if ended != "late":
+            return
+        delay = model.delay(self.at, MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
+        model.disturbed.check_cleanup(model.sends[since:], delay)
+        for rank in further:
+            model.abandoned_calls[rank].add(call)
+        for rank in {*further}:
+            model.keeps_context("context-after-cleanup", rank)
 
     def _acquaintances(self) -> dict[int, set[int]]:
         """The ranks that each rank exchanged messages with inside the context.
@@ -193,11 +219,11 @@ class Context(Step):
             result["raised"] = True
         return result
 
-    def _timed_out(self) -> dict[str, Any]:
-        """Its value where backward raises torch's timeout."""
+    def _broken(self, broke: str) -> dict[str, Any]:
+        """Its value where backward raises torch's timeout, or the injected failure."""
         result = self._computed()
         result.pop("gradient", None)
-        return {**result, "broke": "timeout"}
+        return {**result, "broke": broke}
 
     @property
     def raises_there(self) -> bool:
@@ -231,13 +257,14 @@ class Context(Step):
         """Whether backward raised, and the timeout where that had to be."""
         if broke and expected is None:
             return [Violation("UnexpectedError", f"backward raised {broke!r}")]
+        words = {"timeout": "torch's timeout", "injected": "the injected failure"}
+        wanted = words.get(str(expected), f"at rank {self.breaks}")
         if expected and not broke:
-            where = "torch's timeout" if expected == "timeout" else f"at rank {self.breaks}"
-            return [
-                Violation("MissingError", f"backward had to raise {where}, and showed {broke!r}")
-            ]
-        if expected == "timeout" and "timeout" not in str(broke):
-            message = f"backward had to raise torch's timeout, and raised {broke!r}"
+            message = f"backward had to raise {wanted}, and showed {broke!r}"
+            return [Violation("MissingError", message)]
+        signs = {"timeout": "timeout", "injected": "failed intentionally"}
+        if signs.get(str(expected), "") not in str(broke):
+            message = f"backward had to raise {wanted}, and raised {broke!r}"
             return [Violation("UnexpectedError", message)]
         return []
 

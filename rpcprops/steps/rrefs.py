@@ -454,6 +454,9 @@ class Fetch(OfHandle):
         perhaps = max(0.0, rref.takes - surely)
         late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
         made, slow = rref.made, rref.slow
+        if late and model.delay(self.at, message) >= (model.limit(self.timeout) or 0.0):
+            # It is sent when it has timed out, so that a delete may overtake it at the owner.
+            model.fetched_late(rref)
         try:
             value = model.value(handle, self.at)
             if not late:

@@ -552,6 +552,22 @@ _ALL = (
         says="stopped",
         logs="waited",
     ),
+    Finding(
+        name="fetch-after-delete",
+        promise="CallLeak",
+        why=(
+            "A user whose to_here() times out may drop its RRef, and its delete may come before "
+            "the request of that to_here(). The owner has deleted the RRef then, takes it for one "
+            "that is still to be made, and serves that request for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::getOwnerRRef puts a future "
+            "into pendingOwners_ for an RRef that it does not know, also for one that was deleted; "
+            "RequestCallbackNoPython::retrieveOwnerRRef (request_callback_no_python.cpp) waits "
+            "for it"
+        ),
+        shows_as=frozenset({"CallLeak"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

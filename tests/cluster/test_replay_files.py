@@ -25,6 +25,8 @@ from rpcprops.runner import Runner
 SECONDS = 500
 #: Findings that no script shows every time: they depend on which of two threads comes first.
 _BY_CHANCE = {"early-owner-fork", "shutdown-deletes-argument"}
+#: One that shows in so few runs that none is waited for.
+_SELDOM = {"fetch-after-delete"}
 PROGRAM = Program(
     2,
     (
@@ -118,7 +120,7 @@ def test_each_check_finds_what_it_is_for(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", FINDINGS)
+@pytest.mark.parametrize("name", sorted(FINDINGS.keys() - _SELDOM))
 def test_known_findings_show_in_plain_torch(
     rpc_cluster: ClusterFactory, tmp_path: Path, name: str
 ) -> None:

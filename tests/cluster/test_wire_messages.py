@@ -14,7 +14,17 @@ from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
 from rpcprops.oracle import judge, predict_for, set_apart
-from rpcprops.programs import Call, Context, Drop, Fetch, Program, Remote, Retry
+from rpcprops.programs import (
+    Call,
+    Context,
+    Drop,
+    Fetch,
+    Program,
+    Remote,
+    Retry,
+    Settle,
+    Share,
+)
 from rpcprops.properties import held_case
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
@@ -190,6 +200,7 @@ def test_without_a_compiler_the_message_says_what_to_install(
                 "early-owner-fork",
             )
         ),
+        pytest.param("fetch-after-delete", 5, marks=pytest.mark.nightly),
     ],
 )
 def test_a_hold_shows_a_finding_in_every_run(
@@ -215,6 +226,7 @@ _POINTS = (
     MessageFault(0, "fail", "PYTHON_CALL", to=1),
     MessageFault(0, "duplicate", "PYTHON_CALL", to=1),
     MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", to=1),
+    MessageFault(1, "fail", "BACKWARD_AUTOGRAD_REQ", to=0),
     MessageFault(0, "duplicate", "RREF_USER_DELETE", to=1),
     MessageFault(1, "delay", way="response", which="every", delay=0.5),
 )
@@ -228,6 +240,17 @@ _LOST = (
     MessageFault(1, "lose", "BACKWARD_AUTOGRAD_RESP", to=0),
     MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
     MessageFault(0, "lose", "RREF_USER_DELETE"),
+    MessageFault(1, "lose", "CLEANUP_AUTOGRAD_CONTEXT_RESP"),
+    *(
+        MessageFault(rank, "delay", kind, delay=75.0)
+        for rank, kind in (
+            (0, "PYTHON_RREF_FETCH_CALL"),
+            (0, "FORWARD_AUTOGRAD_REQ"),
+            (0, "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+            (1, "CLEANUP_AUTOGRAD_CONTEXT_RESP"),
+            (0, "RREF_USER_DELETE"),
+        )
+    ),
 )
 
 
@@ -239,9 +262,26 @@ def test_a_program_shows_what_is_predicted_under_a_message_fault(
 ) -> None:
     """The fault acts, and steps, counters, calls, logs and the record are as the oracle says."""
     plan = FaultPlan(others=(fault,))
-    program = replace(_PROGRAM, rpc_timeout=70.0) if fault.action == "lose" else _PROGRAM
+    program = replace(_PROGRAM, rpc_timeout=70.0) if fault in _LOST else _PROGRAM
     seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
     assert any(sent.done for sent in seen.messages)
     broken = judge(program, plan, seen)
     met = predict_for(program, plan, seen).met
     assert set_apart(program, met, seen, broken)[1] == ()
+
+
+def test_a_share_that_comes_too_late_brings_its_handle_once(rpc_cluster: ClusterFactory) -> None:
+    """Its sender drops the RRef meanwhile, and the value stays until the receiver has used it."""
+    steps = (
+        Remote(0, 1, "a"),
+        Settle(),
+        Share(0, "a", 2, "b", timeout=2.0),
+        Drop(0, "a"),
+        Settle(),
+        Fetch(2, "b"),
+        Drop(2, "b"),
+    )
+    plan = FaultPlan(others=(MessageFault(0, "delay", "PYTHON_CALL", to=2, delay=9.0),))
+    seen = Runner(rpc_cluster.server).run_anew(Program(3, steps), plan, agent="wire")
+    assert judge(Program(3, steps), plan, seen) == ()
+    assert [bool(step.error) for step in seen.steps] == [n == 2 for n in range(7)]

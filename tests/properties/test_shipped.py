@@ -14,6 +14,8 @@ from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork", "refused-init-counted"}
+#: Five seconds of being sure that a call is served for ever, at rate 1 as well.
+_SLOW |= {"fetch-after-delete"}
 #: Torch compiles an optimizer in each of its ranks.
 _SLOW |= {"rounded-rprop-factor"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.

@@ -97,8 +97,8 @@ def _value(leaf: Leaf, expected: Any) -> Any:
     if isinstance(leaf, Outlast):
         value = {**(expected or {}), "id": 1 << 48}
     if isinstance(leaf, Context) and "broke" in expected:
-        is_late = expected["broke"] == "timeout"
-        value["broke"] = ERRORS["timeout"].message if is_late else _BROKE
+        raised = expected["broke"]
+        value["broke"] = ERRORS[raised].message if raised in ERRORS else _BROKE
     if isinstance(leaf, Graph) and leaf.inside is not None:
         value["refused"] = "Already have an autograd context"
     if isinstance(leaf, Train) and expected["parameters"] is None:

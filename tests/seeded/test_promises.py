@@ -11,11 +11,33 @@ import pytest
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
-from rpcprops.programs import Call, Context, Count, Leaf, Own, Program, Settle, Step
+from rpcprops.programs import (
+    Call,
+    Context,
+    Count,
+    Drop,
+    Fetch,
+    Leaf,
+    Own,
+    Program,
+    Remote,
+    Settle,
+    Share,
+    Step,
+)
 from rpcprops.properties import PROPERTIES
 from tests._draws import draws
 from tests.seeded._corpus import World
-from tests.seeded._ideal import LEAKING, calling, hanging, holding, place, with_rank, with_step
+from tests.seeded._ideal import (
+    LEAKING,
+    calling,
+    hanging,
+    holding,
+    place,
+    settled_with,
+    with_rank,
+    with_step,
+)
 
 Place: TypeAlias = tuple[str, int | None, int | None]
 Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
@@ -47,11 +69,44 @@ def _after_timeout() -> Iterator[World]:
         yield World.of(program, FaultPlan(others=(late,)))
 
 
+def _too_late() -> Iterator[World]:
+    """Messages with RRefs that come after their timeout, and what torch tries again that does."""
+    first: tuple[Step, ...] = (Remote(0, 1, "a"), Settle())
+    late: dict[str, Any] = {"action": "delay", "delay": 70.0}
+    call = MessageFault(0, message="PYTHON_CALL", **late)
+    share, drop = Share(0, "a", 2, "b"), Drop(0, "a")
+    for steps, fault in (
+        ((*first, share, drop, Settle(), Fetch(2, "b")), call),
+        ((*first, share, Settle(), Fetch(2, "b"), Drop(2, "b")), call),
+        ((*first, Share(0, "a", 1, "b"), drop, Settle(), Call(1, 0)), call),
+        ((*first, Call(0, 2, right="a"), drop, Settle(), Call(1, 0)), call),
+        ((*first, Fetch(0, "a"), drop), MessageFault(0, message="RREF_USER_DELETE", **late)),
+        ((*first, share, drop), MessageFault(2, message="RREF_CHILD_ACCEPT", **late)),
+    ):
+        yield World.of(Program(3, steps, rpc_timeout=65.0), FaultPlan(others=(fault,)))
+
+
+def _gradient_fails() -> Iterator[World]:
+    for context in (Context(0, "x", (1, 2)), Context(0, "x", (1, 2), nested=True)):
+        for at, to in context.gradients:
+            fault = MessageFault(at, "fail", "BACKWARD_AUTOGRAD_REQ", to=to)
+            program = Program(3, (context, Call(0, 1)), rpc_timeout=65.0)
+            yield World.of(program, FaultPlan(others=(fault,)))
+
+
+#: Cases that are written down, by a name for them.
+_WRITTEN = {
+    "after-timeout": _after_timeout,
+    "too-late": _too_late,
+    "gradient-fails": _gradient_fails,
+}
+
+
 @functools.cache
 def worlds(name: str) -> tuple[World, ...]:
     """Cases of a property, each with the outcome that keeps every promise."""
-    if name == "after-timeout":
-        return tuple(_after_timeout())
+    if name in _WRITTEN:
+        return tuple(_WRITTEN[name]())
     cases = dict.fromkeys(draws(PROPERTIES[name].cases(), _DRAWS[name]))
     return tuple(World.of(case.program, case.plan) for case in cases)
 
@@ -182,6 +237,22 @@ def _another_value(world: World) -> Wrongs:
             yield wrong, [("WrongValue", leaf.at, index)]
 
 
+def _forgotten(world: World) -> Wrongs:
+    """An owner has no value that a late message has still to bring to a rank."""
+    for index, seen in enumerate(world.outcome.steps):
+        for rank, held in enumerate(seen.counters):
+            if held.owners:
+                wrong = settled_with(world.outcome, index, rank, owners=0, forks=0)
+                yield wrong, [("OwnerGone", rank, index)]
+
+
+def _late_call(world: World) -> Wrongs:
+    for index, seen in enumerate(world.outcome.steps):
+        for rank in range(len(seen.counters)):
+            wrong = settled_with(world.outcome, index, rank, server_async_calls=1)
+            yield wrong, [("CallLeak", rank, index)]
+
+
 _Defect: TypeAlias = tuple[str, str, Callable[[World], Wrongs]]
 _DEFECTS: tuple[_Defect, ...] = (
     ("unanswered-calls", "a call whose answer is lost is sent again", _sent_again),
@@ -202,6 +273,12 @@ _DEFECTS: tuple[_Defect, ...] = (
     ("unanswered-in-context", "a context stays", _kept("contexts", "ContextLeak")),
     ("unanswered-in-context", "a pass goes on for ever", _kept("backward_passes", "ContextLeak")),
     ("unanswered-in-context", "a gradient is served for ever", _kept("server_calls", "CallLeak")),
+    ("too-late", "an RRef that comes too late is forgotten", _forgotten),
+    ("too-late", "an RRef that comes too late stays", _kept("forks", "RRefLeak")),
+    ("too-late", "a request that comes too late is served for ever", _late_call),
+    ("gradient-fails", "backward says nothing of what fails", _silent_backward),
+    ("gradient-fails", "backward raises something else than what failed", _other_error),
+    ("gradient-fails", "its context stays", _kept("contexts", "ContextLeak")),
     ("executed-twice", "a copy leaves a fork", _announced_again),
     ("executed-twice", "a copied cleanup leaves a context", _kept("contexts", "ContextLeak")),
     ("executed-twice", "a copied accept is awaited", _kept("pending_users", "RRefLeak")),
@@ -225,7 +302,7 @@ def test_a_defect_is_reported_as_what_it_is(
     assert len(planted) >= _CASES
 
 
-@pytest.mark.parametrize("name", [*_DRAWS, "after-timeout"])
+@pytest.mark.parametrize("name", [*_DRAWS, *_WRITTEN])
 def test_the_ideal_run_breaks_nothing(name: str) -> None:
     """Without a defect the same cases are clean."""
     for world in worlds(name):

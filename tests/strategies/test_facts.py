@@ -23,6 +23,9 @@ LATE_CREATIONS = FaultTable(
     messages_to_delay={"PYTHON_REMOTE_CALL": 3.0, "SCRIPT_REMOTE_CALL": 3.0}
 )
 LATE_CALLS = FaultTable(messages_to_delay={"PYTHON_CALL": 3.0})
+LATE_FETCHES = FaultTable(
+    messages_to_delay={"PYTHON_RREF_FETCH_CALL": 3.0, "SCRIPT_RREF_FETCH_CALL": 3.0}
+)
 FAILED_DELETES = FaultTable(["RREF_USER_DELETE"], 3)
 T = TypeVar("T")
 TWO = ("timed-out-remote-dropped", "shutdown-overtakes-creation")
@@ -94,6 +97,7 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("rejoins-alone", GROUPS),
     ("leaving-keeps-values", GROUPS),
     ("dash-in-member-name", GROUPS),
+    ("fetch-after-delete", cases("remote", "fetch", "drop", table=LATE_FETCHES, size=2, most=8)),
     ("rref-sent-after-reinit", cases("rejoin", "call", "remote", "share", size=2, most=6)),
 ]
 

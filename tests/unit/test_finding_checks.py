@@ -147,10 +147,11 @@ def test_another_failure_that_real_time_does_not_show_is_named() -> None:
 HELD = sorted(name for name in PROPERTIES if held_case(name, 0, 1.0))
 
 
-def test_four_findings_have_a_case_that_holds() -> None:
+def test_which_findings_have_a_case_with_a_certain_order() -> None:
     """The ones that today's case shows in some runs only."""
     assert HELD == [
         "early-owner-fork",
+        "fetch-after-delete",
         "shutdown-deletes-argument",
         "shutdown-overtakes-creation",
         "timed-out-remote-dropped",
@@ -166,7 +167,11 @@ def test_a_case_that_holds_meets_its_finding(name: str, rate: float) -> None:
     assert predict(case.program, case.plan).known_bugs >= {name}
     (hold,) = case.plan.others
     assert isinstance(hold, MessageFault)
-    assert (hold.action, hold.delay) == ("hold", 3.0 * rate)
+    if name == "fetch-after-delete":
+        # A settle waits for what is delayed, and a held fetch leaves no sign that it has come.
+        assert (hold.action, hold.delay) == ("delay", max(2.0, rate))
+    else:
+        assert (hold.action, hold.delay) == ("hold", 3.0 * rate)
 
 
 @pytest.mark.parametrize("built", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +131,7 @@ def test_the_caller_is_told_of_what_is_lost(
 
 #: Later than the timeout of 65 s: what the sender does not hear any more.
 LATE: Any = {"action": "delay", "delay": 70.0}
+LOST: Any = {"action": "lose"}
 
 
 @pytest.mark.parametrize(
@@ -320,19 +322,26 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1),
         "comes by a rank twice",
     ),
-    (PROGRAM, MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ"), "BACKWARD_AUTOGRAD_REQ is lost"),
-    (PROGRAM, MessageFault(0, "duplicate", "FORWARD_AUTOGRAD_REQ"), "or comes twice"),
-    (PROGRAM, MessageFault(2, "lose", "RREF_FORK_REQUEST"), "a call waits for it"),
+    (PROGRAM, MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ"), "name their receiver"),
+    (PROGRAM, MessageFault(0, "duplicate", "BACKWARD_AUTOGRAD_REQ", to=2), "gradient function"),
+    (PROGRAM, MessageFault(0, "duplicate", "FORWARD_AUTOGRAD_REQ"), "addRecvFunction"),
+    (PROGRAM, MessageFault(2, "lose", "RREF_FORK_REQUEST"), "a Share with a timeout of 125 s"),
+    (PROGRAM, MessageFault(2, message="RREF_FORK_REQUEST", **LATE), "a timeout of 125 s"),
     (PROGRAM, MessageFault(1, "lose", "RREF_ACK"), "tries of RREF_FORK_REQUEST that follow"),
     (PROGRAM, MessageFault(2, "fail", "RREF_USER_DELETE", which="first", n=6), "5 times only"),
-    (PROGRAM, MessageFault(0, "duplicate", "PYTHON_REMOTE_CALL"), "created twice"),
+    (PROGRAM, MessageFault(0, "duplicate", "PYTHON_REMOTE_CALL"), "a fork of an RRef is new"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2), "same fork"),
     (PROGRAM, MessageFault(0, "duplicate", "PYTHON_CALL", to=2, n=2), "which of the two counts"),
     (replace(PROGRAM, rpc_timeout=None), MessageFault(0, "lose", "PYTHON_CALL"), "no timeout"),
     (
-        replace(PROGRAM, rpc_timeout=75.0),
+        replace(PROGRAM, rpc_timeout=None),
         MessageFault(2, "lose", "RREF_USER_DELETE"),
-        "60 to 70 s",
+        "60 to 3600 s",
+    ),
+    (
+        replace(PROGRAM, rpc_timeout=75.0),
+        MessageFault(0, "lose", "RREF_USER_DELETE"),
+        "60 to 70 s, .* before a shutdown gives up after 100 s",
     ),
     (replace(PROGRAM, settles=False), MessageFault(0, "lose", "PYTHON_CALL"), "before the timeout"),
     (
@@ -346,27 +355,48 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "ends the agent",
     ),
     (
-        Program(2, (Context(0, "x", (1,)), Settle(), Refused(0, "x")), rpc_timeout=65.0),
+        Program(2, (Context(0, "x", (1, 0), rrefs=True),), rpc_timeout=65.0),
         MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
-        "id of a context",
+        "creates RRefs",
     ),
     (
         Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0),
-        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
-        "plain calls",
+        MessageFault(1, "lose", "FORWARD_AUTOGRAD_REQ"),
+        "almost the same time",
+    ),
+    (
+        Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0),
+        MessageFault(0, message="FORWARD_AUTOGRAD_REQ", which="every", **LATE),
+        "are counted",
     ),
     (
         Program(2, (Own(0, "a"), Call(1, 0), Remote(0, 1, "b", right="a")), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in which order",
     ),
-    (PROGRAM, MessageFault(0, message="FORWARD_AUTOGRAD_REQ", **LATE), "its timeout is unknown"),
-    (PROGRAM, MessageFault(2, message="RREF_USER_DELETE", **LATE), "its timeout is unknown"),
-    (PROGRAM, MessageFault(0, message="PYTHON_CALL", to=2, **LATE), "comes with an RRef"),
     (
-        Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), rpc_timeout=65.0),
-        MessageFault(0, message="PYTHON_RREF_FETCH_CALL", **LATE),
-        "that a late request is for",
+        Program(
+            3,
+            (Remote(0, 1, "a"), Settle(), Share(0, "a", 2, "b"), Fetch(2, "b")),
+            rpc_timeout=65.0,
+        ),
+        MessageFault(0, message="PYTHON_CALL", **LATE),
+        "before it has come",
+    ),
+    (
+        Program(
+            3,
+            (
+                Remote(0, 1, "a"),
+                Settle(),
+                Share(0, "a", 2, "b", timeout=200.0),
+                Settle(),
+                Call(2, 0, right="b"),
+            ),
+            rpc_timeout=65.0,
+        ),
+        MessageFault(0, message="RREF_FORK_REQUEST", **LATE),
+        "waits for it",
     ),
     (
         Program(2, (Call(0, 1, timeout=2.0), Call(0, 1))),
@@ -400,6 +430,201 @@ def test_anything_else_is_refused_with_its_reason(
         under(fault, program=program)
     assert fault.name in str(raised.value)
     assert predict(program, FaultPlan()).steps
+
+
+def test_a_late_call_of_a_context_makes_the_context_anew() -> None:
+    """It comes after the cleanup, so its rank keeps it, and each rank that its function calls."""
+    both = (Context(0, "x", (1, 2)), Call(1, 2))
+    for step, n, ran, kept in (
+        (both[0], 1, {1: 1}, {1}),
+        (both[0], 2, {1: 1, 2: 1}, {2}),
+        (Context(0, "x", (1, 2, 1)), 3, {1: 2, 2: 1}, {1}),
+        (Context(0, "x", (1, 0, 2), nested=True), 1, {1: 1, 0: 1, 2: 1}, {0, 1, 2}),
+    ):
+        program = Program(3, (step, both[1]), rpc_timeout=65.0)
+        late = MessageFault(0, message="FORWARD_AUTOGRAD_REQ", n=n, **LATE)
+        said = under(late, program=program)
+        assert [one.error for one in said.steps] == ["timeout", ""]
+        assert said.steps[0].slack == 5.0
+        assert {rank: one["step0"] for rank, one in enumerate(said.calls) if "step0" in one} == ran
+        assert said.counters == (Counters(),) * 3
+        assert {one.rank for one in said.met} == kept
+        assert said.known_bugs == {"context-after-cleanup"}
+        for one in said.met:
+            assert re.search(one.says, "worker1 holds 1 context; expected nothing")
+            assert not re.search(one.says, "worker1 holds 2 contexts; expected nothing")
+
+
+def test_a_context_that_has_failed_is_refused_everywhere_after_a_settle() -> None:
+    """Also at a rank that never heard of it."""
+    steps: tuple[Step, ...] = (
+        Context(0, "x", (1,)),
+        Settle(),
+        *(Refused(r, "x") for r in range(3)),
+    )
+    for fault in (
+        MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
+        MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ"),
+        MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+    ):
+        said = under(fault, program=Program(3, steps, rpc_timeout=65.0))
+        assert [one.value for one in said.steps[2:]] == [{"refused": True}] * 3
+
+
+def test_a_late_call_is_refused_where_its_cleanup_may_be_late() -> None:
+    """Nobody could tell whether the context stays."""
+    late = MessageFault(0, message="FORWARD_AUTOGRAD_REQ", **LATE)
+    cleanup = "CLEANUP_AUTOGRAD_CONTEXT_REQ"
+    with pytest.raises(UsageError, match="comes before the late call"):
+        under(late, MessageFault(0, "fail", cleanup))
+    with pytest.raises(UsageError, match="comes before the late call"):
+        under(late, MessageFault(0, "delay", cleanup, delay=1.0))
+    for table in (FaultTable([cleanup], 1), FaultTable(messages_to_delay={cleanup: 1.0})):
+        with pytest.raises(UsageError, match="comes before the late call"):
+            predict(PROGRAM, FaultPlan(table, others=(late,)))
+    assert under(late, MessageFault(1, "fail", cleanup)).known_bugs == {"context-after-cleanup"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "runs", "error"),
+    [
+        (MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"), False, "timeout"),
+        (MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ"), False, "injected"),
+        (MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP", to=0), True, "timeout"),
+        (MessageFault(1, message="FORWARD_AUTOGRAD_RESP", to=0, **LATE), True, "timeout"),
+    ],
+)
+def test_the_first_call_of_a_nested_context_may_be_lost(
+    fault: MessageFault, runs: bool, error: str
+) -> None:
+    """Where only its answer is, all the others have run, and the cleanup reaches every rank."""
+    program = Program(3, (Context(0, "x", (1, 2), nested=True),), rpc_timeout=65.0)
+    said = under(fault, program=program)
+    assert said.steps[0].error == error
+    assert [one.get("step0", 0) for one in said.calls] == [0, runs, runs]
+    cleaned = {(one.rank, one.to) for one in said.sends}
+    assert cleaned == ({(0, 1), (1, 0), (1, 2), (2, 1)} if runs else {(0, 1)})
+    assert said.counters == (Counters(),) * 3
+
+
+def test_a_gradient_that_fails_ends_backward_with_the_injected_failure() -> None:
+    """Wherever its sender is, at once; every rank cleans the context up."""
+    for rank, to in ((0, 2), (2, 0), (0, 1), (1, 0)):
+        said = under(MessageFault(rank, "fail", "BACKWARD_AUTOGRAD_REQ", to=to))
+        assert said.steps[8].value["broke"] == "injected"
+        assert "gradient" not in said.steps[8].value
+        assert (said.counters, said.calls) == (NOTHING.counters, NOTHING.calls)
+        assert (said.sends, said.known_bugs) == (NOTHING.sends, frozenset())
+
+
+@pytest.mark.parametrize(
+    "kind", ["RREF_CHILD_ACCEPT", "RREF_USER_DELETE", "CLEANUP_AUTOGRAD_CONTEXT_REQ"]
+)
+@pytest.mark.parametrize("limit", [65.0, 300.0])
+def test_what_torch_tries_again_may_come_after_its_timeout(kind: str, limit: float) -> None:
+    """The next try is executed first, and then the one that is late, which finds nothing to do."""
+    rank = 0 if kind.startswith("CLEANUP") else 2
+    program = replace(PROGRAM, rpc_timeout=limit)
+    late = MessageFault(rank, "delay", kind, delay=limit + 5.0)
+    said, usual = under(late, program=program), predict(program, FaultPlan())
+    lost = under(MessageFault(rank, "lose", kind), program=program)
+    assert [one.error for one in said.steps] == [""] * 9
+    assert (said.counters, said.calls, said.certain) == (usual.counters, usual.calls, True)
+    assert said.retried == lost.retried == tuple(int(one == rank) for one in range(3))
+    assert lost_seconds(program, FaultPlan(others=(late,))) == limit + 5.0
+
+
+def test_a_lost_answer_to_a_cleanup_changes_nothing_that_is_judged() -> None:
+    """The context is gone. What torch sends again carries nothing, and may go on for an hour."""
+    for form in (LOST, LATE):
+        fault = MessageFault(1, message="CLEANUP_AUTOGRAD_CONTEXT_RESP", to=0, **form)
+        said = under(fault)
+        assert changed(said) == {}
+        assert (said.counters, said.retried) == (NOTHING.counters, NOTHING.retried)
+        assert said.may_warn_unreleased_context == {0}
+        assert not said.certain
+
+
+def test_a_lost_fork_request_is_tried_again_within_a_longer_timeout() -> None:
+    """So the function starts late. The try that is late comes before the fork is deleted."""
+    share = Share(0, "a", 2, "b", timeout=130.0)
+    steps: tuple[Step, ...] = (Remote(0, 1, "a"), Settle(), share, Settle(), Drop(2, "b"))
+    program = Program(3, steps, rpc_timeout=65.0)
+    for form in (LOST, LATE):
+        said = under(MessageFault(2, message="RREF_FORK_REQUEST", **form), program=program)
+        assert [one.error for one in said.steps] == [""] * 5
+        assert said.retried == (0, 0, 1)
+        assert said.counters == predict(program, FaultPlan()).counters
+
+
+def test_a_share_that_comes_after_its_timeout() -> None:
+    """The handle arrives once, and is there after a settle; meanwhile its sender drops its own."""
+    first: tuple[Step, ...] = (Remote(0, 1, "a"), Settle(), Share(0, "a", 2, "b"))
+    late = MessageFault(0, message="PYTHON_CALL", **LATE)
+    program = Program(3, (*first, Drop(0, "a"), Settle(), Fetch(2, "b")), rpc_timeout=65.0)
+    said = under(late, program=program)
+    assert [one.error for one in said.steps] == ["", "", "timeout", "", "", ""]
+    assert said.calls[2]["step2"] == 1
+    assert said.steps[4].counters[1] == Counters(owners=1, forks=1)
+    assert said.met == frozenset()
+    for other in (
+        MessageFault(2, "lose", "RREF_CHILD_ACCEPT"),
+        MessageFault(1, "lose", "RREF_ACK", to=0),
+    ):
+        with pytest.raises(UsageError, match="what follows from it is not known"):
+            under(late, other, program=program)
+
+
+def test_a_call_with_an_rref_that_comes_after_its_timeout() -> None:
+    """Its function fetches the argument then, and its owner still has it."""
+    call = Call(0, 2, right="a")
+    steps: tuple[Step, ...] = (Remote(0, 1, "a"), Settle(), call, Drop(0, "a"), Settle())
+    program = Program(3, steps, rpc_timeout=65.0)
+    said, usual = (
+        under(*faults, program=program)
+        for faults in ((MessageFault(0, message="PYTHON_CALL", **LATE),), ())
+    )
+    assert [one.error for one in said.steps] == ["", "", "timeout", "", ""]
+    assert (said.sends, said.calls, said.met) == (usual.sends, usual.calls, frozenset())
+
+
+def test_a_fetch_that_comes_after_the_delete_stays_at_the_owner() -> None:
+    """If no other rank has the RRef; after a settle the fetch has come first."""
+    late = MessageFault(0, message="PYTHON_RREF_FETCH_CALL", **LATE)
+    remote, fetch, drop = Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")
+    for steps, kept in (
+        ((remote, fetch, drop), True),
+        ((remote, fetch, Settle(), drop), False),
+        ((remote, Settle(), Share(0, "a", 2, "b"), fetch, drop), False),
+        ((remote, Settle(), Share(0, "a", 2, "b"), fetch, drop, Settle(), Drop(2, "b")), False),
+        ((remote, Settle(), Share(0, "a", 2, "b"), fetch, drop, Drop(2, "b")), True),
+    ):
+        said = under(late, program=Program(3, steps, rpc_timeout=65.0))
+        assert [step.error for step in said.steps].count("timeout") == 1
+        assert said.known_bugs == ({"fetch-after-delete"} if kept else set())
+        for one in said.met:
+            assert one.rank == 1
+            left = "worker1 holds 1 server call, 1 server async call; expected nothing"
+            assert re.search(one.says, left)
+
+
+def test_a_creation_that_comes_after_its_delete() -> None:
+    """Its owner keeps it, which is a finding."""
+    late = MessageFault(0, message="PYTHON_REMOTE_CALL", **LATE)
+    said = under(late, program=Program(2, (Remote(0, 1, "a"), Drop(0, "a")), rpc_timeout=65.0))
+    assert said.counters == (Counters(), Counters())
+    assert said.known_bugs == {"timed-out-remote-dropped"}
+
+
+def test_a_timeout_of_a_step_is_none_of_what_torch_sends() -> None:
+    """A delete that is later than it is only late, for it has the timeout of the program."""
+    call = Call(0, 1, timeout=2.0, seconds=9.0)
+    steps: tuple[Step, ...] = (call, Remote(0, 1, "a"), Drop(0, "a"))
+    late = MessageFault(0, "delay", "RREF_USER_DELETE", delay=3.0)
+    for limit in (None, 300.0):
+        said = under(late, program=Program(2, steps, rpc_timeout=limit))
+        assert [step.error for step in said.steps] == ["timeout", "", ""]
+        assert said.retried == (0, 0)
 
 
 def test_the_answer_to_a_late_request_is_not_counted() -> None:

@@ -146,7 +146,7 @@ def test_what_is_not_predicted_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pat
         if (r["type"], r["action"]) == ("PYTHON_REMOTE_CALL", "duplicate")
     ]
     assert row["verdict"] == "unpredicted"
-    assert "created twice" in row["said"]
+    assert "a fork of an RRef is new" in row["said"]
     assert not any(plan.others and plan.others[0].name == row["fault"] for plan in torch.plans)
 
 

@@ -113,6 +113,10 @@ def run_backward(
         # The frames of a traceback hold objects that would otherwise be freed.
         traceback.clear_frames(error.__traceback__)
         return {"broke": str(error)}
+    except UnicodeDecodeError as error:
+        # The text of an injected failure quotes the gradients, which are binary.
+        traceback.clear_frames(error.__traceback__)
+        return {"broke": error.object.decode(errors="backslashreplace")}
     return {"gradient": dist_autograd.get_gradients(context_id)[leaf].tolist()}
 
 
