@@ -72,15 +72,16 @@ class Settling:
                 if not self._diagnosis.look(phase):
                     return self._ranks.counters()
                 now = (self._ranks.counters(), [c.calls for c in channels])
-                if now != (held, ran):
+                # What a fault delays or holds may be of no call that anybody waits for any more, so
+                # only the ledger shows that it is on its way.
+                is_late = self._ranks.awaits_message
+                if is_late or now != (held, ran):
                     held, ran = now
                     since = time.monotonic()
                 awaits_calls = _lacks(ran, calls)
                 matched = matched + 1 if held == wanted and not awaits_calls else 0
                 quiet = time.monotonic() - since
-                # What a fault delays may be of no call that anybody waits for any more.
-                is_late = bool(calls) and self._ranks.awaits_message
-                if matched and not is_late and self._retries_ended(failures, quiet):
+                if matched and not (calls and is_late) and self._retries_ended(failures, quiet):
                     if matched >= 2 or self._ranks.were_at_rest:
                         break
                 if not matched and (

@@ -207,6 +207,17 @@ def test_a_hold_shows_a_finding_in_every_run(
         assert set_apart(case.program, met, seen, broken) == ((name,), ())
 
 
+def test_a_settle_waits_for_what_is_held(rpc_cluster: ClusterFactory) -> None:
+    """A creation that has timed out and is held comes at last, as a settle expects."""
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5),))
+    until = NthMessage(0, "RREF_USER_DELETE")
+    fault = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=500.0, until=until)
+    plan = FaultPlan(others=(fault,))
+    seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
+    assert any("overdue" in sent.marks for sent in seen.messages)
+    assert judge(program, plan, seen) == ()
+
+
 #: Messages that users send and that torch sends by itself; the last step leaves a delete.
 _PROGRAM = Program(
     2, (Call(0, 1), Remote(0, 1, "a"), Fetch(0, "a"), Context(0, "x", (1,)), Drop(0, "a"))

@@ -259,9 +259,10 @@ def test_the_ledger_knows_what_torch_may_send_again(
     ledger.close()
 
 
-def test_the_ledger_knows_what_a_fault_still_delays() -> None:
-    """A delayed request is awaited until it has come; what came before is not looked at again."""
-    delay, arrived, size = 3, 16, ledgers._RECORD.size
+@pytest.mark.parametrize("delay", [3, 4], ids=["delay", "hold"])
+def test_the_ledger_knows_what_a_fault_still_delays(delay: int) -> None:
+    """A late request is awaited until it has come; what came before is not looked at again."""
+    arrived, size = 16, ledgers._RECORD.size
     ledger = written((1, CALL_TYPE, 0, ANSWERED), (2, CALL_TYPE, 0, FAILED))
     assert not ledger.may_come_late()
     ledger.clear()
