@@ -264,7 +264,8 @@ def _drawn(
         return
     held = one.nth(to_any=draw(st.booleans()))
     which = draw(st.sampled_from(_WHICH))
-    delays, until = (0.0,), None
+    delays: Sequence[float] = (0.0,)
+    until = None
     if action == "delay":
         delays = (draw(st.sampled_from(_DELAYS if program.rpc_timeout is None else _LATE)),)
     elif action == "hold":
