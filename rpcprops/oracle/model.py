@@ -507,6 +507,7 @@ class Model:
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
             self._contexts_left(settles=settles),
             self.group.told if self.group.inits else None,
+            bool(self.broke_one),
         )
 
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:

@@ -108,6 +108,7 @@ class Prediction:
             whose cleanup was lost, and those whose cleanup was still being retried.
         told: in a dynamic group, how often each rank calls another one to join or to leave, by the
             two; None without such a group.
+        has_failed_creation: whether the creation of an RRef fails, as its rank gets to know.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -131,6 +132,7 @@ class Prediction:
     unmarked_uses: int = 0
     contexts_left: tuple[range, ...] = ()
     told: Mapping[tuple[int, int], int] | None = None
+    has_failed_creation: bool = False
     alternatives: tuple[Prediction, ...] = ()
 
     @property

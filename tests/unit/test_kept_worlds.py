@@ -32,7 +32,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.oracle import predict
 from rpcprops.outcomes import StepOutcome
-from rpcprops.programs import Call, Carry, Default, Fetch, Program, Remote, Settle, Step
+from rpcprops.programs import Call, Carry, Default, Drop, Fetch, Program, Remote, Settle, Step
 from rpcprops.runner import Runner
 
 CALL = MessageType.PYTHON_CALL
@@ -162,6 +162,23 @@ def test_what_could_leave_something_gets_a_new_world(
     assert may_reuse(Program(2, PLAIN), FaultPlan(), NAME, predict(Program(2, PLAIN), FaultPlan()))
     known = plan if plan.others == () else FaultPlan()
     assert not may_reuse(program, plan, agent, predict(program, known))
+
+
+@pytest.mark.parametrize("steps", [(Remote(0, 0, "a"),), (Remote(0, 1, "a"), Drop(0, "a"))])
+@pytest.mark.parametrize("is_message", [False, True], ids=["table", "message"])
+def test_a_creation_that_failed_gets_no_program_after_it(
+    steps: tuple[Step, ...], *, is_message: bool
+) -> None:
+    """torch's process keeps it for the next failure, though no rank holds anything."""
+    plan = FaultPlan.of(FaultTable(("PYTHON_REMOTE_CALL",), 1))
+    if is_message:
+        plan = FaultPlan(others=(MessageFault(0, "fail", "PYTHON_REMOTE_CALL"),))
+    program = Program(2, steps)
+    prediction = predict(program, plan)
+    assert not any(step.error for step in prediction.steps)
+    assert not prediction.known_bugs
+    assert not may_reuse(program, plan, NAME, prediction)
+    assert may_reuse(program, FaultPlan(), NAME, predict(program, FaultPlan()))
 
 
 def test_faults_that_torch_mends_leave_nothing() -> None:
