@@ -608,15 +608,19 @@ class Model:
             failures = min(left, message.max_retries + 1)
             delivered = failures <= message.max_retries
             self.failed[rank, payload] += failures
+        lost = 0
         if self.disturbed:
-            struck, arrives = self._strike(rank, message, to)
+            struck, arrives, lost = self._strike(rank, message, to)
             failures, delivered = failures + struck, delivered and arrives
-        self.sends.append(Send(rank, message, payload, failures, delivered, to))
+        self.sends.append(Send(rank, message, payload, failures, delivered, to, lost))
         return delivered
 
-    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool]:
-        """What message faults do to a message: how many of its tries fail, whether it arrives."""
-        failures = 0
+    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool, int]:
+        """What message faults do to a message.
+
+        Returns: how many of its tries fail, whether it arrives, and how many tries are lost.
+        """
+        failures = lost = 0
         step = self._step
         is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
         named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
@@ -626,17 +630,18 @@ class Model:
                 self.disturbed.check_struck(step, message, fate, is_own=is_own)
             if not message.is_retryable:
                 self._fate = self._fate or fate
-                return int(fate == "fail"), fate not in ("fail", "lost")
+                return int(fate == "fail"), fate not in ("fail", "lost"), int(fate == "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
                 self.certain = False
                 if step is None:
                     # A shutdown does not wait while nothing but the next try is left.
                     self._leaves_early.add(rank)
-                return failures, True
+                return failures, True, lost
             if fate not in ("fail", "lost"):
-                return failures, True
+                return failures, True, lost
             failures += 1
+            lost += fate == "lost"
 
     def call(
         self,
@@ -1131,9 +1136,11 @@ class Model:
         for number, peer in enumerate(peers):
             failures = min(tries, each + (number < more))
             delivered = failures < tries
+            lost = 0
             if self.disturbed:
-                failures += self._strike(rank, _CLEANUP, peer)[0]
-            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer))
+                struck, _, lost = self._strike(rank, _CLEANUP, peer)
+                failures += struck
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer, lost))
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries

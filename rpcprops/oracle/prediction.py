@@ -42,6 +42,7 @@ class Send:
         failures: how often sending it fails.
         delivered: whether it is sent in the end.
         to: the rank that it is sent to.
+        lost: how many of its tries are lost on their way.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class Send:
     failures: int = 0
     delivered: bool = True
     to: int | None = None
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

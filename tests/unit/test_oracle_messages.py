@@ -52,6 +52,25 @@ def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
     return predict(program, FaultPlan(others=faults))
 
 
+@pytest.mark.parametrize(
+    ("action", "expected"), [("", 1), ("fail", 0), ("lose", 1), ("delay", 1), ("duplicate", 1)]
+)
+def test_a_table_delays_what_is_lost_then(action: Any, expected: int) -> None:
+    """The agent waits before it writes or loses a message; what fails does not come so far."""
+    delays = {"PYTHON_CALL": 0.5, "RREF_USER_DELETE": 0.25}
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay=delays)})
+    made = (Remote(0, 1, "a"), Settle(), Drop(0, "a"), Settle(), Call(0, 1))
+    program = Program(2, made, rpc_timeout=65.0)
+    late = 1.0 if action == "delay" else 0.0
+    for message in delays:
+        others = (MessageFault(0, action, message, delay=late),) if action else ()
+        said = predict(program, replace(plan, others=others)).delays(plan)[0]
+        tries = 2 if (action, message) == ("lose", "RREF_USER_DELETE") else expected
+        # torch tries a delete again that has failed.
+        again = (action, message) == ("fail", "RREF_USER_DELETE")
+        assert said.get(message, 0) == (1 if again else tries), (action, message)
+
+
 def changed(said: Prediction) -> dict[int, str]:
     """The steps that end otherwise than without a fault, with the class of their error."""
     return {
