@@ -479,6 +479,10 @@ class Model:
         early = waiting if at_once else waiting | self._leaves_early | broken
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
+        if graceful and not settles and any(u.timed_out and not u.rref.made for u in self.users):
+            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
+            # RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("timed-out-remote-dropped")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)

@@ -452,6 +452,16 @@ def test_a_creation_that_is_late_shows_when_it_is_used() -> None:
     assert predicted(late(REMOTE), made, Drop(0, "a")).known_bugs == {"timed-out-remote-dropped"}
 
 
+@pytest.mark.parametrize(("settles", "met"), [(False, {"timed-out-remote-dropped"}), (True, set())])
+def test_a_shutdown_drops_a_creation_that_has_timed_out(
+    *, settles: bool, met: frozenset[str]
+) -> None:
+    """It deletes what is still held, before the owner has made it; a settle waits for that."""
+    made = Remote(0, 1, "a", timeout=3.0, seconds=12.0)
+    program = Program(2, (made,), settles=settles)
+    assert predict(program, FaultPlan()).known_bugs == met
+
+
 def test_a_future_that_is_late_times_out_where_it_is_waited_for() -> None:
     """The timeout is the call's, wherever its value is asked for."""
     call = Call(0, 1, timeout=0.5, wait="later", out="f")

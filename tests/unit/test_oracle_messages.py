@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, NthMessage
 from rpcprops.oracle import Prediction, lost_seconds, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
@@ -53,22 +53,19 @@ def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
 
 
 @pytest.mark.parametrize(
-    ("action", "expected"), [("", 1), ("fail", 0), ("lose", 1), ("delay", 1), ("duplicate", 1)]
+    ("action", "calls", "deletes"),
+    [("fail", 0, 1), ("lose", 1, 2), ("delay", 1, 1), ("duplicate", 1, 1)],
 )
-def test_a_table_delays_what_is_lost_then(action: Any, expected: int) -> None:
-    """The agent waits before it writes or loses a message; what fails does not come so far."""
-    delays = {"PYTHON_CALL": 0.5, "RREF_USER_DELETE": 0.25}
-    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay=delays)})
+def test_a_table_delays_what_is_lost_then(action: Any, calls: int, deletes: int) -> None:
+    """The agent waits before it writes or loses a try; one that fails does not come so far."""
+    late = {MessageType.PYTHON_CALL: 0.5, MessageType.RREF_USER_DELETE: 0.25}
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay=late)})
     made = (Remote(0, 1, "a"), Settle(), Drop(0, "a"), Settle(), Call(0, 1))
     program = Program(2, made, rpc_timeout=65.0)
-    late = 1.0 if action == "delay" else 0.0
-    for message in delays:
-        others = (MessageFault(0, action, message, delay=late),) if action else ()
-        said = predict(program, replace(plan, others=others)).delays(plan)[0]
-        tries = 2 if (action, message) == ("lose", "RREF_USER_DELETE") else expected
-        # torch tries a delete again that has failed.
-        again = (action, message) == ("fail", "RREF_USER_DELETE")
-        assert said.get(message, 0) == (1 if again else tries), (action, message)
+    for message, times in zip(late, (calls, deletes), strict=True):
+        fault = MessageFault(0, action, message, delay=1.0 if action == "delay" else 0.0)
+        said = predict(program, replace(plan, others=(fault,))).delays(plan)[0]
+        assert said.get(message, 0) == times
 
 
 def changed(said: Prediction) -> dict[int, str]:
