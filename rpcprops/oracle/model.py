@@ -57,6 +57,7 @@ from rpcprops.oracle._messages import (
     timeout_may_come,
 )
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
+from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
 from rpcprops.programs.threads import Threads, needed_threads, threads_of
@@ -457,6 +458,8 @@ class Model:
                 "Settle() after it, or let the program settle."
             )
             raise UsageError(msg)
+        if not settles:
+            self._check_made_in_time()
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
@@ -513,6 +516,24 @@ class Model:
             self.group.told if self.group.inits else None,
             bool(self.broke_one),
         )
+
+    def _check_made_in_time(self) -> None:
+        """Check that no value is made for longer than a graceful shutdown waits.
+
+        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` gives up then, and says
+        that users were not confirmed: their owner confirms them once it has made the value.
+
+        Raises:
+            UsageError: one may be.
+        """
+        longest = max((rref.takes for rref in self.rrefs if not rref.made), default=0.0)
+        if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
+            msg = (
+                f"a value may take {longest:g} s (virtual) to make, and a shutdown waits for "
+                f"{OWNER_WAITS:g} s; put a Fetch or a Settle() after its Remote, or let the "
+                f"program settle."
+            )
+            raise UsageError(msg)
 
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
         """How many contexts each rank may hold after a graceful shutdown, which waits for no retry.

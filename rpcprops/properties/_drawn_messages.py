@@ -46,6 +46,7 @@ _LATE = (0.5, 2.0, TOO_LATE, TOO_LATE)
 #: Virtual seconds for which they wait at most: the last are real seconds, also under a fast clock,
 #: in which several further steps run.
 _HOLDS = (1.0, 30.0, 120.0)
+_MOSTLY_LONG = (*_HOLDS, *_HOLDS[-1:] * 2)
 #: The timeout of a creation that waits until its own fork is deleted, in virtual seconds.
 _GIVEN_UP = 0.5
 _REMOTES = (WireMessageType.PYTHON_REMOTE_CALL, WireMessageType.SCRIPT_REMOTE_CALL)
@@ -258,7 +259,10 @@ def _drawn(
 
     They differ in how long the message is late.
     """
-    one = _any_of(draw, rows)
+    unawaited = [one for one in rows if one.message in _UNAWAITED]
+    # Half of the holds are of messages that others can overtake.
+    is_free = action == "hold" and unawaited and draw(st.booleans())
+    one = _any_of(draw, unawaited if is_free else rows)
     if action == "hold" and one.message in _REMOTES and draw(st.booleans()):
         yield from _held_behind_its_delete(program, one, rows)
         return
@@ -272,7 +276,7 @@ def _drawn(
         # What comes after it can wait for it, unless the program does.
         other = _any_of(draw, [row for row in rows if row.place > one.place] or rows)
         until = other.nth(to_any=draw(st.booleans()))
-        most = draw(st.sampled_from(_HOLDS if one.message in _UNAWAITED else _HOLDS[:1]))
+        most = draw(st.sampled_from(_MOSTLY_LONG if one in unawaited else _HOLDS[:1]))
         delays = tuple(delay for delay in reversed(_HOLDS) if delay <= most)
     # The first messages include the one after it, for the first alone is the nth.
     n = {"nth": held.n, "first": held.n + 1, "every": 1}[which]

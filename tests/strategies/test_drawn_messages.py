@@ -32,7 +32,7 @@ HELD = {
     "timed-out-remote-dropped": 10,
     "shutdown-overtakes-creation": 40,
     "shutdown-deletes-argument": 40,
-    "early-owner-fork": 60,
+    "early-owner-fork": 150,
 }
 
 
