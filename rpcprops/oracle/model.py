@@ -89,6 +89,7 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
+        awaits: the RRef of its own rank, got before its value, for which its function waits.
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
@@ -105,6 +106,7 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
+    awaits: RRef | None = None
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
@@ -486,6 +488,14 @@ class Model:
             # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
             # RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("timed-out-remote-dropped")
+        if (
+            graceful
+            and not settles
+            and any(r.awaits and not r.made and not r.awaits.made for r in self.rrefs)
+        ):
+            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
+            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("early-owner-fork")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)

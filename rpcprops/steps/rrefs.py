@@ -165,6 +165,8 @@ class Remote(Step):
         if argument is not None and argument.rref.slow:
             # The function still waits for its argument.
             argument.rref.made = made
+            if self.to == argument.rref.owner and not self.raises:
+                rref.awaits = argument.rref
         slack = self._time(model, call, handle, surely, perhaps)
         return model.shows(slack=slack)
 
