@@ -52,6 +52,20 @@ def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
     return predict(program, FaultPlan(others=faults))
 
 
+def test_a_creation_is_not_held_until_a_shutdown_deletes_it() -> None:
+    """That delete waits for the creation, and the shutdown for both; it gives up after 100 s."""
+    program = Program(2, (Own(0, "a"), Share(0, "a", 1, "b"), Remote(0, 1, "c")), settles=False)
+    for rank, is_predicted in ((0, False), (1, True)):
+        until = NthMessage(rank, "RREF_USER_DELETE")
+        hold = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=120.0, until=until)
+        if is_predicted:
+            assert under(hold, program=program).graceful
+        else:
+            with pytest.raises(UsageError, match=r"may be 120 s .*late, and a shutdown waits"):
+                under(hold, program=program)
+        assert under(replace(hold, delay=30.0), program=program).graceful
+
+
 @pytest.mark.parametrize(
     ("action", "calls", "deletes"),
     [("fail", 0, 1), ("lose", 1, 2), ("delay", 1, 1), ("duplicate", 1, 1)],
