@@ -309,12 +309,8 @@ def _held_behind_its_delete(
         timed = replace(program, steps=tuple(steps))
         for delete in rows:
             if (delete.rank, delete.to, delete.message) == (step.at, step.to, _DELETE):
-                fault = MessageFault(
-                    held.rank,
-                    "hold",
-                    held.message,
-                    n=held.n,
-                    delay=_HOLDS[-1],
-                    until=delete.nth(to_any=True),
-                )
-                yield timed, fault
+                until = delete.nth(to_any=True)
+                given: Any = {"n": held.n, "until": until}
+                # The shorter one where a shutdown may wait for it.
+                for delay in _HOLDS[:0:-1]:
+                    yield timed, MessageFault(held.rank, "hold", held.message, delay=delay, **given)

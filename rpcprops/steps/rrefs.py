@@ -196,6 +196,7 @@ class Remote(Step):
             held_up = model.delay(self.at, message) - (model.limit(self.timeout) or 0.0)
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
+                handle.marked_before = min(slack, held_up)
                 model.mark(handle)
             if self.at == self.to:
                 # Whether the message or the function is late: torch forgets the RRef when the

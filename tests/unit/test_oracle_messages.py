@@ -52,6 +52,16 @@ def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
     return predict(program, FaultPlan(others=faults))
 
 
+def test_a_creation_that_is_held_is_marked_before_it_is_used() -> None:
+    """By as much as a table delays it beyond its timeout; a rank that is later proves nothing."""
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5), Fetch(0, "a"), Settle(), Drop(0, "a")))
+    until = NthMessage(0, "RREF_USER_DELETE")
+    hold = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=30.0, until=until)
+    late = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 2.0})
+    said = predict(program, FaultPlan(by_rank={0: late}, others=(hold,)))
+    assert (said.steps[1].error, said.steps[1].slack) == ("creation", 1.5)
+
+
 def test_a_creation_is_not_held_until_a_shutdown_deletes_it() -> None:
     """That delete waits for the creation, and the shutdown for both; it gives up after 100 s."""
     program = Program(2, (Own(0, "a"), Share(0, "a", 1, "b"), Remote(0, 1, "c")), settles=False)
