@@ -25,6 +25,7 @@ import msgspec
 
 from rpcprops import agents
 from rpcprops._files import GrowingFile, Unwritten
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED, accepted_json
 from rpcprops.properties import (
@@ -43,8 +44,10 @@ from rpcprops.report.text import artefact_of, describe_case
 from rpcprops.runner import Runner
 from rpcprops.torch_facts import installed
 
-#: The properties under faults, and the transports, in turn.
+#: The properties under faults that every agent can inject, and the transports, in turn.
 UNDER_FAULTS = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
+#: The property under faults of single messages, which takes part where the agent can inject them.
+UNDER_MESSAGE_FAULTS = "drawn-message-faults"
 #: The property of dynamic groups, which takes part in a hunt for what is known.
 GROUPS = "drawn-groups"
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
@@ -129,20 +132,27 @@ class Batch:
     used: int = 0
 
 
-def hunted(*, known: bool = False) -> Mapping[str, Property]:
+def hunted(*, known: bool = False, agent: str = "") -> Mapping[str, Property]:
     """The properties that a hunt draws from, by name.
 
     Args:
+        agent: the agent of its ranks; empty if it is torch's faulty one.
         known: whether it also draws what meets known findings: as for a torch that has mended
             them all. What its runs show is judged by what is known of the torch that ran.
     """
     drawn = drawn_properties(installed().as_if_mended() if known else None)
-    return {name: drawn[name] for name in (*without_faults(known=known), *UNDER_FAULTS)}
+    names = (*without_faults(known=known), *under_faults(agent))
+    return {name: drawn[name] for name in names}
 
 
 def without_faults(*, known: bool = False) -> tuple[str, ...]:
     """Those of them whose programs have no fault."""
     return (WITHOUT_FAULTS.name, GROUPS) if known else (WITHOUT_FAULTS.name,)
+
+
+def under_faults(agent: str = "") -> tuple[str, ...]:
+    """Those of them whose programs run under faults, for an agent as a batch names it."""
+    return (*UNDER_FAULTS, UNDER_MESSAGE_FAULTS) if agent == WIRE else UNDER_FAULTS
 
 
 def _batch(line: bytes) -> Batch:
@@ -224,12 +234,14 @@ class Hunt:
         path: the file; it need not exist yet.
         seed: which draws it has; hunts with different seeds have different ones.
         known: whether it also draws what meets known findings (see :func:`hunted`).
+        agent: the agent of its ranks; empty if it is torch's faulty one.
     """
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
     seed: int = 0
     known: bool = False
+    agent: str = ""
     _cases: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     _alone: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
 
@@ -272,7 +284,7 @@ class Hunt:
                 "out to go on with its own."
             )
             raise UsageError(msg)
-        return cls(path, batches, of_file, draws_known)
+        return cls(path, batches, of_file, draws_known, batches[0].agent)
 
     def _note(self, batch: Batch) -> None:
         self._cases.update((batch.transport, case) for case in batch.cases)
@@ -381,7 +393,7 @@ class Hunt:
         those that are `under_way`.
         """
         alone, all_ = self._expected(under_way)
-        names = self._without_faults if share and alone <= share * all_ else UNDER_FAULTS
+        names = self._without_faults if share and alone <= share * all_ else self._under_faults
         done = {(b.property, b.seed, b.transport) for b in self.batches}
         done |= {order.key for order in under_way}
         return next(
@@ -395,6 +407,10 @@ class Hunt:
     @property
     def _without_faults(self) -> tuple[str, ...]:
         return without_faults(known=self.known)
+
+    @property
+    def _under_faults(self) -> tuple[str, ...]:
+        return under_faults(self.agent)
 
     def _expected(self, under_way: Collection[Order]) -> tuple[int, int]:
         """The examples without faults, and all, once what is under way has been run."""
@@ -437,8 +453,8 @@ class Hunt:
             return None
         name, seed, transport = self.next_batch(share, under_way)
         # So that each process gets some of a short hunt, and each property does.
-        others = self._without_faults if name in self._without_faults else UNDER_FAULTS
-        parts = max(jobs, len(others))
+        alone, others = self._without_faults, self._under_faults
+        parts = max(jobs, len(alone if name in alone else others))
         most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
         spent = sum(batch.real_seconds for batch in self.batches)
@@ -453,8 +469,8 @@ class Hunt:
             wanted.candidates,
         )
 
-    def must_be_of(self, torch: str, agent: str) -> None:
-        """Check that batches of this torch and agent may follow.
+    def draw_for(self, torch: str, agent: str) -> None:
+        """Let batches of this torch and agent follow; the agent decides what is drawn.
 
         Raises:
             UsageError: the hunt is of others.
@@ -469,6 +485,7 @@ class Hunt:
         if any(batch.agent != _stored(agent) for batch in self.batches):
             msg = f"{self.path} is of another agent than {agent}; hunt in another --file."
             raise UsageError(msg)
+        self.agent = _stored(agent)
 
 
 def digest(case: Case) -> str:
@@ -520,7 +537,7 @@ def run_order(
     with watched(server) as in_flight:
         in_flight.begin(order.property)
         result = examine(
-            hunted(known=order.known)[order.property],
+            hunted(known=order.known, agent=batch.agent)[order.property],
             runner,
             max_examples=order.draws,
             seed=order.seed,
@@ -580,7 +597,7 @@ def go_on(
     Raises:
         UsageError: the hunt is of another torch, or of another agent.
     """
-    hunt.must_be_of(runner.server.torch_version, runner.server.agent)
+    hunt.draw_for(runner.server.torch_version, runner.server.agent)
     now = hunt.clock()
     while order := hunt.order(wanted):
         began = now()
@@ -595,7 +612,7 @@ def summary(hunt: Hunt) -> dict[str, Any]:
     """The hunt as JSON data."""
     times = hunt.total("accepted_times")
     by_property: dict[str, int] = {}
-    for name in (*without_faults(known=hunt.known), *UNDER_FAULTS):
+    for name in (*without_faults(known=hunt.known), *under_faults(hunt.agent)):
         found = {(b.transport, c) for b in hunt.batches if b.property == name for c in b.cases}
         by_property[name] = len(found)
     return {

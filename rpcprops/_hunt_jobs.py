@@ -225,7 +225,7 @@ class Team:
         """Act on what a worker says."""
         match message:
             case Ready():
-                self.hunt.must_be_of(message.torch_version, message.agent)
+                self.hunt.draw_for(message.torch_version, message.agent)
                 worker.is_ready = True
                 if not self._is_hunting:
                     # To start the workers is no hunting.

@@ -254,8 +254,9 @@ def _program_drawer(
             plan=plan,
             settles=settled,
             facts=known,
-            # Not where a default timeout makes the rate slow.
-            minutes=rpc_timeout is None and more % (1 << 8) % _FEW == _FEW - 1,
+            # Not where a default timeout makes the rate slow, nor where only the shutdown, which
+            # waits for 100 s, comes after them.
+            minutes=settled and rpc_timeout is None and more % (1 << 8) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
             threads=_THREADS[(more >> 8) % (1 << 15) % len(_THREADS)],
             goes_on=bool(more >> 23 & 1),

@@ -223,7 +223,7 @@ class Ranks:
 
     @property
     def awaits_message(self) -> bool:
-        """Whether the ledger shows a message that a fault delays, and that has not come yet."""
+        """Whether the ledger shows a message that a fault delays or holds and that has to come."""
         return self.ledger is not None and self.ledger.may_come_late()
 
     @property

@@ -69,21 +69,24 @@ class Settling:
             while True:
                 # A look meanwhile would show nothing that counts, and cost each rank some work.
                 self._ranks.wait_for_retries(min(_LOOKS_SECONDS, phase.left()))
-                # What a fault delays may be of no call that anybody waits for any more. It changes
-                # what is held when it comes, so two looks must follow that.
-                is_late = bool(calls) and self._ranks.awaits_message
+                # What a fault delays or holds may be of no call that anybody waits for any more, so
+                # only the ledger shows that it is on its way. It changes what is held when it
+                # comes, so two looks must follow that.
+                is_late = self._ranks.awaits_message
                 if not self._diagnosis.look(phase):
                     return self._ranks.counters()
                 now = (self._ranks.counters(), [c.calls for c in channels])
-                if now != (held, ran):
+                is_late = is_late or self._ranks.awaits_message
+                if is_late or now != (held, ran):
                     held, ran = now
                     since = time.monotonic()
                 awaits_calls = _lacks(ran, calls)
                 matched = matched + 1 if held == wanted and not awaits_calls else 0
                 quiet = time.monotonic() - since
-                if is_late:
+                awaits_message = bool(calls) and is_late
+                if awaits_message:
                     matched = min(matched, 1)
-                if matched and not is_late and self._retries_ended(failures, quiet):
+                if matched and not awaits_message and self._retries_ended(failures, quiet):
                     if matched >= 2 or self._ranks.were_at_rest:
                         break
                 if not matched and (

@@ -30,6 +30,7 @@ class PredictedSend(Protocol):
     Attributes:
         failures: how often sending it fails.
         delivered: whether it finally arrives.
+        lost: how many of its tries are lost on their way, of which the sender knows nothing.
     """
 
     @property
@@ -40,6 +41,8 @@ class PredictedSend(Protocol):
     def failures(self) -> int: ...
     @property
     def delivered(self) -> bool: ...
+    @property
+    def lost(self) -> int: ...
 
 
 class Predicted(Protocol):

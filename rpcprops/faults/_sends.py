@@ -231,9 +231,13 @@ class SendDelay(_SendFault):
         return True
 
     def strikes(self, sends: Sequence[PredictedSend]) -> Sequence[int]:
-        """Once for each message of its type that is finally sent."""
+        """Once for each message of its type that is finally sent, and each that is lost then.
+
+        The agent waits before it writes; a send that fails does not come so far
+        (``faulty_tensorpipe_agent.cpp``: ``FaultyTensorPipeAgent::pipeWrite``, ``send``).
+        """
         return [
-            int(send.rank == self.rank and send.message is self.message and send.delivered)
+            (send.delivered + send.lost) * (send.rank == self.rank and send.message is self.message)
             for send in sends
         ]
 

@@ -682,10 +682,13 @@ def _ends_in_shutdown(fault: MessageFault, prediction: Prediction) -> bool:
 
     That delete comes whether or not the held message does (``RRefContext::
     delAllUsersAndUnforkedOwners``), so the message is not held for long. A torch that has the
-    finding so deletes what functions that still run have as arguments, too.
+    finding so deletes what functions that still run have as arguments, too. Only a fork that its
+    rank has created itself is deleted later, once its creation has ended (``addPendingUser``).
     """
     until = fault.until
     if until is None or until.to is not None or str(until.message) != MessageType.RREF_USER_DELETE:
+        return False
+    if any(s.rank == until.rank and s.message in _REMOTES for s in prediction.sends):
         return False
     before = _deletes(until.rank, prediction.sends)
     last = before + _deletes(until.rank, prediction.last_sends)

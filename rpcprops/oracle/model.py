@@ -57,6 +57,7 @@ from rpcprops.oracle._messages import (
     timeout_may_come,
 )
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
+from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
 from rpcprops.programs.threads import Threads, needed_threads, threads_of
@@ -88,6 +89,7 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
+        awaits: the RRef of its own rank, got before its value, for which its function waits.
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
@@ -104,6 +106,7 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
+    awaits: RRef | None = None
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
@@ -473,6 +476,8 @@ class Model:
                 "Settle() after it, or let the program settle."
             )
             raise UsageError(msg)
+        if not settles:
+            self._check_made_in_time()
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
         abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
@@ -495,6 +500,18 @@ class Model:
         early = waiting if at_once else waiting | self._leaves_early | broken
         if graceful and not settles and self._overtakes(last):
             self.meets("shutdown-overtakes-creation")
+        if graceful and not settles and any(u.timed_out and not u.rref.made for u in self.users):
+            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
+            # RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("timed-out-remote-dropped")
+        if (
+            graceful
+            and not settles
+            and any(r.awaits and not r.made and not r.awaits.made for r in self.rrefs)
+        ):
+            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
+            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("early-owner-fork")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
         self._meets_kept(None, settles=settles)
@@ -523,7 +540,26 @@ class Model:
             self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
             self._contexts_left(settles=settles),
             self.group.told if self.group.inits else None,
+            bool(self.broke_one),
         )
+
+    def _check_made_in_time(self) -> None:
+        """Check that no value is made for longer than a graceful shutdown waits.
+
+        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` gives up then, and says
+        that users were not confirmed: their owner confirms them once it has made the value.
+
+        Raises:
+            UsageError: one may be.
+        """
+        longest = max((rref.takes for rref in self.rrefs if not rref.made), default=0.0)
+        if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
+            msg = (
+                f"a value may take {longest:g} s (virtual) to make, and a shutdown waits for "
+                f"{OWNER_WAITS:g} s; put a Fetch or a Settle() after its Remote, or let the "
+                f"program settle."
+            )
+            raise UsageError(msg)
 
     def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
         """How many contexts each rank may hold after a graceful shutdown, which waits for no retry.
@@ -627,15 +663,19 @@ class Model:
             failures = min(left, message.max_retries + 1)
             delivered = failures <= message.max_retries
             self.failed[rank, payload] += failures
+        lost = 0
         if self.disturbed:
-            struck, arrives = self._strike(rank, message, to)
+            struck, arrives, lost = self._strike(rank, message, to)
             failures, delivered = failures + struck, delivered and arrives
-        self.sends.append(Send(rank, message, payload, failures, delivered, to))
+        self.sends.append(Send(rank, message, payload, failures, delivered, to, lost))
         return delivered
 
-    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool]:
-        """What message faults do to a message: how many of its tries fail, whether it arrives."""
-        failures = 0
+    def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool, int]:
+        """What message faults do to a message.
+
+        Returns: how many of its tries fail, whether it arrives, and how many tries are lost.
+        """
+        failures = lost = 0
         step = self._step
         is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
         named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
@@ -646,7 +686,7 @@ class Model:
                 self.disturbed.check_struck(step, message, fate, is_own=is_own, limit=limit)
             if not message.is_retryable:
                 self._fate = self._fate or fate
-                return int(fate == "fail"), fate not in ("fail", "lost")
+                return int(fate == "fail"), fate not in ("fail", "lost"), int(fate == "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
                 self.certain = False
@@ -657,11 +697,12 @@ class Model:
                 if step is None:
                     # A shutdown does not wait while nothing but the next try is left.
                     self._leaves_early.add(rank)
-                return failures, True
+                return failures, True, lost
             if fate not in ("fail", "lost", "late"):
-                return failures, True
+                return failures, True, lost
             # What is late is sent again when its timeout has come, and executed twice in the end.
             failures += 1
+            lost += fate == "lost"
 
     def call(
         self,
@@ -1167,9 +1208,11 @@ class Model:
         for number, peer in enumerate(peers):
             failures = min(tries, each + (number < more))
             delivered = failures < tries
+            lost = 0
             if self.disturbed:
-                failures += self._strike(rank, _CLEANUP, peer)[0]
-            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer))
+                struck, _, lost = self._strike(rank, _CLEANUP, peer)
+                failures += struck
+            self.sends.append(Send(rank, _CLEANUP, payload, failures, delivered, peer, lost))
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries

@@ -42,6 +42,7 @@ class Send:
         failures: how often sending it fails.
         delivered: whether it is sent in the end.
         to: the rank that it is sent to.
+        lost: how many of its tries are lost on their way.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class Send:
     failures: int = 0
     delivered: bool = True
     to: int | None = None
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Prediction:
             whose cleanup was lost, and those whose cleanup was still being retried.
         told: in a dynamic group, how often each rank calls another one to join or to leave, by the
             two; None without such a group.
+        has_failed_creation: whether the creation of an RRef fails, as its rank gets to know.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -131,6 +134,7 @@ class Prediction:
     unmarked_uses: int = 0
     contexts_left: tuple[range, ...] = ()
     told: Mapping[tuple[int, int], int] | None = None
+    has_failed_creation: bool = False
     alternatives: tuple[Prediction, ...] = ()
 
     @property

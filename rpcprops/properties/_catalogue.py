@@ -16,6 +16,7 @@ from rpcprops.programs import Member, Program
 from rpcprops.properties import _messages as m
 from rpcprops.properties import _programs as p
 from rpcprops.properties._base import Case, Property
+from rpcprops.properties._drawn_messages import drawn_under_message_faults
 from rpcprops.properties._findings import finding_properties
 from rpcprops.strategies import (
     fault_plans,
@@ -143,6 +144,11 @@ def _kinds(facts: TorchFacts | None) -> Sequence[str] | None:
     return (*KINDS, *(kind for kind, name in findings.items() if not facts.has_bug(name)))
 
 
+def _of_messages(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
+    """Drawn programs under faults of messages that they send."""
+    return drawn_under_message_faults(facts or installed())
+
+
 def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
     """The properties whose programs are drawn, by name.
 
@@ -181,6 +187,13 @@ def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
             "documented.",
             partial(_of_groups, facts),
             needs_faults=False,
+        ),
+        Property(
+            "drawn-message-faults",
+            "Whatever program is drawn shows what it must where single messages fail, are lost, "
+            "late or held, or come twice.",
+            partial(_of_messages, facts),
+            agent=WIRE,
         ),
     )
     return {item.name: item for item in found}

@@ -23,16 +23,16 @@ from rpcprops.strategies import programs
 
 #: Virtual seconds after which a message without an answer is given up. The oracle needs 60, and of
 #: what a shutdown sends 70 at most.
-_TIMEOUT = 65.0
+TIMEOUT = 65.0
 #: Virtual seconds by which what comes after that is late.
-_TOO_LATE = 75.0
+TOO_LATE = 75.0
 #: Virtual seconds by which messages are late. They wait at most so long for another one.
 _DELAYS = (0.5, 1.0, 2.0)
 #: The most faults in a case.
 _MOST = 3
 #: Kinds of step whose messages are known one by one.
 _CALLING = ("call", "own", "share", "fetch", "drop", "count")
-_SHARING = (*_CALLING, "remote", "local", "bump", "nest", "chain", "context")
+SHARING = (*_CALLING, "remote", "local", "bump", "nest", "chain", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def sent_by(program: Program) -> tuple[Sent, ...]:
     ]
     for leaf in program.leaves:
         if isinstance(leaf, Context):
-            found += _in_context(leaf)
+            found += in_context(leaf)
     counts = Counter[tuple[int, int, WireMessageType]]()
     rows: list[Sent] = []
     for kind in found:
@@ -71,7 +71,7 @@ def sent_by(program: Program) -> tuple[Sent, ...]:
     return tuple(rows)
 
 
-def _in_context(leaf: Context) -> Iterator[tuple[int, int, WireMessageType]]:
+def in_context(leaf: Context) -> Iterator[tuple[int, int, WireMessageType]]:
     """Calls, where the context makes them one by one, and gradients."""
     if not leaf.nested and not leaf.rrefs:
         yield from ((leaf.at, to, WireMessageType.FORWARD_AUTOGRAD_REQ) for to in leaf.path)
@@ -170,7 +170,7 @@ def _lost(one: NthMessage) -> MessageFault:
 
 
 def _too_late(one: NthMessage) -> MessageFault:
-    return MessageFault(one.rank, "delay", one.message, to=one.to, n=one.n, delay=_TOO_LATE)
+    return MessageFault(one.rank, "delay", one.message, to=one.to, n=one.n, delay=TOO_LATE)
 
 
 def _either(draw: st.DrawFn, one: Sent) -> NthMessage:
@@ -229,7 +229,7 @@ EXECUTED_TWICE = UnderMessageFaults(
         *_CONTEXTS[:3],
         p.two_contexts(),
     ),
-    _SHARING,
+    SHARING,
     _is_retried,
     _twice,
     most=_MOST,
@@ -248,7 +248,7 @@ UNANSWERED_CALLS = UnderMessageFaults(
     _CALLING,
     _is_of_user,
     _unheard,
-    rpc_timeout=_TIMEOUT,
+    rpc_timeout=TIMEOUT,
 )
 
 #: The answers of calls in a context, and of gradients; and gradients that come too late.
@@ -257,7 +257,7 @@ UNANSWERED_IN_CONTEXT = UnderMessageFaults(
     ("context", "settle"),
     _is_in_context,
     _unheard,
-    rpc_timeout=_TIMEOUT,
+    rpc_timeout=TIMEOUT,
 )
 
 #: Any message of a program that is whole without faults.
@@ -272,7 +272,7 @@ ANY_ORDER = UnderMessageFaults(
         p.bump_from_everywhere(),
         *_CONTEXTS,
     ),
-    _SHARING,
+    SHARING,
     lambda one: True,
     _late,
     most=_MOST,

@@ -7,8 +7,8 @@ cases in real time would cost what the fast clock saves, so a sample must do.
 from __future__ import annotations
 
 from rpcprops.cluster.deadlines import Deadlines
-from rpcprops.faults import MessageType
-from rpcprops.oracle import fired, predict, seconds_in_vain
+from rpcprops.faults import MessageFault, MessageType
+from rpcprops.oracle import fired, lost_seconds, predict, seconds_in_vain
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.properties._base import Case, Observation
 from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts, facts_of
@@ -37,14 +37,17 @@ def real_waits(case: Case, facts: TorchFacts = UNKNOWN) -> float:
     waits = 0.0
     struck = {fault: sum(fault.strikes(prediction.sends)) for fault in plan.faults(size)}
     for fault, times in struck.items():
-        # Retries of different messages wait at the same time, but delays of one sender add up.
-        waits += fault.seconds * (times if fault.blocks_sender else bool(times))
+        # Retries of different messages wait at the same time, but delays of one sender add up. The
+        # model knows neither answers nor receivers, so a message fault may act in any case.
+        acts = bool(times) or isinstance(fault, MessageFault)
+        waits += fault.seconds * (times if fault.blocks_sender else acts)
     # Cleanup retries have no counter: a settle after a failed one waits until its last try.
     settles = 1 + sum(bool(step.counters) for step in prediction.steps)
     if any(times and fault.unseen_waits for fault, times in struck.items()):
         waits += settles * Deadlines.of(plan, size, 1.0, 0.0).last_cleanup
     waits += sum(leaf.lasts for leaf in program.leaves)
-    waits += seconds_in_vain(program, prediction.met)
+    # A request that is lost, or whose answer is, takes as long as its timeout.
+    waits += seconds_in_vain(program, prediction.met) + lost_seconds(program, plan)
     if not program.settles:
         # In the shutdown all ranks drop their remaining handles at the same time.
         deletes = [f for f in struck if MessageType.RREF_USER_DELETE in f.targets]

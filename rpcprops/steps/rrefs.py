@@ -165,6 +165,8 @@ class Remote(Step):
         if argument is not None and argument.rref.slow:
             # The function still waits for its argument.
             argument.rref.made = made
+            if self.to == argument.rref.owner and not self.raises:
+                rref.awaits = argument.rref
         slack = self._time(model, call, handle, surely, perhaps)
         return model.shows(slack=slack)
 
@@ -194,6 +196,7 @@ class Remote(Step):
             held_up = model.delay(self.at, message) - (model.limit(self.timeout) or 0.0)
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
+                handle.marked_before = min(slack, held_up)
                 model.mark(handle)
             if self.at == self.to:
                 # Whether the message or the function is late: torch forgets the RRef when the

@@ -227,12 +227,13 @@ _ALL = (
         why=(
             "An owner can be sent its own RRef before the message that creates its value arrives. "
             "If it sends that on to itself, deleting the fork that it made for the message leaves "
-            "none, so it forgets the RRef. The creation then makes another, and who holds the "
-            "first waits for ever."
+            "none, so it forgets the RRef. So does a graceful shutdown. The creation then makes "
+            "another, and who holds the first waits for ever."
         ),
         source=(
             "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::delForkOfOwner erases from "
-            "owners_ an RRef that has no other fork yet"
+            "owners_ an RRef that has no other fork yet; delAllUsersAndUnforkedOwners erases each "
+            "that has none"
         ),
         shows_as=frozenset({"RankHung", "RRefLeak", "CallLeak", "UnexpectedError"}),
     ),

@@ -10,6 +10,8 @@ import pytest
 from torch.distributed import rpc
 
 from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops._hunt import Order, run_order
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
 from rpcprops.errors import MachineCannot
@@ -216,6 +218,29 @@ def test_a_hold_shows_a_finding_in_every_run(
         broken = judge(case.program, case.plan, seen)
         met = predict_for(case.program, case.plan, seen).met
         assert set_apart(case.program, met, seen, broken) == ((name,), ())
+
+
+def test_a_settle_waits_for_what_is_held(rpc_cluster: ClusterFactory) -> None:
+    """A creation that has timed out and is held comes at last, as a settle expects."""
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5),))
+    until = NthMessage(0, "RREF_USER_DELETE")
+    fault = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=500.0, until=until)
+    plan = FaultPlan(others=(fault,))
+    seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
+    assert any("overdue" in sent.marks for sent in seen.messages)
+    assert judge(program, plan, seen) == ()
+
+
+def test_a_hunt_draws_message_faults(
+    rpc_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of a hunt with this agent has them, and they act."""
+    monkeypatch.setattr(rpc_cluster.server, "agent", WIRE)
+    order = Order("drawn-message-faults", 0, "tcp", 3)
+    batch = run_order(order, Runner(rpc_cluster.server))
+    assert (batch.agent, batch.verdict, batch.failure) == (WIRE, "holds", [])
+    assert len(batch.cases) == 3
+    assert any(name.startswith("message") for name in batch.fired_by_type)
 
 
 #: Messages that users send and that torch sends by itself; the last step leaves a delete.

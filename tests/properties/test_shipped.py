@@ -23,6 +23,8 @@ _SLOW |= {"fork-request-given-up"}
 #: Eight seconds of waiting for a call that never runs, at rate 1 as well.
 _SLOW |= {"retried-without-payload"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
+#: Some of its cases wait for a timeout. tests/cluster/test_wire_messages.py runs a few others.
+_SLOW |= {"drawn-message-faults"}
 #: Seconds of waiting for a timeout in each case.
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.costs > 1}
 #: Of each property, but for a night. In CI they are the same ones in every run.

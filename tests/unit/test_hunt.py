@@ -12,6 +12,7 @@ import pytest
 from rpcprops._hunt import (
     GROUPS,
     UNDER_FAULTS,
+    UNDER_MESSAGE_FAULTS,
     Batch,
     Found,
     Hunt,
@@ -21,6 +22,7 @@ from rpcprops._hunt import (
     hunted,
     summary,
 )
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.errors import UsageError
 from rpcprops.oracle import DOCUMENTED
 from rpcprops.programs import Pause, Program
@@ -287,6 +289,52 @@ def test_a_short_hunt_for_what_is_known_has_all_properties(tmp_path: Path) -> No
         one.without_faults = cases if order.property in {ALONE, GROUPS} else []
         hunt.append(one)
     assert set(names) == set(hunted(known=True))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_hunt_with_wire_also_draws_message_faults(tmp_path: Path, *, known: bool) -> None:
+    """As it draws the other properties under faults; with no other agent it does."""
+    drawn: dict[str, set[str]] = {}
+    for agent in ("FAULTY_TENSORPIPE", WIRE):
+        hunt = Hunt.read(tmp_path / agent, known=known)
+        hunt.draw_for("2.13.0", agent)
+        given: list[Order] = []
+        while order := hunt.order(Wanted(3000), under_way=given, jobs=8):
+            given.append(order)
+        assert {order.property for order in given} == set(hunted(known=known, agent=hunt.agent))
+        drawn[agent] = {order.property for order in given}
+    assert drawn[WIRE] - drawn["FAULTY_TENSORPIPE"] == {UNDER_MESSAGE_FAULTS}
+    assert set(UNDER_FAULTS) < drawn["FAULTY_TENSORPIPE"] < drawn[WIRE]
+
+
+def test_message_faults_come_in_turn_and_are_counted(tmp_path: Path) -> None:
+    """After the other properties under faults; the summary has them, also of a file read again."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    hunt.draw_for("2.13.0", WIRE)
+    names: list[str] = []
+    for number in range(4):
+        name, seed, transport = hunt.next_batch(0.0)
+        names.append(name)
+        one = batch(seed, f"case{number}", transport=transport, name=name)
+        one.agent = WIRE
+        hunt.append(one)
+    assert names == [*UNDER_FAULTS, UNDER_MESSAGE_FAULTS]
+    again = Hunt.read(hunt.path)
+    assert again == hunt
+    assert summary(again)["examples_by_property"] == {ALONE: 0, **dict.fromkeys(names, 1)}
+    assert again.next_batch(0.0) == (UNDER_FAULTS[0], 0, "shm")
+
+
+def test_a_hunt_keeps_to_its_agent(tmp_path: Path) -> None:
+    """What is drawn depends on it, so another one needs another file; an empty hunt takes any."""
+    hunt = Hunt(tmp_path / "hunt.jsonl")
+    assert UNDER_MESSAGE_FAULTS not in summary(hunt)["examples_by_property"]
+    hunt.draw_for("2.13.0", WIRE)
+    one = batch(0, "a")
+    one.agent = WIRE
+    hunt.append(one)
+    with pytest.raises(UsageError, match="another agent than FAULTY_TENSORPIPE"):
+        Hunt.read(hunt.path).draw_for("2.13.0", "FAULTY_TENSORPIPE")
 
 
 def _real_seconds(hunt: Hunt, jobs: int = 1) -> float:

@@ -32,7 +32,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.oracle import predict
 from rpcprops.outcomes import StepOutcome
-from rpcprops.programs import Call, Carry, Default, Fetch, Program, Remote, Settle, Step
+from rpcprops.programs import Call, Carry, Default, Drop, Fetch, Program, Remote, Settle, Step
 from rpcprops.runner import Runner
 
 CALL = MessageType.PYTHON_CALL
@@ -164,6 +164,23 @@ def test_what_could_leave_something_gets_a_new_world(
     assert not may_reuse(program, plan, agent, predict(program, known))
 
 
+@pytest.mark.parametrize("steps", [(Remote(0, 0, "a"),), (Remote(0, 1, "a"), Drop(0, "a"))])
+@pytest.mark.parametrize("is_message", [False, True], ids=["table", "message"])
+def test_a_creation_that_failed_gets_no_program_after_it(
+    steps: tuple[Step, ...], *, is_message: bool
+) -> None:
+    """torch's process keeps it for the next failure, though no rank holds anything."""
+    plan = FaultPlan.of(FaultTable(("PYTHON_REMOTE_CALL",), 1))
+    if is_message:
+        plan = FaultPlan(others=(MessageFault(0, "fail", "PYTHON_REMOTE_CALL"),))
+    program = Program(2, steps)
+    prediction = predict(program, plan)
+    assert not any(step.error for step in prediction.steps)
+    assert not prediction.known_bugs
+    assert not may_reuse(program, plan, NAME, prediction)
+    assert may_reuse(program, FaultPlan(), NAME, predict(program, FaultPlan()))
+
+
 def test_faults_that_torch_mends_leave_nothing() -> None:
     """Under failures within the budget, and delays, a program may be followed by another."""
     plan = FaultPlan.of(FaultTable((MessageType.RREF_USER_DELETE,), 2, {"PYTHON_CALL": 0.5}))
@@ -259,9 +276,10 @@ def test_the_ledger_knows_what_torch_may_send_again(
     ledger.close()
 
 
-def test_the_ledger_knows_what_a_fault_still_delays() -> None:
-    """A delayed request is awaited until it has come; what came before is not looked at again."""
-    delay, arrived, size = 3, 16, ledgers._RECORD.size
+@pytest.mark.parametrize("delay", [3, 4], ids=["delay", "hold"])
+def test_the_ledger_knows_what_a_fault_still_delays(delay: int) -> None:
+    """A late request is awaited until it has come; what came before is not looked at again."""
+    arrived, size = 16, ledgers._RECORD.size
     ledger = written((1, CALL_TYPE, 0, ANSWERED), (2, CALL_TYPE, 0, FAILED))
     assert not ledger.may_come_late()
     ledger.clear()

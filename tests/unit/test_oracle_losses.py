@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -450,6 +451,26 @@ def test_a_creation_that_is_late_shows_when_it_is_used() -> None:
     assert dict(seen.calls[1]) == {"step0": 1}
     assert seen.known_bugs == frozenset()
     assert predicted(late(REMOTE), made, Drop(0, "a")).known_bugs == {"timed-out-remote-dropped"}
+
+
+@pytest.mark.parametrize(("settles", "met"), [(False, {"timed-out-remote-dropped"}), (True, set())])
+def test_a_shutdown_drops_a_creation_that_has_timed_out(
+    *, settles: bool, met: frozenset[str]
+) -> None:
+    """It deletes what is still held, before the owner has made it; a settle waits for that."""
+    made = Remote(0, 1, "a", timeout=3.0, seconds=12.0)
+    program = Program(2, (made,), settles=settles)
+    assert predict(program, FaultPlan()).known_bugs == met
+
+
+def test_a_shutdown_waits_only_so_long_for_a_value() -> None:
+    """What takes longer is said to be lost, so a program must wait for it."""
+    made = Remote(0, 1, "a", seconds=130.0)
+    for waits in (Fetch(0, "a"), Settle()):
+        predict(Program(2, (made, waits), settles=False), FaultPlan())
+    predict(Program(2, (replace(made, seconds=12.0),), settles=False), FaultPlan())
+    with pytest.raises(UsageError, match=r"130 s \(virtual\) to make.*put a Fetch or a Settle"):
+        predict(Program(2, (made,), settles=False), FaultPlan())
 
 
 def test_a_future_that_is_late_times_out_where_it_is_waited_for() -> None:

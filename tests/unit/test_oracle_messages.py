@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, NthMessage
 from rpcprops.oracle import Prediction, lost_seconds, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
@@ -51,6 +51,46 @@ NOTHING = predict(PROGRAM, FaultPlan())
 
 def under(*faults: MessageFault, program: Program = PROGRAM) -> Prediction:
     return predict(program, FaultPlan(others=faults))
+
+
+def test_a_creation_that_is_held_is_marked_before_it_is_used() -> None:
+    """By as much as a table delays it beyond its timeout; a rank that is later proves nothing."""
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5), Fetch(0, "a"), Settle(), Drop(0, "a")))
+    until = NthMessage(0, "RREF_USER_DELETE")
+    hold = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=30.0, until=until)
+    late = FaultTable(messages_to_delay={"PYTHON_REMOTE_CALL": 2.0})
+    said = predict(program, FaultPlan(by_rank={0: late}, others=(hold,)))
+    assert (said.steps[1].error, said.steps[1].slack) == ("creation", 1.5)
+
+
+def test_a_creation_is_not_held_until_a_shutdown_deletes_it() -> None:
+    """That delete waits for the creation, and the shutdown for both; it gives up after 100 s."""
+    program = Program(2, (Own(0, "a"), Share(0, "a", 1, "b"), Remote(0, 1, "c")), settles=False)
+    for rank, is_predicted in ((0, False), (1, True)):
+        until = NthMessage(rank, "RREF_USER_DELETE")
+        hold = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=120.0, until=until)
+        if is_predicted:
+            assert under(hold, program=program).graceful
+        else:
+            with pytest.raises(UsageError, match=r"may be 120 s .*late, and a shutdown waits"):
+                under(hold, program=program)
+        assert under(replace(hold, delay=30.0), program=program).graceful
+
+
+@pytest.mark.parametrize(
+    ("action", "calls", "deletes"),
+    [("fail", 0, 1), ("lose", 1, 2), ("delay", 1, 1), ("duplicate", 1, 1)],
+)
+def test_a_table_delays_what_is_lost_then(action: Any, calls: int, deletes: int) -> None:
+    """The agent waits before it writes or loses a try; one that fails does not come so far."""
+    late = {MessageType.PYTHON_CALL: 0.5, MessageType.RREF_USER_DELETE: 0.25}
+    plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay=late)})
+    made = (Remote(0, 1, "a"), Settle(), Drop(0, "a"), Settle(), Call(0, 1))
+    program = Program(2, made, rpc_timeout=65.0)
+    for message, times in zip(late, (calls, deletes), strict=True):
+        fault = MessageFault(0, action, message, delay=1.0 if action == "delay" else 0.0)
+        said = predict(program, replace(plan, others=(fault,))).delays(plan)[0]
+        assert said.get(message, 0) == times
 
 
 def changed(said: Prediction) -> dict[int, str]:

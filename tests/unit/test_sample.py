@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault
 from rpcprops.oracle import FaultCount, predict
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Fetch, Onward, Program, Remote
@@ -60,6 +62,21 @@ def passed(table: FaultTable = CHEAP, *, fired: int = 1) -> Observation:
 def test_waits_are_predicted(case: Case, seconds: float) -> None:
     """The waits of a case in real time are those of retries, delays, settle and shutdown."""
     assert real_waits(case) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [
+        (MessageFault(1, "delay", "REMOTE_RET", delay=30.0), 30.0),
+        (MessageFault(0, "delay", "RREF_USER_DELETE", to=1, delay=30.0), 30.0),
+        (MessageFault(0, "lose", "PYTHON_RREF_FETCH_CALL", to=1), 65.0),
+        (MessageFault(0, "duplicate", "RREF_USER_DELETE"), 0.0),
+    ],
+)
+def test_a_message_fault_may_take_its_time(fault: MessageFault, seconds: float) -> None:
+    """Also one of an answer or for one receiver; what is lost takes as long as its timeout."""
+    program = replace(p.create_and_drop(), rpc_timeout=65.0 if fault.action == "lose" else None)
+    assert real_waits(Case(program, FaultPlan(others=(fault,)))) == seconds
 
 
 def test_the_first_and_then_one_in_so_many() -> None:

@@ -119,6 +119,24 @@ def test_an_owner_with_an_early_handle_forgets_what_nobody_else_holds(
     assert ("early-owner-fork" in seen.known_bugs) == meets
 
 
+@pytest.mark.parametrize(
+    ("steps", "settles", "meets"),
+    [
+        ((Remote(0, 1, "b", right="a"),), False, True),
+        ((Remote(0, 1, "b", right="a"),), True, False),
+        ((Remote(0, 1, "b", right="a"), Fetch(0, "b")), False, False),
+        ((Remote(0, 2, "b", right="a"),), False, False),
+        ((Share(0, "a", 1, "b"),), False, False),
+    ],
+)
+def test_a_shutdown_forgets_what_a_function_waits_for(
+    steps: tuple[Step, ...], *, settles: bool, meets: bool
+) -> None:
+    """A function at the owner that got the RRef before its value waits for ever."""
+    program = Program(3, (Remote(0, 1, "a", seconds=12.0), *steps), settles=settles)
+    assert ("early-owner-fork" in predict(program, FaultPlan()).known_bugs) == meets
+
+
 def uses(program: Program) -> Iterator[tuple[str, Remote, Step]]:
     """Uses of handles before their values are surely made: of which sort, how made, by what."""
     making: dict[str, tuple[str, Remote]] = {}

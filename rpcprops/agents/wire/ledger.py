@@ -59,6 +59,8 @@ MESSAGE_TYPES = {
     0x37: "EXCEPTION",
 }
 _ACTIONS: tuple[Any, ...] = ("", "fail", "lose", "delay", "hold", "duplicate")
+#: Actions after which a message still comes.
+_LATE = ("delay", "hold")
 #: Bits of `Flag` in _ledger.h.
 _WRITTEN, _FAILED, _ANSWERED, _TIMED_OUT, _ARRIVED, _DISCARDED, _RAISED = 1, 2, 4, 8, 16, 128, 512
 _MARKS = {
@@ -177,12 +179,12 @@ class Ledger:
         return bool(self._trying)
 
     def may_come_late(self) -> bool:
-        """Whether a message that a fault delays has still to be sent, or to come."""
+        """Whether a message that a fault delays or holds has still to be sent, or to come."""
         _, capacity, _, count, _ = self._header()
         for row in self._records(self._first_late, min(count, capacity)):
             is_response, action, flags = row[10], row[11], row[15]
             has_come = flags & (_WRITTEN if is_response else _ARRIVED) or flags & _DISCARDED
-            if not row[_READY] or (_ACTIONS[action] == "delay" and not has_come):
+            if not row[_READY] or (_ACTIONS[action] in _LATE and not has_come):
                 return True
             self._first_late += 1
         return False

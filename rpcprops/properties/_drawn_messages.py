@@ -1,0 +1,316 @@
+"""Drawn programs, each with faults of messages that it sends, for the agent ``wire``.
+
+The oracle predicts which messages a program sends, and in which order. So a fault names one of
+them, and a message that is held waits for one that comes. What the oracle does not predict is left
+out (``oracle/_messages.py`` has the reasons, and where they stand in torch).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import (
+    FaultPlan,
+    FaultTable,
+    MessageAction,
+    MessageFault,
+    NthMessage,
+    WireMessageType,
+)
+from rpcprops.oracle import Prediction, predict
+from rpcprops.programs import Context, End, Program, Remote
+from rpcprops.properties._base import Case
+from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
+from rpcprops.strategies import fault_tables, programs_under_faults
+from rpcprops.strategies.drawing import KINDS
+from rpcprops.torch_facts import TorchFacts, installed
+
+#: The most message faults in a case.
+_MOST = 3
+#: Kinds of step that show when messages come, so that nothing is predicted where any is late.
+_TIMED = ("outlast", "onward")
+#: Actions that only requests can have.
+_OF_REQUESTS = ("fail", "duplicate")
+#: Virtual seconds by which messages are late.
+_DELAYS = (0.5, 1.0, 2.0, 30.0)
+#: The same where the program has a default timeout: the last are later than that.
+_LATE = (0.5, 2.0, TOO_LATE, TOO_LATE)
+#: Virtual seconds for which they wait at most: the last are real seconds, also under a fast clock,
+#: in which several further steps run.
+_HOLDS = (1.0, 30.0, 120.0)
+_MOSTLY_LONG = (*_HOLDS, *_HOLDS[-1:] * 2)
+#: The timeout of a creation that waits until its own fork is deleted, in virtual seconds.
+_GIVEN_UP = 0.5
+_REMOTES = (WireMessageType.PYTHON_REMOTE_CALL, WireMessageType.SCRIPT_REMOTE_CALL)
+_DELETE = WireMessageType.RREF_USER_DELETE
+#: Messages for which a program seldom waits, so that it goes on while they are held.
+_UNAWAITED = frozenset(
+    {
+        *_REMOTES,
+        WireMessageType.RREF_CHILD_ACCEPT,
+        WireMessageType.PYTHON_RREF_FETCH_CALL,
+        WireMessageType.SCRIPT_RREF_FETCH_CALL,
+        _DELETE,
+    }
+)
+_Which = Literal["nth", "first", "every"]
+_WHICH: tuple[_Which, ...] = ("nth", "nth", "nth", "nth", "first", "every")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that a program sends: a request or an answer, by its number at its sender.
+
+    Attributes:
+        n: its number among those of its type and sender that go to `to`.
+        of_all: its number among all of its type and sender.
+        place: the place of its request among all requests.
+    """
+
+    rank: int
+    to: int
+    message: WireMessageType
+    n: int
+    of_all: int
+    place: int
+
+    def nth(self, *, to_any: bool) -> NthMessage:
+        """The message, as one of all that its rank sends, or of those that have its receiver."""
+        return NthMessage(
+            self.rank,
+            self.message,
+            to=None if to_any else self.to,
+            n=self.of_all if to_any else self.n,
+        )
+
+
+def sent_under(program: Program, prediction: Prediction) -> tuple[Sent, ...]:
+    """All messages that a program sends, with those of its shutdown, as far as they are predicted.
+
+    What is tried again is the message that arrives: faults count the tries that fail as well.
+    """
+    requests = [
+        (send.rank, send.to, WireMessageType(send.message), send.failures, send.delivered)
+        for send in (*prediction.sends, *prediction.last_sends)
+        if send.to is not None
+    ]
+    for leaf in program.leaves:
+        if isinstance(leaf, Context):
+            requests += [(*kind, 0, True) for kind in in_context(leaf)]
+    counts = Counter[tuple[int, int | None, WireMessageType]]()
+    found: list[Sent] = []
+
+    def count(rank: int, to: int, message: WireMessageType, times: int, place: int) -> Sent:
+        counts[rank, to, message] += times
+        counts[rank, None, message] += times
+        numbers = (counts[rank, to, message], counts[rank, None, message])
+        return Sent(rank, to, message, *numbers, place)
+
+    for place, (rank, to, message, failures, delivered) in enumerate(requests):
+        sent = count(rank, to, message, failures + delivered, place)
+        if delivered:
+            found.append(sent)
+            if message.answer is not None:
+                found.append(count(to, rank, message.answer, 1, place))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A sort of case: the programs, and what happens to their messages.
+
+    Attributes:
+        kinds: the kinds of step.
+        rpc_timeout: that of the program, in virtual seconds; None: whatever is drawn.
+        branches: whether steps run at the same time.
+        settles: whether the program settles at its end; None: either.
+    """
+
+    actions: tuple[MessageAction, ...]
+    kinds: tuple[str, ...]
+    rpc_timeout: float | None = None
+    branches: bool = False
+    settles: bool | None = None
+
+
+_IN_ORDER = (*SHARING, "settle", "refused")
+_OF_RREFS = ("remote", "share", "own", "fetch", "drop")
+_FORMS = (
+    # What is late changes nothing, so programs may do whatever does not show when messages come.
+    _Form(
+        ("delay", "hold", "hold"),
+        tuple(kind for kind in KINDS if kind not in _TIMED),
+        branches=True,
+    ),
+    # Few kinds, which go on with the same RRefs: what comes of them may depend on the order.
+    _Form(("hold",), _OF_RREFS),
+    _Form(("hold",), _OF_RREFS, settles=False),
+    # Of what is lost or comes twice, it must be certain which message it is.
+    _Form(("fail", "duplicate", "lose", "hold", "delay"), _IN_ORDER),
+    _Form(("lose", "lose", "delay", "fail"), _IN_ORDER, rpc_timeout=TIMEOUT, settles=True),
+)
+
+
+def drawn_under_message_faults(facts: TorchFacts) -> st.SearchStrategy[Case]:
+    """Drawn programs, each for a drawn plan in which faults of messages come beside tables.
+
+    Args:
+        facts: what is known of the torch that they are drawn for: faults that make a program meet
+            its findings are left out. Which faults are predicted depends on the installed one.
+    """
+    return st.sampled_from(_FORMS).flatmap(functools.partial(_of_form, facts))
+
+
+def _of_form(facts: TorchFacts, form: _Form) -> st.SearchStrategy[Case]:
+    # A program that does not settle may meet that finding without any message fault.
+    early = facts.has_bug("shutdown-overtakes-creation")
+    # Most plans have no table: one that fails a type leaves no fault of that type.
+    nothing = st.just(FaultTable())
+    drawn = programs_under_faults(
+        min_world_size=2,
+        max_world_size=4,
+        max_steps=10,
+        tables=st.one_of(nothing, nothing, fault_tables()),
+        kinds=form.kinds,
+        branches=form.branches,
+        settles=None if form.settles is False and early else form.settles,
+        facts=facts,
+    )
+    return disturbed(drawn, facts, form.actions, form.rpc_timeout)
+
+
+@st.composite
+def disturbed(
+    draw: st.DrawFn,
+    drawn: st.SearchStrategy[tuple[Program, FaultPlan]],
+    facts: TorchFacts,
+    actions: Sequence[MessageAction],
+    rpc_timeout: float | None = None,
+) -> Case:
+    """Programs and plans that are drawn, with one to three message faults more.
+
+    Args:
+        facts: as for :func:`drawn_under_message_faults`.
+        actions: what may happen to messages; one that stands there twice comes more often.
+        rpc_timeout: that of the programs, in virtual seconds; None: the one that was drawn.
+    """
+    program, plan = draw(drawn)
+    program = replace(program, end=End())
+    if rpc_timeout is not None:
+        program = replace(program, rpc_timeout=rpc_timeout, num_worker_threads=None)
+    case = Case(program, plan)
+    for _ in range(draw(st.integers(1, _MOST))):
+        case = _with_one_more(draw, case, facts, draw(st.sampled_from(actions)))
+    assume(case.plan.others)
+    return case
+
+
+def _with_one_more(draw: st.DrawFn, case: Case, facts: TorchFacts, action: MessageAction) -> Case:
+    """The case with another fault, if what was drawn is predicted."""
+    before = _predicted(case)
+    if before is None:
+        return case
+    rows = [
+        one
+        for one in sent_under(case.program, before)
+        if one.message.is_request or action not in _OF_REQUESTS
+    ]
+    if not rows:
+        return case
+    for program, fault in _drawn(draw, case.program, action, rows):
+        changed = Case(program, replace(case.plan, others=(*case.plan.others, fault)))
+        after = _predicted(changed)
+        if after is None or fault in case.plan.others:
+            continue
+        if not any(map(facts.has_bug, after.known_bugs - before.known_bugs)):
+            return changed
+    return case
+
+
+def _predicted(case: Case) -> Prediction | None:
+    """What a case shows in the installed torch; None if that is not predicted."""
+    try:
+        return predict(case.program, case.plan, installed())
+    except UsageError:
+        return None
+
+
+def _any_of(draw: st.DrawFn, rows: Sequence[Sent]) -> Sent:
+    """One of them; its type is drawn first, so that what a program sends seldom comes as often."""
+    kind = draw(st.sampled_from(tuple(dict.fromkeys(one.message for one in rows))))
+    return draw(st.sampled_from([one for one in rows if one.message is kind]))
+
+
+def _drawn(
+    draw: st.DrawFn,
+    program: Program,
+    action: MessageAction,
+    rows: Sequence[Sent],
+) -> Iterator[tuple[Program, MessageFault]]:
+    """Faults of one of these messages, each with its program; the first that is predicted counts.
+
+    They differ in how long the message is late.
+    """
+    unawaited = [one for one in rows if one.message in _UNAWAITED]
+    # Half of the holds are of messages that others can overtake.
+    is_free = action == "hold" and unawaited and draw(st.booleans())
+    one = _any_of(draw, unawaited if is_free else rows)
+    if action == "hold" and one.message in _REMOTES and draw(st.booleans()):
+        yield from _held_behind_its_delete(program, one, rows)
+        return
+    held = one.nth(to_any=draw(st.booleans()))
+    which = draw(st.sampled_from(_WHICH))
+    delays: Sequence[float] = (0.0,)
+    until = None
+    if action == "delay":
+        delays = (draw(st.sampled_from(_DELAYS if program.rpc_timeout is None else _LATE)),)
+    elif action == "hold":
+        # What comes after it can wait for it, unless the program does.
+        other = _any_of(draw, [row for row in rows if row.place > one.place] or rows)
+        until = other.nth(to_any=draw(st.booleans()))
+        most = draw(st.sampled_from(_MOSTLY_LONG if one in unawaited else _HOLDS[:1]))
+        delays = tuple(delay for delay in reversed(_HOLDS) if delay <= most)
+    # The first messages include the one after it, for the first alone is the nth.
+    n = {"nth": held.n, "first": held.n + 1, "every": 1}[which]
+    given: Any = {"to": held.to, "which": which, "n": n, "until": until}
+    for delay in delays:
+        try:
+            fault = MessageFault(held.rank, action, held.message, delay=delay, **given)
+        except UsageError:
+            # It would wait for itself.
+            return
+        yield program, fault
+
+
+def _held_behind_its_delete(
+    program: Program, creation: Sent, rows: Sequence[Sent]
+) -> Iterator[tuple[Program, MessageFault]]:
+    """Holds of a creation until its own fork is deleted, each in a program that has a timeout.
+
+    A user deletes its fork only once its creation has ended (``rref_context.cpp``:
+    ``RRefContext::addPendingUser``, ``confirmPendingUser``). So such a creation ends by its
+    timeout, and the step that sends it gets one. Only the right step and the right delete are
+    predicted.
+    """
+    held = creation.nth(to_any=True)
+    for number, step in enumerate(program.steps):
+        if not isinstance(step, Remote) or (step.at, step.to) != (creation.rank, creation.to):
+            continue
+        steps = [*program.steps]
+        steps[number] = replace(step, timeout=_GIVEN_UP)
+        timed = replace(program, steps=tuple(steps))
+        for delete in rows:
+            if (delete.rank, delete.to, delete.message) == (step.at, step.to, _DELETE):
+                until = delete.nth(to_any=True)
+                given: Any = {"n": held.n, "until": until}
+                # The shorter one where a shutdown may wait for it.
+                for delay in _HOLDS[:0:-1]:
+                    yield timed, MessageFault(held.rank, "hold", held.message, delay=delay, **given)
