@@ -48,7 +48,7 @@ _LATE = (0.5, 2.0, TOO_LATE, TOO_LATE)
 _HOLDS = (1.0, 30.0, 120.0)
 _MOSTLY_LONG = (*_HOLDS, *_HOLDS[-1:] * 2)
 #: The timeout of a creation that waits until its own fork is deleted, in virtual seconds.
-_GIVEN_UP = 0.5
+GIVEN_UP = 0.5
 _REMOTES = (WireMessageType.PYTHON_REMOTE_CALL, WireMessageType.SCRIPT_REMOTE_CALL)
 _DELETE = WireMessageType.RREF_USER_DELETE
 #: Messages for which a program seldom waits, so that it goes on while they are held.
@@ -305,7 +305,7 @@ def _held_behind_its_delete(
         if not isinstance(step, Remote) or (step.at, step.to) != (creation.rank, creation.to):
             continue
         steps = [*program.steps]
-        steps[number] = replace(step, timeout=_GIVEN_UP)
+        steps[number] = replace(step, timeout=GIVEN_UP)
         timed = replace(program, steps=tuple(steps))
         for delete in rows:
             if (delete.rank, delete.to, delete.message) == (step.at, step.to, _DELETE):
