@@ -49,6 +49,27 @@ class Unused(SearchStrategy[int]):
         return self._number
 
 
+class Shared(SearchStrategy[int]):
+    """A whole number from 0 to `number` - 1, some of them with a share of all draws; shrinks to 0.
+
+    Args:
+        shares: by number, which part of all draws it is, apart from the rest. That rest, of which
+            there must be one, is spread over all numbers.
+    """
+
+    def __init__(self, number: int, shares: Mapping[int, float]) -> None:
+        super().__init__()
+        self._most = number - 1
+        self._weights = dict(shares) or None
+
+    def __repr__(self) -> str:
+        return f"shared({self._most + 1})"
+
+    def do_draw(self, data: Any) -> int:
+        """Draw one."""
+        return int(data.draw_integer(0, self._most, weights=self._weights))
+
+
 class Weighted(SearchStrategy[int]):
     """A whole number from `least` to `most`; shrinks to `least`.
 

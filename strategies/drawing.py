@@ -5,6 +5,9 @@ first says which kind the step is, and 0 means no step. Hypothesis lowers one nu
 deletes at most five in a row. So it can delete or simplify any step, and the others stay the same.
 For the same reason a kind that cannot come next is replaced by another one, not left out of the
 choice, and a step names what it uses by how long ago that was made.
+
+What the steps before and the plan change is how often a number comes, by weights, and not what it
+means: after a timeout, the kinds that use a handle come more often, and the handles of that RRef.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from rpcprops.programs.threads import busy_seconds, needed_threads, patient_thre
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
-from rpcprops.strategies._weighted import Below, Unused, Weighted
+from rpcprops.strategies._weighted import Below, Shared, Unused, Weighted
 from rpcprops.torch_facts import TorchFacts, installed
 
 T = TypeVar("T")
@@ -137,6 +140,8 @@ _WIDTH = 8
 _AIM_WIDTH = 3
 #: How many times more often the kind of the step before is drawn where one goes on with an RRef.
 _AGAIN = 4
+#: About which part of the steps of any kind uses a handle.
+_WITH_HANDLE = 0.25
 #: The messages at which a step may be aimed.
 _AIMED = tuple(sorted(MessageType))
 
@@ -145,6 +150,17 @@ _AIMED = tuple(sorted(MessageType))
 def below(number: int) -> st.SearchStrategy[int]:
     """An int from 0 to `number` - 1. Cached: making a strategy takes longer than drawing."""
     return Below(number)
+
+
+@functools.lru_cache(maxsize=512)
+def _shared(number: int, shares: tuple[tuple[int, float], ...]) -> st.SearchStrategy[int]:
+    """An int from 0 to `number` - 1, some of them with a share of all draws."""
+    return Shared(number, {value: share for value, share in shares if share})
+
+
+@functools.lru_cache(maxsize=512)
+def _targeted(number: int, targets: tuple[int, ...]) -> st.SearchStrategy[int]:
+    return Weighted(0, number - 1, dict.fromkeys(targets, 1.0)) if targets else below(number)
 
 
 @functools.lru_cache(maxsize=64)
@@ -326,11 +342,9 @@ class StepDrawer:
         self.ranks = tuple(range(world_size))
         self.kinds = tuple(kinds)
         # One kind that can always come next stays, as a replacement for the others.
-        first = _comes_first(self.kinds)[0]
-        self.on = frozenset(kinds) - frozenset(off) | {first}
-        self._first_on = _comes_first(kind for kind in self.kinds if kind in self.on)
-        # At the end, so that each kind has the same number in every program.
-        self._choices = (*self.kinds, *_as_often(self.kinds, "often"))
+        self._choices, first = _choices(self.kinds)
+        self.on = frozenset(kinds) - frozenset(off) | {first[0]}
+        self._first_on = tuple(kind for kind in first if kind in self.on)
         self._drawn = 0
         self._latest: Step | None = None
         #: The number of the RRef that the last steps used.
@@ -381,13 +395,11 @@ class StepDrawer:
             for rank, at in enumerate(faults)
             for message in sorted({m for f in at for m in f.targets})
         }
-        #: The first number of a step has several parts: one for any kind; then those for a step
-        #: that is aimed at a fault; and those for one that goes on with an RRef.
-        self._aimed_parts = (2 + goes_on) * bool(self._targets)
-        self._parts = 1 + self._aimed_parts + 2 * goes_on
-        self._aim = Weighted(
-            0, len(_AIMED) * world_size - 1, dict.fromkeys(self._targets, 1.0) or {0: 1.0}
-        )
+        #: Which share of the steps are aimed at a fault, and which go on with an RRef.
+        parts = ((2 + goes_on) * bool(self._targets), 2 * goes_on)
+        self._shares = (parts[0] / (1 + sum(parts)), parts[1] / (1 + sum(parts)))
+        self._aim = _targeted(len(_AIMED) * world_size, tuple(self._targets))
+        self._of_rref = 0.0
         self._may_announce_late = plan is None or any(
             self.may_fail(rank, (MessageType.RREF_FORK_REQUEST,)) for rank in self.ranks
         )
@@ -401,10 +413,8 @@ class StepDrawer:
         if rpc_timeout is not None:
             fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
-        others = [tuple(r for r in self.ranks if r != rank) for rank in self.ranks]
         #: For each rank: the others; and the ranks that it may call, others first, then itself.
-        self.others = others
-        self.peers = [(*o[:1], rank, *o[1:]) for rank, o in enumerate(others)]
+        self.others, self.peers = _ranks(world_size)
 
     @property
     def has_few_threads(self) -> bool:
@@ -429,9 +439,10 @@ class StepDrawer:
 
         None where threads are few and a message may have to wait too long for one.
         """
-        queue = sum(map(busy_seconds, itertools.chain(*(step.leaves for step in self.steps))))
-        if self.has_few_threads and self._waits(queue) > self.limit(None):
-            return None
+        if self.has_few_threads:
+            leaves = itertools.chain(*(step.leaves for step in self.steps))
+            if self._waits(sum(map(busy_seconds, leaves))) > self.limit(None):
+                return None
         return self.rpc_timeout
 
     @property
@@ -464,7 +475,7 @@ class StepDrawer:
             self._block.thread = self.pick(range(self._block.threads))
         self._drawn = 0
         self._turn += 1
-        number = self.pick(range(1 + len(self._choices) * self._parts))
+        number = self._first_number()
         if number or must:
             step = self._any(max(0, number - 1), room)
             if step is not None:
@@ -566,26 +577,58 @@ class StepDrawer:
 
     # Which kind.
 
+    def _first_number(self) -> int:
+        """The first number of a step: 0 for none, one for each choice of a kind, and one to aim.
+
+        A number means the same after any steps and under any plan. These change only how often it
+        comes.
+        """
+        aimed, on = self._shares
+        if self._just_ended:
+            # What a failure has left behind shows in what comes next.
+            aimed, on = aimed / 2, (1 + on) / 2
+        number = len(self._choices)
+        shares: tuple[tuple[int, float], ...] = ((1 + number, aimed),) if aimed else ()
+        going_on = self._going_on() if on else ()
+        if going_on:
+            shares += tuple((1 + index, on * share) for index, share in going_on)
+        self._of_rref = on / (on + _WITH_HANDLE * (1 - aimed - on)) if going_on else 0.0
+        return self._number(_shared(2 + number, shares))
+
+    def _going_on(self) -> tuple[tuple[int, float], ...]:
+        """The choices that go on with an RRef, or that make the first one, each with its share.
+
+        After a timeout they are those that can use the RRef which it left behind.
+        """
+        if not self.scope.handles:
+            return _going_on(self.kinds, self.on, "", "makers")
+        latest = self._latest
+        but = "settle" if self._block or (latest and latest.op == "settle") else ""
+        again = latest.op if latest is not None and latest.used else ""
+        if not self._just_ended:
+            return _going_on(self.kinds, self.on, but, again, _AGAIN)
+        handles = self.scope.handles
+        of_rref = {name for name, handle in handles.items() if handle.rref == self._rref}
+        able = (kind for kind in self.on if STEP_TYPES[kind].goes_on_with(self, of_rref))
+        return _going_on(self.kinds, frozenset(able), but, again, 3 * _AGAIN)
+
     def _any(self, index: int, room: int) -> Step | None:
         number = len(self._choices)
-        if self._just_ended and index % 2:
-            # What a failure has left behind shows in what comes next.
-            step = self._next_of_rref()
+        if index == number:
+            step, index = self._aimed()
             if step is not None:
                 return step
-        elif index >= number:
-            is_aimed = index < (1 + self._aimed_parts) * number
-            step = self._aimed() if is_aimed else self._next_of_rref()
-            if step is not None:
-                return step
-        index %= number
+        elif self.has_plan:
+            # A step that is aimed has its target here. So one that is not may take its place, with
+            # the same arguments.
+            self._number(below(2))
         kind = self._choices[index]
         if kind in self.on:
             if kind == PARALLEL and self.may_branch(room):
                 self.start_parallel(room)
                 return None
             step = self._of(kind) or STEP_TYPES[kind].instead(self)
-            if step is not None and self._fits(type(step)):
+            if step is not None and self.fits(type(step)):
                 return step
         # Replace downwards: the number can then be lowered to that of the replacement, so the
         # result does not depend on which kinds are off, and Hypothesis can switch all of them on.
@@ -614,9 +657,9 @@ class StepDrawer:
     def _of(self, kind: str) -> Step | None:
         """A step of that kind; None if none can come next, and then nothing was drawn."""
         cls = STEP_TYPES[kind]
-        return cls.draw(self) if self._fits(cls) else None
+        return cls.draw(self) if self.fits(cls) else None
 
-    def _fits(self, cls: type[Step]) -> bool:
+    def fits(self, cls: type[Step]) -> bool:
         """Whether a step of that class may stand where the next step goes."""
         if not (self.may_make_rrefs or cls.after_rejoin or cls is Parallel):
             return False
@@ -624,49 +667,25 @@ class StepDrawer:
             return cls is not Parallel
         return cls.in_branch and (cls.in_thread or self._block.threads == 1)
 
-    def _aimed(self) -> Step | None:
+    def _aimed(self) -> tuple[Step | None, int]:
         """A step that makes some rank send a message that the plan fails or delays there.
 
-        If that needs a handle and there is none, it is a step that makes the handle.
+        If that needs a handle and there is none, it is a step that makes the handle. If there is no
+        such step, it is the number of a choice of a kind.
         """
-        rank, message = self._target()
+        number = self._number(self._aim)
+        choices = len(self._choices)
+        if not self._targets:
+            return None, number % choices
+        rank, message = self._target(number)
         ways = [
             way
             for cls in _aimable(tuple(STEP_TYPES.values()))
             for kind, way in cls.ways(self, rank, message)
-            if kind in self.kinds and self._fits(STEP_TYPES[kind])
+            if kind in self.kinds and self.fits(STEP_TYPES[kind])
         ]
-        return self.pick(ways)() if ways else None
-
-    def _next_of_rref(self) -> Step | None:
-        """A step with a handle of the RRef that the last steps used, or else of any other.
-
-        If there is no handle, it is a step that makes one.
-        """
-        handles = self.scope.handles
-        if not handles:
-            makers = [kind for kind in _makers(self.kinds) if self._fits(STEP_TYPES[kind])]
-            return self._of(self.pick(makers)) if makers else None
-        kinds = _going_on(self.kinds)
-        if not kinds:
-            return None
-        latest = self._latest
-        again = _AGAIN if latest is not None and latest.op in kinds else 0
-        start = self.pick([*range(len(kinds)), *[-1] * (again * (3 if self._just_ended else 1))])
-        if latest is not None and start < 0:
-            start = kinds.index(latest.op)
-            step = latest.on_with(self, latest.used) if self._fits(type(latest)) else None
-            if step is not None:
-                return step
-        of_rref = [name for name, handle in handles.items() if handle.rref == self._rref]
-        for names in (of_rref, list(handles)):
-            # Replaced downwards, as any kind.
-            for kind in (*kinds[start::-1], *kinds[start + 1 :]):
-                cls = STEP_TYPES[kind]
-                step = cls.on_with(self, names) if names and self._fits(cls) else None
-                if step is not None:
-                    return step
-        return None
+        self._of_rref = 0.0
+        return (self.pick(ways)(), 0) if ways else (None, self.pick(range(choices)))
 
     @property
     def _just_ended(self) -> bool:
@@ -674,15 +693,13 @@ class StepDrawer:
         timeout = getattr(self._latest, "timeout", None)
         return timeout is not None and timeout < _IN_TIME and self._rref is not None
 
-    def _target(self) -> tuple[int, MessageType]:
-        """A rank, and a message that the plan fails or delays there.
+    def _target(self, number: int) -> tuple[int, MessageType]:
+        """A rank, and a message that the plan fails or delays there, by a number.
 
-        Its number means the same in every plan, so the step stays what it is while others are taken
-        out of the plan. If the plan has no such target, it is one of the same message at another
-        rank, or else of another message.
+        It means the same in every plan, so the step stays what it is while others are taken out of
+        the plan. If the plan has no such target, it is one of the same message at another rank, or
+        else of another message.
         """
-        self._drawn += 1
-        number = self.draw(self._aim)
         size = len(self.ranks)
 
         def distance(other: int) -> tuple[int, int]:
@@ -720,16 +737,35 @@ class StepDrawer:
 
     # What steps are drawn with.
 
+    def _number(self, strategy: st.SearchStrategy[int]) -> int:
+        self._drawn += 1
+        return self.draw(strategy)
+
     def pick(self, options: Sequence[T]) -> T:
         """One of `options`; the first is the simplest."""
         # Always one number, even for one option: Hypothesis does not record a choice of one.
-        self._drawn += 1
-        number = self.draw(below(max(2, len(options))))
+        number = self._number(below(max(2, len(options))))
         return options[number] if number < len(options) else options[0]
 
     def recall(self, names: Sequence[str]) -> str:
         """One of `names`, drawn by how many turns ago it was given, so turns can be deleted."""
-        return self._recalled(names, self.pick(range(self._turn)))
+        return self._recalled(names, self._number(self._turns(names)))
+
+    def _turns(self, names: Sequence[str]) -> st.SearchStrategy[int]:
+        """How many turns ago; mostly when a handle of the RRef of the last steps was made."""
+        if self._of_rref:
+            handles = self.scope.handles
+            of_rref = [x for x in names if x in handles and handles[x].rref == self._rref]
+            if of_rref and len(names) > 1:
+                latest = self._latest.used if self._latest is not None else ()
+                # The handle of the last step more often than others of its RRef.
+                times: Counter[int] = Counter()
+                for name in of_rref:
+                    times[self._turn - 1 - self._made[name]] += 4 if name in latest else 1
+                share = self._of_rref / times.total()
+                shares = tuple((ago, share * number) for ago, number in sorted(times.items()))
+                return _shared(max(2, self._turn), shares)
+        return below(max(2, self._turn))
 
     def recall_or_none(self, names: Sequence[str]) -> str | None:
         """One of `names`, or mostly none; always none if there are no names."""
@@ -1096,9 +1132,47 @@ def _longest_delay(faults: Iterable[Fault]) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _going_on(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The kinds that go on with an RRef, each as often as it is to be drawn."""
-    return _as_often(kinds, "goes_on")
+def _choices(kinds: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the first number of a step chooses from, and the kinds among it that may come first."""
+    # Kinds that are to come often have more numbers: at the end, so that each kind has the same
+    # number in every program.
+    return (*kinds, *_as_often(kinds, "often")), _comes_first(kinds)
+
+
+@functools.lru_cache(maxsize=64)
+def _ranks(
+    world_size: int,
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """For each rank: the others; and all ranks, the first other one first, then itself."""
+    ranks = range(world_size)
+    others = tuple(tuple(other for other in ranks if other != rank) for rank in ranks)
+    return others, tuple((*o[:1], rank, *o[1:]) for rank, o in enumerate(others))
+
+
+@functools.lru_cache(maxsize=4096)
+def _going_on(
+    kinds: tuple[str, ...], on: frozenset[str], but: str, again: str, times: int = 0
+) -> tuple[tuple[int, float], ...]:
+    """The indices of kinds that go on with an RRef, or that make one, each with its share.
+
+    Args:
+        on: the kinds that are drawn.
+        but: a kind that does not go on now.
+        again: a kind that comes more often, because the step before is one; or "makers".
+        times: how many times as often as the rest that is.
+    """
+    often: dict[str, float]
+    if again == "makers":
+        # The first kind is always on, and the others seldom.
+        often = {kind: 1.0 + (kind != kinds[0]) for kind in _makers(kinds)}
+    else:
+        often = {kind: float(STEP_TYPES[kind].goes_on) for kind in kinds if kind != but}
+    most = sum(often.values())
+    often = {kind: number for kind, number in often.items() if number and kind in on}
+    if again in often:
+        often[again] += times * sum(often.values()) / most
+    total = sum(often.values())
+    return tuple((kinds.index(kind), number / total) for kind, number in often.items())
 
 
 def _as_often(kinds: tuple[str, ...], number: str) -> tuple[str, ...]:

@@ -265,7 +265,7 @@ def _program_drawer(
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
         size = least + draw(_sizes(most - least))
-        maybe, surely = (_step(steps, most, must=must) for must in (False, True))
+        maybe, surely = (_NextStep(steps, most, must=must) for must in (False, True))
         for left in range(size, 0, -1):
             draw(surely if steps.count + left <= least else maybe)
         while steps.count < least:
@@ -292,11 +292,26 @@ def _sizes(most: int) -> st.SearchStrategy[int]:
     return Weighted(0, most, {size: 1.0 + size for size in range(most + 1)})
 
 
-@st.composite
-def _step(draw: st.DrawFn, steps: StepDrawer, most: int, *, must: bool) -> None:
-    # A strategy for each step, so that Hypothesis knows where each step begins and ends.
-    steps.draw = draw
-    steps.add(room=most - steps.count, must=must)
+class _NextStep(st.SearchStrategy[None]):
+    """Draws the next step of a program.
+
+    A strategy for each step, so that Hypothesis knows where each step begins and ends. Of the
+    numbers in it, it need not know that: each is drawn alone, and that takes time.
+    """
+
+    def __init__(self, steps: StepDrawer, most: int, *, must: bool) -> None:
+        super().__init__()
+        self._steps = steps
+        self._most = most
+        self._must = must
+
+    def __repr__(self) -> str:
+        return "a step"
+
+    def do_draw(self, data: Any) -> None:
+        """Draw it."""
+        self._steps.draw = lambda strategy: strategy.do_draw(data)
+        self._steps.add(room=self._most - self._steps.count, must=self._must)
 
 
 @st.composite

@@ -203,6 +203,8 @@ def patient_threads(world_size: int, steps: Iterable[Step], *, timed: bool) -> i
     """
     steps = tuple(steps)
     leaves: list[Any] = [leaf for step in steps for branch in step.at_once for leaf in branch]
+    if all(leaf.op not in _PATIENT for leaf in leaves):
+        return 1
     waiting = _waiting(world_size, steps, timed=timed)
     most = [ranks[x.to] for x, ranks in zip(leaves, waiting, strict=True) if x.op in _PATIENT]
     return 1 + max(most, default=0)

@@ -475,6 +475,7 @@ class Refused(Step):
 
     op: ClassVar[str] = "refused"
     order: ClassVar[float | None] = 15
+    often: ClassVar[int] = 1  # because a settle seldom follows the end of a context
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False
     gives: ClassVar[type] = dict

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from dataclasses import MISSING, Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -89,7 +89,7 @@ class Step:
     aim_order: ClassVar[int] = 1
     #: How many times more often than the rest it is drawn.
     often: ClassVar[int] = 0
-    #: How often it is drawn among the steps that go on with an RRef: see :meth:`on_with`.
+    #: How often it is drawn among the steps that go on with an RRef: see :meth:`goes_on_with`.
     goes_on: ClassVar[int] = 0
     #: Whether it needs no earlier step, so that it can always come next.
     comes_first: ClassVar[bool] = True
@@ -265,12 +265,9 @@ class Step:
         return []
 
     @classmethod
-    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
-        """A step of this kind that goes on with one of these handles, which are of one RRef.
-
-        If there is none, None, with nothing drawn.
-        """
-        return None
+    def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
+        """Whether a step of this kind can go on with one of these handles of one RRef."""
+        return False
 
     def drawn(self, drawer: StepDrawer) -> None:
         """Record in `drawer`, which has just taken this step, what later steps must respect."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,10 +79,8 @@ class Settle(Step):
         return cls()
 
     @classmethod
-    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
-        if drawer.in_parallel or isinstance(drawer.steps[-1], cls):
-            return None
-        return cls.draw(drawer)
+    def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
+        return True
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended = dict.fromkeys(drawer.ended, True)

@@ -6,7 +6,7 @@ functions named here are in those files unless another file is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,6 +27,7 @@ from rpcprops.steps.arguments import (
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     CLEARLY_LATE,
+    STEP_TYPES,
     Argument,
     Flavour,
     Step,
@@ -89,15 +90,18 @@ class OfHandle(Step):
         return cls.using(drawer, name, drawer.scope.handles[name], **aim)
 
     @classmethod
-    def on_with(cls, drawer: StepDrawer, names: Sequence[str]) -> Step | None:
-        usable = cls.usable(drawer)
-        able = [name for name in names if name in usable]
-        return cls.draw(drawer, names=able) if able else None
+    def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
+        return not names.isdisjoint(cls.usable(drawer))
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
-        makers = (Remote, Own, Nest)
-        return next((maker.draw(drawer) for maker in makers if maker.op in drawer.on), None)
+        return _maker(drawer)
+
+
+def _maker(drawer: StepDrawer) -> Step | None:
+    """A step that makes a handle; None if none is drawn."""
+    makers = (Remote, Own, Nest)
+    return next((maker.draw(drawer) for maker in makers if maker.op in drawer.on), None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -572,7 +576,7 @@ class Through(OfHandle):
     op: ClassVar[str] = "through"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 8
-    goes_on: ClassVar[int] = 2
+    goes_on: ClassVar[int] = 3
     at: int
     handle: str
     how: Literal["sync", "async", "remote"] = "sync"
@@ -672,7 +676,20 @@ class Through(OfHandle):
         names = [name for name in cls.usable(drawer) if handles[name].home == rank]
         # Often, because the first call through an RRef leaves something behind, also if it fails.
         times = 6 if drawer.delay_milliseconds(rank, message) >= 500 else 2
-        return [(cls.op, lambda: cls.draw(drawer, names=names))] * times if names else []
+        if names:
+            return [(cls.op, lambda: cls.draw(drawer, names=names))] * times
+        method: Any = STEP_TYPES["method"]
+        return [(method.op, lambda: method.draw(drawer, through=True, at=rank))] * times
+
+    @classmethod
+    def instead(cls, drawer: StepDrawer) -> Step | None:
+        # A call through an RRef that it makes itself. So where the call is what matters, the step
+        # that made the handle can be left out.
+        method: Any = STEP_TYPES["method"]
+        if method.op in drawer.on and drawer.fits(method):
+            found: Step = method.draw(drawer, through=True)
+            return found
+        return _maker(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
         if self.handle in drawer.uncreated:
@@ -922,7 +939,7 @@ class Drop(OfHandle):
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 4
     often: ClassVar[int] = 1
-    goes_on: ClassVar[int] = 2
+    goes_on: ClassVar[int] = 3
     at: int
     handle: str
     by: Literal["del", "scope"] = "del"

@@ -97,8 +97,8 @@ class _Optimizing(Step):
         return found
 
 
-def _owners(drawer: StepDrawer, at: int, first: Sequence[int]) -> tuple[int, ...]:
-    """One to three owners; the first is in `first`, if any are.
+def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool) -> tuple[int, ...]:
+    """One to three owners; the first is in `first`, if any are. `several`: two, if there can be.
 
     Of several parameters, a torch with second-failed-remote takes the one whose creation is lost
     for a good one, and its owner never answers. The error of another one then ends the step, and
@@ -108,12 +108,24 @@ def _owners(drawer: StepDrawer, at: int, first: Sequence[int]) -> tuple[int, ...
     is_lost = drawer.may_fail(at, (remote_message(typed=False),))
     if is_lost and drawer.facts.has_bug("second-failed-remote"):
         return tuple(owners)
-    for _ in range(_MOST_OWNERS - 1):
+    for number in range(1, _MOST_OWNERS):
         others = [rank for rank in drawer.peers[at] if rank not in owners]
-        owner = drawer.pick((None, None, *others))
+        must = several and number == 1 and others
+        owner = drawer.pick(others if must else (None, None, *others))
         if owner is not None:
             owners.append(owner)
     return tuple(owners)
+
+
+def _ways_to_optimize(cls: Any, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+    """The ways to draw a step of that class that makes `rank` send such a message."""
+    if message is MessageType.PYTHON_REMOTE_CALL:
+        # Several creations by one step, if there are ranks enough.
+        return [(cls.op, lambda: cls.draw(drawer, at=rank, several=True))]
+    others = drawer.others[rank]
+    if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
+        return []
+    return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -138,18 +150,20 @@ class Optimize(_Optimizing):
 
     @classmethod
     def draw(
-        cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: int | None = None,
+        first: Sequence[int] = (),
+        several: bool = False,
     ) -> Optimize:
         at = drawer.rank() if at is None else at
-        owners = _owners(drawer, at, first)
+        owners = _owners(drawer, at, first, several=several)
         return cls(at, drawer.name("context"), owners, drawer.pick(TENSORS))
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others[rank]
-        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
-            return []
-        return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
+        return _ways_to_optimize(cls, drawer, rank, message)
 
 
 #: Optimizers of ``torch.optim``. For all but NAdam torch has a version in TorchScript, which
@@ -252,9 +266,16 @@ class Train(_Optimizing):
         return [Violation("WrongValue", message)]
 
     @classmethod
-    def draw(cls, drawer: StepDrawer, *, at: int | None = None, first: Sequence[int] = ()) -> Train:
+    def draw(
+        cls,
+        drawer: StepDrawer,
+        *,
+        at: int | None = None,
+        first: Sequence[int] = (),
+        several: bool = False,
+    ) -> Train:
         at = drawer.rank() if at is None else at
-        owners = _owners(drawer, at, first)
+        owners = _owners(drawer, at, first, several=several)
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
         able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
         # What torch once got wrong comes more often where it has been mended.
@@ -265,10 +286,7 @@ class Train(_Optimizing):
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
-        others = drawer.others[rank]
-        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not others:
-            return []
-        return [(cls.op, lambda: cls.draw(drawer, at=rank, first=others))]
+        return _ways_to_optimize(cls, drawer, rank, message)
 
 
 def _is_table(value: object, rows: int, columns: int) -> bool:

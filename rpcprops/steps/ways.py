@@ -508,13 +508,20 @@ class Method(Step):
             model.drop(made)
 
     @classmethod
-    def draw(cls, drawer: StepDrawer) -> Method:
-        at = drawer.rank()
-        to = drawer.peer(at)
+    def draw(cls, drawer: StepDrawer, *, through: bool = False, at: int | None = None) -> Method:
+        """A step of this kind; with `through` by the numbers of a Through.
+
+        A Through that cannot come needs a handle. That may be one of a value which could not be
+        made, so the simplest step in place of it fails too.
+        """
+        drawn = drawer.rank()
+        at = drawn if at is None else at
+        to = drawer.peers[at][0] if through else drawer.peer(at)
         how: Any = drawer.pick(("sync", "async", "remote"))
         bad = how == "async" and drawer.facts.has_bug("failed-async-proxy")
-        form: Any = drawer.pick(("args", "kwargs") if bad else ("args", "kwargs", "missing"))
-        start = drawer.pick((1.0, 0.0, -3.0))
+        forms: list[Any] = ["args", "kwargs"] if bad else ["args", "kwargs", "missing"]
+        form = drawer.pick(forms[::-1] if through else forms)
+        start = 1.0 if through else drawer.pick((1.0, 0.0, -3.0))
         accepts = not drawer.may_fail(to, [MessageType.RREF_CHILD_ACCEPT])
         timed = drawer.timing(
             at,

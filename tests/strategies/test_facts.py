@@ -144,7 +144,8 @@ def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
         steps = 16 if finding == "timed-out-type-query" else 8
         # One of nine forms of a step must come, or two steps that use one handle.
         several = {"refused-init-counted": 250}
-        several |= dict.fromkeys(("timed-out-remote-dropped", "failed-async-proxy"), 150)
+        often = ("timed-out-remote-dropped", "failed-async-proxy", "early-owner-fork")
+        several |= dict.fromkeys(often, 150)
         number = several.get(finding, 50)
         found = programs_on(table, facts, settles=settles, kinds=kinds, steps=steps, number=number)
         # By what is known of every finding, since a mended torch meets none.
@@ -159,7 +160,8 @@ def test_what_meets_a_finding_is_drawn_in_a_hunt_for_what_is_known(
     finding: str, drawn: st.SearchStrategy[Case]
 ) -> None:
     """Some of the programs meet it, and the prediction names it."""
-    found = draws(drawn, 120)
+    # Of programs of such kinds, one in sixty begins RPC again and then sends an RRef on.
+    found = draws(drawn, 400 if finding == "rref-sent-after-reinit" else 120)
     assert any(finding in predict(case.program, case.plan).known_bugs for case in found)
 
 
