@@ -523,10 +523,15 @@ class _Rank:
         busy: list[str] = []
         if knows:
             try:
-                busy = _anew.moving_parts(symbols.current_agent().state())
+                agent = symbols.current_agent()
             except RuntimeError:
                 # None runs, or another thread has just shut it down.
                 sent = None
+            else:
+                # A program may initialise RPC with an agent of torch's, which has no ledger.
+                state = getattr(agent, "state", None)
+                busy = [] if state is None else _anew.moving_parts(state())
+                sent = None if state is None else sent
         return {**self.seen(), "sent": sent, "busy": busy}
 
     def seen(self) -> dict[str, Any]:

@@ -294,6 +294,8 @@ class _Examiner:
         self.in_real_time: set[Case] = set()
         self.real_only = False
         self.shrinking = False
+        #: What ended the examination: no failure of a case.
+        self.error: Exception | None = None
         self.seen: set[Case] = set()
         self.known_in_use = len(runner.failed_in_use)
 
@@ -443,15 +445,24 @@ class _Examiner:
         try:
             test()
         except (BrokenPromise, Flaky) as error:
+            if self.error is not None:
+                raise self.error from None
             return error
         return None
 
     def example(self, case: Case) -> None:
-        if self.choice is not None and not self.shrinking:
+        if self.choice is not None and not self.shrinking and self.error is None:
             if case in self.seen or not self.choice.takes(case):
                 # Hypothesis then draws another one in its place.
                 hypothesis.reject()
-        seen = self.prop.observe(self.runner, case, **self.options)
+        if self.error is not None:
+            raise self.error
+        try:
+            seen = self.prop.observe(self.runner, case, **self.options)
+        except Exception as error:
+            # Hypothesis runs the case again, and would call what it then sees inconsistent.
+            self.error = error
+            raise
         self.result.executions += 1
         is_new = not self.shrinking and case not in self.seen
         if is_new:

@@ -476,13 +476,13 @@ class Runs:
         self.first = self.first or observed
         return observed
 
-    def examine(self) -> Examination:
+    def examine(self, *, different: bool = False) -> Examination:
         server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
         prop = Property(
             "p", "It holds.", lambda: st.just(CASE), needs_faults=False, observe=self.observe
         )
         runner: Any = SimpleNamespace(server=server, failed_in_use=self.failed_in_use)
-        return examine(prop, runner, max_examples=3)
+        return examine(prop, runner, max_examples=3, different=different)
 
 
 @pytest.mark.parametrize("violation", [LEAK, WRONG])
@@ -525,6 +525,22 @@ def test_fresh_ranks_confirm_what_used_ones_may_have_shown() -> None:
 
     assert Asked(LEAK, {RATE: ALL, RATE / 10: ALL, 1.0: ALL}).examine().verdict == "violated"
     assert asked[:3] == [None, False, False]
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_an_error_of_the_harness_ends_the_examination(*, different: bool) -> None:
+    """Also one that comes once: it is no failure of a case, and nothing is in doubt."""
+
+    class Broken(Runs):
+        def observe(self, _: Any, case: Case, **options: Any) -> Observation:
+            if not self.asked:
+                self.asked.append(RATE)
+                msg = "the control channel is broken"
+                raise HarnessError(msg)
+            return super().observe(_, case, **options)
+
+    with pytest.raises(HarnessError, match="the control channel is broken"):
+        Broken(LEAK, {}).examine(different=different)
 
 
 def test_what_may_be_the_machines_and_comes_once_leaves_the_verdict() -> None:
