@@ -15,6 +15,7 @@ from rpcprops.outcomes import Outcome, RaisedError, Violation
 from rpcprops.programs import (
     Ask,
     Carry,
+    Context,
     Count,
     Deferred,
     Drop,
@@ -37,6 +38,7 @@ from rpcprops.programs import (
     Train,
 )
 from rpcprops.properties import Case, observe
+from rpcprops.torch_facts import facts_of
 from tests.seeded._ideal import holding, ideal, place, with_step
 
 # Rank 0 may forget an RRef that it sends to itself, and hang, leak or raise for that.
@@ -588,3 +590,25 @@ def test_an_owner_that_is_asked_in_time_forgets_its_rref_without_a_race() -> Non
     assert apart(program, hung) == (("early-owner-fork",), [])
     in_time = Program(3, (replace(making, seconds=0.0), *steps))
     assert predict(in_time, FaultPlan()).known_bugs == set()
+
+
+@pytest.mark.parametrize(
+    ("held", "explains"),
+    [
+        ("1 owner, 1 fork", True),
+        ("1 owner, 1 fork, 1 client call", True),
+        ("1 owner, 1 fork, 2 contexts, 1 backward pass, 1 server call, 1 server async call", True),
+        ("2 owners, 2 forks, 1 client call", False),
+        ("1 owner, 1 fork, 1 pending user", False),
+        ("1 client call", False),
+    ],
+)
+def test_an_rref_is_kept_beside_a_pass_that_never_ends(held: str, *, explains: bool) -> None:
+    """Passes that stay with their calls are no matter of counts, and RRefs beside them are."""
+    steps = (Context(2, "x", path=(0, 1, 0, 1), breaks=0), Carry(2, 0, "rref-and-lock", "echo"))
+    program = Program(3, steps)
+    leak = Violation("RRefLeak", f"worker2 holds {held}; expected nothing", rank=2)
+    met = predict(program, FaultPlan(), facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
+    assert names == (("unpicklable-after-rref",) if explains else ())
+    assert others == (() if explains else (leak,))
