@@ -34,7 +34,7 @@ import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ from rpcprops.steps.base import (
     fetch_message,
     remote_message,
 )
-from rpcprops.torch_facts import UNKNOWN, TorchFacts
+from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
@@ -150,6 +150,18 @@ class Handle:
     def lost(self) -> bool:
         """Whether its creation was lost, so that its owner never gets the RRef."""
         return bool(self.broken) and not self.timed_out
+
+
+#: The counters of RRefs; the others are of contexts and calls.
+_OF_RREFS = ("owners", "forks", "pending_users", "pending_futures")
+
+
+def _forms(held: Counters, one: str, anywhere: Set[str]) -> list[str]:
+    """Patterns of what a rank may hold of a sort: exactly that, or any number `anywhere`."""
+    if anywhere:
+        item = rf"\d+ {one}"
+        return ["", f"{item}(?:, {item})*"]
+    return ["" if held == Counters() else re.escape(held.describe())]
 
 
 class Model:
@@ -435,21 +447,22 @@ class Model:
     def _says_of(self, held: Counters) -> str:
         """What a rank says that it holds, as a pattern.
 
-        Where failed-backward-revisits-rank is met, passes stay with the calls that began them, and
-        contexts, and nobody can tell at which ranks. Its RRefs are exact all the same.
+        Some findings keep RRefs, or calls and contexts, and nobody can tell at which ranks. Where
+        the program meets one, that sort is of any number, and the other sort is exact all the same.
         """
-        if not any(one.finding == "failed-backward-revisits-rank" for one in self.met):
-            return re.escape(held.describe())
-        rrefs = Counters(
-            owners=held.owners,
-            forks=held.forks,
-            pending_users=held.pending_users,
-            pending_futures=held.pending_futures,
+        anywhere = [FINDINGS[one.finding] for one in self.met if one.rank is None]
+        shown = {name for one in anywhere for name in (one.promise, *one.shows_as)}
+        rrefs = replace(Counters(), **{name: getattr(held, name) for name in _OF_RREFS})
+        others = replace(held, **dict.fromkeys(_OF_RREFS, 0))
+        forms = itertools.product(
+            _forms(rrefs, r"(?:owner|fork|pending user|pending future)s?", shown & {"RRefLeak"}),
+            _forms(
+                others,
+                r"(?:contexts?|backward pass(?:es)?|(?:server|server async|client) calls?)",
+                shown & {"ContextLeak", "CallLeak"},
+            ),
         )
-        other = r"\d+ (?:contexts?|backward pass(?:es)?|(?:server|server async|client) calls?)"
-        if rrefs == Counters():
-            return f"{other}(?:, {other})*"
-        return f"{re.escape(rrefs.describe())}(?:, {other})*"
+        return "|".join(", ".join(filter(None, form)) for form in forms if any(form))
 
     def settle(self) -> StepPrediction:
         """Let all ranks come to rest; what each rank then holds."""

@@ -22,8 +22,10 @@ from rpcprops.programs import (
     Fetch,
     Local,
     Member,
+    Method,
     Nest,
     Onward,
+    Outlast,
     Own,
     Profile,
     Program,
@@ -611,4 +613,27 @@ def test_an_rref_is_kept_beside_a_pass_that_never_ends(held: str, *, explains: b
     met = predict(program, FaultPlan(), facts_of(VERSION)).met
     names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
     assert names == (("unpicklable-after-rref",) if explains else ())
+    assert others == (() if explains else (leak,))
+
+
+@pytest.mark.parametrize(
+    ("held", "explains"),
+    [
+        ("1 context", True),
+        ("1 owner, 1 fork, 1 context", True),
+        ("2 contexts", False),
+        ("1 owner, 1 fork, 1 context, 1 client call", False),
+    ],
+)
+def test_a_context_is_kept_beside_an_rref(held: str, *, explains: bool) -> None:
+    """RRefs that a finding keeps anywhere are no matter of counts, and contexts beside them are."""
+    steps = (
+        Outlast(0, 1, "x", then=2, seconds=40.0, what="argument", by="async"),
+        Method(2, 1, how="async", form="missing"),
+    )
+    program = Program(3, steps)
+    leak = Violation("ContextLeak", f"worker1 holds {held}; expected nothing", rank=1)
+    met = predict(program, FaultPlan(), facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
+    assert names == (("context-after-cleanup",) if explains else ())
     assert others == (() if explains else (leak,))
