@@ -451,12 +451,12 @@ class _Examiner:
         return None
 
     def example(self, case: Case) -> None:
-        if self.choice is not None and not self.shrinking and self.error is None:
+        if self.error is not None:
+            raise self.error
+        if self.choice is not None and not self.shrinking:
             if case in self.seen or not self.choice.takes(case):
                 # Hypothesis then draws another one in its place.
                 hypothesis.reject()
-        if self.error is not None:
-            raise self.error
         try:
             seen = self.prop.observe(self.runner, case, **self.options)
         except Exception as error:
