@@ -31,10 +31,8 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
-import itertools
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -48,6 +46,7 @@ from rpcprops.faults import (
     retry_wait,
 )
 from rpcprops.oracle._groups import Group
+from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
     UNHEARD,
     Disturbances,
@@ -70,7 +69,7 @@ from rpcprops.steps.base import (
     fetch_message,
     remote_message,
 )
-from rpcprops.torch_facts import FINDINGS, UNKNOWN, TorchFacts
+from rpcprops.torch_facts import UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
@@ -132,6 +131,7 @@ class Handle:
         of_owner: whether the owner itself sent it.
         confirmed: whether the owner certainly knows of it, and its rank of that.
         type_error: None before the type was asked for, then "" or the class of the error.
+        second: whether a creation of its rank had failed before its own did.
     """
 
     rref: RRef
@@ -145,23 +145,12 @@ class Handle:
     of_owner: bool = False
     confirmed: bool = False
     type_error: ErrorClass | None = None
+    second: bool = False
 
     @property
     def lost(self) -> bool:
         """Whether its creation was lost, so that its owner never gets the RRef."""
         return bool(self.broken) and not self.timed_out
-
-
-#: The counters of RRefs; the others are of contexts and calls.
-_OF_RREFS = ("owners", "forks", "pending_users", "pending_futures")
-
-
-def _forms(held: Counters, one: str, anywhere: Set[str]) -> list[str]:
-    """Patterns of what a rank may hold of a sort: exactly that, or any number `anywhere`."""
-    if anywhere:
-        item = rf"\d+ {one}"
-        return ["", f"{item}(?:, {item})*"]
-    return ["" if held == Counters() else re.escape(held.describe())]
 
 
 class Model:
@@ -256,12 +245,8 @@ class Model:
         self.late_contexts: list[set[int]] = []
         #: The known findings (docs/findings.md) that the program has met.
         self.met: set[Met] = set()
-        #: How many RRefs each rank keeps for ever because of a known finding, by rank and finding.
-        self.kept: Counter[tuple[int, str]] = Counter()
-        #: The same for contexts.
-        self.kept_contexts: Counter[tuple[int, str]] = Counter()
-        #: The same for calls that it serves and never answers.
-        self.kept_calls: Counter[tuple[int, str]] = Counter()
+        #: What ranks keep for ever because of them.
+        self.kept = Kept()
         #: Whether an answer with an RRef may come too late after the last settle.
         self.unread = False
         self.certain = True
@@ -402,67 +387,28 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says))
 
-    def keeps(self, finding: str, rank: int, rrefs: int) -> None:
-        """The same for a finding by which `rank` keeps some RRefs, with one fork each, for ever."""
+    def keeps(self, finding: str, rank: int, held: Counters) -> None:
+        """The same for a finding by which `rank` keeps something for ever."""
         if self.facts.has_bug(finding):
-            self.kept[rank, finding] += rrefs
+            self.kept.add(finding, rank, held)
 
-    def keeps_context(self, finding: str, rank: int) -> None:
-        """The same for a finding by which `rank` keeps a context for ever."""
+    def keeps_perhaps(self, finding: str, rank: int, held: Counters) -> None:
+        """The same where `rank` keeps it in some runs only."""
         if self.facts.has_bug(finding):
-            self.kept_contexts[rank, finding] += 1
+            self.kept.add_perhaps(finding, rank, held)
 
-    def keeps_call(self, finding: str, rank: int) -> None:
-        """The same for a finding by which `rank` serves a call for ever."""
+    def keeps_user(self, finding: str, rank: int) -> None:
+        """The same for a user RRef of `rank`, which only its shutdown deletes."""
         if self.facts.has_bug(finding):
-            self.kept_calls[rank, finding] += 1
+            self.kept.add_user(finding, rank)
 
-    def _meets_kept(self, step: int | None, *, settles: bool = True) -> None:
-        """Note what the ranks that keep RRefs hold at a settle, or at the end of the run."""
-        keeping = self.kept.keys() | self.kept_contexts.keys() | self.kept_calls.keys()
-        for rank, finding in keeping:
-            wanted = self.counters()[rank]
-            others = sorted(name for at, name in keeping if at == rank and name != finding)
-            said: list[str] = []
-            # Another finding may keep something there as well, or not have shown in this run.
-            for number in range(1 + len(others)):
-                for also in itertools.combinations(others, number):
-                    names = (finding, *also)
-                    rrefs = sum(self.kept[rank, name] for name in names)
-                    calls = sum(self.kept_calls[rank, name] for name in names)
-                    held = replace(
-                        wanted,
-                        owners=wanted.owners + rrefs,
-                        forks=wanted.forks + rrefs,
-                        contexts=wanted.contexts
-                        + sum(self.kept_contexts[rank, name] for name in names),
-                        server_calls=wanted.server_calls + calls,
-                        server_async_calls=wanted.server_async_calls + calls,
-                    )
-                    said.append(self._says_of(held))
-            says = f"holds ({'|'.join(said)}); expected {re.escape(wanted.describe())}$"
-            # Without a settle the rank reports a leak when it shuts down, and not how many RRefs.
-            self.met.add(Met(finding, rank, step, says if settles else ""))
-
-    def _says_of(self, held: Counters) -> str:
-        """What a rank says that it holds, as a pattern.
-
-        Some findings keep RRefs, or calls and contexts, and nobody can tell at which ranks. Where
-        the program meets one, that sort is of any number, and the other sort is exact all the same.
-        """
-        anywhere = [FINDINGS[one.finding] for one in self.met if one.rank is None]
-        shown = {name for one in anywhere for name in (one.promise, *one.shows_as)}
-        rrefs = replace(Counters(), **{name: getattr(held, name) for name in _OF_RREFS})
-        others = replace(held, **dict.fromkeys(_OF_RREFS, 0))
-        forms = itertools.product(
-            _forms(rrefs, r"(?:owner|fork|pending user|pending future)s?", shown & {"RRefLeak"}),
-            _forms(
-                others,
-                r"(?:contexts?|backward pass(?:es)?|(?:server|server async|client) calls?)",
-                shown & {"ContextLeak", "CallLeak"},
-            ),
-        )
-        return "|".join(", ".join(filter(None, form)) for form in forms if any(form))
+    def _meets_kept_at_end(self, *, settles: bool, graceful: bool) -> None:
+        """Note what the ranks that keep something hold at the end of the run."""
+        self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
+        if graceful:
+            deletes = MessageType.RREF_USER_DELETE
+            failing = {n for n in range(self.world_size) if deletes in self.plan.table(n).failing}
+            self.met |= set(self.kept.late_deletes(failing))
 
     def settle(self) -> StepPrediction:
         """Let all ranks come to rest; what each rank then holds."""
@@ -474,7 +420,7 @@ class Model:
             rref.made = True
             rref.takes = 0.0
             rref.slow = False
-        self._meets_kept(len(self.steps))
+        self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
         self.unread = False
         self.settled = len(self.sends)
         self._fetched_late.clear()
@@ -546,7 +492,7 @@ class Model:
             self.meets("early-owner-fork")
         if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
             self.meets("shutdown-deletes-argument")
-        self._meets_kept(None, settles=settles)
+        self._meets_kept_at_end(settles=settles, graceful=graceful)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain
         dropped = (
@@ -892,7 +838,8 @@ class Model:
         for _ in [one for one in self._fetched_late if one is rref and not rref.forks]:
             # The owner forgets the RRef, and waits for it when the fetch comes
             # (rref_context.cpp: RRefContext::getOwnerRRef).
-            self.keeps_call("fetch-after-delete", rref.owner)
+            held = Counters(server_calls=1, server_async_calls=1)
+            self.keeps("fetch-after-delete", rref.owner, held)
         # The creator's own delete waits until the owner has answered the creation.
         thins = handle.fork != rref.first and not rref.made
         rref.thinned |= thins
@@ -989,7 +936,8 @@ class Model:
     def _break(self, handle: Handle, how: ErrorClass) -> None:
         """Note that the creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
-        if handle.rank in self.broke_one:
+        handle.second = handle.rank in self.broke_one
+        if handle.second:
             self.meets("second-failed-remote")
         self.broke_one.add(handle.rank)
 

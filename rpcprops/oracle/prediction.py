@@ -25,12 +25,15 @@ class Met:
         rank: the only rank where it shows; None if it may show anywhere.
         step: the only step where it shows; None if that is no step but the end of the run.
         says: a regular expression for what the violation says of it.
+        keeps: whether `says` is all that the rank then holds, so that it explains a leak of any
+            sort.
     """
 
     finding: str
     rank: int | None = None
     step: int | None = None
     says: str = ""
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, retry_wait
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, sum_of
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
@@ -179,7 +179,7 @@ class Context(Step):
         for rank in further:
             model.abandoned_calls[rank].add(call)
         for rank in {*further}:
-            model.keeps_context("context-after-cleanup", rank)
+            model.keeps("context-after-cleanup", rank, Counters(contexts=1))
 
     def _acquaintances(self) -> dict[int, set[int]]:
         """The ranks that each rank exchanged messages with inside the context.
@@ -403,7 +403,7 @@ class Outlast(Step):
         if cleanup.delivered and self.what == "argument":
             # autograd/utils.cpp: addRecvRpcBackward makes the context when the request has been
             # read, which is after its cleanup.
-            model.keeps_context("context-after-cleanup", self.to)
+            model.keeps("context-after-cleanup", self.to, Counters(contexts=1))
         if not cleanup.delivered:
             self._leak(model)
         elif self._asks_for_context and waits > left - _CLEAR:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
+from rpcprops.outcomes import Counters
 from rpcprops.steps.arguments import (
     FLAVOURS,
     PAIRS,
@@ -865,7 +866,10 @@ class Nest(Step):
         # How often a torch that deletes the RRef sends what for that is its own affair.
         model.certain = False
         model.unread = True
-        model.keeps("late-answer-keeps-rref", self.to, 1)
+        if there.fork not in there.rref.forks:
+            model.keeps("late-answer-keeps-rref", self.to, Counters(owners=1, forks=1))
+        if there.fork:
+            model.keeps_user("late-answer-keeps-rref", self.via)
 
     @property
     def lasts(self) -> float:

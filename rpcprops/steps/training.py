@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import TENSORS
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
 
@@ -82,6 +82,8 @@ class _Optimizing(Step):
         for parameter in parameters:
             owner = parameter.rref.owner
             if parameter.broken:
+                if parameter.second:
+                    self._meet_calls(model, parameters)
                 raise StepFails(parameter.broken)
             try:
                 model.ask(self.at, owner, MessageType.PYTHON_CALL, parameter)
@@ -95,6 +97,22 @@ class _Optimizing(Step):
         if failure:
             raise failure
         return found
+
+    def _meet_calls(self, model: Model, parameters: Sequence[Handle]) -> None:
+        """Note the calls that may stay where a torch does not know which creations have failed.
+
+        The constructor then asks owners whose parameter was never made, and they wait for it
+        (rref_context.cpp: RRefContext::getOrCreateOwnerRRef; OwnerRRef::getValue). It ends with the
+        first parameter that was marked, which cannot be sent (RRefContext::prepareChildFork).
+        """
+        for owner in (parameter.rref.owner for parameter in parameters if parameter.broken):
+            if owner == self.at:
+                one = Counters(server_calls=1, client_calls=1)
+                model.keeps_perhaps("second-failed-remote", owner, one)
+            else:
+                model.keeps_perhaps("second-failed-remote", self.at, Counters(client_calls=1))
+                one = Counters(owners=1, server_calls=1)
+                model.keeps_perhaps("second-failed-remote", owner, one)
 
 
 def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import check_seconds
 from rpcprops.steps.base import Step, StepFails
 from rpcprops.steps.base import Way as Aim
@@ -375,7 +375,8 @@ class Carry(Step):
             return
         if fate.rrefs:
             # The rank that pickled it has forked the RRefs before it met what it cannot pickle.
-            model.keeps(bug, self.at if self.way in _ECHOES else self.to, fate.rrefs)
+            held = Counters(owners=fate.rrefs, forks=fate.rrefs)
+            model.keeps(bug, self.at if self.way in _ECHOES else self.to, held)
         else:
             model.meets_here(bug, self.at, fate.comes)
 

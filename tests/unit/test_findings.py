@@ -25,6 +25,7 @@ from rpcprops.programs import (
     Method,
     Nest,
     Onward,
+    Optimize,
     Outlast,
     Own,
     Profile,
@@ -637,3 +638,72 @@ def test_a_context_is_kept_beside_an_rref(held: str, *, explains: bool) -> None:
     names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
     assert names == (("context-after-cleanup",) if explains else ())
     assert others == (() if explains else (leak,))
+
+
+@pytest.mark.parametrize(
+    ("promise", "rank", "held", "explains"),
+    [
+        ("CallLeak", 0, "1 server call, 1 client call", True),
+        ("CallLeak", 0, "1 client call", True),
+        ("CallLeak", 0, "1 server call, 2 client calls", True),
+        ("RRefLeak", 1, "1 owner, 1 server call", True),
+        ("CallLeak", 0, "1 server call", False),
+        ("CallLeak", 0, "3 client calls", False),
+        ("CallLeak", 1, "2 server calls", False),
+        ("CallLeak", 2, "1 server call", False),
+        ("ContextLeak", 0, "1 context", False),
+        ("RRefLeak", 1, "1 owner", False),
+    ],
+)
+def test_an_optimizer_leaves_calls_to_parameters_that_were_never_made(
+    promise: str, rank: int, held: str, *, explains: bool
+) -> None:
+    """The constructor asks their owners for them, until one that was marked ends it."""
+    program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (0, 1))))
+    leak = Violation(promise, f"worker{rank} holds {held}; expected nothing", rank=rank)
+    met = predict(program, LOST, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, LOST), [leak])
+    assert names == (("second-failed-remote",) if explains else ())
+    assert others == (() if explains else (leak,))
+
+
+def test_an_optimizer_whose_first_parameter_failed_first_leaves_no_call() -> None:
+    """The first creation that fails in a process is marked, and the constructor ends with it."""
+    program = Program(3, (Optimize(0, "x", (1, 0)),))
+    leak = Violation("CallLeak", "worker0 holds 1 server call, 1 client call; expected nothing", 0)
+    met = predict(program, LOST, facts_of(VERSION)).met
+    assert set_apart(program, met, seen(program, LOST), [leak]) == ((), (leak,))
+
+
+@pytest.mark.parametrize(
+    ("via", "failures", "rank", "held", "explains"),
+    [
+        (0, 6, 0, "1 pending future", True),
+        (0, 6, 0, "2 pending futures", False),
+        (0, 6, 0, "1 fork, 1 pending future", False),
+        (0, 6, 1, "1 pending future", False),
+        (1, 6, 1, "1 pending future", False),
+        (0, 0, 0, "1 pending future", False),
+    ],
+)
+def test_a_user_that_is_kept_is_deleted_by_the_shutdown_which_waits_for_no_retry(
+    via: int, failures: int, rank: int, held: str, *, explains: bool
+) -> None:
+    """An owner that answered too late keeps no user RRef, and deletes none."""
+    program = Program(2, (Nest(0, via, 1, "a", timeout=3.0, seconds=12.0),))
+    lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"] if failures else [], failures))
+    said = f"worker{rank} still holds {held} after its shutdown"
+    leak = Violation("RRefLeak", said, rank=rank)
+    met = predict(program, lost, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, lost), [leak])
+    assert names == (("late-answer-keeps-rref",) if explains else ())
+    assert others == (() if explains else (leak,))
+
+
+def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
+    """The user's fork stays in both cases; a fork that nobody announced is not at its owner."""
+    program = Program(2, (Nest(0, 0, 1, "a", timeout=3.0, seconds=12.0),))
+    two = Violation("RRefLeak", "worker1 holds 2 owners, 2 forks; expected 1 owner, 1 fork", 1)
+    lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"], 6))
+    met = predict(program, lost, facts_of(VERSION)).met
+    assert set_apart(program, met, seen(program, lost), [two]) == ((), (two,))

@@ -1,0 +1,135 @@
+"""What known findings make ranks keep for ever, and how such a rank then says what it holds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import fields, replace
+
+from rpcprops.oracle.prediction import Met
+from rpcprops.outcomes import Counters
+from rpcprops.torch_facts import FINDINGS
+
+#: The counters of RRefs; the others are of contexts and calls.
+_OF_RREFS = ("owners", "forks", "pending_users", "pending_futures")
+
+
+class Kept:
+    """What each rank keeps because of known findings.
+
+    One finding may not show in a run in which another one does, so each may keep its part or not.
+    """
+
+    def __init__(self) -> None:
+        #: By rank and finding: what it keeps in every run in which it shows.
+        self._surely: dict[tuple[int, str], Counters] = {}
+        #: The same for what it keeps in some of these runs, one by one.
+        self._perhaps: defaultdict[tuple[int, str], list[Counters]] = defaultdict(list)
+        #: How many user RRefs a rank keeps, which it deletes when it shuts down.
+        self._users: Counter[tuple[int, str]] = Counter()
+
+    def add(self, finding: str, rank: int, held: Counters) -> None:
+        """Note that the finding makes a rank keep this."""
+        key = (rank, finding)
+        self._surely[key] = _sum((self._surely.get(key, Counters()), held))
+
+    def add_perhaps(self, finding: str, rank: int, held: Counters) -> None:
+        """Note that it makes a rank keep this in some runs."""
+        self._perhaps[rank, finding].append(held)
+
+    def add_user(self, finding: str, rank: int) -> None:
+        """Note that it makes a rank keep a user RRef, which is deleted by the shutdown only."""
+        self._users[rank, finding] += 1
+
+    def found(
+        self, wanted: Sequence[Counters], met: Iterable[Met], step: int | None, *, settles: bool
+    ) -> Iterator[Met]:
+        """What explains that the ranks do not hold what is `wanted`, at a settle or at the end.
+
+        Args:
+            met: what the program has met so far.
+            step: the settle; None at the end of the run.
+            settles: whether the ranks say what they hold. Without a settle at the end, a rank
+                reports a leak when it shuts down, and not how many RRefs.
+        """
+        keys = self._surely.keys() | self._perhaps.keys()
+        anywhere = [FINDINGS[one.finding] for one in met if one.rank is None]
+        shown = {name for one in anywhere for name in (one.promise, *one.shows_as)}
+        for rank, finding in keys:
+            if not settles:
+                yield Met(finding, rank, step)
+                continue
+            own = [held for held in self._ways(rank, finding) if held != Counters()]
+            others = [
+                {Counters(), *self._ways(rank, name)}
+                for at, name in keys
+                if at == rank and name != finding
+            ]
+            said = {
+                _says(_sum((wanted[rank], *parts)), shown)
+                for parts in itertools.product(own, *others)
+            }
+            says = (
+                f"holds ({'|'.join(sorted(said))}); expected {re.escape(wanted[rank].describe())}$"
+            )
+            yield Met(finding, rank, step, says, keeps=True)
+
+    def late_deletes(self, ranks: Set[int]) -> Iterator[Met]:
+        """What explains deletes that still wait to be sent again after a graceful shutdown.
+
+        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` deletes each user, and
+        ``tensorpipe_agent.cpp``: ``TensorPipeAgent::join`` waits for no message that is to be
+        sent again.
+
+        Args:
+            ranks: those whose deletes may fail.
+        """
+        for (rank, finding), users in self._users.items():
+            if rank in ranks:
+                number = "|".join(str(1 + n) for n in range(users))
+                says = rf"holds (?:{number}) pending futures?(?:, .*)? after its shutdown$"
+                yield Met(finding, rank, None, says, keeps=True)
+
+    def _ways(self, rank: int, finding: str) -> set[Counters]:
+        """All that the finding may make a rank keep in a run in which it shows."""
+        key = (rank, finding)
+        found = {self._surely.get(key, Counters())}
+        for more in self._perhaps.get(key, ()):
+            found |= {_sum((held, more)) for held in found}
+        return found
+
+
+def _sum(held: Iterable[Counters]) -> Counters:
+    held = tuple(held)
+    names = [item.name for item in fields(Counters)]
+    return Counters(**{name: sum(getattr(one, name) for one in held) for name in names})
+
+
+def _says(held: Counters, shown: Set[str]) -> str:
+    """What a rank says that it holds, as a pattern.
+
+    Some findings keep RRefs, or calls and contexts, and nobody can tell at which ranks. Where
+    the program meets one, so that `shown` has its promise, that sort is of any number, and the
+    other sort is exact all the same.
+    """
+    rrefs = replace(Counters(), **{name: getattr(held, name) for name in _OF_RREFS})
+    others = replace(held, **dict.fromkeys(_OF_RREFS, 0))
+    forms = itertools.product(
+        _forms(rrefs, r"(?:owner|fork|pending user|pending future)s?", shown & {"RRefLeak"}),
+        _forms(
+            others,
+            r"(?:contexts?|backward pass(?:es)?|(?:server|server async|client) calls?)",
+            shown & {"ContextLeak", "CallLeak"},
+        ),
+    )
+    return "|".join(", ".join(filter(None, form)) for form in forms if any(form))
+
+
+def _forms(held: Counters, one: str, anywhere: Set[str]) -> list[str]:
+    """Patterns of what a rank may hold of a sort: exactly that, or any number `anywhere`."""
+    if anywhere:
+        item = rf"\d+ {one}"
+        return ["", f"{item}(?:, {item})*"]
+    return ["" if held == Counters() else re.escape(held.describe())]
