@@ -76,21 +76,23 @@ class Kept:
             )
             yield Met(finding, rank, step, says, keeps=True)
 
-    def late_deletes(self, ranks: Set[int]) -> Iterator[Met]:
+    def late_deletes(self, rank: int, users: int) -> Iterator[Met]:
         """What explains deletes that still wait to be sent again after a graceful shutdown.
 
-        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` deletes each user, and
-        ``tensorpipe_agent.cpp``: ``TensorPipeAgent::join`` waits for no message that is to be
-        sent again.
+        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` first waits in vain for
+        the children of a user that is kept. By the time when it deletes the users of its rank, the
+        owners have stopped to wait for that, and ``TensorPipeAgent::join`` (tensorpipe_agent.cpp)
+        waits for no message that is to be sent again.
 
         Args:
-            ranks: those whose deletes may fail.
+            rank: one whose deletes may fail.
+            users: how many users it deletes besides those that are kept.
         """
-        for (rank, finding), users in self._users.items():
-            if rank in ranks:
-                number = "|".join(str(1 + n) for n in range(users))
-                says = rf"holds (?:{number}) pending futures?(?:, .*)? after its shutdown$"
-                yield Met(finding, rank, None, says, keeps=True)
+        mine = {finding: kept for (at, finding), kept in self._users.items() if at == rank}
+        number = "|".join(str(1 + n) for n in range(sum(mine.values()) + users))
+        says = rf"holds (?:{number}) pending futures?(?:, .*)? after its shutdown$"
+        for finding in mine:
+            yield Met(finding, rank, None, says, keeps=True)
 
     def _ways(self, rank: int, finding: str) -> set[Counters]:
         """All that the finding may make a rank keep in a run in which it shows."""

@@ -407,8 +407,13 @@ class Model:
         self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
         if graceful:
             deletes = MessageType.RREF_USER_DELETE
-            failing = {n for n in range(self.world_size) if deletes in self.plan.table(n).failing}
-            self.met |= set(self.kept.late_deletes(failing))
+            users = Counter(user.rank for user in self.users)
+            self.met |= {
+                one
+                for rank in range(self.world_size)
+                if deletes in self.plan.table(rank).failing
+                for one in self.kept.late_deletes(rank, users[rank])
+            }
 
     def settle(self) -> StepPrediction:
         """Let all ranks come to rest; what each rank then holds."""

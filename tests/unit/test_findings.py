@@ -700,6 +700,33 @@ def test_a_user_that_is_kept_is_deleted_by_the_shutdown_which_waits_for_no_retry
     assert others == (() if explains else (leak,))
 
 
+def test_all_users_of_a_rank_that_keeps_one_are_deleted_late() -> None:
+    """Its shutdown waits for the children of the one that it keeps before it deletes any."""
+    steps = (Remote(0, 1, "a"), Nest(0, 0, 1, "b", timeout=3.0, seconds=12.0))
+    lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"], 6))
+    for number, names in ((2, ("late-answer-keeps-rref",)), (3, ())):
+        said = f"worker0 still holds {number} pending futures after its shutdown"
+        leak = Violation("RRefLeak", said, rank=0)
+        met = predict(Program(2, steps), lost, facts_of(VERSION)).met
+        assert set_apart(Program(2, steps), met, seen(Program(2, steps), lost), [leak])[0] == names
+
+
+@pytest.mark.parametrize(("first", "explains"), [(True, True), (False, False)])
+def test_a_late_answer_with_an_rref_whose_creation_failed_keeps_it_if_it_is_not_marked(
+    *, first: bool, explains: bool
+) -> None:
+    """An RRef that is marked cannot be sent; the first that fails in a process is."""
+    late = Nest(0, 1, 1, "b", timeout=3.0, seconds=12.0)
+    before = Remote(1, 1, "a") if first else Remote(0, 1, "a")
+    program = Program(2, (before, late))
+    lost = FaultPlan.of(FaultTable(["PYTHON_REMOTE_CALL"], 1))
+    leak = Violation("RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", rank=1)
+    met = predict(program, lost, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, lost), [leak])
+    assert names == (("second-failed-remote",) if explains else ())
+    assert others == (() if explains else (leak,))
+
+
 def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
     """The user's fork stays in both cases; a fork that nobody announced is not at its owner."""
     program = Program(2, (Nest(0, 0, 1, "a", timeout=3.0, seconds=12.0),))
