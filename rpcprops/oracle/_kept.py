@@ -56,7 +56,6 @@ class Kept:
         """
         keys = self._surely.keys() | self._perhaps.keys()
         anywhere = [FINDINGS[one.finding] for one in met if one.rank is None]
-        shown = {name for one in anywhere for name in (one.promise, *one.shows_as)}
         for rank, finding in keys:
             if not settles:
                 yield Met(finding, rank, step)
@@ -67,6 +66,12 @@ class Kept:
                 for at, name in keys
                 if at == rank and name != finding
             ]
+            shown = {
+                name
+                for one in anywhere
+                if one.name != finding
+                for name in (one.promise, *one.shows_as)
+            }
             said = {
                 _says(_sum((wanted[rank], *parts)), shown)
                 for parts in itertools.product(own, *others)

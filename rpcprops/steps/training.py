@@ -103,16 +103,22 @@ class _Optimizing(Step):
 
         The constructor then asks owners whose parameter was never made, and they wait for it
         (rref_context.cpp: RRefContext::getOrCreateOwnerRRef; OwnerRRef::getValue). It ends with the
-        first parameter that was marked, which cannot be sent (RRefContext::prepareChildFork).
+        first parameter that was marked, which cannot be sent (RRefContext::prepareChildFork). If
+        the request is lost, only the fork in it stays.
         """
+        bug = "second-failed-remote"
+        lost = MessageType.PYTHON_CALL in model.plan.table(self.at).failing
         for owner in (parameter.rref.owner for parameter in parameters if parameter.broken):
-            if owner == self.at:
-                one = Counters(server_calls=1, client_calls=1)
-                model.keeps_perhaps("second-failed-remote", owner, one)
-            else:
-                model.keeps_perhaps("second-failed-remote", self.at, Counters(client_calls=1))
-                one = Counters(owners=1, server_calls=1)
-                model.keeps_perhaps("second-failed-remote", owner, one)
+            match lost, owner == self.at:
+                case True, True:
+                    model.keeps_perhaps(bug, owner, Counters(owners=1, forks=1))
+                case True, False:
+                    model.keeps_user(bug, self.at)
+                case False, True:
+                    model.keeps_perhaps(bug, owner, Counters(server_calls=1, client_calls=1))
+                case _:
+                    model.keeps_perhaps(bug, self.at, Counters(client_calls=1))
+                    model.keeps_perhaps(bug, owner, Counters(owners=1, server_calls=1))
 
 
 def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool) -> tuple[int, ...]:

@@ -474,6 +474,8 @@ class Method(Step):
             # Either this question or the call ends by the timeout; nobody can tell which.
             model.certain = False
             late = ""
+            if self.how == "async" and handle.fork:
+                model.meets("failed-async-proxy")
         try:
             ask_type(model, handle, self.at, late, slack)
         except StepFails as failed:

@@ -667,6 +667,23 @@ def test_an_optimizer_leaves_calls_to_parameters_that_were_never_made(
     assert others == (() if explains else (leak,))
 
 
+@pytest.mark.parametrize(
+    ("held", "explains"),
+    [("1 owner, 1 fork", True), ("2 owners, 2 forks", False), ("1 client call", False)],
+)
+def test_an_optimizer_whose_requests_are_lost_leaves_the_forks_in_them(
+    held: str, *, explains: bool
+) -> None:
+    """Its own rank owns one of the parameters, and has noted a fork for the request."""
+    program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (0, 1))))
+    lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL", "PYTHON_CALL"], 1)})
+    leak = Violation("RRefLeak", f"worker0 holds {held}; expected nothing", rank=0)
+    met = predict(program, lost, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, lost), [leak])
+    assert names == (("second-failed-remote",) if explains else ())
+    assert others == (() if explains else (leak,))
+
+
 def test_an_optimizer_whose_first_parameter_failed_first_leaves_no_call() -> None:
     """The first creation that fails in a process is marked, and the constructor ends with it."""
     program = Program(3, (Optimize(0, "x", (1, 0)),))
@@ -698,6 +715,15 @@ def test_a_user_that_is_kept_is_deleted_by_the_shutdown_which_waits_for_no_retry
     names, others = set_apart(program, met, seen(program, lost), [leak])
     assert names == (("late-answer-keeps-rref",) if explains else ())
     assert others == (() if explains else (leak,))
+
+
+@pytest.mark.parametrize(("how", "meets"), [("async", {"failed-async-proxy"}), ("sync", set())])
+def test_a_method_that_times_out_may_have_done_so_when_the_type_was_asked(
+    how: Any, meets: set[str]
+) -> None:
+    """Its timeout may come before the answer to the first of the two messages, or of the second."""
+    program = Program(2, (Method(1, 0, how=how, timeout=3.0, seconds=12.0),))
+    assert predict(program, FaultPlan()).known_bugs == meets
 
 
 def test_all_users_of_a_rank_that_keeps_one_are_deleted_late() -> None:
