@@ -15,9 +15,6 @@ from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of
 
-#: What a rank breaks that holds something for ever.
-_LEAKS = ("RRefLeak", "ContextLeak", "CallLeak")
-
 
 def can_cause(
     finding: Finding, violation: Violation, facts: TorchFacts = NEWEST, log: str = ""
@@ -86,8 +83,9 @@ def explanations(
         if facts.has_bug(one.finding)
         and _is_there(one, violation, last)
         and (
-            (one.keeps and violation.promise in _LEAKS)
-            or can_cause(FINDINGS[one.finding], violation, facts, log)
+            violation.promise in one.breaks
+            if one.breaks
+            else can_cause(FINDINGS[one.finding], violation, facts, log)
         )
     }
     return tuple(sorted(names))

@@ -14,6 +14,8 @@ from rpcprops.torch_facts import FINDINGS
 
 #: The counters of RRefs; the others are of contexts and calls.
 _OF_RREFS = ("owners", "forks", "pending_users", "pending_futures")
+#: What a rank breaks that holds something for ever.
+_LEAKS = ("RRefLeak", "ContextLeak", "CallLeak")
 
 
 class Kept:
@@ -79,7 +81,7 @@ class Kept:
             says = (
                 f"holds ({'|'.join(sorted(said))}); expected {re.escape(wanted[rank].describe())}$"
             )
-            yield Met(finding, rank, step, says, keeps=True)
+            yield Met(finding, rank, step, says, _LEAKS)
 
     def late_deletes(self, rank: int, users: int) -> Iterator[Met]:
         """What explains deletes that still wait to be sent again after a graceful shutdown.
@@ -97,7 +99,7 @@ class Kept:
         number = "|".join(str(1 + n) for n in range(sum(mine.values()) + users))
         says = rf"holds (?:{number}) pending futures?(?:, .*)? after its shutdown$"
         for finding in mine:
-            yield Met(finding, rank, None, says, keeps=True)
+            yield Met(finding, rank, None, says, ("RRefLeak",))
 
     def _ways(self, rank: int, finding: str) -> set[Counters]:
         """All that the finding may make a rank keep in a run in which it shows."""

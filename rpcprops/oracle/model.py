@@ -397,10 +397,23 @@ class Model:
         if self.facts.has_bug(finding):
             self.kept.add_perhaps(finding, rank, held)
 
-    def keeps_user(self, finding: str, rank: int) -> None:
+    def keeps_user(self, finding: str, rank: int, owner: int) -> None:
         """The same for a user RRef of `rank`, which only its shutdown deletes."""
+        if not self.facts.has_bug(finding):
+            return
+        self.kept.add_user(finding, rank)
+        deletes = MessageType.RREF_USER_DELETE
+        self.sends_otherwise(finding, rank, owner, deletes)
+        if deletes in self.plan.table(rank).failing:
+            self.met.add(
+                Met(finding, rank, None, r" failed \d+ sends, the message", ("FaultsDiffer",))
+            )
+
+    def sends_otherwise(self, finding: str, rank: int, to: int, message: MessageType) -> None:
+        """The same for a finding by which `rank` sends more or fewer such messages to `to`."""
         if self.facts.has_bug(finding):
-            self.kept.add_user(finding, rank)
+            says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
+            self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
 
     def _meets_kept_at_end(self, *, settles: bool, graceful: bool) -> None:
         """Note what the ranks that keep something hold at the end of the run."""

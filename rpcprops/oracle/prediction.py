@@ -25,15 +25,15 @@ class Met:
         rank: the only rank where it shows; None if it may show anywhere.
         step: the only step where it shows; None if that is no step but the end of the run.
         says: a regular expression for what the violation says of it.
-        keeps: whether `says` is all that the rank then holds, so that it explains a leak of any
-            sort.
+        breaks: the promises that it breaks there, where `says` tells it exactly; empty if they are
+            those of the finding.
     """
 
     finding: str
     rank: int | None = None
     step: int | None = None
     says: str = ""
-    keeps: bool = False
+    breaks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -871,7 +871,7 @@ class Nest(Step):
         if there.fork not in there.rref.forks:
             model.keeps("late-answer-keeps-rref", self.to, Counters(owners=1, forks=1))
         if there.fork:
-            model.keeps_user("late-answer-keeps-rref", self.via)
+            model.keeps_user("late-answer-keeps-rref", self.via, self.to)
 
     def _answer_unmarked(self, model: Model, there: Handle) -> None:
         """A torch that does not know that the creation has failed answers with the RRef.
@@ -880,7 +880,7 @@ class Nest(Step):
         """
         bug = "second-failed-remote"
         if there.fork:
-            model.keeps_user(bug, self.via)
+            model.keeps_user(bug, self.via, self.to)
         else:
             model.keeps_perhaps(bug, self.via, Counters(owners=1, forks=1))
 

@@ -109,11 +109,12 @@ class _Optimizing(Step):
         bug = "second-failed-remote"
         lost = MessageType.PYTHON_CALL in model.plan.table(self.at).failing
         for owner in (parameter.rref.owner for parameter in parameters if parameter.broken):
+            model.sends_otherwise(bug, self.at, owner, MessageType.PYTHON_CALL)
             match lost, owner == self.at:
                 case True, True:
                     model.keeps_perhaps(bug, owner, Counters(owners=1, forks=1))
                 case True, False:
-                    model.keeps_user(bug, self.at)
+                    model.keeps_user(bug, self.at, owner)
                 case False, True:
                     model.keeps_perhaps(bug, owner, Counters(server_calls=1, client_calls=1))
                 case _:

@@ -684,6 +684,28 @@ def test_an_optimizer_whose_requests_are_lost_leaves_the_forks_in_them(
     assert others == (() if explains else (leak,))
 
 
+@pytest.mark.parametrize(
+    ("said", "explains"),
+    [
+        ("1 PYTHON_CALL from rank 0 to rank 1, and none were promised", True),
+        ("1 RREF_USER_DELETE from rank 0 to rank 1, and 2 were promised", True),
+        ("1 PYTHON_CALL from rank 0 to rank 2, and none were promised", False),
+        ("1 PYTHON_REMOTE_CALL from rank 0 to rank 1, and 2 were promised", False),
+    ],
+)
+def test_an_optimizer_sends_requests_for_parameters_that_were_never_made(
+    said: str, *, explains: bool
+) -> None:
+    """It keeps those that it has sent, and does not delete them."""
+    program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (1, 0))))
+    lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL", "PYTHON_CALL"], 1)})
+    differs = Violation("MessagesDiffer", f"the record shows {said}", rank=0)
+    met = predict(program, lost, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, lost), [differs])
+    assert names == (("second-failed-remote",) if explains else ())
+    assert others == (() if explains else (differs,))
+
+
 def test_an_optimizer_whose_first_parameter_failed_first_leaves_no_call() -> None:
     """The first creation that fails in a process is marked, and the constructor ends with it."""
     program = Program(3, (Optimize(0, "x", (1, 0)),))
