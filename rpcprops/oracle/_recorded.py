@@ -10,6 +10,7 @@ from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, SentMessage, Violation
 
 _DELETE = MessageType.RREF_USER_DELETE
+_CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 #: What wraps another request. Where no gradient must come back, its answer is that of the other
 #: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
 _WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
@@ -48,9 +49,13 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
         name, sender, receiver = kind
         # Whether a member of a dynamic group deletes what it holds when it leaves is judged by what
         # the owners hold: stock torch does not (the finding leaving-keeps-values).
-        may_miss = sender in prediction.may_exit_early or prediction.told is not None
+        may_miss = {
+            _DELETE: sender in prediction.may_exit_early or prediction.told is not None,
+            # A rank that a cleanup has not reached when it shuts down does not send one on.
+            _CLEANUP: len(prediction.contexts_left[sender]) > 1,
+        }
         if seen[kind] == wanted[kind] or (
-            name == _DELETE and may_miss and seen[kind] < wanted[kind]
+            may_miss.get(MessageType(name), False) and seen[kind] < wanted[kind]
         ):
             continue
         verb = "was" if wanted[kind] == 1 else "were"

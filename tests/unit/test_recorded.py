@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from rpcprops.faults import FaultPlan, WireMessageType
+from rpcprops.faults import FaultPlan, FaultTable, WireMessageType
 from rpcprops.oracle import predict
 from rpcprops.oracle._recorded import recorded_violations
 from rpcprops.outcomes import Outcome, SentMessage
-from rpcprops.programs import Drop, Fetch, Program, Remote
+from rpcprops.programs import Context, Drop, Fetch, Program, Remote
 
 PREDICTION = predict(Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a"))), FaultPlan())
 
@@ -112,3 +112,23 @@ def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
 def test_a_record_without_room_is_not_compared() -> None:
     """Where messages were dropped, nobody knows what they were."""
     assert said(*RUN[:3], dropped=1) == []
+
+
+@pytest.mark.parametrize(("settles", "differs"), [(False, False), (True, True)])
+def test_a_rank_that_no_cleanup_reached_sends_none_on(*, settles: bool, differs: bool) -> None:
+    """A shutdown straight after it waits for no cleanup that is tried again; a settle does."""
+    program = Program(2, (Context(0, "x", path=(1,)),), settles=settles)
+    lost = FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 3)
+    prediction = predict(program, FaultPlan(by_rank={0: lost}))
+    wanted = [send for send in (*prediction.sends, *prediction.last_sends) if send.to is not None]
+    requests = [(str(s.message), s.rank, s.to) for s in wanted if s.rank == 0]
+    requests += [("PYTHON_CALL", 0, 1), ("PYTHON_CALL", 1, 0)]
+    messages = tuple(
+        SentMessage(0.0, at, to or 0, number, name, is_request=True, first_id=number)
+        for number, (name, at, to) in enumerate(requests)
+    )
+    found = recorded_violations(prediction, Outcome(2, messages=messages))
+    said = (
+        "the record shows 0 CLEANUP_AUTOGRAD_CONTEXT_REQ from rank 1 to rank 0, and 1 was promised"
+    )
+    assert [violation.message for violation in found] == ([said] if differs else [])
