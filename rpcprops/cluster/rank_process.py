@@ -198,6 +198,7 @@ class _Rank:
         if not self.spec.shutdown_faults and not _injection.problem():
             self.injection.take_over()
         state.meets_at.append((self.rank, self.store))
+        state.starts_in.append(lambda: only_transport(self.spec.transport))
         if self.ledgers:
             state.joins_by.append(self.joins_by)
         if self.spec.init == "adopt":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from datetime import timedelta
 from typing import Any
 
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.state import handles, joins_by, meets_at
+from rpcprops.steps.in_rank.state import handles, joins_by, meets_at, starts_in
 
 #: Seconds that a member that leaves waits for the token of the group, which nobody else has.
 TOKEN_WAITS = 1.0
@@ -48,7 +49,8 @@ def join_group(name: str, **given: Any) -> None:
         "rpc_backend_options": options(init_method=url, num_worker_threads=8, rpc_timeout=A_DAY),
         "rank": rank,
     }
-    init_rpc(name, **{**usual, **given})
+    with starts_in[0]() if starts_in else contextlib.nullcontext():
+        init_rpc(name, **{**usual, **given})
 
 
 def agent_of_the_run() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 #: The RRefs that live in this rank, by name.
@@ -34,6 +35,10 @@ meets_at: list[tuple[int, str]] = []
 #: Gives the backend, and its options for the URL of a store, by which this rank joins a dynamic
 #: group. Empty where that is torch's own agent.
 joins_by: list[Callable[[str], dict[str, Any]]] = []
+
+
+#: In what an agent is started, so that it uses the transport of the world. Empty where any will do.
+starts_in: list[Callable[[], AbstractContextManager[None]]] = []
 
 
 class MissingHandleError(Exception):
