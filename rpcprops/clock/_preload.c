@@ -906,6 +906,48 @@ EXPORT int thrd_sleep(const struct timespec *requested, struct timespec *left)
 }
 
 /* ------------------------------------------------------------------------ */
+/* Yields                                                                   */
+/* ------------------------------------------------------------------------ */
+
+/*
+ * A thread that looks for work and yields, again and again, takes a processor
+ * from those that have work.  TensorPipe's threads for shared memory do that
+ * (tensorpipe/common/busy_polling_loop.h), one in each rank.  While the clock
+ * runs fast, what the other threads lose counts RATE times.  So a thread that
+ * yields often, with nothing to do in between, sleeps for a short real time
+ * instead.  sched_yield() promises nothing about when it returns.
+ */
+enum {
+    YIELDS_BEFORE_SLEEP = 1000,
+    YIELD_SLEEP_NS = 100000,
+    /* A shorter time between two yields is no work. */
+    YIELD_NO_WORK_NS = 5000,
+};
+
+static _Thread_local int64_t last_yield;
+static _Thread_local int idle_yields;
+
+EXPORT int sched_yield(void)
+{
+    long result = 0;
+    if (atomic_load_explicit(&state.rate, memory_order_relaxed) <= 1)
+        result = kernel(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+    else {
+        if (real_now(CLOCK_MONOTONIC) - last_yield > YIELD_NO_WORK_NS)
+            idle_yields = 0;
+        if (idle_yields < YIELDS_BEFORE_SLEEP) {
+            idle_yields++;
+            result = kernel(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+        } else {
+            struct timespec length = ns_timespec(YIELD_SLEEP_NS);
+            kernel(SYS_nanosleep, (long)&length, 0, 0, 0, 0, 0);
+        }
+        last_yield = real_now(CLOCK_MONOTONIC);
+    }
+    return result < 0 ? -1 : 0;
+}
+
+/* ------------------------------------------------------------------------ */
 /* Waits for file descriptors                                               */
 /* ------------------------------------------------------------------------ */
 

@@ -246,6 +246,36 @@ def test_lateness(run_python: RunPython) -> None:
     assert 0.15 < float(output) < 5
 
 
+@pytest.mark.parametrize(("rate", "sleeps"), [(0, False), (1, False), (400, True)])
+def test_a_thread_that_only_yields_leaves_its_processor_under_a_fast_clock(
+    run_python: RunPython, rate: int, *, sleeps: bool
+) -> None:
+    """It sleeps when it yields once more with nothing in between; after work, it yields as ever."""
+    output = run_python(
+        f"""
+        import os, resource, time
+        from rpcprops import clock
+        if {rate}:
+            clock.set_rate({rate})
+        def sleeps(between, times):
+            begun = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+            for _ in range(times):
+                between()
+                os.sched_yield()
+            return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - begun
+        def work():
+            until = time.thread_time() + 20e-6
+            while time.thread_time() < until:
+                pass
+        print(sleeps(lambda: None, 50_000), sleeps(work, 5_000))
+        """
+    )
+    idle, working = map(int, output.split())
+    # About one of 1,000 is a sleep, for after it the next yield comes a little later.
+    assert (idle >= 10) == sleeps, output
+    assert working < 5, output
+
+
 def test_fork_inherits_the_rate(run_python: RunPython) -> None:
     """A forked child goes on in the same virtual time and can take another rate."""
     run_python(
