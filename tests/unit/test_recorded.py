@@ -132,3 +132,14 @@ def test_a_rank_that_no_cleanup_reached_sends_none_on(*, settles: bool, differs:
         "the record shows 0 CLEANUP_AUTOGRAD_CONTEXT_REQ from rank 1 to rank 0, and 1 was promised"
     )
     assert [violation.message for violation in found] == ([said] if differs else [])
+
+
+def test_a_request_that_the_agent_could_not_write_was_not_sent() -> None:
+    """It may be promised or not; one that a fault has failed is a message."""
+    extra = replace(RUN[0], id=90, first_id=90, became="failed")
+    assert said(*RUN, extra) == []
+    assert said(replace(RUN[0], became="failed"), *RUN[2:]) == []
+    for failed in (replace(extra, failed_by_table=True), replace(extra, written=1.0)):
+        assert said(*RUN, failed) == [
+            "the record shows 2 PYTHON_REMOTE_CALL from rank 0 to rank 1, and 1 was promised"
+        ]
