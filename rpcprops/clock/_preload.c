@@ -914,18 +914,18 @@ EXPORT int thrd_sleep(const struct timespec *requested, struct timespec *left)
  * from those that have work.  TensorPipe's threads for shared memory do that
  * (tensorpipe/common/busy_polling_loop.h), one in each rank.  While the clock
  * runs fast, what the other threads lose counts RATE times.  So a thread that
- * yields often, with nothing to do in between, sleeps for a short real time
- * instead.  sched_yield() promises nothing about when it returns.
+ * has yielded for a while, with nothing to do in between, sleeps for a short
+ * real time instead.  sched_yield() promises nothing about when it returns.
  */
 enum {
-    YIELDS_BEFORE_SLEEP = 1000,
+    YIELDS_BEFORE_SLEEP_NS = 300000,
     YIELD_SLEEP_NS = 100000,
     /* A shorter time between two yields is no work. */
     YIELD_NO_WORK_NS = 5000,
 };
 
 static _Thread_local int64_t last_yield;
-static _Thread_local int idle_yields;
+static _Thread_local int64_t idle_since;
 
 EXPORT int sched_yield(void)
 {
@@ -933,10 +933,10 @@ EXPORT int sched_yield(void)
     if (atomic_load_explicit(&state.rate, memory_order_relaxed) <= 1)
         result = kernel(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
     else {
-        if (real_now(CLOCK_MONOTONIC) - last_yield > YIELD_NO_WORK_NS)
-            idle_yields = 0;
-        if (idle_yields < YIELDS_BEFORE_SLEEP) {
-            idle_yields++;
+        int64_t now = real_now(CLOCK_MONOTONIC);
+        if (now - last_yield > YIELD_NO_WORK_NS)
+            idle_since = now;
+        if (now - idle_since < YIELDS_BEFORE_SLEEP_NS) {
             result = kernel(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
         } else {
             struct timespec length = ns_timespec(YIELD_SLEEP_NS);

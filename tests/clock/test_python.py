@@ -271,7 +271,7 @@ def test_a_thread_that_only_yields_leaves_its_processor_under_a_fast_clock(
         """
     )
     idle, working = map(int, output.split())
-    # About one of 1,000 is a sleep, for after it the next yield comes a little later.
+    # Few are sleeps, for after one the next yield comes a little later.
     assert (idle >= 10) == sleeps, output
     assert working < 5, output
 
