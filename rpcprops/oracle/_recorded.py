@@ -53,14 +53,14 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
         name, sender, receiver = kind
         # Whether a member of a dynamic group deletes what it holds when it leaves is judged by what
         # the owners hold: stock torch does not (the finding leaving-keeps-values).
+        leaves_early = sender in prediction.may_exit_early or prediction.told is not None
         may_miss = {
-            _DELETE: sender in prediction.may_exit_early or prediction.told is not None,
-            # A rank that a cleanup has not reached when it shuts down does not send one on.
-            _CLEANUP: len(prediction.contexts_left[sender]) > 1,
+            _DELETE: wanted[kind] if leaves_early else 0,
+            # A rank that a cleanup has not reached when it shuts down does not send it on.
+            _CLEANUP: len(prediction.contexts_left[sender]) - 1,
         }
-        if seen[kind] - unsent[kind] <= wanted[kind] <= seen[kind] or (
-            may_miss.get(MessageType(name), False) and seen[kind] < wanted[kind]
-        ):
+        least = wanted[kind] - may_miss.get(MessageType(name), 0)
+        if least <= seen[kind] and seen[kind] - unsent[kind] <= wanted[kind]:
             continue
         verb = "was" if wanted[kind] == 1 else "were"
         message = (
