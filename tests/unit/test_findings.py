@@ -60,6 +60,14 @@ def seen(program: Program, plan: FaultPlan) -> Outcome:
     return replace(ideal(program, plan), torch_version=VERSION)
 
 
+def explained(program: Program, plan: FaultPlan, violation: Violation) -> tuple[str, ...]:
+    """The findings that explain a violation; without any, it is left over."""
+    met = predict(program, plan, facts_of(VERSION)).met
+    names, others = set_apart(program, met, seen(program, plan), [violation])
+    assert others == (() if names else (violation,))
+    return names
+
+
 def left(
     program: Program, plan: FaultPlan, outcome: Outcome, *violations: Violation
 ) -> tuple[tuple[str, ...], list[str]]:
@@ -611,10 +619,8 @@ def test_an_rref_is_kept_beside_a_pass_that_never_ends(held: str, *, explains: b
     steps = (Context(2, "x", path=(0, 1, 0, 1), breaks=0), Carry(2, 0, "rref-and-lock", "echo"))
     program = Program(3, steps)
     leak = Violation("RRefLeak", f"worker2 holds {held}; expected nothing", rank=2)
-    met = predict(program, FaultPlan(), facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
-    assert names == (("unpicklable-after-rref",) if explains else ())
-    assert others == (() if explains else (leak,))
+    names = ("unpicklable-after-rref",) if explains else ()
+    assert explained(program, FaultPlan(), leak) == names
 
 
 @pytest.mark.parametrize(
@@ -634,10 +640,7 @@ def test_a_context_is_kept_beside_an_rref(held: str, *, explains: bool) -> None:
     )
     program = Program(3, steps)
     leak = Violation("ContextLeak", f"worker1 holds {held}; expected nothing", rank=1)
-    met = predict(program, FaultPlan(), facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, FaultPlan()), [leak])
-    assert names == (("context-after-cleanup",) if explains else ())
-    assert others == (() if explains else (leak,))
+    assert explained(program, FaultPlan(), leak) == (("context-after-cleanup",) if explains else ())
 
 
 @pytest.mark.parametrize(
@@ -661,10 +664,7 @@ def test_an_optimizer_leaves_calls_to_parameters_that_were_never_made(
     """The constructor asks their owners for them, until one that was marked ends it."""
     program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (0, 1))))
     leak = Violation(promise, f"worker{rank} holds {held}; expected nothing", rank=rank)
-    met = predict(program, LOST, facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, LOST), [leak])
-    assert names == (("second-failed-remote",) if explains else ())
-    assert others == (() if explains else (leak,))
+    assert explained(program, LOST, leak) == (("second-failed-remote",) if explains else ())
 
 
 @pytest.mark.parametrize(
@@ -678,10 +678,7 @@ def test_an_optimizer_whose_requests_are_lost_leaves_the_forks_in_them(
     program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (0, 1))))
     lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL", "PYTHON_CALL"], 1)})
     leak = Violation("RRefLeak", f"worker0 holds {held}; expected nothing", rank=0)
-    met = predict(program, lost, facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, lost), [leak])
-    assert names == (("second-failed-remote",) if explains else ())
-    assert others == (() if explains else (leak,))
+    assert explained(program, lost, leak) == (("second-failed-remote",) if explains else ())
 
 
 @pytest.mark.parametrize(
@@ -700,18 +697,14 @@ def test_an_optimizer_sends_requests_for_parameters_that_were_never_made(
     program = Program(3, (Optimize(0, "x", (0, 1)), Optimize(0, "y", (1, 0))))
     lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL", "PYTHON_CALL"], 1)})
     differs = Violation("MessagesDiffer", f"the record shows {said}", rank=0)
-    met = predict(program, lost, facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, lost), [differs])
-    assert names == (("second-failed-remote",) if explains else ())
-    assert others == (() if explains else (differs,))
+    assert explained(program, lost, differs) == (("second-failed-remote",) if explains else ())
 
 
 def test_an_optimizer_whose_first_parameter_failed_first_leaves_no_call() -> None:
     """The first creation that fails in a process is marked, and the constructor ends with it."""
     program = Program(3, (Optimize(0, "x", (1, 0)),))
     leak = Violation("CallLeak", "worker0 holds 1 server call, 1 client call; expected nothing", 0)
-    met = predict(program, LOST, facts_of(VERSION)).met
-    assert set_apart(program, met, seen(program, LOST), [leak]) == ((), (leak,))
+    assert explained(program, LOST, leak) == ()
 
 
 @pytest.mark.parametrize(
@@ -733,10 +726,7 @@ def test_a_user_that_is_kept_is_deleted_by_the_shutdown_which_waits_for_no_retry
     lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"] if failures else [], failures))
     said = f"worker{rank} still holds {held} after its shutdown"
     leak = Violation("RRefLeak", said, rank=rank)
-    met = predict(program, lost, facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, lost), [leak])
-    assert names == (("late-answer-keeps-rref",) if explains else ())
-    assert others == (() if explains else (leak,))
+    assert explained(program, lost, leak) == (("late-answer-keeps-rref",) if explains else ())
 
 
 @pytest.mark.parametrize(("how", "meets"), [("async", {"failed-async-proxy"}), ("sync", set())])
@@ -755,8 +745,7 @@ def test_all_users_of_a_rank_that_keeps_one_are_deleted_late() -> None:
     for number, names in ((2, ("late-answer-keeps-rref",)), (3, ())):
         said = f"worker0 still holds {number} pending futures after its shutdown"
         leak = Violation("RRefLeak", said, rank=0)
-        met = predict(Program(2, steps), lost, facts_of(VERSION)).met
-        assert set_apart(Program(2, steps), met, seen(Program(2, steps), lost), [leak])[0] == names
+        assert explained(Program(2, steps), lost, leak) == names
 
 
 @pytest.mark.parametrize(("first", "explains"), [(True, True), (False, False)])
@@ -769,10 +758,7 @@ def test_a_late_answer_with_an_rref_whose_creation_failed_keeps_it_if_it_is_not_
     program = Program(2, (before, late))
     lost = FaultPlan.of(FaultTable(["PYTHON_REMOTE_CALL"], 1))
     leak = Violation("RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", rank=1)
-    met = predict(program, lost, facts_of(VERSION)).met
-    names, others = set_apart(program, met, seen(program, lost), [leak])
-    assert names == (("second-failed-remote",) if explains else ())
-    assert others == (() if explains else (leak,))
+    assert explained(program, lost, leak) == (("second-failed-remote",) if explains else ())
 
 
 def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
@@ -780,5 +766,4 @@ def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
     program = Program(2, (Nest(0, 0, 1, "a", timeout=3.0, seconds=12.0),))
     two = Violation("RRefLeak", "worker1 holds 2 owners, 2 forks; expected 1 owner, 1 fork", 1)
     lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"], 6))
-    met = predict(program, lost, facts_of(VERSION)).met
-    assert set_apart(program, met, seen(program, lost), [two]) == ((), (two,))
+    assert explained(program, lost, two) == ()
