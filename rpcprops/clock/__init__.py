@@ -40,6 +40,7 @@ __all__ = [
     "probe",
     "real_monotonic",
     "reset_lateness",
+    "rest",
     "selfcheck",
     "set_rate",
     "sleep_counts",
@@ -184,6 +185,8 @@ def _library() -> ctypes.CDLL | None:
     library.rpcprops_clock_lateness.restype = None
     library.rpcprops_clock_lateness_reset.argtypes = []
     library.rpcprops_clock_lateness_reset.restype = None
+    library.rpcprops_clock_rest.argtypes = [ctypes.c_int]
+    library.rpcprops_clock_rest.restype = None
     return library
 
 
@@ -289,6 +292,15 @@ def lateness() -> Lateness:
 def reset_lateness() -> None:
     """Reset what lateness() reports."""
     _loaded_library().rpcprops_clock_lateness_reset()
+
+
+def rest(on: bool) -> None:
+    """Say whether this process rests: nobody sends it anything until it is said to rest no more.
+
+    While it rests, its threads that call sched_yield() sleep there, 100 real ms at most.
+    TensorPipe's thread for shared memory does nothing else while it waits for messages.
+    """
+    _loaded_library().rpcprops_clock_rest(on)
 
 
 def selfcheck() -> None:

@@ -111,6 +111,7 @@ EXPORT int rpcprops_clock_sleeps_watch(const int64_t *requested_ns, int n);
 EXPORT int rpcprops_clock_sleeps_count(int64_t *counts, int n);
 EXPORT void rpcprops_clock_lateness(int64_t *max_ns, int64_t *sum_ns, int64_t *n);
 EXPORT void rpcprops_clock_lateness_reset(void);
+EXPORT void rpcprops_clock_rest(int on);
 
 /* Results of rpcprops_clock_selfcheck(). */
 enum {
@@ -916,23 +917,38 @@ EXPORT int thrd_sleep(const struct timespec *requested, struct timespec *left)
  * runs fast, what the other threads lose counts RATE times.  So a thread that
  * has yielded for a while, with nothing to do in between, sleeps for a short
  * real time instead.  sched_yield() promises nothing about when it returns.
+ *
+ * While a process rests, because nobody will send it anything, such a thread
+ * sleeps until the rest ends, and looks for work every REST_NS.
  */
 enum {
     YIELDS_BEFORE_SLEEP_NS = 300000,
     YIELD_SLEEP_NS = 100000,
     /* A shorter time between two yields is no work. */
     YIELD_NO_WORK_NS = 5000,
+    REST_NS = 100000000,
 };
 
 static _Thread_local int64_t last_yield;
 static _Thread_local int64_t idle_since;
+static atomic_int rests;
+
+void rpcprops_clock_rest(int on)
+{
+    atomic_store(&rests, on != 0);
+    if (!on)
+        kernel(SYS_futex, (long)&rests, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT_MAX, 0, 0, 0);
+}
 
 EXPORT int sched_yield(void)
 {
     long result = 0;
-    if (atomic_load_explicit(&state.rate, memory_order_relaxed) <= 1)
+    if (atomic_load_explicit(&rests, memory_order_relaxed)) {
+        struct timespec length = ns_timespec(REST_NS);
+        kernel(SYS_futex, (long)&rests, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, (long)&length, 0, 0);
+    } else if (atomic_load_explicit(&state.rate, memory_order_relaxed) <= 1) {
         result = kernel(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
-    else {
+    } else {
         int64_t now = real_now(CLOCK_MONOTONIC);
         if (now - last_yield > YIELD_NO_WORK_NS)
             idle_since = now;

@@ -200,6 +200,7 @@ class Ranks:
         if ran is not None:
             kept.ran.append((ran, options.plan))
         kept.programs += 1
+        self.send_to_all("idle")
         for channel in self.channels:
             channel.log.close(keep_open=True)
         self.peer = self.ledger = None

@@ -332,6 +332,9 @@ class _Rank:
                     self.answer(message[1], "ok", stacks.stacks_here())
                 elif message[0] in ("arm", "disarm"):
                     self.answer(message[1], "ok", self.change_faults(*message))
+                elif message[0] == "idle":
+                    # Its world is kept: nothing comes before it begins with another program.
+                    self.rest_threads(True)
                 elif message[0] == "rpc":
                     assert self.adoption is not None
                     self.adoption.answers.put(None)
@@ -492,6 +495,7 @@ class _Rank:
 
     def begin_again(self, number: int, plan: FaultPlan) -> None:
         """Begin with another program, under its faults, and count all from the beginning."""
+        self.rest_threads(False)
         table = plan.table(self.rank)
         self.spec = replace(self.spec, plan=plan)
         self.delays = sorted(set(table.delaying.values()))
@@ -511,6 +515,12 @@ class _Rank:
             self.watch_delays()
             clock.reset_lateness()
         self.answer(number, "ok", (time.monotonic_ns(), _processor_seconds()))
+
+    @staticmethod
+    def rest_threads(on: bool) -> None:
+        """Let the threads of this rank that look for work without end sleep, or go on."""
+        if clock.loaded():
+            clock.rest(on)
 
     def look(self) -> dict[str, Any]:
         """What this rank holds now, after a garbage collection.

@@ -276,6 +276,42 @@ def test_a_thread_that_only_yields_leaves_its_processor_under_a_fast_clock(
     assert working < 5, output
 
 
+@pytest.mark.parametrize("rate", [0, 1, 400])
+def test_a_thread_that_yields_sleeps_while_its_process_rests(
+    run_python: RunPython, rate: int
+) -> None:
+    """It takes next to no time of the processor, and goes on at once when the rest ends."""
+    output = run_python(
+        f"""
+        import os, threading, time
+        from rpcprops import clock
+        if {rate}:
+            clock.set_rate({rate})
+        over, woken = threading.Event(), []
+        def yields():
+            while not over.is_set():
+                os.sched_yield()
+            woken.append(clock.real_monotonic())
+        thread = threading.Thread(target=yields)
+        clock.rest(True)
+        thread.start()
+        begun = time.process_time()
+        until = clock.real_monotonic() + 0.35
+        while clock.real_monotonic() < until:
+            time.sleep(0.02 * max({rate}, 1))
+        took = time.process_time() - begun
+        over.set()
+        ended = clock.real_monotonic()
+        clock.rest(False)
+        thread.join()
+        print(took, woken[0] - ended)
+        """
+    )
+    took, until_awake = map(float, output.split())
+    assert took < 0.1, output
+    assert until_awake < 0.05, output
+
+
 def test_fork_inherits_the_rate(run_python: RunPython) -> None:
     """A forked child goes on in the same virtual time and can take another rate."""
     run_python(
