@@ -99,7 +99,7 @@ def test_nothing_replaced_is_left_untested(compiler: str, library: Path) -> None
     words = set(re.findall(r"\w+", source))
     words |= {word.removeprefix("w_alias_").removeprefix("v_alias_") for word in words}
     controls = {name for name in exported if name.startswith("rpcprops_clock_")}
-    assert len(controls) == 9
+    assert len(controls) == 10
     of_agents = {
         name for name in exported if name.startswith(("rpcprops_sends_", "rpcprops_faults_"))
     }
