@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import fields
 from typing import Any
 
+from rpcprops.faults import Fault, MessageFault
 from rpcprops.programs import End, Scope
 from rpcprops.properties._base import Case
 from rpcprops.steps import Leaf
@@ -69,12 +70,13 @@ def traits_of(case: Case) -> set[Hashable]:
         found.update(itertools.combinations(options, 2))
     found.update((one.op, next_.op) for one, next_ in itertools.pairwise(program.leaves))
     found.update(_at_one_rref(case))
+    faults = plan.faults(program.world_size)
     around = [
         ("end", program.end.how, program.end != End()),
         ("default timeout", program.rpc_timeout is not None),
         ("threads", program.num_worker_threads is not None),
         ("settles", program.settles),
-        *sorted({(m, f.blocks_sender) for f in plan.faults(program.world_size) for m in f.targets}),
+        *dict.fromkeys(kind for fault in faults for kind in _kinds_of(fault)),
     ]
     found.update(itertools.product(around, {_form(leaf) for leaf in program.leaves}))
     return found
@@ -96,6 +98,14 @@ def _options(leaf: Leaf) -> Iterator[Hashable]:
             yield leaf.op, name
         elif isinstance(value, str | int):
             yield leaf.op, name, value
+
+
+def _kinds_of(fault: Fault) -> Iterator[Hashable]:
+    """What a fault does, to which messages, and for which one they wait; without its numbers."""
+    if isinstance(fault, MessageFault):
+        yield fault.action, fault.message, fault.until and fault.until.message
+    else:
+        yield from ((message, fault.blocks_sender) for message in fault.targets)
 
 
 def _form(leaf: Leaf) -> tuple[str, bool, bool]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.programs import Call, Drop, End, Fetch, Program, Remote, Share
 from rpcprops.properties import Case
 from rpcprops.properties._choice import Choice, traits_of
@@ -69,12 +69,28 @@ def test_a_case_that_was_taken_is_common() -> None:
         lambda: Case(Program(2, PLAIN.steps, num_worker_threads=2)),
         lambda: Case(Program(2, PLAIN.steps, rpc_timeout=300.0)),
         lambda: Case(PLAIN, FaultPlan(by_rank={0: FaultTable(("RREF_USER_DELETE",), 1)})),
+        lambda: Case(PLAIN, FaultPlan(others=(MessageFault(0, "lose", "RREF_USER_DELETE"),))),
     ],
-    ids=["timeout", "flavour", "itself", "a further step", "end", "threads", "default", "fault"],
+    ids=[
+        *("timeout", "flavour", "itself", "a further step", "end", "threads", "default", "fault"),
+        "message fault",
+    ],
 )
 def test_each_of_these_is_a_trait(change: Callable[[], Case]) -> None:
     """A case with that difference has something that the other one lacks."""
     assert traits_of(change()) - traits_of(Case(PLAIN))
+
+
+def test_the_messages_that_change_places_are_a_trait() -> None:
+    """A message that waits for a delete, and one that waits for a call, are two sorts of case."""
+
+    def held(until: str, n: int) -> set[Hashable]:
+        last = NthMessage(0, until, n=n)
+        hold = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=1.0, until=last)
+        return traits_of(Case(PLAIN, FaultPlan(others=(hold,))))
+
+    assert held("RREF_USER_DELETE", 1) - held("PYTHON_CALL", 1)
+    assert held("RREF_USER_DELETE", 1) == held("RREF_USER_DELETE", 2)
 
 
 def test_names_and_numbers_are_no_traits() -> None:
