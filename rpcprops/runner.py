@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -355,6 +355,7 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
     cluster.may_reuse = reuse
     steps: list[StepOutcome] = []
     contexts: dict[str, int] = {}
+    stuck = prediction.stuck.intersection(*(one.stuck for one in prediction.alternatives))
     run = _Run()
 
     def as_expected(seen: StepOutcome) -> bool:
@@ -373,7 +374,11 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
                 steps.append(StepOutcome(first, counters=held))
                 continue
             together = len(step.leaves) == 1
-            seen = _run_branches(cluster, first, branches, contexts, as_expected, together=together)
+            seen = _run_branches(
+                *(cluster, first, branches, contexts, as_expected),
+                together=together,
+                stuck=stuck,
+            )
             steps += seen
             if not all(as_expected(outcome) for outcome in seen):
                 if not cluster.has_found:
@@ -465,10 +470,11 @@ def _run_branches(
     goes_on: Callable[[StepOutcome], bool],
     *,
     together: bool = False,
+    stuck: Collection[int] = (),
 ) -> list[StepOutcome]:
     numbers = itertools.count(first)
     numbered = [[(next(numbers), leaf) for leaf in branch] for branch in branches]
-    seen = cluster.run_branches(numbered, contexts, goes_on, together=together)
+    seen = cluster.run_branches(numbered, contexts, goes_on, together=together, stuck=stuck)
     leaves = dict(itertools.chain(*numbered))
     for outcome in seen:
         contexts |= leaves[outcome.index].context_ids(outcome.value)

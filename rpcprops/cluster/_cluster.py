@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
@@ -468,6 +468,7 @@ class Cluster:
         goes_on: Callable[[StepOutcome], bool],
         *,
         together: bool = False,
+        stuck: Collection[int] = (),
     ) -> list[StepOutcome]:
         """Run branches of numbered steps at the same time, each branch at a rank of its own.
 
@@ -478,5 +479,9 @@ class Cluster:
             together: send the steps of a branch, which is then the only one, to its rank at once.
                 None but the last may have to raise: the rank runs the next one before `goes_on` is
                 asked, unless a step has raised.
+            stuck: the numbers of steps that a known finding keeps from ending. Where no other step
+                runs, it is a hang sooner.
         """
-        return self._driver.run_branches(branches, contexts, goes_on, together=together)
+        return self._driver.run_branches(
+            branches, contexts, goes_on, together=together, stuck=stuck
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rpcprops.cluster._channel import Channel
 from rpcprops.cluster._diagnosis import LOOK_SECONDS, Diagnosis
@@ -41,6 +41,7 @@ class Driver:
         goes_on: Callable[[StepOutcome], bool],
         *,
         together: bool = False,
+        stuck: Collection[int] = (),
     ) -> list[StepOutcome]:
         """See :meth:`rpcprops.Cluster.run_branches`."""
         with self._phases.open("run", self._deadlines.run) as phase:
@@ -61,14 +62,17 @@ class Driver:
                 number, (channel, _, ((index, step), *_)) = next(iter(awaited.items()))
                 if self._diagnosis.dead(phase, number):
                     break
-                if not self._diagnosis.look(phase, LOOK_SECONDS) and self._diagnosis.found:
+                known = under_way.numbers() <= {*stuck}
+                patience = self._deadlines.stuck if known else self._deadlines.stalled
+                look_seconds = min(LOOK_SECONDS, patience)
+                if not self._diagnosis.look(phase, look_seconds) and self._diagnosis.found:
                     break
                 moved = [
                     (c.counters, [*c.calls.items()], c.log.size()) for c in self._ranks.channels
                 ]
                 if moved != before:
                     before, since = moved, time.monotonic()
-                stalled = time.monotonic() - since > self._deadlines.stalled
+                stalled = time.monotonic() - since > patience
                 if stalled or phase.left() <= 0:
                     complaint = f"does not end step {index}, {step!r}"
                     self._diagnosis.hung(phase, [channel], complaint)
@@ -127,6 +131,11 @@ class _UnderWay:
             if branch[1:] and self._goes_on(outcome):
                 self.send(branch[1:], channel, thread)
         return bool(arrived)
+
+    def numbers(self) -> set[int]:
+        """The numbers of the steps that ranks run now, or will run without being asked again."""
+        sent = slice(None if self._together else 1)
+        return {index for _, _, branch in self.awaited.values() for index, _ in branch[sent]}
 
     def outcomes(self) -> list[StepOutcome]:
         """Those of all steps that were begun, in order."""

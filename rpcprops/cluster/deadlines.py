@@ -17,6 +17,9 @@ from rpcprops.oracle.ranks import OWNER_WAITS
 _QUIET = 0.15
 #: The same while a step runs: its own work (imports, first calls) changes no counter.
 _STALLED = 3.0
+#: The same under a fast clock, where a known finding keeps the step from ending. At rate 1, which
+#: confirms findings too, no wait is shorter.
+_STUCK = 0.5
 #: The same while a call may still arrive that its caller has given up: no counter of either rank
 #: shows it. On a busy machine one took 75 ms.
 _UNSEEN = 1.0
@@ -34,6 +37,7 @@ class Deadlines:
             has logged a failed send for that long, no retry is left.
         last_cleanup: the longest wait of a cleanup before its last try, plus that try.
         stalled: how long nothing may change while a step of a program runs.
+        stuck: the same while all steps that run are predicted never to end.
         unseen: the same while a call may still arrive that no counter shows.
     """
 
@@ -47,6 +51,7 @@ class Deadlines:
     between_cleanups: float
     last_cleanup: float
     stalled: float
+    stuck: float
     unseen: float
 
     @classmethod
@@ -83,6 +88,7 @@ class Deadlines:
             between_cleanups=longest * 1.5 / rate + 0.02,
             last_cleanup=longest / rate + 0.02,
             stalled=_STALLED + 2 * chain + own,
+            stuck=(_STUCK if rate > 1 else _STALLED) + 2 * chain + own,
             unseen=_UNSEEN + 1.0 / rate + own,
         )
 

@@ -218,6 +218,7 @@ class Model:
         self.may_warn_unreleased_context: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
+        self.stuck: set[int] = set()
         #: The present value of each rank's counter.
         self.counts = [0] * world_size
         #: Ranks to which a call that counts may still be under way.
@@ -387,6 +388,11 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says))
 
+    def never_ends(self, finding: str) -> None:
+        """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
+        if self.facts.has_bug(finding):
+            self.stuck.add(len(self.steps))
+
     def keeps(self, finding: str, rank: int, held: Counters) -> None:
         """The same for a finding by which `rank` keeps something for ever."""
         if self.facts.has_bug(finding):
@@ -537,6 +543,7 @@ class Model:
             self._contexts_left(settles=settles),
             self.group.told if self.group.inits else None,
             bool(self.broke_one),
+            frozenset(self.stuck),
         )
 
     def _check_made_in_time(self) -> None:
@@ -937,6 +944,9 @@ class Model:
             if any(marked):
                 self.mark(handle)
         if handle.broken:
+            if handle.second:
+                # It is never marked: whoever uses it waits for its creation.
+                self.never_ends("second-failed-remote")
             # Before a settle, torch knows of a timeout only once one of its threads has handled it.
             raise StepFails(
                 handle.broken, handle.marked_before if handle.timed_out else UNLIMITED_SLACK

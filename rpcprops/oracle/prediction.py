@@ -114,6 +114,9 @@ class Prediction:
         told: in a dynamic group, how often each rank calls another one to join or to leave, by the
             two; None without such a group.
         has_failed_creation: whether the creation of an RRef fails, as its rank gets to know.
+        stuck: the numbers of steps that a known finding keeps from ending, unless they have a
+            timeout. What they must show is predicted as of all others: this only says for how long
+            it is worth waiting for them.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -138,6 +141,7 @@ class Prediction:
     contexts_left: tuple[range, ...] = ()
     told: Mapping[tuple[int, int], int] | None = None
     has_failed_creation: bool = False
+    stuck: frozenset[int] = frozenset()
     alternatives: tuple[Prediction, ...] = ()
 
     @property

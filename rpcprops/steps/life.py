@@ -348,6 +348,7 @@ class Rejoin(Step):
             says = rf"\bworker{self.at} does not end step {len(model.steps)}, "
             for rank in range(model.world_size):
                 model.meets_here("refused-init-counted", rank, says)
+            model.never_ends("refused-init-counted")
         return model.shows(seen)
 
     @property

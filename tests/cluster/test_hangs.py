@@ -18,9 +18,12 @@ import pytest
 import torch
 from torch.distributed import rpc
 
+import rpcprops
 from rpcprops import Counters
+from rpcprops import clock as clocks
 from rpcprops.errors import RankHung
 from rpcprops.fixture import for_this_rank
+from rpcprops.programs import Program, Rejoin
 from rpcprops.pytest_plugin import ClusterFactory
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -263,3 +266,14 @@ def test_hang_at_the_start(
     finally:
         module.event.set()
     assert "in import_that_never_ends" in notes_of(caught.value)
+
+
+@pytest.mark.skipif(clocks.library_path() is None, reason="no clock library")
+def test_a_hang_that_a_finding_predicts_is_not_waited_for_long() -> None:
+    """A step that is known never to end is given up within 3 s; any other is given 3 s to move."""
+    program = Program(2, (Rejoin(0, failing="running"),))
+    outcome = rpcprops.run(program)
+    phase = next(phase for phase in outcome.phases if phase.name == "run")
+    assert phase.verdict == "hung"
+    assert phase.real_seconds < 2.9
+    assert [(step.index, step.ended) for step in outcome.steps] == [(0, False)]

@@ -52,10 +52,18 @@ def test_functions_that_sleep_are_waited_for() -> None:
     found = Deadlines.of(NONE, 2, 10.0, 30.0, 130.0)
     without = Deadlines.of(NONE, 2, 10.0, 30.0)
     longer = {name for name, value in everything(found).items() if value != getattr(without, name)}
-    assert longer == {"run", "settle", "shutdown", "quiet", "quiet_cleanup", "stalled", "unseen"}
+    waits = {"quiet", "quiet_cleanup", "stalled", "stuck", "unseen"}
+    assert longer == {"run", "settle", "shutdown", *waits}
     assert all(
         getattr(found, name) == pytest.approx(getattr(without, name) + 13.0) for name in longer
     )
+
+
+def test_what_never_ends_is_waited_for_longer_in_real_time() -> None:
+    """Under a fast clock a known hang costs little; the rate that confirms it waits as for any."""
+    fast, real = Deadlines.of(NONE, 2, 400.0, 30.0), Deadlines.of(NONE, 2, 1.0, 30.0)
+    assert fast.stuck < fast.stalled / 4
+    assert real.stuck == real.stalled == fast.stalled
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 1.0), (3, 1.5), (5, 3.375)])

@@ -83,6 +83,15 @@ def test_the_programs_meet_their_findings() -> None:
     assert predict(TWICE, LOST).known_bugs == {"second-failed-remote"}
 
 
+def test_a_step_that_a_finding_keeps_from_ending_is_predicted() -> None:
+    """So that nobody waits long for it; a torch without the finding is waited for as ever."""
+    rejoin = Program(2, (Count(0, 1), Settle(), Rejoin(0, failing="running")))
+    for program, plan in ((TWICE, LOST), (rejoin, FaultPlan())):
+        assert predict(program, plan).stuck == {2}
+        assert not predict(program, plan, facts_of(VERSION).as_if_mended()).stuck
+    assert not predict(TWICE, FaultPlan()).stuck
+
+
 class _Shows:
     """A runner whose runs all show one outcome."""
 
