@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -17,15 +18,18 @@ from rpcprops.torch_facts import NEWEST, UNKNOWN, TorchFacts, facts_of
 def chosen(
     prediction: Prediction, steps: Iterable[StepOutcome], facts: TorchFacts = NEWEST
 ) -> Prediction:
-    """The alternative prediction that the errors of the steps so far agree with.
+    """The alternative prediction that agrees with the errors of the steps so far.
 
-    Where none agrees, it is the first: the run is then wrong by all of them.
+    Where none agrees with all, it is the one that agrees for longest, and the first of several: a
+    known finding may have changed what a step showed, and says nothing of the steps before it.
     """
-    ended = [step for step in steps if step.ended]
-    for one in (prediction, *prediction.alternatives):
-        if all(is_expected(one.steps[step.index].error, step.error, facts) for step in ended):
-            return one
-    return prediction
+    ended = sorted((step for step in steps if step.ended), key=lambda step: step.index)
+
+    def agrees_until(one: Prediction) -> int:
+        right = (is_expected(one.steps[step.index].error, step.error, facts) for step in ended)
+        return sum(itertools.takewhile(bool, right))
+
+    return max((prediction, *prediction.alternatives), key=agrees_until)
 
 
 def predict_in(

@@ -12,10 +12,22 @@ import pytest
 from rpcprops.commands.check import _accepted_in_all
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import DOCUMENTED, accepted, judge, predict
-from rpcprops.outcomes import Counters, Outcome
-from rpcprops.programs import Call, Context, Drop, Fetch, Own, Program, Remote, Settle, Share
+from rpcprops.outcomes import Counters, Outcome, RaisedError
+from rpcprops.programs import (
+    Call,
+    Context,
+    Drop,
+    Fetch,
+    Own,
+    Profile,
+    Program,
+    Remote,
+    Settle,
+    Share,
+)
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation
 from rpcprops.report.text import describe_accepted
+from rpcprops.torch_facts import NEWEST
 from tests.seeded._ideal import CONTEXT_LEAK, ERRORS, OWNER_WAITED, ideal, with_rank, with_step
 
 FAULTS = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -154,6 +166,20 @@ def test_a_run_may_follow_either_of_two_predictions() -> None:
     twice = with_step(used, 3, value=[2.0], error=None)
     (violation,) = judge(SLOW, FETCH_LATE, twice)
     assert (violation.promise, violation.step) == ("MissingError", 3)
+
+
+def test_what_a_finding_changes_later_does_not_change_which_one_a_run_follows() -> None:
+    """No prediction has the error of the finding, so the steps before it decide."""
+    profile = Profile(0, 1, unpicklable=True)
+    program = Program(2, (Remote(0, 1, "a", timeout=3.0, seconds=12.0), Fetch(0, "a"), profile))
+    says = NEWEST.texts.profiler_key
+    for marked in (False, True):
+        outcome = ideal(program, FaultPlan())
+        if marked:
+            outcome = with_step(outcome, 1, value=None, error=ERRORS["creation"])
+        outcome = with_step(outcome, 2, value=None, error=RaisedError("RuntimeError", says))
+        (violation,) = judge(program, FaultPlan(), outcome)
+        assert (violation.promise, violation.step) == ("UnexpectedError", 2)
 
 
 def test_a_settle_leaves_one_prediction() -> None:
