@@ -27,6 +27,7 @@ from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
     Prediction,
+    are_kept,
     chosen,
     is_expected,
     judge,
@@ -34,7 +35,7 @@ from rpcprops.oracle import (
     predict_in,
     seconds_in_vain,
 )
-from rpcprops.outcomes import Outcome, StepOutcome, Violation
+from rpcprops.outcomes import Counters, Outcome, StepOutcome, Violation
 from rpcprops.programs import ENOUGH_THREADS, Program, Settle, Step, check_world_size
 from rpcprops.programs.threads import threads_of
 from rpcprops.steps.in_rank.lookup import modules_of
@@ -369,8 +370,14 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
             if cluster.has_found:
                 break
             if isinstance(step, Settle):
-                expected = chosen(prediction, steps, facts).steps[first]
-                held = cluster.settle_to(expected.counters, expected.failures, expected.calls)
+                follows = chosen(prediction, steps, facts)
+                expected = follows.steps[first]
+                held = cluster.settle_to(
+                    expected.counters,
+                    expected.failures,
+                    expected.calls,
+                    _kept_by(follows, first, expected.counters, cluster.names),
+                )
                 steps.append(StepOutcome(first, counters=held))
                 continue
             together = len(step.leaves) == 1
@@ -389,7 +396,12 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
             # Without a graceful shutdown, only a settle shows the effects of the last step.
             settles = program.settles or not prediction.graceful
             if settles and not cluster.has_found:
-                cluster.settle_to(prediction.counters, prediction.retried, prediction.calls)
+                cluster.settle_to(
+                    prediction.counters,
+                    prediction.retried,
+                    prediction.calls,
+                    _kept_by(prediction, None, prediction.counters, cluster.names),
+                )
             elif not cluster.has_found:
                 cluster.look()
             if not cluster.has_found and prediction.graceful:
@@ -400,6 +412,15 @@ def _run_in(  # noqa: C901 - the life of a run, in its order
         cluster.kill()
     run.outcome = replace(cluster.outcome, steps=tuple(steps))
     return run
+
+
+def _kept_by(
+    prediction: Prediction, step: int | None, wanted: Sequence[Counters], names: Sequence[str]
+) -> Callable[[Sequence[Counters]], bool] | None:
+    """What says whether findings make ranks keep what they hold; None if they keep nothing."""
+    if not any(one.breaks for one in prediction.met):
+        return None
+    return lambda held: are_kept(prediction.met, step, held, wanted, names)
 
 
 def _parts(

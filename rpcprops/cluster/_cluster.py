@@ -449,6 +449,7 @@ class Cluster:
         expect: Sequence[Counters] | None,
         failures: Sequence[int] | None = None,
         calls: Sequence[Mapping[str, int]] = (),
+        is_kept: Callable[[Sequence[Counters]], bool] | None = None,
     ) -> tuple[Counters, ...]:
         """As :meth:`settle`, but keeps violations instead of raising them.
 
@@ -458,8 +459,11 @@ class Cluster:
         `calls` is how often each call must have run at each rank, if that is known. After its
         caller has given a call up, the caller no longer counts it, and its callee does not count
         it before it arrives; shutdown drops it. If a call never comes, :func:`judge` reports it.
+
+        `is_kept` says whether known findings make the ranks keep what they hold. Then that needs no
+        long look.
         """
-        return self._settling.settle_to(expect, failures, calls)
+        return self._settling.settle_to(expect, failures, calls, is_kept)
 
     def run_branches(
         self,

@@ -19,8 +19,8 @@ Each wait here has a reason in torch:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from rpcprops._given import shown
 from rpcprops.cluster._diagnosis import Diagnosis
@@ -37,6 +37,8 @@ _LAST_LOOK_SECONDS = 1.0
 #: at those that only wait for a retry.
 _LOOKS_SECONDS = 0.02
 _RETRY_LOOKS_SECONDS = 0.002
+
+_IsKept: TypeAlias = Callable[[Sequence[Counters]], bool]
 
 
 class Settling:
@@ -57,6 +59,7 @@ class Settling:
         expect: Sequence[Counters] | None,
         failures: Sequence[int] | None = None,
         calls: Sequence[Mapping[str, int]] = (),
+        is_kept: _IsKept | None = None,
     ) -> tuple[Counters, ...]:
         """See :meth:`rpcprops.Cluster.settle_to`."""
         channels = self._ranks.channels
@@ -90,7 +93,7 @@ class Settling:
                     if matched >= 2 or self._ranks.were_at_rest:
                         break
                 if not matched and (
-                    quiet > self._patience(held, wanted, awaits_calls=awaits_calls)
+                    quiet > self._patience(held, wanted, is_kept, awaits_calls=awaits_calls)
                     or phase.left() < _LAST_LOOK_SECONDS
                 ):
                     if held != wanted:
@@ -105,14 +108,21 @@ class Settling:
             return held
 
     def _patience(
-        self, held: Sequence[Counters], wanted: Sequence[Counters], *, awaits_calls: bool
+        self,
+        held: Sequence[Counters],
+        wanted: Sequence[Counters],
+        is_kept: _IsKept | None,
+        *,
+        awaits_calls: bool,
     ) -> float:
         """Real seconds without a change after which what is still held counts as stuck."""
+        idle = all(counters.is_idle for counters in held)
+        if idle and not awaits_calls and is_kept is not None and is_kept(held):
+            return self._deadlines.kept
         contexts = any(h.contexts > w.contexts for h, w in zip(held, wanted, strict=True))
         patience = self._deadlines.quiet_cleanup if contexts else self._deadlines.quiet
         if awaits_calls:
             patience = max(patience, self._deadlines.unseen)
-        idle = all(counters.is_idle for counters in held)
         return patience if idle else self._deadlines.stalled + patience
 
     def _retries_ended(self, failures: Sequence[int] | None, quiet: float) -> bool:

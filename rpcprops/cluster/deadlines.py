@@ -39,6 +39,8 @@ class Deadlines:
         stalled: how long nothing may change while a step of a program runs.
         stuck: the same while all steps that run are predicted never to end.
         unseen: the same while a call may still arrive that no counter shows.
+        kept: the same where the ranks run no function, and hold what a known finding makes them
+            keep.
     """
 
     start: float
@@ -53,6 +55,7 @@ class Deadlines:
     stalled: float
     stuck: float
     unseen: float
+    kept: float
 
     @classmethod
     def of(
@@ -90,6 +93,7 @@ class Deadlines:
             stalled=_STALLED + 2 * chain + own,
             stuck=(_STUCK if rate > 1 else _STALLED) + 2 * chain + own,
             unseen=_UNSEEN + 1.0 / rate + own,
+            kept=_QUIET + 1.0 / rate,
         )
 
     def become(self, others: Deadlines) -> None:

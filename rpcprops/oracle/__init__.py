@@ -3,7 +3,7 @@
 from rpcprops.oracle._account import FaultCount, account, fired, fired_by_type
 from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
-from rpcprops.oracle._findings import seconds_in_vain, set_apart
+from rpcprops.oracle._findings import are_kept, seconds_in_vain, set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._messages import lost_seconds
 from rpcprops.oracle.errors import error_class, is_expected
@@ -27,6 +27,7 @@ __all__ = [
     "accepted",
     "accepted_json",
     "account",
+    "are_kept",
     "chosen",
     "error_class",
     "fired",

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from rpcprops.oracle.errors import WORDS, patterns
 from rpcprops.oracle.prediction import Met
-from rpcprops.outcomes import Outcome, Violation
+from rpcprops.oracle.ranks import unsettled
+from rpcprops.outcomes import Counters, Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import FINDINGS, NEWEST, Finding, TorchFacts, facts_of
 
@@ -89,6 +92,33 @@ def explanations(
         )
     }
     return tuple(sorted(names))
+
+
+def are_kept(
+    met: Iterable[Met],
+    step: int | None,
+    held: Sequence[Counters],
+    wanted: Sequence[Counters],
+    names: Sequence[str],
+) -> bool:
+    """Whether ranks that settle hold just what findings make them keep, and something of it.
+
+    Only what a finding says exactly counts.
+
+    Args:
+        step: the settle; None at the end of the run.
+        wanted: what the ranks must hold.
+    """
+    exact = [one for one in met if one.breaks]
+    found = unsettled(held, wanted, names)
+    return bool(found) and all(
+        any(
+            violation.promise in one.breaks
+            and _is_there(one, replace(violation, step=step), range(0))
+            for one in exact
+        )
+        for violation in found
+    )
 
 
 def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:

@@ -66,6 +66,12 @@ def test_what_never_ends_is_waited_for_longer_in_real_time() -> None:
     assert real.stuck == real.stalled == fast.stalled
 
 
+def test_what_a_finding_keeps_is_not_waited_for_as_long_as_functions_run() -> None:
+    """Where ranks run none, and hold what they keep for ever, nothing else can come."""
+    long, short = (Deadlines.of(NONE, 2, 400.0, 30.0, lasts) for lasts in (435.0, 0.0))
+    assert long.kept == short.kept <= short.quiet < long.quiet
+
+
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 1.0), (3, 1.5), (5, 3.375)])
 def test_between_two_cleanup_tries_lies_the_longest_wait(failures: int, longest: float) -> None:
     """A cleanup that is still to be tried logs again within its longest single wait."""

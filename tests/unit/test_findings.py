@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from msgspec import structs
 
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import FINDINGS, judge, predict, set_apart
+from rpcprops.oracle import FINDINGS, are_kept, judge, predict, set_apart
 from rpcprops.oracle._findings import can_cause
-from rpcprops.outcomes import Outcome, RaisedError, Violation
+from rpcprops.outcomes import Counters, Outcome, RaisedError, Violation
 from rpcprops.programs import (
     Ask,
     Carry,
@@ -650,6 +651,27 @@ def test_a_context_is_kept_beside_an_rref(held: str, *, explains: bool) -> None:
     program = Program(3, steps)
     leak = Violation("ContextLeak", f"worker1 holds {held}; expected nothing", rank=1)
     assert explained(program, FaultPlan(), leak) == (("context-after-cleanup",) if explains else ())
+
+
+@pytest.mark.parametrize(
+    ("held", "are"),
+    [
+        ([Counters(), Counters(contexts=1), Counters()], True),
+        ([Counters(), Counters(), Counters()], False),
+        ([Counters(), Counters(contexts=2), Counters()], False),
+        ([Counters(contexts=1), Counters(contexts=1), Counters()], False),
+        ([Counters(), Counters(contexts=1, owners=1), Counters()], False),
+        ([Counters(contexts=1), Counters(), Counters()], False),
+    ],
+)
+def test_what_ranks_keep_for_ever_is_known_when_they_settle(
+    held: Sequence[Counters], *, are: bool
+) -> None:
+    """Only if each rank that holds too much holds what findings make it keep, and no more."""
+    program = Program(3, (Outlast(0, 1, "x", then=2, seconds=40.0, what="argument", by="async"),))
+    prediction = predict(program, FaultPlan(), facts_of(VERSION))
+    names = program.names(3)
+    assert are_kept(prediction.met, None, held, prediction.counters, names) == are
 
 
 @pytest.mark.parametrize(
