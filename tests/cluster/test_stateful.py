@@ -40,6 +40,7 @@ def run(machine: type[ClusterMachine], examples: int = 4, steps: int = 8, **opti
             database=None,
             deadline=None,
             derandomize=True,
+            print_blob=True,
             suppress_health_check=checks,
             **options,
         ),
