@@ -624,10 +624,23 @@ class Through(OfHandle):
         else:
             model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
         if late:
+            if self.how == "async" and handle.fork and self._ends_while_sent(model):
+                model.meets("failed-async-proxy")
             raise StepFails(late, slack)
         if rref.unclear:
             raise StepFails(error="unknown")
         return model.shows(None if self.how == "remote" else total)
+
+    def _ends_while_sent(self, model: Model) -> bool:
+        """Whether the timeout comes while the agent delays the call, in the thread that sends it.
+
+        ``faulty_tensorpipe_agent.cpp``: ``FaultyTensorPipeAgent::pipeWrite``. Then the future of
+        the call has failed before ``rref_proxy.py``: ``_wrap_rref_type_cont`` gives it a callback,
+        which runs at once. It puts the error into another future, and the traceback of the error
+        has its own frame, the one below that, and so the RRef.
+        """
+        limit = model.limit(self.timeout)
+        return limit is not None and model.delay(self.at, MessageType.PYTHON_CALL) >= limit
 
     def _ask_type(self, model: Model, handle: Handle, late: ErrorClass, slack: float) -> None:
         if handle.type_error == "timeout":

@@ -511,6 +511,23 @@ def test_a_call_through_a_handle_may_time_out_in_the_question_or_in_the_call() -
             FaultPlan(),
             True,
         ),
+        # The type is known, and the timeout of the call comes while its sender delays it.
+        (
+            (Remote(0, 1, "a"), Through(0, "a"), Through(0, "a", timeout=0.5, how="async")),
+            late(CALL),
+            True,
+        ),
+        (
+            (Remote(0, 1, "a"), Through(0, "a"), Through(0, "a", timeout=0.5)),
+            late(CALL),
+            False,
+        ),
+        # It may come after that, in a thread of the agent, because the answer is late.
+        (
+            (Remote(0, 1, "a"), Through(0, "a"), Through(0, "a", timeout=0.5, how="async")),
+            FaultPlan(by_rank={1: FaultTable(messages_to_delay={ACCEPT: 2.0})}),
+            False,
+        ),
     ],
 )
 def test_an_asynchronous_call_through_a_handle_whose_type_is_an_error(
