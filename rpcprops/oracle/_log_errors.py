@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from rpcprops.oracle.errors import error_class
 from rpcprops.oracle.prediction import ErrorClass, Prediction
-from rpcprops.oracle.ranks import owner_slack
+from rpcprops.oracle.ranks import owner_slack, reports_leak
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
@@ -86,7 +86,8 @@ def log_violations(
     told = [step.error.message for step in outcome.steps if step.error is not None]
     for rank in outcome.ranks:
         said: set[str] = set()
-        leaks = any(
+        # A leak that a rank reports is judged by itself, unless a step was wrong before.
+        leaks = reports_leak(rank, facts) or any(
             v.rank == rank.rank and v.promise in ("RRefLeak", "UngracefulShutdown") for v in found
         )
         for error in log_errors(rank.log, facts):
