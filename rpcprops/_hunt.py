@@ -57,8 +57,11 @@ _REMEDY = "name a file that rpcprops hunt has written, or a new one to hunt in"
 BATCH_SIZE = 400
 #: The share of the different examples that have no fault, unless another one is asked for.
 SHARE_WITHOUT_FAULTS = 0.5
-#: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones.
+#: The fewest draws in a batch, if it may have so many: a few draws are mostly the simplest ones. In
+#: a short hunt they are this part of it, so that each property is drawn.
 _LEAST_DRAWS = 50
+_LEAST_SHARE = 6
+_LEAST_OF_ALL = 5
 #: The share of a batch of dynamic groups, whose few kinds of step are soon alike.
 _SHARE_OF_GROUPS = 0.25
 #: The share of a hunt's time in which passing cases are run in real time as well.
@@ -457,13 +460,14 @@ class Hunt:
         parts = max(jobs, len(alone if name in alone else others))
         most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
+        least = min(_LEAST_DRAWS, max(_LEAST_OF_ALL, examples // _LEAST_SHARE))
         spent = sum(batch.real_seconds for batch in self.batches)
         allowed = _SHARE_IN_REAL_TIME * sum(batch.seconds for batch in self.batches) - spent
         return Order(
             name,
             seed,
             transport,
-            min(most, max(_LEAST_DRAWS, missing)),
+            min(most, max(least, missing)),
             max(0.0, allowed) / jobs,
             self.known,
             wanted.candidates,
@@ -482,10 +486,14 @@ class Hunt:
                 "another --file."
             )
             raise UsageError(msg)
+        self.check_agent(agent)
+        self.agent = _stored(agent)
+
+    def check_agent(self, agent: str) -> None:
+        """Raise UsageError if the hunt is of another agent."""
         if any(batch.agent != _stored(agent) for batch in self.batches):
             msg = f"{self.path} is of another agent than {agent}; hunt in another --file."
             raise UsageError(msg)
-        self.agent = _stored(agent)
 
 
 def digest(case: Case) -> str:

@@ -155,10 +155,10 @@ def joined(paths: Sequence[Path]) -> Joined:
     ):
         if len(values) > 1:
             names = ", ".join(sorted(value or "the default one" for value in values))
-            msg = f"the hunts are of several {what} ({names}); join those of one."
+            msg = f"the hunts are of several {what} ({names}); give files of one only."
             raise UsageError(msg)
     if len({hunt.known for hunt in hunts}) > 1:
-        msg = "some of the hunts were drawn with --known and some without; join those of one sort."
+        msg = "some hunts were drawn with --known and some without; give files of one sort only."
         raise UsageError(msg)
     torch = hunts[0].batches[0].torch
     return Joined(hunts, torch, tuple(_findings(hunts, torch)))

@@ -50,8 +50,9 @@ def named(name: str) -> Agent:
     found = _agents.get(name) or _agents.get(name.upper()) if isinstance(given, str) else None
     if found is None:
         msg = (
-            f"there is no agent {shown(name)} in this process. There are: {', '.join(names())}. "
-            f"Another one is made known by rpcprops.agents.register in a module that ranks import."
+            f"there is no agent {shown(name)}. The agents are {', '.join(names())}, which may also "
+            f"be written in lower case; rpcprops.agents.register, called in a module that ranks "
+            f"import, adds another one."
         )
         raise UsageError(msg)
     return found

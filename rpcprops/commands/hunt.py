@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -144,6 +145,7 @@ def hunt(  # noqa: PLR0913 - the options
         check_output("--file", file, grows=True)
     check_json(json_file)
     kept = Hunt.read(file, seed, known=known)
+    kept.check_agent(agents.default_name() if agent is None else agents.named(agent).name)
     wanted = Wanted(examples, batch, without_faults, candidates)
 
     def ended() -> None:
@@ -201,9 +203,10 @@ def _go_on(known: Hunt, runner: Runner, wanted: Wanted) -> None:
     """Draw and run what is wanted; print the result of each batch."""
     from rpcprops._hunt import go_on
 
-    with live("hunt", wanted.examples, known.examples) as line:
+    with live("hunt", wanted.examples, known.examples) as line, _Kept(known) as kept:
 
         def on_example(so_far: Batch) -> None:
+            kept.under_way = len(so_far.cases)
             note = f"{so_far.property}, {so_far.transport}, seed {so_far.seed}"
             line.update(known.examples + len(so_far.cases), note)
 
@@ -212,20 +215,44 @@ def _go_on(known: Hunt, runner: Runner, wanted: Wanted) -> None:
             runner,
             wanted,
             on_example=on_example,
-            on_batch=lambda done: _say_batch(known, done, line),
+            on_batch=lambda done: _say_batch(kept, done, line),
         )
+
+
+class _Kept(AbstractContextManager["_Kept"]):
+    """Says, if the hunt is interrupted, what it does not keep.
+
+    Attributes:
+        hunt: the batches that are in the file.
+        under_way: how many examples of other batches have been run.
+    """
+
+    def __init__(self, hunt: Hunt) -> None:
+        self.hunt = hunt
+        self.under_way = 0
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        from rpcprops.report.text import counted
+
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            out.print(
+                f"{counted(self.under_way, 'example')} of the batch under way will be drawn again: "
+                f"only whole batches are kept (--batch). The same command goes on from "
+                f"{counted(self.hunt.examples, 'example')}."
+            )
 
 
 def _go_on_at_once(known: Hunt, jobs: int, ranks: Ranks, wanted: Wanted) -> None:
     """As :func:`_go_on`, by several processes."""
     from rpcprops._hunt_jobs import Team
 
-    with live("hunt", wanted.examples, known.examples) as line:
+    with live("hunt", wanted.examples, known.examples) as line, _Kept(known) as kept:
 
         def on_ready(ready: Ready) -> None:
             out.print(f"torch {ready.torch_version}, {plain(ready.clock_note)}")
 
         def on_example(under_way: int, order: Order) -> None:
+            kept.under_way = under_way
             line.update(known.examples + under_way, f"{jobs} jobs, {order}")
 
         def on_problem(problem: str) -> None:
@@ -237,16 +264,17 @@ def _go_on_at_once(known: Hunt, jobs: int, ranks: Ranks, wanted: Wanted) -> None
             ranks,
             on_ready=on_ready,
             on_example=on_example,
-            on_batch=lambda done: _say_batch(known, done, line),
+            on_batch=lambda done: _say_batch(kept, done, line),
             on_problem=on_problem,
             on_ending=stop.ending,
         ).go_on(wanted)
 
 
-def _say_batch(known: Hunt, done: Batch, line: Line) -> None:
+def _say_batch(kept: _Kept, done: Batch, line: Line) -> None:
     """Print what a batch found."""
     from rpcprops.report.text import replay_line
 
+    known, kept.under_way = kept.hunt, 0
     line.update(known.examples)
     if done.failure:
         promise, path = done.failure
@@ -322,16 +350,16 @@ def _table(hunt: Hunt) -> Table:
     table.add_row("different examples", str(data["examples"]))
     table.add_row("  without faults", str(data["examples_without_faults"]))
     table.add_row("  with faults", str(data["examples_with_faults"]))
-    table.add_row("by property", "")
+    table.add_row("by property, over either transport", "")
     for name, count in data["examples_by_property"].items():
         table.add_row(f"  {plain(name)}", str(count))
     table.add_row("faults fired", str(data["faults_fired"]))
     for name, count in data["known_findings_met"].items():
-        table.add_row(f"known: {plain(name)}", str(count))
+        table.add_row(f"known: {plain(name)}", f"in {counted(count, 'example')}")
     for one in data["accepted"]:
         said = f"{counted(one['times'], 'time')}, in {counted(one['examples'], 'example')}"
         table.add_row(f"accepted: {one['kind']}", said)
-    table.add_row("runs in used ranks", str(data["runs_in_used_ranks"]))
+    table.add_row("runs in ranks used before", str(data["runs_in_used_ranks"]))
     table.add_row("unexplained failures", str(len(data["failures"])))
     table.add_row("unconfirmed", str(len(data["unconfirmed"])))
     table.add_row("seconds of hunting", str(data["seconds"]))

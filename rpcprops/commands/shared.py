@@ -35,8 +35,9 @@ Reuse = Annotated[
     typer.Option(
         "--reuse/--fresh",
         help="Whether programs may run in ranks that others have left as they were. With the agent "
-        "wire they do unless --fresh is given; no other agent can. What fails there is run again "
-        "in fresh ranks before it counts.",
+        "wire they may unless --fresh is given; no other agent can. Programs whose faults or "
+        "errors may leave something behind get fresh ranks, as most do that a hunt draws. What "
+        "fails in used ranks is run again in fresh ones before it counts.",
     ),
 ]
 Transport = Annotated[str, typer.Option(help="tcp (loopback) or shm (shared memory).")]

@@ -278,17 +278,20 @@ def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
     assert 1800 <= alone <= 2300
 
 
-def test_a_short_hunt_for_what_is_known_has_all_properties(tmp_path: Path) -> None:
-    """Also if the hunt is no longer than a usual batch."""
-    hunt = Hunt(tmp_path / "hunt.jsonl", known=True)
+@pytest.mark.parametrize(("known", "examples"), [(True, 300), (False, 300), (False, 30)])
+def test_a_short_hunt_has_all_properties(tmp_path: Path, *, known: bool, examples: int) -> None:
+    """Also if the hunt is no longer than a usual batch; and it runs few more than are asked for."""
+    hunt = Hunt(tmp_path / "hunt.jsonl", known=known)
     names: list[str] = []
-    while order := hunt.order(Wanted(300)):
+    while order := hunt.order(Wanted(examples)):
         names.append(order.property)
         cases = [f"{len(names)}-{number}" for number in range(order.draws)]
         one = batch(order.seed, *cases, transport=order.transport, name=order.property)
         one.without_faults = cases if order.property in {ALONE, GROUPS} else []
+        one.known = known
         hunt.append(one)
-    assert set(names) == set(hunted(known=True))
+    assert set(names) == set(hunted(known=known))
+    assert examples <= hunt.examples <= 1.2 * examples
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -72,10 +72,10 @@ def test_hunts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     wire = hunt(tmp_path / "wire", {}, agent="wire")
     known = hunt(tmp_path / "known", {}, known=True)
     for paths, said in (
-        ([one, other], r"several versions of torch \(2.12.0, 2.13.0\); join those of one"),
+        ([one, other], r"several versions of torch \(2.12.0, 2.13.0\); give files of one"),
         ([one, wire], r"several agents \(the default one, wire\)"),
         ([one, one], "named twice"),
-        ([one, known], "some of the hunts were drawn with --known and some without"),
+        ([one, known], "some hunts were drawn with --known and some without"),
         ([one, tmp_path / "none"], "there is no hunt in it; name files"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -94,7 +94,7 @@ def test_selected_tests_run_and_are_reported(tmp_path: Path, workers: tuple[str,
     [
         (["--faults", "some"], "--faults 'some'"),
         (["--clock", "fast"], "clock='fast'"),
-        (["--agent", "none"], "there is no agent 'none' in this process"),
+        (["--agent", "none"], "there is no agent 'none'. The agents are"),
         (["--json", "no/such/folder/x.json"], "no/such/folder"),
         (["--json", "."], "is a folder"),
         (["--harness", "rows.jsonl", "--list"], "--harness goes with -k alone"),
