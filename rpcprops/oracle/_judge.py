@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -38,14 +38,18 @@ def judge(
     outcome: Outcome,
     *,
     facts: TorchFacts | None = None,
+    aside: Container[int] = (),
 ) -> tuple[Violation, ...]:
     """Every violation in `outcome`; empty when all promises hold.
+
+    Where steps are wrong, what comes after the last step is not judged.
 
     Args:
         program: what ran; with None, only how the ranks lived and exited is judged.
         plan: the faults under which it ran.
         outcome: what :func:`rpcprops.run`, or a cluster, returned.
         facts: what is known of its torch; by default that of the outcome's version.
+        aside: the numbers of steps that are not judged, so that what comes after the last step is.
 
     Raises:
         UsageError: the plan or the outcome has another world, or an argument has a wrong type.
@@ -65,7 +69,7 @@ def judge(
         msg = f"an outcome of {outcome.world_size} ranks is of no program for {program.world_size}."
         raise UsageError(msg)
     prediction = predict_for(program, faults, outcome, facts)
-    judged = _of_program(program, faults, prediction, outcome, found, facts)
+    judged = _of_program(program, faults, prediction, outcome, found, facts=facts, aside=aside)
     return (*judged, *log_violations(program, prediction, outcome, list(judged), facts))
 
 
@@ -115,7 +119,9 @@ def _of_program(
     prediction: Prediction,
     outcome: Outcome,
     found: list[Violation],
+    *,
     facts: TorchFacts,
+    aside: Container[int],
 ) -> tuple[Violation, ...]:
     """The violations by the program's steps and ranks, besides those in `found`."""
     size = outcome.world_size
@@ -126,7 +132,7 @@ def _of_program(
     by_index = {step.index: step for step in outcome.steps}
     for index, (step, expected) in enumerate(zip(program.leaves, prediction.steps, strict=True)):
         seen = by_index.get(index)
-        if seen is None or not seen.ended:
+        if seen is None or not seen.ended or index in aside:
             continue
         found += _step(index, step, expected, seen, names, facts)
     if any(violation.promise == "RankDied" for violation in found):
@@ -171,7 +177,8 @@ def _phases(outcome: Outcome) -> list[Violation]:
             phase.detail,
             phase.ranks[0] if phase.ranks else None,
             timing_sensitive=True,
-            # One real second. A rank is called hung only after three real seconds or more.
+            # One real second. A rank is called hung only after three real seconds or more, unless a
+            # known finding explains that it hangs.
             slack=outcome.clock_rate,
         )
         for phase in outcome.phases

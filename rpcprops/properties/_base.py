@@ -73,8 +73,7 @@ def observe(
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
-        met = findings_met(case, outcome)
-        explained_by, violations = set_apart(case.program, met, outcome, violations)
+        explained_by, violations = _set_apart(case, outcome, violations)
     return Observation(
         case,
         outcome,
@@ -83,6 +82,21 @@ def observe(
         explained_by,
         accepted(case.program, case.plan, outcome),
     )
+
+
+def _set_apart(
+    case: Case, outcome: Outcome, violations: tuple[Violation, ...]
+) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
+    """As :func:`rpcprops.oracle.set_apart`; steps that findings explain hide nothing after them."""
+    met = findings_met(case, outcome)
+    names, left = set_apart(case.program, met, outcome, violations)
+    wrong = {violation.step for violation in violations if violation.step is not None}
+    ran = sum(step.ended for step in outcome.steps) == len(case.program.leaves)
+    if left or not wrong or not ran:
+        return names, left
+    rest = judge(case.program, case.plan, outcome, aside=wrong)
+    more, left = set_apart(case.program, met, outcome, rest)
+    return tuple(sorted({*names, *more})), left
 
 
 def findings_met(case: Case, outcome: Outcome) -> frozenset[str | Met]:

@@ -116,6 +116,19 @@ def test_what_no_finding_explains_stays_a_failure(leaks_first: bool) -> None:
     assert len(everything.violations) == 2
 
 
+@pytest.mark.parametrize("leaks", [False, True])
+def test_a_step_that_a_finding_explains_hides_nothing_that_comes_after_it(*, leaks: bool) -> None:
+    """Its value is set apart, and what the ranks hold at the end is judged all the same."""
+    program = Program(2, (Carry(0, 1, "missing-unpickled"),))
+    differs = "type builtins.AttributeError instead of rpcprops.MissingWhenUnpickled"
+    outcome = with_step(seen(program, FaultPlan()), 0, value={"differs": differs})
+    if leaks:
+        outcome = holding(outcome, 1, owners=1, forks=1)
+    observed = observe(_Shows(outcome), Case(program), with_findings=False)  # type: ignore[arg-type]
+    assert observed.explained_by == ("attribute-error-as-value",)
+    assert [place(v) for v in observed.violations] == [("RRefLeak", 1, None)] * leaks
+
+
 def test_a_finding_explains_on_a_torch_that_nobody_has_measured() -> None:
     """A newer torch has a finding until it is known to be mended; it is only not listed there."""
     outcome = replace(holding(seen(EARLY_FORK, FaultPlan()), 0, owners=3), torch_version="2.99.0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Fetch,
     Leaf,
     Module,
+    Nest,
     Parallel,
     Program,
     Refused,
@@ -46,6 +47,9 @@ class PretendedCluster:
         self.contexts: dict[str, int] = {}
         self.expected: list[tuple[tuple[Counters, ...], tuple[int, ...]]] = []
         self.awaited: list[tuple[Mapping[str, int], ...]] = []
+        self.stuck: set[int] = set()
+        self.kept: list[bool] = []
+        self.names = tuple(f"worker{rank}" for rank in range(size))
 
     def start(self) -> None:
         self.did.append("start")
@@ -57,7 +61,9 @@ class PretendedCluster:
         goes_on: Callable[[StepOutcome], bool],
         *,
         together: bool = False,
+        stuck: Collection[int] = (),
     ) -> list[StepOutcome]:
+        self.stuck.update(stuck)
         self.contexts = dict(contexts)
         done: list[StepOutcome] = []
         for branch in branches:
@@ -73,14 +79,16 @@ class PretendedCluster:
         expect: Sequence[Counters],
         failures: Sequence[int],
         calls: Sequence[Mapping[str, int]],
+        is_kept: Callable[[Sequence[Counters]], bool] | None,
     ) -> tuple[Counters, ...]:
         self.did.append("settle")
         self.expected.append((tuple(expect), tuple(failures)))
         self.awaited.append(tuple(calls))
+        self.kept.append(is_kept is not None)
         return tuple(expect)
 
     def take_time(self, seconds: float) -> None:
-        assert seconds == 0.0
+        assert seconds in (0.0, 12.0)
 
     def look(self) -> None:
         self.did.append("look")
@@ -150,6 +158,22 @@ def test_a_step_that_surely_went_wrong_ends_the_program(
     assert server.pretended.did == ["start", "step 0", "look", "kill"]
     assert len(outcome.steps) == 1
     assert len(judge(program, LATE, outcome)) == 1
+
+
+def test_what_a_finding_keeps_from_ending_or_makes_ranks_keep_is_told_to_the_cluster() -> None:
+    """So that it does not wait long for it; of other programs it is told nothing."""
+    lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL"], 1)})
+    second = Program(2, (Remote(0, 1, "a"), Remote(0, 1, "b"), Fetch(0, "b")))
+    nested = Program(2, (Nest(0, 1, 1, "a", timeout=3.0, seconds=12.0),))
+    for program, plan, stuck, kept in (
+        (second, lost, {2}, []),
+        (nested, FaultPlan(), set(), [True]),
+        (Program(2, (Call(0, 1),)), FaultPlan(), set(), [False]),
+    ):
+        runner, server = pretend(*ideal(program, plan).steps)
+        runner.run(program, plan)
+        cluster = server.pretended
+        assert (cluster.stuck, cluster.kept[: len(kept)]) == (stuck, kept)
 
 
 def test_a_run_is_remembered_by_program_plan_and_clock() -> None:
