@@ -19,6 +19,7 @@ from rpcprops.oracle import (
     Met,
     accepted,
     account,
+    is_expected,
     judge,
     predict_for,
     set_apart,
@@ -27,6 +28,7 @@ from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
 from rpcprops.report.artefact import Artefact
 from rpcprops.runner import Runner
+from rpcprops.torch_facts import facts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +89,29 @@ def observe(
 def _set_apart(
     case: Case, outcome: Outcome, violations: tuple[Violation, ...]
 ) -> tuple[tuple[str, ...], tuple[Violation, ...]]:
-    """As :func:`rpcprops.oracle.set_apart`; steps that findings explain hide nothing after them."""
+    """As :func:`rpcprops.oracle.set_apart`; a value that a finding explains hides nothing after it.
+
+    An error that had to come and did not, or the other way round, changes the course of a program,
+    and so what must come after it.
+    """
     met = findings_met(case, outcome)
     names, left = set_apart(case.program, met, outcome, violations)
     wrong = {violation.step for violation in violations if violation.step is not None}
-    ran = sum(step.ended for step in outcome.steps) == len(case.program.leaves)
-    if left or not wrong or not ran:
+    if left or not wrong or not _took_its_course(case, outcome):
         return names, left
     rest = judge(case.program, case.plan, outcome, aside=wrong)
     more, left = set_apart(case.program, met, outcome, rest)
     return tuple(sorted({*names, *more})), left
+
+
+def _took_its_course(case: Case, outcome: Outcome) -> bool:
+    """Whether each step ended, and raised an error of the class that it had to, or none."""
+    expected = predict_for(case.program, case.plan, outcome).steps
+    facts = facts_of(outcome.torch_version)
+    return len(outcome.steps) == len(case.program.leaves) and all(
+        seen.ended and is_expected(expected[seen.index].error, seen.error, facts)
+        for seen in outcome.steps
+    )
 
 
 def findings_met(case: Case, outcome: Outcome) -> frozenset[str | Met]:
