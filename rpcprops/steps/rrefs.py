@@ -604,11 +604,14 @@ class Through(OfHandle):
         # _local_invoke on the owner, with the RRef among its arguments.
         handle = model.handle(self.handle)
         rref = handle.rref
-        if handle.unmarked:
-            # Its error is the same whether torch has marked the RRef by now or not; what it sends
-            # is not.
-            model.certain = False
-        model.use(handle)
+        # An error that the RRef keeps instead of its type is raised before anything is looked at
+        # (py_rref.cpp: PyRRef::getRRefType).
+        if handle.type_error in (None, "", "timeout"):
+            if handle.unmarked:
+                # Its error is the same whether torch has marked the RRef by now or not; what it
+                # sends is not.
+                model.certain = False
+            model.use(handle)
         accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)

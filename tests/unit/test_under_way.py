@@ -64,6 +64,18 @@ def test_what_is_sent_on_comes_or_is_refused() -> None:
     assert held == {(0, 2, 0), (0, 1, 0)}
 
 
+def test_an_error_that_an_rref_keeps_instead_of_its_type_comes_first() -> None:
+    """The owner answers with what the function raised, whatever torch knows of the creation."""
+    late = Remote(0, 1, "a", raises=True, timeout=3.0, seconds=12.0)
+    steps = (late, Through(0, "a"), Fetch(0, "a"), Through(0, "a"))
+    assert errors(*steps) == {
+        ("remote", "creation", "remote"),
+        ("remote",) * 3,
+        ("creation",) * 3,
+    }
+    assert errors(late, Settle(), Through(0, "a")) == {("", "creation")}
+
+
 def test_a_call_that_takes_one_as_its_argument_gets_the_value_or_is_refused() -> None:
     """The owner gives the value once it is made; by then torch knows of the timeout."""
     steps = (LATE, Call(0, 2, right="a"), Call(0, 2, right="a"), Share(0, "a", 1, "b"), Settle())
