@@ -20,6 +20,8 @@ UNLIMITED_SLACK = 1e9
 
 PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
+#: The most virtual seconds for each real second that ranks may have.
+MAX_CLOCK_RATE = 2000
 
 
 @pickled_by_fields

@@ -16,7 +16,7 @@ from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import _limits
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.outcomes import Counters
+from rpcprops.outcomes import MAX_CLOCK_RATE, Counters
 from rpcprops.programs import ENOUGH_THREADS, MAX_WORLD_SIZE, check_world_size
 
 Transport = Literal["tcp", "shm"]
@@ -256,14 +256,14 @@ def check_clock(clock: object) -> ClockChoice:
     """
     if is_one_of(clock, ("auto", "real")):
         return cast("ClockChoice", clock)
-    if isinstance(clock, bool) or not isinstance(clock, int | float) or not 1 <= clock <= 1000:
+    is_number = isinstance(clock, int | float) and not isinstance(clock, bool)
+    if not is_number or not 1 <= cast("float", clock) <= MAX_CLOCK_RATE:
         msg = (
-            f"clock={shown(clock)} must be 'auto', 'real', or a rate from 1 to 1000 (virtual "
-            "seconds "
-            f"for each real second)."
+            f"clock={shown(clock)} must be 'auto', 'real', or a rate from 1 to {MAX_CLOCK_RATE} "
+            f"(virtual seconds for each real second)."
         )
         raise UsageError(msg)
-    return "real" if clock == 1 else float(clock)
+    return "real" if clock == 1 else float(cast("float", clock))
 
 
 def parse_clock(text: str) -> ClockChoice:

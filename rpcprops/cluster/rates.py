@@ -15,7 +15,7 @@ from rpcprops.errors import MachineCannot
 DEFAULT_RATE = 400.0
 #: The same for a program in a world that may be used again, where no verdict rests on a time. It
 #: cannot make a failure: what fails there runs again in a new world at the default rate.
-REUSED_RATE = 1000.0
+REUSED_RATE = 2000.0
 
 
 def unasked_real_time(problem: str) -> str:

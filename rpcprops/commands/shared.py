@@ -18,13 +18,16 @@ from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
 from rpcprops.commands.live import err, live, out, plain
 from rpcprops.errors import UsageError
+from rpcprops.outcomes import MAX_CLOCK_RATE
 from rpcprops.runner import Runner
 
 HOLDS, VIOLATED, MISUSE, CANNOT, INTERRUPTED = 0, 1, 2, 3, 130
 
 Clock = Annotated[
     str,
-    typer.Option(help="auto, real, or a rate: virtual seconds for each real second (1 to 1000)."),
+    typer.Option(
+        help=f"auto, real, or a rate: virtual seconds for each real second (1 to {MAX_CLOCK_RATE})."
+    ),
 ]
 Agent = Annotated[
     str | None,

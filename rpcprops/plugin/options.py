@@ -13,6 +13,7 @@ from rpcprops import agents
 from rpcprops._files import why_not_writable
 from rpcprops.cluster.options import ClockChoice, Network, Transport, parse_clock
 from rpcprops.errors import UsageError
+from rpcprops.outcomes import MAX_CLOCK_RATE
 from rpcprops.plugin.shards import Shards
 
 #: What pytest is told about each option, by its name.
@@ -20,7 +21,8 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--rpc-clock": {
         "default": "auto",
         "metavar": "CLOCK",
-        "help": "clock of the ranks: auto (fast where it can be), real, or a rate from 1 to 1000",
+        "help": "clock of the ranks: auto (fast where it can be), real, or a rate from 1 to "
+        f"{MAX_CLOCK_RATE}",
     },
     "--rpc-transport": {
         "default": "tcp",

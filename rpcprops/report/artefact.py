@@ -22,7 +22,7 @@ from rpcprops._json import from_json, to_json
 from rpcprops._kinds import kind_of
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.outcomes import Outcome, Violation
+from rpcprops.outcomes import MAX_CLOCK_RATE, Outcome, Violation
 from rpcprops.programs import Program, check_world_size
 
 FORMAT = 1
@@ -240,8 +240,8 @@ def _convert(data: dict[str, Any]) -> Artefact:
     for size in artefact.sizes:
         check_world_size(size)
     _check_sizes(artefact)
-    if not 1 <= artefact.clock_rate <= 1000:  # NaN is neither
-        msg = f"clock_rate={artefact.clock_rate!r} must lie in 1 to 1000"
+    if not 1 <= artefact.clock_rate <= MAX_CLOCK_RATE:  # NaN is neither
+        msg = f"clock_rate={artefact.clock_rate!r} must lie in 1 to {MAX_CLOCK_RATE}"
         raise UsageError(msg)
     has_none = artefact.underway and not artefact.promise
     if not has_none and not kind.may_break(artefact.promise):
