@@ -86,8 +86,10 @@ def log_violations(
     told = [step.error.message for step in outcome.steps if step.error is not None]
     for rank in outcome.ranks:
         said: set[str] = set()
-        # A leak that a rank reports is judged by itself, unless a step was wrong before.
-        leaks = reports_leak(rank, facts) or any(
+        # A leak that a rank reports is judged by itself, unless a step was wrong before. A shutdown
+        # that waits for nobody must not wait for it either.
+        may_wait = program.end.how != "at once"
+        leaks = (may_wait and reports_leak(rank, facts)) or any(
             v.rank == rank.rank and v.promise in ("RRefLeak", "UngracefulShutdown") for v in found
         )
         for error in log_errors(rank.log, facts):
