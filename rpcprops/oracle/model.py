@@ -408,18 +408,17 @@ class Model:
         if not self.facts.has_bug(finding):
             return
         self.kept.add_user(finding, rank)
-        deletes = MessageType.RREF_USER_DELETE
-        self.sends_otherwise(finding, rank, owner, deletes)
-        if deletes in self.plan.table(rank).failing:
-            self.met.add(
-                Met(finding, rank, None, r" failed \d+ sends, the message", ("FaultsDiffer",))
-            )
+        self.sends_otherwise(finding, rank, owner, MessageType.RREF_USER_DELETE)
 
     def sends_otherwise(self, finding: str, rank: int, to: int, message: MessageType) -> None:
         """The same for a finding by which `rank` sends more or fewer such messages to `to`."""
-        if self.facts.has_bug(finding):
-            says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
-            self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
+        if not self.facts.has_bug(finding):
+            return
+        says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
+        self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
+        if message.is_retryable and message in self.plan.table(rank).failing:
+            says = r" failed \d+ sends, the message"
+            self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 
     def _meets_kept_at_end(self, *, settles: bool, graceful: bool) -> None:
         """Note what the ranks that keep something hold at the end of the run."""

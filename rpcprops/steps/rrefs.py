@@ -647,8 +647,13 @@ class Through(OfHandle):
 
     def _ask_type(self, model: Model, handle: Handle, late: ErrorClass, slack: float) -> None:
         if handle.type_error == "timeout":
-            # torch raises the old timeout here and does not ask again, though it should.
+            # torch raises the old timeout here and does not ask again, though it should. So the
+            # owner gets no RRef with the question, and sends no accept.
             model.meets("timed-out-type-query")
+            asks = (self.at, handle.rref.owner, MessageType.PYTHON_CALL)
+            model.sends_otherwise("timed-out-type-query", *asks)
+            accepts = (handle.rref.owner, self.at, MessageType.RREF_CHILD_ACCEPT)
+            model.sends_otherwise("timed-out-type-query", *accepts)
         asked = handle.type_error
         try:
             if asked in (None, "timeout"):

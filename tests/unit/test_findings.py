@@ -744,6 +744,26 @@ def test_an_optimizer_sends_requests_for_parameters_that_were_never_made(
     assert explained(program, lost, differs) == (("second-failed-remote",) if explains else ())
 
 
+@pytest.mark.parametrize(
+    ("rank", "said", "explains"),
+    [
+        (0, "2 PYTHON_CALL from rank 0 to rank 1, and 3 were promised", True),
+        (1, "1 RREF_CHILD_ACCEPT from rank 1 to rank 0, and 2 were promised", True),
+        (0, "2 PYTHON_CALL from rank 0 to rank 2, and 3 were promised", False),
+        (1, "1 PYTHON_CALL from rank 1 to rank 0, and 2 were promised", False),
+    ],
+)
+def test_a_type_that_is_not_asked_for_again_is_a_message_less(
+    rank: int, said: str, *, explains: bool
+) -> None:
+    """And so the owner has no RRef to accept; where the second call times out, only that shows."""
+    through = Through(0, "a", timeout=0.25)
+    program = Program(2, (Remote(0, 1, "a"), through, through))
+    late = FaultPlan(by_rank={0: FaultTable((), 0, {"PYTHON_CALL": 0.5})})
+    differs = Violation("MessagesDiffer", f"the record shows {said}", rank=rank)
+    assert explained(program, late, differs) == (("timed-out-type-query",) if explains else ())
+
+
 def test_an_optimizer_whose_first_parameter_failed_first_leaves_no_call() -> None:
     """The first creation that fails in a process is marked, and the constructor ends with it."""
     program = Program(3, (Optimize(0, "x", (1, 0)),))
