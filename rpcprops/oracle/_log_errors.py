@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from rpcprops.oracle.errors import error_class
 from rpcprops.oracle.prediction import ErrorClass, Prediction
-from rpcprops.oracle.ranks import owner_slack, reports_leak
+from rpcprops.oracle.ranks import owner_slack
 from rpcprops.outcomes import UNLIMITED_SLACK, Outcome, RaisedError, RankOutcome, Violation
 from rpcprops.programs import Program
 from rpcprops.torch_facts import NEWEST, TorchFacts, facts_of
@@ -86,10 +86,7 @@ def log_violations(
     told = [step.error.message for step in outcome.steps if step.error is not None]
     for rank in outcome.ranks:
         said: set[str] = set()
-        # A leak that a rank reports is judged by itself, unless a step was wrong before. A shutdown
-        # that waits for nobody must not wait for it either.
-        may_wait = program.end.how != "at once"
-        leaks = (may_wait and reports_leak(rank, facts)) or any(
+        leaks = any(
             v.rank == rank.rank and v.promise in ("RRefLeak", "UngracefulShutdown") for v in found
         )
         for error in log_errors(rank.log, facts):

@@ -97,8 +97,10 @@ def _set_apart(
     met = findings_met(case, outcome)
     names, left = set_apart(case.program, met, outcome, violations)
     wrong = {violation.step for violation in violations if violation.step is not None}
-    if left or not wrong or not _took_its_course(case, outcome):
+    is_explained = wrong and all(violation.step is None for violation in left)
+    if not is_explained or not _took_its_course(case, outcome):
         return names, left
+    # What comes after the last step also says which errors in a log were to be expected.
     rest = judge(case.program, case.plan, outcome, aside=wrong)
     more, left = set_apart(case.program, met, outcome, rest)
     return tuple(sorted({*names, *more})), left

@@ -43,7 +43,16 @@ from rpcprops.programs import (
 )
 from rpcprops.properties import Case, observe
 from rpcprops.torch_facts import facts_of
-from tests.seeded._ideal import holding, ideal, place, with_step
+from tests.seeded._ideal import (
+    EXIT_SHUTDOWN_FAILED,
+    LEAKED,
+    OWNER_WAITED,
+    holding,
+    ideal,
+    place,
+    with_rank,
+    with_step,
+)
 
 # Rank 0 may forget an RRef that it sends to itself, and hang, leak or raise for that.
 EARLY_FETCHED = Program(
@@ -127,6 +136,19 @@ def test_a_step_that_a_finding_explains_hides_nothing_that_comes_after_it(*, lea
     observed = observe(_Shows(outcome), Case(program), with_findings=False)  # type: ignore[arg-type]
     assert observed.explained_by == ("attribute-error-as-value",)
     assert [place(v) for v in observed.violations] == [("RRefLeak", 1, None)] * leaks
+
+
+def test_a_wait_for_an_rref_that_a_finding_leaks_is_explained_beside_a_wrong_value() -> None:
+    """The leak comes after the step, and is judged; the wait for it alone is not explained."""
+    steps = (Rejoin(0), Carry(0, 1, "missing-unpickled", way="remote"))
+    program = Program(2, steps, settles=False)
+    differs = "type builtins.AttributeError instead of rpcprops.MissingWhenUnpickled"
+    outcome = with_step(seen(program, FaultPlan()), 1, value={"differs": differs})
+    for error, left in ((LEAKED, []), (None, [("ErrorInLog", 1, None)])):
+        exits = {"shutdown_error": error, "exit_code": EXIT_SHUTDOWN_FAILED if error else 0}
+        told = with_rank(outcome, 1, log=OWNER_WAITED, **exits)
+        observed = observe(_Shows(told), Case(program), with_findings=False)  # type: ignore[arg-type]
+        assert [place(v) for v in observed.violations] == left
 
 
 def test_a_finding_explains_on_a_torch_that_nobody_has_measured() -> None:

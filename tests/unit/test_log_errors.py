@@ -11,7 +11,7 @@ from rpcprops.oracle._log_errors import log_errors
 from rpcprops.outcomes import RaisedError, Violation
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote
 from tests.seeded._falsified import ASSERTION, TRACEBACK
-from tests.seeded._ideal import LEAKED, OWNER_WAITED, USER_WAITED, ideal, with_rank, with_step
+from tests.seeded._ideal import OWNER_WAITED, USER_WAITED, ideal, with_rank
 
 QUIET = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
 RAISING = Program(2, (Call(0, 1, raises=True),))
@@ -88,14 +88,6 @@ def test_a_wait_of_100_seconds_is_expected_where_a_message_is_lost_for_good() ->
     assert judge(QUIET, plan, ideal(QUIET, plan)) == ()
     assert violations(QUIET, FaultPlan(), OWNER_WAITED) == ["ErrorInLog"]
     assert violations(QUIET, FaultPlan(), USER_WAITED, rank=0) == ["ErrorInLog"]
-
-
-def test_a_wait_for_an_rref_that_the_rank_reports_as_leaked_is_not_told_twice() -> None:
-    """Also where a step was wrong before, so that the leak is not judged; a wait alone is told."""
-    wrong = with_step(ideal(QUIET, FaultPlan()), 1, value=[7.0])
-    for error, promises in ((LEAKED, ["WrongValue"]), (None, ["WrongValue", "ErrorInLog"])):
-        told = with_rank(wrong, 1, log=OWNER_WAITED, shutdown_error=error)
-        assert [violation.promise for violation in judge(QUIET, FaultPlan(), told)] == promises
 
 
 def test_what_a_shutdown_raised_is_not_told_twice() -> None:
