@@ -39,6 +39,8 @@ class PretendedCluster:
 
     has_found = False
     torch_version = "2.13.0"
+    #: Virtual seconds for which functions of the program run.
+    lasts = 0.0
 
     def __init__(self, size: int, steps: Sequence[StepOutcome]) -> None:
         self.size = size
@@ -88,7 +90,7 @@ class PretendedCluster:
         return tuple(expect)
 
     def take_time(self, seconds: float) -> None:
-        assert seconds in (0.0, 12.0)
+        assert seconds == self.lasts
 
     def look(self) -> None:
         self.did.append("look")
@@ -165,12 +167,13 @@ def test_what_a_finding_keeps_from_ending_or_makes_ranks_keep_is_told_to_the_clu
     lost = FaultPlan(by_rank={0: FaultTable(["PYTHON_REMOTE_CALL"], 1)})
     second = Program(2, (Remote(0, 1, "a"), Remote(0, 1, "b"), Fetch(0, "b")))
     nested = Program(2, (Nest(0, 1, 1, "a", timeout=3.0, seconds=12.0),))
-    for program, plan, stuck, kept in (
-        (second, lost, {2}, []),
-        (nested, FaultPlan(), set(), [True]),
-        (Program(2, (Call(0, 1),)), FaultPlan(), set(), [False]),
+    for program, plan, lasts, stuck, kept in (
+        (second, lost, 0.0, {2}, []),
+        (nested, FaultPlan(), 12.0, set(), [True]),
+        (Program(2, (Call(0, 1),)), FaultPlan(), 0.0, set(), [False]),
     ):
         runner, server = pretend(*ideal(program, plan).steps)
+        server.pretended.lasts = lasts
         runner.run(program, plan)
         cluster = server.pretended
         assert (cluster.stuck, cluster.kept[: len(kept)]) == (stuck, kept)
