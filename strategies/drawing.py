@@ -454,6 +454,10 @@ class StepDrawer:
         timed = self.default_timeout is not None
         has_bug = self.facts.has_bug("timeout-needs-thread")
         least = patient_threads(len(self.ranks), self.steps, timed=timed) if has_bug else 0
+        if least > ENOUGH_THREADS:
+            # So many are asked for, and then those that do not wait for a given time count as well.
+            others = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=False)
+            least = max(least, others)
         if least > MAX_WORKER_THREADS:
             reject()
         if self.threads is not None:

@@ -140,7 +140,11 @@ def _kinds(facts: TorchFacts | None) -> Sequence[str] | None:
     """All kinds of step that are drawn for a torch: some only where it has no finding of theirs."""
     if facts is None:
         return None
-    findings = {"rejoin": "rref-lifetime-after-reinit", "retry": "retried-without-payload"}
+    findings = {
+        "rejoin": "rref-lifetime-after-reinit",
+        "retry": "retried-without-payload",
+        "fail_twice": "freed-context-used",
+    }
     return (*KINDS, *(kind for kind, name in findings.items() if not facts.has_bug(name)))
 
 

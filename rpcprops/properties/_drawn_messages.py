@@ -36,7 +36,7 @@ from rpcprops.torch_facts import TorchFacts, installed
 #: The most message faults in a case.
 _MOST = 3
 #: Kinds of step that show when messages come, so that nothing is predicted where any is late.
-_TIMED = ("outlast", "onward")
+_TIMED = ("outlast", "onward", "fail_twice")
 #: Actions that only requests can have.
 _OF_REQUESTS = ("fail", "duplicate")
 #: Virtual seconds by which messages are late.

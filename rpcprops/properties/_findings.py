@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Context,
     Deferred,
     Drop,
+    FailTwice,
     Fetch,
     Member,
     Nest,
@@ -141,6 +142,10 @@ def _failed_backward(number: int) -> Case:
 
 def _outlasted(number: int) -> Case:
     return _case(2, Outlast(0, 1, "x", "argument", left=_value(number), seconds=4.0))
+
+
+def _failed_twice(number: int) -> Case:
+    return _case(3, FailTwice(0, 1, 2, "x", value=_value(number), seconds=8.0))
 
 
 def _early_fork(number: int) -> Case:
@@ -321,6 +326,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "context-after-cleanup": (
         "An autograd context whose calls have all ended, and which was left, is kept by no rank.",
         _outlasted,
+    ),
+    "freed-context-used": (
+        "A backward pass that fails at two ranks harms nothing but itself.",
+        _failed_twice,
     ),
     "early-owner-fork": (
         "An owner that is sent its own RRef may send it on to itself, whenever its value comes.",

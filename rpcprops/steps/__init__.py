@@ -6,7 +6,7 @@ You may also put both into a module of your own, where the function is named lik
 :mod:`rpcprops.steps.base` says what a class must contain.
 """
 
-from rpcprops.steps.autograd import Context, Outlast, Refused
+from rpcprops.steps.autograd import Context, FailTwice, Outlast, Refused
 from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
@@ -35,6 +35,7 @@ __all__ = [
     "Default",
     "Deferred",
     "Drop",
+    "FailTwice",
     "Fetch",
     "Flavour",
     "Gather",

@@ -110,6 +110,9 @@ class Context(Step):
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
             model.meets("failed-backward-revisits-rank")
+            # The rank that is never answered has given the context up when its gradient fails: by
+            # the timeout, or by its own shutdown.
+            model.meets("freed-context-used")
         broke = self._loses_gradient(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
@@ -458,6 +461,113 @@ class Outlast(Step):
         lasts = _LASTS if drawer.rpc_timeout is None else _LASTS_LESS
         seconds = _UNPICKLES if what == "argument" else lasts
         return cls(at, to, drawer.name("context"), what, by, then, *drawer.pick(PAIRS), seconds)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not cls.may_come(drawer):
+            return []
+        return [(cls.op, lambda: cls.draw(drawer, at=rank))]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False
+
+
+#: Virtual seconds after which the second rank of a :class:`FailTwice` raises; the fewest.
+_FAILS, _FAILS_SOONEST = 20.0, 4.0
+#: The text of the exceptions there.
+_ON_PURPOSE = "raised on purpose"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FailTwice(Step):
+    """A ``dist_autograd.context()`` at `at` whose backward raises at one rank, then at another.
+
+    A tensor goes to `to` and to `then`, and the loss is the sum of both answers. In backward, `to`
+    raises after a quarter of `seconds` (virtual), which ends the pass at `at`, and so the block.
+    `then` raises after `seconds`, when `at` has given the context up and used the memory that was
+    free for something else. The step ends after that. Torch's agent runs callbacks of the gradient
+    that `then` had been sent; what they do with that memory is the finding freed-context-used.
+    """
+
+    op: ClassVar[str] = "fail_twice"
+    comes_first: ClassVar[bool] = False  # because it needs two other ranks, and time
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    at: int
+    to: int
+    then: int
+    name: str
+    value: Value = (1.0, 2.0)
+    seconds: float = _FAILS
+
+    def enter(self, scope: Scope) -> None:
+        if len({self.at, self.to, self.then}) < 3:
+            msg = (
+                f"to={shown(self.to)} and then={shown(self.then)} must be two ranks beside "
+                f"at={shown(self.at)}."
+            )
+            raise UsageError(msg)
+        if not _FAILS_SOONEST <= self.seconds <= MAX_DELAY:
+            msg = (
+                f"seconds={shown(self.seconds)} must lie in {_FAILS_SOONEST:g} to {MAX_DELAY:g} "
+                f"(virtual)."
+            )
+            raise UsageError(msg)
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    @property
+    def lasts(self) -> float:
+        return 2.0 * self.seconds
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.must_be_in_time(self, self.lasts)
+        for rank in (self.to, self.then):
+            model.calls[rank][call] += 1
+        # Whichever raises first: its error ends the pass (context.cpp:
+        # DistAutogradContext::addOutstandingRpc), and leaves the block.
+        known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}
+        model.meets_here("freed-context-used", self.at)
+        model.release(self.name, self.at, known)
+        return model.shows({"loss": 4.0 * math.fsum(self.value), "broke": True})
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    @property
+    def raises_there(self) -> bool:
+        return True
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        found: list[Violation] = []
+        if not _is_close(seen.get("loss"), expected["loss"]):
+            message = f"expected the loss {expected['loss']!r}, got {seen.get('loss')!r}"
+            found.append(Violation("WrongValue", message))
+        broke = seen.get("broke")
+        if not broke:
+            message = f"backward had to raise at rank {self.to} or {self.then}, and did not"
+            found.append(Violation("MissingError", message))
+        elif _ON_PURPOSE not in str(broke):
+            message = f"backward had to raise {_ON_PURPOSE!r}, and raised {broke!r}"
+            found.append(Violation("UnexpectedError", message))
+        return found
+
+    @classmethod
+    def may_come(cls, drawer: StepDrawer) -> bool:
+        return (
+            len(drawer.ranks) > 2
+            and not drawer.facts.has_bug("freed-context-used")
+            and drawer.may_take(2.0 * _FAILS)
+        )
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> FailTwice | None:
+        if not cls.may_come(drawer):
+            return None
+        at = drawer.rank() if at is None else at
+        to = drawer.pick(drawer.others[at])
+        then = drawer.pick([rank for rank in drawer.others[at] if rank != to])
+        return cls(at, to, then, drawer.name("context"), drawer.pick(TENSORS))
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

@@ -222,6 +222,22 @@ _ALL = (
         shows_as=frozenset({"ContextLeak"}),
     ),
     Finding(
+        name="freed-context-used",
+        promise="RankDied",
+        why=(
+            "A backward pass that ends with an error does not wait for the gradients that it has "
+            "sent. Each of these holds a bare pointer to the autograd context. If one of them "
+            "fails after the context was cleaned up, torch locks and reads memory that was freed."
+        ),
+        source=(
+            "torch/csrc/distributed/autograd/context/context.cpp: "
+            "DistAutogradContext::addOutstandingRpc adds a callback that captures this; "
+            "engine/dist_engine.cpp: DistEngine::execute waits for outstanding RPCs only where "
+            "the pass has not failed"
+        ),
+        shows_as=frozenset({"RankDied"}),
+    ),
+    Finding(
         name="early-owner-fork",
         promise="RankHung",
         why=(

@@ -30,6 +30,7 @@ from rpcprops.programs import (
     Count,
     Default,
     Deferred,
+    FailTwice,
     Fetch,
     Gather,
     Graph,
@@ -107,7 +108,7 @@ def defect(name: str) -> Callable[[Defect], Defect]:
 
 
 #: The kinds of step whose value is a dict.
-_WITH_PARTS = (Carry, Context, Graph, Linear, Member, Outlast, Profile, Refused, Train)
+_WITH_PARTS = (Carry, Context, FailTwice, Graph, Linear, Member, Outlast, Profile, Refused, Train)
 
 
 def _steps(world: World) -> Iterator[tuple[int, Leaf, StepPrediction, StepOutcome]]:
@@ -1033,6 +1034,27 @@ def _outlasting_leak(world: World) -> Falsified:
                 wrong = settled_with(world.outcome, settle, leaf.to, contexts=more)
                 yield wrong, [("ContextLeak", leaf.to, settle)]
                 break
+
+
+def _failing_twice(world: World) -> Iterator[tuple[int, FailTwice, dict[str, Any]]]:
+    """Each backward pass that fails at two ranks, and what it shows."""
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, FailTwice):
+            yield index, leaf, seen.value
+
+
+@defect("a backward pass that fails at two ranks raises nothing")
+def _failing_silently(world: World) -> Falsified:
+    for index, leaf, seen in _failing_twice(world):
+        value = {key: shown for key, shown in seen.items() if key != "broke"}
+        yield with_step(world.outcome, index, value=value), [("MissingError", leaf.at, index)]
+
+
+@defect("a backward pass that fails at two ranks raises an error of its own")
+def _failing_otherwise(world: World) -> Falsified:
+    for index, leaf, seen in _failing_twice(world):
+        value = {**seen, "broke": "Error on Node 1: context is gone"}
+        yield with_step(world.outcome, index, value=value), [("UnexpectedError", leaf.at, index)]
 
 
 # Graphs, trained parameters and remote layers: one part of the value is another than it must be.

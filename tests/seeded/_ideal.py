@@ -25,6 +25,7 @@ from rpcprops.outcomes import (
 )
 from rpcprops.programs import (
     Context,
+    FailTwice,
     Graph,
     Leaf,
     Linear,
@@ -94,6 +95,8 @@ def _value(leaf: Leaf, expected: Any) -> Any:
     value = expected
     if isinstance(leaf, Context | Graph | Linear):
         value = {**expected, "id": 1 << 48}
+    if isinstance(leaf, FailTwice):
+        value = {**expected, "id": 1 << 48, "broke": "Error on Node 1: raised on purpose"}
     if isinstance(leaf, Outlast):
         value = {**(expected or {}), "id": 1 << 48}
     if isinstance(leaf, Context) and "broke" in expected:

@@ -18,6 +18,7 @@ from rpcprops.programs import (
     Deferred,
     Drop,
     End,
+    FailTwice,
     Fetch,
     Flavour,
     Gather,
@@ -567,6 +568,7 @@ def outlived(at: int, to: int, then: int) -> Program:
         Refused(at, "z"),
         Refused(then, "u"),
         Outlast(then, at, "t", seconds=50.0),
+        FailTwice(at, to, then, "s", value=(3.0,), seconds=8.0),
     )
     return Program(4, steps, f"outlived[{at},{to},{then}]")
 

@@ -92,6 +92,7 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("fork-request-given-up", cases("nest", table=FaultTable(["RREF_FORK_REQUEST"], 6), size=3)),
     ("readable-injected-error", cases("call", table=FaultTable(["PYTHON_CALL"], 1))),
     ("profiled-events-lost", cases("profile")),
+    ("freed-context-used", cases("fail_twice", "call", size=3)),
     ("timeout-needs-thread", cases("onward")),
     ("failed-join-keeps-token", GROUPS),
     ("rejoins-alone", GROUPS),

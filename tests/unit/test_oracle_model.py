@@ -395,7 +395,7 @@ def test_a_backward_that_breaks_and_comes_by_a_rank_twice_is_a_known_finding(
 ) -> None:
     """torch then forgets who waits; the program is marked, and its prediction is the promise."""
     seen = predicted(Context(0, "x", path, breaks=1))
-    assert seen.known_bugs == {"failed-backward-revisits-rank"}
+    assert seen.known_bugs == {"failed-backward-revisits-rank", "freed-context-used"}
     assert seen.counters == (NOTHING,) * 3
     assert predicted(Context(0, "x", path)).known_bugs == frozenset()
 

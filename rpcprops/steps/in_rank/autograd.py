@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 import traceback
 from collections.abc import Callable
@@ -238,3 +239,97 @@ def refused(call: str, world: tuple[str, ...], *, context: str) -> dict[str, Any
     except RuntimeError as error:
         return {"refused": True, "message": str(error).splitlines()[0]}
     return {"refused": False}
+
+
+#: The text of an exception in backward.
+ON_PURPOSE = "raised on purpose"
+
+
+class BreaksLater(torch.autograd.Function):
+    """Passes a tensor on, and raises in backward after some seconds (virtual)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, seconds: float) -> torch.Tensor:
+        """Copy the tensor."""
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Sleep and raise."""
+        time.sleep(ctx.seconds)
+        raise RaisedOnPurposeError(ON_PURPOSE)
+
+
+def fail_twice(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    then: int,
+    name: str,
+    value: tuple[float, ...],
+    seconds: float,
+) -> dict[str, Any]:
+    """Run a backward pass that raises at `to`, leave its context, and wait until `then` raises.
+
+    In between, the memory that has become free is used for something else.
+    """
+    ends = time.monotonic() + 2.0 * seconds
+    result = fail_at_two(call, {world[to]: seconds / 4.0, world[then]: seconds}, name, value)
+    # From here on nothing of this rank's Python refers to the context.
+    kept = use_free_memory()
+    time.sleep(max(0.0, ends - time.monotonic()))
+    give_back(kept)
+    return result
+
+
+def fail_at_two(
+    call: str, fails: dict[str, float], name: str, value: tuple[float, ...]
+) -> dict[str, Any]:
+    """Run a backward pass through ranks, each of which raises after that many seconds (virtual)."""
+    leaf = tensor(value).requires_grad_()
+    result: dict[str, Any] = {}
+    with dist_autograd.context() as context_id:
+        result["id"] = contexts[name] = context_id
+        results = [
+            rpc.rpc_sync(to, break_later, args=(call, leaf, seconds))
+            for to, seconds in fails.items()
+        ]
+        loss = sum(one.sum() for one in results)
+        result["loss"] = loss.item()
+        result |= run_backward(context_id, loss, leaf, retain=False)
+    # Threads of torch still hold the context for a moment, and whoever is last frees its memory.
+    time.sleep(min(fails.values()))
+    return result
+
+
+def break_later(call: str, x: torch.Tensor, seconds: float) -> torch.Tensor:
+    """Double a tensor; its backward raises."""
+    note_call(call)
+    later: torch.Tensor = BreaksLater.apply(2.0 * x, seconds)  # type: ignore[no-untyped-call]
+    return later
+
+
+#: The pieces of memory that are used: sizes in bytes, one of each that malloc keeps apart, eight
+#: times. Of each size malloc keeps seven freed pieces for the thread that freed them.
+PIECES = [size for size in range(24, 1033, 16) for _ in range(8)]
+
+
+def use_free_memory() -> list[int]:
+    """Take memory that has just become free in this thread, and write text into it."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    kept: list[int] = []
+    for size in PIECES:
+        address = library.malloc(ctypes.c_size_t(size))
+        ctypes.memset(address, ord("@"), size)
+        kept.append(address)
+    return kept
+
+
+def give_back(kept: list[int]) -> None:
+    """Free that memory."""
+    library = ctypes.CDLL(None)
+    for address in kept:
+        library.free(ctypes.c_void_p(address))
