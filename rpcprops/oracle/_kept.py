@@ -101,6 +101,14 @@ class Kept:
         for finding in mine:
             yield Met(finding, rank, None, says, ("RRefLeak",))
 
+    def waits(self, text: str) -> Iterator[Met]:
+        """What explains that ranks which keep a user write `text` in a graceful shutdown.
+
+        There each waits in vain for the children of that user, as :meth:`late_deletes` says.
+        """
+        for rank, finding in self._users:
+            yield Met(finding, rank, None, re.escape(text), ("ErrorInLog",))
+
     def _ways(self, rank: int, finding: str) -> set[Counters]:
         """All that the finding may make a rank keep in a run in which it shows."""
         key = (rank, finding)

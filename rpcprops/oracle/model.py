@@ -424,6 +424,7 @@ class Model:
         """Note what the ranks that keep something hold at the end of the run."""
         self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
         if graceful:
+            self.met |= set(self.kept.waits(self.facts.texts.users_waited))
             deletes = MessageType.RREF_USER_DELETE
             users = Counter(user.rank for user in self.users)
             self.met |= {

@@ -12,7 +12,7 @@ from msgspec import structs
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import FINDINGS, are_kept, judge, predict, set_apart
 from rpcprops.oracle._findings import can_cause
-from rpcprops.outcomes import Counters, Outcome, RaisedError, Violation
+from rpcprops.outcomes import Counters, Outcome, RaisedError, SentMessage, Violation
 from rpcprops.programs import (
     Ask,
     Carry,
@@ -50,6 +50,7 @@ from tests.seeded._ideal import (
     holding,
     ideal,
     place,
+    settled_with,
     with_rank,
     with_step,
 )
@@ -149,6 +150,16 @@ def test_a_wait_for_an_rref_that_a_finding_leaks_is_explained_beside_a_wrong_val
         told = with_rank(outcome, 1, log=OWNER_WAITED, **exits)
         observed = observe(_Shows(told), Case(program), with_findings=False)  # type: ignore[arg-type]
         assert [place(v) for v in observed.violations] == left
+
+
+def test_what_comes_after_a_settle_that_ends_the_run_is_not_missed() -> None:
+    """The ranks do not shut down then, so no messages of a shutdown are in the record."""
+    program = Program(2, (Method(0, 1, how="async", form="missing"), Settle()), settles=False)
+    outcome = settled_with(seen(program, FaultPlan()), 1, 1, owners=1, forks=1)
+    created = SentMessage(0.0, 0, 1, 1, "PYTHON_REMOTE_CALL", is_request=True, first_id=1)
+    cut = replace(outcome, messages=(created,))
+    observed = observe(_Shows(cut), Case(program), with_findings=False)  # type: ignore[arg-type]
+    assert (observed.explained_by, observed.violations) == (("failed-async-proxy",), ())
 
 
 def test_a_finding_explains_on_a_torch_that_nobody_has_measured() -> None:
@@ -813,6 +824,24 @@ def test_a_user_that_is_kept_is_deleted_by_the_shutdown_which_waits_for_no_retry
     said = f"worker{rank} still holds {held} after its shutdown"
     leak = Violation("RRefLeak", said, rank=rank)
     assert explained(program, lost, leak) == (("late-answer-keeps-rref",) if explains else ())
+
+
+@pytest.mark.parametrize(
+    ("via", "rank", "of", "explains"),
+    [(0, 0, "User", True), (0, 1, "User", False), (1, 1, "User", False), (0, 0, "Owner", False)],
+)
+def test_a_shutdown_waits_in_vain_for_the_children_of_a_user_that_is_kept(
+    via: int, rank: int, of: str, *, explains: bool
+) -> None:
+    """It says so, also where nothing is left in the end that would explain it."""
+    steps = (
+        Remote(0, 1, "a", timeout=3.0, seconds=12.0),
+        Nest(0, via, 1, "b", timeout=3.0, seconds=12.0),
+    )
+    lost = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 6)})
+    said = f"worker{rank} wrote: [E rref_context.cpp:250] Timed out waiting for pending {of}RRefs"
+    names = explained(Program(2, steps), lost, Violation("ErrorInLog", said, rank=rank))
+    assert names == (("late-answer-keeps-rref",) if explains else ())
 
 
 @pytest.mark.parametrize(("how", "meets"), [("async", {"failed-async-proxy"}), ("sync", set())])
