@@ -293,6 +293,7 @@ class StepDrawer:
         unseen: handles of RRefs that another rank than their owner made, and whose arrival no rank
             has noticed.
         sent: handles of RRefs whose functions were sent an RRef.
+        fetching: futures of calls whose functions fetch an RRef of another rank.
         may_hold_errors: whether the value of some RRef may be an error. A call through it that does
             not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
@@ -371,6 +372,7 @@ class StepDrawer:
         self.unmade: set[str] = set()
         self.unseen: set[str] = set()
         self.sent: set[str] = set()
+        self.fetching: set[str] = set()
         lost = [message for message in MessageType if not message.is_retryable]
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
@@ -501,7 +503,8 @@ class StepDrawer:
         failing = any(self.may_fail(rank, deletes) for rank in self.ranks)
         if self.unseen and failing and has_bug("shutdown-overtakes-creation"):
             return True
-        return bool(self.unseen & self.sent) and has_bug("shutdown-deletes-argument")
+        fetching = self.unseen & self.sent or self.fetching & {*self.scope.futures}
+        return bool(fetching) and has_bug("shutdown-deletes-argument")
 
     @property
     def may_make_rrefs(self) -> bool:
@@ -563,7 +566,7 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear)
+        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.fetching)
         for names in (*mine, *late):
             renamed = {new.get(name, name) for name in names}
             names.clear()

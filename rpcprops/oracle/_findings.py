@@ -61,7 +61,8 @@ def _is_there(met: Met, violation: Violation, last: range) -> bool:
     if met.rank is None:
         return True
     step = violation.step
-    if violation.promise in ("RankDied", "RankHung") and step is None and met.step in last:
+    ends = violation.promise in ("RankDied", "RankHung") and step is None
+    if ends and met.step is not None and met.step in (range(last.stop) if met.lasts else last):
         step = met.step
     says = bool(re.search(met.says, violation.message))
     return (met.rank, met.step) == (violation.rank, step) and says

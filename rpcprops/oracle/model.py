@@ -223,6 +223,8 @@ class Model:
         self.counts = [0] * world_size
         #: Ranks to which a call that counts may still be under way.
         self.counted_late: set[int] = set()
+        #: Calls since the last settle for whose functions nobody waits, and which fetch an RRef.
+        self.fetching: set[str] = set()
         self.forks = 0
         self.sends: list[Send] = []
         #: How many of them had ended at the last settle.
@@ -380,13 +382,14 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding))
 
-    def meets_here(self, finding: str, rank: int, says: str = "") -> None:
+    def meets_here(self, finding: str, rank: int, says: str = "", *, lasts: bool = False) -> None:
         """The same for a finding that shows in this step, at `rank`, and nowhere else.
 
-        `says` is a regular expression for the message of the violation.
+        `says` is a regular expression for the message of the violation. With `lasts`, the rank may
+        also die or hang later.
         """
         if self.facts.has_bug(finding):
-            self.met.add(Met(finding, rank, len(self.steps), says))
+            self.met.add(Met(finding, rank, len(self.steps), says, lasts=lasts))
 
     def never_ends(self, finding: str) -> None:
         """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
@@ -452,6 +455,7 @@ class Model:
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
         self.counted_late.clear()
+        self.fetching.clear()
         self.early_deletes.clear()
         self.late_contexts.clear()
         return StepPrediction(
@@ -514,7 +518,8 @@ class Model:
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
             # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("early-owner-fork")
-        if graceful and not settles and any(r.fetches and not r.made for r in self.rrefs):
+        fetching = self.fetching or any(r.fetches and not r.made for r in self.rrefs)
+        if graceful and not settles and fetching:
             self.meets("shutdown-deletes-argument")
         self._meets_kept_at_end(settles=settles, graceful=graceful)
         self._check_own_deletes(last)

@@ -27,6 +27,7 @@ class Met:
         says: a regular expression for what the violation says of it.
         breaks: the promises that it breaks there, where `says` tells it exactly; empty if they are
             those of the finding.
+        lasts: whether a death or a hang may come in a later step, too.
     """
 
     finding: str
@@ -34,6 +35,7 @@ class Met:
     step: int | None = None
     says: str = ""
     breaks: tuple[str, ...] = ()
+    lasts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,7 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         _overtaken_creation,
     ),
     "shutdown-deletes-argument": (
-        "A function that remote() started can use its arguments until it ends.",
+        "A function that another rank has started can use its arguments until it ends.",
         _deleted_argument,
     ),
     "timed-out-type-query": (

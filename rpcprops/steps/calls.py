@@ -31,7 +31,7 @@ from rpcprops.steps.base import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Model
+    from rpcprops.oracle.model import Handle, Model
     from rpcprops.oracle.prediction import ErrorClass, StepPrediction
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
@@ -134,13 +134,23 @@ class Call(Step):
             error = failed.error if failed.error == "injected" or not late else late
             return model.shows(error=error, slack=slack)
         late, slack = timed()
-        if argument is not None and argument.rref.slow and (late or self.wait == "later"):
+        if argument is not None:
+            is_left = bool(late) or self.wait == "later"
+            self._use(model, call, argument, is_left=is_left, was_made=made)
+        return model.shows(None if late == "timeout" else value, late, slack)
+
+    def _use(
+        self, model: Model, call: str, argument: Handle, *, is_left: bool, was_made: bool
+    ) -> None:
+        """Its function uses the value of an RRef, and perhaps nobody waits for that."""
+        if is_left and argument.rref.owner != self.to:
+            model.fetching.add(self.out or call)
+        if is_left and argument.rref.slow:
             # The call still waits for the value.
-            argument.rref.made = made
-        elif argument is not None:
+            argument.rref.made = was_made
+        else:
             # If its creation timed out at all, the value was made after that.
             model.mark(argument)
-        return model.shows(None if late == "timeout" else value, late, slack)
 
     @property
     def lasts(self) -> float:
@@ -184,6 +194,8 @@ class Call(Step):
         if isinstance(self.right, str):
             if self.raises:
                 drawer.note_deleted(self.right)
+            elif self.out and drawer.scope.handles[self.right].owner != self.to:
+                drawer.fetching.add(self.out)
             drawer.note_uncertain(self.right)
 
     @classmethod
@@ -230,7 +242,10 @@ class Wait(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         if self.future not in model.futures:
             raise StepFails(error="missing")
-        return model.futures.pop(self.future)
+        predicted = model.futures.pop(self.future)
+        if predicted.error != "timeout":
+            model.fetching.discard(self.future)
+        return predicted
 
     @classmethod
     def may_come(cls, drawer: StepDrawer) -> bool:

@@ -88,6 +88,7 @@ class Settle(Step):
             drawer.uncreated,
             drawer.unmade,
             drawer.unseen,
+            drawer.fetching,
             drawer.making,
             drawer.lasting,
             drawer.early,

@@ -153,10 +153,10 @@ _ALL = (
         name="shutdown-deletes-argument",
         promise="RankHung",
         why=(
-            "Graceful shutdown deletes every user RRef of a rank, also those that a function "
-            "which remote() started still uses. What that function then fetches is gone at its "
-            "owner, which waits for it to be made; the function ends with the RPC timeout, and the "
-            "shutdown of both ranks with it."
+            "Graceful shutdown deletes every user RRef of a rank, also one that a running function "
+            "still uses: that of a remote(), or of a call that nobody waits for. What it then "
+            "fetches is gone at its owner, which waits for it to be made; the function ends with "
+            "the RPC timeout, and the shutdown of both ranks with it."
         ),
         source=(
             "torch/csrc/distributed/rpc/rref_context.cpp: "

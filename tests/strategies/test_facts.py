@@ -64,6 +64,7 @@ AVOIDED: list[tuple[str, FaultTable, bool, tuple[str, ...]]] = [
     ("failed-backward-revisits-rank", FaultTable(), True, ("context",)),
     ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
     ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
+    ("shutdown-deletes-argument", FaultTable(), False, ("own", "call", "wait")),
     ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
     ("refused-init-counted", FaultTable(), True, ("call", "rejoin", "settle")),
     ("late-remote-to-self", LATE_CREATIONS, True, ("remote",)),
@@ -144,7 +145,7 @@ def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
         # A finding of two uses of one handle needs more steps to come.
         steps = 16 if finding == "timed-out-type-query" else 8
         # One of nine forms of a step must come, or two steps that use one handle.
-        several = {"refused-init-counted": 250}
+        several = {"refused-init-counted": 250, "shutdown-deletes-argument": 250}
         often = ("timed-out-remote-dropped", "failed-async-proxy", "early-owner-fork")
         several |= dict.fromkeys(often, 150)
         number = several.get(finding, 50)

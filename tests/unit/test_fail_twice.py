@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,11 +59,16 @@ def test_it_explains_the_death_of_its_rank_in_that_step(
     assert (names, left) == ((("freed-context-used",), ()) if explained else ((), (wrong,)))
 
 
-def test_a_death_in_a_later_step_is_not_explained() -> None:
-    """The step ends after both ranks have raised."""
+@pytest.mark.parametrize(("before", "explained"), [(False, True), (True, False)])
+def test_its_rank_may_die_in_a_later_step(*, before: bool, explained: bool) -> None:
+    """A busy machine may use the freed memory only then; in an earlier step nothing was freed."""
+    failing, call = PROGRAM.steps
+    program = Program(3, (call, failing, call) if before else (failing, call, call))
+    outcome = ideal(program, FaultPlan())
+    cut = replace(outcome, steps=outcome.steps[: 1 if before else 2])
     wrong = Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0)
-    met = predict(PROGRAM, FaultPlan()).met
-    assert set_apart(PROGRAM, met, ideal(PROGRAM, FaultPlan()), [wrong]) == ((), (wrong,))
+    names, left = set_apart(program, predict(program, FaultPlan()).met, cut, [wrong])
+    assert (names, left) == ((("freed-context-used",), ()) if explained else ((), (wrong,)))
 
 
 def test_a_pass_that_is_never_answered_meets_it_as_well() -> None:

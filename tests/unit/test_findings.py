@@ -15,6 +15,7 @@ from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Counters, Outcome, RaisedError, SentMessage, Violation
 from rpcprops.programs import (
     Ask,
+    Call,
     Carry,
     Context,
     Count,
@@ -40,6 +41,7 @@ from rpcprops.programs import (
     Step,
     Through,
     Train,
+    Wait,
 )
 from rpcprops.properties import Case, observe
 from rpcprops.torch_facts import facts_of
@@ -150,6 +152,28 @@ def test_a_wait_for_an_rref_that_a_finding_leaks_is_explained_beside_a_wrong_val
         told = with_rank(outcome, 1, log=OWNER_WAITED, **exits)
         observed = observe(_Shows(told), Case(program), with_findings=False)  # type: ignore[arg-type]
         assert [place(v) for v in observed.violations] == left
+
+
+@pytest.mark.parametrize(
+    ("steps", "settles", "meets"),
+    [
+        ((Call(0, 1, right="a", wait="later", out="f"),), False, True),
+        ((Call(0, 1, right="a", wait="later", out="f"),), True, False),
+        ((Call(0, 1, right="a", wait="later", out="f"), Settle()), False, False),
+        ((Call(0, 1, right="a", wait="later", out="f"), Wait(0, "f")), False, False),
+        ((Call(0, 0, right="a", wait="later", out="f"),), False, False),
+        ((Call(0, 1, right="a"),), False, False),
+        ((Call(0, 1, right="a", timeout=1.0, seconds=12.0),), False, True),
+        ((Call(0, 1, wait="later", out="f"),), False, False),
+    ],
+)
+def test_a_shutdown_deletes_the_argument_of_a_call_that_nobody_waits_for(
+    steps: tuple[Step, ...], *, settles: bool, meets: bool
+) -> None:
+    """If its function fetches that from another rank, and no wait or settle has seen its end."""
+    program = Program(2, (Own(0, "a"), *steps), settles=settles)
+    expected = {"shutdown-deletes-argument"} if meets else set()
+    assert predict(program, FaultPlan()).known_bugs == expected
 
 
 def test_what_comes_after_a_settle_that_ends_the_run_is_not_missed() -> None:
