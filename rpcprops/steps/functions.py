@@ -426,8 +426,15 @@ class Recurse(Step):
             try:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
             except StepFails as failed:
-                # The caller of the rank that could not send sees what its function raised.
-                raise StepFails("remote" if number else failed.error) from None
+                if not number:
+                    raise StepFails(failed.error) from None
+                # The caller of the rank that could not send sees what its function raised, if that
+                # comes before the timeout.
+                waits = sum(model.delay(rank, message) for rank in self.path[: number - 1])
+                late, slack = model.timed(self.at, message, self.timeout, waits)
+                for ran in self.path[:number] if late else ():
+                    model.abandoned_calls[ran].add(call)
+                raise StepFails(late or "remote", slack) from None
             model.calls[rank][call] += 1
             caller = rank
         if self.timeout is None:

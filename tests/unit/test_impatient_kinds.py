@@ -11,7 +11,7 @@ import pytest
 
 from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import predict
 from rpcprops.programs import (
     STEP_TYPES,
@@ -30,6 +30,7 @@ from rpcprops.programs import (
     Program,
     Raising,
     Reach,
+    Recurse,
     Remote,
     Settle,
     Share,
@@ -201,6 +202,22 @@ def test_each_kind_has_a_timeout_or_a_reason() -> None:
     assert set(UNTIMED) == {op for op, names in has.items() if "timeout" not in names}
     timed = {op: names for op, names in has.items() if "timeout" in names}
     assert set(AWAKE) == {op for op, names in timed.items() if "seconds" not in names}
+
+
+@pytest.mark.parametrize(
+    ("timeout", "delay", "error"),
+    [(None, 0.0, "remote"), (100.0, 0.0, "remote"), (3.0, 0.0, "unknown"), (3.0, 5.0, "timeout")],
+)
+def test_what_a_nested_call_raises_may_come_too_late(
+    timeout: float | None, delay: float, error: str
+) -> None:
+    """The error that a function raises has as long as a value to come back."""
+    calls = FaultTable([MessageType.PYTHON_CALL], 1)
+    late = FaultTable(messages_to_delay={MessageType.PYTHON_CALL: delay} if delay else {})
+    plan = FaultPlan(by_rank={0: late, 1: calls})
+    seen = predict(Program(3, (Recurse(0, (1, 2), timeout=timeout),)), plan)
+    assert seen.steps[0].error == error
+    assert seen.certain == (error != "unknown")
 
 
 def test_after_a_count_that_timed_out_the_next_one_is_not_known() -> None:
