@@ -293,7 +293,8 @@ class StepDrawer:
         unseen: handles of RRefs that another rank than their owner made, and whose arrival no rank
             has noticed.
         sent: handles of RRefs whose functions were sent an RRef.
-        fetching: futures of calls whose functions fetch an RRef of another rank.
+        fetching: futures of calls whose functions fetch an RRef of another rank, until a settle; ""
+            stands for such calls that a timeout ends.
         may_hold_errors: whether the value of some RRef may be an error. A call through it that does
             not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
@@ -503,7 +504,7 @@ class StepDrawer:
         failing = any(self.may_fail(rank, deletes) for rank in self.ranks)
         if self.unseen and failing and has_bug("shutdown-overtakes-creation"):
             return True
-        fetching = self.unseen & self.sent or self.fetching & {*self.scope.futures}
+        fetching = self.unseen & self.sent or self.fetching & {"", *self.scope.futures}
         return bool(fetching) and has_bug("shutdown-deletes-argument")
 
     @property
@@ -886,6 +887,16 @@ class StepDrawer:
         """Note that the answer that brings a handle comes too late, so no later step has it."""
         del self.scope.handles[name]
         self.may_keep = True
+
+    def note_fetching(self, future: str, *, ends: bool) -> None:
+        """Note that the function of a call fetches an RRef; perhaps nobody waits for it.
+
+        Args:
+            future: its name, "" if the call is waited for at once.
+            ends: whether a timeout ends it.
+        """
+        if ends or future:
+            self.fetching.add("" if ends else future)
 
     def is_early(self, name: str) -> bool:
         """Whether a handle is at its owner, which is perhaps still making the value."""

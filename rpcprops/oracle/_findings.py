@@ -56,7 +56,7 @@ def _is_there(met: Met, violation: Violation, last: range) -> bool:
     """Whether a violation is where the program meets a finding, and says what that causes.
 
     `last` are the steps that were under way when the run ended; a rank that died or hung did so in
-    one of them.
+    one of them. A finding that lasts may also show in a step after the one that met it.
     """
     if met.rank is None:
         return True

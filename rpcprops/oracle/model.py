@@ -223,8 +223,9 @@ class Model:
         self.counts = [0] * world_size
         #: Ranks to which a call that counts may still be under way.
         self.counted_late: set[int] = set()
-        #: Calls since the last settle for whose functions nobody waits, and which fetch an RRef.
-        self.fetching: set[str] = set()
+        #: Calls since the last settle for which nobody waits, and whose functions fetch an RRef of
+        #: another rank: the name of the call, and its future.
+        self.fetching: set[tuple[str, str]] = set()
         self.forks = 0
         self.sends: list[Send] = []
         #: How many of them had ended at the last settle.
@@ -383,13 +384,19 @@ class Model:
             self.met.add(Met(finding))
 
     def meets_here(self, finding: str, rank: int, says: str = "", *, lasts: bool = False) -> None:
-        """The same for a finding that shows in this step, at `rank`, and nowhere else.
+        """The same for a finding that shows at `rank` alone: in this step, or with `lasts` later.
 
-        `says` is a regular expression for the message of the violation. With `lasts`, the rank may
-        also die or hang later.
+        `says` is a regular expression for the message of the violation. What comes later is a death
+        or a hang.
         """
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says, lasts=lasts))
+
+    def _meets_at_shutdown(self, finding: str) -> None:
+        """The same for a finding by which any rank may hang when it shuts down, and only then."""
+        if self.facts.has_bug(finding):
+            ranks = range(self.world_size)
+            self.met |= {Met(finding, rank, None, r"\(phase shutdown,") for rank in ranks}
 
     def never_ends(self, finding: str) -> None:
         """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
@@ -520,7 +527,7 @@ class Model:
             self.meets("early-owner-fork")
         fetching = self.fetching or any(r.fetches and not r.made for r in self.rrefs)
         if graceful and not settles and fetching:
-            self.meets("shutdown-deletes-argument")
+            self._meets_at_shutdown("shutdown-deletes-argument")
         self._meets_kept_at_end(settles=settles, graceful=graceful)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain

@@ -92,17 +92,19 @@ def _set_apart(
     """As :func:`rpcprops.oracle.set_apart`; a value that a finding explains hides nothing after it.
 
     An error that had to come and did not, or the other way round, changes the course of a program,
-    and so what must come after it. A settle in which ranks do not come to rest ends it.
+    and so what must come after it. A settle in which ranks do not come to rest ends the run before
+    its shutdown, so the messages of that are in no record.
     """
     met = findings_met(case, outcome)
     names, left = set_apart(case.program, met, outcome, violations)
     wrong = {violation.step for violation in violations if violation.step is not None}
     is_explained = wrong and all(violation.step is None for violation in left)
-    is_cut = any(isinstance(case.program.leaves[step], Settle) for step in wrong)
-    if not is_explained or is_cut or not _took_its_course(case, outcome):
+    if not is_explained or not _took_its_course(case, outcome):
         return names, left
     # What comes after the last step also says which errors in a log were to be expected.
     rest = judge(case.program, case.plan, outcome, aside=wrong)
+    if any(isinstance(case.program.leaves[step], Settle) for step in wrong):
+        rest = tuple(one for one in rest if one.promise not in ("MessagesDiffer", "FaultsDiffer"))
     more, left = set_apart(case.program, met, outcome, rest)
     return tuple(sorted({*names, *more})), left
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
+#: How a rank dies that uses memory which was freed.
+_DIES = "killed by SIG(ABRT|SEGV|BUS)"
 #: Options of a context: how it walks its path, and how it ends.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
@@ -110,9 +112,10 @@ class Context(Step):
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
             model.meets("failed-backward-revisits-rank")
-            # The rank that is never answered has given the context up when its gradient fails: by
+            # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
-            model.meets("freed-context-used")
+            for rank in {self.at, *self.path}:
+                model.meets_here("freed-context-used", rank, _DIES, lasts=True)
         broke = self._loses_gradient(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
@@ -482,11 +485,12 @@ _ON_PURPOSE = "raised on purpose"
 class FailTwice(Step):
     """A ``dist_autograd.context()`` at `at` whose backward raises at one rank, then at another.
 
-    A tensor goes to `to` and to `then`, and the loss is the sum of both answers. In backward, `to`
-    raises after a quarter of `seconds` (virtual), which ends the pass at `at`, and so the block.
-    `then` raises after `seconds`, when `at` has given the context up and used the memory that was
-    free for something else. The step ends after that. Torch's agent runs callbacks of the gradient
-    that `then` had been sent; what they do with that memory is the finding freed-context-used.
+    A tensor goes to `to` and to `then`, which double it, and the loss is the sum of both answers.
+    In backward, `to` raises after a quarter of `seconds` (virtual), which ends the pass at `at`,
+    and so the block. `then` raises after `seconds`. By that time `at` has given the context up, and
+    has used memory that became free for something else. Then torch runs the callback of the
+    gradient that `at` had sent to `then`, which uses the context: the finding freed-context-used.
+    The step takes twice `seconds`.
     """
 
     op: ClassVar[str] = "fail_twice"
@@ -528,7 +532,7 @@ class FailTwice(Step):
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}
         # The error is there when the step ends, but a busy machine may use it only later.
-        model.meets_here("freed-context-used", self.at, lasts=True)
+        model.meets_here("freed-context-used", self.at, _DIES, lasts=True)
         model.release(self.name, self.at, known)
         return model.shows({"loss": 4.0 * math.fsum(self.value), "broke": True})
 

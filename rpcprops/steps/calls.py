@@ -128,29 +128,32 @@ class Call(Step):
                 if there:
                     model.drop(there)
                 raise StepFails(error="remote")
+            self._begin(model, call, argument)
             value = model.compute(self.to, self.left, self.right, there)
         except StepFails as failed:
             late, slack = timed()
+            self._end(model, call, late)
             error = failed.error if failed.error == "injected" or not late else late
             return model.shows(error=error, slack=slack)
         late, slack = timed()
-        if argument is not None:
-            is_left = bool(late) or self.wait == "later"
-            self._use(model, call, argument, is_left=is_left, was_made=made)
-        return model.shows(None if late == "timeout" else value, late, slack)
-
-    def _use(
-        self, model: Model, call: str, argument: Handle, *, is_left: bool, was_made: bool
-    ) -> None:
-        """Its function uses the value of an RRef, and perhaps nobody waits for that."""
-        if is_left and argument.rref.owner != self.to:
-            model.fetching.add(self.out or call)
-        if is_left and argument.rref.slow:
+        self._end(model, call, late)
+        if argument is not None and argument.rref.slow and (late or self.wait == "later"):
             # The call still waits for the value.
-            argument.rref.made = was_made
-        else:
+            argument.rref.made = made
+        elif argument is not None:
             # If its creation timed out at all, the value was made after that.
             model.mark(argument)
+        return model.shows(None if late == "timeout" else value, late, slack)
+
+    def _begin(self, model: Model, call: str, argument: Handle | None) -> None:
+        """Its function fetches its argument, if another rank owns that."""
+        if argument is not None and argument.rref.owner != self.to:
+            model.fetching.add((call, self.out))
+
+    def _end(self, model: Model, call: str, late: ErrorClass) -> None:
+        """Its caller has waited for its function, unless that was too late, or nobody waits."""
+        if not late and self.wait != "later":
+            model.fetching.discard((call, self.out))
 
     @property
     def lasts(self) -> float:
@@ -194,8 +197,10 @@ class Call(Step):
         if isinstance(self.right, str):
             if self.raises:
                 drawer.note_deleted(self.right)
-            elif self.out and drawer.scope.handles[self.right].owner != self.to:
-                drawer.fetching.add(self.out)
+            elif drawer.scope.handles[self.right].owner != self.to:
+                message = MessageType.PYTHON_CALL
+                ends = drawer.ends(self.at, message, self.timeout, self.seconds)
+                drawer.note_fetching(self.out, ends=ends)
             drawer.note_uncertain(self.right)
 
     @classmethod
@@ -243,8 +248,8 @@ class Wait(Step):
         if self.future not in model.futures:
             raise StepFails(error="missing")
         predicted = model.futures.pop(self.future)
-        if predicted.error != "timeout":
-            model.fetching.discard(self.future)
+        if predicted.error not in ("timeout", "unknown"):
+            model.fetching = {one for one in model.fetching if one[1] != self.future}
         return predicted
 
     @classmethod

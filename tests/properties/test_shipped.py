@@ -14,7 +14,7 @@ from rpcprops.runner import Runner
 
 #: Hangs, of which each takes seconds to be sure of, at rate 1 as well.
 _SLOW = {"failed-backward-revisits-rank", "early-owner-fork", "refused-init-counted"}
-#: Eight seconds until a second rank raises, at rate 1 as well.
+#: Sixteen seconds at rate 1, in which a second rank raises.
 _SLOW |= {"freed-context-used"}
 #: Five seconds of being sure that a call is served for ever, at rate 1 as well.
 _SLOW |= {"fetch-after-delete"}

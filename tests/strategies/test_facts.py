@@ -65,6 +65,7 @@ AVOIDED: list[tuple[str, FaultTable, bool, tuple[str, ...]]] = [
     ("shutdown-overtakes-creation", FAILED_DELETES, False, ("remote", "fetch")),
     ("shutdown-deletes-argument", FaultTable(), False, ("own", "remote", "share")),
     ("shutdown-deletes-argument", FaultTable(), False, ("own", "call", "wait")),
+    ("shutdown-deletes-argument", LATE_CALLS, False, ("own", "call", "wait")),
     ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
     ("refused-init-counted", FaultTable(), True, ("call", "rejoin", "settle")),
     ("late-remote-to-self", LATE_CREATIONS, True, ("remote",)),

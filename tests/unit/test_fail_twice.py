@@ -72,12 +72,14 @@ def test_its_rank_may_die_in_a_later_step(*, before: bool, explained: bool) -> N
 
 
 def test_a_pass_that_is_never_answered_meets_it_as_well() -> None:
-    """Its gradient fails by a timeout, or by the shutdown, so it may show anywhere."""
+    """Its gradient fails by a timeout, or by the shutdown, so a rank of it may die later."""
     program = Program(3, (Context(0, "x", (1, 0), nested=True, breaks=0), Call(0, 1)))
-    wrong = Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0)
     met = predict(program, FaultPlan()).met
-    names, left = set_apart(program, met, ideal(program, FaultPlan()), [wrong])
-    assert (names, left) == (("freed-context-used",), ())
+    for rank, how, explained in ((0, "ABRT", True), (2, "ABRT", False), (0, "KILL", False)):
+        died = f"worker{rank} died before its time: killed by SIG{how}"
+        wrong = Violation("RankDied", died, rank)
+        names, left = set_apart(program, met, ideal(program, FaultPlan()), [wrong])
+        assert (names, left) == ((("freed-context-used",), ()) if explained else ((), (wrong,)))
 
 
 @pytest.mark.parametrize(

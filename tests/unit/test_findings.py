@@ -49,6 +49,7 @@ from tests.seeded._ideal import (
     EXIT_SHUTDOWN_FAILED,
     LEAKED,
     OWNER_WAITED,
+    calling,
     holding,
     ideal,
     place,
@@ -164,6 +165,15 @@ def test_a_wait_for_an_rref_that_a_finding_leaks_is_explained_beside_a_wrong_val
         ((Call(0, 0, right="a", wait="later", out="f"),), False, False),
         ((Call(0, 1, right="a"),), False, False),
         ((Call(0, 1, right="a", timeout=1.0, seconds=12.0),), False, True),
+        ((Call(0, 1, right="b", wait="later", out="f"),), False, True),
+        (
+            (
+                Call(0, 1, right="a", wait="later", out="f", timeout=14.0, seconds=12.0),
+                Wait(0, "f"),
+            ),
+            False,
+            True,
+        ),
         ((Call(0, 1, wait="later", out="f"),), False, False),
     ],
 )
@@ -171,19 +181,31 @@ def test_a_shutdown_deletes_the_argument_of_a_call_that_nobody_waits_for(
     steps: tuple[Step, ...], *, settles: bool, meets: bool
 ) -> None:
     """If its function fetches that from another rank, and no wait or settle has seen its end."""
-    program = Program(2, (Own(0, "a"), *steps), settles=settles)
+    made = (Own(0, "a"), Remote(0, 0, "b", raises=True), Fetch(0, "b"))
+    program = Program(2, (*made, *steps), settles=settles)
+    prediction = predict(program, FaultPlan())
     expected = {"shutdown-deletes-argument"} if meets else set()
-    assert predict(program, FaultPlan()).known_bugs == expected
+    assert prediction.known_bugs == expected
+    # Only the shutdown hangs.
+    for phase in ("shutdown", "run"):
+        hung = Violation("RankHung", f"worker1 hangs (phase {phase}, after 30 real s)", 1)
+        names, _ = set_apart(program, prediction.met, ideal(program, FaultPlan()), [hung])
+        assert {*names} == (expected if phase == "shutdown" else set())
 
 
-def test_what_comes_after_a_settle_that_ends_the_run_is_not_missed() -> None:
-    """The ranks do not shut down then, so no messages of a shutdown are in the record."""
-    program = Program(2, (Method(0, 1, how="async", form="missing"), Settle()), settles=False)
-    outcome = settled_with(seen(program, FaultPlan()), 1, 1, owners=1, forks=1)
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_comes_after_a_settle_that_ends_the_run_is_not_missed(*, twice: bool) -> None:
+    """No messages of a shutdown are in the record then; how often calls ran is judged."""
+    method = Method(0, 1, how="async", form="missing")
+    program = Program(2, (Call(0, 1), method, Settle()), settles=False)
+    outcome = settled_with(seen(program, FaultPlan()), 2, 1, owners=1, forks=1)
+    if twice:
+        outcome = calling(outcome, 1, {"step0": 2})
     created = SentMessage(0.0, 0, 1, 1, "PYTHON_REMOTE_CALL", is_request=True, first_id=1)
     cut = replace(outcome, messages=(created,))
     observed = observe(_Shows(cut), Case(program), with_findings=False)  # type: ignore[arg-type]
-    assert (observed.explained_by, observed.violations) == (("failed-async-proxy",), ())
+    assert observed.explained_by == ("failed-async-proxy",)
+    assert [place(v) for v in observed.violations] == [("NotRunOnce", 1, None)] * twice
 
 
 def test_a_finding_explains_on_a_torch_that_nobody_has_measured() -> None:

@@ -183,9 +183,10 @@ _NOT_SLOW = "its function is one of torch's, or of a TorchScript class, which ca
 UNTIMED = {
     **dict.fromkeys(("pause", "settle", "parallel", "refused", "own", "local", "drop"), _NO_CALL),
     **dict.fromkeys(("context", "graph", "train", "optimize", "module", "linear"), _SEVERAL),
-    **dict.fromkeys(("outlast", "onward", "default", "fail_twice"), _OF_ITS_OWN),
+    **dict.fromkeys(("outlast", "onward", "default"), _OF_ITS_OWN),
     **dict.fromkeys(("member", "profile", "rejoin"), _LIFE),
     "wait": "the timeout is that of its call",
+    "fail_twice": "its gradients have the default timeout, which must be longer than the step",
     "ask": "it asks of RRefs what each rank knows without a call, but for the type",
 }
 #: The kinds of step that have a timeout, and no function that sleeps, and why.

@@ -299,7 +299,8 @@ def fail_at_two(
         loss = sum(one.sum() for one in results)
         result["loss"] = loss.item()
         result |= run_backward(context_id, loss, leaf, retain=False)
-    # Threads of torch still hold the context for a moment, and whoever is last frees its memory.
+    # Threads of torch hold the context for another moment. After that only the graph of `loss`
+    # refers to it, weakly, which keeps its memory until this function returns.
     time.sleep(min(fails.values()))
     return result
 
@@ -311,13 +312,17 @@ def break_later(call: str, x: torch.Tensor, seconds: float) -> torch.Tensor:
     return later
 
 
-#: The pieces of memory that are used: sizes in bytes, one of each that malloc keeps apart, eight
-#: times. Of each size malloc keeps seven freed pieces for the thread that freed them.
+#: Sizes of the pieces of memory that are used, in bytes: each that glibc's malloc keeps apart,
+#: eight times. For every thread and size it keeps up to seven pieces that the thread has freed.
 PIECES = [size for size in range(24, 1033, 16) for _ in range(8)]
 
 
 def use_free_memory() -> list[int]:
-    """Take memory that has just become free in this thread, and write text into it."""
+    """Take memory that has just become free in this thread, and write text into it.
+
+    Where a mutex was, this text asks for a priority that does not exist, and glibc ends the process
+    when the mutex is locked.
+    """
     library = ctypes.CDLL(None)
     library.malloc.restype = ctypes.c_void_p
     kept: list[int] = []
