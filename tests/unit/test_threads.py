@@ -30,6 +30,7 @@ from rpcprops.programs import (
     Invoke,
     Method,
     Onward,
+    Outlast,
     Own,
     Parallel,
     Profile,
@@ -289,3 +290,14 @@ def test_both_are_drawn() -> None:
         assert seen.certain
         assert not any(step.error in ("timeout", "unknown") for step in seen.steps)
     assert together > 30
+
+
+def test_a_program_gets_the_threads_of_steps_that_wait_as_long_as_they_must() -> None:
+    """Where a step that waits for a given time asks for many, all the others count as well."""
+    late = [Outlast(1, 0, name, "gradient", "timeout", seconds=100.0) for name in ("x", "y")]
+    steps = (late[0], Onward(0, 1, 0, within=1050.0, patience=1650.0), late[1])
+    drawer = StepDrawer(lambda _: 0, 2, facts=UNKNOWN)
+    drawer.steps, drawer.rpc_timeout = [*steps], 300.0
+    number = drawer.threads_of_ranks
+    assert number is not None
+    predict(Program(2, steps, rpc_timeout=300.0, num_worker_threads=number), QUIET)
