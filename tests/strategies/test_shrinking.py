@@ -40,6 +40,7 @@ FEWEST = {
     "shutdown-deletes-argument": 2,
     "failed-async-proxy": 1,
     "failed-backward-revisits-rank": 1,
+    "freed-context-used": 1,
     "early-owner-fork": 2,
     "readable-injected-error": 1,
     "late-remote-to-self": 1,
