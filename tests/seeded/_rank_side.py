@@ -222,7 +222,9 @@ def compute_otherwise() -> None:
 
 def break_silently() -> None:
     """Let a backward pass through that has to break."""
-    _replace(autograd.BreaksInBackward, "backward", staticmethod(lambda _ctx, gradient: gradient))
+    _replace(
+        autograd.BreaksInBackward, "backward", staticmethod(lambda _ctx, gradient: (gradient, None))
+    )
 
 
 def step_without_moving() -> None:

@@ -20,18 +20,25 @@ class AbandonedError(Exception):
     """Raised inside a context, to leave it by an exception."""
 
 
+#: The text of an exception in backward.
+ON_PURPOSE = "raised on purpose"
+
+
 class BreaksInBackward(torch.autograd.Function):
-    """Passes a tensor on, and raises in backward."""
+    """Passes a tensor on, and raises in backward after some seconds (virtual)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, seconds: float) -> torch.Tensor:
         """Copy the tensor."""
+        ctx.seconds = seconds
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
-        """Raise."""
-        raise RaisedOnPurposeError
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Sleep and raise."""
+        if ctx.seconds:
+            time.sleep(ctx.seconds)
+        raise RaisedOnPurposeError(ON_PURPOSE)
 
 
 def context(
@@ -87,7 +94,12 @@ def hop(call: str, factor: float, breaks: bool, x: torch.Tensor) -> torch.Tensor
     """One hop of a context's path."""
     note_call(call)
     y = factor * x + 1.0
-    broken: torch.Tensor = BreaksInBackward.apply(y) if breaks else y  # type: ignore[no-untyped-call]
+    return break_in_backward(y, 0.0) if breaks else y
+
+
+def break_in_backward(x: torch.Tensor, seconds: float) -> torch.Tensor:
+    """The same tensor, whose backward raises after some seconds (virtual)."""
+    broken: torch.Tensor = BreaksInBackward.apply(x, seconds)  # type: ignore[no-untyped-call]
     return broken
 
 
@@ -241,26 +253,6 @@ def refused(call: str, world: tuple[str, ...], *, context: str) -> dict[str, Any
     return {"refused": False}
 
 
-#: The text of an exception in backward.
-ON_PURPOSE = "raised on purpose"
-
-
-class BreaksLater(torch.autograd.Function):
-    """Passes a tensor on, and raises in backward after some seconds (virtual)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, seconds: float) -> torch.Tensor:
-        """Copy the tensor."""
-        ctx.seconds = seconds
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Sleep and raise."""
-        time.sleep(ctx.seconds)
-        raise RaisedOnPurposeError(ON_PURPOSE)
-
-
 def fail_twice(
     call: str,
     world: tuple[str, ...],
@@ -308,8 +300,7 @@ def fail_at_two(
 def break_later(call: str, x: torch.Tensor, seconds: float) -> torch.Tensor:
     """Double a tensor; its backward raises."""
     note_call(call)
-    later: torch.Tensor = BreaksLater.apply(2.0 * x, seconds)  # type: ignore[no-untyped-call]
-    return later
+    return break_in_backward(2.0 * x, seconds)
 
 
 #: Sizes of the pieces of memory that are used, in bytes: each that glibc's malloc keeps apart,
