@@ -612,7 +612,7 @@ class StepDrawer:
             return _going_on(self.kinds, self.on, "", "makers")
         latest = self._latest
         but = "settle" if self._block or (latest and latest.op == "settle") else ""
-        again = latest.op if latest is not None and latest.used else ""
+        again = "" if latest is None else latest.op if latest.used else latest.leads_to
         if not self._just_ended:
             return _going_on(self.kinds, self.on, but, again, _AGAIN)
         handles = self.scope.handles

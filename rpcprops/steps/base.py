@@ -91,6 +91,8 @@ class Step:
     often: ClassVar[int] = 0
     #: How often it is drawn among the steps that go on with an RRef: see :meth:`goes_on_with`.
     goes_on: ClassVar[int] = 0
+    #: The kind that is drawn more often after it, if it uses no handle; "" if there is none.
+    leads_to: ClassVar[str] = ""
     #: Whether it needs no earlier step, so that it can always come next.
     comes_first: ClassVar[bool] = True
     #: Whether it may stand in a branch of a parallel step.

@@ -61,6 +61,8 @@ class Settle(Step):
     runs: ClassVar[str] = ""
     order: ClassVar[float | None] = 14
     goes_on: ClassVar[int] = 2
+    #: What a handle promises of the past, it promises after a settle only.
+    leads_to: ClassVar[str] = "ask"
     in_branch: ClassVar[bool] = False
 
     def enter(self, scope: Scope) -> None:
