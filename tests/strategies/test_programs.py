@@ -69,7 +69,7 @@ DELAYED = FaultPlan(
 @functools.cache
 def long_programs() -> tuple[Program, ...]:
     """Programs of up to 64 steps, drawn once for all the tests that look at such."""
-    return tuple(draws(programs(max_steps=64), 450))
+    return tuple(draws(programs(max_steps=64), 600))
 
 
 def leaves_of_long_programs() -> list[Leaf]:
