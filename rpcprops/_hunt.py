@@ -85,7 +85,7 @@ class Batch:
         explained: how many examples broke a promise in the way of each known finding, by its name.
         accepted: how many examples showed a documented effect, by its kind.
         accepted_times: how often they showed it, each rank and step by itself.
-        accepted_examples: the first of them for each kind, as Python.
+        accepted_examples: one of them with the fewest steps for each kind, as Python.
         verdict: the verdict of the examination, as for ``rpcprops check``.
         found_after: real seconds from the start of the batch until each known finding, by its name,
             was first met, and each broken promise was first confirmed.
@@ -659,8 +659,6 @@ def summary(hunt: Hunt) -> dict[str, Any]:
 
 
 def _example_of(hunt: Hunt, kind: str) -> str:
-    """The first example that showed a documented effect; a file that was edited may lack it."""
-    for batch in hunt.batches:
-        if kind in batch.accepted_examples:
-            return batch.accepted_examples[kind]
-    return "one that the file does not hold"
+    """The shortest example of a documented effect; a file that was edited may lack it."""
+    found = [b.accepted_examples[kind] for b in hunt.batches if kind in b.accepted_examples]
+    return min(found, key=len, default="one that the file does not hold")

@@ -95,7 +95,7 @@ class Doubt:
 
 @dataclass(slots=True)
 class AcceptedCount:
-    """A documented effect that cases showed: how many did, and the first of them.
+    """A documented effect that cases showed: how many did, and one with the fewest steps.
 
     Attributes:
         kind: its name in :data:`rpcprops.oracle.DOCUMENTED`.
@@ -182,6 +182,8 @@ class Examination:
             count = self.accepted.setdefault(kind, AcceptedCount(kind, seen.case))
             count.examples += 1
             count.times += times
+            if len(seen.case.program.leaves) < len(count.case.program.leaves):
+                count.case = seen.case
 
 
 def examine(  # noqa: PLR0913 - the ways to draw and to judge

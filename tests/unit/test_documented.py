@@ -204,6 +204,20 @@ def test_a_summary_counts_each_kind_over_all_properties() -> None:
     assert _accepted_in_all(done) == {"leak-at-owner": (6, 3), "shutdown-waits": (6, 3)}
 
 
+def test_the_example_of_an_effect_is_the_one_of_fewest_steps() -> None:
+    """A user reads the example, so a long one gives way to a shorter one, whichever comes first."""
+    plan = FaultPlan(FaultTable([DELETE], 6))
+    long = Program(2, (Remote(0, 1, "a"), Remote(1, 0, "b"), Drop(0, "a"), Drop(1, "b")))
+    short = Program(2, (Remote(0, 1, "a"), Drop(0, "a")))
+    result = Examination(PROPERTIES["drawn-beyond-budget"])
+    for program in (long, short, long):
+        outcome = ideal(program, plan)
+        found = accepted(program, plan, outcome)
+        result.count(Observation(Case(program, plan), outcome, (), (), accepted=found))
+    assert result.accepted["leak-at-owner"].case.program == short
+    assert result.accepted["leak-at-owner"].examples == 3
+
+
 def test_what_allows_an_effect_is_printed() -> None:
     """The report of an effect has torch's words with their place, where there are any."""
     lines = describe_accepted("leak-at-owner", 1, 2, "case")

@@ -81,13 +81,13 @@ def test_an_example_that_two_batches_drew_counts_once(tmp_path: Path) -> None:
 
 
 def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
-    """Each kind over all batches, with its sentence and the first example."""
+    """Each kind over all batches, with its sentence and its shortest example."""
     hunt = Hunt(tmp_path / "hunt.jsonl")
-    for seed, count in ((0, 2), (1, 3)):
+    for seed, count, example in ((0, 2, "a longer one"), (1, 3, "a short one")):
         one = batch(seed, f"case{seed}")
         one.accepted = {"leak-at-owner": count}
         one.accepted_times = {"leak-at-owner": 2 * count}
-        one.accepted_examples = {"leak-at-owner": f"example {seed}"}
+        one.accepted_examples = {"leak-at-owner": example}
         hunt.append(one)
     assert summary(Hunt.read(hunt.path))["accepted"] == [
         {
@@ -97,7 +97,7 @@ def test_what_was_accepted_is_summed_up(tmp_path: Path) -> None:
             "sentence": DOCUMENTED["leak-at-owner"].sentence,
             "allowed_by": DOCUMENTED["leak-at-owner"].allowed_by,
             "is_defect": True,
-            "example": "example 0",
+            "example": "a short one",
         }
     ]
 
