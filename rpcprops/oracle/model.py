@@ -201,6 +201,8 @@ class Model:
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle; one
         #: for each fetch.
         self._fetched_late: list[RRef] = []
+        #: Handles whose creation fails, in functions that answer with them when nobody waits.
+        self._answered_late: list[Handle] = []
         #: Handles that arrive only then.
         self._arrives_late: list[Handle] = []
         #: Ranks of whose last deletes only the answer is lost.
@@ -458,6 +460,7 @@ class Model:
         self.unread = False
         self.settled = len(self.sends)
         self._fetched_late.clear()
+        self._answered_late.clear()
         self._arrives_late.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
@@ -979,7 +982,28 @@ class Model:
         handle.second = handle.rank in self.broke_one
         if handle.second:
             self.meets("second-failed-remote")
+            for late in [one for one in self._answered_late if one.rank == handle.rank]:
+                # The function sleeps first, so it may well be its creation that fails second.
+                self._keeps_unmarked(late)
         self.broke_one.add(handle.rank)
+
+    def answers_late(self, handle: Handle) -> None:
+        """A function answers with an RRef whose creation failed, when nobody waits for that.
+
+        A torch that does not know that the creation has failed sends the RRef. The answer is late,
+        and so the fork in it stays (``rref_context.cpp``: ``RRefContext::prepareChildFork``).
+        """
+        if handle.second:
+            self._keeps_unmarked(handle)
+        else:
+            self._answered_late.append(handle)
+
+    def _keeps_unmarked(self, handle: Handle) -> None:
+        finding = "second-failed-remote"
+        if handle.fork:
+            self.keeps_user(finding, handle.rank, handle.rref.owner)
+        else:
+            self.keeps_perhaps(finding, handle.rank, Counters(owners=1, forks=1))
 
     def value(self, handle: Handle, at: int) -> list[float]:
         """The value by ``to_here``, or by ``local_value`` at the owner.

@@ -862,8 +862,8 @@ class Nest(Step):
             model.abandoned_calls[self.via].add(call)
         if there.broken:
             model.drop(there)
-            if late and there.second:
-                self._answer_unmarked(model, there)
+            if late:
+                model.answers_late(there)
             raise StepFails(late or "creation", slack)
         if not typed:
             model.calls[self.to][f"{call}/nested"] += 1
@@ -893,17 +893,6 @@ class Nest(Step):
             model.keeps("late-answer-keeps-rref", self.to, Counters(owners=1, forks=1))
         if there.fork:
             model.keeps_user("late-answer-keeps-rref", self.via, self.to)
-
-    def _answer_unmarked(self, model: Model, there: Handle) -> None:
-        """A torch that does not know that the creation has failed answers with the RRef.
-
-        The answer is late, and so the fork in it stays (see :meth:`_unread`).
-        """
-        bug = "second-failed-remote"
-        if there.fork:
-            model.keeps_user(bug, self.via, self.to)
-        else:
-            model.keeps_perhaps(bug, self.via, Counters(owners=1, forks=1))
 
     @property
     def lasts(self) -> float:

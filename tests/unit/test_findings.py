@@ -922,6 +922,21 @@ def test_a_late_answer_with_an_rref_whose_creation_failed_keeps_it_if_it_is_not_
     assert explained(program, lost, leak) == (("second-failed-remote",) if explains else ())
 
 
+@pytest.mark.parametrize(
+    ("at", "settles_between", "explains"), [(1, False, True), (0, False, False), (1, True, False)]
+)
+def test_the_creation_of_a_function_that_sleeps_may_fail_after_that_of_a_later_step(
+    at: int, *, settles_between: bool, explains: bool
+) -> None:
+    """Then it is the second that fails in its process, and an answer with it keeps it."""
+    late = Nest(0, 1, 1, "b", timeout=3.0, seconds=12.0)
+    between = (Settle(),) if settles_between else ()
+    program = Program(2, (late, *between, Remote(at, 1, "a")))
+    lost = FaultPlan.of(FaultTable(["PYTHON_REMOTE_CALL"], 1))
+    leak = Violation("RRefLeak", "worker1 holds 1 owner, 1 fork; expected nothing", rank=1)
+    assert explained(program, lost, leak) == (("second-failed-remote",) if explains else ())
+
+
 def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
     """The user's fork stays in both cases; a fork that nobody announced is not at its owner."""
     program = Program(2, (Nest(0, 0, 1, "a", timeout=3.0, seconds=12.0),))
