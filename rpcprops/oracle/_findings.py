@@ -142,23 +142,21 @@ def set_apart(
     outcome's torch.
 
     A rank that dies or hangs cuts its run short. Of the steps that ran then, only the values that
-    they returned are judged separately.
+    they returned are judged separately. Another rank may then die of what it sends to a dead one.
     """
     met = tuple(met)
     found: set[str] = set()
     left: list[Violation] = []
-    cut = False
+    cut: set[str] = set()
     known = facts or facts_of(outcome.torch_version)
     last = _last_under_way(program, outcome)
     for violation in violations:
-        rank = violation.rank
-        log = outcome.ranks[rank].log if rank is not None and rank < len(outcome.ranks) else ""
-        names = explanations(met, violation, known, log, last)
+        names = explanations(met, violation, known, _log_of(outcome, violation), last)
         found.update(names)
-        if names:
-            cut = cut or violation.promise in ("RankDied", "RankHung")
-        else:
+        if not names:
             left.append(violation)
+        elif violation.promise in ("RankDied", "RankHung"):
+            cut.add(violation.promise)
     if cut:
         left = [
             violation
@@ -167,7 +165,30 @@ def set_apart(
             or violation.step < last.start
             or violation.promise in ("WrongValue", "WrongGradient")
         ]
+    if "RankDied" in cut:
+        followers = [one for one in left if _gave_up_a_fork_request(one, outcome, known)]
+        left = [one for one in left if one not in followers]
+        found |= {_GIVEN_UP} if followers else set()
     return tuple(sorted(found)), tuple(left)
+
+
+_GIVEN_UP = "fork-request-given-up"
+
+
+def _gave_up_a_fork_request(violation: Violation, outcome: Outcome, facts: TorchFacts) -> bool:
+    """Whether a rank died because its fork request was never answered; its log says so.
+
+    The owner may be dead, so this needs no fault.
+    """
+    log = _log_of(outcome, violation)
+    ended = facts.texts.terminated in log and facts.texts.given_up in log
+    return violation.promise == "RankDied" and ended and facts.has_bug(_GIVEN_UP)
+
+
+def _log_of(outcome: Outcome, violation: Violation) -> str:
+    """What the rank wrote that a violation names."""
+    rank = violation.rank
+    return outcome.ranks[rank].log if rank is not None and rank < len(outcome.ranks) else ""
 
 
 def _last_under_way(program: Program, outcome: Outcome) -> range:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import fields, replace
 
 from rpcprops.oracle.prediction import Met
 from rpcprops.outcomes import Counters
-from rpcprops.torch_facts import FINDINGS
+from rpcprops.torch_facts import FINDINGS, Texts
 
 #: The counters of RRefs; the others are of contexts and calls.
 _OF_RREFS = ("owners", "forks", "pending_users", "pending_futures")
@@ -29,8 +29,8 @@ class Kept:
         self._surely: dict[tuple[int, str], Counters] = {}
         #: The same for what it keeps in some of these runs, one by one.
         self._perhaps: defaultdict[tuple[int, str], list[Counters]] = defaultdict(list)
-        #: How many user RRefs a rank keeps, which it deletes when it shuts down.
-        self._users: Counter[tuple[int, str]] = Counter()
+        #: How many user RRefs of which owner a rank keeps, which it deletes when it shuts down.
+        self._users: Counter[tuple[int, str, int]] = Counter()
 
     def add(self, finding: str, rank: int, held: Counters) -> None:
         """Note that the finding makes a rank keep this."""
@@ -41,9 +41,9 @@ class Kept:
         """Note that it makes a rank keep this in some runs."""
         self._perhaps[rank, finding].append(held)
 
-    def add_user(self, finding: str, rank: int) -> None:
+    def add_user(self, finding: str, rank: int, owner: int) -> None:
         """Note that it makes a rank keep a user RRef, which is deleted by the shutdown only."""
-        self._users[rank, finding] += 1
+        self._users[rank, finding, owner] += 1
 
     def found(
         self, wanted: Sequence[Counters], met: Iterable[Met], step: int | None, *, settles: bool
@@ -95,19 +95,25 @@ class Kept:
             rank: one whose deletes may fail.
             users: how many users it deletes besides those that are kept.
         """
-        mine = {finding: kept for (at, finding), kept in self._users.items() if at == rank}
+        mine = {key: kept for key, kept in self._users.items() if key[0] == rank}
         number = "|".join(str(1 + n) for n in range(sum(mine.values()) + users))
         says = rf"holds (?:{number}) pending futures?(?:, .*)? after its shutdown$"
-        for finding in mine:
+        for finding in {key[1] for key in mine}:
             yield Met(finding, rank, None, says, ("RRefLeak",))
 
-    def waits(self, text: str) -> Iterator[Met]:
-        """What explains that ranks which keep a user write `text` in a graceful shutdown.
+    def waits(self, texts: Texts, owners_of: Callable[[int], Iterable[int]]) -> Iterator[Met]:
+        """What explains that ranks write in a graceful shutdown that they have waited in vain.
 
-        There each waits in vain for the children of that user, as :meth:`late_deletes` says.
+        A rank that keeps a user waits for the children of that user, as :meth:`late_deletes` says.
+        Only then does it delete its users, and their owners have waited for that as long as it has.
+
+        Args:
+            owners_of: the owners of all users that a rank deletes besides those that are kept.
         """
-        for rank, finding in self._users:
-            yield Met(finding, rank, None, re.escape(text), ("ErrorInLog",))
+        for rank, finding, owner in self._users:
+            yield Met(finding, rank, None, re.escape(texts.users_waited), ("ErrorInLog",))
+            for other in {owner, *owners_of(rank)}:
+                yield Met(finding, other, None, re.escape(texts.owners_waited), ("ErrorInLog",))
 
     def _ways(self, rank: int, finding: str) -> set[Counters]:
         """All that the finding may make a rank keep in a run in which it shows."""

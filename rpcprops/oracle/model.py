@@ -205,7 +205,8 @@ class Model:
         self._answered_late: list[Handle] = []
         #: Handles that arrive only then.
         self._arrives_late: list[Handle] = []
-        #: Ranks of whose last deletes only the answer is lost.
+        #: Ranks that may shut down before their last deletes have arrived: only the answer of one
+        #: is lost, or its owner never got the RRef.
         self._leaves_early: set[int] = set()
         #: Holds of a creation until the delete of its own fork: the fork by the fault.
         self._own_deletes: dict[MessageFault, str] = {}
@@ -400,6 +401,23 @@ class Model:
             ranks = range(self.world_size)
             self.met |= {Met(finding, rank, None, r"\(phase shutdown,") for rank in ranks}
 
+    def frees_context(self, rank: int, *, keeps: bool = True) -> None:
+        """A gradient of this step that `rank` has sent fails when its context has been freed.
+
+        The callback of its future then locks a mutex in that memory (``context.cpp``:
+        ``DistAutogradContext::addOutstandingRpc``). That ends the process. Or it raises, and then
+        the call is never counted as ended, so that the shutdown waits for it
+        (``tensorpipe_agent.cpp``: ``TensorPipeAgent::markFutureWithError``, ``join``).
+
+        Args:
+            keeps: False where another finding keeps calls anyway, of any number.
+        """
+        finding = "freed-context-used"
+        self.meets_here(finding, rank, r"killed by SIG(ABRT|SEGV|BUS)", lasts=True)
+        if keeps:
+            self.keeps_perhaps(finding, rank, Counters(client_calls=1))
+            self._meets_at_shutdown(finding)
+
     def never_ends(self, finding: str) -> None:
         """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
         if self.facts.has_bug(finding):
@@ -419,7 +437,7 @@ class Model:
         """The same for a user RRef of `rank`, which only its shutdown deletes."""
         if not self.facts.has_bug(finding):
             return
-        self.kept.add_user(finding, rank)
+        self.kept.add_user(finding, rank, owner)
         self.sends_otherwise(finding, rank, owner, MessageType.RREF_USER_DELETE)
 
     def sends_otherwise(self, finding: str, rank: int, to: int, message: MessageType) -> None:
@@ -436,7 +454,11 @@ class Model:
         """Note what the ranks that keep something hold at the end of the run."""
         self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
         if graceful:
-            self.met |= set(self.kept.waits(self.facts.texts.users_waited))
+
+            def owners_of(rank: int) -> set[int]:
+                return {user.rref.owner for user in self.users if user.rank == rank}
+
+            self.met |= set(self.kept.waits(self.facts.texts, owners_of))
             deletes = MessageType.RREF_USER_DELETE
             users = Counter(user.rank for user in self.users)
             self.met |= {
@@ -467,6 +489,7 @@ class Model:
         self.counted_late.clear()
         self.fetching.clear()
         self.early_deletes.clear()
+        self._leaves_early.clear()
         self.late_contexts.clear()
         return StepPrediction(
             counters=self.counters(), failures=self.retried(), calls=self.called()
@@ -887,7 +910,12 @@ class Model:
             # The owner knows of no fork now, so it forgets the RRef that it got a handle of
             # (rref_context.cpp: RRefContext::delForkOfOwner).
             self.meets("early-owner-fork")
-        if self.sends[-1].failures and not handle.lost:
+        if self.sends[-1].failures and handle.lost:
+            # A shutdown waits until owners have no RRef left (rref_context.cpp:
+            # RRefContext::delAllUsersAndUnforkedOwners), and for no message that is to be sent
+            # again (tensorpipe_agent.cpp: TensorPipeAgent::join).
+            self._leaves_early.add(handle.rank)
+        elif self.sends[-1].failures:
             self.early_deletes.append(handle.rref)
 
     def created(self, at: int, owner: int, value: Sequence[float] = (), *, typed: bool) -> Handle:

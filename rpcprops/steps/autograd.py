@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _LONGEST_PATH = 5
 #: How a rank dies that uses memory which was freed.
-_DIES = "killed by SIG(ABRT|SEGV|BUS)"
 #: Options of a context: how it walks its path, and how it ends.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
@@ -115,7 +114,7 @@ class Context(Step):
             # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
             for rank in {self.at, *self.path}:
-                model.meets_here("freed-context-used", rank, _DIES, lasts=True)
+                model.frees_context(rank, keeps=False)
         broke = self._loses_gradient(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
@@ -532,7 +531,7 @@ class FailTwice(Step):
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}
         # The error is there when the step ends, but a busy machine may use it only later.
-        model.meets_here("freed-context-used", self.at, _DIES, lasts=True)
+        model.frees_context(self.at)
         model.release(self.name, self.at, known)
         return model.shows({"loss": 4.0 * math.fsum(self.value), "broke": True})
 

@@ -227,7 +227,8 @@ _ALL = (
         why=(
             "A backward pass that ends with an error does not wait for the gradients that it has "
             "sent. Each of these holds a bare pointer to the autograd context. If one of them "
-            "fails after the context was cleaned up, torch locks and reads memory that was freed."
+            "fails after the context was cleaned up, torch locks and reads memory that was freed. "
+            "The rank dies; or the lock raises, and then its shutdown waits for that call for ever."
         ),
         source=(
             "torch/csrc/distributed/autograd/context/context.cpp: "
@@ -235,7 +236,7 @@ _ALL = (
             "engine/dist_engine.cpp: DistEngine::execute waits for outstanding RPCs only where "
             "the pass has not failed"
         ),
-        shows_as=frozenset({"RankDied"}),
+        shows_as=frozenset({"RankDied", "RankHung", "CallLeak"}),
     ),
     Finding(
         name="early-owner-fork",

@@ -33,6 +33,7 @@ class Texts:
         not_picklable: the error when an RRef is pickled by anything but RPC.
         failed_send: the text before and after the number of the try, in the line of a failed send
             of a retryable message.
+        given_up: the error of a retryable message whose last try has failed.
         leaks: an RRef is left at shutdown.
         context_kept: a context that a rank could not release at another.
         assertion: an assertion inside torch has failed.
@@ -75,6 +76,8 @@ class Texts:
     not_picklable: str = "rref can only be pickled when using RPC"
     # rpc_agent.cpp, `RpcAgent::rpcRetryCallback`, at INFO.
     failed_send: tuple[str, str] = ("] Send try ", " failed")
+    # rpc_agent.cpp, `RpcAgent::rpcRetryCallback`.
+    given_up: str = "The RPC has not succeeded after the specified number of max retries"
     # rref_context.cpp, `RRefContext::checkRRefLeaks`.
     leaks: tuple[str, ...] = ("Leaking RRef", "Detected RRef Leaks")
     # torch/csrc/distributed/autograd/context/container.cpp,

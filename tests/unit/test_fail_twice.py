@@ -19,6 +19,11 @@ from tests.seeded._ideal import ideal
 
 PROGRAM = Program(3, (FailTwice(0, 1, 2, "x"), Call(0, 1)))
 MENDED = UNKNOWN.as_if_mended()
+#: What a rank writes whose fork request was sent six times in vain.
+GAVE_UP = (
+    "terminate called after throwing an instance of 'c10::Error'\n"
+    "  what():  The RPC has not succeeded after the specified number of max retries (5).\n"
+)
 
 
 def test_it_raises_and_leaves_nothing_behind() -> None:
@@ -80,6 +85,53 @@ def test_a_pass_that_is_never_answered_meets_it_as_well() -> None:
         wrong = Violation("RankDied", died, rank)
         names, left = set_apart(program, met, ideal(program, FaultPlan()), [wrong])
         assert (names, left) == ((("freed-context-used",), ()) if explained else ((), (wrong,)))
+
+
+@pytest.mark.parametrize(
+    ("promise", "rank", "message", "explained"),
+    [
+        ("CallLeak", 0, "worker0 holds 1 client call; expected nothing", True),
+        ("CallLeak", 0, "worker0 holds 2 client calls; expected nothing", False),
+        ("CallLeak", 1, "worker1 holds 1 client call; expected nothing", False),
+        ("CallLeak", 0, "worker0 holds 1 server call; expected nothing", False),
+        ("RankHung", 1, "worker1 hung (phase shutdown, step -)", True),
+        ("RankHung", 1, "worker1 hung (phase steps, step 1)", False),
+    ],
+)
+def test_a_lock_that_raises_leaves_the_call_counted(
+    promise: str, rank: int, message: str, explained: bool
+) -> None:
+    """Torch counts a call as ended after its callbacks, and a shutdown waits for calls."""
+    program = Program(3, PROGRAM.steps[:1])
+    met = predict(program, FaultPlan()).met
+    wrong = Violation(promise, message, rank)
+    names, left = set_apart(program, met, ideal(program, FaultPlan()), [wrong])
+    assert (names, left) == ((("freed-context-used",), ()) if explained else ((), (wrong,)))
+
+
+@pytest.mark.parametrize(
+    ("log", "first_died", "explained"),
+    [
+        (GAVE_UP, True, True),
+        (GAVE_UP, False, False),
+        ("terminate called without an active exception", True, False),
+    ],
+)
+def test_a_rank_that_cannot_reach_a_dead_one_dies_of_its_fork_request(
+    log: str, first_died: bool, explained: bool
+) -> None:
+    """Its log says so; without another death that a finding explains, a fault must have done it."""
+    program = Program(3, PROGRAM.steps[:1])
+    outcome = ideal(program, FaultPlan())
+    ranks = [replace(rank, log=log if rank.rank == 2 else "") for rank in outcome.ranks]
+    outcome = replace(outcome, ranks=tuple(ranks))
+    dead = [
+        Violation("RankDied", f"worker{rank} died before its time: killed by SIGABRT", rank)
+        for rank in ((0, 2) if first_died else (2,))
+    ]
+    names, left = set_apart(program, predict(program, FaultPlan()).met, outcome, dead)
+    assert ("fork-request-given-up" in names) is explained
+    assert left == (() if explained else (dead[-1],))
 
 
 @pytest.mark.parametrize(

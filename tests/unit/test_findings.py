@@ -890,6 +890,20 @@ def test_a_shutdown_waits_in_vain_for_the_children_of_a_user_that_is_kept(
     assert names == (("late-answer-keeps-rref",) if explains else ())
 
 
+@pytest.mark.parametrize(
+    ("rank", "users", "explains"), [(1, 1, True), (2, 1, True), (2, 0, False), (0, 1, False)]
+)
+def test_owners_wait_in_vain_for_a_rank_that_waits_for_the_children_of_a_kept_user(
+    rank: int, users: int, *, explains: bool
+) -> None:
+    """It deletes the users of all its RRefs only after that, and owners wait no longer than it."""
+    late = Nest(0, 0, 1, "b", timeout=3.0, seconds=12.0)
+    program = Program(3, (*(Remote(0, 2, "a"),) * users, late))
+    said = f"worker{rank} wrote: [E rref_context.cpp:299] Timed out waiting for pending OwnerRRefs"
+    names = explained(program, FaultPlan(), Violation("ErrorInLog", said, rank=rank))
+    assert names == (("late-answer-keeps-rref",) if explains else ())
+
+
 @pytest.mark.parametrize(("how", "meets"), [("async", {"failed-async-proxy"}), ("sync", set())])
 def test_a_method_that_times_out_may_have_done_so_when_the_type_was_asked(
     how: Any, meets: set[str]

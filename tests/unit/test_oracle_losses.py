@@ -346,6 +346,24 @@ def test_a_rank_in_a_hurry_may_fail_some_of_its_last_deletes() -> None:
     assert seen.failed_sends() == (range(2, 9), range(1), range(1))
 
 
+@pytest.mark.parametrize(
+    ("steps", "failures", "early"),
+    [
+        ((), 2, {0}),
+        ((Settle(),), 2, set()),
+        ((), 0, set()),
+    ],
+)
+def test_no_shutdown_waits_for_the_delete_of_what_was_never_made(
+    steps: tuple[Step, ...], failures: int, early: set[int]
+) -> None:
+    """Its owner has nothing to delete, so the rank may leave while the delete is sent again."""
+    table = FaultTable([REMOTE, *([DELETE] if failures else [])], 2)
+    lost = FaultPlan(by_rank={0: table})
+    program = Program(2, (Remote(0, 1, "a"), Drop(0, "a"), *steps), settles=False)
+    assert predict(program, lost).may_exit_early == early
+
+
 def test_a_rank_in_no_hurry_fails_all_of_its_last_deletes() -> None:
     """Nor more, nor less, wherever it still holds a handle."""
     seen = predicted(losing(DELETE, 2, 0), Remote(0, 1, "a"), Remote(0, 1, "b"), Drop(0, "b"))
