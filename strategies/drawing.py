@@ -443,8 +443,10 @@ class StepDrawer:
         None where threads are few and a message may have to wait too long for one.
         """
         if self.has_few_threads:
-            leaves = itertools.chain(*(step.leaves for step in self.steps))
-            if self._waits(sum(map(busy_seconds, leaves))) > self.limit(None):
+            leaves = [leaf for step in self.steps for leaf in step.leaves]
+            # A message waits for all that keeps a thread busy, and then its own function runs.
+            own = max((leaf.lasts for leaf in leaves), default=0.0)
+            if self._waits(sum(map(busy_seconds, leaves)) + own) > self.limit(None):
                 return None
         return self.rpc_timeout
 
@@ -611,10 +613,14 @@ class StepDrawer:
         if not self.scope.handles:
             return _going_on(self.kinds, self.on, "", "makers")
         latest = self._latest
-        but = "settle" if self._block or (latest and latest.op == "settle") else ""
-        again = "" if latest is None else latest.op if latest.used else latest.leads_to
+        but = "settle" if self._block or self.has_just_settled else ""
+        again, times = "", _AGAIN
+        if latest and latest.used:
+            again = latest.op
+        elif latest:
+            again, times = latest.leads_to, 3 * _AGAIN
         if not self._just_ended:
-            return _going_on(self.kinds, self.on, but, again, _AGAIN)
+            return _going_on(self.kinds, self.on, but, again, times)
         handles = self.scope.handles
         of_rref = {name for name, handle in handles.items() if handle.rref == self._rref}
         able = (kind for kind in self.on if STEP_TYPES[kind].goes_on_with(self, of_rref))
@@ -694,6 +700,11 @@ class StepDrawer:
         ]
         self._of_rref = 0.0
         return (self.pick(ways)(), 0) if ways else (None, self.pick(range(choices)))
+
+    @property
+    def has_just_settled(self) -> bool:
+        """Whether the last step was a settle."""
+        return self._latest is not None and self._latest.op == "settle"
 
     @property
     def _just_ended(self) -> bool:

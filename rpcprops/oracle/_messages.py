@@ -387,6 +387,15 @@ class Disturbances:
     def _tables(self) -> list[FaultTable]:
         return [self.plan.default, *self.plan.by_rank.values()]
 
+    def _comes_after_deletes(self, fault: MessageFault) -> bool:
+        """Whether a function may fetch its argument only after the last deletes of its rank.
+
+        The message that starts it is late as well, and a shutdown does not wait for that.
+        """
+        fetches = set(fault.targets) <= {*_FETCHES}
+        starts = {*_REMOTES, *_CALLS}
+        return fetches and any(starts & {*one.targets} for one in self.late if one is not fault)
+
     def check_shutdown(self, prediction: Prediction, *, settles: bool) -> None:
         """Check that no accept and no delete is so late that a shutdown gives up waiting for it.
 
@@ -397,7 +406,11 @@ class Disturbances:
             deletes = [f.delay for f in self.late if MessageType.RREF_USER_DELETE in f.targets]
             longest = max(deletes, default=0.0)
         else:
-            waited = [f for f in self.late if not _ends_in_shutdown(f, prediction)]
+            waited = [
+                one
+                for one in self.late
+                if not _ends_in_shutdown(one, prediction) or self._comes_after_deletes(one)
+            ]
             longest = sum(one.delay * _times(one) for one in waited)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             why = (

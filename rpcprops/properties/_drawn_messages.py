@@ -7,9 +7,10 @@ out (``oracle/_messages.py`` has the reasons, and where they stand in torch).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from rpcprops.faults import (
     WireMessageType,
 )
 from rpcprops.oracle import Prediction, predict
-from rpcprops.programs import Context, End, Program, Remote
+from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote
 from rpcprops.properties._base import Case
 from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
 from rpcprops.strategies import fault_tables, programs_under_faults
@@ -47,17 +48,17 @@ _LATE = (0.5, 2.0, TOO_LATE, TOO_LATE)
 #: in which several further steps run.
 _HOLDS = (1.0, 30.0, 120.0)
 _MOSTLY_LONG = (*_HOLDS, *_HOLDS[-1:] * 2)
-#: The timeout of a creation that waits until its own fork is deleted, in virtual seconds.
+#: The timeout of a step whose message is held or late for longer, in virtual seconds.
 GIVEN_UP = 0.5
 _REMOTES = (WireMessageType.PYTHON_REMOTE_CALL, WireMessageType.SCRIPT_REMOTE_CALL)
+_FETCHES = (WireMessageType.PYTHON_RREF_FETCH_CALL, WireMessageType.SCRIPT_RREF_FETCH_CALL)
 _DELETE = WireMessageType.RREF_USER_DELETE
 #: Messages for which a program seldom waits, so that it goes on while they are held.
 _UNAWAITED = frozenset(
     {
         *_REMOTES,
         WireMessageType.RREF_CHILD_ACCEPT,
-        WireMessageType.PYTHON_RREF_FETCH_CALL,
-        WireMessageType.SCRIPT_RREF_FETCH_CALL,
+        *_FETCHES,
         _DELETE,
     }
 )
@@ -151,7 +152,7 @@ _FORMS = (
         branches=True,
     ),
     # Few kinds, which go on with the same RRefs: what comes of them may depend on the order.
-    _Form(("hold",), _OF_RREFS),
+    _Form(("hold", "hold", "delay"), _OF_RREFS),
     _Form(("hold",), _OF_RREFS, settles=False),
     # Of what is lost or comes twice, it must be certain which message it is.
     _Form(("fail", "duplicate", "lose", "hold", "delay"), _IN_ORDER),
@@ -260,11 +261,12 @@ def _drawn(
     They differ in how long the message is late.
     """
     unawaited = [one for one in rows if one.message in _UNAWAITED]
-    # Half of the holds are of messages that others can overtake.
-    is_free = action == "hold" and unawaited and draw(st.booleans())
-    one = _any_of(draw, unawaited if is_free else rows)
-    if action == "hold" and one.message in _REMOTES and draw(st.booleans()):
-        yield from _held_behind_its_delete(program, one, rows)
+    fetches = [one for one in rows if one.message in _FETCHES]
+    # Half of what is held or late are messages that others can overtake.
+    free = {"hold": unawaited, "delay": fetches}.get(action)
+    one = _any_of(draw, free if free and draw(st.booleans()) else rows)
+    if (action, one.message) in _BEHIND_DELETES and draw(st.booleans()):
+        yield from _BEHIND_DELETES[action, one.message](program, one, rows)
         return
     held = one.nth(to_any=draw(st.booleans()))
     which = draw(st.sampled_from(_WHICH))
@@ -290,9 +292,17 @@ def _drawn(
         yield program, fault
 
 
-def _held_behind_its_delete(
-    program: Program, creation: Sent, rows: Sequence[Sent]
-) -> Iterator[tuple[Program, MessageFault]]:
+_Drawn = Iterator[tuple[Program, MessageFault]]
+
+
+def _timed(program: Program, number: int) -> Program:
+    """The program with a short timeout of a step."""
+    steps = [*program.steps]
+    steps[number] = replace(steps[number], **{"timeout": GIVEN_UP})
+    return replace(program, steps=tuple(steps))
+
+
+def _creation_behind_its_delete(program: Program, creation: Sent, rows: Sequence[Sent]) -> _Drawn:
     """Holds of a creation until its own fork is deleted, each in a program that has a timeout.
 
     A user deletes its fork only once its creation has ended (``rref_context.cpp``:
@@ -300,17 +310,62 @@ def _held_behind_its_delete(
     timeout, and the step that sends it gets one. Only the right step and the right delete are
     predicted.
     """
-    held = creation.nth(to_any=True)
     for number, step in enumerate(program.steps):
-        if not isinstance(step, Remote) or (step.at, step.to) != (creation.rank, creation.to):
+        if isinstance(step, Remote) and (step.at, step.to) == (creation.rank, creation.to):
+            for _, fault in _held_behind_a_delete(program, creation, rows):
+                yield _timed(program, number), fault
+
+
+def _held_behind_a_delete(program: Program, held: Sent, rows: Sequence[Sent]) -> _Drawn:
+    """Holds of a message until its rank deletes a fork at the rank that the message goes to."""
+    for delete in rows:
+        if (delete.rank, delete.to, delete.message) == (held.rank, held.to, _DELETE):
+            given: Any = {"n": held.of_all, "until": delete.nth(to_any=True)}
+            # The shorter one where a shutdown may wait for it.
+            for delay in _HOLDS[:0:-1]:
+                yield program, MessageFault(held.rank, "hold", held.message, delay=delay, **given)
+
+
+def _argument_behind_its_delete(program: Program, fetch: Sent, rows: Sequence[Sent]) -> _Drawn:
+    """Holds of a function's fetch of its argument, in a program that ends while that lasts.
+
+    The shutdown deletes the argument (``rref_context.cpp``:
+    ``RRefContext::delAllUsersAndUnforkedOwners``).
+    """
+    for number, step in enumerate(program.steps):
+        has_handle = isinstance(getattr(step, "right", None), str)
+        if has_handle and getattr(step, "to", None) == fetch.rank:
+            ended = replace(program, steps=program.steps[: number + 1], settles=False)
+            for _, fault in _held_behind_a_delete(program, fetch, rows):
+                yield ended, fault
+
+
+def _fetch_after_its_timeout(program: Program, fetch: Sent, _: Sequence[Sent]) -> _Drawn:
+    """Delays of a fetch beyond the timeout of the step that sends it, which a drop follows.
+
+    It is no hold, because a settle waits for what is delayed only.
+    """
+    given: Any = {"delay": TOO_LATE, "n": fetch.of_all}
+    fault = MessageFault(fetch.rank, "delay", fetch.message, **given)
+    for number, step in enumerate(program.steps):
+        if not isinstance(step, Fetch) or step.at != fetch.rank:
             continue
-        steps = [*program.steps]
-        steps[number] = replace(step, timeout=GIVEN_UP)
-        timed = replace(program, steps=tuple(steps))
-        for delete in rows:
-            if (delete.rank, delete.to, delete.message) == (step.at, step.to, _DELETE):
-                until = delete.nth(to_any=True)
-                given: Any = {"n": held.n, "until": until}
-                # The shorter one where a shutdown may wait for it.
-                for delay in _HOLDS[:0:-1]:
-                    yield timed, MessageFault(held.rank, "hold", held.message, delay=delay, **given)
+        timed = _timed(program, number)
+        before, after = timed.steps[: number + 1], timed.steps[number + 1 :]
+        forms = [timed]
+        # Later steps may need the handle.
+        with contextlib.suppress(UsageError):
+            dropped = (*before, Drop(step.at, step.handle), *after)
+            forms.insert(0, replace(timed, steps=dropped))
+        for form in forms:
+            yield form, fault
+
+
+#: What half of the faults do to such messages: a delete that comes later overtakes them.
+_BEHIND_DELETES: dict[
+    tuple[MessageAction, WireMessageType], Callable[[Program, Sent, Sequence[Sent]], _Drawn]
+] = {
+    **{("hold", message): _creation_behind_its_delete for message in _REMOTES},
+    **{("hold", message): _argument_behind_its_delete for message in _FETCHES},
+    **{("delay", message): _fetch_after_its_timeout for message in _FETCHES},
+}

@@ -405,11 +405,21 @@ class Ask(OfHandle):
         return Step.judge(self, expected, seen)
 
     @classmethod
+    def usable(cls, drawer: StepDrawer) -> list[str]:
+        if not drawer.has_just_settled:
+            return OfHandle.usable(drawer)
+        users = drawer.handles(lambda h: h.home != h.owner)
+        # No message confirms what the owner has sent itself.
+        made = {getattr(step, "out", ""): getattr(step, "at", None) for step in drawer.steps}
+        sent = [name for name in users if made.get(name) == drawer.scope.handles[name].owner]
+        return sent or users or OfHandle.usable(drawer)
+
+    @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
         further = (CONFIRMED,) if handle.home == handle.owner else OF_USERS
         if handle.home != handle.owner and not drawer.facts.has_bug("unconfirmed-user"):
             # What torch once got wrong comes more often where it has been mended.
-            further = (*OF_USERS, *(CONFIRMED,) * 8)
+            further = (*OF_USERS, *(CONFIRMED,) * (24 if drawer.has_just_settled else 8))
         what: Any = drawer.pick((*ANYWHERE, *further))
         return cls(handle.home, name, what)
 

@@ -77,6 +77,22 @@ def test_a_creation_is_not_held_until_a_shutdown_deletes_it() -> None:
         assert under(replace(hold, delay=30.0), program=program).graceful
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_fetch_waits_for_a_delete_of_the_shutdown_if_its_function_has_begun(
+    *, is_late: bool
+) -> None:
+    """A function that begins after the last deletes of its rank waits for one that never comes."""
+    program = Program(2, (Own(0, "a"), Remote(0, 1, "b", right="a")), settles=False)
+    until = NthMessage(1, "RREF_USER_DELETE")
+    fetch = MessageFault(1, "hold", "SCRIPT_RREF_FETCH_CALL", delay=120.0, until=until)
+    creation = MessageFault(0, "delay", "PYTHON_REMOTE_CALL", delay=30.0)
+    if not is_late:
+        assert under(fetch, program=program).known_bugs == {"shutdown-deletes-argument"}
+        return
+    with pytest.raises(UsageError, match=r"may be 150 s .*late, and a shutdown waits"):
+        under(fetch, creation, program=program)
+
+
 @pytest.mark.parametrize(
     ("action", "calls", "deletes"),
     [("fail", 0, 1), ("lose", 1, 2), ("delay", 1, 1), ("duplicate", 1, 1)],

@@ -24,6 +24,7 @@ from rpcprops.programs import (
     Context,
     Count,
     Deferred,
+    FailTwice,
     Fetch,
     Gather,
     Graph,
@@ -290,6 +291,18 @@ def test_both_are_drawn() -> None:
         assert seen.certain
         assert not any(step.error in ("timeout", "unknown") for step in seen.steps)
     assert together > 30
+
+
+@pytest.mark.parametrize(("number", "limit"), [(2, 300.0), (3, None)])
+def test_a_drawn_default_timeout_leaves_room_for_the_step_that_waits_for_the_others(
+    number: int, limit: float | None
+) -> None:
+    """Three steps keep threads busy for 240 s, and what waits for those takes 40 s itself."""
+    drawer = StepDrawer(lambda _: 0, 3, plan=FaultPlan(), rpc_timeout=300.0, threads=2)
+    drawer.steps = [FailTwice(0, 1, 2, f"x{name}") for name in range(number)]
+    assert drawer.default_timeout == limit
+    program = Program(3, tuple(drawer.steps), rpc_timeout=limit, num_worker_threads=2)
+    assert predict(program, FaultPlan()).certain
 
 
 def test_a_program_gets_the_threads_of_steps_that_wait_as_long_as_they_must() -> None:
