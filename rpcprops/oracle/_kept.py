@@ -102,18 +102,21 @@ class Kept:
             yield Met(finding, rank, None, says, ("RRefLeak",))
 
     def waits(self, texts: Texts, owners_of: Callable[[int], Iterable[int]]) -> Iterator[Met]:
-        """What explains that ranks write in a graceful shutdown that they have waited in vain.
+        """What explains that ranks have waited in vain in a graceful shutdown, and then leak.
 
         A rank that keeps a user waits for the children of that user, as :meth:`late_deletes` says.
-        Only then does it delete its users, and their owners have waited for that as long as it has.
+        Only then does it delete its users. Their owners have waited for that as long as it has, and
+        report a leak if they leave before (``rref_context.cpp``: ``RRefContext::destroyInstance``).
 
         Args:
             owners_of: the owners of all users that a rank deletes besides those that are kept.
         """
         for rank, finding, owner in self._users:
             yield Met(finding, rank, None, re.escape(texts.users_waited), ("ErrorInLog",))
+            leaks = rf"^rpc\.shutdown\(\) of \S+ raised \w+: {re.escape(texts.leaks[0])}"
             for other in {owner, *owners_of(rank)}:
                 yield Met(finding, other, None, re.escape(texts.owners_waited), ("ErrorInLog",))
+                yield Met(finding, other, None, leaks, ("RRefLeak",))
 
     def _ways(self, rank: int, finding: str) -> set[Counters]:
         """All that the finding may make a rank keep in a run in which it shows."""

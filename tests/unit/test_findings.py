@@ -899,9 +899,13 @@ def test_owners_wait_in_vain_for_a_rank_that_waits_for_the_children_of_a_kept_us
     """It deletes the users of all its RRefs only after that, and owners wait no longer than it."""
     late = Nest(0, 0, 1, "b", timeout=3.0, seconds=12.0)
     program = Program(3, (*(Remote(0, 2, "a"),) * users, late))
-    said = f"worker{rank} wrote: [E rref_context.cpp:299] Timed out waiting for pending OwnerRRefs"
-    names = explained(program, FaultPlan(), Violation("ErrorInLog", said, rank=rank))
-    assert names == (("late-answer-keeps-rref",) if explains else ())
+    waited = (
+        f"worker{rank} wrote: [E rref_context.cpp:299] Timed out waiting for pending OwnerRRefs"
+    )
+    leaking = f"rpc.shutdown() of worker{rank} raised RuntimeError: Leaking RRef 1"
+    for promise, said in (("ErrorInLog", waited), ("RRefLeak", leaking)):
+        names = explained(program, FaultPlan(), Violation(promise, said, rank=rank))
+        assert names == (("late-answer-keeps-rref",) if explains else ())
 
 
 @pytest.mark.parametrize(("how", "meets"), [("async", {"failed-async-proxy"}), ("sync", set())])
