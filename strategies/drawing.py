@@ -295,6 +295,8 @@ class StepDrawer:
         sent: handles of RRefs whose functions were sent an RRef.
         fetching: futures of calls whose functions fetch an RRef of another rank, until a settle; ""
             stands for such calls that a timeout ends.
+        given_up: handles of RRefs for which a fetch leaves only after its timeout, until a settle:
+            a delete would overtake it (fetch-after-delete).
         may_hold_errors: whether the value of some RRef may be an error. A call through it that does
             not wait meets failed-async-proxy.
         waiting: one more than the number of values whose making waits for another handle.
@@ -374,6 +376,7 @@ class StepDrawer:
         self.unseen: set[str] = set()
         self.sent: set[str] = set()
         self.fetching: set[str] = set()
+        self.given_up: set[str] = set()
         lost = [message for message in MessageType if not message.is_retryable]
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
@@ -569,8 +572,9 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.fetching)
-        for names in (*mine, *late):
+        given = (self.given_up, self.fetching)
+        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear)
+        for names in (*mine, *given, *late):
             renamed = {new.get(name, name) for name in names}
             names.clear()
             names |= renamed
@@ -848,6 +852,8 @@ class StepDrawer:
         """The handles that may be dropped now."""
         is_lost = self.facts.has_bug("timed-out-remote-dropped")
         lost = self.uncreated - self.waited if is_lost else set[str]()
+        if self.facts.has_bug("fetch-after-delete"):
+            lost |= self.given_up
         return [name for name in self._held(fits) if name not in lost | self.early]
 
     def _held(self, fits: Callable[[HandleInfo], bool]) -> list[str]:

@@ -91,6 +91,7 @@ class Settle(Step):
             drawer.unmade,
             drawer.unseen,
             drawer.fetching,
+            drawer.given_up,
             drawer.making,
             drawer.lasting,
             drawer.early,

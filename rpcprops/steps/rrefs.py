@@ -506,6 +506,10 @@ class Fetch(OfHandle):
         return [(cls.op, lambda: cls.draw(drawer, names=users))]
 
     def drawn(self, drawer: StepDrawer) -> None:
+        handle = drawer.scope.handles[self.handle]
+        message = fetch_message(typed=handle.typed)
+        if self.at != handle.owner and drawer.ends(self.at, message, self.timeout):
+            drawer.given_up |= drawer.same_rref(self.handle)
         if self.handle in drawer.uncreated:
             # The value comes only if torch has not marked the RRef by then.
             drawer.note_uncertain(self.handle)

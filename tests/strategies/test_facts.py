@@ -72,6 +72,7 @@ AVOIDED: list[tuple[str, FaultTable, bool, tuple[str, ...]]] = [
     ("failed-async-proxy", FaultTable(), True, ("remote", "through")),
     ("rref-lifetime-after-reinit", FaultTable(), True, ("remote", "rejoin", "call", "settle")),
     ("late-answer-keeps-rref", FaultTable(), True, ("nest",)),
+    ("fetch-after-delete", LATE_FETCHES, True, ("remote", "fetch", "drop")),
 ]
 #: Those that one form of a step meets: kinds of step, and how often each must be drawn.
 FORMS: list[tuple[str, list[str], int]] = [
@@ -100,7 +101,6 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("rejoins-alone", GROUPS),
     ("leaving-keeps-values", GROUPS),
     ("dash-in-member-name", GROUPS),
-    ("fetch-after-delete", cases("remote", "fetch", "drop", table=LATE_FETCHES, size=2, most=8)),
     ("rref-sent-after-reinit", cases("rejoin", "call", "remote", "share", size=2, most=6)),
 ]
 
