@@ -8,6 +8,7 @@ the program has such a function.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -35,13 +36,22 @@ class LogError(NamedTuple):
 
 
 _TRACEBACK = "Traceback (most recent call last):"
+#: What Python writes between the traceback of an exception and that of the one that followed it
+#: (``traceback.py``: ``_cause_message``, ``_context_message``).
+_CHAINED = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
 #: The last line of a traceback: the type of the exception, and its message. A class that is local
 #: to a function has ``<locals>`` in its name.
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_](?:[\w.]|<locals>)*)(?:: (?P<message>.*))?$")
 
 
 def log_errors(log: str, facts: TorchFacts = NEWEST) -> Iterator[LogError]:
-    """Each error in `log`, in order; a traceback is given as its last line."""
+    """Each error in `log`, in order; a traceback is given as its last line.
+
+    Of exceptions that were raised one from another it is the last one that was not caught.
+    """
     texts = facts.texts
     told: tuple[tuple[Kind, str], ...] = (
         ("assertion", texts.assertion),
@@ -55,8 +65,14 @@ def log_errors(log: str, facts: TorchFacts = NEWEST) -> Iterator[LogError]:
                 yield LogError(kind, line.strip())
         if line.startswith(texts.terminated):
             yield LogError("terminate", line.strip())
-        if line == _TRACEBACK:
+        if line == _TRACEBACK and not _is_chained(lines, number + 1):
             yield LogError("traceback", _end_of_traceback(lines, number + 1))
+
+
+def _is_chained(lines: list[str], start: int) -> bool:
+    """Whether the exception of the traceback from `start` on led to another one."""
+    here = itertools.takewhile(lambda line: line != _TRACEBACK, lines[start:])
+    return any(line in _CHAINED for line in here)
 
 
 def _end_of_traceback(lines: list[str], start: int) -> str:

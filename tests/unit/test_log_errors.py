@@ -49,6 +49,22 @@ def test_what_is_looked_for(log: str, found: list[str]) -> None:
     assert [error.kind for error in log_errors(log)] == found
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "The above exception was the direct cause of the following exception:",
+        "During handling of the above exception, another exception occurred:",
+        "",
+    ],
+)
+def test_of_chained_exceptions_the_last_one_counts(between: str) -> None:
+    """The others were caught: ``internal.py`` tries to make the class of the original exception."""
+    caught = "Traceback (most recent call last):\n  File x\nTypeError: 5 arguments\n"
+    found = [error.line for error in log_errors(f"{caught}\n{between}\n\n{TRACEBACK}")]
+    assert found[-1] == "ZeroDivisionError: division by zero"
+    assert len(found) == (1 if between else 2)
+
+
 def test_a_traceback_is_told_by_its_end() -> None:
     """The line that names the exception, also where the log is cut before it."""
     assert [error.line for error in log_errors(TRACEBACK)] == [
