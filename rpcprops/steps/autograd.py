@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
-#: How a rank dies that uses memory which was freed.
 #: Options of a context: how it walks its path, and how it ends.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
