@@ -167,6 +167,11 @@ class Model:
         threads: the threads of the ranks; None if there are enough for every step.
     """
 
+    #: What the step before this one has started, and what this one starts: an RRef, and how many
+    #: virtual seconds its function sleeps.
+    _just_started: tuple[RRef, float] | None = None
+    _starts_now: tuple[RRef, float] | None = None
+
     def __init__(
         self,
         world_size: int,
@@ -218,6 +223,8 @@ class Model:
         self.users: list[Handle] = []
         #: The contexts that each rank never releases, by name.
         self.leaked_contexts: list[set[str]] = [set() for _ in range(world_size)]
+        #: Contexts of steps that failed before they entered them.
+        self.missing_contexts: set[str] = set()
         self.may_warn_unreleased_context: set[int] = set()
         #: Ranks in which the creation of an RRef has failed before.
         self.broke_one: set[int] = set()
@@ -258,10 +265,6 @@ class Model:
         self.unread = False
         self.certain = True
         self.steps: list[StepPrediction] = []
-        #: What the step before this one has started, and what this one starts: an RRef, and how
-        #: many virtual seconds its function sleeps.
-        self._just_started: tuple[RRef, float] | None = None
-        self._starts_now: tuple[RRef, float] | None = None
 
     def add(self, step: Leaf) -> StepPrediction:
         """Add the next step; what it must show."""

@@ -611,6 +611,8 @@ class Refused(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # autograd/context/container.cpp: DistAutogradContainer::retrieveContext.
+        if self.context in model.missing_contexts:
+            raise StepFails(error="missing")
         return model.shows({"refused": self.context not in model.leaked_contexts[self.at]})
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:

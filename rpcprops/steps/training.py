@@ -389,8 +389,11 @@ class Linear(Step):
         # rpc.remote, and remote_parameters calls a function that answers with an RRef of each.
         module, _ = model.remote(self.at, self.to, typed=False)
         made = [module]
+        # Until it has asked for the parameters, there is no context.
+        model.missing_contexts.add(self.name)
         try:
             model.ask(self.at, self.to, MessageType.PYTHON_CALL, module)
+            model.missing_contexts.discard(self.name)
             module.rref.made = True
             for _ in ("weight", "bias"):
                 local = model.created(self.to, self.to, typed=False)

@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Flavour,
+    Linear,
     Module,
     Nest,
     Optimize,
@@ -344,6 +345,16 @@ def test_a_rank_in_a_hurry_may_fail_some_of_its_last_deletes() -> None:
     assert seen.may_exit_early == {0}
     assert seen.retried == (2, 0, 0)
     assert seen.failed_sends() == (range(2, 9), range(1), range(1))
+
+
+@pytest.mark.parametrize(("failing", "error"), [([], ""), ([CALL], "missing")])
+def test_a_context_that_was_never_entered_has_no_id(
+    failing: list[MessageType], error: ErrorClass
+) -> None:
+    """A layer's step asks for the parameters first, and where that fails no context is made."""
+    lost = FaultPlan(by_rank={0: FaultTable(failing, len(failing))})
+    seen = predict(Program(2, (Linear(0, "x", 1), Settle(), Refused(0, "x"))), lost)
+    assert seen.steps[2].error == error
 
 
 @pytest.mark.parametrize(

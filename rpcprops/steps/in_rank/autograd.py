@@ -12,7 +12,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call, ran
+from rpcprops.steps.in_rank.state import MissingHandleError, contexts, note_call, ran
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 
@@ -246,6 +246,9 @@ def same_tensor(x: torch.Tensor) -> torch.Tensor:
 
 def refused(call: str, world: tuple[str, ...], *, context: str) -> dict[str, Any]:
     """Ask for a context that has ended; its id must be refused."""
+    if context not in contexts:
+        # The step that names it failed before it entered a context.
+        raise MissingHandleError(context)
     try:
         dist_autograd._retrieve_context(contexts[context])
     except RuntimeError as error:
