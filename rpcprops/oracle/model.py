@@ -203,9 +203,9 @@ class Model:
         self._fate: Fate = ""
         #: Handles whose creation was lost, or its answer: they are used only after a settle.
         self._unsure: list[Handle] = []
-        #: RRefs for which a fetch comes only after its sender has given it up, until a settle; one
-        #: for each fetch.
-        self._fetched_late: list[RRef] = []
+        #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
+        #: the number of the step that sends it.
+        self._fetched_late: dict[int, RRef] = {}
         #: Handles whose creation fails, in functions that answer with them when nobody waits.
         self._answered_late: list[Handle] = []
         #: Handles that arrive only then.
@@ -901,7 +901,8 @@ class Model:
             self.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, rref.owner):
             rref.forks.discard(handle.fork)
-        for _ in [one for one in self._fetched_late if one is rref and not rref.forks]:
+        late = [one for one in self._fetched_late.values() if one is rref and not rref.forks]
+        for _ in late:
             # The owner forgets the RRef, and waits for it when the fetch comes
             # (rref_context.cpp: RRefContext::getOwnerRRef).
             held = Counters(server_calls=1, server_async_calls=1)
@@ -1066,7 +1067,7 @@ class Model:
 
     def fetched_late(self, rref: RRef) -> None:
         """A fetch comes to the owner of an RRef only after its sender has given it up."""
-        self._fetched_late.append(rref)
+        self._fetched_late[len(self.steps)] = rref
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
         """The result at `at` of a called function, for a value or for the handle it was sent."""

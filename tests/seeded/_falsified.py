@@ -965,18 +965,25 @@ def _swallowed(world: World) -> Falsified:
             yield _with_value(world, index, raised=None), [("MissingError", leaf.at, index)]
 
 
+def _asked(world: World) -> Iterator[tuple[int, Refused, bool]]:
+    """Each question for a context that there was, and whether its id must be refused."""
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Refused) and not expected.error:
+            yield index, leaf, expected.value["refused"]
+
+
 @defect("the id of an ended context is accepted")
 def _accepted(world: World) -> Falsified:
-    for index, leaf, expected, _ in _steps(world):
-        if isinstance(leaf, Refused) and expected.value["refused"]:
+    for index, leaf, must in _asked(world):
+        if must:
             wrong = with_step(world.outcome, index, value={"refused": False})
             yield wrong, [("ContextLeak", leaf.at, index)]
 
 
 @defect("the id of a context whose cleanup was lost is refused")
 def _refused(world: World) -> Falsified:
-    for index, leaf, expected, _ in _steps(world):
-        if isinstance(leaf, Refused) and not expected.value["refused"]:
+    for index, leaf, must in _asked(world):
+        if not must:
             wrong = with_step(world.outcome, index, value={"refused": True, "message": "x"})
             yield wrong, [("ContextLeak", leaf.at, index)]
 

@@ -658,6 +658,11 @@ def test_a_fetch_that_comes_after_the_delete_stays_at_the_owner() -> None:
         said = under(late, program=Program(3, steps, rpc_timeout=65.0))
         assert [step.error for step in said.steps].count("timeout") == 1
         assert said.known_bugs == ({"fetch-after-delete"} if kept else set())
+        # Where a table delays the fetch as well, it is the same one.
+        table = FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 70.0})
+        plan = FaultPlan(by_rank={0: table}, others=(late,))
+        both = predict(Program(3, steps, rpc_timeout=65.0), plan)
+        assert both.met == said.met
         for one in said.met:
             assert one.rank == 1
             left = "worker1 holds 1 server call, 1 server async call; expected nothing"
