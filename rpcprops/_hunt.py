@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -393,17 +393,18 @@ class Hunt:
         """The next draws: property, seed and transport.
 
         They are without faults as long as no more than that share of the examples so far is, with
-        those that are `under_way`.
+        those that are `under_way`. Of the properties with faults each has its turn.
         """
         alone, all_ = self._expected(under_way)
         names = self._without_faults if share and alone <= share * all_ else self._under_faults
         done = {(b.property, b.seed, b.transport) for b in self.batches}
         done |= {order.key for order in under_way}
+        turns = _in_turn(names)
+        name = turns[sum(name in names for name, *_ in done) % len(turns)]
         return next(
             (name, seed, transport)
             for seed in itertools.count(self.seed * _SEEDS)
             for transport in TRANSPORTS
-            for name in names
             if (name, seed, transport) not in done
         )
 
@@ -457,7 +458,7 @@ class Hunt:
         name, seed, transport = self.next_batch(share, under_way)
         # So that each process gets some of a short hunt, and each property does.
         alone, others = self._without_faults, self._under_faults
-        parts = max(jobs, len(alone if name in alone else others))
+        parts = max(jobs, len(_in_turn(alone if name in alone else others)))
         most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
         least = min(_LEAST_DRAWS, max(_LEAST_OF_ALL, examples // _LEAST_SHARE))
@@ -494,6 +495,17 @@ class Hunt:
         if any(batch.agent != _stored(agent) for batch in self.batches):
             msg = f"{self.path} is of another agent than {agent}; hunt in another --file."
             raise UsageError(msg)
+
+
+def _in_turn(names: Sequence[str]) -> list[str]:
+    """The properties as they take turns.
+
+    Every second one has faults of messages, of which there are far more than of others.
+    """
+    others = [name for name in names if name != UNDER_MESSAGE_FAULTS]
+    if len(others) == len(names):
+        return others
+    return [name for other in others for name in (other, UNDER_MESSAGE_FAULTS)]
 
 
 def digest(case: Case) -> str:

@@ -34,7 +34,7 @@ from rpcprops.programs import (
 )
 from rpcprops.programs.threads import busy_seconds, needed_threads, patient_threads
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
-from rpcprops.steps.base import CLEARLY_IN_TIME, Sort
+from rpcprops.steps.base import AGAIN, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
 from rpcprops.strategies._weighted import Below, Shared, Unused, Weighted
 from rpcprops.torch_facts import TorchFacts, installed
@@ -138,8 +138,6 @@ _MOST_DELAYS = 8
 #: fault at which the step is aimed.
 _WIDTH = 8
 _AIM_WIDTH = 3
-#: How many times more often the kind of the step before is drawn where one goes on with an RRef.
-_AGAIN = 4
 #: About which part of the steps of any kind uses a handle.
 _WITH_HANDLE = 0.25
 #: The messages at which a step may be aimed.
@@ -618,17 +616,13 @@ class StepDrawer:
             return _going_on(self.kinds, self.on, "", "makers")
         latest = self._latest
         but = "settle" if self._block or self.has_just_settled else ""
-        again, times = "", _AGAIN
-        if latest and latest.used:
-            again = latest.op
-        elif latest:
-            again, times = latest.leads_to, 3 * _AGAIN
+        again, times = latest.leads_to(self) if latest else ("", 0)
         if not self._just_ended:
             return _going_on(self.kinds, self.on, but, again, times)
         handles = self.scope.handles
         of_rref = {name for name, handle in handles.items() if handle.rref == self._rref}
         able = (kind for kind in self.on if STEP_TYPES[kind].goes_on_with(self, of_rref))
-        return _going_on(self.kinds, frozenset(able), but, again, 3 * _AGAIN)
+        return _going_on(self.kinds, frozenset(able), but, again, 3 * AGAIN)
 
     def _any(self, index: int, room: int) -> Step | None:
         number = len(self._choices)
@@ -847,6 +841,25 @@ class StepDrawer:
         """The handles that may be used now."""
         out = self.uncreated | self.unclear if self.unclear else self.uncreated
         return [name for name in self._held(fits) if name not in out]
+
+    def unconfirmed(self) -> list[str]:
+        """The handles that do not say that they are confirmed, on a torch without unconfirmed-user.
+
+        Their owner had sent them itself before a settle: no message confirms them. None of a torch
+        that has that finding, for which no case is drawn that meets it.
+        """
+        if self.facts.has_bug("unconfirmed-user"):
+            return []
+        settled: set[str] = set()
+        made: dict[str, int | None] = {}
+        for step in self.steps:
+            if step.op == "settle":
+                settled.update(made)
+            elif name := getattr(step, "out", ""):
+                made[name] = getattr(step, "at", None)
+        handles = self.scope.handles
+        users = self.handles(lambda handle: handle.home != handle.owner)
+        return [name for name in users if name in settled and made[name] == handles[name].owner]
 
     def droppable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
         """The handles that may be dropped now."""

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
+#: How many times more often the kind of the step before is drawn where one goes on with an RRef.
+AGAIN = 4
+
 Value: TypeAlias = tuple[float, ...]
 #: An argument of a call: a value, or the name of a handle that lives at the calling rank.
 Argument: TypeAlias = Value | str
@@ -91,8 +94,6 @@ class Step:
     often: ClassVar[int] = 0
     #: How often it is drawn among the steps that go on with an RRef: see :meth:`goes_on_with`.
     goes_on: ClassVar[int] = 0
-    #: The kind that is drawn more often after it, if it uses no handle; "" if there is none.
-    leads_to: ClassVar[str] = ""
     #: Whether it needs no earlier step, so that it can always come next.
     comes_first: ClassVar[bool] = True
     #: Whether it may stand in a branch of a parallel step.
@@ -270,6 +271,13 @@ class Step:
     def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
         """Whether a step of this kind can go on with one of these handles of one RRef."""
         return False
+
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        """The kind that is drawn more often after it, and how many times as often as the rest.
+
+        It is the step's own, if it uses a handle; "" stands for none.
+        """
+        return (self.op, AGAIN) if self.used else ("", 0)
 
     def drawn(self, drawer: StepDrawer) -> None:
         """Record in `drawer`, which has just taken this step, what later steps must respect."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
-from rpcprops.steps.base import Leaf, Step
+from rpcprops.steps.base import AGAIN, Leaf, Step
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -61,8 +61,6 @@ class Settle(Step):
     runs: ClassVar[str] = ""
     order: ClassVar[float | None] = 14
     goes_on: ClassVar[int] = 2
-    #: What a handle promises of the past, it promises after a settle only.
-    leads_to: ClassVar[str] = "ask"
     in_branch: ClassVar[bool] = False
 
     def enter(self, scope: Scope) -> None:
@@ -83,6 +81,10 @@ class Settle(Step):
     @classmethod
     def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
         return True
+
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        # What a handle promises of the past, it promises after a settle only.
+        return "ask", (10 if drawer.unconfirmed() else 3) * AGAIN
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended = dict.fromkeys(drawer.ended, True)

@@ -26,6 +26,7 @@ from rpcprops.steps.arguments import (
     sum_of,
 )
 from rpcprops.steps.base import (
+    AGAIN,
     CLEARLY_IN_TIME,
     CLEARLY_LATE,
     STEP_TYPES,
@@ -315,6 +316,10 @@ class Own(Step):
         model.handles[self.out] = handle
         return model.shows()
 
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        # No message says anything of it before it is sent.
+        return Share.op, 2 * AGAIN
+
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Own:
         return cls(drawer.rank(), drawer.name("handle"), drawer.pick(_OWNED))
@@ -383,6 +388,13 @@ class Share(OfHandle):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        by_owner = drawer.scope.handles[self.out].owner == self.at
+        if by_owner and not drawer.facts.has_bug("unconfirmed-user"):
+            # After a settle the new handle may be asked whether it is confirmed.
+            return "settle", 3 * AGAIN
+        return Step.leads_to(self, drawer)
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:

@@ -406,20 +406,14 @@ class Ask(OfHandle):
 
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        if not drawer.has_just_settled:
-            return OfHandle.usable(drawer)
-        users = drawer.handles(lambda h: h.home != h.owner)
-        # No message confirms what the owner has sent itself.
-        made = {getattr(step, "out", ""): getattr(step, "at", None) for step in drawer.steps}
-        sent = [name for name in users if made.get(name) == drawer.scope.handles[name].owner]
-        return sent or users or OfHandle.usable(drawer)
+        return drawer.unconfirmed() or OfHandle.usable(drawer)
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Ask:
         further = (CONFIRMED,) if handle.home == handle.owner else OF_USERS
         if handle.home != handle.owner and not drawer.facts.has_bug("unconfirmed-user"):
             # What torch once got wrong comes more often where it has been mended.
-            further = (*OF_USERS, *(CONFIRMED,) * (24 if drawer.has_just_settled else 8))
+            further = (*OF_USERS, *(CONFIRMED,) * (24 if name in drawer.unconfirmed() else 8))
         what: Any = drawer.pick((*ANYWHERE, *further))
         return cls(handle.home, name, what)
 
