@@ -27,7 +27,7 @@ from rpcprops.faults import (
     WireMessageType,
 )
 from rpcprops.oracle import Prediction, predict
-from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote
+from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote, Step
 from rpcprops.properties._base import Case
 from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
 from rpcprops.strategies import fault_tables, programs_under_faults
@@ -260,14 +260,21 @@ def _drawn(
 
     They differ in how long the message is late.
     """
+    behind = [
+        (fault_of, late)
+        for fault_of, could_be_late in _BEHIND_DELETES.get(action, ())
+        if (late := [one for one in rows if could_be_late(program, one)])
+    ]
+    comes_after: bool = draw(st.booleans()) if behind else False
+    if comes_after:
+        fault_of, late = behind[0]
+        yield from fault_of(program, _any_of(draw, late), rows)
+        return
     unawaited = [one for one in rows if one.message in _UNAWAITED]
     fetches = [one for one in rows if one.message in _FETCHES]
     # Half of what is held or late are messages that others can overtake.
     free = {"hold": unawaited, "delay": fetches}.get(action)
     one = _any_of(draw, free if free and draw(st.booleans()) else rows)
-    if (action, one.message) in _BEHIND_DELETES and draw(st.booleans()):
-        yield from _BEHIND_DELETES[action, one.message](program, one, rows)
-        return
     held = one.nth(to_any=draw(st.booleans()))
     which = draw(st.sampled_from(_WHICH))
     delays: Sequence[float] = (0.0,)
@@ -333,11 +340,15 @@ def _argument_behind_its_delete(program: Program, fetch: Sent, rows: Sequence[Se
     ``RRefContext::delAllUsersAndUnforkedOwners``).
     """
     for number, step in enumerate(program.steps):
-        has_handle = isinstance(getattr(step, "right", None), str)
-        if has_handle and getattr(step, "to", None) == fetch.rank:
+        if _takes_handle(step, fetch.rank):
             ended = replace(program, steps=program.steps[: number + 1], settles=False)
             for _, fault in _held_behind_a_delete(program, fetch, rows):
                 yield ended, fault
+
+
+def _takes_handle(step: Step, rank: int) -> bool:
+    """Whether a step runs a function at a rank that takes a handle, so that it may fetch."""
+    return isinstance(getattr(step, "right", None), str) and getattr(step, "to", None) == rank
 
 
 def _fetch_after_its_timeout(program: Program, fetch: Sent, _: Sequence[Sent]) -> _Drawn:
@@ -361,11 +372,35 @@ def _fetch_after_its_timeout(program: Program, fetch: Sent, _: Sequence[Sent]) -
             yield form, fault
 
 
-#: What half of the faults do to such messages: a delete that comes later overtakes them.
+def _is_creation(program: Program, one: Sent) -> bool:
+    return one.message in _REMOTES
+
+
+def _is_of_a_function(program: Program, one: Sent) -> bool:
+    takes = any(_takes_handle(step, one.rank) for step in program.steps)
+    return takes and one.message in _FETCHES
+
+
+def _is_of_a_fetch(program: Program, one: Sent) -> bool:
+    fetches = any(isinstance(step, Fetch) and step.at == one.rank for step in program.steps)
+    return fetches and one.message in _FETCHES
+
+
+#: What half of the faults do, where a program sends such messages: they come after a delete that
+#: was sent later. The first that a program allows is taken, so those that few allow come first.
 _BEHIND_DELETES: dict[
-    tuple[MessageAction, WireMessageType], Callable[[Program, Sent, Sequence[Sent]], _Drawn]
+    MessageAction,
+    tuple[
+        tuple[
+            Callable[[Program, Sent, Sequence[Sent]], _Drawn],
+            Callable[[Program, Sent], bool],
+        ],
+        ...,
+    ],
 ] = {
-    **{("hold", message): _creation_behind_its_delete for message in _REMOTES},
-    **{("hold", message): _argument_behind_its_delete for message in _FETCHES},
-    **{("delay", message): _fetch_after_its_timeout for message in _FETCHES},
+    "hold": (
+        (_argument_behind_its_delete, _is_of_a_function),
+        (_creation_behind_its_delete, _is_creation),
+    ),
+    "delay": ((_fetch_after_its_timeout, _is_of_a_fetch),),
 }
