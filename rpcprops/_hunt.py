@@ -523,12 +523,14 @@ def run_order(
     runner: Runner,
     on_example: Callable[[Batch], None] | None = None,
     artefacts: Path | None = None,
+    on_failing: Callable[[str], None] | None = None,
 ) -> Batch:
     """Draw and run one batch.
 
     Args:
         on_example: called after each example with the batch so far.
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
+        on_failing: as for :func:`rpcprops.properties.examine`.
     """
     server = runner.server
     batch = Batch(
@@ -562,6 +564,7 @@ def run_order(
             max_examples=order.draws,
             seed=order.seed,
             on_example=seen,
+            on_failing=on_failing,
             different=True,
             candidates=order.candidates,
             real_seconds=order.real_seconds,
@@ -605,6 +608,7 @@ def go_on(
     *,
     on_example: Callable[[Batch], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
+    on_failing: Callable[[str], None] | None = None,
     artefacts: Path | None = None,
 ) -> None:
     """Add batches until the hunt has as many different examples as are wanted.
@@ -612,6 +616,7 @@ def go_on(
     Args:
         on_example: called after each example with the batch so far, for a progress display.
         on_batch: called after each batch, when it is in the file.
+        on_failing: as for :func:`rpcprops.properties.examine`.
         artefacts: where failures are written (None: where ``rpcprops check`` writes them).
 
     Raises:
@@ -621,7 +626,7 @@ def go_on(
     now = hunt.clock()
     while order := hunt.order(wanted):
         began = now()
-        batch = run_order(order, runner, on_example, artefacts)
+        batch = run_order(order, runner, on_example, artefacts, on_failing)
         batch.began = began
         hunt.append(batch)
         if on_batch is not None:

@@ -191,7 +191,14 @@ def _examine(
             for text in _example_lines(so_far.property.name, seen):
                 out.print(f"    {plain(text)}")
 
-    return examine(prop, runner, max_examples=max_examples, on_example=on_example, **options)
+    return examine(
+        prop,
+        runner,
+        max_examples=max_examples,
+        on_example=on_example,
+        on_failing=lambda what: line.update(note=what),
+        **options,
+    )
 
 
 def _example_lines(name: str, seen: Observation) -> Iterator[str]:

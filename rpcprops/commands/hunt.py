@@ -216,6 +216,7 @@ def _go_on(known: Hunt, runner: Runner, wanted: Wanted) -> None:
             wanted,
             on_example=on_example,
             on_batch=lambda done: _say_batch(kept, done, line),
+            on_failing=lambda what: line.update(note=what),
         )
 
 

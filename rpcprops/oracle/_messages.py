@@ -359,6 +359,41 @@ class Disturbances:
                 if counting > 1:
                     raise refused(fault, "steps that run at the same time send in no certain order")
 
+    def check_retries(self, sends: Sequence[Send]) -> None:
+        """Check that no fault counts messages among which one comes later than it is modelled.
+
+        What torch tries again is sent again after a second or more, and it goes on meanwhile
+        (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``). So do its answers.
+
+        Args:
+            sends: all that the program sends before its shutdown.
+
+        Raises:
+            UsageError: one does.
+        """
+        for fault in self.faults:
+            if fault in self.late or fault.which == "every":
+                continue
+            counted = [one for one in sends if _is_counted(fault, one)]
+            if len({(one.rank, one.message) for one in counted}) == 1:
+                # They are alike to the fault, and it does not matter on which one it acts.
+                if fault.message in _RETRIED and len(counted) > 1:
+                    self._check_alone(fault)
+                continue
+            for one in counted:
+                if one.failures or self.may_be_late(one.rank, one.message):
+                    why = f"rank {one.rank} may send {one.message} again or late, after others"
+                    raise refused(fault, f"{why} that it counts")
+
+    def _check_alone(self, fault: MessageFault) -> None:
+        """Raises:
+        UsageError: another fault lets such messages come again, so their order is not modelled.
+        """
+        for other in self.faults:
+            same = other.rank == fault.rank and fault.message in other.may_be
+            if same and other is not fault and other not in self.late:
+                raise refused(fault, f"{other.name} lets {fault.message} come again, after others")
+
     def _check_type(self, fault: MessageFault) -> None:
         kind = fault.message
         if kind is None:
@@ -636,6 +671,19 @@ def _check_late(fault: MessageFault, step: Leaf) -> None:
         raise refused(fault, f"when the function of {step!r} fetches its argument is not modelled")
     if step.op == "remote" and step.at == getattr(step, "to", None):
         raise refused(fault, f"{step!r} creates an RRef of its own rank")
+
+
+def _is_counted(fault: MessageFault, send: Send) -> bool:
+    """Whether a fault may count a message that torch tries again, or its answer."""
+    kind = WireMessageType(send.message)
+    if kind not in _RETRIED:
+        return False
+    if kind in fault.may_be:
+        return fault.rank == send.rank and fault.to in (None, send.to)
+    return kind.answer in fault.may_be and (fault.rank, fault.to) in (
+        (send.to, send.rank),
+        (send.to, None),
+    )
 
 
 def _unordered(fault: MessageFault, program: Program) -> str:

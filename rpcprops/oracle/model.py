@@ -1361,6 +1361,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         for step in program.leaves:
             model.add(step)
         model.disturbed.check_branches(program)
+        model.disturbed.check_retries(model.sends)
         at_once = program.end.how == "at once"
         found.append(model.prediction(settles=program.settles, at_once=at_once))
         model.disturbed.check_shutdown(found[-1], settles=program.settles)

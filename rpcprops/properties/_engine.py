@@ -194,6 +194,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     seed: int | None = None,
     database: ExampleDatabase | None = None,
     on_example: Callable[[Examination, Observation], None] | None = None,
+    on_failing: Callable[[str], None] | None = None,
     strict: bool = False,
     by_chance: bool = False,
     different: bool = False,
@@ -227,6 +228,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
             (or a tenth of the time of all, if that is more).
         database: where Hypothesis keeps failing cases between runs.
         on_example: called after each case, for a progress display.
+        on_failing: called with what is done with a case that has failed, for a progress display.
         options: `transport` and `clock`, as for :func:`rpcprops.run`.
     """
     sample = Sample(needs_faults=prop.needs_faults, seconds=real_seconds)
@@ -234,6 +236,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     examiner = _Examiner(
         prop, runner, on_example, options, sample, choice=choice, by_chance=by_chance
     )
+    examiner.on_failing = on_failing
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
     elif not examiner.has_agent():
@@ -283,6 +286,7 @@ class _Examiner:
         self.prop = prop
         self.runner = runner
         self.on_example = on_example
+        self.on_failing: Callable[[str], None] | None = None
         self.options = {**options, "with_findings": False}
         self.result = Examination(prop)
         self.confirmed: set[str] = set()
@@ -296,6 +300,7 @@ class _Examiner:
         self.in_real_time: set[Case] = set()
         self.real_only = False
         self.shrinking = False
+        self.shrunk = 0
         #: What ended the examination: no failure of a case.
         self.error: Exception | None = None
         self.seen: set[Case] = set()
@@ -466,6 +471,9 @@ class _Examiner:
             self.error = error
             raise
         self.result.executions += 1
+        if self.shrinking:
+            self.shrunk += 1
+            self.say(f"makes a failing example smaller: run {self.shrunk}")
         is_new = not self.shrinking and case not in self.seen
         if is_new:
             self.seen.add(case)
@@ -482,6 +490,11 @@ class _Examiner:
             self.failing[case] = seen
             self.real_only |= case in self.in_real_time
             raise broken_promise(seen.violations)
+
+    def say(self, what: str) -> None:
+        """Tell what is done with a case that has failed."""
+        if self.on_failing is not None:
+            self.on_failing(what)
 
     def in_real(self, case: Case) -> Observation:
         """Run a case of the sample in real time."""
@@ -522,7 +535,10 @@ class _Examiner:
 
     def again(self, seen: Observation, rate: float | None = None) -> Observation:
         """Run the same case once more in fresh ranks, by default at the same rate."""
-        options = {**self.options, "clock": rate or seen.outcome.clock_rate, "reuse": False}
+        rate = rate or seen.outcome.clock_rate
+        options = {**self.options, "clock": rate, "reuse": False}
+        how = "in real time" if rate == 1.0 else f"at clock rate {rate:g}"
+        self.say(f"runs a failing example again {how}")
         return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:

@@ -456,6 +456,7 @@ class Runs:
         self.asked: list[float] = []
         self.first: Observation | None = None
         self.failed_in_use: list[FailedInUse] = []
+        self.said: list[str] = []
 
     def observe(
         self, _: Any, case: Case, *, clock: Any = None, anew: bool = False, **__: Any
@@ -482,7 +483,9 @@ class Runs:
             "p", "It holds.", lambda: st.just(CASE), needs_faults=False, observe=self.observe
         )
         runner: Any = SimpleNamespace(server=server, failed_in_use=self.failed_in_use)
-        return examine(prop, runner, max_examples=3, different=different)
+        return examine(
+            prop, runner, max_examples=3, different=different, on_failing=self.said.append
+        )
 
 
 @pytest.mark.parametrize("violation", [LEAK, WRONG])
@@ -492,6 +495,9 @@ def test_what_slower_clocks_show_too_is_violated(violation: Violation) -> None:
     result = runs.examine()
     assert result.verdict == "violated"
     assert runs.asked[:3] == [RATE, RATE / 10, 1.0]
+    again = "runs a failing example again "
+    smaller = "makes a failing example smaller: run 1"
+    assert runs.said[:3] == [f"{again}at clock rate 40", f"{again}in real time", smaller]
 
 
 def test_what_failed_in_a_used_world_alone_is_undecided() -> None:

@@ -19,6 +19,7 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Nest,
     Own,
     Parallel,
     Program,
@@ -367,6 +368,45 @@ def test_what_is_executed_and_not_answered_is_not_counted() -> None:
     assert said.counters == NOTHING.counters
     last = under(MessageFault(1, "lose", "RREF_ACK", to=0))
     assert not last.certain
+
+
+#: A nested creation at its own rank accepts its child there: nothing waits for that.
+NESTS = Program(3, (Nest(0, 0, 2, "a"), Nest(2, 2, 0, "b")), rpc_timeout=65.0)
+#: Its faults of two messages of which the first comes again only later, and words of the reason.
+COMES_AGAIN: tuple[tuple[Program, tuple[MessageFault, ...], str], ...] = (
+    (
+        NESTS,
+        (MessageFault(0, "lose", "RREF_ACK"), MessageFault(0, "lose", "RREF_CHILD_ACCEPT")),
+        r"rank 0 may send RREF_CHILD_ACCEPT again or late, after others that it counts",
+    ),
+    (
+        NESTS,
+        (
+            MessageFault(0, "lose", "RREF_ACK"),
+            MessageFault(0, "delay", "RREF_CHILD_ACCEPT", delay=2.0),
+        ),
+        r"rank 0 may send RREF_CHILD_ACCEPT again or late",
+    ),
+    (
+        Program(2, (Nest(0, 0, 1, "a"), Nest(0, 0, 1, "b")), rpc_timeout=65.0),
+        (
+            MessageFault(0, "lose", "RREF_CHILD_ACCEPT"),
+            MessageFault(0, "fail", "RREF_CHILD_ACCEPT", n=2),
+        ),
+        r"RREF_CHILD_ACCEPT come again, after others",
+    ),
+)
+
+
+@pytest.mark.parametrize(("program", "faults", "words"), COMES_AGAIN)
+def test_no_fault_counts_past_what_comes_again(
+    program: Program, faults: tuple[MessageFault, ...], words: str
+) -> None:
+    """torch goes on while a try waits, so what comes next is another message; alone it is fine."""
+    with pytest.raises(UsageError, match=words):
+        predict(program, FaultPlan(others=faults))
+    for fault in faults[1:]:
+        assert predict(program, FaultPlan(others=(fault,)))
 
 
 #: A program, a fault, and words of the reason for which nothing is predicted.
