@@ -31,6 +31,8 @@ class Kept:
         self._perhaps: defaultdict[tuple[int, str], list[Counters]] = defaultdict(list)
         #: How many user RRefs of which owner a rank keeps, which it deletes when it shuts down.
         self._users: Counter[tuple[int, str, int]] = Counter()
+        #: The ranks that keep a user RRef in the frame of a failed call, and its owner.
+        self.in_frames: set[tuple[int, int]] = set()
 
     def add(self, finding: str, rank: int, held: Counters) -> None:
         """Note that the finding makes a rank keep this."""

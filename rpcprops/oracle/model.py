@@ -421,6 +421,15 @@ class Model:
             self.keeps_perhaps(finding, rank, Counters(client_calls=1))
             self._meets_at_shutdown(finding)
 
+    def meets_in_proxy(self, handle: Handle, rank: int) -> None:
+        """Note that an asynchronous call of `rank` through a handle has failed.
+
+        The frame of that call keeps the RRef (failed-async-proxy), until a shutdown deletes it.
+        """
+        self.meets("failed-async-proxy")
+        if handle.fork:
+            self.kept.in_frames.add((rank, handle.rref.owner))
+
     def never_ends(self, finding: str) -> None:
         """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
         if self.facts.has_bug(finding):
@@ -453,9 +462,17 @@ class Model:
             says = r" failed \d+ sends, the message"
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 
-    def _meets_kept_at_end(self, *, settles: bool, graceful: bool) -> None:
-        """Note what the ranks that keep something hold at the end of the run."""
+    def _meets_kept_at_end(self, *, settles: bool, graceful: bool, at_once: bool) -> None:
+        """Note what the ranks that keep something hold at the end of the run.
+
+        Args:
+            graceful: whether the ranks shut down at all.
+            at_once: whether that deletes no RRefs.
+        """
         self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
+        for rank, owner in self.kept.in_frames if at_once or not graceful else ():
+            message = MessageType.RREF_USER_DELETE
+            self.sends_otherwise("failed-async-proxy", rank, owner, message)
         if graceful:
 
             def owners_of(rank: int) -> set[int]:
@@ -557,7 +574,7 @@ class Model:
         fetching = self.fetching or any(r.fetches and not r.made for r in self.rrefs)
         if graceful and not settles and fetching:
             self._meets_at_shutdown("shutdown-deletes-argument")
-        self._meets_kept_at_end(settles=settles, graceful=graceful)
+        self._meets_kept_at_end(settles=settles, graceful=graceful, at_once=at_once)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain
         dropped = (

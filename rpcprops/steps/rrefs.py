@@ -644,7 +644,7 @@ class Through(OfHandle):
             model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
         if late:
             if self.how == "async" and handle.fork and self._ends_while_sent(model):
-                model.meets("failed-async-proxy")
+                model.meets_in_proxy(handle, self.at)
             raise StepFails(late, slack)
         if rref.unclear:
             raise StepFails(error="unknown")
@@ -685,7 +685,7 @@ class Through(OfHandle):
         except StepFails as failed:
             # A message that cannot be sent raises before a future exists.
             if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
-                model.meets("failed-async-proxy")
+                model.meets_in_proxy(handle, self.at)
             raise
 
     @classmethod

@@ -462,7 +462,7 @@ class Method(Step):
             handle.rref.made = True
             if self.form == "missing":
                 if self.how == "async":
-                    model.meets("failed-async-proxy")
+                    model.meets_in_proxy(handle, self.at)
                 return model.shows(["AttributeError"])
             step = 6.0 if self.form == "kwargs" else 2.0
             totals = [self.start + step, self.start + step + step]
@@ -479,13 +479,13 @@ class Method(Step):
             model.certain = False
             late = ""
             if self.how == "async" and handle.fork:
-                model.meets("failed-async-proxy")
+                model.meets_in_proxy(handle, self.at)
         try:
             ask_type(model, handle, self.at, late, slack)
         except StepFails as failed:
             # A message that cannot be sent raises before a future exists.
             if self.how == "async" and handle.fork and failed.error != "injected":
-                model.meets("failed-async-proxy")
+                model.meets_in_proxy(handle, self.at)
             raise
 
     def _timed(self, model: Model, seconds: float) -> tuple[ErrorClass, float]:

@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Count,
     Deferred,
     Drop,
+    End,
     Fetch,
     Local,
     Member,
@@ -915,6 +916,23 @@ def test_a_method_that_times_out_may_have_done_so_when_the_type_was_asked(
     """Its timeout may come before the answer to the first of the two messages, or of the second."""
     program = Program(2, (Method(1, 0, how=how, timeout=3.0, seconds=12.0),))
     assert predict(program, FaultPlan()).known_bugs == meets
+
+
+def test_what_a_failed_proxy_keeps_is_deleted_by_a_shutdown_only() -> None:
+    """Where the ranks end without one, or at once, the record shows one delete less."""
+    said = "the record shows 0 RREF_USER_DELETE from rank 1 to rank 0, and 1 was promised"
+    missing = Violation("MessagesDiffer", said, 1)
+    program = Program(2, (Method(1, 0, how="async", form="missing"),), settles=False)
+    ends = replace(program, end=End("at once"), settles=True)
+    broken = FaultPlan(by_rank={0: FaultTable(["PYTHON_CALL"], 1)})
+    for one, plan, names in (
+        (program, broken, ("failed-async-proxy",)),
+        (ends, FaultPlan(), ("failed-async-proxy",)),
+        (program, FaultPlan(), ()),
+    ):
+        assert explained(one, plan, missing) == names
+        other = Violation("MessagesDiffer", said.replace("1 to rank 0", "0 to rank 1"), 0)
+        assert explained(one, plan, other) == ()
 
 
 def test_all_users_of_a_rank_that_keeps_one_are_deleted_late() -> None:
