@@ -31,6 +31,7 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -234,8 +235,8 @@ class Model:
         #: Ranks to which a call that counts may still be under way.
         self.counted_late: set[int] = set()
         #: Calls since the last settle for which nobody waits, and whose functions fetch an RRef of
-        #: another rank: the name of the call, and its future.
-        self.fetching: set[tuple[str, str]] = set()
+        #: another rank: the name of the call and its future, and the ranks of caller and callee.
+        self.fetching: dict[tuple[str, str], tuple[int, int]] = {}
         self.forks = 0
         self.sends: list[Send] = []
         #: How many of them had ended at the last settle.
@@ -404,6 +405,32 @@ class Model:
             ranks = range(self.world_size)
             self.met |= {Met(finding, rank, None, r"\(phase shutdown,") for rank in ranks}
 
+    def _meets_deleted_arguments(self) -> None:
+        """Note which functions may fetch what the shutdown has deleted, which is not answered."""
+        finding = "shutdown-deletes-argument"
+        callers = [
+            *self.fetching.values(),
+            *((u.rank, u.rref.owner) for u in self.users if u.rref.fetches and not u.rref.made),
+            *((r.owner, r.owner) for r in self.rrefs if r.fetches and not r.first),
+        ]
+        if not callers or not self.facts.has_bug(finding):
+            return
+        self._meets_at_shutdown(finding)
+        texts = self.facts.texts
+        for caller, rank in callers if self.rpc_timeout else ():
+            # The default timeout ends the fetch, so the function raises, and too late: both ranks
+            # have waited in vain for the RRef that it makes.
+            raised = rf"RPCErr:1:|{re.escape(texts.owners_waited)}"
+            self.met |= {
+                Met(finding, rank, None, raised, ("ErrorInLog",)),
+                Met(finding, rank, None, "Leaking RRef|still holds 1 owner", ("RRefLeak",)),
+                Met(finding, caller, None, re.escape(texts.users_waited), ("ErrorInLog",)),
+            }
+            if caller == rank and self.facts.has_bug("late-remote-to-self"):
+                # The timeout of its creation has come before that of the fetch.
+                late = re.escape(texts.assertion)
+                self.met.add(Met("late-remote-to-self", rank, None, late, ("ErrorInLog",)))
+
     def frees_context(self, rank: int, *, keeps: bool = True) -> None:
         """A gradient of this step that `rank` has sent fails when its context has been freed.
 
@@ -497,6 +524,7 @@ class Model:
         for rref in self.rrefs:
             rref.made = True
             rref.takes = 0.0
+            rref.fetches = False
             rref.slow = False
         self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
         self.unread = False
@@ -571,9 +599,8 @@ class Model:
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
             # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("early-owner-fork")
-        fetching = self.fetching or any(r.fetches and not r.made for r in self.rrefs)
-        if graceful and not settles and fetching:
-            self._meets_at_shutdown("shutdown-deletes-argument")
+        if graceful and not settles:
+            self._meets_deleted_arguments()
         self._meets_kept_at_end(settles=settles, graceful=graceful, at_once=at_once)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain
@@ -608,12 +635,15 @@ class Model:
         """Check that no value is made for longer than a graceful shutdown waits.
 
         ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` gives up then, and says
-        that users were not confirmed: their owner confirms them once it has made the value.
+        that users were not confirmed: their owner confirms them once it has made the value. Or it
+        says that owners are pending: a rank holds an RRef that it creates at itself as one of its
+        own forks until then (``RRefContext::addSelfAsFork``).
 
         Raises:
             UsageError: one may be.
         """
-        longest = max((rref.takes for rref in self.rrefs if not rref.made), default=0.0)
+        making = (rref for rref in self.rrefs if not (rref.made and rref.first))
+        longest = max((rref.takes for rref in making), default=0.0)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             msg = (
                 f"a value may take {longest:g} s (virtual) to make, and a shutdown waits for "

@@ -148,12 +148,12 @@ class Call(Step):
     def _begin(self, model: Model, call: str, argument: Handle | None) -> None:
         """Its function fetches its argument, if another rank owns that."""
         if argument is not None and argument.rref.owner != self.to:
-            model.fetching.add((call, self.out))
+            model.fetching[call, self.out] = (self.at, self.to)
 
     def _end(self, model: Model, call: str, late: ErrorClass) -> None:
         """Its caller has waited for its function, unless that was too late, or nobody waits."""
         if not late and self.wait != "later":
-            model.fetching.discard((call, self.out))
+            model.fetching.pop((call, self.out), None)
 
     @property
     def lasts(self) -> float:
@@ -249,7 +249,9 @@ class Wait(Step):
             raise StepFails(error="missing")
         predicted = model.futures.pop(self.future)
         if predicted.error not in ("timeout", "unknown"):
-            model.fetching = {one for one in model.fetching if one[1] != self.future}
+            model.fetching = {
+                one: ranks for one, ranks in model.fetching.items() if one[1] != self.future
+            }
         return predicted
 
     @classmethod

@@ -208,6 +208,8 @@ class Remote(Step):
                 # Whether the message or the function is late: torch forgets the RRef when the
                 # timeout comes (callback::finishCreatingOwnerRRef), and the function then ends.
                 model.meets("late-remote-to-self")
+                if model.facts.has_bug("late-remote-to-self"):
+                    handle.rref.takes = min(handle.rref.takes, model.limit(self.timeout) or 0.0)
         return slack
 
     @property
@@ -465,7 +467,8 @@ class Fetch(OfHandle):
         rref = handle.rref
         if self.at == rref.owner:
             value = model.value(handle, self.at)
-            rref.slow = False
+            rref.slow = rref.fetches = False
+            rref.takes = 0.0
             return model.shows(value)
         message = fetch_message(typed=rref.typed)
         # The owner answers once the value is made (request_callback_no_python.cpp:

@@ -194,6 +194,43 @@ def test_a_shutdown_deletes_the_argument_of_a_call_that_nobody_waits_for(
         assert {*names} == (expected if phase == "shutdown" else set())
 
 
+#: Functions that fetch an RRef of another rank while their own rank may shut down; caller, callee.
+FETCHING: tuple[tuple[tuple[Step, ...], int, int], ...] = (
+    ((Own(0, "a"), Remote(0, 1, "b", right="a")), 0, 1),
+    ((Own(0, "a"), Call(0, 1, right="a", wait="later", out="f")), 0, 1),
+    ((Remote(1, 0, "a"), Remote(1, 1, "b", right="a")), 1, 1),
+)
+
+
+@pytest.mark.parametrize(("steps", "caller", "callee"), FETCHING)
+def test_a_default_timeout_ends_the_fetch_of_a_deleted_argument(
+    steps: tuple[Step, ...], caller: int, callee: int
+) -> None:
+    """The function raises then, and both ranks have waited in vain for what it makes."""
+    timed = Program(2, steps, settles=False, rpc_timeout=300.0)
+    users = "Timed out waiting for pending UserRRefs to be confirmed"
+    for promise, said, rank in (
+        ("ErrorInLog", "worker wrote: RuntimeError: RPCErr:1:RPC ran for more", callee),
+        ("ErrorInLog", users, caller),
+        ("RRefLeak", "worker still holds 1 owner, 1 fork after its shutdown", callee),
+    ):
+        violation = Violation(promise, said, rank)
+        expected = ("shutdown-deletes-argument",)
+        assert explained(timed, FaultPlan(), violation) == expected
+        # Without a timeout it hangs, and what one rank shows another does not.
+        untimed = replace(timed, rpc_timeout=None)
+        for program, other in ((untimed, rank), (timed, 1 - rank)):
+            if program is untimed or caller != callee:
+                there = Violation(promise, said, other)
+                assert explained(program, FaultPlan(), there) == ()
+
+
+def test_a_fetch_at_its_owner_ends_the_creation_that_it_waits_for() -> None:
+    """An RRef of its own rank has been made then, so no shutdown deletes what its function needs."""
+    steps = (Remote(1, 0, "a"), Remote(1, 1, "b", right="a"), Fetch(1, "b"))
+    assert not predict(Program(2, steps, settles=False), FaultPlan()).known_bugs
+
+
 @pytest.mark.parametrize("twice", [False, True])
 def test_what_comes_after_a_settle_that_ends_the_run_is_not_missed(*, twice: bool) -> None:
     """No messages of a shutdown are in the record then; how often calls ran is judged."""

@@ -492,14 +492,24 @@ def test_a_shutdown_drops_a_creation_that_has_timed_out(
     assert predict(program, FaultPlan()).known_bugs == met
 
 
-def test_a_shutdown_waits_only_so_long_for_a_value() -> None:
-    """What takes longer is said to be lost, so a program must wait for it."""
-    made = Remote(0, 1, "a", seconds=130.0)
-    for waits in (Fetch(0, "a"), Settle()):
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_shutdown_waits_only_so_long_for_a_value(at: int) -> None:
+    """What takes longer is said to be lost, so a program must wait for it, at its owner too."""
+    made = Remote(at, 1, "a", seconds=130.0)
+    for waits in (Fetch(at, "a"), Settle()):
         predict(Program(2, (made, waits), settles=False), FaultPlan())
     predict(Program(2, (replace(made, seconds=12.0),), settles=False), FaultPlan())
     with pytest.raises(UsageError, match=r"130 s \(virtual\) to make.*put a Fetch or a Settle"):
         predict(Program(2, (made,), settles=False), FaultPlan())
+
+
+def test_an_owner_that_has_forgotten_its_rref_is_not_waited_for() -> None:
+    """Its rank has forgotten it when its creation times out: late-remote-to-self."""
+    made = Remote(1, 1, "a", timeout=20.0, seconds=130.0)
+    met = {"late-remote-to-self"}
+    assert predict(Program(2, (made,), settles=False), FaultPlan()).known_bugs == met
+    with pytest.raises(UsageError, match=r"may take 90 s \(virtual\) to make"):
+        predict(Program(2, (replace(made, timeout=90.0),), settles=False), FaultPlan())
 
 
 def test_a_future_that_is_late_times_out_where_it_is_waited_for() -> None:
