@@ -226,7 +226,7 @@ def test_a_default_timeout_ends_the_fetch_of_a_deleted_argument(
 
 
 def test_a_fetch_at_its_owner_ends_the_creation_that_it_waits_for() -> None:
-    """An RRef of its own rank has been made then, so no shutdown deletes what its function needs."""
+    """It has been made then, so no shutdown deletes what its function needs."""
     steps = (Remote(1, 0, "a"), Remote(1, 1, "b", right="a"), Fetch(1, "b"))
     assert not predict(Program(2, steps, settles=False), FaultPlan()).known_bugs
 
