@@ -420,10 +420,11 @@ class Model:
         for caller, rank in callers if self.rpc_timeout else ():
             # The default timeout ends the fetch, so the function raises, and too late: both ranks
             # have waited in vain for the RRef that it makes.
-            raised = rf"RPCErr:1:|{re.escape(texts.owners_waited)}"
+            raised = "|".join(map(re.escape, (texts.timeout, texts.owners_waited)))
+            kept = "|".join(map(re.escape, (*texts.leaks, " still holds 1 owner, ")))
             self.met |= {
                 Met(finding, rank, None, raised, ("ErrorInLog",)),
-                Met(finding, rank, None, "Leaking RRef|still holds 1 owner", ("RRefLeak",)),
+                Met(finding, rank, None, kept, ("RRefLeak",)),
                 Met(finding, caller, None, re.escape(texts.users_waited), ("ErrorInLog",)),
             }
             if caller == rank and self.facts.has_bug("late-remote-to-self"):
