@@ -210,7 +210,7 @@ def test_a_default_timeout_ends_the_fetch_of_a_deleted_argument(
     timed = Program(2, steps, settles=False, rpc_timeout=300.0)
     users = "Timed out waiting for pending UserRRefs to be confirmed"
     for promise, said, rank in (
-        ("ErrorInLog", "worker wrote: RuntimeError: RPCErr:1:RPC ran for more", callee),
+        ("ErrorInLog", "worker wrote: RuntimeError: RPCErr:1:RPC ran for more than set", callee),
         ("ErrorInLog", users, caller),
         ("RRefLeak", "worker still holds 1 owner, 1 fork after its shutdown", callee),
     ):
