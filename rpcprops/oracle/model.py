@@ -399,11 +399,12 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says, lasts=lasts))
 
-    def _meets_at_shutdown(self, finding: str) -> None:
+    def meets_at_shutdown(self, finding: str) -> None:
         """The same for a finding by which any rank may hang when it shuts down, and only then."""
         if self.facts.has_bug(finding):
             ranks = range(self.world_size)
-            self.met |= {Met(finding, rank, None, r"\(phase shutdown,") for rank in ranks}
+            says = r"\(phase shutdown,"
+            self.met |= {Met(finding, rank, None, says, ("RankHung",)) for rank in ranks}
 
     def _meets_deleted_arguments(self) -> None:
         """Note which functions may fetch what the shutdown has deleted, which is not answered."""
@@ -415,7 +416,7 @@ class Model:
         ]
         if not callers or not self.facts.has_bug(finding):
             return
-        self._meets_at_shutdown(finding)
+        self.meets_at_shutdown(finding)
         texts = self.facts.texts
         for caller, rank in callers if self.rpc_timeout else ():
             # The default timeout ends the fetch, so the function raises, and too late: both ranks
@@ -447,7 +448,7 @@ class Model:
         self.meets_here(finding, rank, r"killed by SIG(ABRT|SEGV|BUS)", lasts=True)
         if keeps:
             self.keeps_perhaps(finding, rank, Counters(client_calls=1))
-            self._meets_at_shutdown(finding)
+            self.meets_at_shutdown(finding)
 
     def meets_in_proxy(self, handle: Handle, rank: int) -> None:
         """Note that an asynchronous call of `rank` through a handle has failed.

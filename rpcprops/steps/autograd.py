@@ -110,6 +110,9 @@ class Context(Step):
                 model.drop(handle)
         if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
             model.meets("failed-backward-revisits-rank")
+            # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
+            # TensorPipeAgent::join waits for clientActiveCalls_).
+            model.meets_at_shutdown("failed-backward-revisits-rank")
             # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
             for rank in {self.at, *self.path}:
