@@ -194,6 +194,14 @@ def test_a_shutdown_deletes_the_argument_of_a_call_that_nobody_waits_for(
         assert {*names} == (expected if phase == "shutdown" else set())
 
 
+def test_a_pass_that_never_ends_keeps_its_rank_from_leaving() -> None:
+    """The shutdown waits for the call that is never answered, and so do the other ranks."""
+    program = Program(2, (Context(0, "x", (1, 0, 1), nested=True, breaks=0),), settles=False)
+    for phase, names in (("shutdown", ("failed-backward-revisits-rank",)), ("run", ())):
+        hung = Violation("RankHung", f"worker1 hangs (phase {phase}, after 30 real s)", 1)
+        assert explained(program, FaultPlan(), hung)[:1] == names
+
+
 #: Functions that fetch an RRef of another rank while their own rank may shut down; caller, callee.
 FETCHING: tuple[tuple[tuple[Step, ...], int, int], ...] = (
     ((Own(0, "a"), Remote(0, 1, "b", right="a")), 0, 1),
