@@ -694,10 +694,11 @@ def _unordered(fault: MessageFault, program: Program) -> str:
         if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later" or runs_on:
             return f"in which order {leaf!r} sends its messages is not modelled"
         limit = leaf_timeout(leaf) or program.rpc_timeout
-        if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME:
+        if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME + leaf.lasts:
             continue
-        # On a busy machine such a step may end while its function still has to begin. What it asks
-        # for has been sent by then, and is of no type that the function, or its argument, sends.
+        # On a busy machine such a step may end while its function still has to begin, or to end.
+        # What it asks for has been sent by then, and is of no type that the function, or its
+        # argument, sends.
         follows = _FOLLOWING if carries or leaf.op == "share" else frozenset[WireMessageType]()
         if fault.may_be[0].is_request and leaf.op in _LATE_ABLE and not follows & {*fault.may_be}:
             continue

@@ -505,6 +505,11 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "has a timeout of 65 s",
     ),
     (
+        Program(2, (Call(0, 1, seconds=435.0), Call(0, 1)), rpc_timeout=300.0),
+        MessageFault(1, "lose", "PYTHON_RET", n=2),
+        "may end before its messages",
+    ),
+    (
         Program(2, (Call(0, 1, timeout=2.0), Call(0, 1)), rpc_timeout=65.0),
         MessageFault(1, "lose", "PYTHON_RET"),
         "may end before its messages",
