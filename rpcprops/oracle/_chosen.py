@@ -9,7 +9,7 @@ from dataclasses import replace
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle.errors import is_expected
 from rpcprops.oracle.model import predict
-from rpcprops.oracle.prediction import Prediction
+from rpcprops.oracle.prediction import Met, Prediction
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import NEWEST, UNKNOWN, TorchFacts, facts_of
@@ -22,6 +22,8 @@ def chosen(
 
     Where none agrees with all, it is the one that agrees for longest, and the first of several: a
     known finding may have changed what a step showed, and says nothing of the steps before it.
+    Where several agree with all, nobody can tell which the run has followed, so it may show the
+    known findings of each.
     """
     ended = sorted((step for step in steps if step.ended), key=lambda step: step.index)
 
@@ -29,7 +31,11 @@ def chosen(
         right = (is_expected(one.steps[step.index].error, step.error, facts) for step in ended)
         return sum(itertools.takewhile(bool, right))
 
-    return max((prediction, *prediction.alternatives), key=agrees_until)
+    every = (prediction, *prediction.alternatives)
+    alike = [one for one in every if agrees_until(one) == len(ended)]
+    if len(alike) > 1:
+        return replace(alike[0], met=frozenset[Met]().union(*(one.met for one in alike)))
+    return max(every, key=agrees_until)
 
 
 def predict_in(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.oracle import FINDINGS, are_kept, judge, predict, set_apart
+from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Counters, Outcome, RaisedError, SentMessage, Violation
 from rpcprops.programs import (
@@ -192,6 +193,20 @@ def test_a_shutdown_deletes_the_argument_of_a_call_that_nobody_waits_for(
         hung = Violation("RankHung", f"worker1 hangs (phase {phase}, after 30 real s)", 1)
         names, _ = set_apart(program, prediction.met, ideal(program, FaultPlan()), [hung])
         assert {*names} == (expected if phase == "shutdown" else set())
+
+
+def test_where_two_predictions_agree_the_run_may_show_the_findings_of_each() -> None:
+    """A use raises before the creation has come, or after it; its drop overtakes it, or not."""
+    until = NthMessage(0, "RREF_USER_DELETE")
+    held = MessageFault(0, "hold", "PYTHON_REMOTE_CALL", delay=120.0, until=until)
+    program = Program(2, (Remote(0, 1, "a", timeout=0.5), Through(0, "a"), Drop(0, "a")))
+    plan = FaultPlan(others=(held,))
+    assert not predict(program, plan).known_bugs
+    outcome = seen(program, plan)
+    assert predict_for(program, plan, outcome).known_bugs == {"timed-out-remote-dropped"}
+    # A value that comes without an error tells them apart.
+    steps = tuple(replace(step, error=None) for step in outcome.steps)
+    assert not predict_for(program, plan, replace(outcome, steps=steps)).known_bugs
 
 
 def test_a_pass_that_never_ends_keeps_its_rank_from_leaving() -> None:
