@@ -409,29 +409,33 @@ class Model:
     def _meets_deleted_arguments(self) -> None:
         """Note which functions may fetch what the shutdown has deleted, which is not answered."""
         finding = "shutdown-deletes-argument"
-        callers = [
-            *self.fetching.values(),
-            *((u.rank, u.rref.owner) for u in self.users if u.rref.fetches and not u.rref.made),
-            *((r.owner, r.owner) for r in self.rrefs if r.fetches and not r.first),
-        ]
-        if not callers or not self.facts.has_bug(finding):
+        making = [r for r in self.rrefs if r.fetches and not (r.made and r.first)]
+        ranks = {r.owner for r in making} | {to for _, to in self.fetching.values()}
+        if not ranks or not self.facts.has_bug(finding):
             return
         self.meets_at_shutdown(finding)
+        if self.rpc_timeout is None:
+            return
+        # The default timeout ends the fetch, so the function raises, and too late: its rank and its
+        # caller have waited in vain for the RRef that it makes.
         texts = self.facts.texts
-        for caller, rank in callers if self.rpc_timeout else ():
-            # The default timeout ends the fetch, so the function raises, and too late: both ranks
-            # have waited in vain for the RRef that it makes.
-            raised = "|".join(map(re.escape, (texts.timeout, texts.owners_waited)))
-            kept = "|".join(map(re.escape, (*texts.leaks, " still holds 1 owner, ")))
+        raised = "|".join(map(re.escape, (texts.timeout, texts.owners_waited)))
+        kept = "|".join(map(re.escape, (*texts.leaks, " still holds 1 owner, ")))
+        for rank in ranks:
+            self.met.add(Met(finding, rank, None, raised, ("ErrorInLog",)))
+            self.met.add(Met(finding, rank, None, kept, ("RRefLeak",)))
+        callers = {user.rank for user in self.users if any(user.rref is r for r in making)}
+        for caller in callers | {at for at, _ in self.fetching.values()}:
+            waited = re.escape(texts.users_waited)
+            self.met.add(Met(finding, caller, None, waited, ("ErrorInLog",)))
+        if self.facts.has_bug("late-remote-to-self"):
+            # The timeout of such a creation has come before that of the fetch.
+            late = re.escape(texts.assertion)
             self.met |= {
-                Met(finding, rank, None, raised, ("ErrorInLog",)),
-                Met(finding, rank, None, kept, ("RRefLeak",)),
-                Met(finding, caller, None, re.escape(texts.users_waited), ("ErrorInLog",)),
+                Met("late-remote-to-self", r.owner, None, late, ("ErrorInLog",))
+                for r in making
+                if not r.first
             }
-            if caller == rank and self.facts.has_bug("late-remote-to-self"):
-                # The timeout of its creation has come before that of the fetch.
-                late = re.escape(texts.assertion)
-                self.met.add(Met("late-remote-to-self", rank, None, late, ("ErrorInLog",)))
 
     def frees_context(self, rank: int, *, keeps: bool = True) -> None:
         """A gradient of this step that `rank` has sent fails when its context has been freed.
