@@ -87,7 +87,8 @@ FORMS: list[tuple[str, list[str], int]] = [
     ("profiling-key-kept", ["profile"], 40),
     ("context-after-cleanup", ["outlast"], 40),
 ]
-GROUPS = hunted(known=True)["drawn-groups"].cases()
+HUNTED = hunted(known=True)
+GROUPS = HUNTED["drawn-groups"].cases()
 #: A finding that is met only where torch has mended another one as well.
 ALSO = {"rref-lifetime-after-reinit": ("rref-sent-after-reinit",)}
 #: Those that are drawn for other torches too, or in programs of other sorts.
@@ -97,6 +98,7 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("profiled-events-lost", cases("profile")),
     ("freed-context-used", cases("fail_twice", "call", size=3)),
     ("timeout-needs-thread", cases("onward")),
+    ("timed-out-type-query", HUNTED["drawn-within-budget"].cases()),
     ("failed-join-keeps-token", GROUPS),
     ("rejoins-alone", GROUPS),
     ("leaving-keeps-values", GROUPS),
