@@ -206,7 +206,7 @@ class Model:
         self._unsure: list[Handle] = []
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
-        self._fetched_late: dict[int, RRef] = {}
+        self._fetched_late: dict[int, tuple[RRef, bool]] = {}
         #: Handles whose creation fails, in functions that answer with them when nobody waits.
         self._answered_late: list[Handle] = []
         #: Handles that arrive only then.
@@ -954,12 +954,13 @@ class Model:
             self.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, rref.owner):
             rref.forks.discard(handle.fork)
-        late = [one for one in self._fetched_late.values() if one is rref and not rref.forks]
-        for _ in late:
-            # The owner forgets the RRef, and waits for it when the fetch comes
-            # (rref_context.cpp: RRefContext::getOwnerRRef).
-            held = Counters(server_calls=1, server_async_calls=1)
-            self.keeps("fetch-after-delete", rref.owner, held)
+        for one, surely in self._fetched_late.values():
+            if one is rref and not rref.forks:
+                # The owner forgets the RRef, and waits for it when the fetch comes
+                # (rref_context.cpp: RRefContext::getOwnerRRef).
+                held = Counters(server_calls=1, server_async_calls=1)
+                keeps = self.keeps if surely else self.keeps_perhaps
+                keeps("fetch-after-delete", rref.owner, held)
         # The creator's own delete waits until the owner has answered the creation.
         thins = handle.fork != rref.first and not rref.made
         rref.thinned |= thins
@@ -1109,7 +1110,7 @@ class Model:
                 raise StepFails(error="injected")
             if self._fate == "late" and len(self.sends) == self._before + 1:
                 # It is the step's own fetch. Whether the value is made then, nobody has seen.
-                self.fetched_late(rref)
+                self.fetched_late(rref, surely=True)
                 raise StepFails(error="timeout")
         rref.made = True
         if rref.error:
@@ -1118,9 +1119,15 @@ class Model:
             raise StepFails(error="unknown")
         return list(rref.value)
 
-    def fetched_late(self, rref: RRef) -> None:
-        """A fetch comes to the owner of an RRef only after its sender has given it up."""
-        self._fetched_late[len(self.steps)] = rref
+    def fetched_late(self, rref: RRef, *, surely: bool) -> None:
+        """The step's fetch comes to the owner of an RRef only after its sender has given it up.
+
+        Args:
+            surely: whether it also comes after a delete that the sender sends next. What a table
+                delays is sent before that, but the owner handles each message in another thread
+                (``tensorpipe_agent.cpp``: ``TensorPipeAgent::respond``).
+        """
+        self._fetched_late[len(self.steps)] = (rref, surely)
 
     def compute(self, at: int, left: Sequence[float], right: Any, there: Handle | None) -> Any:
         """The result at `at` of a called function, for a value or for the handle it was sent."""

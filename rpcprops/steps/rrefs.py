@@ -479,7 +479,7 @@ class Fetch(OfHandle):
         made, slow = rref.made, rref.slow
         if late and model.delay(self.at, message) >= (model.limit(self.timeout) or 0.0):
             # It is sent when it has timed out, so that a delete may overtake it at the owner.
-            model.fetched_late(rref)
+            model.fetched_late(rref, surely=False)
         try:
             value = model.value(handle, self.at)
             if not late:

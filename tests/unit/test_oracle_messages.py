@@ -714,6 +714,17 @@ def test_a_fetch_that_comes_after_the_delete_stays_at_the_owner() -> None:
             assert re.search(one.says, left)
 
 
+def test_a_fetch_that_a_table_delays_comes_after_the_delete_in_some_runs_only() -> None:
+    """It is sent before the delete; what is late by a fault of its own surely comes after it."""
+    steps = (Remote(0, 1, "a"), Fetch(0, "a", 0.5), Fetch(0, "a", 0.5), Drop(0, "a"))
+    table = FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 2.0})
+    second = MessageFault(0, "delay", "PYTHON_RREF_FETCH_CALL", n=2, delay=75.0)
+    for others, kept in (((second,), [1, 2]), ((), [1, 2])):
+        (met,) = predict(Program(2, steps), FaultPlan(by_rank={0: table}, others=others)).met
+        (says,) = re.findall(r"\((.*)\)", met.says.replace("\\", ""))
+        assert [int(one.split()[0]) for one in says.split("|")] == kept
+
+
 def test_a_creation_that_comes_after_its_delete() -> None:
     """Its owner keeps it, which is a finding."""
     late = MessageFault(0, message="PYTHON_REMOTE_CALL", **LATE)
