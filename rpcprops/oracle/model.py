@@ -773,6 +773,7 @@ class Model:
         Returns: how many of its tries fail, whether it arrives, and how many tries are lost.
         """
         failures = lost = 0
+        came_late = False
         step = self._step
         is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
         named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
@@ -798,6 +799,10 @@ class Model:
             if fate not in ("fail", "lost", "late"):
                 return failures, True, lost
             # What is late is sent again when its timeout has come, and executed twice in the end.
+            if came_late and step is None:
+                # An owner that has nothing left to delete may leave before the tries that follow.
+                self._leaves_early.add(rank)
+            came_late |= fate == "late"
             failures += 1
             lost += fate == "lost"
 

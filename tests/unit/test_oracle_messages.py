@@ -725,6 +725,20 @@ def test_a_fetch_that_a_table_delays_comes_after_the_delete_in_some_runs_only() 
         assert [int(one.split()[0]) for one in says.split("|")] == kept
 
 
+def test_a_rank_may_leave_while_its_last_delete_comes_twice() -> None:
+    """The delete comes late, and its owner may be gone when the last of its tries is sent."""
+    program = Program(2, (Remote(0, 1, "a"),), rpc_timeout=65.0)
+    late = MessageFault(0, "delay", "RREF_USER_DELETE", delay=75.0)
+    lost = MessageFault(0, "lose", "RREF_USER_DELETE", n=2)
+    assert predict(program, FaultPlan(others=(late,))).failed_sends()[0] == range(1, 2)
+    seen = predict(program, FaultPlan(others=(late, lost)))
+    assert (seen.may_exit_early, seen.failed_sends()[0]) == (frozenset({0}), range(7))
+    # A settle waits until it has come.
+    dropped = replace(program, steps=(*program.steps, Drop(0, "a")))
+    seen = predict(dropped, FaultPlan(others=(late, lost)))
+    assert (seen.may_exit_early, seen.failed_sends()[0]) == (frozenset(), range(2, 3))
+
+
 def test_a_creation_that_comes_after_its_delete() -> None:
     """Its owner keeps it, which is a finding."""
     late = MessageFault(0, message="PYTHON_REMOTE_CALL", **LATE)
