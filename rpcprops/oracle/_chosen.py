@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -31,11 +32,11 @@ def chosen(
         right = (is_expected(one.steps[step.index].error, step.error, facts) for step in ended)
         return sum(itertools.takewhile(bool, right))
 
-    every = (prediction, *prediction.alternatives)
-    alike = [one for one in every if agrees_until(one) == len(ended)]
+    agreed = [(agrees_until(one), one) for one in (prediction, *prediction.alternatives)]
+    alike = [one for steps_alike, one in agreed if steps_alike == len(ended)]
     if len(alike) > 1:
         return replace(alike[0], met=frozenset[Met]().union(*(one.met for one in alike)))
-    return max(every, key=agrees_until)
+    return max(agreed, key=operator.itemgetter(0))[1]
 
 
 def predict_in(

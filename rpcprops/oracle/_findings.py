@@ -34,6 +34,10 @@ def can_cause(
             "owner_assertion": (
                 f"{re.escape(texts.assertion)}.*{re.escape(texts.owner_assertion_file)}"
             ),
+            # The C++ runtime writes this, and then asks the exception for its text, which takes a
+            # while (libstdc++, `__gnu_cxx::__verbose_terminate_handler`). If the run ends meanwhile
+            # for another reason, nobody sees the rank die.
+            "terminated": re.escape(texts.terminated),
             "waited": f"{re.escape(texts.users_waited)}|{re.escape(texts.owners_waited)}",
         }
         return bool(re.search(logs[finding.logs], violation.message))

@@ -19,7 +19,7 @@ Status = Literal["listed", "unlisted", "fixed"]
 ErrorWords = Literal["", "remote", "creation", "injected", "timeout", "stopped"]
 #: The signs of a finding in a log: an error whose text cannot be read, a failed assertion about an
 #: RRef without an owner, or a shutdown that has waited in vain for RRefs.
-LogWords = Literal["", "unreadable", "owner_assertion", "waited"]
+LogWords = Literal["", "unreadable", "owner_assertion", "waited", "terminated"]
 #: What the log of a rank must show before a finding explains its leak: that the rank could not
 #: delete the fork that it holds of an RRef of its own.
 LeakLogWords = Literal["", "own_fork_unknown"]
@@ -96,6 +96,7 @@ _ALL = (
             "(rref_context.cpp:111), under RpcAgent::retryExpiredRpcs in rpc_agent.cpp"
         ),
         shows_as=frozenset({"RankDied", "UnexpectedError"}),
+        logs="terminated",
     ),
     Finding(
         name="second-failed-remote",

@@ -331,6 +331,18 @@ def test_a_death_explains_what_its_step_showed_besides_and_no_other() -> None:
     assert left(program, plan, outcome, Violation("RRefLeak", "held", 1, 2)) == ((), ["RRefLeak"])
 
 
+def test_a_rank_that_is_about_to_abort_is_explained_as_one_that_has() -> None:
+    """The run may end for another reason after it has written so, and before it is dead."""
+    program = Program(3, (Remote(0, 1, "a"), Share(0, "a", 2, "b")))
+    plan = FaultPlan(by_rank={2: FaultTable(["RREF_FORK_REQUEST"], 6)})
+    wrote = "worker2 wrote: terminate called after throwing an instance of 'c10::Error'"
+    said = Violation("ErrorInLog", wrote, 2)
+    assert left(program, plan, seen(program, plan), said) == (("fork-request-given-up",), [])
+    waited = Violation("ErrorInLog", "worker2 wrote: Timed out waiting for pending OwnerRRefs", 2)
+    assert left(program, plan, seen(program, plan), waited)[1] == ["ErrorInLog"]
+    assert left(program, FaultPlan(), seen(program, plan), said)[1] == ["ErrorInLog"]
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [
