@@ -42,6 +42,8 @@ _DIFFERENT_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 _REPEATS = 3
 #: How many failing cases are tried at rate 1, from the smallest up.
 _CONFIRMATIONS = 5
+#: The fewest real seconds of waits of which its progress line tells.
+_LONG = 10.0
 #: The most tries of a finding's case in real time.
 REAL_TRIES = 15
 
@@ -537,8 +539,7 @@ class _Examiner:
         """Run the same case once more in fresh ranks, by default at the same rate."""
         rate = rate or seen.outcome.clock_rate
         options = {**self.options, "clock": rate, "reuse": False}
-        how = "in real time" if rate == 1.0 else f"at clock rate {rate:g}"
-        self.say(f"runs a failing example again {how}")
+        self.say(f"runs a failing example again {_how(seen, rate)}")
         return self.prop.observe(self.runner, seen.case, anew=True, **options)
 
     def repeats(self, seen: Observation) -> bool:
@@ -630,6 +631,14 @@ class _Examiner:
             repeats.append(Repeats(self.runner.server.rate_of(self.options.get("clock")), 0, 1))
         lines = () if error is None else reproduction_lines(error)
         return replace(self.failure_of(seen, tuple(repeats)), reproduction=lines)
+
+
+def _how(seen: Observation, rate: float) -> str:
+    """How fast a case is run again, and for how long it waits if that is real time."""
+    if rate != 1.0:
+        return f"at clock rate {rate:g}"
+    waits = real_waits(seen.case, facts_of(seen.outcome.torch_version))
+    return "in real time" + (f", where it waits for {waits:.0f} s" if waits >= _LONG else "")
 
 
 def reproduction_lines(error: BaseException) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from rpcprops.outcomes import (
 from rpcprops.plugin import failures
 from rpcprops.plugin.failures import Again, counts, in_time
 from rpcprops.plugin.records import Failing, ItemRecord
-from rpcprops.programs import Pause, Program
+from rpcprops.programs import Call, Pause, Program
 from rpcprops.properties import Case, Examination, Observation, Property, examine
 from rpcprops.report.text import artefact_of
 from rpcprops.runner import FailedInUse
@@ -477,10 +477,10 @@ class Runs:
         self.first = self.first or observed
         return observed
 
-    def examine(self, *, different: bool = False) -> Examination:
+    def examine(self, *, different: bool = False, case: Case = CASE) -> Examination:
         server = SimpleNamespace(torch_version="2.13.0", rate_of=lambda _: RATE)
         prop = Property(
-            "p", "It holds.", lambda: st.just(CASE), needs_faults=False, observe=self.observe
+            "p", "It holds.", lambda: st.just(case), needs_faults=False, observe=self.observe
         )
         runner: Any = SimpleNamespace(server=server, failed_in_use=self.failed_in_use)
         return examine(
@@ -498,6 +498,13 @@ def test_what_slower_clocks_show_too_is_violated(violation: Violation) -> None:
     again = "runs a failing example again "
     smaller = "makes a failing example smaller: run 1"
     assert runs.said[:3] == [f"{again}at clock rate 40", f"{again}in real time", smaller]
+
+
+def test_a_run_in_real_time_says_how_long_it_waits() -> None:
+    """Where that is long: a function that sleeps for minutes does so in real time too."""
+    runs = Runs(WRONG, {RATE: ALL, RATE / 10: ALL, 1.0: ALL})
+    runs.examine(case=Case(Program(2, (Call(0, 1, seconds=435.0),))))
+    assert "runs a failing example again in real time, where it waits for 435 s" in runs.said
 
 
 def test_what_failed_in_a_used_world_alone_is_undecided() -> None:
