@@ -305,6 +305,8 @@ class StepDrawer:
         uncertain: handles that were shared from one in `uncreated`, and perhaps never came.
         waited: handles of RRefs whose value was waited for, if nothing was uncertain.
         unclear: handles of RRefs of which nobody can tell whether their value has been changed.
+        read: handles of RRefs whose value a function may still read for which nobody has waited,
+            until a settle.
         counted_late: ranks to which a call that counts may still be under way, until a settle.
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
@@ -384,6 +386,7 @@ class StepDrawer:
         self.uncertain: set[str] = set()
         self.waited: set[str] = set()
         self.unclear: set[str] = set()
+        self.read: set[str] = set()
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
@@ -571,7 +574,7 @@ class StepDrawer:
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
         given = (self.given_up, self.fetching)
-        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear)
+        late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.read)
         for names in (*mine, *given, *late):
             renamed = {new.get(name, name) for name in names}
             names.clear()
@@ -918,6 +921,10 @@ class StepDrawer:
         del self.scope.handles[name]
         self.may_keep = True
 
+    def note_read(self, name: str) -> None:
+        """Note that a function reads the value of a handle's RRef, for which nobody waits yet."""
+        self.read |= self.same_rref(name)
+
     def note_fetching(self, future: str, *, ends: bool) -> None:
         """Note that the function of a call fetches an RRef; perhaps nobody waits for it.
 
@@ -991,13 +998,18 @@ class StepDrawer:
         return name in self.making and self.facts.has_bug("early-owner-fork")
 
     def changeable(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:
-        """The handles whose value a message may change now: those that no other branch uses."""
+        """The handles whose value a message may change now.
+
+        No other branch uses it, and no function still reads it for which nobody has waited.
+        """
         block = self._block
-        if block is None:
-            return self.sendable(fits)
-        return self.sendable(
-            lambda h: block.users.get(h.rref, set()) <= {block.branch(h.home)} and fits(h)
+        names = self.sendable(
+            lambda h: (
+                (block is None or block.users.get(h.rref, set()) <= {block.branch(h.home)})
+                and fits(h)
+            )
         )
+        return [name for name in names if name not in self.read]
 
     def fetchable_there(self, at: int, to: int | None = None) -> list[str]:
         """The handles of `at` that a called function may fetch: each in one branch only.

@@ -335,6 +335,7 @@ class Disturbances:
         if self.faults and program.end != End():
             raise refused(self.faults[0], f"the program ends in a way of its own, {program.end!r}")
         for fault in self.faults:
+            self._check_cleanups(fault)
             if fault in self.late:
                 continue
             self._check_type(fault)
@@ -393,6 +394,24 @@ class Disturbances:
             same = other.rank == fault.rank and fault.message in other.may_be
             if same and other is not fault and other not in self.late:
                 raise refused(fault, f"{other.name} lets {fault.message} come again, after others")
+
+    def _check_cleanups(self, fault: MessageFault) -> None:
+        """Check that it is known which of two faults acts on a cleanup.
+
+        A rank sends them in the order of an unordered set (``context.cpp``:
+        ``DistAutogradContext::getKnownWorkerIds``).
+
+        Raises:
+            UsageError: it counts the cleanups to all ranks, and another fault those to one.
+        """
+        cleanup = WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+        if fault.message is not cleanup or fault.to is not None:
+            return
+        for other in self.faults:
+            both_late = fault in self.late and other in self.late
+            meets = other.rank == fault.rank and cleanup in other.may_be
+            if meets and other.to is not None and not both_late:
+                raise refused(fault, "in which order a rank cleans up others; name their receiver")
 
     def _check_type(self, fault: MessageFault) -> None:
         kind = fault.message

@@ -207,6 +207,9 @@ class Model:
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
         self._fetched_late: dict[int, tuple[RRef, bool]] = {}
+        #: RRefs whose value a function reads for which no step has waited, until a settle; each
+        #: with the RRef whose value the function makes, or the name of its future.
+        self._read: list[tuple[RRef, RRef | str]] = []
         #: Handles whose creation fails, in functions that answer with them when nobody waits.
         self._answered_late: list[Handle] = []
         #: Handles that arrive only then.
@@ -409,7 +412,7 @@ class Model:
     def _meets_deleted_arguments(self) -> None:
         """Note which functions may fetch what the shutdown has deleted, which is not answered."""
         finding = "shutdown-deletes-argument"
-        making = [r for r in self.rrefs if r.fetches and not (r.made and r.first)]
+        making = [r for r in self.rrefs if r.fetches and not (self.is_made(r) and r.first)]
         ranks = {r.owner for r in making} | {to for _, to in self.fetching.values()}
         if not ranks or not self.facts.has_bug(finding):
             return
@@ -536,6 +539,7 @@ class Model:
         self.unread = False
         self.settled = len(self.sends)
         self._fetched_late.clear()
+        self._read.clear()
         self._answered_late.clear()
         self._arrives_late.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
@@ -600,7 +604,9 @@ class Model:
         if (
             graceful
             and not settles
-            and any(r.awaits and not r.made and not r.awaits.made for r in self.rrefs)
+            and any(
+                r.awaits and not self.is_made(r) and not self.is_made(r.awaits) for r in self.rrefs
+            )
         ):
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
             # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
@@ -648,7 +654,7 @@ class Model:
         Raises:
             UsageError: one may be.
         """
-        making = (rref for rref in self.rrefs if not (rref.made and rref.first))
+        making = (rref for rref in self.rrefs if not (self.is_made(rref) and rref.first))
         longest = max((rref.takes for rref in making), default=0.0)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             msg = (
@@ -1123,6 +1129,40 @@ class Model:
         if rref.unclear:
             raise StepFails(error="unknown")
         return list(rref.value)
+
+    def reads(self, rref: RRef, by: RRef | str) -> None:
+        """A function reads a value, and its caller goes on; it makes an RRef, or ends a future."""
+        self._read.append((rref, by))
+
+    def has_read(self, future: str) -> None:
+        """A step has waited for that future."""
+        for rref in [read for read, by in self._read if by == future]:
+            rref.is_made()
+        self._read = [one for one in self._read if one[1] != future]
+
+    def is_made(self, rref: RRef) -> bool:
+        """Whether a step has waited for a value, or for another one that was made of it."""
+        if rref.made:
+            return True
+        others = [by for read, by in self._read if read is rref and not isinstance(by, str)]
+        return any(map(self.is_made, others))
+
+    def check_unread(self, rref: RRef) -> None:
+        """Check that no function may still read the value of an RRef, which this step changes.
+
+        An owner handles each request in another thread (``tensorpipe_agent.cpp``:
+        ``TensorPipeAgent::respond``), so nobody knows which comes first.
+
+        Raises:
+            UsageError: one may.
+        """
+        if any(read is rref and (isinstance(by, str) or not by.made) for read, by in self._read):
+            msg = (
+                f"{self._step!r}: a function that an earlier step has started may still read the "
+                "value that it changes; put a Settle() before it, or a Fetch or a Wait of what "
+                "that step makes."
+            )
+            raise UsageError(msg)
 
     def fetched_late(self, rref: RRef, *, surely: bool) -> None:
         """The step's fetch comes to the owner of an RRef only after its sender has given it up.

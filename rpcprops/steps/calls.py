@@ -93,6 +93,9 @@ class Call(Step):
         if self.wait != "later":
             return predicted
         model.futures[self.out] = predicted
+        argument = model.argument(self.right)
+        if argument is not None and not predicted.error:
+            model.reads(argument.rref, self.out)
         return model.shows()
 
     def _future(self, model: Model, call: str) -> StepPrediction:
@@ -137,7 +140,8 @@ class Call(Step):
             return model.shows(error=error, slack=slack)
         late, slack = timed()
         self._end(model, call, late)
-        if argument is not None and argument.rref.slow and (late or self.wait == "later"):
+        takes = argument is not None and (argument.rref.slow or argument.rref.fetches)
+        if argument is not None and takes and (late or self.wait == "later"):
             # The call still waits for the value.
             argument.rref.made = made
         elif argument is not None:
@@ -202,6 +206,8 @@ class Call(Step):
                 ends = drawer.ends(self.at, message, self.timeout, self.seconds)
                 drawer.note_fetching(self.out, ends=ends)
             drawer.note_uncertain(self.right)
+            if self.wait == "later":
+                drawer.note_read(self.right)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -248,6 +254,7 @@ class Wait(Step):
         if self.future not in model.futures:
             raise StepFails(error="missing")
         predicted = model.futures.pop(self.future)
+        model.has_read(self.future)
         if predicted.error not in ("timeout", "unknown"):
             model.fetching = {
                 one: ranks for one, ranks in model.fetching.items() if one[1] != self.future

@@ -100,6 +100,7 @@ class Settle(Step):
             drawer.thinned,
             drawer.uncertain,
             drawer.waited,
+            drawer.read,
         ):
             names.clear()
         drawer.counted_late.clear()

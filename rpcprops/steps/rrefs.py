@@ -159,6 +159,8 @@ class Remote(Step):
             try:
                 rref.fetches = there is not None and there.rref.owner != self.to
                 rref.value = model.compute(self.to, self.left, self.right, there)
+                if argument is not None:
+                    model.reads(argument.rref, rref)
             except StepFails as failed:
                 rref.error = failed.error
         # The owner gets the RRef only once its function has returned (request_callback_impl.cpp:
@@ -168,7 +170,7 @@ class Remote(Step):
         perhaps += argument.rref.takes if argument else 0.0
         rref.takes = surely + perhaps
         model.starts(rref, self.seconds)
-        if argument is not None and argument.rref.slow:
+        if argument is not None and (argument.rref.slow or argument.rref.fetches):
             # The function still waits for its argument.
             argument.rref.made = made
             if self.to == argument.rref.owner and not self.raises:
@@ -271,6 +273,7 @@ class Remote(Step):
         drawer.unseen.add(self.out)
         if isinstance(self.right, str):
             drawer.sent.add(self.out)
+            drawer.note_read(self.right)
             if self.raises:
                 drawer.note_deleted(self.right)
         if self.seconds and self.at != self.to:
@@ -431,7 +434,10 @@ class Share(OfHandle):
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_arrival(drawer, self.out, self.at)
-        for names in (drawer.making, drawer.thinned, drawer.early, drawer.uncertain):
+        for names in (
+            *(drawer.making, drawer.thinned, drawer.early, drawer.uncertain),
+            drawer.read,
+        ):
             if self.handle in names:
                 names.add(self.out)
         if self.handle in drawer.uncreated:
@@ -641,6 +647,7 @@ class Through(OfHandle):
             made.rref.value = total
             made.rref.takes = perhaps
             model.handles[self.out] = made
+            model.reads(rref, made.rref)
             if there:
                 model.drop(there)
         else:
@@ -733,6 +740,8 @@ class Through(OfHandle):
         return _maker(drawer)
 
     def drawn(self, drawer: StepDrawer) -> None:
+        if self.how == "remote":
+            drawer.note_read(self.handle)
         if self.handle in drawer.uncreated:
             drawer.note_uncertain(self.handle)
         elif self.timeout is None and not drawer.may_fail(self.at, [MessageType.PYTHON_CALL]):
@@ -792,6 +801,7 @@ class Bump(OfHandle):
     def predict(self, model: Model, call: str) -> StepPrediction:
         handle = model.handle(self.handle)
         rref = handle.rref
+        model.check_unread(rref)
         since = len(model.sends)
         model.ask(self.at, rref.owner, MessageType.SCRIPT_CALL, handle)
         surely, perhaps = model.callee_waits(rref.owner, since)

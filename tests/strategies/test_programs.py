@@ -326,6 +326,14 @@ def test_a_program_is_certain_and_meets_no_known_finding(
     assert "unknown" not in {step.error for step in seen.steps}
 
 
+def test_no_value_is_changed_that_a_function_may_still_read() -> None:
+    """The oracle predicts all that is drawn, though some change values and some read them later."""
+    for reads in ("through", "remote", "share", "call"):
+        kinds = ("remote", reads, "bump")
+        for program in draws(programs(kinds=kinds, max_world_size=2, max_steps=24), 60):
+            predict(program, FaultPlan())
+
+
 def test_a_context_is_asked_for_after_a_settle() -> None:
     """A context id is refused for sure only once the ranks have cleaned up."""
     for program in long_programs():

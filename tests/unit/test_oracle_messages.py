@@ -725,6 +725,32 @@ def test_a_fetch_that_a_table_delays_comes_after_the_delete_in_some_runs_only() 
         assert [int(one.split()[0]) for one in says.split("|")] == kept
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_which_of_two_faults_acts_on_a_cleanup_must_be_known(first: int) -> None:
+    """A rank cleans up the others in any order, so no fault counts all beside one of them."""
+    program = Program(2, (Context(1, "x", (0, 1)),), rpc_timeout=65.0)
+    kind = "CLEANUP_AUTOGRAD_CONTEXT_REQ"
+    late = MessageFault(1, "delay", kind, to=0, delay=0.5)
+    lost = MessageFault(1, "lose", kind)
+    both = (late, lost)
+    with pytest.raises(UsageError, match="in which order a rank cleans up others"):
+        predict(program, FaultPlan(others=(both[first], both[1 - first])))
+    predict(program, FaultPlan(others=(late, replace(lost, to=1))))
+    predict(program, FaultPlan(others=(replace(late, to=None), replace(late, delay=1.0))))
+
+
+def test_a_creation_waits_for_an_argument_whose_own_function_still_fetches() -> None:
+    """So where the shutdown deletes what that one fetches, both hang."""
+    steps = (Remote(0, 0, "b"), Remote(0, 1, "c", right="b"), Remote(0, 1, "e", right="c"))
+    hold = MessageFault(
+        1, "hold", "PYTHON_RREF_FETCH_CALL", delay=30.0, until=NthMessage(1, "RREF_USER_DELETE")
+    )
+    program = Program(2, steps, settles=False)
+    assert "shutdown-deletes-argument" in under(hold, program=program).known_bugs
+    waited = replace(program, steps=(*steps, Fetch(0, "e")))
+    assert under(program=waited).known_bugs == frozenset()
+
+
 def test_a_rank_may_leave_while_its_last_delete_comes_twice() -> None:
     """The delete comes late, and its owner may be gone when the last of its tries is sent."""
     program = Program(2, (Remote(0, 1, "a"),), rpc_timeout=65.0)

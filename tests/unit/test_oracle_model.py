@@ -251,6 +251,27 @@ def test_a_bump_lends_its_handle_to_the_owner() -> None:
     assert [seen.steps[1].value, seen.steps[3].value] == [[4.0], [5.0]]
 
 
+@pytest.mark.parametrize(
+    ("reads", "ends"),
+    [
+        (Remote(0, 2, "b", right="a"), Fetch(0, "b")),
+        (Through(0, "a", "remote", out="b"), Through(0, "b")),
+        (Call(0, 2, right="a", wait="later", out="f"), Wait(0, "f")),
+    ],
+)
+def test_nobody_knows_what_a_function_reads_that_runs_beside_a_change(
+    reads: Step, ends: Step
+) -> None:
+    """An owner handles both at once. So somebody must have waited for the function, or settled."""
+    made = Remote(0, 1, "a", flavour="builtin")
+    with pytest.raises(UsageError, match=r"^Bump\(at=0, handle='a'\): .* may still read"):
+        predicted(made, reads, Bump(0, "a"))
+    assert predicted(made, reads, ends, Bump(0, "a")).steps[3].value == [4.0]
+    assert predicted(made, reads, Settle(), Bump(0, "a")).steps[3].value == [4.0]
+    other = Remote(0, 1, "c", flavour="builtin")
+    assert predicted(made, other, reads, Bump(0, "c")).steps[3].value == [4.0]
+
+
 def test_the_first_call_through_a_handle_asks_for_the_type() -> None:
     """The question carries the handle, and so does each call: the owner accepts every one.
 
