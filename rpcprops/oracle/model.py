@@ -804,6 +804,13 @@ class Model:
                 return failures, True, lost
             if fate not in ("fail", "lost", "late"):
                 return failures, True, lost
+            if step is None and lost and not came_late and fate != "fail":
+                # RRefContext::delAllUsersAndUnforkedOwners (rref_context.cpp).
+                why = (
+                    f"two tries of a last delete take {2 * (limit or 0.0):g} s (virtual), and a "
+                    f"shutdown gives up after {OWNER_WAITS:g} s"
+                )
+                raise refused(self.disturbed.faults[0], why)
             # What is late is sent again when its timeout has come, and executed twice in the end.
             if came_late and step is None:
                 # An owner that has nothing left to delete may leave before the tries that follow.

@@ -759,6 +759,10 @@ def test_a_rank_may_leave_while_its_last_delete_comes_twice() -> None:
     assert predict(program, FaultPlan(others=(late,))).failed_sends()[0] == range(1, 2)
     seen = predict(program, FaultPlan(others=(late, lost)))
     assert (seen.may_exit_early, seen.failed_sends()[0]) == (frozenset({0}), range(7))
+    # If neither of two tries comes, the owner has given up by the time of the third.
+    for second in (lost, replace(late, n=2)):
+        with pytest.raises(UsageError, match="two tries of a last delete take 130 s"):
+            predict(program, FaultPlan(others=(replace(lost, n=1), second)))
     # A settle waits until it has come.
     dropped = replace(program, steps=(*program.steps, Drop(0, "a")))
     seen = predict(dropped, FaultPlan(others=(late, lost)))
