@@ -776,7 +776,8 @@ class Bump(OfHandle):
     Not idempotent: the next fetch shows it if a call ran twice. TorchScript must know the type of
     the handle's value, so a handle made by a Python function's ``remote`` cannot be bumped.
     `timeout` is that of the call. A TorchScript function cannot note that it ran, so after a bump
-    that timed out no value of the RRef is predicted any more.
+    that timed out no value of the RRef is predicted any more. While a function that an earlier step
+    has started may still read the value, a bump is refused: wait for that function first.
     """
 
     op: ClassVar[str] = "bump"
