@@ -412,7 +412,7 @@ class Model:
     def _meets_deleted_arguments(self) -> None:
         """Note which functions may fetch what the shutdown has deleted, which is not answered."""
         finding = "shutdown-deletes-argument"
-        making = [r for r in self.rrefs if r.fetches and not (self.is_made(r) and r.first)]
+        making = [r for r in self.rrefs if r.fetches and not (self.known_made(r) and r.first)]
         ranks = {r.owner for r in making} | {to for _, to in self.fetching.values()}
         if not ranks or not self.facts.has_bug(finding):
             return
@@ -605,7 +605,8 @@ class Model:
             graceful
             and not settles
             and any(
-                r.awaits and not self.is_made(r) and not self.is_made(r.awaits) for r in self.rrefs
+                r.awaits and not self.known_made(r) and not self.known_made(r.awaits)
+                for r in self.rrefs
             )
         ):
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
@@ -654,7 +655,7 @@ class Model:
         Raises:
             UsageError: one may be.
         """
-        making = (rref for rref in self.rrefs if not (self.is_made(rref) and rref.first))
+        making = (rref for rref in self.rrefs if not (self.known_made(rref) and rref.first))
         longest = max((rref.takes for rref in making), default=0.0)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             msg = (
@@ -1147,12 +1148,12 @@ class Model:
             rref.is_made()
         self._read = [one for one in self._read if one[1] != future]
 
-    def is_made(self, rref: RRef) -> bool:
+    def known_made(self, rref: RRef) -> bool:
         """Whether a step has waited for a value, or for another one that was made of it."""
         if rref.made:
             return True
         others = [by for read, by in self._read if read is rref and not isinstance(by, str)]
-        return any(map(self.is_made, others))
+        return any(map(self.known_made, others))
 
     def check_unread(self, rref: RRef) -> None:
         """Check that no function may still read the value of an RRef, which this step changes.
