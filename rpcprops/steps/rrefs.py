@@ -434,10 +434,7 @@ class Share(OfHandle):
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_arrival(drawer, self.out, self.at)
-        for names in (
-            *(drawer.making, drawer.thinned, drawer.early, drawer.uncertain),
-            drawer.read,
-        ):
+        for names in (drawer.making, drawer.thinned, drawer.early, drawer.uncertain, drawer.read):
             if self.handle in names:
                 names.add(self.out)
         if self.handle in drawer.uncreated:
