@@ -167,12 +167,14 @@ class Context(Step):
         """
         further = self.path[number:] if self.nested else self.path[number : number + 1]
         before = self.path[:number]
-        executed = (*before, *further) if ended == "timeout" else before
+        is_executed = ended == "timeout"
+        executed = (*before, *further) if is_executed else before
         for rank in (*executed, *(further if ended == "late" else ())):
             model.calls[rank][call] += 1
         known: dict[int, set[int]] = {}
         caller = self.at
-        for rank in (*executed, *further[:1]):
+        # Of a call that was not executed only its caller knows the other rank.
+        for rank in executed if is_executed else (*before, *further[:1]):
             known.setdefault(caller, set()).add(rank)
             if rank in executed:
                 known.setdefault(rank, set()).add(caller)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -595,17 +597,23 @@ def test_a_late_call_is_refused_where_its_cleanup_may_be_late() -> None:
         (MessageFault(1, message="FORWARD_AUTOGRAD_RESP", to=0, **LATE), True, "timeout"),
     ],
 )
+@pytest.mark.parametrize("path", [(1,), (1, 2), (1, 2, 3)])
 def test_the_first_call_of_a_nested_context_may_be_lost(
-    fault: MessageFault, runs: bool, error: str
+    path: tuple[int, ...], fault: MessageFault, runs: bool, error: str
 ) -> None:
-    """Where only its answer is, all the others have run, and the cleanup reaches every rank."""
-    program = Program(3, (Context(0, "x", (1, 2), nested=True),), rpc_timeout=65.0)
+    """Where only its answer is, all the others have run, and the cleanup reaches every rank.
+
+    Each rank sends it to those that it has called, and to its caller.
+    """
+    program = Program(4, (Context(0, "x", path, nested=True),), rpc_timeout=65.0)
     said = under(fault, program=program)
     assert said.steps[0].error == error
-    assert [one.get("step0", 0) for one in said.calls] == [0, runs, runs]
-    cleaned = {(one.rank, one.to) for one in said.sends}
-    assert cleaned == ({(0, 1), (1, 0), (1, 2), (2, 1)} if runs else {(0, 1)})
-    assert said.counters == (Counters(),) * 3
+    there = [runs and rank in path for rank in (1, 2, 3)]
+    assert [one.get("step0", 0) for one in said.calls] == [0, *there]
+    calls = set(pairwise((0, *path)))
+    cleaned = Counter((one.rank, one.to) for one in said.sends)
+    assert cleaned == Counter(calls | {(to, at) for at, to in calls} if runs else {(0, 1)})
+    assert said.counters == (Counters(),) * 4
 
 
 def test_a_gradient_that_fails_ends_backward_with_the_injected_failure() -> None:
