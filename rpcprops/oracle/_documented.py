@@ -107,6 +107,13 @@ DOCUMENTED: Mapping[str, Documented] = {
         "timed out will be raised",
         place="distributed/rpc/api.py, rpc_sync",
     ),
+    "backward-waits": Documented(
+        "A backward pass never ends, because it does not reach a tensor that was sent in its "
+        "context.",
+        quote="The key assumption of this algorithm is that each `send` function has a dependency "
+        "of 1 when we run a backward pass.",
+        place="docs/source/rpc/distributed_autograd.md, FAST mode algorithm",
+    ),
     "fired-not-judged": Documented(
         "How many injected faults fired is not compared with the prediction, because a timeout or "
         "a cleanup that reaches some ranks only leaves it open.",
@@ -158,7 +165,7 @@ def accepted_json(
 def accepted(program: Program, plan: FaultPlan, outcome: Outcome) -> tuple[Accepted, ...]:
     """Every documented effect that `outcome` shows, in the order of :data:`DOCUMENTED`."""
     prediction = predict_for(program, plan, outcome)
-    found = [*_at_ranks(program, prediction, outcome), *_in_steps(prediction, outcome)]
+    found = [*_at_ranks(program, prediction, outcome), *_in_steps(program, prediction, outcome)]
     started = bool(outcome.ranks) and len(outcome.steps) == len(prediction.steps)
     if started and prediction.unmarked_uses:
         found.append(Accepted("timed-out-rref-used"))
@@ -229,7 +236,10 @@ def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:
     )
 
 
-def _in_steps(prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:
+def _in_steps(program: Program, prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:
     for step in outcome.steps:
+        accepts = program.leaves[step.index].accepts
+        if accepts and step.ended and not step.error:
+            yield Accepted(accepts, None, step.index)
         if step.ended and prediction.steps[step.index].error == "unknown":
             yield Accepted("either-way", None, step.index)

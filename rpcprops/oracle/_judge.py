@@ -283,9 +283,10 @@ def _left_over(
         held = rank.counters_after_shutdown
         if held is None:
             continue
+        passes = prediction.counters[rank.rank].backward_passes
         message = f"{rank.name} still holds {held.describe()} after its shutdown"
         kinds: list[str] = []
-        if held.contexts not in allowed or held.backward_passes:
+        if held.contexts not in allowed or held.backward_passes != passes:
             kinds.append("ContextLeak")
         if (held.owners or held.forks or held.pending_users) and rank.rank not in may_leak:
             kinds.append("RRefLeak")

@@ -152,7 +152,7 @@ _WHY_ONCE = {
 _OTHER_AGENTS = frozenset({"rejoin", "member"})
 #: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
 #: single messages.
-_TIMED = frozenset({"outlast", "onward", "fail_twice"})
+_TIMED = frozenset({"outlast", "onward", "fail_twice", "unreached"})
 #: Retried types for whose answers nothing waits: when one was lost, the message was executed.
 _UNSEEN = (
     MessageType.RREF_CHILD_ACCEPT,

@@ -172,6 +172,8 @@ class Model:
     #: virtual seconds its function sleeps.
     _just_started: tuple[RRef, float] | None = None
     _starts_now: tuple[RRef, float] | None = None
+    #: Whether the present step has said what its timeout does to its message.
+    _is_timed = False
 
     def __init__(
         self,
@@ -185,8 +187,6 @@ class Model:
         self.facts = facts
         self.rpc_timeout = rpc_timeout
         self.threads = threads
-        #: Whether the present step has said what its timeout does to its message.
-        self._is_timed = False
         self.choices = choices
         #: The number of such uses so far; and the handles that the current step has so used.
         self.unmarked_uses = 0
@@ -227,6 +227,8 @@ class Model:
         self.users: list[Handle] = []
         #: The contexts that each rank never releases, by name.
         self.leaked_contexts: list[set[str]] = [set() for _ in range(world_size)]
+        #: How many backward passes of each rank never end.
+        self.endless_passes = [0] * world_size
         #: Contexts of steps that failed before they entered them.
         self.missing_contexts: set[str] = set()
         self.may_warn_unreleased_context: set[int] = set()
@@ -691,8 +693,10 @@ class Model:
                 owners, forks = held[rref.owner]
                 held[rref.owner] = (owners + 1, forks + len(rref.forks))
         return tuple(
-            Counters(owners=owners, forks=forks, contexts=len(contexts))
-            for (owners, forks), contexts in zip(held, self.leaked_contexts, strict=True)
+            Counters(owners=owners, forks=forks, contexts=len(contexts), backward_passes=passes)
+            for (owners, forks), contexts, passes in zip(
+                held, self.leaked_contexts, self.endless_passes, strict=True
+            )
         )
 
     def retried(self) -> tuple[int, ...]:

@@ -60,6 +60,7 @@ from rpcprops.steps import (
     Step,
     Through,
     Train,
+    Unreached,
     Value,
     Wait,
 )
@@ -118,6 +119,7 @@ __all__ = [
     "Step",
     "Through",
     "Train",
+    "Unreached",
     "Value",
     "Wait",
     "check_world_size",

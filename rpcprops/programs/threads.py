@@ -110,7 +110,7 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
     **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach", "after"), _none),
-    **dict.fromkeys(("gather", "ask", "default", "fail_twice"), _none),
+    **dict.fromkeys(("gather", "ask", "default", "fail_twice", "unreached"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),

@@ -37,7 +37,7 @@ from rpcprops.torch_facts import TorchFacts, installed
 #: The most message faults in a case.
 _MOST = 3
 #: Kinds of step that show when messages come, so that nothing is predicted where any is late.
-_TIMED = ("outlast", "onward", "fail_twice")
+_TIMED = ("outlast", "onward", "fail_twice", "unreached")
 #: Actions that only requests can have.
 _OF_REQUESTS = ("fail", "duplicate")
 #: Virtual seconds by which messages are late.

@@ -11,7 +11,7 @@ from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepF
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
 from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
-from rpcprops.steps.graphs import Graph
+from rpcprops.steps.graphs import Graph, Unreached
 from rpcprops.steps.groups import Member
 from rpcprops.steps.life import Profile, Rejoin
 from rpcprops.steps.nested import Onward
@@ -68,6 +68,7 @@ __all__ = [
     "StepFails",
     "Through",
     "Train",
+    "Unreached",
     "Value",
     "Wait",
 ]

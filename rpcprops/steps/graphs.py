@@ -1,4 +1,7 @@
-"""Distributed autograd over a graph of operations, each at a rank and reached in its own way."""
+"""Distributed autograd over a graph of operations, each at a rank and reached in its own way.
+
+A pass that does not reach what was sent is a step of its own, because torch's never ends.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_a
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MessageType
+from rpcprops.faults import MAX_DELAY, MessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS
 from rpcprops.steps.base import Sort, Step, Value, Way, is_close
@@ -188,7 +191,7 @@ class Graph(Step):
         if missed:
             msg = (
                 f"backwards: {shown(roots)} does not reach {missed[0]}, which was sent, and torch "
-                f"would wait for its gradient for ever; add a root."
+                f"would wait for its gradient for ever; add a root. Unreached shows that."
             )
             raise UsageError(msg)
 
@@ -400,6 +403,78 @@ class Graph(Step):
         return [
             (cls.op, lambda: cls.draw(drawer, at=rank, first=others)),
             (cls.op, lambda: cls.draw(drawer, at=drawer.pick(others), first=(rank,))),
+        ]
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.ended[self.name] = False
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unreached(Step):
+    """A backward pass in a ``dist_autograd.context()`` at `at` that does not reach what was sent.
+
+    `to` doubles a leaf of `at`, and nothing uses the result. The loss is the sum of the leaf's
+    squares. Torch's documentation says that its only algorithm assumes a gradient for everything
+    that was sent ("Distributed Autograd Design", FAST mode algorithm). So the pass never ends: the
+    engine waits for each send function of the context (engine/dist_engine.cpp:
+    DistEngine::computeDependencies adds one to outstanding_tasks_ for each). The pass runs in a
+    thread that is left alone after `seconds` (virtual). The block then ends, the context is cleaned
+    up, and the pass stays: only DistEngine::cleanupBackwardPass, which comes after it, takes it
+    from the passes that torch counts.
+    """
+
+    op: ClassVar[str] = "unreached"
+    order: ClassVar[float | None] = 63
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    gives: ClassVar[type] = dict
+    accepts: ClassVar[str] = "backward-waits"
+    at: int
+    to: int
+    name: str
+    value: Value = (1.0, 2.0)
+    seconds: float = 4.0
+
+    def enter(self, scope: Scope) -> None:
+        if not 0.0 < self.seconds <= MAX_DELAY:
+            msg = f"seconds={shown(self.seconds)} must lie above 0, up to {MAX_DELAY:g} (virtual)."
+            raise UsageError(msg)
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        model.calls[self.to][call] += 1
+        model.endless_passes[self.at] += 1
+        known: dict[int, set[int]] = {self.at: {self.to}}
+        known.setdefault(self.to, set()).add(self.at)
+        model.release(self.name, self.at, known)
+        return model.shows({"loss": sum(x * x for x in self.value), "ended": False})
+
+    def context_ids(self, value: Any) -> Mapping[str, int]:
+        return {self.name: value["id"]} if isinstance(value, dict) else {}
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        shown_parts = {key: value for key, value in seen.items() if key != "id"}
+        if shown_parts == expected:
+            return []
+        return [Violation("WrongValue", f"expected {expected!r}, got {shown_parts!r}")]
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Unreached:
+        at = drawer.rank() if at is None else at
+        to = drawer.peer(at) if to is None else to
+        return cls(at, to, drawer.name("context"), drawer.pick(TENSORS))
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ or not drawer.others[rank]:
+            return []
+        return [
+            (cls.op, lambda: cls.draw(drawer, at=rank, to=drawer.pick(drawer.others[rank]))),
+            (cls.op, lambda: cls.draw(drawer, at=drawer.pick(drawer.others[rank]), to=rank)),
         ]
 
     def drawn(self, drawer: StepDrawer) -> None:

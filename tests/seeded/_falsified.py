@@ -57,6 +57,7 @@ from rpcprops.programs import (
     Step,
     Through,
     Train,
+    Unreached,
 )
 from tests.seeded._corpus import World
 from tests.seeded._ideal import (
@@ -1041,6 +1042,34 @@ def _outlasting_leak(world: World) -> Falsified:
                 wrong = settled_with(world.outcome, settle, leaf.to, contexts=more)
                 yield wrong, [("ContextLeak", leaf.to, settle)]
                 break
+
+
+@defect("a backward pass ends that does not reach what was sent")
+def _reached(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Unreached):
+            value = {**seen.value, "ended": True}
+            yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
+
+
+@defect("a backward pass that never ends changes the loss")
+def _other_loss(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Unreached):
+            value = {**seen.value, "loss": seen.value["loss"] + 1.0}
+            yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
+
+
+@defect("a backward pass that never ends is no longer counted")
+def _forgotten_pass(world: World) -> Falsified:
+    leaves = world.program.leaves
+    for settle, leaf in enumerate(leaves):
+        counters = world.outcome.steps[settle].counters if isinstance(leaf, Settle) else ()
+        for rank, held in enumerate(counters):
+            if held.backward_passes:
+                fewer = held.backward_passes - 1
+                wrong = settled_with(world.outcome, settle, rank, backward_passes=fewer)
+                yield wrong, [("ContextLeak", rank, settle)]
 
 
 def _failing_twice(world: World) -> Iterator[tuple[int, FailTwice, dict[str, Any]]]:

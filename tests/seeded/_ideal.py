@@ -127,7 +127,9 @@ def _rank(rank: int, prediction: Prediction, plan: FaultPlan, *, waits: bool) ->
     leaks = rank in prediction.leaking
     held = prediction.counters[rank] if takes_part else Counters()
     after = dataclasses.replace(
-        Counters(owners=1, forks=1) if leaks else Counters(), contexts=held.contexts
+        Counters(owners=1, forks=1) if leaks else Counters(),
+        contexts=held.contexts,
+        backward_passes=held.backward_passes,
     )
     said = [CONTEXT_LEAK] if rank in prediction.may_warn_unreleased_context else []
     said += [OWNER_WAITED] if leaks and waits else []

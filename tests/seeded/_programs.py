@@ -51,6 +51,7 @@ from rpcprops.programs import (
     Step,
     Through,
     Train,
+    Unreached,
     Wait,
 )
 from rpcprops.properties import _programs as shipped
@@ -133,6 +134,12 @@ CONTEXTS = Program(
         Refused(0, "z"),
     ),
     "contexts",
+)
+#: Backward passes that never end, one of them at a rank that calls itself.
+UNREACHED = Program(
+    3,
+    (Unreached(0, 1, "x"), Call(1, 0), Unreached(2, 2, "y", (3.0,)), Settle(), Refused(1, "x")),
+    "unreached",
 )
 GRAPHS = Program(
     3,
@@ -703,6 +710,7 @@ EVERY_KIND = (
     TRAINING,
     CONTEXTS,
     GRAPHS,
+    UNREACHED,
     BRANCHES,
     TIMED,
     IMPATIENT,

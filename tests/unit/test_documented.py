@@ -24,6 +24,7 @@ from rpcprops.programs import (
     Remote,
     Settle,
     Share,
+    Unreached,
 )
 from rpcprops.properties import PROPERTIES, Case, Examination, Observation
 from rpcprops.report.text import describe_accepted
@@ -113,6 +114,17 @@ def test_a_context_whose_cleanup_is_lost_is_counted() -> None:
     outcome = ideal(program, plan)
     assert outcome.ranks[1].counters_after_shutdown == Counters(contexts=1)
     assert kinds(program, plan, outcome) == [("context-kept", 1)]
+
+
+def test_a_pass_that_waits_for_what_never_comes_is_counted() -> None:
+    """In each step that shows one; and torch counts it among the passes that run, to the end."""
+    program = Program(2, (Unreached(0, 1, "x"), Unreached(0, 0, "y"), Call(0, 1)))
+    outcome = ideal(program, FaultPlan())
+    assert outcome.ranks[0].counters_after_shutdown == Counters(backward_passes=2)
+    assert kinds(program, FaultPlan(), outcome) == [("backward-waits", None)] * 2
+    assert [one.step for one in accepted(program, FaultPlan(), outcome)] == [0, 1]
+    ended = with_rank(outcome, 0, counters_after_shutdown=Counters(backward_passes=1))
+    assert [one.promise for one in judge(program, FaultPlan(), ended)] == ["ContextLeak"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ from rpcprops.programs import (
     Share,
     Through,
     Train,
+    Unreached,
     Wait,
 )
 from rpcprops.report._sources import Sources
@@ -116,6 +117,7 @@ EVERY = Program(
         FailTwice(0, 1, 2, "fails", seconds=4.0),
         Graph(0, "graph", ((0, "plain"), (1, "hooked")), (("add", (0, 1), 2, "relay"),), ((2,),)),
         Graph(1, "twice", ((2, "fixed"),), (("custom", (0,), 0, "proxy"),), beside=True, inside=2),
+        Unreached(0, 2, "unreached"),
         Optimize(0, "optimized", (1, 2)),
         Train(0, "trained", (1, 2), "Adam"),
         Linear(0, "linear", 1, by="async"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -81,6 +82,29 @@ def apply_here(what: str, inputs: Sequence[torch.Tensor], ran: Callable[[], None
 def hook_ran(call: str) -> None:
     """Count one more run of a hook in this rank."""
     note_call(f"{call}/hook")
+
+
+def unreached(
+    call: str, world: tuple[str, ...], *, to: int, name: str, value: Sequence[float], seconds: float
+) -> dict[str, Any]:
+    """Run a backward pass that does not reach what was sent, and leave it alone after a while."""
+    leaf = tensor(value).requires_grad_()
+    with dist_autograd.context() as context_id:
+        contexts[name] = context_id
+        rpc.rpc_sync(world[to], double_there, args=(call, leaf))
+        loss = (leaf * leaf).sum()
+        backward = functools.partial(dist_autograd.backward, context_id, [loss])
+        # A daemon: it must not keep the rank from leaving.
+        one_pass = threading.Thread(target=backward, daemon=True)
+        one_pass.start()
+        one_pass.join(seconds)
+        return {"id": context_id, "loss": loss.item(), "ended": not one_pass.is_alive()}
+
+
+def double_there(call: str, x: torch.Tensor) -> torch.Tensor:
+    """Twice a tensor, whose gradient goes back to the caller."""
+    note_call(call)
+    return 2.0 * x
 
 
 def apply_there(call: str, what: str, *inputs: torch.Tensor) -> torch.Tensor:
