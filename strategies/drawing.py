@@ -125,9 +125,10 @@ _CALLS = frozenset(
 )
 #: More virtual seconds than a call waits for a free thread where there are few.
 _LONGEST_QUEUE = 30_000.0
-#: The default timeouts that a program may have, in virtual seconds. torch's own is 60, but a short
-#: one lets the whole program run at a slow rate.
-TIMEOUTS = (300.0, 1000.0)
+#: The default timeouts that a program may have, in virtual seconds. torch's own is 60, and short
+#: ones let the whole program run at a slow rate. The first is for programs without faults: it is
+#: shorter than what a shutdown waits for where messages are lost.
+TIMEOUTS = (65.0, 300.0, 1000.0)
 #: How often a call is drawn that the default timeout ends, for one that a longer timeout lets end.
 _ENDED = 20
 #: How many default timeouts a function sleeps that is to exceed one.
@@ -418,7 +419,8 @@ class StepDrawer:
             # A thread is busy during each delay, so nearly any default timeout may come.
             rpc_timeout = None
         if rpc_timeout is not None:
-            fits = (x for x in TIMEOUTS if x >= rpc_timeout and self._waits() <= x)
+            able = TIMEOUTS if self.undisturbed else TIMEOUTS[1:]
+            fits = (x for x in able if x >= rpc_timeout and self._waits() <= x)
             self.rpc_timeout = next(fits, None)
         #: For each rank: the others; and the ranks that it may call, others first, then itself.
         self.others, self.peers = _ranks(world_size)

@@ -37,7 +37,7 @@ _MOST_STEPS = 64
 #: In one of so many programs called functions may sleep for minutes, which takes long to run.
 _FEW = 20
 #: The default timeouts of programs. Most have none, because the clock is slower for the others.
-_DEFAULTS = (*(None,) * 7, TIMEOUTS[0])
+_DEFAULTS = (*(None,) * 6, TIMEOUTS[1], TIMEOUTS[0])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
 _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
 #: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as

@@ -251,3 +251,11 @@ def test_the_installed_torch_is_what_is_drawn_for() -> None:
     """Who says nothing else draws for the torch that ranks will import."""
     drawer = StepDrawer(lambda _: 0, 2)
     assert drawer.facts is installed()
+
+
+def test_programs_without_faults_have_short_timeouts_and_ranks_that_come_back() -> None:
+    """As the installed torch is: half of the examples of a hunt are such programs."""
+    found = [case.program for case in draws(hunted()["drawn-without-faults"].cases(), 400)]
+    assert {program.rpc_timeout for program in found} == {None, 65.0, 300.0}
+    leaves = [leaf for program in found for leaf in program.leaves]
+    assert any(leaf.op == "rejoin" for leaf in leaves)

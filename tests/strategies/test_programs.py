@@ -45,6 +45,7 @@ from rpcprops.programs import (
     Step,
     Through,
     Train,
+    Unreached,
     Wait,
 )
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_LATE
@@ -282,7 +283,9 @@ def test_names_are_given_in_order() -> None:
         for leaf in program.leaves:
             if isinstance(leaf, Call):
                 futures += [leaf.out] if leaf.out else []
-            elif isinstance(leaf, Context | Graph | Linear | Optimize | Outlast | Train):
+            elif isinstance(
+                leaf, Context | Graph | Linear | Optimize | Outlast | Train | Unreached
+            ):
                 contexts.append(leaf.name)
             elif getattr(leaf, "out", ""):
                 made.append(leaf.out)  # type: ignore[attr-defined]
@@ -340,7 +343,7 @@ def test_a_context_is_asked_for_after_a_settle() -> None:
         settled: set[str] = set()
         ended: set[str] = set()
         for leaf in program.leaves:
-            if isinstance(leaf, Context | Graph | Linear | Outlast):
+            if isinstance(leaf, Context | Graph | Linear | Outlast | Unreached):
                 ended.add(leaf.name)
             elif isinstance(leaf, Settle):
                 settled |= ended
