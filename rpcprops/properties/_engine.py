@@ -342,9 +342,11 @@ class _Examiner:
         numbers = itertools.count()
         tries: list[Repeats] = []
         shown: Observation | None = None
+        fast_one: Observation | None = None
         for rate in rates:
             most = max_examples if rate == fast else min(max_examples, REAL_TRIES)
             tried, shown = self.try_finding(finding, rate, itertools.islice(numbers, most))
+            fast_one = fast_one or shown
             tries.append(tried)
             if self.result.failure is not None:
                 break
@@ -353,8 +355,10 @@ class _Examiner:
         if self.result.failure is not None:
             return self.ended("violated")
         if shown is not None:
-            # Report what real time showed last.
-            self.result.failure = self.failure_of(shown, repeats=tuple(tries))
+            # Report what real time showed last. But a message that is held must be held for as long
+            # in the fast runs that a replay makes.
+            reported = fast_one if self.result.agent and fast_one else shown
+            self.result.failure = self.failure_of(reported, repeats=tuple(tries))
             if self.result.status == "unlisted":
                 self.result.reason = f"not yet listed for torch {version}"
             return self.ended("known")

@@ -27,7 +27,7 @@ from rpcprops.programs import (
     Settle,
     Share,
 )
-from rpcprops.properties import held_case
+from rpcprops.properties import PROPERTIES, examine, held_case
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner, run
 from rpcprops.torch_facts import facts_of
@@ -202,6 +202,7 @@ def test_without_a_compiler_the_message_says_what_to_install(
                 "early-owner-fork",
             )
         ),
+        pytest.param("shutdown-deletes-argument", 20, marks=pytest.mark.nightly),
         pytest.param("fetch-after-delete", 5, marks=pytest.mark.nightly),
     ],
 )
@@ -218,6 +219,17 @@ def test_a_hold_shows_a_finding_in_every_run(
         broken = judge(case.program, case.plan, seen)
         met = predict_for(case.program, case.plan, seen).met
         assert set_apart(case.program, met, seen, broken) == ((name,), ())
+
+
+def test_what_is_reported_of_a_hold_holds_in_a_fast_replay(rpc_cluster: ClusterFactory) -> None:
+    """Its plan holds the message for real seconds at the rate at which a replay runs it."""
+    finding = PROPERTIES["timed-out-remote-dropped"]
+    result = examine(finding, Runner(rpc_cluster.server), max_examples=2)
+    assert result.failure is not None
+    assert result.failure.outcome.clock_rate == rpc_cluster.server.rate
+    (hold,) = result.failure.case.plan.others
+    assert isinstance(hold, MessageFault)
+    assert hold.delay >= rpc_cluster.server.rate
 
 
 def test_a_settle_waits_for_what_is_held(rpc_cluster: ClusterFactory) -> None:
