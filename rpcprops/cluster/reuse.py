@@ -22,7 +22,7 @@ KINDS = frozenset(
         *("remote", "own", "share", "fetch", "local", "through", "bump", "nest", "drop"),
         *("call", "wait", "count", "chain", "context", "refused", "graph"),
         *("optimize", "train", "module", "linear"),
-        *("raising", "invoke", "recurse", "deferred", "carry"),
+        *("raising", "invoke", "recurse", "deferred", "scripted", "carry"),
         *("reach", "after", "gather", "ask", "method"),
         *("pause", "settle"),
     }

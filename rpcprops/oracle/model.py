@@ -267,7 +267,8 @@ class Model:
         self.met: set[Met] = set()
         #: What ranks keep for ever because of them.
         self.kept = Kept()
-        #: Whether an answer with an RRef may come too late after the last settle.
+        #: Whether, after the last settle, an answer with an RRef may come too late, or a function
+        #: make an RRef whose caller has given up.
         self.unread = False
         self.certain = True
         self.steps: list[StepPrediction] = []
@@ -571,7 +572,7 @@ class Model:
             raise UsageError(msg)
         if self.unread and not settles:
             msg = (
-                "a Nest ends by its timeout, and the program may end before its answer; put a "
+                "a step ends by its timeout, and the program may end before its answer; put a "
                 "Settle() after it, or let the program settle."
             )
             raise UsageError(msg)

@@ -78,6 +78,11 @@ def _deferred(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     return (step.to,) if step.form == "again" else _proxy(step, owner_of)
 
 
+def _scripted(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    """A future gives the thread back (``interpreter.cpp``: WAIT); the other calls wait."""
+    return (step.to,) if step.form in ("sync", "remote") else ()
+
+
 def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """The function fetches the value through its RRef, or an RRef that is in its argument."""
     holds_rref = "rref" in step.sort and step.way in ("echo", "async")
@@ -119,6 +124,7 @@ _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     "context": _context,
     "invoke": _proxy,
     "deferred": _deferred,
+    "scripted": _scripted,
     "carry": _carry,
     "graph": _graph,
     "profile": _profile,

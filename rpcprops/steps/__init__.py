@@ -10,7 +10,7 @@ from rpcprops.steps.autograd import Context, FailTwice, Outlast, Refused
 from rpcprops.steps.base import STEP_TYPES, Argument, Flavour, Leaf, Step, StepFails, Value
 from rpcprops.steps.calls import Call, Chain, Count, Wait
 from rpcprops.steps.control import Parallel, Pause, Settle
-from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse
+from rpcprops.steps.functions import Deferred, Invoke, Raising, Recurse, Scripted
 from rpcprops.steps.graphs import Graph, Unreached
 from rpcprops.steps.groups import Member
 from rpcprops.steps.life import Profile, Rejoin
@@ -62,6 +62,7 @@ __all__ = [
     "Rejoin",
     "Remote",
     "Retry",
+    "Scripted",
     "Settle",
     "Share",
     "Step",

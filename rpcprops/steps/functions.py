@@ -2,7 +2,9 @@
 
 Each `predict` tells the model what these files of torch do: ``torch/distributed/rpc/internal.py``,
 ``api.py``, ``functions.py`` and ``rref_proxy.py``, and in ``torch/csrc/distributed/rpc``
-``request_callback_impl.cpp``, ``python_functions.cpp`` and ``py_rref.cpp``.
+``request_callback_impl.cpp``, ``python_functions.cpp`` and ``py_rref.cpp``. What TorchScript calls
+is in ``torchscript_functions.cpp`` there, and in ``torch/csrc/jit/runtime``
+``register_distributed_ops.cpp`` and ``interpreter.cpp``.
 
 Two things are not drawn for a torch that breaks what is predicted for them:
 
@@ -81,6 +83,8 @@ DeferredForm = Literal[
     "then", "thens", "again", "call", "done", "thread", "nothing", "raises", "exception"
 ]
 DeferredBy = Literal["sync", "async", "remote", "static", "class", "proxy", "proxy_remote"]
+ScriptedForm = Literal["wait", "sync", "remote", "future", "fork"]
+ScriptedBy = Literal["sync", "async", "remote"]
 
 #: The class of each kind of exception where torch makes it anew from its text alone.
 _REBUILT: dict[Raised, str] = {
@@ -646,7 +650,141 @@ class Deferred(Step):
         return _ways_to_call(cls, drawer, rank, message)
 
 
-def _check_timing(step: Raising | Invoke | Deferred, *, timed: bool) -> None:
+@dataclass(frozen=True, slots=True, repr=False)
+class Scripted(Step):
+    """`to` runs a TorchScript function, which itself calls a TorchScript function of `then`.
+
+    That one gives ``left + right``. The function at `to` adds `right` once more, where its `form`
+    lets it: it calls by ``rpc_async``, and waits for the future (`wait`), by ``rpc_sync`` (`sync`),
+    or by ``remote`` and ``to_here`` (`remote`). The others are `async_execution` functions: one
+    returns the future of ``rpc_async`` (`future`), and one that of ``torch.jit.fork``, in which a
+    function waits for the former (`fork`). `how` says by what `at` calls. The function sleeps for
+    `seconds` (virtual) first; `timeout` is that of ``rpc_sync`` or ``rpc_async``.
+
+    Both functions note that they ran, by a function of Python that TorchScript may call
+    (``torch.jit.ignore``). torch's documentation (functions.py: async_execution) shows the form
+    `future`, and its guide to TorchScript says that scripts may make such calls.
+    """
+
+    op: ClassVar[str] = "scripted"
+    in_thread: ClassVar[bool] = True
+    order: ClassVar[float | None] = 44
+    at: int
+    to: int
+    then: int
+    form: ScriptedForm = "wait"
+    left: Value = (1.0,)
+    right: Value = (2.0,)
+    how: ScriptedBy = "sync"
+    timeout: float | None = None
+    seconds: float = 0.0
+
+    def enter(self, scope: Scope) -> None:
+        check_arguments(scope, self.at, self.left, self.right)
+        _check_timing(self, timed=self.how != "remote")
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        failed: list[StepFails] = []
+
+        def run() -> None:
+            try:
+                self._run(model, f"{call}/then")
+            except StepFails as failure:
+                failed.append(failure)
+
+        if self.how == "remote":
+            # The RRef has the type that the function returns (torchscript_functions.cpp:
+            # remoteTorchscript). So its fetch is typed, also where that type is a future.
+            _fetch(model, self.at, self.to, call, run, typed=True)
+        else:
+            model.call(self.at, self.to, MessageType.SCRIPT_CALL, call)
+            model.calls[self.to][call] += 1
+            since = len(model.sends)
+            run()
+            self._give_up(model, call, since)
+        if failed:
+            # What ends the call at `to` is the error of its future there. Or the function raises
+            # it, and then its text is a part of what the interpreter says of it (interpreter.cpp:
+            # InterpreterStateImpl::handleError). No Python comes between, which could add a name.
+            raise failed[0]
+        total = sum_of(self.left, self.right)
+        return model.shows(total if self.form == "future" else sum_of(total, self.right))
+
+    def _run(self, model: Model, name: str) -> None:
+        """What the function at `to` sends; raises how it ends, if a message is lost.
+
+        All forms send one call to `then` (register_distributed_ops.cpp: prepare_and_call_rpc_op).
+        Its payload holds the name, which is an argument, so it differs from all others.
+        """
+        if self.form == "remote":
+            # The RRef is dropped once its value is there: the interpreter keeps nothing that no
+            # later instruction reads.
+            _fetch(model, self.to, self.then, name, typed=True)
+            return
+        model.call(self.to, self.then, MessageType.SCRIPT_CALL, name)
+        model.calls[self.then][name] += 1
+
+    def _give_up(self, model: Model, call: str, since: int) -> None:
+        """Raises:
+        StepFails: the timeout ends the call. What its function sends, it sends all the same.
+        """
+        surely, perhaps = self.seconds, 0.0
+        for send in model.sends[since:]:
+            delay = model.delay(send.rank, send.message) if send.delivered else 0.0
+            if send.message is MessageType.RREF_USER_DELETE:
+                # The thread that drops the RRef sends it, or the one that hears of its creation.
+                perhaps += delay
+            else:
+                surely += delay
+        limits = (self.timeout, surely, perhaps)
+        late, slack = model.timed(self.at, MessageType.SCRIPT_CALL, *limits)
+        if late:
+            model.abandoned_calls[self.to].add(call)
+            model.abandoned_calls[self.then].add(f"{call}/then")
+            # The function may make its RRef only when others shut down.
+            model.unread |= self.form == "remote"
+            raise StepFails(late, slack)
+
+    @classmethod
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Scripted:
+        if to is None:
+            at = drawer.rank() if at is None else at
+            to = drawer.peer(at)
+        else:
+            at = drawer.peer(to)
+        # A rank whose second creation fails waits for it for ever (second-failed-remote).
+        waits = drawer.facts.has_bug("second-failed-remote")
+        lost = {rank for rank in (at, to) if drawer.may_fail(rank, [_SCRIPT_REMOTE])}
+        forms = get_args(ScriptedForm)
+        form: Any = drawer.pick([x for x in forms if x != "remote" or not waits or to not in lost])
+        ways = get_args(ScriptedBy)
+        how: Any = drawer.pick([x for x in ways if x != "remote" or not waits or at not in lost])
+        then = drawer.peer(to)
+        left, right = drawer.pick(PAIRS)
+        message = MessageType.SCRIPT_CALL
+        timed = how != "remote"
+        late = timed and (form != "remote" or drawer.settles)
+        timing = _timing(drawer, at, timed=timed, late=late, message=message)
+        return cls(at, to, then, form, left, right, how, *timing)
+
+    @classmethod
+    def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
+        if message is not MessageType.SCRIPT_CALL:
+            return []
+        return [
+            (cls.op, lambda: cls.draw(drawer, at=rank)),
+            (cls.op, lambda: cls.draw(drawer, to=rank)),
+        ]
+
+
+_SCRIPT_REMOTE = MessageType.SCRIPT_REMOTE_CALL
+
+
+def _check_timing(step: Raising | Invoke | Deferred | Scripted, *, timed: bool) -> None:
     """Raises:
     UsageError: the function cannot sleep so long, or the step has a timeout and is not `timed`.
     """
@@ -657,12 +795,22 @@ def _check_timing(step: Raising | Invoke | Deferred, *, timed: bool) -> None:
 
 
 def _timing(
-    drawer: StepDrawer, at: int, *, timed: bool, slow: bool = True
+    drawer: StepDrawer,
+    at: int,
+    *,
+    timed: bool,
+    late: bool = True,
+    slow: bool = True,
+    message: MessageType = MessageType.PYTHON_CALL,
 ) -> tuple[float | None, float]:
-    """A timeout, if the step may have one, and how long its function sleeps."""
-    message = MessageType.PYTHON_CALL
-    late = timed and drawer.settles
-    timeout, seconds = drawer.timing(at, message, late=timed, slow=slow, slow_late=late)
+    """A timeout, if the step may have one, and how long its function sleeps.
+
+    Args:
+        late: whether that timeout may be too short for a delay of the message.
+    """
+    late = late and timed
+    slow_late = late and drawer.settles
+    timeout, seconds = drawer.timing(at, message, late=late, slow=slow, slow_late=slow_late)
     return (timeout if timed else None), seconds
 
 
@@ -685,13 +833,21 @@ def _nothing() -> None:
     """Run nothing further."""
 
 
-def _fetch(model: Model, at: int, to: int, call: str, run: Callable[[], None] = _nothing) -> None:
+def _fetch(
+    model: Model,
+    at: int,
+    to: int,
+    call: str,
+    run: Callable[[], None] = _nothing,
+    *,
+    typed: bool = False,
+) -> None:
     """``rpc.remote`` and ``to_here``; then the RRef is dropped. `run` is what its function does.
 
     Raises:
         StepFails: a message is lost.
     """
-    handle, _ = model.remote(at, to, typed=False)
+    handle, _ = model.remote(at, to, typed=typed)
     if not handle.broken:
         _count(model, to, call)
         run()

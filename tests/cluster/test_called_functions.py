@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.oracle import judge, predict, predict_for, set_apart
 from rpcprops.outcomes import Violation
-from rpcprops.programs import Deferred, Invoke, Program, Raising, Recurse, Step
+from rpcprops.programs import Deferred, Invoke, Program, Raising, Recurse, Scripted, Step
 from rpcprops.runner import default_runner, run
 from rpcprops.steps.functions import (
     CallableForm,
@@ -20,6 +20,8 @@ from rpcprops.steps.functions import (
     DeferredForm,
     Raised,
     RaisedIn,
+    ScriptedBy,
+    ScriptedForm,
 )
 from rpcprops.strategies import fault_tables, programs_under_faults
 from tests._draws import draws
@@ -27,7 +29,7 @@ from tests.seeded._programs import CALLABLES, RAISED
 
 pytestmark = pytest.mark.usefixtures("rpc_cluster")
 
-OURS = ("raising", "invoke", "recurse", "deferred")
+OURS = ("raising", "invoke", "recurse", "deferred", "scripted")
 RAISING = [
     Raising(0, to, kind, " 'é'" * (how == "then"), how=how)
     for to, kind, how in itertools.product((1, 0), get_args(Raised), get_args(RaisedIn))
@@ -43,6 +45,13 @@ DEFERRED = [
     Deferred(0, to, then, form, how=how)
     for (to, then), form, how in itertools.product(
         ((1, 2), (0, 0)), get_args(DeferredForm), get_args(DeferredBy)
+    )
+]
+
+SCRIPTED = [
+    Scripted(0, to, then, form, how=how)
+    for (to, then), form, how in itertools.product(
+        ((1, 2), (1, 1), (0, 0)), get_args(ScriptedForm), get_args(ScriptedBy)
     )
 ]
 
@@ -86,7 +95,11 @@ def test_an_exception_that_is_set_on_a_future_is_reported() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("steps", [RAISING, CALLED, DEFERRED], ids=["raised", "called", "deferred"])
+@pytest.mark.parametrize(
+    "steps",
+    [RAISING, CALLED, DEFERRED, SCRIPTED],
+    ids=["raised", "called", "deferred", "scripted"],
+)
 def test_every_form_runs_as_predicted(steps: Sequence[Step]) -> None:
     """Each form of each step, from one rank to another and to itself, holds without faults."""
     for start in range(0, len(steps), 8):
@@ -109,4 +122,30 @@ def test_drawn_ones_run_as_predicted() -> None:
 def test_a_path_of_five_needs_no_more_threads_than_there_are() -> None:
     """Five calls that wait for each other at one rank end, as do five between two ranks."""
     program = Program(2, (Recurse(0, (0,) * 5), Recurse(1, (0, 1, 0, 1, 0), 2.0, spins=True)))
+    assert judge(program, None, run(program)) == ()
+
+
+@pytest.mark.parametrize("how", get_args(ScriptedBy))
+def test_scripts_call_on_under_faults(how: ScriptedBy) -> None:
+    """Where the rank between loses its call or delays it, or is slow, all is as predicted."""
+    steps = tuple(Scripted(0, 1, 2, form, how=how) for form in get_args(ScriptedForm))
+    assert judge(Program(3, steps), None, run(Program(3, steps))) == ()
+    slow = (
+        Scripted(0, 1, 2, timeout=3.0, seconds=12.0),
+        Scripted(0, 1, 2, "future", timeout=3.0, seconds=12.0),
+        Scripted(0, 1, 2, "fork", timeout=900.0, seconds=2.0),
+    )
+    delayed = FaultPlan(by_rank={1: FaultTable((), 0, {"SCRIPT_CALL": 2.0})})
+    assert not unexplained(Program(3, (*steps, *slow)), delayed)
+    lost = FaultPlan(by_rank={1: FaultTable(["SCRIPT_CALL"], 1)})
+    errors = [step.error for step in predict(Program(3, steps), lost).steps]
+    assert errors == ["" if step.form == "remote" else "injected" for step in steps]
+    assert not unexplained(Program(3, steps), lost)
+
+
+def test_a_script_that_waits_for_a_future_needs_no_thread() -> None:
+    """With one thread each, ranks answer while a function waits, as TorchScript suspends it."""
+    forms: tuple[ScriptedForm, ...] = ("wait", "future", "fork")
+    steps = tuple(Scripted(0, 1, then, form) for form in forms for then in (0, 1))
+    program = Program(2, steps, num_worker_threads=1)
     assert judge(program, None, run(program)) == ()

@@ -38,6 +38,7 @@ from tests.seeded._programs import (
     futures,
     onwards,
     refusals,
+    scripts,
     shipped_programs,
 )
 
@@ -86,7 +87,15 @@ def drawn(
 @functools.cache
 def corpus() -> tuple[World, ...]:
     """What defects are planted in: shipped programs, every kind of step, and drawn ones."""
-    written = [*shipped_programs()[::5], *bumps(), *refusals(), *futures(), *EVERY_KIND, *ENDS]
+    written = [
+        *shipped_programs()[::5],
+        *bumps(),
+        *refusals(),
+        *futures(),
+        *scripts(),
+        *EVERY_KIND,
+        *ENDS,
+    ]
     written += [*SLOW, *OUTLASTING[1:], *IMPATIENT_WAYS[1:]]
     written += _breaking()
     worlds = [World.of(program, plan) for program in written for plan in PLANS]

@@ -52,6 +52,7 @@ from rpcprops.programs import (
     Rejoin,
     Remote,
     Retry,
+    Scripted,
     Settle,
     Share,
     Step,
@@ -459,7 +460,20 @@ def _fork_of_refused(world: World) -> Falsified:
 # Slow functions, and timeouts that end before them.
 
 #: The kinds of step whose timeout may end before one named call of a function does.
-_ABANDONING = (After, Call, Carry, Chain, Count, Deferred, Invoke, Nest, Raising, Reach, Share)
+_ABANDONING = (
+    After,
+    Call,
+    Carry,
+    Chain,
+    Count,
+    Deferred,
+    Invoke,
+    Nest,
+    Raising,
+    Reach,
+    Scripted,
+    Share,
+)
 
 
 def _abandoned(world: World) -> Iterator[tuple[int, Leaf, int]]:
@@ -692,7 +706,7 @@ def _called_through(world: World) -> Falsified:
 @defect("what a call that timed out has asked for never runs")
 def _asked_never(world: World) -> Falsified:
     for index, leaf, _ in _abandoned(world):
-        rank = leaf.then if isinstance(leaf, Chain | Deferred) else None
+        rank = leaf.then if isinstance(leaf, Chain | Deferred | Scripted) else None
         name = f"step{index}/then"
         if rank is not None and world.prediction.calls[rank].get(name):
             if name not in world.prediction.abandoned_calls[rank]:
@@ -706,6 +720,46 @@ def _asked_once_more(world: World) -> Falsified:
             name := f"step{index}/again"
         ):
             yield calling(world.outcome, leaf.then, {name: 2}), [("NotRunOnce", leaf.then, None)]
+
+
+@defect("a function in TorchScript does not wait for what it has called")
+def _script_does_not_wait(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Scripted) and not expected.error and any(leaf.left):
+            wrong = with_step(world.outcome, index, value=list(leaf.right))
+            yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a function in TorchScript does not notice that its call is lost")
+def _script_notices_nothing(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Scripted) and expected.error in ("injected", "creation"):
+            wrong = with_step(world.outcome, index, value=list(leaf.right), error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("what a function in TorchScript calls runs twice")
+def _script_calls_twice(world: World) -> Falsified:
+    for index, leaf, _, _ in _steps(world):
+        name = f"step{index}/then"
+        if isinstance(leaf, Scripted) and world.prediction.calls[leaf.then].get(name):
+            yield calling(world.outcome, leaf.then, {name: 2}), [("NotRunOnce", leaf.then, None)]
+
+
+@defect("what a function in TorchScript must call does not run")
+def _script_calls_nothing(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        name = f"step{index}/then"
+        if isinstance(leaf, Scripted) and not expected.error:
+            yield calling(world.outcome, leaf.then, {name: 0}), [("NotRunOnce", leaf.then, None)]
+
+
+@defect("the error that ends a function in TorchScript is another one")
+def _script_ends_otherwise(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Scripted) and expected.error in ("injected", "creation"):
+            wrong = with_step(world.outcome, index, error=ERRORS["remote"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
 
 
 @defect("a value that came after its timeout is given all the same")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 from rpcprops.programs import (
     After,
@@ -45,6 +45,7 @@ from rpcprops.programs import (
     Rejoin,
     Remote,
     Retry,
+    Scripted,
     Settle,
     Share,
     Shutdown,
@@ -55,6 +56,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
+from rpcprops.steps.functions import ScriptedBy, ScriptedForm
 from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
@@ -259,6 +261,11 @@ CALLABLES = Program(
         Deferred(0, 0, 0, "thread", how="proxy_remote"),
         Deferred(2, 1, 0, "nothing", how="class"),
         Deferred(2, 1, 0, "raises", how="async"),
+        Scripted(0, 1, 2),
+        Scripted(0, 1, 1, "sync", (1.0, 2.0), (3.0, 4.0), "async"),
+        Scripted(2, 0, 1, "remote", how="remote"),
+        Scripted(0, 1, 2, "future"),
+        Scripted(1, 1, 1, "fork"),
     ),
     "callables",
 )
@@ -599,6 +606,11 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Settle(),
         Invoke(at, to, "bound", how="async", **late),
         Deferred(at, to, then, "again", **late),
+        Settle(),
+        Scripted(at, to, then, **late),
+        Scripted(at, to, then, "remote", **late),
+        Scripted(at, to, then, "future", how="async", **in_time),
+        Settle(),
         Chain(at, to, then, **late),
         Settle(),
         Raising(at, to, "value", **late),
@@ -631,7 +643,12 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
             (
                 (Invoke(at, to, "operator"), Carry(at, to, "rref"), Gather(at, (to, then))),
                 (Recurse(at, (to, then), 2.0, timeout=900.0), Method(at, to, "async")),
-                (Deferred(at, then, to, "again"), Reach(at, to), After(at, then, "own result")),
+                (
+                    Deferred(at, then, to, "again"),
+                    Scripted(at, to, then, "fork"),
+                    Reach(at, to),
+                    After(at, then, "own result"),
+                ),
             )
         ),
     )
@@ -816,6 +833,16 @@ def callables() -> list[Program]:
         steps = (Invoke(0, 1, form), Recurse(0, path), Deferred(0, path[0], path[1]))
         found.append(Program(3, steps, f"callables[{form},{'-'.join(map(str, path))}]"))
     return found
+
+
+def scripts() -> list[Program]:
+    """Each form of a function in TorchScript that calls on, by each way and over three ranks."""
+    paths = itertools.cycle(itertools.permutations(range(3)))
+    calls = itertools.product(get_args(ScriptedForm), get_args(ScriptedBy))
+    return [
+        Program(3, (Scripted(at, to, then, form, how=how),), f"scripts[{form},{how}]")
+        for (at, to, then), (form, how) in zip(paths, calls, strict=False)
+    ]
 
 
 def asks() -> list[Program]:

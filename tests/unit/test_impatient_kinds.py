@@ -32,6 +32,7 @@ from rpcprops.programs import (
     Reach,
     Recurse,
     Remote,
+    Scripted,
     Settle,
     Share,
     Step,
@@ -39,7 +40,7 @@ from rpcprops.programs import (
 from rpcprops.strategies.drawing import StepDrawer
 from tests.seeded._programs import IMPATIENT_WAYS
 
-DELAYED = FaultPlan(FaultTable(messages_to_delay={"PYTHON_CALL": 2.0}))
+DELAYED = FaultPlan(FaultTable(messages_to_delay={"PYTHON_CALL": 2.0, "SCRIPT_CALL": 2.0}))
 T = TypeVar("T")
 LATE: dict[str, Any] = {"timeout": 3.0, "seconds": 12.0}
 IN_TIME: dict[str, Any] = {"timeout": 900.0, "seconds": 12.0}
@@ -49,6 +50,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "chain": lambda **timed: Chain(0, 1, 2, **timed),
     "count": lambda **timed: Count(0, 1, **timed),
     "deferred": lambda **timed: Deferred(0, 1, 2, "again", **timed),
+    "scripted": lambda **timed: Scripted(0, 1, 2, "remote", **timed),
     "invoke": lambda **timed: Invoke(0, 1, "bound", **timed),
     "raising": lambda **timed: Raising(0, 1, **timed),
     "method": lambda **timed: Method(0, 1, **timed),
@@ -79,6 +81,8 @@ def test_a_timeout_is_compared_with_what_the_answer_waits_for(kind: str) -> None
         (Deferred(0, 1, 2, timeout=3.0), 4.0),
         (Deferred(0, 1, 2, "again", timeout=5.0), 6.0),
         (Deferred(0, 1, 2, "done", timeout=1.0), 2.0),
+        (Scripted(0, 1, 2, timeout=3.0), 4.0),
+        (Scripted(0, 1, 2, "future", timeout=3.0), 4.0),
     ],
 )
 def test_a_deferred_answer_waits_for_what_its_function_calls(step: Step, waits: float) -> None:
@@ -97,6 +101,17 @@ def test_what_a_call_does_after_its_timeout_is_counted() -> None:
     unsettled = predict(Program(3, steps[:1], settles=False), FaultPlan())
     abandoned = [set(calls) for calls in unsettled.abandoned_calls]
     assert abandoned == [set(), {"step0"}, {"step0/then", "step0/again"}]
+
+
+def test_a_program_does_not_end_before_a_script_that_makes_an_rref() -> None:
+    """Its function may do that after the timeout, when a shutdown would not wait for it."""
+    steps = (Scripted(0, 1, 2, "remote", **LATE), Settle())
+    predicted = predict(Program(3, steps), FaultPlan())
+    assert predicted.steps[1].calls == ({}, {"step0": 1}, {"step0/then": 1})
+    assert not any(held.owners for held in predicted.steps[1].counters)
+    with pytest.raises(UsageError, match="may end before its answer"):
+        predict(Program(3, steps[:1], settles=False), FaultPlan())
+    predict(Program(3, (Scripted(0, 1, 2, **LATE),), settles=False), FaultPlan())
 
 
 def test_a_callback_raises_whether_its_call_timed_out_or_not() -> None:
@@ -128,6 +143,7 @@ def test_an_argument_that_cannot_be_read_is_answered_at_once() -> None:
         lambda: Invoke(0, 1, how="remote", timeout=3.0),
         lambda: Method(0, 1, "remote", timeout=3.0),
         lambda: Raising(0, 1, how="remote", timeout=3.0),
+        lambda: Scripted(0, 1, 2, how="remote", timeout=3.0),
     ],
 )
 def test_a_timeout_that_is_not_modelled_is_refused(make: Any) -> None:
@@ -160,7 +176,7 @@ class Chance(StepDrawer):
 
 
 @pytest.mark.parametrize(
-    "op", ["carry", "chain", "count", "deferred", "invoke", "method", "raising"]
+    "op", ["carry", "chain", "count", "deferred", "invoke", "method", "raising", "scripted"]
 )
 def test_timeouts_are_drawn(op: str) -> None:
     """Each kind is drawn with a function that sleeps, and with a timeout that ends before it."""

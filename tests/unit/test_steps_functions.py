@@ -12,8 +12,26 @@ from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import predict
-from rpcprops.programs import Deferred, Invoke, Parallel, Program, Raising, Recurse, Step
-from rpcprops.steps.functions import CallableForm, CalledBy, DeferredForm, Raised, RaisedIn
+from rpcprops.programs import (
+    Call,
+    Deferred,
+    Invoke,
+    Parallel,
+    Program,
+    Raising,
+    Recurse,
+    Scripted,
+    Step,
+)
+from rpcprops.steps.functions import (
+    CallableForm,
+    CalledBy,
+    DeferredForm,
+    Raised,
+    RaisedIn,
+    ScriptedBy,
+    ScriptedForm,
+)
 from rpcprops.strategies import fault_tables, programs, programs_under_faults
 from tests._draws import draws
 from tests.seeded._programs import CALLABLES, RAISED
@@ -23,8 +41,11 @@ REMOTE = MessageType.PYTHON_REMOTE_CALL
 FETCH = MessageType.PYTHON_RREF_FETCH_CALL
 DELETE = MessageType.RREF_USER_DELETE
 ACCEPT = MessageType.RREF_CHILD_ACCEPT
+SCRIPT = MessageType.SCRIPT_CALL
+SCRIPT_REMOTE = MessageType.SCRIPT_REMOTE_CALL
+SCRIPT_FETCH = MessageType.SCRIPT_RREF_FETCH_CALL
 LOSING = fault_tables(messages=[CALL])
-OURS = ("raising", "invoke", "recurse", "deferred")
+OURS = ("raising", "invoke", "recurse", "deferred", "scripted")
 
 
 def sent(step: Step) -> list[tuple[int, MessageType]]:
@@ -63,6 +84,17 @@ def leaves_of(found: list[Program]) -> list[Any]:
                 *[(1, CALL), (0, FETCH), (0, DELETE), (0, DELETE)],
             ],
         ),
+        (Scripted(0, 1, 2), [(0, SCRIPT), (1, SCRIPT)]),
+        (Scripted(0, 1, 1, "fork"), [(0, SCRIPT), (1, SCRIPT)]),
+        (
+            Scripted(0, 1, 2, "future", how="remote"),
+            [(0, SCRIPT_REMOTE), (1, SCRIPT), (0, SCRIPT_FETCH), (0, DELETE)],
+        ),
+        (
+            Scripted(0, 1, 2, "remote"),
+            [(0, SCRIPT), (1, SCRIPT_REMOTE), (1, SCRIPT_FETCH), (1, DELETE)],
+        ),
+        (Scripted(0, 1, 1, "remote"), [(0, SCRIPT), (1, SCRIPT_REMOTE)]),
     ],
     ids=repr,
 )
@@ -121,6 +153,46 @@ def test_a_callback_that_asks_nothing_does_not_notice_a_lost_call() -> None:
 
 
 @pytest.mark.parametrize(
+    ("form", "value"),
+    [
+        ("wait", [5.0, -1.0]),
+        ("sync", [5.0, -1.0]),
+        ("remote", [5.0, -1.0]),
+        ("future", [3.0, 0.0]),
+        ("fork", [5.0, -1.0]),
+    ],
+)
+def test_what_a_script_that_calls_gives(form: ScriptedForm, value: list[float]) -> None:
+    """All forms add once more but the one that returns the future as it is; each runs once."""
+    step = Scripted(0, 1, 2, form, (1.0, 1.0), (2.0, -1.0))
+    prediction = predict(Program(3, (step,)), FaultPlan())
+    assert prediction.steps[0].value == value
+    assert prediction.calls == ({}, {"step0": 1}, {"step0/then": 1})
+
+
+@pytest.mark.parametrize("how", get_args(ScriptedBy))
+@pytest.mark.parametrize("form", get_args(ScriptedForm))
+def test_a_script_ends_with_the_error_of_what_it_calls(form: Any, how: Any) -> None:
+    """No Python comes between, so the caller gets what was injected at the rank between."""
+    program = Program(3, (Scripted(0, 1, 2, form, how=how),))
+    lost = FaultTable([SCRIPT, SCRIPT_REMOTE], 1)
+    prediction = predict(program, FaultPlan(by_rank={1: lost}))
+    assert prediction.steps[0].error == ("creation" if form == "remote" else "injected")
+    assert prediction.calls == ({}, {"step0": 1}, {})
+    prediction = predict(program, FaultPlan(by_rank={0: lost}))
+    assert prediction.steps[0].error == ("creation" if how == "remote" else "injected")
+    assert prediction.calls == ({}, {}, {})
+
+
+def test_two_calls_of_a_script_with_a_name_have_two_payloads() -> None:
+    """The name is an argument, which the payload holds; two calls without one share a failure."""
+    plain = Call(0, 1, flavour="script")
+    program = Program(3, (Scripted(0, 1, 2), Scripted(0, 1, 2), plain, plain))
+    steps = predict(program, FaultPlan(by_rank={0: FaultTable([SCRIPT], 1)})).steps
+    assert [step.error for step in steps] == ["injected", "injected", "injected", ""]
+
+
+@pytest.mark.parametrize(
     ("step", "message"),
     [
         (Raising(0, 1, text="a\0"), "must have no zero and no surrogate"),
@@ -135,6 +207,8 @@ def test_a_callback_that_asks_nothing_does_not_notice_a_lost_call() -> None:
         (Recurse(0, (1, 3)), "path=3 is no rank of a world of 2"),
         (Recurse(0, (1,), -1.0), r"must lie in 0 to"),
         (Deferred(0, 1, 7), "then=7 is no rank"),
+        (Scripted(0, 1, 7), "then=7 is no rank"),
+        (Scripted(0, 1, 1, left=()), "hold 0 and 1 numbers"),
         (Deferred(0, 1, 1, "oops"), r"form='oops' \(type str\) must be Literal"),  # type: ignore[arg-type]
     ],
     ids=repr,
@@ -166,6 +240,9 @@ def test_every_form_is_drawn_and_none_that_torch_breaks() -> None:
     assert {step.how for step in invoked} == set(get_args(CalledBy))
     deferred = leaves_of(draws(programs(kinds=("deferred",), min_steps=12, branches=False), 8))
     assert {step.form for step in deferred} == set(get_args(DeferredForm)) - {"exception"}
+    scripted = leaves_of(draws(programs(kinds=("scripted",), min_steps=12, branches=False), 8))
+    assert {step.form for step in scripted} == set(get_args(ScriptedForm))
+    assert {step.how for step in scripted} == set(get_args(ScriptedBy))
 
 
 def test_paths_in_branches_visit_no_rank_twice() -> None:
@@ -194,3 +271,19 @@ def test_callbacks_that_wait_are_not_drawn_where_their_call_is_lost() -> None:
         for leaf in program.leaves:
             if isinstance(leaf, Deferred) and CALL in plan.table(leaf.to).failing:
                 assert leaf.form not in ("then", "thens", "again")
+
+
+def test_no_script_makes_an_rref_where_its_creation_may_fail() -> None:
+    """A rank that uses a second such RRef waits for ever, and so would the script."""
+    tables = fault_tables(messages=[SCRIPT_REMOTE, SCRIPT])
+    drawn = programs_under_faults(kinds=("scripted",), min_steps=4, tables=tables)
+    forms = set()
+    for program, plan in draws(drawn, 25):
+        for leaf in program.leaves:
+            if isinstance(leaf, Scripted):
+                forms.add(leaf.form)
+                if SCRIPT_REMOTE in plan.table(leaf.to).failing:
+                    assert leaf.form != "remote"
+                if SCRIPT_REMOTE in plan.table(leaf.at).failing:
+                    assert leaf.how != "remote"
+    assert forms == set(get_args(ScriptedForm))

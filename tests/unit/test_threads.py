@@ -38,6 +38,7 @@ from rpcprops.programs import (
     Program,
     Recurse,
     Remote,
+    Scripted,
     Settle,
     Share,
     Step,
@@ -95,6 +96,10 @@ def test_each_kind_that_is_drawn_is_counted() -> None:
         ((Own(0, "a"), FETCHING, Settle(), Call(0, 1, right="a")), 2),
         ((Remote(0, 1, "a", flavour="builtin"), Bump(0, "a"), Through(0, "a")), 2),
         ((Invoke(0, 1, "method", how="proxy"), Method(0, 1), Deferred(0, 1, 2, "again")), 2),
+        # A function in TorchScript that waits for a future gives its thread back.
+        ((Scripted(0, 1, 2), Scripted(0, 1, 2, "future"), Scripted(0, 1, 2, "fork")), 1),
+        ((Scripted(0, 1, 2, "sync"),), 2),
+        ((Scripted(0, 1, 2, "remote", timeout=900.0), Scripted(0, 1, 1, "sync")), 3),
         ((Profile(0, 1, "nested", 2), Graph(0, "x", ((1, "plain"),), ())), 2),
         # Every rank of a path but the last one waits.
         ((Recurse(0, (1,)),), 1),

@@ -16,7 +16,7 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
 from rpcprops.steps.in_rank.state import note_call, note_slowly
-from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, torchscript
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, called_by_script, torchscript
 
 #: Every text that is raised begins with it. By it the caller knows an error that a function raised
 #: from one of torch's: an error of torch's does not contain it.
@@ -227,12 +227,12 @@ class AddModule(torch.nn.Module):
 
 
 #: Its methods are those of TorchScript.
-scripted = torchscript(AddModule())
+add_module = torchscript(AddModule())
 
 
 def scripted_module() -> Any:
     """The scripted module of this rank."""
-    return scripted
+    return add_module
 
 
 nameless_add = lambda call, left, right: add(call, left, right)  # noqa: E731, PLW0108
@@ -267,7 +267,7 @@ def callable_of(
         "generator": add_each,
         "lambda": nameless_add,
         "local": local_add,
-        "script": scripted.forward,
+        "script": add_module.forward,
     }[form]
     return function, (call, *terms), {}
 
@@ -491,3 +491,102 @@ def deferred(
         numbers: list[float] = value.tolist()
         return numbers
     return value if isinstance(value, dict) else {"raised": "", "kept": False, "gave": repr(value)}
+
+
+@called_by_script
+def note_in_script(call: str, seconds: float) -> None:
+    """Count one more run of a call, and sleep."""
+    note_slowly(call, seconds)
+
+
+@torchscript
+def noted_add(call: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Add, in TorchScript."""
+    note_in_script(call, 0.0)
+    return left + right
+
+
+@torchscript
+def script_waits(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> torch.Tensor:
+    """Sleep, let another rank add, wait for the future, and add once more."""
+    note_in_script(call, seconds)
+    asked = rpc.rpc_async(then, noted_add, (call + "/then", left, right))
+    return asked.wait() + right  # type: ignore[no-any-return]
+
+
+@torchscript
+def script_calls(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> torch.Tensor:
+    """Sleep, let another rank add, and add once more."""
+    note_in_script(call, seconds)
+    return rpc.rpc_sync(then, noted_add, (call + "/then", left, right)) + right  # type: ignore[no-any-return]
+
+
+@torchscript
+def script_fetches(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> torch.Tensor:
+    """Sleep, let another rank add and own the sum, fetch that, and add once more."""
+    note_in_script(call, seconds)
+    rref = rpc.remote(then, noted_add, (call + "/then", left, right))
+    # In TorchScript to_here would wait for 60 s, whatever init_rpc was given; -1 asks for that.
+    return rref.to_here(-1.0) + right  # type: ignore[no-any-return]
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+@torchscript
+def script_future(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> torch.futures.Future[torch.Tensor]:
+    """Sleep, and let another rank add; a future of the sum."""
+    note_in_script(call, seconds)
+    return rpc.rpc_async(then, noted_add, (call + "/then", left, right))  # type: ignore[no-any-return]
+
+
+@torchscript
+def add_when_done(asked: torch.futures.Future[torch.Tensor], right: torch.Tensor) -> torch.Tensor:
+    """Wait for a future, and add."""
+    return asked.wait() + right
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+@torchscript
+def script_fork(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float
+) -> torch.futures.Future[torch.Tensor]:
+    """Sleep, let another rank add, and let a function add once more when that is done."""
+    note_in_script(call, seconds)
+    asked = rpc.rpc_async(then, noted_add, (call + "/then", left, right))
+    more: torch.futures.Future[torch.Tensor] = torch.jit.fork(  # type: ignore[no-untyped-call]
+        add_when_done, asked, right
+    )
+    return more
+
+
+def scripted(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    then: int,
+    form: str,
+    left: tuple[float, ...],
+    right: tuple[float, ...],
+    how: str,
+    timeout: float | None,
+    seconds: float,
+) -> list[float]:
+    """Call a function in TorchScript, which calls another one."""
+    function = {
+        "wait": script_waits,
+        "sync": script_calls,
+        "remote": script_fetches,
+        "future": script_future,
+        "fork": script_fork,
+    }[form]
+    args = (call, world[then], tensor(left), tensor(right), seconds)
+    value: list[float] = invoked(world[to], how, function, args, {}, timeout_of(timeout)).tolist()
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -39,6 +39,12 @@ def torchscript(function: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
+
+
+def called_by_script(function: Any) -> Any:
+    """Let TorchScript call a function of Python, as what it is. Its annotations must be types."""
+    function.__annotations__ = get_type_hints(function)
+    return torch.jit.ignore(function)  # type: ignore[no-untyped-call]
 
 
 @torchscript
