@@ -249,7 +249,12 @@ class SentMessage:
             "swallowed" (a second response to a request that came twice, which is not written);
             "overdue" (held for as long as the fault allows, and then sent); "discarded" (delayed or
             held when its agent was shut down); "spared" (of the handshake of a shutdown, which
-            faults are kept away from and do not count).
+            faults are kept away from and do not count); "leaving" (of the shutdown of a program, or
+            of a cluster with ``shutdown_faults=True``: its delays are neither predicted nor
+            counted).
+        table_part: of what a fault table failed or held up, which table that was: 0 that of the
+            cluster's plan, n the n-th of those that were armed for a part of the run.
+        table_delay: virtual seconds by which a fault table held it up; None if none did.
     """
 
     seconds: float
@@ -271,6 +276,8 @@ class SentMessage:
     ended: float | None = None
     processed: int = 0
     marks: tuple[str, ...] = ()
+    table_part: int = 0
+    table_delay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
