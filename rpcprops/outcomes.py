@@ -18,6 +18,9 @@ from rpcprops.faults import FaultPlan
 #: Finite, because JSON has no infinity; longer than any run.
 UNLIMITED_SLACK = 1e9
 
+#: The agent whose ranks have a record of all messages, even if it is empty.
+_RECORDS = "WIRE"
+
 PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
 #: The most virtual seconds for each real second that ranks may have.
@@ -340,6 +343,12 @@ class Outcome:
     def phase(self, name: PhaseName) -> PhaseOutcome | None:
         """The last phase of that name, None when it was never reached."""
         return next((p for p in reversed(self.phases) if p.name == name), None)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether `messages` holds all that ranks sent, which may be nothing."""
+        has_record = bool(self.messages) or self.agent == _RECORDS
+        return has_record and not self.messages_dropped
 
     @property
     def real_seconds(self) -> float:
