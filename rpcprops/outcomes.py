@@ -18,6 +18,9 @@ from rpcprops.faults import FaultPlan
 #: Finite, because JSON has no infinity; longer than any run.
 UNLIMITED_SLACK = 1e9
 
+#: The agent whose ranks have a record of all messages, even if it is empty.
+_RECORDS = "WIRE"
+
 PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
 #: The most virtual seconds for each real second that ranks may have.
@@ -249,7 +252,12 @@ class SentMessage:
             "swallowed" (a second response to a request that came twice, which is not written);
             "overdue" (held for as long as the fault allows, and then sent); "discarded" (delayed or
             held when its agent was shut down); "spared" (of the handshake of a shutdown, which
-            faults are kept away from and do not count).
+            faults are kept away from and do not count); "leaving" (of the shutdown of a program, or
+            of a cluster with ``shutdown_faults=True``: its delays are neither predicted nor
+            counted).
+        table_part: of what a fault table failed or held up, which table that was: 0 that of the
+            cluster's plan, n the n-th of those that were armed for a part of the run.
+        table_delay: virtual seconds by which a fault table held it up; None if none did.
     """
 
     seconds: float
@@ -271,6 +279,8 @@ class SentMessage:
     ended: float | None = None
     processed: int = 0
     marks: tuple[str, ...] = ()
+    table_part: int = 0
+    table_delay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +343,12 @@ class Outcome:
     def phase(self, name: PhaseName) -> PhaseOutcome | None:
         """The last phase of that name, None when it was never reached."""
         return next((p for p in reversed(self.phases) if p.name == name), None)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether `messages` holds all that ranks sent, which may be nothing."""
+        has_record = bool(self.messages) or self.agent == _RECORDS
+        return has_record and not self.messages_dropped
 
     @property
     def real_seconds(self) -> float:

@@ -95,6 +95,9 @@ class Injection:
                 sends.disarm(self._parts[part])
         return self.lacking()
 
+    def leave(self) -> None:
+        """Called before a shutdown whose own messages are not predicted."""
+
     def lacking(self) -> str:
         """Which agent runs here, if it is none that injects faults for us; else empty."""
         if not symbols.is_agent_set() or (self._takes_over and self._of_agent):
@@ -133,7 +136,8 @@ class WireInjection(Injection):
             if part not in self._parts:
                 delays = {str(m): seconds for m, seconds in table.messages_to_delay.items()}
                 names = [str(message) for message in table.messages_to_fail]
-                self._parts[part] = library().arm(names, table.num_fail_sends, delays)
+                # The record of messages calls the table of the agent's own options 0.
+                self._parts[part] = library().arm(names, table.num_fail_sends, delays, part + 1)
         return self.lacking()
 
     def disarm(self, part: int) -> str:
@@ -142,6 +146,11 @@ class WireInjection(Injection):
             if part in self._parts:
                 library().disarm(self._parts[part])
         return self.lacking()
+
+    def leave(self) -> None:
+        """Have the record say of each message from now on that it is of the shutdown."""
+        if symbols.is_agent_set() and not self.lacking():
+            symbols.current_agent().leave()
 
     def lacking(self) -> str:
         """As in the base."""

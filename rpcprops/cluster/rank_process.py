@@ -442,6 +442,7 @@ class _Rank:
         if self.adoption is not None:
             self.adoption.is_over = True
         if end is not None:
+            self.begin_to_leave()
             try:
                 ends.end_rank(end.how, end.wait_of(self.rank))
             except BaseException as error:
@@ -454,10 +455,16 @@ class _Rank:
         self.answer(number, "ok", (blob, seen))
         return code
 
+    def begin_to_leave(self) -> None:
+        """Have the agent know it, where faults act on what a shutdown itself sends."""
+        if self.spec.shutdown_faults:
+            self.injection.leave()
+
     # A world that is used again.
 
     def meet(self, number: int) -> None:
         """Begin to leave as :meth:`leave` does, but stay able to go on; then as :meth:`rest`."""
+        self.begin_to_leave()
         try:
             symbols.meet_at_end()
         except BaseException as error:

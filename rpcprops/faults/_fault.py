@@ -160,10 +160,14 @@ class Fault(abc.ABC):
     def seen(self, rank: RankOutcome) -> int | None:
         """How often its rank's outcome shows it, or else its sign; None if nothing counts it."""
 
-    def recorded(self, plan: FaultPlan, outcome: Outcome) -> int | None:
+    def recorded(self, plan: FaultPlan, outcome: Outcome, part: int = 0) -> int | None:
         """How often the record of all messages shows it, in a run under that plan.
 
         None where nobody kept such a record, or it says nothing of this kind of fault.
+
+        Args:
+            part: 0 for a fault of the cluster's plan, n for one of the n-th plan that was armed for
+                a part of the run. Only faults of tables can be.
         """
         return None
 

@@ -474,9 +474,11 @@ class MessageFault(Fault):
         """None: a rank's own outcome does not show it. The record of messages does."""
         return None
 
-    def recorded(self, plan: FaultPlan, outcome: Outcome) -> int | None:
+    def recorded(self, plan: FaultPlan, outcome: Outcome, part: int = 0) -> int | None:
         """On how many messages it acted, by the record of all messages, if there is one."""
-        return len(acted_on(self, plan, outcome.messages)) if outcome.messages else None
+        if not outcome.messages and not outcome.is_recorded:
+            return None
+        return len(acted_on(self, plan, outcome.messages))
 
     # Where it is.
 

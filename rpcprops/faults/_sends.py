@@ -16,7 +16,7 @@ from rpcprops.faults.message_types import MessageType, message_type, retry_wait
 if TYPE_CHECKING:
     from rpcprops.faults._fault import Predicted
     from rpcprops.faults.tables import FaultPlan
-    from rpcprops.outcomes import RankOutcome
+    from rpcprops.outcomes import Outcome, RankOutcome, SentMessage
 
 #: The longest delay, in virtual seconds, that a table accepts.
 MAX_DELAY = 3600.0
@@ -92,6 +92,21 @@ class _SendFault(Fault):
     def is_counted_alone(self, rank: RankOutcome) -> bool:
         """Where the preload library counted by type."""
         return self._counts(rank) is not None
+
+    @abc.abstractmethod
+    def _acted_on(self, sent: SentMessage) -> bool:
+        """Whether a table did to a message of its rank and type what it does."""
+
+    def recorded(self, plan: FaultPlan, outcome: Outcome, part: int = 0) -> int | None:
+        """On how many messages it acted, by the record of all messages, if that is whole."""
+        if not outcome.is_recorded:
+            return None
+        return sum(
+            self._acted_on(sent)
+            for sent in outcome.messages
+            if sent.failed_by_table or sent.delayed_by_table
+            if (sent.sender, sent.type, sent.table_part) == (self.rank, self.message, part)
+        )
 
     def enter_rank(self) -> None:
         """Nothing to do: the options of the agent are made from the table."""
@@ -185,6 +200,9 @@ class SendFailure(_SendFault):
             return by_type.get(self.message, 0)
         return rank.failed_sends if self.message.is_retryable else None
 
+    def _acted_on(self, sent: SentMessage) -> bool:
+        return sent.failed_by_table
+
     def put_into(self, plan: FaultPlan) -> FaultPlan:
         """Put it into the table of its rank; all types that fail there get its count."""
         table = plan.table(self.rank)
@@ -266,6 +284,10 @@ class SendDelay(_SendFault):
             return by_type.get(self.message, 0)
         held_up = rank.delayed_sends
         return None if held_up is None else held_up.get(self.sign, 0)
+
+    def _acted_on(self, sent: SentMessage) -> bool:
+        """Whether a table held it up, outside of a shutdown of which no delay is predicted."""
+        return sent.delayed_by_table and "leaving" not in sent.marks
 
     def put_into(self, plan: FaultPlan) -> FaultPlan:
         """Put it into the table of its rank."""

@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from rpcprops.faults import Fault, FaultPlan
+from rpcprops.errors import HarnessError
+from rpcprops.faults import Fault, FaultPlan, SendDelay
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle.errors import is_expected
 from rpcprops.oracle.prediction import Prediction
@@ -18,9 +19,10 @@ from rpcprops.outcomes import ArmedFaults, Outcome, RankOutcome
 from rpcprops.programs import Program
 from rpcprops.torch_facts import facts_of
 
-#: How the type of a fired fault is known: exactly; inferred from how long the steps of its sender
-#: took (where the clock library was not there to count); or not known, with several possible.
-Attribution = Literal["exact", "inferred", "unattributed"]
+#: How the type of a fired fault is known: by the record of all messages; exactly, by the counts of
+#: its rank; inferred from how long the steps of its sender took, or how they ended (where nothing
+#: counted it); or not known, with several possible.
+Attribution = Literal["recorded", "exact", "inferred", "unattributed"]
 
 
 class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "could"}):
@@ -48,12 +50,17 @@ class FaultCount(msgspec.Struct, frozen=True, order=True, rename={"eligible": "c
 def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple[FaultCount, ...]:
     """The faults that the plan asked for or that were armed later, and which of them fired.
 
-    Each fault names its counter, and what else shows it. Where the agent records all messages, the
-    record says on which of them a message fault acted. The preload library counts failures and
-    delays by message type. Where it was not there, failures are counted from torch's log line for
-    each failed send that is retried. That names no type, so failures are attributed where the table
-    fails one type only, or where the counts add up to the prediction. A failing call is not sent
-    again, and shows at its caller.
+    Where the agent records all messages, the record alone says on which of them a fault of a table,
+    or one of single messages, acted, also at a rank that has died.
+
+    Elsewhere each fault names its counter, and what else shows it. The preload library counts
+    failures and delays by message type. Where it was not there, failures are counted from torch's
+    log line for each failed send that is retried. That names no type, so failures are attributed
+    where the table fails one type only, or where the counts add up to the prediction. A failing
+    call is not sent again, and shows at its caller.
+
+    Raises:
+        HarnessError: the record of messages contradicts what a rank has counted.
     """
     counts: list[FaultCount] = []
     prediction = None if program is None else predict_for(program, plan, outcome)
@@ -61,23 +68,25 @@ def account(program: Program | None, plan: FaultPlan, outcome: Outcome) -> tuple
     for rank in outcome.ranks:
         known = prediction if prediction and rank.rank < len(prediction.counters) else None
         of_plan = _without_armed(rank, outcome.armed)
+        faults = plan.faults_at(rank.rank)
+        recorded = {fault: _recorded(fault, plan, outcome, of_plan) for fault in faults}
         groups = [
             [(fault, None if known is None else fault.eligible(known)) for fault in group]
-            for group in _counted_together(plan.faults_at(rank.rank), of_plan)
+            for group in _counted_together(recorded, of_plan)
         ]
         # If steps took as long as all uncounted faults that can delay them, all of these fired.
         waits = sum(
             fault.waits(could or 0)
             for fault, could in (group[0] for group in groups if len(group) == 1)
-            if fault.shows_in == "seconds" and fault.seen(of_plan) is None
+            if fault.shows_in == "seconds"
+            if recorded[fault] is None and fault.seen(of_plan) is None
         )
         took_all = bool(waits) and (
             _step_milliseconds(program, outcome, rank.rank) >= round(waits * 1000)
         )
         shown = {"errors": agrees, "seconds": took_all}
         for group in groups:
-            recorded = group[0][0].recorded(plan, outcome)
-            counts += _attributed(group, of_plan, shown, recorded)
+            counts += _attributed(group, of_plan, shown, recorded[group[0][0]])
     return (*counts, *_of_armed(outcome))
 
 
@@ -87,8 +96,39 @@ def _of_armed(outcome: Outcome) -> Iterable[FaultCount]:
         for rank in outcome.ranks:
             alone = armed.of(rank)
             for fault in armed.plan.faults_at(rank.rank):
-                seen = fault.seen(alone)
-                yield FaultCount(rank.rank, fault.kind, fault.what, None, seen, part=part)
+                recorded = _recorded(fault, armed.plan, outcome, alone, part)
+                count = FaultCount(rank.rank, fault.kind, fault.what, None, recorded, part=part)
+                if recorded is None:
+                    yield replace(count, fired=fault.seen(alone))
+                else:
+                    yield replace(count, attribution="recorded")
+
+
+def _recorded(
+    fault: Fault, plan: FaultPlan, outcome: Outcome, rank: RankOutcome, part: int = 0
+) -> int | None:
+    """How often the record of all messages shows a fault; None if it does not say.
+
+    Args:
+        rank: what its rank has counted of the faults of that plan.
+
+    Raises:
+        HarnessError: that differs. The agent writes to the record before it counts, and a rank
+            counts up to its last look: to its end, if it has shut RPC down and exited. Of the
+            delays of a program it counts those before the shutdown that it was seen to have.
+    """
+    shown = fault.recorded(plan, outcome, part) if part else fault.recorded(plan, outcome)
+    counted = fault.seen(rank) if fault.is_counted_alone(rank) else None
+    if shown is None or counted is None:
+        return shown
+    has_ended = rank.counters_after_shutdown is not None and rank.exit_code == 0
+    if counted > shown or (counted < shown and has_ended and not isinstance(fault, SendDelay)):
+        msg = (
+            f"{rank.name} has counted {counted} firings of the fault {fault.name!r}, and the "
+            f"record of messages shows {shown}."
+        )
+        raise HarnessError(msg)
+    return shown
 
 
 def _without_armed(rank: RankOutcome, armed: Sequence[ArmedFaults]) -> RankOutcome:
@@ -103,12 +143,15 @@ def _without_armed(rank: RankOutcome, armed: Sequence[ArmedFaults]) -> RankOutco
     return dataclasses.replace(rank, failed_by_type=failed, delayed_by_type=delayed)
 
 
-def _counted_together(faults: Sequence[Fault], rank: RankOutcome) -> Iterable[list[Fault]]:
+def _counted_together(
+    recorded: Mapping[Fault, int | None], rank: RankOutcome
+) -> Iterable[list[Fault]]:
     """Groups of faults that share one count, kind by kind; faults counted alone come last."""
     groups: dict[tuple[int, bool, int], list[Fault]] = {}
-    kinds = list(dict.fromkeys(fault.kind for fault in faults))
-    for number, fault in enumerate(faults):
-        sign = None if fault.is_counted_alone(rank) else fault.sign
+    kinds = list(dict.fromkeys(fault.kind for fault in recorded))
+    for number, (fault, times) in enumerate(recorded.items()):
+        is_alone = times is not None or fault.is_counted_alone(rank)
+        sign = None if is_alone else fault.sign
         key = (kinds.index(fault.kind), sign is None, number if sign is None else sign)
         groups.setdefault(key, []).append(fault)
     return (groups[key] for key in sorted(groups))
@@ -120,8 +163,10 @@ def _attributed(
     shown: Mapping[str, bool],
     recorded: int | None,
 ) -> list[FaultCount]:
-    first = group[0][0]
-    seen = first.seen(rank) if recorded is None else recorded
+    first, could = group[0]
+    if recorded is not None:
+        return [FaultCount(rank.rank, first.kind, first.what, could, recorded, "recorded")]
+    seen = first.seen(rank)
     known = [could for _, could in group if could is not None]
     could = sum(known) if len(known) == len(group) else None
     if len(group) > 1 and (could is None or could != seen):

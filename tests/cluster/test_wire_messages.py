@@ -154,7 +154,7 @@ def _rearm_and_disarm() -> list[int | str]:
     from rpcprops.agents.wire.wire import library
 
     agent: Any = rpc.api._get_current_rpc_agent()  # type: ignore[attr-defined]
-    number = library().arm(["PYTHON_CALL"], 1, {})
+    number = library().arm(["PYTHON_CALL"], 1, {}, 1)
     agent.rearm(["PYTHON_CALL"], 1, {}, [])
     for forgotten in range(number + 1):
         library().disarm(forgotten)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from rpcprops.errors import HarnessError
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import FaultCount, account, fired, fired_by_type
-from rpcprops.outcomes import ArmedFaults, Outcome, RankOutcome
+from rpcprops.outcomes import ArmedFaults, Counters, Outcome, RankOutcome, SentMessage
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Share
 from tests.seeded._ideal import ideal, with_step
 
@@ -253,3 +256,144 @@ def test_what_was_armed_for_a_part_is_accounted_for_by_itself() -> None:
     counts = account(None, at(0, FaultTable([CALL], 2)), seen)
     assert [(c.part, c.fired) for c in counts] == [(0, 2), (1, 3), (2, 0)]
     assert fired_by_type(counts) == {"failure PYTHON_CALL": 5}
+
+
+# Where the agent records all messages.
+
+
+def recorded(*messages: SentMessage, **others: Any) -> Outcome:
+    """An outcome of three ranks of the agent WIRE; rank 2 was killed before it was asked."""
+    ranks = (
+        RankOutcome(0, "worker0", killed=True),
+        RankOutcome(1, "worker1", killed=True),
+        RankOutcome(2, "worker2", signal=6, failed_sends=1),
+    )
+    return Outcome(3, ranks=ranks, agent="WIRE", messages=messages, **others)
+
+
+def failed(kind: str, rank: int = 2, part: int = 0) -> SentMessage:
+    """A send that a table failed."""
+    return SentMessage(
+        0.0, rank, 1, 1, kind, is_request=True, failed_by_table=True, table_part=part
+    )
+
+
+def late(kind: str, seconds: float | None, rank: int = 2, **others: Any) -> SentMessage:
+    """A send that a table held up."""
+    one = SentMessage(0.0, rank, 1, 1, kind, is_request=True, delayed_by_table=True, **others)
+    return replace(one, table_delay=seconds)
+
+
+def sent(kind: str, rank: int = 2) -> SentMessage:
+    """A send that no table touched."""
+    return SentMessage(0.0, rank, 1, 1, kind, is_request=True)
+
+
+def with_rank_2(outcome: Outcome, **changes: Any) -> Outcome:
+    """The outcome, where its last rank showed something else."""
+    *others, last = outcome.ranks
+    return replace(outcome, ranks=(*others, replace(last, **changes)))
+
+
+def test_the_record_tells_the_types_of_a_dead_rank_apart() -> None:
+    """Both types of a table are known by the record, whatever the log and the prediction say."""
+    plan = at(2, FaultTable([FORK, ACCEPT], 6))
+    outcome = recorded(*[failed(FORK)] * 6, failed(FORK, rank=0), sent(ACCEPT))
+    for program, could in ((PROGRAM, 6), (None, None)):
+        assert account(program, plan, outcome) == (
+            FaultCount(2, "failure", ACCEPT, could, 0, "recorded"),
+            FaultCount(2, "failure", FORK, could, 6, "recorded"),
+        )
+
+
+def test_the_record_shows_the_delays_of_a_dead_rank() -> None:
+    """Those of one length too, but not those of a shutdown, which nobody predicts."""
+    plan = at(2, FaultTable(messages_to_delay={FETCH: 1.5, CALL: 1.5}))
+    outcome = recorded(
+        late(FETCH, 1.5), late(CALL, 1.5, marks=("leaving",)), late(FETCH, 1.5), sent(CALL)
+    )
+    assert account(None, plan, outcome) == (
+        FaultCount(2, "delay", CALL, None, 0, "recorded"),
+        FaultCount(2, "delay", FETCH, None, 2, "recorded"),
+    )
+
+
+def test_nothing_is_inferred_where_there_is_a_record() -> None:
+    """A lost call is counted by the record, also where its step raised what was predicted."""
+    program, plan = Program(2, (Call(0, 1),)), at(0, FaultTable([CALL], 1, {CALL: 0.5}))
+    for messages in ((), (sent(CALL, rank=0),), (failed(CALL, rank=0),)):
+        outcome = replace(ideal(program, plan), agent="WIRE", messages=messages)
+        outcome = replace(
+            outcome,
+            ranks=tuple(
+                replace(rank, failed_by_type=None, delayed_by_type=None, delayed_sends=None)
+                for rank in outcome.ranks
+            ),
+        )
+        fired_now = int(any(one.failed_by_table for one in messages))
+        assert account(program, plan, outcome) == (
+            FaultCount(0, "failure", CALL, 1, fired_now, "recorded"),
+            FaultCount(0, "delay", CALL, 0, 0, "recorded"),
+        )
+
+
+def test_a_record_that_is_not_whole_does_not_count() -> None:
+    """If messages had no room, and where no agent records them, all is as without a record."""
+    plan = at(2, FaultTable([FORK, ACCEPT], 6))
+    unknown = (FaultCount(2, "failure", "", None, 1, "unattributed"),)
+    full = recorded(failed(FORK), messages_dropped=1)
+    assert not full.is_recorded
+    assert account(None, plan, full) == unknown
+    assert account(None, plan, replace(recorded(), agent="")) == unknown
+
+
+def test_the_record_tells_parts_of_a_run_apart() -> None:
+    """Each message names the table that acted, so the parts of a rank that died are known."""
+    table = FaultTable([CALL], 1)
+    armed = (ArmedFaults(at(2, table), 0.0, 1.0), ArmedFaults(at(2, table), 1.0))
+    outcome = recorded(failed(CALL), *[failed(CALL, part=2)] * 3, armed=armed)
+    counts = account(None, at(2, table), outcome)
+    assert [(one.part, one.fired, one.attribution) for one in counts] == [
+        (0, 1, "recorded"),
+        (1, 0, "recorded"),
+        (2, 3, "recorded"),
+    ]
+
+
+def test_what_a_dead_rank_had_counted_may_be_less() -> None:
+    """It went on after its last look, and the record is right."""
+    plan = at(2, FaultTable([FORK], 6, {FORK: 0.5}))
+    outcome = recorded(*[failed(FORK)] * 6, late(FORK, 0.5))
+    seen = with_rank_2(outcome, failed_by_type={FORK: 4}, delayed_by_type={})
+    assert [one.fired for one in account(None, plan, seen)] == [6, 1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"failed_by_type": {FORK: 3}},
+        {"delayed_by_type": {FORK: 2}},
+        {
+            "failed_by_type": {FORK: 1},
+            "signal": 0,
+            "exit_code": 0,
+            "counters_after_shutdown": Counters(),
+        },
+    ],
+    ids=["more failures", "more delays", "fewer failures of a rank that has ended"],
+)
+def test_counts_that_contradict_the_record_are_an_error_of_ours(changes: dict[str, Any]) -> None:
+    """Nobody chooses between the two: one of them is wrong, and both are ours."""
+    plan = at(2, FaultTable([FORK], 6, {FORK: 0.5}))
+    outcome = recorded(failed(FORK), failed(FORK), late(FORK, 0.5))
+    with pytest.raises(HarnessError, match=r"worker2 has counted [123] firings .* shows [12]\."):
+        account(None, plan, with_rank_2(outcome, **changes))
+
+
+def test_the_same_holds_for_a_part_of_a_run() -> None:
+    """What a part has failed by its rank's count is in the record, under its number."""
+    armed = ArmedFaults(at(2, FaultTable([CALL], 1)), 0.0, 1.0, ({}, {}, {CALL: 1}), ({}, {}, {}))
+    right, wrong = (recorded(failed(CALL, part=part), armed=(armed,)) for part in (1, 0))
+    assert account(None, FaultPlan(), with_rank_2(right, failed_sends=0))[0].fired == 1
+    with pytest.raises(HarnessError, match="worker2 has counted 1 firings of the fault '2:PYTHON"):
+        account(None, FaultPlan(), with_rank_2(wrong, failed_sends=0))

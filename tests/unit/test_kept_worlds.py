@@ -230,7 +230,7 @@ def written(*tries: tuple[int, int, int, int]) -> Ledger:
     ledger = Ledger(16)
     for number, (first, kind, retry, flags) in enumerate(tries):
         times, fault = (1, 1, 0, 0, 0), (0, 0, 0, -1)
-        row = (number, first, *times, 0, 1, kind, *fault, retry, flags, 1, 0, 0, READY, 0)
+        row = (number, first, *times, 0, 1, kind, *fault, retry, READY, flags, 1, 0, 0, 0, 0)
         record = ledgers._RECORD.pack(*row)
         os.pwrite(ledger.fd, record, 4096 + number * len(record))
     os.pwrite(ledger.fd, struct.pack("<Q", len(tries)), 24)
@@ -284,12 +284,28 @@ def test_the_ledger_knows_what_a_fault_still_delays(delay: int) -> None:
     assert not ledger.may_come_late()
     ledger.clear()
     for flags, awaited in ((0, True), (FAILED, True), (arrived | FAILED, False)):
-        one = (2, 2, 1, 1, 0, 0, 0, 0, 1, CALL_TYPE, 0, delay, 0, 0, 0, flags, 1, 0, 0, READY, 0)
+        one = (2, 2, 1, 1, 0, 0, 0, 0, 1, CALL_TYPE, 0, delay, 0, 0, 0, READY, flags, 1, 0, 0, 0, 0)
         os.pwrite(ledger.fd, ledgers._RECORD.pack(*one), 4096)
         os.pwrite(ledger.fd, struct.pack("<Q", 1), 24)
         assert ledger.may_come_late() is awaited
     os.pwrite(ledger.fd, bytes(size), 4096)
     assert not ledger.may_come_late()
+    ledger.close()
+
+
+@pytest.mark.parametrize("held_up", [False, True])
+def test_a_message_that_a_table_holds_up_is_read(held_up: bool) -> None:
+    """It is read before it is sent; no fault of the message alone has acted on it by then."""
+    ledger = written()
+    one = (2, 2, 1, 1, 0, 0, 0, 0, 1, CALL_TYPE, 0, 3, 2, 0, 0, READY + held_up, 0, 0, 0, 0, 1, 250)
+    os.pwrite(ledger.fd, ledgers._RECORD.pack(*one), 4096)
+    os.pwrite(ledger.fd, struct.pack("<Q", 1), 24)
+    (sent,) = ledger.messages(0)
+    assert (sent.failed_by_table, sent.delayed_by_table) == (False, True)
+    assert (sent.table_part, sent.table_delay) == (1, 0.25)
+    assert (sent.done, sent.fault) == (("", None) if held_up else ("delay", 0))
+    assert ledger.may_send_again() is held_up
+    assert ledger.may_come_late()
     ledger.close()
 
 

@@ -376,10 +376,11 @@ def test_it_is_accounted_for_by_the_record() -> None:
     ranks = tuple(RankOutcome(rank, f"worker{rank}") for rank in range(2))
     answered = sent(1, 0, "RREF_ACK", 3, fault=0, done="lose")
     outcome = Outcome(2, ranks=ranks, messages=(answered, sent(1, 0, "RREF_ACK", 4)))
-    count = FaultCount(1, "message", "lose:RREF_ACK:nth-1", None, 1)
+    count = FaultCount(1, "message", "lose:RREF_ACK:nth-1", None, 1, "recorded")
     assert account(None, plan, outcome) == (count,)
     assert account(None, plan, replace(outcome, messages=outcome.messages[1:]))[0].fired == 0
     assert account(None, plan, replace(outcome, messages=()))[0].fired is None
+    assert account(None, plan, replace(outcome, messages=(), agent="WIRE"))[0].fired == 0
     (line,) = describe_faults(account(None, plan, outcome))
     assert "rank 1: message lose:RREF_ACK:nth-1: 1" in line
     assert repr(LOSE) in describe_plan(plan, 2)[0]

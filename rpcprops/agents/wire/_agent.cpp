@@ -194,14 +194,21 @@ std::string text_of(const Message& message) {
  * table of the options acts as in torch, and further ones may be armed while
  * the process runs.  The one armed first fails a send that it may still fail;
  * of several delays the longest applies.
+ *
+ * What a table does to a send is in the ledger before it is counted: whenever
+ * the process ends, no count is above what the ledger shows.
  */
 class Tables {
  public:
+  /* `part` names the table in the ledger: 0 is that of an agent's options, n the
+     n-th that was armed for a part of the run. */
   int arm(
       const std::vector<std::string>& messages_to_fail,
       int64_t num_fail_sends,
-      const std::unordered_map<std::string, float>& messages_to_delay) {
+      const std::unordered_map<std::string, float>& messages_to_delay,
+      uint32_t part = 0) {
     auto table = std::make_unique<Table>();
+    table->part = part;
     table->num_fail_sends = num_fail_sends;
     for (const auto& name : messages_to_fail)
       table->fails[type_named(name)] = true;
@@ -229,8 +236,9 @@ class Tables {
     found->second->failures.clear();
   }
 
-  /* Whether a table fails this send; it is counted. */
-  bool fails(int type, const std::string& payload) {
+  /* Whether a table fails this send; it is counted, after `note` was told which. */
+  template <class Note>
+  bool fails(int type, const std::string& payload, const Note& note) {
     std::lock_guard<std::mutex> lock(mutex_);
     sent_[type]++;
     for (const auto& [number, table] : tables_) {
@@ -238,6 +246,7 @@ class Tables {
         continue;
       int64_t& failed = table->failures[payload];
       if (failed < table->num_fail_sends) {
+        note(table->part);
         failed++;
         failed_[type]++;
         table->failed[type]++;
@@ -257,8 +266,10 @@ class Tables {
     return false;
   }
 
-  /* torch sleeps for whole milliseconds. */
-  int64_t delay_ms(int type) {
+  /* How long a table holds this send up; it is counted, after `note` was told which
+     table and how long.  torch sleeps for whole milliseconds. */
+  template <class Note>
+  int64_t delay_ms(int type, const Note& note) {
     std::lock_guard<std::mutex> lock(mutex_);
     Table* longest = nullptr;
     for (const auto& [number, table] : tables_)
@@ -266,6 +277,7 @@ class Tables {
         longest = table.get();
     auto ms = longest ? static_cast<int>(longest->delays[type] * kSecToMsConversion) : 0;
     if (ms) {
+      note(longest->part, ms);
       delayed_[type]++;
       longest->delayed[type]++;
     }
@@ -288,6 +300,7 @@ class Tables {
 
   struct Table {
     bool armed = true;
+    uint32_t part = 0;
     int64_t num_fail_sends = 0;
     std::array<bool, kTypes> fails{};
     std::array<float, kTypes> delays{};
@@ -718,14 +731,21 @@ class WireAgent : public TensorPipeAgent {
     if (now.record)
       note_retry(*now.record, message->id());
     if (!now.is_spared) {
-      bool by_table = tables().may_fail(type) && tables().fails(type, text_of(*message));
-      if (by_table && now.record) {
-        now.record->table |= 1;
-        now.record->action = 0;
-        now.record->fault = -1;
+      auto note = [&](uint32_t part) {
+        if (now.record) {
+          now.record->table |= 1;
+          now.record->part = part;
+          now.record->action = 0;
+          now.record->fault = -1;
+        }
+        note_failed(now, *message);
+      };
+      if (tables().may_fail(type) && tables().fails(type, text_of(*message), note))
+        return failed(*message);
+      if (now.action == Action::kFail) {
+        note_failed(now, *message);
+        return failed(*message);
       }
-      if (by_table || now.action == Action::kFail)
-        return failed(now, *message);
     }
     c10::intrusive_ptr<JitFuture> future;
     Sending* before = sending;
@@ -734,7 +754,7 @@ class WireAgent : public TensorPipeAgent {
       future = TensorPipeAgent::send(to, std::move(message), timeout, devices);
     } catch (...) {
       sending = before;
-      if (now.record && !now.record->ready.load()) {
+      if (now.record && now.record->ready.load() != kWhole) {
         ledger_->note(now.record, kFailed);
         ledger_->publish(now.record);
       }
@@ -766,9 +786,16 @@ class WireAgent : public TensorPipeAgent {
       faults.push_back(MessageFault::of(fault));
     tables().clear();
     table_ = tables().arm(fails, num_fail_sends, delays);
+    leaving_ = false;
     later_.drop_written();
     std::lock_guard<std::mutex> lock(faults_mutex_);
     faults_ = std::move(faults);
+  }
+
+  /* From now on messages are marked: they are of a shutdown, and its delays are not
+     predicted. */
+  void leave() {
+    leaving_ = true;
   }
 
   /* What the agent, and the RRefs of this process, hold at the moment.  It changes
@@ -881,6 +908,8 @@ class WireAgent : public TensorPipeAgent {
     record.type = number_of(message.type());
     record.is_response = is_response;
     record.size = size;
+    if (leaving_.load(std::memory_order_relaxed))
+      record.flags.fetch_or(kLeaving);
     if (now.is_spared)
       record.flags.fetch_or(kSpared);
     else
@@ -920,8 +949,7 @@ class WireAgent : public TensorPipeAgent {
     }
   }
 
-  /* What FaultyTensorPipeAgent::send returns for a send that it fails. */
-  c10::intrusive_ptr<JitFuture> failed(Sending& now, Message& message) {
+  void note_failed(Sending& now, Message& message) {
     int64_t id = next_id()++;
     if (now.record) {
       identify(*now.record, id);
@@ -930,6 +958,10 @@ class WireAgent : public TensorPipeAgent {
       ledger_->publish(now.record);
     }
     message.setId(id); /* so that a retry is known as one */
+  }
+
+  /* What FaultyTensorPipeAgent::send returns for a send that it fails. */
+  static c10::intrusive_ptr<JitFuture> failed(const Message& message) {
     auto future = c10::make_intrusive<JitFuture>(at::AnyClassType::get());
     future->setError(std::make_exception_ptr(std::runtime_error(makeRPCError(
         c10::str("Send attempt failed intentionally for ", text_of(message)),
@@ -1007,11 +1039,10 @@ class WireAgent : public TensorPipeAgent {
 
   /* As FaultyTensorPipeAgent::pipeWrite: the thread that sends waits. */
   void sleep(Record* record, int type) {
-    if (auto ms = tables().delay_ms(type)) {
-      if (record)
-        record->table |= 2;
+    auto ms = tables().delay_ms(
+        type, [&](uint32_t part, uint32_t ms) { ledger_->hold_up(record, part, ms); });
+    if (ms)
       std::this_thread::sleep_for(std::chrono::milliseconds(ms));
-    }
   }
 
   void act(
@@ -1105,6 +1136,7 @@ class WireAgent : public TensorPipeAgent {
   std::vector<MessageFault> faults_;
   Later later_;
   int table_;
+  std::atomic<bool> leaving_{false};
   /* Writes whose end TensorPipe has not told; it may tell that later than we live. */
   const std::shared_ptr<std::atomic<int64_t>> unfinished_writes_ =
       std::make_shared<std::atomic<int64_t>>(0);
@@ -1161,6 +1193,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::arg("world_size"),
           py::arg("options"))
       .def("rearm", &WireAgent::rearm)
+      .def("leave", &WireAgent::leave)
       .def("state", &WireAgent::state);
 
   module.def("spare", [](const std::string& name) { spared = type_named(name); });
@@ -1171,7 +1204,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       "arm",
       [](const std::vector<std::string>& fails,
          int64_t num_fail_sends,
-         const std::unordered_map<std::string, float>& delays) {
-        return tables().arm(fails, num_fail_sends, delays);
-      });
+         const std::unordered_map<std::string, float>& delays,
+         uint32_t part) { return tables().arm(fails, num_fail_sends, delays, part); });
 }

@@ -5,8 +5,8 @@
  * A record is claimed with one atomic increment and filled in by its sender.
  * What becomes of the message later is written in place by whoever sees it: the
  * sender or the receiver.  Nobody waits for anybody, so a rank that is killed
- * leaves all that it wrote.  A record whose `ready` is 0 was claimed by a rank
- * that was killed before it had filled it in.
+ * leaves all that it wrote.  A record whose `ready` is kClaimed was claimed by a
+ * rank that was killed before it had filled it in.
  *
  * The index finds the record of a request by the id of the request.  The two
  * high bytes of an id are the sender's rank (see _agent.cpp), so an id is
@@ -32,7 +32,7 @@
 
 namespace rpcprops {
 
-constexpr uint64_t kMagic = 0x31726567646c7277; /* "wrldger1" */
+constexpr uint64_t kMagic = 0x32726567646c7277; /* "wrldger2" */
 constexpr size_t kHeaderSize = 4096;
 constexpr int kRankShift = 40;
 
@@ -49,6 +49,14 @@ enum Flag : uint32_t {
   kSpared = 256,       /* faults are kept away from it */
   kRaised = 512,       /* of a request: its answer is an exception */
   kResponded = 1024,   /* of a request: a response to it is on its way */
+  kLeaving = 2048,     /* its rank was leaving: see WireAgent::leave */
+};
+
+/* How far its sender has come: Record::ready. */
+enum Ready : uint16_t {
+  kClaimed = 0,
+  kWhole = 1,  /* all is filled in */
+  kHeldUp = 2, /* the same, and a fault table holds it up: nothing was done to it yet */
 };
 
 struct Record {
@@ -66,13 +74,14 @@ struct Record {
   uint8_t action;
   uint8_t table; /* bits: 1 a fault table failed it, 2 one delayed it */
   int32_t fault; /* the index of the message fault that acted, or -1 */
-  uint32_t retry;
+  uint16_t retry;
+  std::atomic<uint16_t> ready; /* one of Ready */
   std::atomic<uint32_t> flags;
   std::atomic<uint32_t> processed;
   std::atomic<uint32_t> response; /* of a request: 1 + the index of the response's record */
   uint32_t request;               /* of a response: 1 + the index of the request's record */
-  std::atomic<uint32_t> ready;
-  uint32_t unused;
+  uint32_t part;                  /* the fault table of `table`: see Tables::arm */
+  uint32_t delay_ms;              /* virtual; how long a fault table holds it up */
 };
 static_assert(sizeof(Record) == 96);
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
@@ -155,8 +164,19 @@ class Ledger {
       return;
     if (!record->is_response && record->id >= 0)
       enter(record);
-    record->ready.store(1, std::memory_order_release);
+    record->ready.store(kWhole, std::memory_order_release);
     changed();
+  }
+
+  /* A fault table holds the message up.  The test process may read the record,
+     which a rank that dies meanwhile leaves; ranks may not yet. */
+  void hold_up(Record* record, uint32_t part, uint32_t ms) {
+    if (!record)
+      return;
+    record->table |= 2;
+    record->part = part;
+    record->delay_ms = ms;
+    record->ready.store(kHeldUp, std::memory_order_release);
   }
 
   /* The record of a request, null if there is none. */
@@ -179,7 +199,7 @@ class Ledger {
     if (place >= header_->capacity || place >= header_->next.load())
       return nullptr;
     Record* record = records_ + place;
-    return record->ready.load(std::memory_order_acquire) ? record : nullptr;
+    return record->ready.load(std::memory_order_acquire) == kWhole ? record : nullptr;
   }
 
   uint32_t number_of(const Record* record) const {

@@ -18,14 +18,16 @@ from rpcprops.outcomes import MessageEnd, SentMessage
 #: Messages for which there is room. The kernel gives memory only to pages that are written to.
 CAPACITY = 1 << 16
 
-_MAGIC = 0x31726567646C7277
+_MAGIC = 0x32726567646C7277
 _HEADER_SIZE = 4096
 _HEADER = struct.Struct("<QQQQQ")
 #: Where `next` and `dropped`, and then `changes`, of `Header` in _ledger.h are.
 _NEXT_OFFSET, _CHANGES_OFFSET = 24, 40
 #: As `Record` in _ledger.h.
-_RECORD = struct.Struct("<qqqqqqqhhBBBBiIIIIIII")
-_READY = 19
+_RECORD = struct.Struct("<qqqqqqqhhBBBBiHHIIIIII")
+_READY, _FLAGS, _PROCESSED = 15, 16, 17
+#: Two values of `Ready` in _ledger.h.
+_WHOLE, _HELD_UP = 1, 2
 #: Which of its eight-byte numbers is `ended_ns`, and how many it would be long.
 _ENDED, _LONG = 6, _RECORD.size // 8
 
@@ -70,6 +72,7 @@ _MARKS = {
     128: "discarded",
     256: "spared",
     512: "raised",
+    2048: "leaving",
 }
 #: How often a request is processed that was sent twice.
 _COPIES = 2
@@ -166,10 +169,10 @@ class Ledger:
         if dropped or count > capacity:
             return True
         for row in self._records(self._first_to_retry, count):
-            first, is_response, retry, flags = row[1], row[10], row[14], row[15]
+            first, is_response, retry, flags = row[1], row[10], row[14], row[_FLAGS]
             most = 0 if is_response else _RETRIES.get(row[9], 0)
             has_ended = not most or flags & (_FAILED | _ANSWERED | _TIMED_OUT)
-            if not (row[_READY] and has_ended):
+            if not (row[_READY] == _WHOLE and has_ended):
                 return True
             if most and (retry >= most or (flags & _ANSWERED and not flags & _RAISED)):
                 self._trying.discard(first)
@@ -182,9 +185,9 @@ class Ledger:
         """Whether a message that a fault delays or holds has still to be sent, or to come."""
         _, capacity, _, count, _ = self._header()
         for row in self._records(self._first_late, min(count, capacity)):
-            is_response, action, flags = row[10], row[11], row[15]
+            is_response, action, flags = row[10], row[11], row[_FLAGS]
             has_come = flags & (_WRITTEN if is_response else _ARRIVED) or flags & _DISCARDED
-            if not row[_READY] or (_ACTIONS[action] in _LATE and not has_come):
+            if row[_READY] != _WHOLE or (_ACTIONS[action] in _LATE and not has_come):
                 return True
             self._first_late += 1
         return False
@@ -204,7 +207,8 @@ class Ledger:
             return False
         data = os.pread(self.fd, self.count * _RECORD.size, _HEADER_SIZE)
         return not any(
-            row[15] & _TIMED_OUT or (_ACTIONS[row[11]] == "duplicate" and row[16] < _COPIES)
+            row[_FLAGS] & _TIMED_OUT
+            or (_ACTIONS[row[11]] == "duplicate" and row[_PROCESSED] < _COPIES)
             for row in _RECORD.iter_unpack(data)
         )
 
@@ -225,7 +229,11 @@ def has_ended_in(fd: int) -> bool:
 
 def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessage:
     number, first, virtual, real, size, written, ended = row[:7]
-    sender, receiver, kind, is_response, action, table, fault, retry, flags, processed = row[7:17]
+    sender, receiver, kind, is_response, action, table, fault, retry = row[7:15]
+    ready, flags, processed, _, _, part, delay_ms = row[_READY:]
+    if ready == _HELD_UP:
+        # Its sender was still held up by a table, and then no fault of the message alone has acted.
+        action, fault = 0, -1
     became, marks = _fate(flags, is_lost=_ACTIONS[action] == "lose")
     return SentMessage(
         seconds=(virtual - virtual_ns) / 1e9,
@@ -247,6 +255,8 @@ def _message(row: tuple[int, ...], origin_ns: int, virtual_ns: int) -> SentMessa
         ended=(ended - virtual_ns) / 1e9 if ended else None,
         processed=processed,
         marks=marks,
+        table_part=part,
+        table_delay=delay_ms / 1000 if table & 2 else None,
     )
 
 
