@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpcprops.programs.scope import Scope
 from rpcprops.steps import Settle, Step
+from rpcprops.steps.values import SORTS
 
 if TYPE_CHECKING:
     from rpcprops.programs._program import Program
@@ -85,7 +86,7 @@ def _scripted(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """The function fetches the value through its RRef, or an RRef that is in its argument."""
-    holds_rref = "rref" in step.sort and step.way in ("echo", "async")
+    holds_rref = SORTS[step.sort].rrefs and step.way in ("echo", "async")
     return (step.to,) if step.way == "own" or holds_rref else ()
 
 
@@ -184,7 +185,11 @@ def busy_seconds(leaf: Step) -> float:
 
 
 def _ranks_of(leaf: Step) -> list[int]:
-    return [rank for name in _RANKS for rank in _ranks(leaf, name)]
+    ranks = [rank for name in _RANKS for rank in _ranks(leaf, name)]
+    if getattr(leaf, "sort", "") == "slow-unpickled":
+        # A thread of the caller's unpickles the answer (python_functions.cpp: toPyJitFuture).
+        ranks += _ranks(leaf, "at")
+    return ranks
 
 
 def needed_threads(

@@ -54,6 +54,7 @@ Raised = Literal[
     "code",
     "group",
     "decode",
+    "rref",
     "unprintable",
     "local",
     "keyboard",
@@ -97,6 +98,7 @@ _REBUILT: dict[Raised, str] = {
     "key": "KeyError",
     "stop": "StopIteration",
     "file": "FileNotFoundError",
+    "rref": "HoldingRaisedOnPurposeError",
 }
 #: Classes that a future keeps; every other error of a future is a RuntimeError.
 _KEPT_BY_FUTURES = {"ValueError": "ValueError", "UnicodeError": "ValueError"} | {
@@ -135,9 +137,11 @@ class Raising(Step):
     `kind` says what is raised: exceptions of Python and of one's own, with and without further
     arguments (`code`, `decode`, `group`), a `cause`, no text (`empty`), an errno (`file`), a class
     that cannot be pickled (`local`), a repr that raises (`unprintable`), and the exceptions that
-    are no :class:`Exception`. The text is "raised on purpose", then `text`, then `more` dots. `how`
-    says where: in a call (`sync`, `async`, `remote` with ``to_here``), in an `async_execution`
-    function before it has a future (`deferred`), or at `at` in the callback of a call (`then`).
+    are no :class:`Exception`. One of the kind `rref` holds an RRef, which `at` owns and sends with
+    the call (for `then` it keeps it); the call then has no timeout. The text is "raised on
+    purpose", then `text`, then `more` dots. `how` says where: in a call (`sync`, `async`, `remote`
+    with ``to_here``), in an `async_execution` function before it has a future (`deferred`), or at
+    `at` in the callback of a call (`then`).
     The function sleeps for `seconds` (virtual) before it raises, or before it answers (`then`);
     `timeout` is that of the call. A callback raises, whether its call has timed out or not.
 
@@ -159,6 +163,9 @@ class Raising(Step):
 
     def enter(self, scope: Scope) -> None:
         _check_timing(self, timed=self.how != "remote")
+        if self.kind == "rref" and self.timeout is not None:
+            msg = f"a timeout of kind={shown(self.kind)} is not modelled; use None, or Call."
+            raise UsageError(msg)
         if "\0" in self.text or any(ord(letter) in _SURROGATES for letter in self.text):
             msg = f"text={shown(self.text)} must have no zero and no surrogate."
             raise UsageError(msg)
@@ -175,11 +182,12 @@ class Raising(Step):
         return True
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        held = self._held(model)
         if self.how == "remote":
-            _fetch(model, self.at, self.to, call)
+            _fetch(model, self.at, self.to, call, argument=held)
         else:
             try:
-                self._call(model, call)
+                self._call(model, call, held)
             except StepFails:
                 # The callback runs however the call has ended.
                 if self.how != "then":
@@ -195,9 +203,22 @@ class Raising(Step):
                 model.meets_here("garbled-exception-text", self.at, says)
         return model.shows({"raised": self._shown_as(), "kept": True})
 
-    def _call(self, model: Model, call: str) -> None:
-        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
+    def _held(self, model: Model) -> Handle | None:
+        """The RRef that its function is sent and whose exception then holds it.
+
+        The exception itself goes nowhere: `_run_function` (internal.py) answers with its text and
+        its class, and forgets it. So no RRef is forked for the answer, and when the function has
+        ended nothing at `to` holds the one that came.
+        """
+        if self.kind != "rref" or self.how == "then":
+            return None
+        return model.created(self.at, self.at, typed=True)
+
+    def _call(self, model: Model, call: str, held: Handle | None) -> None:
+        there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, held)
         model.calls[self.to][call] += 1
+        if there is not None:
+            model.drop(there)
         late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
         if late:
             raise StepFails(late, slack)
@@ -241,7 +262,7 @@ class Raising(Step):
         texts = _TEXTS if garbles else _TEXTS + _GARBLED_TEXTS * 2
         index = drawer.pick(range(len(texts) + 3))
         letter = drawer.pick(range(_CHARACTERS))
-        timed = _timing(drawer, at, timed=how != "remote")
+        timed = _timing(drawer, at, timed=how != "remote" and kind != "rref")
         if index < len(texts):
             return cls(at, to, kind, texts[index], 0, how, *timed)
         if index == len(texts):
@@ -841,13 +862,18 @@ def _fetch(
     run: Callable[[], None] = _nothing,
     *,
     typed: bool = False,
+    argument: Handle | None = None,
 ) -> None:
     """``rpc.remote`` and ``to_here``; then the RRef is dropped. `run` is what its function does.
+
+    The function drops its `argument`, an RRef of `at`'s.
 
     Raises:
         StepFails: a message is lost.
     """
-    handle, _ = model.remote(at, to, typed=typed)
+    handle, there = model.remote(at, to, typed=typed, argument=argument)
+    if there is not None:
+        model.drop(there)
     if not handle.broken:
         _count(model, to, call)
         run()

@@ -66,6 +66,7 @@ class Fate:
             such a way only for a torch that has mended the finding.
         comes: a regular expression for how it then differs.
         far: whether it meets that only where it goes to another rank.
+        counted: whether the ranks count how often they pickle and unpickle it.
     """
 
     argument: str = ""
@@ -79,6 +80,7 @@ class Fate:
     bugs: Mapping[Way, str] = field(default_factory=dict)
     comes: str = ""
     far: bool = False
+    counted: bool = False
 
 
 _TYPED = Fate(owned="typed")
@@ -92,9 +94,11 @@ def _guessed(comes: str, *, far: bool = False) -> Fate:
 
 #: An RRef of it cannot be sent, or not always.
 _NOT_OWNED = Fate(ways=WAYS[:-1])
-_RREFS = {
-    number: Fate(ways=("result", "echo", "async", "remote"), rrefs=number) for number in (1, 2)
-}
+_RREFS = {number: replace(_NOT_OWNED, rrefs=number) for number in (1, 2)}
+#: Of these ``rpc.RRef`` knows no type of TorchScript's, so it keeps the object. The class of an
+#: RRef made by ``rpc.RRef`` could be compiled, and for such a class `tryInferTypeWithTypeHint` does
+#: not look further (``py_rref.cpp``; ``torch/_jit_internal.py``: can_compile_class).
+_RREF_ANYWHERE = Fate(rrefs=1)
 #: TorchScript's integers have 64 bits, and its strings are UTF-8 (``jit/python/pybind_utils.cpp``:
 #: ``toIValue``), so ``rpc.RRef`` raises for values beyond that.
 _BEYOND_SCRIPT = Fate(owned="refused")
@@ -259,9 +263,17 @@ SORTS: Mapping[str, Fate] = {
     "subclass": _OBJECT,
     "module": _OBJECT,
     "slow": _OBJECT,
-    "rref": _RREFS[1],
+    "slow-unpickled": _OBJECT,
+    # internal.py: serialize pickles what a message carries once, and deserialize reads it once.
+    "counted": Fate(counted=True),
+    "rref": _RREF_ANYWHERE,
+    # RRef(a list of RRefs) ends the process that uses it: jit::tryToInferType compiles the class
+    # rpc.RRef, and jit::toPyObject makes objects of that class around nothing. From then on the
+    # process takes each rpc.RRef for one of these (`tryInferTypeWithTypeHint`).
     "rref-list": _RREFS[1],
-    "rref-dataclass": _RREFS[1],
+    "rref-dataclass": _RREF_ANYWHERE,
+    "rref-exception": _RREF_ANYWHERE,
+    "rref-partial": _RREF_ANYWHERE,
     "rref-pair": _RREFS[2],
     "lock": _unpicklable("TypeError"),
     "generator": _unpicklable("TypeError"),
@@ -272,9 +284,13 @@ SORTS: Mapping[str, Fate] = {
     "future": _unpicklable("RuntimeError"),
     "raises-pickled": _unpicklable("RaisedOnPurposeError"),
     "tensor-and-lock": _unpicklable("TypeError"),
+    # Python pickles a function by its name, before it looks at what the function closes over; and
+    # the items of a list in order (pickle.py: save_global, _batch_appends). So nobody forks these.
+    "rref-closure": _unpicklable("AttributeError"),
+    "lock-and-rref": _unpicklable("TypeError"),
     "rref-and-lock": replace(
         _unpicklable("TypeError"),
-        ways=("result", "echo", "async", "remote"),
+        ways=WAYS[:-1],
         rrefs=1,
         bugs=dict.fromkeys(("result", "echo", "async", "remote"), "unpicklable-after-rref"),
     ),
@@ -295,7 +311,9 @@ SORTS: Mapping[str, Fate] = {
     "large": Fate(owned="typed", drawn=False),
 }
 
-#: Virtual seconds in which the slow sort is pickled, at most twice for one step.
+#: Sorts that take some time to be pickled, or to be unpickled, at most twice for one step.
+SLOW_SORTS = ("slow", "slow-unpickled")
+#: Virtual seconds that it takes each time.
 SLOW_SECONDS = 0.5
 
 
@@ -305,9 +323,10 @@ class Carry(Step):
 
     The step's value says how what came differs from what was sent ({"differs": ""} if it does
     not), or the type of the error that refused it ({"refused": "TypeError"}). An RRef in the value
-    must give its own value where it arrives. The function at `to` sleeps for `seconds` (virtual)
-    before it makes the value, compares it or gives it back. `timeout` is that of the call which
-    carries a value without RRefs.
+    must give its own value where it arrives. How often a value of the sort `counted` is pickled and
+    unpickled counts as the calls "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps
+    for `seconds` (virtual) before it makes the value, compares it or gives it back. `timeout` is
+    that of the call which carries a value without RRefs that is not counted.
     """
 
     op: ClassVar[str] = "carry"
@@ -339,7 +358,8 @@ class Carry(Step):
         if self.timeout is not None and not _may_time_out(SORTS[self.sort], self.way):
             msg = (
                 f"a timeout of sort={shown(self.sort)} and way={shown(self.way)} is not modelled; "
-                f"use a value without RRefs and way={' or '.join(map(repr, _TIMED))}."
+                f"use a value without RRefs that is not counted and "
+                f"way={' or '.join(map(repr, _TIMED))}."
             )
             raise UsageError(msg)
 
@@ -385,6 +405,7 @@ class Carry(Step):
         model.calls[self.to][call] += 1
         refused = SORTS[self.sort].result
         made = [] if refused else self._made(model, self.to)
+        self._count(model, call, self.to, self.at)
         self._fetch(model, self._given(model, made, self.to, self.at), self.at)
         return refused
 
@@ -395,6 +416,7 @@ class Carry(Step):
         made = self._made(model, self.at)
         first: Handle | None = made[0] if made else None
         others = made[1:]
+        self._count(model, call, self.at, None)
         try:
             there = [model.call(self.at, self.to, MessageType.PYTHON_CALL, call, first)]
         except StepFails:
@@ -408,6 +430,7 @@ class Carry(Step):
             del model.sends[-1]
             return fate.argument
         there += self._given(model, others, self.at, self.to)
+        self._count(model, call, None, self.to)
         if fate.refused_by != "reader":
             model.calls[self.to][call] += 1
         arrived = [handle for handle in there if handle is not None]
@@ -418,6 +441,7 @@ class Carry(Step):
                 model.drop(handle)
             raise StepFails(error="remote") from None
         back = self._given(model, arrived, self.to, self.at)
+        self._count(model, call, self.to, self.at)
         for handle in arrived:
             model.drop(handle)
         self._fetch(model, back, self.at)
@@ -434,6 +458,7 @@ class Carry(Step):
                 return ""
             refused = SORTS[self.sort].fetched
             made = [] if refused else self._made(model, self.to)
+            self._count(model, call, self.to, self.at)
             self._fetch(model, self._given(model, made, self.to, self.at), self.at)
             return refused
         finally:
@@ -446,19 +471,29 @@ class Carry(Step):
         handle = model.created(self.at, self.at, typed=fate.owned == "typed")
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
         model.calls[self.to][call] += 1
-        self._fetch_there(model, there)
-        return "" if self.at == self.to else fate.fetched
-
-    def _fetch_there(self, model: Model, there: Handle | None) -> None:
-        """A called function fetches what it was sent.
-
-        Raises:
-            StepFails: the fetch fails, and so the function.
-        """
+        held = [there] if there else []
         try:
-            self._fetch(model, [there] if there else [], self.to)
+            self._fetch(model, held, self.to, drop=False)
+            if self.at != self.to:
+                # The owner gets the value itself (py_rref.cpp: PyRRef::localValue).
+                self._count(model, call, self.at, self.to)
+                held += self._given(model, self._made(model, self.at), self.at, self.to)
+                self._fetch(model, held[1:], self.to, drop=False)
         except StepFails:
             raise StepFails(error="remote") from None
+        finally:
+            for handle in held:
+                model.drop(handle)
+        return "" if self.at == self.to else fate.fetched
+
+    def _count(self, model: Model, call: str, pickled: int | None, unpickled: int | None) -> None:
+        """Count the value where one rank pickles it, and another one unpickles it."""
+        if not SORTS[self.sort].counted:
+            return
+        if pickled is not None:
+            model.calls[pickled][f"{call}/pickled"] += 1
+        if unpickled is not None:
+            model.calls[unpickled][f"{call}/unpickled"] += 1
 
     def _made(self, model: Model, owner: int) -> list[Handle]:
         """The RRefs that a new value contains, at the rank that makes it."""
@@ -483,7 +518,7 @@ class Carry(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds + (2 * SLOW_SECONDS if self.sort == "slow" else 0.0)
+        return self.seconds + (2 * SLOW_SECONDS if self.sort in SLOW_SORTS else 0.0)
 
     @property
     def raises_there(self) -> bool:
@@ -520,7 +555,7 @@ class Carry(Step):
         target = drawer.pick(to or drawer.peers[caller])
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
-        sorts = [sort for sort in able if sort != "slow" or may_be_slow]
+        sorts = [sort for sort in able if sort not in SLOW_SORTS or may_be_slow]
         # What torch once got wrong comes more often where it has been mended.
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
         sort = drawer.pick([*sorts, *mended * (len(sorts) // max(1, len(mended)))])
@@ -532,7 +567,7 @@ class Carry(Step):
             caller,
             MessageType.PYTHON_CALL,
             late=timed,
-            slow=sort != "slow",
+            slow=sort not in SLOW_SORTS,
             slow_late=timed and drawer.settles,
         )
         return cls(caller, target, sort, way, timeout if timed else None, seconds)
@@ -570,9 +605,10 @@ _TIMED: tuple[Way, ...] = ("result", "echo", "async")
 def _may_time_out(fate: Fate, way: Way) -> bool:
     """Whether such a step may have a timeout.
 
-    An RRef in an answer that comes too late was forked, and nobody takes the fork back.
+    An RRef in an answer that comes too late was forked, and nobody takes the fork back. Nor does
+    anybody unpickle that answer.
     """
-    return way in _TIMED and not fate.rrefs
+    return way in _TIMED and not fate.rrefs and not fate.counted
 
 
 @functools.cache

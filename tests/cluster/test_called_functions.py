@@ -77,6 +77,23 @@ def test_they_run_as_predicted(program: Program, plan: FaultPlan) -> None:
     assert judge(program, plan, run(program, plan)) == ()
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FaultPlan(),
+        FaultPlan(FaultTable(["RREF_USER_DELETE"], 2)),
+        FaultPlan(FaultTable(["PYTHON_CALL", "PYTHON_REMOTE_CALL"], 1)),
+    ],
+    ids=["none", "retried", "lost"],
+)
+def test_an_exception_holds_an_rref_no_longer_than_its_function_runs(plan: FaultPlan) -> None:
+    """The caller gets the text, and nobody holds the RRef, wherever it is raised."""
+    steps = [Raising(0, to, "rref", how=how) for to in (1, 0) for how in get_args(RaisedIn)]
+    # A creation that fails keeps the next one from failing (second-failed-remote).
+    for part in (steps[:5], steps[5:]):
+        assert unexplained(Program(2, tuple(part)), plan) == ()
+
+
 @pytest.mark.parametrize("how", ["sync", "remote"])
 @pytest.mark.parametrize("text", ["é", r"C:\users"])
 def test_a_text_that_torch_breaks_is_reported(text: str, how: RaisedIn) -> None:

@@ -50,7 +50,13 @@ ALIKE = (
     ("two-views", "same-twice"),
     ("transposed", "expanded"),
     ("rref-list", "rref-pair"),
+    ("exception", "rref-exception"),
+    ("slow", "slow-unpickled"),
+    ("rref-partial", "rref-closure"),
 )
+#: Sorts that hold RRefs, or that are slow or counted.
+OF_RREFS = ("rref", "rref-dataclass", "rref-exception", "rref-partial", "rref-closure")
+OTHERS = ("lock-and-rref", "slow-unpickled", "counted")
 
 
 def sorts_made() -> list[str]:
@@ -230,6 +236,28 @@ def check(steps: list[Carry], plan: FaultPlan, at_once: int) -> None:
 def test_values_travel_as_predicted() -> None:
     """Some values of many sorts arrive equal in real ranks, others are refused as they must be."""
     check(every_carry(drawn=True)[::7], FaultPlan(), 45)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FaultPlan(),
+        FaultPlan(FaultTable(["RREF_USER_DELETE", "RREF_CHILD_ACCEPT"], 2)),
+        FaultPlan(FaultTable(["PYTHON_CALL"], 1)),
+        FaultPlan(by_rank={1: FaultTable(["SCRIPT_RREF_FETCH_CALL"], 1)}),
+    ],
+    ids=["none", "retried", "lost call", "lost fetch"],
+)
+def test_what_holds_rrefs_is_slow_or_counted_travels_as_predicted(plan: FaultPlan) -> None:
+    """Each such sort by each of its ways, also where calls and fetches are lost."""
+    steps = [
+        Carry(0, to, sort, way)
+        for to in (1, 0)
+        for sort in (*OF_RREFS, *OTHERS)
+        for way in SORTS[sort].ways
+    ]
+    check(steps, plan, 40)
 
 
 @pytest.mark.nightly

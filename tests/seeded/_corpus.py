@@ -36,6 +36,7 @@ from tests.seeded._programs import (
     bumps,
     callables,
     futures,
+    held_and_counted,
     onwards,
     refusals,
     scripts,
@@ -101,7 +102,7 @@ def corpus() -> tuple[World, ...]:
     worlds = [World.of(program, plan) for program in written for plan in PLANS]
     worlds += [
         World.of(program, FaultPlan())
-        for program in (*callables(), *asks(), *onwards(), *PROFILED_AGAIN[1:])
+        for program in (*callables(), *asks(), *onwards(), *held_and_counted(), *PROFILED_AGAIN[1:])
     ]
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]

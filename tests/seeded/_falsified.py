@@ -60,6 +60,7 @@ from rpcprops.programs import (
     Train,
     Unreached,
 )
+from rpcprops.steps.values import SORTS
 from tests.seeded._corpus import World
 from tests.seeded._ideal import (
     CONTEXT_LEAK,
@@ -451,10 +452,50 @@ def _called_all_the_same(world: World) -> Falsified:
 @defect("a refused value leaves a fork behind")
 def _fork_of_refused(world: World) -> Falsified:
     for _, leaf in _carried(world, refused=True):
-        held = world.outcome.ranks[leaf.at].counters
-        if world.program.settles and held is not None:
-            more = {"owners": held.owners + 1, "forks": held.forks + 1}
-            yield holding(world.outcome, leaf.at, **more), [("RRefLeak", leaf.at, None)]
+        yield from _forked_once_more(world, leaf.at)
+
+
+def _recounted(what: str, more: int) -> Defect:
+    """A value is pickled, or unpickled, some times more or fewer than it is sent."""
+
+    def recounted(world: World) -> Falsified:
+        for index, leaf in _carried(world, refused=False):
+            name = f"step{index}/{what}"
+            for rank in sorted({leaf.at, leaf.to}):
+                if number := world.prediction.calls[rank].get(name):
+                    wrong = calling(world.outcome, rank, {name: number + more})
+                    yield wrong, [("NotRunOnce", rank, None)]
+
+    return recounted
+
+
+DEFECTS |= {
+    "a message is pickled twice": _recounted("pickled", 1),
+    "a message is unpickled twice": _recounted("unpickled", 1),
+    "a value arrives that nobody has unpickled": _recounted("unpickled", -1),
+}
+
+
+def _forked_once_more(world: World, rank: int) -> Falsified:
+    """A rank counts one more fork of one more RRef than it has to."""
+    held = world.outcome.ranks[rank].counters
+    if world.program.settles and held is not None:
+        more = {"owners": held.owners + 1, "forks": held.forks + 1}
+        yield holding(world.outcome, rank, **more), [("RRefLeak", rank, None)]
+
+
+@defect("an RRef that was the value of another one stays")
+def _inner_rref_stays(world: World) -> Falsified:
+    for _, leaf in _carried(world, refused=False):
+        if leaf.way == "own" and SORTS[leaf.sort].rrefs and leaf.at != leaf.to:
+            yield from _forked_once_more(world, leaf.at)
+
+
+@defect("an exception that a function has raised keeps its RRef alive")
+def _raised_rref_stays(world: World) -> Falsified:
+    for _, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Raising) and leaf.kind == "rref" and not seen.error:
+            yield from _forked_once_more(world, leaf.at)
 
 
 # Slow functions, and timeouts that end before them.

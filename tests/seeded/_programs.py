@@ -56,9 +56,10 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import _programs as shipped
-from rpcprops.steps.functions import ScriptedBy, ScriptedForm
+from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
 from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
+from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
 
 FUTURES = Program(
@@ -236,6 +237,7 @@ RAISED = Program(
         Raising(0, 1, "code", "\n", 30, "remote"),
         Raising(1, 1, "local", how="remote"),
         Raising(2, 0, "exit", how="deferred"),
+        Raising(2, 1, "rref"),
         Parallel(((Raising(0, 1, "type"),), (Raising(1, 2, "key", how="then"),))),
         Recurse(0, (1, 0, 2), 0.5),
         Recurse(1, (1, 1), spins=True),
@@ -282,6 +284,11 @@ VALUES = Program(
         Carry(0, 1, "rref-pair", "echo"),
         Carry(0, 1, "rref-list", "remote"),
         Carry(1, 2, "rref"),
+        Carry(2, 1, "rref", "own"),
+        Carry(1, 0, "rref-exception", "echo"),
+        Carry(0, 2, "rref-partial", "async"),
+        Carry(0, 1, "slow-unpickled", "async"),
+        Carry(1, 2, "counted", "echo"),
     ),
     "values",
 )
@@ -794,6 +801,18 @@ def refusals() -> list[Program]:
         *(Carry(1, 0, "lock", way) for way in SORTS["lock"].ways if way not in ("echo", "async")),
     ]
     return [Program(2, (step, Settle()), f"refused[{step.sort},{step.way}]") for step in sent]
+
+
+def held_and_counted() -> list[Program]:
+    """Values that count how often they are pickled, RRefs of RRefs, and exceptions with an RRef."""
+    pairs = ((0, 1), (1, 0), (1, 1), (2, 0))
+    holding = [sort for sort, fate in SORTS.items() if fate.rrefs and "own" in fate.ways]
+    sent = [
+        *(Carry(at, to, "counted", way) for at, to in pairs for way in WAYS_OF_VALUES),
+        *(Carry(at, to, sort, "own") for at, to in pairs for sort in holding),
+        *(Raising(at, to, "rref", how=how) for at, to in pairs for how in get_args(RaisedIn)),
+    ]
+    return [Program(3, (step, Settle()), f"held_and_counted[{step!r}]") for step in sent]
 
 
 def onwards() -> list[Program]:

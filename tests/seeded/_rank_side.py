@@ -21,7 +21,7 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
-from rpcprops.steps.in_rank import autograd, calls, rrefs, state, sums
+from rpcprops.steps.in_rank import autograd, calls, functions, rrefs, state, sums
 
 #: What wrong ranks hold on to.
 _held: list[Any] = []
@@ -326,6 +326,32 @@ def delete_twice() -> None:
 
     pickler: Any = _InternalRPCPickler
     pickler._py_rref_receiver = classmethod(twice)
+
+
+def pickle_twice() -> None:
+    """Pickle each message twice, and send the second result."""
+    pickler: Any = _InternalRPCPickler
+    honest = pickler.serialize
+
+    def twice(self: Any, message: Any) -> Any:
+        honest(self, message)
+        return honest(self, message)
+
+    pickler.serialize = twice
+
+
+def keep_what_is_raised() -> None:
+    """Hold on to the exceptions that functions raise here."""
+    honest = functions.raise_there
+
+    def raise_there(*args: Any) -> None:
+        try:
+            honest(*args)
+        except Exception as error:
+            _held.append(error)
+            raise
+
+    _replace(functions, "raise_there", raise_there)
 
 
 def fork_for_nobody() -> None:

@@ -12,6 +12,7 @@ from rpcprops.faults import MAX_DELAY, FaultPlan, FaultTable
 from rpcprops.oracle import judge, predict
 from rpcprops.programs import (
     Call,
+    Carry,
     Context,
     Count,
     Drop,
@@ -20,6 +21,7 @@ from rpcprops.programs import (
     Own,
     Pause,
     Program,
+    Raising,
     Remote,
     Settle,
     Share,
@@ -144,6 +146,18 @@ LIVE: dict[str, Live] = {
         (Remote(0, 1, "a"), Call(0, 2, right="a"), Drop(0, "a"), Settle()),
         (("RRefLeak", 1, 3),),
         wrong.keep_arguments,
+    ),
+    "keeps what was raised, with its RRef": Live(
+        1,
+        (Raising(0, 1, "rref"), Settle()),
+        (("RRefLeak", 0, 1),),
+        wrong.keep_what_is_raised,
+    ),
+    "pickles a message twice": Live(
+        0, (Carry(0, 1, "counted", "echo"),), (("NotRunOnce", 0, None),), wrong.pickle_twice
+    ),
+    "pickles an answer twice": Live(
+        1, (Carry(0, 1, "counted"),), (("NotRunOnce", 1, None),), wrong.pickle_twice
     ),
     "counts a fork that nobody has": Live(
         1, (Own(1, "o"), Settle()), (("RRefLeak", 1, 1),), wrong.fork_for_nobody

@@ -65,6 +65,13 @@ def leaves_of(found: list[Program]) -> list[Any]:
         (Raising(0, 1), [(0, CALL)]),
         (Raising(0, 1, how="remote"), [(0, REMOTE), (0, FETCH), (0, DELETE)]),
         (Raising(0, 0, how="remote"), [(0, REMOTE)]),
+        (Raising(0, 1, "rref"), [(0, CALL), (1, DELETE)]),
+        (
+            Raising(0, 1, "rref", how="remote"),
+            [(0, REMOTE), (1, DELETE), (0, FETCH), (0, DELETE)],
+        ),
+        (Raising(0, 0, "rref", how="deferred"), [(0, CALL)]),
+        (Raising(0, 1, "rref", how="then"), [(0, CALL)]),
         (Invoke(0, 1, "lambda"), []),
         (Invoke(0, 1, "local", how="remote"), []),
         (Invoke(0, 1, "script"), []),
@@ -118,12 +125,33 @@ def test_each_sends_what_torch_sends(step: Step, messages: list[tuple[int, Messa
         ("local", "remote", 1, "RuntimeError"),
         ("local", "remote", 0, "LocalRaisedOnPurposeError"),
         ("exit", "remote", 0, "RuntimeError"),
+        ("rref", "sync", 1, "RuntimeError"),
+        ("rref", "remote", 1, "HoldingRaisedOnPurposeError"),
+        ("rref", "then", 1, "RuntimeError"),
     ],
 )
 def test_the_class_at_the_caller(kind: Raised, how: RaisedIn, to: int, raised: str) -> None:
     """A future keeps two classes, an RRef all that can be made of a text alone."""
     (step,) = predict(Program(2, (Raising(0, to, kind, how=how),)), FaultPlan()).steps
     assert step.value == {"raised": raised, "kept": True}
+
+
+@pytest.mark.parametrize("how", get_args(RaisedIn))
+@pytest.mark.parametrize("to", [0, 1])
+def test_an_exception_that_holds_an_rref_leaves_nothing(how: RaisedIn, to: int) -> None:
+    """The exception does not travel, so its RRef is gone with the function, which ran once."""
+    prediction = predict(Program(2, (Raising(0, to, "rref", how=how),)), FaultPlan())
+    assert not any(held.owners or held.forks for held in prediction.counters)
+    assert prediction.calls[to] == {"step0": 1}
+    assert not prediction.met
+
+
+def test_a_lost_call_keeps_the_rref_that_an_exception_would_hold() -> None:
+    """It was forked when the call was written (RRefContext::prepareChildFork)."""
+    lost = FaultPlan(FaultTable([CALL], 1))
+    prediction = predict(Program(2, (Raising(0, 1, "rref"),)), lost)
+    assert prediction.steps[0].error == "injected"
+    assert prediction.counters[0].owners == 1
 
 
 def test_a_lost_call_of_a_path_is_an_error_of_the_rank_that_called() -> None:
@@ -197,6 +225,7 @@ def test_two_calls_of_a_script_with_a_name_have_two_payloads() -> None:
     [
         (Raising(0, 1, text="a\0"), "must have no zero and no surrogate"),
         (Raising(0, 1, text="\ud800"), "must have no zero and no surrogate"),
+        (Raising(0, 1, "rref", timeout=3.0), "a timeout of kind='rref' is not modelled"),
         (Raising(0, 1, more=-1), "must lie in 0 to 1000000"),
         (Raising(0, 1, "oops"), r"kind='oops' \(type str\) must be Literal\['own'"),  # type: ignore[arg-type]
         (Invoke(0, 1, how="proxy"), "'function' cannot be called by how='proxy'"),

@@ -33,6 +33,14 @@ class CodeRaisedOnPurposeError(Exception):
         self.code = code
 
 
+class HoldingRaisedOnPurposeError(Exception):
+    """An exception that holds something."""
+
+    def __init__(self, text: str, held: Any = None) -> None:
+        super().__init__(text)
+        self.held = held
+
+
 class UnprintableRaisedOnPurposeError(Exception):
     """An exception whose repr raises."""
 
@@ -57,8 +65,8 @@ OF_TEXT: dict[str, type[BaseException]] = {
 }
 
 
-def exception_of(kind: str, text: str) -> BaseException:
-    """An exception of some kind, with a text."""
+def exception_of(kind: str, text: str, held: Any = None) -> BaseException:
+    """An exception of some kind, with a text; one kind holds what is given."""
     if kind in OF_TEXT:
         return OF_TEXT[kind](text)
     made: dict[str, Callable[[], BaseException]] = {
@@ -66,6 +74,7 @@ def exception_of(kind: str, text: str) -> BaseException:
         "file": lambda: FileNotFoundError(2, text),
         "code": lambda: CodeRaisedOnPurposeError(text, 3),
         "decode": lambda: UnicodeDecodeError("utf-8", b"?", 0, 1, text),
+        "rref": lambda: HoldingRaisedOnPurposeError(text, held),
         "group": lambda: ExceptionGroup(text, [ValueError(MARK)]),
         "local": lambda: local_exception(text),
     }
@@ -93,19 +102,21 @@ def text_that_stays(kind: str, text: str) -> str:
     return text
 
 
-def raise_there(call: str, kind: str, text: str, seconds: float) -> None:
-    """Sleep, and raise an exception of some kind."""
+def raise_there(call: str, kind: str, text: str, seconds: float, held: Any = None) -> None:
+    """Sleep, and raise an exception of some kind, which no variable holds.
+
+    A variable would hold it together with its own frame: nobody frees that but the collector.
+    """
     note_slowly(call, seconds)
-    error = exception_of(kind, text)
     if kind == "cause":
-        raise error from ValueError(f"{MARK}: the cause")
-    raise error
+        raise exception_of(kind, text) from ValueError(f"{MARK}: the cause")
+    raise exception_of(kind, text, held)
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def raise_at_once(call: str, kind: str, text: str, seconds: float) -> None:
+def raise_at_once(call: str, kind: str, text: str, seconds: float, held: Any = None) -> None:
     """Raise instead of returning a future."""
-    raise_there(call, kind, text, seconds)
+    raise_there(call, kind, text, seconds, held)
 
 
 def raised_by(send: Callable[[], Any], kept: Callable[[str], bool]) -> dict[str, Any] | Any:
@@ -138,7 +149,8 @@ def raising(
 ) -> dict[str, Any]:
     """Let a function at another rank, or a callback here, raise; what reached this rank."""
     text = MARK + text + "." * more
-    args = (call, kind, text, seconds)
+    held = [rpc.RRef(tensor([1.0]))] if kind == "rref" else []
+    args = (call, kind, text, seconds, *held)
     limit = timeout_of(timeout)
 
     def send() -> Any:
@@ -153,7 +165,7 @@ def raising(
         future: Any = rpc.rpc_async(world[to], note_slowly, args=(call, seconds), timeout=limit)
 
         def raise_in_callback(done: Any) -> None:
-            raise exception_of(kind, text)
+            raise exception_of(kind, text, *held)
 
         return future.then(raise_in_callback).wait()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import functools
 import gc
 import math
 import os
@@ -19,10 +20,10 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import timeout_of
-from rpcprops.steps.in_rank.state import note_slowly
+from rpcprops.steps.in_rank.state import note_call, note_slowly
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
-#: Virtual seconds that a slow object takes to be pickled.
+#: Virtual seconds that a slow object takes to be pickled, or to be unpickled.
 SLOW_PICKLE_SECONDS = 0.5
 
 
@@ -91,6 +92,41 @@ class SlowPickle:
         return isinstance(other, SlowPickle)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class SlowUnpickle(SlowPickle):
+    """Takes some time to be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return unpickle_slowly, ()
+
+
+def unpickle_slowly() -> SlowUnpickle:
+    """Take some time."""
+    time.sleep(SLOW_PICKLE_SECONDS)
+    return SlowUnpickle()
+
+
+class CountedPickle:
+    """Counts how often it is pickled and unpickled, as runs of calls that its call names."""
+
+    def __init__(self, call: str = "") -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        note_call(f"{self.call}/pickled")
+        return unpickle_counted, (self.call,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CountedPickle)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def unpickle_counted(call: str) -> CountedPickle:
+    """Count it."""
+    note_call(f"{call}/unpickled")
+    return CountedPickle(call)
 
 
 class RaisesWhenPickled:
@@ -188,6 +224,20 @@ def two_views_of_one() -> list[torch.Tensor]:
 def rref_to_value(value: float) -> Any:
     """An RRef that is owned here."""
     return rpc.RRef(torch.tensor([value], dtype=torch.float64))
+
+
+def fetched(rref: Any) -> Any:
+    """The value of an RRef."""
+    return rref.to_here()
+
+
+def closure_over(rref: Any) -> Any:
+    """A function inside another one, which uses an RRef of that one."""
+
+    def fetch() -> Any:
+        return rref.to_here()
+
+    return fetch
 
 
 def local_class_value() -> Any:
@@ -289,9 +339,13 @@ VALUE_MAKERS: dict[str, Callable[[], Any]] = {
     "subclass": lambda: torch.tensor([1.0, 2.0]).as_subclass(TensorOfSubclass),
     "module": ModuleValue,
     "slow": SlowPickle,
+    "slow-unpickled": SlowUnpickle,
+    "counted": CountedPickle,
     "rref": lambda: rref_to_value(1.0),
     "rref-list": lambda: [rref_to_value(1.0)],
     "rref-dataclass": lambda: RecordValue("r", rref_to_value(1.0)),
+    "rref-exception": lambda: RaisedOnPurposeError("held", rref_to_value(1.0)),
+    "rref-partial": lambda: functools.partial(fetched, rref_to_value(1.0)),
     "rref-pair": lambda: (rref_to_value(1.0), [rref_to_value(2.0)]),
     "lock": threading.Lock,
     "generator": lambda: (number for number in range(3)),
@@ -301,6 +355,8 @@ VALUE_MAKERS: dict[str, Callable[[], Any]] = {
     "future": torch.futures.Future,
     "raises-pickled": RaisesWhenPickled,
     "tensor-and-lock": lambda: [torch.tensor([1.0]), threading.Lock()],
+    "rref-closure": lambda: closure_over(rref_to_value(1.0)),
+    "lock-and-rref": lambda: [threading.Lock(), rref_to_value(1.0)],
     "rref-and-lock": lambda: [rref_to_value(1.0), threading.Lock()],
     "raises-unpickled": RaisesWhenUnpickled,
     "missing-unpickled": MissingWhenUnpickled,
@@ -318,11 +374,13 @@ VALUE_REFUSALS: dict[str, str] = {
     "meta": "only supports CPU tensors by default",
     "lock": "cannot pickle '_thread.lock' object",
     "tensor-and-lock": "cannot pickle '_thread.lock' object",
+    "lock-and-rref": "cannot pickle '_thread.lock' object",
     "rref-and-lock": "cannot pickle '_thread.lock' object",
     "generator": "cannot pickle 'generator' object",
     # As Python 3.11 says it, and as later ones do.
     "file": "cannot pickle '(_io.)?TextIOWrapper' (object|instances)",
     "lambda": "Can't (get|pickle) local object",
+    "rref-closure": "Can't (get|pickle) local object",
     "local-class": "Can't (get|pickle) local object",
     "future": "Can not pickle torch.futures.Future",
     "raises-pickled": "RaisedOnPurposeError",
@@ -358,7 +416,7 @@ def carry_by(
     """Send a value by a way, and compare what came."""
     how = (call, sort, seconds)
     if way == "own":
-        rref: Any = rpc.RRef(new_value(sort))
+        rref: Any = rpc.RRef(new_value(sort, call))
         found: dict[str, str] = rpc.rpc_sync(to, compare_value_there, args=(*how, rref))
         return found
     there = ""
@@ -367,7 +425,7 @@ def carry_by(
     elif way == "remote":
         value = rpc.remote(to, make_value, args=how).to_here()
     else:
-        args = (*how, new_value(sort))
+        args = (*how, new_value(sort, call))
         if way == "async":
             there, value = rpc.rpc_async(to, give_value_back, args=args, timeout=timeout).wait()
         else:
@@ -375,15 +433,18 @@ def carry_by(
     return {"differs": there or value_difference(new_value(sort), value)}
 
 
-def new_value(sort: str) -> Any:
-    """A new value of a sort."""
-    return VALUE_MAKERS[sort]()
+def new_value(sort: str, call: str = "") -> Any:
+    """A new value of a sort, which a call sends if it is named."""
+    value = VALUE_MAKERS[sort]()
+    if isinstance(value, CountedPickle):
+        value.call = call
+    return value
 
 
 def make_value(call: str, sort: str, seconds: float) -> Any:
     """Make a value and return it."""
     note_slowly(call, seconds)
-    return new_value(sort)
+    return new_value(sort, call)
 
 
 def give_value_back(call: str, sort: str, seconds: float, value: Any) -> tuple[str, Any]:
@@ -427,20 +488,23 @@ def value_difference(sent: Any, got: Any) -> str:
     return "" if equality is object.__eq__ or sent == got else f"{got!a} instead of {sent!a}"
 
 
+#: Of what values of some classes consist, as a list or a string.
+PLAIN_VIEWS: list[tuple[Any, Callable[[Any], Any]]] = [
+    (dict, lambda value: [*value.items()]),
+    (torch.nn.Module, lambda value: [*value.state_dict().items()]),
+    (RecordValue, lambda value: [*vars(value).items()]),
+    ((type, types.FunctionType), lambda value: value.__qualname__),
+    (functools.partial, lambda value: [value.func.__qualname__, value()]),
+    (BaseException, lambda value: [*value.args]),
+    # A NaN differs from itself, -0.0 equals 0.0, and the others have no equality.
+    ((float, complex, enum.Enum, torch.dtype), repr),
+]
+
+
 def plain_view(value: Any) -> Any:
     """What a value consists of, as a list or a string; None if ``==`` compares it."""
-    if isinstance(value, dict):
-        return [*value.items()]
-    if isinstance(value, torch.nn.Module):
-        return [*value.state_dict().items()]
-    if isinstance(value, RecordValue):
-        return [*vars(value).items()]
-    if isinstance(value, (type, types.FunctionType)):
-        return value.__qualname__
-    if isinstance(value, (float, complex, BaseException, enum.Enum, torch.dtype)):
-        # A NaN differs from itself, -0.0 equals 0.0, and the others have no equality.
-        return repr(value)
-    return None
+    views = (view(value) for classes, view in PLAIN_VIEWS if isinstance(value, classes))
+    return next(views, None)
 
 
 def sequence_difference(sent: Sequence[Any], got: Sequence[Any]) -> str:

@@ -1,0 +1,142 @@
+"""The sorts of value that hold RRefs, are slow or are counted: what is predicted of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rpcprops.errors import UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.oracle import Prediction, predict
+from rpcprops.programs import Carry, Program, Settle
+from rpcprops.programs.threads import threads_of
+from rpcprops.steps.values import SORTS, Way
+
+CALL = MessageType.PYTHON_CALL
+FETCH = MessageType.PYTHON_RREF_FETCH_CALL
+TYPED_FETCH = MessageType.SCRIPT_RREF_FETCH_CALL
+DELETE = MessageType.RREF_USER_DELETE
+ACCEPT = MessageType.RREF_CHILD_ACCEPT
+HOLDING = ("rref", "rref-dataclass", "rref-exception", "rref-partial")
+
+
+def predicted(step: Carry, plan: FaultPlan | None = None) -> Prediction:
+    """What a program of that step alone must show."""
+    return predict(Program(2, (step, Settle())), plan or FaultPlan())
+
+
+def sent(step: Carry) -> list[tuple[int, MessageType]]:
+    """What a step alone sends, and from which rank."""
+    return [(send.rank, send.message) for send in predicted(step).sends]
+
+
+@pytest.mark.parametrize("sort", HOLDING)
+def test_an_rref_is_fetched_wherever_its_holder_arrives(sort: str) -> None:
+    """A value that holds an RRef forks it for each message, and leaves nothing behind."""
+    assert sent(Carry(0, 1, sort, "result")) == [(0, CALL), (0, TYPED_FETCH), (0, DELETE)]
+    echoed = [(0, CALL), (1, TYPED_FETCH), (0, ACCEPT), (1, DELETE)]
+    assert sent(Carry(0, 1, sort, "echo")) == echoed
+    for way in SORTS[sort].ways:
+        for to in (0, 1):
+            found = predicted(Carry(0, to, sort, way))
+            assert found.steps[0].value == {"differs": ""}
+            assert not any(held.owners or held.forks for held in found.counters)
+
+
+@pytest.mark.parametrize("sort", HOLDING)
+def test_an_rref_may_be_the_value_of_another(sort: str) -> None:
+    """Who fetches the outer RRef gets a fork of the inner one, which the same rank owns."""
+    fetches = [(1, FETCH), (1, TYPED_FETCH)]
+    assert sent(Carry(0, 1, sort, "own")) == [(0, CALL), *fetches, (1, DELETE), (1, DELETE)]
+    # Its owner gets the inner RRef itself.
+    assert sent(Carry(0, 0, sort, "own")) == [(0, CALL)]
+
+
+def test_an_rref_in_an_rref_is_lost_with_its_fetch() -> None:
+    """Where a fetch fails, the function has raised, and has dropped all that it got."""
+    for message in (FETCH, TYPED_FETCH):
+        lost = FaultPlan(by_rank={1: FaultTable([message], 1)})
+        found = predicted(Carry(0, 1, "rref", "own"), lost)
+        assert found.steps[0].error == "remote"
+        assert not any(held.owners or held.forks for held in found.counters)
+    # The outer RRef was forked when its call was written.
+    lost = FaultPlan(FaultTable([CALL], 1))
+    assert predicted(Carry(0, 1, "rref", "own"), lost).counters[0].owners == 1
+
+
+@pytest.mark.parametrize(
+    ("sort", "error"), [("rref-closure", "AttributeError"), ("lock-and-rref", "TypeError")]
+)
+def test_what_is_refused_before_an_rref_is_forked_leaves_nothing(sort: str, error: str) -> None:
+    """The caller's pickler refuses it as an argument, the callee's as a result."""
+    refusals: dict[Way, str] = {"echo": error, "async": error}
+    for way in SORTS[sort].ways:
+        found = predicted(Carry(0, 1, sort, way))
+        assert found.steps[0].value == {"refused": refusals.get(way, "RuntimeError")}
+        assert found.calls[1] == ({} if way in refusals else {"step0": 1})
+        assert not any(held.owners or held.forks for held in found.counters)
+        assert not found.met
+
+
+@pytest.mark.parametrize(
+    ("way", "at", "to"),
+    [
+        ("result", {"unpickled": 1}, {"": 1, "pickled": 1}),
+        ("echo", {"pickled": 1, "unpickled": 1}, {"": 1, "pickled": 1, "unpickled": 1}),
+        ("async", {"pickled": 1, "unpickled": 1}, {"": 1, "pickled": 1, "unpickled": 1}),
+        ("remote", {"unpickled": 1}, {"": 1, "pickled": 1}),
+        ("own", {"pickled": 1}, {"": 1, "unpickled": 1}),
+    ],
+)
+def test_a_value_is_pickled_and_unpickled_once_for_each_message(
+    way: Way, at: dict[str, int], to: dict[str, int]
+) -> None:
+    """What a message carries, its sender pickles once and its receiver unpickles once."""
+
+    def named(counts: dict[str, int]) -> dict[str, int]:
+        return {f"step0/{name}".rstrip("/"): number for name, number in counts.items()}
+
+    assert predicted(Carry(0, 1, "counted", way)).calls == (named(at), named(to))
+
+
+def test_what_is_lost_was_pickled_and_is_never_unpickled() -> None:
+    """The faulty agent fails a call whose argument has been pickled; a fetch carries none."""
+    lost = FaultPlan(FaultTable([CALL], 1))
+    assert predicted(Carry(0, 1, "counted", "echo"), lost).calls == ({"step0/pickled": 1}, {})
+    lost = FaultPlan(FaultTable([FETCH], 1))
+    assert predicted(Carry(0, 1, "counted", "own"), lost).calls == ({}, {"step0": 1})
+
+
+def test_an_owner_pickles_nothing_for_itself() -> None:
+    """Who fetches a value of its own gets the value itself."""
+    for way in ("remote", "own"):
+        assert predicted(Carry(0, 0, "counted", way)).calls == ({"step0": 1}, {})
+
+
+@pytest.mark.parametrize("way", ["result", "echo", "async"])
+def test_how_long_a_value_takes_to_be_unpickled_leaves_it_open_what_a_timeout_does(
+    way: Way,
+) -> None:
+    """Only the callee's part of that time counts against the timeout, and the caller's does not."""
+
+    def ends(timeout: float) -> str:
+        return predicted(Carry(0, 1, "slow-unpickled", way, timeout)).steps[0].error
+
+    assert Carry(0, 1, "slow-unpickled", way).lasts == 1.0
+    assert (ends(1.1), ends(700.0)) == ("unknown", "")
+
+
+def test_the_caller_has_a_thread_that_unpickles() -> None:
+    """Where ranks have few threads, one of the caller's is counted as busy, too."""
+    slow, other = (Program(2, (Carry(0, 1, sort),)) for sort in ("slow-unpickled", "slow"))
+    assert threads_of(slow).sleeping == {0: 1, 1: 1}
+    assert threads_of(other).sleeping == {1: 1}
+
+
+@pytest.mark.parametrize("sort", ["counted", "rref-partial"])
+def test_a_timeout_of_what_is_counted_or_forked_is_refused(sort: str) -> None:
+    """A late answer was pickled and forked, and nobody unpickles it."""
+    step: Any = Carry(0, 1, sort, timeout=3.0)
+    with pytest.raises(UsageError, match="use a value without RRefs that is not counted"):
+        Program(2, (step,))
