@@ -123,7 +123,7 @@ def check(  # noqa: PLR0913 - one argument for each option
                         seed=seed,
                         database=database,
                         strict=strict,
-                        by_chance=agent is not None,
+                        by_chance=_is_left_to_chance(agent),
                         transport=transport,
                     )
                 )
@@ -143,6 +143,13 @@ def check(  # noqa: PLR0913 - one argument for each option
             for problem in unwritten:
                 out.print(f"[yellow]{plain(problem)}[/yellow]")
     raise typer.Exit(HOLDS if all(result.is_good() for result in done) else VIOLATED)
+
+
+def _is_left_to_chance(agent: str | None) -> bool:
+    """Whether an agent is named that holds no messages."""
+    from rpcprops.agents.wire import NAME
+
+    return agent is not None and agents.named(agent).name != NAME
 
 
 def _prepare_holding(chosen: list[Property], agent: str | None) -> None:

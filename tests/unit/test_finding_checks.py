@@ -10,6 +10,7 @@ import pytest
 
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.agents.wire import build
+from rpcprops.commands.check import _is_left_to_chance
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import MessageFault
 from rpcprops.oracle import predict
@@ -213,3 +214,13 @@ def test_a_creation_that_is_held_for_something_else_is_refused() -> None:
     )
     with pytest.raises(UsageError, match="nobody can tell how long it is held"):
         predict(more, case.plan)
+
+
+@pytest.mark.parametrize(
+    ("agent", "by_chance"), [(None, False), ("wire", False), ("FAULTY_TENSORPIPE", True)]
+)
+def test_only_an_agent_that_holds_no_messages_leaves_findings_to_chance(
+    agent: str | None, by_chance: bool
+) -> None:
+    """`check --agent wire` runs the cases in which a message is held, as `check` does."""
+    assert _is_left_to_chance(agent) is by_chance
