@@ -14,6 +14,14 @@ _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 #: What wraps another request. Where no gradient must come back, its answer is that of the other
 #: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
 _WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
+#: Requests of which it is predicted how many there are.
+_COMPARED = frozenset(
+    {
+        *MessageType.__members__,
+        str(WireMessageType.FORWARD_AUTOGRAD_REQ),
+        str(WireMessageType.BACKWARD_AUTOGRAD_REQ),
+    }
+)
 #: Type, sender and receiver.
 _Kind = tuple[str, int, int]
 
@@ -38,11 +46,11 @@ def recorded_violations(
 
 
 def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Iterator[Violation]:
-    """Requests of the ten types; what torch tries again counts as one."""
+    """Requests of the ten types, calls and gradients in contexts; what is tried again is one."""
     wanted = _promised(prediction, outcome.world_size, gathers=gathers)
     first_tries: dict[int, SentMessage] = {}
     for sent in outcome.messages:
-        if sent.is_request and sent.type in MessageType.__members__ and "spared" not in sent.marks:
+        if sent.is_request and sent.type in _COMPARED and "spared" not in sent.marks:
             first_tries.setdefault(sent.first_id, sent)
     seen, unsent = Counter[_Kind](), Counter[_Kind]()
     for sent in first_tries.values():
@@ -55,12 +63,13 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
         # the owners hold: stock torch does not (the finding leaving-keeps-values).
         leaves_early = sender in prediction.may_exit_early or prediction.told is not None
         may_miss = {
-            _DELETE: wanted[kind] if leaves_early else 0,
+            str(_DELETE): wanted[kind] if leaves_early else 0,
             # A rank that a cleanup has not reached when it shuts down does not send it on.
-            _CLEANUP: len(prediction.contexts_left[sender]) - 1,
+            str(_CLEANUP): len(prediction.contexts_left[sender]) - 1,
         }
-        least = wanted[kind] - may_miss.get(MessageType(name), 0)
-        if least <= seen[kind] and seen[kind] - unsent[kind] <= wanted[kind]:
+        least = wanted[kind] - may_miss.get(name, 0)
+        is_open = (sender, receiver, WireMessageType(name)) in prediction.wire_more
+        if least <= seen[kind] and (is_open or seen[kind] - unsent[kind] <= wanted[kind]):
             continue
         verb = "was" if wanted[kind] == 1 else "were"
         message = (
@@ -85,7 +94,7 @@ def _was_refused(sent: SentMessage) -> bool:
 
 
 def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_Kind]:
-    """The requests of the ten types, by type, sender and receiver.
+    """The requests that are promised, by type, sender and receiver.
 
     A graceful shutdown of a static world gathers by calls between the first rank and each other
     (``torch/distributed/rpc/api.py``: ``shutdown`` calls ``_wait_all_workers``). Members of a
@@ -95,6 +104,8 @@ def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_K
     for send in (*prediction.sends, *prediction.last_sends):
         if send.to is not None:
             found[str(send.message), send.rank, send.to] += 1
+    for (rank, to, message), times in prediction.wire_sends.items():
+        found[str(message), rank, to] += times
     for (rank, to), times in (prediction.told or {}).items():
         found[str(MessageType.PYTHON_CALL), rank, to] += times
     for rank in range(1, size) if gathers else ():

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.oracle import ErrorClass, StepPrediction
 from rpcprops.outcomes import (
     Counters,
@@ -1595,11 +1596,13 @@ def _unreported(world: World) -> Falsified:
 
 
 def _record(world: World) -> list[SentMessage]:
-    """The requests that the model predicts, each answered, and those that ranks and groups add."""
+    """The requests that the model predicts, and those that ranks and groups add."""
     kinds = [
         (send.rank, send.to, str(send.message))
         for send in (*world.prediction.sends, *world.prediction.last_sends)
     ]
+    for (rank, to, message), times in world.prediction.wire_sends.items():
+        kinds += [(rank, to, str(message))] * times
     for (rank, to), times in (world.prediction.told or {}).items():
         kinds += [(rank, to, "PYTHON_CALL")] * times
     gathers = world.prediction.graceful and world.program.gathers
@@ -1615,7 +1618,8 @@ def _record(world: World) -> list[SentMessage]:
 @defect("a message is sent that was not promised")
 def _sends_more(world: World) -> Falsified:
     record = _record(world)
-    for sent in record[-1:] if world.prediction.certain else ():
+    last = [sent for sent in record if sent.type in MessageType.__members__][-1:]
+    for sent in last if world.prediction.certain else ():
         again = dataclasses.replace(sent, id=len(record), first_id=len(record))
         wrong = dataclasses.replace(world.outcome, messages=(*record, again))
         yield wrong, [("MessagesDiffer", sent.sender, None)]
@@ -1629,7 +1633,8 @@ def _sends_less(world: World) -> Falsified:
     surely = [
         sent
         for sent in record
-        if sent.sender not in world.prediction.may_exit_early
+        if sent.type in MessageType.__members__
+        and sent.sender not in world.prediction.may_exit_early
         and not (sent.type == "CLEANUP_AUTOGRAD_CONTEXT_REQ" and len(left[sent.sender]) > 1)
     ]
     if surely and len(record) > 1 and world.prediction.certain:
@@ -1638,6 +1643,40 @@ def _sends_less(world: World) -> Falsified:
             dataclasses.replace(world.outcome, messages=rest),
             [("MessagesDiffer", surely[0].sender, None)],
         )
+
+
+def _in_contexts(message: WireMessageType, more: int) -> Defect:
+    """A message of a context comes once more, or lacks, between each two ranks."""
+
+    def falsify(world: World) -> Falsified:
+        record = _record(world)
+        for kind in sorted(world.prediction.wire_sends) if world.prediction.certain else ():
+            rank, to, _ = kind
+            # Of these, more may come.
+            if kind[2] is not message or (more > 0 and kind in world.prediction.wire_more):
+                continue
+            place = next(
+                number
+                for number, sent in enumerate(record)
+                if (sent.sender, sent.receiver, sent.type) == (rank, to, message)
+            )
+            again = dataclasses.replace(record[place], id=len(record), first_id=len(record))
+            rest = (*record[:place], *record[place + 1 :])
+            messages = (*record, again) if more > 0 else rest
+            # A run without any message was not recorded.
+            if messages:
+                wrong = dataclasses.replace(world.outcome, messages=messages)
+                yield wrong, [("MessagesDiffer", rank, None)]
+
+    return falsify
+
+
+for _message, _words in (
+    (WireMessageType.FORWARD_AUTOGRAD_REQ, "call in a context"),
+    (WireMessageType.BACKWARD_AUTOGRAD_REQ, "gradient"),
+):
+    DEFECTS[f"a {_words} is sent that was not promised"] = _in_contexts(_message, 1)
+    DEFECTS[f"a promised {_words} is not sent"] = _in_contexts(_message, -1)
 
 
 # What fires. Of a rank whose last deletes nobody waits for, some counts may be.

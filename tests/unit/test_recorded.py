@@ -123,6 +123,7 @@ def test_a_rank_that_no_cleanup_reached_sends_none_on(*, settles: bool, differs:
     wanted = [send for send in (*prediction.sends, *prediction.last_sends) if send.to is not None]
     requests = [(str(s.message), s.rank, s.to) for s in wanted if s.rank == 0]
     requests += [("PYTHON_CALL", 0, 1), ("PYTHON_CALL", 1, 0)]
+    requests += [(str(message), at, to) for at, to, message in prediction.wire_sends]
     messages = tuple(
         SentMessage(0.0, at, to or 0, number, name, is_request=True, first_id=number)
         for number, (name, at, to) in enumerate(requests)
