@@ -27,7 +27,7 @@ _Kind = tuple[str, int, int]
 
 
 def recorded_violations(
-    prediction: Prediction, outcome: Outcome, *, gathers: bool = True
+    prediction: Prediction, outcome: Outcome, *, gathers: bool = True, settles: bool = True
 ) -> list[Violation]:
     """Where the record of a run that went well differs from what the prediction says.
 
@@ -36,13 +36,17 @@ def recorded_violations(
 
     Args:
         gathers: whether a shutdown waits for all ranks, by calls of its own.
+        settles: whether the ranks have settled before it.
     """
     if not outcome.messages or outcome.messages_dropped or not prediction.certain:
         return []
     if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
         return []
     is_gathering = gathers and prediction.graceful
-    return [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
+    found = [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
+    if settles and not found:
+        found += _tries(prediction, outcome)
+    return found
 
 
 def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Iterator[Violation]:
@@ -112,6 +116,34 @@ def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_K
         found[str(MessageType.PYTHON_CALL), rank, 0] += 1
         found[str(MessageType.PYTHON_CALL), 0, rank] += 1
     return found
+
+
+def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+    """How often a rank has sent the requests of a type that torch tries again.
+
+    Each try that fails is followed by another one, up to the retry budget (``rpc_agent.cpp``:
+    ``RpcAgent::rpcRetryCallback``). Of cleanups it is not known to which rank: they have one
+    payload, by which the agent counts failures, and go out in the order of an unordered set
+    (``context.cpp``: ``DistAutogradContext::getKnownWorkerIds``). Tries may lack where a rank
+    leaves early or a program does not settle, and deletes where members of a group leave.
+    """
+    wanted, seen = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+    for send in (*prediction.sends, *prediction.last_sends):
+        if send.message.is_retryable:
+            wanted[str(send.message), send.rank] += send.failures + send.delivered
+    for sent in outcome.messages:
+        is_retried = sent.is_request and WireMessageType(sent.type).is_retryable
+        if is_retried and not _was_refused(sent):
+            seen[sent.type, sent.sender] += 1
+    for name, rank in sorted({*wanted, *seen}) if prediction.told is None else ():
+        times, tries = wanted[name, rank], seen[name, rank]
+        if tries != times and rank not in prediction.may_exit_early:
+            verb = "was" if times == 1 else "were"
+            message = (
+                f"the record shows {tries} {name} from rank {rank} with all tries, and {times} "
+                f"{verb} promised"
+            )
+            yield Violation("MessagesDiffer", message, rank)
 
 
 def _answers(outcome: Outcome) -> Iterator[Violation]:

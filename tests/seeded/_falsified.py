@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.oracle import ErrorClass, StepPrediction
+from rpcprops.oracle.prediction import Send
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -1597,10 +1598,8 @@ def _unreported(world: World) -> Falsified:
 
 def _record(world: World) -> list[SentMessage]:
     """The requests that the model predicts, and those that ranks and groups add."""
-    kinds = [
-        (send.rank, send.to, str(send.message))
-        for send in (*world.prediction.sends, *world.prediction.last_sends)
-    ]
+    sends = (*world.prediction.sends, *world.prediction.last_sends)
+    kinds = [(send.rank, send.to, str(send.message)) for send in sends]
     for (rank, to, message), times in world.prediction.wire_sends.items():
         kinds += [(rank, to, str(message))] * times
     for (rank, to), times in (world.prediction.told or {}).items():
@@ -1608,11 +1607,22 @@ def _record(world: World) -> list[SentMessage]:
     gathers = world.prediction.graceful and world.program.gathers
     for rank in range(1, world.outcome.world_size) if gathers else ():
         kinds += [(rank, 0, "PYTHON_CALL"), (0, rank, "PYTHON_CALL")]
-    return [
+    found = [
         SentMessage(float(number), rank, to, number, kind, is_request=True, first_id=number)
         for number, (rank, to, kind) in enumerate(kinds)
         if to is not None
     ]
+    again = [
+        sent for sent in found if sent.id < len(sends) for _ in range(_retries(sends[sent.id]))
+    ]
+    for number, sent in enumerate(again, len(kinds)):
+        found.append(dataclasses.replace(sent, id=number, retry=1))
+    return found
+
+
+def _retries(send: Send) -> int:
+    """How often it is sent again."""
+    return send.failures + send.delivered - 1 if send.message.is_retryable else 0
 
 
 @defect("a message is sent that was not promised")
@@ -1638,11 +1648,35 @@ def _sends_less(world: World) -> Falsified:
         and not (sent.type == "CLEANUP_AUTOGRAD_CONTEXT_REQ" and len(left[sent.sender]) > 1)
     ]
     if surely and len(record) > 1 and world.prediction.certain:
-        rest = tuple(sent for sent in record if sent is not surely[0])
+        rest = tuple(sent for sent in record if sent.first_id != surely[0].first_id)
         yield (
             dataclasses.replace(world.outcome, messages=rest),
             [("MessagesDiffer", surely[0].sender, None)],
         )
+
+
+def _tried(more: int) -> Defect:
+    """What torch tries again is sent once more, or once less, though it is to go on."""
+
+    def falsify(world: World) -> Falsified:
+        said = world.prediction
+        is_known = said.certain and world.program.settles and said.told is None
+        record = _record(world)
+        for number, sent in enumerate(record if is_known else ()):
+            if sent.sender in said.may_exit_early or not (more > 0 or sent.retry):
+                continue
+            if MessageType.__members__.get(sent.type, MessageType.PYTHON_CALL).is_retryable:
+                again = dataclasses.replace(sent, id=len(record), retry=1)
+                rest = (*record[:number], *record[number + 1 :])
+                messages = (*record, again) if more > 0 else rest
+                wrong = dataclasses.replace(world.outcome, messages=messages)
+                yield wrong, [("MessagesDiffer", sent.sender, None)]
+
+    return falsify
+
+
+DEFECTS["a message is tried once more than promised"] = _tried(1)
+DEFECTS["a message is tried once less than promised"] = _tried(-1)
 
 
 def _in_contexts(message: WireMessageType, more: int) -> Defect:
