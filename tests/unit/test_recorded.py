@@ -121,6 +121,9 @@ def test_tries_are_counted_for_each_rank() -> None:
     assert found(twice, 2) == [f"the record shows 2 {words} 3 were promised"]
     assert found(twice, 4) == [f"the record shows 4 {words} 3 were promised"]
     assert found(twice, 2, settles=False) == []
+    refused = replace(_tried(2)[4], failed_by_table=False)
+    messages = (*_tried(2)[:4], refused, *_tried(2)[5:])
+    assert recorded_violations(predict(program, FaultPlan()), Outcome(2, messages=messages)) == []
     early = replace(predict(program, twice), may_exit_early=frozenset({0}))
     assert recorded_violations(early, Outcome(2, messages=_tried(2))) == []
 
