@@ -167,7 +167,9 @@ def _sent(
     found: list[Violation] = []
     if program.settles and prediction.certain:
         found += _firing(prediction, plan, outcome)
-    return found or recorded_violations(prediction, outcome, gathers=program.gathers)
+    return found or recorded_violations(
+        prediction, outcome, gathers=program.gathers, settles=program.settles
+    )
 
 
 def _phases(outcome: Outcome) -> list[Violation]:

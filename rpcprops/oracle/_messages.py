@@ -555,6 +555,14 @@ class Disturbances:
             raise refused(acting[0], why)
         if nested and fate == "late" and (len(acting) > 1 or acting[0].which != "nth"):
             raise refused(acting[0], f"when the calls that follow in {step!r} are counted")
+        ranks: Sequence[int] = getattr(step, "path", ())
+        if nested and fate == "timeout" and (len(acting) > 1 or ranks.count(acting[0].rank) > 1):
+            # A function answers once the calls that it makes have been answered.
+            why = (
+                f"the answers of {step!r} come in the opposite order of its calls, and which of "
+                f"them are lost, or come at all where another fault acts, is not modelled"
+            )
+            raise refused(acting[0], why)
 
     def check_cleanup(self, cleanups: Sequence[Send], delay: float) -> None:
         """Check that nothing holds up the cleanup of a context that a late call belongs to.

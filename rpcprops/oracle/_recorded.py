@@ -14,12 +14,20 @@ _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 #: What wraps another request. Where no gradient must come back, its answer is that of the other
 #: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
 _WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
+#: Requests of which it is predicted how many there are.
+_COMPARED = frozenset(
+    {
+        *MessageType.__members__,
+        str(WireMessageType.FORWARD_AUTOGRAD_REQ),
+        str(WireMessageType.BACKWARD_AUTOGRAD_REQ),
+    }
+)
 #: Type, sender and receiver.
 _Kind = tuple[str, int, int]
 
 
 def recorded_violations(
-    prediction: Prediction, outcome: Outcome, *, gathers: bool = True
+    prediction: Prediction, outcome: Outcome, *, gathers: bool = True, settles: bool = True
 ) -> list[Violation]:
     """Where the record of a run that went well differs from what the prediction says.
 
@@ -28,21 +36,25 @@ def recorded_violations(
 
     Args:
         gathers: whether a shutdown waits for all ranks, by calls of its own.
+        settles: whether the ranks have settled before it.
     """
     if not outcome.messages or outcome.messages_dropped or not prediction.certain:
         return []
     if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
         return []
     is_gathering = gathers and prediction.graceful
-    return [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
+    found = [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
+    if settles and not found:
+        found += _tries(prediction, outcome)
+    return found
 
 
 def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Iterator[Violation]:
-    """Requests of the ten types; what torch tries again counts as one."""
+    """Requests of the ten types, calls and gradients in contexts; what is tried again is one."""
     wanted = _promised(prediction, outcome.world_size, gathers=gathers)
     first_tries: dict[int, SentMessage] = {}
     for sent in outcome.messages:
-        if sent.is_request and sent.type in MessageType.__members__ and "spared" not in sent.marks:
+        if sent.is_request and sent.type in _COMPARED and "spared" not in sent.marks:
             first_tries.setdefault(sent.first_id, sent)
     seen, unsent = Counter[_Kind](), Counter[_Kind]()
     for sent in first_tries.values():
@@ -55,12 +67,13 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
         # the owners hold: stock torch does not (the finding leaving-keeps-values).
         leaves_early = sender in prediction.may_exit_early or prediction.told is not None
         may_miss = {
-            _DELETE: wanted[kind] if leaves_early else 0,
+            str(_DELETE): wanted[kind] if leaves_early else 0,
             # A rank that a cleanup has not reached when it shuts down does not send it on.
-            _CLEANUP: len(prediction.contexts_left[sender]) - 1,
+            str(_CLEANUP): len(prediction.contexts_left[sender]) - 1,
         }
-        least = wanted[kind] - may_miss.get(MessageType(name), 0)
-        if least <= seen[kind] and seen[kind] - unsent[kind] <= wanted[kind]:
+        least = wanted[kind] - may_miss.get(name, 0)
+        is_open = (sender, receiver, WireMessageType(name)) in prediction.wire_more
+        if least <= seen[kind] and (is_open or seen[kind] - unsent[kind] <= wanted[kind]):
             continue
         verb = "was" if wanted[kind] == 1 else "were"
         message = (
@@ -85,7 +98,7 @@ def _was_refused(sent: SentMessage) -> bool:
 
 
 def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_Kind]:
-    """The requests of the ten types, by type, sender and receiver.
+    """The requests that are promised, by type, sender and receiver.
 
     A graceful shutdown of a static world gathers by calls between the first rank and each other
     (``torch/distributed/rpc/api.py``: ``shutdown`` calls ``_wait_all_workers``). Members of a
@@ -95,12 +108,43 @@ def _promised(prediction: Prediction, size: int, *, gathers: bool) -> Counter[_K
     for send in (*prediction.sends, *prediction.last_sends):
         if send.to is not None:
             found[str(send.message), send.rank, send.to] += 1
+    for (rank, to, message), times in prediction.wire_sends.items():
+        found[str(message), rank, to] += times
     for (rank, to), times in (prediction.told or {}).items():
         found[str(MessageType.PYTHON_CALL), rank, to] += times
     for rank in range(1, size) if gathers else ():
         found[str(MessageType.PYTHON_CALL), rank, 0] += 1
         found[str(MessageType.PYTHON_CALL), 0, rank] += 1
     return found
+
+
+def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+    """How often a rank has sent the requests of a type that torch tries again.
+
+    Each try that fails is followed by another one, up to the retry budget (``rpc_agent.cpp``:
+    ``RpcAgent::rpcRetryCallback``). Of cleanups it is not known to which rank: they have one
+    payload, by which the agent counts failures, and go out in the order of an unordered set
+    (``context.cpp``: ``DistAutogradContext::getKnownWorkerIds``). Tries may lack where a rank
+    leaves early or a program does not settle, and deletes where members of a group leave.
+    """
+    wanted, seen, unsent = (Counter[tuple[str, int]]() for _ in range(3))
+    for send in (*prediction.sends, *prediction.last_sends):
+        if send.message.is_retryable:
+            wanted[str(send.message), send.rank] += send.failures + send.delivered
+    for sent in outcome.messages:
+        if sent.is_request and WireMessageType(sent.type).is_retryable:
+            seen[sent.type, sent.sender] += 1
+            unsent[sent.type, sent.sender] += _was_refused(sent)
+    for name, rank in sorted({*wanted, *seen}) if prediction.told is None else ():
+        times, tries = wanted[name, rank], seen[name, rank]
+        differs = not tries - unsent[name, rank] <= times <= tries
+        if differs and rank not in prediction.may_exit_early:
+            verb = "was" if times == 1 else "were"
+            message = (
+                f"the record shows {tries} {name} from rank {rank} with all tries, and {times} "
+                f"{verb} promised"
+            )
+            yield Violation("MessagesDiffer", message, rank)
 
 
 def _answers(outcome: Outcome) -> Iterator[Violation]:

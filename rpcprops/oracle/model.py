@@ -12,7 +12,8 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
   is never accepted, so the fork stays, whatever the program drops: that is the documented leak.
 * A rank that releases a context sends CLEANUP_AUTOGRAD_CONTEXT_REQ to every rank with which it
   exchanged messages in it. A rank that receives one while it has the context does the same.
-* Inside a context every call travels as FORWARD_AUTOGRAD_REQ, which cannot be failed or delayed.
+* Inside a context every call travels as FORWARD_AUTOGRAD_REQ, which a fault table cannot fail or
+  delay. How many there are, and how many gradients, is counted apart (``oracle/_contexts.py``).
 * The first call through an RRef (``rref.rpc_sync()``) asks its owner for the type of the value.
 * A rank starts what it was asked to run once the owners have answered the fork requests of the
   RRefs among its arguments. What these requests wait for counts against the caller's timeout.
@@ -46,6 +47,7 @@ from rpcprops.faults import (
     delay_milliseconds,
     retry_wait,
 )
+from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._groups import Group
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
@@ -645,6 +647,8 @@ class Model:
             told=self.group.told if self.group.inits else None,
             has_failed_creation=bool(self.broke_one),
             stuck=frozenset(self.stuck),
+            wire_sends=dict(+self.in_contexts.sent),
+            wire_more=frozenset(self.in_contexts.more),
         )
 
     def _check_made_in_time(self) -> None:
@@ -868,20 +872,21 @@ class Model:
             return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
 
-    def gradient(self, at: int, to: int) -> Literal["", "lost", "injected", "timeout"]:
+    def gradient(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
         """A gradient that travels back.
 
-        Returns: "lost" if it is, "injected" if its sender gets that failure, "timeout" if its
-        answer is lost.
+        Returns: "lost" if it is, "late" if it comes after its timeout, which is the same to all
+        ranks, "injected" if its sender gets that failure, "timeout" if its answer is lost.
         """
         message = WireMessageType.BACKWARD_AUTOGRAD_REQ
+        self.in_contexts.gradient(at, to)
         fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
         if fate == "fail":
             return "injected"
         if fate in ("lost", "late"):
             # When a late one comes, the cleanup has ended the context at its receiver
             # (container.cpp: DistAutogradContainer::retrieveContext raises), or will.
-            return "lost"
+            return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
 
     def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
@@ -1281,6 +1286,11 @@ class Model:
         others = threads.beside[len(self.steps)] * _MOST_OF_A_STEP
         delays = sum(self.delay(send.rank, send.message) for send in self.sends[self.settled :])
         return threads.lasts + delays + others * max(self._delays)
+
+    @functools.cached_property
+    def in_contexts(self) -> ContextMessages:
+        """The calls and gradients inside contexts so far."""
+        return ContextMessages()
 
     @functools.cached_property
     def _delays(self) -> tuple[float, ...]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-from rpcprops.faults import FaultPlan, MessageType, SendDelay
+from rpcprops.faults import FaultPlan, MessageType, SendDelay, WireMessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 
 #: How a step ends: "" with its value; by torch's timeout; by an injected failure of a message that
 #: torch does not retry; by an exception of a function; because the RRef that it uses was never
 #: created; because the step that makes its handle failed; or in a way that cannot be known.
 ErrorClass = Literal["", "timeout", "injected", "remote", "creation", "missing", "unknown"]
+
+#: Sender, receiver and type of messages.
+WireKind: TypeAlias = tuple[int, int, WireMessageType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,9 @@ class Prediction:
         stuck: the numbers of steps that a known finding keeps from ending, unless they have a
             timeout. What they must show is predicted as of all others: this only says for how long
             it is worth waiting for them.
+        wire_sends: how many calls and gradients are sent inside contexts (FORWARD_AUTOGRAD_REQ and
+            BACKWARD_AUTOGRAD_REQ), by sender, receiver and type.
+        wire_more: those of which there may be more, as nobody can tell how many there are.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -144,6 +150,8 @@ class Prediction:
     told: Mapping[tuple[int, int], int] | None = None
     has_failed_creation: bool = False
     stuck: frozenset[int] = frozenset()
+    wire_sends: Mapping[WireKind, int] = field(default_factory=dict)
+    wire_more: frozenset[WireKind] = frozenset()
     alternatives: tuple[Prediction, ...] = ()
 
     @property

@@ -75,8 +75,8 @@ def in_context(leaf: Context) -> Iterator[tuple[int, int, WireMessageType]]:
     """Calls, where the context makes them one by one, and gradients."""
     if not leaf.nested and not leaf.rrefs:
         yield from ((leaf.at, to, WireMessageType.FORWARD_AUTOGRAD_REQ) for to in leaf.path)
-    for _ in range((1 + leaf.retain) * leaf.backward):
-        for at, to in leaf.gradients:
+    for gradients in leaf.passes:
+        for at, to in gradients:
             yield at, to, WireMessageType.BACKWARD_AUTOGRAD_REQ
 
 

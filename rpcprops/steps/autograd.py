@@ -100,8 +100,10 @@ class Context(Step):
                 model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
                 self._lose(model, call, number, ended)
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
-        for rank in self.path:
+        for number, rank in enumerate(self.path):
             model.calls[rank][call] += 1
+            for pair in self.requests(number):
+                model.in_contexts.call(*pair)
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
                 # Created and fetched inside the context; only its delete is sent outside.
@@ -117,18 +119,22 @@ class Context(Step):
             # the timeout, or by its own shutdown.
             for rank in {self.at, *self.path}:
                 model.frees_context(rank, keeps=False)
-        broke = self._loses_gradient(model)
+        broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
 
-    def _loses_gradient(self, model: Model) -> str:
+    def _passes_back(self, model: Model) -> str:
         """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
-        if not model.disturbed or not self.backward:
+        if not self.backward:
             return ""
         model.disturbed.check_backward(self, (self.at, *self.path))
-        for _ in range(2 if self.retain else 1):
+        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+            # What ranks send there once one has raised is the finding's.
+            model.in_contexts.perhaps_gradients(self.gradients)
+            return ""
+        for pairs in self.passes:
             is_told = ""
-            for at, to in self.gradients:
+            for number, (at, to) in enumerate(pairs, 1):
                 ended = model.gradient(at, to)
                 if ended == "injected":
                     # The error ends the pass at its sender, which answers at once with it, and so
@@ -136,7 +142,10 @@ class Context(Step):
                     # DistAutogradContext::addOutstandingRpc).
                     return ended
                 is_told = is_told or ("timeout" if ended else "")
-                if ended == "lost":
+                if ended == "late":
+                    # Whether its receiver still has the context when it comes is not certain.
+                    model.in_contexts.perhaps_gradients(pairs[number:])
+                if ended in ("lost", "late"):
                     # Without this gradient the pass goes no further.
                     break
             if is_told:
@@ -150,11 +159,45 @@ class Context(Step):
         Those of what came back from a rank go to it first; it sends those of what came with the
         request (``autograd/utils.cpp``: addSendRpcBackward, addRecvRpcBackward).
         """
+        hops = list(itertools.pairwise((self.at, *self.path)))
+        if not self.nested:
+            hops = [(self.at, rank) for rank in self.path]
+        # The value of an RRef of its own comes to a rank without a message: see requests().
+        answers = [hop for n, hop in enumerate(hops) if len({*hop}) > 1 or not self._by_rref(n)]
         if self.nested:
-            way = (self.at, *self.path)
-            there = list(itertools.pairwise(way))
-            return [*there, *((to, at) for at, to in reversed(there))]
-        return [pair for rank in reversed(self.path) for pair in ((self.at, rank), (rank, self.at))]
+            return [*answers, *((to, at) for at, to in reversed(hops))]
+        found: list[tuple[int, int]] = []
+        for number in reversed(range(len(hops))):
+            at, to = hops[number]
+            found += [(at, to)] * (at != to or not self._by_rref(number))
+            found.append((to, at))
+        return found
+
+    @property
+    def passes(self) -> list[list[tuple[int, int]]]:
+        """The gradients of each backward pass; one that raises ends at the rank that it breaks."""
+        if not self.backward:
+            return []
+        if self.breaks is None:
+            return [self.gradients] * (2 if self.retain else 1)
+        pairs = self.gradients
+        # A rank passes the gradient of a nested call's answer on, and computes nothing.
+        first = len(self.path) - 1 if self.nested else 0
+        arrives = (n for n, (_, to) in enumerate(pairs, 1) if n > first and to == self.breaks)
+        return [pairs[: next(arrives, len(pairs))]]
+
+    def _by_rref(self, number: int) -> bool:
+        """Whether a hop of the path is ``rpc.remote`` and a fetch."""
+        return self.rrefs and (not number or not self.nested)
+
+    def requests(self, number: int) -> list[tuple[int, int]]:
+        """Sender and receiver of each message that a hop of the path asks something by.
+
+        The value of an RRef of its own comes to a rank without a message (``rpc/py_rref.cpp``:
+        ``PyRRef::toHere``).
+        """
+        at, to = self.path[number - 1] if self.nested and number else self.at, self.path[number]
+        return [(at, to)] * (2 if self._by_rref(number) and at != to else 1)
 
     def _lose(self, model: Model, call: str, number: int, ended: str) -> None:
         """A call of its path ends with an error, which leaves the context: it is cleaned up.
@@ -179,6 +222,7 @@ class Context(Step):
             if rank in executed:
                 known.setdefault(rank, set()).add(caller)
             caller = rank if self.nested else caller
+        self._count_until(model, number, ended)
         since = len(model.sends)
         model.release(self.name, self.at, known)
         if ended != "late":
@@ -189,6 +233,18 @@ class Context(Step):
             model.abandoned_calls[rank].add(call)
         for rank in {*further}:
             model.keeps("context-after-cleanup", rank, Counters(contexts=1))
+
+    def _count_until(self, model: Model, number: int, ended: str) -> None:
+        """Count the calls where one of them ends with an error: that one is recorded as well."""
+        whole = len(self.path) if self.nested and ended == "timeout" else number
+        for pair in itertools.chain.from_iterable(map(self.requests, range(whole))):
+            model.in_contexts.call(*pair)
+        if whole == number:
+            model.in_contexts.call(*self.requests(number)[0])
+        if self.nested and ended == "late":
+            # Calls of a function that has begun after the cleanup: a finding, as in _lose().
+            later = map(self.requests, range(number + 1, len(self.path)))
+            model.in_contexts.perhaps_calls(itertools.chain.from_iterable(later))
 
     def _acquaintances(self) -> dict[int, set[int]]:
         """The ranks that each rank exchanged messages with inside the context.
@@ -413,6 +469,7 @@ class Outlast(Step):
             # autograd/utils.cpp: addRecvRpcBackward makes the context when the request has been
             # read, which is after its cleanup.
             model.keeps("context-after-cleanup", self.to, Counters(contexts=1))
+        self._count(model, is_gone=cleanup.delivered)
         if not cleanup.delivered:
             self._leak(model)
         elif self._asks_for_context and waits > left - _CLEAR:
@@ -424,6 +481,23 @@ class Outlast(Step):
             return model.shows({"timed out": True})
         lost = cleanup.delivered and self._asks_for_context
         return model.shows({"lost": True} if lost else {"sum": sum_of(self.left, self.right)})
+
+    def _count(self, model: Model, *, is_gone: bool) -> None:
+        """Count its calls; `is_gone` says whether `to` has given the context up by its end."""
+        model.in_contexts.call(self.at, self.to)
+        if self.what != "argument":
+            # `at` asks whether the function has begun, until it has.
+            model.in_contexts.call(self.at, self.to)
+            model.in_contexts.perhaps_calls([(self.at, self.to)])
+        if self.what != "call":
+            return
+        # With the context it calls on. Without, DistAutogradContainer::currentContext raises before
+        # anything is sent (container.cpp).
+        if self.by == "timeout":
+            # Nothing that the step shows would tell that the cleanup came too late.
+            model.in_contexts.perhaps_calls([(self.to, self.then)])
+        elif not is_gone:
+            model.in_contexts.call(self.to, self.then)
 
     def _leak(self, model: Model) -> None:
         """Note where the context stays besides at `to`, whose cleanup was lost."""
@@ -531,6 +605,11 @@ class FailTwice(Step):
         model.must_be_in_time(self, self.lasts)
         for rank in (self.to, self.then):
             model.calls[rank][call] += 1
+            model.in_contexts.call(self.at, rank)
+            # Where the error of one rank comes before the gradient for the other one is sent, that
+            # is not sent (dist_engine.cpp: execute_graph_task_until_ready_queue_empty looks at
+            # has_error_). Neither rank sends one on: its function has raised before.
+            model.in_contexts.perhaps_gradients([(self.at, rank)])
         # Whichever raises first: its error ends the pass (context.cpp:
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}

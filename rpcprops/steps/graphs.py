@@ -297,17 +297,24 @@ class Graph(Step):
         """
         known = _Known({self.at: set()})
         fetched = {n for _, operands, _, _ in self.operations for n in operands}
+        messages = model.in_contexts
+        passes = len(self.backwards)
         for number, (home, _) in enumerate(self.inputs):
             if home != self.at:
-                known.call(self.at, home, needs=number in fetched and tape.needs[number])
+                needs = number in fetched and tape.needs[number]
+                known.call(self.at, home, needs=needs)
                 # Its owner is asked for the gradient, with the RRef.
                 self._remote(model, home, sent=1)
+                # It is created, fetched if it is used, and asked for the gradient.
+                messages.call(self.at, home, 3 if number in fetched else 2)
+                messages.gradient(self.at, home, passes * needs)
         for (_, _, rank, how), needs in zip(
             self.operations, tape.needs[len(self.inputs) :], strict=True
         ):
             if how:
                 known.call(self.at, rank, needs=needs)
                 model.calls[rank][call] += 1
+                self._count(model, rank, how, passes * needs)
             if how == "relay":
                 then = (rank + 1) % model.world_size
                 known.call(rank, then, needs=needs)
@@ -320,7 +327,28 @@ class Graph(Step):
                 self._remote(model, rank, sent=2 if rank != self.at else 1)
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
+            messages.call(self.at, self.inside)
         model.release(name, self.at, known)
+
+    def _count(self, model: Model, rank: int, how: How, passes: int) -> None:
+        """Count the messages of one operation, through which so many passes go.
+
+        See ``oracle/_contexts.py``: a gradient goes there for what came back, and back for what was
+        sent there. The value of an RRef of its own comes to a rank without a message
+        (``rpc/py_rref.cpp``: ``PyRRef::toHere``), and it knows its type.
+        """
+        messages = model.in_contexts
+        is_far = rank != self.at
+        # rref_proxy.py: _invoke_rpc asks for the type, then calls.
+        calls = {"remote": 1 + is_far, "proxy": 2 + is_far}.get(how, 1)
+        messages.call(self.at, rank, calls)
+        messages.gradient(self.at, rank, passes * (how != "remote" or is_far))
+        messages.gradient(rank, self.at, passes)
+        if how == "relay":
+            then = (rank + 1) % model.world_size
+            messages.call(rank, then)
+            messages.gradient(rank, then, passes)
+            messages.gradient(then, rank, passes)
 
     def _remote(self, model: Model, rank: int, sent: int = 0) -> None:
         """An ``rpc.remote`` whose value is used; its RRef goes to its owner so often, and ends."""

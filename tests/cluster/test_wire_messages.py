@@ -322,3 +322,23 @@ def test_a_share_that_comes_too_late_brings_its_handle_once(rpc_cluster: Cluster
     seen = Runner(rpc_cluster.server).run_anew(Program(3, steps), plan, agent="wire")
     assert judge(Program(3, steps), plan, seen) == ()
     assert [bool(step.error) for step in seen.steps] == [n == 2 for n in range(7)]
+
+
+def test_each_try_of_real_ranks_is_promised(rpc_cluster: ClusterFactory) -> None:
+    """Of the true record nothing is said; a try more or less of each type is missed."""
+    retried = ["RREF_FORK_REQUEST", "RREF_USER_DELETE", "CLEANUP_AUTOGRAD_CONTEXT_REQ"]
+    plan = FaultPlan(FaultTable(retried, 3))
+    steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Context(0, "x", (1, 2)), Drop(0, "a"))
+    program = Program(3, steps)
+    seen = Runner(rpc_cluster.server).run_anew(program, plan, agent="wire")
+    assert judge(program, plan, seen) == ()
+    again = {(one.type, one.sender): one for one in seen.messages if one.retry}
+    assert {name for name, _ in again} == {*retried}
+    for (name, rank), one in again.items():
+        tries = sum((sent.type, sent.sender) == (name, rank) for sent in seen.messages)
+        less = tuple(sent for sent in seen.messages if sent is not one)
+        more = (*seen.messages, replace(one, id=1 << 30, became="failed"))
+        for number, messages in ((tries - 1, less), (tries + 1, more)):
+            said = [v.message for v in judge(program, plan, replace(seen, messages=messages))]
+            words = f"the record shows {number} {name} from rank {rank} with all tries"
+            assert any(message.startswith(words) for message in said), said

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.oracle import ErrorClass, StepPrediction
+from rpcprops.oracle.prediction import Send
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -1719,27 +1721,39 @@ def _unreported(world: World) -> Falsified:
 
 
 def _record(world: World) -> list[SentMessage]:
-    """The requests that the model predicts, each answered, and those that ranks and groups add."""
-    kinds = [
-        (send.rank, send.to, str(send.message))
-        for send in (*world.prediction.sends, *world.prediction.last_sends)
-    ]
+    """The requests that the model predicts, and those that ranks and groups add."""
+    sends = (*world.prediction.sends, *world.prediction.last_sends)
+    kinds = [(send.rank, send.to, str(send.message)) for send in sends]
+    for (rank, to, message), times in world.prediction.wire_sends.items():
+        kinds += [(rank, to, str(message))] * times
     for (rank, to), times in (world.prediction.told or {}).items():
         kinds += [(rank, to, "PYTHON_CALL")] * times
     gathers = world.prediction.graceful and world.program.gathers
     for rank in range(1, world.outcome.world_size) if gathers else ():
         kinds += [(rank, 0, "PYTHON_CALL"), (0, rank, "PYTHON_CALL")]
-    return [
+    found = [
         SentMessage(float(number), rank, to, number, kind, is_request=True, first_id=number)
         for number, (rank, to, kind) in enumerate(kinds)
         if to is not None
     ]
+    again = [
+        sent for sent in found if sent.id < len(sends) for _ in range(_retries(sends[sent.id]))
+    ]
+    for number, sent in enumerate(again, len(kinds)):
+        found.append(dataclasses.replace(sent, id=number, retry=1))
+    return found
+
+
+def _retries(send: Send) -> int:
+    """How often it is sent again."""
+    return send.failures + send.delivered - 1 if send.message.is_retryable else 0
 
 
 @defect("a message is sent that was not promised")
 def _sends_more(world: World) -> Falsified:
     record = _record(world)
-    for sent in record[-1:] if world.prediction.certain else ():
+    last = [sent for sent in record if sent.type in MessageType.__members__][-1:]
+    for sent in last if world.prediction.certain else ():
         again = dataclasses.replace(sent, id=len(record), first_id=len(record))
         wrong = dataclasses.replace(world.outcome, messages=(*record, again))
         yield wrong, [("MessagesDiffer", sent.sender, None)]
@@ -1753,15 +1767,74 @@ def _sends_less(world: World) -> Falsified:
     surely = [
         sent
         for sent in record
-        if sent.sender not in world.prediction.may_exit_early
+        if sent.type in MessageType.__members__
+        and sent.sender not in world.prediction.may_exit_early
         and not (sent.type == "CLEANUP_AUTOGRAD_CONTEXT_REQ" and len(left[sent.sender]) > 1)
     ]
     if surely and len(record) > 1 and world.prediction.certain:
-        rest = tuple(sent for sent in record if sent is not surely[0])
+        rest = tuple(sent for sent in record if sent.first_id != surely[0].first_id)
         yield (
             dataclasses.replace(world.outcome, messages=rest),
             [("MessagesDiffer", surely[0].sender, None)],
         )
+
+
+def _tried(more: int) -> Defect:
+    """What torch tries again is sent once more, or once less, though it is to go on."""
+
+    def falsify(world: World) -> Falsified:
+        said = world.prediction
+        is_known = said.certain and world.program.settles and said.told is None
+        record = _record(world)
+        for number, sent in enumerate(record if is_known else ()):
+            if sent.sender in said.may_exit_early or not (more > 0 or sent.retry):
+                continue
+            if MessageType.__members__.get(sent.type, MessageType.PYTHON_CALL).is_retryable:
+                again = dataclasses.replace(sent, id=len(record), retry=1)
+                rest = (*record[:number], *record[number + 1 :])
+                messages = (*record, again) if more > 0 else rest
+                wrong = dataclasses.replace(world.outcome, messages=messages)
+                yield wrong, [("MessagesDiffer", sent.sender, None)]
+
+    return falsify
+
+
+DEFECTS["a message is tried once more than promised"] = _tried(1)
+DEFECTS["a message is tried once less than promised"] = _tried(-1)
+
+
+def _in_contexts(message: WireMessageType, more: int) -> Defect:
+    """A message of a context comes once more, or lacks, between each two ranks."""
+
+    def falsify(world: World) -> Falsified:
+        record = _record(world)
+        for kind in sorted(world.prediction.wire_sends) if world.prediction.certain else ():
+            rank, to, _ = kind
+            # Of these, more may come.
+            if kind[2] is not message or (more > 0 and kind in world.prediction.wire_more):
+                continue
+            place = next(
+                number
+                for number, sent in enumerate(record)
+                if (sent.sender, sent.receiver, sent.type) == (rank, to, message)
+            )
+            again = dataclasses.replace(record[place], id=len(record), first_id=len(record))
+            rest = (*record[:place], *record[place + 1 :])
+            messages = (*record, again) if more > 0 else rest
+            # A run without any message was not recorded.
+            if messages:
+                wrong = dataclasses.replace(world.outcome, messages=messages)
+                yield wrong, [("MessagesDiffer", rank, None)]
+
+    return falsify
+
+
+for _message, _words in (
+    (WireMessageType.FORWARD_AUTOGRAD_REQ, "call in a context"),
+    (WireMessageType.BACKWARD_AUTOGRAD_REQ, "gradient"),
+):
+    DEFECTS[f"a {_words} is sent that was not promised"] = _in_contexts(_message, 1)
+    DEFECTS[f"a promised {_words} is not sent"] = _in_contexts(_message, -1)
 
 
 # What fires. Of a rank whose last deletes nobody waits for, some counts may be.

@@ -468,6 +468,16 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "are counted",
     ),
     (
+        Program(3, (Context(0, "x", (1, 2, 1), nested=True),), rpc_timeout=65.0),
+        MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"),
+        "in the opposite order",
+    ),
+    (
+        Program(3, (Context(0, "x", (1, 2, 0, 1), nested=True),), rpc_timeout=65.0),
+        MessageFault(1, message="FORWARD_AUTOGRAD_RESP", to=0, **LATE),
+        "in the opposite order",
+    ),
+    (
         Program(2, (Own(0, "a"), Call(1, 0), Remote(0, 1, "b", right="a")), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in which order",
@@ -614,6 +624,15 @@ def test_the_first_call_of_a_nested_context_may_be_lost(
     cleaned = Counter((one.rank, one.to) for one in said.sends)
     assert cleaned == Counter(calls | {(to, at) for at, to in calls} if runs else {(0, 1)})
     assert said.counters == (Counters(),) * 4
+
+
+@pytest.mark.parametrize("action", ["lose", "fail"])
+def test_the_answer_of_a_nested_call_is_refused_beside_another_fault(action: Any) -> None:
+    """Where a call on the way is lost or fails, the first one is answered with its error."""
+    program = Program(3, (Context(0, "x", (1, 2), nested=True),), rpc_timeout=65.0)
+    answer = MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP", to=0)
+    with pytest.raises(UsageError, match="in the opposite order"):
+        under(answer, MessageFault(1, action, "FORWARD_AUTOGRAD_REQ"), program=program)
 
 
 def test_a_gradient_that_fails_ends_backward_with_the_injected_failure() -> None:

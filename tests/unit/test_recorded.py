@@ -96,6 +96,38 @@ def test_what_is_tried_again_is_one_message() -> None:
     assert said(*RUN[:4], replace(RUN[4], became="failed"), *RUN[6:], again, answer) == []
 
 
+def _tried(times: int) -> tuple[SentMessage, ...]:
+    """The run in which the delete is sent so often, and fails but for the last time."""
+    failed = replace(RUN[4], became="failed", failed_by_table=True)
+    tries = [replace(failed, id=50 + n, first_id=50, retry=n) for n in range(times - 1)]
+    last = replace(RUN[4], id=70, first_id=50 if tries else 70, retry=times - 1)
+    return (*RUN[:4], *tries, last, replace(RUN[5], id=70), *RUN[6:])
+
+
+def test_tries_are_counted_for_each_rank() -> None:
+    """A try more or less than the faults ask for is named, unless tries may lack."""
+    program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")))
+    twice = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 2)})
+
+    def found(plan: FaultPlan, times: int, *, settles: bool = True) -> list[str]:
+        outcome = Outcome(2, messages=_tried(times))
+        seen = recorded_violations(predict(program, plan), outcome, settles=settles)
+        assert {violation.promise for violation in seen} <= {"MessagesDiffer"}
+        return [violation.message for violation in seen]
+
+    words = "RREF_USER_DELETE from rank 0 with all tries, and"
+    assert found(FaultPlan(), 1) == found(twice, 3) == []
+    assert found(FaultPlan(), 2) == [f"the record shows 2 {words} 1 was promised"]
+    assert found(twice, 2) == [f"the record shows 2 {words} 3 were promised"]
+    assert found(twice, 4) == [f"the record shows 4 {words} 3 were promised"]
+    assert found(twice, 2, settles=False) == []
+    refused = replace(_tried(2)[4], failed_by_table=False)
+    messages = (*_tried(2)[:4], refused, *_tried(2)[5:])
+    assert recorded_violations(predict(program, FaultPlan()), Outcome(2, messages=messages)) == []
+    early = replace(predict(program, twice), may_exit_early=frozenset({0}))
+    assert recorded_violations(early, Outcome(2, messages=_tried(2))) == []
+
+
 def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
     """Each request that was answered has one answer, of its type or an exception."""
     asked = "as the answer to the RREF_USER_DELETE of rank 0 with id 2, and one RREF_ACK was"
@@ -123,11 +155,12 @@ def test_a_rank_that_no_cleanup_reached_sends_none_on(*, settles: bool, differs:
     wanted = [send for send in (*prediction.sends, *prediction.last_sends) if send.to is not None]
     requests = [(str(s.message), s.rank, s.to) for s in wanted if s.rank == 0]
     requests += [("PYTHON_CALL", 0, 1), ("PYTHON_CALL", 1, 0)]
+    requests += [(str(message), at, to) for at, to, message in prediction.wire_sends]
     messages = tuple(
         SentMessage(0.0, at, to or 0, number, name, is_request=True, first_id=number)
         for number, (name, at, to) in enumerate(requests)
     )
-    found = recorded_violations(prediction, Outcome(2, messages=messages))
+    found = recorded_violations(prediction, Outcome(2, messages=messages), settles=settles)
     said = (
         "the record shows 0 CLEANUP_AUTOGRAD_CONTEXT_REQ from rank 1 to rank 0, and 1 was promised"
     )

@@ -1,0 +1,60 @@
+"""The calls and gradients that ranks send each other inside distributed autograd contexts.
+
+Both are types of message that torch's faulty agent neither fails nor delays, so they are no
+:class:`Send`. Only a record of all messages shows them.
+
+*Calls.* In a context ``getMessageWithAutograd`` (``autograd/utils.cpp``) wraps a request into a
+FORWARD_AUTOGRAD_REQ if one of its tensors requires a gradient, or if `forceGradRecording` says so.
+It does for each request of a user: calls and creations of Python functions (``pyRpcPythonUdf`` and
+``sendPythonRemoteCall`` in ``rpc/python_functions.cpp``) and of TorchScript functions
+(``rpcTorchscript`` in ``rpc/torchscript_functions.cpp``), and fetches (``UserRRef::toHere`` in
+``rpc/rref_impl.cpp``; the owner itself fetches without a message). What torch sends by itself, such
+as fork requests and deletes, does not go that way. A function that is called in a context is in it
+(``RequestCallbackNoPython::processForwardAutogradReq`` in ``rpc/request_callback_no_python.cpp``),
+so its calls are wrapped as well.
+
+*Gradients.* ``addRecvRpcBackward`` (``autograd/utils.cpp``) gives a request or an answer with a
+tensor that requires a gradient one recv function where it arrives. In each backward pass that
+reaches it, that function sends one BACKWARD_AUTOGRAD_REQ to the rank that the message came from
+(``functions/recvrpc_backward.cpp``: ``RecvRpcBackward::apply``). A pass reaches them all: otherwise
+it would not end (``engine/dist_engine.cpp``: ``DistEngine::computeDependencies`` waits for all send
+functions). An answer without such a tensor is not wrapped, and gets none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rpcprops.faults import WireMessageType
+from rpcprops.oracle.prediction import WireKind
+
+
+@dataclass(slots=True)
+class ContextMessages:
+    """How many calls and gradients go from rank to rank, in all contexts of a program.
+
+    Attributes:
+        sent: how many there are, by sender, receiver and type.
+        more: those of which there may be more.
+    """
+
+    sent: Counter[WireKind] = field(default_factory=Counter)
+    more: set[WireKind] = field(default_factory=set)
+
+    def call(self, at: int, to: int, times: int = 1) -> None:
+        """`at` asks `to` for something in a context, so often."""
+        self.sent[at, to, WireMessageType.FORWARD_AUTOGRAD_REQ] += times
+
+    def gradient(self, at: int, to: int, times: int = 1) -> None:
+        """`at` sends `to` the gradient of what has come from there, so often."""
+        self.sent[at, to, WireMessageType.BACKWARD_AUTOGRAD_REQ] += times
+
+    def perhaps_calls(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Senders and receivers between whom there may be more calls than are known."""
+        self.more |= {(at, to, WireMessageType.FORWARD_AUTOGRAD_REQ) for at, to in pairs}
+
+    def perhaps_gradients(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Senders and receivers between whom there may be more gradients than are known."""
+        self.more |= {(at, to, WireMessageType.BACKWARD_AUTOGRAD_REQ) for at, to in pairs}

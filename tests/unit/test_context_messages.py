@@ -1,0 +1,267 @@
+"""The calls and gradients that a program sends in contexts, predicted and compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
+from rpcprops.oracle import judge, predict
+from rpcprops.outcomes import Outcome, SentMessage
+from rpcprops.programs import (
+    Context,
+    FailTwice,
+    Graph,
+    Linear,
+    Module,
+    Optimize,
+    Outlast,
+    Program,
+    Settle,
+    Step,
+    Train,
+)
+from tests.seeded._ideal import ideal
+
+#: How many messages go from the first rank to the second one.
+_Numbers = dict[tuple[int, int], int]
+_CLEANUPS_LOST = FaultPlan(by_rank={0: FaultTable([MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ], 42)})
+
+
+def sent(
+    *steps: Step, size: int = 3, faults: FaultPlan | MessageFault | None = None
+) -> tuple[_Numbers, _Numbers, set[tuple[int, int, str]]]:
+    """The calls and the gradients of a program, and what there may be more of."""
+    plan, timeout = FaultPlan(), None
+    if isinstance(faults, FaultPlan):
+        plan = faults
+    elif faults:
+        plan, timeout = FaultPlan(others=(faults,)), 65.0
+    said = predict(Program(size, steps, rpc_timeout=timeout), plan)
+    calls, gradients = (
+        {(rank, to): n for (rank, to, message), n in said.wire_sends.items() if message is kind}
+        for kind in (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.BACKWARD_AUTOGRAD_REQ)
+    )
+    return calls, gradients, {(rank, to, message[:3]) for rank, to, message in said.wire_more}
+
+
+_THERE_AND_BACK = {(0, 1): 1, (1, 0): 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "calls", "gradients"),
+    [
+        ({"path": ()}, {}, {}),
+        ({}, {(0, 1): 1}, _THERE_AND_BACK),
+        ({"backward": False}, {(0, 1): 1}, {}),
+        ({"raises": True}, {(0, 1): 1}, _THERE_AND_BACK),
+        ({"retain": True}, {(0, 1): 1}, {(0, 1): 2, (1, 0): 2}),
+        # It is created and fetched.
+        ({"rrefs": True}, {(0, 1): 2}, _THERE_AND_BACK),
+        # A rank fetches nothing from itself, and gets no gradient for that.
+        ({"path": (0,), "rrefs": True}, {(0, 0): 1}, {(0, 0): 1}),
+        ({"path": (0,)}, {(0, 0): 1}, {(0, 0): 2}),
+        ({"path": (1, 2)}, {(0, 1): 1, (0, 2): 1}, {**_THERE_AND_BACK, (0, 2): 1, (2, 0): 1}),
+        (
+            {"path": (1, 2), "nested": True},
+            {(0, 1): 1, (1, 2): 1},
+            {**_THERE_AND_BACK, (1, 2): 1, (2, 1): 1},
+        ),
+        # Of nested calls only the first one creates an RRef.
+        (
+            {"path": (1, 2, 1), "nested": True, "rrefs": True},
+            {(0, 1): 2, (1, 2): 1, (2, 1): 1},
+            {**_THERE_AND_BACK, (1, 2): 2, (2, 1): 2},
+        ),
+    ],
+)
+def test_a_context_calls_its_path_and_gets_gradients(
+    fields: dict[str, Any], calls: _Numbers, gradients: _Numbers
+) -> None:
+    """One call for each hop, one more to fetch, and a gradient for what went and what came."""
+    assert sent(Context(0, "x", **{"path": (1,), **fields})) == (calls, gradients, set())
+
+
+def test_a_pass_that_raises_sends_gradients_as_far_as_it_comes() -> None:
+    """The rank that raises sends none; where it takes part twice, more may come or not."""
+    first = Context(0, "x", (1, 2), breaks=1)
+    assert sent(first)[1:] == ({(0, 2): 1, (2, 0): 1, (0, 1): 1}, set())
+    assert sent(replace(first, breaks=2, retain=True))[1:] == ({(0, 2): 1}, set())
+    nested = replace(first, nested=True)
+    assert sent(nested)[1:] == ({(0, 1): 1, (1, 2): 1, (2, 1): 1}, set())
+    assert sent(replace(nested, breaks=2))[1:] == ({(0, 1): 1, (1, 2): 1}, set())
+    more = {(0, 1, "BAC"), (1, 0, "BAC")}
+    assert sent(Context(0, "x", (1, 1), breaks=1)) == ({(0, 1): 2}, {}, more)
+
+
+@pytest.mark.parametrize(
+    ("fault", "nested", "calls", "more"),
+    [
+        # What fails or is lost was sent.
+        (MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", to=2), False, {(0, 1): 1, (0, 2): 1}, ()),
+        (MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"), False, {(0, 1): 1}, ()),
+        (MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"), False, {(0, 1): 1}, ()),
+        (MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"), True, {(0, 1): 1}, ()),
+        # It was executed, and only its answer is lost.
+        (MessageFault(1, "lose", "FORWARD_AUTOGRAD_RESP"), True, {(0, 1): 1, (1, 2): 1}, ()),
+        (
+            MessageFault(0, "delay", "FORWARD_AUTOGRAD_REQ", delay=75.0),
+            True,
+            {(0, 1): 1},
+            [(1, 2, "FOR")],
+        ),
+    ],
+)
+def test_a_call_that_is_lost_is_the_last_one(
+    fault: MessageFault, nested: bool, calls: _Numbers, more: Any
+) -> None:
+    """It counts itself, nothing follows, and there is no backward pass."""
+    step = Context(0, "x", (1, 2), nested=nested)
+    assert sent(step, Settle(), faults=fault) == (calls, {}, set(more))
+
+
+@pytest.mark.parametrize(
+    ("fault", "gradients", "more"),
+    [
+        (MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ", to=1), {(0, 1): 1}, ()),
+        (MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1), {(0, 1): 1}, ()),
+        # It was executed, and its rank sends the next one.
+        (MessageFault(1, "lose", "BACKWARD_AUTOGRAD_RESP", to=0), _THERE_AND_BACK, ()),
+        (
+            MessageFault(0, "delay", "BACKWARD_AUTOGRAD_REQ", to=1, delay=75.0),
+            {(0, 1): 1},
+            [(1, 0, "BAC")],
+        ),
+        (
+            MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ", to=1, n=2),
+            {(0, 1): 2, (1, 0): 1},
+            (),
+        ),
+    ],
+)
+def test_a_gradient_that_is_lost_ends_the_passes(
+    fault: MessageFault, gradients: _Numbers, more: Any
+) -> None:
+    """It counts itself; after a pass that raises there is no second one."""
+    step = Context(0, "x", (1,), retain=True)
+    assert sent(step, Settle(), faults=fault) == ({(0, 1): 1}, gradients, set(more))
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "calls", "gradients"),
+    [
+        ("sync", 1, {(0, 1): 1}, {(0, 1): 2, (1, 0): 2}),
+        ("async", 1, {(0, 1): 1}, {(0, 1): 2, (1, 0): 2}),
+        ("sync", 0, {(0, 0): 1}, {(0, 0): 4}),
+        ("remote", 1, {(0, 1): 2}, {(0, 1): 2, (1, 0): 2}),
+        ("remote", 0, {(0, 0): 1}, {(0, 0): 2}),
+        # It is created, asked for its type, and called; its own rank knows the type.
+        ("proxy", 1, {(0, 1): 3}, {(0, 1): 2, (1, 0): 2}),
+        ("proxy", 0, {(0, 0): 2}, {(0, 0): 4}),
+        (
+            "relay",
+            1,
+            {(0, 1): 1, (1, 2): 1},
+            {(0, 1): 2, (1, 0): 2, (1, 2): 2, (2, 1): 2},
+        ),
+    ],
+)
+def test_a_graph_calls_for_each_operation(
+    how: Any, rank: int, calls: _Numbers, gradients: _Numbers
+) -> None:
+    """Each way to reach a rank has its calls, and two passes send twice the gradients."""
+    graph = Graph(0, "x", ((0, "plain"),), (("add", (0, 0), rank, how),), ((1,), (1,)))
+    assert sent(graph) == (calls, gradients, set())
+    fixed = replace(graph, inputs=((0, "fixed"),), backwards=())
+    assert sent(fixed) == (calls, {}, set())
+    beside = sent(replace(graph, beside=True))
+    assert beside[:2] == (
+        {k: 2 * n for k, n in calls.items()},
+        {k: 2 * n for k, n in gradients.items()},
+    )
+
+
+def test_a_graph_makes_and_fetches_leaves_and_enters_contexts() -> None:
+    """A leaf is made, fetched if it is used, and asked for its gradient."""
+    leaves: Any = ((1, "plain"), (1, "fixed"), (2, "plain"))
+    graph = Graph(0, "x", leaves, (("add", (0, 1), 0, ""),), ((3,),), inside=2)
+    assert sent(graph) == ({(0, 1): 6, (0, 2): 3}, {(0, 1): 1}, set())
+    assert sent(replace(graph, inside=0))[0] == {(0, 1): 6, (0, 2): 2}
+
+
+def test_what_trains_fetches_and_steps() -> None:
+    """Each round fetches each far parameter, sends its gradient back, and steps at each owner."""
+    assert sent(Optimize(0, "x", (0, 1))) == ({(0, 0): 1, (0, 1): 2}, {(0, 1): 1}, set())
+    assert sent(Train(0, "x", (2,), rounds=3)) == ({(0, 2): 6}, {(0, 2): 3}, set())
+    assert sent(Linear(0, "x", 1)) == ({(0, 1): 3}, _THERE_AND_BACK, set())
+    assert sent(Linear(0, "x", 1, by="proxy"))[0] == {(0, 1): 4}
+    assert sent(Linear(0, "x", 0, by="proxy")) == ({(0, 0): 3}, {(0, 0): 2}, set())
+    # It enters no context.
+    assert sent(Module(0, 1)) == ({}, {}, set())
+
+
+def test_calls_that_outlast_their_context() -> None:
+    """It asks whether the function has begun, once or more; a function calls on in the context."""
+    asks = (0, 1, "FOR")
+    assert sent(Outlast(0, 1, "x", "argument", seconds=40.0)) == ({(0, 1): 1}, {}, set())
+    assert sent(Outlast(0, 1, "x")) == ({(0, 1): 2}, {}, {asks})
+    calling = Outlast(0, 1, "x", "call", then=2)
+    assert sent(calling) == ({(0, 1): 2}, {}, {asks})
+    assert sent(calling, faults=_CLEANUPS_LOST) == ({(0, 1): 2, (1, 2): 1}, {}, {asks})
+    in_vain = replace(calling, by="timeout")
+    assert sent(in_vain, Settle()) == ({(0, 1): 2}, {}, {asks, (1, 2, "FOR")})
+
+
+def test_a_pass_that_fails_at_two_ranks() -> None:
+    """The first error may come before the second gradient is sent."""
+    more = {(0, 1, "BAC"), (0, 2, "BAC")}
+    assert sent(FailTwice(0, 1, 2, "x")) == ({(0, 1): 1, (0, 2): 1}, {}, more)
+
+
+def test_a_failed_step_enters_no_context() -> None:
+    """Where its parameter cannot be made, an optimizer sends nothing in a context."""
+    plan = FaultPlan(by_rank={0: FaultTable([MessageType.PYTHON_REMOTE_CALL], 1)})
+    assert sent(Optimize(0, "x", (1,)), faults=plan) == ({}, {}, set())
+
+
+def recorded(program: Program, *less: int, more: tuple[str, ...] = ()) -> list[str]:
+    """What is said of a run with the promised messages, without some and with more from 0 to 1."""
+    said = predict(program, FaultPlan())
+    kinds = [(send.rank, send.to, str(send.message)) for send in said.sends]
+    kinds += [(1, 0, "PYTHON_CALL"), (0, 1, "PYTHON_CALL")]
+    kinds += [kind for kind, times in sorted(said.wire_sends.items()) for _ in range(times)]
+    kinds = [kind for number, kind in enumerate(kinds) if number not in less]
+    kinds += [(0, 1, message) for message in more]
+    messages = tuple(
+        SentMessage(0.0, rank, to or 0, number, message, is_request=True, first_id=number)
+        for number, (rank, to, message) in enumerate(kinds)
+    )
+    outcome: Outcome = replace(ideal(program, FaultPlan()), messages=messages)
+    return [violation.message for violation in judge(program, FaultPlan(), outcome)]
+
+
+def test_a_message_more_or_less_is_named() -> None:
+    """Both types are compared for each two ranks, with the words that other messages get."""
+    program = Program(2, (Context(0, "x", (1,)),))
+    words = "from rank 0 to rank 1, and 1 was promised"
+    assert recorded(program) == []
+    for message in ("BACKWARD_AUTOGRAD_REQ", "FORWARD_AUTOGRAD_REQ"):
+        assert recorded(program, more=(message,)) == [f"the record shows 2 {message} {words}"]
+    # The two cleanups and the two calls of the shutdown come first.
+    assert recorded(program, 4) == [f"the record shows 0 BACKWARD_AUTOGRAD_REQ {words}"]
+    assert recorded(program, 5) == [f"the record shows 0 FORWARD_AUTOGRAD_REQ {words}"]
+
+
+def test_of_some_messages_only_the_fewest_are_known() -> None:
+    """More of them are accepted, fewer are not, and no other type is compared less."""
+    program = Program(2, (Outlast(0, 1, "x"),))
+    assert recorded(program, more=("FORWARD_AUTOGRAD_REQ",) * 3) == []
+    assert recorded(program, 3) == [
+        "the record shows 1 FORWARD_AUTOGRAD_REQ from rank 0 to rank 1, and 2 were promised"
+    ]
+    assert recorded(program, more=("BACKWARD_AUTOGRAD_REQ", "PYTHON_CALL")) == [
+        "the record shows 1 BACKWARD_AUTOGRAD_REQ from rank 0 to rank 1, and none were promised",
+        "the record shows 2 PYTHON_CALL from rank 0 to rank 1, and 1 was promised",
+    ]
