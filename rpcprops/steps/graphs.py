@@ -475,6 +475,7 @@ class Unreached(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.calls[self.to][call] += 1
+        model.in_contexts.call(self.at, self.to)
         model.endless_passes[self.at] += 1
         known: dict[int, set[int]] = {self.at: {self.to}}
         known.setdefault(self.to, set()).add(self.at)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, WireMessageType
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import Program, Unreached
@@ -27,6 +27,8 @@ def test_such_a_pass_never_ends_and_its_context_is_cleaned_up() -> None:
         (0, 1, CLEANUP),
         (1, 0, CLEANUP),
     }
+    # The call's argument and its answer each wait for a gradient, and none is sent.
+    assert said.wire_sends == {(0, 1, WireMessageType.FORWARD_AUTOGRAD_REQ): 1}
     assert said.known_bugs == frozenset()
 
 
