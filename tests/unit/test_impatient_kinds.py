@@ -202,6 +202,7 @@ UNTIMED = {
     **dict.fromkeys(("outlast", "onward", "default"), _OF_ITS_OWN),
     **dict.fromkeys(("member", "profile", "rejoin"), _LIFE),
     "wait": "the timeout is that of its call",
+    "unreached": "its pass waits for ever, and is left alone after a while",
     "fail_twice": "its gradients have the default timeout, which must be longer than the step",
     "ask": "it asks of RRefs what each rank knows without a call, but for the type",
 }

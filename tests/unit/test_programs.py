@@ -411,7 +411,7 @@ def test_programs_differ_in_each_part() -> None:
 
 def test_every_step_has_a_name_of_its_own() -> None:
     """The names under which steps are written to a file are distinct and lead back to them."""
-    assert len(STEP_TYPES) == 42
+    assert len(STEP_TYPES) == 43
     for name, step in STEP_TYPES.items():
         assert step.op == name
         assert step.__doc__
