@@ -9,6 +9,7 @@ torch promises whatever the faults are (:mod:`rpcprops.oracle._unpredicted`).
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ RPC_TIMEOUT = 70.0
 _HELD_SECONDS = (8.0, 4.0)
 #: Real seconds that a hold lasts at the least, so that a busy machine can send the other message.
 _HELD_REAL_SECONDS = 1.0
-#: How much of a hold has passed at the most when a message came that shows that it can pass.
+#: How much of a hold is over at the most when a message passes that can pass in any run.
 _CLEARLY_HELD = 0.9
 #: Only requests can have these.
 _OF_REQUESTS: tuple[MessageAction, ...] = ("fail", "duplicate")
@@ -228,9 +229,10 @@ def has(state: State, point: Point) -> bool:
 
 
 def passed_meanwhile(outcome: Outcome) -> NthMessage | None:
-    """The first message that was sent while another one was held, where that hold ran out.
+    """The first message that was sent, and has passed, while another one was held in vain.
 
-    None if no hold ran out, or nothing was sent meanwhile but its own answer.
+    A request has passed when it is answered, a response when it is written. None if no hold ran
+    out, or nothing has passed meanwhile.
     """
     rows = counted(outcome.messages)
     held = next((sent for sent, _ in rows if is_overdue(sent)), None)
@@ -240,12 +242,18 @@ def passed_meanwhile(outcome: Outcome) -> NthMessage | None:
     later = [
         (one, number)
         for one, number in rows
-        if one.id != held.id and held.seconds < one.seconds < end and not one.done
+        if one.id != held.id and held.seconds < one.seconds and _passed(one) < end
     ]
     if not later:
         return None
     one, number = min(later, key=lambda row: row[0].seconds)
     return NthMessage(one.sender, one.type, to=one.receiver, n=number)
+
+
+def _passed(sent: SentMessage) -> float:
+    """When a message had passed, as :class:`MessageFault` says of a hold."""
+    when = sent.ended if sent.is_request else sent.written
+    return math.inf if when is None else when
 
 
 def is_overdue(sent: SentMessage) -> bool:

@@ -233,12 +233,8 @@ def _show(report: dict[str, Any]) -> None:
     if report["pairs"]:
         tried += f", {len(report['pairs'])} pairs"
     run = report["run"]
-    share = (
-        f"{run['predicted']} as predicted"
-        if not run["unpredicted"]
-        else (f"{run['predicted']} with a prediction and {run['unpredicted']} without")
-    )
-    said = f"{tried}, run {share}: {counts}"
+    share = f"{run['predicted']} run with a prediction, {run['unpredicted']} without"
+    said = f"{tried} ({share}): {counts}"
     for name, count in report["findings"].items():
         said += f", {count} met the known finding {name}"
     out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(said)}")
