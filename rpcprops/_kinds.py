@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "program": "rpcprops.properties._base:OfProgram",
     "reinit": "rpcprops.properties._reinit:OfReinitialised",
+    "unpredicted": "rpcprops.properties._unpredicted:OfUnpredicted",
     "upstream": "rpcprops.upstream._ranks:OfPyTorch",
     "pytest": "rpcprops._users_test:OfUser",
 }
@@ -60,6 +61,7 @@ class Kind:
         by_pytest: whether pytest runs it: then an example may make any number of clusters, and
             paths are relative to where pytest ran.
         reinit: whether its ranks have shut RPC down once and initialised it again.
+        is_predicted: whether a run is compared with a prediction.
         findings: the known findings that it meets, whatever its program is.
         foreword: lines that come before all others about its failure.
         test: the body of a regression test, with the test's {name} and the {transport} as an
@@ -70,6 +72,7 @@ class Kind:
     tag: str
     by_pytest: ClassVar[bool] = False
     reinit: ClassVar[bool] = False
+    is_predicted: ClassVar[bool] = True
     findings: ClassVar[frozenset[str]] = frozenset()
     foreword: ClassVar[tuple[str, ...]] = ()
     test: ClassVar[str] = ""

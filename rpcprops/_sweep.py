@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 from rpcprops._files import GrowingFile, Unwritten, read_regular, safe_name
 from rpcprops._json import from_json, to_json
+from rpcprops._kinds import kind_of
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
@@ -42,9 +43,16 @@ from rpcprops.report.text import artefact_of
 from rpcprops.runner import FailedInUse, Runner
 
 Ranks = Literal["all", "each", "pairs"]
-#: The verdict of a table: "known" is a violation that a known finding of stock torch explains. A
-#: point can be "documented" (what it shows is accepted) or "unpredicted" too.
-Verdict = Literal["holds", "known", "violated", "undecided", "documented", "unpredicted", "unmet"]
+#: The verdict of a table: "known" is a violation that a known finding of stock torch explains.
+TableVerdict = Literal["holds", "known", "violated", "undecided"]
+#: The verdict of a point can be another one, too:
+#:
+#: * "documented": what it shows is accepted.
+#: * "overdue": all is as predicted, but no other message has passed the one that was held.
+#: * "unmet": without one of two messages, the other one is not sent.
+#: * "ran": it was run without a prediction, and breaks no promise that needs none.
+#: * "waits": the same, but a rank waited for what torch gives no timeout, and was ended.
+Verdict = Literal[TableVerdict, "documented", "overdue", "unmet", "ran", "waits"]
 
 #: The folder for the files of sweeps, below the working directory.
 DIRECTORY = Path(".rpcprops") / "sweeps"
@@ -86,6 +94,8 @@ class Record:
         findings: known findings that explain some of its violations, or all of them.
         accepted: the kinds of documented effects that it showed.
         used: whether its ranks had run other programs before.
+        predicted: whether it was compared with a prediction.
+        overdue: how many messages were held for as long as the fault allows.
     """
 
     plan: FaultPlan
@@ -99,6 +109,8 @@ class Record:
     findings: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     used: bool = False
+    predicted: bool = True
+    overdue: int = 0
 
 
 def first_of(violations: Sequence[Violation]) -> tuple[str, str]:
@@ -287,7 +299,7 @@ class Sweep:
             if self.state.has(cell):
                 continue
             began = time.monotonic()
-            seen, in_use = self._observe(cell.plan)
+            seen, in_use = self._observe(Case(self.program, cell.plan))
             verdict, repeats = self._verdict(seen)
             failure = self._failure(seen, repeats) if verdict == "violated" else None
             promise, broken = first_of(seen.violations)
@@ -310,10 +322,10 @@ class Sweep:
             self.state.add(record)
             yield record, failure
 
-    def _observe(self, plan: FaultPlan) -> tuple[Observation, FailedInUse | None]:
-        """Run the program under a plan; and what then failed in a used world only."""
+    def _observe(self, case: Case, **options: Any) -> tuple[Observation, FailedInUse | None]:
+        """Run a case; and what then failed in a used world only."""
         before = len(self.runner.failed_in_use)
-        seen = observe(self.runner, Case(self.program, plan), anew=True, **self.options)
+        seen = observe(self.runner, case, anew=True, **self.options, **options)
         return seen, next(iter(self.runner.failed_in_use[before:]), None)
 
     def _written(self, failure: Failure | None, in_use: FailedInUse | None) -> str:
@@ -334,7 +346,10 @@ class Sweep:
             same = [v for v in again.violations if v.promise == first.promise]
             return Sight.of(again.outcome, same)
 
-        rates = (rate,) if first.promise in self._confirmed else None
+        rates: tuple[float, ...] | None = (rate,) if first.promise in self._confirmed else None
+        if not kind_of(seen.case.kind).is_predicted:
+            # It waits for timeouts of the whole program, which take minutes in real time.
+            rates = (rate, max(1.0, rate / 10))
         said = confirm(rate, Sight.of(seen.outcome, [first]), run, rates=rates)
         repeats = [Repeats(at, int(shows), 1) for at, shows in said.runs]
         if not said.is_confirmed:

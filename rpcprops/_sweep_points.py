@@ -1,13 +1,15 @@
 """Tries each message of a program with each fault that it can have: the program's map of points.
 
-A run without faults shows which messages there are. Each of them fails, is late, is held until the
-next one has passed, comes twice, and is lost, one at a time. What the oracle says of that run is
-compared with what it shows. What the oracle does not predict is named with the reason, and not run.
+A run without faults shows which messages there are. Each of them fails, is late, is held until
+another one has passed, comes twice, and is lost, one at a time. What the oracle says of that run is
+compared with what it shows. What the oracle does not predict is run as well, and judged by what
+torch promises whatever the faults are (:mod:`rpcprops.oracle._unpredicted`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,23 +23,32 @@ from rpcprops.faults import (
     FaultPlan,
     MessageAction,
     MessageFault,
+    NthMessage,
     points,
     reversal,
 )
-from rpcprops.oracle import fired_by_type, predict
+from rpcprops.oracle import endless_wait, fired_by_type, predict
 from rpcprops.outcomes import Outcome, SentMessage
 from rpcprops.programs import Program
-from rpcprops.properties import Case, Failure, observe
-from rpcprops.runner import Runner
-from rpcprops.torch_facts import facts_of
+from rpcprops.properties import Case, Failure, Observation, observe
+from rpcprops.runner import FailedInUse, Runner
+from rpcprops.torch_facts import UNKNOWN, TorchFacts, facts_of
 
 #: Virtual seconds: what a program gets as its `rpc_timeout` if it has none. What is lost is noticed
 #: then, which must be before a shutdown gives up waiting.
 RPC_TIMEOUT = 70.0
-#: Virtual seconds for which a message is held at most. The timeout must not end what waits for it.
-_HELD_SECONDS = 4.0
+#: Virtual seconds for which a message is held at most, the longest that is predicted. The timeout
+#: must not end what waits for it.
+_HELD_SECONDS = (8.0, 4.0)
+#: Real seconds that a hold lasts at the least, so that a busy machine can send the other message.
+_HELD_REAL_SECONDS = 1.0
+#: How much of a hold is over at the most when a message passes that can pass in any run.
+_CLEARLY_HELD = 0.9
 #: Only requests can have these.
 _OF_REQUESTS: tuple[MessageAction, ...] = ("fail", "duplicate")
+
+#: The documented effect of a program whose ranks are ended instead of shut down.
+_NO_SHUTDOWN = "no-graceful-shutdown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,8 @@ def counted(messages: Sequence[SentMessage]) -> list[tuple[SentMessage, int]]:
 def wanted(messages: Sequence[SentMessage]) -> list[tuple[SentMessage, int, MessageAction]]:
     """Each message with each action that it must be tried with.
 
-    The last message, and its request, cannot be held until a later one has passed.
+    A response cannot fail or come twice. The last message, and its request, cannot be held until a
+    later one has passed.
     """
     found: list[tuple[SentMessage, int, MessageAction]] = []
     rows = counted(messages)
@@ -93,30 +105,67 @@ def wanted(messages: Sequence[SentMessage]) -> list[tuple[SentMessage, int, Mess
         for action in MESSAGE_ACTIONS:
             if action in _OF_REQUESTS and not sent.is_request:
                 continue
-            if action == "hold" and _next(sent, rows) is None:
+            if action == "hold" and _other(sent, rows) is None:
                 continue
             found.append((sent, number, action))
     return found
 
 
-def _next(sent: SentMessage, rows: Sequence[tuple[SentMessage, int]]) -> SentMessage | None:
-    """The message that was sent next, unless that is its own answer."""
+def _other(sent: SentMessage, rows: Sequence[tuple[SentMessage, int]]) -> SentMessage | None:
+    """The message that `sent` waits for if it is held: a later one, but not its own answer.
+
+    It is the first of those that were sent before `sent` could have caused them, if there are any.
+    """
     later = [one for one, _ in rows if one.id != sent.id and one.seconds > sent.seconds]
-    return min(later, key=lambda one: one.seconds, default=None)
+    free = [one for one in later if _is_free(one, sent)]
+    return min(free or later, key=lambda one: one.seconds, default=None)
 
 
-def points_of(messages: Sequence[SentMessage]) -> tuple[Point, ...]:
-    """One point for each message and each action, in the order of the record."""
+def _is_free(later: SentMessage, sent: SentMessage) -> bool:
+    """Whether a message was sent when the one before had not been written, or not answered."""
+    if sent.written is not None and later.seconds < sent.written:
+        return True
+    waits = sent.is_request and later.sender == sent.sender
+    return waits and sent.ended is not None and later.seconds < sent.ended
+
+
+def points_of(messages: Sequence[SentMessage], program: Program | None = None) -> tuple[Point, ...]:
+    """One point for each message and each action, in the order of the record.
+
+    Args:
+        program: what is held is held for as long as is predicted of it, if that is given.
+    """
     alone = list(points(messages))
     rows = counted(messages)
     for sent, _ in rows:
-        other = _next(sent, rows)
+        other = _other(sent, rows)
         if other is not None:
-            alone.append(reversal(sent, other, messages, delay=_HELD_SECONDS))
+            alone.append(_held(sent, other, messages, program))
     order = {key: place for place, key in enumerate(_key(*row) for row in wanted(messages))}
     last = len(order)
     alone.sort(key=lambda fault: order.get(key_of(fault), last))
     return tuple(Point((fault,)) for fault in alone)
+
+
+def _held(
+    sent: SentMessage,
+    other: SentMessage,
+    messages: Sequence[SentMessage],
+    program: Program | None,
+) -> MessageFault:
+    """The fault that holds a message until another one has passed."""
+    holds = [reversal(sent, other, messages, delay=seconds) for seconds in _HELD_SECONDS]
+    predicted = (hold for hold in holds if program and not refusal(program, Point((hold,)).plan))
+    return next(predicted, holds[0])
+
+
+def refusal(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> str:
+    """Why the oracle does not predict a program under a plan; empty if it does."""
+    try:
+        predict(program, plan, facts)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def pairs_of(single: Sequence[Point]) -> tuple[Point, ...]:
@@ -142,11 +191,82 @@ def key_of(fault: MessageFault) -> Key:
     return (fault.rank, fault.to, str(fault.message), fault.n, fault.action)
 
 
+def record_of(state: State, point: Point) -> Record | None:
+    """The last record of a point: of its plan, or of one that does the same to the same message.
+
+    Which message a held one waits for may differ. One that is decided comes before others.
+    """
+    if len(point.faults) > 1:
+        return state.records.get(point.plan)
+    key = key_of(point.faults[0])
+    found = None
+    for plan, record in state.records.items():
+        one, *more = plan.others
+        is_same = not more and isinstance(one, MessageFault) and key_of(one) == key
+        if is_same and (found is None or record.verdict != "undecided"):
+            found = record
+    return found
+
+
+def as_recorded(single: Sequence[Point], state: State) -> tuple[Point, ...]:
+    """The points, each as it was run, if it was."""
+    records = [record_of(state, point) for point in single]
+    return tuple(
+        point if record is None else Point(message_faults_of(record.plan))
+        for point, record in zip(single, records, strict=True)
+    )
+
+
+def message_faults_of(plan: FaultPlan) -> tuple[MessageFault, ...]:
+    """The faults of a plan of this sweep, which has no others."""
+    return tuple(fault for fault in plan.others if isinstance(fault, MessageFault))
+
+
+def has(state: State, point: Point) -> bool:
+    """Whether a point has a result; an undecided one does not count."""
+    record = record_of(state, point)
+    return record is not None and record.verdict != "undecided"
+
+
+def passed_meanwhile(outcome: Outcome) -> NthMessage | None:
+    """The first message that was sent, and has passed, while another one was held in vain.
+
+    A request has passed when it is answered, a response when it is written. None if no hold ran
+    out, or nothing has passed meanwhile.
+    """
+    rows = counted(outcome.messages)
+    held = next((sent for sent, _ in rows if is_overdue(sent)), None)
+    if held is None or held.written is None:
+        return None
+    end = held.seconds + (held.written - held.seconds) * _CLEARLY_HELD
+    later = [
+        (one, number)
+        for one, number in rows
+        if one.id != held.id and held.seconds < one.seconds and _passed(one) < end
+    ]
+    if not later:
+        return None
+    one, number = min(later, key=lambda row: row[0].seconds)
+    return NthMessage(one.sender, one.type, to=one.receiver, n=number)
+
+
+def _passed(sent: SentMessage) -> float:
+    """When a message had passed, as :class:`MessageFault` says of a hold."""
+    when = sent.ended if sent.is_request else sent.written
+    return math.inf if when is None else when
+
+
+def is_overdue(sent: SentMessage) -> bool:
+    """Whether a message was held for as long as its fault allows: the other one did not pass."""
+    return sent.done == "hold" and "overdue" in sent.marks
+
+
 class PointSweep(Sweep):
     """Runs a program under points that have no result yet; arguments as for :class:`Sweep`."""
 
     def __init__(self, program: Program, runner: Runner, state: State, **options: Any) -> None:
         super().__init__(program, runner, state, agent="WIRE", **options)
+        self.facts = facts_of(state.torch_version)
 
     def record_messages(self) -> Outcome:
         """A run without faults, which must be right.
@@ -167,48 +287,138 @@ class PointSweep(Sweep):
             raise HarnessError(msg)
         return seen.outcome
 
-    def try_all(self, places: Sequence[Point]) -> Iterator[tuple[Record, Failure | None]]:
-        """Run the points without a result; yields each record once it is kept, and its failure."""
+    def try_all(
+        self, single: Sequence[Point], *, pairs: bool = False
+    ) -> Iterator[tuple[Record, Failure | None]]:
+        """Run the points without a result, and then their pairs, if these are asked for.
+
+        Yields each record once it is kept, and its failure.
+        """
+        yield from self._try_each(single)
+        if pairs:
+            yield from self._try_each(pairs_of(as_recorded(single, self.state)))
+
+    def _try_each(self, places: Sequence[Point]) -> Iterator[tuple[Record, Failure | None]]:
         for point in places:
-            if self.state.has(point):
-                continue
-            record, failure = self._try(point)
-            self.state.add(record)
-            yield record, failure
+            if not has(self.state, point):
+                record, failure = self._try(point)
+                self.state.add(record)
+                yield record, failure
 
     def _try(self, point: Point) -> tuple[Record, Failure | None]:
         began = time.monotonic()
-        plan = point.plan
-        try:
-            predict(self.program, plan, facts_of(self.state.torch_version))
-        except UsageError as error:
-            return Record(plan, "unpredicted", broken=str(error)), None
-        seen, in_use = self._observe(plan)
+        trial = self._run(point)
+        if len(point.faults) == 1 and not trial.seen.violations:
+            trial = self._with_another_order(trial) or trial
+        seen, in_use = trial.seen, trial.in_use
         verdict, repeats = self._verdict(seen)
-        acted = sum(bool(sent.done) for sent in seen.outcome.messages)
         promise, broken = first_of(seen.violations)
-        if verdict == "holds" and seen.accepted:
-            verdict = "documented"
-        elif verdict == "holds" and acted < len(point.faults):
-            verdict, broken = _without_message(point, seen.outcome)
+        if verdict == "holds":
+            verdict, broken = _good_verdict(trial)
         failure = self._failure(seen, repeats) if verdict == "violated" else None
         if failure is None and in_use is not None:
             promise, _ = first_of(in_use.violations)
             verdict, broken = "undecided", str(in_use)
         record = Record(
-            plan=plan,
+            plan=trial.point.plan,
             verdict=verdict,
             promise=promise,
             broken=broken,
-            fired=acted,
+            fired=trial.acted,
             fired_by_type=fired_by_type(seen.faults),
             seconds=round(time.monotonic() - began, 3),
             artefact=self._written(failure, in_use),
             findings=seen.explained_by,
             accepted=tuple(dict.fromkeys(one.kind for one in seen.accepted)),
             used=seen.outcome.ran_before > 0,
+            predicted=trial.is_predicted,
+            overdue=sum(map(is_overdue, seen.outcome.messages)),
         )
         return record, failure
+
+    def _run(self, point: Point) -> _Trial:
+        """Run the program under a point; without a prediction where there is none.
+
+        So is a point whose message is of a shutdown that is not run: where a fault may act on the
+        calls by which ranks meet there, what follows is predicted only up to it.
+        """
+        why = refusal(self.program, point.plan, self.facts)
+        if not why:
+            seen, in_use = self._observe(Case(self.program, point.plan), **self._clock(point))
+            trial = _Trial(self.program, point, seen, in_use)
+            if seen.violations or in_use or not trial.lacks_shutdown:
+                return trial
+            why = "where it acts on what a shutdown sends itself, that is not predicted"
+        case = Case(self.program, point.plan, kind="unpredicted")
+        seen, in_use = self._observe(case, **self._clock(point))
+        return _Trial(self.program, point, seen, in_use, why)
+
+    def _clock(self, point: Point) -> dict[str, float]:
+        """The clock of a point, as options: slow enough for what it holds."""
+        held = [fault.delay for fault in point.faults if fault.action == "hold"]
+        rate = max(1.0, min(held, default=0.0) / _HELD_REAL_SECONDS)
+        return {"clock": rate} if held and rate < self.runner.server.rate else {}
+
+    def _with_another_order(self, trial: _Trial) -> _Trial | None:
+        """The same with a hold that another message has ended; None where none can be had.
+
+        Where a hold ran out, that run shows which messages can pass.
+        """
+        until = passed_meanwhile(trial.seen.outcome)
+        if until is None:
+            return None
+        point = Point((replace(trial.point.faults[0], until=until),))
+        if trial.is_predicted and refusal(self.program, point.plan, self.facts):
+            return None
+        again = self._run(point)
+        overdue = any(map(is_overdue, again.seen.outcome.messages))
+        return None if overdue or not again.acted else again
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A point that was run.
+
+    Attributes:
+        why: why nothing was predicted; empty if it was.
+    """
+
+    program: Program
+    point: Point
+    seen: Observation
+    in_use: FailedInUse | None
+    why: str = ""
+
+    @property
+    def is_predicted(self) -> bool:
+        return not self.why
+
+    @property
+    def acted(self) -> int:
+        """How many messages a fault has acted on."""
+        return sum(bool(sent.done) for sent in self.seen.outcome.messages)
+
+    @property
+    def lacks_shutdown(self) -> bool:
+        """Whether a fault has not acted, and the run ended before its shutdown."""
+        is_short = any(one.kind == _NO_SHUTDOWN for one in self.seen.accepted)
+        return is_short and self.acted < len(self.point.faults)
+
+
+def _good_verdict(trial: _Trial) -> tuple[Verdict, str]:
+    """The verdict of a run that breaks no promise, and what there is to say of it."""
+    outcome = trial.seen.outcome
+    if trial.acted < len(trial.point.faults):
+        return _without_message(trial.point, outcome)
+    overdue = any(map(is_overdue, outcome.messages))
+    late = "the hold ran out: the other message did not pass meanwhile" if overdue else ""
+    if not trial.is_predicted:
+        wait = endless_wait(trial.program, outcome)
+        told = "; ".join(text for text in (wait, late, trial.why) if text)
+        return ("waits" if wait else "ran"), told
+    if trial.seen.accepted:
+        return "documented", late
+    return ("overdue" if overdue else "holds"), late
 
 
 def _without_message(point: Point, outcome: Outcome) -> tuple[Verdict, str]:
@@ -229,11 +439,12 @@ def rows(
 
     A row whose message was not tried with its action says so.
     """
-    plans = {key_of(point.faults[0]): point.plan for point in places}
+    tried = {key_of(point.faults[0]): point for point in places}
     found: list[dict[str, Any]] = []
     for sent, number, action in wanted(messages):
-        plan = plans.get(_key(sent, number, action))
-        record = None if plan is None else state.records.get(plan)
+        point = tried.get(_key(sent, number, action))
+        record = None if point is None else record_of(state, point)
+        plan = record.plan if record is not None else point.plan if point is not None else None
         verdict: Verdict | str = "not tried" if record is None else record.verdict
         found.append(
             {
@@ -244,6 +455,8 @@ def rows(
                 "action": action,
                 "fault": "" if plan is None else plan.others[0].name,
                 "verdict": verdict,
+                "predicted": record is not None and record.predicted,
+                "overdue": record is not None and record.overdue > 0,
                 "findings": [] if record is None else list(record.findings),
                 "accepted": [] if record is None else list(record.accepted),
                 "said": "" if record is None else record.broken,

@@ -123,7 +123,7 @@ class Runner:
     ) -> Outcome:
         """As :func:`rpcprops.run`."""
         _check(program, plan, world_size, transport)
-        rate = self._rate_of(program, clock)
+        rate = self.rate_of(program, clock)
         agent = agents.named(self.server.agent if agent is None else agent).name
         reuse = self._reuses(reuse, agent)
         key = (program, FaultPlan.of(plan), world_size, rate, transport, agent, reuse)
@@ -141,7 +141,8 @@ class Runner:
                 self._remembered.popitem(last=False)
         return self._remembered[key]
 
-    def _rate_of(self, program: Program, clock: ClockChoice | None) -> float:
+    def rate_of(self, program: Program, clock: ClockChoice | None = None) -> float:
+        """The rate at which a program runs: slower where its timeout is short."""
         rate = self.server.rate_of(clock)
         if program.rpc_timeout is None or program.rpc_timeout >= rate * _REAL_SECONDS:
             return rate
@@ -166,7 +167,7 @@ class Runner:
         prediction = predict_in(program, plan, size, facts_of(self.server.torch_version))
         if not may_reuse(program, plan, agent, prediction):
             return None
-        rate = self._rate_of(program, clock)
+        rate = self.rate_of(program, clock)
         by_default = clock in (None, "auto") and self.server.clock == "auto"
         if not by_default or rate != DEFAULT_RATE or rests_on_time(program, prediction):
             return rate
@@ -197,7 +198,7 @@ class Runner:
         faults = FaultPlan.of(plan)
         size = _size(program, world_size)
         agent = agents.named(self.server.agent if agent is None else agent).name
-        rate = self._rate_of(program, clock)
+        rate = self.rate_of(program, clock)
         fast = self._reused_rate(program, faults, size, clock, agent, reuse=reuse)
         if fast is None:
             return self._run_once(program, faults, size, rate, transport, agent).outcome
@@ -261,7 +262,24 @@ class Runner:
         reuse: bool = False,
     ) -> _Run:
         """Run a program once; with `reuse` perhaps in a used world, which may go on."""
-        cluster = self.server.make_cluster(
+        cluster = self.make_cluster(program, plan, size, rate, transport, agent)
+        run = _run_in(cluster, program, plan, size, reuse=reuse)
+        if reuse:
+            self.worlds["used" if run.was_used else "new"] += 1
+            self.worlds["kept" if run.stays else run.why] += 1
+        return run
+
+    def make_cluster(
+        self,
+        program: Program,
+        plan: FaultPlan,
+        size: int,
+        rate: float,
+        transport: Transport,
+        agent: str,
+    ) -> Cluster:
+        """The cluster in which a program runs. Its ranks are not forked yet."""
+        return self.server.make_cluster(
             *modules_of(program.leaves),
             world_size=size,
             faults=plan,
@@ -274,11 +292,6 @@ class Runner:
             init=not program.founds_group,
             agent=agent,
         )
-        run = _run_in(cluster, program, plan, size, reuse=reuse)
-        if reuse:
-            self.worlds["used" if run.was_used else "new"] += 1
-            self.worlds["kept" if run.stays else run.why] += 1
-        return run
 
 
 def _size(program: Program, world_size: int | None) -> int:

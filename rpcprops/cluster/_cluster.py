@@ -465,6 +465,13 @@ class Cluster:
         """
         return self._settling.settle_to(expect, failures, calls, is_kept)
 
+    def come_to_rest(self) -> tuple[Counters, ...]:
+        """Wait until nothing changes any more, whatever the ranks hold then; return that.
+
+        For a program of which nothing is predicted. It ends at the latest when a settle would.
+        """
+        return self._settling.come_to_rest()
+
     def run_branches(
         self,
         branches: Sequence[Branch],

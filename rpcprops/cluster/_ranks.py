@@ -218,6 +218,11 @@ class Ranks:
         return self.ledger.messages(self.origin_ns, self._virtual_ns)
 
     @property
+    def messages_given(self) -> int:
+        """How many messages the ledger shows so far; 0 where there is none."""
+        return 0 if self.ledger is None else self.ledger.count
+
+    @property
     def know_of_no_retry(self) -> bool:
         """Whether the ledger shows that torch sends no message again; without one nobody knows."""
         return self.ledger is not None and not self.ledger.may_send_again()

@@ -107,6 +107,30 @@ class Settling:
                     wait = min(wait * 1.5, _RETRY_LOOKS_SECONDS if matched else _LOOKS_SECONDS)
             return held
 
+    def come_to_rest(self) -> tuple[Counters, ...]:
+        """See :meth:`rpcprops.Cluster.come_to_rest`."""
+        channels = self._ranks.channels
+        nothing = (Counters(),) * len(channels)
+        with self._phases.open("settle", self._deadlines.settle) as phase:
+            before: object = None
+            since = time.monotonic()
+            while True:
+                self._ranks.wait_for_retries(min(_LOOKS_SECONDS, phase.left()))
+                is_late = self._ranks.awaits_message
+                if not self._diagnosis.look(phase):
+                    return self._ranks.counters()
+                held = self._ranks.counters()
+                now = (held, [dict(c.calls) for c in channels], self._ranks.messages_given)
+                is_late = is_late or self._ranks.awaits_message
+                if is_late or now != before:
+                    before, since = now, time.monotonic()
+                quiet = time.monotonic() - since
+                patience = self._patience(held, nothing, None, awaits_calls=False)
+                at_rest = self._ranks.were_at_rest and not is_late
+                if at_rest or quiet > patience or phase.left() < _LAST_LOOK_SECONDS:
+                    return held
+                time.sleep(_LOOKS_SECONDS)
+
     def _patience(
         self,
         held: Sequence[Counters],

@@ -90,8 +90,10 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     the program met a known finding (docs/findings.md), the map names it.
 
     With --points, a run without faults shows which messages there are. Each of them fails, is late,
-    is held, comes twice and is lost, one at a time. What the oracle does not predict is named and
-    not run. A message that was not tried with a fault makes the sweep fail.
+    is held, comes twice and is lost, one at a time. What the oracle does not predict is run all the
+    same: no rank may die, and none may wait for longer than torch's timeouts explain. A message
+    that was not tried with a fault makes the sweep fail. A response cannot fail or come twice, and
+    the last message cannot be held until another one has passed.
     """
     from rpcprops._sweep import State, Sweep, cells, find_program
     from rpcprops.report.in_flight import watched

@@ -21,18 +21,22 @@ if TYPE_CHECKING:
     from rpcprops.runner import Runner
 
 #: What does not fail a sweep.
-_GOOD = ("holds", "known", "documented", "unpredicted", "unmet")
+_GOOD = ("holds", "known", "documented", "overdue", "unmet", "ran", "waits")
+#: Of these, what is not said by one word of a finding, or of torch's documentation.
+_SHOWN = ("holds", "documented", "overdue", "ran", "waits")
 _COLOURS = {
     **COLOURS,
     "documented": "cyan",
-    "unpredicted": "dim",
+    "overdue": "yellow",
+    "ran": "cyan",
+    "waits": "magenta",
     "unmet": "dim",
     "not tried": "bold red",
 }
-_WORDS = {"unpredicted": "not predicted", "holds": "held", "unmet": "not sent any more"}
+_WORDS = {"holds": "held", "unmet": "not sent any more"}
 #: The columns of a terminal in which the map has room; in others it is a list.
 _WIDE = 100
-#: The most points that were not tried of which each has a line of its own.
+#: The most points that were not tried, or that wait, of which each has a line of its own.
 _MOST_NAMED = 5
 _ACTIONS = ("fail", "delay", "hold", "duplicate", "lose")
 
@@ -49,7 +53,7 @@ def sweep_points(
 ) -> bool:
     """Try each point that has no result yet, and print the map; whether the sweep succeeded."""
     from rpcprops._sweep import State
-    from rpcprops._sweep_points import PointSweep, pairs_of, points_of, with_timeout
+    from rpcprops._sweep_points import PointSweep, has, points_of, with_timeout
 
     timed = with_timeout(program)
     if timed != program:
@@ -61,28 +65,38 @@ def sweep_points(
         torch_version=runner.server.torch_version,
         rate=runner.server.rate,
         transport=transport,
-        agent="WIRE, points",
+        agent="WIRE, all points",
         root=Path(),
         restart=restart,
     )
     trial = PointSweep(timed, runner, state, transport=transport)
     messages = trial.record_messages().messages
-    single = points_of(messages)
-    places = (*single, *(pairs_of(single) if pairs else ()))
-    known = sum(state.has(point) for point in places)
+    single = points_of(messages, timed)
+    places = _places(single, state, pairs=pairs)
+    known = sum(has(state, point) for point in places)
     if known:
         out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
     report: dict[str, Any] = {}
     try:
-        follow(name, trial.try_all(places), known=known, total=len(places), good=_GOOD)
+        results = trial.try_all(single, pairs=pairs)
+        follow(name, results, known=known, total=len(places), good=_GOOD)
     finally:
         # Report after an interrupt too: what was found is not lost.
         stop.ending()
+        places = _places(single, state, pairs=pairs)
         report = _report(name, state, single, places, messages, runner.server.clock_note)
         write_json(json_file, report)
         _show(report)
         out.print(plain(state.unwritten or f"kept in {state.path}"))
     return report["verdict"] in ("holds", "known")
+
+
+def _places(single: tuple[Point, ...], state: State, *, pairs: bool) -> tuple[Point, ...]:
+    """All points as they were run, if they were, with their pairs if these are asked for."""
+    from rpcprops._sweep_points import as_recorded, pairs_of
+
+    places = as_recorded(single, state)
+    return (*places, *(pairs_of(places) if pairs else ()))
 
 
 def _report(
@@ -111,6 +125,11 @@ def _report(
             {(row["type"], row["sender"], row["receiver"], row["number"]) for row in found}
         ),
         "verdicts": dict(sorted(verdicts.items())),
+        "run": {
+            "predicted": sum(record.predicted for record in records),
+            "unpredicted": sum(not record.predicted for record in records),
+            "not_tried": verdicts["not tried"],
+        },
         "findings": dict(sorted(Counter(f for r in records for f in r.findings).items())),
         "in_used_ranks": sum(record.used for record in records),
         "kept_in": str(state.path),
@@ -135,7 +154,7 @@ def _verdict(verdicts: Counter[str]) -> str:
     ):
         if verdicts[verdict]:
             return said
-    return "holds" if verdicts["holds"] else "vacuous"
+    return "holds" if any(verdicts[verdict] for verdict in _SHOWN) else "vacuous"
 
 
 def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
@@ -153,6 +172,26 @@ def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _waiting(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each point under which a rank waits without end; one line for all, if many do."""
+    found = [row for row in rows if row["verdict"] == "waits"]
+    if len(found) > _MOST_NAMED:
+        counts = Counter(row["action"] for row in found)
+        said = ", ".join(f"{action} {counts[action]}" for action in _ACTIONS if counts[action])
+        return [f"waits without end, and was ended: {len(found)} points ({said}); --json says why"]
+    return [
+        f"waits without end, and was ended: {row['action']} of {row['type']} {row['sender']}:"
+        f"{row['receiver']}:{row['number']}: {row['said']}"
+        for row in found
+    ]
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """What a row of the map says: its findings or its verdict, and whether a hold ran out."""
+    text = ", ".join(row["findings"]) or _WORDS.get(row["verdict"], row["verdict"])
+    return f"{text}, overdue" if row["overdue"] and row["verdict"] != "overdue" else text
+
+
 def _show_map(rows: list[dict[str, Any]]) -> None:
     """Print what each message showed with each action, one line for each message."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -162,9 +201,8 @@ def _show_map(rows: list[dict[str, Any]]) -> None:
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         which = f"{row['type']} {row['sender']} to {row['receiver']}, {row['number']}"
-        text = ", ".join(row["findings"]) or _WORDS.get(row["verdict"], row["verdict"])
         colour = _COLOURS[row["verdict"]]
-        lines.setdefault(which, {})[row["action"]] = f"[{colour}]{plain(text)}[/]"
+        lines.setdefault(which, {})[row["action"]] = f"[{colour}]{plain(_cell(row))}[/]"
     for which, cells in lines.items():
         table.add_row(which, *(cells.get(action, "") for action in _ACTIONS))
         if out.width < _WIDE:
@@ -179,6 +217,8 @@ def _show(report: dict[str, Any]) -> None:
     _show_map(report["points"])
     for line in _not_tried(report["points"]):
         out.print(f"[bold red]{plain(line)}[/bold red]")
+    for line in _waiting(report["points"]):
+        out.print(f"[magenta]{plain(line)}[/magenta]")
     for pair in report["pairs"]:
         # Those that were not tried are counted: a sweep may end long before them.
         if pair["verdict"] not in (*_GOOD, "not tried"):
@@ -192,7 +232,9 @@ def _show(report: dict[str, Any]) -> None:
     tried = f"{report['messages']} messages, {len(report['points'])} points"
     if report["pairs"]:
         tried += f", {len(report['pairs'])} pairs"
-    said = f"{tried}: {counts}"
+    run = report["run"]
+    share = f"{run['predicted']} run with a prediction, {run['unpredicted']} without"
+    said = f"{tried} ({share}): {counts}"
     for name, count in report["findings"].items():
         said += f", {count} met the known finding {name}"
     out.print(f"[{colour}]{report['verdict']}[/{colour}] {plain(said)}")

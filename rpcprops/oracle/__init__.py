@@ -6,6 +6,7 @@ from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accept
 from rpcprops.oracle._findings import are_kept, seconds_in_vain, set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._messages import lost_seconds
+from rpcprops.oracle._unpredicted import endless_wait, judge_unpredicted
 from rpcprops.oracle.errors import error_class, is_expected
 from rpcprops.oracle.model import Model, predict
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
@@ -29,11 +30,13 @@ __all__ = [
     "account",
     "are_kept",
     "chosen",
+    "endless_wait",
     "error_class",
     "fired",
     "fired_by_type",
     "is_expected",
     "judge",
+    "judge_unpredicted",
     "lost_seconds",
     "predict",
     "predict_for",

@@ -21,6 +21,7 @@ from rpcprops.oracle import (
     account,
     is_expected,
     judge,
+    judge_unpredicted,
     predict_for,
     set_apart,
 )
@@ -38,7 +39,8 @@ class Case:
     Attributes:
         kind: the tag of what is run (see :mod:`rpcprops._kinds`): "program" runs `program`;
             "reinit" runs it in ranks that have already been through one ``init_rpc`` and
-            ``shutdown``; "upstream" runs one of PyTorch's tests.
+            ``shutdown``; "unpredicted" runs it under a plan that the oracle does not predict;
+            "upstream" runs one of PyTorch's tests.
     """
 
     program: Program
@@ -71,7 +73,11 @@ def observe(
     Without `with_findings`, what a known finding can have caused is no violation; everything
     else that is wrong still is.
     """
-    outcome = kind_of(case.kind).run(runner, case, anew=anew, **options)
+    kind = kind_of(case.kind)
+    outcome = kind.run(runner, case, anew=anew, **options)
+    if not kind.is_predicted:
+        violations = judge_unpredicted(case.program, case.plan, outcome)
+        return Observation(case, outcome, violations, account(None, case.plan, outcome))
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:

@@ -18,9 +18,10 @@ def test_each_tag_has_a_kind(tag: str) -> None:
     assert kind_of(tag) is kind
     program = Program(2, name="small")
     said = kind.describe("a name", program)
-    shows = {"program": "'small'", "reinit": "'small'", "upstream": "a name", "pytest": ""}
+    of_programs = ("program", "reinit", "unpredicted")
+    shows = {**dict.fromkeys(of_programs, "'small'"), "upstream": "a name", "pytest": ""}
     assert shows[tag] in "\n".join(said)
-    assert bool(kind.test) == (tag in ("program", "reinit"))
+    assert bool(kind.test) == (tag in of_programs)
     assert bool(kind.test) == bool(kind.test_imports)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,19 @@ from rpcprops import _sweep as tables
 from rpcprops import _sweep_points as sweep
 from rpcprops.commands import sweep_points as command
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan
-from rpcprops.outcomes import Outcome, SentMessage, Violation
+from rpcprops.faults import FaultPlan, MessageFault
+from rpcprops.oracle import Accepted
+from rpcprops.outcomes import (
+    Counters,
+    Outcome,
+    PhaseOutcome,
+    RankOutcome,
+    SentMessage,
+    Violation,
+)
 from rpcprops.programs import Call, Drop, Program, Remote
 from rpcprops.properties import Case, Observation
+from rpcprops.report import artefact as artefacts
 
 PROGRAM = Program(2, (Call(0, 1), Remote(0, 1, "a"), Drop(0, "a")), "mine", rpc_timeout=70.0)
 
@@ -43,12 +53,16 @@ class Torch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: Any = lambda _: "") -> None:
         self.plans: list[FaultPlan] = []
+        self.kinds: list[str] = []
+        self.options: list[dict[str, Any]] = []
         self.broken = broken
         monkeypatch.setattr(sweep, "observe", self.observe)
         monkeypatch.setattr(tables, "observe", self.observe)
 
-    def observe(self, _: Any, case: Case, **__: Any) -> Observation:
+    def observe(self, _: Any, case: Case, **options: Any) -> Observation:
         self.plans.append(case.plan)
+        self.kinds.append(case.kind)
+        self.options.append(options)
         name = self.broken(case.plan)
         messages: tuple[SentMessage, ...] = RUN
         if case.plan.others:
@@ -72,8 +86,6 @@ def _swept(root: Path, program: Program = PROGRAM, **options: Any) -> bool:
 
 
 def _rows(root: Path) -> list[dict[str, Any]]:
-    import json
-
     found: list[dict[str, Any]] = json.loads((root / "map.json").read_text())["points"]
     return found
 
@@ -107,8 +119,8 @@ def test_a_sweep_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
     rows = _rows(tmp_path)
     assert len(rows) == NUMBER
     said = {row["verdict"] for row in rows}
-    assert said == {"holds", "unpredicted"}
-    assert len(torch.plans) == 1 + sum(row["verdict"] == "holds" for row in rows)
+    assert said == {"holds", "ran"}
+    assert len(torch.plans) == 1 + len(rows)
     torch.plans.clear()
     assert _swept(tmp_path)
     assert torch.plans == [FaultPlan()]
@@ -135,19 +147,184 @@ def test_a_pair_that_fails_is_named_at_the_end_also_when_a_sweep_goes_on(
     assert torch.plans[-1] == FaultPlan()
 
 
-def test_what_is_not_predicted_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An RRef that is created twice is not run, and its row has the oracle's reason."""
+def _of(rows: list[dict[str, Any]], kind: str, action: str) -> dict[str, Any]:
+    (row,) = [row for row in rows if (row["type"], row["action"]) == (kind, action)]
+    return row
+
+
+def test_what_is_not_predicted_is_run_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An RRef that is created twice is run without a prediction, and its row has the reason."""
     monkeypatch.chdir(tmp_path)
     torch = Torch(monkeypatch)
-    _swept(tmp_path)
-    (row,) = [
-        r
-        for r in _rows(tmp_path)
-        if (r["type"], r["action"]) == ("PYTHON_REMOTE_CALL", "duplicate")
-    ]
-    assert row["verdict"] == "unpredicted"
+    assert _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "duplicate")
+    assert (row["verdict"], row["predicted"]) == ("ran", False)
     assert "a fork of an RRef is new" in row["said"]
-    assert not any(plan.others and plan.others[0].name == row["fault"] for plan in torch.plans)
+    kinds = dict(zip(torch.plans, torch.kinds, strict=True))
+    unpredicted = [plan for plan, kind in kinds.items() if kind == "unpredicted"]
+    assert [plan.others[0].name for plan in unpredicted] == [row["fault"]]
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert report["run"] == {"predicted": NUMBER - 1, "unpredicted": 1, "not_tried": 0}
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"({NUMBER - 1} run with a prediction, 1 without): " in said
+    assert "1 ran" in said
+
+
+def test_a_crash_without_a_prediction_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its artefact has the kind that is judged without a prediction."""
+    monkeypatch.chdir(tmp_path)
+    name = "0:message:duplicate:PYTHON_REMOTE_CALL:to-1:nth-1"
+    Torch(monkeypatch, lambda plan: "RankDied" if name in [f.name for f in plan.others] else "")
+    assert not _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "duplicate")
+    assert row["verdict"] == "violated"
+    artefact = artefacts.read(Path(row["artefact"]))
+    assert (artefact.kind, artefact.promise) == ("unpredicted", "RankDied")
+
+
+def test_a_wait_without_end_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shutdown that waits for a call which a rank serves for ever has a verdict of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+    hung = PhaseOutcome("shutdown", "hung", detail="worker1 does not shut down")
+    busy = RankOutcome(1, "worker1", counters=Counters(server_calls=1))
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        if case.kind != "unpredicted":
+            return seen
+        return replace(seen, outcome=replace(seen.outcome, phases=(hung,), ranks=(busy,)))
+
+    monkeypatch.setattr(tables, "observe", observe)
+    assert _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "duplicate")
+    assert row["verdict"] == "waits"
+    assert "worker1 does not shut down" in row["said"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "waits without end, and was ended: duplicate of PYTHON_REMOTE_CALL 0:1:1" in said
+
+
+def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run that is ended before its shutdown did not try it, however well it went."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        (fault,) = case.plan.others
+        if case.kind == "unpredicted" or "PYTHON_CALL" not in fault.name:
+            return seen
+        accepted = (Accepted("no-graceful-shutdown"),)
+        return replace(seen, outcome=replace(seen.outcome, messages=RUN), accepted=accepted)
+
+    monkeypatch.setattr(tables, "observe", observe)
+    assert _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_CALL", "lose")
+    assert (row["verdict"], row["predicted"]) == ("ran", False)
+    assert "what a shutdown sends itself" in row["said"]
+
+
+def _overdue(plan: FaultPlan) -> tuple[SentMessage, ...]:
+    """The messages of a run in which the first one was held until the hold ran out."""
+    (fault,) = plan.others
+    if (
+        not isinstance(fault, MessageFault)
+        or fault.action != "hold"
+        or fault.message != RUN[0].type
+    ):
+        return (replace(RUN[0], done="lose"),)
+    held = replace(RUN[0], done="hold", marks=("overdue",), written=8.0)
+    return (held, *RUN[1:])
+
+
+def test_a_hold_that_ran_out_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no failure, and its verdict is not that of a hold which another message has ended."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        return replace(seen, outcome=replace(seen.outcome, messages=_overdue(case.plan)[:1]))
+
+    monkeypatch.setattr(tables, "observe", observe)
+    assert _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_CALL", "hold")
+    assert (row["verdict"], row["overdue"]) == ("overdue", True)
+    assert "the other message did not pass" in row["said"]
+    assert "1 overdue" in " ".join(capsys.readouterr().out.split())
+    other = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "hold")
+    assert (other["verdict"], other["overdue"]) == ("holds", False)
+
+
+def test_a_hold_that_ran_out_is_tried_with_what_came_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A message that came while the hold lasted can pass, so the second try waits for that one."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        messages = _overdue(case.plan)
+        (fault,) = case.plan.others
+        until = getattr(fault, "until", None)
+        if until is not None and until.message == "RREF_USER_DELETE":
+            messages = (replace(RUN[0], done="hold"), *RUN[1:])
+        elif messages[1:]:
+            # The creation is sent, and not answered; only the delete has passed.
+            came = [replace(m, ended=3.0) for m in RUN if m.type == "RREF_USER_DELETE"]
+            messages = (messages[0], RUN[2], *came)
+        return replace(seen, outcome=replace(seen.outcome, messages=messages))
+
+    monkeypatch.setattr(tables, "observe", observe)
+    assert _swept(tmp_path)
+    row = _of(_rows(tmp_path), "PYTHON_CALL", "hold")
+    assert (row["verdict"], row["overdue"]) == ("holds", False)
+    assert "until:0:RREF_USER_DELETE:to-1:nth-1" in row["fault"]
+    # Where the sweep goes on, that point is known, though its plan is another one.
+    torch.plans.clear()
+    assert _swept(tmp_path)
+    assert torch.plans == [FaultPlan()]
+    assert _of(_rows(tmp_path), "PYTHON_CALL", "hold") == row
+
+
+def test_a_hold_waits_for_what_can_pass() -> None:
+    """The first message that was sent before the held one was answered; else the next one."""
+    (call, answer), (other, _) = _message(0, 0, "PYTHON_CALL", "PYTHON_RET"), RUN[2:4]
+    late = replace(RUN[4], seconds=0.3)
+    rows = [(one, 1) for one in (call, answer, other, late)]
+    assert sweep._other(call, rows) == late
+    between = replace(other, seconds=0.2, sender=1, receiver=0)
+    free = replace(call, ended=0.5)
+    assert sweep._other(free, [(free, 1), (between, 1), (late, 1)]) == late
+    assert sweep._other(call, [(call, 1), (answer, 1)]) is None
+
+
+def test_a_hold_lasts_a_real_second(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its clock is so slow that the hold gives a busy machine time for the other message."""
+    torch = Torch(monkeypatch)
+    server = SimpleNamespace(torch_version="2.13.0", rate=400.0)
+    runner: Any = SimpleNamespace(server=server, failed_in_use=[])
+    trial = sweep.PointSweep(PROGRAM, runner, _state(tmp_path))
+    points = sweep.points_of(RUN, PROGRAM)
+    list(trial.try_all(points))
+    for plan, options in zip(torch.plans, torch.options, strict=True):
+        (fault,) = plan.others
+        assert isinstance(fault, MessageFault)
+        if fault.action == "hold":
+            assert fault.delay / options["clock"] >= 1.0
+        else:
+            assert "clock" not in options
 
 
 def test_what_breaks_a_promise_fails_the_sweep(
@@ -176,8 +353,8 @@ def test_a_point_that_was_not_tried_fails_the_sweep(
     Torch(monkeypatch)
     whole = sweep.points_of
 
-    def fewer(messages: Sequence[SentMessage]) -> tuple[sweep.Point, ...]:
-        points = whole(messages)
+    def fewer(messages: Sequence[SentMessage], program: Program) -> tuple[sweep.Point, ...]:
+        points = whole(messages, program)
         return points[:lacks] + points[lacks + 1 :]
 
     monkeypatch.setattr(sweep, "points_of", fewer)
