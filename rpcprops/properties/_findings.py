@@ -423,6 +423,12 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         "An owner answers each request for an RRef, also one that comes after the RRef's delete.",
         _fetch_after_delete,
     ),
+    "owner-ignores-timeout": (
+        "Where a value is not made in time, to_here() raises a timeout, at its owner too.",
+        lambda number: _case(
+            1, Remote(0, 0, "a", left=_value(number), seconds=40.0), Fetch(0, "a", timeout=1.0)
+        ),
+    ),
 }
 
 

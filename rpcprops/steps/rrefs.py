@@ -452,6 +452,10 @@ def _note_arrival(drawer: StepDrawer, name: str, sender: int) -> None:
         drawer.unmade.add(name)
 
 
+#: The finding that a fetch at the owner knows no timeout.
+_IGNORED = "owner-ignores-timeout"
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Fetch(OfHandle):
     """``to_here``: copy the value of a handle to the rank that has the handle."""
@@ -469,10 +473,7 @@ class Fetch(OfHandle):
         handle = model.handle(self.handle)
         rref = handle.rref
         if self.at == rref.owner:
-            value = model.value(handle, self.at)
-            rref.slow = rref.fetches = False
-            rref.takes = 0.0
-            return model.shows(value)
+            return self._predict_here(model, handle)
         message = fetch_message(typed=rref.typed)
         # The owner answers once the value is made (request_callback_no_python.cpp:
         # RequestCallbackNoPython::retrieveOwnerRRef). It is made while the request is delayed, too.
@@ -499,9 +500,35 @@ class Fetch(OfHandle):
                 rref.made = made
         return model.shows(None if late == "timeout" else value, late, slack)
 
+    def _predict_here(self, model: Model, handle: Handle) -> StepPrediction:
+        """At the owner, where nothing is sent.
+
+        The docstring of ``to_here`` promises an exception after `timeout`, or after the default
+        timeout, and excepts no rank.
+        """
+        rref = handle.rref
+        limit = model.limit(self.timeout)
+        over = 0.0 if limit is None else model.still_takes(rref) - limit
+        late = over >= CLEARLY_LATE
+        if late and not model.facts.has_bug(_IGNORED):
+            return model.shows(error="timeout", slack=over)
+        value = model.value(handle, self.at)
+        rref.slow = rref.fetches = False
+        rref.takes = 0.0
+        if not late:
+            return model.shows(value)
+        # py_rref.cpp: PyRRef::toHere does at the owner what localValue does, without the timeout.
+        model.meets_here(_IGNORED, self.at, r"^expected torch's timeout, got the value ")
+        return model.shows(error="timeout", slack=over)
+
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
-        return [*drawer.handles(), *drawer.unsure()]
+        names = drawer.handles()
+        if drawer.facts.has_bug(_IGNORED):
+            handles = drawer.scope.handles
+            here = {name for name in drawer.lasting if name in handles}
+            names = [x for x in names if x not in here or handles[x].home != handles[x].owner]
+        return [*names, *drawer.unsure()]
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Fetch:
@@ -509,7 +536,9 @@ class Fetch(OfHandle):
         if name in drawer.lasting or name in drawer.uncreated:
             return cls(handle.home, name, drawer.timeout(handle.home, message, late=False))
         is_user = handle.home != handle.owner
-        late = drawer.late_for(name) if is_user else None
+        late = None
+        if is_user or not drawer.facts.has_bug(_IGNORED):
+            late = drawer.late_for(name)
         timeout = drawer.timeout(handle.home, message, late=is_user, also=late)
         return cls(handle.home, name, timeout)
 

@@ -587,6 +587,23 @@ _ALL = (
         ),
         shows_as=frozenset({"CallLeak"}),
     ),
+    Finding(
+        name="owner-ignores-timeout",
+        promise="MissingError",
+        why=(
+            "to_here() promises an exception after its timeout. At the owner of the RRef it waits "
+            "for the value as local_value() does, which has no timeout, however long that takes."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/py_rref.cpp: PyRRef::toHere calls localValue at the owner, "
+            "and passes the timeout to UserRRef::toHere alone"
+        ),
+        shows_as=frozenset({"MissingError"}),
+        not_drawn=(
+            "It is certain only for a function that sleeps for minutes at the rank that fetches "
+            "next, and programs with such functions are one in twenty: none of 1600 met it."
+        ),
+    ),
 )
 
 #: The known findings, by the name of their property.

@@ -46,7 +46,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import Case, observe
-from rpcprops.torch_facts import facts_of
+from rpcprops.torch_facts import NEWEST, facts_of
 from tests.seeded._ideal import (
     EXIT_SHUTDOWN_FAILED,
     LEAKED,
@@ -1061,3 +1061,30 @@ def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
     two = Violation("RRefLeak", "worker1 holds 2 owners, 2 forks; expected 1 owner, 1 fork", 1)
     lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"], 6))
     assert explained(program, lost, two) == ()
+
+
+def test_an_owner_that_fetches_must_be_told_of_its_timeout() -> None:
+    """A torch with owner-ignores-timeout gives the value instead, in that step and at that rank."""
+    slow = Remote(0, 0, "a", seconds=40.0)
+    steps = (slow, Fetch(0, "a", timeout=1.0), Fetch(0, "a"))
+    for facts, known in ((NEWEST, {"owner-ignores-timeout"}), (NEWEST.as_if_mended(), set())):
+        said = predict(Program(1, steps), FaultPlan(), facts)
+        assert [step.error for step in said.steps] == ["", "timeout", ""]
+        assert said.steps[2].value == [3.0]
+        assert said.known_bugs == known
+    program = Program(1, steps[:2])
+    outcome = with_step(seen(program, FaultPlan()), 1, value=[3.0], error=None)
+    violations = judge(program, FaultPlan(), outcome)
+    assert [one.promise for one in violations] == ["MissingError"]
+    met = predict(program, FaultPlan()).met
+    assert set_apart(program, met, outcome, violations) == (("owner-ignores-timeout",), ())
+    in_time = predict(Program(1, (slow, Fetch(0, "a", timeout=640.0))), FaultPlan())
+    assert (in_time.steps[1].error, in_time.known_bugs) == ("", frozenset())
+
+
+def test_a_default_timeout_holds_at_an_owner_too() -> None:
+    """As the docstring of to_here says, where no timeout is given."""
+    steps = (Remote(0, 0, "a", seconds=450.0, timeout=1000.0), Fetch(0, "a"))
+    said = predict(Program(1, steps, rpc_timeout=300.0), FaultPlan())
+    assert said.steps[1].error == "timeout"
+    assert said.known_bugs == {"owner-ignores-timeout"}
