@@ -256,7 +256,8 @@ class SentMessage:
             of a cluster with ``shutdown_faults=True``: its delays are neither predicted nor
             counted).
         table_part: of what a fault table failed or held up, which table that was: 0 that of the
-            cluster's plan, n the n-th of those that were armed for a part of the run.
+            cluster's plan, n the n-th of those that were armed for a part of the run. None in a
+            record that does not say.
         table_delay: virtual seconds by which a fault table held it up; None if none did.
     """
 
@@ -279,7 +280,7 @@ class SentMessage:
     ended: float | None = None
     processed: int = 0
     marks: tuple[str, ...] = ()
-    table_part: int = 0
+    table_part: int | None = None
     table_delay: float | None = None
 
 

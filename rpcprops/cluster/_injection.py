@@ -96,7 +96,7 @@ class Injection:
         return self.lacking()
 
     def leave(self) -> None:
-        """Called before a shutdown whose own messages are not predicted."""
+        """Called before a shutdown of whose own messages the delays are not predicted."""
 
     def lacking(self) -> str:
         """Which agent runs here, if it is none that injects faults for us; else empty."""

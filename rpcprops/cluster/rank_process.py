@@ -456,7 +456,7 @@ class _Rank:
         return code
 
     def begin_to_leave(self) -> None:
-        """Have the agent know it, where faults act on what a shutdown itself sends."""
+        """Tell the agent that the shutdown begins, if faults act on what that sends."""
         if self.spec.shutdown_faults:
             self.injection.leave()
 

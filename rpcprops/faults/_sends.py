@@ -99,12 +99,12 @@ class _SendFault(Fault):
 
     def recorded(self, plan: FaultPlan, outcome: Outcome, part: int = 0) -> int | None:
         """On how many messages it acted, by the record of all messages, if that is whole."""
-        if not outcome.is_recorded:
+        acted = [sent for sent in outcome.messages if sent.failed_by_table or sent.delayed_by_table]
+        if not outcome.is_recorded or any(sent.table_part is None for sent in acted):
             return None
         return sum(
             self._acted_on(sent)
-            for sent in outcome.messages
-            if sent.failed_by_table or sent.delayed_by_table
+            for sent in acted
             if (sent.sender, sent.type, sent.table_part) == (self.rank, self.message, part)
         )
 

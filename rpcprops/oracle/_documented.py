@@ -238,8 +238,9 @@ def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:
 
 def _in_steps(program: Program, prediction: Prediction, outcome: Outcome) -> Iterator[Accepted]:
     for step in outcome.steps:
-        accepts = program.leaves[step.index].accepts
-        if accepts and step.ended and not step.error:
-            yield Accepted(accepts, None, step.index)
+        leaf, expected = program.leaves[step.index], prediction.steps[step.index]
+        is_well = step.ended and not step.error and not expected.error
+        if leaf.documented and is_well and not leaf.judge(expected.value, step.value):
+            yield Accepted(leaf.documented, None, step.index)
         if step.ended and prediction.steps[step.index].error == "unknown":
             yield Accepted("either-way", None, step.index)

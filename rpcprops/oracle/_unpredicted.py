@@ -17,13 +17,21 @@ from collections.abc import Iterator
 from rpcprops.faults import FaultPlan, MessageFault, WireMessageType, acted_on
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle.errors import error_class
-from rpcprops.outcomes import Outcome, RaisedError, RankOutcome, SentMessage, Violation
+from rpcprops.outcomes import (
+    Outcome,
+    PhaseOutcome,
+    RaisedError,
+    RankOutcome,
+    SentMessage,
+    Violation,
+)
 from rpcprops.programs import Program
 from rpcprops.torch_facts import TorchFacts, facts_of
 
 #: The calls by which the ranks meet in a shutdown (``torch/distributed/rpc/api.py``:
 #: ``_all_gather``).
 _GATHERING = (WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET)
+_CREATIONS = (WireMessageType.SCRIPT_REMOTE_CALL, WireMessageType.PYTHON_REMOTE_CALL)
 _AUTOGRAD = (
     WireMessageType.FORWARD_AUTOGRAD_REQ,
     WireMessageType.FORWARD_AUTOGRAD_RESP,
@@ -60,6 +68,8 @@ def endless_wait(program: Program, outcome: Outcome) -> str:
     * in a shutdown, that of a rank for a call of its own that was answered with an error, if torch
       throws that in the callback of the call (``rref_context.cpp``: ``handleException``, called by
       ``callback::confirmPendingUser``): then the call never counts as ended;
+    * that of an owner for the value of an RRef whose creation did not come (``py_rref.cpp``:
+      ``PyRRef::toHere``; the finding owner-ignores-timeout);
     * that of a backward pass for gradients that nobody has still to send (``dist_engine.cpp``:
       ``DistEngine::execute``; only a gradient that is on its way has a timeout).
     """
@@ -83,9 +93,18 @@ def endless_wait(program: Program, outcome: Outcome) -> str:
             "a shutdown waits for a call that was answered with an error, which torch threw in its "
             "callback (RRefContext::handleException)"
         )
+    elif hung.name == "run" and any(_makes_owner_wait(sent, hung, outcome) for sent in stopped):
+        why = "an owner waits without a timeout for a value that is never made (PyRRef::toHere)"
     elif hung.name == "run" and any(sent.type in _AUTOGRAD for sent in stopped):
         why = "a backward pass has no timeout (DistEngine::execute)"
     return f"{hung.detail}: {why}" if why else ""
+
+
+def _makes_owner_wait(sent: SentMessage, hung: PhaseOutcome, outcome: Outcome) -> bool:
+    """Whether a creation did not come to the rank that hangs."""
+    names = [rank.name for rank in outcome.ranks if rank.rank == sent.receiver]
+    is_missing = sent.type in _CREATIONS and sent.done in ("fail", "lose")
+    return is_missing and any(hung.detail.startswith(f"{name} ") for name in names)
 
 
 def _threw_in_callback(outcome: Outcome) -> bool:

@@ -293,8 +293,8 @@ class Model:
         predicted = replace(predicted, slack=min(predicted.slack, self.disturbed.slack))
         if predicted.error == "unknown":
             self.certain = False
-        self.steps.append(predicted)
         self._check_default(step, before, takes)
+        self.steps.append(predicted)
         return predicted
 
     def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:

@@ -107,9 +107,9 @@ class Step:
     outside_group: ClassVar[bool] = False
     #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.
     makes: ClassVar[Mapping[str, Sort]] = {"out": "handle"}
-    #: The documented effect that it shows whenever it ends well (:data:`oracle.DOCUMENTED`); "" if
-    #: it shows none.
-    accepts: ClassVar[str] = ""
+    #: The documented effect (:data:`oracle.DOCUMENTED`) that it shows whenever it shows what it
+    #: must; "" for none.
+    documented: ClassVar[str] = ""
     #: The type of its value; an outcome with a value of another type belongs to another program.
     gives: ClassVar[type] = object
 

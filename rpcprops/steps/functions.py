@@ -738,14 +738,14 @@ class Scripted(Step):
     def _run(self, model: Model, name: str) -> None:
         """What the function at `to` sends; raises how it ends, if a message is lost.
 
-        All forms send one call to `then` (register_distributed_ops.cpp: prepare_and_call_rpc_op).
-        Its payload holds the name, which is an argument, so it differs from all others.
+        A payload holds the name, which is an argument, so it differs from all others.
         """
         if self.form == "remote":
             # The RRef is dropped once its value is there: the interpreter keeps nothing that no
             # later instruction reads.
             _fetch(model, self.to, self.then, name, typed=True)
             return
+        # register_distributed_ops.cpp: prepare_and_call_rpc_op.
         model.call(self.to, self.then, MessageType.SCRIPT_CALL, name)
         model.calls[self.then][name] += 1
 
@@ -766,9 +766,25 @@ class Scripted(Step):
         if late:
             model.abandoned_calls[self.to].add(call)
             model.abandoned_calls[self.then].add(f"{call}/then")
-            # The function may make its RRef only when others shut down.
-            model.unread |= self.form == "remote"
+            if self.form == "remote":
+                self._check_creation(model)
+                # The function may make its RRef only when others shut down.
+                model.unread = True
             raise StepFails(late, slack)
+
+    def _check_creation(self, model: Model) -> None:
+        """Raises:
+        UsageError: the creation by a function for which nobody waits may fail, on a torch that then
+            waits for its value for ever.
+        """
+        fails = _SCRIPT_REMOTE in model.plan.table(self.to).failing
+        if fails and model.facts.has_bug("second-failed-remote"):
+            msg = (
+                f"{self!r}: its timeout comes, and the plan fails {_SCRIPT_REMOTE} at rank "
+                f"{self.to}. If another creation of that rank fails as well, nobody can tell which "
+                f"is the second (second-failed-remote); give it no timeout, or another form."
+            )
+            raise UsageError(msg)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Scripted:

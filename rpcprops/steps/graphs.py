@@ -455,7 +455,7 @@ class Unreached(Step):
     order: ClassVar[float | None] = 63
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
-    accepts: ClassVar[str] = "backward-waits"
+    documented: ClassVar[str] = "backward-waits"
     at: int
     to: int
     name: str

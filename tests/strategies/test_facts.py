@@ -259,3 +259,5 @@ def test_programs_without_faults_have_short_timeouts_and_ranks_that_come_back() 
     assert {program.rpc_timeout for program in found} == {None, 65.0, 300.0}
     leaves = [leaf for program in found for leaf in program.leaves]
     assert any(leaf.op == "rejoin" for leaf in leaves)
+    # What takes longer than its timeout without any fault.
+    assert any((getattr(x, "timeout", None) or 9e9) < getattr(x, "seconds", 0) for x in leaves)

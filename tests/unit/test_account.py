@@ -281,7 +281,7 @@ def failed(kind: str, rank: int = 2, part: int = 0) -> SentMessage:
 def late(kind: str, seconds: float | None, rank: int = 2, **others: Any) -> SentMessage:
     """A send that a table held up."""
     one = SentMessage(0.0, rank, 1, 1, kind, is_request=True, delayed_by_table=True, **others)
-    return replace(one, table_delay=seconds)
+    return replace(one, table_part=one.table_part or 0, table_delay=seconds)
 
 
 def sent(kind: str, rank: int = 2) -> SentMessage:
@@ -397,3 +397,14 @@ def test_the_same_holds_for_a_part_of_a_run() -> None:
     assert account(None, FaultPlan(), with_rank_2(right, failed_sends=0))[0].fired == 1
     with pytest.raises(HarnessError, match="worker2 has counted 1 firings of the fault '2:PYTHON"):
         account(None, FaultPlan(), with_rank_2(wrong, failed_sends=0))
+
+
+def test_a_record_that_does_not_say_which_table_it_was_is_not_read() -> None:
+    """As one that was written before records said it: what ranks have counted holds then."""
+    plan = at(2, FaultTable([FORK], 1))
+    (fault,) = plan.faults_at(2)
+    assert fault.recorded(plan, recorded(failed(FORK))) == 1
+    unsaid = recorded(replace(failed(FORK), table_part=None))
+    assert fault.recorded(plan, unsaid) is None
+    (count,) = account(None, plan, unsaid)
+    assert (count.fired, count.attribution) == (1, "exact")

@@ -123,6 +123,8 @@ def test_a_pass_that_waits_for_what_never_comes_is_counted() -> None:
     assert outcome.ranks[0].counters_after_shutdown == Counters(backward_passes=2)
     assert kinds(program, FaultPlan(), outcome) == [("backward-waits", None)] * 2
     assert [one.step for one in accepted(program, FaultPlan(), outcome)] == [0, 1]
+    other = with_step(outcome, 0, value={**outcome.steps[0].value, "ended": True})
+    assert [one.step for one in accepted(program, FaultPlan(), other)] == [1]
     ended = with_rank(outcome, 0, counters_after_shutdown=Counters(backward_passes=1))
     assert [one.promise for one in judge(program, FaultPlan(), ended)] == ["ContextLeak"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -33,6 +34,7 @@ from rpcprops.steps.functions import (
     ScriptedForm,
 )
 from rpcprops.strategies import fault_tables, programs, programs_under_faults
+from rpcprops.torch_facts import NEWEST
 from tests._draws import draws
 from tests.seeded._programs import CALLABLES, RAISED
 
@@ -316,3 +318,14 @@ def test_no_script_makes_an_rref_where_its_creation_may_fail() -> None:
                 if SCRIPT_REMOTE in plan.table(leaf.at).failing:
                     assert leaf.how != "remote"
     assert forms == set(get_args(ScriptedForm))
+
+
+def test_a_creation_for_which_nobody_waits_may_not_fail_in_a_script() -> None:
+    """A torch with second-failed-remote may take it for the second, and wait for ever."""
+    plan = FaultPlan(by_rank={1: FaultTable(["SCRIPT_REMOTE_CALL"], 1)})
+    late = Scripted(0, 1, 2, "remote", timeout=3.0, seconds=12.0)
+    with pytest.raises(UsageError, match="give it no timeout, or another form"):
+        predict(Program(3, (late,)), plan)
+    predict(Program(3, (late,)), plan, NEWEST.as_if_mended())
+    predict(Program(3, (replace(late, timeout=None),)), plan)
+    predict(Program(3, (replace(late, form="wait"),)), plan)

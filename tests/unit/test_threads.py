@@ -319,3 +319,11 @@ def test_a_program_gets_the_threads_of_steps_that_wait_as_long_as_they_must() ->
     number = drawer.threads_of_ranks
     assert number is not None
     predict(Program(2, steps, rpc_timeout=300.0, num_worker_threads=number), QUIET)
+
+
+def test_a_message_waits_for_what_runs_beside_its_own_step() -> None:
+    """Also in the last step: where threads are few and messages late, the default may come."""
+    late = FaultPlan(FaultTable((), 0, {"PYTHON_CALL": 40.0}))
+    program = Program(3, (Chain(0, 1, 2, seconds=12.0),), num_worker_threads=3, rpc_timeout=300.0)
+    with pytest.raises(UsageError, match="which the default rpc_timeout=300 may end"):
+        predict(program, late)

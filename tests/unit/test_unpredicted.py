@@ -143,6 +143,8 @@ THREW = _rank(
     log="[E thread_pool.cpp:137] Exception in thread pool task: Error on Node 1",
 )
 SERVING = _rank(1, counters=Counters(server_calls=1))
+#: The creation of an RRef that the hanging rank would own is lost.
+TO_OWNER = replace(WELL, messages=(replace(LOST, sender=1, receiver=0),))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,7 @@ SERVING = _rank(1, counters=Counters(server_calls=1))
         ("shutdown", SERVING, 70.0, "a call that worker1 still serves"),
         ("shutdown", THREW, 70.0, "threw in its callback"),
         ("run", _did("duplicate", "BACKWARD_AUTOGRAD_REQ"), 70.0, "a backward pass has no timeout"),
+        ("run", TO_OWNER, 70.0, "a value that is never made (PyRRef::toHere)"),
     ],
 )
 def test_waits_without_end_say_why(

@@ -544,7 +544,8 @@ def script_fetches(
     """Sleep, let another rank add and own the sum, fetch that, and add once more."""
     note_in_script(call, seconds)
     rref = rpc.remote(then, noted_add, (call + "/then", left, right))
-    # In TorchScript to_here would wait for 60 s, whatever init_rpc was given; -1 asks for that.
+    # Without an argument, to_here in TorchScript waits for 60 s at most, whatever timeout init_rpc
+    # was given; -1 asks for the timeout of init_rpc.
     return rref.to_here(-1.0) + right  # type: ignore[no-any-return]
 
 
