@@ -1096,11 +1096,45 @@ class Model:
         handle.broken = how
         handle.second = handle.rank in self.broke_one
         if handle.second:
+            self._check_abandoned(handle.rank)
             self.meets("second-failed-remote")
             for late in [one for one in self._answered_late if one.rank == handle.rank]:
                 # The function sleeps first, so it may well be its creation that fails second.
                 self._keeps_unmarked(late)
         self.broke_one.add(handle.rank)
+
+    @functools.cached_property
+    def _abandoned(self) -> set[int]:
+        """Ranks whose function uses an RRef whose creation fails, when nobody waits for that."""
+        return set()
+
+    def abandons_creation(self, rank: int, *, second: bool) -> None:
+        """A function of `rank` for which nobody waits uses an RRef whose creation fails.
+
+        Args:
+            second: whether a creation of the rank had failed before.
+
+        Raises:
+            UsageError: the creation may be the second one that fails.
+        """
+        self._abandoned.add(rank)
+        if second:
+            self._check_abandoned(rank)
+
+    def _check_abandoned(self, rank: int) -> None:
+        """Check that a function does not wait for ever for an RRef that torch takes for good.
+
+        Raises:
+            UsageError: it may.
+        """
+        finding = "second-failed-remote"
+        if rank in self._abandoned and self.facts.has_bug(finding):
+            msg = (
+                f"two creations of rank {rank} fail, one in a function that nobody waits for any "
+                f"more, so nobody can tell which is the second ({finding}), and whether the "
+                f"function waits for ever; give its step no timeout, or another form."
+            )
+            raise UsageError(msg)
 
     def answers_late(self, handle: Handle) -> None:
         """A function answers with an RRef whose creation failed, when nobody waits for that.

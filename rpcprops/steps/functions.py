@@ -724,9 +724,9 @@ class Scripted(Step):
         else:
             model.call(self.at, self.to, MessageType.SCRIPT_CALL, call)
             model.calls[self.to][call] += 1
-            since = len(model.sends)
+            since, had_one = len(model.sends), self.to in model.broke_one
             run()
-            self._give_up(model, call, since)
+            self._give_up(model, call, since, second=had_one, breaks=bool(failed))
         if failed:
             # What ends the call at `to` is the error of its future there. Or the function raises
             # it, and then its text is a part of what the interpreter says of it (interpreter.cpp:
@@ -749,9 +749,17 @@ class Scripted(Step):
         model.call(self.to, self.then, MessageType.SCRIPT_CALL, name)
         model.calls[self.then][name] += 1
 
-    def _give_up(self, model: Model, call: str, since: int) -> None:
-        """Raises:
-        StepFails: the timeout ends the call. What its function sends, it sends all the same.
+    def _give_up(self, model: Model, call: str, since: int, *, second: bool, breaks: bool) -> None:
+        """End the call by its timeout, if that comes.
+
+        Args:
+            since: how many messages there were before its function ran.
+            second: whether a creation of its rank had failed by then.
+            breaks: whether the function fails.
+
+        Raises:
+            StepFails: the timeout ends it. What its function sends, it sends all the same.
+            UsageError: see :meth:`Model.abandons_creation`.
         """
         surely, perhaps = self.seconds, 0.0
         for send in model.sends[since:]:
@@ -767,24 +775,11 @@ class Scripted(Step):
             model.abandoned_calls[self.to].add(call)
             model.abandoned_calls[self.then].add(f"{call}/then")
             if self.form == "remote":
-                self._check_creation(model)
                 # The function may make its RRef only when others shut down.
                 model.unread = True
+                if breaks:
+                    model.abandons_creation(self.to, second=second)
             raise StepFails(late, slack)
-
-    def _check_creation(self, model: Model) -> None:
-        """Raises:
-        UsageError: the creation by a function for which nobody waits may fail, on a torch that then
-            waits for its value for ever.
-        """
-        fails = _SCRIPT_REMOTE in model.plan.table(self.to).failing
-        if fails and model.facts.has_bug("second-failed-remote"):
-            msg = (
-                f"{self!r}: its timeout comes, and the plan fails {_SCRIPT_REMOTE} at rank "
-                f"{self.to}. If another creation of that rank fails as well, nobody can tell which "
-                f"is the second (second-failed-remote); give it no timeout, or another form."
-            )
-            raise UsageError(msg)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Scripted:

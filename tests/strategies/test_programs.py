@@ -70,7 +70,7 @@ DELAYED = FaultPlan(
 @functools.cache
 def long_programs() -> tuple[Program, ...]:
     """Programs of up to 64 steps, drawn once for all the tests that look at such."""
-    return tuple(draws(programs(max_steps=64), 600))
+    return tuple(draws(programs(max_steps=64), 600, 1))
 
 
 def leaves_of_long_programs() -> list[Leaf]:

@@ -96,7 +96,7 @@ def test_a_finding_that_is_not_drawn_has_its_reason(
     """The reason stands below the table and in its data, and nothing of the kind for others."""
     reason = "a message must be held for it"
     data = joined([hunt(tmp_path / "one", {}, known=True)])
-    assert not any("is not drawn" in note for note in data.notes)
+    assert not any(f"{MET} is not drawn" in note for note in data.notes)
     changed = {**FINDINGS, MET: replace(FINDINGS[MET], not_drawn=reason)}
     monkeypatch.setattr("rpcprops._hunts.FINDINGS", changed)
     assert f"{MET} is not drawn: {reason}" in data.notes

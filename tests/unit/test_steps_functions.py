@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Program,
     Raising,
     Recurse,
+    Remote,
     Scripted,
     Step,
 )
@@ -320,12 +321,16 @@ def test_no_script_makes_an_rref_where_its_creation_may_fail() -> None:
     assert forms == set(get_args(ScriptedForm))
 
 
-def test_a_creation_for_which_nobody_waits_may_not_fail_in_a_script() -> None:
-    """A torch with second-failed-remote may take it for the second, and wait for ever."""
-    plan = FaultPlan(by_rank={1: FaultTable(["SCRIPT_REMOTE_CALL"], 1)})
+def test_of_two_failing_creations_none_may_be_in_a_script_that_nobody_waits_for() -> None:
+    """A torch with second-failed-remote may take its for the second, and wait for ever."""
+    both = ["SCRIPT_REMOTE_CALL", "PYTHON_REMOTE_CALL"]
+    plan = FaultPlan(by_rank={1: FaultTable(both, 1)})
     late = Scripted(0, 1, 2, "remote", timeout=3.0, seconds=12.0)
-    with pytest.raises(UsageError, match="give it no timeout, or another form"):
-        predict(Program(3, (late,)), plan)
-    predict(Program(3, (late,)), plan, NEWEST.as_if_mended())
-    predict(Program(3, (replace(late, timeout=None),)), plan)
-    predict(Program(3, (replace(late, form="wait"),)), plan)
+    other = Remote(1, 2, "a")
+    predict(Program(3, (late,)), plan)
+    for steps in ((late, other), (other, late)):
+        with pytest.raises(UsageError, match="give its step no timeout, or another form"):
+            predict(Program(3, steps), plan)
+        predict(Program(3, steps), plan, NEWEST.as_if_mended())
+    predict(Program(3, (replace(late, timeout=None), other)), plan)
+    predict(Program(3, (replace(late, form="wait"), other)), plan)
