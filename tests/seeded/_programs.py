@@ -615,7 +615,7 @@ def impatient_ways(at: int, to: int, then: int) -> Program:
         Deferred(at, to, then, "again", **late),
         Settle(),
         Scripted(at, to, then, **late),
-        Scripted(at, to, then, "remote", **late),
+        Scripted(at, to, then, "sync", **late),
         Scripted(at, to, then, "future", how="async", **in_time),
         Settle(),
         Chain(at, to, then, **late),
