@@ -190,35 +190,34 @@ def test_without_a_compiler_the_message_says_what_to_install(
         build.built()
 
 
+_HELD_RUNS = (
+    *((name, 20) for name in ("timed-out-remote-dropped", "shutdown-overtakes-creation")),
+    *((name, 20) for name in ("early-owner-fork", "shutdown-deletes-argument")),
+    ("fetch-after-delete", 5),
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "times"),
+    ("name", "number"),
     [
-        ("timed-out-remote-dropped", 1),
+        ("timed-out-remote-dropped", 20),
         *(
-            pytest.param(name, 20, marks=pytest.mark.nightly)
-            for name in (
-                "timed-out-remote-dropped",
-                "shutdown-overtakes-creation",
-                "early-owner-fork",
-            )
+            pytest.param(name, number, marks=pytest.mark.nightly)
+            for name, times in _HELD_RUNS
+            for number in range(times)
         ),
-        pytest.param("shutdown-deletes-argument", 20, marks=pytest.mark.nightly),
-        pytest.param("fetch-after-delete", 5, marks=pytest.mark.nightly),
     ],
 )
 def test_a_hold_shows_a_finding_in_every_run(
-    rpc_cluster: ClusterFactory, name: str, times: int
+    rpc_cluster: ClusterFactory, name: str, number: int
 ) -> None:
     """What two messages show in one order of the two shows each time, and nothing else does."""
-    runner = Runner(rpc_cluster.server)
-    rate = rpc_cluster.server.rate
-    for number in range(times):
-        case = held_case(name, number, rate)
-        assert case is not None
-        seen = runner.run_anew(case.program, case.plan, agent="wire")
-        broken = judge(case.program, case.plan, seen)
-        met = predict_for(case.program, case.plan, seen).met
-        assert set_apart(case.program, met, seen, broken) == ((name,), ())
+    case = held_case(name, number, rpc_cluster.server.rate)
+    assert case is not None
+    seen = Runner(rpc_cluster.server).run_anew(case.program, case.plan, agent="wire")
+    broken = judge(case.program, case.plan, seen)
+    met = predict_for(case.program, case.plan, seen).met
+    assert set_apart(case.program, met, seen, broken) == ((name,), ())
 
 
 def test_what_is_reported_of_a_hold_holds_in_a_fast_replay(rpc_cluster: ClusterFactory) -> None:
