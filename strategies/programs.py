@@ -95,7 +95,9 @@ def programs(  # noqa: PLR0913 - what a program is drawn for
         settles: whether the program settles before it shuts down (None: either).
         plan: the faults that the program is for. It then prefers steps whose messages these can
             affect. Its timeouts are shorter than a delay, or than a called function sleeps, by at
-            least 0.25 s, or longer by at least 600 s (virtual). None: the same, whatever the delay.
+            least 0.25 s, or longer by at least 600 s (virtual). FaultPlan(): for a run without
+            faults. None: the same, whatever the plan delays; so its timeouts are long, of some
+            hours, and it has no default timeout.
         facts: what is known of the torch that is to run it (None: that of the installed one). What
             meets its findings (docs/findings.md) is seldom drawn, or never.
 

@@ -126,6 +126,8 @@ class UnderMessageFaults:
             kinds=self.kinds,
             branches=False,
             settles=True,
+            # For any plan, timeouts would be of some hours, which a lost answer lasts.
+            plan=FaultPlan(),
         )
 
         @st.composite

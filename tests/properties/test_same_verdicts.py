@@ -154,7 +154,7 @@ def test_drawn_programs_under_both_agents(runner: Runner, faults: bool, part: in
 
 def drawn_cases(faults: bool, number: int, start: int) -> list[tuple[Program, FaultPlan]]:
     """Programs of all kinds of step; with plans for them, or without faults."""
-    alone = programs().map(lambda program: (program, FaultPlan()))
+    alone = programs(plan=FaultPlan()).map(lambda program: (program, FaultPlan()))
     drawn: st.SearchStrategy[tuple[Program, FaultPlan]] = (
         programs_under_faults() if faults else alone
     )
