@@ -32,8 +32,6 @@ from rpcprops.torch_facts import installed
 
 #: The events of a rank that waits to be let go on.
 _WAITS = ("init", "shutdown")
-#: The number of no answer.
-_NO_ANSWER = -1
 #: Real seconds between two looks at a rank that shuts down alone.
 _LOOK_SECONDS = 0.005
 
@@ -183,7 +181,7 @@ class Adopted:
             while missing := [c for c in channels if c.rpc.event == "leaving"]:
                 self._ranks.pump(min(phase.left(), 0.5))
                 self._read_news()
-                if self._diagnosis.dead(phase, _NO_ANSWER):
+                if self._diagnosis.dead(phase):
                     break
                 if phase.left() <= 0:
                     self._diagnosis.hung(phase, missing, "does not shut down")

@@ -111,7 +111,7 @@ class Calls:
                     self._ranks.pump(min(phase.left(), 1.0))
                     if number in channel.answers:
                         break
-                    if self._diagnosis.dead(phase, number):
+                    if self._diagnosis.dead(phase):
                         break
                     if phase.left() <= 0:
                         who = self._adopted.not_waiting(channel)
@@ -159,7 +159,7 @@ class Calls:
         __tracebackhide__ = True
         with self._phases.open("run", self._deadlines.run) as phase:
             while not self._adopted.is_due and not any(one.has_arrived for one in futures):
-                if self._diagnosis.dead(phase, 0):
+                if self._diagnosis.dead(phase):
                     break
                 if phase.left() <= 0:
                     who = [c for one in futures for c in self._adopted.not_waiting(one.channel)]

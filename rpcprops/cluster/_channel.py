@@ -67,6 +67,8 @@ class Channel:
     busy: tuple[str, ...] = ()
     #: Whether this rank did not answer the last look in time.
     silent: bool = False
+    #: The number of the request to shut down and exit, once it was sent.
+    exit_number: int | None = None
     #: Whether a function of the user's was sent to this rank.
     ran_users_code: bool = False
     #: The numbers of calls of the user's that have not been answered.
@@ -163,6 +165,12 @@ class Channel:
     def has_left_without(self, number: int) -> bool:
         """Whether that answer will never come: the rank is gone, and all that it sent was read."""
         return self.reader.closed and number not in self.answers
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it exited as it was asked to: by itself, after its shutdown ended or raised."""
+        asked = self.exit_number
+        return self.exited_by_itself and asked is not None and not self.has_left_without(asked)
 
     def must_work(self) -> None:
         """Raise if nothing can be sent to this rank any more; the message says why.

@@ -85,15 +85,15 @@ class Diagnosis:
     ) -> list[tuple[str, Any]] | None:
         """The answers of all ranks to one number.
 
-        None when a rank died or hung (that is recorded), or when `wait` real seconds passed (that
-        is not).
+        None when a rank died or hung (that is recorded), or when it has shut down and exited, or
+        `wait` real seconds passed (which is not).
         """
         until = None if wait is None else time.monotonic() + wait
         while True:
             missing = self._ranks.without_answer(number)
             if not missing:
                 return [c.answers.pop(number) for c in self._ranks.channels]
-            if self.dead(phase, number):
+            if self.dead(phase) or any(channel.has_left for channel in missing):
                 return None
             if phase.left() <= 0:
                 if complaint == _SILENT:
@@ -152,14 +152,11 @@ class Diagnosis:
 
     # Ranks that die.
 
-    def dead(self, phase: Phase, awaited: int) -> bool:
-        """Whether a rank has died early, or before that answer; if so, that is recorded."""
+    def dead(self, phase: Phase) -> bool:
+        """Whether a rank has died; if so, that is recorded. One that has shut down has not."""
         self._ranks.must_be_connected()
         self._wait_for_exits()
-        dead = [c for c in self._ranks.channels if c.status is not None]
-        if phase.name == "shutdown":
-            # In this phase ranks exit by themselves once they have answered.
-            dead = [c for c in dead if not c.exited_by_itself or c.has_left_without(awaited)]
+        dead = [c for c in self._ranks.channels if c.status is not None and not c.has_left]
         if not dead:
             return False
         if phase.name == "start":
@@ -210,7 +207,7 @@ class Diagnosis:
         if self._phases.over or not any(c.lost for c in self._ranks.channels):
             return
         with self._phases.open("run", self._deadlines.look) as phase:
-            self.dead(phase, 0)
+            self.dead(phase)
         try:
             self.found.raise_first()
         except errors.BrokenPromise as found:

@@ -59,8 +59,8 @@ class Driver:
                 if under_way.take():
                     since = time.monotonic()
                     continue
-                number, (channel, _, ((index, step), *_)) = next(iter(awaited.items()))
-                if self._diagnosis.dead(phase, number):
+                channel, _, ((index, step), *_) = next(iter(awaited.values()))
+                if self._diagnosis.dead(phase):
                     break
                 known = under_way.numbers() <= {*stuck}
                 patience = self._deadlines.stuck if known else self._deadlines.stalled

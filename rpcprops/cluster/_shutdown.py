@@ -64,6 +64,8 @@ def shut_down(
     later = 0.0 if end is None else end.lasts / options.rate
     with phases.open("shutdown", deadlines.shutdown + later) as phase:
         number = ranks.send_to_all("exit", end)
+        for channel in ranks.channels:
+            channel.exit_number = number
         answers = diagnosis.gather(phase, number, f"does not shut down{_why(options, problem)}")
         if answers is None:
             # Ranks that wait for one whose shutdown has raised are not to blame.

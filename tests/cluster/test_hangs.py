@@ -221,6 +221,22 @@ def test_hang_in_shutdown(rpc_cluster: ClusterFactory) -> None:
     assert "in sleep_for_ever" in notes_of(caught.value) + cluster.outcome.ranks[1].stack
 
 
+def test_a_rank_that_leaves_while_a_hang_is_looked_at_has_not_died(
+    rpc_cluster: ClusterFactory,
+) -> None:
+    """It answers no look any more, because it has shut down and exited as it was asked to."""
+    cluster = rpc_cluster(world_size=2, init=False)
+    cluster.start()
+    _, leaves = cluster.ranks.channels
+    leaves.exit_number = cluster.ranks.send(leaves, "exit", None)
+    until = time.monotonic() + 10
+    while not leaves.has_left and time.monotonic() < until:
+        cluster.ranks.pump(0.1)
+    assert not cluster._diagnosis.look()
+    assert not cluster._diagnosis.found
+    cluster.kill()
+
+
 _WAITS_IN_RANKS = """
 import sys
 import threading
