@@ -1089,6 +1089,26 @@ class StepDrawer:
         self.slow_functions += seconds > 0
         return timeout, seconds
 
+    def with_sleep(self, options: Sequence[T], times: int) -> tuple[T, float]:
+        """One of `options`, and how long each of so many called functions sleeps (virtual seconds).
+
+        Somebody waits for them, perhaps for one after the other.
+        """
+        left = _MOST_SECONDS - self._slow_seconds
+        lengths = [
+            seconds
+            for seconds in _SECONDS
+            if times and seconds * times <= left and self.may_take(seconds * times)
+        ]
+        if self.has_few_threads or self.slow_functions >= _MOST_SLOW:
+            lengths = []
+        quick = (0.0,) * (1 if self._slow else 3)
+        forms = [(one, seconds) for seconds in (*quick, *lengths) for one in options]
+        one, seconds = self.pick(forms)
+        self._slow_seconds += seconds * times
+        self._slow_in_time += seconds * times
+        return one, seconds
+
     def ends(
         self, at: int, message: MessageType, timeout: float | None, seconds: float = 0.0
     ) -> bool:

@@ -93,7 +93,7 @@ def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 def _graph(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """The homes of leaves give their gradients, and a proxy its method, one after the other."""
     homes = [home for home, _ in step.inputs if home != step.at]
-    proxies = [rank for _, _, rank, how in step.operations if how == "proxy"]
+    proxies = [rank for _, _, rank, how in step.operations if how.startswith("proxy")]
     return sorted({*homes, *proxies}) * (2 if step.beside else 1)
 
 
