@@ -309,7 +309,9 @@ class Graph(Step):
         for rank in outside.values():
             for message in (MessageType.PYTHON_CALL, *_OF_CONTEXTS):
                 model.sends_otherwise(_OUTSIDE, self.at, rank, message)
-            model.sends_otherwise(_OUTSIDE, rank, self.at, WireMessageType.BACKWARD_AUTOGRAD_REQ)
+            # An answer that holds no gradient does not make its sender know the caller.
+            for answer in (_OF_CONTEXTS[1], MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ):
+                model.sends_otherwise(_OUTSIDE, rank, self.at, answer)
         sent = self._sent(tape) - {*outside}
         if any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards):
             model.never_ends(_OUTSIDE)

@@ -12,8 +12,14 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import MissingHandleError, contexts, note_call, ran
-from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
+from rpcprops.steps.in_rank.state import (
+    MissingHandleError,
+    contexts,
+    note_call,
+    note_slowly,
+    ran,
+)
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, torchscript
 
 
 class AbandonedError(Exception):
@@ -54,6 +60,10 @@ def context(
     raises: bool,
     retain: bool,
     breaks: int | None,
+    flavour: str,
+    wait: str,
+    named: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
@@ -61,19 +71,20 @@ def context(
     """
     leaf = tensor(value).requires_grad_()
     result: dict[str, Any] = {}
-    # A hop is a rank's name, its factor, and whether its backward raises.
-    hops = [(world[rank], float(rank + 2), rank == breaks) for rank in path]
-    send: Any = call_remote if rrefs else rpc.rpc_sync
+    # A hop is a rank's name, its factor, whether its backward raises, and how long it sleeps.
+    hops = [(world[rank], float(rank + 2), rank == breaks, seconds) for rank in path]
+    send: Any = call_remote if rrefs else {"sync": rpc.rpc_sync, "async": call_async}[wait]
     try:
         with dist_autograd.context() as context_id:
             result["id"] = contexts[name] = context_id
             y = leaf * leaf
             if nested and hops:
                 (to, *here), *rest = hops
-                y = send(to, hop_on, args=(call, rest, *here, y))
+                y = send(target(world, to, named), hop_on, args=(call, rest, *here, y))
             else:
                 for to, *here in hops:
-                    y = send(to, hop, args=(call, *here, y))
+                    function, args = hop_call(flavour, call, *here, y)
+                    y = send(target(world, to, named), function, args=args)
             loss = y.sum()
             result["loss"] = loss.item()
             if backward:
@@ -85,14 +96,44 @@ def context(
     return result
 
 
-def call_remote(to: str, function: Any, args: tuple[Any, ...]) -> Any:
+def call_remote(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
     """As ``rpc_sync``, but through an RRef that is fetched at once."""
     return rpc.remote(to, function, args=args).to_here()
 
 
-def hop(call: str, factor: float, breaks: bool, x: torch.Tensor) -> torch.Tensor:
+def call_async(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
+    """As ``rpc_sync``, but by a future."""
+    return rpc.rpc_async(to, function, args=args).wait()
+
+
+def target(world: tuple[str, ...], name: str, named: str) -> Any:
+    """What names a rank in a call."""
+    if named == "info":
+        return rpc.get_worker_info(name)
+    return world.index(name) if named == "id" else name
+
+
+def hop_call(
+    flavour: str, call: str, factor: float, breaks: bool, seconds: float, x: torch.Tensor
+) -> tuple[Any, tuple[Any, ...]]:
+    """The function of one hop, and its arguments."""
+    if flavour == "builtin":
+        ones = torch.ones_like(x)
+        return torch.addcmul, (ones, x, factor * ones)
+    if flavour == "script":
+        return script_hop, (x, factor)
+    return hop, (call, factor, breaks, seconds, x)
+
+
+@torchscript
+def script_hop(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """One hop of a context's path, in TorchScript."""
+    return factor * x + 1.0
+
+
+def hop(call: str, factor: float, breaks: bool, seconds: float, x: torch.Tensor) -> torch.Tensor:
     """One hop of a context's path."""
-    note_call(call)
+    note_slowly(call, seconds)
     y = factor * x + 1.0
     return break_in_backward(y, 0.0) if breaks else y
 
@@ -104,10 +145,15 @@ def break_in_backward(x: torch.Tensor, seconds: float) -> torch.Tensor:
 
 
 def hop_on(
-    call: str, hops: list[tuple[str, float, bool]], factor: float, breaks: bool, x: torch.Tensor
+    call: str,
+    hops: list[tuple[str, float, bool, float]],
+    factor: float,
+    breaks: bool,
+    seconds: float,
+    x: torch.Tensor,
 ) -> Any:
     """One hop, then the rest of the path from this rank."""
-    y = hop(call, factor, breaks, x)
+    y = hop(call, factor, breaks, seconds, x)
     if not hops:
         return y
     (to, *here), *rest = hops
@@ -168,6 +214,8 @@ def outlast(
     left: tuple[float, ...],
     right: tuple[float, ...],
     seconds: float,
+    through: str,
+    named: str,
 ) -> dict[str, Any]:
     """Leave a context while a call of it runs; then wait for the call, if it has not timed out.
 
@@ -183,22 +231,56 @@ def outlast(
     with dist_autograd.context() as context_id:
         result["id"] = contexts[name] = context_id
         args = (call, *terms, slow, context_id, further)
+        there = target(world, world[to], named)
         if by == "async":
-            future = rpc.rpc_async(world[to], add_afterwards, args=args)
+            future = rpc.rpc_async(there, add_afterwards, args=args)
         else:
-            timeout = min(seconds / 4, SHORT_TIMEOUT)
-            try:
-                rpc.rpc_sync(world[to], add_afterwards, args=args, timeout=timeout)
-            except RuntimeError as error:
-                if "timeout" not in str(error):
-                    raise
-                result["timed out"] = True
+            result |= time_out(through, there, args, min(seconds / 4, SHORT_TIMEOUT))
         while what != "argument" and not rpc.rpc_sync(world[to], has_run, args=(call,)):
             time.sleep(0.05)
     if future is None:
         return result
     total = unless_context_is_gone(future.wait)
     return {**result, "lost": True} if total is None else {**result, "sum": total.tolist()}
+
+
+class Adder:
+    """What a proxy stands for: it adds at the rank of its RRef."""
+
+    def is_there(self) -> bool:
+        """Answer at once."""
+        return True
+
+    def add(self, *args: Any) -> torch.Tensor | None:
+        """Add when the context has gone."""
+        return add_afterwards(*args)
+
+
+def time_out(through: str, to: Any, args: tuple[Any, ...], timeout: float) -> dict[str, Any]:
+    """Call with a timeout, and say whether it came."""
+    rref: Any = None
+    if through == "proxy":
+        rref = rpc.remote(to, Adder)
+        # From here on the type of its value is known here, so only the call itself can time out.
+        rref.rpc_sync().is_there()
+    elif through == "remote":
+        rref = rpc.remote(to, add_afterwards, args=args)
+    try:
+        if through == "call":
+            rpc.rpc_sync(to, add_afterwards, args=args, timeout=timeout)
+        elif through == "future":
+            rpc.rpc_async(to, add_afterwards, args=args, timeout=timeout).wait()
+        elif through == "remote":
+            rref.to_here(timeout)
+        else:
+            rref.rpc_sync(timeout).add(*args)
+    except RuntimeError as error:
+        if "timeout" not in str(error):
+            raise
+        # The frames of a traceback hold the RRef.
+        traceback.clear_frames(error.__traceback__)
+        return {"timed out": True}
+    return {}
 
 
 def has_run(call: str) -> bool:
