@@ -622,7 +622,8 @@ class Through(OfHandle):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
     `how` says which one; "remote" makes the handle `out` at `at`. The first such call asks the
-    owner for the type of the value. `timeout` applies to each of the messages.
+    owner for the type of the value. `timeout` applies to each of the messages. The addend takes
+    `seconds` (virtual) to be unpickled at the owner.
     """
 
     op: ClassVar[str] = "through"
@@ -635,8 +636,13 @@ class Through(OfHandle):
     addend: float = 1.0
     out: str = ""
     timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+        if self.out and self.seconds:
+            msg = "seconds of how='remote' are not modelled; use how='sync' or 'async'."
+            raise UsageError(msg)
         handle = scope.alive(self.at, self.handle)
         if (self.how == "remote") != bool(self.out):
             msg = (
@@ -678,6 +684,11 @@ class Through(OfHandle):
                 model.drop(there)
         else:
             model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
+            if not late:
+                # The owner reads the arguments before it calls (request_callback_no_python.cpp:
+                # RequestCallbackNoPython::processMessage).
+                taken = (self.timeout, self.seconds, perhaps)
+                late, slack = model.timed(self.at, MessageType.PYTHON_CALL, *taken)
         if late:
             if self.how == "async" and handle.fork and self._ends_while_sent(model):
                 model.meets_in_proxy(handle, self.at)
@@ -685,6 +696,10 @@ class Through(OfHandle):
         if rref.unclear:
             raise StepFails(error="unknown")
         return model.shows(None if self.how == "remote" else total)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def _ends_while_sent(self, model: Model) -> bool:
         """Whether the timeout comes while the agent delays the call, in the thread that sends it.
@@ -728,6 +743,14 @@ class Through(OfHandle):
     def usable(cls, drawer: StepDrawer) -> list[str]:
         return [*drawer.callable_through(), *drawer.doubtful(calls=True)]
 
+    @staticmethod
+    def _asks_at_once(drawer: StepDrawer, handle: HandleInfo, how: str) -> bool:
+        """Whether the question for the type meets no timeout, which would meet findings."""
+        late = drawer.delay_milliseconds(handle.home, MessageType.PYTHON_CALL)
+        accepted = drawer.delay_milliseconds(handle.owner, MessageType.RREF_CHILD_ACCEPT)
+        is_kept = how == "async" and drawer.facts.has_bug("failed-async-proxy")
+        return not (late or accepted or is_kept)
+
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
         may_fail = drawer.may_hold_errors and drawer.facts.has_bug("failed-async-proxy")
@@ -737,10 +760,19 @@ class Through(OfHandle):
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"
-        timeout = None
-        if form != "remote" and not drawer.facts.has_bug("timed-out-type-query"):
-            timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
-        return cls(handle.home, name, form, addend, out, timeout)
+        message = MessageType.PYTHON_CALL
+        if form == "remote":
+            return cls(handle.home, name, form, addend, out)
+        # A value that is still being made is waited for as well, and nobody knows how long.
+        known = name not in drawer.making and name not in drawer.uncreated
+        timed = drawer.timing(
+            handle.home,
+            message,
+            late=not drawer.facts.has_bug("timed-out-type-query"),
+            slow=known,
+            slow_late=known and drawer.settles and cls._asks_at_once(drawer, handle, form),
+        )
+        return cls(handle.home, name, form, addend, out, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, tensor
 from rpcprops.steps.in_rank.state import (
     MissingHandleError,
     contexts,
@@ -83,7 +83,7 @@ def context(
                 y = send(target(world, to, named), hop_on, args=(call, rest, *here, y))
             else:
                 for to, *here in hops:
-                    function, args = hop_call(flavour, call, *here, y)
+                    function, args = hop_call(flavour, call, here, y)
                     y = send(target(world, to, named), function, args=args)
             loss = y.sum()
             result["loss"] = loss.item()
@@ -114,15 +114,16 @@ def target(world: tuple[str, ...], name: str, named: str) -> Any:
 
 
 def hop_call(
-    flavour: str, call: str, factor: float, breaks: bool, seconds: float, x: torch.Tensor
+    flavour: str, call: str, here: Sequence[Any], x: torch.Tensor
 ) -> tuple[Any, tuple[Any, ...]]:
-    """The function of one hop, and its arguments."""
+    """The function of one hop, and its arguments; `here` is the hop without its rank."""
+    factor = here[0]
     if flavour == "builtin":
         ones = torch.ones_like(x)
         return torch.addcmul, (ones, x, factor * ones)
     if flavour == "script":
         return script_hop, (x, factor)
-    return hop, (call, factor, breaks, seconds, x)
+    return hop, (call, *here, x)
 
 
 @torchscript
@@ -179,23 +180,6 @@ def run_backward(
     return {"gradient": dist_autograd.get_gradients(context_id)[leaf].tolist()}
 
 
-class SlowArgument:
-    """An object that takes some seconds (virtual) to be unpickled, and then is a number."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Say how to unpickle it."""
-        return slow_number, (self.seconds,)
-
-
-def slow_number(seconds: float) -> float:
-    """Sleep, and return zero."""
-    time.sleep(seconds)
-    return 0.0
-
-
 #: Virtual seconds after which a call of such a step times out, unless all of it takes less.
 SHORT_TIMEOUT = 4.0
 #: What torch says where a rank has given a context up.
@@ -224,7 +208,7 @@ def outlast(
     begun.
     """
     terms = (tensor(left).requires_grad_(what == "gradient"), tensor(right))
-    slow = SlowArgument(seconds) if what == "argument" else seconds
+    slow = SlowNumber(0.0, seconds) if what == "argument" else seconds
     further = world[then] if what == "call" else ""
     result: dict[str, Any] = {}
     future: Any = None

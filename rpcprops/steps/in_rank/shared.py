@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -20,3 +21,20 @@ def tensor(value: Any) -> torch.Tensor:
 def timeout_of(seconds: float | None) -> float:
     """The timeout of an RPC; None means the one that init_rpc was given."""
     return UNSET_RPC_TIMEOUT if seconds is None else seconds
+
+
+class SlowNumber:
+    """An object that takes some seconds (virtual) to be unpickled, and then is a number."""
+
+    def __init__(self, number: float, seconds: float) -> None:
+        self.given = number, seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to unpickle it."""
+        return slow_number, self.given
+
+
+def slow_number(number: float, seconds: float) -> float:
+    """Sleep, and return the number."""
+    time.sleep(seconds)
+    return number
