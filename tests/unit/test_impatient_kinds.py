@@ -194,7 +194,7 @@ _NO_CALL = "it calls no function of a user"
 _SEVERAL = "several calls, of which some come from other ranks: torch has no timeout for them all"
 _OF_ITS_OWN = "a function of its own sleeps, and its timeout has another name"
 _LIFE = "what it does is the life of a rank, and the calls in it are only its witnesses"
-_NOT_SLOW = "its function is one of torch's, or of a TorchScript class, which cannot sleep"
+_NOT_SLOW = "its function is one of TorchScript, which cannot sleep"
 #: The kinds of step without a timeout, and why.
 UNTIMED = {
     **dict.fromkeys(("pause", "settle", "parallel", "refused", "own", "local", "drop"), _NO_CALL),
@@ -209,7 +209,7 @@ UNTIMED = {
 #: The kinds of step that have a timeout, and no function that sleeps, and why.
 AWAKE = {
     "fetch": "the function is that of its Remote, which may sleep",
-    **dict.fromkeys(("through", "bump"), _NOT_SLOW),
+    "bump": _NOT_SLOW,
     "retry": "its message is to be late for another reason",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, tensor
+from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, target_of, tensor
 from rpcprops.steps.in_rank.state import (
     MissingHandleError,
     contexts,
@@ -80,11 +80,12 @@ def context(
             y = leaf * leaf
             if nested and hops:
                 (to, *here), *rest = hops
-                y = send(target(world, to, named), hop_on, args=(call, rest, *here, y))
+                there = target_of(world, world.index(to), named)
+                y = send(there, hop_on, args=(call, rest, *here, y))
             else:
                 for to, *here in hops:
                     function, args = hop_call(flavour, call, here, y)
-                    y = send(target(world, to, named), function, args=args)
+                    y = send(target_of(world, world.index(to), named), function, args=args)
             loss = y.sum()
             result["loss"] = loss.item()
             if backward:
@@ -104,13 +105,6 @@ def call_remote(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
 def call_async(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
     """As ``rpc_sync``, but by a future."""
     return rpc.rpc_async(to, function, args=args).wait()
-
-
-def target(world: tuple[str, ...], name: str, named: str) -> Any:
-    """What names a rank in a call."""
-    if named == "info":
-        return rpc.get_worker_info(name)
-    return world.index(name) if named == "id" else name
 
 
 def hop_call(
@@ -215,7 +209,7 @@ def outlast(
     with dist_autograd.context() as context_id:
         result["id"] = contexts[name] = context_id
         args = (call, *terms, slow, context_id, further)
-        there = target(world, world[to], named)
+        there = target_of(world, to, named)
         if by == "async":
             future = rpc.rpc_async(there, add_afterwards, args=args)
         else:
@@ -228,7 +222,7 @@ def outlast(
     return {**result, "lost": True} if total is None else {**result, "sum": total.tolist()}
 
 
-class Adder:
+class PatientAdder:
     """What a proxy stands for: it adds at the rank of its RRef."""
 
     def is_there(self) -> bool:
@@ -244,7 +238,7 @@ def time_out(through: str, to: Any, args: tuple[Any, ...], timeout: float) -> di
     """Call with a timeout, and say whether it came."""
     rref: Any = None
     if through == "proxy":
-        rref = rpc.remote(to, Adder)
+        rref = rpc.remote(to, PatientAdder)
         # From here on the type of its value is known here, so only the call itself can time out.
         rref.rpc_sync().is_there()
     elif through == "remote":

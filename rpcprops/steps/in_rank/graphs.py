@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import dist_autograd, tensor
+from rpcprops.steps.in_rank.shared import dist_autograd, target_of, tensor
 from rpcprops.steps.in_rank.state import contexts, note_call, note_slowly
 from rpcprops.steps.in_rank.sums import script_add, torchscript
 
@@ -237,7 +237,7 @@ def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[st
             then = world[(rank + 1) % len(world)]
             if how:
                 args = (call, seconds, what, *inputs)
-                found.append(start(target(world, rank, how), then, how, args))
+                found.append(start(target_of(world, rank, how), then, how, args))
             else:
                 found.append(apply_here(what, inputs, functools.partial(hook_ran, call)))
         results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
@@ -263,13 +263,6 @@ def arrived(found: list[Any], rrefs: Mapping[int, Any], number: int) -> torch.Te
         found[number] = found[number].wait()
     one: torch.Tensor = found[number]
     return one
-
-
-def target(world: tuple[str, ...], rank: int, how: str) -> Any:
-    """What names a rank in a call."""
-    if how == "info":
-        return rpc.get_worker_info(world[rank])
-    return rank if how == "id" else world[rank]
 
 
 def start(to: Any, then: str, how: str, args: tuple[Any, ...]) -> Any:

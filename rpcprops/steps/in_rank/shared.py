@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.distributed import autograd
+from torch.distributed import autograd, rpc
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
 #: Untyped, because torch hides `backward` and other documented functions from type checkers.
@@ -16,6 +17,13 @@ dist_autograd: Any = autograd
 def tensor(value: Any) -> torch.Tensor:
     """A tensor of float64, in which small sums and products are exact."""
     return torch.tensor(value, dtype=torch.float64)
+
+
+def target_of(world: Sequence[str], rank: int, named: str) -> Any:
+    """What a call names a rank by: its name, its "id" or its "info"."""
+    if named == "info":
+        return rpc.get_worker_info(world[rank])
+    return rank if named == "id" else world[rank]
 
 
 def timeout_of(seconds: float | None) -> float:
