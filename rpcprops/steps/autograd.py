@@ -592,10 +592,9 @@ class Outlast(Step):
         shows = {key: value for key, value in seen.items() if key != "id"}
         if expected is None or shows == expected:
             return []
-        if "sum" in expected or "sum" not in shows:
+        kind = "UnexpectedError" if shows.keys() & {"lost", "timed out"} else "MissingError"
+        if "sum" in expected:
             kind = "WrongValue" if "sum" in shows else "UnexpectedError"
-        else:
-            kind = "MissingError"
         message = f"a call that outlasts its context had to show {expected}, and showed {shows}"
         return [Violation(kind, message, timing_sensitive=True, slack=self.seconds - _CLEAR)]
 

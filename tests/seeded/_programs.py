@@ -175,6 +175,61 @@ GRAPHS = Program(
     ),
     "graphs",
 )
+#: Every way to call inside a context, and slow functions there and elsewhere.
+WAYS_IN_CONTEXTS = Program(
+    3,
+    (
+        Context(0, "x", (1, 2), flavour="builtin", named="id", wait="async"),
+        Context(1, "y", (2, 0), flavour="script", named="info", rrefs=True),
+        Context(2, "z", (0, 1), flavour="python", nested=True, wait="async", seconds=0.5),
+        Graph(
+            0,
+            "u",
+            ((0, "plain"),),
+            (
+                ("add", (0, 0), 1, "builtin"),
+                ("mul", (0, 1), 2, "builtin async"),
+                ("add", (2, 1), 1, "builtin remote"),
+                ("mul", (3, 0), 2, "script"),
+                ("inplace", (4,), 1, "script async"),
+                ("add", (5, 0), 2, "script remote"),
+                ("add", (6, 0), 0, "proxy async"),
+                ("hook", (7,), 1, "proxy remote"),
+                ("custom", (8,), 2, "id"),
+                ("add", (9, 0), 1, "info"),
+            ),
+            ((10,),),
+            seconds=0.5,
+        ),
+        Settle(),
+        Outlast(0, 1, "v", by="timeout", through="future", named="id"),
+        Outlast(1, 2, "w", "gradient", "timeout", through="remote", named="info"),
+        Outlast(2, 0, "t", "call", "timeout", 1, through="proxy"),
+        Settle(),
+        Refused(0, "u"),
+        Refused(2, "w"),
+    ),
+    "ways in contexts",
+)
+SLOW_EVERYWHERE = Program(
+    3,
+    (
+        Module(0, 1, seconds=0.5),
+        Linear(0, "x", 1, seconds=0.5),
+        Optimize(1, "y", (0, 1), seconds=0.5),
+        Train(2, "z", (0, 1), seconds=0.5),
+        Profile(0, 2, seconds=0.5),
+        Profile(1, 2, "nested", 0, seconds=0.5),
+        Remote(0, 1, "a"),
+        Fetch(0, "a"),
+        Through(0, "a"),
+        Through(0, "a", seconds=12.0, timeout=3.0),
+        Through(0, "a", "async", seconds=0.5, timeout=900.0),
+        Settle(),
+        Drop(0, "a"),
+    ),
+    "slow everywhere",
+)
 BRANCHES = Program(
     3,
     (
@@ -734,6 +789,8 @@ EVERY_KIND = (
     TRAINING,
     CONTEXTS,
     GRAPHS,
+    WAYS_IN_CONTEXTS,
+    SLOW_EVERYWHERE,
     UNREACHED,
     BRANCHES,
     TIMED,

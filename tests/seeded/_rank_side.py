@@ -21,7 +21,7 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
-from rpcprops.steps.in_rank import autograd, calls, functions, rrefs, state, sums
+from rpcprops.steps.in_rank import autograd, calls, functions, graphs, rrefs, state, sums
 
 #: What wrong ranks hold on to.
 _held: list[Any] = []
@@ -213,6 +213,42 @@ def lose_gradients() -> None:
         return y
 
     _replace_hop(hooked)
+
+
+def lose_gradients_of_proxies() -> None:
+    """Send back zeros for the gradients of what is called here through an RRef."""
+    honest = graphs.Applier.apply
+
+    def apply(self: Any, *args: Any) -> Any:
+        y = honest(self, *args)
+        y.register_hook(torch.zeros_like)
+        return y
+
+    _replace(graphs.Applier, "apply", apply)
+
+
+def answer_without_sleeping() -> None:
+    """Answer at once where a call is to outlast its context."""
+
+    def add_at_once(call: str, left: Any, right: Any, *_: Any) -> Any:
+        state.note_call(call)
+        return left + right
+
+    _replace(autograd, "add_afterwards", add_at_once)
+
+
+def leave_contexts_for_calls() -> None:
+    """Make the calls of a context, but for those that end at once, in a thread of their own."""
+    honest = autograd.call_async
+
+    def call_elsewhere(*args: Any, **kwargs: Any) -> Any:
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(honest(*args, **kwargs)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    _replace(autograd, "call_async", call_elsewhere)
 
 
 def compute_otherwise() -> None:

@@ -17,7 +17,9 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Graph,
     Optimize,
+    Outlast,
     Own,
     Pause,
     Program,
@@ -194,6 +196,30 @@ LIVE: dict[str, Live] = {
     ),
     "loses a gradient": Live(
         1, (Context(0, "x", (2, 1)),), (("WrongGradient", 0, 0),), wrong.lose_gradients
+    ),
+    "loses a gradient behind a proxy": Live(
+        1,
+        (Graph(0, "x", ((0, "plain"),), (("add", (0, 0), 1, "proxy remote"),), ((1,),)),),
+        (("WrongGradient", 0, 0),),
+        wrong.lose_gradients_of_proxies,
+    ),
+    "leaves its context for a call": Live(
+        0,
+        (Context(0, "x", (1,), flavour="script", wait="async"),),
+        (("UnexpectedError", 0, 0),),
+        wrong.leave_contexts_for_calls,
+    ),
+    "answers through an RRef before the timeout": Live(
+        1,
+        (Outlast(0, 1, "x", by="timeout", through="remote"),),
+        (("MissingError", 0, 0),),
+        wrong.answer_without_sleeping,
+    ),
+    "answers through a proxy before the timeout": Live(
+        1,
+        (Outlast(0, 1, "x", by="timeout", through="proxy"),),
+        (("MissingError", 0, 0),),
+        wrong.answer_without_sleeping,
     ),
     "computes another loss": Live(
         1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
