@@ -236,11 +236,14 @@ class Remote(Step):
         late = _may_time_out(drawer, at, target)
         slow_late = late and drawer.has_plan
         slow = flavour == "python"
-        timeout, seconds = drawer.timing(at, message, late=late, slow=slow, slow_late=slow_late)
+        waits = drawer.announces(right, target)
+        timeout, seconds = drawer.timing(
+            at, message, late=late, slow=slow, slow_late=slow_late, waits=waits
+        )
         drawer.may_hold_errors |= "raises" in form
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
-        takes = drawer.delay_milliseconds(at, message) / 1000 + seconds
+        takes = drawer.delay_milliseconds(at, message) / 1000 + seconds + waits
         if drawer.limit(timeout) < takes:
             drawer.uncreated.add(out)
             drawer.failed_at.add(at)
@@ -411,7 +414,8 @@ class Share(OfHandle):
     ) -> Share:
         to = drawer.receiver(name) if to is None else to
         inside: Any = drawer.pick(("", "", "list", "dict"))
-        timed = drawer.timing(handle.home, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        message, waits = MessageType.PYTHON_CALL, drawer.announces(name, to)
+        timed = drawer.timing(handle.home, message, slow_late=drawer.settles, waits=waits)
         return cls(handle.home, name, to, drawer.name("handle"), inside, *timed)
 
     @classmethod

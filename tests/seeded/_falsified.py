@@ -1838,7 +1838,7 @@ for _message, _words in (
 
 
 @defect("a call in a context is sent outside of it")
-def _outside(world: World) -> Falsified:
+def _plain_in_context(world: World) -> Falsified:
     record = _record(world)
     forward = WireMessageType.FORWARD_AUTOGRAD_REQ
     certain = world.prediction.certain

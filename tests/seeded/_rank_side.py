@@ -220,7 +220,7 @@ def lose_gradients_of_proxies() -> None:
     honest = graphs.Applier.apply
 
     def apply(self: Any, *args: Any) -> Any:
-        y = honest(self, *args)
+        y: Any = honest(self, *args)
         y.register_hook(torch.zeros_like)
         return y
 
