@@ -116,7 +116,7 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
     **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach", "after"), _none),
-    **dict.fromkeys(("gather", "ask", "default", "fail_twice", "unreached"), _none),
+    **dict.fromkeys(("gather", "ask", "fail_twice", "unreached"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),
@@ -124,6 +124,7 @@ _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     "recurse": _path,
     "context": _context,
     "invoke": _proxy,
+    "default": _proxy,
     "deferred": _deferred,
     "scripted": _scripted,
     "carry": _carry,

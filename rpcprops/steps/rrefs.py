@@ -675,7 +675,7 @@ class Through(OfHandle):
             model.use(handle)
         accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
+        late, slack = self._asks_in_time(model, handle, perhaps)
         self._ask_type(model, handle, late, slack)
         total = [x + self.addend for x in rref.value]
         if self.how == "remote":
@@ -700,6 +700,22 @@ class Through(OfHandle):
         if rref.unclear:
             raise StepFails(error="unknown")
         return model.shows(None if self.how == "remote" else total)
+
+    def _asks_in_time(
+        self, model: Model, handle: Handle, perhaps: float
+    ) -> tuple[ErrorClass, float]:
+        """Whether the timeout comes before the call, and the slack: :meth:`Model.timed`."""
+        message = MessageType.PYTHON_CALL
+        late, slack = model.timed(self.at, message, self.timeout, perhaps=perhaps)
+        called = model.timed(self.at, message, self.timeout, self.seconds, perhaps)[0]
+        if late != "unknown" or called != "timeout":
+            return late, slack
+        if handle.type_error is None and self.at != handle.rref.owner:
+            # Either the question for the type or the call ends by the timeout; nobody can tell.
+            model.certain = False
+            if self.how == "async" and handle.fork:
+                model.meets_in_proxy(handle, self.at)
+        return "", slack
 
     @property
     def lasts(self) -> float:
@@ -747,13 +763,10 @@ class Through(OfHandle):
     def usable(cls, drawer: StepDrawer) -> list[str]:
         return [*drawer.callable_through(), *drawer.doubtful(calls=True)]
 
-    @staticmethod
-    def _asks_at_once(drawer: StepDrawer, handle: HandleInfo, how: str) -> bool:
-        """Whether the question for the type meets no timeout, which would meet findings."""
-        late = drawer.delay_milliseconds(handle.home, MessageType.PYTHON_CALL)
-        accepted = drawer.delay_milliseconds(handle.owner, MessageType.RREF_CHILD_ACCEPT)
-        is_kept = how == "async" and drawer.facts.has_bug("failed-async-proxy")
-        return not (late or accepted or is_kept)
+    @classmethod
+    def _has_asked(cls, drawer: StepDrawer, name: str) -> bool:
+        """Whether an earlier call has asked for the type, so that only the call may time out."""
+        return any(isinstance(step, cls) and step.handle == name for step in drawer.steps)
 
     @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
@@ -774,7 +787,7 @@ class Through(OfHandle):
             message,
             late=not drawer.facts.has_bug("timed-out-type-query"),
             slow=known,
-            slow_late=known and drawer.settles and cls._asks_at_once(drawer, handle, form),
+            slow_late=known and drawer.settles and cls._has_asked(drawer, name),
         )
         return cls(handle.home, name, form, addend, out, *timed)
 

@@ -237,6 +237,11 @@ def answer_without_sleeping() -> None:
     _replace(autograd, "add_afterwards", add_at_once)
 
 
+def keep_the_default_timeout() -> None:
+    """Let nobody change the default timeout of this rank."""
+    _replace(rpc, "_set_rpc_timeout", lambda _: None)
+
+
 def leave_contexts_for_calls() -> None:
     """Make the calls of a context, but for those that end at once, in a thread of their own."""
     honest = autograd.call_async

@@ -15,6 +15,7 @@ from rpcprops.programs import (
     Carry,
     Context,
     Count,
+    Default,
     Drop,
     Fetch,
     Graph,
@@ -104,6 +105,9 @@ CALLED = (Call(0, 1), Call(0, 1, (5.0,), (6.0,)))
 OWNED = (Remote(0, 1, "a"), Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
 SHARED = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
 LOST = FaultTable(["PYTHON_CALL"], 1)
+
+#: What may be under another default timeout, and end by it.
+HOWS: tuple[Any, ...] = ("sync", "async", "fetch", "proxy")
 
 LIVE: dict[str, Live] = {
     "runs a call twice": Live(1, CALLED, (("NotRunOnce", 1, None),) * 2, wrong.run_twice),
@@ -290,6 +294,22 @@ LIVE: dict[str, Live] = {
         (("FaultsDiffer", 2, None),),
         ran=FaultTable(["RREF_FORK_REQUEST"], 1),
         told=FaultTable(["RREF_FORK_REQUEST"], 2),
+    ),
+    **{
+        f"keeps its default timeout ({how})": Live(
+            0,
+            (Default(0, 1, 3.0, sleeps=12.0, how=how),),
+            (("MissingError", 0, 0),),
+            wrong.keep_the_default_timeout,
+        )
+        for how in HOWS
+    },
+    "announces a handle where it has to try that again": Live(
+        2,
+        (Remote(0, 1, "a"), Share(0, "a", 2, "b", timeout=4.0)),
+        (("MissingError", 0, 1), ("FaultsDiffer", 2, None)),
+        ran=FaultTable(),
+        told=FaultTable(["RREF_FORK_REQUEST"], 5),
     ),
     "is in time where it has to be late": Live(
         0,
