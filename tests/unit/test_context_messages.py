@@ -231,7 +231,8 @@ def test_operators_are_called_in_contexts_as_they_can_be() -> None:
 
 def test_only_python_functions_note_that_they_run() -> None:
     """An operator, and a TorchScript function, take no name of a call."""
-    for flavour, times in (("python", 1), ("builtin", 0), ("script", 0)):
+    flavours: dict[Any, int] = {"python": 1, "builtin": 0, "script": 0}
+    for flavour, times in flavours.items():
         said = predict(Program(2, (Context(0, "x", (1,), flavour=flavour),)), FaultPlan())
         assert said.calls[1].get("step0", 0) == times
 
