@@ -10,8 +10,9 @@ It does for each request of a user: calls and creations of Python functions (``p
 (``rpcTorchscript`` in ``rpc/torchscript_functions.cpp``), and fetches (``UserRRef::toHere`` in
 ``rpc/rref_impl.cpp``; the owner itself fetches without a message). It does not force that for a
 builtin operator (``pyRpcBuiltin``, ``pyRemoteBuiltin``), whose request is plain if it requires no
-gradient: steps call operators in contexts only with tensors that require one. What torch sends by itself, such
-as fork requests and deletes, does not go that way. A function that is called in a context is in it
+gradient: steps call operators in contexts only with tensors that require one. What torch sends by
+itself, such as fork requests and deletes, does not go that way. A function that is called in a
+context is in it
 (``RequestCallbackNoPython::processForwardAutogradReq`` in ``rpc/request_callback_no_python.cpp``),
 so its calls are wrapped as well.
 
