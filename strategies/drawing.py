@@ -135,6 +135,8 @@ _ENDED = 20
 _OUTLASTS = 1.45
 #: How many of the longest delay a step may wait for.
 _MOST_DELAYS = 8
+#: Virtual seconds for which a call must wait so that a timeout half as long surely ends it.
+_ENOUGH_TO_MISS = 1.0
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
 #: fault at which the step is aimed.
 _WIDTH = 8
@@ -1056,6 +1058,7 @@ class StepDrawer:
         late: bool = True,
         slow: bool = True,
         slow_late: bool = True,
+        waits: float = 0.0,
     ) -> tuple[float | None, float]:
         """A timeout as :meth:`timeout`, and how long the called function sleeps (virtual seconds).
 
@@ -1063,8 +1066,12 @@ class StepDrawer:
             late: whether the timeout may be too short for a delay of the message.
             slow: whether the function may sleep.
             slow_late: whether the timeout may be too short for that.
+            waits: how long the function waits before it begins, as :meth:`announces` says.
         """
         quick = [(timeout, 0.0) for timeout in self._timeouts(at, message, late=late)]
+        if waits and slow_late and self.may_end_late():
+            # Longer than the function, and shorter than what torch must try again before that.
+            quick += [(math.floor(500 * waits) / 1000, 0.0)] * 2
         if not slow or self.slow_functions >= _MOST_SLOW:
             return self.pick(quick)
         left = _MOST_SECONDS - self._slow_seconds
@@ -1089,12 +1096,49 @@ class StepDrawer:
         self.slow_functions += seconds > 0
         return timeout, seconds
 
+    def with_sleep(self, options: Sequence[T], times: int) -> tuple[T, float]:
+        """One of `options`, and how long each of so many called functions sleeps (virtual seconds).
+
+        Somebody waits for them, perhaps for one after the other.
+        """
+        left = _MOST_SECONDS - self._slow_seconds
+        lengths = [
+            seconds
+            for seconds in _SECONDS
+            if times and seconds * times <= left and self.may_take(seconds * times)
+        ]
+        if self.has_few_threads or self.slow_functions >= _MOST_SLOW:
+            lengths = []
+        quick = (0.0,) * (1 if self._slow else 3)
+        forms = [(one, seconds) for seconds in (*quick, *lengths) for one in options]
+        one, seconds = self.pick(forms)
+        self._slow_seconds += seconds * times
+        self._slow_in_time += seconds * times
+        return one, seconds
+
     def ends(
         self, at: int, message: MessageType, timeout: float | None, seconds: float = 0.0
     ) -> bool:
         """Whether a timeout ends a call whose function sleeps for so long (virtual seconds)."""
         delay = self.delay_milliseconds(at, message) / 1000
         return self.limit(timeout) < delay + seconds
+
+    def announces(self, name: object, to: int) -> float:
+        """Virtual seconds for which a function at `to` waits whose argument is a handle, at least.
+
+        It begins when the owner has answered the fork request of the RRef, which torch tries again.
+        Nothing for a value, and where that takes too little to have a timeout in between.
+        """
+        handle = self.scope.handles.get(name) if isinstance(name, str) else None
+        if handle is None or handle.owner in (handle.home, to):
+            return 0.0
+        request = MessageType.RREF_FORK_REQUEST
+        failing, times = self._failing[to]
+        if request in failing and times > request.max_retries:
+            return 0.0
+        waits = retry_wait(times) if request in failing else 0.0
+        waits += self.delay_milliseconds(to, request) / 1000
+        return waits if waits >= _ENOUGH_TO_MISS else 0.0
 
     def limit(self, timeout: float | None) -> float:
         """The timeout of a message for which a step names `timeout`."""

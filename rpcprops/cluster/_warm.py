@@ -71,4 +71,4 @@ def _pass_on(value: Any) -> Any:
 def _differentiate() -> None:
     """Run the forward pass only: the first backward pass starts threads."""
     leaf = shared.tensor([1.0, 2.0]).requires_grad_()
-    autograd.hop("warm", 2.0, False, leaf * leaf).sum().item()
+    autograd.hop("warm", 2.0, False, 0.0, leaf * leaf).sum().item()

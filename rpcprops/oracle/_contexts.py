@@ -8,8 +8,11 @@ FORWARD_AUTOGRAD_REQ if one of its tensors requires a gradient, or if `forceGrad
 It does for each request of a user: calls and creations of Python functions (``pyRpcPythonUdf`` and
 ``sendPythonRemoteCall`` in ``rpc/python_functions.cpp``) and of TorchScript functions
 (``rpcTorchscript`` in ``rpc/torchscript_functions.cpp``), and fetches (``UserRRef::toHere`` in
-``rpc/rref_impl.cpp``; the owner itself fetches without a message). What torch sends by itself, such
-as fork requests and deletes, does not go that way. A function that is called in a context is in it
+``rpc/rref_impl.cpp``; the owner itself fetches without a message). It does not force that for a
+builtin operator (``pyRpcBuiltin``, ``pyRemoteBuiltin``), whose request is plain if it requires no
+gradient: steps call operators in contexts only with tensors that require one. What torch sends by
+itself, such as fork requests and deletes, does not go that way. A function that is called in a
+context is in it
 (``RequestCallbackNoPython::processForwardAutogradReq`` in ``rpc/request_callback_no_python.cpp``),
 so its calls are wrapped as well.
 

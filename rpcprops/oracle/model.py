@@ -493,13 +493,15 @@ class Model:
         self.kept.add_user(finding, rank, owner)
         self.sends_otherwise(finding, rank, owner, MessageType.RREF_USER_DELETE)
 
-    def sends_otherwise(self, finding: str, rank: int, to: int, message: MessageType) -> None:
+    def sends_otherwise(
+        self, finding: str, rank: int, to: int, message: MessageType | WireMessageType
+    ) -> None:
         """The same for a finding by which `rank` sends more or fewer such messages to `to`."""
         if not self.facts.has_bug(finding):
             return
         says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
         self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
-        if message.is_retryable and message in self.plan.table(rank).failing:
+        if message in self.plan.table(rank).failing and MessageType(message).is_retryable:
             says = r" failed \d+ sends, the message"
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 

@@ -93,7 +93,7 @@ def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 def _graph(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """The homes of leaves give their gradients, and a proxy its method, one after the other."""
     homes = [home for home, _ in step.inputs if home != step.at]
-    proxies = [rank for _, _, rank, how in step.operations if how == "proxy"]
+    proxies = [rank for _, _, rank, how in step.operations if how.startswith("proxy")]
     return sorted({*homes, *proxies}) * (2 if step.beside else 1)
 
 
@@ -116,7 +116,7 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
     **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach", "after"), _none),
-    **dict.fromkeys(("gather", "ask", "default", "fail_twice", "unreached"), _none),
+    **dict.fromkeys(("gather", "ask", "fail_twice", "unreached"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),
@@ -124,6 +124,7 @@ _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     "recurse": _path,
     "context": _context,
     "invoke": _proxy,
+    "default": _proxy,
     "deferred": _deferred,
     "scripted": _scripted,
     "carry": _carry,

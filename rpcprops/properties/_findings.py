@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Drop,
     FailTwice,
     Fetch,
+    Graph,
     Member,
     Nest,
     Onward,
@@ -42,6 +43,7 @@ from rpcprops.programs import (
     Value,
 )
 from rpcprops.properties._base import Case, Property
+from rpcprops.steps.graphs import Operation
 
 #: How many different cases each finding has.
 CASES = 1000
@@ -134,6 +136,12 @@ def _failed_async_proxy(number: int) -> Case:
         Through(0, "a", how="async"),
         Drop(0, "a"),
     )
+
+
+def _asynchronous_proxy(number: int) -> Case:
+    """A pass through an operation that is called by ``rref.rpc_async()``, inside a context."""
+    operation: Operation = ("add", (0, 0), 1, "proxy async")
+    return _case(2, Graph(0, "x", ((0, "plain"),), (operation,), ((1,),), _value(number)))
 
 
 def _failed_backward(number: int) -> Case:
@@ -318,6 +326,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "failed-async-proxy": (
         "An RRef through which a call failed is dropped like any other.",
         _failed_async_proxy,
+    ),
+    "async-proxy-leaves-context": (
+        "A call inside an autograd context is part of it, in whatever way it is made.",
+        _asynchronous_proxy,
     ),
     "failed-backward-revisits-rank": (
         "A backward pass that fails ends on every rank.",

@@ -12,8 +12,8 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, retry_wait
 from rpcprops.outcomes import Counters, Violation
-from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, sum_of
-from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
+from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, check_seconds, sum_of
+from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
@@ -23,12 +23,24 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
+#: How a call names its rank: by its name, its id or its ``WorkerInfo``.
+Naming = Literal["name", "id", "info"]
 #: Options of a context: how it walks its path, and how it ends.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
     {"nested": True},
     {"rrefs": True},
     {"nested": True, "rrefs": True},
+    {"wait": "async"},
+    {"wait": "async", "nested": True},
+    {"named": "id"},
+    {"named": "info", "rrefs": True},
+    {"flavour": "builtin"},
+    {"flavour": "builtin", "wait": "async", "named": "id"},
+    {"flavour": "builtin", "rrefs": True},
+    {"flavour": "script"},
+    {"flavour": "script", "wait": "async"},
+    {"flavour": "script", "rrefs": True, "named": "info"},
 )
 _ENDS: tuple[dict[str, Any], ...] = (
     {},
@@ -56,6 +68,10 @@ class Context(Step):
         raises: leave the ``with`` block by an exception, after all of that.
         retain: run backward twice, the first time with ``retain_graph=True``; gradients add up.
         breaks: a rank of the path whose backward raises; the step then shows its error.
+        flavour: what runs at a rank: a Python function, ``torch.add`` or a TorchScript function.
+        wait: "async" for ``rpc_async`` and a wait instead of ``rpc_sync``, in the calls of `at`.
+        named: how `at` names the ranks.
+        seconds: virtual seconds for which each Python function of the path sleeps.
     """
 
     op: ClassVar[str] = "context"
@@ -73,10 +89,15 @@ class Context(Step):
     raises: bool = False
     retain: bool = False
     breaks: int | None = None
+    flavour: Flavour = "python"
+    wait: Literal["sync", "async"] = "sync"
+    named: Naming = "name"
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
             scope.check_rank("path", rank)
+        self._check_way()
         if self.retain and not self.backward:
             msg = "retain=True runs backward twice, so it needs backward=True."
             raise UsageError(msg)
@@ -89,9 +110,32 @@ class Context(Step):
         scope.new_context(self.name)
         scope.ids.add(self.name)
 
+    def _check_way(self) -> None:
+        """Raises:
+        UsageError: its path cannot be walked in that way.
+        """
+        check_seconds(self.seconds, self.flavour)
+        check_seconds(self.lasts)
+        if self.flavour != "python" and (self.nested or self.breaks is not None):
+            msg = f"nested=True and breaks need flavour 'python', not {shown(self.flavour)}."
+            raise UsageError(msg)
+        if self.wait == "async" and self.rrefs:
+            msg = "wait='async' waits for a future, and rrefs=True fetches RRefs; take one of them."
+            raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds * len(self.path)
+
+    def _runs(self, model: Model, rank: int, call: str) -> None:
+        """Its function runs at a rank; only one of Python notes that."""
+        model.calls[rank][call] += self.flavour == "python"
+
     def predict(self, model: Model, call: str) -> StepPrediction:
+        model.must_be_in_time(self, self.lasts)
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
-        # sendMessageWithAutograd), which torch's agents neither fail nor delay.
+        # sendMessageWithAutograd), which torch's agents neither fail nor delay. That is so for a
+        # builtin operator as well, because what it is given requires a gradient.
         way = (self.at, *self.path)
         for number, rank in enumerate(self.path if model.disturbed else ()):
             model.disturbed.check_forward(self)
@@ -101,7 +145,7 @@ class Context(Step):
                 self._lose(model, call, number, ended)
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
         for number, rank in enumerate(self.path):
-            model.calls[rank][call] += 1
+            self._runs(model, rank, call)
             for pair in self.requests(number):
                 model.in_contexts.call(*pair)
         if self.rrefs:
@@ -213,7 +257,7 @@ class Context(Step):
         is_executed = ended == "timeout"
         executed = (*before, *further) if is_executed else before
         for rank in (*executed, *(further if ended == "late" else ())):
-            model.calls[rank][call] += 1
+            self._runs(model, rank, call)
         known: dict[int, set[int]] = {}
         caller = self.at
         # Of a call that was not executed only its caller knows the other rank.
@@ -342,11 +386,12 @@ class Context(Step):
         length = drawer.pick(range(_LONGEST_PATH + 1 - len(path)))
         path += _hops(drawer, path[-1] if path else at, length)
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
-        value = drawer.pick(TENSORS)
+        python = "flavour" not in form
+        value, form["seconds"] = drawer.with_sleep(TENSORS, len(path) * python)
         # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
         once = len({at, *path}) > len(path)
         revisits = not drawer.facts.has_bug("failed-backward-revisits-rank")
-        able = path if (once or revisits) and form.get("backward", True) else []
+        able = path if python and (once or revisits) and form.get("backward", True) else []
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
@@ -387,6 +432,10 @@ def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
 #: What a call that outlasts its context does: it answers with a value, or with one that requires a
 #: gradient, or first calls a further rank; or it has an argument that takes long to be unpickled.
 Outlasting = Literal["value", "gradient", "call", "argument"]
+#: What of such a call has a timeout.
+Through = Literal["call", "future", "remote", "proxy"]
+_NAMINGS: tuple[Naming, ...] = get_args(Naming)
+_THROUGH: tuple[tuple[Through, Naming], ...] = tuple(itertools.product(get_args(Through), _NAMINGS))
 #: Virtual seconds for which such a call waits, at most, until its rank has given the context up:
 #: far more than a busy machine needs. The second number is for a default timeout, which must be
 #: longer and slows the clock; the third for an argument that takes so long to be unpickled.
@@ -406,7 +455,10 @@ class Outlast(Step):
     "async" the future is waited for after it; by "timeout" ``rpc_sync`` has a short timeout, and
     raises in the block. What `to` does is `what`. Before the block ends the function runs, so `to`
     has the context; but with an "argument" that takes `seconds` to be unpickled, `to` has not. Then
-    it makes the context after the cleanup, which is the finding context-after-cleanup.
+    it makes the context after the cleanup, which is the finding context-after-cleanup. `named` says
+    how `at` names `to`. What times out is `through`: the "call" by ``rpc_sync``, the wait for its
+    "future", the fetch of a "remote", or a method of an object at `to` by a "proxy" that has been
+    used before.
 
     torch's documentation says nothing of such calls. Its comments say that a context is cleaned up
     on all ranks once the pass is done (``autograd/context/container.h``:
@@ -431,9 +483,17 @@ class Outlast(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     seconds: float = _LASTS
+    through: Through = "call"
+    named: Naming = "name"
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        if self.through != "call" and (self.by == "async" or self.what == "argument"):
+            msg = (
+                f"through={shown(self.through)} needs by='timeout', and another what than "
+                f"'argument'."
+            )
+            raise UsageError(msg)
         least = _SHORT if self._asks_for_context else _SHORTEST
         if not least <= self.seconds <= MAX_DELAY:
             msg = f"seconds={shown(self.seconds)} must lie in {least:g} to {MAX_DELAY:g} (virtual)."
@@ -459,7 +519,7 @@ class Outlast(Step):
         if self.by == "timeout":
             model.abandoned_calls[self.to].add(call)
         # The callee has sent nothing in the context when it is cleaned up, so it knows no rank.
-        before = len(model.sends)
+        before = len(model.sends) + self._uses_rref(model)
         model.release(self.name, self.at, {self.at: {self.to}, self.to: set()})
         cleanup = model.sends[before]
         waits = retry_wait(cleanup.failures) + model.delay(self.at, cleanup.message)
@@ -482,9 +542,27 @@ class Outlast(Step):
         lost = cleanup.delivered and self._asks_for_context
         return model.shows({"lost": True} if lost else {"sum": sum_of(self.left, self.right)})
 
+    def _uses_rref(self, model: Model) -> int:
+        """The RRef that the call goes through, which ends with the step; how many messages that is.
+
+        Its owner answers the creation when the function has ended, so the user's delete is sent
+        then (``rref_context.cpp``: RRefContext::addPendingUser, confirmPendingUser).
+        """
+        if self.through not in ("remote", "proxy"):
+            return 0
+        before = len(model.sends)
+        model.unread = True
+        made = model.created(self.at, self.to, typed=False)
+        # rref_proxy.py: _invoke_rpc sends the RRef to ask for its type, and then with each call.
+        for _ in range(3 if self.through == "proxy" else 0):
+            model.drop(model.give(made, self.at, self.to))
+        model.drop(made)
+        return len(model.sends) - before
+
     def _count(self, model: Model, *, is_gone: bool) -> None:
         """Count its calls; `is_gone` says whether `to` has given the context up by its end."""
-        model.in_contexts.call(self.at, self.to)
+        # An RRef is created and fetched; or created, asked for its type, and called twice.
+        model.in_contexts.call(self.at, self.to, {"remote": 2, "proxy": 4}.get(self.through, 1))
         if self.what != "argument":
             # `at` asks whether the function has begun, until it has.
             model.in_contexts.call(self.at, self.to)
@@ -514,10 +592,9 @@ class Outlast(Step):
         shows = {key: value for key, value in seen.items() if key != "id"}
         if expected is None or shows == expected:
             return []
-        if "sum" in expected or "sum" not in shows:
+        kind = "UnexpectedError" if shows.keys() & {"lost", "timed out"} else "MissingError"
+        if "sum" in expected:
             kind = "WrongValue" if "sum" in shows else "UnexpectedError"
-        else:
-            kind = "MissingError"
         message = f"a call that outlasts its context had to show {expected}, and showed {shows}"
         return [Violation(kind, message, timing_sensitive=True, slack=self.seconds - _CLEAR)]
 
@@ -540,7 +617,11 @@ class Outlast(Step):
         drawer.slow_functions += 1
         lasts = _LASTS if drawer.rpc_timeout is None else _LASTS_LESS
         seconds = _UNPICKLES if what == "argument" else lasts
-        return cls(at, to, drawer.name("context"), what, by, then, *drawer.pick(PAIRS), seconds)
+        name, pair = drawer.name("context"), drawer.pick(PAIRS)
+        through, named = drawer.pick(
+            _THROUGH if by == "timeout" and what != "argument" else _THROUGH[: len(_NAMINGS)]
+        )
+        return cls(at, to, name, what, by, then, *pair, seconds, through, named)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

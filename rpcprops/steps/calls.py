@@ -192,7 +192,10 @@ class Call(Step):
         left, right = draw_arguments(drawer, at, flavour, to, drawer.doubtful_there(at, to))
         message = call_message(typed=flavour != "python")
         slow = flavour == "python"
-        timeout, seconds = drawer.timing(at, message, slow=slow, slow_late=drawer.settles)
+        waits = drawer.announces(right, to)
+        timeout, seconds = drawer.timing(
+            at, message, slow=slow, slow_late=drawer.settles, waits=waits
+        )
         out = drawer.name("future") if form.get("wait") == "later" else ""
         timed: dict[str, Any] = {"timeout": timeout, "seconds": seconds}
         return cls(at, to, left, right, flavour, out=out, **timed, **form)
@@ -203,7 +206,8 @@ class Call(Step):
                 drawer.note_deleted(self.right)
             elif drawer.scope.handles[self.right].owner != self.to:
                 message = MessageType.PYTHON_CALL
-                ends = drawer.ends(self.at, message, self.timeout, self.seconds)
+                takes = self.seconds + drawer.announces(self.right, self.to)
+                ends = drawer.ends(self.at, message, self.timeout, takes)
                 drawer.note_fetching(self.out, ends=ends)
             drawer.note_uncertain(self.right)
             if self.wait == "later":

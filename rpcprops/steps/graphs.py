@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, MessageType
+from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
-from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, Value, Way, is_close
 
 if TYPE_CHECKING:
@@ -29,9 +29,28 @@ if TYPE_CHECKING:
 #: hook of the copy doubles the gradient.
 What: TypeAlias = Literal["add", "mul", "inplace", "custom", "hook"]
 #: How an operation gets to its rank: "" computes it at the rank of the step, ``remote`` fetches an
-#: RRef, ``proxy`` calls a method through an RRef, and ``relay`` lets an ``async_execution``
-#: function ask the rank after that one (after the last comes the first).
-How: TypeAlias = Literal["", "sync", "async", "remote", "proxy", "relay"]
+#: RRef, ``proxy`` calls a method through an RRef (by ``rpc_sync``, if nothing else is named), and
+#: ``relay`` lets an ``async_execution`` function ask the rank after that one (after the last comes
+#: the first). ``id`` and ``info`` name the rank by its id and its ``WorkerInfo``. ``builtin`` calls
+#: torch's operator itself, and ``script`` a TorchScript function, by ``rpc_sync`` or as is named.
+How: TypeAlias = Literal[
+    "",
+    "sync",
+    "async",
+    "remote",
+    "proxy",
+    "relay",
+    "id",
+    "info",
+    "builtin",
+    "script",
+    "builtin async",
+    "script async",
+    "builtin remote",
+    "script remote",
+    "proxy async",
+    "proxy remote",
+]
 #: A leaf that requires a gradient, one with a hook that doubles its gradient too, or one that
 #: requires none.
 Leafage: TypeAlias = Literal["plain", "hooked", "fixed"]
@@ -41,6 +60,17 @@ Operation: TypeAlias = tuple[What, tuple[int, ...], int, How]
 _WHATS: tuple[What, ...] = get_args(What)
 _HOWS: tuple[How, ...] = get_args(How)
 _SORTS: tuple[Leafage, ...] = get_args(Leafage)
+#: What builtin operators and TorchScript functions compute.
+_COMPUTE: dict[str, tuple[What, ...]] = {
+    "builtin": ("add", "mul"),
+    "script": ("add", "mul", "inplace"),
+}
+#: The finding that the first asynchronous call through a user's RRef is made outside the context.
+_OUTSIDE = "async-proxy-leaves-context"
+_OF_CONTEXTS = (
+    WireMessageType.FORWARD_AUTOGRAD_REQ,
+    WireMessageType.BACKWARD_AUTOGRAD_REQ,
+)
 _OPERANDS: dict[What, int] = {"add": 2, "mul": 2, "inplace": 1, "custom": 1, "hook": 1}
 #: What each of the one operand's numbers is multiplied by in backward.
 _SLOPES: dict[What, float] = {"inplace": 2.0, "custom": 5.0, "hook": 1.0}
@@ -128,6 +158,7 @@ class Graph(Step):
         beside: a second thread computes the same at the same time, from the same leaves of `at`, in
             a context of its own, whose gradients must be the same and no more.
         inside: a rank that tries to enter another context inside this one, which must raise.
+        seconds: virtual seconds for which each Python function sleeps that an operation calls.
     """
 
     op: ClassVar[str] = "graph"
@@ -142,6 +173,7 @@ class Graph(Step):
     value: Value = (1.0, 2.0)
     beside: bool = False
     inside: int | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         if not self.inputs:
@@ -160,9 +192,14 @@ class Graph(Step):
             if not how and rank != self.at:
                 msg = f"operations: number {number} is at rank {rank}; say how it gets there."
                 raise UsageError(msg)
+            if what not in _able(how):
+                msg = f"operations: number {number}: {shown(how)} computes no {shown(what)}."
+                raise UsageError(msg)
         if self.inside is not None:
             scope.check_rank("inside", self.inside)
+        check_seconds(self.lasts)
         tape = self._tape()
+        self._check_builtins(tape)
         if max(tape.degrees) > _HIGHEST_DEGREE:
             msg = f"operations: a product of more than {_HIGHEST_DEGREE} leaves may not be exact."
             raise UsageError(msg)
@@ -170,6 +207,24 @@ class Graph(Step):
             self._check_pass(roots, tape)
         scope.new_context(self.name)
         scope.ids.add(self.name)
+
+    def _check_builtins(self, tape: _Tape) -> None:
+        """Raises:
+        UsageError: a builtin operator is called with tensors that require no gradient.
+        """
+        # python_functions.cpp: pyRpcBuiltin and pyRemoteBuiltin do not force what they send into
+        # the context, as the other calls do, so that message is none of the context's.
+        for number, (_, _, _, how) in enumerate(self.operations, len(self.inputs)):
+            if how.startswith("builtin") and not tape.needs[number]:
+                msg = (
+                    f"operations: number {number} calls a builtin operator with tensors that "
+                    f"require no gradient, which torch does outside of the context; take 'script'."
+                )
+                raise UsageError(msg)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
 
     def _check_pass(self, roots: tuple[int, ...], tape: _Tape) -> None:
         """Raises:
@@ -208,17 +263,19 @@ class Graph(Step):
                 found.add(number)
         return {number for number in found if tape.needs[number]}
 
-    def _reached(self, roots: Sequence[int], tape: _Tape) -> set[int]:
-        """What a backward pass from these roots computes a gradient of."""
+    def _reached(self, roots: Sequence[int], tape: _Tape, ends: Container[int] = ()) -> set[int]:
+        """What a backward pass from these roots computes a gradient of; it ends at `ends`."""
         found = set(roots)
         for number in reversed(range(len(self.inputs), len(tape.needs))):
-            if number in found:
+            if number in found and number not in ends:
                 _, operands, _, _ = self.operations[number - len(self.inputs)]
                 found |= {n for n in operands if tape.needs[n]}
         return found
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
+        model.must_be_in_time(self, self.lasts)
+        self._meet_outside(model, tape)
         hooks, gradients = self._backward(tape, model, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
@@ -234,6 +291,30 @@ class Graph(Step):
             expected["refused"] = True
         self._in_context(tape, model, call, self.name)
         return model.shows(expected)
+
+    def _meet_outside(self, model: Model, tape: _Tape) -> None:
+        """Note what a torch does wrong whose asynchronous proxies leave the context.
+
+        The call is a plain one, so its answer has no gradient. A pass may then miss what was sent,
+        and waits for that for ever (dist_engine.cpp: DistEngine::computeDependencies).
+        """
+        outside = {
+            number: rank
+            for number, (_, _, rank, how) in enumerate(self.operations, len(self.inputs))
+            if how == "proxy async" and rank != self.at
+        }
+        if not outside:
+            return
+        model.meets_here(_OUTSIDE, self.at)
+        for rank in outside.values():
+            for message in (MessageType.PYTHON_CALL, *_OF_CONTEXTS):
+                model.sends_otherwise(_OUTSIDE, self.at, rank, message)
+            # An answer that holds no gradient does not make its sender know the caller.
+            for answer in (_OF_CONTEXTS[1], MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ):
+                model.sends_otherwise(_OUTSIDE, rank, self.at, answer)
+        sent = self._sent(tape) - {*outside}
+        if any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards):
+            model.never_ends(_OUTSIDE)
 
     def _backward(
         self, tape: _Tape, model: Model, call: str
@@ -313,18 +394,19 @@ class Graph(Step):
         ):
             if how:
                 known.call(self.at, rank, needs=needs)
-                model.calls[rank][call] += 1
+                # A builtin operator, and a TorchScript function, do not note that they run.
+                model.calls[rank][call] += _is_python(how)
                 self._count(model, rank, how, passes * needs)
             if how == "relay":
                 then = (rank + 1) % model.world_size
                 known.call(rank, then, needs=needs)
                 model.calls[then][call] += 1
-            if how == "remote":
-                self._remote(model, rank)
-            if how == "proxy":
+            if how.startswith("proxy"):
                 # torch/distributed/rpc/rref_proxy.py: _invoke_rpc sends the RRef to its owner,
                 # twice if it is another rank's, whose type of value is asked for first.
                 self._remote(model, rank, sent=2 if rank != self.at else 1)
+            if how.endswith("remote"):
+                self._remote(model, rank)
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
             messages.call(self.at, self.inside)
@@ -340,9 +422,9 @@ class Graph(Step):
         messages = model.in_contexts
         is_far = rank != self.at
         # rref_proxy.py: _invoke_rpc asks for the type, then calls.
-        calls = {"remote": 1 + is_far, "proxy": 2 + is_far}.get(how, 1)
+        calls = (1 + is_far) * how.startswith("proxy") + 1 + is_far * how.endswith("remote")
         messages.call(self.at, rank, calls)
-        messages.gradient(self.at, rank, passes * (how != "remote" or is_far))
+        messages.gradient(self.at, rank, passes * (not how.endswith("remote") or is_far))
         messages.gradient(rank, self.at, passes)
         if how == "relay":
             then = (rank + 1) % model.world_size
@@ -391,7 +473,8 @@ class Graph(Step):
         for _ in range(2 if first else 3):
             _operate(drawer, at, tape, operations)
         forms, number = len(_PASSES), drawer.pick(range(len(_PASSES) * (2 + len(drawer.ranks))))
-        value = drawer.pick(TENSORS)
+        called = sum(_is_python(how) for _, _, _, how in operations)
+        value, seconds = drawer.with_sleep(TENSORS, called)
         extra = number // forms
         drawn = cls(
             at,
@@ -401,6 +484,7 @@ class Graph(Step):
             value=value,
             beside=extra == 1,
             inside=drawer.peers[at][extra - 2] if extra > 1 else None,
+            seconds=seconds,
         )
         return drawn._with(_PASSES[number % forms], tape)
 
@@ -527,6 +611,16 @@ _Passes: TypeAlias = Literal["once", "none", "twice", "few", "parts"]
 _PASSES: tuple[_Passes, ...] = get_args(_Passes)
 
 
+def _is_python(how: How) -> bool:
+    """Whether an operation is done by a Python function that was called for it."""
+    return bool(how) and not how.startswith(("builtin", "script"))
+
+
+def _able(how: How) -> tuple[What, ...]:
+    """What can be computed in that way."""
+    return _COMPUTE.get(how.partition(" ")[0], _WHATS)
+
+
 def _increase(slopes: dict[int, list[float]], number: int, by: list[float]) -> None:
     before = slopes.get(number, [0.0] * len(by))
     slopes[number] = [a + b for a, b in zip(before, by, strict=True)]
@@ -567,5 +661,15 @@ def _operate(drawer: StepDrawer, at: int, tape: _Tape, operations: list[Operatio
         degree = sum(tape.degrees[n] for n in operands)
         if what == "mul" and degree > _HIGHEST_DEGREE:
             what = "add"
+        how = _way(drawer, how, what, needs=any(tape.needs[n] for n in operands))
         operations.append((what, operands, ranks[indices[1]] if how else at, how))
         tape.operate(what, operands)
+
+
+def _way(drawer: StepDrawer, how: How, what: What, *, needs: bool) -> How:
+    """That way, or the simplest of its sort in which torch can do the operation in the context."""
+    if how == "proxy async" and drawer.facts.has_bug(_OUTSIDE):
+        return "proxy remote"
+    if what not in _able(how):
+        return "sync"
+    return "sync" if how.startswith("builtin") and not needs else how

@@ -32,7 +32,14 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Violation
-from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, check_raises, sum_of
+from rpcprops.steps.arguments import (
+    FLAVOURS,
+    PAIRS,
+    check_arguments,
+    check_raises,
+    check_seconds,
+    sum_of,
+)
 from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value
 from rpcprops.steps.control import Settle
 
@@ -75,9 +82,10 @@ _MEETING: tuple[tuple[str, dict[str, Any]], ...] = (
 class Profile(Step):
     """A call of `at` inside ``torch.autograd.profiler_legacy.profile()``: its value, its events.
 
-    `to` computes ``left + right``, or lets `beyond` do that ("nested": by ``rpc_sync``; "deferred":
-    by an ``async_execution`` function). With "late" the future is waited for after the profiler has
-    ended; "remote" is ``rpc.remote`` and ``to_here``. With `raises` the function raises.
+    `to` sleeps for `seconds` (virtual) and computes ``left + right``, or lets `beyond` compute that
+    ("nested": by ``rpc_sync``; "deferred": by an ``async_execution`` function). With "late" the
+    future is waited for after the profiler has ended; "remote" is ``rpc.remote`` and ``to_here``.
+    With `raises` the function raises.
 
     The call is made `times` times, each inside a profiler of its own. With `unpicklable` the thread
     that makes it has first made such a call of an argument that cannot be pickled.
@@ -104,9 +112,12 @@ class Profile(Step):
     raises: bool = False
     times: int = 1
     unpicklable: bool = False
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
+        check_seconds(self.seconds, self.flavour)
+        check_seconds(self.lasts)
         self._check_repeated()
         if self.beyond is not None:
             scope.check_rank("beyond", self.beyond)
@@ -139,11 +150,16 @@ class Profile(Step):
             raise UsageError(msg)
 
     @property
+    def lasts(self) -> float:
+        return self.seconds * self.times
+
+    @property
     def counted_at(self) -> tuple[int, ...]:
         """Where its requests run: two branches must not race for the first one of a rank."""
         return (self.to,) if self.beyond is None else (self.to, self.beyond)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        model.must_be_in_time(self, self.lasts)
         # Every call travels as RUN_WITH_PROFILING_REQ (autograd/utils.cpp: sendMessageWithAutograd,
         # also for what a called function sends from its thread), which the agent neither fails nor
         # delays. Not so a fetch (rref_impl.cpp: UserRRef::toHere, forceDisableProfiling).
@@ -214,8 +230,9 @@ class Profile(Step):
         flavours = ("python", "script") if form.get("raises") else FLAVOURS
         flavour = drawer.pick(flavours[:1] if through else flavours)
         given: dict[str, Any] = {**form, "beyond": beyond if through else None, "flavour": flavour}
-        left, right = drawer.pick(PAIRS)
-        return cls(at, to, left=left, right=right, **given)
+        python = given["flavour"] == "python"
+        (left, right), seconds = drawer.with_sleep(PAIRS, given.get("times", 1) * python)
+        return cls(at, to, left=left, right=right, seconds=seconds, **given)
 
 
 #: What torch refuses while no agent runs, each by ``api.py``: _require_initialized, but the last

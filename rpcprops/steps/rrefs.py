@@ -236,11 +236,14 @@ class Remote(Step):
         late = _may_time_out(drawer, at, target)
         slow_late = late and drawer.has_plan
         slow = flavour == "python"
-        timeout, seconds = drawer.timing(at, message, late=late, slow=slow, slow_late=slow_late)
+        waits = drawer.announces(right, target)
+        timeout, seconds = drawer.timing(
+            at, message, late=late, slow=slow, slow_late=slow_late, waits=waits
+        )
         drawer.may_hold_errors |= "raises" in form
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
-        takes = drawer.delay_milliseconds(at, message) / 1000 + seconds
+        takes = drawer.delay_milliseconds(at, message) / 1000 + seconds + waits
         if drawer.limit(timeout) < takes:
             drawer.uncreated.add(out)
             drawer.failed_at.add(at)
@@ -411,7 +414,8 @@ class Share(OfHandle):
     ) -> Share:
         to = drawer.receiver(name) if to is None else to
         inside: Any = drawer.pick(("", "", "list", "dict"))
-        timed = drawer.timing(handle.home, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        message, waits = MessageType.PYTHON_CALL, drawer.announces(name, to)
+        timed = drawer.timing(handle.home, message, slow_late=drawer.settles, waits=waits)
         return cls(handle.home, name, to, drawer.name("handle"), inside, *timed)
 
     @classmethod
@@ -622,7 +626,8 @@ class Through(OfHandle):
     """A method through an RRef: ``rref.rpc_sync().add(addend)``, ``rpc_async`` or ``remote``.
 
     `how` says which one; "remote" makes the handle `out` at `at`. The first such call asks the
-    owner for the type of the value. `timeout` applies to each of the messages.
+    owner for the type of the value. `timeout` applies to each of the messages. The addend takes
+    `seconds` (virtual) to be unpickled at the owner.
     """
 
     op: ClassVar[str] = "through"
@@ -635,8 +640,13 @@ class Through(OfHandle):
     addend: float = 1.0
     out: str = ""
     timeout: float | None = None
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+        if self.out and self.seconds:
+            msg = "seconds of how='remote' are not modelled; use how='sync' or 'async'."
+            raise UsageError(msg)
         handle = scope.alive(self.at, self.handle)
         if (self.how == "remote") != bool(self.out):
             msg = (
@@ -665,7 +675,7 @@ class Through(OfHandle):
             model.use(handle)
         accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, perhaps=perhaps)
+        late, slack = self._asks_in_time(model, handle, perhaps)
         self._ask_type(model, handle, late, slack)
         total = [x + self.addend for x in rref.value]
         if self.how == "remote":
@@ -678,6 +688,11 @@ class Through(OfHandle):
                 model.drop(there)
         else:
             model.ask(self.at, rref.owner, MessageType.PYTHON_CALL, handle)
+            if not late:
+                # The owner reads the arguments before it calls (request_callback_no_python.cpp:
+                # RequestCallbackNoPython::processMessage).
+                taken = (self.timeout, self.seconds, perhaps)
+                late, slack = model.timed(self.at, MessageType.PYTHON_CALL, *taken)
         if late:
             if self.how == "async" and handle.fork and self._ends_while_sent(model):
                 model.meets_in_proxy(handle, self.at)
@@ -685,6 +700,26 @@ class Through(OfHandle):
         if rref.unclear:
             raise StepFails(error="unknown")
         return model.shows(None if self.how == "remote" else total)
+
+    def _asks_in_time(
+        self, model: Model, handle: Handle, perhaps: float
+    ) -> tuple[ErrorClass, float]:
+        """Whether the timeout comes before the call, and the slack: :meth:`Model.timed`."""
+        message = MessageType.PYTHON_CALL
+        late, slack = model.timed(self.at, message, self.timeout, perhaps=perhaps)
+        called = model.timed(self.at, message, self.timeout, self.seconds, perhaps)[0]
+        if late != "unknown" or called != "timeout":
+            return late, slack
+        if handle.type_error is None and self.at != handle.rref.owner:
+            # Either the question for the type or the call ends by the timeout; nobody can tell.
+            model.certain = False
+            if self.how == "async" and handle.fork:
+                model.meets_in_proxy(handle, self.at)
+        return "", slack
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def _ends_while_sent(self, model: Model) -> bool:
         """Whether the timeout comes while the agent delays the call, in the thread that sends it.
@@ -729,6 +764,11 @@ class Through(OfHandle):
         return [*drawer.callable_through(), *drawer.doubtful(calls=True)]
 
     @classmethod
+    def _has_asked(cls, drawer: StepDrawer, name: str) -> bool:
+        """Whether an earlier call has asked for the type, so that only the call may time out."""
+        return any(isinstance(step, cls) and step.handle == name for step in drawer.steps)
+
+    @classmethod
     def using(cls, drawer: StepDrawer, name: str, handle: HandleInfo) -> Through:
         may_fail = drawer.may_hold_errors and drawer.facts.has_bug("failed-async-proxy")
         forms = ["sync"] if may_fail else ["sync", "async"]
@@ -737,10 +777,19 @@ class Through(OfHandle):
         addend = drawer.pick(_ADDENDS)
         out = drawer.name("handle") if form == "remote" else ""
         drawer.waiting += form == "remote"
-        timeout = None
-        if form != "remote" and not drawer.facts.has_bug("timed-out-type-query"):
-            timeout = drawer.timeout(handle.home, MessageType.PYTHON_CALL)
-        return cls(handle.home, name, form, addend, out, timeout)
+        message = MessageType.PYTHON_CALL
+        if form == "remote":
+            return cls(handle.home, name, form, addend, out)
+        # A value that is still being made is waited for as well, and nobody knows how long.
+        known = name not in drawer.making and name not in drawer.uncreated
+        timed = drawer.timing(
+            handle.home,
+            message,
+            late=not drawer.facts.has_bug("timed-out-type-query"),
+            slow=known,
+            slow_late=known and drawer.settles and cls._has_asked(drawer, name),
+        )
+        return cls(handle.home, name, form, addend, out, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

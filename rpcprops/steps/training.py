@@ -13,7 +13,7 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Counters, Violation
-from rpcprops.steps.arguments import TENSORS
+from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
 
 if TYPE_CHECKING:
@@ -33,14 +33,22 @@ class _Optimizing(Step):
 
     name: str
     owners: tuple[int, ...]
+    #: Virtual seconds for which the function sleeps that makes a parameter.
+    seconds: float
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+        check_seconds(self.lasts)
         for rank in self.owners:
             scope.check_rank("owners", rank)
         if not self.owners or len(set(self.owners)) != len(self.owners):
             msg = f"owners={shown(self.owners)} must be ranks, at least one, each once."
             raise UsageError(msg)
         scope.new_context(self.name)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds * len(self.owners)
 
     def _optimized(
         self, model: Model, call: str, ends: Sequence[Sequence[float]], rounds: int
@@ -50,6 +58,8 @@ class _Optimizing(Step):
         try:
             for owner in self.owners:
                 handle, _ = model.remote(self.at, owner, typed=False)
+                handle.rref.takes = self.seconds
+                handle.rref.slow |= self.seconds > 0
                 made.append(handle)
                 if not handle.broken:
                     model.calls[owner][call] += 1
@@ -147,6 +157,15 @@ def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool)
     return tuple(owners)
 
 
+def _slow_makers(drawer: StepDrawer, at: int, owners: Sequence[int]) -> int:
+    """How many functions that make parameters may sleep: none where some may have been lost.
+
+    The step then ends with the error of one, while others still sleep.
+    """
+    sent = (remote_message(typed=False), MessageType.PYTHON_CALL)
+    return 0 if drawer.may_fail(at, sent) or not drawer.settles else len(owners)
+
+
 def _ways_to_optimize(cls: Any, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
     """The ways to draw a step of that class that makes `rank` send such a message."""
     if message is MessageType.PYTHON_REMOTE_CALL:
@@ -163,7 +182,8 @@ class Optimize(_Optimizing):
     """One step of a ``DistributedOptimizer`` (SGD, rate 0.25) on a parameter at each of `owners`.
 
     The loss is the sum of squares, so each element of `value` is halved. The step's value is a list
-    of the owners' parameters after that, read at their owners. `name` names the context.
+    of the owners' parameters after that, read at their owners. `name` names the context. Each
+    function that makes a parameter sleeps for `seconds` (virtual).
     """
 
     op: ClassVar[str] = "optimize"
@@ -173,6 +193,7 @@ class Optimize(_Optimizing):
     name: str
     owners: tuple[int, ...]
     value: Value = (1.0, 2.0)
+    seconds: float = 0.0
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         halved = [[0.5 * x for x in self.value]] * len(self.owners)
@@ -189,7 +210,8 @@ class Optimize(_Optimizing):
     ) -> Optimize:
         at = drawer.rank() if at is None else at
         owners = _owners(drawer, at, first, several=several)
-        return cls(at, drawer.name("context"), owners, drawer.pick(TENSORS))
+        value, seconds = drawer.with_sleep(TENSORS, _slow_makers(drawer, at, owners))
+        return cls(at, drawer.name("context"), owners, value, seconds)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -243,6 +265,7 @@ class Train(_Optimizing):
     Args:
         name: names the first context.
         optimizer: a class of ``torch.optim``; only its rate is given.
+        seconds: virtual seconds for which each function sleeps that makes a parameter.
     """
 
     op: ClassVar[str] = "train"
@@ -255,6 +278,7 @@ class Train(_Optimizing):
     optimizer: Optimizer = "SGD"
     rounds: int = 2
     value: Value = (1.0, 2.0)
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= self.rounds <= _MOST_ROUNDS:
@@ -312,7 +336,8 @@ class Train(_Optimizing):
         often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
         optimizer: Optimizer = drawer.pick([*able, *often])
         rounds = drawer.pick(_ROUNDS)
-        return cls(at, drawer.name("context"), owners, optimizer, rounds, drawer.pick(TENSORS))
+        value, seconds = drawer.with_sleep(TENSORS, _slow_makers(drawer, at, owners))
+        return cls(at, drawer.name("context"), owners, optimizer, rounds, value, seconds)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -331,13 +356,24 @@ def _is_table(value: object, rows: int, columns: int) -> bool:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Module(Step):
-    """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``; called once with `value`."""
+    """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``; called once with `value`.
+
+    Its forward sleeps for `seconds` (virtual).
+    """
 
     op: ClassVar[str] = "module"
     order: ClassVar[float | None] = 16
     at: int
     to: int
     value: Value = (1.0, 2.0)
+    seconds: float = 0.0
+
+    def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
@@ -353,7 +389,7 @@ class Module(Step):
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Module:
         at = drawer.rank()
-        return cls(at, drawer.peer(at), drawer.pick(TENSORS))
+        return cls(at, drawer.peer(at), *drawer.with_sleep(TENSORS, 1))
 
 
 #: How the input gets into the module: by its forward, or its forward_async, or a proxy of its RRef.
@@ -373,6 +409,7 @@ class Linear(Step):
     Args:
         name: names the context for :class:`Refused`.
         by: ``forward``, ``forward_async``, or ``forward`` through ``get_module_rref()``.
+        seconds: virtual seconds for which the layer's forward sleeps.
     """
 
     op: ClassVar[str] = "linear"
@@ -384,10 +421,16 @@ class Linear(Step):
     to: int
     value: Value = (1.0, 2.0)
     by: By = "forward"
+    seconds: float = 0.0
 
     def enter(self, scope: Scope) -> None:
+        check_seconds(self.seconds)
         scope.new_context(self.name)
         scope.ids.add(self.name)
+
+    @property
+    def lasts(self) -> float:
+        return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
@@ -457,7 +500,8 @@ class Linear(Step):
     ) -> Linear:
         at = drawer.rank() if at is None else at
         to = drawer.pick(first or drawer.peers[at])
-        return cls(at, drawer.name("context"), to, drawer.pick(TENSORS), drawer.pick(_BYS))
+        value, seconds = drawer.with_sleep(TENSORS, 1)
+        return cls(at, drawer.name("context"), to, value, drawer.pick(_BYS), seconds)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

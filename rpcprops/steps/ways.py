@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
@@ -540,14 +540,30 @@ class Method(Step):
         return cls(at, to, how, form, start, None if how == "remote" else timed[0], timed[1])
 
 
+#: What is under another default: see :class:`Default`.
+Under = Literal["sync", "async", "remote", "fetch", "proxy"]
+_UNDER: tuple[Under, ...] = get_args(Under)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Default(Step):
-    """``rpc_sync`` under another default timeout of `at`, which the step then puts back.
+    """A call under another default timeout of `at`, which the step then puts back.
 
-    `seconds` (virtual) is set by ``rpc._set_rpc_timeout``, which the documentation of ``rpc_sync``
-    names. With `endless` the call has ``timeout=0``: it never times out. The function sleeps for
-    `sleeps` (virtual). The default is that of all that the rank sends, so nothing that torch sends
-    by itself may be under way before a short one, and no branch can hold it.
+    `seconds` (virtual) is set by ``rpc._set_rpc_timeout``, which the documentation of ``rpc_sync``,
+    ``rpc_async`` and ``remote`` names. With `endless` the call has ``timeout=0``: it never times
+    out. The function sleeps for `sleeps` (virtual). The default is that of all that the rank sends,
+    so nothing that torch sends by itself may be under way before a short one, and no branch can
+    hold it.
+
+    `how` says what is sent under it. Each message has the default of the moment at which it is sent
+    (``tensorpipe_agent.cpp``: TensorPipeAgent::send takes RpcAgent::getRpcTimeout there):
+
+    * "sync": ``rpc_sync``.
+    * "async": ``rpc_async``. The default is put back before its future is waited for.
+    * "remote": ``rpc.remote``. The default is put back before the value is fetched, and the
+      creation must be in time, because Remote shows what one leaves that is not.
+    * "fetch": ``to_here`` of an RRef that was made before.
+    * "proxy": two calls through an RRef that was made before. The first asks for its type.
     """
 
     op: ClassVar[str] = "default"
@@ -562,12 +578,16 @@ class Default(Step):
     left: Value = (1.0,)
     right: Value = (2.0,)
     sleeps: float = 0.0
+    how: Under = "sync"
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
         check_seconds(self.sleeps)
         if not isinstance(self.seconds, int | float) or not 0 < self.seconds < float("inf"):
             msg = f"seconds={shown(self.seconds)} must be a positive, finite number (virtual)."
+            raise UsageError(msg)
+        if self.how == "fetch" and self.at == self.to:
+            msg = f"to={shown(self.to)} must be another rank: an owner fetches without a message."
             raise UsageError(msg)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
@@ -579,9 +599,13 @@ class Default(Step):
                 f"way; put a Settle() before it."
             )
             raise UsageError(msg)
+        if self.how == "proxy":
+            timed: dict[str, Any] = {"timeout": self._timeout, "seconds": self.sleeps}
+            return Method(self.at, self.to, start=self.left[0], **timed).predict(model, call)
+        if self.how in ("remote", "fetch"):
+            return self._predict_rref(model, call)
         message = MessageType.PYTHON_CALL
-        timeout = math.inf if self.endless else self.seconds
-        late, slack = model.timed(self.at, message, timeout, self.sleeps)
+        late, slack = model.timed(self.at, message, self._timeout, self.sleeps)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1
         if late:
@@ -591,25 +615,88 @@ class Default(Step):
         return model.shows(sum_of(self.left, self.right), late, slack)
 
     @property
+    def _timeout(self) -> float:
+        return math.inf if self.endless else self.seconds
+
+    def _predict_rref(self, model: Model, call: str) -> StepPrediction:
+        """An RRef is made and fetched: one of the two under the default of the step."""
+        handle, _ = model.remote(self.at, self.to, typed=False)
+        handle.rref.value = sum_of(self.left, self.right)
+        handle.rref.takes = self.sleeps
+        try:
+            if not handle.broken:
+                model.calls[self.to][call] += 1
+            if self.how == "remote":
+                self._must_be_made(model)
+                return model.shows(model.value(handle, self.at))
+            # Its function has slept since it was created, also while the request is delayed.
+            message = MessageType.PYTHON_RREF_FETCH_CALL
+            sleeps = max(0.0, self.sleeps - model.delay(self.at, message))
+            late, slack = model.timed(self.at, message, self._timeout, sleeps)
+            value = model.value(handle, self.at)
+            if late:
+                model.abandoned_calls[self.to].add(call)
+                handle.rref.made = False
+                model.unread = True
+                if model.delay(self.at, message) >= self._timeout:
+                    # It is sent when it has timed out, so that a delete may overtake it.
+                    model.fetched_late(handle.rref, surely=False)
+            return model.shows(None if late == "timeout" else value, late, slack)
+        finally:
+            model.drop(handle)
+
+    def _must_be_made(self, model: Model) -> None:
+        """Raises:
+        UsageError: the creation may time out.
+        """
+        message = MessageType.PYTHON_REMOTE_CALL
+        late, _ = model.timed(self.at, message, self._timeout, self.sleeps)
+        if late:
+            msg = f"{self!r}: under this plan its creation may time out; let seconds be longer."
+            raise UsageError(msg)
+
+    @property
     def lasts(self) -> float:
         return self.sleeps
 
     @classmethod
-    def draw(cls, drawer: StepDrawer, *, at: int | None = None) -> Default:
+    def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> Default:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
         rests = drawer.rests
-        seconds = drawer.timeout(at, MessageType.PYTHON_CALL, late=rests and drawer.settles)
-        endless = drawer.pick((False, False, True))
+        able = [how for how in _UNDER if cls._may_be(drawer, at, to, how)]
+        how, endless = drawer.pick(
+            [(one, end) for end in (False, False, True) for one in (able[:2] if sends else able)]
+        )
+        # What a creation leaves that comes late, or a fetch, is drawn by other steps.
+        message = MessageType.PYTHON_CALL
+        late = rests and drawer.settles and how in ("sync", "async")
+        seconds = drawer.timeout(at, message, late=late)
         pair = drawer.pick(PAIRS)
-        sleeps = drawer.pick((0.0, _SLEEPS)) if rests and drawer.may_end_late() else 0.0
+        may_sleep = rests and drawer.may_end_late() and how != "remote"
+        sleeps = drawer.pick((0.0, _SLEEPS)) if may_sleep else 0.0
         if sleeps:
             drawer.slow_functions += 1
             seconds = sleeps / 4
-        return cls(at, to, _LONG if seconds is None else seconds, endless, *pair, sleeps)
+        return cls(at, to, _LONG if seconds is None else seconds, endless, *pair, sleeps, how)
+
+    @staticmethod
+    def _may_be(drawer: StepDrawer, at: int, to: int, how: Under) -> bool:
+        """Whether a step of this kind may do that under a default timeout."""
+        if how in ("sync", "async"):
+            return True
+        if not drawer.may_make_rrefs or (how == "fetch" and at == to):
+            return False
+        # The answer to the first message of a proxy, or to a fetch, must not be late by itself.
+        late = (
+            (at, MessageType.PYTHON_CALL),
+            (at, MessageType.PYTHON_RREF_FETCH_CALL),
+            (to, MessageType.RREF_CHILD_ACCEPT),
+        )
+        return not any(drawer.delay_milliseconds(rank, message) for rank, message in late)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         if message is not MessageType.PYTHON_CALL:
             return []
-        return [(cls.op, lambda: cls.draw(drawer, at=rank))]
+        return [(cls.op, lambda: cls.draw(drawer, at=rank, sends=True))]

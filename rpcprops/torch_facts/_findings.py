@@ -193,6 +193,22 @@ _ALL = (
         shows_as=frozenset({"RRefLeak"}),
     ),
     Finding(
+        name="async-proxy-leaves-context",
+        promise="WrongGradient",
+        why=(
+            "The first rref.rpc_async() of a user asks the owner for the type of the value, and "
+            "makes the call in a callback, which runs in a thread of the agent. The distributed "
+            "autograd context belongs to the thread of the caller, so the call is made outside of "
+            "it, and no gradient comes back. No error says so."
+        ),
+        source=(
+            "torch/distributed/rpc/rref_proxy.py: _invoke_rpc, whose _wrap_rref_type_cont calls in "
+            "rref_fut.then; torch/csrc/distributed/autograd/context/container.cpp: "
+            "current_context_id_ is thread_local"
+        ),
+        shows_as=frozenset({"WrongGradient", "RankHung"}),
+    ),
+    Finding(
         name="failed-backward-revisits-rank",
         promise="CallLeak",
         why=(

@@ -1837,6 +1837,26 @@ for _message, _words in (
     DEFECTS[f"a promised {_words} is not sent"] = _in_contexts(_message, -1)
 
 
+@defect("a call in a context is sent outside of it")
+def _plain_in_context(world: World) -> Falsified:
+    record = _record(world)
+    forward = WireMessageType.FORWARD_AUTOGRAD_REQ
+    certain = world.prediction.certain
+    for kind in sorted(world.prediction.wire_sends) if certain else ():
+        if kind[2] is not forward or kind in world.prediction.wire_more:
+            continue
+        place = next(
+            number
+            for number, sent in enumerate(record)
+            if (sent.sender, sent.receiver, sent.type) == kind
+        )
+        plain = dataclasses.replace(record[place], type="SCRIPT_CALL")
+        wrong = dataclasses.replace(
+            world.outcome, messages=(*record[:place], plain, *record[place + 1 :])
+        )
+        yield wrong, [("MessagesDiffer", kind[0], None)] * 2
+
+
 # What fires. Of a rank whose last deletes nobody waits for, some counts may be.
 
 

@@ -21,7 +21,7 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc.internal import _InternalRPCPickler
 
-from rpcprops.steps.in_rank import autograd, calls, functions, rrefs, state, sums
+from rpcprops.steps.in_rank import autograd, calls, functions, graphs, rrefs, state, sums
 
 #: What wrong ranks hold on to.
 _held: list[Any] = []
@@ -213,6 +213,48 @@ def lose_gradients() -> None:
         return y
 
     _replace_hop(hooked)
+
+
+def lose_gradients_of_proxies() -> None:
+    """Send back zeros for the gradients of what is called here through an RRef."""
+    honest = graphs.Applier.apply
+
+    def apply(self: Any, *args: Any) -> Any:
+        y: Any = honest(self, *args)
+        y.register_hook(torch.zeros_like)
+        return y
+
+    _replace(graphs.Applier, "apply", apply)
+
+
+def hide_timeouts_in_contexts() -> None:
+    """Say nothing of a call of this rank in a context that its timeout has ended."""
+    honest = autograd.time_out
+
+    def time_out(*args: Any) -> dict[str, Any]:
+        honest(*args)
+        return {}
+
+    _replace(autograd, "time_out", time_out)
+
+
+def keep_the_default_timeout() -> None:
+    """Let nobody change the default timeout of this rank."""
+    _replace(rpc, "_set_rpc_timeout", lambda _: None)
+
+
+def leave_contexts_for_calls() -> None:
+    """Make the calls of a context, but for those that end at once, in a thread of their own."""
+    honest = autograd.call_async
+
+    def call_elsewhere(*args: Any, **kwargs: Any) -> Any:
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(honest(*args, **kwargs)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    _replace(autograd, "call_async", call_elsewhere)
 
 
 def compute_otherwise() -> None:

@@ -15,9 +15,12 @@ from rpcprops.programs import (
     Carry,
     Context,
     Count,
+    Default,
     Drop,
     Fetch,
+    Graph,
     Optimize,
+    Outlast,
     Own,
     Pause,
     Program,
@@ -102,6 +105,11 @@ CALLED = (Call(0, 1), Call(0, 1, (5.0,), (6.0,)))
 OWNED = (Remote(0, 1, "a"), Fetch(0, "a"), Settle(), Fetch(0, "a"), Drop(0, "a"))
 SHARED = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"), Drop(2, "b"))
 LOST = FaultTable(["PYTHON_CALL"], 1)
+
+#: What of a call in a context may time out.
+THROUGH: tuple[Any, ...] = ("call", "future", "remote", "proxy")
+#: What may be under another default timeout, and end by it.
+HOWS: tuple[Any, ...] = ("sync", "async", "fetch", "proxy")
 
 LIVE: dict[str, Live] = {
     "runs a call twice": Live(1, CALLED, (("NotRunOnce", 1, None),) * 2, wrong.run_twice),
@@ -195,6 +203,27 @@ LIVE: dict[str, Live] = {
     "loses a gradient": Live(
         1, (Context(0, "x", (2, 1)),), (("WrongGradient", 0, 0),), wrong.lose_gradients
     ),
+    "loses a gradient behind a proxy": Live(
+        1,
+        (Graph(0, "x", ((0, "plain"),), (("add", (0, 0), 1, "proxy remote"),), ((1,),)),),
+        (("WrongGradient", 0, 0),),
+        wrong.lose_gradients_of_proxies,
+    ),
+    "leaves its context for a call": Live(
+        0,
+        (Context(0, "x", (1,), flavour="script", wait="async"),),
+        (("UnexpectedError", 0, 0),),
+        wrong.leave_contexts_for_calls,
+    ),
+    **{
+        f"hides a timeout in a context ({through})": Live(
+            0,
+            (Outlast(0, 1, "x", by="timeout", through=through),),
+            (("MissingError", 0, 0),),
+            wrong.hide_timeouts_in_contexts,
+        )
+        for through in THROUGH
+    },
     "computes another loss": Live(
         1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
     ),
@@ -264,6 +293,22 @@ LIVE: dict[str, Live] = {
         (("FaultsDiffer", 2, None),),
         ran=FaultTable(["RREF_FORK_REQUEST"], 1),
         told=FaultTable(["RREF_FORK_REQUEST"], 2),
+    ),
+    **{
+        f"keeps its default timeout ({how})": Live(
+            0,
+            (Default(0, 1, 3.0, sleeps=12.0, how=how),),
+            (("MissingError", 0, 0),),
+            wrong.keep_the_default_timeout,
+        )
+        for how in HOWS
+    },
+    "announces a handle where it has to try that again": Live(
+        2,
+        (Remote(0, 1, "a"), Share(0, "a", 2, "b", timeout=4.0)),
+        (("MissingError", 0, 1),),
+        ran=FaultTable(),
+        told=FaultTable(["RREF_FORK_REQUEST"], 5),
     ),
     "is in time where it has to be late": Live(
         0,

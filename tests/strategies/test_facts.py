@@ -86,6 +86,7 @@ FORMS: list[tuple[str, list[str], int]] = [
     ("rounded-rprop-factor", ["train"], 40),
     ("profiling-key-kept", ["profile"], 40),
     ("context-after-cleanup", ["outlast"], 40),
+    ("async-proxy-leaves-context", ["graph"], 40),
 ]
 HUNTED = hunted(known=True)
 GROUPS = HUNTED["drawn-groups"].cases()

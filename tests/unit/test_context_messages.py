@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
 from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Outcome, SentMessage
@@ -69,6 +70,10 @@ _THERE_AND_BACK = {(0, 1): 1, (1, 0): 1}
             {(0, 1): 1, (1, 2): 1},
             {**_THERE_AND_BACK, (1, 2): 1, (2, 1): 1},
         ),
+        # An operator's tensor requires a gradient, so its call is one of the context's.
+        ({"flavour": "builtin"}, {(0, 1): 1}, _THERE_AND_BACK),
+        ({"flavour": "script", "wait": "async"}, {(0, 1): 1}, _THERE_AND_BACK),
+        ({"flavour": "script", "rrefs": True}, {(0, 1): 2}, _THERE_AND_BACK),
         # Of nested calls only the first one creates an RRef.
         (
             {"path": (1, 2, 1), "nested": True, "rrefs": True},
@@ -160,6 +165,13 @@ def test_a_gradient_that_is_lost_ends_the_passes(
         # It is created, asked for its type, and called; its own rank knows the type.
         ("proxy", 1, {(0, 1): 3}, {(0, 1): 2, (1, 0): 2}),
         ("proxy", 0, {(0, 0): 2}, {(0, 0): 4}),
+        # It is created, asked for its type, called for an RRef, and that is fetched.
+        ("proxy remote", 1, {(0, 1): 4}, {(0, 1): 2, (1, 0): 2}),
+        ("proxy remote", 0, {(0, 0): 2}, {(0, 0): 2}),
+        ("proxy async", 0, {(0, 0): 2}, {(0, 0): 4}),
+        ("info", 1, {(0, 1): 1}, {(0, 1): 2, (1, 0): 2}),
+        ("script", 1, {(0, 1): 1}, {(0, 1): 2, (1, 0): 2}),
+        ("script remote", 1, {(0, 1): 2}, {(0, 1): 2, (1, 0): 2}),
         (
             "relay",
             1,
@@ -181,6 +193,56 @@ def test_a_graph_calls_for_each_operation(
         {k: 2 * n for k, n in calls.items()},
         {k: 2 * n for k, n in gradients.items()},
     )
+
+
+@pytest.mark.parametrize(
+    ("through", "calls"), [("call", 2), ("future", 2), ("remote", 3), ("proxy", 5)]
+)
+def test_a_call_that_outlasts_its_context_is_made_in_some_way(through: Any, calls: int) -> None:
+    """Besides its own messages there is at least one question whether its function has begun."""
+    step = Outlast(0, 1, "x", by="timeout", through=through)
+    assert sent(step, Settle()) == ({(0, 1): calls}, {}, {(0, 1, "FOR")})
+    said = predict(Program(2, (step, Settle())), FaultPlan())
+    deletes = [s for s in said.sends if s.message is MessageType.RREF_USER_DELETE]
+    assert len(deletes) == (through in ("remote", "proxy"))
+    accepts = [s for s in said.sends if s.message is MessageType.RREF_CHILD_ACCEPT]
+    assert len(accepts) == 3 * (through == "proxy")
+
+
+def test_operators_are_called_in_contexts_as_they_can_be() -> None:
+    """An operator without a gradient would be called outside, and some have no operator."""
+    graph = Graph(0, "x", ((0, "fixed"),), (("add", (0, 0), 1, "builtin"),))
+    with pytest.raises(UsageError, match="require no gradient"):
+        Program(2, (graph,))
+    sent(replace(graph, operations=(("add", (0, 0), 1, "script"),)))
+    hooked = replace(graph, inputs=((0, "plain"),), operations=(("hook", (0,), 1, "script"),))
+    with pytest.raises(UsageError, match="computes no 'hook'"):
+        Program(2, (hooked,))
+    for fields in ({"nested": True}, {"breaks": 1}):
+        with pytest.raises(UsageError, match="need flavour 'python'"):
+            Program(2, (Context(0, "x", (1,), flavour="script", **fields),))
+    with pytest.raises(UsageError, match="take one of them"):
+        Program(2, (Context(0, "x", (1,), rrefs=True, wait="async"),))
+    with pytest.raises(UsageError, match="needs flavour 'python'"):
+        Program(2, (Context(0, "x", (1,), flavour="builtin", seconds=1.0),))
+    with pytest.raises(UsageError, match="needs by='timeout'"):
+        Program(2, (Outlast(0, 1, "x", through="remote"),))
+
+
+def test_only_python_functions_note_that_they_run() -> None:
+    """An operator, and a TorchScript function, take no name of a call."""
+    flavours: dict[Any, int] = {"python": 1, "builtin": 0, "script": 0}
+    for flavour, times in flavours.items():
+        said = predict(Program(2, (Context(0, "x", (1,), flavour=flavour),)), FaultPlan())
+        assert said.calls[1].get("step0", 0) == times
+
+
+def test_slow_functions_count_against_the_default_timeout() -> None:
+    """A path takes as long as all its functions; a program whose timeout may come is refused."""
+    step = Context(0, "x", (1, 2, 1), seconds=20.0)
+    predict(Program(3, (step,), rpc_timeout=130.0), FaultPlan())
+    with pytest.raises(UsageError, match="may take 60 s"):
+        predict(Program(3, (step,), rpc_timeout=115.0), FaultPlan())
 
 
 def test_a_graph_makes_and_fetches_leaves_and_enters_contexts() -> None:

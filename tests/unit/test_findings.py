@@ -24,6 +24,7 @@ from rpcprops.programs import (
     Drop,
     End,
     Fetch,
+    Graph,
     Local,
     Member,
     Method,
@@ -1088,3 +1089,26 @@ def test_a_default_timeout_holds_at_an_owner_too() -> None:
     said = predict(Program(1, steps, rpc_timeout=300.0), FaultPlan())
     assert said.steps[1].error == "timeout"
     assert said.known_bugs == {"owner-ignores-timeout"}
+
+
+def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits() -> None:
+    """It explains a lost gradient at its rank, and a pass that misses what was sent."""
+    first: Any = ("add", (0, 0), 1, "proxy async")
+    lost = Graph(0, "x", ((0, "plain"),), (first,), ((1,),))
+    wrong = Violation("WrongGradient", "the gradients: expected [[2.0]], got [None]", 0, 0)
+    names = ("async-proxy-leaves-context",)
+    assert explained(Program(2, (lost,)), FaultPlan(), wrong) == names
+    assert explained(Program(2, (Call(0, 1), lost)), FaultPlan(), wrong) == ()
+    assert not predict(Program(2, (lost,)), FaultPlan()).stuck
+    here: Any = ("add", (0, 0), 0, "proxy async")
+    for how in ("sync", "remote", "proxy remote", "proxy"):
+        other: Any = ("add", (0, 0), 1, how)
+        assert not predict(Program(2, (replace(lost, operations=(other,)),)), FaultPlan()).met
+    assert not predict(Program(2, (replace(lost, operations=(here,)),)), FaultPlan()).met
+    sent: Any = ("add", (0, 0), 1, "sync")
+    after: Any = ("add", (1, 1), 1, "proxy async")
+    waits = replace(lost, operations=(sent, after), backwards=((2,),))
+    assert predict(Program(2, (waits,)), FaultPlan()).stuck == {0}
+    said = "the record shows 2 PYTHON_CALL from rank 0 to rank 1, and 1 was promised"
+    more = Violation("MessagesDiffer", said, 0)
+    assert explained(Program(2, (lost,)), FaultPlan(), more) == names

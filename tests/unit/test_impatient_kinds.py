@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from random import Random
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from rpcprops.programs import (
     Settle,
     Share,
     Step,
+    Through,
 )
 from rpcprops.strategies.drawing import StepDrawer
 from tests.seeded._programs import IMPATIENT_WAYS
@@ -55,6 +56,8 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "raising": lambda **timed: Raising(0, 1, **timed),
     "method": lambda **timed: Method(0, 1, **timed),
 }
+#: A call through an RRef whose type of value is known.
+KNOWN = (Remote(0, 1, "a"), Fetch(0, "a"), Through(0, "a"))
 
 
 def error(step: Step, plan: FaultPlan | None = None, rpc_timeout: float | None = None) -> str:
@@ -90,6 +93,23 @@ def test_a_deferred_answer_waits_for_what_its_function_calls(step: Step, waits: 
     predicted = predict(Program(3, (step,)), DELAYED).steps[0]
     assert predicted.error == "timeout"
     assert predicted.slack == waits - step.timeout  # type: ignore[attr-defined]
+
+
+def test_a_slow_argument_of_a_proxy_ends_by_the_timeout() -> None:
+    """The owner reads it before it calls; where its type is asked for first, that is quick."""
+    for before in (KNOWN, KNOWN[:2]):
+        hows: tuple[Any, ...] = ("sync", "async")
+        said = [
+            predict(Program(2, (*before, Through(0, "a", how=how, **timed))), FaultPlan())
+            for how in hows
+            for timed in (LATE, IN_TIME)
+        ]
+        ends = [(one.steps[-1].error, one.steps[-1].value) for one in said]
+        assert ends == [("timeout", None), ("", [4.0])] * 2
+        # The first one may time out before it calls.
+        assert [one.certain for one in said] == [before is KNOWN, True] * 2
+    with pytest.raises(UsageError, match="seconds of how='remote'"):
+        Program(2, (*KNOWN, Through(0, "a", "remote", out="b", seconds=1.0)))
 
 
 def test_what_a_call_does_after_its_timeout_is_counted() -> None:
@@ -194,7 +214,7 @@ _NO_CALL = "it calls no function of a user"
 _SEVERAL = "several calls, of which some come from other ranks: torch has no timeout for them all"
 _OF_ITS_OWN = "a function of its own sleeps, and its timeout has another name"
 _LIFE = "what it does is the life of a rank, and the calls in it are only its witnesses"
-_NOT_SLOW = "its function is one of torch's, or of a TorchScript class, which cannot sleep"
+_NOT_SLOW = "its function is one of TorchScript, which cannot sleep"
 #: The kinds of step without a timeout, and why.
 UNTIMED = {
     **dict.fromkeys(("pause", "settle", "parallel", "refused", "own", "local", "drop"), _NO_CALL),
@@ -209,7 +229,7 @@ UNTIMED = {
 #: The kinds of step that have a timeout, and no function that sleeps, and why.
 AWAKE = {
     "fetch": "the function is that of its Remote, which may sleep",
-    **dict.fromkeys(("through", "bump"), _NOT_SLOW),
+    "bump": _NOT_SLOW,
     "retry": "its message is to be late for another reason",
 }
 
@@ -316,6 +336,51 @@ def test_a_default_that_is_set_ends_what_sleeps_longer() -> None:
     ):
         with pytest.raises(UsageError, match="still on their way"):
             predict(Program(3, (*before, short)), FaultPlan())
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "fetch", "proxy"])
+def test_a_default_ends_what_is_sent_under_it(how: Any) -> None:
+    """Each message has the default of the moment at which it is sent, and none with a timeout."""
+    short = Default(0, 1, 3.0, sleeps=12.0, how=how)
+    assert error(short) == "timeout"
+    assert error(replace(short, endless=True)) == ""
+    assert error(replace(short, seconds=900.0)) == ""
+
+
+def test_what_is_made_under_a_default_is_fetched_after_it() -> None:
+    """The creation must be in time; a fetch has its own timeout, and what it leaves must settle."""
+    assert error(Default(0, 1, 900.0, sleeps=12.0, how="remote")) == ""
+    with pytest.raises(UsageError, match="its creation may time out"):
+        predict(Program(2, (Default(0, 1, 3.0, sleeps=12.0, how="remote"),)), FaultPlan())
+    with pytest.raises(UsageError, match="an owner fetches without a message"):
+        Program(2, (Default(0, 0, how="fetch"),))
+    late = Default(0, 1, 3.0, sleeps=12.0, how="fetch")
+    with pytest.raises(UsageError, match="may end before its answer"):
+        predict(Program(2, (late,), settles=False), FaultPlan())
+    seen = predict(Program(2, (late, Settle())), FaultPlan())
+    assert [str(send.message) for send in seen.sends] == [
+        "PYTHON_REMOTE_CALL",
+        "PYTHON_RREF_FETCH_CALL",
+        "RREF_USER_DELETE",
+    ]
+    assert not any(held.owners for held in seen.counters)
+
+
+def test_a_timeout_between_a_function_and_the_retries_before_it_ends_the_call() -> None:
+    """The function begins once the owner has answered the fork request, which is tried again."""
+    plan = FaultPlan(by_rank={2: FaultTable(["RREF_FORK_REQUEST"], 3)})
+    for step in (
+        Share(0, "a", 2, "b", timeout=1.75),
+        Call(0, 2, right="a", timeout=1.75),
+    ):
+        ended = predict(Program(3, (Remote(0, 1, "a"), Fetch(0, "a"), step)), plan).steps[-1]
+        assert (ended.error, ended.slack) == ("timeout", 1.75)
+    drawer = Chance(lambda _: 0, 3, kinds=("remote",), plan=plan)
+    drawer.scope.new_handle("a", 0, 1, typed=False, size=1)
+    assert [drawer.announces("a", to) for to in range(3)] == [0.0, 0.0, 3.5]
+    assert drawer.announces((1.0,), 2) == 0.0
+    drawn = {drawer.timing(0, MessageType.PYTHON_CALL, waits=3.5) for _ in range(100)}
+    assert (1.75, 0.0) in drawn
 
 
 def test_short_defaults_are_drawn() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import ctypes
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import MissingHandleError, contexts, note_call, ran
-from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
+from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, target_of, tensor
+from rpcprops.steps.in_rank.state import (
+    MissingHandleError,
+    contexts,
+    note_call,
+    note_slowly,
+    ran,
+)
+from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, torchscript
 
 
 class AbandonedError(Exception):
@@ -54,6 +60,10 @@ def context(
     raises: bool,
     retain: bool,
     breaks: int | None,
+    flavour: str,
+    wait: str,
+    named: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
@@ -61,19 +71,21 @@ def context(
     """
     leaf = tensor(value).requires_grad_()
     result: dict[str, Any] = {}
-    # A hop is a rank's name, its factor, and whether its backward raises.
-    hops = [(world[rank], float(rank + 2), rank == breaks) for rank in path]
-    send: Any = call_remote if rrefs else rpc.rpc_sync
+    # A hop is a rank's name, its factor, whether its backward raises, and how long it sleeps.
+    hops = [(world[rank], float(rank + 2), rank == breaks, seconds) for rank in path]
+    send: Any = call_remote if rrefs else {"sync": rpc.rpc_sync, "async": call_async}[wait]
     try:
         with dist_autograd.context() as context_id:
             result["id"] = contexts[name] = context_id
             y = leaf * leaf
             if nested and hops:
                 (to, *here), *rest = hops
-                y = send(to, hop_on, args=(call, rest, *here, y))
+                there = target_of(world, world.index(to), named)
+                y = send(there, hop_on, args=(call, rest, *here, y))
             else:
                 for to, *here in hops:
-                    y = send(to, hop, args=(call, *here, y))
+                    function, args = hop_call(flavour, call, here, y)
+                    y = send(target_of(world, world.index(to), named), function, args=args)
             loss = y.sum()
             result["loss"] = loss.item()
             if backward:
@@ -85,14 +97,38 @@ def context(
     return result
 
 
-def call_remote(to: str, function: Any, args: tuple[Any, ...]) -> Any:
+def call_remote(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
     """As ``rpc_sync``, but through an RRef that is fetched at once."""
     return rpc.remote(to, function, args=args).to_here()
 
 
-def hop(call: str, factor: float, breaks: bool, x: torch.Tensor) -> torch.Tensor:
+def call_async(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
+    """As ``rpc_sync``, but by a future."""
+    return rpc.rpc_async(to, function, args=args).wait()
+
+
+def hop_call(
+    flavour: str, call: str, here: Sequence[Any], x: torch.Tensor
+) -> tuple[Any, tuple[Any, ...]]:
+    """The function of one hop, and its arguments; `here` is the hop without its rank."""
+    factor = here[0]
+    if flavour == "builtin":
+        ones = torch.ones_like(x)
+        return torch.addcmul, (ones, x, factor * ones)
+    if flavour == "script":
+        return script_hop, (x, factor)
+    return hop, (call, *here, x)
+
+
+@torchscript
+def script_hop(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """One hop of a context's path, in TorchScript."""
+    return factor * x + 1.0
+
+
+def hop(call: str, factor: float, breaks: bool, seconds: float, x: torch.Tensor) -> torch.Tensor:
     """One hop of a context's path."""
-    note_call(call)
+    note_slowly(call, seconds)
     y = factor * x + 1.0
     return break_in_backward(y, 0.0) if breaks else y
 
@@ -104,10 +140,15 @@ def break_in_backward(x: torch.Tensor, seconds: float) -> torch.Tensor:
 
 
 def hop_on(
-    call: str, hops: list[tuple[str, float, bool]], factor: float, breaks: bool, x: torch.Tensor
+    call: str,
+    hops: list[tuple[str, float, bool, float]],
+    factor: float,
+    breaks: bool,
+    seconds: float,
+    x: torch.Tensor,
 ) -> Any:
     """One hop, then the rest of the path from this rank."""
-    y = hop(call, factor, breaks, x)
+    y = hop(call, factor, breaks, seconds, x)
     if not hops:
         return y
     (to, *here), *rest = hops
@@ -133,23 +174,6 @@ def run_backward(
     return {"gradient": dist_autograd.get_gradients(context_id)[leaf].tolist()}
 
 
-class SlowArgument:
-    """An object that takes some seconds (virtual) to be unpickled, and then is a number."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Say how to unpickle it."""
-        return slow_number, (self.seconds,)
-
-
-def slow_number(seconds: float) -> float:
-    """Sleep, and return zero."""
-    time.sleep(seconds)
-    return 0.0
-
-
 #: Virtual seconds after which a call of such a step times out, unless all of it takes less.
 SHORT_TIMEOUT = 4.0
 #: What torch says where a rank has given a context up.
@@ -168,6 +192,8 @@ def outlast(
     left: tuple[float, ...],
     right: tuple[float, ...],
     seconds: float,
+    through: str,
+    named: str,
 ) -> dict[str, Any]:
     """Leave a context while a call of it runs; then wait for the call, if it has not timed out.
 
@@ -176,29 +202,63 @@ def outlast(
     begun.
     """
     terms = (tensor(left).requires_grad_(what == "gradient"), tensor(right))
-    slow = SlowArgument(seconds) if what == "argument" else seconds
+    slow = SlowNumber(0.0, seconds) if what == "argument" else seconds
     further = world[then] if what == "call" else ""
     result: dict[str, Any] = {}
     future: Any = None
     with dist_autograd.context() as context_id:
         result["id"] = contexts[name] = context_id
         args = (call, *terms, slow, context_id, further)
+        there = target_of(world, to, named)
         if by == "async":
-            future = rpc.rpc_async(world[to], add_afterwards, args=args)
+            future = rpc.rpc_async(there, add_afterwards, args=args)
         else:
-            timeout = min(seconds / 4, SHORT_TIMEOUT)
-            try:
-                rpc.rpc_sync(world[to], add_afterwards, args=args, timeout=timeout)
-            except RuntimeError as error:
-                if "timeout" not in str(error):
-                    raise
-                result["timed out"] = True
+            result |= time_out(through, there, args, min(seconds / 4, SHORT_TIMEOUT))
         while what != "argument" and not rpc.rpc_sync(world[to], has_run, args=(call,)):
             time.sleep(0.05)
     if future is None:
         return result
     total = unless_context_is_gone(future.wait)
     return {**result, "lost": True} if total is None else {**result, "sum": total.tolist()}
+
+
+class PatientAdder:
+    """What a proxy stands for: it adds at the rank of its RRef."""
+
+    def is_there(self) -> bool:
+        """Answer at once."""
+        return True
+
+    def add(self, *args: Any) -> torch.Tensor | None:
+        """Add when the context has gone."""
+        return add_afterwards(*args)
+
+
+def time_out(through: str, to: Any, args: tuple[Any, ...], timeout: float) -> dict[str, Any]:
+    """Call with a timeout, and say whether it came."""
+    rref: Any = None
+    if through == "proxy":
+        rref = rpc.remote(to, PatientAdder)
+        # From here on the type of its value is known here, so only the call itself can time out.
+        rref.rpc_sync().is_there()
+    elif through == "remote":
+        rref = rpc.remote(to, add_afterwards, args=args)
+    try:
+        if through == "call":
+            rpc.rpc_sync(to, add_afterwards, args=args, timeout=timeout)
+        elif through == "future":
+            rpc.rpc_async(to, add_afterwards, args=args, timeout=timeout).wait()
+        elif through == "remote":
+            rref.to_here(timeout)
+        else:
+            rref.rpc_sync(timeout).add(*args)
+    except RuntimeError as error:
+        if "timeout" not in str(error):
+            raise
+        # The frames of a traceback hold the RRef.
+        traceback.clear_frames(error.__traceback__)
+        return {"timed out": True}
+    return {}
 
 
 def has_run(call: str) -> bool:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call
+from rpcprops.steps.in_rank.shared import dist_autograd, target_of, tensor
+from rpcprops.steps.in_rank.state import contexts, note_call, note_slowly
+from rpcprops.steps.in_rank.sums import script_add, torchscript
 
 #: What an operation does, the results that it takes, its rank, and how it gets there.
 Operations = Sequence[tuple[str, tuple[int, ...], int, str]]
@@ -30,6 +31,7 @@ class Task(NamedTuple):
     mine: Mapping[int, torch.Tensor]
     operations: Operations
     backwards: Sequence[Sequence[int]]
+    seconds: float = 0.0
 
 
 class OwnGradient(torch.autograd.Function):
@@ -107,25 +109,44 @@ def double_there(call: str, x: torch.Tensor) -> torch.Tensor:
     return 2.0 * x
 
 
-def apply_there(call: str, what: str, *inputs: torch.Tensor) -> torch.Tensor:
-    """One operation at a rank that was asked for it."""
-    note_call(call)
+def apply_there(call: str, seconds: float, what: str, *inputs: torch.Tensor) -> torch.Tensor:
+    """One operation at a rank that was asked for it, which first sleeps for `seconds`."""
+    note_slowly(call, seconds)
     return apply(what, inputs, functools.partial(hook_ran, call))
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def relay(call: str, to: str, what: str, *inputs: torch.Tensor) -> Any:
+def relay(call: str, seconds: float, to: str, what: str, *inputs: torch.Tensor) -> Any:
     """Let another rank do the operation; the answer is sent when that rank has answered."""
     note_call(call)
-    return rpc.rpc_async(to, apply_there, args=(call, what, *inputs))
+    return rpc.rpc_async(to, apply_there, args=(call, seconds, what, *inputs))
 
 
 class Applier:
     """What a proxy stands for: it does operations at the rank of its RRef."""
 
-    def apply(self, call: str, what: str, *inputs: torch.Tensor) -> torch.Tensor:
+    def apply(self, call: str, seconds: float, what: str, *inputs: torch.Tensor) -> torch.Tensor:
         """One operation."""
-        return apply_there(call, what, *inputs)
+        return apply_there(call, seconds, what, *inputs)
+
+
+@torchscript
+def script_mul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Multiply two tensors, in TorchScript."""
+    return left * right
+
+
+@torchscript
+def script_inplace(x: torch.Tensor) -> torch.Tensor:
+    """Change a tensor, in TorchScript."""
+    return x.mul_(2.0).add_(1.0)
+
+
+#: What does an operation where no Python function does, by how it gets there.
+COMPUTES: dict[str, dict[str, Any]] = {
+    "builtin": {"add": torch.add, "mul": torch.mul},
+    "script": {"add": script_add, "mul": script_mul, "inplace": script_inplace},
+}
 
 
 def make_leaf(call: str, numbers: Sequence[float], sort: str) -> torch.Tensor:
@@ -168,6 +189,7 @@ def graph(
     value: tuple[float, ...],
     beside: bool,
     inside: int | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """Compute a graph in a context and run backward, and do the same in this process alone.
 
@@ -182,7 +204,7 @@ def graph(
         for number, (home, sort) in enumerate(inputs)
         if home == here
     }
-    task = Task(call, world, inputs, numbers, mine, operations, backwards)
+    task = Task(call, world, inputs, numbers, mine, operations, backwards, seconds)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(in_context, task) if beside else None
         result = in_context(task, name, inside)
@@ -193,7 +215,7 @@ def graph(
 
 def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[str, Any]:
     """The id of a context, the results of the operations in it, and the gradients of the leaves."""
-    call, world, leaves, numbers, mine, operations, backwards = task
+    call, world, leaves, numbers, mine, operations, backwards, seconds = task
     result: dict[str, Any] = {}
     with dist_autograd.context() as context_id:
         if name:
@@ -213,7 +235,11 @@ def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[st
         for what, operands, rank, how in operations:
             inputs = [arrived(found, rrefs, number) for number in operands]
             then = world[(rank + 1) % len(world)]
-            found.append(start(call, world[rank], then, what, inputs, how))
+            if how:
+                args = (call, seconds, what, *inputs)
+                found.append(start(target_of(world, rank, how), then, how, args))
+            else:
+                found.append(apply_here(what, inputs, functools.partial(hook_ran, call)))
         results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
         result["results"] = [one.tolist() for one in results]
         for index, roots in enumerate(backwards):
@@ -239,20 +265,35 @@ def arrived(found: list[Any], rrefs: Mapping[int, Any], number: int) -> torch.Te
     return one
 
 
-def start(call: str, to: str, then: str, what: str, inputs: list[torch.Tensor], how: str) -> Any:
-    """The result of an operation, or a future for it."""
-    if not how:
-        return apply_here(what, inputs, functools.partial(hook_ran, call))
-    args = (call, what, *inputs)
-    if how == "sync":
-        return rpc.rpc_sync(to, apply_there, args=args)
-    if how == "async":
-        return rpc.rpc_async(to, apply_there, args=args)
-    if how == "remote":
-        return rpc.remote(to, apply_there, args=args).to_here()
-    if how == "proxy":
-        return rpc.remote(to, Applier).rpc_sync().apply(*args)
-    return rpc.rpc_sync(to, relay, args=(call, then, what, *inputs))
+def start(to: Any, then: str, how: str, args: tuple[Any, ...]) -> Any:
+    """The result of an operation at another rank, or a future for it.
+
+    `args` are the name of the call, the seconds that it sleeps, and the operation.
+    """
+    if how == "relay":
+        return rpc.rpc_sync(to, relay, args=(*args[:2], then, *args[2:]))
+    kind, _, form = how.partition(" ")
+    if kind == "proxy":
+        return through_proxy(rpc.remote(to, Applier), form, args)
+    function: Any = apply_there
+    if kind in COMPUTES:
+        _, _, what, *inputs = args
+        function, args = COMPUTES[kind][what], tuple(inputs)
+    form = form or kind
+    if form == "async":
+        return rpc.rpc_async(to, function, args=args)
+    if form == "remote":
+        return rpc.remote(to, function, args=args).to_here()
+    return rpc.rpc_sync(to, function, args=args)
+
+
+def through_proxy(rref: Any, form: str, args: tuple[Any, ...]) -> Any:
+    """What an :class:`Applier` gives that another rank calls through its RRef, or a future."""
+    if form == "async":
+        return rref.rpc_async().apply(*args)
+    if form == "remote":
+        return rref.remote().apply(*args).to_here()
+    return rref.rpc_sync().apply(*args)
 
 
 def alone(

@@ -15,7 +15,7 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.groups import join_group, members_known
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import init_again, meets_at, note_call
+from rpcprops.steps.in_rank.state import init_again, meets_at, note_slowly
 from rpcprops.steps.in_rank.sums import add, sum_call
 
 
@@ -32,9 +32,11 @@ def profile(
     raises: bool,
     times: int,
     unpicklable: bool,
+    seconds: float,
 ) -> dict[str, Any]:
     """Make a call inside torch's legacy profiler; its value, and what the events tell of it."""
-    function, args = sum_call(call, flavour, tensor(left), tensor(right), raises=raises)
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    function, args = sum_call(call, flavour, tensor(left), tensor(right), **how)
     if beyond is not None:
         function = profiled_nested if form == "nested" else profiled_deferred
         args = (call, world[beyond], *args[1:])
@@ -109,17 +111,21 @@ def told(events: Any, begins: str, ends: str, to: int, adds_there: bool) -> dict
     }
 
 
-def profiled_nested(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def profiled_nested(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float = 0.0
+) -> torch.Tensor:
     """Let another rank add, and wait for it."""
-    note_call(call)
+    note_slowly(call, seconds)
     total: torch.Tensor = rpc.rpc_sync(then, add, args=(call + "/then", left, right))
     return total
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def profiled_deferred(call: str, then: str, left: torch.Tensor, right: torch.Tensor) -> Any:
+def profiled_deferred(
+    call: str, then: str, left: torch.Tensor, right: torch.Tensor, seconds: float = 0.0
+) -> Any:
     """Let another rank add; the answer is sent when that rank has answered."""
-    note_call(call)
+    note_slowly(call, seconds)
     return rpc.rpc_async(then, add, args=(call + "/then", left, right))
 
 

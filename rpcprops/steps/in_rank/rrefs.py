@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import tensor, timeout_of
+from rpcprops.steps.in_rank.shared import SlowNumber, tensor, timeout_of
 from rpcprops.steps.in_rank.state import handle_of, handles, note_call, note_slowly
 from rpcprops.steps.in_rank.sums import operand, sum_call, torchscript
 
@@ -89,16 +89,18 @@ def through(
     addend: float,
     out: str,
     timeout: float | None,
+    seconds: float,
 ) -> list[float] | None:
     """Call a method of an RRef's value at its owner."""
     rref = handle_of(handle)
     if how == "remote":
         handles[out] = rref.remote().add(addend)
         return None
+    number = SlowNumber(addend, seconds) if seconds else addend
     if how == "async":
-        value = rref.rpc_async(timeout_of(timeout)).add(addend).wait()
+        value = rref.rpc_async(timeout_of(timeout)).add(number).wait()
     else:
-        value = rref.rpc_sync(timeout_of(timeout)).add(addend)
+        value = rref.rpc_sync(timeout_of(timeout)).add(number)
     numbers: list[float] = value.tolist()
     return numbers
 

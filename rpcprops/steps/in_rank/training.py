@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from time import sleep
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.optim import DistributedOptimizer
 
 from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call
+from rpcprops.steps.in_rank.state import contexts, note_slowly
 
 #: With this rate, a step of the optimizer halves a parameter whose loss is its square.
 LEARNING_RATE = 0.25
@@ -25,8 +26,14 @@ class PlainSGD(torch.optim.SGD):
 class Affine(torch.nn.Module):
     """2 * x + 1, without parameters."""
 
+    def __init__(self, seconds: float) -> None:
+        """A module that sleeps so long (virtual) in each call."""
+        super().__init__()
+        self.seconds = seconds
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One call."""
+        sleep(self.seconds)
         return 2.0 * x + 1.0
 
 
@@ -37,20 +44,23 @@ def optimize(
     name: str,
     owners: tuple[int, ...],
     value: tuple[float, ...],
+    seconds: float,
 ) -> list[list[float]]:
     """Optimize one parameter at each owner once; the parameters, as their owners then hold them."""
     try:
-        return halve_parameters(call, name, [world[owner] for owner in owners], tensor(value))
+        there = [world[owner] for owner in owners]
+        return halve_parameters(call, name, there, tensor(value), seconds)
     finally:
         # The optimizer's RRefs are in cycles, which only a garbage collection frees.
         gc.collect()
 
 
 def halve_parameters(
-    call: str, name: str, owners: list[str], value: torch.Tensor
+    call: str, name: str, owners: list[str], value: torch.Tensor, seconds: float
 ) -> list[list[float]]:
     """Make a parameter at each owner, and take one step of a DistributedOptimizer on all."""
-    rrefs: list[Any] = [rpc.remote(owner, make_parameter, args=(call, value)) for owner in owners]
+    args = (call, value, seconds)
+    rrefs: list[Any] = [rpc.remote(owner, make_parameter, args=args) for owner in owners]
     optimizer: Any = DistributedOptimizer(PlainSGD, rrefs, lr=LEARNING_RATE)  # type: ignore[no-untyped-call]
     with dist_autograd.context() as context_id:
         contexts[name] = context_id
@@ -60,9 +70,9 @@ def halve_parameters(
     return [rref.to_here().detach().tolist() for rref in rrefs]
 
 
-def make_parameter(call: str, value: torch.Tensor) -> torch.Tensor:
+def make_parameter(call: str, value: torch.Tensor, seconds: float) -> torch.Tensor:
     """A parameter to optimize, kept by the RRef of the ``rpc.remote`` that called this."""
-    note_call(call)
+    note_slowly(call, seconds)
     return value.clone().requires_grad_()
 
 
@@ -75,30 +85,26 @@ def train(
     optimizer: str,
     rounds: int,
     value: tuple[float, ...],
+    seconds: float,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
     try:
         there = [world[owner] for owner in owners]
-        parameters = train_parameters(call, name, there, optimizer, rounds, starts)
+        rrefs: list[Any] = [
+            rpc.remote(owner, make_parameter, args=(call, start, seconds))
+            for owner, start in zip(there, starts, strict=True)
+        ]
+        parameters = train_parameters(name, rrefs, optimizer, rounds)
     finally:
+        # The optimizer's RRefs are in cycles, and these RRefs in this frame.
+        rrefs = []
         gc.collect()
     return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts)}
 
 
-def train_parameters(
-    call: str,
-    name: str,
-    owners: list[str],
-    optimizer: str,
-    rounds: int,
-    starts: list[torch.Tensor],
-) -> list[list[float]]:
-    """Make a parameter at each owner, and take steps of a DistributedOptimizer on all."""
-    rrefs: list[Any] = [
-        rpc.remote(owner, make_parameter, args=(call, start))
-        for owner, start in zip(owners, starts, strict=True)
-    ]
+def train_parameters(name: str, rrefs: list[Any], optimizer: str, rounds: int) -> list[list[float]]:
+    """Take steps of a DistributedOptimizer on parameters of other ranks."""
     trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, lr=LEARNING_RATE)  # type: ignore[no-untyped-call]
     for number in range(rounds):
         with dist_autograd.context() as context_id:
@@ -124,21 +130,34 @@ def train_alone(optimizer: str, rounds: int, starts: list[torch.Tensor]) -> list
 class Layer(torch.nn.Linear):
     """A linear layer with two outputs, whose weights count up from 1 and whose bias from 0."""
 
-    def __init__(self, size: int) -> None:
-        """A layer for so many inputs."""
+    def __init__(self, size: int, seconds: float = 0.0) -> None:
+        """A layer for so many inputs, which sleeps so long (virtual) in each call."""
         super().__init__(size, 2, dtype=torch.float64)
+        self.seconds = seconds
         with torch.no_grad():
             rows = torch.arange(2.0).reshape(2, 1)
             self.weight.copy_(rows + torch.arange(float(size)) + 1.0)
             self.bias.copy_(rows.flatten())
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One call."""
+        sleep(self.seconds)
+        return super().forward(x)
+
 
 def linear(
-    call: str, world: tuple[str, ...], *, name: str, to: int, value: tuple[float, ...], by: str
+    call: str,
+    world: tuple[str, ...],
+    *,
+    name: str,
+    to: int,
+    value: tuple[float, ...],
+    by: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Run backward through a layer at another rank, and through one here."""
     try:
-        result = remote_layer(world[to], name, tensor(value).requires_grad_(), by)
+        result = remote_layer(world[to], name, tensor(value).requires_grad_(), by, seconds)
     finally:
         # As in module(), where a RemoteModule refers to itself.
         gc.collect()
@@ -149,9 +168,9 @@ def linear(
     return result | {"alone": [one.flatten().tolist() for one in alone if one is not None]}
 
 
-def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str) -> dict[str, Any]:
+def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str, seconds: float) -> dict[str, Any]:
     """The id of a context, what a layer at another rank gives in it, and the gradients."""
-    layer: Any = RemoteModule(f"{to}/cpu", Layer, args=(len(leaf),))
+    layer: Any = RemoteModule(f"{to}/cpu", Layer, args=(len(leaf), seconds))
     parameters = layer.remote_parameters()
     with dist_autograd.context() as context_id:
         contexts[name] = context_id
@@ -169,10 +188,12 @@ def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str) -> dict[str, A
         return {"id": context_id, "outputs": y.tolist(), "gradients": gradients}
 
 
-def module(call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ...]) -> list[float]:
+def module(
+    call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ...], seconds: float
+) -> list[float]:
     """Make a RemoteModule at another rank, and call it once."""
     try:
-        affine = RemoteModule(f"{world[to]}/cpu", Affine)
+        affine = RemoteModule(f"{world[to]}/cpu", Affine, args=(seconds,))
         numbers: list[float] = affine.forward(tensor(value)).tolist()
         return numbers
     finally:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.distributed import rpc
-from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
 from rpcprops.steps.in_rank.state import handle_of, note_call
@@ -76,18 +75,45 @@ def default(
     left: tuple[float, ...],
     right: tuple[float, ...],
     sleeps: float,
-) -> list[float]:
+    how: str,
+) -> list[Any]:
     """Call under another default timeout of this rank, or in spite of it without a timeout."""
+    # An RRef that is used below is made under the default of the world.
+    rref: Any = None
+    args = (call, tensor(left), tensor(right), sleeps)
+    if how == "fetch":
+        rref = rpc.remote(world[to], add, args=args)
+    elif how == "proxy":
+        rref = rpc.remote(world[to], Tally, args=(call, left[0]))
     before = rpc.get_rpc_timeout()  # type: ignore[attr-defined]
     # The docstrings of rpc_sync, rpc_async and remote name this function.
     rpc._set_rpc_timeout(seconds)  # type: ignore[attr-defined]
     try:
-        args = (call, tensor(left), tensor(right), sleeps)
-        timeout = 0 if endless else UNSET_RPC_TIMEOUT
-        value: list[float] = rpc.rpc_sync(world[to], add, args=args, timeout=timeout).tolist()
-        return value
+        result = under_default(world[to], how, args, rref, 0.0 if endless else None)
     finally:
         rpc._set_rpc_timeout(before)  # type: ignore[attr-defined]
+        del rref
+    if how == "async":
+        result = result.wait()
+    elif how == "remote":
+        result = result.to_here()
+    numbers: list[Any] = result if how == "proxy" else result.tolist()
+    return numbers
+
+
+def under_default(
+    to: str, how: str, args: tuple[Any, ...], rref: Any, timeout: float | None
+) -> Any:
+    """Send what is sent under the default timeout of the moment, or with a timeout."""
+    limit = timeout_of(timeout)
+    if how == "fetch":
+        return rref.to_here(limit)
+    if how == "proxy":
+        slow = {"seconds": args[-1]} if args[-1] else {}
+        first = call_through(rref, "sync", "add", (2.0,), slow, timeout)
+        return [first, call_through(rref, "sync", "add", (2.0,), {}, timeout)]
+    send: Any = {"sync": rpc.rpc_sync, "async": rpc.rpc_async, "remote": rpc.remote}[how]
+    return send(to, add, args=args, timeout=limit)
 
 
 def after(
