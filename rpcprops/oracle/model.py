@@ -91,7 +91,6 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
-        awaits: the RRef of its own rank, got before its value, for which its function waits.
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
@@ -108,7 +107,6 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
-    awaits: RRef | None = None
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
@@ -606,14 +604,7 @@ class Model:
             # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
             # RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("timed-out-remote-dropped")
-        if (
-            graceful
-            and not settles
-            and any(
-                r.awaits and not self.known_made(r) and not self.known_made(r.awaits)
-                for r in self.rrefs
-            )
-        ):
+        if graceful and not settles and self._waits_for_its_own():
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
             # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("early-owner-fork")
@@ -1198,6 +1189,16 @@ class Model:
             return True
         others = [by for read, by in self._read if read is rref and not isinstance(by, str)]
         return any(map(self.known_made, others))
+
+    def _waits_for_its_own(self) -> bool:
+        """Whether a function may still wait for an RRef of its own rank, got before its value."""
+        return any(
+            not isinstance(by, str)
+            and by.owner == read.owner
+            and not self.known_made(by)
+            and not self.known_made(read)
+            for read, by in self._read
+        )
 
     def check_unread(self, rref: RRef) -> None:
         """Check that no function may still read the value of an RRef, which this step changes.

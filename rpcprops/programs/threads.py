@@ -186,7 +186,7 @@ def busy_seconds(leaf: Step) -> float:
 
 def _ranks_of(leaf: Step) -> list[int]:
     ranks = [rank for name in _RANKS for rank in _ranks(leaf, name)]
-    if getattr(leaf, "sort", "") == "slow-unpickled":
+    if leaf.op == "carry" and SORTS[getattr(leaf, "sort", "")].slow == "unpickled":
         # A thread of the caller's unpickles the answer (python_functions.cpp: toPyJitFuture).
         ranks += _ranks(leaf, "at")
     return ranks

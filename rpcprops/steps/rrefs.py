@@ -156,11 +156,11 @@ class Remote(Step):
             if there:
                 model.drop(there)
         else:
+            if argument is not None:
+                model.reads(argument.rref, rref)
             try:
                 rref.fetches = there is not None and there.rref.owner != self.to
                 rref.value = model.compute(self.to, self.left, self.right, there)
-                if argument is not None:
-                    model.reads(argument.rref, rref)
             except StepFails as failed:
                 rref.error = failed.error
         # The owner gets the RRef only once its function has returned (request_callback_impl.cpp:
@@ -173,8 +173,6 @@ class Remote(Step):
         if argument is not None and (argument.rref.slow or argument.rref.fetches):
             # The function still waits for its argument.
             argument.rref.made = made
-            if self.to == argument.rref.owner and not self.raises:
-                rref.awaits = argument.rref
         slack = self._time(model, call, handle, surely, perhaps)
         return model.shows(slack=slack)
 
