@@ -133,6 +133,8 @@ TIMEOUTS = (65.0, 300.0, 1000.0)
 _ENDED = 20
 #: How many default timeouts a function sleeps that is to exceed one.
 _OUTLASTS = 1.45
+#: The most virtual seconds for which a pause waits for a handle.
+_LONGEST_PAUSE = 200.0
 #: How many of the longest delay a step may wait for.
 _MOST_DELAYS = 8
 #: How many numbers a step takes: its kind, and its arguments; and the further ones that choose a
@@ -301,7 +303,9 @@ class StepDrawer:
         waiting: one more than the number of values whose making waits for another handle.
         making: handles of RRefs whose slow function may still run. If their owner gets a handle
             meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
-        early: those of them whose owner has got a handle, so that no fork may be deleted.
+        coming: handles whose sharing may time out, and which come all the same: a pause can wait
+            for them, and then they are used while that call is under way.
+        early: those of `making` whose owner has got a handle, so that no fork may be deleted.
         thinned: those of them of which a fork was deleted, so that no handle may go to the owner.
         uncertain: handles that were shared from one in `uncreated`, and perhaps never came.
         waited: handles of RRefs whose value was waited for, if nothing was uncertain.
@@ -382,6 +386,7 @@ class StepDrawer:
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
         self.making: set[str] = set()
+        self.coming: set[str] = set()
         self.early: set[str] = set()
         self.thinned: set[str] = set()
         self.uncertain: set[str] = set()
@@ -575,6 +580,7 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
+        mine += (self.coming,)
         given = (self.given_up, self.fetching)
         late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.read)
         for names in (*mine, *given, *late):
@@ -623,7 +629,9 @@ class StepDrawer:
         but = "settle" if self._block or self.has_just_settled else ""
         again, times = latest.leads_to(self) if latest else ("", 0)
         if not self._just_ended:
-            return _going_on(self.kinds, self.on, but, again, times)
+            # A pause goes on with nothing but an RRef that is under way.
+            on = self.on if self.coming_handles() else self.on - {"pause"}
+            return _going_on(self.kinds, on, but, again, times)
         handles = self.scope.handles
         of_rref = {name for name, handle in handles.items() if handle.rref == self._rref}
         able = (kind for kind in self.on if STEP_TYPES[kind].goes_on_with(self, of_rref))
@@ -917,6 +925,33 @@ class StepDrawer:
         """
         if name in self.making:
             self.thinned |= self.making
+
+    def note_coming(self, name: str, sender: int) -> None:
+        """Note that a handle comes, from `sender`, perhaps after its call has timed out.
+
+        Not where that message may be lost, nor where what comes with it may take long.
+        """
+        is_sent = not (self.loses or self.may_fail(sender, [MessageType.PYTHON_CALL]))
+        if self.has_plan and is_sent and self.seconds_to_come() <= _LONGEST_PAUSE:
+            self.coming.add(name)
+
+    def coming_handles(self) -> list[str]:
+        """Those of `coming` for which a pause can wait now."""
+        if self.seconds_to_come() > _LONGEST_PAUSE:
+            return []
+        block, handles = self._block, self.scope.handles
+        return [
+            name
+            for name, handle in handles.items()
+            if name in self.coming
+            and handle.late
+            and (block is None or block.is_seen(name, handle))
+        ]
+
+    def seconds_to_come(self) -> float:
+        """Virtual seconds within which a handle surely comes that has been sent."""
+        waits = (5 * self._longest + _RETRIES) * self.waiting
+        return float(math.ceil(waits)) + CLEARLY_IN_TIME
 
     def note_unread(self, name: str) -> None:
         """Note that the answer that brings a handle comes too late, so no later step has it."""

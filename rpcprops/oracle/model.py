@@ -212,7 +212,7 @@ class Model:
         self._read: list[tuple[RRef, RRef | str]] = []
         #: Handles whose creation fails, in functions that answer with them when nobody waits.
         self._answered_late: list[Handle] = []
-        #: Handles that arrive only then.
+        #: Handles that arrive only then, or while a step waits for them.
         self._arrives_late: list[Handle] = []
         #: Ranks that may shut down before their last deletes have arrived: only the answer of one
         #: is lost, or its owner never got the RRef.
@@ -545,6 +545,7 @@ class Model:
         self._read.clear()
         self._answered_late.clear()
         self._arrives_late.clear()
+        self._coming.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
         self.counted_late.clear()
@@ -743,9 +744,37 @@ class Model:
             raise StepFails(error="missing")
         handle = self.handles[name]
         if any(handle is one for one in self._arrives_late):
-            why = f"{self._step!r} uses an RRef before it has come; put a Settle() before"
+            why = (
+                f"{self._step!r} uses an RRef before it has come; put a Settle() before, or a "
+                f"Pause that waits for it"
+            )
             raise refused(self.disturbed.beyond[0], why)
         return handle
+
+    def comes(self, name: str, seconds: float, *, late: bool) -> None:
+        """A handle comes within so many virtual seconds, perhaps when its sender has given up.
+
+        Args:
+            late: whether the step ends by its timeout.
+        """
+        if not late and self._fate != "late":
+            return
+        seconds += self.disturbed.seconds + self.queues()
+        if self._fate == "late":
+            seconds += max(fault.delay for fault in self.disturbed.beyond)
+        self._coming[name] = seconds
+
+    def has_come(self, name: str) -> float:
+        """A step waits until a handle has come; the virtual seconds that this may take.
+
+        Raises:
+            StepFails: it never comes.
+        """
+        if name not in self.handles:
+            raise StepFails(error="missing")
+        handle = self.handles[name]
+        self._arrives_late = [one for one in self._arrives_late if one is not handle]
+        return self._coming.pop(name, 0.0)
 
     def argument(self, argument: Argument) -> Handle | None:
         """The handle that an argument names; None if the argument is a value."""
@@ -1093,6 +1122,14 @@ class Model:
                 # The function sleeps first, so it may well be its creation that fails second.
                 self._keeps_unmarked(late)
         self.broke_one.add(handle.rank)
+
+    @functools.cached_property
+    def _coming(self) -> dict[str, float]:
+        """Handles that come when their sender has given up, by name, until a settle.
+
+        For each the virtual seconds after which it has surely come, from the start of its step.
+        """
+        return {}
 
     @functools.cached_property
     def _abandoned(self) -> set[int]:

@@ -40,6 +40,7 @@ from tests.seeded._programs import (
     onwards,
     refusals,
     scripts,
+    shared_late,
     shipped_programs,
 )
 
@@ -107,7 +108,7 @@ def corpus() -> tuple[World, ...]:
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
-    worlds += [World.of(program, FaultPlan()) for program in OUTLIVED[1:]]
+    worlds += [World.of(program, FaultPlan()) for program in (*OUTLIVED[1:], *shared_late())]
     grouped = dict.fromkeys(draws(group_programs(), 60))
     groups = (*GROUPS, *REFUSING, *LEFT_AT_ONCE, *grouped)
     worlds += [World.of(program, FaultPlan()) for program in groups]

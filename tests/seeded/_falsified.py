@@ -32,6 +32,7 @@ from rpcprops.programs import (
     Count,
     Default,
     Deferred,
+    Drop,
     FailTwice,
     Fetch,
     Gather,
@@ -46,6 +47,7 @@ from rpcprops.programs import (
     Onward,
     Optimize,
     Outlast,
+    Pause,
     Profile,
     Raising,
     Reach,
@@ -666,10 +668,40 @@ def _value_of_failed(world: World) -> Falsified:
 def _never_comes(world: World) -> Falsified:
     shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
     for index, leaf, expected, _ in _steps(world):
-        if not expected.error and isinstance(leaf, Fetch | Local) and leaf.handle in shared:
+        waits = isinstance(leaf, Fetch | Local | Pause)
+        if not expected.error and waits and leaf.handle in shared:
             missing = ERRORS["missing"]
             wrong = with_step(world.outcome, index, value=None, error=missing)
             yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+def _under_way(world: World) -> Iterator[tuple[int, Leaf]]:
+    """Each step that uses a handle before its share, which timed out, has surely ended."""
+    shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
+    came: set[str] = set()
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Settle):
+            came.clear()
+        elif isinstance(leaf, Pause) and leaf.handle in shared:
+            came.add(leaf.handle)
+        elif came.intersection(leaf.used) and not expected.error:
+            yield index, leaf
+
+
+@defect("an RRef that is used while it is being shared counts as one that was never made")
+def _shared_not_made(world: World) -> Falsified:
+    for index, leaf in _under_way(world):
+        if isinstance(leaf, Fetch | Share):
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["creation"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("the owner forgets an RRef that its receiver drops while it is being shared")
+def _shared_and_dropped(world: World) -> Falsified:
+    for _, leaf in _under_way(world):
+        for rank, held in enumerate(world.prediction.counters):
+            if isinstance(leaf, Drop) and held.owners:
+                yield holding(world.outcome, rank, owners=-1), [("OwnerGone", rank, None)]
 
 
 @defect("a value that was not made in time for a fetch is never made")

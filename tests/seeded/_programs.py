@@ -843,6 +843,26 @@ def bumps() -> list[Program]:
     return found
 
 
+def shared_late() -> list[Program]:
+    """An RRef is used at its receiver while the call that shares it, which timed out, still runs.
+
+    Its sender, who owns it or not, has dropped it by then, or drops it at last.
+    """
+    makers: tuple[tuple[Step, ...], ...] = (
+        (Remote(0, 1, "a"), Fetch(0, "a")),
+        (Own(0, "a"),),
+        (Remote(0, 0, "a", flavour="script"), Fetch(0, "a")),
+    )
+    found: list[Program] = []
+    for making, to, first in itertools.product(makers, (1, 2), (True, False)):
+        use = (Pause(to, 90.0, "b"), Fetch(to, "b"), Share(to, "b", 0, "c"), Drop(to, "b"))
+        sharing = Share(0, "a", to, "b", timeout=3.0, seconds=12.0)
+        dropped = (Drop(0, "a"), *use) if first else (*use, Drop(0, "a"))
+        kept = (Share(0, "c", 2, "d"),)
+        found.append(Program(3, (*making, sharing, *dropped, Fetch(0, "c"), *kept), "shared late"))
+    return found
+
+
 def callables() -> list[Program]:
     """Programs that call what must be refused, go a path, and answer by a callback."""
     refused: tuple[Any, ...] = ("lambda", "generator")
