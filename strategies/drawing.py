@@ -580,8 +580,7 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        mine += (self.coming,)
-        given = (self.given_up, self.fetching)
+        given = (self.given_up, self.fetching, self.coming)
         late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.read)
         for names in (*mine, *given, *late):
             renamed = {new.get(name, name) for name in names}

@@ -74,9 +74,10 @@ class Pause(Step):
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Pause:
         coming = drawer.coming_handles()
-        # Nearly always one that comes, if there is one: it is under way for the next steps only.
-        handle = drawer.recall(coming) if coming and drawer.pick((False, True, True, True)) else ""
-        if handle:
+        # Mostly one that comes, if there is one: it is under way for the next steps only.
+        names = drawer.pick(([], coming, coming, coming)) if coming else coming
+        if names:
+            handle = drawer.recall(names)
             home = drawer.scope.handles[handle].home
             return cls(home, drawer.seconds_to_come(), handle)
         return cls(drawer.rank(), drawer.pick(_PAUSES))

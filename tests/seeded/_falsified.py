@@ -668,8 +668,9 @@ def _value_of_failed(world: World) -> Falsified:
 def _never_comes(world: World) -> Falsified:
     shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
     for index, leaf, expected, _ in _steps(world):
-        waits = isinstance(leaf, Fetch | Local | Pause)
-        if not expected.error and waits and leaf.handle in shared:
+        if expected.error or not isinstance(leaf, Fetch | Local | Pause):
+            continue
+        if leaf.handle in shared:
             missing = ERRORS["missing"]
             wrong = with_step(world.outcome, index, value=None, error=missing)
             yield wrong, [("UnexpectedError", leaf.at, index)]
