@@ -18,7 +18,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -315,6 +315,7 @@ class StepDrawer:
         counted_late: ranks to which a call that counts may still be under way, until a settle.
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
+        has_run_out: whether the last step needs more threads than the ranks have.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
         threads: the threads that each rank shall have. Where there are few, no timeout comes: that
@@ -396,6 +397,7 @@ class StepDrawer:
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
+        self.has_run_out = False
         self.may_keep = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
@@ -480,6 +482,8 @@ class StepDrawer:
             # A default timeout ends the calls whose functions would wait in vain.
             patient = has_bug or timed
             needed = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=patient)
+            if self.has_run_out:
+                return self.threads
             if needed <= MAX_WORKER_THREADS:
                 return max(needed, self.threads)
         return least if least > ENOUGH_THREADS else None
@@ -541,6 +545,30 @@ class StepDrawer:
     def undisturbed(self) -> bool:
         """Whether the program is drawn for a plan that has no fault."""
         return self.has_plan and not self._plan.faults(len(self.ranks))
+
+    def may_run_out(self, room: int) -> bool:
+        """Whether a last step may follow that needs more threads than the ranks have.
+
+        Args:
+            room: how many more steps fit in; a settle comes before it.
+        """
+        kinds = {"recurse", "settle"} <= self.on and self.scope.members is None
+        able = self.settles and kinds and room > 1 and self.has_few_threads
+        rests = self.default_timeout is None and not self.rejoined and not self.in_parallel
+        return able and rests and self.facts.has_bug("timeout-needs-thread")
+
+    def run_out(self) -> None:
+        """Draw such a step, or none: nothing but a settle may follow it."""
+        number = self.threads_of_ranks
+        recurse: Any = STEP_TYPES["recurse"]
+        if number is None or not self.pick((False, True)):
+            return
+        step = recurse.draw_beyond(self, number)
+        if step is not None:
+            self._take(STEP_TYPES["settle"]())
+            self._take(step)
+            self.threads = number
+            self.has_run_out = True
 
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""

@@ -1469,16 +1469,16 @@ class Model:
         self._is_timed = True
         self._check_alone(step, (step.at, *path))
         held = {rank: Counters(server_calls=s, client_calls=c) for rank, (s, c) in out.held.items()}
+        if not self.facts.has_bug(_NEEDS_THREAD):
+            msg = (
+                f"{step!r}: what its calls leave is modelled for a torch with {_NEEDS_THREAD}, and "
+                f"for no other; give the program more threads."
+            )
+            raise UsageError(msg)
         if self.rpc_timeout is None:
             self.exhausted.add({*path}, held)
             return
         self.exhausted.add({*path}, {})
-        if not self.facts.has_bug(_NEEDS_THREAD):
-            msg = (
-                f"{step!r}: a torch without {_NEEDS_THREAD} ends these calls by the default "
-                f"timeout, and what they then run is not modelled; give the program none."
-            )
-            raise UsageError(msg)
         for rank in sorted(out.stuck):
             self.keeps(_NEEDS_THREAD, rank, held[rank])
 

@@ -20,10 +20,11 @@ Two things are not drawn for a torch that breaks what is predicted for them:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
@@ -400,6 +401,8 @@ def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
 #: The most calls of a path; each keeps one thread of its rank busy until the last has ended. The
 #: scripts of failures have 8 threads a rank, and one must be free to handle answers.
 _LONGEST_PATH = 5
+#: The timeout, in virtual seconds, of a call that nothing else ends.
+_SHORT = 3.0
 #: The finding that no timeout ends a call where all threads wait.
 _NEEDS_THREAD = "timeout-needs-thread"
 #: The threads of each rank that may all be busy. A program's clusters have one more.
@@ -506,7 +509,7 @@ class Recurse(Step):
                 f"own be {CLEARLY_LATE:g} s shorter."
             )
             raise UsageError(msg)
-        for number, (caller, rank) in enumerate(pairwise((self.at, *self.path))):
+        for number, (caller, rank) in enumerate(itertools.pairwise((self.at, *self.path))):
             if number < out.sent:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
             if number < out.started:
@@ -560,8 +563,39 @@ class Recurse(Step):
         return cls(at, tuple(path), longer or seconds, spins, timeout)
 
     @classmethod
+    def draw_beyond(cls, drawer: StepDrawer, number: int) -> Recurse | None:
+        """One that needs more than so many threads of a rank; None if there is none.
+
+        Its own rank has a thread left for the timeout.
+        """
+        message = MessageType.PYTHON_CALL
+        able = [rank for rank in drawer.ranks if not drawer.may_fail(rank, [message])]
+        if len(able) < 2 or number >= _LONGEST_PATH:
+            return None
+        at = drawer.pick(able)
+        others = [rank for rank in able if rank != at][:2]
+        path = drawer.pick(_paths_beyond(number, at, tuple(others)))
+        return cls(at, path, spins=drawer.pick((False, True)), timeout=_SHORT)
+
+    @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _ways_to_call(cls, drawer, rank, message)
+
+
+@functools.lru_cache(maxsize=64)
+def _paths_beyond(number: int, at: int, others: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Paths over these ranks that need more than so many threads of one that is not `at`.
+
+    The shortest come first. Those along which all functions run are as many as the others.
+    """
+    ranks = (*others, at)
+    lengths = range(number + 1, _LONGEST_PATH + 1)
+    found = [path for length in lengths for path in itertools.product(ranks, repeat=length)]
+    outs = [(path, out) for path in found if (out := run_out(path, number)) is not None]
+    able = [(path, out.started == len(path)) for path, out in outs if at not in out.stuck]
+    whole = [path for path, is_whole in able if is_whole]
+    rest = [path for path, is_whole in able if not is_whole]
+    return tuple(itertools.chain(*zip(rest, itertools.cycle(whole), strict=False)))
 
 
 #: The ways by which ``rpc_sync`` or ``rpc_async`` calls a function with `async_execution`.

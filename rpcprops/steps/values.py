@@ -558,7 +558,11 @@ class Carry(Step):
         sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
         # What torch once got wrong comes more often where it has been mended.
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
-        sort = drawer.pick([*sorts, *mended * (len(sorts) // max(1, len(mended)))])
+        mended *= len(sorts) // max(1, len(mended))
+        # And so does one that is slow, or whose pickling is counted, above all beside other steps.
+        busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
+        mended += busy * (len(sorts) // (4 if drawer.in_parallel else 16) // max(1, len(busy)))
+        sort = drawer.pick([*sorts, *mended])
         ways = able[sort]
         meeting = [way for way in ways if way in SORTS[sort].bugs]
         way: Any = drawer.pick([*ways, *meeting * len(ways)])
