@@ -1467,7 +1467,6 @@ class Model:
             UsageError: nobody can tell what these calls then leave.
         """
         self._is_timed = True
-        self._check_alone(step, (step.at, *path))
         held = {rank: Counters(server_calls=s, client_calls=c) for rank, (s, c) in out.held.items()}
         if not self.facts.has_bug(_NEEDS_THREAD):
             msg = (
@@ -1482,7 +1481,7 @@ class Model:
         for rank in sorted(out.stuck):
             self.keeps(_NEEDS_THREAD, rank, held[rank])
 
-    def _check_alone(self, step: Leaf, ranks: Sequence[int]) -> None:
+    def check_alone(self, step: Leaf, ranks: Sequence[int]) -> None:
         """Check that nothing but these calls takes threads of the ranks, or ends one of them.
 
         Raises:

@@ -509,6 +509,7 @@ class Recurse(Step):
                 f"own be {CLEARLY_LATE:g} s shorter."
             )
             raise UsageError(msg)
+        model.check_alone(self, (self.at, *self.path))
         for number, (caller, rank) in enumerate(itertools.pairwise((self.at, *self.path))):
             if number < out.sent:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
