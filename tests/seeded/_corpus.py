@@ -110,11 +110,8 @@ def corpus() -> tuple[World, ...]:
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
-    worlds += [
-        World.of(program, FaultPlan())
-        for program in (*OUTLIVED[1:], *shared_late(), *running_out())
-    ]
-    worlds += [World.of(program, FaultPlan()) for program in beside()]
+    late = (*OUTLIVED[1:], *shared_late(), *running_out(), *beside())
+    worlds += [World.of(program, FaultPlan()) for program in late]
     grouped = dict.fromkeys(draws(group_programs(), 60))
     groups = (*GROUPS, *REFUSING, *LEFT_AT_ONCE, *grouped)
     worlds += [World.of(program, FaultPlan()) for program in groups]
