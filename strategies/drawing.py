@@ -18,7 +18,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -133,6 +133,8 @@ TIMEOUTS = (65.0, 300.0, 1000.0)
 _ENDED = 20
 #: How many default timeouts a function sleeps that is to exceed one.
 _OUTLASTS = 1.45
+#: The most virtual seconds for which a pause waits for a handle.
+_LONGEST_PAUSE = 200.0
 #: How many of the longest delay a step may wait for.
 _MOST_DELAYS = 8
 #: Virtual seconds for which a call must wait so that a timeout half as long surely ends it.
@@ -303,7 +305,9 @@ class StepDrawer:
         waiting: one more than the number of values whose making waits for another handle.
         making: handles of RRefs whose slow function may still run. If their owner gets a handle
             meanwhile and another fork is deleted, it forgets the value (early-owner-fork).
-        early: those of them whose owner has got a handle, so that no fork may be deleted.
+        coming: handles whose sharing may time out, and which come all the same: a pause can wait
+            for them, and then they are used while that call is under way.
+        early: those of `making` whose owner has got a handle, so that no fork may be deleted.
         thinned: those of them of which a fork was deleted, so that no handle may go to the owner.
         uncertain: handles that were shared from one in `uncreated`, and perhaps never came.
         waited: handles of RRefs whose value was waited for, if nothing was uncertain.
@@ -313,6 +317,7 @@ class StepDrawer:
         counted_late: ranks to which a call that counts may still be under way, until a settle.
         slow_functions: how many slow functions were started since the last settle.
         has_plan: whether the program is drawn for a plan.
+        has_run_out: whether the last step needs more threads than the ranks have.
         rpc_timeout: the default timeout of the program: as given, or a longer one, so that it comes
             only where a step says so. None if delays of the plan may be too long for any.
         threads: the threads that each rank shall have. Where there are few, no timeout comes: that
@@ -384,6 +389,7 @@ class StepDrawer:
         self.may_hold_errors = any(self.may_fail(rank, lost) for rank in self.ranks)
         self.waiting = 1
         self.making: set[str] = set()
+        self.coming: set[str] = set()
         self.early: set[str] = set()
         self.thinned: set[str] = set()
         self.uncertain: set[str] = set()
@@ -393,6 +399,7 @@ class StepDrawer:
         self.counted_late: set[int] = set()
         self.slow_functions = 0
         self.has_plan = plan is not None
+        self.has_run_out = False
         self.may_keep = False
         self.rejoined = False
         self._lengths = _SECONDS + _MINUTES * minutes
@@ -477,6 +484,8 @@ class StepDrawer:
             # A default timeout ends the calls whose functions would wait in vain.
             patient = has_bug or timed
             needed = needed_threads(len(self.ranks), self.steps, timed=timed, also_patient=patient)
+            if self.has_run_out:
+                return self.threads
             if needed <= MAX_WORKER_THREADS:
                 return max(needed, self.threads)
         return least if least > ENOUGH_THREADS else None
@@ -539,6 +548,30 @@ class StepDrawer:
         """Whether the program is drawn for a plan that has no fault."""
         return self.has_plan and not self._plan.faults(len(self.ranks))
 
+    def may_run_out(self, room: int) -> bool:
+        """Whether a last step may follow that needs more threads than the ranks have.
+
+        Args:
+            room: how many more steps fit in; a settle comes before it.
+        """
+        kinds = {"recurse", "settle"} <= self.on and self.scope.members is None
+        able = self.settles and kinds and room > 1 and self.has_few_threads
+        rests = self.default_timeout is None and not self.rejoined and not self.in_parallel
+        return able and rests and self.facts.has_bug("timeout-needs-thread")
+
+    def run_out(self) -> None:
+        """Draw such a step, or none: nothing but a settle may follow it."""
+        number = self.threads_of_ranks
+        recurse: Any = STEP_TYPES["recurse"]
+        if number is None or not self.pick((False, True)):
+            return
+        step = recurse.draw_beyond(self, number)
+        if step is not None:
+            self._take(STEP_TYPES["settle"]())
+            self._take(step)
+            self.threads = number
+            self.has_run_out = True
+
     def add_kind(self, kind: str) -> bool:
         """Draw the next step, of that kind; returns whether there can be one."""
         self._turn += 1
@@ -577,7 +610,7 @@ class StepDrawer:
         self.scope = block.before
         self.ended = {new.get(name, name): settled for name, settled in self.ended.items()}
         mine = (self.uncreated, self.unmade, self.unseen, self.sent, self.making, self.lasting)
-        given = (self.given_up, self.fetching)
+        given = (self.given_up, self.fetching, self.coming)
         late = (self.early, self.thinned, self.uncertain, self.waited, self.unclear, self.read)
         for names in (*mine, *given, *late):
             renamed = {new.get(name, name) for name in names}
@@ -625,7 +658,9 @@ class StepDrawer:
         but = "settle" if self._block or self.has_just_settled else ""
         again, times = latest.leads_to(self) if latest else ("", 0)
         if not self._just_ended:
-            return _going_on(self.kinds, self.on, but, again, times)
+            # A pause goes on with nothing but an RRef that is under way.
+            on = self.on if self.coming_handles() else self.on - {"pause"}
+            return _going_on(self.kinds, on, but, again, times)
         handles = self.scope.handles
         of_rref = {name for name, handle in handles.items() if handle.rref == self._rref}
         able = (kind for kind in self.on if STEP_TYPES[kind].goes_on_with(self, of_rref))
@@ -919,6 +954,33 @@ class StepDrawer:
         """
         if name in self.making:
             self.thinned |= self.making
+
+    def note_coming(self, name: str, sender: int) -> None:
+        """Note that a handle comes, from `sender`, perhaps after its call has timed out.
+
+        Not where that message may be lost, nor where what comes with it may take long.
+        """
+        is_sent = not (self.loses or self.may_fail(sender, [MessageType.PYTHON_CALL]))
+        if self.has_plan and is_sent and self.seconds_to_come() <= _LONGEST_PAUSE:
+            self.coming.add(name)
+
+    def coming_handles(self) -> list[str]:
+        """Those of `coming` for which a pause can wait now."""
+        if self.seconds_to_come() > _LONGEST_PAUSE:
+            return []
+        block, handles = self._block, self.scope.handles
+        return [
+            name
+            for name, handle in handles.items()
+            if name in self.coming
+            and handle.late
+            and (block is None or block.is_seen(name, handle))
+        ]
+
+    def seconds_to_come(self) -> float:
+        """Virtual seconds within which a handle surely comes that has been sent."""
+        waits = (5 * self._longest + _RETRIES) * self.waiting
+        return float(math.ceil(waits)) + CLEARLY_IN_TIME
 
     def note_unread(self, name: str) -> None:
         """Note that the answer that brings a handle comes too late, so no later step has it."""

@@ -274,6 +274,8 @@ def _program_drawer(
             # The start of a parallel step is not itself a step.
             draw(surely)
         steps.close()
+        if steps.may_run_out(most - steps.count):
+            steps.run_out()
         if settles is None and steps.overtakes:
             settled = True
         return Program(

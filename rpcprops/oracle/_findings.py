@@ -127,9 +127,13 @@ def are_kept(
 
 
 def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:
-    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
+    """Virtual seconds for which ranks wait that meet timeout-needs-thread.
+
+    Steps wait as long as they can, and ranks with a thread left until the default timeout comes.
+    """
     steps = {one.step for one in met if one.finding == "timeout-needs-thread"}
-    return sum(getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None)
+    waits = [getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None]
+    return sum(waits) + (program.rpc_timeout or 0.0 if steps else 0.0)
 
 
 def set_apart(

@@ -48,6 +48,7 @@ from rpcprops.faults import (
     retry_wait,
 )
 from rpcprops.oracle._contexts import ContextMessages
+from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
@@ -72,9 +73,11 @@ from rpcprops.steps.base import (
     fetch_message,
     remote_message,
 )
+from rpcprops.steps.run_out import RunOut
 from rpcprops.torch_facts import UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+_NEEDS_THREAD = "timeout-needs-thread"
 
 
 @dataclass(slots=True)
@@ -91,7 +94,6 @@ class RRef:
         first: the fork of the user that created it, which the owner learns of when the function
             has returned.
         early: whether the owner got a handle of it before that.
-        awaits: the RRef of its own rank, got before its value, for which its function waits.
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
@@ -108,7 +110,6 @@ class RRef:
     slow: bool = False
     first: str = ""
     early: bool = False
-    awaits: RRef | None = None
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
@@ -214,7 +215,7 @@ class Model:
         self._read: list[tuple[RRef, RRef | str]] = []
         #: Handles whose creation fails, in functions that answer with them when nobody waits.
         self._answered_late: list[Handle] = []
-        #: Handles that arrive only then.
+        #: Handles that arrive only then, or while a step waits for them.
         self._arrives_late: list[Handle] = []
         #: Ranks that may shut down before their last deletes have arrived: only the answer of one
         #: is lost, or its owner never got the RRef.
@@ -283,6 +284,7 @@ class Model:
         self._step, self._fate = step, ""
         self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
         before = self._before = len(self.sends)
+        self.exhausted.check(step)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
         try:
@@ -294,6 +296,7 @@ class Model:
         if predicted.error == "unknown":
             self.certain = False
         self._check_default(step, before, takes)
+        self.exhausted.note(step)
         self.steps.append(predicted)
         return predicted
 
@@ -398,14 +401,22 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding))
 
-    def meets_here(self, finding: str, rank: int, says: str = "", *, lasts: bool = False) -> None:
+    def meets_here(
+        self,
+        finding: str,
+        rank: int,
+        says: str = "",
+        *,
+        breaks: tuple[str, ...] = (),
+        lasts: bool = False,
+    ) -> None:
         """The same for a finding that shows at `rank` alone: in this step, or with `lasts` later.
 
-        `says` is a regular expression for the message of the violation. What comes later is a death
-        or a hang.
+        `says` is a regular expression for the message of the violation, `breaks` the promises that
+        it breaks, if not all of the finding. What comes later is a death or a hang.
         """
         if self.facts.has_bug(finding):
-            self.met.add(Met(finding, rank, len(self.steps), says, lasts=lasts))
+            self.met.add(Met(finding, rank, len(self.steps), says, breaks, lasts=lasts))
 
     def meets_at_shutdown(self, finding: str) -> None:
         """The same for a finding by which any rank may hang when it shuts down, and only then."""
@@ -549,6 +560,7 @@ class Model:
         self._read.clear()
         self._answered_late.clear()
         self._arrives_late.clear()
+        self._coming.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
         self.busy.clear()
         self.counted_late.clear()
@@ -592,6 +604,8 @@ class Model:
             for rank in range(self.world_size)
         )
         graceful = graceful and self.disturbed.is_shutdown_safe
+        self.exhausted.check_end(settles=settles)
+        graceful = graceful and not self.exhausted
         sends = tuple(self.sends)
         waiting = {user.rank for user in self.users if user.unaccepted}
         certain = self.certain
@@ -608,14 +622,7 @@ class Model:
             # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
             # RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("timed-out-remote-dropped")
-        if (
-            graceful
-            and not settles
-            and any(
-                r.awaits and not self.known_made(r) and not self.known_made(r.awaits)
-                for r in self.rrefs
-            )
-        ):
+        if graceful and not settles and self._waits_for_its_own():
             # The shutdown forgets an owner of which it knows no fork, and so the value that comes
             # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
             self.meets("early-owner-fork")
@@ -699,12 +706,13 @@ class Model:
             if rref.forks:
                 owners, forks = held[rref.owner]
                 held[rref.owner] = (owners + 1, forks + len(rref.forks))
-        return tuple(
+        found = [
             Counters(owners=owners, forks=forks, contexts=len(contexts), backward_passes=passes)
             for (owners, forks), contexts, passes in zip(
                 held, self.leaked_contexts, self.endless_passes, strict=True
             )
-        )
+        ]
+        return tuple(self.exhausted.with_calls(rank, one) for rank, one in enumerate(found))
 
     def retried(self) -> tuple[int, ...]:
         """How many failed sends of retried messages there were so far, by rank."""
@@ -754,9 +762,37 @@ class Model:
             raise StepFails(error="missing")
         handle = self.handles[name]
         if any(handle is one for one in self._arrives_late):
-            why = f"{self._step!r} uses an RRef before it has come; put a Settle() before"
+            why = (
+                f"{self._step!r} uses an RRef before it has come; put a Settle() before, or a "
+                f"Pause that waits for it"
+            )
             raise refused(self.disturbed.beyond[0], why)
         return handle
+
+    def comes(self, name: str, seconds: float, *, late: bool) -> None:
+        """A handle comes within so many virtual seconds, perhaps when its sender has given up.
+
+        Args:
+            late: whether the step ends by its timeout.
+        """
+        if not late and self._fate != "late":
+            return
+        seconds += self.disturbed.seconds + self.queues()
+        if self._fate == "late":
+            seconds += max(fault.delay for fault in self.disturbed.beyond)
+        self._coming[name] = seconds
+
+    def has_come(self, name: str) -> float:
+        """A step waits until a handle has come; the virtual seconds that this may take.
+
+        Raises:
+            StepFails: it never comes.
+        """
+        if name not in self.handles:
+            raise StepFails(error="missing")
+        handle = self.handles[name]
+        self._arrives_late = [one for one in self._arrives_late if one is not handle]
+        return self._coming.pop(name, 0.0)
 
     def argument(self, argument: Argument) -> Handle | None:
         """The handle that an argument names; None if the argument is a value."""
@@ -770,6 +806,7 @@ class Model:
         Messages with equal `payload` share the failures that the plan asks for. A message without
         one differs from all others.
         """
+        self.exhausted.check_send(self._step, rank, to)
         payload = payload or f"unique{len(self.sends)}"
         table = self.plan.table(rank)
         failures, delivered = 0, True
@@ -1106,6 +1143,19 @@ class Model:
         self.broke_one.add(handle.rank)
 
     @functools.cached_property
+    def exhausted(self) -> Exhausted:
+        """The ranks that have run out of threads."""
+        return Exhausted()
+
+    @functools.cached_property
+    def _coming(self) -> dict[str, float]:
+        """Handles that come when their sender has given up, by name, until a settle.
+
+        For each the virtual seconds after which it has surely come, from the start of its step.
+        """
+        return {}
+
+    @functools.cached_property
     def _abandoned(self) -> set[int]:
         """Ranks whose function uses an RRef whose creation fails, when nobody waits for that."""
         return set()
@@ -1200,6 +1250,16 @@ class Model:
             return True
         others = [by for read, by in self._read if read is rref and not isinstance(by, str)]
         return any(map(self.known_made, others))
+
+    def _waits_for_its_own(self) -> bool:
+        """Whether a function may still wait for an RRef of its own rank, got before its value."""
+        return any(
+            not isinstance(by, str)
+            and by.owner == read.owner
+            and not self.known_made(by)
+            and not self.known_made(read)
+            for read, by in self._read
+        )
 
     def check_unread(self, rref: RRef) -> None:
         """Check that no function may still read the value of an RRef, which this step changes.
@@ -1400,6 +1460,52 @@ class Model:
             self.abandoned_calls[to].add(call)
         return late, slack
 
+    def runs_out(self, step: Leaf, path: Sequence[int], out: RunOut) -> None:
+        """Calls along a path run out of threads, so that some of them never end.
+
+        Calls that the default timeout ends are only kept where the threads all wait.
+
+        Raises:
+            UsageError: nobody can tell what these calls then leave.
+        """
+        self._is_timed = True
+        held = {rank: Counters(server_calls=s, client_calls=c) for rank, (s, c) in out.held.items()}
+        if not self.facts.has_bug(_NEEDS_THREAD):
+            msg = (
+                f"{step!r}: what its calls leave is modelled for a torch with {_NEEDS_THREAD}, and "
+                f"for no other; give the program more threads."
+            )
+            raise UsageError(msg)
+        if self.rpc_timeout is None:
+            self.exhausted.add({*path}, held)
+            return
+        self.exhausted.add({*path}, {})
+        for rank in sorted(out.stuck):
+            self.keeps(_NEEDS_THREAD, rank, held[rank])
+
+    def check_alone(self, step: Leaf, ranks: Sequence[int]) -> None:
+        """Check that nothing but these calls takes threads of the ranks, or ends one of them.
+
+        Raises:
+            UsageError: something may.
+        """
+        threads = self.threads
+        assert threads is not None
+        number = len(self.steps)
+        why = ""
+        if not self.exhausted.at_rest or threads.beside[number] > 1:
+            why = "other steps may take threads, too; put a Settle() before it, and no step beside"
+        elif self.disturbed or self.group.inits:
+            why = "that is not modelled under faults of single messages, nor in a group"
+        elif any(MessageType.PYTHON_CALL in self.plan.table(rank).failing for rank in ranks):
+            why = "the plan fails some of its calls"
+        if why:
+            msg = (
+                f"{step!r} needs more than num_worker_threads={threads.number}, and {why} "
+                f"(TensorPipeAgent::respond takes a thread for each request that comes)."
+            )
+            raise UsageError(msg)
+
     def limit(self, timeout: float | None) -> float | None:
         """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
         return self.rpc_timeout if timeout is None else timeout
@@ -1502,13 +1608,15 @@ def _check_threads(program: Program) -> None:
     if number is None:
         return
     timed = program.rpc_timeout is not None
-    needed = needed_threads(program.world_size, program.steps, timed=timed, also_patient=False)
+    needed = needed_threads(
+        program.world_size, program.steps, timed=timed, also_patient=False, runs_out_at=number
+    )
     if number >= needed:
         return
     msg = (
         f"num_worker_threads={number}: all threads of a rank may come to wait for each other, and "
-        f"then nothing ends, not even by a timeout; give the program {needed}, or None, or put a "
-        f"Settle() after steps whose functions go on."
+        f"then nothing ends, not even by a timeout (TensorPipeAgent::markFutureWithError); give "
+        f"the program {needed}, or None, or put a Settle() after steps whose functions go on."
     )
     raise UsageError(msg)
 

@@ -26,7 +26,8 @@ class HandleInfo:
         owner: the rank that owns its value.
         typed: whether TorchScript knows the type of its value.
         size: how many numbers the value holds.
-        late: whether it was shared with a timeout, so that it may arrive only by the next settle.
+        late: whether it was shared with a timeout, so that it may arrive only by the next settle,
+            or while a pause waits for it.
     """
 
     home: int
@@ -202,8 +203,8 @@ class Scope:
             raise UsageError(msg)
         self.contexts.add(name)
 
-    def alive(self, at: int, name: str) -> HandleInfo:
-        """The handle of that name at rank `at`.
+    def alive(self, at: int, name: str, *, may_be_late: bool = False) -> HandleInfo:
+        """The handle of that name at rank `at`, which must have come, unless it `may_be_late`.
 
         Raises:
             UsageError: there is no such handle.
@@ -218,10 +219,10 @@ class Scope:
         if handle.home != at:
             msg = f"handle {shown(name)} lives at rank {handle.home}, not at {at}; share it first."
             raise UsageError(msg)
-        if handle.late:
+        if handle.late and not may_be_late:
             msg = (
-                f"handle {shown(name)} was shared under a timeout; put a Settle before its "
-                "first use."
+                f"handle {shown(name)} was shared under a timeout; put a Settle before its first "
+                f"use, or a Pause with handle={shown(name)}, which waits for it."
             )
             raise UsageError(msg)
         return handle

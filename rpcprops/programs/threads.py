@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpcprops.programs.scope import Scope
 from rpcprops.steps import Settle, Step
+from rpcprops.steps.run_out import run_out
 from rpcprops.steps.values import SORTS
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
 _PATIENT = ("onward",)
 
 
+#: Kinds of which it is predicted what becomes of their calls where a rank has too few threads.
+_RUNS_OUT = ("recurse",)
+
+
 @dataclass(frozen=True, slots=True)
 class Threads:
     """The threads of a program's ranks, and what may keep them busy.
@@ -187,14 +192,19 @@ def busy_seconds(leaf: Step) -> float:
 
 def _ranks_of(leaf: Step) -> list[int]:
     ranks = [rank for name in _RANKS for rank in _ranks(leaf, name)]
-    if getattr(leaf, "sort", "") == "slow-unpickled":
+    if leaf.op == "carry" and SORTS[getattr(leaf, "sort", "")].slow == "unpickled":
         # A thread of the caller's unpickles the answer (python_functions.cpp: toPyJitFuture).
         ranks += _ranks(leaf, "at")
     return ranks
 
 
 def needed_threads(
-    world_size: int, steps: Iterable[Step], *, timed: bool, also_patient: bool = True
+    world_size: int,
+    steps: Iterable[Step],
+    *,
+    timed: bool,
+    also_patient: bool = True,
+    runs_out_at: int = 0,
 ) -> int:
     """The fewest threads of each rank with which all steps of a program come to their end.
 
@@ -203,8 +213,12 @@ def needed_threads(
         steps: its steps.
         timed: whether it has a default timeout.
         also_patient: whether steps count whose threads wait for a given time only.
+        runs_out_at: a number of threads with which steps do not count that have too few of them
+            all alone, if it is known what becomes of their calls.
     """
-    waiting = _waiting(world_size, steps, timed=timed, also_patient=also_patient)
+    waiting = _waiting(
+        world_size, steps, timed=timed, also_patient=also_patient, runs_out_at=runs_out_at
+    )
     return 1 + max((number for ranks in waiting for number in ranks.values()), default=0)
 
 
@@ -222,13 +236,28 @@ def patient_threads(world_size: int, steps: Iterable[Step], *, timed: bool) -> i
     return 1 + max(most, default=0)
 
 
+def runs_out(leaf: Step, number: int) -> bool:
+    """Whether a step needs more threads of a rank than so many, and the oracle says what follows.
+
+    With 0 it does not.
+    """
+    if not number or leaf.op not in _RUNS_OUT:
+        return False
+    return run_out(_ranks(leaf, "path"), number) is not None
+
+
 def _ranks(leaf: Step, name: str) -> tuple[int, ...]:
     value = getattr(leaf, name, ())
     return (value,) if isinstance(value, int) else value
 
 
 def _waiting(
-    world_size: int, steps: Iterable[Step], *, timed: bool, also_patient: bool = True
+    world_size: int,
+    steps: Iterable[Step],
+    *,
+    timed: bool,
+    also_patient: bool = True,
+    runs_out_at: int = 0,
 ) -> list[Mapping[int, int]]:
     """For each leaf, the threads that may wait at each rank while it runs."""
     scope = Scope(world_size)
@@ -245,6 +274,7 @@ def _waiting(
             own: Counter[int] = Counter()
             for leaf in branch:
                 counts = also_patient or leaf.op not in _PATIENT
+                counts = counts and not runs_out(leaf, runs_out_at)
                 waits = _of_step(leaf, scope) if counts else Counter[int]()
                 own |= stays + waits
                 if timed or _may_stay(leaf):

@@ -349,9 +349,6 @@ class _Writer:
             faults = "\n".join(["[", *_fault_lines(tables[0]), "] * len(WORLD)"])
         else:
             faults = "\n".join(["[", *(line for t in tables for line in _fault_lines(t)), "]"])
-        counted = list(_COUNTERS.values())
-        if self.violation.promise != "CallLeak":
-            counted = [name for name in counted if "agent" not in name]
         calls: list[dict[str, int]] | None = None
         if self.kind == "calls":
             calls = [dict(by_name) for by_name in self.prediction.calls]
@@ -368,7 +365,7 @@ class _Writer:
             "GROUP": literal(self.program.founds_group),
             "THREADS": literal(self.program.num_worker_threads or ENOUGH_THREADS),
             "RPC_TIMEOUT": literal(self.program.rpc_timeout or A_DAY),
-            "COUNTED": _spread(counted),
+            "COUNTED": _spread(self._counted),
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
             "HOW": literal(end.how),
@@ -411,13 +408,19 @@ class _Writer:
                     number += 1
                 before[getattr(branch[0], "at", -1)] += 1
         if self.settles_at_end:
-            texts.append(_settle(self.prediction.counters, self.size))
+            texts.append(_settle(self.prediction.counters, self.size, self._counted))
         return texts
+
+    @property
+    def _counted(self) -> list[str]:
+        """torch's names of what the script counts: calls only if one of them is the failure."""
+        counted = _COUNTERS.values()
+        return [x for x in counted if self.violation.promise == "CallLeak" or "agent" not in x]
 
     def _step(self, number: int, leaf: Leaf, place: str, sources: Sources) -> str:
         expected = self.prediction.steps[number]
         if expected.counters:
-            return _settle(expected.counters, self.size)
+            return _settle(expected.counters, self.size, self._counted)
         words = [f"{leaf.at}{place}"]
         if expected.error == "unknown":
             words.append("raises=None")
@@ -487,13 +490,13 @@ def _fault_lines(table: FaultTable) -> list[str]:
     ]
 
 
-def _settle(counters: Sequence[Counters], size: int) -> str:
+def _settle(counters: Sequence[Counters], size: int, counted: Sequence[str]) -> str:
     held: dict[int, Mapping[str, int]] = {}
     for rank, wanted in enumerate(counters[:size]):
         names = {
             _COUNTERS[item.name]: getattr(wanted, item.name)
             for item in fields(wanted)
-            if getattr(wanted, item.name)
+            if getattr(wanted, item.name) and _COUNTERS[item.name] in counted
         }
         if names:
             held[rank] = names

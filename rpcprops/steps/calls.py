@@ -44,6 +44,8 @@ _CALLS: tuple[dict[str, Any], ...] = tuple(
 )
 _QUIET_CALLS = _CALLS[:3]
 _LATER_CALLS = _CALLS[2::3]
+#: A function of Python that holds the GIL; the simplest call comes before it.
+_SPINNING: dict[str, Any] = {"spins": True}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,7 +55,8 @@ class Call(Step):
     With ``wait="later"`` the future is kept under the name `out` for a :class:`Wait`. With `raises`
     the function raises (Python and TorchScript). `timeout` is the call's RPC timeout in virtual
     seconds; with None the cluster's applies, which is far longer than any run. A Python function
-    sleeps for `seconds` (virtual) before it answers.
+    sleeps for `seconds` (virtual) before it answers. With `spins` it first holds the GIL for some
+    10 ms of real time, and no other Python runs in its rank meanwhile.
     """
 
     op: ClassVar[str] = "call"
@@ -72,12 +75,16 @@ class Call(Step):
     out: str = ""
     raises: bool = False
     seconds: float = 0.0
+    spins: bool = False
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
         check_seconds(self.seconds, self.flavour)
         if self.raises:
             check_raises(self.flavour, ("python", "script"))
+        if self.spins and (self.flavour != "python" or self.raises):
+            msg = "spins=True needs flavour 'python', and no raises=True."
+            raise UsageError(msg)
         if (self.wait == "later") != bool(self.out):
             msg = (
                 f"wait={shown(self.wait)} and out={shown(self.out)}: wait='later' needs a name, "
@@ -187,8 +194,8 @@ class Call(Step):
             # Typed calls of two threads could be alike.
             flavours = FLAVOURS[:1]
         flavour = drawer.pick(flavours)
-        forms = _LATER_CALLS if later else _CALLS
-        form = drawer.pick([x for x in forms if x in _QUIET_CALLS or flavour != "builtin"])
+        forms = [x for x in _LATER_CALLS if later] or [*_CALLS, _SPINNING]
+        form = drawer.pick([x for x in forms if _fits(flavour, x)])
         left, right = draw_arguments(drawer, at, flavour, to, drawer.doubtful_there(at, to))
         message = call_message(typed=flavour != "python")
         slow = flavour == "python"
@@ -223,6 +230,11 @@ class Call(Step):
             case _:
                 return []
         return [(cls.op, lambda: cls.draw(drawer, at=rank, flavours=flavours))]
+
+
+def _fits(flavour: Flavour, form: Mapping[str, Any]) -> bool:
+    """Whether a function of that flavour can be called in that way."""
+    return form in _QUIET_CALLS or flavour == "python" or ("raises" in form and flavour == "script")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

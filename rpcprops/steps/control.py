@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
-from rpcprops.steps.base import AGAIN, Leaf, Step
+from rpcprops.steps.base import AGAIN, CLEARLY_IN_TIME, Leaf, Step
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -23,21 +23,48 @@ _PAUSES = (1.0, 0.25, 3.0)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pause(Step):
-    """Let `seconds` (virtual) pass at a rank."""
+    """Let `seconds` (virtual) pass at a rank; or wait until its `handle` has come, for so long.
+
+    A handle that was shared under a timeout may come when nobody waits for its share any more: the
+    message is late, or the function that got it has not ended. It is the same RRef then as after a
+    settle. The function that keeps it has started, and that is after its owner has confirmed it
+    (``request_callback_no_python.cpp``: RequestCallbackNoPython::processMessage, which waits for
+    ``rref_context.cpp``: RRefContext::waitForThreadLocalPendingRRefs). While the function runs, it
+    holds the RRef, and the rank that has sent it keeps its own fork: its child is accepted once the
+    function has ended (RRefContext::finishForkRequest calls delPendingUser first, which runs the
+    function; only then it sends RREF_CHILD_ACCEPT).
+    """
 
     op: ClassVar[str] = "pause"
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 18
+    goes_on: ClassVar[int] = 1
     at: int
     seconds: float = 1.0
+    handle: str = ""
 
     def enter(self, scope: Scope) -> None:
         if not 0 <= self.seconds <= MAX_DELAY:
             msg = f"seconds={shown(self.seconds)} must lie in 0 to {MAX_DELAY:g} (virtual)."
             raise UsageError(msg)
+        if self.handle:
+            awaited = scope.alive(self.at, self.handle, may_be_late=True)
+            scope.handles[self.handle] = replace(awaited, late=False)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        return (self.handle,) if self.handle else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        takes = model.has_come(self.handle) if self.handle else 0.0
+        if takes and takes + CLEARLY_IN_TIME > self.seconds:
+            msg = (
+                f"{self!r}: under this plan its handle may take {takes:g} s (virtual) to come, "
+                f"from when it was sent on (RRefContext::waitForThreadLocalPendingRRefs); let "
+                f"seconds be {CLEARLY_IN_TIME:g} s above that."
+            )
+            raise UsageError(msg)
         return model.shows()
 
     @property
@@ -46,7 +73,25 @@ class Pause(Step):
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Pause:
+        coming = drawer.coming_handles()
+        # Mostly one that comes, if there is one: it is under way for the next steps only.
+        names = drawer.pick(([], coming, coming, coming)) if coming else coming
+        if names:
+            handle = drawer.recall(names)
+            home = drawer.scope.handles[handle].home
+            return cls(home, drawer.seconds_to_come(), handle)
         return cls(drawer.rank(), drawer.pick(_PAUSES))
+
+    @classmethod
+    def goes_on_with(cls, drawer: StepDrawer, names: Set[str]) -> bool:
+        return not names.isdisjoint(drawer.coming_handles())
+
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        # The first use of what has come, whatever it is.
+        return "", 0
+
+    def drawn(self, drawer: StepDrawer) -> None:
+        drawer.coming.discard(self.handle)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,6 +140,7 @@ class Settle(Step):
             drawer.fetching,
             drawer.given_up,
             drawer.making,
+            drawer.coming,
             drawer.lasting,
             drawer.early,
             drawer.thinned,
@@ -122,6 +168,8 @@ class Parallel(Step):
     """
 
     op: ClassVar[str] = "parallel"
+    #: It holds several steps, of which each kind has a chance to be drawn.
+    often: ClassVar[int] = 3
     runs: ClassVar[str] = ""
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False

@@ -20,6 +20,8 @@ Two things are not drawn for a torch that breaks what is predicted for them:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -30,8 +32,9 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Violation
 from rpcprops.steps.arguments import PAIRS, check_arguments, check_seconds, sum_of
-from rpcprops.steps.base import Step, StepFails, Value, Way
+from rpcprops.steps.base import CLEARLY_LATE, Step, StepFails, Value, Way
 from rpcprops.steps.rrefs import ask_type
+from rpcprops.steps.run_out import RunOut, run_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -398,6 +401,10 @@ def _may_be_called(form: CallableForm, how: CalledBy) -> bool:
 #: The most calls of a path; each keeps one thread of its rank busy until the last has ended. The
 #: scripts of failures have 8 threads a rank, and one must be free to handle answers.
 _LONGEST_PATH = 5
+#: The timeout, in virtual seconds, of a call that nothing else ends.
+_SHORT = 3.0
+#: The finding that no timeout ends a call where all threads wait.
+_NEEDS_THREAD = "timeout-needs-thread"
 #: The threads of each rank that may all be busy. A program's clusters have one more.
 _THREADS = 7
 
@@ -413,10 +420,17 @@ class Recurse(Step):
     A rank that waits for an answer keeps a thread of its agent busy (``num_worker_threads`` of
     TensorPipeRpcBackendOptions, and of a program; :mod:`rpcprops.programs.threads` counts them). So
     a path has at most 5 ranks, and one that is drawn for a branch of Parallel visits no rank twice.
-    Nor does one that is drawn with a `timeout`, after which its threads stay busy. Where all the
-    threads of a rank wait for answers, torch breaks its promise of timeouts: one of them would have
-    to hand the error over (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureWithError). So no
-    timeout ends the calls, and the rank answers nothing any more. The oracle refuses such programs.
+    Nor does one that is drawn with a `timeout`, after which its threads stay busy.
+
+    Where all the threads of a rank wait for answers, none is left to hand over the end of a call,
+    be it an answer or a timeout (``tensorpipe_agent.cpp``: TensorPipeAgent::markFutureAsComplete,
+    markFutureWithError). So they wait for ever, the rank runs nothing any more, and nor does it
+    shut RPC down. `timeout`, or the program's default, ends the first call: its rank must have a
+    thread left, or it waits for ever, too (timeout-needs-thread). Functions for which there was no
+    thread never run. The calls along the path have no timeout but the default: without one the
+    functions wait at each rank of the path, and with one only where the threads all wait. It must
+    stand alone between settles, and only steps of other ranks may follow. Such a step comes last in
+    programs that are drawn, and only without a default.
     """
 
     op: ClassVar[str] = "recurse"
@@ -443,6 +457,9 @@ class Recurse(Step):
         return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
+        out = run_out(self.path, model.threads.number) if model.threads is not None else None
+        if out is not None:
+            return self._predict_out(model, call, out)
         self._must_find_threads(model)
         caller = self.at
         message = MessageType.PYTHON_CALL
@@ -470,6 +487,39 @@ class Recurse(Step):
             model.abandoned_calls[rank].add(call)
             model.busy[rank] += 1
         return model.shows(None if late == "timeout" else list(self.path), late, slack)
+
+    def _predict_out(self, model: Model, call: str, out: RunOut) -> StepPrediction:
+        """What it shows where some rank has too few threads."""
+        limit = model.limit(self.timeout)
+        if limit is None:
+            msg = (
+                f"{self!r}: all threads of a rank wait for each other, and nothing ends the call "
+                f"of rank {self.at} (TensorPipeAgent::markFutureAsComplete needs a thread); give "
+                f"it a timeout, or more threads."
+            )
+            raise UsageError(msg)
+        slack = UNLIMITED_SLACK
+        if model.rpc_timeout is not None and self.path[0] not in out.stuck:
+            # The function of the first rank raises when the default timeout has ended its call.
+            slack = model.rpc_timeout - limit
+        if slack < CLEARLY_LATE:
+            msg = (
+                f"{self!r}: the default timeout ends its call and that of its first function at "
+                f"almost the same time (TensorPipeAgent::pollTimeoutRpcs of two ranks); let its "
+                f"own be {CLEARLY_LATE:g} s shorter."
+            )
+            raise UsageError(msg)
+        model.check_alone(self, (self.at, *self.path))
+        for number, (caller, rank) in enumerate(itertools.pairwise((self.at, *self.path))):
+            if number < out.sent:
+                model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
+            if number < out.started:
+                model.calls[rank][call] += 1
+        model.runs_out(self, self.path, out)
+        if self.at in out.stuck:
+            model.never_ends(_NEEDS_THREAD)
+            model.meets_here(_NEEDS_THREAD, self.at, breaks=("RankHung",))
+        return model.shows(error="timeout", slack=slack)
 
     def _must_find_threads(self, model: Model) -> None:
         """Raises:
@@ -514,8 +564,39 @@ class Recurse(Step):
         return cls(at, tuple(path), longer or seconds, spins, timeout)
 
     @classmethod
+    def draw_beyond(cls, drawer: StepDrawer, number: int) -> Recurse | None:
+        """One that needs more than so many threads of a rank; None if there is none.
+
+        Its own rank has a thread left for the timeout.
+        """
+        message = MessageType.PYTHON_CALL
+        able = [rank for rank in drawer.ranks if not drawer.may_fail(rank, [message])]
+        if len(able) < 2 or number >= _LONGEST_PATH:
+            return None
+        at = drawer.pick(able)
+        others = [rank for rank in able if rank != at][:2]
+        path = drawer.pick(_paths_beyond(number, at, tuple(others)))
+        return cls(at, path, spins=drawer.pick((False, True)), timeout=_SHORT)
+
+    @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _ways_to_call(cls, drawer, rank, message)
+
+
+@functools.lru_cache(maxsize=64)
+def _paths_beyond(number: int, at: int, others: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Paths over these ranks that need more than so many threads of one that is not `at`.
+
+    The shortest come first. Those along which all functions run are as many as the others.
+    """
+    ranks = (*others, at)
+    lengths = range(number + 1, _LONGEST_PATH + 1)
+    found = [path for length in lengths for path in itertools.product(ranks, repeat=length)]
+    outs = [(path, out) for path in found if (out := run_out(path, number)) is not None]
+    able = [(path, out.started == len(path)) for path, out in outs if at not in out.stuck]
+    whole = [path for path, is_whole in able if is_whole]
+    rest = [path for path, is_whole in able if not is_whole]
+    return tuple(itertools.chain(*zip(rest, itertools.cycle(whole), strict=False)))
 
 
 #: The ways by which ``rpc_sync`` or ``rpc_async`` calls a function with `async_execution`.

@@ -156,11 +156,11 @@ class Remote(Step):
             if there:
                 model.drop(there)
         else:
+            if argument is not None:
+                model.reads(argument.rref, rref)
             try:
                 rref.fetches = there is not None and there.rref.owner != self.to
                 rref.value = model.compute(self.to, self.left, self.right, there)
-                if argument is not None:
-                    model.reads(argument.rref, rref)
             except StepFails as failed:
                 rref.error = failed.error
         # The owner gets the RRef only once its function has returned (request_callback_impl.cpp:
@@ -173,8 +173,6 @@ class Remote(Step):
         if argument is not None and (argument.rref.slow or argument.rref.fetches):
             # The function still waits for its argument.
             argument.rref.made = made
-            if self.to == argument.rref.owner and not self.raises:
-                rref.awaits = argument.rref
         slack = self._time(model, call, handle, surely, perhaps)
         return model.shows(slack=slack)
 
@@ -338,8 +336,9 @@ class Share(OfHandle):
     """Send a handle of `at` as an argument to `to`, which keeps it under the name `out`.
 
     `inside` puts it into a list or a dict. After a share with a `timeout` the handle may arrive
-    after the step has ended, so a settle must come before its first use. The function that keeps
-    the handle sleeps for `seconds` (virtual) before it answers.
+    after the step has ended, so a settle must come before its first use, or a :class:`Pause` that
+    waits for the handle. Then the RRef is used while its share is still under way. The function
+    that keeps the handle sleeps for `seconds` (virtual) before it answers.
     """
 
     op: ClassVar[str] = "share"
@@ -374,11 +373,13 @@ class Share(OfHandle):
         surely, perhaps = model.callee_waits(self.to, since)
         surely += self.seconds
         late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, surely, perhaps)
+        arrives = surely - self.seconds + perhaps
+        arrives += model.delay(self.at, MessageType.PYTHON_CALL)
+        model.comes(self.out, arrives, late=bool(late))
         if late:
             model.abandoned_calls[self.to].add(call)
             if self.timeout is None:
-                arrives = surely - self.seconds + perhaps
-                self._must_arrive(model, arrives + model.delay(self.at, MessageType.PYTHON_CALL))
+                self._must_arrive(model, arrives)
         return model.shows(error=late, slack=slack)
 
     def _must_arrive(self, model: Model, takes: float) -> None:
@@ -398,7 +399,10 @@ class Share(OfHandle):
         return self.seconds
 
     def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
-        by_owner = drawer.scope.handles[self.out].owner == self.at
+        shared = drawer.scope.handles[self.out]
+        if shared.late and self.out in drawer.coming:
+            return "pause", 6 * AGAIN
+        by_owner = shared.owner == self.at
         if by_owner and not drawer.facts.has_bug("unconfirmed-user"):
             # After a settle the new handle may be asked whether it is confirmed.
             return "settle", 3 * AGAIN
@@ -438,6 +442,8 @@ class Share(OfHandle):
 
     def drawn(self, drawer: StepDrawer) -> None:
         _note_arrival(drawer, self.out, self.at)
+        if self.timeout is not None and self.handle not in drawer.uncreated | drawer.uncertain:
+            drawer.note_coming(self.out, self.at)
         for names in (drawer.making, drawer.thinned, drawer.early, drawer.uncertain, drawer.read):
             if self.handle in names:
                 names.add(self.out)

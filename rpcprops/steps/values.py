@@ -67,6 +67,7 @@ class Fate:
         comes: a regular expression for how it then differs.
         far: whether it meets that only where it goes to another rank.
         counted: whether the ranks count how often they pickle and unpickle it.
+        slow: what takes it :data:`SLOW_SECONDS`, each time.
     """
 
     argument: str = ""
@@ -81,6 +82,7 @@ class Fate:
     comes: str = ""
     far: bool = False
     counted: bool = False
+    slow: Literal["", "pickled", "unpickled"] = ""
 
 
 _TYPED = Fate(owned="typed")
@@ -262,8 +264,8 @@ SORTS: Mapping[str, Fate] = {
     "parameter": _guessed("type torch.Tensor instead of torch.nn.parameter.Parameter", far=True),
     "subclass": _OBJECT,
     "module": _OBJECT,
-    "slow": _OBJECT,
-    "slow-unpickled": _OBJECT,
+    "slow": Fate(slow="pickled"),
+    "slow-unpickled": Fate(slow="unpickled"),
     # internal.py: serialize pickles what a message carries once, and deserialize reads it once.
     "counted": Fate(counted=True),
     "rref": _RREF_ANYWHERE,
@@ -311,9 +313,7 @@ SORTS: Mapping[str, Fate] = {
     "large": Fate(owned="typed", drawn=False),
 }
 
-#: Sorts that take some time to be pickled, or to be unpickled, at most twice for one step.
-SLOW_SORTS = ("slow", "slow-unpickled")
-#: Virtual seconds that it takes each time.
+#: Virtual seconds that a slow value takes each time, at most twice for one step.
 SLOW_SECONDS = 0.5
 
 
@@ -518,7 +518,7 @@ class Carry(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds + (2 * SLOW_SECONDS if self.sort in SLOW_SORTS else 0.0)
+        return self.seconds + (2 * SLOW_SECONDS if SORTS[self.sort].slow else 0.0)
 
     @property
     def raises_there(self) -> bool:
@@ -555,10 +555,14 @@ class Carry(Step):
         target = drawer.pick(to or drawer.peers[caller])
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
-        sorts = [sort for sort in able if sort not in SLOW_SORTS or may_be_slow]
+        sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
         # What torch once got wrong comes more often where it has been mended.
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
-        sort = drawer.pick([*sorts, *mended * (len(sorts) // max(1, len(mended)))])
+        mended *= len(sorts) // max(1, len(mended))
+        # And so does one that is slow, or whose pickling is counted, above all beside other steps.
+        busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
+        mended += busy * (len(sorts) // (4 if drawer.in_parallel else 16) // max(1, len(busy)))
+        sort = drawer.pick([*sorts, *mended])
         ways = able[sort]
         meeting = [way for way in ways if way in SORTS[sort].bugs]
         way: Any = drawer.pick([*ways, *meeting * len(ways)])
@@ -567,7 +571,7 @@ class Carry(Step):
             caller,
             MessageType.PYTHON_CALL,
             late=timed,
-            slow=sort not in SLOW_SORTS,
+            slow=not SORTS[sort].slow,
             slow_late=timed and drawer.settles,
         )
         return cls(caller, target, sort, way, timeout if timed else None, seconds)

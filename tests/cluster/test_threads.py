@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rpcprops import RpcCluster
+from rpcprops.errors import RankHung
 from rpcprops.faults import FaultPlan, FaultTable
-from rpcprops.oracle import judge, predict
+from rpcprops.oracle import judge, predict, predict_for, set_apart
 from rpcprops.programs import (
     Call,
     Chain,
@@ -28,6 +31,7 @@ from rpcprops.properties._findings import finding_case
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
+from rpcprops.steps.in_rank.functions import recurse
 
 #: Steps that a single thread in each rank suffices for.
 WITH_ONE: tuple[Step, ...] = (
@@ -75,6 +79,57 @@ def test_ranks_have_the_threads_that_the_program_says() -> None:
     step = Onward(0, 1, 0, 2, within=1.0, seconds=0.5, patience=4.0)
     found = [run(Program(2, (step,), num_worker_threads=number)) for number in (3, 2)]
     assert [outcome.steps[0].value.count("nothing") > 0 for outcome in found] == [False, True]
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize(
+    ("path", "threads"),
+    [((1, 0), 1), ((1, 1), 1), ((1, 2, 0), 1), ((1, 2, 1, 0, 1), 2), ((2, 2, 2, 2, 2), 4)],
+)
+@pytest.mark.parametrize("plan", [FaultPlan(), LATE])
+def test_recursion_runs_out_of_threads_as_predicted(
+    path: tuple[int, ...], threads: int, plan: FaultPlan
+) -> None:
+    """Its caller gets the timeout, and what the ranks then hold stays, without any finding."""
+    steps = (Own(0, "a"), Recurse(0, path, spins=True, timeout=3.0), Settle(), Fetch(0, "a"))
+    program = Program(3, steps, num_worker_threads=threads)
+    outcome = run(program, plan)
+    assert judge(program, plan, outcome) == ()
+    assert any(held.server_calls and held.client_calls for held in outcome.steps[2].counters)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@pytest.mark.parametrize(
+    "program",
+    [
+        # Ranks with a thread left come to rest when the default timeout comes, and others do not.
+        Program(3, (Recurse(0, (1, 2, 2), timeout=9.0),), num_worker_threads=1, rpc_timeout=65.0),
+        Program(3, (Recurse(0, (1, 1, 2, 0)),), num_worker_threads=2, rpc_timeout=65.0),
+        # The caller has no thread left for its timeout.
+        Program(2, (Recurse(0, (1, 0, 1), timeout=3.0),), num_worker_threads=1),
+    ],
+)
+def test_where_no_timeout_comes_the_finding_explains_it(program: Program) -> None:
+    """The promise is broken, and just that."""
+    outcome = run(program)
+    found = judge(program, None, outcome)
+    met = predict_for(program, FaultPlan(), outcome).met
+    assert set_apart(program, met, outcome, found) == (("timeout-needs-thread",), ())
+    assert found
+
+
+def test_a_rank_without_a_thread_never_shuts_down(rpc_cluster: RpcCluster) -> None:
+    """The call by which it meets the others ends in no thread of it, and nor does that of others.
+
+    ``torch/distributed/rpc/api.py``: ``_all_gather``.
+    """
+    how: dict[str, Any] = {"path": (1, 1), "seconds": 0.0, "spins": False, "timeout": 3.0}
+    with pytest.raises(RankHung, match="does not shut down"):  # noqa: PT012
+        with rpc_cluster(
+            world_size=2, num_worker_threads=1, leaks="allow", deadline=1.0
+        ) as cluster:
+            with pytest.raises(RuntimeError, match="RPC ran for more than set timeout"):
+                cluster.on(0).call(recurse, "call", ("worker0", "worker1"), **how)
 
 
 @pytest.mark.nightly

@@ -33,13 +33,16 @@ from tests.seeded._programs import (
     UNDER_WAY,
     UNREAD,
     asks,
+    beside,
     bumps,
     callables,
     futures,
     held_and_counted,
     onwards,
     refusals,
+    running_out,
     scripts,
+    shared_late,
     shipped_programs,
 )
 
@@ -107,7 +110,8 @@ def corpus() -> tuple[World, ...]:
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
-    worlds += [World.of(program, FaultPlan()) for program in OUTLIVED[1:]]
+    late = (*OUTLIVED[1:], *shared_late(), *running_out(), *beside())
+    worlds += [World.of(program, FaultPlan()) for program in late]
     grouped = dict.fromkeys(draws(group_programs(), 60))
     groups = (*GROUPS, *REFUSING, *LEFT_AT_ONCE, *grouped)
     worlds += [World.of(program, FaultPlan()) for program in groups]

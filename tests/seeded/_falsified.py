@@ -32,6 +32,7 @@ from rpcprops.programs import (
     Count,
     Default,
     Deferred,
+    Drop,
     FailTwice,
     Fetch,
     Gather,
@@ -46,6 +47,7 @@ from rpcprops.programs import (
     Onward,
     Optimize,
     Outlast,
+    Pause,
     Profile,
     Raising,
     Reach,
@@ -62,6 +64,7 @@ from rpcprops.programs import (
     Train,
     Unreached,
 )
+from rpcprops.steps.run_out import RunOut, run_out
 from rpcprops.steps.values import SORTS
 from tests.seeded._corpus import World
 from tests.seeded._ideal import (
@@ -666,10 +669,110 @@ def _value_of_failed(world: World) -> Falsified:
 def _never_comes(world: World) -> Falsified:
     shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
     for index, leaf, expected, _ in _steps(world):
-        if not expected.error and isinstance(leaf, Fetch | Local) and leaf.handle in shared:
+        if expected.error or not isinstance(leaf, Fetch | Local | Pause):
+            continue
+        if leaf.handle in shared:
             missing = ERRORS["missing"]
             wrong = with_step(world.outcome, index, value=None, error=missing)
             yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+def _under_way(world: World) -> Iterator[tuple[int, Leaf]]:
+    """Each step that uses a handle before its share, which timed out, has surely ended."""
+    shared = {leaf.out for _, leaf, _ in _abandoned(world) if isinstance(leaf, Share)}
+    came: set[str] = set()
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Settle):
+            came.clear()
+        elif isinstance(leaf, Pause) and leaf.handle in shared:
+            came.add(leaf.handle)
+        elif came.intersection(leaf.used) and not expected.error:
+            yield index, leaf
+
+
+@defect("an RRef that is used while it is being shared counts as one that was never made")
+def _shared_not_made(world: World) -> Falsified:
+    for index, leaf in _under_way(world):
+        if isinstance(leaf, Fetch | Share):
+            wrong = with_step(world.outcome, index, value=None, error=ERRORS["creation"])
+            yield wrong, [("UnexpectedError", leaf.at, index)]
+
+
+@defect("the owner forgets an RRef that its receiver drops while it is being shared")
+def _shared_and_dropped(world: World) -> Falsified:
+    for _, leaf in _under_way(world):
+        for rank, held in enumerate(world.prediction.counters):
+            if isinstance(leaf, Drop) and held.owners:
+                yield holding(world.outcome, rank, owners=-1), [("OwnerGone", rank, None)]
+
+
+def _run_out(world: World) -> Iterator[tuple[int, Recurse, RunOut]]:
+    """Each recursion that needs more threads than a rank has, and what becomes of its calls."""
+    number = world.program.num_worker_threads
+    for index, leaf in enumerate(world.program.leaves):
+        if isinstance(leaf, Recurse) and number:
+            out = run_out(leaf.path, number)
+            if out is not None:
+                yield index, leaf, out
+
+
+@defect("a function for which there was no thread runs all the same")
+def _runs_without_thread(world: World) -> Falsified:
+    for index, leaf, out in _run_out(world):
+        if out.started < len(leaf.path):
+            rank, name = leaf.path[out.started], f"step{index}"
+            times = world.outcome.ranks[rank].calls.get(name, 0)
+            wrong = calling(world.outcome, rank, {name: times + 1})
+            yield wrong, [("NotRunOnce", rank, None)]
+
+
+@defect("calls that need more threads than there are end with a value")
+def _ends_without_thread(world: World) -> Falsified:
+    for index, leaf, _ in _run_out(world):
+        wrong = with_step(world.outcome, index, value=[*leaf.path], error=None)
+        yield wrong, [("MissingError", leaf.at, index)]
+
+
+@defect("a rank forgets a call that waits for a thread for ever")
+def _forgets_call(world: World) -> Falsified:
+    for _, _, out in _run_out(world):
+        for rank in sorted(out.stuck):
+            yield holding(world.outcome, rank, server_calls=-1), [("CallLeak", rank, None)]
+
+
+def _beside(world: World) -> Iterator[tuple[int, Leaf]]:
+    """Each step of a branch that runs beside others."""
+    for first, step in world.program.numbered:
+        if len(step.leaves) > 1:
+            yield from enumerate(step.leaves, first)
+
+
+@defect("a function that holds the GIL beside others runs twice")
+def _spins_twice(world: World) -> Falsified:
+    for index, leaf in _beside(world):
+        if isinstance(leaf, Call) and leaf.spins and not world.prediction.steps[index].error:
+            wrong = calling(world.outcome, leaf.to, {f"step{index}": 2})
+            yield wrong, [("NotRunOnce", leaf.to, None)]
+
+
+@defect("a value that is pickled slowly, or with effects, comes as another one beside other steps")
+def _slow_and_wrong(world: World) -> Falsified:
+    for index, leaf in _beside(world):
+        if isinstance(leaf, Carry) and (SORTS[leaf.sort].slow or SORTS[leaf.sort].counted):
+            if world.outcome.steps[index].value == {"differs": ""}:
+                wrong = with_step(world.outcome, index, value={"differs": "value 2 instead of 1"})
+                yield wrong, [("WrongValue", leaf.at, index)]
+
+
+@defect("a value that is pickled beside other steps is pickled twice")
+def _pickled_again(world: World) -> Falsified:
+    for index, leaf in _beside(world):
+        if isinstance(leaf, Carry) and SORTS[leaf.sort].counted:
+            for rank in (leaf.at, leaf.to):
+                name = f"step{index}/pickled"
+                if times := world.outcome.ranks[rank].calls.get(name, 0):
+                    wrong = calling(world.outcome, rank, {name: times + 1})
+                    yield wrong, [("NotRunOnce", rank, None)]
 
 
 @defect("a value that was not made in time for a fetch is never made")

@@ -907,6 +907,69 @@ def bumps() -> list[Program]:
     return found
 
 
+def shared_late() -> list[Program]:
+    """An RRef is used at its receiver while the call that shares it, which timed out, still runs.
+
+    Its sender, who owns it or not, has dropped it by then, or drops it at last.
+    """
+    makers: tuple[tuple[Step, ...], ...] = (
+        (Remote(0, 1, "a"), Fetch(0, "a")),
+        (Own(0, "a"),),
+        (Remote(0, 0, "a", flavour="script"), Fetch(0, "a")),
+    )
+    found: list[Program] = []
+    for making, to, first in itertools.product(makers, (1, 2), (True, False)):
+        use = (Pause(to, 90.0, "b"), Fetch(to, "b"), Share(to, "b", 0, "c"), Drop(to, "b"))
+        sharing = Share(0, "a", to, "b", timeout=3.0, seconds=12.0)
+        dropped = (Drop(0, "a"), *use) if first else (*use, Drop(0, "a"))
+        kept = (Share(0, "c", 2, "d"),)
+        found.append(Program(3, (*making, sharing, *dropped, Fetch(0, "c"), *kept), "shared late"))
+    return found
+
+
+def running_out() -> list[Program]:
+    """Recursion that needs more threads than a rank has, from another rank, which gets a timeout.
+
+    Along the last paths all functions run, and the end of one of their calls finds no thread.
+    """
+    paths: tuple[tuple[tuple[int, ...], int], ...] = (
+        ((1, 1), 1),
+        ((1, 2, 1), 1),
+        ((2, 1, 2, 1), 1),
+        ((2, 2, 2), 2),
+        ((1, 2, 1, 0, 1), 2),
+        ((1, 1, 1, 1, 1), 4),
+        ((1, 0), 1),
+        ((2, 2, 0), 2),
+    )
+    steps: tuple[Step, ...] = (Own(0, "a"), Pause(0, 0.5), Settle())
+    return [
+        Program(
+            3,
+            (*before, Recurse(0, path, timeout=3.0)),
+            "running out",
+            num_worker_threads=number,
+        )
+        for path, number in paths
+        for before in ((), steps)
+    ]
+
+
+def beside() -> list[Program]:
+    """Values that are slow, or whose pickling is counted, and functions that hold the GIL.
+
+    Other steps run at the same time, at another rank or in another thread.
+    """
+    ways = WAYS_OF_VALUES[:3]
+    found: list[Program] = []
+    for sort, way in itertools.product(("slow", "slow-unpickled", "counted"), ways):
+        for other, to in itertools.product((0, 2), (0, 1)):
+            first = (Carry(0, 1, sort, way), Call(0, 1, spins=True))
+            second = (Count(other, 2), Call(other, to, (1.0, 2.0), (3.0, 4.0), spins=True))
+            found.append(Program(3, (Parallel((first, second)),), "beside"))
+    return found
+
+
 def callables() -> list[Program]:
     """Programs that call what must be refused, go a path, and answer by a callback."""
     refused: tuple[Any, ...] = ("lambda", "generator")

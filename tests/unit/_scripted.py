@@ -18,8 +18,8 @@ def doubled(value: float) -> float:
     return FACTOR["two"] * value
 
 
-def toy(call: str, world: tuple[str, ...], *, seconds: float) -> list[float]:
-    """Give a number for each of two ranks, whatever the world."""
+def toy(call: str, world: tuple[str, ...], *, seconds: float, handle: str) -> list[float]:
+    """Give a number for each of two ranks, whatever the world and the handle."""
     note_call(call)
     return [doubled(part) for part in again(seconds, 2)]
 

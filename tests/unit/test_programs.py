@@ -455,7 +455,8 @@ def test_every_step_has_a_name_of_its_own() -> None:
         ),
         (
             (HANDLE, Share(0, "a", 1, "b", timeout=9.0), Local(1, "b")),
-            "handle 'b' was shared under a timeout; put a Settle before its first use.",
+            "handle 'b' was shared under a timeout; put a Settle before its first use, or a "
+            "Pause with handle='b', which waits for it.",
         ),
         (
             (Context(0, "x", (1,), backward=False, retain=True),),

@@ -311,7 +311,7 @@ def test_a_function_of_a_test_is_scripted_with_what_it_needs() -> None:
     """A step names its function by its class alone; the script holds it, and it runs there."""
     sources = Sources()
     step = step_function(7, Pause(0, 0.5), sources)
-    assert step == 'def step7():\n    return toy("step7", WORLD, seconds=0.5)'
+    assert step == 'def step7():\n    return toy("step7", WORLD, seconds=0.5, handle="")'
     text = sources.definitions()
     own = Path(__file__).with_name("_scripted.py").read_text(encoding="utf-8")
     first, last = own.index("#: A table"), own.index("def uses_an_alias")
@@ -336,7 +336,7 @@ def test_the_function_of_a_test_is_in_a_whole_script() -> None:
     """What a class names as its function is in the script of a program that has such a step."""
     text = script_of(artefact("RankDied", Program(2, (Pause(1, 0.5),)))).text
     assert {"toy", "doubled", "note_call", "step0"} <= names(text)
-    assert 'return toy("step0", WORLD, seconds=0.5)' in text
+    assert 'return toy("step0", WORLD, seconds=0.5, handle="")' in text
     assert not undefined(text)
 
 

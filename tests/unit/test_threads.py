@@ -15,6 +15,7 @@ from rpcprops._json import from_json, to_json
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import predict
+from rpcprops.outcomes import Counters
 from rpcprops.programs import (
     STEP_TYPES,
     Bump,
@@ -44,7 +45,8 @@ from rpcprops.programs import (
     Step,
     Through,
 )
-from rpcprops.programs.threads import _WAITING, needed_threads
+from rpcprops.programs.threads import _WAITING, needed_threads, runs_out
+from rpcprops.steps.run_out import run_out
 from rpcprops.strategies import programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS, StepDrawer
 from rpcprops.torch_facts import UNKNOWN, TorchFacts
@@ -117,8 +119,114 @@ def test_a_step_needs_a_thread_more_than_may_wait(steps: tuple[Step, ...], numbe
     assert needed(*steps) == number
     assert predict(Program(3, steps, num_worker_threads=number), QUIET).certain
     if number > 1 and not any(isinstance(step, Onward) for step in steps):
-        with pytest.raises(UsageError, match=f"give the program {number}, or None"):
+        says = f"give the program {number}, or None|give it a timeout, or more threads"
+        with pytest.raises(UsageError, match=says):
             predict(Program(3, steps, num_worker_threads=number - 1), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "started", "stuck", "held"),
+    [
+        # The call of rank 1 is answered, and no thread is left there to hand that over.
+        ((1, 0), 1, 2, {1}, {1: (1, 1), 0: (0, 0)}),
+        # A function for which there is no thread is counted where it waits.
+        ((1, 1), 1, 1, {1}, {1: (2, 1)}),
+        ((1, 0, 1, 0, 1), 2, 4, {0, 1}, {1: (3, 2), 0: (2, 2)}),
+        ((1, 2, 1, 0, 1), 2, 4, {1}, {1: (3, 2), 2: (1, 1), 0: (1, 1)}),
+        # Ranks with a thread left come to rest until the first one that has none.
+        ((1, 1, 2, 0), 2, 4, {1}, {1: (2, 2), 2: (0, 0), 0: (0, 0)}),
+        ((1, 2, 0), 1, 3, {1, 2}, {1: (1, 1), 2: (1, 1), 0: (0, 0)}),
+    ],
+)
+def test_calls_that_run_out_of_threads(
+    path: tuple[int, ...],
+    number: int,
+    started: int,
+    stuck: set[int],
+    held: dict[int, tuple[int, int]],
+) -> None:
+    """Which functions start, which ranks wait for ever, and what the ranks then serve and await."""
+    found = run_out(path, number)
+    assert found is not None
+    assert (found.started, set(found.stuck), dict(found.held)) == (started, stuck, held)
+    assert found.sent == min(started + 1, len(path))
+    assert run_out(path, len(path)) is None
+
+
+def test_recursion_that_runs_out_of_threads_is_predicted() -> None:
+    """Its caller gets the timeout, and the ranks hold for ever what they serve and await."""
+    late = Recurse(0, (1, 2, 1), timeout=3.0)
+    program = Program(3, (Own(0, "a"), late, Call(0, 0)), num_worker_threads=1)
+    predicted = predict(program, QUIET)
+    assert [step.error for step in predicted.steps] == ["", "timeout", ""]
+    assert predicted.certain
+    # api.py: _all_gather would wait for ever.
+    assert not predicted.graceful
+    held = [(held.server_calls, held.client_calls) for held in predicted.counters]
+    assert held == [(0, 0), (2, 1), (1, 1)]
+    assert [calls.get("step1", 0) for calls in predicted.calls] == [0, 1, 1]
+    assert not predicted.met
+    assert predict(replace(program, num_worker_threads=2), QUIET).graceful
+
+
+def test_a_default_timeout_ends_what_waits_where_a_thread_is_left() -> None:
+    """So what is kept is kept by the finding; and a rank without a thread waits for ever."""
+    program = Program(3, (Recurse(0, (1, 2, 2)),), num_worker_threads=1, rpc_timeout=65.0)
+    predicted = predict(program, QUIET)
+    assert predicted.steps[0].error == "timeout"
+    assert predicted.counters == (Counters(),) * 3
+    says = {one.rank: one.says for one in predicted.met if one.finding == "timeout-needs-thread"}
+    assert set(says) == {1, 2}
+    assert "1 server call, 1 client call" in says[1].replace("\\", "")
+    assert "2 server calls, 1 client call" in says[2].replace("\\", "")
+    own = Program(2, (Recurse(0, (1, 0, 1), timeout=3.0),), num_worker_threads=1)
+    assert predict(own, QUIET).stuck == {0}
+
+
+RUNS_OUT = Recurse(0, (1, 1), timeout=3.0)
+
+
+@pytest.mark.parametrize(
+    ("program", "plan", "facts", "message"),
+    [
+        (Program(2, (Recurse(0, (1, 1)),)), QUIET, UNKNOWN, "give it a timeout, or more threads"),
+        (Program(2, (Call(0, 1), RUNS_OUT)), QUIET, UNKNOWN, "put a Settle.. before it"),
+        (
+            Program(3, (Parallel(((RUNS_OUT,), (Call(2, 2),))),)),
+            QUIET,
+            UNKNOWN,
+            "and no step beside",
+        ),
+        (Program(2, (RUNS_OUT, Call(0, 1))), QUIET, UNKNOWN, "use none of the ranks 1"),
+        (Program(2, (RUNS_OUT, Carry(0, 0))), QUIET, UNKNOWN, "use one of call, chain"),
+        (Program(2, (RUNS_OUT,), settles=False), QUIET, UNKNOWN, "write settles=True"),
+        (
+            Program(2, (RUNS_OUT,)),
+            FaultPlan(by_rank={1: FaultTable(["PYTHON_CALL"], 1)}),
+            UNKNOWN,
+            "the plan fails some of its calls",
+        ),
+        (Program(2, (RUNS_OUT,)), QUIET, UNKNOWN.as_if_mended(), "and for no other"),
+    ],
+)
+def test_what_is_not_known_of_recursion_that_runs_out_is_refused(
+    program: Program, plan: FaultPlan, facts: TorchFacts, message: str
+) -> None:
+    """Where another step may take a thread, or end one, nobody can tell what is left."""
+    program = replace(program, num_worker_threads=1)
+    with pytest.raises(UsageError, match=message):
+        predict(program, plan, facts)
+
+
+def test_the_first_of_two_equal_timeouts_is_not_known() -> None:
+    """Where the first rank has a thread left, its function raises when the default has come."""
+    program = Program(3, (Recurse(0, (1, 2, 2)),), num_worker_threads=2, rpc_timeout=65.0)
+    assert predict(program, QUIET).steps[0].error == ""
+    longer = replace(program, steps=(Recurse(0, (1, 2, 2, 2)),))
+    with pytest.raises(UsageError, match="at almost the same time"):
+        predict(longer, QUIET)
+    shorter = replace(program, steps=(Recurse(0, (1, 2, 2, 2), timeout=9.0),))
+    assert predict(shorter, QUIET).steps[0].slack == 56.0
 
 
 def test_a_default_timeout_leaves_threads_waiting() -> None:
@@ -231,6 +339,21 @@ def test_too_few_threads_are_drawn_where_torch_has_mended_the_finding() -> None:
 
     assert drawn(UNKNOWN) == {(calls, calls + 1) for calls in range(1, 5)}
     assert drawn(UNKNOWN.as_if_mended()) == {(calls, 1) for calls in range(1, 5)}
+
+
+def test_recursion_that_runs_out_is_drawn_last() -> None:
+    """In a small share of the programs with few threads; the ranks on its path do nothing else."""
+    found = 0
+    for number in range(8):
+        for program, plan in draws(programs_under_faults(max_world_size=4), 100, number):
+            threads = program.num_worker_threads or 0
+            out = [step for step in program.leaves if runs_out(step, threads)]
+            found += len(out)
+            if out:
+                assert [*program.steps[-2:]] == [Settle(), out[0]]
+                assert program.settles
+                assert not predict(program, plan).graceful
+    assert found
 
 
 def test_the_end_of_nested_calls_is_predicted() -> None:

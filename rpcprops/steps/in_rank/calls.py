@@ -27,10 +27,11 @@ def call(
     out: str,
     raises: bool,
     seconds: float,
+    spins: bool,
 ) -> list[float] | None:
     """Let another rank compute a sum by ``rpc_sync``, or ``rpc_async`` and wait now or later."""
     send: Any = rpc.rpc_sync if wait == "sync" else rpc.rpc_async
-    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds, "spins": spins}
     function, args = sum_call(call, flavour, tensor(left), operand(right), **how)
     result = send(world[to], function, args=args, timeout=timeout_of(timeout))
     if wait == "later":

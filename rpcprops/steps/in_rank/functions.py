@@ -15,7 +15,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import tensor, timeout_of
-from rpcprops.steps.in_rank.state import note_call, note_slowly
+from rpcprops.steps.in_rank.state import hold_gil, note_call, note_slowly
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, add, called_by_script, torchscript
 
 #: Every text that is raised begins with it. By it the caller knows an error that a function raised
@@ -179,22 +179,22 @@ class Adder:
     def __init__(self, call: str) -> None:
         self.call = call
 
-    def __call__(self, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
+    def __call__(self, left: torch.Tensor, right: torch.Tensor, **more: Any) -> torch.Tensor:
         """Add."""
         return add(self.call, left, right, **more)
 
-    def method(self, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
+    def method(self, left: torch.Tensor, right: torch.Tensor, **more: Any) -> torch.Tensor:
         """Add."""
         return add(self.call, left, right, **more)
 
     @staticmethod
-    def static(call: str, left: torch.Tensor, right: torch.Tensor, **more: float) -> torch.Tensor:
+    def static(call: str, left: torch.Tensor, right: torch.Tensor, **more: Any) -> torch.Tensor:
         """Add."""
         return add(call, left, right, **more)
 
     @classmethod
     def of_class(
-        cls, call: str, left: torch.Tensor, right: torch.Tensor, **more: float
+        cls, call: str, left: torch.Tensor, right: torch.Tensor, **more: Any
     ) -> torch.Tensor:
         """Add."""
         return cls.static(call, left, right, **more)
@@ -203,7 +203,7 @@ class Adder:
 class Summed:
     """An object that adds when it is made."""
 
-    def __init__(self, call: str, left: torch.Tensor, right: torch.Tensor, **more: float) -> None:
+    def __init__(self, call: str, left: torch.Tensor, right: torch.Tensor, **more: Any) -> None:
         self.value = add(call, left, right, **more)
 
     def tolist(self) -> list[float]:
@@ -384,8 +384,7 @@ def call_on(call: str, hops: list[tuple[int, str]], seconds: float, spins: bool)
     if seconds:
         time.sleep(seconds)
     if spins:
-        # One call of C that gives up the GIL nowhere: about 10 ms of real time.
-        sum(range(500_000))
+        hold_gil()
     return [here]
 
 

@@ -58,6 +58,11 @@ def note_slowly(call: str, seconds: float) -> None:
         time.sleep(seconds)
 
 
+def hold_gil() -> None:
+    """Hold the GIL: one call of C that gives it up nowhere, about 10 ms of real time."""
+    sum(range(500_000))
+
+
 def handle_of(name: str) -> Any:
     """The RRef that lives here under a name."""
     try:

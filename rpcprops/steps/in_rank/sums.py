@@ -9,16 +9,23 @@ from typing import Any, get_type_hints
 import torch
 
 from rpcprops.steps.in_rank.shared import tensor
-from rpcprops.steps.in_rank.state import handle_of, note_call, note_slowly
+from rpcprops.steps.in_rank.state import handle_of, hold_gil, note_call, note_slowly
 
 
 class RaisedOnPurposeError(Exception):
     """Raised by functions that a step asks to raise."""
 
 
-def add(call: str, left: torch.Tensor, right: Any, seconds: float = 0.0) -> torch.Tensor:
-    """Add two tensors; if the second is an RRef, it is fetched here. Then sleep for `seconds`."""
+def add(
+    call: str, left: torch.Tensor, right: Any, seconds: float = 0.0, spins: bool = False
+) -> torch.Tensor:
+    """Add two tensors; if the second is an RRef, it is fetched here. Then sleep for `seconds`.
+
+    With `spins` hold the GIL first.
+    """
     note_call(call)
+    if spins:
+        hold_gil()
     try:
         return left + (right if isinstance(right, torch.Tensor) else right.to_here())
     finally:
@@ -74,10 +81,12 @@ def sum_call(
     *,
     raises: bool = False,
     seconds: float = 0.0,
+    spins: bool = False,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The function that adds, or raises, and its arguments.
 
-    Only a Python function can be given the name of its call, and the seconds that it sleeps.
+    Only a Python function can be given the name of its call, the seconds that it sleeps, and
+    whether it holds the GIL.
     """
     if raises:
         function = raise_on_purpose if flavour == "python" else script_raise
@@ -85,4 +94,6 @@ def sum_call(
         function = {"python": add, "builtin": torch.add, "script": script_add}[flavour]
     if flavour != "python":
         return function, (left, right)
+    if spins:
+        return function, (call, left, right, seconds, spins)
     return function, (call, left, right, seconds) if seconds else (call, left, right)
