@@ -212,6 +212,7 @@ def test_without_a_compiler_the_message_says_what_to_install(
 ) -> None:
     """Where nothing is built and CXX names no compiler, the error names it and the remedy."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert shutil.which("no-such-compiler") is None
     with pytest.raises(MachineCannot, match=r"no-such-compiler.*install g\+\+"):
