@@ -144,7 +144,8 @@ def joined(paths: Sequence[Path]) -> Joined:
     hunts = tuple(Hunt.read(path) for path in paths)
     for hunt in hunts:
         if not hunt.batches:
-            msg = f"{hunt.path}: there is no hunt in it; name files that rpcprops hunt has written."
+            lacks = "there is no hunt in it" if hunt.path.exists() else "there is no such file"
+            msg = f"{hunt.path}: {lacks}; name files that rpcprops hunt has written."
             raise UsageError(msg)
     if len({path.resolve() for path in paths}) < len(paths):
         msg = "a file of a hunt is named twice; name each once."

@@ -43,12 +43,14 @@ class Again:
         file: the artefact's file.
         clock: as for ``--clock``.
         runner: returns a runner with that clock, always the same one.
+        agent: the name of an agent of the user's choice; None is that of the artefact.
     """
 
     file: Path
     times: int
     clock: str
     runner: Callable[[], Runner]
+    agent: str | None = None
 
 
 class Kind:

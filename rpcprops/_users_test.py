@@ -90,6 +90,7 @@ class OfUser(Kind):
             times=again.times,
             without=without,
             clock=clock,
+            agent=again.agent,
             quiet=on_run is None,
         )
 
@@ -186,6 +187,7 @@ def replay_test(
     times: int,
     without: Sequence[str] = (),
     clock: str | None,
+    agent: str | None = None,
     quiet: bool = False,
 ) -> Replay:
     """Run the test of an artefact again in pytest, `times` times on the example that failed.
@@ -195,6 +197,7 @@ def replay_test(
     Args:
         without: names of faults that no cluster of the test gets.
         clock: as for ``--rpc-clock``; None is the rate that the test ran at.
+        agent: as for ``--rpc-agent``; None is the agent that the test ran on.
         quiet: keep what pytest prints, and show it only when it cannot run the test.
 
     Raises:
@@ -206,6 +209,9 @@ def replay_test(
     command = [sys.executable, "-m", "pytest", f"--rpc-replay={path.resolve()}"]
     command += ["--rootdir=.", "-p", "no:cacheprovider", "-q"]
     command.append(f"--rpc-transport={artefact.transport}")
+    agent = agent or _agent_of(artefact)
+    if agent:
+        command.append(f"--rpc-agent={agent}")
     command += [f"--rpc-without-fault={name}" for name in dropped]
     command.append(f"--rpc-clock={clock or _clock_of(artefact)}")
     result = Replay(artefact, (), without=dropped)
@@ -276,6 +282,12 @@ def _clock_of(artefact: Artefact) -> str:
     if artefact.clock_rate == DEFAULT_RATE or clocks.library_problem():
         return "auto"  # real time where this machine has no other clock, and pytest then says so
     return f"{artefact.clock_rate!r}"
+
+
+def _agent_of(artefact: Artefact) -> str:
+    """The agent of all clusters of a test; empty if some had torch's, so that the test chooses."""
+    agents = {outcome.agent for outcome in artefact.outcomes}
+    return agents.pop() if len(agents) == 1 else ""
 
 
 def _difference(answer: Path) -> str:

@@ -73,6 +73,8 @@ class ClusterMachine(RuleBasedStateMachine):
         faults: a plan, a table for every rank, or a strategy that draws either.
         clock: as for :meth:`rpcprops.ClusterServer.cluster`; None is the server's.
         transport: "tcp" or "shm".
+        agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
+            None is the server's.
         kinds: the kinds of step that are rules, by their ``op``, "parallel" among them; None: all.
     """
 
@@ -80,6 +82,7 @@ class ClusterMachine(RuleBasedStateMachine):
     faults: ClassVar[Any] = None
     clock: ClassVar[ClockChoice | None] = None
     transport: ClassVar[Transport] = "tcp"
+    agent: ClassVar[str | None] = None
     kinds: ClassVar[Iterable[str] | None] = None
 
     _asked: ClassVar[tuple[str, ...]] = checked_kinds(None, parallel=True)
@@ -142,9 +145,13 @@ class ClusterMachine(RuleBasedStateMachine):
 
     # Life.
 
+    @property
+    def _draws_faults(self) -> bool:
+        return isinstance(type(self).faults, st.SearchStrategy)
+
     def _plans(self) -> st.SearchStrategy[Any]:
         given: Any = type(self).faults
-        return given if isinstance(given, st.SearchStrategy) else st.just(given)
+        return given if self._draws_faults else st.just(given)
 
     @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))  # noqa: SLF001 - its own
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
@@ -162,10 +169,13 @@ class ClusterMachine(RuleBasedStateMachine):
             clock=self.clock,
             transport=self.transport,
             shutdown_faults=True,
+            agent=self._runner.server.agent if self.agent is None else self.agent,
         )
         self._cluster.start()
         if self._cluster.has_found:
             self._broken(judge(None, self._plan, self._cluster.outcome))
+        # Refuses faults under which no program is predicted.
+        self._predicted_or_rejected(self.program, is_drawn=self._draws_faults)
 
     def teardown(self) -> None:
         """Settle, shut down gracefully and judge the run; if it has failed, kill the ranks."""
@@ -192,16 +202,21 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         for name, count in fired_by_type(account(self.program, self._plan, outcome)).items():
             event(f"fired {name}", count)
-        # The user's own calls also fail, and hold things that the program does not know.
-        program = replace(self.program, settles=not self._shared)
-        judged = judge(program, self._plan, outcome)
-        if self._shared:
-            # It has settled all the same, so no call of the program may be missing.
-            settled = judge(self.program, self._plan, outcome)
-            judged += tuple(v for v in settled if v.promise == "NotRunOnce" and v not in judged)
+        judged = self._judged_at_end(outcome)
         found += [v for v in judged if v not in found]
         if found:
             self._broken(tuple(found))
+
+    def _judged_at_end(self, outcome: Outcome) -> tuple[Violation, ...]:
+        if not self._shared:
+            return judge(self.program, self._plan, outcome)
+        # The user's own calls also fail, and hold things that the program does not know; nor does
+        # it know their messages, where the agent records them.
+        outcome = replace(outcome, messages=())
+        judged = judge(replace(self.program, settles=False), self._plan, outcome)
+        # It has settled all the same, so no call of the program may be missing.
+        settled = judge(self.program, self._plan, outcome)
+        return judged + tuple(v for v in settled if v.promise == "NotRunOnce" and v not in judged)
 
     # Steps.
 
@@ -219,7 +234,7 @@ class ClusterMachine(RuleBasedStateMachine):
         __tracebackhide__ = True
         cluster = self._running()
         program = self.program
-        prediction = self._predicted(program)
+        prediction = self._predicted_or_rejected(program, is_drawn=True)
         facts = facts_of(cluster.torch_version)
         cluster.take_time(program.lasts)
         for step in steps:
@@ -246,7 +261,8 @@ class ClusterMachine(RuleBasedStateMachine):
         """Raise the first violation of the steps so far, at once."""
         __tracebackhide__ = True
         outcome = self._outcome()
-        # What remains after the last step, and how often calls ran, is judged at the end.
+        # What remains after the last step, how often calls ran and which messages there were is
+        # judged at the end.
         found = [
             violation
             for violation in judge(replace(program, settles=False), self._plan, outcome)
@@ -257,6 +273,20 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def _predicted(self, program: Program) -> Prediction:
         return predict(program, self._plan, facts_of(self._running().torch_version))
+
+    def _predicted_or_rejected(self, program: Program, *, is_drawn: bool) -> Prediction:
+        """The prediction. What the oracle refuses under message faults ends the run, if drawn.
+
+        Raises:
+            UsageError: it refuses what was not drawn.
+        """
+        try:
+            return self._predicted(program)
+        except UsageError:
+            if not (is_drawn and self._plan.others):
+                raise
+            event("the run ended at what is not predicted under its message faults")
+            reject()
 
     def _outcome(self) -> Outcome:
         return replace(self._running().outcome, steps=tuple(self._seen))
@@ -372,7 +402,9 @@ class ClusterMachine(RuleBasedStateMachine):
     def _again(self, rate: float, promise: str) -> Sight:
         """What the program alone shows of a promise at `rate`, without what findings explain."""
         program, plan = self.program, self._plan
-        again = self._runner.run_anew(program, plan, clock=rate, transport=self.transport)
+        again = self._runner.run_anew(
+            program, plan, clock=rate, transport=self.transport, agent=self.agent
+        )
         met = predict(program, plan, facts_of(again.torch_version)).met
         _, left = set_apart(program, met, again, judge(program, plan, again))
         return Sight.of(again, [other for other in left if other.promise == promise])

@@ -74,7 +74,13 @@ class Cluster:
         self._outcome: Outcome | None = None
         self.ranks = Ranks(servers, send_seconds=self.deadlines.look, on_output=on_output)
         self._phases = Phases(options.rate)
-        self._diagnosis = Diagnosis(self.ranks, self._phases, self.deadlines, joins=self.init)
+        self._diagnosis = Diagnosis(
+            self.ranks,
+            self._phases,
+            self.deadlines,
+            joins=self.init,
+            rpc_timeout=options.rpc_timeout if options.init is True else None,
+        )
         below = (self.ranks, self._phases, self._diagnosis, self.deadlines)
         self._settling = Settling(*below)
         self._adopted = Adopted(*below, options, self._settling.settle_to)

@@ -16,10 +16,11 @@ import psutil
 from rpcprops import errors
 from rpcprops.cluster import _functions, _limits, stacks
 from rpcprops.cluster._channel import Channel
-from rpcprops.cluster._found import Found
+from rpcprops.cluster._found import Found, shorter_timeout
 from rpcprops.cluster._phases import Phase, Phases
 from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster.deadlines import Deadlines
+from rpcprops.cluster.options import A_DAY
 from rpcprops.errors import MachineCannot, text_of
 from rpcprops.torch_facts import installed
 
@@ -58,10 +59,21 @@ class Diagnosis:
 
     Args:
         joins: whether we make the ranks join the world, and so must report why one did not.
+        rpc_timeout: the timeout of calls that name none, in virtual seconds; None if the user's
+            code chooses it.
     """
 
-    def __init__(self, ranks: Ranks, phases: Phases, deadlines: Deadlines, *, joins: bool) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        phases: Phases,
+        deadlines: Deadlines,
+        *,
+        joins: bool,
+        rpc_timeout: float | None,
+    ) -> None:
         self.found = Found(ranks.channels)
+        self._rpc_timeout = rpc_timeout
         self._ranks = ranks
         self._phases = phases
         self._deadlines = deadlines
@@ -234,6 +246,11 @@ class Diagnosis:
 
     # Ranks that hang.
 
+    def find_remedy(self) -> None:
+        """Find what a user can do about a rank that waits, if a fault lost what it waits for."""
+        if self._rpc_timeout is not None and self._rpc_timeout >= A_DAY:
+            self.found.remedy = shorter_timeout(self._ranks.messages(), self._rpc_timeout)
+
     def hung(self, phase: Phase, who: Sequence[Channel], complaint: str) -> None:
         """Record a hang, with the stacks of all ranks and the ranks that may have caused it."""
         passed = phase.passed()
@@ -268,6 +285,7 @@ class Diagnosis:
         # A rank that waits for a silent rank is not the cause of the hang.
         blamed = silent or who
         self.found.add("RankHung", message, blamed[0].rank, timing_sensitive=True)
+        self.find_remedy()
         phase.hang(message, tuple(c.rank for c in blamed))
 
     def ask_where(self, channels: Sequence[Channel]) -> None:

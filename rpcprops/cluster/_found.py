@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rpcprops import errors
 from rpcprops.cluster._channel import Channel
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import SentMessage, Violation
 
 #: The most ranks that notes describe besides those that broke a promise.
 _MOST_OTHERS = 4
@@ -21,11 +21,13 @@ class Found:
     Attributes:
         violations: in order; the exception that is raised names the promise of the first.
         involved: the ranks that may have caused a hang, including those that only wait for one.
+        remedy: what a user can do about it, if that is known.
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
         self.violations: list[Violation] = []
         self.involved: list[Channel] = []
+        self.remedy = ""
         self._channels = channels
 
     def __bool__(self) -> bool:
@@ -59,4 +61,24 @@ class Found:
             left -= len(lines)
             if lines:
                 error.add_note("\n".join(lines))
+        if self.remedy:
+            error.add_note(self.remedy)
         raise error
+
+
+def shorter_timeout(messages: Sequence[SentMessage], rpc_timeout: float) -> str:
+    """What to do where a fault lost messages whose requests are still waited for; else empty.
+
+    Nobody is told of a lost message: its request ends by its timeout.
+    """
+    waited_for = {sent.id for sent in messages if sent.is_request and sent.ended is None}
+    lost = [sent for sent in messages if sent.done == "lose" and sent.id in waited_for]
+    if not lost:
+        return ""
+    first = lost[0]
+    more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+    return (
+        f"A fault lost the {first.type} from rank {first.sender} to rank {first.receiver}{more}. "
+        f"Torch notices that only by a timeout. That of the cluster is {rpc_timeout:g} virtual "
+        f"seconds: give it a shorter one, such as rpc_timeout=20."
+    )

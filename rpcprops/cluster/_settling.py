@@ -100,6 +100,7 @@ class Settling:
                         names = [channel.name for channel in channels]
                         self._diagnosis.found.violations += unsettled(held, wanted, names)
                         self._diagnosis.ask_what_holds()
+                        self._diagnosis.find_remedy()
                         phase.fail("the ranks did not settle")
                     break
                 time.sleep(wait)

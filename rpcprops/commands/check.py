@@ -189,7 +189,7 @@ def _examine(
     """
     from rpcprops.properties import examine
 
-    line.begin(prop.name, max_examples)
+    line.begin(prop.name, prop.examples_of(max_examples))
 
     def on_example(so_far: Examination, seen: Observation) -> None:
         note = f"{so_far.faults_fired} faults fired"
@@ -285,7 +285,11 @@ def _details(result: Examination) -> list[str]:
     agent = f"{result.agent} makes one message come after another" if result.agent else ""
     lines += [
         f"{word}{said}"
-        for word, said in (("agent    ", agent), ("reason   ", result.reason))
+        for word, said in (
+            ("agent    ", agent),
+            ("examples ", _why_fewer(result)),
+            ("reason   ", result.reason),
+        )
         if said
     ]
     for name, count in sorted(result.explained.items()):
@@ -302,6 +306,14 @@ def _details(result: Examination) -> list[str]:
             path = write_or_say(artefact_of(doubt.failure))
             shown.append(f"replay   {plain(replay_line(path))}")
     return shown
+
+
+def _why_fewer(result: Examination) -> str:
+    """Why there are fewer examples than were asked for, if each one takes long."""
+    costs = result.property.costs
+    if costs == 1 or not result.examples:
+        return ""
+    return f"one for each {costs} that were asked for, because each waits for a timeout"
 
 
 _NUMBERS = ("examples", "compared", "faults fired", "accepted", "seconds")

@@ -349,8 +349,9 @@ def _table(hunt: Hunt) -> Table:
     data = summary(hunt)
     table = Table(title=f"hunt, {plain(hunt.path)}", title_justify="left", show_header=False)
     table.add_row("different examples", str(data["examples"]))
-    table.add_row("  without faults", str(data["examples_without_faults"]))
-    table.add_row("  with faults", str(data["examples_with_faults"]))
+    # Properties of programs under faults draw plans without a fault, too.
+    table.add_row("  their plan is empty", str(data["examples_without_faults"]))
+    table.add_row("  their plan has faults", str(data["examples_with_faults"]))
     table.add_row("by property, over either transport", "")
     for name, count in data["examples_by_property"].items():
         table.add_row(f"  {plain(name)}", str(count))

@@ -125,7 +125,7 @@ def replay(  # noqa: PLR0913 - one for each option
             if shown is not None:
                 shown.update(number + 1)
 
-        run = partial(kind.replay, artefact, again := Again(file, times, clock, runner))
+        run = partial(kind.replay, artefact, again := Again(file, times, clock, runner, agent))
         _say_what(artefact, kind.notes(artefact, again))
         if not kind.by_pytest:
             runner()  # Start its server now, so that this is not part of the time of a try.

@@ -34,6 +34,14 @@ _COLOURS = {
     "not tried": "bold red",
 }
 _WORDS = {"holds": "held", "unmet": "not sent any more"}
+#: What a verdict of the map means that does not say it by itself.
+_MEANINGS = {
+    "documented": "torch documents what came (docs/faults.md)",
+    "overdue": "nothing could pass while the message was held, so it was only late; else as held",
+    "ran": "nothing is predicted; no rank died, and no wait was longer than torch's timeouts",
+    "waits": "as ran, but a rank waited for what torch gives no timeout, and was ended",
+    "unmet": "a fault that another one left without its message",
+}
 #: The columns of a terminal in which the map has room; in others it is a list.
 _WIDE = 100
 #: The most points that were not tried, or that wait, of which each has a line of its own.
@@ -74,6 +82,7 @@ def sweep_points(
     single = points_of(messages, timed)
     places = _places(single, state, pairs=pairs)
     known = sum(has(state, point) for point in places)
+    out.print(_to_try(len(single), len(places) - len(single)))
     if known:
         out.print(f"{known} of {len(places)} are known from {plain(state.path)}")
     report: dict[str, Any] = {}
@@ -157,6 +166,24 @@ def _verdict(verdicts: Counter[str]) -> str:
     return "holds" if any(verdicts[verdict] for verdict in _SHOWN) else "vacuous"
 
 
+def _to_try(points: int, pairs: int) -> str:
+    """How much there is to run."""
+    return f"{points} points" + (f" and {pairs} pairs of them" if pairs else "") + " to try"
+
+
+def _legend(report: dict[str, Any]) -> list[str]:
+    """A line that says what verdicts mean, if some occur that do not say it by themselves."""
+    occurs = set(report["verdicts"])
+    if any(row["overdue"] for row in report["points"]):
+        occurs.add("overdue")
+    said = [
+        f"{_WORDS.get(word, word)}: {meaning}"
+        for word, meaning in _MEANINGS.items()
+        if word in occurs
+    ]
+    return ["; ".join(said)] if said else []
+
+
 def _not_tried(rows: list[dict[str, Any]]) -> list[str]:
     """A line for each point that was not tried; one line for all, if there are many."""
     left = [row for row in rows if row["verdict"] == "not tried"]
@@ -215,6 +242,8 @@ def _show_map(rows: list[dict[str, Any]]) -> None:
 def _show(report: dict[str, Any]) -> None:
     """Print the map and a summary."""
     _show_map(report["points"])
+    for line in _legend(report):
+        out.print(f"[dim]{plain(line)}[/dim]")
     for line in _not_tried(report["points"]):
         out.print(f"[bold red]{plain(line)}[/bold red]")
     for line in _waiting(report["points"]):

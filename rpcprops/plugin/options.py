@@ -29,6 +29,11 @@ DECLARED: dict[str, dict[str, Any]] = {
         "choices": ("tcp", "shm"),
         "help": "how ranks talk: tcp on loopback, or shm (shared memory)",
     },
+    "--rpc-agent": {
+        "metavar": "AGENT",
+        "help": "the RPC agent of the ranks, such as wire; torch's faulty one unless given. A "
+        "cluster that names an agent itself has that one",
+    },
     "--rpc-network": {
         "default": "auto",
         "choices": ("auto", "private", "host"),
@@ -129,6 +134,7 @@ class Options:
 
     Attributes:
         clock_text: the clock as it was written.
+        agent: the name of the agent of clusters that name none; None is torch's faulty one.
         report: the file for the report; None in an xdist worker, whose controller writes it.
         replay: the artefact that is replayed, `replay_times` times.
         replay_answer: the file for what the replay raised.
@@ -138,6 +144,7 @@ class Options:
     clock: ClockChoice
     clock_text: str
     transport: Transport
+    agent: str | None
     network: Network
     shards: Shards
     report: Path | None
@@ -159,6 +166,7 @@ class Options:
         return cls(
             clock_text=option("--rpc-clock"),
             transport=option("--rpc-transport"),
+            agent=_agent(config, "--rpc-agent"),
             network=option("--rpc-network"),
             shards=_shards(option("--rpc-shards")),
             report=_written(config, "--rpc-report"),
@@ -189,7 +197,7 @@ def _option(config: pytest.Config, name: str) -> Any:
 def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
     option = partial(_option, config)
     read = UpstreamOptions(
-        agent=_agent(option("--rpc-upstream-agent")),
+        agent=_agent(config, "--rpc-upstream-agent"),
         examples=_positive(config, "--rpc-upstream-examples"),
         report=_written(config, "--rpc-upstream-report"),
         sampled=option("--rpc-upstream-faults") == "sampled",
@@ -197,18 +205,20 @@ def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
     )
     if not option("--rpc-upstream"):
         return None
-    for other in ("--rpc-replay", "--rpc-report", "--rpc-without-fault"):
+    for other in ("--rpc-replay", "--rpc-report", "--rpc-without-fault", "--rpc-agent"):
         if option(other):
             msg = f"{other} is for tests of rpc_cluster, not for --rpc-upstream"
             raise pytest.UsageError(msg)
     return read
 
 
-def _agent(text: str | None) -> str | None:
+def _agent(config: pytest.Config, name: str) -> str | None:
+    """The name of the agent that an option names, if it does."""
+    text = _option(config, name)
     try:
         return None if text is None else agents.named(text).name
     except UsageError as error:
-        msg = f"--rpc-upstream-agent: {error}"
+        msg = f"{name}: {error}"
         raise pytest.UsageError(msg) from None
 
 

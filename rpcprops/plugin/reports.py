@@ -60,7 +60,8 @@ def header(session: Session) -> list[str]:
         note = f"{options.clock_text} cannot be had: {problem}"
     else:
         note = f"{options.clock_text} (the rate is measured when the first cluster starts)"
-    lines = [f"rpcprops: clock {note}; transport {options.transport}"]
+    agent = "" if options.agent is None else f"; agent {options.agent}"
+    lines = [f"rpcprops: clock {note}; transport {options.transport}{agent}"]
     if options.shards.only is not None:
         lines.append(f"rpcprops: shard {options.shards.only} of {options.shards.count}")
     if server.network == "auto" and networks.problem():

@@ -35,7 +35,9 @@ class Session:
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
         self._plugins = config.pluginmanager
-        self.server = ClusterServer(clock=options.clock, network=options.network)
+        self.server = ClusterServer(
+            clock=options.clock, network=options.network, agent=options.agent
+        )
         runners.use_server(self.server)
         self.limits = Limits(self.server)
         self.in_flight = InFlight(config.rootpath, "pytest")

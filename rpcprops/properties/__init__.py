@@ -20,7 +20,7 @@ from rpcprops.properties._engine import (
     examine,
     failure_in_use,
 )
-from rpcprops.properties._findings import held_case
+from rpcprops.properties._findings import finding_case, held_case
 
 __all__ = [
     "CANDIDATES",
@@ -36,6 +36,7 @@ __all__ = [
     "drawn_properties",
     "examine",
     "failure_in_use",
+    "finding_case",
     "held_case",
     "observe",
     "shipped_programs",

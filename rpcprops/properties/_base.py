@@ -183,3 +183,7 @@ class Property:
     agent: str = ""
     costs: int = 1
     observe: Callable[..., Observation] = observe
+
+    def examples_of(self, usual: int) -> int:
+        """How many examples are drawn where `usual` are asked for."""
+        return max(1, usual // self.costs)

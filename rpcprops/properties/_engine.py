@@ -244,7 +244,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     elif not examiner.has_agent():
         return examiner.ended("not_run")
     else:
-        result = examiner.examine(max(1, max_examples // prop.costs), seed, database)
+        result = examiner.examine(prop.examples_of(max_examples), seed, database)
     if strict and result.accepted and result.is_good():
         result.verdict = "violated"
         kinds = ", ".join(f"{one.kind} in {one.examples}" for one in result.accepted.values())

@@ -34,7 +34,7 @@ from rpcprops.programs import ENOUGH_THREADS, Leaf, Program
 from rpcprops.report._sources import Sources
 from rpcprops.report.artefact import Artefact
 from rpcprops.steps.in_rank.lookup import arguments_of, place_of
-from rpcprops.torch_facts import NEWEST, facts_of
+from rpcprops.torch_facts import FINDINGS, NEWEST, facts_of
 
 #: The first or second line of every file that replay generates.
 MARK = "# Made by rpcprops replay."
@@ -193,6 +193,18 @@ def refuse(artefact: Artefact) -> tuple[Program, Violation]:
     return artefact.program, found[0]
 
 
+def _other_case(subject: str) -> str:
+    """A sentence that says how to get a case of a finding that torch's own agent makes, if any."""
+    from rpcprops.properties import finding_case
+
+    if subject not in FINDINGS or finding_case(subject, 0).plan.others:
+        return ""
+    return (
+        f" For a case that torch's agent makes, in some runs, run `rpcprops check {subject} "
+        f"--agent {agents.default_name()}` and replay what it names."
+    )
+
+
 class _Writer:
     def __init__(self, artefact: Artefact, plan: FaultPlan) -> None:
         self.artefact = artefact
@@ -202,7 +214,7 @@ class _Writer:
         if plan.others:
             msg = (
                 f"no agent of torch's makes the fault {plan.others[0].name}; a script cannot, for "
-                f"it runs on plain torch."
+                f"it runs on plain torch.{_other_case(artefact.subject)}"
             )
             raise UsageError(msg)
         facts = facts_of(artefact.versions.get("torch", ""))

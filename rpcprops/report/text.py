@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from rpcprops.report.artefact import Artefact, Earlier
 
 #: The most programs that a failure of a used world names.
 _MOST_BEFORE = 5
+#: The columns and the most lines of code that is only an example.
+_WIDTH = 100
+_MOST_LINES_OF_CODE = 3
 
 
 def counted(number: int, noun: str) -> str:
@@ -92,7 +96,7 @@ def describe_case(case: Case) -> str:
 def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]:
     """A documented effect: in how many examples it was seen, what it is, and one of them.
 
-    With what torch's documentation says of it, if it does.
+    With what torch's documentation says of it, if it does. A long example is shortened.
     """
     documented = DOCUMENTED[kind]
     note = "; a user would call it a defect of torch" if documented.is_defect else ""
@@ -100,8 +104,21 @@ def describe_accepted(kind: str, examples: int, of: int, case: str) -> list[str]
         f"accepted {kind}, in {examples} of {of} examples{note}",
         f"         {documented.sentence}",
         *([f"         torch: {documented.allowed_by}"] if documented.quote else []),
-        f"         such as {case}",
+        *_shortened(f"         such as {case}", " " * 17),
     ]
+
+
+def _shortened(line: str, indent: str) -> list[str]:
+    """Code in a few lines of an ordinary terminal."""
+    return textwrap.wrap(
+        line,
+        _WIDTH,
+        subsequent_indent=indent,
+        max_lines=_MOST_LINES_OF_CODE,
+        placeholder=" … (--json FILE has the whole of it)",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def describe_end(outcome: Outcome) -> list[str]:

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from torch.distributed import rpc
 
-from rpcprops import Cluster, FaultPlan, FaultTable, strategies
+from rpcprops import Cluster, FaultPlan, FaultTable, MessageFault, strategies
 from rpcprops._replay import replay_program
 from rpcprops.errors import RRefLeak, UsageError, WrongValue
-from rpcprops.outcomes import Counters, StepOutcome
+from rpcprops.outcomes import Counters, Outcome, StepOutcome
 from rpcprops.programs import Bump, Own
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import read
 from rpcprops.runner import Runner
 from rpcprops.stateful import ClusterMachine
+from tests._wire import needs_wire
 
 pytestmark = pytest.mark.usefixtures("rpc_cluster")
 
@@ -82,6 +83,54 @@ def test_a_clean_machine_passes(still_alive: Callable[..., list[int]]) -> None:
     assert len({leaf.op for program, _ in ran for leaf in program.leaves}) >= 8
     assert any(plan != FaultPlan() for _, plan in ran)
     assert not still_alive(pids)
+
+
+def ask() -> float:
+    """A call of a rule of the user's."""
+    return float(rpc.rpc_sync("worker1", max, args=(3.0, 4.0)))
+
+
+@needs_wire
+@pytest.mark.parametrize("messages", [None, strategies.message_faults(world_size=2)])
+def test_a_machine_under_the_agent_wire(messages: Any) -> None:
+    """Its ranks record messages, which its steps must explain unless its own rules send some."""
+    ran: list[tuple[Outcome, bool]] = []
+
+    class Recorded(ClusterMachine):
+        agent = "wire"
+        faults = strategies.fault_plans(world_size=2, message_faults=messages)
+        kinds = ("remote", "fetch", "share", "drop", "call", "settle")
+
+        @rule(go=st.integers(0, 4))
+        def ask_one(self, go: int) -> None:
+            if not go:
+                assert self.cluster.on(0).call(ask) == 4.0
+
+        def teardown(self) -> None:
+            super().teardown()
+            ran.append((self._outcome(), self._shared))
+
+    run(Recorded, examples=8)
+    assert {outcome.agent for outcome, _ in ran} == {"WIRE"}
+    assert {shared for outcome, shared in ran if outcome.messages} == {True, False}
+    acted = any(sent.fault is not None for outcome, _ in ran for sent in outcome.messages)
+    assert acted == (messages is not None)
+
+
+@needs_wire
+def test_a_machine_refuses_a_plan_under_which_nothing_is_predicted() -> None:
+    """Such as failures of requests of all types: the error says why, before a step is drawn."""
+    plan = FaultPlan(others=(MessageFault(0, "fail", way="request"),))
+    fails = type("Fails", (ClusterMachine,), {"agent": "wire", "faults": plan})
+    with pytest.raises(UsageError, match="it acts on all types; name one"):
+        run(fails, examples=1)
+
+
+def test_a_machine_refuses_an_agent_that_there_is_not() -> None:
+    """The error names the agents."""
+    unknown = type("Unknown", (ClusterMachine,), {"agent": "wires"})
+    with pytest.raises(UsageError, match="wires"):
+        run(unknown, examples=1)
 
 
 def test_only_the_kinds_that_were_asked_for_run() -> None:

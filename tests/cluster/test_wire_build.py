@@ -91,9 +91,15 @@ def test_doctor_says_whether_it_is_built(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a compiler it names the remedy, with one the command, and then that it is built."""
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
-    assert "there is no C++ compiler here" in wire_state()
+    assert f"there is no C++ compiler here (CXX={tmp_path / 'none'})" in wire_state()
     assert "install g++, or use another agent." in wire_state()
+    other = tmp_path / "g++"
+    other.touch(mode=0o700)
+    assert f"CXX={tmp_path / 'none'} names no program; unset CXX, for {other} is" in wire_state()
+    monkeypatch.setenv("PATH", path)
     use(monkeypatch, tmp_path, SLOW)
     assert f"{tmp_path / 'c++'} can compile it: rpcprops agent build" in wire_state()
     library = build.library_path()

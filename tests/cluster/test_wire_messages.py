@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from rpcprops._hunt import Order, run_order
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.agents.wire import build
 from rpcprops.cluster import Cluster
-from rpcprops.errors import MachineCannot
+from rpcprops.errors import BrokenPromise, MachineCannot, RankHung, RRefLeak
 from rpcprops.oracle import judge, predict_for, set_apart
 from rpcprops.programs import (
     Call,
@@ -115,6 +116,33 @@ def test_a_lost_response_leaves_a_timeout_after_one_execution(rpc_cluster: Clust
     assert (lost.done, lost.became, lost.written) == ("lose", "lost", None)
 
 
+def _call_once() -> int:
+    return int(rpc.rpc_sync("worker1", abs, (-3,)))
+
+
+def _make_and_drop() -> None:
+    rpc.remote("worker1", dict).to_here()
+
+
+@pytest.mark.parametrize(
+    ("lost", "call", "broken"),
+    [("PYTHON_RET", _call_once, RankHung), ("RREF_ACK", _make_and_drop, RRefLeak)],
+)
+def test_a_wait_for_what_is_lost_names_the_timeout(
+    rpc_cluster: ClusterFactory,
+    lost: str,
+    call: Callable[[], object],
+    broken: type[BrokenPromise],
+) -> None:
+    """Torch would notice it after the cluster's timeout, a day unless a shorter one is given."""
+    with pytest.raises(broken) as caught:
+        with _made(rpc_cluster, MessageFault(1, "lose", lost), deadline=1) as cluster:
+            cluster.on(0).call(call)
+    notes = "\n".join(caught.value.__notes__)
+    assert f"A fault lost the {lost} from rank 1 to rank 0." in notes
+    assert "That of the cluster is 86400 virtual seconds: give it a shorter one" in notes
+
+
 def test_a_request_that_comes_twice_is_executed_twice(rpc_cluster: ClusterFactory) -> None:
     """Both copies are whole; the second answer is swallowed, so the caller sees one."""
     fault = MessageFault(0, "duplicate", "PYTHON_CALL")
@@ -184,6 +212,7 @@ def test_without_a_compiler_the_message_says_what_to_install(
 ) -> None:
     """Where nothing is built and CXX names no compiler, the error names it and the remedy."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert shutil.which("no-such-compiler") is None
     with pytest.raises(MachineCannot, match=r"no-such-compiler.*install g\+\+"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests._wire import needs_wire
 
 MakeProject = Callable[..., Any]
 
@@ -88,7 +91,38 @@ def test_clock_by_rate(without_xdist: tuple[Any, dict[str, Any]]) -> None:
     assert "rate 20.0 transport tcp" in result.out
 
 
+AGENT = """
+def test_default(rpc_cluster):
+    with rpc_cluster(world_size=1) as cluster:
+        pass
+    assert cluster.outcome.agent == ""
+
+
+def test_own_choice(rpc_cluster):
+    with rpc_cluster(world_size=1, agent="tensorpipe") as cluster:
+        pass
+    assert cluster.outcome.agent == "TENSORPIPE"
+"""
+
+
+@needs_wire
+def test_agent(make_project: MakeProject) -> None:
+    """--rpc-agent=wire is the agent of clusters that name none, also where one is replayed."""
+    project = make_project(test_agent=AGENT)
+    result = project.pytest("--rpc-agent=wire")
+    assert result.code == 1, result.out
+    assert any(line.endswith("; transport tcp; agent WIRE") for line in result.lines)
+    assert "1 failed, 1 passed" in result.lines[-1]
+    (artefact,) = re.findall(r"rpcprops replay (\S+)", result.out)
+    replayed = project.command("rpcprops", "replay", artefact, "--times=1", "--no-needed")
+    assert "reproduced" in replayed.out
+    faulty = "--agent=faulty_tensorpipe"
+    other = project.command("rpcprops", "replay", artefact, "--times=1", "--no-needed", faulty)
+    assert "fixed" in other.out
+
+
 BAD = {
+    "--rpc-agent=wires": "--rpc-agent: there is no agent 'wires'. The agents are",
     "--rpc-clock=quick": "--rpc-clock: clock='quick' must be 'auto', 'real', or a rate",
     "--rpc-clock=0.5": "--rpc-clock: clock=0.5 must be",
     "--rpc-clock=nan": "--rpc-clock: clock=nan must be",

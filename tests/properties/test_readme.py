@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests._wire import needs_wire
+
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/testing.md", "docs/programs.md")
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
@@ -45,17 +47,30 @@ def test_the_first_example_fails_as_shown(tmp_path: Path) -> None:
     assert "replay   rpcprops replay .rpcprops/failures/test_models-py" in ran.stdout
 
 
-def test_the_program_runs(tmp_path: Path) -> None:
-    """The program of docs/programs.md holds under its plan, as a script of a user's."""
-    (code,) = re.findall(r"```python\n(from rpcprops import FaultPlan.*?)```", TEXT, re.DOTALL)
-    script = tmp_path / "program.py"
+def run_script(page: str, first: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Python of the code of a page that begins with these words, from outside the checkout."""
+    (code,) = re.findall(rf"```python\n({first}.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    script = folder / "program.py"
     script.write_text(code)
-    ran = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script)],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
+
+
+def test_the_program_runs(tmp_path: Path) -> None:
+    """The program of docs/programs.md holds under its plan, as a script of a user's."""
+    ran = run_script("docs/programs.md", "from rpcprops import FaultPlan", tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@needs_wire
+def test_the_program_under_message_faults_runs(tmp_path: Path) -> None:
+    """The program of docs/faults.md holds under faults of single messages, and both act."""
+    ran = run_script("docs/faults.md", "from rpcprops import FaultPlan, MessageFault", tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines() == ["lose RREF_ACK", "hold PYTHON_CALL"]

@@ -239,6 +239,15 @@ def test_what_allows_an_effect_is_printed() -> None:
     assert not any("torch: " in line for line in describe_accepted("context-kept", 1, 2, "case"))
 
 
+def test_a_long_example_is_shortened() -> None:
+    """It fits on three lines of a terminal, which say where the whole of it is."""
+    case = ", ".join(f"Call(0, {to})" for to in range(200))
+    *_, first, second, third = describe_accepted("context-kept", 1, 2, case)
+    assert first.startswith("         such as Call(0, 0), Call(0, 1), ")
+    assert third.endswith(" … (--json FILE has the whole of it)")
+    assert max(map(len, (first, second, third))) <= 100
+
+
 def test_every_kind_comes_once_a_place_in_a_fixed_order() -> None:
     """Two effects of one run are told in the order of the documentation, whoever shows them."""
     program = Program(2, (Remote(0, 1, "a"), Remote(1, 0, "b"), Drop(0, "a"), Drop(1, "b")))

@@ -71,12 +71,15 @@ def test_hunts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     other = hunt(tmp_path / "other", {}, torch="2.12.0")
     wire = hunt(tmp_path / "wire", {}, agent="wire")
     known = hunt(tmp_path / "known", {}, known=True)
+    empty = tmp_path / "empty"
+    empty.touch()
     for paths, said in (
         ([one, other], r"several versions of torch \(2.12.0, 2.13.0\); give files of one"),
         ([one, wire], r"several agents \(the default one, wire\)"),
         ([one, one], "named twice"),
         ([one, known], "some hunts were drawn with --known and some without"),
-        ([one, tmp_path / "none"], "there is no hunt in it; name files"),
+        ([one, empty], "there is no hunt in it; name files"),
+        ([one, tmp_path / "none"], "none: there is no such file; name files"),
     ):
         with pytest.raises(UsageError, match=said):
             joined(paths)

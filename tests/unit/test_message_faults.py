@@ -551,6 +551,10 @@ def test_a_script_refuses_it_and_a_test_imports_it() -> None:
     )
     with pytest.raises(UsageError, match=r"no agent of torch's makes the fault 0:message:hold"):
         script_of(artefact)
+    finding = replace(artefact, subject="early-owner-fork")
+    remedy = r"run `rpcprops check early-owner-fork --agent FAULTY_TENSORPIPE` and replay"
+    with pytest.raises(UsageError, match=remedy):
+        script_of(finding)
     source = regression_test(artefact)
     assert "from rpcprops import FaultPlan, MessageFault, NthMessage" in source
     made: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import pytest
 
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.agents.wire import build
+from rpcprops.commands import check
 from rpcprops.errors import MachineCannot
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import FaultCount, predict
@@ -113,6 +114,9 @@ def test_it_runs_under_the_agent_that_it_needs(monkeypatch: pytest.MonkeyPatch, 
     result = runs.examine(name)
     assert (result.verdict, set(runs.agents)) == ("holds", {WIRE})
     assert len(runs.agents) <= 8 // PROPERTIES[name].costs
+    told = [line for line in check._details(result) if line.startswith("examples ")]
+    why = "examples one for each 4 that were asked for, because each waits for a timeout"
+    assert told == ([why] if name in COSTLY else [])
 
 
 def test_without_a_compiler_it_is_not_run_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,11 +111,16 @@ def test_pairs_are_about_two_messages() -> None:
     assert len(pairs) == NUMBER * (NUMBER - 1) // 2 - alike
 
 
-def test_a_sweep_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_sweep_goes_on_where_it_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second sweep runs the program without faults, and nothing else."""
     monkeypatch.chdir(tmp_path)
     torch = Torch(monkeypatch)
     assert _swept(tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith(f"{NUMBER} points to try\n")
+    assert "ran: nothing is predicted" in said
     rows = _rows(tmp_path)
     assert len(rows) == NUMBER
     said = {row["verdict"] for row in rows}
@@ -144,6 +149,8 @@ def test_a_pair_that_fails_is_named_at_the_end_also_when_a_sweep_goes_on(
         said = " ".join(capsys.readouterr().out.split())
         assert f"violated: {names}: RRefLeak: planted" in said
         assert f"{NUMBER} points, " in said
+        pairs = len(sweep.pairs_of(sweep.points_of(RUN)))
+        assert f"{NUMBER} points and {pairs} pairs of them to try" in said
     assert torch.plans[-1] == FaultPlan()
 
 
@@ -261,7 +268,10 @@ def test_a_hold_that_ran_out_says_so(
     row = _of(_rows(tmp_path), "PYTHON_CALL", "hold")
     assert (row["verdict"], row["overdue"]) == ("overdue", True)
     assert "the other message did not pass" in row["said"]
-    assert "1 overdue" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 overdue" in said
+    assert "overdue: nothing could pass while the message was held" in said
+    assert "documented:" not in said
     other = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "hold")
     assert (other["verdict"], other["overdue"]) == ("holds", False)
 

@@ -115,7 +115,11 @@ def pybind11_abi(folder: Path) -> str:
 def compiler() -> str | None:
     """The C++ compiler: what ``CXX`` names, or g++, or c++; None if there is none."""
     named = os.environ.get("CXX")
-    return shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+    return shutil.which(named) if named else _usual_compiler()
+
+
+def _usual_compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("c++")
 
 
 def sources() -> tuple[Path, ...]:
@@ -184,11 +188,15 @@ def command(target: Path) -> list[str]:
     """
     found = compiler()
     if found is None:
-        msg = (
-            "the agent WIRE must be compiled, and there is no C++ compiler here"
-            f"{' (CXX=' + os.environ['CXX'] + ')' if os.environ.get('CXX') else ''}; install g++, "
-            "or use another agent."
-        )
+        named = os.environ.get("CXX")
+        other = _usual_compiler()
+        if named and other:
+            lacks = f"CXX={named} names no program; unset CXX, for {other} is there"
+        else:
+            lacks = (
+                f"there is no C++ compiler here{f' (CXX={named})' if named else ''}; install g++"
+            )
+        msg = f"the agent WIRE must be compiled, and {lacks}, or use another agent."
         raise MachineCannot(msg)
     torch = installed_torch()
     library = torch.folder / "lib"
