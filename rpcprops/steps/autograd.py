@@ -56,6 +56,9 @@ class Context(Step):
         raises: leave the ``with`` block by an exception, after all of that.
         retain: run backward twice, the first time with ``retain_graph=True``; gradients add up.
         breaks: a rank of the path whose backward raises; the step then shows its error.
+        profiled: do all of that inside ``torch.autograd.profiler_legacy.profile()``. The value then
+            also says how many events have the name of a call (``rpc/internal.py``:
+            _build_rpc_profiling_key).
     """
 
     op: ClassVar[str] = "context"
@@ -73,10 +76,14 @@ class Context(Step):
     raises: bool = False
     retain: bool = False
     breaks: int | None = None
+    profiled: bool = False
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
             scope.check_rank("path", rank)
+        if self.profiled and self.rrefs:
+            msg = "profiled=True needs rrefs=False: it is about calls."
+            raise UsageError(msg)
         if self.retain and not self.backward:
             msg = "retain=True runs backward twice, so it needs backward=True."
             raise UsageError(msg)
@@ -92,6 +99,9 @@ class Context(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
         # sendMessageWithAutograd), which torch's agents neither fail nor delay.
+        if self.profiled and model.disturbed:
+            msg = f"{self!r}: what faults of single messages do to profiled calls is not predicted."
+            raise UsageError(msg)
         way = (self.at, *self.path)
         for number, rank in enumerate(self.path if model.disturbed else ()):
             model.disturbed.check_forward(self)
@@ -102,8 +112,10 @@ class Context(Step):
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
         for number, rank in enumerate(self.path):
             model.calls[rank][call] += 1
-            for pair in self.requests(number):
+            # Inside a profiler RUN_WITH_PROFILING_REQ wraps it once more (sendMessageWithAutograd).
+            for pair in () if self.profiled else self.requests(number):
                 model.in_contexts.call(*pair)
+        model.profiled.update(self.counted_at)
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
                 # Created and fetched inside the context; only its delete is sent outside.
@@ -122,6 +134,11 @@ class Context(Step):
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
+
+    @property
+    def counted_at(self) -> tuple[int, ...]:
+        """Where profiled requests run: two branches must not race for the first one of a rank."""
+        return tuple(dict.fromkeys(self.path)) if self.profiled else ()
 
     def _passes_back(self, model: Model) -> str:
         """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
@@ -282,6 +299,8 @@ class Context(Step):
             result["gradient"] = [2.0 * g for g in gradient] if self.retain else gradient
         if self.raises:
             result["raised"] = True
+        if self.profiled:
+            result["profiled"] = min(1, len(self.path)) if self.nested else len(self.path)
         return result
 
     def _broken(self, broke: str) -> dict[str, Any]:
@@ -316,6 +335,10 @@ class Context(Step):
         if bool(seen.get("raised")) != self.raises:
             message = "the exception that left the context did not reach its caller"
             found.append(Violation("MissingError", message))
+        wanted = expected.get("profiled")
+        if seen.get("profiled") != wanted:
+            message = f"the profiler shows {seen.get('profiled')!r} calls by name, and not {wanted}"
+            found.append(Violation("WrongValue", message))
         return found
 
     def _judge_backward(self, expected: object, broke: str | None) -> list[Violation]:
@@ -350,6 +373,8 @@ class Context(Step):
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
+        if drawer.undisturbed and not drawer.in_parallel and not form.get("rrefs"):
+            form["profiled"] = drawer.pick((False, False, True))
         return cls(at, drawer.name("context"), tuple(path), value, **form)
 
     @classmethod
