@@ -188,6 +188,10 @@ _NAMED: dict[Sort, Callable[[int], str]] = {
 _BranchId: TypeAlias = tuple[int, int]
 
 
+#: Kinds of step after which torch sends nothing but deletes by itself, if each value was fetched.
+_DELETING = frozenset({"remote", "fetch", "drop"})
+
+
 class _Names(Counter[Sort]):
     """How many things of each sort have been named."""
 
@@ -330,6 +334,10 @@ class StepDrawer:
         rejoined: whether RPC was initialised again. After that an RRef stays for ever on a torch
             with rref-lifetime-after-reinit, and only its owner can send it on one with
             rref-sent-after-reinit, so none is made there.
+        may_rejoin: whether the ranks can hold nothing, so that they may leave and come back.
+        gathered_apart: whether some ranks have shut down gracefully, and others have not. No
+            graceful shutdown may follow on a torch with gathering-count-kept.
+        ends_at_once: whether the program ends by a shutdown that waits for nobody.
     """
 
     def __init__(  # noqa: PLR0913, PLR0915 - what a program is drawn for
@@ -348,6 +356,7 @@ class StepDrawer:
         threads: int | None = None,
         goes_on: bool = False,
         slow: bool = False,
+        ends_at_once: bool = False,
     ) -> None:
         self.facts = facts or installed()
         self.draw: Draw = draw
@@ -402,6 +411,9 @@ class StepDrawer:
         self.has_run_out = False
         self.may_keep = False
         self.rejoined = False
+        self.may_rejoin = True
+        self.gathered_apart = False
+        self.ends_at_once = ends_at_once
         self._lengths = _SECONDS + _MINUTES * minutes
         self._slow_seconds = 0.0
         self._slow_in_time = 0.0
@@ -444,6 +456,25 @@ class StepDrawer:
         """Whether torch sends nothing by itself after the steps so far."""
         before = itertools.takewhile(lambda step: step.op != "settle", reversed(self.steps))
         return not self.in_parallel and all(map(self._leaves_nothing, before))
+
+    @property
+    def only_calls(self) -> bool:
+        """Whether the steps so far are calls that leave nothing behind, and settles."""
+        return all(step.op == "settle" or self._leaves_nothing(step) for step in self.steps)
+
+    @property
+    def only_deletes(self) -> bool:
+        """Whether torch may still send nothing but deletes again, of values that are all made."""
+        before = [*itertools.takewhile(lambda step: step.op != "settle", reversed(self.steps))]
+        fetched = {step.used[0] for step in before if step.op == "fetch"}
+        return (
+            not (self.in_parallel or self.loses or self._longest or self.has_few_threads)
+            and all(step.op in _DELETING or self._leaves_nothing(step) for step in before)
+            and all(getattr(step, "timeout", None) is None and not step.lasts for step in before)
+            and not any(step.raises_there for step in before)
+            and all(name in fetched for step in before for _, name in step.made)
+            and not any(step.used for step in before if step.op == "remote")
+        )
 
     def _leaves_nothing(self, step: Step) -> bool:
         """Whether torch sends nothing by itself after a step, and no function goes on."""
@@ -531,6 +562,17 @@ class StepDrawer:
         """Whether the next step may make an RRef."""
         reinit = ("rref-lifetime-after-reinit", "rref-sent-after-reinit")
         return not (self.rejoined and any(map(self.facts.has_bug, reinit)))
+
+    @property
+    def takes_minutes(self) -> bool:
+        """Whether a step may take minutes."""
+        return self._lengths != _SECONDS
+
+    def may_gather(self, *, apart: bool) -> bool:
+        """Whether ranks that come back may shut down gracefully; `apart`: some of them only."""
+        if not self.facts.has_bug("gathering-count-kept"):
+            return True
+        return self.ends_at_once if apart else not self.gathered_apart
 
     @property
     def goes_on_without_rrefs(self) -> bool:
@@ -1289,6 +1331,10 @@ class StepDrawer:
     def delay_milliseconds(self, at: int, message: MessageType) -> int:
         """Whole milliseconds by which the plan delays such a message of `at`."""
         return self._delaying[at].get(message, 0)
+
+    def delays_for(self, milliseconds: int) -> bool:
+        """Whether the plan delays some message by just so many milliseconds."""
+        return any(milliseconds in late.values() for late in self._delaying)
 
     def may_fail(self, at: int, messages: Iterable[MessageType]) -> bool:
         """Whether the plan fails one of these messages at `at`."""

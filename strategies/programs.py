@@ -263,6 +263,7 @@ def _program_drawer(
             threads=_THREADS[(more >> 8) % (1 << 15) % len(_THREADS)],
             goes_on=bool(more >> 23 & 1),
             slow=bool(more >> 24 & 1),
+            ends_at_once=how == "at once" and settled,
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.

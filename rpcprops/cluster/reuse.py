@@ -12,7 +12,7 @@ from rpcprops.agents.wire import NAME
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import Prediction
 from rpcprops.outcomes import UNLIMITED_SLACK, StepOutcome
-from rpcprops.programs import End, Program
+from rpcprops.programs import End, Program, Step
 
 #: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
 #: was read for each. Not among them are those that initialise RPC again, run a profiler or set the
@@ -47,7 +47,7 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
     return (
         agent == NAME
         and program.end == End()
-        and all(step.op in KINDS for step in program.leaves)
+        and all(step.op in KINDS and not _profiles(step) for step in program.leaves)
         and can_be_set(plan)
         and prediction.graceful
         and not any(step.error for step in prediction.steps)
@@ -56,6 +56,11 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
         and not (prediction.has_failed_function or prediction.has_failed_creation)
         and not prediction.met
     )
+
+
+def _profiles(step: Step) -> bool:
+    """Whether it runs a profiler, which leaves something in the threads that served it."""
+    return bool(getattr(step, "profiled", False))
 
 
 def rests_on_time(program: Program, prediction: Prediction) -> bool:

@@ -161,6 +161,8 @@ def _is_expected_traceback(
     if told and told in error.line:
         # The rank prints the error of its shutdown, which is judged separately.
         return True
+    if facts.texts.lost_connection in error.line and any(x.calls_gone for x in program.leaves):
+        return True
     raised = _RAISED.match(error.summary)
     if raised is None:
         # A traceback inside another one: the outer one is examined at its end.

@@ -125,8 +125,10 @@ def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
     ``RpcAgent::rpcRetryCallback``). Of cleanups it is not known to which rank: they have one
     payload, by which the agent counts failures, and go out in the order of an unordered set
     (``context.cpp``: ``DistAutogradContext::getKnownWorkerIds``). Tries may lack where a rank
-    leaves early or a program does not settle, and deletes where members of a group leave.
+    leaves early or a program does not settle, and deletes where members of a group leave. Of what
+    is sent to a rank that is gone nobody can tell how often.
     """
+    in_vain = {(str(message), rank) for rank, message in prediction.tries_in_vain}
     wanted, seen, unsent = (Counter[tuple[str, int]]() for _ in range(3))
     for send in (*prediction.sends, *prediction.last_sends):
         if send.message.is_retryable:
@@ -135,7 +137,8 @@ def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         if sent.is_request and WireMessageType(sent.type).is_retryable:
             seen[sent.type, sent.sender] += 1
             unsent[sent.type, sent.sender] += _was_refused(sent)
-    for name, rank in sorted({*wanted, *seen}) if prediction.told is None else ():
+    kinds = {*wanted, *seen} - in_vain
+    for name, rank in sorted(kinds) if prediction.told is None else ():
         times, tries = wanted[name, rank], seen[name, rank]
         differs = not tries - unsent[name, rank] <= times <= tries
         if differs and rank not in prediction.may_exit_early:

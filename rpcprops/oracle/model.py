@@ -47,6 +47,7 @@ from rpcprops.faults import (
     delay_milliseconds,
     retry_wait,
 )
+from rpcprops.oracle._absent import Absent
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
@@ -524,6 +525,8 @@ class Model:
             at_once: whether that deletes no RRefs.
         """
         self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
+        if graceful and not at_once and self.gathers_apart:
+            self.meets_at_shutdown("gathering-count-kept")
         for rank, owner in self.kept.in_frames if at_once or not graceful else ():
             message = MessageType.RREF_USER_DELETE
             self.sends_otherwise("failed-async-proxy", rank, owner, message)
@@ -658,6 +661,7 @@ class Model:
             stuck=frozenset(self.stuck),
             wire_sends=dict(+self.in_contexts.sent),
             wire_more=frozenset(self.in_contexts.more),
+            tries_in_vain=frozenset(self.absent.tries_in_vain),
         )
 
     def _check_made_in_time(self) -> None:
@@ -988,19 +992,71 @@ class Model:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
             parent.unaccepted = True
 
-    def rejoin(self, *, graceful: bool) -> None:
+    def rejoin(self, gathering: Sequence[tuple[int, int]], *, profiled: bool = False) -> None:
         """All ranks, which are at rest, shut RPC down and initialise it again.
 
         A graceful shutdown sends its own calls (``api.py``: ``_all_gather``): each rank tells the
         one with the smallest name, which answers each. The faulty agent's init sends none. A new
         agent counts payloads from 0 (``faulty_tensorpipe_agent.h``: ``failMessageCountMap_``).
+
+        Args:
+            gathering: those calls, each as the rank that makes it and the one that it calls.
+            profiled: whether they are made inside a profiler, and travel in another message.
         """
-        for rank in range(1, self.world_size) if graceful else ():
-            self.send(rank, MessageType.PYTHON_CALL, to=0)
-            self.send(0, MessageType.PYTHON_CALL, to=rank)
+        for rank, to in () if profiled else gathering:
+            self.send(rank, MessageType.PYTHON_CALL, to=to)
+        self.absent.gatherings.update({rank for rank, _ in gathering})
         self.failed.clear()
         self.profiled.clear()
         self.rejoined = True
+
+    @functools.cached_property
+    def absent(self) -> Absent:
+        """What the ranks remember of those that have left before them."""
+        return Absent()
+
+    @property
+    def only_deletes_wait(self) -> bool:
+        """Whether all that may be under way is deletes that torch tries again, and none is late.
+
+        A graceful shutdown waits for these: an owner for its users to delete all that they hold
+        (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``), and each rank for its
+        calls and those of the others (``tensorpipe_agent.cpp``: ``TensorPipeAgent::join``).
+        """
+        late = self.sends[self.settled :]
+        return (
+            self.certain
+            and all(send.delivered and send.message is not _CLEANUP for send in late)
+            and not any(self.delay(send.rank, send.message) for send in late)
+            and all(self.known_made(rref) for rref in self.rrefs)
+            and not (self.unread or self.late_contexts or self.counted_late or self.fetching)
+            and not any(self.abandoned_calls)
+        )
+
+    @property
+    def gathers_apart(self) -> bool:
+        """Whether the ranks have begun to meet differently often: see :meth:`Absent.apart`."""
+        return self.absent.apart(range(self.world_size))
+
+    def gives_up_cleanup(self, rank: int, to: int) -> None:
+        """A rank leaves a context in which it has called one that is gone.
+
+        Its cleanup fails there, and is tried again (``RpcAgent::sendWithRetries``) until the agent
+        of `rank` is shut down: how often depends on when that is.
+
+        Raises:
+            UsageError: the plan strikes cleanups, and nobody can tell how often.
+        """
+        table = self.plan.table(rank)
+        if _CLEANUP in table.failing or _CLEANUP in table.delaying:
+            msg = (
+                f"{self._step!r}: rank {rank} tries in vain to clean up at rank {to}, nobody can "
+                f"tell how often; take {_CLEANUP} out of its table."
+            )
+            raise UsageError(msg)
+        self.sends.append(Send(rank, _CLEANUP, f"gone{len(self.sends)}", to=to))
+        self.absent.tries_in_vain.add((rank, _CLEANUP))
+        self.may_warn_unreleased_context.add(rank)
 
     def _new_user(self, handle: Handle) -> Handle:
         if self.rejoined:

@@ -125,6 +125,8 @@ class Prediction:
         wire_sends: how many calls and gradients are sent inside contexts (FORWARD_AUTOGRAD_REQ and
             BACKWARD_AUTOGRAD_REQ), by sender, receiver and type.
         wire_more: those of which there may be more, as nobody can tell how many there are.
+        tries_in_vain: ranks, and the messages that they try to send to a rank that is gone, nobody
+            can tell how often.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -152,6 +154,7 @@ class Prediction:
     stuck: frozenset[int] = frozenset()
     wire_sends: Mapping[WireKind, int] = field(default_factory=dict)
     wire_more: frozenset[WireKind] = frozenset()
+    tries_in_vain: frozenset[tuple[int, MessageType]] = frozenset()
     alternatives: tuple[Prediction, ...] = ()
 
     @property
@@ -172,7 +175,8 @@ class Prediction:
 
         Until the last settle the number is known. So is that of the last deletes of a graceful
         shutdown, unless the rank may exit early: then it may not send them at all, or every try of
-        each may fail because the owner has left.
+        each may fail because the owner has left. Each try to send something to a rank that is gone
+        fails as well.
         """
         found: list[range] = []
         for rank, settled in enumerate(self.retried):
@@ -181,6 +185,9 @@ class Prediction:
             if rank in self.may_exit_early:
                 least = settled
                 most = settled + sum(send.message.max_retries + 1 for send in leaving)
+            most += sum(
+                message.max_retries + 1 for one, message in self.tries_in_vain if one == rank
+            )
             found.append(range(least, most + 1))
         return tuple(found)
 

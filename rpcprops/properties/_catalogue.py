@@ -63,7 +63,13 @@ _Tables = Callable[[TorchFacts], st.SearchStrategy[FaultTable]]
 def _drawn(tables: _Tables, facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs, each for a drawn plan."""
     known = facts or installed()
-    drawn = programs_under_faults(max_world_size=4, max_steps=12, tables=tables(known), facts=known)
+    drawn = programs_under_faults(
+        max_world_size=4,
+        max_steps=12,
+        tables=tables(known),
+        facts=known,
+        kinds=(*KINDS, Rejoin.op),
+    )
     return drawn.map(lambda pair: Case(*pair))
 
 
@@ -164,8 +170,7 @@ def _undisturbed(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
 def _kinds(facts: TorchFacts) -> Sequence[str]:
     """All kinds of step that are drawn where there is no fault.
 
-    That ranks come back is among them, for it takes little where no message is lost. Two kinds show
-    nothing but a finding where torch has it.
+    Two kinds show nothing but a finding where torch has it.
     """
     findings = {"retry": "retried-without-payload", "fail_twice": "freed-context-used"}
     shown = (kind for kind, name in findings.items() if not facts.has_bug(name))

@@ -243,6 +243,11 @@ def _counted_refusal(_: int) -> Case:
     return _case(2, Rejoin(0, failing="running"))
 
 
+def _gathered_apart(_: int) -> Case:
+    """Rank 1 leaves gracefully, without rank 0, which has left at once; then both come back."""
+    return _case(2, Rejoin(1, alone=0))
+
+
 def _no_thread(number: int) -> Case:
     """The only thread of rank 1 waits for 4 s, for a call that has a timeout of 1 s."""
     program = Program(
@@ -402,6 +407,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "refused-init-counted": (
         "After an init_rpc that was refused, the ranks can leave and come back as before.",
         _counted_refusal,
+    ),
+    "gathering-count-kept": (
+        "After a graceful shutdown that one rank missed, ranks come back and can shut down.",
+        _gathered_apart,
     ),
     "timeout-needs-thread": (
         "A call ends by its timeout, whatever the threads of its rank do.",

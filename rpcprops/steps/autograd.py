@@ -72,6 +72,9 @@ class Context(Step):
         wait: "async" for ``rpc_async`` and a wait instead of ``rpc_sync``, in the calls of `at`.
         named: how `at` names the ranks.
         seconds: virtual seconds for which each Python function of the path sleeps.
+        profiled: do all of that inside ``torch.autograd.profiler_legacy.profile()``. The value then
+            also says how many events have the name of a call (``rpc/internal.py``:
+            _build_rpc_profiling_key).
     """
 
     op: ClassVar[str] = "context"
@@ -93,11 +96,15 @@ class Context(Step):
     wait: Literal["sync", "async"] = "sync"
     named: Naming = "name"
     seconds: float = 0.0
+    profiled: bool = False
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
             scope.check_rank("path", rank)
         self._check_way()
+        if self.profiled and (self.rrefs, self.flavour, self.wait) != (False, "python", "sync"):
+            msg = "profiled=True is about calls of Python functions by rpc_sync."
+            raise UsageError(msg)
         if self.retain and not self.backward:
             msg = "retain=True runs backward twice, so it needs backward=True."
             raise UsageError(msg)
@@ -136,6 +143,9 @@ class Context(Step):
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
         # sendMessageWithAutograd), which torch's agents neither fail nor delay. That is so for a
         # builtin operator as well, because what it is given requires a gradient.
+        if self.profiled and model.disturbed:
+            msg = f"{self!r}: what faults of single messages do to profiled calls is not predicted."
+            raise UsageError(msg)
         way = (self.at, *self.path)
         for number, rank in enumerate(self.path if model.disturbed else ()):
             model.disturbed.check_forward(self)
@@ -146,8 +156,10 @@ class Context(Step):
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
         for number, rank in enumerate(self.path):
             self._runs(model, rank, call)
-            for pair in self.requests(number):
+            # Inside a profiler RUN_WITH_PROFILING_REQ wraps it once more (sendMessageWithAutograd).
+            for pair in () if self.profiled else self.requests(number):
                 model.in_contexts.call(*pair)
+        model.profiled.update(self.counted_at)
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
                 # Created and fetched inside the context; only its delete is sent outside.
@@ -166,6 +178,11 @@ class Context(Step):
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
+
+    @property
+    def counted_at(self) -> tuple[int, ...]:
+        """Where profiled requests run: two branches must not race for the first one of a rank."""
+        return tuple(dict.fromkeys(self.path)) if self.profiled else ()
 
     def _passes_back(self, model: Model) -> str:
         """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
@@ -326,6 +343,8 @@ class Context(Step):
             result["gradient"] = [2.0 * g for g in gradient] if self.retain else gradient
         if self.raises:
             result["raised"] = True
+        if self.profiled:
+            result["profiled"] = min(1, len(self.path)) if self.nested else len(self.path)
         return result
 
     def _broken(self, broke: str) -> dict[str, Any]:
@@ -360,6 +379,10 @@ class Context(Step):
         if bool(seen.get("raised")) != self.raises:
             message = "the exception that left the context did not reach its caller"
             found.append(Violation("MissingError", message))
+        wanted = expected.get("profiled")
+        if seen.get("profiled") != wanted:
+            message = f"the profiler shows {seen.get('profiled')!r} calls by name, and not {wanted}"
+            found.append(Violation("WrongValue", message))
         return found
 
     def _judge_backward(self, expected: object, broke: str | None) -> list[Violation]:
@@ -395,6 +418,8 @@ class Context(Step):
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
+        if drawer.undisturbed and not drawer.in_parallel and not form.get("rrefs"):
+            form["profiled"] = drawer.pick((False, False, True))
         return cls(at, drawer.name("context"), tuple(path), value, **form)
 
     @classmethod

@@ -233,6 +233,11 @@ class Step:
         """Whether a function that a rank runs for it raises on purpose, as a log then shows."""
         return bool(getattr(self, "raises", False))
 
+    @property
+    def calls_gone(self) -> bool:
+        """Whether a function that a rank runs for it calls a rank that is gone."""
+        return False
+
     # What it showed.
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:

@@ -44,6 +44,8 @@ from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
     from rpcprops.outcomes import Counters
@@ -63,6 +65,7 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {},
     {"form": "async"},
     {"form": "remote"},
+    {"form": "remote", "rests": True},
     {"form": "nested"},
     {"form": "deferred"},
     {"form": "late"},
@@ -88,7 +91,8 @@ class Profile(Step):
     With `raises` the function raises.
 
     The call is made `times` times, each inside a profiler of its own. With `unpicklable` the thread
-    that makes it has first made such a call of an argument that cannot be pickled.
+    that makes it has first made such a call of an argument that cannot be pickled. With `rests`
+    the RRef of "remote" is dropped inside the profiler, which ends once torch has deleted it.
 
     The value has these parts: the sum; whether exactly one event has the name of the call, as
     ``internal.py``: _build_rpc_profiling_key builds it; whether some event tells what ran at
@@ -113,8 +117,12 @@ class Profile(Step):
     times: int = 1
     unpicklable: bool = False
     seconds: float = 0.0
+    rests: bool = False
 
     def enter(self, scope: Scope) -> None:
+        if self.rests and self.form != "remote":
+            msg = f"rests=True needs form 'remote', not {shown(self.form)}: only that has an RRef."
+            raise UsageError(msg)
         check_arguments(scope, self.at, self.left, self.right)
         check_seconds(self.seconds, self.flavour)
         check_seconds(self.lasts)
@@ -258,6 +266,19 @@ Leaving = Literal["graceful", "timeout", "at once"]
 #: (``rpc/__init__.py``: _init_rpc_backend); at one rank, the name of another one; at all, a world
 #: of one rank more, for which they wait in the store; at all, a store that cannot be opened
 #: (``FileStore.cpp``: File). All are RuntimeErrors.
+#:
+#: Further ones go wrong at one rank. A store that cannot be opened there: the others make no other
+#: init than the one by which all come back, and wait in it until that rank opens the store. Or they
+#: wait in vain, in an init that they have counted then (``rpc/__init__.py``: _init_counter), and
+#: that rank has not, so it makes one more that fails ("counted"; with a name that torch does not
+#: allow). The same with a store whose server nobody can reach: torch tries for half an hour
+#: (``distributed/rendezvous.py``: _tcp_rendezvous_handler has default_pg_timeout). A world of one
+#: rank more: that rank waits for the name of one that there is not, and never starts, so the others
+#: wait for its address (``tensorpipe_agent.cpp``: TensorPipeAgent::startImpl). Their agents stay,
+#: half started (``backend_registry.py`` has a TODO that says so), so all ranks then shut down at
+#: once before they come back. A world of one rank fewer: in the source nobody looks at that, and no
+#: document says what is to come of it; so it is only predicted that the ranks can then shut down
+#: and come back.
 Failing = Literal[
     "",
     "bad name",
@@ -268,6 +289,11 @@ Failing = Literal[
     "taken name",
     "too many",
     "no store",
+    "one no store",
+    "one no store, counted",
+    "one unreachable, counted",
+    "one too many",
+    "one too few",
 ]
 #: What the ranks do between their static worlds: nothing; found a dynamic group, which all of them
 #: join, and leave it by a graceful shutdown; or leave it by one that tells nobody. Torch's own
@@ -278,9 +304,32 @@ Failing = Literal[
 #: way of the next (``tensorpipe_agent.cpp``: TensorPipeAgent::checkAndSetStaticGroup).
 Between = Literal["", "group", "group left at once"]
 BETWEEN: tuple[Between, ...] = get_args(Between)
+#: What goes on between `at` and the rank that leaves alone: nothing; a call of `at` that it serves;
+#: a call of its own that `at` serves; a context in which `at` has called it.
+Amid = Literal["", "serving", "calling", "backward"]
+AMID: tuple[Amid, ...] = get_args(Amid)
+#: What the others then try with the one that is gone: two calls of it; a call of another rank that
+#: calls it; to ask for its name, which the tables of a static world keep.
+Work = Literal["sync", "async", "through", "info"]
+WORK: tuple[Work, ...] = get_args(Work)
+_REFUSED: Mapping[Work, str] = {**dict.fromkeys(WORK, "RuntimeError"), "info": ""}
+#: Virtual seconds after which the first rank gives up the one that is gone.
+_BRIEF = 5.0
+_WORKS: tuple[tuple[Work, ...], ...] = (*((one,) for one in WORK), WORK)
 #: Those in which ranks wait in the store, for so many virtual seconds.
-_WAITING: tuple[Failing, ...] = ("one bad name", "too many")
+_WAITING: tuple[Failing, ...] = (
+    "one bad name",
+    "too many",
+    "one no store, counted",
+    "one too many",
+)
 _STORE_WAITS = 30.0
+#: Milliseconds between two looks of a rank that waits in the store.
+_POLLS = 10
+_UNREACHABLE: Failing = "one unreachable, counted"
+_UNREACHABLE_WAITS = 1800.0
+#: Those in which the others make no init that fails.
+_AT_ONE: tuple[Failing, ...] = ("running", "one no store")
 FAILING: tuple[Failing, ...] = get_args(Failing)
 _SETS: tuple[tuple[Outside, ...], ...] = ((), *((one,) for one in OUTSIDE), OUTSIDE)
 
@@ -297,11 +346,37 @@ class Rejoin(Step):
     `between` all ranks then are members of a dynamic group for a moment: each looks who is in it,
     and makes a call of the next rank.
 
+    With `alone` that rank leaves before all others, by a shutdown that waits for nobody, `amid` a
+    call or a context of `at`. The others call each other, and then it, as `work` says. ``api.py``:
+    shutdown documents that such a shutdown "is a local shutdown", so it must not fail, and the
+    others go on. What they send to it must fail and not hang: an agent that shuts down closes its
+    pipes (``tensorpipe_agent.cpp``: TensorPipeAgent::shutdownImpl), and whoever reads or writes
+    such a pipe gives each of its calls that error (TensorPipeAgent::handleClientError). It has
+    served what it had accepted when its shutdown returns (shutdownImpl: waitWorkComplete). A
+    backward pass that needs it fails, for a gradient that cannot be sent fails the pass
+    (``functions/recvrpc_backward.cpp``: RecvRpcBackward::apply).
+
+    Then the others leave. A graceful shutdown meets by calls of the first rank (``api.py``:
+    _all_gather). If that one is gone, each raises, and is shut down all the same. If another one
+    is gone, the first rank waits for it as long as `timeout` says, and raises, because it cannot
+    answer that one; without a timeout it would wait for ever, as ``shutdown`` documents. So
+    "timeout" is then for the first rank only, and the rest leave at once. (They would go on to wait
+    in the store for the rank that is gone: TensorPipeAgent::join ignores its timeout.)
+
+    With `profiled` each rank does all of that inside ``torch.autograd.profiler_legacy.profile()``.
+    Then the calls by which the ranks meet in a graceful shutdown travel in another message
+    (``autograd/utils.cpp``: sendMessageWithAutograd), and each has one event by its name
+    (``internal.py``: _build_rpc_profiling_key). Nothing else is to change.
+
     The value has a list for each rank: the class of the error of shutdown, and of each call
     outside, or ""; how many RRefs and contexts the rank then holds, as text; the class of the
     error of each ``init_rpc``, or "". Before the last one, with `between`: the numbers of the
-    members and the sum that the call returned, as text. The ranks must be at rest, and hold
-    nothing.
+    members and the sum that the call returned, as text. Last of all, with `alone`, at the others:
+    the sums of calls of each other, as text; the class of the error of each of `work`, or ""; and
+    at `at` that of what it was amid. With `profiled`: how many such events there are, as text.
+
+    The ranks must hold nothing, and be at rest; but a graceful shutdown of them all may come while
+    torch still tries to delete what they have dropped, for which it waits (``api.py``: shutdown).
     """
 
     op: ClassVar[str] = "rejoin"
@@ -315,6 +390,10 @@ class Rejoin(Step):
     outside: tuple[Outside, ...] = ()
     failing: Failing = ""
     between: Between = ""
+    alone: int | None = None
+    amid: Amid = ""
+    work: tuple[Work, ...] = ()
+    profiled: bool = False
 
     def enter(self, scope: Scope) -> None:
         if scope.members is not None:
@@ -328,6 +407,7 @@ class Rejoin(Step):
         if self.failing and scope.world_size < 2:
             msg = f"failing={shown(self.failing)} needs two ranks."
             raise UsageError(msg)
+        self._check_alone(scope)
         left = [*scope.handles, *scope.futures]
         if left:
             msg = (
@@ -336,46 +416,182 @@ class Rejoin(Step):
             )
             raise UsageError(msg)
 
-    def predict(self, model: Model, call: str) -> StepPrediction:
+    def _check_alone(self, scope: Scope) -> None:
+        """Raises:
+        UsageError: no rank can leave alone in that way.
+        """
+        if self.alone is None:
+            if self.amid or self.work:
+                msg = f"amid={shown(self.amid)} and work={shown(self.work)} need alone=RANK."
+                raise UsageError(msg)
+            return
+        if self.profiled:
+            msg = f"profiled=True and alone={self.alone}: give one of them."
+            raise UsageError(msg)
+        scope.check_rank("alone", self.alone)
+        if self.alone == self.at:
+            msg = (
+                f"alone={self.alone} must be another rank than at, which tells the ranks to leave."
+            )
+            raise UsageError(msg)
+        if self.how == "graceful" and self.alone:
+            msg = (
+                f"how='graceful': the first rank would wait for rank {self.alone}, which is gone, "
+                f"for ever; give how='timeout' or 'at once', or alone=0."
+            )
+            raise UsageError(msg)
+
+    def _check_plan(self, model: Model) -> None:
+        """Raises:
+        UsageError: nobody can tell what comes of it under that plan, or after these steps.
+        """
         tables = [model.plan.table(rank) for rank in range(model.world_size)]
         if any(MessageType.PYTHON_CALL in table.failing for table in tables):
             msg = f"{self!r}: the plan fails PYTHON_CALL, and with it shutdown's own calls."
             raise UsageError(msg)
-        if model.settled != len(model.sends) or any(map(bool, map(_held, model.counters()))):
+        if any(_POLLS in table.delaying.values() for table in tables):
+            msg = (
+                f"{self!r}: the store sleeps {_POLLS} ms between two looks (FileStore.cpp: "
+                f"FileStore::get), so nobody can tell how often a delay of {_POLLS} ms came."
+            )
+            raise UsageError(msg)
+        rests = model.settled == len(model.sends)
+        waits = self.alone is None and self.how != "at once" and model.only_deletes_wait
+        if not (rests or waits) or any(map(bool, map(_held, model.counters()))):
             msg = f"{self!r}: the ranks may not be at rest, or hold something; put a Settle before."
             raise UsageError(msg)
+
+    def predict(self, model: Model, call: str) -> StepPrediction:
+        self._check_plan(model)
         others = [rank for rank in range(model.world_size) if rank != self.at]
         for rank in others:
             model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}")
-        model.rejoin(graceful=self.how != "at once")
+        worked = self._predict_alone(model, call)
+        self._meets_others(model)
+        model.rejoin(self._gathering(model.world_size), profiled=self.profiled)
         for rank in others:
             model.call(self.at, rank, MessageType.PYTHON_CALL, f"{call}/{rank}/ended")
+        return model.shows([self._shown(model, *one) for one in enumerate(worked)])
+
+    def _shown(self, model: Model, rank: int, worked: Sequence[str]) -> list[str | None]:
+        """What a rank shows."""
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
         refused = ["RuntimeError" for _ in self.outside]
-        wrong = ["RuntimeError"] if self.failing else []
+        held = f"0 {len(model.leaked_contexts[rank])}"
+        wrong: list[str | None] = ["RuntimeError"] if self.failing else []
+        if self.failing == "one too few":
+            wrong = [None]
+        elif self.failing in _AT_ONE and rank != self.at:
+            wrong = [""]
         members = " ".join(map(str, range(model.world_size)))
         group = [f"members {members}, sum 3.0"] if self.between else []
-        seen = [["", *refused, "0 0", *wrong, *group, ""] for _ in range(model.world_size)]
+        calls = [at for at, _ in self._gathering(model.world_size)].count(rank)
+        events = [f"{calls} profiled"] if self.profiled else []
+        return [self._leaves_by(rank), *refused, held, *wrong, *group, "", *worked, *events]
+
+    def _meets_others(self, model: Model) -> None:
+        """Note the findings by which the ranks wait for each other in vain."""
+        here = len(model.steps)
+        meets: dict[str, str] = {}
+        if self.alone is None and self.how != "at once" and model.gathers_apart:
+            # The timeout of such a shutdown is longer than anybody waits.
+            meets["gathering-count-kept"] = rf"does not end step {here}, "
         if self.failing == "running":
-            for rank in others:
-                seen[rank][len(refused) + 2] = ""
             # rpc/__init__.py: init_rpc has raised _init_counter before it refuses. So the next init
             # of that rank looks for the others under another prefix of the store.
             # Which of the ranks that hang are blamed depends on where each of them waits.
-            says = rf"\bworker{self.at} does not end step {len(model.steps)}, "
+            meets["refused-init-counted"] = rf"\bworker{self.at} does not end step {here}, "
+        for finding, says in meets.items():
             for rank in range(model.world_size):
-                model.meets_here("refused-init-counted", rank, says)
-            model.never_ends("refused-init-counted")
-        return model.shows(seen)
+                model.meets_here(finding, rank, says)
+            model.never_ends(finding)
+
+    def _leaves_by(self, rank: int) -> str:
+        """The class of the error of a rank's shutdown, or ""."""
+        if self.alone is None or rank == self.alone or self.how == "at once":
+            return ""
+        return "RuntimeError" if 0 in (rank, self.alone) else ""
+
+    def _gathering(self, world_size: int) -> list[tuple[int, int]]:
+        """The calls by which the ranks meet in their shutdown (``api.py``: _all_gather)."""
+        if self.how == "at once":
+            return []
+        followers = range(1, world_size)
+        to_first = [(rank, 0) for rank in followers]
+        if self.alone == 0:
+            return to_first
+        from_first = [(0, rank) for rank in followers]
+        return from_first if self.alone else [*to_first, *from_first]
+
+    def _predict_alone(self, model: Model, call: str) -> list[list[str]]:
+        """What each rank shows of the one that has left alone."""
+        shown: list[list[str]] = [[] for _ in range(model.world_size)]
+        if self.alone is None:
+            return shown
+        others = [rank for rank in range(model.world_size) if rank != self.alone]
+        sends = self._predict_amid(model, call)
+        for rank in others:
+            sends += [(rank, to, f"{call}/work") for to in others]
+            shown[rank] = [" ".join("3.0" for _ in others), *map(_REFUSED.__getitem__, self.work)]
+            for work in self.work:
+                by = others[(others.index(rank) + 1) % len(others)]
+                if work == "through":
+                    sends += [(rank, by, f"{call}/through"), (by, self.alone, "")]
+                elif work != "info":
+                    sends.append((rank, self.alone, ""))
+        for at, to, name in sends:
+            model.call(at, to, MessageType.PYTHON_CALL)
+            if name:
+                model.calls[to][name] += 1
+        if self.amid in ("serving", "backward"):
+            shown[self.at].append("RuntimeError")
+        return shown
+
+    def _predict_amid(self, model: Model, call: str) -> list[tuple[int, int, str]]:
+        """What is sent by what that rank leaves amid: who calls whom, and by what name."""
+        assert self.alone is not None
+        held = f"{call}/held"
+        if self.amid == "serving":
+            return [(self.at, self.alone, held)]
+        if self.amid == "calling":
+            return [(self.alone, self.at, held)]
+        if self.amid == "backward":
+            model.calls[self.alone][held] += 1
+            model.in_contexts.call(self.at, self.alone)
+            model.in_contexts.gradient(self.at, self.alone)
+            model.gives_up_cleanup(self.at, self.alone)
+            # Nobody is left to tell it (autograd/context/container.cpp: eraseContextIdAndReset).
+            model.leaked_contexts[self.alone].add(call)
+        return []
+
+    @property
+    def calls_gone(self) -> bool:
+        return "through" in self.work
 
     @property
     def lasts(self) -> float:
-        return 0.5 * len(self.first) + (_STORE_WAITS if self.failing in _WAITING else 0.0)
+        waits = _STORE_WAITS if self.failing in _WAITING else 0.0
+        waits = _UNREACHABLE_WAITS if self.failing == _UNREACHABLE else waits
+        return 0.5 * len(self.first) + waits + (_BRIEF if self.alone is not None else 0.0)
+
+    def judge(self, expected: Any, seen: Any) -> list[Violation]:
+        if not isinstance(seen, list) or [*map(len, seen)] != [*map(len, expected)]:
+            return Step.judge(self, expected, seen)
+        # What nobody predicts is at the most an error of torch's.
+        wanted = [
+            [
+                now if want is None and now in ("", "RuntimeError") else want
+                for want, now in zip(*both, strict=True)
+            ]
+            for both in zip(expected, seen, strict=True)
+        ]
+        return Step.judge(self, wanted, seen)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Rejoin | None:
         rests = not drawer.steps or isinstance(drawer.steps[-1], Settle)
-        if not _may_leave(drawer) or not rests:
+        waits = drawer.only_deletes and drawer.may_gather(apart=False)
+        if not (_may_leave(drawer) and (rests or waits)):
             return None
         if drawer.scope.handles or drawer.scope.futures or not drawer.goes_on_without_rrefs:
             return None
@@ -386,10 +602,25 @@ class Rejoin(Step):
         sets = drawer.pick(_SETS)
         counted = drawer.facts.has_bug("refused-init-counted")
         known: list[Failing] = [x for x in FAILING if not (counted and x == "running")]
+        if not drawer.takes_minutes:
+            known.remove(_UNREACHABLE)
         # What torch once got wrong comes more often where it has been mended.
         known += () if counted else ("running",) * 3
         failing = drawer.pick(known if len(drawer.ranks) > 1 else known[:1])
-        return cls(at, how, turned[:first], sets, failing, drawer.pick(BETWEEN))
+        between = drawer.pick(BETWEEN)
+        alone = drawer.pick((None, *(rank for rank in drawer.ranks if rank != at)))
+        if not rests:
+            # Only a graceful shutdown of all waits for what is under way.
+            alone, how = None, ("graceful" if how == "at once" else how)
+        elif (alone and how == "graceful") or not (drawer.may_gather(apart=alone is not None)):
+            how = "at once"
+        if alone is None:
+            profiled = drawer.pick((False, False, True))
+            return cls(at, how, turned[:first], sets, failing, between, profiled=profiled)
+        cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
+        struck = drawer.may_fail(at, [cleanup]) or drawer.delay_milliseconds(at, cleanup)
+        rest = (alone, drawer.pick(AMID[:-1] if struck else AMID), drawer.pick(_WORKS))
+        return cls(at, how, turned[:first], sets, failing, between, *rest)
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
@@ -404,12 +635,24 @@ class Rejoin(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.rejoined = True
+        drawer.gathered_apart |= self.alone is not None and self.how != "at once"
+        # A context stays at the rank that has left, so the ranks never hold nothing again.
+        drawer.may_rejoin &= self.amid != "backward"
 
 
 def _may_leave(drawer: StepDrawer) -> bool:
-    """Whether ranks may leave there: a failed init waits too long for most default timeouts."""
-    undisturbed = drawer.has_plan and not drawer.loses and drawer.rpc_timeout is None
-    return undisturbed and not drawer.in_parallel and not drawer.may_keep
+    """Whether ranks may leave there: a failed init waits too long for most default timeouts.
+
+    Where the plan may lose messages, only calls may have been made: they leave nothing behind. The
+    calls of the shutdown itself must not be lost.
+    """
+    able = drawer.has_plan and drawer.rpc_timeout is None and drawer.may_rejoin
+    able = able and not drawer.delays_for(_POLLS)
+    safe = not drawer.loses or (
+        drawer.only_calls
+        and not any(drawer.may_fail(rank, (MessageType.PYTHON_CALL,)) for rank in drawer.ranks)
+    )
+    return able and safe and not drawer.in_parallel and not drawer.may_keep
 
 
 def _held(counters: Counters) -> int:

@@ -484,6 +484,22 @@ _ALL = (
         shows_as=frozenset({"RankHung"}),
     ),
     Finding(
+        name="gathering-count-kept",
+        promise="RankHung",
+        why=(
+            "A graceful shutdown numbers the meetings of the ranks in a table of the process, by "
+            "their names, which neither a shutdown nor init_rpc empties. If one rank has shut down "
+            "gracefully (and got an error, for another was gone) and another one at once, their "
+            "numbers differ for ever. In the next world of the same names each graceful shutdown "
+            "waits for a meeting that nobody else comes to."
+        ),
+        source=(
+            "torch/distributed/rpc/api.py: _all_gather counts in _all_gather_sequence_id; no "
+            "function resets it, and the wait of proceed_signal has no timeout"
+        ),
+        shows_as=frozenset({"RankHung"}),
+    ),
+    Finding(
         name="timeout-needs-thread",
         promise="MissingError",
         why=(

@@ -9,11 +9,11 @@ import pytest
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
-from rpcprops.programs import Call, Count, Profile, Program, Rejoin, Settle
+from rpcprops.programs import Call, Count, End, Profile, Program, Rejoin, Settle
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
-from rpcprops.steps.life import FAILING, Failing
+from rpcprops.steps.life import AMID, FAILING, WORK, Amid, Failing, Leaving
 from rpcprops.torch_facts import facts_of
 from tests.seeded._programs import LIVES, PROFILES
 
@@ -33,7 +33,11 @@ def test_real_ranks_show_what_is_predicted(program: Program, plan: FaultPlan) ->
     assert set_apart(program, met, outcome, judge(program, plan, outcome))[1] == ()
 
 
-@pytest.mark.parametrize("failing", [x for x in FAILING[1:] if x != "running"])
+#: Those in which the other ranks make no init that fails, or nobody says whether it does.
+OTHERWISE = {"running", "one no store", "one too few", "one unreachable, counted"}
+
+
+@pytest.mark.parametrize("failing", [x for x in FAILING[1:] if x not in OTHERWISE])
 def test_ranks_join_after_an_init_that_failed(failing: Failing) -> None:
     """Every init that must fail raises RuntimeError at every rank, and the next one works.
 
@@ -43,6 +47,52 @@ def test_ranks_join_after_an_init_that_failed(failing: Failing) -> None:
     outcome = run(program)
     assert judge(program, None, outcome) == ()
     assert outcome.steps[0].value == [["", "0 0", "RuntimeError", ""]] * 2
+
+
+@pytest.mark.parametrize("agent", [None, "wire"])
+@pytest.mark.parametrize("failing", sorted(OTHERWISE - {"running"}))
+def test_an_init_that_goes_wrong_at_one_rank_keeps_nobody_from_coming_back(
+    failing: Failing, agent: str | None
+) -> None:
+    """Whatever comes of it at the others, all ranks can call each other after the next one."""
+    program = Program(3, (Rejoin(1, failing=failing), Count(0, 1), Settle(), Call(1, 0)))
+    outcome = run(program, agent=agent)
+    assert judge(program, None, outcome) == ()
+    errors = [texts[2] for texts in outcome.steps[0].value]
+    if failing == "one no store":
+        assert errors == ["", "RuntimeError", ""]
+    elif failing == "one unreachable, counted":
+        assert errors == ["RuntimeError"] * 3
+
+
+@pytest.mark.parametrize("agent", [None, "wire"])
+@pytest.mark.parametrize("alone", range(3))
+@pytest.mark.parametrize("amid", AMID)
+def test_the_others_go_on_without_a_rank_that_left_alone(
+    amid: Amid, alone: int, agent: str | None
+) -> None:
+    """They call each other, each call of the one that is gone fails, and all come back."""
+    at = (alone + 1) % 3
+    step = Rejoin(at, "at once", alone=alone, amid=amid, work=WORK)
+    program = Program(3, (Call(0, 1), Settle(), step, Count(0, 1)))
+    outcome = run(program, agent=agent)
+    assert judge(program, None, outcome) == ()
+    value = outcome.steps[2].value
+    assert value[alone] == ["", f"0 {int(amid == 'backward')}", ""]
+    gone = ["RuntimeError"] * 3
+    ended = ["RuntimeError"] if amid in ("serving", "backward") else []
+    assert value[at] == ["", "0 0", "", "3.0 3.0", *gone, "", *ended]
+
+
+@pytest.mark.parametrize(("alone", "how"), [(0, "graceful"), (0, "timeout"), (2, "timeout")])
+def test_a_graceful_shutdown_raises_where_a_rank_is_gone(alone: int, how: Leaving) -> None:
+    """Each rank but the first raises if that one is gone, and only the first one otherwise."""
+    program = Program(3, (Rejoin(1, how, alone=alone),), end=End("at once"))
+    outcome = run(program)
+    assert judge(program, None, outcome) == ()
+    raised = [texts[0] for texts in outcome.steps[0].value]
+    wanted = {0: ["", "RuntimeError", "RuntimeError"], 2: ["RuntimeError", "", ""]}
+    assert raised == wanted[alone]
 
 
 @pytest.mark.nightly

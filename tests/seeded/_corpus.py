@@ -17,6 +17,7 @@ from rpcprops.strategies import fault_tables, group_programs, programs_under_fau
 from tests._draws import draws
 from tests.seeded._ideal import ideal
 from tests.seeded._programs import (
+    ALONE,
     ENDS,
     EVERY_KIND,
     GROUPS,
@@ -26,12 +27,14 @@ from tests.seeded._programs import (
     OUTLASTING,
     OUTLIVED,
     PROFILED_AGAIN,
+    PROFILED_LIVES,
     REFUSED_INITS,
     REFUSING,
     RETRIES,
     SLOW,
     UNDER_WAY,
     UNREAD,
+    WRONG_AT_ONE,
     asks,
     beside,
     bumps,
@@ -108,6 +111,9 @@ def corpus() -> tuple[World, ...]:
         for program in (*callables(), *asks(), *onwards(), *held_and_counted(), *PROFILED_AGAIN[1:])
     ]
     worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
+    worlds += [
+        World.of(program, FaultPlan()) for program in (*ALONE, *WRONG_AT_ONE, *PROFILED_LIVES)
+    ]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
     late = (*OUTLIVED[1:], *shared_late(), *running_out(), *beside())

@@ -64,6 +64,7 @@ from rpcprops.programs import (
     Train,
     Unreached,
 )
+from rpcprops.steps.life import FAILING, Work
 from rpcprops.steps.run_out import RunOut, run_out
 from rpcprops.steps.values import SORTS
 from tests.seeded._corpus import World
@@ -1453,13 +1454,19 @@ def _text(find: Callable[[Rejoin], int | None], now: str) -> Defect:
 
     def falsify(world: World) -> Falsified:
         for index, leaf, _, seen in _steps(world):
-            if isinstance(leaf, Rejoin) and (number := find(leaf)) is not None:
+            if not isinstance(leaf, Rejoin) or leaf.alone is not None or _is_wrong_at_one(leaf):
+                continue
+            if (number := find(leaf)) is not None:
                 *others, last = seen.value
                 changed = [*last[:number], now, *last[number + 1 :]]
                 wrong = with_step(world.outcome, index, value=[*others, changed])
                 yield wrong, [("WrongValue", _at(leaf), index)]
 
     return falsify
+
+
+def _is_wrong_at_one(leaf: Rejoin) -> bool:
+    return leaf.failing in FAILING[FAILING.index("one no store") :]
 
 
 def _outside(leaf: Rejoin) -> int | None:
@@ -1502,6 +1509,134 @@ DEFECTS |= {
         _in_group, "members 0 1 2, sum 2.0"
     ),
 }
+
+
+# A rank that leaves alone, and those that go on; an init that goes wrong at one rank.
+
+_Rejoins = Iterator[tuple[int, Rejoin, StepOutcome]]
+
+
+def _of_alone(world: World) -> _Rejoins:
+    """Each step in which a rank leaves before the others."""
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Rejoin) and leaf.alone is not None:
+            yield index, leaf, seen
+
+
+def _of_wrong(world: World) -> _Rejoins:
+    """Each step in which an init goes wrong at one rank."""
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Rejoin) and _is_wrong_at_one(leaf):
+            yield index, leaf, seen
+
+
+def _says(
+    steps: Callable[[World], _Rejoins], find: Callable[[Rejoin], tuple[int, int] | None], now: str
+) -> Defect:
+    """A rank shows `now` at the place that `find` gives: the rank, and the number of its text."""
+
+    def falsify(world: World) -> Falsified:
+        for index, leaf, seen in steps(world):
+            if (found := find(leaf)) is not None:
+                shown = [list(texts) for texts in seen.value]
+                shown[found[0]][found[1]] = now
+                yield with_step(world.outcome, index, value=shown), [("WrongValue", leaf.at, index)]
+
+    return falsify
+
+
+def _stays(leaf: Rejoin) -> int:
+    """A rank that goes on, and is not the one that tells the others."""
+    return next(rank for rank in range(3) if rank not in (leaf.at, leaf.alone))
+
+
+def _sums(leaf: Rejoin) -> tuple[int, int]:
+    return _stays(leaf), -1 - len(leaf.work)
+
+
+def _attempt(name: Work) -> Callable[[Rejoin], tuple[int, int] | None]:
+    def find(leaf: Rejoin) -> tuple[int, int] | None:
+        if name not in leaf.work:
+            return None
+        return _stays(leaf), leaf.work.index(name) - len(leaf.work)
+
+    return find
+
+
+def _amid(leaf: Rejoin) -> tuple[int, int] | None:
+    return (leaf.at, -1) if leaf.amid in ("serving", "backward") else None
+
+
+def _first_waits(leaf: Rejoin) -> tuple[int, int] | None:
+    """The shutdown of a rank that must notice that another one is gone."""
+    if leaf.how == "at once":
+        return None
+    return (0 if leaf.alone else _stays(leaf)), 0
+
+
+def _fails_here(leaf: Rejoin) -> tuple[int, int] | None:
+    return (leaf.at, 2) if leaf.failing != "one too few" else None
+
+
+DEFECTS |= {
+    "a shutdown that waits for nobody raises": _says(
+        _of_alone, lambda leaf: (leaf.alone or 0, 0), "RuntimeError"
+    ),
+    "those that go on cannot call each other": _says(_of_alone, _sums, "RuntimeError"),
+    "those that go on get another sum": _says(_of_alone, _sums, "3.0 2.0"),
+    "a call of a rank that is gone is answered": _says(_of_alone, _attempt("sync"), ""),
+    "a future of a rank that is gone has a value": _says(_of_alone, _attempt("async"), ""),
+    "a call through another rank of one that is gone is answered": _says(
+        _of_alone, _attempt("through"), ""
+    ),
+    "a call of a rank that is gone raises another class": _says(
+        _of_alone, _attempt("sync"), "ValueError"
+    ),
+    "the name of a rank that is gone is forgotten": _says(
+        _of_alone, _attempt("info"), "RuntimeError"
+    ),
+    "what a rank left amid has no error": _says(_of_alone, _amid, ""),
+    "a graceful shutdown without all ranks does not raise": _says(_of_alone, _first_waits, ""),
+    "a rank that left alone cannot come back": _says(
+        _of_alone, lambda leaf: (leaf.alone or 0, -1), "RuntimeError"
+    ),
+    "an init that must fail at one rank does not": _says(_of_wrong, _fails_here, ""),
+    "an init that goes wrong at one rank raises another class": _says(
+        _of_wrong, lambda leaf: (leaf.at, 1 + len(leaf.outside) + 1), "TypeError"
+    ),
+    "an init that went wrong at one rank keeps another from coming back": _says(
+        _of_wrong, lambda leaf: ((leaf.at + 1) % 3, -1), "RuntimeError"
+    ),
+}
+
+
+@defect("a profiler around a context lacks one of its calls")
+def _context_unprofiled(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if (
+            isinstance(leaf, Context)
+            and leaf.profiled
+            and leaf.path
+            and isinstance(seen.value, dict)
+        ):
+            value = {**seen.value, "profiled": seen.value["profiled"] - 1}
+            yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
+
+
+@defect("a profiler around a shutdown shows another number of its calls")
+def _shutdown_unprofiled(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Rejoin) and leaf.profiled:
+            shown = [list(texts) for texts in seen.value]
+            shown[-1][-1] = "3 profiled"
+            yield with_step(world.outcome, index, value=shown), [("WrongValue", leaf.at, index)]
+
+
+@defect("a rank waits in vain for one that is gone")
+def _waits_for_gone(world: World) -> Falsified:
+    for index, leaf, _ in _of_alone(world):
+        cut = hanging(world.outcome, "run", leaf.at, index)
+        yield cut, [("RankHung", leaf.at, None)]
 
 
 def _of_running(world: World) -> Iterator[tuple[int, Rejoin, StepOutcome]]:
@@ -1891,6 +2026,8 @@ def _tried(more: int) -> Defect:
         record = _record(world)
         for number, sent in enumerate(record if is_known else ()):
             if sent.sender in said.may_exit_early or not (more > 0 or sent.retry):
+                continue
+            if (sent.sender, sent.type) in said.tries_in_vain:
                 continue
             if MessageType.__members__.get(sent.type, MessageType.PYTHON_CALL).is_retryable:
                 again = dataclasses.replace(sent, id=len(record), retry=1)

@@ -57,7 +57,7 @@ from rpcprops.programs import (
 )
 from rpcprops.properties import _programs as shipped
 from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
-from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
+from rpcprops.steps.life import AMID, BETWEEN, FAILING, OUTSIDE, WORK, Amid, Failing, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
 from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
@@ -444,6 +444,59 @@ def lives(at: int, *first: int) -> Program:
 
 
 LIVES = tuple(lives(at, *first) for at in range(3) for first in ((), (2,), (1, 0), (2, 0, 1)))
+
+
+def alone(at: int, gone: int, amid: Amid, how: Leaving) -> Program:
+    """A rank that leaves before the others, which go on without it; then all come back."""
+    work = WORK if amid else WORK[:1]
+    steps = (
+        Call(0, 1),
+        Settle(),
+        Rejoin(at, how, (2, 0), ("shutdown",), alone=gone, amid=amid, work=work),
+        Count(1, 2),
+    )
+    return Program(3, steps, f"alone[{at},{gone},{amid},{how}]", end=End("at once"))
+
+
+ALONE = tuple(
+    alone(at, gone, amid, "at once" if number % 2 else "timeout")
+    for at, gone in itertools.permutations(range(3), 2)
+    for number, amid in enumerate(AMID)
+)
+
+
+def profiled_life(at: int, other: int, how: Leaving) -> Program:
+    """A profiler around a context, around the delete of an RRef, and around ranks that leave."""
+    steps = (
+        Context(at, "x", (other, 3 - at - other), profiled=True),
+        Profile(other, at, "remote", rests=True),
+        Settle(),
+        Rejoin(at, how, profiled=True),
+        Context(at, "y", (other,), nested=True, profiled=True),
+    )
+    return Program(3, steps, f"profiled_life[{at},{other},{how}]")
+
+
+PROFILED_LIVES = tuple(
+    profiled_life(at, other, how)
+    for at, other in itertools.permutations(range(3), 2)
+    for how in get_args(Leaving)
+)
+
+
+def wrong_at_one(at: int, failing: Failing, how: Leaving) -> Program:
+    """An init that goes wrong at one rank before all ranks come back."""
+    steps = (Call(0, 1), Settle(), Rejoin(at, how, failing=failing), Count(1, 2))
+    return Program(3, steps, f"wrong_at_one[{at},{failing},{how}]")
+
+
+WRONG_AT_ONE = tuple(
+    wrong_at_one(at, failing, how)
+    for at in range(3)
+    for how in get_args(Leaving)
+    for failing in FAILING[FAILING.index("one no store") :]
+    if "unreachable" not in failing
+)
 
 
 def refused_init(at: int, how: Leaving) -> Program:

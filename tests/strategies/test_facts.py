@@ -68,6 +68,7 @@ AVOIDED: list[tuple[str, FaultTable, bool, tuple[str, ...]]] = [
     ("shutdown-deletes-argument", LATE_CALLS, False, ("own", "call", "wait")),
     ("retried-without-payload", FaultTable(), True, ("call", "retry", "settle")),
     ("refused-init-counted", FaultTable(), True, ("call", "rejoin", "settle")),
+    ("gathering-count-kept", FaultTable(), True, ("call", "rejoin", "settle")),
     ("late-remote-to-self", LATE_CREATIONS, True, ("remote",)),
     ("failed-async-proxy", FaultTable(), True, ("remote", "through")),
     ("rref-lifetime-after-reinit", FaultTable(), True, ("remote", "rejoin", "call", "settle")),
@@ -150,6 +151,7 @@ def test_what_meets_a_finding_is_drawn_where_torch_has_mended_it(
         steps = 16 if finding == "timed-out-type-query" else 8
         # One of nine forms of a step must come, or two steps that use one handle.
         several = {"refused-init-counted": 250, "shutdown-deletes-argument": 250}
+        several["gathering-count-kept"] = 250
         often = ("timed-out-remote-dropped", "failed-async-proxy", "early-owner-fork")
         several |= dict.fromkeys(often, 150)
         number = several.get(finding, 50)

@@ -11,6 +11,7 @@ from rpcprops.programs import (
     Call,
     Context,
     Drop,
+    End,
     Fetch,
     Own,
     Profile,
@@ -20,8 +21,9 @@ from rpcprops.programs import (
     Settle,
     Step,
 )
-from rpcprops.steps.life import BETWEEN
+from rpcprops.steps.life import AMID, BETWEEN, Failing, Leaving
 from rpcprops.strategies import programs
+from rpcprops.strategies.drawing import StepDrawer
 from rpcprops.torch_facts import facts_of
 from tests._draws import draws
 
@@ -45,9 +47,17 @@ KINDS = ("rejoin", "settle", "call", "own", "remote", "drop", "context", "profil
         ((Profile(0, 1, times=101),), "times=101 must lie in 1 to 100"),
         ((Profile(0, 1, "late", times=2),), "times=2 and unpicklable=False need form"),
         ((Profile(0, 1, raises=True, unpicklable=True),), "unpicklable=True need form"),
+        ((Profile(0, 1, rests=True),), "rests=True needs form 'remote'"),
+        ((Context(0, "x", (1,), rrefs=True, profiled=True),), "profiled=True needs rrefs=False"),
+        ((Rejoin(0, "at once", alone=1, profiled=True),), "give one of them"),
         ((Rejoin(0, first=(0, 0)),), "names a rank twice"),
         ((Rejoin(0, first=(2,)),), "first=2 is no rank of a world of 2"),
         ((Own(0, "a"), Rejoin(0)), "'a' would not outlive a Rejoin"),
+        ((Rejoin(0, amid="serving"),), "need alone=RANK"),
+        ((Rejoin(0, work=("sync",)),), "need alone=RANK"),
+        ((Rejoin(0, alone=2),), "alone=2 is no rank of a world of 2"),
+        ((Rejoin(0, alone=0),), "must be another rank than at"),
+        ((Rejoin(0, alone=1),), "the first rank would wait for rank 1"),
         ((Call(0, 1, wait="later", out="f"), Rejoin(0)), "'f' would not outlive a Rejoin"),
     ],
 )
@@ -67,7 +77,19 @@ def test_one_rank_alone_cannot_fail_to_join() -> None:
     ("steps", "plan", "message"),
     [
         ((Rejoin(0),), FaultPlan(FaultTable([PYTHON_CALL], 1)), "the plan fails PYTHON_CALL"),
-        ((Call(0, 1), Rejoin(0)), FaultPlan(), "put a Settle before"),
+        (
+            (Rejoin(0),),
+            FaultPlan(FaultTable(messages_to_delay={PYTHON_CALL: 0.01})),
+            "sleeps 10 ms",
+        ),
+        ((Call(0, 1), Rejoin(0, "at once")), FaultPlan(), "put a Settle before"),
+        ((Call(0, 1), Rejoin(0, alone=1, how="timeout")), FaultPlan(), "put a Settle before"),
+        ((Context(0, "x", (1,)), Rejoin(0)), FaultPlan(), "put a Settle before"),
+        (
+            (Call(0, 1), Rejoin(0)),
+            FaultPlan(FaultTable(messages_to_delay={PYTHON_CALL: 0.5})),
+            "put a Settle before",
+        ),
         (
             (Context(0, "x", (1,)), Settle(), Rejoin(0)),
             FaultPlan(FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 21)),
@@ -146,6 +168,96 @@ def test_one_rank_is_refused_an_init_while_rpc_runs() -> None:
     assert shown.value == [others, ["", "0 0", "RuntimeError", ""], others]
 
 
+def test_what_calls_a_rank_that_is_gone_must_fail() -> None:
+    """The others give each other sums, and each attempt but to ask for a name fails."""
+    step = Rejoin(1, "at once", alone=0, amid="serving", work=("sync", "info"))
+    predicted = predict(Program(3, (step,)), FaultPlan(), FACTS)
+    (shown,) = predicted.steps
+    worked = ["3.0 3.0", "RuntimeError", ""]
+    assert shown.value == [
+        ["", "0 0", ""],
+        ["", "0 0", "", *worked, "RuntimeError"],
+        ["", "0 0", "", *worked],
+    ]
+    assert predicted.calls == ({"step0/held": 1}, {"step0/work": 2}, {"step0/work": 2})
+
+
+def test_a_rank_that_left_amid_a_context_keeps_it() -> None:
+    """Nobody tells it that the context is over; and how often the other tries to is open."""
+    step = Rejoin(1, "at once", alone=0, amid="backward")
+    predicted = predict(Program(2, (step,)), FaultPlan(), FACTS)
+    assert predicted.steps[0].value[0] == ["", "0 1", ""]
+    assert [held.contexts for held in predicted.counters] == [1, 0]
+    assert predicted.failed_sends() == (range(1), range(22))
+    plan = FaultPlan(FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 1))
+    with pytest.raises(UsageError, match="nobody can tell how often"):
+        predict(Program(2, (step,)), plan, FACTS)
+
+
+@pytest.mark.parametrize(("alone", "how"), [(0, "graceful"), (0, "timeout"), (1, "timeout")])
+def test_ranks_that_met_differently_often_hang_when_they_next_meet(
+    alone: int, how: Leaving
+) -> None:
+    """That is a finding, at the end of the program or when they leave once more."""
+    apart = Rejoin(1 - alone, how, alone=alone)
+    finding = "gathering-count-kept"
+    for steps in ((apart,), (apart, Settle(), Rejoin(0, "at once"))):
+        assert predict(Program(2, steps), FaultPlan(), FACTS).known_bugs == {finding}
+        at_once = Program(2, steps, end=End("at once"))
+        assert not predict(at_once, FaultPlan(), FACTS).known_bugs
+    for way in ("graceful", "timeout"):
+        steps = (apart, Settle(), Rejoin(0, way))
+        twice = predict(Program(2, steps, end=End("at once")), FaultPlan(), FACTS)
+        assert (*twice.known_bugs, *twice.stuck) == (finding, 2)
+
+
+@pytest.mark.parametrize("failing", ["one no store", "one too few", "one too many"])
+def test_an_init_may_go_wrong_at_one_rank_alone(failing: Failing) -> None:
+    """Whether it fails at the others, or whether at all, depends on what goes wrong."""
+    (shown,) = predict(Program(3, (Rejoin(1, failing=failing),)), FaultPlan(), FACTS).steps
+    wanted = {
+        "one no store": ["", "RuntimeError", ""],
+        "one too few": [None] * 3,
+        "one too many": ["RuntimeError"] * 3,
+    }
+    assert [texts[2] for texts in shown.value] == wanted[failing]
+
+
+def test_what_nobody_predicts_of_an_init_is_no_other_error() -> None:
+    """It may work, or raise an error of torch's, and nothing else."""
+    step = Rejoin(0, failing="one too few")
+    (shown,) = predict(Program(2, (step,)), FaultPlan(), FACTS).steps
+    for seen, number in (("", 0), ("RuntimeError", 0), ("TypeError", 1)):
+        value = [["", "0 0", seen, ""], ["", "0 0", "", ""]]
+        assert len(step.judge(shown.value, value)) == number
+    assert len(step.judge(shown.value, "nothing")) == 1
+
+
+def test_a_graceful_shutdown_waits_for_deletes_that_are_tried_again() -> None:
+    """So ranks that dropped what they held may leave at once, and come back with nothing."""
+    steps = (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a"), Rejoin(0))
+    plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 3))
+    predicted = predict(Program(2, steps), plan, FACTS)
+    assert predicted.steps[-1].value == [["", "0 0", ""]] * 2
+    assert predicted.retried == (3, 0)
+    early = (Remote(0, 1, "a"), Drop(0, "a"), Rejoin(0))
+    with pytest.raises(UsageError, match="put a Settle before"):
+        predict(Program(2, early), plan, FACTS)
+
+
+def test_what_is_profiled_travels_in_another_message() -> None:
+    """The calls of a context and of a shutdown; each is to have one event by its name."""
+    context = Context(0, "x", (1, 2), profiled=True)
+    program = Program(3, (context, Settle(), Rejoin(1, profiled=True)))
+    predicted = predict(program, FaultPlan(), FACTS)
+    assert {str(kind) for _, _, kind in predicted.wire_sends} == {"BACKWARD_AUTOGRAD_REQ"}
+    calls = [(send.rank, send.to) for send in predicted.sends if send.message == PYTHON_CALL]
+    assert calls == [(1, 0), (1, 2), (1, 0), (1, 2)]
+    first, _, last = predicted.steps
+    assert first.value["profiled"] == 2
+    assert [texts[-1] for texts in last.value] == ["2 profiled", "1 profiled", "1 profiled"]
+
+
 def test_an_rref_after_it_meets_the_finding() -> None:
     """Whoever writes an RRef behind a Rejoin is told that torch will leak it."""
     steps = (Rejoin(0), Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a"))
@@ -166,14 +278,50 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     assert sum(isinstance(leaf, Rejoin) for program in drawn for leaf in program.leaves) > 20
     assert {type(step) for step in after} <= {Rejoin, Settle, Call, Profile}
     assert any(isinstance(step, Call) for step in after)
+    alone = [
+        x for one in drawn for x in one.leaves if isinstance(x, Rejoin) and x.alone is not None
+    ]
+    assert {(x.amid, x.how) for x in alone} >= {(amid, "at once") for amid in AMID}
+    mended = programs(
+        kinds=("rejoin", "call", "settle"), plan=FaultPlan(), facts=FACTS.as_if_mended()
+    )
+    leaves = [leaf for program in draws(mended, 300) for leaf in program.leaves]
+    ways = {(x.how, x.alone == 0) for x in leaves if isinstance(x, Rejoin) and x.alone is not None}
+    assert ways >= {("timeout", True), ("timeout", False)}
     for program in drawn:
-        predict(program, FaultPlan(), FACTS)
+        assert "gathering-count-kept" not in predict(program, FaultPlan(), FACTS).known_bugs
 
 
 def test_it_is_not_drawn_for_unknown_plans() -> None:
-    """Without a plan, or under one that loses messages, no ranks come back: they could hang."""
+    """Without a plan, or under one that loses calls of Python, no ranks come back: they could hang.
+
+    Under one that loses others they do where only calls come before.
+    """
     lossy = FaultPlan(FaultTable([PYTHON_CALL], 1))
     for drawn in (programs(kinds=KINDS), programs(kinds=KINDS, plan=lossy)):
         assert not any(
             isinstance(leaf, Rejoin) for program in draws(drawn, 60) for leaf in program.leaves
         )
+    losing = FaultPlan(FaultTable(["SCRIPT_CALL"], 1))
+    found = draws(programs(kinds=("call", "rejoin", "settle"), plan=losing), 60)
+    assert any(isinstance(leaf, Rejoin) for program in found for leaf in program.leaves)
+    for program in found:
+        predict(program, losing, FACTS)
+
+
+def test_ranks_that_still_delete_are_drawn() -> None:
+    """They leave gracefully, and only once each value was fetched."""
+    plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2))
+    kinds = ("remote", "fetch", "drop", "rejoin", "call", "settle")
+    for fetches in (True, False):
+        drawer = StepDrawer(lambda _: 0, 2, kinds=kinds, plan=plan, facts=FACTS)
+        for kind in ("remote", *["fetch"] * fetches, "drop"):
+            assert drawer.add_kind(kind)
+        assert drawer.only_deletes is fetches
+    drawer = StepDrawer(lambda _: 0, 2, kinds=(*kinds, "profile"), plan=plan, facts=FACTS)
+    assert all(map(drawer.add_kind, ("remote", "fetch", "drop", "rejoin")))
+    *_, before, last = drawer.steps
+    assert isinstance(before, Drop)
+    assert isinstance(last, Rejoin)
+    assert (last.how, last.alone) == ("graceful", None)
+    predict(Program(2, tuple(drawer.steps)), plan, FACTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, target_of, tensor
@@ -64,18 +66,22 @@ def context(
     wait: str,
     named: str,
     seconds: float,
+    profiled: bool,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
     Each rank r of the path maps x to (r + 2) * x + 1. With `nested` each rank calls the next one.
+    With `profiled` all of that is inside torch's legacy profiler.
     """
     leaf = tensor(value).requires_grad_()
     result: dict[str, Any] = {}
     # A hop is a rank's name, its factor, whether its backward raises, and how long it sleeps.
     hops = [(world[rank], float(rank + 2), rank == breaks, seconds) for rank in path]
     send: Any = call_remote if rrefs else {"sync": rpc.rpc_sync, "async": call_async}[wait]
+    make_profiler: Any = legacy_profile if profiled else contextlib.nullcontext
+    profiler = make_profiler()
     try:
-        with dist_autograd.context() as context_id:
+        with profiler, dist_autograd.context() as context_id:
             result["id"] = contexts[name] = context_id
             y = leaf * leaf
             if nested and hops:
@@ -94,6 +100,9 @@ def context(
                 raise AbandonedError
     except AbandonedError:
         result["raised"] = True
+    if profiled:
+        here_only = [event.name for event in profiler.function_events if not event.is_remote]
+        result["profiled"] = sum(event.startswith("rpc_sync#hop") for event in here_only)
     return result
 
 

@@ -7,12 +7,21 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
+from rpcprops.steps.in_rank.alone import (
+    Departure,
+    begin_amid,
+    class_of_error,
+    has_left,
+    leave_amid,
+    work_on,
+)
 from rpcprops.steps.in_rank.groups import join_group, members_known
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import init_again, meets_at, note_slowly
@@ -33,8 +42,12 @@ def profile(
     times: int,
     unpicklable: bool,
     seconds: float,
+    rests: bool,
 ) -> dict[str, Any]:
-    """Make a call inside torch's legacy profiler; its value, and what the events tell of it."""
+    """Make a call inside torch's legacy profiler; its value, and what the events tell of it.
+
+    With `rests` the profiler ends only once the delete of the RRef has been answered.
+    """
     how: dict[str, Any] = {"raises": raises, "seconds": seconds}
     function, args = sum_call(call, flavour, tensor(left), tensor(right), **how)
     if beyond is not None:
@@ -54,6 +67,8 @@ def profile(
                 result = result.wait()
             elif form == "remote":
                 result = result.to_here()
+                if rests:
+                    wait_for_rest()
         if form == "late":
             result = result.wait()
         events = profiler.function_events
@@ -67,6 +82,12 @@ def profile(
 
     # torch may keep something of a refused call in its thread, so that one is not used again.
     return in_own_thread(profile_each) if unpicklable else profile_each()
+
+
+def wait_for_rest() -> None:
+    """Wait until torch has the answer to each delete that this rank has sent."""
+    while int(rpc._rref_context_get_debug_info()["num_pending_futures"]):  # type: ignore[attr-defined]
+        time.sleep(APART)
 
 
 def profile_unpicklable(to: str, send: Any) -> str:
@@ -131,8 +152,9 @@ def profiled_deferred(
 
 #: Virtual seconds between two ranks that leave one after the other.
 APART = 0.5
-#: A timeout of shutdown that nothing reaches.
+#: A timeout of shutdown that nothing reaches, and one that ends it where a rank is missing.
 LONG = 36000.0
+BRIEF = 5.0
 #: Virtual seconds that a rank waits in the store for another one, whose init has failed.
 STORE_WAITS = 30.0
 #: What each rank showed when it left and came back, by the name of the call that told it to.
@@ -149,29 +171,69 @@ def rejoin(
     outside: tuple[str, ...],
     failing: str,
     between: str,
+    alone: int | None,
+    amid: str,
+    work: tuple[str, ...],
+    profiled: bool,
 ) -> list[list[str]]:
     """Let all ranks shut RPC down and initialise it again; what each showed."""
     here = rpc.get_worker_info().id
     others = [rank for rank in range(len(world)) if rank != here]
-    turns = {rank: (first.index(rank) if rank in first else 0) for rank in range(len(world))}
-    wrong = [wrong_init(failing, rank, here, world) for rank in range(len(world))]
-    told_others = [
-        rpc.rpc_async(
-            world[rank],
-            begin_to_leave,
-            args=(call, how, turns[rank], outside, wrong[rank], (between, world)),
+    told = None if alone is None else Departure(call, world, here, alone, amid, work)
+    given = [
+        LeavingRank(
+            call,
+            way_of(how, rank, alone),
+            first.index(rank) if rank in first else 0,
+            outside,
+            wrong_init(failing, rank, here, world),
+            (between, world),
+            told,
+            profiled,
         )
-        for rank in others
+        for rank in range(len(world))
+    ]
+    end_amid = nothing if told is None else begin_amid(told)
+    told_others = [
+        rpc.rpc_async(world[rank], begin_to_leave, args=(rank, given[rank])) for rank in others
     ]
     for future in told_others:
         # A rank that leaves at once may do so before its answer has been read.
         with contextlib.suppress(RuntimeError):
             future.wait()
-    given = (call, how, turns[here], outside, wrong[here], (between, world))
-    shown = {here: leave_and_return(*given)}
+    shown = {here: leave_and_return(here, given[here], end_amid)}
     for rank in others:
         shown[rank] = rpc.rpc_sync(world[rank], what_it_showed, args=(call,))
     return [shown[rank] for rank in range(len(world))]
+
+
+@dataclass(frozen=True)
+class LeavingRank:
+    """How one rank leaves and comes back; `turn` says after how many others."""
+
+    call: str
+    how: str
+    turn: int
+    outside: tuple[str, ...]
+    wrong: dict[str, Any]
+    group: tuple[str, tuple[str, ...]]
+    departure: Departure | None
+    profiled: bool
+
+
+def nothing() -> str:
+    """What was going on when a rank left alone, if nothing was."""
+    return ""
+
+
+def way_of(how: str, rank: int, alone: int | None) -> str:
+    """How a rank shuts RPC down, where perhaps another one leaves alone before."""
+    if rank == alone:
+        return "at once"
+    if alone and how == "timeout":
+        # Without the one that is gone, only the first rank is sure to end by its timeout.
+        return "at once" if rank else "brief"
+    return how
 
 
 def wrong_init(failing: str, rank: int, here: int, world: tuple[str, ...]) -> dict[str, Any]:
@@ -187,25 +249,45 @@ def wrong_init(failing: str, rank: int, here: int, world: tuple[str, ...]) -> di
     }
     if failing == "running":
         return {"while_running": rank == here}
-    at_one = {"one bad name": "no name!", "taken name": world[here - 1]}
+    # After these, all ranks shut down what may still run of their agents.
+    ends = {**waits, "ends": True}
+    counted = {"again": {"name": "no name!"}}
+    at_one: dict[str, dict[str, Any]] = {
+        "one bad name": {"name": "no name!"},
+        "taken name": {"name": world[here - 1]},
+        "one no store": at_all["no store"],
+        "one no store, counted": {**at_all["no store"], **counted},
+        # A port that nobody listens on; the first rank would listen there itself.
+        "one unreachable, counted": {
+            "init_method": "tcp://127.0.0.1:9",
+            "rank": max(1, rank),
+            **counted,
+        },
+        "one too many": {"world_size": len(world) + 1, **ends},
+        "one too few": {"world_size": len(world) - 1, **ends},
+    }
+    if failing == "one no store" and rank != here:
+        return {"none": True}
     if failing in at_one:
-        return {"name": at_one[failing]} if rank == here else waits
+        return at_one[failing] if rank == here else (ends if "too" in failing else waits)
     return at_all.get(failing, {})
 
 
-def begin_to_leave(*args: Any) -> None:
+def begin_to_leave(here: int, given: LeavingRank) -> None:
     """Leave in a thread of its own: a thread of the agent cannot end the agent."""
-    threading.Thread(target=leave_in_thread, args=args, daemon=True).start()
+    threading.Thread(target=leave_in_thread, args=(here, given), daemon=True).start()
 
 
-def leave_in_thread(*args: Any) -> None:
+def leave_in_thread(here: int, given: LeavingRank) -> None:
     """Leave once this rank has sent its answers, and keep what it showed."""
     debug_info: Any = rpc._get_debug_info
-    while int(debug_info()["agent.server_active_calls"]):
+    told = given.departure
+    serves = int(told is not None and (told.amid, told.alone) == ("serving", here))
+    while int(debug_info()["agent.server_active_calls"]) > serves:
         time.sleep(APART)
-    shown = leave_and_return(*args)
+    shown = leave_and_return(here, given, nothing)
     with came_back:
-        showed[args[0]] = shown
+        showed[given.call] = shown
         came_back.notify_all()
 
 
@@ -216,44 +298,91 @@ def what_it_showed(call: str) -> list[str]:
         return showed[call]
 
 
-def leave_and_return(
-    call: str,
-    how: str,
-    turn: int,
-    outside: tuple[str, ...],
-    wrong: dict[str, Any],
-    group: tuple[str, tuple[str, ...]],
-) -> list[str]:
+def leave_and_return(here: int, given: LeavingRank, end_amid: Callable[[], str]) -> list[str]:
+    """Leave and come back, perhaps all inside torch's legacy profiler; what this rank showed.
+
+    With the profiler last of all how many events have the name of a call by which ranks meet.
+    """
+    if not given.profiled:
+        return go_and_return(here, given, end_amid)
+    profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
+    with profiler:
+        shown = go_and_return(here, given, end_amid)
+    # The names are of api.py: _all_gather.
+    meeting = ("rpc_sync#_gather_to_leader(", "rpc_async#_broadcast_to_followers(")
+    names = [event.name for event in profiler.function_events if not event.is_remote]
+    return [*shown, f"{sum(name.startswith(meeting) for name in names)} profiled"]
+
+
+def go_and_return(here: int, given: LeavingRank, end_amid: Callable[[], str]) -> list[str]:
     """Shut RPC down, make calls that must be refused, and initialise RPC again.
 
     With something in `wrong`, it is first initialised by that, which must fail: after the shutdown,
     or, as it was before, while RPC is still running here. `group` says which dynamic group the rank
-    then joins and leaves, and has the names of the ranks.
+    then joins and leaves, and has the names of the ranks. With `departure` one rank leaves first,
+    and the others do so only once they have worked without it.
     """
-    time.sleep(APART * turn)
+    told, wrong, call = given.departure, given.wrong, given.call
+    is_alone = told is not None and told.alone == here
+    worked: list[str] = []
+    if is_alone and told:
+        leave_amid(told)
+    elif told:
+        worked = work_on(told, here, end_amid)
+    time.sleep(0.0 if is_alone else APART * given.turn)
     refused = ""
     if wrong.get("while_running"):
         refused = class_of_error(lambda: init_again[0](f"{call}_refused"))
-    ways: dict[str, dict[str, Any]] = {
-        "graceful": {},
-        "timeout": {"timeout": LONG},
-        "at once": {"graceful": False},
-    }
-    given = ways[how]
-    shown = [class_of_error(lambda: rpc.shutdown(**given))]
-    shown += [class_of_error(CALLS_OUTSIDE[name]) for name in outside]
+    shown = [class_of_error(lambda: shut_down_by(given.how))]
+    if is_alone and told:
+        has_left(told)
+    shown += [class_of_error(CALLS_OUTSIDE[name]) for name in given.outside]
     gc.collect()
     rrefs = rpc._rref_context_get_debug_info()["num_owner_rrefs"]  # type: ignore[attr-defined]
     held = dist_autograd._get_debug_info()["num_autograd_contexts"]
     shown.append(f"{rrefs} {held}")
-    if "while_running" in wrong:
+    if wrong.keys() & {"while_running", "none"}:
         shown.append(refused)
     elif wrong:
-        shown.append(class_of_error(lambda: init_again[0](f"{call}_wrong", **wrong)))
-    if group[0]:
-        shown.append(be_member(*group))
+        shown.append(fail_to_begin(f"{call}_wrong", **wrong))
+    if given.group[0]:
+        shown.append(be_member(*given.group))
     shown.append(class_of_error(lambda: init_again[0](call)))
-    return shown
+    return [*shown, *worked]
+
+
+def fail_to_begin(
+    which: str, *, again: dict[str, Any] | None = None, ends: bool = False, **wrong: Any
+) -> str:
+    """Initialise RPC so that it fails, perhaps `again` in another way; the class of the error.
+
+    With `ends` what may still run of it is shut down.
+    """
+    seen = class_of_error(lambda: init_again[0](which, **wrong))
+    if again is not None and seen:
+        seen = class_of_error(lambda: init_again[0](which, **again))
+    if ends:
+        with contextlib.suppress(RuntimeError):
+            rpc.shutdown(graceful=False)
+    return seen
+
+
+def shut_down_by(how: str) -> None:
+    """Shut RPC down in that way."""
+    ways: dict[str, dict[str, Any]] = {
+        "graceful": {},
+        "timeout": {"timeout": LONG},
+        "brief": {"timeout": BRIEF},
+        "at once": {"graceful": False},
+    }
+    logger: Any = rpc.api.logger
+    # When a shutdown fails, api.py (_wait_all_workers) logs that, and the first line that torch
+    # logs in a process imports its compiler, which takes seconds of real time.
+    before, logger.disabled = logger.disabled, True
+    try:
+        rpc.shutdown(**ways[how])
+    finally:
+        logger.disabled = before
 
 
 def be_member(between: str, world: tuple[str, ...]) -> str:
@@ -283,17 +412,6 @@ def wait_for_all(store: Any, point: str, rank: int, number: int) -> None:
     keys = [f"{point}/{one}" for one in range(number)]
     store.set(keys[rank], "there")
     store.wait(keys)
-
-
-def class_of_error(function: Callable[[], Any]) -> str:
-    """The class of a function's error, "RuntimeError" for what derives from it; or ""."""
-    try:
-        function()
-    except RuntimeError:
-        return "RuntimeError"
-    except Exception as error:
-        return type(error).__name__
-    return ""
 
 
 #: Calls that torch must refuse while no agent runs.
