@@ -18,6 +18,25 @@ from rpcprops.steps.in_rank.state import contexts, note_call
 LEARNING_RATE = 0.25
 
 
+#: The keywords that an optimizer is given besides its rate, by the name of the option.
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "dampening": {"momentum": 0.5, "dampening": 0.25},
+    "weight_decay": {"weight_decay": 0.125},
+    "maximize": {"maximize": True},
+    "betas": {"betas": (0.5, 0.75)},
+    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
+    "lr_decay": {"lr_decay": 0.5},
+    "initial_accumulator_value": {"initial_accumulator_value": 2.0},
+    "rho": {"rho": 0.5},
+    "alpha": {"alpha": 0.5},
+    "centered": {"centered": True},
+    "momentum_decay": {"momentum_decay": 0.5},
+    "etas": {"etas": (0.5, 1.5)},
+}
+
+
 class PlainSGD(torch.optim.SGD):
     """SGD under another name: torch compiles its own optimizers with TorchScript, slowly."""
 
@@ -75,31 +94,32 @@ def train(
     optimizer: str,
     rounds: int,
     value: tuple[float, ...],
+    option: str,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
     try:
-        there = [world[owner] for owner in owners]
-        parameters = train_parameters(call, name, there, optimizer, rounds, starts)
+        there = dict(zip([world[owner] for owner in owners], starts, strict=True))
+        parameters = train_parameters(call, name, there, optimizer, rounds, option)
     finally:
         gc.collect()
-    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts)}
+    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts, option)}
 
 
 def train_parameters(
     call: str,
     name: str,
-    owners: list[str],
+    starts: dict[str, torch.Tensor],
     optimizer: str,
     rounds: int,
-    starts: list[torch.Tensor],
+    option: str,
 ) -> list[list[float]]:
     """Make a parameter at each owner, and take steps of a DistributedOptimizer on all."""
     rrefs: list[Any] = [
-        rpc.remote(owner, make_parameter, args=(call, start))
-        for owner, start in zip(owners, starts, strict=True)
+        rpc.remote(owner, make_parameter, args=(call, start)) for owner, start in starts.items()
     ]
-    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, lr=LEARNING_RATE)  # type: ignore[no-untyped-call]
+    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
+    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, **options)  # type: ignore[no-untyped-call]
     for number in range(rounds):
         with dist_autograd.context() as context_id:
             if not number:
@@ -110,10 +130,13 @@ def train_parameters(
     return [rref.to_here().detach().tolist() for rref in rrefs]
 
 
-def train_alone(optimizer: str, rounds: int, starts: list[torch.Tensor]) -> list[list[float]]:
+def train_alone(
+    optimizer: str, rounds: int, starts: list[torch.Tensor], option: str
+) -> list[list[float]]:
     """The parameters after as many steps of the optimizer in one process."""
     parameters = [start.clone().requires_grad_() for start in starts]
-    trainer = getattr(torch.optim, optimizer)(parameters, lr=LEARNING_RATE)
+    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
+    trainer = getattr(torch.optim, optimizer)(parameters, **options)
     for _ in range(rounds):
         trainer.zero_grad()
         torch.autograd.backward(torch.stack([one.square().sum() for one in parameters]).sum())
