@@ -418,7 +418,8 @@ class Context(Step):
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
-        if drawer.undisturbed and not drawer.in_parallel and not form.get("rrefs"):
+        plain = form.keys().isdisjoint({"rrefs", "flavour", "wait"})
+        if plain and drawer.undisturbed and not drawer.in_parallel:
             form["profiled"] = drawer.pick((False, False, True))
         return cls(at, drawer.name("context"), tuple(path), value, **form)
 

@@ -230,12 +230,59 @@ _RATE = 0.25
 _SHRINKS, _GROWS = 0.5, 1.2
 _STEP_SIZES = (1e-6, 50.0)
 
+#: The options that an optimizer may be given besides its rate, one at a time. Both that of
+#: ``torch.optim`` and its version in TorchScript take them (distributed/optim/functional_*.py).
+OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
+    "SGD": ("momentum", "nesterov", "dampening", "weight_decay", "maximize"),
+    "Adagrad": ("lr_decay", "initial_accumulator_value", "weight_decay", "maximize"),
+    "Adam": ("betas", "amsgrad", "weight_decay", "maximize"),
+    "AdamW": ("betas", "amsgrad", "weight_decay", "maximize"),
+    "Adadelta": ("rho", "weight_decay", "maximize"),
+    "RMSprop": ("momentum", "alpha", "centered", "weight_decay", "maximize"),
+    "Adamax": ("betas", "weight_decay", "maximize"),
+    "NAdam": ("betas", "momentum_decay", "weight_decay"),
+    "Rprop": ("etas", "maximize"),
+}
+#: The keywords that an option stands for, as ranks give them. With these betas AMSGrad keeps a
+#: larger second moment from the second step on. A float32 holds these factors of Rprop exactly, so
+#: the finding rounded-rprop-factor changes nothing there.
+KEYWORDS: Mapping[str, Mapping[str, Any]] = {
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "dampening": {"momentum": 0.5, "dampening": 0.25},
+    "weight_decay": {"weight_decay": 0.125},
+    "maximize": {"maximize": True},
+    "betas": {"betas": (0.5, 0.75)},
+    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
+    "lr_decay": {"lr_decay": 0.5},
+    "initial_accumulator_value": {"initial_accumulator_value": 2.0},
+    "rho": {"rho": 0.5},
+    "alpha": {"alpha": 0.5},
+    "centered": {"centered": True},
+    "momentum_decay": {"momentum_decay": 0.5},
+    "etas": {"etas": (0.5, 1.5)},
+}
 
-def _rprop(value: float, rounds: int, *, grows: float) -> float:
-    """A parameter after some steps of Rprop, where the loss is its square."""
+
+def _sgd(value: float, rounds: int, options: Mapping[str, Any]) -> float:
+    """A parameter after some steps of SGD, where the loss is its square (torch/optim/sgd.py)."""
+    momentum, kept = options.get("momentum", 0.0), 0.0
+    for number in range(rounds):
+        slope = -2.0 * value if options.get("maximize") else 2.0 * value
+        slope += options.get("weight_decay", 0.0) * value
+        if momentum:
+            damped = (1.0 - options.get("dampening", 0.0)) * slope
+            kept = momentum * kept + damped if number else slope
+            slope = slope + momentum * kept if options.get("nesterov") else kept
+        value -= _RATE * slope
+    return value
+
+
+def _rprop(value: float, rounds: int, *, grows: float, upwards: bool = False) -> float:
+    """A parameter after some steps of Rprop, where the loss is its square; or what maximizes it."""
     previous, size = 0.0, _RATE
     for _ in range(rounds):
-        slope = 2.0 * value
+        slope = -2.0 * value if upwards else 2.0 * value
         turn = slope * previous
         size *= grows if turn > 0 else _SHRINKS if turn < 0 else 1.0
         size = min(max(size, _STEP_SIZES[0]), _STEP_SIZES[1])
@@ -264,7 +311,8 @@ class Train(_Optimizing):
 
     Args:
         name: names the first context.
-        optimizer: a class of ``torch.optim``; only its rate is given.
+        optimizer: a class of ``torch.optim``.
+        option: what it is given besides its rate, a name in :data:`OPTIONS`; "" for nothing.
         seconds: virtual seconds for which each function sleeps that makes a parameter.
     """
 
@@ -279,10 +327,18 @@ class Train(_Optimizing):
     rounds: int = 2
     value: Value = (1.0, 2.0)
     seconds: float = 0.0
+    option: str = ""
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= self.rounds <= _MOST_ROUNDS:
             msg = f"rounds={shown(self.rounds)} must lie in 1 to {_MOST_ROUNDS}."
+            raise UsageError(msg)
+        known = OPTIONS[self.optimizer]
+        if self.option not in ("", *known):
+            msg = (
+                f"option={shown(self.option)} is none of {self.optimizer}; use one of "
+                f"{', '.join(known)}, or leave it out."
+            )
             raise UsageError(msg)
         _Optimizing.enter(self, scope)
 
@@ -290,21 +346,35 @@ class Train(_Optimizing):
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
         self._optimized(model, call, starts, self.rounds)
         if self.optimizer == "Rprop":
-            ends = [[_rprop(x, self.rounds, grows=_GROWS) for x in start] for start in starts]
+            ends = self._rprop(starts, self._grows)
             self._meet_rounding(model, starts, ends)
             return model.shows({"parameters": ends, "alone": ends})
         if self.optimizer != "SGD":
             return model.shows({"parameters": None})
-        # Each step halves a parameter whose loss is its square.
-        ends = [[x / 2.0**self.rounds for x in start] for start in starts]
+        ends = [[_sgd(x, self.rounds, self._options) for x in start] for start in starts]
         return model.shows({"parameters": ends, "alone": ends})
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        return KEYWORDS.get(self.option, {})
+
+    @property
+    def _grows(self) -> float:
+        grows: float = self._options.get("etas", (_SHRINKS, _GROWS))[1]
+        return grows
+
+    def _rprop(self, starts: Sequence[Sequence[float]], grows: float) -> list[list[float]]:
+        upwards = "maximize" in self._options
+        return [
+            [_rprop(x, self.rounds, grows=grows, upwards=upwards) for x in start]
+            for start in starts
+        ]
 
     def _meet_rounding(
         self, model: Model, starts: Sequence[Sequence[float]], ends: Sequence[Sequence[float]]
     ) -> None:
         """Note the finding if a rounded factor changes a parameter."""
-        factor = _as_float32(_GROWS)
-        rounded = [[_rprop(x, self.rounds, grows=factor) for x in start] for start in starts]
+        rounded = self._rprop(starts, _as_float32(self._grows))
         if not is_close(rounded, ends):
             says = re.escape(f"got {rounded!r}, and {ends!r} alone")
             model.meets_here("rounded-rprop-factor", self.at, f"{says}$")
@@ -331,13 +401,17 @@ class Train(_Optimizing):
         at = drawer.rank() if at is None else at
         owners = _owners(drawer, at, first, several=several)
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
-        able: list[Optimizer] = [x for x in _OPTIMIZERS if x != "Rprop" or not rounds_factor]
         # What torch once got wrong comes more often where it has been mended.
         often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
-        optimizer: Optimizer = drawer.pick([*able, *often])
+        optimizer: Optimizer = drawer.pick([*_OPTIMIZERS, *often])
         rounds = drawer.pick(_ROUNDS)
         value, seconds = drawer.with_sleep(TENSORS, _slow_makers(drawer, at, owners))
-        return cls(at, drawer.name("context"), owners, optimizer, rounds, value, seconds)
+        options = ("", *OPTIONS[optimizer])
+        if optimizer == "Rprop" and rounds_factor:
+            options = ("etas",)
+        option = drawer.pick(options)
+        name = drawer.name("context")
+        return cls(at, name, owners, optimizer, rounds, value, seconds, option)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

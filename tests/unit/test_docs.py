@@ -12,6 +12,7 @@ from rpcprops._json import from_json
 from rpcprops.cluster.options import ClusterOptions
 from rpcprops.plugin.options import DECLARED
 from rpcprops.programs import Drop, Fetch, Program, Remote
+from tests.strategies.test_shrinking import FEWER, FEWEST
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -48,6 +49,17 @@ def test_every_option_is_described() -> None:
     names = [name for name in DECLARED if not name.startswith(of_commands)]
     for name in [*ClusterOptions.__annotations__, *names]:
         assert re.search(rf"`{name}[`=\s]", text), name
+
+
+def test_the_sizes_of_findings() -> None:
+    """docs/findings.md says to how few steps searches shrink, as the test of them does."""
+    text = (ROOT / "docs/findings.md").read_text().partition("## How small")[2].partition("## ")[0]
+    told = {
+        name: tuple(map(int, re.findall(r"\d", steps)))
+        for name, steps in re.findall(r"^\| `([\w-]+)` \| (.+) \|$", text, re.MULTILINE)
+    }
+    fewer = {name: (steps,) for name, (steps, _) in FEWER.items()}
+    assert told == {name: (steps, *fewer.get(name, ())) for name, steps in FEWEST.items()}
 
 
 def test_the_program_in_json() -> None:

@@ -680,6 +680,8 @@ def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
         Onward(0, 1, 0, 4, within=1.0, seconds=2.0, patience=4.0),
         # The first step of Rprop has no factor.
         Train(0, "x", (1,), "Rprop", 1),
+        # A float32 holds this factor.
+        Train(0, "x", (1,), "Rprop", 3, option="etas"),
     ],
 )
 def test_what_is_next_to_a_finding_does_not_meet_it(step: Step) -> None:

@@ -19,6 +19,25 @@ from rpcprops.steps.in_rank.state import contexts, note_slowly
 LEARNING_RATE = 0.25
 
 
+#: The keywords that an optimizer is given besides its rate, by the name of the option.
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "dampening": {"momentum": 0.5, "dampening": 0.25},
+    "weight_decay": {"weight_decay": 0.125},
+    "maximize": {"maximize": True},
+    "betas": {"betas": (0.5, 0.75)},
+    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
+    "lr_decay": {"lr_decay": 0.5},
+    "initial_accumulator_value": {"initial_accumulator_value": 2.0},
+    "rho": {"rho": 0.5},
+    "alpha": {"alpha": 0.5},
+    "centered": {"centered": True},
+    "momentum_decay": {"momentum_decay": 0.5},
+    "etas": {"etas": (0.5, 1.5)},
+}
+
+
 class PlainSGD(torch.optim.SGD):
     """SGD under another name: torch compiles its own optimizers with TorchScript, slowly."""
 
@@ -86,6 +105,7 @@ def train(
     rounds: int,
     value: tuple[float, ...],
     seconds: float,
+    option: str,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
@@ -95,17 +115,20 @@ def train(
             rpc.remote(owner, make_parameter, args=(call, start, seconds))
             for owner, start in zip(there, starts, strict=True)
         ]
-        parameters = train_parameters(name, rrefs, optimizer, rounds)
+        parameters = train_parameters(name, rrefs, optimizer, rounds, option)
     finally:
         # The optimizer's RRefs are in cycles, and these RRefs in this frame.
         rrefs = []
         gc.collect()
-    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts)}
+    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts, option)}
 
 
-def train_parameters(name: str, rrefs: list[Any], optimizer: str, rounds: int) -> list[list[float]]:
+def train_parameters(
+    name: str, rrefs: list[Any], optimizer: str, rounds: int, option: str
+) -> list[list[float]]:
     """Take steps of a DistributedOptimizer on parameters of other ranks."""
-    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, lr=LEARNING_RATE)  # type: ignore[no-untyped-call]
+    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
+    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, **options)  # type: ignore[no-untyped-call]
     for number in range(rounds):
         with dist_autograd.context() as context_id:
             if not number:
@@ -116,10 +139,13 @@ def train_parameters(name: str, rrefs: list[Any], optimizer: str, rounds: int) -
     return [rref.to_here().detach().tolist() for rref in rrefs]
 
 
-def train_alone(optimizer: str, rounds: int, starts: list[torch.Tensor]) -> list[list[float]]:
+def train_alone(
+    optimizer: str, rounds: int, starts: list[torch.Tensor], option: str
+) -> list[list[float]]:
     """The parameters after as many steps of the optimizer in one process."""
     parameters = [start.clone().requires_grad_() for start in starts]
-    trainer = getattr(torch.optim, optimizer)(parameters, lr=LEARNING_RATE)
+    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
+    trainer = getattr(torch.optim, optimizer)(parameters, **options)
     for _ in range(rounds):
         trainer.zero_grad()
         torch.autograd.backward(torch.stack([one.square().sum() for one in parameters]).sum())
