@@ -13,6 +13,7 @@ from rpcprops import runner as runners
 from rpcprops._orphan import leave_with_parent
 from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.errors import HarnessError, note_own
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
@@ -46,6 +47,8 @@ class Session:
         if config.getoption("capture") == "no":
             self.server.on_output = lambda name: Echo(lambda line: print(f"[{name}] {line}"))
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
+        #: What was wrong with us in the first of these clusters in which something was.
+        self._own_error: HarnessError | None = None
         #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
@@ -100,7 +103,11 @@ class Session:
         """Record what clusters show that end in the block, and forget it afterwards."""
 
         def on_end(plan: FaultPlan, outcome: Outcome) -> None:
-            record.count_cluster(plan, outcome)
+            try:
+                record.count_cluster(plan, outcome)
+            except HarnessError as own:
+                # The test may be about to fail, and its own error comes first: see ended().
+                self._own_error = self._own_error or own
             self._recorded.append((plan, outcome))
             if len(self._recorded) > MOST_KEPT:
                 record.leave_out(*self._recorded.popleft())
@@ -110,13 +117,28 @@ class Session:
             yield
         finally:
             self.server.on_end = None
-            self._recorded.clear()
+            self.take_recorded()
 
     def take_recorded(self) -> Recorded:
         """Take what the clusters showed that ended since the last call."""
         recorded = list(self._recorded)
         self._recorded.clear()
+        self._own_error = None
         return recorded
+
+    def ended(self, error: BaseException | None) -> tuple[BaseException | None, Recorded]:
+        """By what a run of a test has failed, and what its clusters showed, which is taken.
+
+        Args:
+            error: what the test has raised. If its clusters showed an error of ours as well, that
+                is a note of this one; and the failure, where the test has raised nothing.
+        """
+        own = self._own_error
+        recorded = self.take_recorded()
+        if own is None or error is None:
+            return error or own, recorded
+        note_own(error, own)
+        return error, recorded
 
     def _note_unconfirmed(self, line: str, is_undecided: bool) -> None:
         self._unconfirmed.append((line, is_undecided))
