@@ -231,6 +231,8 @@ class SentMessage:
 
     Attributes:
         seconds: when the agent was given it, in virtual seconds from the start of the world.
+        sender: the number of its rank in the cluster, whatever rank the rank gives ``init_rpc``.
+        receiver: the same.
         id: a request and its response share it, and no other messages of the world have it.
         type: torch's name (``message.h``), such as ``RREF_ACK``.
         size: bytes of its payload and its tensors.

@@ -36,8 +36,9 @@ class Wire(FaultyTensorPipe):
         build.built(progress=progress or _said)
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
-        """Five arguments of ``WireRpcBackendOptions``; two are replaced in a rank."""
-        return {**super().arguments(table), "message_faults": [], "ledger_fd": -1}
+        """Six arguments of ``WireRpcBackendOptions``; three are replaced in a rank."""
+        own = {"message_faults": [], "ledger_fd": -1, "number": -1}
+        return {**super().arguments(table), **own}
 
     def make_known(self) -> None:
         """Load the library, which must be compiled, and register the backend.
@@ -57,7 +58,8 @@ class Wire(FaultyTensorPipe):
 
         Args:
             table: the faults of this rank.
-            others: as for every agent; and `ledger_fd`, the descriptor of the world's ledger, and
+            others: as for every agent; and `ledger_fd`, the descriptor of the world's ledger,
+                `number`, by which it names this process whatever rank ``init_rpc`` is given, and
                 `message_faults`, a list of dicts (see :func:`check_message_faults`).
         """
         from torch.distributed.rpc import backend_registry
@@ -127,7 +129,7 @@ def _construct_options(
     rpc_timeout: float, init_method: str, num_worker_threads: int = 16, **given: Any
 ) -> Any:
     names = ("messages_to_fail", "messages_to_delay", "num_fail_sends")
-    faults = {name: given[name] for name in (*names, "message_faults", "ledger_fd")}
+    faults = {name: given[name] for name in (*names, "message_faults", "ledger_fd", "number")}
     return library().WireRpcBackendOptions(
         num_worker_threads=num_worker_threads,
         rpc_timeout=rpc_timeout,
