@@ -28,7 +28,7 @@ from rpcprops.faults import (
     reversal,
 )
 from rpcprops.oracle import endless_wait, fired_by_type, predict
-from rpcprops.outcomes import Outcome, SentMessage
+from rpcprops.outcomes import WIRE, Outcome, SentMessage
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure, Observation, observe
 from rpcprops.runner import FailedInUse, Runner
@@ -265,7 +265,7 @@ class PointSweep(Sweep):
     """Runs a program under points that have no result yet; arguments as for :class:`Sweep`."""
 
     def __init__(self, program: Program, runner: Runner, state: State, **options: Any) -> None:
-        super().__init__(program, runner, state, agent="WIRE", **options)
+        super().__init__(program, runner, state, agent=WIRE, **options)
         self.facts = facts_of(state.torch_version)
 
     def record_messages(self) -> Outcome:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 
@@ -36,12 +37,13 @@ class Session:
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
         self._plugins = config.pluginmanager
+        self._is_worker = is_worker(config)
         self.server = ClusterServer(clock=options.clock, network=options.network)
         runners.use_server(self.server)
         self.limits = Limits(self.server)
         self.in_flight = InFlight(config.rootpath, "pytest")
         #: The process that controls this one, if this is an xdist worker that is not watched yet.
-        self._controller = os.getppid() if is_worker(config) else None
+        self._controller = os.getppid() if self._is_worker else None
         self.server.on_start = self._on_start
         self.server.on_unconfirmed = self._note_unconfirmed
         if config.getoption("capture") == "no":
@@ -71,6 +73,21 @@ class Session:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
             reporter.write_line(f"rpcprops: {printable(line)}")
+
+    def show_progress(self, what: str) -> AbstractContextManager[object]:
+        """Say that the agent of a test is compiled, so that nobody takes the run for a hung one.
+
+        The controller of an xdist worker has begun the test report, so a worker writes to stderr,
+        which is that of the controller.
+        """
+        line = f"{what}; this takes about a minute"
+        if not self._is_worker:
+            self.say(line)
+            return nullcontext()
+        capture = self._plugins.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            print(f"rpcprops: {printable(line)}", file=sys.stderr, flush=True)
+        return nullcontext()
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""

@@ -113,7 +113,8 @@ OURS = "counted 1 firings of the fault"
 @pytest.fixture(scope="module")
 def ran(make_project: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
     """The run, and its report."""
-    return make_project(test_ours=CODE).report()
+    result, report = make_project(test_ours=CODE).report()
+    return result, report
 
 
 def _raised(section: str) -> list[str]:

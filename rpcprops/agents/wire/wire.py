@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-from rpcprops.agents._agent import Progress
+from rpcprops.agents._agent import Progress, usual_progress
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import MESSAGE_ACTIONS, FaultTable
+from rpcprops.outcomes import WIRE
 
 #: The name of its backend.
-NAME = "WIRE"
+NAME = WIRE
 
 
 class Wire(FaultyTensorPipe):
@@ -33,7 +32,7 @@ class Wire(FaultyTensorPipe):
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Compile the agent, if that was not done before."""
-        build.built(progress=progress or _said)
+        build.built(progress=progress or usual_progress())
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
         """Six arguments of ``WireRpcBackendOptions``; three are replaced in a rank."""
@@ -68,11 +67,6 @@ class Wire(FaultyTensorPipe):
         check_message_faults(others.get("message_faults", ()))
         given = {**self.arguments(table), **others}
         return registry.construct_rpc_backend_options(self.backend(), **given)
-
-
-def _said(what: str) -> AbstractContextManager[object]:
-    print(f"rpcprops: {what}; this takes about a minute", file=sys.stderr, flush=True)
-    return contextlib.nullcontext()
 
 
 def library() -> Any:
