@@ -163,8 +163,9 @@ def _again(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
 
     Of what follows a fork request that times out, nothing is predicted (``oracle/_messages.py``).
     """
-    heard = [one for one in sent if one.message != MessageType.RREF_FORK_REQUEST]
-    return _unheard(draw, heard) if heard and draw(st.booleans()) else _twice(draw, sent)
+    heard = [one for one in sent if one.message != WireMessageType.RREF_FORK_REQUEST]
+    is_unheard = draw(st.booleans()) and bool(heard)
+    return _unheard(draw, heard) if is_unheard else _twice(draw, sent)
 
 
 def _unheard(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
