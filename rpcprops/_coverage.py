@@ -7,6 +7,7 @@ runs for it.
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -381,8 +382,17 @@ def _shown_texts() -> Iterator[tuple[str, str]]:
         yield name, ", ".join(f"`{part.strip()}`" for part in parts)
 
 
-def main() -> None:
-    """Make docs/coverage.md anew, and say what its data says needlessly."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make docs/coverage.md anew, and say what its data says needlessly.
+
+    Raises:
+        SystemExit: there are arguments: 0 if they ask for help, else 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m rpcprops._coverage",
+        description="Writes docs/coverage.md of this checkout anew. It takes no arguments.",
+    )
+    parser.parse_args(arguments)
     kinds = kinds_using()
     public = names_of_torch(kinds)
     DOCUMENT.write_text(page(public, kinds, reached()), encoding="utf-8")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rpcprops._sweep import Record, State, Sweep, Verdict, first_of
+from rpcprops.confirmation import Sight, confirm, confirmation_rates
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import (
     MESSAGE_ACTIONS,
@@ -27,8 +28,8 @@ from rpcprops.faults import (
     points,
     reversal,
 )
-from rpcprops.oracle import endless_wait, fired_by_type, predict
-from rpcprops.outcomes import Outcome, SentMessage
+from rpcprops.oracle import endless_wait, fired_by_type, judge, predict
+from rpcprops.outcomes import WIRE, Outcome, SentMessage
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure, Observation, observe
 from rpcprops.runner import FailedInUse, Runner
@@ -265,8 +266,10 @@ class PointSweep(Sweep):
     """Runs a program under points that have no result yet; arguments as for :class:`Sweep`."""
 
     def __init__(self, program: Program, runner: Runner, state: State, **options: Any) -> None:
-        super().__init__(program, runner, state, agent="WIRE", **options)
+        super().__init__(program, runner, state, agent=WIRE, **options)
         self.facts = facts_of(state.torch_version)
+        #: For what ranks were seen to wait at a slower rate, too.
+        self._waited_for: set[str] = set()
 
     def record_messages(self) -> Outcome:
         """A run without faults, which must be right.
@@ -315,6 +318,8 @@ class PointSweep(Sweep):
         promise, broken = first_of(seen.violations)
         if verdict == "holds":
             verdict, broken = _good_verdict(trial)
+        if verdict == "waits":
+            verdict, broken = self._confirmed_wait(trial, broken)
         failure = self._failure(seen, repeats) if verdict == "violated" else None
         if failure is None and in_use is not None:
             promise, _ = first_of(in_use.violations)
@@ -335,6 +340,32 @@ class PointSweep(Sweep):
             overdue=sum(map(is_overdue, seen.outcome.messages)),
         )
         return record, failure
+
+    def _confirmed_wait(self, trial: _Trial, told: str) -> tuple[Verdict, str]:
+        """The verdict of a run in which a rank waits for what never comes; what there is to say.
+
+        As a failure, it must show again: at a slower rate too, if none for this reason did before.
+        """
+        why, rate = _why_waits(trial.wait), trial.seen.outcome.clock_rate
+        again: list[Observation] = []
+
+        def run(at: float) -> Sight:
+            again.append(self._observe(trial.seen.case, clock=at)[0])
+            return _wait_seen(self.program, again[-1].outcome)
+
+        # In real time the timeouts of a whole program take minutes.
+        slower = () if why in self._waited_for else confirmation_rates(rate)[:1]
+        said = confirm(
+            rate, _wait_seen(self.program, trial.seen.outcome), run, rates=(rate, *slower)
+        )
+        if said.is_confirmed:
+            self._waited_for.add(why)
+            return "waits", told
+        shown = ", ".join(f"{'yes' if shows else 'no'} at rate {at:g}" for at, shows in said.runs)
+        broken = [str(one) for seen in again for one in seen.violations]
+        late = "its ranks were too late to tell" if said.is_undecided else "not again"
+        words = [f"a wait that is not confirmed ({late}: {shown})", told, *broken[:1]]
+        return "undecided", "; ".join(words)
 
     def _run(self, point: Point) -> _Trial:
         """Run the program under a point; without a prediction where there is none.
@@ -394,6 +425,11 @@ class _Trial:
         return not self.why
 
     @property
+    def wait(self) -> str:
+        """For what a rank waits without end, where nothing is predicted; empty if none does."""
+        return "" if self.is_predicted else endless_wait(self.program, self.seen.outcome)
+
+    @property
     def acted(self) -> int:
         """How many messages a fault has acted on."""
         return sum(bool(sent.done) for sent in self.seen.outcome.messages)
@@ -413,12 +449,22 @@ def _good_verdict(trial: _Trial) -> tuple[Verdict, str]:
     overdue = any(map(is_overdue, outcome.messages))
     late = "the hold ran out: the other message did not pass meanwhile" if overdue else ""
     if not trial.is_predicted:
-        wait = endless_wait(trial.program, outcome)
-        told = "; ".join(text for text in (wait, late, trial.why) if text)
-        return ("waits" if wait else "ran"), told
+        told = "; ".join(text for text in (trial.wait, late, trial.why) if text)
+        return ("waits" if trial.wait else "ran"), told
     if trial.seen.accepted:
         return "documented", late
     return ("overdue" if overdue else "holds"), late
+
+
+def _why_waits(wait: str) -> str:
+    """The reason in what :func:`endless_wait` says, without who waits."""
+    return wait.rpartition(": ")[2]
+
+
+def _wait_seen(program: Program, outcome: Outcome) -> Sight:
+    """Whether a run shows such a wait, with ranks that were in time."""
+    hangs = [one for one in judge(None, FaultPlan(), outcome) if one.promise == "RankHung"]
+    return Sight.of(outcome, hangs if endless_wait(program, outcome) else [])
 
 
 def _without_message(point: Point, outcome: Outcome) -> tuple[Verdict, str]:

@@ -148,6 +148,13 @@ def first_line_of(error: BaseException) -> str:
     return first
 
 
+def note_own(error: BaseException, own: HarnessError) -> None:
+    """Say in a note of another failure that rpcprops is at fault as well, once."""
+    note = f"rpcprops itself is at fault too, please report it: {own}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
 def is_promise(name: str) -> bool:
     """Whether a class of that name stands for a promise."""
     cls = globals().get(name)

@@ -18,8 +18,9 @@ from rpcprops.faults import FaultPlan
 #: Finite, because JSON has no infinity; longer than any run.
 UNLIMITED_SLACK = 1e9
 
-#: The agent whose ranks have a record of all messages, even if it is empty.
-_RECORDS = "WIRE"
+#: The agent of ours (:mod:`rpcprops.agents.wire`). Its ranks have a record of all messages, even if
+#: it is empty.
+WIRE = "WIRE"
 
 PhaseName = Literal["start", "run", "settle", "shutdown"]
 PhaseVerdict = Literal["ok", "failed", "hung"]
@@ -231,6 +232,8 @@ class SentMessage:
 
     Attributes:
         seconds: when the agent was given it, in virtual seconds from the start of the world.
+        sender: the number of its rank in the cluster, whatever rank the rank gives ``init_rpc``.
+        receiver: the same.
         id: a request and its response share it, and no other messages of the world have it.
         type: torch's name (``message.h``), such as ``RREF_ACK``.
         size: bytes of its payload and its tensors.
@@ -348,7 +351,7 @@ class Outcome:
     @property
     def is_recorded(self) -> bool:
         """Whether `messages` holds all that ranks sent, which may be nothing."""
-        has_record = bool(self.messages) or self.agent == _RECORDS
+        has_record = bool(self.messages) or self.agent == WIRE
         return has_record and not self.messages_dropped
 
     @property

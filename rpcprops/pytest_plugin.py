@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rpcprops import agents
 from rpcprops._printable import printable
 from rpcprops.cluster import RpcCluster
 from rpcprops.errors import MachineCannot
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     options = Options.read(config)
     session = config.stash[SESSION] = Session(config, options)
+    agents.show_progress_by(session.show_progress)
     if not is_worker(config):
         summary = config.stash[_SUMMARY] = reports.Summary(config, session)
         config.pluginmanager.register(summary, "rpcprops-summary")

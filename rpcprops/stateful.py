@@ -37,7 +37,7 @@ from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
 from rpcprops.cluster.options import ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
-from rpcprops.errors import HarnessError, UsageError
+from rpcprops.errors import HarnessError, UsageError, note_own
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import (
     Prediction,
@@ -200,12 +200,23 @@ class ClusterMachine(RuleBasedStateMachine):
             cluster.shutdown()
         cluster.kill()
         outcome = self._outcome()
-        for name, count in fired_by_type(account(self.program, self._plan, outcome)).items():
-            event(f"fired {name}", count)
+        ours = self._tell_fired(outcome)
         judged = self._judged_at_end(outcome)
         found += [v for v in judged if v not in found]
         if found:
-            self._broken(tuple(found))
+            self._broken(tuple(found), ours)
+        if ours is not None:
+            raise ours
+
+    def _tell_fired(self, outcome: Outcome) -> HarnessError | None:
+        """Tell Hypothesis which faults fired; the error of ours by which that is not known."""
+        try:
+            fired = fired_by_type(account(self.program, self._plan, outcome))
+        except HarnessError as own:
+            return own
+        for name, count in fired.items():
+            event(f"fired {name}", count)
+        return None
 
     def _judged_at_end(self, outcome: Outcome) -> tuple[Violation, ...]:
         if not self._shared:
@@ -298,8 +309,14 @@ class ClusterMachine(RuleBasedStateMachine):
 
     # Failures.
 
-    def _broken(self, violations: tuple[Violation, ...]) -> NoReturn:
-        """Raise the first violation, unless slower clocks do not show it."""
+    def _broken(
+        self, violations: tuple[Violation, ...], ours: HarnessError | None = None
+    ) -> NoReturn:
+        """Raise the first violation, unless slower clocks do not show it.
+
+        Args:
+            ours: an error of ours that the same run has shown; it comes second.
+        """
         __tracebackhide__ = True
         cluster = self._running()
         if not cluster.is_over:
@@ -320,9 +337,9 @@ class ClusterMachine(RuleBasedStateMachine):
         for name in known:
             event(f"met the known finding {name}")
         violations = (*left, *own)
-        if not violations:
-            reject()
-        if not self._is_confirmed(violations[0], outcome):
+        if not violations or not self._is_confirmed(violations[0], outcome):
+            if ours is not None:
+                raise ours
             reject()
         error = broken_promise(violations)
         lines = [
@@ -335,6 +352,8 @@ class ClusterMachine(RuleBasedStateMachine):
         ]
         for line in lines:
             error.add_note(line)
+        if ours is not None:
+            note_own(error, ours)
         raise error
 
     def _is_confirmed(self, violation: Violation, outcome: Outcome) -> bool:

@@ -3,7 +3,7 @@
 The description of an agent is data, and imports no torch. Its options are made where torch runs.
 """
 
-from rpcprops.agents._agent import Agent, Progress
+from rpcprops.agents._agent import Agent, Progress, show_progress_by
 from rpcprops.agents._registry import default_name, named, names, register
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.tensorpipe import TensorPipe
@@ -19,4 +19,5 @@ __all__ = [
     "named",
     "names",
     "register",
+    "show_progress_by",
 ]

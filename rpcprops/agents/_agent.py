@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -15,6 +17,28 @@ _INIT_METHOD = "env://"
 
 #: Shows, as long as its block lasts, that work goes on; called with a line that says what is done.
 Progress = Callable[[str], AbstractContextManager[object]]
+
+
+def _to_stderr(what: str) -> AbstractContextManager[object]:
+    print(f"rpcprops: {what}; this takes about a minute", file=sys.stderr, flush=True)
+    return contextlib.nullcontext()
+
+
+_shows: Progress = _to_stderr
+
+
+def show_progress_by(progress: Progress) -> None:
+    """How this process shows what :meth:`Agent.prepare` does where its caller does not say it.
+
+    What is written to stderr is captured while pytest runs a test.
+    """
+    global _shows
+    _shows = progress
+
+
+def usual_progress() -> Progress:
+    """What :func:`show_progress_by` was given last; a line on stderr unless it was called."""
+    return _shows
 
 
 class Agent:
@@ -97,7 +121,7 @@ class Agent:
         """Called in the test process before ranks that run this agent are forked.
 
         Args:
-            progress: see :data:`rpcprops.agents.Progress`; unless given, the line goes to stderr.
+            progress: see :data:`rpcprops.agents.Progress`; unless given, :func:`usual_progress`.
 
         Raises:
             MachineCannot: it cannot be had here.

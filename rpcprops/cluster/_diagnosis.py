@@ -264,8 +264,8 @@ class Diagnosis:
                 ranks = [v.rank for v in self.found.violations if v.rank is not None]
                 phase.fail("a rank died", tuple(ranks))
                 return
-        # This comes last, because it ends a rank that no longer has a handler for the signal.
-        self._take_stacks()
+        # This comes last, because it may end a rank: see there.
+        self._take_stacks(phase)
         silent = [c for c in channels if c.silent]
         message = f"{_names(who)} {complaint}"
         if silent and complaint != _SILENT:
@@ -328,13 +328,26 @@ class Diagnosis:
         absent = [c for c in outside if c not in joining and c.stack]
         return absent if joining or phase.name == "start" else []
 
-    def _take_stacks(self) -> None:
+    def _take_stacks(self, phase: Phase) -> None:
+        """Have all ranks say where each of their threads is: by a signal if they cannot answer.
+
+        At the signal, faulthandler reads the frames of threads that go on. If one of them runs
+        Python, it may follow a frame that is no more (``traceback.c``: ``dump_frame``), and the
+        rank dies of SIGSEGV. In a rank that cannot answer, one thread keeps the GIL.
+        """
         alive = self._ranks.alive()
         if self._ranks.peer is None or not alive:
             return
-        marks = {c.rank: c.log.mark() for c in alive}
-        self._ranks.ask_for_stacks()
+        for channel in alive:
+            channel.stack = ""
+        if phase.name != "start":
+            self.ask_where([channel for channel in alive if not channel.silent])
+        left = [channel for channel in alive if not channel.stack]
+        if not left:
+            return
+        marks = {c.rank: c.log.mark() for c in left}
+        self._ranks.ask_for_stacks(left)
         self._ranks.pump(0.0)
         time.sleep(_STACK_SECONDS)
-        for channel in alive:
+        for channel in left:
             channel.stack = channel.log.text_from(marks[channel.rank])

@@ -324,11 +324,11 @@ class Ranks:
             with contextlib.suppress(OSError):
                 _wire.send(self.peer.sock, ("preforked", len(self.channels)))
 
-    def ask_for_stacks(self) -> None:
-        """Have the living ranks write their stacks; a rank without a handler for that ends."""
+    def ask_for_stacks(self, channels: Sequence[Channel]) -> None:
+        """Have ranks write their stacks into their logs; one without a handler for that ends."""
         if self.peer is not None:
             with contextlib.suppress(OSError):
-                _wire.send(self.peer.sock, ("stacks", [c.pid for c in self.alive()]))
+                _wire.send(self.peer.sock, ("stacks", [c.pid for c in channels]))
 
     def kill(self) -> None:
         """Kill every rank that still lives, and read what they said before."""

@@ -154,7 +154,7 @@ class _Rank:
         if not self.ledgers:
             return {}
         faults = agent_faults(self.spec.plan, rank)
-        return {"ledger_fd": self.ledgers[0], "message_faults": faults}
+        return {"ledger_fd": self.ledgers[0], "message_faults": faults, "number": rank}
 
     def run(self) -> int:
         if clock.loaded():

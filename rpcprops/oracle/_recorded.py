@@ -43,7 +43,7 @@ def recorded_violations(
     if any(send.to is None for send in (*prediction.sends, *prediction.last_sends)):
         return []
     is_gathering = gathers and prediction.graceful
-    found = [*_requests(prediction, outcome, gathers=is_gathering), *_answers(outcome)]
+    found = [*_requests(prediction, outcome, gathers=is_gathering), *answers_differ(outcome)]
     if settles and not found:
         found += _tries(prediction, outcome)
     return found
@@ -150,7 +150,7 @@ def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
             yield Violation("MessagesDiffer", message, rank)
 
 
-def _answers(outcome: Outcome) -> Iterator[Violation]:
+def answers_differ(outcome: Outcome) -> Iterator[Violation]:
     """Each request that was answered has one answer, of its type or an exception.
 
     Where a request came twice, one of its answers may have been lost.

@@ -6,8 +6,11 @@
   ``DEFAULT_RPC_TIMEOUT_SEC``). Some other waits have none: see :func:`endless_wait`.
 * A step that ends gives a value of its type, or raises an error of torch's.
 * A fault acts on the messages that it is for, by the record, and on no others.
+* No rank does or keeps more than the messages of the record can have caused
+  (:mod:`rpcprops.oracle._bounds`).
 
-What ranks hold, how often functions ran, and which of torch's errors came: nobody can tell.
+Which values and errors of torch's must come, how often a function must have run at the least, and
+which RRefs and contexts a rank may hold whose messages were disturbed: nobody can tell.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rpcprops.faults import FaultPlan, MessageFault, WireMessageType, acted_on
+from rpcprops.oracle._bounds import exceeded
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle.errors import error_class
 from rpcprops.outcomes import (
@@ -51,7 +55,8 @@ def judge_unpredicted(program: Program, plan: FaultPlan, outcome: Outcome) -> tu
     if any(violation.promise == "RankDied" for violation in ends):
         # What steps raise after that follows from it.
         return tuple(ends)
-    return (*ends, *_steps(program, outcome, facts), *_faults(plan, outcome))
+    bounds = exceeded(program, outcome, facts)
+    return (*ends, *_steps(program, outcome, facts), *_faults(plan, outcome), *bounds)
 
 
 def endless_wait(program: Program, outcome: Outcome) -> str:

@@ -64,7 +64,7 @@ from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPr
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
 from rpcprops.programs import Program
-from rpcprops.programs.threads import Threads, needed_threads, threads_of
+from rpcprops.programs.threads import ENOUGH_THREADS, Threads, needed_threads, threads_of
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
 from rpcprops.steps.base import (
@@ -826,6 +826,20 @@ class Model:
         self.sends.append(Send(rank, message, payload, failures, delivered, to, lost))
         return delivered
 
+    def timed_out_once(self, rank: int, message: MessageType) -> None:
+        """The last such message of `rank` is answered only when it is sent a second time.
+
+        ``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback`` is told of the timeout of the first try as
+        of any error. It logs that this try failed, and puts the message back to be tried again.
+        """
+        sent = [
+            number
+            for number, send in enumerate(self.sends)
+            if (send.rank, send.message) == (rank, message)
+        ]
+        last = self.sends[sent[-1]]
+        self.sends[sent[-1]] = replace(last, failures=last.failures + 1)
+
     def _strike(self, rank: int, message: MessageType, to: int | None) -> tuple[int, bool, int]:
         """What message faults do to a message.
 
@@ -1412,6 +1426,11 @@ class Model:
             return ("timeout" if self._has_thread(at) else "unknown"), -slack
         slack -= perhaps + self.queues()
         return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
+
+    @property
+    def threads_of_ranks(self) -> int:
+        """How many threads the agent of each rank has."""
+        return ENOUGH_THREADS if self.threads is None else self.threads.number
 
     def _has_thread(self, rank: int) -> bool:
         """Whether a thread of `rank` is surely free to hand a timeout over.

@@ -52,7 +52,7 @@ def watched(inner: Callable[..., Any], session: Session, record: ItemRecord) -> 
         if _was_refuted(record, drawn):
             return None
         result, error = outcome_of(inner, args, kwargs)
-        recorded = session.take_recorded()
+        error, recorded = session.ended(error)
         show_logs(recorded)
         if session.limits.learn(recorded) and error is not None:
             # Its clock was too fast for its own timeouts, so that run shows nothing.
@@ -213,7 +213,7 @@ def _call_plain(
     record.examples = 1
 
     def on_failure(error: BaseException) -> BaseException:
-        recorded = session.take_recorded()
+        _, recorded = session.ended(error)
         record.count(recorded)
         if session.limits.learn(recorded):
             record.clock_note = session.limits.advice()
@@ -221,12 +221,15 @@ def _call_plain(
             record.smallest = Failing(lambda: None, error, recorded)
         return error
 
+    own: BaseException | None = None
     try:
-        return (yield from styles.run(item, on_failure))
+        yield from styles.run(item, on_failure)
     finally:
-        recorded = session.take_recorded()
+        own, recorded = session.ended(None)
         session.limits.learn(recorded)
         record.count(recorded)
+    if own is not None:
+        raise own
 
 
 @contextmanager

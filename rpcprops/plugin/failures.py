@@ -14,9 +14,10 @@ import pytest
 
 from rpcprops._files import Unwritten
 from rpcprops.confirmation import OWN_CODE_SLACK, Confirmation, Sight, confirm, is_decided
-from rpcprops.errors import BrokenPromise, first_line_of, text_of
+from rpcprops.errors import BrokenPromise, HarnessError, first_line_of, text_of
+from rpcprops.faults import FaultPlan
 from rpcprops.oracle import account, judge
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import Outcome, Violation
 from rpcprops.plugin.drawn import EXPLICIT, FAILURES, NOT_THE_TESTS, is_rejected
 from rpcprops.plugin.records import Failing, ItemRecord, Recorded
 from rpcprops.plugin.session import Session
@@ -43,6 +44,7 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
         MachineCannot: the same, because of a limit of this machine.
     """
     error: BaseException | None = None
+    recorded: Recorded = []
     session.server.override_rate = rate
     session.in_flight.again()
     try:
@@ -57,7 +59,9 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
             raise
     finally:
         session.server.override_rate = None
-        recorded = session.take_recorded()
+        error, recorded = session.ended(error)
+    if isinstance(error, NOT_THE_TESTS):
+        raise error
     return Again(error, recorded)
 
 
@@ -183,11 +187,21 @@ def _described(failing: Failing, left_out: int, said: str) -> list[str]:
         if len(shown) > 1:
             lines.append(f"cluster  {number} of {total}")
         lines += text.describe_plan(plan, outcome.world_size, outcome.armed)
-        lines += _cut(text.describe_faults(account(None, plan, outcome)), "more that fired")
+        lines += _cut(_fired(plan, outcome), "more that fired")
         violations = [one for one in judge(None, plan, outcome) if str(one) not in said]
         lines += _cut(text.describe_violations(violations), "more")
         lines += text.describe_where(outcome, said)
     return lines
+
+
+def _fired(plan: FaultPlan, outcome: Outcome) -> list[str]:
+    """The faults of a cluster that fired, in words."""
+    from rpcprops.report import text
+
+    try:
+        return text.describe_faults(account(None, plan, outcome))
+    except HarnessError as own:
+        return [f"fired    not known: {first_line_of(own)}"]
 
 
 def _cut(lines: list[str], rest: str) -> list[str]:

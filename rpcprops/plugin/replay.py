@@ -157,7 +157,7 @@ def _repeated(
         if drawn.is_explicit and drawn.reproduction() != artefact.reproduction:
             return None
         result, error = outcome_of(inner, args, kwargs)
-        recorded = session.take_recorded()
+        error, recorded = session.ended(error)
         show_logs(recorded)
         record.count(recorded)
         record.examples += 1

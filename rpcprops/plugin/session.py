@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 
@@ -13,6 +14,7 @@ from rpcprops import runner as runners
 from rpcprops._orphan import leave_with_parent
 from rpcprops._printable import printable
 from rpcprops.cluster import Cluster, ClusterServer
+from rpcprops.errors import HarnessError, note_own
 from rpcprops.faults import FaultPlan
 from rpcprops.outcomes import Outcome
 from rpcprops.plugin.options import Options, is_worker
@@ -35,6 +37,7 @@ class Session:
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
         self._plugins = config.pluginmanager
+        self._is_worker = is_worker(config)
         self.server = ClusterServer(
             clock=options.clock, network=options.network, agent=options.agent
         )
@@ -42,12 +45,14 @@ class Session:
         self.limits = Limits(self.server)
         self.in_flight = InFlight(config.rootpath, "pytest")
         #: The process that controls this one, if this is an xdist worker that is not watched yet.
-        self._controller = os.getppid() if is_worker(config) else None
+        self._controller = os.getppid() if self._is_worker else None
         self.server.on_start = self._on_start
         self.server.on_unconfirmed = self._note_unconfirmed
         if config.getoption("capture") == "no":
             self.server.on_output = lambda name: Echo(lambda line: print(f"[{name}] {line}"))
         self._recorded: deque[tuple[FaultPlan, Outcome]] = deque()
+        #: What was wrong with us in the first of these clusters in which something was.
+        self._own_error: HarnessError | None = None
         #: Unconfirmed failures of state machines, and whether each is undecided.
         self._unconfirmed: list[tuple[str, bool]] = []
         self._told_clock_problem = ""
@@ -70,6 +75,21 @@ class Session:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
             reporter.write_line(f"rpcprops: {printable(line)}")
+
+    def show_progress(self, what: str) -> AbstractContextManager[object]:
+        """Say that the agent of a test is compiled, so that nobody takes the run for a hung one.
+
+        The controller of an xdist worker has begun the test report, so a worker writes to stderr,
+        which is that of the controller.
+        """
+        line = f"{what}; this takes about a minute"
+        if not self._is_worker:
+            self.say(line)
+            return nullcontext()
+        capture = self._plugins.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            print(f"rpcprops: {printable(line)}", file=sys.stderr, flush=True)
+        return nullcontext()
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""
@@ -102,7 +122,11 @@ class Session:
         """Record what clusters show that end in the block, and forget it afterwards."""
 
         def on_end(plan: FaultPlan, outcome: Outcome) -> None:
-            record.count_cluster(plan, outcome)
+            try:
+                record.count_cluster(plan, outcome)
+            except HarnessError as own:
+                # The test may be about to fail, and its own error comes first: see ended().
+                self._own_error = self._own_error or own
             self._recorded.append((plan, outcome))
             if len(self._recorded) > MOST_KEPT:
                 record.leave_out(*self._recorded.popleft())
@@ -112,13 +136,28 @@ class Session:
             yield
         finally:
             self.server.on_end = None
-            self._recorded.clear()
+            self.take_recorded()
 
     def take_recorded(self) -> Recorded:
         """Take what the clusters showed that ended since the last call."""
         recorded = list(self._recorded)
         self._recorded.clear()
+        self._own_error = None
         return recorded
+
+    def ended(self, error: BaseException | None) -> tuple[BaseException | None, Recorded]:
+        """By what a run of a test has failed, and what its clusters showed, which is taken.
+
+        Args:
+            error: what the test has raised. If its clusters showed an error of ours as well, that
+                is a note of this one; and the failure, where the test has raised nothing.
+        """
+        own = self._own_error
+        recorded = self.take_recorded()
+        if own is None or error is None:
+            return error or own, recorded
+        note_own(error, own)
+        return error, recorded
 
     def _note_unconfirmed(self, line: str, is_undecided: bool) -> None:
         self._unconfirmed.append((line, is_undecided))

@@ -48,6 +48,8 @@ class _UnderFaults:
 _RREF_MESSAGES = tuple(m for m in MessageType if m.max_retries == 5)
 #: A timeout leaves a busy machine some seconds of real time, in which a usual case runs many times.
 _FOR_A_TIMEOUT = 4
+#: The same where about half of the cases wait for one.
+_FOR_SOME_TIMEOUTS = 2
 #: Delays of all calls of a rank, in virtual seconds. Half of one is a timeout, also on a busy
 #: machine.
 _LATE_CALLS = tuple(FaultTable(messages_to_delay={"PYTHON_CALL": late}) for late in (4.0, 20.0))
@@ -334,9 +336,11 @@ _ALL = (
     *_DRAWN.values(),
     Property(
         "executed-twice",
-        "A message that torch may try again, executed twice, changes nothing.",
+        "A message that torch may try again, executed twice, changes nothing: it came twice, or "
+        "its answer was lost or late, and torch tried it again.",
         m.EXECUTED_TWICE,
         agent=WIRE,
+        costs=_FOR_SOME_TIMEOUTS,
     ),
     Property(
         "any-order",

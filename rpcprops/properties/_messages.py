@@ -106,7 +106,7 @@ class UnderMessageFaults:
         fits: which requests of a program a fault is for, or for whose answers.
         fault: draws one fault.
         most: the most faults.
-        rpc_timeout: that of the programs, in virtual seconds.
+        rpc_timeout: that of the programs, in virtual seconds, where a fault makes one wait for it.
     """
 
     programs: Sequence[Program]
@@ -135,14 +135,14 @@ class UnderMessageFaults:
             written = st.sampled_from(self.programs)
             # Many drawn programs are refused, which takes time.
             program = draw(st.one_of(written, written, drawn))
-            program = replace(
-                program, rpc_timeout=self.rpc_timeout, num_worker_threads=None, end=End()
-            )
+            program = replace(program, rpc_timeout=None, num_worker_threads=None, end=End())
             assume(_is_predicted(program))
             sent = [one for one in sent_by(program) if self.fits(one)]
             assume(sent)
             number = draw(st.integers(1, self.most))
             faults = tuple(dict.fromkeys(self.fault(draw, sent) for _ in range(number)))
+            if any(map(_ends_by_timeout, faults)):
+                program = replace(program, rpc_timeout=self.rpc_timeout)
             assume(_is_predicted(program, *faults))
             return Case(program, FaultPlan(others=faults))
 
@@ -160,6 +160,16 @@ def _twice(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
     return MessageFault(one.sender, "duplicate", one.message, to=one.receiver, n=one.n)
 
 
+def _again(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
+    """A request that comes twice, or whose sender tries it again because it hears nothing.
+
+    Of what follows a fork request that times out, nothing is predicted (``oracle/_messages.py``).
+    """
+    heard = [one for one in sent if one.message != WireMessageType.RREF_FORK_REQUEST]
+    is_unheard = draw(st.booleans()) and bool(heard)
+    return _unheard(draw, heard) if is_unheard else _twice(draw, sent)
+
+
 def _unheard(draw: st.DrawFn, sent: Sequence[Sent]) -> MessageFault:
     """An answer that is lost, or comes after the timeout, or a request that does."""
     one = _any_of(draw, sent)
@@ -173,6 +183,10 @@ def _lost(one: NthMessage) -> MessageFault:
 
 def _too_late(one: NthMessage) -> MessageFault:
     return MessageFault(one.rank, "delay", one.message, to=one.to, n=one.n, delay=TOO_LATE)
+
+
+def _ends_by_timeout(fault: MessageFault) -> bool:
+    return fault.action == "lose" or fault.delay >= TOO_LATE
 
 
 def _either(draw: st.DrawFn, one: Sent) -> NthMessage:
@@ -220,7 +234,8 @@ _WITHOUT_IDS = tuple(
     for program in _CONTEXTS
 )
 
-#: What torch tries again: an announced fork, its accept, its delete, the cleanup of a context.
+#: What torch tries again: an announced fork, its accept, its delete, the cleanup of a context. It
+#: comes twice; or its answer is lost or late, or it is late itself, so that torch sends it again.
 EXECUTED_TWICE = UnderMessageFaults(
     (
         p.fork_user_to_user(),
@@ -233,8 +248,9 @@ EXECUTED_TWICE = UnderMessageFaults(
     ),
     SHARING,
     _is_retried,
-    _twice,
+    _again,
     most=_MOST,
+    rpc_timeout=TIMEOUT,
 )
 
 #: The answers of what users send: of calls, of creations and of fetches; and requests that are

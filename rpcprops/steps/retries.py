@@ -33,10 +33,10 @@ class Retry(Step):
 
     `via` makes the value ``value + 1``. Then all threads of its agent are busy until two fork
     requests have come: the first one times out at `to`, whose default timeout is short while it
-    reads the RRef. The second one must do what the first could not, for torch says of its internal
-    messages that they are idempotent and tried again (docs/source/rpc/rref.md, Assumptions). `to`
-    then fetches the value, which is that of the step. `timeout` (virtual seconds) is that of the
-    call of `to`.
+    reads the RRef. Torch counts and logs that as a failed send. The second one must do what the
+    first could not, for torch says of its internal messages that they are idempotent and tried
+    again (docs/source/rpc/rref.md, Assumptions). `to` then fetches the value, which is that of the
+    step. `timeout` (virtual seconds) is that of the call of `to`.
 
     The ranks must be at rest, because `to` has another default timeout for a moment.
     """
@@ -68,9 +68,13 @@ class Retry(Step):
         handle.rref.value = [x + 1.0 for x in self.value]
         model.value(handle, self.at)
         model.call(self.at, self.via, MessageType.PYTHON_CALL, call)
+        for number in range(model.threads_of_ranks - 1):
+            # One thread runs the function that keeps the others busy.
+            model.call(self.via, self.via, MessageType.PYTHON_CALL, f"{call}/hold{number}")
         model.call(self.via, self.at, MessageType.PYTHON_CALL, f"{call}/busy")
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, f"{call}/use", handle)
         assert there is not None
+        model.timed_out_once(self.to, MessageType.RREF_FORK_REQUEST)
         model.calls[self.to][call] += 1
         value = model.value(there, self.to)
         model.drop(there)

@@ -162,6 +162,21 @@ def test_hang_that_holds_the_interpreter(rpc_cluster: ClusterFactory) -> None:
     assert "in keep_the_interpreter_busy" in notes_of(caught.value)
 
 
+@pytest.mark.parametrize("hangs", [sleep_for_ever, keep_the_interpreter_busy])
+def test_only_a_rank_that_cannot_answer_gets_a_signal(
+    rpc_cluster: ClusterFactory, hangs: Callable[[], None]
+) -> None:
+    """faulthandler may crash a rank whose other threads run Python; it writes into the log."""
+    with (
+        pytest.raises(RankHung, match="phase run"),
+        rpc_cluster(world_size=1, deadline=0.7) as cluster,
+    ):
+        cluster.on(0).call(hangs)
+    (rank,) = cluster.outcome.ranks
+    assert f"in {hangs.__name__}" in rank.stack
+    assert ("most recent call first" in rank.log) == (hangs is keep_the_interpreter_busy)
+
+
 def test_hang_in_much_output(rpc_cluster: ClusterFactory) -> None:
     """The stack of a rank that prints without end is found in what it prints."""
     cluster = rpc_cluster(world_size=1, deadline=0.5)

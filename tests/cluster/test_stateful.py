@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
@@ -16,12 +19,13 @@ from torch.distributed import rpc
 
 from rpcprops import Cluster, FaultPlan, FaultTable, MessageFault, strategies
 from rpcprops._replay import replay_program
-from rpcprops.errors import RRefLeak, UsageError, WrongValue
+from rpcprops.agents.wire import ledger
+from rpcprops.errors import HarnessError, RRefLeak, UsageError, WrongValue
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
 from rpcprops.programs import Bump, Own
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import read
-from rpcprops.runner import Runner
+from rpcprops.runner import Runner, default_runner
 from rpcprops.stateful import ClusterMachine
 from tests._wire import needs_wire
 
@@ -146,6 +150,51 @@ def test_only_the_kinds_that_were_asked_for_run() -> None:
 
     run(Few, examples=6)
     assert set(ran) == {"remote", "parallel", "settle"}
+
+
+def call_and_falsify() -> None:
+    """Has a call failed by the table, and takes the mark of that out of the record of messages."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        rpc.rpc_sync("worker1", torch.add, (torch.ones(1), 1))
+    files = [Path(f"/proc/self/fd/{number}") for number in range(256)]
+    (file,) = [one for one in files if one.exists() and "rpcprops-ledger" in str(one.readlink())]
+    record = os.open(file, os.O_RDWR)
+    size = ledger._RECORD.size
+    for number in range(ledger.count_in(record)):
+        at = ledger._HEADER_SIZE + number * size
+        row = list(ledger._RECORD.unpack(os.pread(record, size, at)))
+        row[_TABLE] = 0
+        os.pwrite(record, ledger._RECORD.pack(*row), at)
+    os.close(record)
+
+
+#: Which number of a record of the ledger says what a table did to the message.
+_TABLE = 12
+
+
+@needs_wire
+@pytest.mark.parametrize("leaks", [True, False])
+def test_an_error_of_ours_comes_second(monkeypatch: pytest.MonkeyPatch, leaks: bool) -> None:
+    """A leak is raised though the record contradicts a rank, which only a note says then."""
+    monkeypatch.setattr(default_runner().server, "agent", "WIRE")
+    # Else this test itself would fail with our error.
+    monkeypatch.setattr(default_runner().server, "on_end", None)
+
+    class Contradicted(ClusterMachine):
+        kinds = ("settle",)
+        faults = st.just(FaultPlan(FaultTable(["SCRIPT_CALL"], 1)))
+
+        @rule()
+        def contradict(self) -> None:
+            self.cluster.on(0).call(call_and_falsify)
+            if leaks:
+                self.cluster.on(0).call(keep_one)
+
+    with pytest.raises(RRefLeak if leaks else HarnessError) as caught:
+        run(Contradicted, examples=2, phases=[Phase.generate])
+    notes = [str(caught.value), *getattr(caught.value, "__notes__", ())]
+    (said,) = [note for note in notes if "the record of messages shows 0" in note]
+    assert said.startswith("rpcprops itself is at fault too" if leaks else "worker0 has counted")
 
 
 def test_a_rule_that_keeps_an_rref_is_found() -> None:

@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from hypothesis import strategies as st
 
+from rpcprops import _hunt
 from rpcprops._replay import replay_program
+from rpcprops._sweep import State, Sweep, cells
+from rpcprops._sweep_points import PointSweep, points_of
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
@@ -39,7 +42,7 @@ from rpcprops.programs import (
     Share,
     Step,
 )
-from rpcprops.properties import failure_in_use
+from rpcprops.properties import Case, Property, examine, failure_in_use
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import Artefact, Earlier, read, write
 from rpcprops.report.script import script_of
@@ -302,6 +305,96 @@ def test_what_fails_in_a_used_world_only_is_undecided(runner: Runner, tmp_path: 
     assert replay_program(alone, runner, times=1).answer == "fixed"
     with pytest.raises(UsageError, match="neither a script nor a test has such ranks"):
         script_of(artefact)
+
+
+def counting(calls: int) -> Program:
+    """The step that gives more in a used world, after some calls."""
+    return Program(1, (*[Call(0, 0)] * calls, Leave(0, "count")), rpc_timeout=70.0)
+
+
+COUNTS = Property(
+    "planted",
+    "A count begins with one.",
+    lambda: st.integers(0, 5).map(lambda calls: Case(counting(calls))),
+    needs_faults=False,
+)
+ONLY_IN_USED = "only in a world that had run "
+
+
+def ran_before(path: Path, least: int) -> None:
+    """An artefact names the programs that its world had run, and the world had run them."""
+    artefact = read(path)
+    assert len(artefact.after) == artefact.outcomes[0].ran_before >= least
+    assert all(Leave(0, "count") in one.program.leaves for one in artefact.after)
+
+
+@pytest.mark.usefixtures("_leaves")
+def test_check_calls_undecided_what_fails_in_used_worlds_only(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fresh world shows it, so it is no violation; each doubt says after which programs."""
+    monkeypatch.setattr(runner.server, "agent", "WIRE")
+    monkeypatch.setattr(runner.server, "reuse", True)
+    result = examine(COUNTS, runner, max_examples=5, seed=0, different=True, candidates=1)
+    assert (result.verdict, result.failure) == ("undecided", None)
+    assert len(result.doubts) == runner.worlds["used"] >= 2
+    for doubt in result.doubts:
+        assert doubt.line.startswith(ONLY_IN_USED)
+        assert doubt.failure is not None
+        ran_before(write(artefact_of(doubt.failure), tmp_path), 1)
+
+
+@pytest.mark.usefixtures("_leaves")
+def test_a_hunt_does_not_count_it_either(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch has no failure, and names the doubts with their files."""
+    monkeypatch.setattr(_hunt, "hunted", lambda **_: {"planted": COUNTS})
+    monkeypatch.setattr(runner.server, "agent", "WIRE")
+    monkeypatch.setattr(runner.server, "reuse", True)
+    order = _hunt.Order("planted", 0, "tcp", 5, candidates=1)
+    batch = _hunt.run_order(order, runner, artefacts=tmp_path)
+    assert (batch.verdict, batch.failure) == ("undecided", [])
+    assert len(batch.unconfirmed) == batch.used >= 2
+    assert all(line.startswith(ONLY_IN_USED) for line in batch.unconfirmed)
+    written = [*tmp_path.glob("*.json")]
+    assert written
+    for path in written:
+        assert any(str(path) in line for line in batch.unconfirmed)
+        ran_before(path, 1)
+
+
+@pytest.mark.usefixtures("_leaves")
+@pytest.mark.parametrize("by_points", [False, True])
+def test_a_sweep_does_not_count_it_either(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_points: bool
+) -> None:
+    """Its cells are undecided, and each has its file."""
+    monkeypatch.chdir(tmp_path)
+    program = counting(1)
+    state = State(
+        program,
+        torch_version=runner.server.torch_version,
+        rate=runner.server.rate,
+        transport="tcp",
+        agent="WIRE",
+        root=tmp_path,
+    )
+    if by_points:
+        points = PointSweep(program, runner, state, transport="tcp")
+        single = points_of(points.record_messages().messages, program)
+        late = [one for one in single if one.faults[0].action == "delay"]
+        records = [record for record, _ in points.try_all(late)]
+    else:
+        sweep = Sweep(program, runner, state, transport="tcp", agent="WIRE")
+        records = [record for record, _ in sweep.run(cells(1, "all")[:4])]
+    in_used = [one for one in records if one.verdict == "undecided"]
+    assert len(in_used) >= 1
+    assert {one.verdict for one in records} <= {"undecided", "holds"}
+    for record in in_used:
+        assert (record.promise, record.used) == ("WrongValue", False)
+        assert record.broken.startswith(ONLY_IN_USED)
+        ran_before(Path(record.artefact), 1)
 
 
 @pytest.mark.usefixtures("_leaves")

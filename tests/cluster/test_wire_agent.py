@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed import rpc
 
 from rpcprops import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.agents.wire.ledger import Ledger
 from rpcprops.errors import RankDied, UsageError
+from rpcprops.fixture import for_this_rank
+from rpcprops.oracle import account
 from rpcprops.outcomes import SentMessage
 from rpcprops.programs import Drop, Fetch, Program, Remote
 from rpcprops.pytest_plugin import ClusterFactory
@@ -198,3 +202,90 @@ def test_commands_run_with_it(tmp_path: Path, words: tuple[str, ...], says: str)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert says in done.stdout
+
+
+def _join_as(rank: int) -> None:
+    one = for_this_rank()
+    init_rpc: Any = rpc.init_rpc
+    init_rpc(
+        f"as{rank}",
+        backend=one.rpc_backend,
+        rank=rank,
+        world_size=one.world_size,
+        rpc_backend_options=one.rpc_backend_options,
+    )
+
+
+def _join_turned() -> None:
+    one = for_this_rank()
+    _join_as((one.rank + 1) % one.world_size)
+
+
+def _add_twice(to: str) -> list[str]:
+    """What two calls show, which torch's own function runs there."""
+    said = []
+    for number in range(2):
+        try:
+            said.append(str(rpc.rpc_sync(to, torch.add, (torch.ones(1), number)).item()))
+        except (RuntimeError, UnicodeDecodeError):  # the second is the text of an injected failure
+            said.append("failed")
+    return said
+
+
+def _make_at(to: str) -> float:
+    return float(rpc.remote(to, torch.add, (torch.ones(1), 1)).to_here().item())
+
+
+def test_ranks_that_take_other_numbers(rpc_cluster: ClusterFactory) -> None:
+    """Faults act at the ranks of the cluster, and the record names these, whatever init_rpc gets.
+
+    Rank 0 is rank 1 of the group, rank 1 is rank 2, and rank 2 is rank 0.
+    """
+    table = FaultTable(["SCRIPT_CALL"], 1)
+    lost = MessageFault(2, "fail", "SCRIPT_CALL", to=1, n=2)
+    plan = FaultPlan(by_rank={0: table}, others=(lost,))
+    with rpc_cluster(world_size=3, agent="wire", init=False, faults=plan) as cluster:
+        cluster.each(_join_turned)
+        assert cluster.on(0).call(_add_twice, "as2") == ["failed", "failed"]
+        assert cluster.on(1).call(_add_twice, "as0") == ["1.0", "2.0"]
+        assert cluster.on(2).call(_add_twice, "as1") == ["1.0", "2.0"]
+        assert cluster.on(2).call(_add_twice, "as2") == ["1.0", "failed"]
+        assert cluster.on(1).call(_make_at, "as1") == 2.0
+        cluster.settle()
+        cluster.each(rpc.shutdown)
+    outcome = cluster.outcome
+    calls = [one for one in outcome.messages if one.type == "SCRIPT_CALL"]
+    assert [(one.sender, one.receiver) for one in calls] == [
+        *[(0, 1)] * 2,
+        *[(1, 2)] * 2,
+        *[(2, 0)] * 2,
+        *[(2, 1)] * 2,
+    ]
+    answers = [one for one in outcome.messages if one.type == "SCRIPT_RET"]
+    assert {(one.sender, one.receiver) for one in answers} == {(2, 1), (0, 2), (1, 2)}
+    fired = {count.rank: count.fired for count in account(None, plan, outcome)}
+    assert fired == {0: 2, 2: 1}
+    assert {(one.sender, one.receiver) for one in outcome.messages if "REMOTE" in one.type} == {
+        (1, 0),
+        (0, 1),
+    }
+
+
+def test_ranks_that_are_worlds_of_their_own(rpc_cluster: ClusterFactory) -> None:
+    """Each process may be rank 0 of a group of one; their messages are told apart."""
+    with rpc_cluster(world_size=2, agent="wire", init=False) as cluster:
+        cluster.each(_alone)
+    calls = [one for one in cluster.outcome.messages if one.type == "SCRIPT_CALL"]
+    assert sorted((one.sender, one.receiver) for one in calls) == [(0, 0)] * 2 + [(1, 1)] * 2
+    assert len({one.id for one in calls}) == len(calls)
+
+
+def _alone() -> None:
+    one = for_this_rank()
+    init_rpc: Any = rpc.init_rpc
+    options = one.rpc_backend_options
+    with tempfile.NamedTemporaryFile() as file:
+        options.init_method = f"file://{file.name}"
+        init_rpc("me", backend=one.rpc_backend, rank=0, world_size=1, rpc_backend_options=options)
+        _add_twice("me")
+        rpc.shutdown()

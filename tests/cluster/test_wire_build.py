@@ -148,6 +148,19 @@ def test_a_compiler_that_fails_is_told_with_the_remedy(
     assert path.is_relative_to(cache)
 
 
+def test_a_compiler_that_writes_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says that, and has no empty line in its place."""
+    use(monkeypatch, tmp_path, "#!/bin/sh\nexit 7\n")
+    with pytest.raises(MachineCannot) as caught:
+        build.built()
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "it ended with exit code 7 and wrote nothing."
+    assert all(lines)
+    assert cache.is_dir()
+
+
 def test_commands_that_cannot_compile_exit_3(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

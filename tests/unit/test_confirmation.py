@@ -292,7 +292,9 @@ def test_an_error_of_ours_is_no_run_without_the_failure(
     error = kind("the fork server has died")
     server = SimpleNamespace(override_rate=None)
     session: Any = SimpleNamespace(
-        server=server, in_flight=SimpleNamespace(again=lambda: None), take_recorded=list
+        server=server,
+        in_flight=SimpleNamespace(again=lambda: None),
+        ended=lambda error: (error, []),
     )
     runs: list[float | None] = []
 

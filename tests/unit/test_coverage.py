@@ -7,6 +7,7 @@ import fnmatch
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ from rpcprops._coverage import (
     HARNESS_MODULES,
     drawn_names,
     kinds_using,
+    main,
     needless,
     page,
     reached,
@@ -210,3 +212,16 @@ def test_what_programs_reach_is_read_from_predictions() -> None:
     assert MessageType.PYTHON_CALL in seen.senders
     assert seen.texts
     assert set(seen.kinds) <= set(STEP_TYPES.values())
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("-h", 0), ("other", 2)])
+def test_the_command_takes_no_arguments(
+    argument: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With one it says how it is used, and leaves the page alone."""
+    page_of_none = tmp_path / "coverage.md"
+    monkeypatch.setattr("rpcprops._coverage.DOCUMENT", page_of_none)
+    with pytest.raises(SystemExit) as caught:
+        main([argument])
+    assert caught.value.code == code
+    assert not page_of_none.exists()

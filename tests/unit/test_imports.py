@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import rpcprops
-from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe
+from rpcprops import outcomes
+from rpcprops.agents import Agent, FaultyTensorPipe, TensorPipe, Wire
 from rpcprops.steps import STEP_TYPES, Step
 from rpcprops.torch_facts.symbols import SYMBOLS
 
@@ -380,3 +381,15 @@ def test_the_package_begins_with_re_exports_only() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     kinds = {type(node) for node in tree.body}
     assert kinds == {ast.Expr, ast.ImportFrom, ast.Assign}
+
+
+def test_the_name_of_the_agent_has_one_home() -> None:
+    """No module but that of outcomes writes it down; they are data, and agents may import them."""
+    files = [*PACKAGE.rglob("*.py"), *(PACKAGE / "strategies").rglob("*.py")]
+    homes = [
+        str(file.relative_to(PACKAGE))
+        for file in files
+        if '"WIRE"' in file.read_text(encoding="utf-8")
+    ]
+    assert homes == ["outcomes.py"]
+    assert Wire.name == outcomes.WIRE

@@ -24,17 +24,19 @@ from rpcprops.properties import (
     drawn_properties,
     examine,
 )
-from rpcprops.properties._messages import sent_by
+from rpcprops.properties._messages import TIMEOUT, sent_by
 from tests._draws import draws
 
 NAMES = [name for name, item in PROPERTIES.items() if item.agent and name not in drawn_properties()]
-COSTLY = [name for name in NAMES if PROPERTIES[name].costs > 1]
+#: Those in which a step shows the timeout.
+COSTLY = [name for name in NAMES if PROPERTIES[name].costs > 2]
 
 
 def test_which_promises_need_the_agent() -> None:
     """All are about what no other agent can do."""
     assert NAMES == ["executed-twice", "any-order", "unanswered-calls", "unanswered-in-context"]
-    assert [name for name in NAMES[2:] if PROPERTIES[name].costs > 1] == COSTLY
+    assert [PROPERTIES[name].costs for name in NAMES] == [2, 1, 4, 4]
+    assert NAMES[2:] == COSTLY
 
 
 def test_the_messages_of_a_program() -> None:
@@ -81,6 +83,27 @@ def test_each_fault_is_for_a_message_that_the_program_sends(name: str) -> None:
         ]
         assert said.counters == usual.counters or name == "unanswered-calls"
     assert bool(told) == (name in COSTLY)
+
+
+def test_what_is_executed_twice_came_twice_or_was_tried_again() -> None:
+    """Each message that torch tries again is drawn in each form that is predicted."""
+    found = set()
+    for case in draws(PROPERTIES["executed-twice"].cases(), 150):
+        waits = False
+        for fault in case.plan.others:
+            assert isinstance(fault, MessageFault)
+            assert fault.message is not None
+            found.add((fault.action, fault.message.is_request, str(fault.message)))
+            waits |= fault.action != "duplicate"
+        # Torch tries again when the timeout has come, and a case without one needs none.
+        assert case.program.rpc_timeout == (TIMEOUT if waits else None)
+    tried = ("RREF_CHILD_ACCEPT", "RREF_USER_DELETE", "CLEANUP_AUTOGRAD_CONTEXT_REQ")
+    answers = ("RREF_ACK", "CLEANUP_AUTOGRAD_CONTEXT_RESP")
+    assert found == {
+        *(("duplicate", True, message) for message in ("RREF_FORK_REQUEST", *tried)),
+        *(("delay", True, message) for message in tried),
+        *((action, False, message) for action in ("lose", "delay") for message in answers),
+    }
 
 
 class Runs:

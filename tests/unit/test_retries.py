@@ -7,7 +7,7 @@ import pytest
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import predict
-from rpcprops.programs import Call, Program, Retry, Settle, Step
+from rpcprops.programs import ENOUGH_THREADS, Call, Program, Retry, Settle, Step
 
 LOST_CALL = FaultTable(["PYTHON_CALL"], 1)
 
@@ -66,3 +66,27 @@ def test_each_rank_sends_and_runs_what_it_must() -> None:
         (2, MessageType.RREF_USER_DELETE),
     ]
     assert not any(held.owners or held.forks for held in predicted.counters)
+
+
+@pytest.mark.parametrize("threads", [None, 9, 16])
+def test_the_try_that_times_out_is_a_failed_send(threads: int | None) -> None:
+    """Torch logs it as one, and sends the request twice; the owner calls itself meanwhile."""
+    program = Program(3, (Retry(0, 1, 2), Settle()), num_worker_threads=threads)
+    predicted = predict(program, FaultPlan())
+    assert predicted.retried == (0, 0, 1)
+    assert predicted.failed_sends() == (range(1), range(1), range(1, 2))
+    assert predicted.failures()[2] == {MessageType.RREF_FORK_REQUEST: 1}
+    busy = [send for send in predicted.sends if (send.rank, send.to) == (1, 1)]
+    assert len(busy) == (threads or ENOUGH_THREADS) - 1
+    assert {send.message for send in busy} == {MessageType.PYTHON_CALL}
+
+
+def test_failures_of_other_messages_are_added() -> None:
+    """A table that fails deletes of the same rank fails those besides."""
+    table = FaultTable(["RREF_USER_DELETE"], 2)
+    program = Program(3, (Retry(0, 1, 2), Settle()))
+    predicted = predict(program, FaultPlan(by_rank={2: table}))
+    assert predicted.failures()[2] == {
+        MessageType.RREF_FORK_REQUEST: 1,
+        MessageType.RREF_USER_DELETE: 2,
+    }

@@ -217,6 +217,39 @@ def test_a_wait_without_end_is_named(
     assert "waits without end, and was ended: duplicate of PYTHON_REMOTE_CALL 0:1:1" in said
 
 
+@pytest.mark.parametrize(("slower", "verdict"), [(True, "waits"), (False, "undecided")])
+def test_a_wait_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slower: bool, verdict: str
+) -> None:
+    """What waits only under a fast clock is no wait without end; a reason is confirmed once."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+    hung = PhaseOutcome("shutdown", "hung", detail="worker1 does not shut down")
+    busy = RankOutcome(1, "worker1", counters=Counters(server_calls=1))
+    clocks: list[float | None] = []
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        if case.kind != "unpredicted":
+            return seen
+        rate = options.get("clock")
+        clocks.append(rate)
+        outcome = replace(seen.outcome, clock_rate=100.0 if rate is None else rate)
+        if rate is None or slower or rate == 100.0:
+            outcome = replace(outcome, phases=(hung,), ranks=(busy,))
+        return replace(seen, outcome=outcome)
+
+    monkeypatch.setattr(tables, "observe", observe)
+    program = replace(PROGRAM, steps=(*PROGRAM.steps, Remote(0, 1, "b"), Drop(0, "b")))
+    monkeypatch.setattr(sweep, "RPC_TIMEOUT", 70.0)
+    assert _swept(tmp_path, program) == slower
+    row = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "duplicate")
+    assert row["verdict"] == verdict
+    assert clocks[:3] == [None, 100.0, 10.0]
+    if not slower:
+        assert "not confirmed (not again: yes at rate 100, no at rate 10)" in row["said"]
+
+
 def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,10 +16,14 @@
  * what arrives.
  *
  * Ids.  torch counts the ids of requests from 0 at each rank.  Here the count
- * of a rank begins at its rank << 40, and goes on where the last agent of the
+ * of a rank begins at its number << 40, and goes on where the last agent of the
  * process ended, so an id is unique in the world and names the sender.  torch
  * uses an id only as the key under which a response finds its request, so
  * nothing else changes.
+ *
+ * Numbers.  The ledger names ranks by their numbers in the cluster, by which
+ * faults name them too.  A program that calls init_rpc itself may give a process
+ * another rank.  Such a process says so in the store in which the ranks meet.
  */
 #include <torch/csrc/distributed/rpc/request_callback_impl.h>
 #include <torch/csrc/distributed/rpc/rref_context.h>
@@ -654,7 +658,8 @@ struct WireRpcBackendOptions : public TensorPipeRpcBackendOptions {
       std::unordered_map<std::string, float> delays,
       int num_fails,
       std::vector<py::dict> faults,
-      int ledger)
+      int ledger,
+      int number_in_cluster)
       : TensorPipeRpcBackendOptions(
             num_worker_threads,
             std::optional<std::vector<std::string>>(),
@@ -664,7 +669,8 @@ struct WireRpcBackendOptions : public TensorPipeRpcBackendOptions {
         messages_to_fail(std::move(fails)),
         messages_to_delay(std::move(delays)),
         num_fail_sends(num_fails),
-        ledger_fd(ledger) {
+        ledger_fd(ledger),
+        number(number_in_cluster) {
     for (const auto& fault : faults)
       message_faults.push_back(MessageFault::of(fault));
   }
@@ -673,8 +679,18 @@ struct WireRpcBackendOptions : public TensorPipeRpcBackendOptions {
   std::unordered_map<std::string, float> messages_to_delay;
   int num_fail_sends;
   int ledger_fd;
+  int number; /* of this process in its cluster; -1: it is its rank */
   std::vector<MessageFault> message_faults;
+
+  worker_id_t number_of(worker_id_t rank) const {
+    return number < 0 ? rank : static_cast<worker_id_t>(number);
+  }
 };
+
+/* Where a rank has its number in the cluster, if that is another one. */
+std::string number_key(worker_id_t rank) {
+  return "rpcprops/number/" + std::to_string(rank);
+}
 
 /* The request that this thread sends: from send() to pipeWrite(). */
 struct Sending {
@@ -706,12 +722,17 @@ class WireAgent : public TensorPipeAgent {
             {},
             std::make_unique<Arrivals>(std::make_unique<RequestCallbackImpl>(), ledger)),
         rank_(rank),
+        number_(options.number_of(rank)),
+        store_(store),
         ledger_(std::move(ledger)),
         faults_(std::move(options.message_faults)),
         later_(ledger_),
         table_(tables().arm(
             options.messages_to_fail, options.num_fail_sends, options.messages_to_delay)) {
-    next_id().store((static_cast<uint64_t>(rank) << kRankShift) + ids_used());
+    next_id().store((static_cast<uint64_t>(number_) << kRankShift) + ids_used());
+    /* All ranks of a static group have come to the store by now. */
+    for (int other = 0; other < world_size.value_or(0); other++)
+      in_cluster(static_cast<worker_id_t>(other));
   }
 
   ~WireAgent() override {
@@ -727,7 +748,7 @@ class WireAgent : public TensorPipeAgent {
     int type = number_of(message->type());
     Sending now;
     now.is_spared = type == spared;
-    claim(now, *message, to.id_, false);
+    claim(now, *message, in_cluster(to.id_), false);
     if (now.record)
       note_retry(*now.record, message->id());
     if (!now.is_spared) {
@@ -772,7 +793,7 @@ class WireAgent : public TensorPipeAgent {
     later_.stop();
     TensorPipeAgent::shutdownImpl();
     /* The responses to an id that came again would be taken for second ones. */
-    ids_used() = next_id().load() - (static_cast<uint64_t>(rank_) << kRankShift);
+    ids_used() = next_id().load() - (static_cast<uint64_t>(number_) << kRankShift);
   }
 
   /* Replaces all faults, and counts from 0.  Nothing may be under way. */
@@ -893,6 +914,25 @@ class WireAgent : public TensorPipeAgent {
     return this->*member(NextId{});
   }
 
+  /* The number in the cluster of a rank of this group. */
+  int64_t in_cluster(worker_id_t rank) {
+    if (rank == rank_)
+      return number_;
+    std::lock_guard<std::mutex> lock(numbers_mutex_);
+    auto known = numbers_.find(rank);
+    if (known != numbers_.end())
+      return known->second;
+    int64_t number = rank;
+    try {
+      auto key = number_key(rank);
+      if (store_->check({key}))
+        number = std::stoll(store_->get_to_str(key));
+    } catch (const std::exception&) {
+      /* The store is gone. */
+    }
+    return numbers_[rank] = number;
+  }
+
   /* Claims the record of a message, and finds the fault that acts on it.  Both
      under one lock: faults count messages in the order of the ledger. */
   void claim(Sending& now, const Message& message, int64_t receiver, bool is_response) {
@@ -903,7 +943,7 @@ class WireAgent : public TensorPipeAgent {
     Record unseen{};
     now.record = ledger_->claim();
     Record& record = now.record ? *now.record : unseen;
-    record.sender = rank_;
+    record.sender = number_;
     record.receiver = receiver;
     record.type = number_of(message.type());
     record.is_response = is_response;
@@ -1130,7 +1170,11 @@ class WireAgent : public TensorPipeAgent {
     later_.put(std::move(waiting), now.seconds);
   }
 
-  const int64_t rank_;
+  const worker_id_t rank_;
+  const int64_t number_; /* in the cluster */
+  const c10::intrusive_ptr<::c10d::Store> store_;
+  std::mutex numbers_mutex_;
+  std::map<worker_id_t, int64_t> numbers_;
   const std::shared_ptr<Ledger> ledger_;
   std::mutex faults_mutex_;
   std::vector<MessageFault> faults_;
@@ -1159,6 +1203,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
               std::unordered_map<std::string, float>,
               int,
               std::vector<py::dict>,
+              int,
               int>(),
           py::arg("num_worker_threads"),
           py::arg("rpc_timeout"),
@@ -1167,7 +1212,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::arg("messages_to_delay"),
           py::arg("num_fail_sends"),
           py::arg("message_faults"),
-          py::arg("ledger_fd"))
+          py::arg("ledger_fd"),
+          py::arg("number") = -1)
       .def_readwrite("num_worker_threads", &WireRpcBackendOptions::numWorkerThreads)
       .def_readonly("messages_to_fail", &WireRpcBackendOptions::messages_to_fail)
       .def_readonly("messages_to_delay", &WireRpcBackendOptions::messages_to_delay)
@@ -1183,6 +1229,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                       const WireRpcBackendOptions& options) {
             py::gil_scoped_release release;
             auto ledger = std::make_shared<Ledger>(options.ledger_fd);
+            /* Before any other rank can know of this one. */
+            if (options.number_of(rank) != rank)
+              store->set(number_key(rank), std::to_string(options.number));
             return std::shared_ptr<WireAgent>(
                 new WireAgent(store, std::move(name), rank, world_size, options, ledger),
                 torch::impl::destroy_without_gil<WireAgent>);

@@ -9,7 +9,7 @@
  * rank that was killed before it had filled it in.
  *
  * The index finds the record of a request by the id of the request.  The two
- * high bytes of an id are the sender's rank (see _agent.cpp), so an id is
+ * high bytes of an id are the sender's number (see _agent.cpp), so an id is
  * unique in the world.
  */
 #pragma once

@@ -276,6 +276,8 @@ def _compile(path: Path) -> None:
         if failed:
             said = [row for row in text.splitlines() if "error" in row] or text.splitlines()
             shown = "\n".join(said[:_SHOWN_LINES])
+            if not shown.strip():
+                shown = f"it ended with exit code {done.returncode} and wrote nothing."
             msg = (
                 f"the agent WIRE could not be compiled against torch {installed_torch().version} "
                 f"by {line[0]}:\n{shown}\nThe whole output is in {log}. Install a g++ that knows "

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-from rpcprops.agents._agent import Progress
+from rpcprops.agents._agent import Progress, usual_progress
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.wire import build
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import MESSAGE_ACTIONS, FaultTable
+from rpcprops.outcomes import WIRE
 
 #: The name of its backend.
-NAME = "WIRE"
+NAME = WIRE
 
 
 class Wire(FaultyTensorPipe):
@@ -33,11 +32,12 @@ class Wire(FaultyTensorPipe):
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Compile the agent, if that was not done before."""
-        build.built(progress=progress or _said)
+        build.built(progress=progress or usual_progress())
 
     def arguments(self, table: FaultTable) -> dict[str, Any]:
-        """Five arguments of ``WireRpcBackendOptions``; two are replaced in a rank."""
-        return {**super().arguments(table), "message_faults": [], "ledger_fd": -1}
+        """Six arguments of ``WireRpcBackendOptions``; three are replaced in a rank."""
+        own = {"message_faults": [], "ledger_fd": -1, "number": -1}
+        return {**super().arguments(table), **own}
 
     def make_known(self) -> None:
         """Load the library, which must be compiled, and register the backend.
@@ -57,7 +57,8 @@ class Wire(FaultyTensorPipe):
 
         Args:
             table: the faults of this rank.
-            others: as for every agent; and `ledger_fd`, the descriptor of the world's ledger, and
+            others: as for every agent; and `ledger_fd`, the descriptor of the world's ledger,
+                `number`, by which it names this process whatever rank ``init_rpc`` is given, and
                 `message_faults`, a list of dicts (see :func:`check_message_faults`).
         """
         from torch.distributed.rpc import backend_registry
@@ -66,11 +67,6 @@ class Wire(FaultyTensorPipe):
         check_message_faults(others.get("message_faults", ()))
         given = {**self.arguments(table), **others}
         return registry.construct_rpc_backend_options(self.backend(), **given)
-
-
-def _said(what: str) -> AbstractContextManager[object]:
-    print(f"rpcprops: {what}; this takes about a minute", file=sys.stderr, flush=True)
-    return contextlib.nullcontext()
 
 
 def library() -> Any:
@@ -127,7 +123,7 @@ def _construct_options(
     rpc_timeout: float, init_method: str, num_worker_threads: int = 16, **given: Any
 ) -> Any:
     names = ("messages_to_fail", "messages_to_delay", "num_fail_sends")
-    faults = {name: given[name] for name in (*names, "message_faults", "ledger_fd")}
+    faults = {name: given[name] for name in (*names, "message_faults", "ledger_fd", "number")}
     return library().WireRpcBackendOptions(
         num_worker_threads=num_worker_threads,
         rpc_timeout=rpc_timeout,
