@@ -127,9 +127,13 @@ def are_kept(
 
 
 def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:
-    """Virtual seconds for which steps wait that meet timeout-needs-thread: as long as they can."""
-    steps = {one.step for one in met if one.finding == "timeout-needs-thread"}
+    """Virtual seconds for which steps wait whose end a finding keeps from coming."""
+    steps = {one.step for one in met if one.finding in _IN_VAIN}
     return sum(getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None)
+
+
+#: Findings by which a step waits as long as it can, and then says so.
+_IN_VAIN = frozenset({"timeout-needs-thread", "unreadable-remote"})
 
 
 def set_apart(

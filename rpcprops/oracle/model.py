@@ -1043,6 +1043,37 @@ class Model:
             return handle, None
         return handle, received
 
+    def unreadable(self, handle: Handle) -> None:
+        """The owner cannot read the creation that was just sent, and answers with an error.
+
+        So it never has the RRef, and its user knows that (``rref_context.cpp``:
+        ``callback::confirmPendingUser``, ``callback::finishCreatingOwnerRRef``).
+
+        Both hand the error to ``RRef::handleError`` (``rref_impl.cpp``), whose handler of it throws
+        (unreadable-remote). So they never come to the line that takes the pending user back, or the
+        owner's fork of itself, and ``TensorPipeAgent::markFutureWithError``
+        (``tensorpipe_agent.cpp``) never counts the call as ended. The shutdown of all ranks waits
+        for that call (``TensorPipeAgent::join``). A fetch of the RRef is then served for ever
+        (``RRefContext::getOwnerRRef``).
+        """
+        finding = "unreadable-remote"
+        rref, rank = handle.rref, handle.rank
+        rref.forks.clear()
+        handle.broken = "creation"
+        # The table of handlers is static, and that of this error has captured nothing.
+        self.broke_one.add(rank)
+        if not self.facts.has_bug(finding):
+            return
+        self.meets_here(finding, rank, "had to be refused by .*, and came with ")
+        self.meets_at_shutdown(finding)
+        if not handle.fork:
+            self.keeps(finding, rank, Counters(owners=1, forks=1, client_calls=1))
+            return
+        self.keeps(finding, rank, Counters(pending_users=1, client_calls=1))
+        self.keeps_perhaps(finding, rref.owner, Counters(server_calls=1, server_async_calls=1))
+        for message in (MessageType.PYTHON_RREF_FETCH_CALL, MessageType.RREF_USER_DELETE):
+            self.sends_otherwise(finding, rank, rref.owner, message)
+
     def starts(self, rref: RRef, seconds: float) -> None:
         """This step has started the function that makes an RRef's value and sleeps so long."""
         if seconds:
