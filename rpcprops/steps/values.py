@@ -575,6 +575,9 @@ class Carry(Step):
             return fate.unmade
         if not handle.broken:
             model.unreadable(handle)
+        elif handle.second and handle.fork:
+            # torch marks the first one again, and so this one never.
+            model.asks_for_nothing("second-failed-remote", handle)
         return fate.unmade
 
     def _own(self, model: Model, call: str) -> str:

@@ -31,6 +31,9 @@ SLOW_PICKLE_SECONDS = 0.5
 #: timeout of a use of it.
 UNMADE_SECONDS = 4.0
 USE_SECONDS = 2.0
+#: Texts of errors of a request to an owner, which come instead of an error of the RRef: a timeout,
+#: and an injected failure, whose text Python may not be able to read.
+ERRORS_OF_REQUESTS = ("ran for more than", "failed intentionally", "codec can't decode")
 
 
 class PointValue(NamedTuple):
@@ -488,17 +491,26 @@ def use_unmade(rref: Any) -> dict[str, str]:
     until = time.monotonic() + UNMADE_SECONDS
     while not ended() and time.monotonic() < until:
         time.sleep(UNMADE_SECONDS / 100)
-    if rref.is_owner() and not ended():
-        # A use of it would never end.
-        return {"differs": "a creation that has not ended"}
+    if rref.is_owner():
+        # While its creation has not ended, a use of it would never end.
+        return error_of_creation(rref) if ended() else {"differs": "a creation that has not ended"}
     try:
-        if rref.is_owner():
-            rref._get_future().wait()
-        else:
-            rref.to_here(timeout=USE_SECONDS)
-    except RuntimeError as error:
-        if "ran for more than" in str(error):
-            return {"differs": "a timeout of its use"}
+        rref.to_here(timeout=USE_SECONDS)
+    except Exception as error:
+        if any(text in str(error) for text in ERRORS_OF_REQUESTS):
+            return {"differs": "a request for its value"}
+        return {"refused": type(error).__name__}
+    return {"differs": "a value"}
+
+
+def error_of_creation(rref: Any) -> dict[str, str]:
+    """The error with which the creation of an RRef has ended."""
+    try:
+        rref._get_future().wait()
+    except UnicodeDecodeError:
+        # What the faulty agent raises: an error of torch's whose text Python cannot read.
+        return {"refused": RuntimeError.__name__}
+    except Exception as error:
         return {"refused": type(error).__name__}
     return {"differs": "a value"}
 
