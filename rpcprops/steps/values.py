@@ -96,6 +96,8 @@ REFUSED_TO_SELF = "refused-remote-to-self"
 #: Tensors that end the process which writes them into a message, or reads them from one.
 UNWRITABLE = "unwritable-tensor"
 UNREADABLE_TENSOR = "unreadable-tensor"
+#: A message that cannot be pickled, with a tensor in a part that was.
+KEEPS_TENSORS = "failed-pickle-keeps-tensors"
 
 _TYPED = Fate(owned="typed")
 _OBJECT = Fate()
@@ -311,7 +313,7 @@ SORTS: Mapping[str, Fate] = {
     # internal.py: serialize says that it cleans up its table of tensors.
     "tensor-and-lock": replace(
         _unpicklable("TypeError"),
-        bugs=dict.fromkeys((*_ECHOES, "remote-echo"), "failed-pickle-keeps-tensors"),
+        bugs=dict.fromkeys((*_ECHOES, "remote-echo"), KEEPS_TENSORS),
         comes="a tensor of it stays",
     ),
     # Python pickles a function by its name, before it looks at what the function closes over; and
@@ -363,12 +365,12 @@ class Carry(Step):
     """Send a value of the sort `sort` (:data:`SORTS`) between `at` and `to`, by `way`.
 
     The step's value says how what came differs from what was sent ({"differs": ""} if it does
-    not), or the type of the error that refused it ({"refused": "TypeError"}), and if a tensor of
-    what was refused stays in memory ("stays"). An RRef in the value must give its own value where
-    it arrives. How often a value of the sort `counted` is pickled and unpickled counts as the calls
-    "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps for `seconds` (virtual)
-    before it makes the value, compares it or gives it back. `timeout` is that of the call which
-    carries a value without RRefs that is not counted.
+    not), or the type of the error that refused it ({"refused": "TypeError"}), and of one sort what
+    stays in memory of what was refused ({"stays": ""} if nothing does). An RRef in the value must
+    give its own value where it arrives. How often a value of the sort `counted` is pickled and
+    unpickled counts as the calls "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps
+    for `seconds` (virtual) before it makes the value, compares it or gives it back. `timeout` is
+    that of the call which carries a value without RRefs that is not counted.
     """
 
     op: ClassVar[str] = "carry"
@@ -428,7 +430,15 @@ class Carry(Step):
             if late:
                 raise StepFails(late, slack)
         self._meet(model, refused)
-        return model.shows({"refused": refused} if refused else {"differs": ""})
+        if not refused:
+            return model.shows({"differs": ""})
+        goes = {"stays": ""} if self._shows_what_stays else {}
+        return model.shows({"refused": refused, **goes})
+
+    @property
+    def _shows_what_stays(self) -> bool:
+        """Whether its caller pickles a tensor, and then something that cannot be pickled."""
+        return SORTS[self.sort].bugs.get(self.way) == KEEPS_TENSORS
 
     def _meet(self, model: Model, refused: str) -> None:
         """Note the known finding that the value meets."""

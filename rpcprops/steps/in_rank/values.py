@@ -428,7 +428,7 @@ def carry(
 ) -> dict[str, str]:
     """Send a value by a way; how what came differs from it, or the type of what refused it.
 
-    It also says if a tensor stays that is nobody's any more.
+    Of some it also says whether a tensor stays that is nobody's any more.
     """
     sent: list[weakref.ref[torch.Tensor]] = []
     shown: dict[str, str] = {}
@@ -442,7 +442,9 @@ def carry(
         gc.collect()
     # The error is gone now, and the frames that it held.
     gc.collect()
-    return {**shown, "stays": "a tensor"} if any(tensor() is not None for tensor in sent) else shown
+    if sent:
+        shown["stays"] = "a tensor" if any(tensor() is not None for tensor in sent) else ""
+    return shown
 
 
 def carry_by(
