@@ -127,13 +127,19 @@ def are_kept(
 
 
 def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:
-    """Virtual seconds for which ranks wait that meet timeout-needs-thread.
+    """Virtual seconds for which steps wait whose end a finding keeps from coming.
 
-    Steps wait as long as they can, and ranks with a thread left until the default timeout comes.
+    Steps wait as long as they can; where threads ran out, ranks with a thread left until the
+    default timeout comes as well.
     """
-    steps = {one.step for one in met if one.finding == "timeout-needs-thread"}
+    steps = {one.step: one.finding for one in met if one.finding in _IN_VAIN}
     waits = [getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None]
-    return sum(waits) + (program.rpc_timeout or 0.0 if steps else 0.0)
+    ran_out = "timeout-needs-thread" in steps.values()
+    return sum(waits) + (program.rpc_timeout or 0.0 if ran_out else 0.0)
+
+
+#: Findings by which a step waits as long as it can, and then says so.
+_IN_VAIN = frozenset({"timeout-needs-thread", "unreadable-remote"})
 
 
 def set_apart(

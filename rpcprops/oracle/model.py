@@ -1152,6 +1152,52 @@ class Model:
             return handle, None
         return handle, received
 
+    def unreadable(self, handle: Handle) -> None:
+        """The owner cannot read the creation that was just sent, and answers with an error.
+
+        So it never has the RRef, and its user knows that (``rref_context.cpp``:
+        ``callback::confirmPendingUser``, ``callback::finishCreatingOwnerRRef``).
+
+        Both hand the error to ``RRef::handleError`` (``rref_impl.cpp``), whose handler of it throws
+        (unreadable-remote). So they never come to the line that takes the pending user back, or the
+        owner's fork of itself, and ``TensorPipeAgent::markFutureWithError``
+        (``tensorpipe_agent.cpp``) never counts the call as ended. The shutdown of all ranks waits
+        for that call (``TensorPipeAgent::join``). Where the answer comes before the callback is
+        added (``python_functions.cpp``: ``pyRemotePythonUdf``), ``rpc.remote`` throws that itself,
+        and the call has ended.
+        """
+        finding = "unreadable-remote"
+        rref, rank = handle.rref, handle.rank
+        rref.forks.clear()
+        handle.broken = "creation"
+        # The table of handlers is static, and that of this error has captured nothing.
+        self.broke_one.add(rank)
+        if not self.facts.has_bug(finding):
+            return
+        self.asks_for_nothing(finding, handle)
+        self.meets_at_shutdown(finding)
+        self.keeps_perhaps(finding, rank, Counters(client_calls=1))
+        if not handle.fork:
+            self.keeps(finding, rank, Counters(owners=1, forks=1))
+            return
+        self.keeps(finding, rank, Counters(pending_users=1))
+        self.sends_otherwise(finding, rank, rref.owner, MessageType.RREF_USER_DELETE)
+
+    def asks_for_nothing(self, finding: str, handle: Handle) -> None:
+        """In this step a rank uses an RRef that is never made, and a finding keeps that from it.
+
+        So it gets no error. A user asks the owner, which serves such a request for ever if it comes
+        (``rref_context.cpp``: ``RRefContext::getOwnerRRef``).
+        """
+        if not self.facts.has_bug(finding):
+            return
+        says, owner = "had to be refused by .*, and came with ", handle.rref.owner
+        self.met.add(Met(finding, handle.rank, len(self.steps), says, ("MissingError",)))
+        if handle.fork:
+            self.keeps_perhaps(finding, owner, Counters(server_calls=1, server_async_calls=1))
+            fetch = MessageType.PYTHON_RREF_FETCH_CALL
+            self.sends_otherwise(finding, handle.rank, owner, fetch)
+
     def starts(self, rref: RRef, seconds: float) -> None:
         """This step has started the function that makes an RRef's value and sleeps so long."""
         if seconds:

@@ -450,6 +450,22 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
             1, Remote(0, 0, "a", left=_value(number), seconds=40.0), Fetch(0, "a", timeout=1.0)
         ),
     ),
+    "unreadable-remote": (
+        "An RRef whose owner could not read the call that should make it raises, and is forgotten.",
+        lambda number: _case(2, Carry(0, 1, "raises-unpickled", "remote-echo")),
+    ),
+    "unreadable-tensor": (
+        "A tensor that cannot be read is refused with an error.",
+        lambda number: _case(2, Carry(0, 1, "quint4x2", "echo")),
+    ),
+    "failed-pickle-keeps-tensors": (
+        "The tensors of a message that cannot be pickled do not stay in memory.",
+        lambda number: _case(2, Carry(0, 1, "tensor-and-lock", "echo")),
+    ),
+    "refused-remote-to-self": (
+        "A remote to the own rank that torch refuses to send leaves no RRef.",
+        lambda number: _case(1, Carry(0, 0, "meta", "remote-echo")),
+    ),
 }
 
 

@@ -39,11 +39,15 @@ if TYPE_CHECKING:
 
 #: How a value travels, the simplest first. "result": a function returns it. "echo" and "async": it
 #: is the argument of a function that returns it, by ``rpc_sync`` or ``rpc_async``. "remote":
-#: ``rpc.remote`` makes it and ``to_here`` fetches it. "own": its owner makes ``rpc.RRef(value)``,
-#: and a function that is sent the RRef fetches it.
-Way = Literal["result", "echo", "async", "remote", "own"]
-WAYS: tuple[Way, ...] = ("result", "echo", "async", "remote", "own")
+#: ``rpc.remote`` makes it and ``to_here`` fetches it. "remote-echo": it is the argument of a
+#: function that ``rpc.remote`` runs and that returns it; ``to_here`` fetches it. "own": its owner
+#: makes ``rpc.RRef(value)``, and a function that is sent the RRef fetches it.
+Way = Literal["result", "echo", "async", "remote", "remote-echo", "own"]
+WAYS: tuple[Way, ...] = ("result", "echo", "async", "remote", "remote-echo", "own")
 _ECHOES: tuple[Way, ...] = ("echo", "async")
+#: The ways of what is refused nobody knows when: a creation that is not sent leaves no RRef, and
+#: one that ends with an error leaves one that raises.
+_PLAIN: tuple[Way, ...] = ("result", "echo", "async", "remote", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Fate:
             the callee that writes it into the answer.
         result: the error where a function returns it.
         fetched: the error where ``to_here`` fetches it from another rank.
+        unmade: the error of a use of the RRef where it is an argument that the owner refuses to
+            read, by ``rpc.remote``.
         owned: what holds it in ``rpc.RRef(value)``: TorchScript ("typed"), Python ("object"), or
             nothing, because its type cannot hold this value ("refused").
         ways: the ways by which a program may send it.
@@ -65,7 +71,7 @@ class Fate:
         bugs: the known finding that it meets, for each way by which it meets one. It is drawn by
             such a way only for a torch that has mended the finding.
         comes: a regular expression for how it then differs.
-        far: whether it meets that only where it goes to another rank.
+        far: whether it meets that only where it goes to another rank, if it goes by an RRef.
         counted: whether the ranks count how often they pickle and unpickle it.
         slow: what takes it :data:`SLOW_SECONDS`, each time.
     """
@@ -74,6 +80,7 @@ class Fate:
     refused_by: Literal["pickler", "agent", "reader", "answer"] = "pickler"
     result: str = ""
     fetched: str = ""
+    unmade: str = ""
     owned: Literal["typed", "object", "refused"] = "object"
     ways: tuple[Way, ...] = WAYS
     rrefs: int = 0
@@ -84,6 +91,15 @@ class Fate:
     counted: bool = False
     slow: Literal["", "pickled", "unpickled"] = ""
 
+
+#: A creation whose owner cannot read it; and one that the agent of its own rank refuses.
+UNREADABLE = "unreadable-remote"
+REFUSED_TO_SELF = "refused-remote-to-self"
+#: Tensors that end the process which writes them into a message, or reads them from one.
+UNWRITABLE = "unwritable-tensor"
+UNREADABLE_TENSOR = "unreadable-tensor"
+#: A message that cannot be pickled, with a tensor in a part that was.
+KEEPS_TENSORS = "failed-pickle-keeps-tensors"
 
 _TYPED = Fate(owned="typed")
 _OBJECT = Fate()
@@ -96,11 +112,13 @@ def _guessed(comes: str, *, far: bool = False) -> Fate:
 
 #: An RRef of it cannot be sent, or not always.
 _NOT_OWNED = Fate(ways=WAYS[:-1])
-_RREFS = {number: replace(_NOT_OWNED, rrefs=number) for number in (1, 2)}
+#: What holds RRefs is no argument of ``rpc.remote`` here: :class:`Remote` sends RRefs so.
+_HOLDING: tuple[Way, ...] = ("result", "echo", "async", "remote")
+_RREFS = {number: Fate(ways=_HOLDING, rrefs=number) for number in (1, 2)}
 #: Of these ``rpc.RRef`` knows no type of TorchScript's, so it keeps the object. The class of an
 #: RRef made by ``rpc.RRef`` could be compiled, and for such a class `tryInferTypeWithTypeHint` does
 #: not look further (``py_rref.cpp``; ``torch/_jit_internal.py``: can_compile_class).
-_RREF_ANYWHERE = Fate(rrefs=1)
+_RREF_ANYWHERE = Fate(ways=(*_HOLDING, "own"), rrefs=1)
 #: TorchScript's integers have 64 bits, and its strings are UTF-8 (``jit/python/pybind_utils.cpp``:
 #: ``toIValue``), so ``rpc.RRef`` raises for values beyond that.
 _BEYOND_SCRIPT = Fate(owned="refused")
@@ -127,8 +145,16 @@ _NOWHERE = Fate(
     result=_NO_STORAGE,
     fetched=_NO_STORAGE,
     owned="typed",
-    bugs=dict.fromkeys(_ECHOES, "unwritable-tensor"),
+    ways=_PLAIN,
+    bugs=dict.fromkeys(_ECHOES, UNWRITABLE),
 )
+#: ``Pickler::pushLiteralTensor`` asks it for its sizes, which ``NestedTensorImpl`` refuses. It has
+#: a storage, so the answer is written as well (unwritable-tensor).
+_NESTED = replace(_NOWHERE, bugs=dict.fromkeys(_PLAIN, UNWRITABLE), far=True)
+#: Some elements share a byte, and the tensor that ``Unpickler::readInstruction`` (unpickler.cpp)
+#: makes around the storage needs a byte for each, which torch checks. It raises that where nothing
+#: catches it (unreadable-tensor).
+_PACKED = replace(_NESTED, refused_by="reader", bugs=dict.fromkeys(_PLAIN, UNREADABLE_TENSOR))
 
 #: The dtypes of torch by what :data:`SORTS` says of them; tests compare the list with torch's own.
 #: The pickler writes the name of a dtype, and the unpickler knows each that ScalarType.h lists
@@ -168,18 +194,10 @@ DTYPES: tuple[str, ...] = (
     "bits16",
 )
 QUANTIZED: tuple[str, ...] = ("qint8", "quint8", "qint32")
+#: Those of which two elements or four share a byte.
+PACKED: tuple[str, ...] = ("quint4x2", "quint2x4")
 #: What is not sent, and why.
 LEFT_OUT: Mapping[str, str] = {
-    "quint4x2": (
-        "it ends the process that receives it: two elements share a byte, and "
-        "jit/serialization/unpickler.cpp: Unpickler::readInstruction refuses so small a storage, "
-        "in a thread of TensorPipe's"
-    ),
-    "quint2x4": "as quint4x2: four elements share a byte",
-    "nested": (
-        "a nested tensor of layout strided ends the process that sends it: "
-        "Pickler::pushLiteralTensor asks for its sizes, in a thread of TensorPipe's"
-    ),
     "jagged": (
         "the first nested tensor of that layout in a process imports modules for seconds; it is a "
         "Python class, which Python pickles as the sort 'subclass'"
@@ -235,6 +253,7 @@ SORTS: Mapping[str, Fate] = {
     "exception": _OBJECT,
     **dict.fromkeys((*DTYPES, *QUANTIZED), _TYPED),
     "per-channel": _TYPED,
+    **dict.fromkeys(PACKED, _PACKED),
     "sparse_coo": _TYPED,
     "sparse_coo-uncoalesced": _TYPED,
     "sparse_coo-hybrid": _TYPED,
@@ -244,8 +263,16 @@ SORTS: Mapping[str, Fate] = {
     "sparse_bsr": _NOWHERE,
     "sparse_bsc": _NOWHERE,
     "_mkldnn": _NOWHERE,
+    "nested": _NESTED,
     # tensorpipe_agent.cpp: getDevicesForTensors, which TensorPipeAgent::send calls first.
-    "meta": Fate("RuntimeError", "agent", "RuntimeError", "RuntimeError", "typed"),
+    "meta": Fate(
+        "RuntimeError",
+        "agent",
+        "RuntimeError",
+        "RuntimeError",
+        owned="typed",
+        bugs={"remote-echo": REFUSED_TO_SELF},
+    ),
     "zero-size": _TYPED,
     "zero-dim": _TYPED,
     "transposed": _TYPED,
@@ -285,27 +312,40 @@ SORTS: Mapping[str, Fate] = {
     # torch/futures: Future cannot be pickled.
     "future": _unpicklable("RuntimeError"),
     "raises-pickled": _unpicklable("RaisedOnPurposeError"),
-    "tensor-and-lock": _unpicklable("TypeError"),
+    # internal.py: serialize says that it cleans up its table of tensors.
+    "tensor-and-lock": replace(
+        _unpicklable("TypeError"),
+        bugs=dict.fromkeys((*_ECHOES, "remote-echo"), KEEPS_TENSORS),
+        comes="a tensor of it stays",
+    ),
     # Python pickles a function by its name, before it looks at what the function closes over; and
     # the items of a list in order (pickle.py: save_global, _batch_appends). So nobody forks these.
     "rref-closure": _unpicklable("AttributeError"),
     "lock-and-rref": _unpicklable("TypeError"),
     "rref-and-lock": replace(
         _unpicklable("TypeError"),
-        ways=WAYS[:-1],
+        ways=_HOLDING,
         rrefs=1,
-        bugs=dict.fromkeys(("result", "echo", "async", "remote"), "unpicklable-after-rref"),
+        bugs=dict.fromkeys(_HOLDING, "unpicklable-after-rref"),
     ),
     # As an argument it is read before the function is called (request_callback_no_python.cpp:
     # RequestCallbackNoPython::processMessage); as a result in a thread that keeps the error's text
     # (python_functions.cpp: toPyJitFuture); by to_here in the thread of the caller.
-    "raises-unpickled": Fate("RuntimeError", "reader", "RuntimeError", "RaisedOnPurposeError"),
+    "raises-unpickled": Fate(
+        "RuntimeError",
+        "reader",
+        "RuntimeError",
+        "RaisedOnPurposeError",
+        "RuntimeError",
+        bugs={"remote-echo": UNREADABLE},
+    ),
     # internal.py: deserialize makes it the error that _run_function raises. As a result such an
     # error comes as if it were the value.
     "missing-unpickled": Fate(
         "RuntimeError",
         "reader",
         "RuntimeError",
+        "AttributeError",
         "AttributeError",
         bugs=dict.fromkeys(("result", "remote", "own"), "attribute-error-as-value"),
         comes="type builtins.AttributeError instead of ",
@@ -315,6 +355,9 @@ SORTS: Mapping[str, Fate] = {
 
 #: Virtual seconds that a slow value takes each time, at most twice for one step.
 SLOW_SECONDS = 0.5
+#: Virtual seconds for which a step waits, at most, for the error of an RRef that is never made, and
+#: then for a use of it (``steps/in_rank/values.py``: UNMADE_SECONDS, USE_SECONDS).
+UNMADE_SECONDS = 4.0 + 2.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -322,8 +365,9 @@ class Carry(Step):
     """Send a value of the sort `sort` (:data:`SORTS`) between `at` and `to`, by `way`.
 
     The step's value says how what came differs from what was sent ({"differs": ""} if it does
-    not), or the type of the error that refused it ({"refused": "TypeError"}). An RRef in the value
-    must give its own value where it arrives. How often a value of the sort `counted` is pickled and
+    not), or the type of the error that refused it ({"refused": "TypeError"}), and of one sort what
+    stays in memory of what was refused ({"stays": ""} if nothing does). An RRef in the value must
+    give its own value where it arrives. How often a value of the sort `counted` is pickled and
     unpickled counts as the calls "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps
     for `seconds` (virtual) before it makes the value, compares it or gives it back. `timeout` is
     that of the call which carries a value without RRefs that is not counted.
@@ -372,6 +416,8 @@ class Carry(Step):
                 refused = self._echo(model, call)
             case "remote":
                 refused = self._remote(model, call)
+            case "remote-echo":
+                refused = self._remote_echo(model, call)
             case "own":
                 refused = self._own(model, call)
         fate = SORTS[self.sort]
@@ -384,21 +430,40 @@ class Carry(Step):
             if late:
                 raise StepFails(late, slack)
         self._meet(model, refused)
-        return model.shows({"refused": refused} if refused else {"differs": ""})
+        if not refused:
+            return model.shows({"differs": ""})
+        goes = {"stays": ""} if self._shows_what_stays else {}
+        return model.shows({"refused": refused, **goes})
+
+    @property
+    def _shows_what_stays(self) -> bool:
+        """Whether its caller pickles a tensor, and then something that cannot be pickled."""
+        return SORTS[self.sort].bugs.get(self.way) == KEEPS_TENSORS
 
     def _meet(self, model: Model, refused: str) -> None:
         """Note the known finding that the value meets."""
         fate = SORTS[self.sort]
         bug = fate.bugs.get(self.way)
-        # An owner that fetches its own value refuses nothing.
-        if bug is None or (fate.argument and not refused) or (fate.far and self.at == self.to):
+        if bug in (UNREADABLE, REFUSED_TO_SELF):
+            # Noted where the creation is refused, if it is sent at all.
             return
-        if fate.rrefs:
+        # An owner that fetches its own value refuses nothing.
+        is_own = self.at == self.to and self.way in ("remote", "own")
+        if bug is None or (fate.argument and not refused) or (fate.far and is_own):
+            return
+        if bug in (UNWRITABLE, UNREADABLE_TENSOR):
+            model.meets_here(bug, self._ends(bug))
+        elif fate.rrefs:
             # The rank that pickled it has forked the RRefs before it met what it cannot pickle.
             held = Counters(owners=fate.rrefs, forks=fate.rrefs)
             model.keeps(bug, self.at if self.way in _ECHOES else self.to, held)
         else:
             model.meets_here(bug, self.at, fate.comes)
+
+    def _ends(self, bug: str) -> int:
+        """The rank that writes the value, or the one that reads it: the bug ends its process."""
+        writes_first = self.way in (*_ECHOES, "own")
+        return self.at if writes_first == (bug == UNWRITABLE) else self.to
 
     def _result(self, model: Model, call: str) -> str:
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
@@ -464,6 +529,67 @@ class Carry(Step):
         finally:
             model.drop(handle)
 
+    def _remote_echo(self, model: Model, call: str) -> str:
+        fate = SORTS[self.sort]
+        if fate.argument and fate.refused_by == "pickler":
+            # api.py: remote pickles the arguments before it makes an RRef.
+            return fate.argument
+        self._count(model, call, self.at, None)
+        handle, _ = model.remote(self.at, self.to, typed=False)
+        try:
+            if fate.argument and fate.refused_by == "agent":
+                return self._refused(model, handle)
+            if fate.argument and fate.refused_by == "reader":
+                return self._unmade(model, handle)
+            if not handle.broken:
+                model.calls[self.to][call] += 1
+                self._count(model, call, None, self.to)
+            model.value(handle, self.at)
+            if self.at == self.to:
+                return ""
+            self._count(model, call, self.to, self.at)
+            return fate.fetched
+        finally:
+            model.drop(handle)
+
+    def _refused(self, model: Model, handle: Handle) -> str:
+        """The agent refuses to send the creation, so nobody ever has the RRef.
+
+        The faulty agent fails it first (testing/faulty_tensorpipe_agent.cpp:
+        FaultyTensorPipeAgent::send), and TensorPipe's refuses it before it writes
+        (tensorpipe_agent.cpp: TensorPipeAgent::send). The user that pyRemotePythonUdf
+        (python_functions.cpp) has made by then is deleted like any other (rref_impl.cpp:
+        UserRRef::tryDel). An owner has been counted as a fork of itself, which nobody takes back.
+        """
+        if not handle.broken:
+            del model.sends[-1]
+            handle.rref.forks.clear()
+            handle.rref.made = True
+            if self.at == self.to:
+                model.keeps(REFUSED_TO_SELF, self.at, Counters(owners=1, forks=1))
+            return SORTS[self.sort].argument
+        model.use(handle)
+        return ""
+
+    def _unmade(self, model: Model, handle: Handle) -> str:
+        """The owner refuses to read the creation, and the caller uses the RRef after that.
+
+        ``request_callback_no_python.cpp``: ``RequestCallbackNoPython::processMessage`` answers with
+        the error. The documentation of ``rpc.remote`` says that errors are set on the RRef, and
+        that a use of it raises once they are.
+        """
+        fate = SORTS[self.sort]
+        if self.raises_there:
+            # The function that runs in place of the unread one raises (internal.py: _run_function).
+            model.value(handle, self.at)
+            return fate.unmade
+        if not handle.broken:
+            model.unreadable(handle)
+        elif handle.second and handle.fork:
+            # torch marks the first one again, and so this one never.
+            model.asks_for_nothing("second-failed-remote", handle)
+        return fate.unmade
+
     def _own(self, model: Model, call: str) -> str:
         fate = SORTS[self.sort]
         if fate.owned == "refused":
@@ -521,6 +647,12 @@ class Carry(Step):
         return self.seconds + (2 * SLOW_SECONDS if SORTS[self.sort].slow else 0.0)
 
     @property
+    def patience(self) -> float:
+        """Virtual seconds for which it waits if torch never sets the error of its RRef."""
+        unmade = self.way == "remote-echo" and bool(SORTS[self.sort].unmade)
+        return UNMADE_SECONDS if unmade and not self.raises_there else 0.0
+
+    @property
     def raises_there(self) -> bool:
         return self.sort == "missing-unpickled"
 
@@ -537,6 +669,9 @@ class Carry(Step):
             return [Violation("MissingError", message)]
         if wanted is not None:
             message = f"the value had to be refused by {wanted}, and was refused by {refused}"
+            if wanted == refused:
+                message = f"the value was refused, and {seen.get('stays')} of it stays"
+                return [Violation("WrongValue", message)]
             return [Violation("UnexpectedError", message)]
         differs = seen.get("differs")
         return [Violation("WrongValue", f"a value of the sort {self.sort!r} came with {differs}")]
@@ -632,7 +767,7 @@ def _able(
 
 
 def _fetches(fate: Fate, way: Way) -> bool:
-    return way == "remote"
+    return way == "remote" or (way == "remote-echo" and not fate.argument)
 
 
 def _calls(fate: Fate, way: Way) -> bool:

@@ -636,6 +636,69 @@ _ALL = (
             "next, and programs with such functions are one in twenty: none of 1600 met it."
         ),
     ),
+    Finding(
+        name="unreadable-remote",
+        promise="MissingError",
+        why=(
+            "A remote whose owner cannot unpickle the call is answered with an error, and its "
+            "handler raises in a thread of the agent. So the RRef never gets the error, and the "
+            "pending user and the call stay for ever; every rank waits for that call when it shuts "
+            "down."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: callback::confirmPendingUser and "
+            "callback::finishCreatingOwnerRRef call RRef::handleError (rref_impl.cpp), which calls "
+            "RRefContext::handleException for UNKNOWN_ERROR; tensorpipe_agent.cpp: "
+            "TensorPipeAgent::markFutureWithError does not come to decreaseCallCount"
+        ),
+        shows_as=frozenset({"MissingError", "RRefLeak", "CallLeak", "RankHung"}),
+        logs="waited",
+    ),
+    Finding(
+        name="unreadable-tensor",
+        promise="RankDied",
+        why=(
+            "Of a quantized tensor whose elements share a byte the unpickler of TorchScript finds "
+            "the storage too small, and throws. That happens in a thread of TensorPipe's where "
+            "nothing catches it, so the process that receives the tensor ends."
+        ),
+        source=(
+            "torch/csrc/jit/serialization/unpickler.cpp: Unpickler::readInstruction (BINPERSID), "
+            "called by tensorpipeDeserialize (tensorpipe_utils.cpp) in TensorPipeAgent::pipeRead "
+            "(tensorpipe_agent.cpp)"
+        ),
+        shows_as=frozenset({"RankDied"}),
+        logs="terminated",
+    ),
+    Finding(
+        name="failed-pickle-keeps-tensors",
+        promise="WrongValue",
+        why=(
+            "The pickler of RPC collects the tensors of a message in a table of its thread, and "
+            "takes the table away once all is pickled. Where something cannot be pickled it does "
+            "not, so the tensors of that message stay in memory."
+        ),
+        source=(
+            "torch/distributed/rpc/internal.py: _InternalRPCPickler.serialize has no finally: what "
+            "follows p.dump(obj) does not run where that raises"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="refused-remote-to-self",
+        promise="RRefLeak",
+        why=(
+            "A remote to the own rank counts the owner as a fork of itself before it sends the "
+            "call. Where the agent refuses to send that, remote raises, and nobody takes the fork "
+            "back: the owner keeps an RRef that nobody has, for ever."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/python_functions.cpp: pyRemotePythonUdf calls "
+            "RRefContext::addSelfAsFork before sendPythonRemoteCall, which raises where "
+            "TensorPipeAgent::send (tensorpipe_agent.cpp) does"
+        ),
+        shows_as=frozenset({"RRefLeak"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

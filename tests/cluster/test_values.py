@@ -14,7 +14,7 @@ from rpcprops.oracle import judge, predict, predict_for, set_apart
 from rpcprops.programs import Carry, Program, Settle
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import run
-from rpcprops.steps.values import DTYPES, LEFT_OUT, QUANTIZED, SORTS, WAYS, Way
+from rpcprops.steps.values import DTYPES, LEFT_OUT, PACKED, QUANTIZED, SORTS, WAYS, Way
 from rpcprops.strategies import programs
 from rpcprops.torch_facts import installed
 from tests._draws import draws
@@ -140,8 +140,8 @@ def test_every_dtype_and_layout_of_torch_is_listed(rpc_cluster: ClusterFactory) 
         layouts: Mapping[str, str] = cluster.on(0).call(names_of, "layout")
     others = {name: called for name, called in dtypes.items() if name != called}
     assert others == ALIASES
-    sent = {name for name in (*DTYPES, *QUANTIZED) if installed().has_dtype(name)}
-    assert set(dtypes.values()) == sent | {"quint4x2", "quint2x4"}
+    sent = {name for name in (*DTYPES, *QUANTIZED, *PACKED) if installed().has_dtype(name)}
+    assert set(dtypes.values()) == sent
     assert set(layouts) - {"strided"} <= set(SORTS) | set(LEFT_OUT)
     assert not set(SORTS) & set(LEFT_OUT)
 
@@ -158,7 +158,8 @@ def test_values_are_compared_bit_by_bit(rpc_cluster: ClusterFactory) -> None:
     ("step", "message"),
     [
         (Carry(0, 1, "strings"), "sort='strings' is no sort of value; use one of none, int"),
-        (Carry(0, 1, "quint4x2"), "sort='quint4x2' is never sent: it ends the process"),
+        (Carry(0, 1, "jagged"), "sort='jagged' is never sent: the first nested tensor of that"),
+        (Carry(0, 1, "nested", "remote-echo"), "does not travel by way='remote-echo'; use"),
         (Carry(0, 1, "bytes", "own"), "does not travel by way='own'; use 'result' or 'echo'"),
         (Carry(0, 2), "to=2 is no rank of a world of 2"),
     ],
@@ -176,8 +177,12 @@ def test_what_cannot_be_sent_is_refused(step: Carry, message: str) -> None:
         ("lock", "echo", "TypeError", 0),
         ("lock", "result", "RuntimeError", 1),
         ("meta", "echo", "RuntimeError", 0),
+        ("meta", "remote-echo", "RuntimeError", 0),
         ("raises-unpickled", "echo", "RuntimeError", 0),
         ("raises-unpickled", "remote", "RaisedOnPurposeError", 1),
+        ("raises-unpickled", "remote-echo", "RuntimeError", 0),
+        ("nested", "result", "RuntimeError", 1),
+        ("quint4x2", "own", "RuntimeError", 1),
         ("sparse_csr", "echo", "RuntimeError", 1),
         ("int-big", "own", "RuntimeError", 0),
     ],

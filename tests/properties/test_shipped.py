@@ -24,6 +24,8 @@ _SLOW |= {"rounded-rprop-factor"}
 _SLOW |= {"fork-request-given-up"}
 #: Eight seconds of waiting for a call that never runs, at rate 1 as well.
 _SLOW |= {"retried-without-payload"}
+#: Twenty seconds of shutdowns that wait for a call which never ends.
+_SLOW |= {"unreadable-remote"}
 _SLOW |= {prop.name for prop in PROPERTIES.values() if prop.only_named}
 #: Some of its cases wait for a timeout. tests/cluster/test_wire_messages.py runs a few others.
 _SLOW |= {"drawn-message-faults"}

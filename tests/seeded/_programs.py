@@ -344,6 +344,8 @@ VALUES = Program(
         Carry(0, 2, "rref-partial", "async"),
         Carry(0, 1, "slow-unpickled", "async"),
         Carry(1, 2, "counted", "echo"),
+        Carry(2, 1, "dict", "remote-echo"),
+        Carry(0, 0, "counted", "remote-echo"),
     ),
     "values",
 )

@@ -128,6 +128,10 @@ def _carried(leaf: Carry) -> Iterator[Message]:
             if caller != fetcher:
                 yield caller, MessageType.PYTHON_RREF_FETCH_CALL
                 yield caller, MessageType.RREF_USER_DELETE
+        case "remote-echo" if not fate.argument or fate.refused_by in ("reader", "answer"):
+            yield caller, MessageType.PYTHON_REMOTE_CALL
+            if caller != fetcher:
+                yield caller, MessageType.RREF_USER_DELETE
         case "own" if fate.owned != "refused":
             yield caller, MessageType.PYTHON_CALL
             if caller != fetcher:

@@ -47,6 +47,7 @@ from rpcprops.programs import (
     Wait,
 )
 from rpcprops.properties import Case, observe
+from rpcprops.steps.values import Way
 from rpcprops.torch_facts import NEWEST, facts_of
 from tests.seeded._ideal import (
     EXIT_SHUTDOWN_FAILED,
@@ -534,6 +535,28 @@ PLACED: dict[str, tuple[Program, Violation]] = {
         Program(2, (Count(0, 1), Nest(0, 1, 0, "a", timeout=3.0, seconds=12.0))),
         Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
     ),
+    "unreadable-remote": (
+        Program(2, (Count(0, 1), Carry(0, 1, "raises-unpickled", "remote-echo"))),
+        Violation(
+            "MissingError",
+            "a value of the sort 'raises-unpickled' had to be refused by RuntimeError, and came "
+            "with a request for its value",
+            0,
+            1,
+        ),
+    ),
+    "refused-remote-to-self": (
+        Program(2, (Count(0, 1), Carry(0, 0, "meta", "remote-echo"))),
+        Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
+    ),
+    "failed-pickle-keeps-tensors": (
+        Program(2, (Count(0, 1), Carry(0, 1, "tensor-and-lock", "async"))),
+        Violation("WrongValue", "the value was refused, and a tensor of it stays", 0, 1),
+    ),
+    "unreadable-tensor": (
+        Program(2, (Count(0, 1), Carry(1, 0, "quint2x4", "echo"))),
+        Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
+    ),
     "unwritable-tensor": (
         Program(2, (Count(0, 1), Carry(0, 1, "sparse_csc", "echo"))),
         Violation("RankDied", "worker0 died before its time: killed by SIGABRT", 0),
@@ -670,7 +693,12 @@ def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
         Carry(0, 0, "rref-and-lock", "remote"),
         Carry(0, 0, "missing-unpickled", "remote"),
         Carry(0, 0, "parameter", "own"),
+        Carry(0, 0, "nested", "own"),
+        Carry(0, 0, "quint4x2", "remote"),
         Carry(0, 1, "sparse_csc"),
+        # To another rank the agent refuses what nobody counts, and this error the owner can keep.
+        Carry(0, 1, "meta", "remote-echo"),
+        Carry(0, 1, "missing-unpickled", "remote-echo"),
         # All ranks have counted an init that failed.
         Rejoin(0, failing="bad name"),
         # The first profiled request of a rank is shown.
@@ -1064,6 +1092,77 @@ def test_a_late_answer_keeps_no_more_than_a_delete_that_was_given_up() -> None:
     two = Violation("RRefLeak", "worker1 holds 2 owners, 2 forks; expected 1 owner, 1 fork", 1)
     lost = FaultPlan.of(FaultTable(["RREF_USER_DELETE"], 6))
     assert explained(program, lost, two) == ()
+
+
+UNREADABLE_TWICE = Program(
+    2, (*[Carry(0, 1, "raises-unpickled", "remote-echo")] * 2, Settle(), Count(0, 1))
+)
+
+
+@pytest.mark.parametrize(
+    ("rank", "held", "is_known"),
+    [
+        (0, "2 pending users, 2 client calls", True),
+        (0, "1 pending user, 1 client call", False),
+        (0, "2 pending users, 3 client calls", False),
+        # remote has raised itself, once or twice.
+        (0, "2 pending users, 1 client call", True),
+        (0, "2 pending users", True),
+        (0, "1 owner, 1 fork, 2 pending users, 2 client calls", False),
+        # Where its fetch was not sent, the owner serves nothing.
+        (1, "2 server calls, 2 server async calls", True),
+        (1, "1 server call, 1 server async call", True),
+        (1, "1 owner, 1 fork", False),
+    ],
+)
+def test_a_creation_that_was_not_read_keeps_one_user_and_perhaps_one_call(
+    rank: int, held: str, is_known: bool
+) -> None:
+    """The finding explains as many users as there were, and no more calls, at their ranks."""
+    promise = "RRefLeak" if "user" in held or "owner" in held else "CallLeak"
+    leak = Violation(promise, f"worker{rank} holds {held}; expected nothing", rank, 2)
+    names, left = apart(UNREADABLE_TWICE, leak)
+    assert (names, left) == ((("unreadable-remote",), []) if is_known else ((), [promise]))
+
+
+def test_a_creation_of_its_own_that_was_not_read_keeps_an_owner_and_a_call() -> None:
+    """A rank that calls itself has no pending user; it holds the RRef itself."""
+    program = Program(2, (Carry(0, 0, "raises-unpickled", "remote-echo"),))
+    says = "worker0 holds 1 owner, 1 fork, 1 client call; expected nothing"
+    assert apart(program, Violation("RRefLeak", says, 0)) == (("unreadable-remote",), [])
+
+
+def test_no_rank_shuts_down_after_a_creation_that_was_not_read() -> None:
+    """All wait for the call that never ends; a hang in another phase is another one's."""
+    hung = "worker0, worker1 does not shut down (phase shutdown, after 30.3 real s)"
+    assert apart(UNREADABLE_TWICE, Violation("RankHung", hung, 1)) == (("unreadable-remote",), [])
+    other = "worker1 does not end step 3, Count(at=0, to=1) (phase run, after 3.1 real s)"
+    assert apart(UNREADABLE_TWICE, Violation("RankHung", other, 1)) == ((), ["RankHung"])
+
+
+@pytest.mark.parametrize(
+    ("sort", "way", "ends"),
+    [
+        *(("nested", way, 0) for way in ("echo", "async", "own")),
+        *(("nested", way, 1) for way in ("result", "remote")),
+        *(("quint4x2", way, 1) for way in ("echo", "async", "own")),
+        *(("quint4x2", way, 0) for way in ("result", "remote")),
+    ],
+)
+def test_a_tensor_ends_who_writes_it_or_who_reads_it(sort: str, way: Way, ends: int) -> None:
+    """The death of the other rank is a failure."""
+    program = Program(2, (Carry(0, 1, sort, way),))
+    for rank in (0, 1):
+        died = Violation("RankDied", f"worker{rank} died before its time: killed by SIGABRT", rank)
+        assert bool(apart(program, died)[0]) == (rank == ends)
+
+
+def test_a_mended_torch_forgets_a_creation_that_was_not_read() -> None:
+    """There the step shows the error, the ranks hold nothing, and nothing is explained."""
+    said = predict(UNREADABLE_TWICE, FaultPlan(), NEWEST.as_if_mended())
+    assert [step.value for step in said.steps[:2]] == [{"refused": "RuntimeError"}] * 2
+    assert said.counters == (Counters(), Counters())
+    assert not said.met
 
 
 def test_an_owner_that_fetches_must_be_told_of_its_timeout() -> None:

@@ -138,6 +138,7 @@ EVERY = Program(
         Carry(0, 1, "rref-closure", "own"),
         Carry(0, 1, "slow-unpickled"),
         Carry(0, 1, "counted", "async"),
+        Carry(0, 1, "counted", "remote-echo"),
         Pause(1, 0.1),
         Reach(0, 1, "info"),
         After(0, 1, "chain"),

@@ -9,11 +9,13 @@ import pytest
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import Prediction, predict
+from rpcprops.outcomes import Counters
 from rpcprops.programs import Carry, Program, Settle
 from rpcprops.programs.threads import threads_of
 from rpcprops.steps.values import SORTS, Way
 
 CALL = MessageType.PYTHON_CALL
+CREATION = MessageType.PYTHON_REMOTE_CALL
 FETCH = MessageType.PYTHON_RREF_FETCH_CALL
 TYPED_FETCH = MessageType.SCRIPT_RREF_FETCH_CALL
 DELETE = MessageType.RREF_USER_DELETE
@@ -70,7 +72,7 @@ def test_an_rref_in_an_rref_is_lost_with_its_fetch() -> None:
 )
 def test_what_is_refused_before_an_rref_is_forked_leaves_nothing(sort: str, error: str) -> None:
     """The caller's pickler refuses it as an argument, the callee's as a result."""
-    refusals: dict[Way, str] = {"echo": error, "async": error}
+    refusals: dict[Way, str] = {"echo": error, "async": error, "remote-echo": error}
     for way in SORTS[sort].ways:
         found = predicted(Carry(0, 1, sort, way))
         assert found.steps[0].value == {"refused": refusals.get(way, "RuntimeError")}
@@ -86,6 +88,7 @@ def test_what_is_refused_before_an_rref_is_forked_leaves_nothing(sort: str, erro
         ("echo", {"pickled": 1, "unpickled": 1}, {"": 1, "pickled": 1, "unpickled": 1}),
         ("async", {"pickled": 1, "unpickled": 1}, {"": 1, "pickled": 1, "unpickled": 1}),
         ("remote", {"unpickled": 1}, {"": 1, "pickled": 1}),
+        ("remote-echo", {"pickled": 1, "unpickled": 1}, {"": 1, "pickled": 1, "unpickled": 1}),
         ("own", {"pickled": 1}, {"": 1, "unpickled": 1}),
     ],
 )
@@ -112,6 +115,49 @@ def test_an_owner_pickles_nothing_for_itself() -> None:
     """Who fetches a value of its own gets the value itself."""
     for way in ("remote", "own"):
         assert predicted(Carry(0, 0, "counted", way)).calls == ({"step0": 1}, {})
+    # A call to itself has arguments all the same.
+    echoed = {"step0": 1, "step0/pickled": 1, "step0/unpickled": 1}
+    assert predicted(Carry(0, 0, "counted", "remote-echo")).calls == (echoed, {})
+
+
+@pytest.mark.parametrize(
+    ("sort", "to", "shows", "called", "messages"),
+    [
+        ("list", 1, {"differs": ""}, 1, [CREATION, FETCH, DELETE]),
+        ("list", 0, {"differs": ""}, 1, [CREATION]),
+        ("lock", 1, {"refused": "TypeError"}, 0, []),
+        ("sparse_csr", 1, {"refused": "RuntimeError"}, 1, [CREATION, FETCH, DELETE]),
+        ("sparse_csr", 0, {"differs": ""}, 1, [CREATION]),
+        # The user that was made before the agent looked is deleted, and never was at the owner.
+        ("meta", 1, {"refused": "RuntimeError"}, 0, [DELETE]),
+        ("meta", 0, {"refused": "RuntimeError"}, 0, []),
+        # The RRef has an error, which is the owner's to tell only where it read the call.
+        ("raises-unpickled", 1, {"refused": "RuntimeError"}, 0, [CREATION, DELETE]),
+        ("raises-unpickled", 0, {"refused": "RuntimeError"}, 0, [CREATION]),
+        ("missing-unpickled", 1, {"refused": "AttributeError"}, 0, [CREATION, FETCH, DELETE]),
+        ("missing-unpickled", 0, {"refused": "AttributeError"}, 0, [CREATION]),
+    ],
+)
+def test_an_argument_of_remote_comes_back_or_is_refused_and_leaves_nothing(
+    sort: str, to: int, shows: dict[str, str], called: int, messages: list[MessageType]
+) -> None:
+    """What is refused is refused by the caller's pickler or agent, by the owner, or by a fetch."""
+    found = predicted(Carry(0, to, sort, "remote-echo"))
+    assert found.steps[0].value == shows
+    assert found.calls[to].get("step0", 0) == called
+    assert [send.message for send in found.sends if send.rank == 0] == messages
+    assert found.counters == (Counters(), Counters())
+
+
+@pytest.mark.parametrize("to", [0, 1])
+def test_an_rref_that_is_never_made_raises_whatever_else_becomes_of_its_creation(to: int) -> None:
+    """A creation that the faulty agent fails leaves an RRef that raises, too."""
+    lost = FaultPlan(FaultTable([CREATION], 1))
+    found = predicted(Carry(0, to, "raises-unpickled", "remote-echo"), lost)
+    assert found.steps[0].value == {"refused": "RuntimeError"}
+    assert not found.known_bugs
+    # It comes before what TensorPipe's agent refuses.
+    assert predicted(Carry(0, to, "meta", "remote-echo"), lost).steps[0].error == "creation"
 
 
 @pytest.mark.parametrize("way", ["result", "echo", "async"])

@@ -13,6 +13,8 @@ import re
 import threading
 import time
 import types
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,13 @@ from rpcprops.steps.in_rank.sums import RaisedOnPurposeError
 
 #: Virtual seconds that a slow object takes to be pickled, or to be unpickled.
 SLOW_PICKLE_SECONDS = 0.5
+#: The longest wait, in virtual seconds, until an RRef knows that its creation failed; and the
+#: timeout of a use of it.
+UNMADE_SECONDS = 4.0
+USE_SECONDS = 2.0
+#: Texts of errors of a request to an owner, which come instead of an error of the RRef: a timeout,
+#: and an injected failure, whose text Python may not be able to read.
+ERRORS_OF_REQUESTS = ("ran for more than", "failed intentionally", "codec can't decode")
 
 
 class PointValue(NamedTuple):
@@ -197,6 +206,19 @@ def row_quantized_tensor(dtype: torch.dtype) -> torch.Tensor:
     return torch.quantize_per_channel(torch.ones(2, 4), scales, zeros, 0, dtype)
 
 
+def packed_tensor(dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of which some elements share a byte."""
+    scales, zeros = torch.ones(2), torch.zeros(2)
+    return torch.quantize_per_channel(torch.arange(8.0).reshape(2, 4), scales, zeros, 0, dtype)
+
+
+def nested_tensor() -> torch.Tensor:
+    """Two vectors of two lengths, in one tensor of layout strided."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that layout is a prototype
+        return torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)])
+
+
 def sparse_tensor(indices: list[int], values: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor in coordinate format, sparse in its first dimension."""
     return torch.sparse_coo_tensor(torch.tensor([indices]), torch.tensor(values), shape)
@@ -309,6 +331,8 @@ VALUE_MAKERS: dict[str, Callable[[], Any]] = {
     "quint8": lambda: quantized_tensor(torch.quint8),
     "qint32": lambda: quantized_tensor(torch.qint32),
     "per-channel": lambda: row_quantized_tensor(torch.qint8),
+    "quint4x2": lambda: packed_tensor(torch.quint4x2),
+    "quint2x4": lambda: packed_tensor(torch.quint2x4),
     "sparse_coo": lambda: torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(),
     "sparse_coo-uncoalesced": lambda: sparse_tensor([0, 0], [1.0, 2.0], (3,)),
     "sparse_coo-hybrid": lambda: sparse_tensor([0, 2], [[1.0], [3.0]], (3, 1)),
@@ -318,6 +342,7 @@ VALUE_MAKERS: dict[str, Callable[[], Any]] = {
     "sparse_bsr": lambda: compressed_tensor(torch.sparse_bsr),
     "sparse_bsc": lambda: compressed_tensor(torch.sparse_bsc),
     "_mkldnn": lambda: torch.ones(2, 2).to_mkldnn(),
+    "nested": nested_tensor,
     "meta": lambda: torch.empty(2, 3, device="meta"),
     "zero-size": lambda: torch.empty(0, 3),
     "zero-dim": lambda: torch.tensor(1.5),
@@ -371,6 +396,8 @@ VALUE_REFUSALS: dict[str, str] = {
         ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn"),
         "Cannot access storage of",
     ),
+    "nested": "NestedTensorImpl doesn't support sizes",
+    **dict.fromkeys(("quint4x2", "quint2x4"), "require a storage of at least"),
     "meta": "only supports CPU tensors by default",
     "lock": "cannot pickle '_thread.lock' object",
     "tensor-and-lock": "cannot pickle '_thread.lock' object",
@@ -399,21 +426,38 @@ def carry(
     timeout: float | None,
     seconds: float,
 ) -> dict[str, str]:
-    """Send a value by a way; how what came differs from it, or the type of what refused it."""
+    """Send a value by a way; how what came differs from it, or the type of what refused it.
+
+    Of some it also says whether a tensor stays that is nobody's any more.
+    """
+    sent: list[weakref.ref[torch.Tensor]] = []
+    shown: dict[str, str] = {}
     try:
-        return carry_by(call, world[to], sort, way, timeout_of(timeout), seconds)
+        return carry_by(call, world[to], sort, way, timeout_of(timeout), seconds, sent=sent)
     except Exception as error:
         if not is_refusal(sort, error):
             raise
-        return {"refused": type(error).__name__}
+        shown["refused"] = type(error).__name__
     finally:
         gc.collect()
+    # The error is gone now, and the frames that it held.
+    gc.collect()
+    if sent:
+        shown["stays"] = "a tensor" if any(tensor() is not None for tensor in sent) else ""
+    return shown
 
 
 def carry_by(
-    call: str, to: str, sort: str, way: str, timeout: float, seconds: float
+    call: str,
+    to: str,
+    sort: str,
+    way: str,
+    timeout: float,
+    seconds: float,
+    *,
+    sent: list[weakref.ref[torch.Tensor]],
 ) -> dict[str, str]:
-    """Send a value by a way, and compare what came."""
+    """Send a value by a way, and compare what came; note a tensor in `sent` that must go."""
     how = (call, sort, seconds)
     if way == "own":
         rref: Any = rpc.RRef(new_value(sort, call))
@@ -424,8 +468,13 @@ def carry_by(
         value = rpc.rpc_sync(to, make_value, args=how, timeout=timeout)
     elif way == "remote":
         value = rpc.remote(to, make_value, args=how).to_here()
+    elif way == "remote-echo":
+        rref = rpc.remote(to, give_value_back, args=(*how, argument(sort, call, sent)))
+        if sort == "raises-unpickled":
+            return use_unmade(rref)
+        there, value = rref.to_here()
     else:
-        args = (*how, new_value(sort, call))
+        args = (*how, argument(sort, call, sent))
         if way == "async":
             there, value = rpc.rpc_async(to, give_value_back, args=args, timeout=timeout).wait()
         else:
@@ -433,11 +482,54 @@ def carry_by(
     return {"differs": there or value_difference(new_value(sort), value)}
 
 
+def use_unmade(rref: Any) -> dict[str, str]:
+    """The error of an RRef whose owner could not read the call that should make it.
+
+    The documentation of ``rpc.remote`` says that the error is set on the RRef after some time, and
+    that uses of the RRef raise from then on. A user is confirmed after that; an owner always is,
+    and its future ends.
+    """
+    ended = rref._get_future().done if rref.is_owner() else rref.confirmed_by_owner
+    until = time.monotonic() + UNMADE_SECONDS
+    while not ended() and time.monotonic() < until:
+        time.sleep(UNMADE_SECONDS / 100)
+    if rref.is_owner():
+        # While its creation has not ended, a use of it would never end.
+        return error_of_creation(rref) if ended() else {"differs": "a creation that has not ended"}
+    try:
+        rref.to_here(timeout=USE_SECONDS)
+    except Exception as error:
+        if any(text in str(error) for text in ERRORS_OF_REQUESTS):
+            return {"differs": "a request for its value"}
+        return {"refused": type(error).__name__}
+    return {"differs": "a value"}
+
+
+def error_of_creation(rref: Any) -> dict[str, str]:
+    """The error with which the creation of an RRef has ended."""
+    try:
+        rref._get_future().wait()
+    except UnicodeDecodeError:
+        # What the faulty agent raises: an error of torch's whose text Python cannot read.
+        return {"refused": RuntimeError.__name__}
+    except Exception as error:
+        return {"refused": type(error).__name__}
+    return {"differs": "a value"}
+
+
 def new_value(sort: str, call: str = "") -> Any:
     """A new value of a sort, which a call sends if it is named."""
     value = VALUE_MAKERS[sort]()
     if isinstance(value, CountedPickle):
         value.call = call
+    return value
+
+
+def argument(sort: str, call: str, sent: list[weakref.ref[torch.Tensor]]) -> Any:
+    """A new value that a call sends; notes its tensor, if it cannot be pickled beside that."""
+    value = new_value(sort, call)
+    if sort == "tensor-and-lock":
+        sent.append(weakref.ref(value[0]))
     return value
 
 
@@ -528,6 +620,8 @@ def tensor_difference(sent: torch.Tensor, got: torch.Tensor) -> str:
         one, other = getattr(sent, name), getattr(got, name)
         if one != other:
             return f"{name} {other} instead of {one}"
+    if sent.is_nested:
+        return value_difference(list(sent.unbind()), list(got.unbind()))
     if sent.shape != got.shape:
         return f"shape {tuple(got.shape)} instead of {tuple(sent.shape)}"
     if sent.device.type == "meta":
