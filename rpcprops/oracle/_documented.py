@@ -16,6 +16,7 @@ from rpcprops.oracle.prediction import Prediction
 from rpcprops.oracle.ranks import could_not_release, reports_leak
 from rpcprops.outcomes import Counters, Outcome, RankOutcome
 from rpcprops.programs import Program
+from rpcprops.programs.threads import runs_out
 from rpcprops.torch_facts import TorchFacts, facts_of
 
 
@@ -94,6 +95,13 @@ DOCUMENTED: Mapping[str, Documented] = {
         quote="are not idempotent and therefore cannot be retried",
         place=_RREFS,
     ),
+    "no-thread-left": Documented(
+        "The ranks are ended without a shutdown, because functions that wait for each other keep "
+        "all threads of a rank for ever.",
+        is_defect=True,
+        quote="to execute requests (default: 16)",
+        place="distributed/rpc/options.py, TensorPipeRpcBackendOptions",
+    ),
     "timed-out-rref-used": Documented(
         "A use of an RRef whose creation times out raises nothing, because torch has not marked "
         "the RRef yet.",
@@ -170,7 +178,9 @@ def accepted(program: Program, plan: FaultPlan, outcome: Outcome) -> tuple[Accep
     if started and prediction.unmarked_uses:
         found.append(Accepted("timed-out-rref-used"))
     if started and not prediction.graceful:
-        found.append(Accepted("no-graceful-shutdown"))
+        number = program.num_worker_threads or 0
+        out = any(runs_out(leaf, number) for leaf in program.leaves)
+        found.append(Accepted("no-thread-left" if out else "no-graceful-shutdown"))
     if started and program.settles and not prediction.certain:
         found.append(Accepted("fired-not-judged"))
     order = list(DOCUMENTED)

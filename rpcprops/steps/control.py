@@ -169,7 +169,7 @@ class Parallel(Step):
 
     op: ClassVar[str] = "parallel"
     #: It holds several steps, of which each kind has a chance to be drawn.
-    often: ClassVar[int] = 3
+    often: ClassVar[int] = 1
     runs: ClassVar[str] = ""
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False

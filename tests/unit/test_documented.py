@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Own,
     Profile,
     Program,
+    Recurse,
     Remote,
     Settle,
     Share,
@@ -75,7 +76,7 @@ def test_what_allows_it_is_quoted_with_its_place(kind: str) -> None:
     assert spec.origin is not None
     source = (Path(spec.origin).parent / place).read_text(encoding="utf-8")
     found = [node for node in ast.parse(source).body if getattr(node, "name", "") == function]
-    (node,) = [one for one in found if isinstance(one, ast.FunctionDef)]
+    (node,) = [one for one in found if isinstance(one, ast.FunctionDef | ast.ClassDef)]
     assert documented.quote in " ".join((ast.get_docstring(node) or "").split())
 
 
@@ -160,6 +161,13 @@ def test_a_shutdown_that_cannot_be_graceful_is_counted_once() -> None:
     program = Program(2, (Call(0, 1, flavour="builtin"),))
     plan = FaultPlan(FaultTable(["PYTHON_CALL"], 1))
     assert kinds(program, plan, ideal(program, plan)) == [("no-graceful-shutdown", None)]
+
+
+def test_ranks_whose_threads_all_wait_are_ended_without_a_shutdown() -> None:
+    """No fault is needed, and it is counted under a name of its own."""
+    program = Program(2, (Recurse(0, (1, 0), timeout=3.0),), num_worker_threads=1)
+    plan = FaultPlan()
+    assert kinds(program, plan, ideal(program, plan)) == [("no-thread-left", None)]
 
 
 def test_a_run_may_follow_either_of_two_predictions() -> None:
