@@ -326,7 +326,7 @@ class Rates:
         self.told: list[tuple[str, bool]] = []
         self.server = SimpleNamespace(on_unconfirmed=lambda *told: self.told.append(told))
 
-    def run_anew(self, program: Any, plan: FaultPlan, *, clock: float, transport: str) -> Outcome:
+    def run_anew(self, program: Any, plan: FaultPlan, *, clock: float, **_: Any) -> Outcome:
         self.asked.append(clock)
         answer = self.answers[clock]
         if isinstance(answer, Exception):

@@ -118,9 +118,9 @@ def test_a_sweep_goes_on_where_it_ended(
     monkeypatch.chdir(tmp_path)
     torch = Torch(monkeypatch)
     assert _swept(tmp_path)
-    said = capsys.readouterr().out
-    assert said.startswith(f"{NUMBER} points to try\n")
-    assert "ran: nothing is predicted" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{NUMBER} points to try\n")
+    assert "ran: nothing is predicted" in printed
     rows = _rows(tmp_path)
     assert len(rows) == NUMBER
     said = {row["verdict"] for row in rows}
