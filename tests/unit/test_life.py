@@ -48,7 +48,7 @@ KINDS = ("rejoin", "settle", "call", "own", "remote", "drop", "context", "profil
         ((Profile(0, 1, "late", times=2),), "times=2 and unpicklable=False need form"),
         ((Profile(0, 1, raises=True, unpicklable=True),), "unpicklable=True need form"),
         ((Profile(0, 1, rests=True),), "rests=True needs form 'remote'"),
-        ((Context(0, "x", (1,), rrefs=True, profiled=True),), "profiled=True needs rrefs=False"),
+        ((Context(0, "x", (1,), rrefs=True, profiled=True),), "profiled=True is about calls"),
         ((Rejoin(0, "at once", alone=1, profiled=True),), "give one of them"),
         ((Rejoin(0, first=(0, 0)),), "names a rank twice"),
         ((Rejoin(0, first=(2,)),), "first=2 is no rank of a world of 2"),
@@ -267,7 +267,7 @@ def test_an_rref_after_it_meets_the_finding() -> None:
 
 def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     """A drawer takes the step where nothing is held, and then only kinds that torch can do."""
-    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 600, 1)
+    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 1500, 1)
     after = [
         step
         for program in drawn
