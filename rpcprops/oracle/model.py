@@ -47,6 +47,7 @@ from rpcprops.faults import (
     delay_milliseconds,
     retry_wait,
 )
+from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._groups import Group
 from rpcprops.oracle._kept import Kept
@@ -95,6 +96,7 @@ class RRef:
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
+        unsendable: whether its owner answers a fetch with an EXCEPTION.
     """
 
     owner: int
@@ -112,6 +114,7 @@ class RRef:
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
+    unsendable: bool = False
 
     def is_made(self) -> None:
         """Note that somebody has waited for its value, or for the error of its function."""
@@ -649,6 +652,8 @@ class Model:
             stuck=frozenset(self.stuck),
             wire_sends=dict(+self.in_contexts.sent),
             wire_more=frozenset(self.in_contexts.more),
+            errors=dict(+self.answers.errors),
+            more_errors=frozenset(self.answers.more),
         )
 
     def _check_made_in_time(self) -> None:
@@ -1176,6 +1181,8 @@ class Model:
                 self.fetched_late(rref, surely=True)
                 raise StepFails(error="timeout")
         rref.made = True
+        if at != rref.owner and (rref.unsendable or (rref.error and rref.typed)):
+            self.answers.error(at, rref.owner, fetch_message(typed=rref.typed))
         if rref.error:
             raise StepFails(rref.error)
         if rref.unclear:
@@ -1325,6 +1332,11 @@ class Model:
     def in_contexts(self) -> ContextMessages:
         """The calls and gradients inside contexts so far."""
         return ContextMessages()
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """The requests so far that are answered by an EXCEPTION."""
+        return Answers()
 
     @functools.cached_property
     def _delays(self) -> tuple[float, ...]:

@@ -66,7 +66,9 @@ def _path(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _context(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    return _path(step, owner_of) if step.nested else ()
+    """The owner of the root runs the whole pass (``processRRefBackward``) in one thread."""
+    root = (step.root,) if step.root is not None and step.backward else ()
+    return (*(_path(step, owner_of) if step.nested else ()), *root)
 
 
 def _proxy(step: Any, owner_of: _OwnerOf) -> Iterable[int]:

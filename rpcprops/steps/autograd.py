@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, MessageType, retry_wait
+from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType, retry_wait
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, sum_of
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rpcprops.strategies.drawing import StepDrawer
 
 _LONGEST_PATH = 5
-#: Options of a context: how it walks its path, and how it ends.
+#: Options of a context: how it walks its path, and how it ends; a `root` is the number of another
+#: rank there, and 0 the rank itself.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
     {"nested": True},
@@ -37,6 +38,10 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"retain": True},
     {"raises": True, "backward": False},
     {"raises": True, "retain": True},
+    {"root": 0},
+    {"root": 1},
+    {"root": 1, "retain": True},
+    {"root": 1, "raises": True},
 )
 
 
@@ -56,6 +61,11 @@ class Context(Step):
         raises: leave the ``with`` block by an exception, after all of that.
         retain: run backward twice, the first time with ``retain_graph=True``; gradients add up.
         breaks: a rank of the path whose backward raises; the step then shows its error.
+        root: a rank that owns the loss. ``rref.backward(context_id)`` runs the pass from there, and
+            the step reads the loss by a call that is sent the RRef.
+
+    Of ``RRef.backward`` torch's documentation says that it starts a distributed pass at the owner,
+    and that get_gradients() then has the gradients, as after ``dist_autograd.backward``.
     """
 
     op: ClassVar[str] = "context"
@@ -73,10 +83,16 @@ class Context(Step):
     raises: bool = False
     retain: bool = False
     breaks: int | None = None
+    root: int | None = None
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
             scope.check_rank("path", rank)
+        if self.root is not None:
+            scope.check_rank("root", self.root)
+        if self.root is not None and not self.backward:
+            msg = f"root={shown(self.root)} is where backward begins, so it needs backward=True."
+            raise UsageError(msg)
         if self.retain and not self.backward:
             msg = "retain=True runs backward twice, so it needs backward=True."
             raise UsageError(msg)
@@ -110,14 +126,16 @@ class Context(Step):
                 handle = model.created(self.at, to, typed=False)
                 handle.rref.made = True
                 model.drop(handle)
-        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+        if self._is_rooted_there:
+            self._ask_owner(model, call)
+        if self.breaks is not None and self._revisits:
             model.meets("failed-backward-revisits-rank")
             # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
             # TensorPipeAgent::join waits for clientActiveCalls_).
             model.meets_at_shutdown("failed-backward-revisits-rank")
             # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
-            for rank in {self.at, *self.path}:
+            for rank in {*self._ranks}:
                 model.frees_context(rank, keeps=False)
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
@@ -127,11 +145,13 @@ class Context(Step):
         """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
         if not self.backward:
             return ""
-        model.disturbed.check_backward(self, (self.at, *self.path))
-        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+        model.disturbed.check_backward(self, self._ranks)
+        if self.breaks is not None and self._revisits:
             # What ranks send there once one has raised is the finding's.
             model.in_contexts.perhaps_gradients(self.gradients)
+            model.answers.perhaps_errors(self.gradients, WireMessageType.BACKWARD_AUTOGRAD_REQ)
             return ""
+        self._fail_gradients(model)
         for pairs in self.passes:
             is_told = ""
             for number, (at, to) in enumerate(pairs, 1):
@@ -152,6 +172,21 @@ class Context(Step):
                 return is_told
         return ""
 
+    def _fail_gradients(self, model: Model) -> None:
+        """Note which gradients are answered by an error: the one whose rank raises in the pass.
+
+        So are those on which that one depends, unless the rank in between has answered before it
+        knows: what it waits for are the gradients that it has sent by then
+        (``autograd/context/context.cpp``: clearAndWaitForOutstandingRpcsAsync). A gradient that
+        torch fails, or whose answer it loses, is such an error too.
+        """
+        message = WireMessageType.BACKWARD_AUTOGRAD_REQ
+        if self.breaks is not None or model.disturbed:
+            model.answers.perhaps_errors(self.gradients, message)
+        if self.breaks is not None and not model.disturbed:
+            at, to = self.passes[0][-1]
+            model.answers.error(at, to, message)
+
     @property
     def gradients(self) -> list[tuple[int, int]]:
         """Sender and receiver of each gradient that a backward pass sends, in their order.
@@ -159,6 +194,11 @@ class Context(Step):
         Those of what came back from a rank go to it first; it sends those of what came with the
         request (``autograd/utils.cpp``: addSendRpcBackward, addRecvRpcBackward).
         """
+        # The loss has come to its owner with a request.
+        first = [(self.root or 0, self.at)] if self._is_rooted_there else []
+        return [*first, *self._gradients_of_path()]
+
+    def _gradients_of_path(self) -> list[tuple[int, int]]:
         hops = list(itertools.pairwise((self.at, *self.path)))
         if not self.nested:
             hops = [(self.at, rank) for rank in self.path]
@@ -174,6 +214,45 @@ class Context(Step):
         return found
 
     @property
+    def _is_rooted_there(self) -> bool:
+        """Whether another rank owns the loss."""
+        return self.root is not None and self.root != self.at
+
+    @property
+    def _ranks(self) -> tuple[int, ...]:
+        """The ranks that take part in a pass, one for each time."""
+        return (self.at, *self.path, *((self.root or 0,) if self._is_rooted_there else ()))
+
+    @property
+    def _revisits(self) -> bool:
+        """Whether a pass comes by a rank twice."""
+        return len({*self._ranks}) < len(self._ranks)
+
+    def _ask_owner(self, model: Model, call: str) -> None:
+        """Make the RRef to the loss, and ask its owner for the passes, and for the loss.
+
+        The RRef is created in the context, and sent in it. The owner has its value before it runs
+        a pass (``request_callback_impl.cpp``: RequestCallbackImpl::processRRefBackward). A user
+        asks for it without a context or a profiler (``py_rref.cpp``: PyRRef::backward, which gives
+        the message to the agent).
+        """
+        root = self.root
+        assert root is not None
+        model.calls[root][f"{call}/root"] += 1
+        model.in_contexts.call(self.at, root, 2)
+        model.in_contexts.pass_of_owner(self.at, root, len(self.passes))
+        if self.breaks is not None:
+            message = WireMessageType.RREF_BACKWARD_REQ
+            if self._revisits:
+                model.answers.perhaps_errors([(self.at, root)], message)
+            else:
+                model.answers.error(self.at, root, message)
+        handle = model.created(self.at, root, typed=False)
+        handle.rref.made = True
+        model.drop(model.give(handle, self.at, root))
+        model.drop(handle)
+
+    @property
     def passes(self) -> list[list[tuple[int, int]]]:
         """The gradients of each backward pass; one that raises ends at the rank that it breaks."""
         if not self.backward:
@@ -183,6 +262,7 @@ class Context(Step):
         pairs = self.gradients
         # A rank passes the gradient of a nested call's answer on, and computes nothing.
         first = len(self.path) - 1 if self.nested else 0
+        first += self._is_rooted_there
         arrives = (n for n, (_, to) in enumerate(pairs, 1) if n > first and to == self.breaks)
         return [pairs[: next(arrives, len(pairs))]]
 
@@ -258,6 +338,11 @@ class Context(Step):
             known.setdefault(rank, set()).add(caller)
             if self.nested:
                 caller = rank
+        if self.root is not None and self.root != self.at:
+            known.setdefault(self.at, set()).add(self.root)
+            # It answers without a gradient, and so notes nobody (autograd/utils.cpp:
+            # getMessageWithAutograd).
+            known.setdefault(self.root, set())
         return known
 
     def _computed(self) -> dict[str, Any]:
@@ -343,8 +428,11 @@ class Context(Step):
         path += _hops(drawer, path[-1] if path else at, length)
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
         value = drawer.pick(TENSORS)
+        if "root" in form:
+            form["root"] = _other_than(drawer, path, at) if form["root"] else at
+        way = [at, *path, *([form["root"]] if form.get("root", at) != at else [])]
         # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
-        once = len({at, *path}) > len(path)
+        once = len({*way}) == len(way)
         revisits = not drawer.facts.has_bug("failed-backward-revisits-rank")
         able = path if (once or revisits) and form.get("backward", True) else []
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
@@ -364,12 +452,17 @@ class Context(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
-        revisits = len({self.at, *self.path}) <= len(self.path)
-        drawer.may_keep |= self.breaks is not None and revisits
+        drawer.may_keep |= self.breaks is not None and self._revisits
 
 
 def _is_close(seen: object, expected: float) -> bool:
     return isinstance(seen, int | float) and math.isclose(seen, expected, rel_tol=1e-12)
+
+
+def _other_than(drawer: StepDrawer, path: Sequence[int], at: int) -> int:
+    """A rank that is not in a path, if there is one; else another one than `at`, or `at`."""
+    others = drawer.others[at]
+    return next((rank for rank in others if rank not in path), others[0] if others else at)
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
@@ -485,6 +578,10 @@ class Outlast(Step):
     def _count(self, model: Model, *, is_gone: bool) -> None:
         """Count its calls; `is_gone` says whether `to` has given the context up by its end."""
         model.in_contexts.call(self.at, self.to)
+        if is_gone and self.what == "gradient":
+            # The answer belongs to a context that its sender has not (container.cpp:
+            # DistAutogradContainer::currentContext).
+            model.answers.error(self.at, self.to, WireMessageType.FORWARD_AUTOGRAD_REQ)
         if self.what != "argument":
             # `at` asks whether the function has begun, until it has.
             model.in_contexts.call(self.at, self.to)
@@ -610,6 +707,8 @@ class FailTwice(Step):
             # is not sent (dist_engine.cpp: execute_graph_task_until_ready_queue_empty looks at
             # has_error_). Neither rank sends one on: its function has raised before.
             model.in_contexts.perhaps_gradients([(self.at, rank)])
+            gradient = WireMessageType.BACKWARD_AUTOGRAD_REQ
+            model.answers.perhaps_errors([(self.at, rank)], gradient)
         # Whichever raises first: its error ends the pass (context.cpp:
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}

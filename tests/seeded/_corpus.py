@@ -39,6 +39,7 @@ from tests.seeded._programs import (
     held_and_counted,
     onwards,
     refusals,
+    rooted,
     scripts,
     shipped_programs,
 )
@@ -94,6 +95,7 @@ def corpus() -> tuple[World, ...]:
         *refusals(),
         *futures(),
         *scripts(),
+        *rooted(),
         *EVERY_KIND,
         *ENDS,
     ]

@@ -131,6 +131,7 @@ CONTEXTS = Program(
         Context(0, "x", (1, 2), retain=True),
         Context(0, "y", (1, 2), nested=True, rrefs=True, retain=True, raises=True),
         Context(2, "z", (0, 1), value=(3.0,), breaks=1),
+        Context(1, "w", (2,), root=0),
         Settle(),
         Refused(1, "x"),
         Refused(2, "y"),
@@ -791,6 +792,26 @@ def shipped_programs() -> list[Program]:
             )
     found.append(shipped.context_over(4, (3, 2, 1, 0), nested=True, at=2))
     return found
+
+
+def rooted() -> list[Program]:
+    """Contexts whose loss belongs to another rank, which is asked for the passes; some break."""
+    forms: tuple[dict[str, Any], ...] = (
+        {},
+        {"retain": True},
+        {"nested": True, "rrefs": True},
+        {"breaks": 1},
+    )
+    return [
+        Program(4, (Context(0, "x", (1, 2), root=root, **form), Settle()), f"rooted[{root},{form}]")
+        for root in (1, 2, 3)
+        for form in forms
+        if root == 3 or "breaks" not in form
+    ] + [
+        Program(2, (Context(at, "x", path, root=1 - at),), f"rooted[{at},{path}]")
+        for at in (0, 1)
+        for path in ((), (at,), (1 - at,))
+    ]
 
 
 def refusals() -> list[Program]:

@@ -195,6 +195,12 @@ LIVE: dict[str, Live] = {
     "loses a gradient": Live(
         1, (Context(0, "x", (2, 1)),), (("WrongGradient", 0, 0),), wrong.lose_gradients
     ),
+    "asks an owner for one pass instead of two": Live(
+        0,
+        (Context(0, "x", (1,), root=2, retain=True),),
+        (("WrongGradient", 0, 0),),
+        wrong.ask_owners_for_one_pass,
+    ),
     "computes another loss": Live(
         1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
     ),

@@ -54,6 +54,7 @@ def context(
     raises: bool,
     retain: bool,
     breaks: int | None,
+    root: int | None,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
@@ -74,10 +75,10 @@ def context(
             else:
                 for to, *here in hops:
                     y = send(to, hop, args=(call, *here, y))
-            loss = y.sum()
-            result["loss"] = loss.item()
+            loss: Any = y.sum() if root is None else owned_sum(call, world[root], y)
             if backward:
                 result |= run_backward(context_id, loss, leaf, retain=retain)
+            result["loss"] = loss.item() if root is None else number_at_owner(loss)
             if raises:
                 raise AbandonedError
     except AbandonedError:
@@ -114,14 +115,47 @@ def hop_on(
     return rpc.rpc_sync(to, hop_on, args=(call, rest, *here, y))
 
 
-def run_backward(
-    context_id: int, loss: torch.Tensor, leaf: torch.Tensor, *, retain: bool
-) -> dict[str, Any]:
+def owned_sum(call: str, owner: str, x: torch.Tensor) -> Any:
+    """An RRef to the sum of a tensor, which the owner computes."""
+    if owner == rpc.get_worker_info().name:
+        return rpc.RRef(x.sum())
+    return rpc.remote(owner, sum_there, args=(call + "/root", x))
+
+
+def sum_there(call: str, x: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor."""
+    note_call(call)
+    return x.sum()
+
+
+def number_at_owner(rref: Any) -> float:
+    """The number that an RRef holds; its owner sends no tensor, which would be a part of a pass."""
+    if rref.is_owner():
+        return number_here(rref)
+    number: float = rpc.rpc_sync(rref.owner(), number_here, args=(rref,))
+    return number
+
+
+def number_here(rref: Any) -> float:
+    """The number that an RRef of this rank holds."""
+    number: float = rref.local_value().item()
+    return number
+
+
+def pass_back(context_id: int, loss: Any, *, retain: bool) -> None:
+    """Run backward from a tensor, or from that of an RRef."""
+    if isinstance(loss, torch.Tensor):
+        dist_autograd.backward(context_id, [loss], retain_graph=retain)
+    else:
+        loss.backward(context_id, retain)
+
+
+def run_backward(context_id: int, loss: Any, leaf: torch.Tensor, *, retain: bool) -> dict[str, Any]:
     """Run backward, with `retain` twice; the gradient of the leaf, or the error of backward."""
     try:
         if retain:
-            dist_autograd.backward(context_id, [loss], retain_graph=True)
-        dist_autograd.backward(context_id, [loss])
+            pass_back(context_id, loss, retain=True)
+        pass_back(context_id, loss, retain=False)
     except RuntimeError as error:
         # The frames of a traceback hold objects that would otherwise be freed.
         traceback.clear_frames(error.__traceback__)
