@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ def context(
                     y = send(to, hop, args=(call, *here, y))
             loss: Any = y.sum() if root is None else owned_sum(call, world[root], y)
             if backward:
-                result |= run_backward(context_id, loss, leaf, retain=retain)
+                retains = (True, False) if retain else (False,)
+                passes = [partial(pass_back, context_id, loss, retain=one) for one in retains]
+                result |= run_backward(context_id, passes, leaf)
             result["loss"] = loss.item() if root is None else number_at_owner(loss)
             if raises:
                 raise AbandonedError
@@ -146,16 +149,18 @@ def pass_back(context_id: int, loss: Any, *, retain: bool) -> None:
     """Run backward from a tensor, or from that of an RRef."""
     if isinstance(loss, torch.Tensor):
         dist_autograd.backward(context_id, [loss], retain_graph=retain)
-    else:
-        loss.backward(context_id, retain)
+        return
+    rref: Any = loss
+    rref.backward(context_id, retain)
 
 
-def run_backward(context_id: int, loss: Any, leaf: torch.Tensor, *, retain: bool) -> dict[str, Any]:
-    """Run backward, with `retain` twice; the gradient of the leaf, or the error of backward."""
+def run_backward(
+    context_id: int, passes: Sequence[Callable[[], None]], leaf: torch.Tensor
+) -> dict[str, Any]:
+    """Run some backward passes; the gradient of the leaf, or the error of one of them."""
     try:
-        if retain:
-            pass_back(context_id, loss, retain=True)
-        pass_back(context_id, loss, retain=False)
+        for one in passes:
+            one()
     except RuntimeError as error:
         # The frames of a traceback hold objects that would otherwise be freed.
         traceback.clear_frames(error.__traceback__)
@@ -327,7 +332,8 @@ def fail_at_two(
         ]
         loss = sum(one.sum() for one in results)
         result["loss"] = loss.item()
-        result |= run_backward(context_id, loss, leaf, retain=False)
+        passes = [partial(dist_autograd.backward, context_id, [loss])]
+        result |= run_backward(context_id, passes, leaf)
     # Threads of torch hold the context for another moment. After that only the graph of `loss`
     # refers to it, weakly, which keeps its memory until this function returns.
     time.sleep(min(fails.values()))

@@ -23,11 +23,11 @@ class PlainSGD(torch.optim.SGD):
 
 
 class Affine(torch.nn.Module):
-    """2 * x + 1, without parameters."""
+    """2 * x + 1 while it trains, and 2 * x - 1 else; without parameters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One call."""
-        return 2.0 * x + 1.0
+        return 2.0 * x + (1.0 if self.training else -1.0)
 
 
 def optimize(
@@ -169,11 +169,28 @@ def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str) -> dict[str, A
         return {"id": context_id, "outputs": y.tolist(), "gradients": gradients}
 
 
-def module(call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ...]) -> list[float]:
-    """Make a RemoteModule at another rank, and call it once."""
+def module(
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    value: tuple[float, ...],
+    mode: str,
+    again: bool,
+) -> list[float]:
+    """Make a RemoteModule at another rank, perhaps change its mode, and call it once."""
+    there = f"{world[to]}/cpu"
     try:
-        affine = RemoteModule(f"{world[to]}/cpu", Affine)
-        numbers: list[float] = affine.forward(tensor(value)).tolist()
+        remote_affine: Any = RemoteModule(there, Affine)
+        if mode:
+            remote_affine.eval()
+        if mode == "train":
+            remote_affine.train()
+        if again:
+            remote_affine = RemoteModule.init_from_module_rref(
+                there, remote_affine.get_module_rref()
+            )
+        numbers: list[float] = remote_affine.forward(tensor(value)).tolist()
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
