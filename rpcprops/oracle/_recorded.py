@@ -198,8 +198,8 @@ def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
             kind = (sent.type, sent.sender, sent.receiver)
             unanswered[kind] += sent.became != "answered"
             raised[kind] += sent.became == "answered" and _EXCEPTION in answers[sent.id]
-    for (sender, receiver, message), times in prediction.errors.items():
-        wanted[str(message), sender, receiver] = times
+    for (sender, receiver, promised), times in prediction.errors.items():
+        wanted[str(promised), sender, receiver] = times
     for kind in sorted({*wanted, *raised}):
         name, sender, receiver = kind
         is_open = (sender, receiver, WireMessageType(name)) in prediction.more_errors

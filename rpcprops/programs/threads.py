@@ -76,6 +76,15 @@ def _proxy(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     return (step.to,) if "proxy" in step.how else ()
 
 
+def _after(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    """The method of a proxy asks for its object."""
+    return (step.to,) if step.of == "proxy" else ()
+
+
+def _gather(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    return [target for target, of in step.calls if of == "proxy"]
+
+
 def _deferred(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """With `again` the callback of a call makes a further one, and waits for it."""
     return (step.to,) if step.form == "again" else _proxy(step, owner_of)
@@ -117,12 +126,14 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 #: may wait there at the same time. A kind that is not named here may need any number.
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
-    **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach", "after"), _none),
-    **dict.fromkeys(("gather", "ask", "default", "fail_twice", "unreached"), _none),
+    **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach"), _none),
+    **dict.fromkeys(("ask", "default", "fail_twice", "unreached"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),
     **dict.fromkeys(("optimize", "train"), _owners),
+    "after": _after,
+    "gather": _gather,
     "recurse": _path,
     "context": _context,
     "invoke": _proxy,

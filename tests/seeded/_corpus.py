@@ -36,6 +36,7 @@ from tests.seeded._programs import (
     bumps,
     callables,
     futures,
+    gathers,
     held_and_counted,
     onwards,
     refusals,
@@ -106,7 +107,8 @@ def corpus() -> tuple[World, ...]:
         World.of(program, FaultPlan())
         for program in (*callables(), *asks(), *onwards(), *held_and_counted(), *PROFILED_AGAIN[1:])
     ]
-    worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
+    sparing = (*LIVES, *REFUSED_INITS, *gathers())
+    worlds += [World.of(program, plan) for program in sparing for plan in SPARING]
     worlds += [World.of(program, plan) for program in RETRIES for plan in (PLANS[0], PLANS[3])]
     worlds += [World.of(program, FaultPlan()) for program in (*UNDER_WAY[1:], *UNREAD[1:])]
     worlds += [World.of(program, FaultPlan()) for program in OUTLIVED[1:]]

@@ -60,7 +60,7 @@ from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
 from rpcprops.steps.life import BETWEEN, FAILING, OUTSIDE, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
-from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
+from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS, Of
 
 FUTURES = Program(
     3,
@@ -897,8 +897,23 @@ def asks() -> list[Program]:
 
 
 def futures() -> list[Program]:
-    """Each way to use a future, and then a call under another default timeout."""
+    """Each way to use a future of each kind, and then a call under another default timeout."""
+    kinds = itertools.cycle(get_args(Of))
     return [
-        Program(2, (After(0, 1, form), Settle(), Default(0, 1)), f"futures[{form}]")
-        for form in FORMS
+        Program(2, (After(0, 1, form, of=of), Settle(), Default(0, 1)), f"futures[{form},{of}]")
+        for form, of in [
+            *((form, get_args(Of)[0]) for form in FORMS),
+            *zip(FORMS, kinds, strict=False),
+        ]
+    ]
+
+
+def gathers() -> list[Program]:
+    """Calls of each kind at once, gathered in each way; these must lose nothing."""
+    hows: tuple[Any, ...] = ("wait_all", "collect_all", "threads")
+    kinds: tuple[Any, ...] = ("proxy", "script", "builtin", "mixed")
+    return [
+        Program(3, (Gather(0, (1, 2, 1), how, of=of), Settle()), f"gathers[{how},{of}]")
+        for how in hows
+        for of in kinds
     ]

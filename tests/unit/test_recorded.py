@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
     assert said(*RUN, replace(RUN[5], became="lost")) == []
 
 
-def _errors(prediction: Prediction, number: int, kind: str, **others: str) -> list[str]:
+def _errors(prediction: Prediction, number: int, kind: str, **others: Any) -> list[str]:
     """What is said where the answer of that number is of another kind."""
     answer = replace(RUN[number], type=kind)
     request = replace(RUN[number - 1], **others)
