@@ -125,6 +125,8 @@ class Parallel(Step):
     runs: ClassVar[str] = ""
     comes_first: ClassVar[bool] = False
     in_branch: ClassVar[bool] = False
+    #: It holds several steps, of which each kind has a chance to be drawn.
+    often: ClassVar[int] = 2
     branches: tuple[tuple[Leaf, ...], ...]
 
     def __post_init__(self) -> None:

@@ -150,6 +150,7 @@ class Raising(Step):
     """
 
     op: ClassVar[str] = "raising"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 40
     gives: ClassVar[type] = dict
     at: int

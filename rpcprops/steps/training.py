@@ -169,6 +169,7 @@ class Optimize(_Optimizing):
     """
 
     op: ClassVar[str] = "optimize"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 17
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     at: int
@@ -248,6 +249,7 @@ class Train(_Optimizing):
     """
 
     op: ClassVar[str] = "train"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 61
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
@@ -349,6 +351,7 @@ class Module(Step):
     """
 
     op: ClassVar[str] = "module"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 16
     at: int
     to: int
@@ -402,6 +405,7 @@ class Linear(Step):
     """
 
     op: ClassVar[str] = "linear"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 62
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
