@@ -158,6 +158,7 @@ class Reached:
     Attributes:
         programs: how many were predicted.
         senders: for each message type, the kinds of step that make a rank send it.
+        beside: the same for the types that the faulty agent neither fails nor delays, by name.
         at_shutdown: the types that a graceful shutdown sends.
         kinds: how many steps of each kind there were.
         errors: for each class of error, the kinds of step that must raise it.
@@ -168,6 +169,7 @@ class Reached:
     senders: defaultdict[MessageType, set[type[Step]]] = field(
         default_factory=lambda: defaultdict(set)
     )
+    beside: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
     at_shutdown: set[MessageType] = field(default_factory=set)
     kinds: Counter[type[Step]] = field(default_factory=Counter)
     errors: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
@@ -178,11 +180,13 @@ class Reached:
         self.programs += 1
         model = Model(program.world_size, plan, facts=NEWEST)
         for leaf in program.leaves:
-            before = len(model.sends)
+            before, sent = len(model.sends), Counter(model.in_contexts.sent)
             shown = model.add(leaf)
             self.kinds[type(leaf)] += 1
             for send in model.sends[before:]:
                 self.senders[send.message].add(type(leaf))
+            for _, _, message in model.in_contexts.sent - sent:
+                self.beside[message].add(type(leaf))
             if shown.error:
                 self.errors[shown.error].add(type(leaf))
         whole = predict(program, plan, NEWEST)
@@ -317,9 +321,14 @@ def _message_lines(
 ) -> Iterator[str]:
     counted = [name for name in REQUEST_NUMBERS.values() if name in MessageType.__members__]
     sent = [name for name in counted if seen.senders[MessageType(name)]]
-    others = {
+    using = {
         name: drawn.get(used) or [cls for cls, uses in kinds.items() if used in uses.dotted]
         for name, used in UNCOUNTED_REQUESTS.items()
+    }
+    # What uses the name and came in these programs counts if it sent one.
+    others = {
+        name: [cls for cls in by if cls in seen.beside[name] or not seen.kinds[cls]]
+        for name, by in using.items()
     }
     reached_too = [name for name, by in others.items() if by]
     yield (
@@ -328,8 +337,9 @@ def _message_lines(
         f"{len(counted)} can be failed or delayed, and the oracle predicts each such send. The "
         f"kinds of step beside them are those that sent one in {seen.programs} drawn programs "
         "of a hunt, by their predictions; a kind that does so very rarely may be missing. In a "
-        "run, the failed and the late sends of each rank are compared with the prediction. Each "
-        "request has one response, which is not counted."
+        "run, the failed and the late sends of each rank are compared with the prediction; where "
+        "there is a record of all messages, so are all requests, and how many were answered by an "
+        "EXCEPTION."
     )
     yield ""
     yield "| request | fails or comes late | sent by these kinds of step |"

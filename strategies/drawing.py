@@ -106,7 +106,9 @@ _IN_TIME = 600
 _RETRIES = retry_wait(MessageType.RREF_FORK_REQUEST.max_retries)
 _MOST_AT_ONCE = 6
 #: How many branches each rank may have in a parallel step.
-_THREADS = (1, 1, 1, 2, 3)
+_THREADS = (1, 2, 1, 2, 3)
+#: Which share of the steps of such branches is at the rank of the first one.
+_TOGETHER = 0.6
 #: Virtual seconds that called functions sleep, and the seldom ones, which are minutes.
 _SECONDS = (0.5, 2.0)
 _MINUTES = (130.0,)
@@ -667,6 +669,8 @@ class StepDrawer:
         left = 2 + self.pick(range(min(most, _MOST_AT_ONCE) - 1))
         may_thread = any(STEP_TYPES[kind].in_thread for kind in self._first_on)
         threads = self.pick(_THREADS if may_thread else _THREADS[:1])
+        if len(self.ranks) == 1:
+            threads = max(threads, 2)
         self._block = _Block(left, threads, self.scope.copy(), _Names(self._names))
 
     # Which kind.
@@ -879,8 +883,14 @@ class StepDrawer:
         return next((name for name in last_first if self._made[name] <= turn), last_first[0])
 
     def rank(self) -> int:
-        """A rank."""
-        return self.pick(self.ranks)
+        """A rank; in a branch beside which its rank may have others, mostly that of the first."""
+        block = self._block
+        if block is None or block.threads < 2 or not block.leaves:
+            return self.pick(self.ranks)
+        number = self._number(
+            _shared(max(2, len(self.ranks)), ((block.leaves[0][1].at, _TOGETHER),))
+        )
+        return self.ranks[number % len(self.ranks)]
 
     def peer(self, at: int) -> int:
         """A rank that `at` calls: other ranks first, then itself."""
@@ -916,9 +926,11 @@ class StepDrawer:
         """Whether a parallel step can come next, if there is room for `room` steps."""
         return (
             self._block is None
-            and len(self.ranks) > 1
             and room > 1
-            and any(STEP_TYPES[kind].in_branch for kind in self._first_on)
+            and any(
+                STEP_TYPES[kind].in_branch and (len(self.ranks) > 1 or STEP_TYPES[kind].in_thread)
+                for kind in self._first_on
+            )
         )
 
     def handles(self, fits: Callable[[HandleInfo], bool] = lambda _: True) -> list[str]:

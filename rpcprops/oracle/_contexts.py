@@ -36,7 +36,7 @@ from rpcprops.oracle.prediction import WireKind
 
 @dataclass(slots=True)
 class ContextMessages:
-    """How many calls and gradients go from rank to rank, in all contexts of a program.
+    """How many such messages go from rank to rank, in all contexts and profilers of a program.
 
     Attributes:
         sent: how many there are, by sender, receiver and type.
@@ -49,6 +49,21 @@ class ContextMessages:
     def call(self, at: int, to: int, times: int = 1) -> None:
         """`at` asks `to` for something in a context, so often."""
         self.sent[at, to, WireMessageType.FORWARD_AUTOGRAD_REQ] += times
+
+    def profiled(self, at: int, to: int, times: int = 1) -> None:
+        """`at` calls `to` inside a profiler, so often.
+
+        ``autograd/utils.cpp``: sendMessageWithAutograd wraps such a call, but no fetch
+        (``rref_impl.cpp``: UserRRef::toHere, by forceDisableProfiling).
+        """
+        self.sent[at, to, WireMessageType.RUN_WITH_PROFILING_REQ] += times
+
+    def pass_of_owner(self, at: int, to: int, times: int = 1) -> None:
+        """`at` asks `to`, the owner of an RRef, to run a backward pass from its value.
+
+        ``py_rref.cpp``: PyRRef::backward, which an owner does without a message.
+        """
+        self.sent[at, to, WireMessageType.RREF_BACKWARD_REQ] += times
 
     def gradient(self, at: int, to: int, times: int = 1) -> None:
         """`at` sends `to` the gradient of what has come from there, so often."""

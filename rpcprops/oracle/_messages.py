@@ -527,7 +527,8 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
-        if acting and getattr(step, "rrefs", False):
+        is_owned = getattr(step, "rrefs", False) or getattr(step, "root", None) is not None
+        if acting and is_owned:
             why = (
                 f"{step!r} creates RRefs, and an owner serves the fetch of one that was never "
                 f"created for ever (RRefContext::getOwnerRRef), which is not modelled"
@@ -589,8 +590,9 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f not in self.late]
-        if acting and (len({*ranks}) < len(ranks) or getattr(step, "breaks", None) is not None):
-            why = f"the backward pass of {step!r} comes by a rank twice, or raises"
+        is_other = any(getattr(step, name, None) is not None for name in ("breaks", "root"))
+        if acting and (len({*ranks}) < len(ranks) or is_other):
+            why = f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root"
             raise refused(acting[0], why)
 
 

@@ -11,15 +11,21 @@ from rpcprops.outcomes import Outcome, SentMessage, Violation
 
 _DELETE = MessageType.RREF_USER_DELETE
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
-#: What wraps another request. Where no gradient must come back, its answer is that of the other
-#: one (``autograd/utils.cpp``: ``getMessageWithAutograd``).
-_WRAPPING = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.RUN_WITH_PROFILING_REQ)
+#: A call in a context wraps a request of a user. Where no gradient must come back, its answer is
+#: that of the other one (``autograd/utils.cpp``: ``getMessageWithAutograd``). An answer in a
+#: profiler is always wrapped (``rpc/request_callback_no_python.cpp``:
+#: ``RequestCallbackNoPython::processRunWithProfilingReq``).
+_WRAPPING = WireMessageType.FORWARD_AUTOGRAD_REQ
+_WRAPPED = tuple(WireMessageType(message) for message in MessageType if not message.is_retryable)
+_EXCEPTION = WireMessageType.EXCEPTION
 #: Requests of which it is predicted how many there are.
 _COMPARED = frozenset(
     {
         *MessageType.__members__,
         str(WireMessageType.FORWARD_AUTOGRAD_REQ),
         str(WireMessageType.BACKWARD_AUTOGRAD_REQ),
+        str(WireMessageType.RUN_WITH_PROFILING_REQ),
+        str(WireMessageType.RREF_BACKWARD_REQ),
     }
 )
 #: Type, sender and receiver.
@@ -44,13 +50,14 @@ def recorded_violations(
         return []
     is_gathering = gathers and prediction.graceful
     found = [*_requests(prediction, outcome, gathers=is_gathering), *answers_differ(outcome)]
-    if settles and not found:
-        found += _tries(prediction, outcome)
+    if not found:
+        found += _errors(prediction, outcome)
+        found += _tries(prediction, outcome) if settles else ()
     return found
 
 
 def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Iterator[Violation]:
-    """Requests of the ten types, calls and gradients in contexts; what is tried again is one."""
+    """Each type of request; what is tried again is one."""
     wanted = _promised(prediction, outcome.world_size, gathers=gathers)
     first_tries: dict[int, SentMessage] = {}
     for sent in outcome.messages:
@@ -155,19 +162,56 @@ def answers_differ(outcome: Outcome) -> Iterator[Violation]:
 
     Where a request came twice, one of its answers may have been lost.
     """
+    answers = _types_of_answers(outcome)
+    for sent in outcome.messages:
+        if not sent.is_request or sent.became != "answered":
+            continue
+        found = answers[sent.id]
+        fitting = _fitting(WireMessageType(sent.type))
+        if len(found) != 1 or not {*found} <= {*fitting, _EXCEPTION}:
+            message = (
+                f"the record shows {' and '.join(found) or 'nothing'} as the answer to the "
+                f"{sent.type} of rank {sent.sender} with id {sent.id}, and one {fitting[0]} was "
+                f"promised"
+            )
+            yield Violation("MessagesDiffer", message, sent.receiver)
+
+
+def _types_of_answers(outcome: Outcome) -> dict[int, list[str]]:
+    """The types of the answers that came, by the number of their request."""
     answers: dict[int, list[str]] = defaultdict(list)
     for sent in outcome.messages:
         if not sent.is_request and "swallowed" not in sent.marks and sent.became != "lost":
             answers[sent.id].append(sent.type)
+    return answers
+
+
+def _fitting(request: WireMessageType) -> list[WireMessageType]:
+    """The types that may answer a request, besides an EXCEPTION."""
+    wrapped = _WRAPPED if request is _WRAPPING else ()
+    return [answer for one in (request, *wrapped) if (answer := one.answer) is not None]
+
+
+def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+    """How many requests were answered by an EXCEPTION; those without an answer may lack."""
+    answers = _types_of_answers(outcome)
+    wanted, raised, unanswered = (Counter[_Kind]() for _ in range(3))
     for sent in outcome.messages:
-        if not sent.is_request or sent.became != "answered":
+        if sent.is_request:
+            kind = (sent.type, sent.sender, sent.receiver)
+            unanswered[kind] += sent.became != "answered"
+            raised[kind] += sent.became == "answered" and _EXCEPTION in answers[sent.id]
+    for (sender, receiver, promised), times in prediction.errors.items():
+        wanted[str(promised), sender, receiver] = times
+    for kind in sorted({*wanted, *raised}):
+        name, sender, receiver = kind
+        is_open = (sender, receiver, WireMessageType(name)) in prediction.more_errors
+        least = wanted[kind] - unanswered[kind]
+        if least <= raised[kind] and (is_open or raised[kind] <= wanted[kind]):
             continue
-        kind = WireMessageType(sent.type)
-        fits = kind in _WRAPPING or {*answers[sent.id]} <= {kind.answer, WireMessageType.EXCEPTION}
-        if len(answers[sent.id]) != 1 or not fits:
-            message = (
-                f"the record shows {' and '.join(answers[sent.id]) or 'nothing'} as the answer to "
-                f"the {sent.type} of rank {sent.sender} with id {sent.id}, and one "
-                f"{kind.answer} was promised"
-            )
-            yield Violation("MessagesDiffer", message, sent.receiver)
+        verb = "was" if wanted[kind] == 1 else "were"
+        message = (
+            f"the record shows {raised[kind]} EXCEPTION as the answer to a {name} of rank {sender} "
+            f"at rank {receiver}, and {wanted[kind] or 'none'} {verb} promised"
+        )
+        yield Violation("MessagesDiffer", message, receiver)

@@ -48,6 +48,7 @@ from rpcprops.faults import (
     retry_wait,
 )
 from rpcprops.oracle._absent import Absent
+from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
@@ -98,6 +99,7 @@ class RRef:
         absent: whether its creation was lost, so that the owner never has it.
         thinned: whether a fork of another user was deleted before that.
         unclear: whether nobody can tell whether a change of its value has been made.
+        unsendable: whether its owner answers a fetch with an EXCEPTION.
     """
 
     owner: int
@@ -114,6 +116,7 @@ class RRef:
     absent: bool = False
     thinned: bool = False
     unclear: bool = False
+    unsendable: bool = False
 
     def is_made(self) -> None:
         """Note that somebody has waited for its value, or for the error of its function."""
@@ -662,6 +665,8 @@ class Model:
             wire_sends=dict(+self.in_contexts.sent),
             wire_more=frozenset(self.in_contexts.more),
             tries_in_vain=frozenset(self.absent.tries_in_vain),
+            errors=dict(+self.answers.errors),
+            more_errors=frozenset(self.answers.more),
         )
 
     def _check_made_in_time(self) -> None:
@@ -1017,8 +1022,11 @@ class Model:
             gathering: those calls, each as the rank that makes it and the one that it calls.
             profiled: whether they are made inside a profiler, and travel in another message.
         """
-        for rank, to in () if profiled else gathering:
-            self.send(rank, MessageType.PYTHON_CALL, to=to)
+        for rank, to in gathering:
+            if profiled:
+                self.in_contexts.profiled(rank, to)
+            else:
+                self.send(rank, MessageType.PYTHON_CALL, to=to)
         self.absent.gatherings.update({rank for rank, _ in gathering})
         self.failed.clear()
         self.profiled.clear()
@@ -1344,6 +1352,8 @@ class Model:
                 self.fetched_late(rref, surely=True)
                 raise StepFails(error="timeout")
         rref.made = True
+        if at != rref.owner and (rref.unsendable or (rref.error and rref.typed)):
+            self.answers.error(at, rref.owner, fetch_message(typed=rref.typed))
         if rref.error:
             raise StepFails(rref.error)
         if rref.unclear:
@@ -1508,6 +1518,11 @@ class Model:
     def in_contexts(self) -> ContextMessages:
         """The calls and gradients inside contexts so far."""
         return ContextMessages()
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """The requests so far that are answered by an EXCEPTION."""
+        return Answers()
 
     @functools.cached_property
     def _delays(self) -> tuple[float, ...]:

@@ -123,10 +123,15 @@ class Prediction:
             timeout. What they must show is predicted as of all others: this only says for how long
             it is worth waiting for them.
         wire_sends: how many calls and gradients are sent inside contexts (FORWARD_AUTOGRAD_REQ and
-            BACKWARD_AUTOGRAD_REQ), by sender, receiver and type.
+            BACKWARD_AUTOGRAD_REQ), how many calls inside profilers (RUN_WITH_PROFILING_REQ), and
+            how many passes users ask owners to run (RREF_BACKWARD_REQ), by sender, receiver and
+            type.
         wire_more: those of which there may be more, as nobody can tell how many there are.
         tries_in_vain: ranks, and the messages that they try to send to a rank that is gone, nobody
             can tell how often.
+        errors: how many requests are answered by an EXCEPTION, if they are answered, by sender,
+            receiver and type. All others are answered by the answer of their type.
+        more_errors: those of which there may be more.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -155,6 +160,8 @@ class Prediction:
     wire_sends: Mapping[WireKind, int] = field(default_factory=dict)
     wire_more: frozenset[WireKind] = frozenset()
     tries_in_vain: frozenset[tuple[int, MessageType]] = frozenset()
+    errors: Mapping[WireKind, int] = field(default_factory=dict)
+    more_errors: frozenset[WireKind] = frozenset()
     alternatives: tuple[Prediction, ...] = ()
 
     @property

@@ -67,12 +67,23 @@ def _path(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _context(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    return _path(step, owner_of) if step.nested else ()
+    """The owner of the root runs the whole pass (``processRRefBackward``) in one thread."""
+    root = (step.root,) if step.root is not None and step.backward else ()
+    return (*(_path(step, owner_of) if step.nested else ()), *root)
 
 
 def _proxy(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """``rref.rpc_sync()`` asks for the type of the value, and then calls its method."""
     return (step.to,) if "proxy" in step.how else ()
+
+
+def _after(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    """The method of a proxy asks for its object."""
+    return (step.to,) if step.of == "proxy" else ()
+
+
+def _gather(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    return [target for target, of in step.calls if of == "proxy"]
 
 
 def _deferred(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
@@ -116,12 +127,14 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 #: may wait there at the same time. A kind that is not named here may need any number.
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
-    **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach", "after"), _none),
-    **dict.fromkeys(("gather", "ask", "fail_twice", "unreached"), _none),
+    **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach"), _none),
+    **dict.fromkeys(("ask", "fail_twice", "unreached"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),
     **dict.fromkeys(("optimize", "train"), _owners),
+    "after": _after,
+    "gather": _gather,
     "recurse": _path,
     "context": _context,
     "invoke": _proxy,

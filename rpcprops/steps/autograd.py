@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MAX_DELAY, MessageType, retry_wait
+from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType, retry_wait
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, check_seconds, sum_of
 from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value, Way
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _LONGEST_PATH = 5
 #: How a call names its rank: by its name, its id or its ``WorkerInfo``.
 Naming = Literal["name", "id", "info"]
-#: Options of a context: how it walks its path, and how it ends.
+#: Options of a context: how it walks its path, and how it ends; a `root` is the number of another
+#: rank there, and 0 the rank itself.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
     {"nested": True},
@@ -49,6 +50,10 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"retain": True},
     {"raises": True, "backward": False},
     {"raises": True, "retain": True},
+    {"root": 0},
+    {"root": 1},
+    {"root": 1, "retain": True},
+    {"root": 1, "raises": True},
 )
 
 
@@ -75,6 +80,11 @@ class Context(Step):
         profiled: do all of that inside ``torch.autograd.profiler_legacy.profile()``. The value then
             also says how many events have the name of a call (``rpc/internal.py``:
             _build_rpc_profiling_key).
+        root: a rank that owns the loss. ``rref.backward(context_id)`` runs the pass from there, and
+            the step reads the loss by a call that is sent the RRef.
+
+    Of ``RRef.backward`` torch's documentation says that it starts a distributed pass at the owner,
+    and that get_gradients() then has the gradients, as after ``dist_autograd.backward``.
     """
 
     op: ClassVar[str] = "context"
@@ -97,6 +107,7 @@ class Context(Step):
     named: Naming = "name"
     seconds: float = 0.0
     profiled: bool = False
+    root: int | None = None
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
@@ -105,6 +116,7 @@ class Context(Step):
         if self.profiled and (self.rrefs, self.flavour, self.wait) != (False, "python", "sync"):
             msg = "profiled=True is about calls of Python functions by rpc_sync."
             raise UsageError(msg)
+        self._check_root(scope)
         if self.retain and not self.backward:
             msg = "retain=True runs backward twice, so it needs backward=True."
             raise UsageError(msg)
@@ -116,6 +128,20 @@ class Context(Step):
             raise UsageError(msg)
         scope.new_context(self.name)
         scope.ids.add(self.name)
+
+    def _check_root(self, scope: Scope) -> None:
+        """Raises:
+        UsageError: no pass can begin there.
+        """
+        if self.root is None:
+            return
+        scope.check_rank("root", self.root)
+        if not self.backward:
+            msg = f"root={shown(self.root)} is where backward begins, so it needs backward=True."
+            raise UsageError(msg)
+        if self.profiled:
+            msg = f"root={shown(self.root)} asks by RRefs, and profiled=True is about calls."
+            raise UsageError(msg)
 
     def _check_way(self) -> None:
         """Raises:
@@ -154,30 +180,37 @@ class Context(Step):
                 model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
                 self._lose(model, call, number, ended)
                 raise StepFails(error="injected" if ended == "injected" else "timeout")
-        for number, rank in enumerate(self.path):
-            self._runs(model, rank, call)
-            # Inside a profiler RUN_WITH_PROFILING_REQ wraps it once more (sendMessageWithAutograd).
-            for pair in () if self.profiled else self.requests(number):
-                model.in_contexts.call(*pair)
-        model.profiled.update(self.counted_at)
+        self._note_calls(model, call)
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
                 # Created and fetched inside the context; only its delete is sent outside.
                 handle = model.created(self.at, to, typed=False)
                 handle.rref.made = True
                 model.drop(handle)
-        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+        if self._is_rooted_there:
+            self._ask_owner(model, call)
+        if self.breaks is not None and self._revisits:
             model.meets("failed-backward-revisits-rank")
             # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
             # TensorPipeAgent::join waits for clientActiveCalls_).
             model.meets_at_shutdown("failed-backward-revisits-rank")
             # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
-            for rank in {self.at, *self.path}:
+            for rank in {*self._ranks}:
                 model.frees_context(rank, keeps=False)
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
+
+    def _note_calls(self, model: Model, call: str) -> None:
+        """The calls of its path run, and their messages are sent."""
+        for number, rank in enumerate(self.path):
+            self._runs(model, rank, call)
+            # Inside a profiler RUN_WITH_PROFILING_REQ wraps it once more (sendMessageWithAutograd).
+            note = model.in_contexts.profiled if self.profiled else model.in_contexts.call
+            for pair in self.requests(number):
+                note(*pair)
+        model.profiled.update(self.counted_at)
 
     @property
     def counted_at(self) -> tuple[int, ...]:
@@ -188,11 +221,13 @@ class Context(Step):
         """What backward raises because a gradient, or its answer, is lost; "" if it does not."""
         if not self.backward:
             return ""
-        model.disturbed.check_backward(self, (self.at, *self.path))
-        if self.breaks is not None and len({self.at, *self.path}) <= len(self.path):
+        model.disturbed.check_backward(self, self._ranks)
+        if self.breaks is not None and self._revisits:
             # What ranks send there once one has raised is the finding's.
             model.in_contexts.perhaps_gradients(self.gradients)
+            model.answers.perhaps_errors(self.gradients, WireMessageType.BACKWARD_AUTOGRAD_REQ)
             return ""
+        self._fail_gradients(model)
         for pairs in self.passes:
             is_told = ""
             for number, (at, to) in enumerate(pairs, 1):
@@ -213,6 +248,21 @@ class Context(Step):
                 return is_told
         return ""
 
+    def _fail_gradients(self, model: Model) -> None:
+        """Note which gradients are answered by an error: the one whose rank raises in the pass.
+
+        So are those on which that one depends, unless the rank in between has answered before it
+        knows: what it waits for are the gradients that it has sent by then
+        (``autograd/context/context.cpp``: clearAndWaitForOutstandingRpcsAsync). A gradient that
+        torch fails, or whose answer it loses, is such an error too.
+        """
+        message = WireMessageType.BACKWARD_AUTOGRAD_REQ
+        if self.breaks is not None or model.disturbed:
+            model.answers.perhaps_errors(self.gradients, message)
+        if self.breaks is not None and not model.disturbed:
+            at, to = self.passes[0][-1]
+            model.answers.error(at, to, message)
+
     @property
     def gradients(self) -> list[tuple[int, int]]:
         """Sender and receiver of each gradient that a backward pass sends, in their order.
@@ -220,6 +270,11 @@ class Context(Step):
         Those of what came back from a rank go to it first; it sends those of what came with the
         request (``autograd/utils.cpp``: addSendRpcBackward, addRecvRpcBackward).
         """
+        # The loss has come to its owner with a request.
+        first = [(self.root or 0, self.at)] if self._is_rooted_there else []
+        return [*first, *self._gradients_of_path()]
+
+    def _gradients_of_path(self) -> list[tuple[int, int]]:
         hops = list(itertools.pairwise((self.at, *self.path)))
         if not self.nested:
             hops = [(self.at, rank) for rank in self.path]
@@ -235,6 +290,45 @@ class Context(Step):
         return found
 
     @property
+    def _is_rooted_there(self) -> bool:
+        """Whether another rank owns the loss."""
+        return self.root is not None and self.root != self.at
+
+    @property
+    def _ranks(self) -> tuple[int, ...]:
+        """The ranks that take part in a pass, one for each time."""
+        return (self.at, *self.path, *((self.root or 0,) if self._is_rooted_there else ()))
+
+    @property
+    def _revisits(self) -> bool:
+        """Whether a pass comes by a rank twice."""
+        return len({*self._ranks}) < len(self._ranks)
+
+    def _ask_owner(self, model: Model, call: str) -> None:
+        """Make the RRef to the loss, and ask its owner for the passes, and for the loss.
+
+        The RRef is created in the context, and sent in it. The owner has its value before it runs
+        a pass (``request_callback_impl.cpp``: RequestCallbackImpl::processRRefBackward). A user
+        asks for it without a context or a profiler (``py_rref.cpp``: PyRRef::backward, which gives
+        the message to the agent).
+        """
+        root = self.root
+        assert root is not None
+        model.calls[root][f"{call}/root"] += 1
+        model.in_contexts.call(self.at, root, 2)
+        model.in_contexts.pass_of_owner(self.at, root, len(self.passes))
+        if self.breaks is not None:
+            message = WireMessageType.RREF_BACKWARD_REQ
+            if self._revisits:
+                model.answers.perhaps_errors([(self.at, root)], message)
+            else:
+                model.answers.error(self.at, root, message)
+        handle = model.created(self.at, root, typed=False)
+        handle.rref.made = True
+        model.drop(model.give(handle, self.at, root))
+        model.drop(handle)
+
+    @property
     def passes(self) -> list[list[tuple[int, int]]]:
         """The gradients of each backward pass; one that raises ends at the rank that it breaks."""
         if not self.backward:
@@ -244,6 +338,7 @@ class Context(Step):
         pairs = self.gradients
         # A rank passes the gradient of a nested call's answer on, and computes nothing.
         first = len(self.path) - 1 if self.nested else 0
+        first += self._is_rooted_there
         arrives = (n for n, (_, to) in enumerate(pairs, 1) if n > first and to == self.breaks)
         return [pairs[: next(arrives, len(pairs))]]
 
@@ -319,6 +414,11 @@ class Context(Step):
             known.setdefault(rank, set()).add(caller)
             if self.nested:
                 caller = rank
+        if self.root is not None and self.root != self.at:
+            known.setdefault(self.at, set()).add(self.root)
+            # It answers without a gradient, and so notes nobody (autograd/utils.cpp:
+            # getMessageWithAutograd).
+            known.setdefault(self.root, set())
         return known
 
     def _computed(self) -> dict[str, Any]:
@@ -411,14 +511,17 @@ class Context(Step):
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
         python = "flavour" not in form
         value, form["seconds"] = drawer.with_sleep(TENSORS, len(path) * python)
+        if "root" in form:
+            form["root"] = _other_than(drawer, path, at) if form["root"] else at
+        way = [at, *path, *([form["root"]] if form.get("root", at) != at else [])]
         # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
-        once = len({at, *path}) > len(path)
+        once = len({*way}) == len(way)
         revisits = not drawer.facts.has_bug("failed-backward-revisits-rank")
         able = path if python and (once or revisits) and form.get("backward", True) else []
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
-        plain = form.keys().isdisjoint({"rrefs", "flavour", "wait"})
+        plain = form.keys().isdisjoint({"rrefs", "flavour", "wait", "root"})
         if plain and drawer.undisturbed and not drawer.in_parallel:
             form["profiled"] = drawer.pick((False, False, True))
         return cls(at, drawer.name("context"), tuple(path), value, **form)
@@ -435,12 +538,17 @@ class Context(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
-        revisits = len({self.at, *self.path}) <= len(self.path)
-        drawer.may_keep |= self.breaks is not None and revisits
+        drawer.may_keep |= self.breaks is not None and self._revisits
 
 
 def _is_close(seen: object, expected: float) -> bool:
     return isinstance(seen, int | float) and math.isclose(seen, expected, rel_tol=1e-12)
+
+
+def _other_than(drawer: StepDrawer, path: Sequence[int], at: int) -> int:
+    """A rank that is not in a path, if there is one; else another one than `at`, or `at`."""
+    others = drawer.others[at]
+    return next((rank for rank in others if rank not in path), others[0] if others else at)
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:
@@ -589,6 +697,10 @@ class Outlast(Step):
         """Count its calls; `is_gone` says whether `to` has given the context up by its end."""
         # An RRef is created and fetched; or created, asked for its type, and called twice.
         model.in_contexts.call(self.at, self.to, {"remote": 2, "proxy": 4}.get(self.through, 1))
+        if is_gone and self.what == "gradient":
+            # The answer belongs to a context that its sender has not (container.cpp:
+            # DistAutogradContainer::currentContext).
+            model.answers.error(self.at, self.to, WireMessageType.FORWARD_AUTOGRAD_REQ)
         if self.what != "argument":
             # `at` asks whether the function has begun, until it has.
             model.in_contexts.call(self.at, self.to)
@@ -717,6 +829,8 @@ class FailTwice(Step):
             # is not sent (dist_engine.cpp: execute_graph_task_until_ready_queue_empty looks at
             # has_error_). Neither rank sends one on: its function has raised before.
             model.in_contexts.perhaps_gradients([(self.at, rank)])
+            gradient = WireMessageType.BACKWARD_AUTOGRAD_REQ
+            model.answers.perhaps_errors([(self.at, rank)], gradient)
         # Whichever raises first: its error ends the pass (context.cpp:
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}

@@ -135,9 +135,7 @@ class Call(Step):
             if python:
                 model.calls[self.to][call] += 1
             if self.raises:
-                if there:
-                    model.drop(there)
-                raise StepFails(error="remote")
+                self._raise(model, there)
             self._begin(model, call, argument)
             value = model.compute(self.to, self.left, self.right, there)
         except StepFails as failed:
@@ -155,6 +153,16 @@ class Call(Step):
             # If its creation timed out at all, the value was made after that.
             model.mark(argument)
         return model.shows(None if late == "timeout" else value, late, slack)
+
+    def _raise(self, model: Model, there: Handle | None) -> None:
+        """Raises:
+        StepFails: its function raises. What Python raises is the value of the answer.
+        """
+        if self.flavour != "python":
+            model.answers.error(self.at, self.to, call_message(typed=True))
+        if there:
+            model.drop(there)
+        raise StepFails(error="remote")
 
     def _begin(self, model: Model, call: str, argument: Handle | None) -> None:
         """Its function fetches its argument, if another rank owns that."""
@@ -391,6 +399,8 @@ class Chain(Step):
             waits += model.delay(self.to, MessageType.PYTHON_CALL)
         except StepFails as failure:
             failed = failure
+            # The future that the function has returned fails.
+            model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
         late, slack = model.gives_up(self.at, self.to, call, self.timeout, waits)
         if late:
             model.abandoned_calls[self.then].add(f"{call}/then")

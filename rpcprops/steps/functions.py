@@ -153,6 +153,7 @@ class Raising(Step):
     """
 
     op: ClassVar[str] = "raising"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 40
     gives: ClassVar[type] = dict
     at: int
@@ -186,11 +187,13 @@ class Raising(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         held = self._held(model)
+        # What _run_function lets through, or the RemoteException that cannot be pickled.
+        is_error = self.kind in (*_UNCAUGHT, "local") and self.how != "then"
         if self.how == "remote":
-            _fetch(model, self.at, self.to, call, argument=held)
+            _fetch(model, self.at, self.to, call, argument=held, is_error=is_error)
         else:
             try:
-                self._call(model, call, held)
+                self._call(model, call, held, is_error=is_error)
             except StepFails:
                 # The callback runs however the call has ended.
                 if self.how != "then":
@@ -217,9 +220,11 @@ class Raising(Step):
             return None
         return model.created(self.at, self.at, typed=True)
 
-    def _call(self, model: Model, call: str, held: Handle | None) -> None:
+    def _call(self, model: Model, call: str, held: Handle | None, *, is_error: bool) -> None:
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, held)
         model.calls[self.to][call] += 1
+        if is_error:
+            model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
         if there is not None:
             model.drop(there)
         late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
@@ -333,11 +338,13 @@ class Invoke(Step):
             payload = self._payload if self.form in _WITHOUT_CALL else call
             model.call(self.at, self.to, MessageType.PYTHON_CALL, payload)
             _count(model, self.to, name)
+            if self.form == "generator":
+                # request_callback_impl.cpp: serializePyObject.
+                model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
             late, slack = model.gives_up(self.at, self.to, name, self.timeout, self.seconds)
             if late:
                 raise StepFails(late, slack)
         if self.form == "generator":
-            # request_callback_impl.cpp: serializePyObject.
             return model.shows(True)
         return model.shows(self._computed())
 
@@ -649,11 +656,12 @@ class Deferred(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         failed: list[StepFails] = []
 
-        def run() -> None:
+        def run() -> bool:
             try:
                 self._run(model, call)
             except StepFails as failure:
                 failed.append(failure)
+            return bool(failed) or self.raises_there
 
         match self.how:
             case "remote":
@@ -665,7 +673,8 @@ class Deferred(Step):
                 model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
                 model.calls[self.to][call] += 1
                 since = len(model.sends)
-                run()
+                if run():
+                    model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
                 self._give_up(model, call, since)
         if failed:
             raise failed[0]
@@ -792,11 +801,12 @@ class Scripted(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         failed: list[StepFails] = []
 
-        def run() -> None:
+        def run() -> bool:
             try:
                 self._run(model, f"{call}/then")
             except StepFails as failure:
                 failed.append(failure)
+            return bool(failed)
 
         if self.how == "remote":
             # The RRef has the type that the function returns (torchscript_functions.cpp:
@@ -806,7 +816,8 @@ class Scripted(Step):
             model.call(self.at, self.to, MessageType.SCRIPT_CALL, call)
             model.calls[self.to][call] += 1
             since, had_one = len(model.sends), self.to in model.broke_one
-            run()
+            if run():
+                model.answers.error(self.at, self.to, MessageType.SCRIPT_CALL)
             self._give_up(model, call, since, second=had_one, breaks=bool(failed))
         if failed:
             # What ends the call at `to` is the error of its future there. Or the function raises
@@ -942,8 +953,9 @@ def _judge_raised(expected: Any, seen: Any) -> list[Violation]:
     return []
 
 
-def _nothing() -> None:
+def _nothing() -> bool:
     """Run nothing further."""
+    return False
 
 
 def _fetch(
@@ -951,13 +963,15 @@ def _fetch(
     at: int,
     to: int,
     call: str,
-    run: Callable[[], None] = _nothing,
+    run: Callable[[], bool] = _nothing,
     *,
     typed: bool = False,
     argument: Handle | None = None,
+    is_error: bool = False,
 ) -> None:
     """``rpc.remote`` and ``to_here``; then the RRef is dropped. `run` is what its function does.
 
+    It says whether its future fails. With `is_error` the owner has an error in place of a value.
     The function drops its `argument`, an RRef of `at`'s.
 
     Raises:
@@ -968,7 +982,7 @@ def _fetch(
         model.drop(there)
     if not handle.broken:
         _count(model, to, call)
-        run()
+        handle.rref.unsendable = run() or is_error
     _use_up(model, handle, at)
 
 
@@ -989,7 +1003,7 @@ def _through(
     at: int,
     to: int,
     call: str,
-    run: Callable[[], None] = _nothing,
+    run: Callable[[], bool] = _nothing,
     *,
     by_remote: bool,
 ) -> None:
@@ -1009,12 +1023,13 @@ def _through(
                 model.drop(there)
             if not made.broken:
                 _count(model, to, call)
-                run()
+                made.rref.unsendable = run()
             _use_up(model, made, at)
         else:
             model.ask(at, to, MessageType.PYTHON_CALL, handle)
             _count(model, to, call)
-            run()
+            if run():
+                model.answers.error(at, to, MessageType.PYTHON_CALL)
     finally:
         model.drop(handle)
 

@@ -162,6 +162,7 @@ class Graph(Step):
     """
 
     op: ClassVar[str] = "graph"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 60
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
@@ -536,6 +537,7 @@ class Unreached(Step):
     """
 
     op: ClassVar[str] = "unreached"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 63
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MessageType
+from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import (
     FLAVOURS,
@@ -177,7 +177,12 @@ class Profile(Step):
             model.calls[self.beyond][f"{call}/then"] += 1
         first = self.to not in model.profiled
         model.profiled.update(self.counted_at)
+        model.in_contexts.profiled(self.at, self.to, self.times)
+        if self.beyond is not None:
+            model.in_contexts.profiled(self.to, self.beyond)
         if self.raises:
+            if self.flavour != "python":
+                model.answers.error(self.at, self.to, WireMessageType.RUN_WITH_PROFILING_REQ)
             raise StepFails(error="remote")
         total = sum_of(self.left, self.right)
         if self.form == "remote":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.outcomes import Counters, Violation
+from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
+from rpcprops.steps.rrefs import ask_type
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Handle, Model
@@ -187,6 +189,7 @@ class Optimize(_Optimizing):
     """
 
     op: ClassVar[str] = "optimize"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 17
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     at: int
@@ -317,6 +320,7 @@ class Train(_Optimizing):
     """
 
     op: ClassVar[str] = "train"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 61
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
@@ -428,19 +432,33 @@ def _is_table(value: object, rows: int, columns: int) -> bool:
     )
 
 
+#: The modes into which a RemoteModule is put before it is called, one after the other.
+Mode: TypeAlias = Literal["", "eval", "train"]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Module(Step):
     """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``; called once with `value`.
 
     Its forward sleeps for `seconds` (virtual).
+    In evaluation mode it maps x to ``2 * x - 1``. With `mode` "eval" it is put into that by its
+    ``eval()`` first, and with "train" also back into the other one by ``train()``. With `again` it
+    is the module that ``init_from_module_rref`` makes of its RRef that is called.
+
+    torch's documentation promises ``forward`` and ``forward_async`` only. Of the other methods of a
+    module a RemoteModule refuses most, and passes these two on to the module at the owner
+    (``remote_module.py``: train, eval; a mode that train() is given is dropped, so none is given).
     """
 
     op: ClassVar[str] = "module"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 16
     at: int
     to: int
     value: Value = (1.0, 2.0)
     seconds: float = 0.0
+    mode: Mode = ""
+    again: bool = False
 
     def enter(self, scope: Scope) -> None:
         check_seconds(self.seconds)
@@ -451,19 +469,28 @@ class Module(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
-        # rpc.remote; each call sends the module's RRef to the owner (_remote_forward).
+        # rpc.remote; each call sends the module's RRef to the owner (_remote_forward). train() and
+        # eval() call it through a proxy of the RRef, and init_from_module_rref sends nothing.
         handle, _ = model.remote(self.at, self.to, typed=False)
+        calls = 1 + {"": 0, "eval": 1, "train": 2}[self.mode]
         try:
-            model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
+            if self.mode:
+                model.use(handle)
+                ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
+            for _ in range(calls):
+                model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
             handle.rref.made = True
-            return model.shows([2.0 * x + 1.0 for x in self.value])
+            more = -1.0 if self.mode == "eval" else 1.0
+            return model.shows([2.0 * x + more for x in self.value])
         finally:
             model.drop(handle)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Module:
         at = drawer.rank()
-        return cls(at, drawer.peer(at), *drawer.with_sleep(TENSORS, 1))
+        to = drawer.peer(at)
+        mode, again = drawer.pick([*itertools.product(get_args(Mode), (False, True))])
+        return cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
 
 
 #: How the input gets into the module: by its forward, or its forward_async, or a proxy of its RRef.
@@ -487,6 +514,7 @@ class Linear(Step):
     """
 
     op: ClassVar[str] = "linear"
+    in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 62
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict

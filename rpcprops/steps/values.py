@@ -469,6 +469,10 @@ class Carry(Step):
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
         refused = SORTS[self.sort].result
+        if refused and not self._is_misread:
+            # The callee cannot write it (request_callback_impl.cpp: serializePyObject), or its
+            # agent (message.h: withStorages; tensorpipe_agent.cpp: sendCompletedResponseMessage).
+            model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
         made = [] if refused else self._made(model, self.to)
         self._count(model, call, self.to, self.at)
         self._fetch(model, self._given(model, made, self.to, self.at), self.at)
@@ -494,6 +498,10 @@ class Carry(Step):
             # FaultyTensorPipeAgent::send), and TensorPipe's refuses it before it writes.
             del model.sends[-1]
             return fate.argument
+        if fate.argument and self.sort != _RAISED_THERE:
+            # Its reader raises (request_callback_no_python.cpp: processMessage), or what writes
+            # the answer.
+            model.answers.error(self.at, self.to, MessageType.PYTHON_CALL)
         there += self._given(model, others, self.at, self.to)
         self._count(model, call, None, self.to)
         if fate.refused_by != "reader":
@@ -517,6 +525,8 @@ class Carry(Step):
         try:
             if not handle.broken:
                 model.calls[self.to][call] += 1
+            # The owner cannot write it into the answer.
+            handle.rref.unsendable = bool(SORTS[self.sort].fetched) and not self._is_misread
             model.value(handle, self.at)
             if self.at == self.to:
                 # The owner gets the value itself (py_rref.cpp: PyRRef::localValue).
@@ -595,6 +605,7 @@ class Carry(Step):
         if fate.owned == "refused":
             return "RuntimeError"
         handle = model.created(self.at, self.at, typed=fate.owned == "typed")
+        handle.rref.unsendable = bool(fate.fetched) and not self._is_misread
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
         model.calls[self.to][call] += 1
         held = [there] if there else []
@@ -654,7 +665,12 @@ class Carry(Step):
 
     @property
     def raises_there(self) -> bool:
-        return self.sort == "missing-unpickled"
+        return self.sort == _RAISED_THERE
+
+    @property
+    def _is_misread(self) -> bool:
+        """Whether it is whoever gets the value that cannot read it."""
+        return self.sort.endswith("-unpickled")
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         if seen == expected:
@@ -737,6 +753,8 @@ class Carry(Step):
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
 
 
+#: Of this a callee makes the error that its function raises (internal.py: _run_function).
+_RAISED_THERE = "missing-unpickled"
 #: The ways by which one call carries the value.
 _TIMED: tuple[Way, ...] = ("result", "echo", "async")
 

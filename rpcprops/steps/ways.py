@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,14 @@ from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Violation
-from rpcprops.steps.arguments import FLAVOURS, PAIRS, check_arguments, check_seconds, sum_of
+from rpcprops.steps.arguments import (
+    FLAVOURS,
+    PAIRS,
+    check_arguments,
+    check_raises,
+    check_seconds,
+    sum_of,
+)
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     Flavour,
@@ -207,14 +215,103 @@ def _python_calls(cls: Any, drawer: StepDrawer, rank: int, message: MessageType)
     return [(cls.op, lambda: cls.draw(drawer, at=rank, sends=True))]
 
 
+#: What gives a future, or a value: see :class:`After`.
+Of = Literal["call", "proxy", "script", "builtin"]
+_KINDS_OF: tuple[Of, ...] = get_args(Of)
+_FLAVOUR_OF: Mapping[Of, Flavour] = {
+    "call": "python",
+    "proxy": "python",
+    "script": "script",
+    "builtin": "builtin",
+}
+
+
+def _typed_payload(of: Of, raises: bool) -> str:
+    """As that of Call: a TorchScript call carries its function and its tensors' places only."""
+    return f"{_FLAVOUR_OF[of]} {raises}"
+
+
+def _drawn_kinds(drawer: StepDrawer) -> list[Of]:
+    """Of what a future may be; typed calls of two threads could be alike."""
+    able = [of for of in _KINDS_OF if _FLAVOUR_OF[of] == "python" or not drawer.in_threads]
+    return [of for of in able if of != "proxy" or drawer.may_make_rrefs]
+
+
+def _timing(drawer: StepDrawer, at: int, of: Of) -> tuple[float | None, float]:
+    """A timeout, and how long the function sleeps, of a call of that kind."""
+    python = _FLAVOUR_OF[of] == "python"
+    late = of != "proxy"
+    message = call_message(typed=not python)
+    slow_late = late and drawer.settles
+    timeout, seconds = drawer.timing(at, message, late=late, slow=python, slow_late=slow_late)
+    return (timeout if late else None), seconds
+
+
+def _call_of(
+    model: Model,
+    ranks: tuple[int, int],
+    of: Of,
+    call: str,
+    limits: tuple[float | None, float],
+    *,
+    raises: bool,
+) -> float:
+    """Make a call of that kind from one rank to another one; the slack of its timeout.
+
+    Args:
+        limits: its timeout, and how long its function sleeps.
+
+    Raises:
+        StepFails: how its future fails.
+    """
+    at, to = ranks
+    typed = _FLAVOUR_OF[of] != "python"
+    late: ErrorClass = ""
+    slack = UNLIMITED_SLACK
+    if of == "proxy":
+        _call_by_proxy(model, at, to, call)
+    else:
+        message = call_message(typed=typed)
+        model.call(at, to, message, _typed_payload(of, raises) if typed else call)
+        if typed:
+            late, slack = model.timed(at, message, *limits)
+        else:
+            model.calls[to][call] += 1
+            late, slack = model.gives_up(at, to, call, *limits)
+    if raises and typed:
+        model.answers.error(at, to, MessageType.SCRIPT_CALL)
+    if late or raises:
+        raise StepFails(late or "remote", slack)
+    return slack
+
+
+def _call_by_proxy(model: Model, at: int, to: int, call: str) -> None:
+    """Make an object at a rank, and call a method through its RRef (rref_proxy.py: _invoke_rpc).
+
+    The future holds the error of the call, as it does that of the question for the type.
+    """
+    handle, _ = model.remote(at, to, typed=False)
+    try:
+        model.use(handle)
+        ask_type(model, handle, at, "", UNLIMITED_SLACK)
+        handle.rref.made = True
+        model.ask(at, to, MessageType.PYTHON_CALL, handle)
+        model.calls[to][call] += 1
+    finally:
+        model.drop(handle)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class After(Step):
-    """``rpc_async``, whose future is used by `form`: callbacks, waits, futures of one's own.
+    """A future of a call, which is used by `form`: callbacks, waits, futures of one's own.
 
-    The value is that of the call, and then what the callbacks saw (see ``in_rank/ways.py``). With
-    `raises` the function raises; it sleeps for `seconds` (virtual) before it ends. If the call
-    fails, its error must come, and the callbacks must have run all the same. torch promises no
-    order of two callbacks of one future, except in a chain, and none is predicted.
+    `of` says what gives it: ``rpc_async`` of a Python function ("call"), of a TorchScript function
+    ("script") or of ``torch.add`` ("builtin"), or a method by ``rref.rpc_async()`` of a new RRef
+    ("proxy"). The value is that of the call, and then what the callbacks saw (see
+    ``in_rank/ways.py``). With `raises` the function raises; it sleeps for `seconds` (virtual)
+    before it ends. If the call fails, its error must come, and the callbacks must have run all the
+    same. torch promises no order of two callbacks of one future, except in a chain, and none is
+    predicted.
     """
 
     op: ClassVar[str] = "after"
@@ -230,26 +327,31 @@ class After(Step):
     raises: bool = False
     timeout: float | None = None
     seconds: float = 0.0
+    of: Of = "call"
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right)
-        check_seconds(self.seconds)
+        check_seconds(self.seconds, _FLAVOUR_OF[self.of])
+        if self.raises:
+            check_raises(_FLAVOUR_OF[self.of], ("python", "script"))
+        if self.timeout is not None and self.of == "proxy":
+            msg = f"a timeout of of={shown(self.of)} is not modelled here; use Method."
+            raise UsageError(msg)
 
     @property
     def lasts(self) -> float:
         return self.seconds
 
+    @property
+    def alike(self) -> tuple[str, ...]:
+        return () if _FLAVOUR_OF[self.of] == "python" else (_typed_payload(self.of, self.raises),)
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         # A send that fails is an error of the future (testing/faulty_tensorpipe_agent.cpp:
-        # FaultyTensorPipeAgent::send), so the callbacks run.
-        model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
-        model.calls[self.to][call] += 1
-        late, slack = model.gives_up(self.at, self.to, call, self.timeout, self.seconds)
-        if late:
-            # A timeout is an error of the future too (tensorpipe_agent.cpp: pollTimeoutRpcs).
-            raise StepFails(late, slack)
-        if self.raises:
-            raise StepFails(error="remote")
+        # FaultyTensorPipeAgent::send), so the callbacks run. A timeout is one too
+        # (tensorpipe_agent.cpp: pollTimeoutRpcs).
+        limits = (self.timeout, self.seconds)
+        slack = _call_of(model, (self.at, self.to), self.of, call, limits, raises=self.raises)
         return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]], slack=slack)
 
     @classmethod
@@ -258,9 +360,10 @@ class After(Step):
         to = drawer.peer(at)
         form = drawer.pick(FORMS)
         left, right = drawer.pick(PAIRS)
-        raises = drawer.pick((False, False, True))
-        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
-        return cls(at, to, form, left, right, raises, *timed)
+        able = ["call"] if sends else _drawn_kinds(drawer)
+        given: Any = itertools.product((False, False, True), able)
+        raises, of = drawer.pick([one for one in given if one != (True, "builtin")])
+        return cls(at, to, form, left, right, raises, *_timing(drawer, at, of), of)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -270,6 +373,10 @@ class After(Step):
 @dataclass(frozen=True, slots=True, repr=False)
 class Gather(Step):
     """Several calls at once: call i asks ``targets[i]`` for ``left + i + right``.
+
+    `of` says of what they are, as in :class:`After`; "mixed" takes one kind after the other. Of
+    mixed calls, typed ones and those through RRefs, none `breaks`, and no message may be lost:
+    nobody could tell which of several errors comes first.
 
     `how` says what gathers them: ``torch.futures.wait_all``, ``torch.futures.collect_all``, or a
     thread for each, which calls ``rpc_sync``. The function of call number `breaks` raises, which is
@@ -292,9 +399,14 @@ class Gather(Step):
     breaks: int | None = None
     timeout: float | None = None
     seconds: float = 0.0
+    of: Literal["call", "proxy", "script", "builtin", "mixed"] = "call"
 
     def enter(self, scope: Scope) -> None:
-        check_seconds(self.seconds)
+        python = self.of in ("call", "proxy", "mixed")
+        check_seconds(self.seconds, "python" if python else "script")
+        if self.of != "call" and (self.timeout is not None or self.breaks is not None):
+            msg = f"of={shown(self.of)}: a timeout, and a function that breaks, need of='call'."
+            raise UsageError(msg)
         if not isinstance(self.targets, tuple) or not 1 < len(self.targets) <= _MOST_CALLS:
             msg = f"targets={shown(self.targets)} must be a tuple of 2 to {_MOST_CALLS} ranks."
             raise UsageError(msg)
@@ -316,24 +428,38 @@ class Gather(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         values: list[Any] = []
         failure: StepFails | None = None
-        for number, target in enumerate(self.targets):
-            name = f"{call}/{number}"
+        for number, (target, of) in enumerate(self.calls):
+            name, breaks = f"{call}/{number}", number == self.breaks
+            limits = (self.timeout, self.seconds if _FLAVOUR_OF[of] == "python" else 0.0)
             try:
-                model.call(self.at, target, MessageType.PYTHON_CALL, name)
-                model.calls[target][name] += 1
                 # All of them end at their timeouts, or none.
-                late, slack = model.gives_up(self.at, target, name, self.timeout, self.seconds)
-                if late:
-                    raise StepFails(late, slack)
-                if number == self.breaks:
-                    raise StepFails(error="remote")
+                _call_of(model, (self.at, target), of, name, limits, raises=breaks)
                 values.append(sum_of([x + number for x in self.left], self.right))
             except StepFails as failed:
                 # One table fails all these calls or none: each has a payload of its own.
                 failure = failure or failed
-        if failure is not None:
-            raise failure
-        return model.shows(values)
+        if failure is None:
+            return model.shows(values)
+        if self.of != "call":
+            msg = (
+                f"{self!r}: under this plan some of these calls are lost, and nobody can tell "
+                f"which of several errors comes first; use of='call', or another plan."
+            )
+            raise UsageError(msg)
+        raise failure
+
+    @property
+    def calls(self) -> list[tuple[int, Of]]:
+        """The rank that each call asks, and of what kind it is."""
+        return [
+            (target, _MIXED[number % len(_MIXED)] if self.of == "mixed" else self.of)
+            for number, target in enumerate(self.targets)
+        ]
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        typed = [of for _, of in self.calls if _FLAVOUR_OF[of] != "python"]
+        return tuple(_typed_payload(of, raises=False) for of in typed)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> Gather:
@@ -342,16 +468,40 @@ class Gather(Step):
         more = drawer.pick((None, *drawer.peers[at]))
         if more is not None:
             targets.append(more)
-        how: Any = drawer.pick(("wait_all", "collect_all", "threads"))
+        able: list[Any] = ["call"] if sends or _may_lose(drawer, at) else _drawn_kinds(drawer)
+        if len(able) == len(_KINDS_OF):
+            able += ["mixed"] * 2
+        forms: Any = itertools.product(("wait_all", "collect_all", "threads"), able)
+        how, of = drawer.pick([*forms])
         left, right = drawer.pick(PAIRS)
-        breaks = drawer.pick((None, None, *range(len(targets))))
-        timed = drawer.timing(at, MessageType.PYTHON_CALL, slow_late=drawer.settles)
+        breaks = drawer.pick((None, None, *(range(len(targets)) if of == "call" else ())))
+        # Of those that are not all calls, none has a timeout.
+        timed = _timing(drawer, at, "proxy" if of == "mixed" else of)
         drawer.slow_functions += (len(targets) - 1) * (timed[1] > 0)
-        return cls(at, tuple(targets), how, left, right, breaks, *timed)
+        return cls(
+            at,
+            tuple(targets),
+            how,
+            left,
+            right,
+            breaks,
+            timed[0] if of == "call" else None,
+            timed[1],
+            of,
+        )
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _python_calls(cls, drawer, rank, message)
+
+
+#: The kinds of the calls of a mixed Gather, in their order.
+_MIXED: tuple[Of, ...] = ("call", "builtin", "proxy", "script")
+
+
+def _may_lose(drawer: StepDrawer, at: int) -> bool:
+    """Whether the plan may fail what calls of any kind send."""
+    return drawer.may_fail(at, [message for message in MessageType if not message.is_retryable])
 
 
 @dataclass(frozen=True, slots=True, repr=False)

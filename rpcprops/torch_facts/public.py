@@ -87,6 +87,12 @@ def public_names(also: Iterable[str] = ()) -> PublicNames:
         members = [f"{cls}.{name}" for name in _of_class(found[cls])]
         names += sorted({*members, *(name for name in MADE if name.startswith(f"{cls}."))})
     by_object = {id(value): name for name, value in found.items()}
+    for name in names:
+        # A function of a class counts where code takes it from the class.
+        owner, _, member = name.rpartition(".")
+        function = getattr(found[owner], member, None) if owner in CLASSES else None
+        if inspect.isfunction(function):
+            by_object.setdefault(id(function), name)
     aliases = {
         dotted: by_object[id(value)]
         for dotted in also
@@ -158,7 +164,7 @@ HARNESS: Mapping[str, str] = {
     "under the faulty agent: it makes that agent's options.",
 }
 
-#: The members of RemoteModule that it refuses, and those that it has and nobody draws yet.
+#: The members of RemoteModule that it refuses.
 _REFUSED = (
     *("add_module", "apply", "bfloat16", "buffers", "children", "cpu", "cuda", "double"),
     *("extra_repr", "float", "half", "ipu", "load_state_dict", "modules", "named_buffers"),
@@ -167,7 +173,6 @@ _REFUSED = (
     *("register_forward_pre_hook", "register_parameter", "requires_grad_", "share_memory"),
     *("state_dict", "to", "type", "xpu", "zero_grad"),
 )
-_HAS = ("init_from_module_rref", "train", "eval")
 #: Of a member of a class whose name other objects have too: of which names the function that has
 #: it in its source must use one as well, so that it counts.
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -196,8 +201,8 @@ RECEIVERS: Mapping[str, str] = {
 #: A class whose members count only in a function that uses the class itself.
 NEEDS_ITS_CLASS = "torch.distributed.nn.RemoteModule"
 
-#: The requests that the faulty agent neither fails nor delays, which the oracle therefore does not
-#: count; each with the name of torch by which a step makes ranks send it.
+#: The requests that the faulty agent neither fails nor delays; each with the name of torch by which
+#: a step makes ranks send it.
 UNCOUNTED_REQUESTS: Mapping[str, str] = {
     # autograd/utils.cpp, `getMessageWithAutograd`: messages inside a context are wrapped in it.
     "FORWARD_AUTOGRAD_REQ": "torch.distributed.autograd.context",
@@ -237,6 +242,8 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     f"{_RPC}TensorPipeAgent": _AGENT,
     f"{_RPC}RpcBackendOptions": "It is the base class of TensorPipeRpcBackendOptions.",
     f"{_RPC}RemoteProfilerManager": _INSIDE,
+    f"{_RPC}WorkerInfo": "Its documentation says that it is not meant to be constructed: programs "
+    "get one from get_worker_info or RRef.owner, and use its members.",
     f"{_RPC}enable_gil_profiling": "It measures waits for Python's lock, and sends nothing.",
     f"{_RPC}is_available": "It says whether torch was built with RPC, and sends nothing.",
     f"{_RPC}TensorPipeRpcBackendOptions.device_maps": _CUDA,
@@ -280,10 +287,7 @@ OUT_OF_SCOPE: Mapping[str, str] = {
 
 #: The names that a drawn program should use and that no kind of step uses yet. When one does, the
 #: page says so by itself, and the name can be taken out of here.
-NOT_YET: tuple[str, ...] = (
-    f"{_RPC}WorkerInfo",
-    *(f"{_MODULE}{name}" for name in _HAS),
-)
+NOT_YET: tuple[str, ...] = ()
 
 
 def reason_against(name: str) -> str | None:

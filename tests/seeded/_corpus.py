@@ -40,9 +40,11 @@ from tests.seeded._programs import (
     bumps,
     callables,
     futures,
+    gathers,
     held_and_counted,
     onwards,
     refusals,
+    rooted,
     running_out,
     scripts,
     shared_late,
@@ -100,6 +102,7 @@ def corpus() -> tuple[World, ...]:
         *refusals(),
         *futures(),
         *scripts(),
+        *rooted(),
         *EVERY_KIND,
         *ENDS,
     ]
@@ -110,7 +113,8 @@ def corpus() -> tuple[World, ...]:
         World.of(program, FaultPlan())
         for program in (*callables(), *asks(), *onwards(), *held_and_counted(), *PROFILED_AGAIN[1:])
     ]
-    worlds += [World.of(program, plan) for program in (*LIVES, *REFUSED_INITS) for plan in SPARING]
+    sparing = (*LIVES, *REFUSED_INITS, *gathers())
+    worlds += [World.of(program, plan) for program in sparing for plan in SPARING]
     worlds += [
         World.of(program, FaultPlan()) for program in (*ALONE, *WRONG_AT_ONE, *PROFILED_LIVES)
     ]

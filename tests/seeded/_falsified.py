@@ -2072,6 +2072,8 @@ def _in_contexts(message: WireMessageType, more: int) -> Defect:
 for _message, _words in (
     (WireMessageType.FORWARD_AUTOGRAD_REQ, "call in a context"),
     (WireMessageType.BACKWARD_AUTOGRAD_REQ, "gradient"),
+    (WireMessageType.RUN_WITH_PROFILING_REQ, "call in a profiler"),
+    (WireMessageType.RREF_BACKWARD_REQ, "pass that an owner is asked to run"),
 ):
     DEFECTS[f"a {_words} is sent that was not promised"] = _in_contexts(_message, 1)
     DEFECTS[f"a promised {_words} is not sent"] = _in_contexts(_message, -1)
@@ -2095,6 +2097,69 @@ def _plain_in_context(world: World) -> Falsified:
             world.outcome, messages=(*record[:place], plain, *record[place + 1 :])
         )
         yield wrong, [("MessagesDiffer", kind[0], None)] * 2
+
+
+def _answered(world: World) -> list[tuple[SentMessage, SentMessage]]:
+    """Each request of the record that is answered, and its answer, as the model predicts them."""
+    said = world.prediction
+    errors = dict(said.errors)
+    sends = (*said.sends, *said.last_sends)
+    lost = {number for number, send in enumerate(sends) if not send.delivered}
+    found: list[tuple[SentMessage, SentMessage]] = []
+    for sent in _record(world):
+        if sent.retry or sent.first_id in lost:
+            continue
+        kind = WireMessageType(sent.type)
+        place = (sent.sender, sent.receiver, kind)
+        is_error = errors.get(place, 0) > 0
+        if is_error:
+            errors[place] -= 1
+        answer = dataclasses.replace(
+            sent,
+            sender=sent.receiver,
+            receiver=sent.sender,
+            type="EXCEPTION" if is_error else str(kind.answer),
+            is_request=False,
+        )
+        found.append((dataclasses.replace(sent, became="answered"), answer))
+    return found
+
+
+def _answers_otherwise(is_error: bool, other: str) -> Defect:
+    """One request of each type between two ranks gets another class of answer."""
+
+    def falsify(world: World) -> Falsified:
+        record = {sent.id: sent for sent in _record(world)}
+        pairs = _answered(world) if world.prediction.certain else []
+        whole = {**record, **{sent.id: sent for sent, _ in pairs}}
+        seen = set[Any]()
+        for number, (sent, answer) in enumerate(pairs):
+            place = (sent.sender, sent.receiver, WireMessageType(sent.type))
+            if (answer.type == "EXCEPTION") != is_error or place in seen:
+                continue
+            more = other == "EXCEPTION" and place in world.prediction.more_errors
+            # As many may lack as requests are not answered.
+            unanswered = sum(
+                one.became != "answered" and (one.sender, one.receiver, one.type) == place
+                for one in whole.values()
+            )
+            if more or (is_error and unanswered):
+                continue
+            seen.add(place)
+            answers = [one for _, one in pairs]
+            wrong_type = "CLEANUP_AUTOGRAD_CONTEXT_RESP"
+            of_another = "RREF_ACK" if sent.type.startswith("CLEANUP") else wrong_type
+            name = {"RET": str(place[2].answer), "": of_another}.get(other, other)
+            answers[number] = dataclasses.replace(answer, type=name)
+            wrong = dataclasses.replace(world.outcome, messages=(*whole.values(), *answers))
+            yield wrong, [("MessagesDiffer", sent.receiver, None)]
+
+    return falsify
+
+
+DEFECTS["an error answers where none was promised"] = _answers_otherwise(False, "EXCEPTION")
+DEFECTS["a value answers where an error was promised"] = _answers_otherwise(True, "RET")
+DEFECTS["a request gets the answer of another one"] = _answers_otherwise(False, "")
 
 
 # What fires. Of a rank whose last deletes nobody waits for, some counts may be.

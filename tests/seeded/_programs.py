@@ -60,7 +60,7 @@ from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
 from rpcprops.steps.life import AMID, BETWEEN, FAILING, OUTSIDE, WORK, Amid, Failing, Leaving
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
-from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS
+from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS, Of
 
 FUTURES = Program(
     3,
@@ -118,6 +118,8 @@ TRAINING = Program(
         Module(0, 1, (1.0, 2.0, 3.0)),
         Optimize(0, "x", (1, 2), (2.0, 4.0)),
         Module(2, 2),
+        Module(0, 2, mode="eval"),
+        Module(1, 0, mode="train", again=True),
         Optimize(1, "y", (1,)),
         Context(2, "z", (1,)),
         Settle(),
@@ -131,6 +133,7 @@ CONTEXTS = Program(
         Context(0, "x", (1, 2), retain=True),
         Context(0, "y", (1, 2), nested=True, rrefs=True, retain=True, raises=True),
         Context(2, "z", (0, 1), value=(3.0,), breaks=1),
+        Context(1, "w", (2,), root=0),
         Settle(),
         Refused(1, "x"),
         Refused(2, "y"),
@@ -912,6 +915,26 @@ def shipped_programs() -> list[Program]:
     return found
 
 
+def rooted() -> list[Program]:
+    """Contexts whose loss belongs to another rank, which is asked for the passes; some break."""
+    forms: tuple[dict[str, Any], ...] = (
+        {},
+        {"retain": True},
+        {"nested": True, "rrefs": True},
+        {"breaks": 1},
+    )
+    return [
+        Program(4, (Context(0, "x", (1, 2), root=root, **form), Settle()), f"rooted[{root},{form}]")
+        for root in (1, 2, 3)
+        for form in forms
+        if root == 3 or "breaks" not in form
+    ] + [
+        Program(2, (Context(at, "x", path, root=1 - at),), f"rooted[{at},{path}]")
+        for at in (0, 1)
+        for path in ((), (at,), (1 - at,))
+    ]
+
+
 def refusals() -> list[Program]:
     """A value of each sort that torch refuses as an argument, and some that it refuses later."""
     refused = [sort for sort, fate in SORTS.items() if fate.argument and "echo" not in fate.bugs]
@@ -1056,8 +1079,23 @@ def asks() -> list[Program]:
 
 
 def futures() -> list[Program]:
-    """Each way to use a future, and then a call under another default timeout."""
+    """Each way to use a future of each kind, and then a call under another default timeout."""
+    kinds = itertools.cycle(get_args(Of))
     return [
-        Program(2, (After(0, 1, form), Settle(), Default(0, 1)), f"futures[{form}]")
-        for form in FORMS
+        Program(2, (After(0, 1, form, of=of), Settle(), Default(0, 1)), f"futures[{form},{of}]")
+        for form, of in [
+            *((form, get_args(Of)[0]) for form in FORMS),
+            *zip(FORMS, kinds, strict=False),
+        ]
+    ]
+
+
+def gathers() -> list[Program]:
+    """Calls of each kind at once, gathered in each way; these must lose nothing."""
+    hows: tuple[Any, ...] = ("wait_all", "collect_all", "threads")
+    kinds: tuple[Any, ...] = ("proxy", "script", "builtin", "mixed")
+    return [
+        Program(3, (Gather(0, (1, 2, 1), how, of=of), Settle()), f"gathers[{how},{of}]")
+        for how in hows
+        for of in kinds
     ]

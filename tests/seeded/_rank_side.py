@@ -257,6 +257,24 @@ def leave_contexts_for_calls() -> None:
     _replace(autograd, "call_async", call_elsewhere)
 
 
+def ask_owners_for_one_pass() -> None:
+    """Let an owner run only the last of several passes that it is asked for."""
+    honest = autograd.pass_back
+
+    def pass_back(context_id: int, loss: Any, *, retain: bool) -> None:
+        if not retain or isinstance(loss, torch.Tensor):
+            honest(context_id, loss, retain=retain)
+
+    _replace(autograd, "pass_back", pass_back)
+
+
+def stay_in_training() -> None:
+    """Make the remote modules of this rank ignore that they are put into evaluation mode."""
+    from rpcprops.steps.in_rank import training
+
+    _replace(training.Affine, "eval", lambda self: self)
+
+
 def compute_otherwise() -> None:
     """Add a little to what a context computes here."""
     _replace_hop(lambda y: y + 0.5)

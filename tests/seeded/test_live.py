@@ -19,6 +19,7 @@ from rpcprops.programs import (
     Drop,
     Fetch,
     Graph,
+    Module,
     Optimize,
     Outlast,
     Own,
@@ -226,6 +227,18 @@ LIVE: dict[str, Live] = {
         )
         for through in THROUGH
     },
+    "asks an owner for one pass instead of two": Live(
+        0,
+        (Context(0, "x", (1,), root=2, retain=True),),
+        (("WrongGradient", 0, 0),),
+        wrong.ask_owners_for_one_pass,
+    ),
+    "ignores the mode of a module": Live(
+        1,
+        (Module(0, 1, mode="train"), Module(0, 1, mode="eval")),
+        (("WrongValue", 0, 1),),
+        wrong.stay_in_training,
+    ),
     "computes another loss": Live(
         1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
     ),

@@ -74,6 +74,14 @@ _THERE_AND_BACK = {(0, 1): 1, (1, 0): 1}
         ({"flavour": "builtin"}, {(0, 1): 1}, _THERE_AND_BACK),
         ({"flavour": "script", "wait": "async"}, {(0, 1): 1}, _THERE_AND_BACK),
         ({"flavour": "script", "rrefs": True}, {(0, 1): 2}, _THERE_AND_BACK),
+        # The owner of the loss is called twice, and gets no gradient.
+        ({"root": 0}, {(0, 1): 1}, _THERE_AND_BACK),
+        ({"path": (), "root": 1}, {(0, 1): 2}, {(1, 0): 1}),
+        (
+            {"path": (1, 2), "root": 1},
+            {(0, 1): 3, (0, 2): 1},
+            {(0, 1): 1, (1, 0): 2, (0, 2): 1, (2, 0): 1},
+        ),
         # Of nested calls only the first one creates an RRef.
         (
             {"path": (1, 2, 1), "nested": True, "rrefs": True},

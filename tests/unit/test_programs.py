@@ -23,6 +23,7 @@ from rpcprops.programs import (
     Context,
     Count,
     Drop,
+    FailTwice,
     Fetch,
     HandleInfo,
     Leaf,
@@ -536,7 +537,11 @@ def test_a_branch_is_at_one_rank() -> None:
             Call(0, 2, flavour="script"),
             "at rank 0 send messages with equal payloads",
         ),
-        (Own(0, "b"), Module(0, 1), "Module cannot stand in one of two branches of Parallel"),
+        (
+            Own(0, "b"),
+            FailTwice(0, 1, 2, "x"),
+            "FailTwice cannot stand in one of two branches of Parallel",
+        ),
         (Count(0, 1), Count(0, 1), "count at one rank"),
     ],
 )

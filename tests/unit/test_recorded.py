@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable, WireMessageType
-from rpcprops.oracle import predict
+from rpcprops.oracle import Prediction, predict
 from rpcprops.oracle._recorded import recorded_violations
 from rpcprops.outcomes import Outcome, SentMessage
 from rpcprops.programs import Context, Drop, Fetch, Program, Remote
@@ -129,16 +130,50 @@ def test_tries_are_counted_for_each_rank() -> None:
 
 
 def test_an_answer_that_lacks_or_comes_twice_is_named() -> None:
-    """Each request that was answered has one answer, of its type or an exception."""
+    """Each request that was answered has one answer, of its type."""
     asked = "as the answer to the RREF_USER_DELETE of rank 0 with id 2, and one RREF_ACK was"
     assert said(*RUN[:5], *RUN[6:]) == [f"the record shows nothing {asked} promised"]
     assert said(*RUN, RUN[5]) == [f"the record shows RREF_ACK and RREF_ACK {asked} promised"]
-    assert said(*RUN[:5], replace(RUN[5], type="EXCEPTION"), *RUN[6:]) == []
     assert said(*RUN[:5], replace(RUN[5], type="PYTHON_RET"), *RUN[6:]) == [
         f"the record shows PYTHON_RET {asked} promised"
     ]
     assert said(*RUN, replace(RUN[5], marks=("swallowed",))) == []
     assert said(*RUN, replace(RUN[5], became="lost")) == []
+
+
+def _errors(prediction: Prediction, number: int, kind: str, **others: Any) -> list[str]:
+    """What is said where the answer of that number is of another kind."""
+    answer = replace(RUN[number], type=kind)
+    request = replace(RUN[number - 1], **others)
+    messages = (*RUN[: number - 1], request, answer, *RUN[number + 1 :])
+    found = recorded_violations(prediction, Outcome(2, messages=messages))
+    assert {(v.promise, v.rank) for v in found} <= {("MessagesDiffer", 1)}
+    return [violation.message for violation in found]
+
+
+def test_an_exception_answers_only_what_was_to_fail() -> None:
+    """As many as are promised; of some kinds there may be more; no answer is no value."""
+    kind = WireMessageType.PYTHON_RREF_FETCH_CALL
+    words = "EXCEPTION as the answer to a PYTHON_RREF_FETCH_CALL of rank 0 at rank 1, and"
+    assert _errors(PREDICTION, 3, "EXCEPTION") == [f"the record shows 1 {words} none were promised"]
+    fails = replace(PREDICTION, errors={(0, 1, kind): 1})
+    assert _errors(fails, 3, "EXCEPTION") == []
+    assert _errors(fails, 3, str(kind.answer)) == [f"the record shows 0 {words} 1 was promised"]
+    assert _errors(fails, 3, str(kind.answer), became="timed_out") == []
+    more = replace(PREDICTION, more_errors=frozenset({(0, 1, kind)}))
+    assert _errors(more, 3, "EXCEPTION") == []
+
+
+def test_a_profiled_call_is_answered_as_such() -> None:
+    """A call in a context may be answered as the call in it, and one in a profiler may not."""
+    for name, fits in (("FORWARD_AUTOGRAD_REQ", True), ("RUN_WITH_PROFILING_REQ", False)):
+        kind = WireMessageType(name)
+        prediction = replace(PREDICTION, sends=(), last_sends=(), wire_sends={(0, 1, kind): 1})
+        request = replace(RUN[0], type=name)
+        for answer, right in ((str(kind.answer), True), ("PYTHON_RET", fits), ("RREF_ACK", False)):
+            messages = (request, replace(RUN[1], type=answer), *RUN[6:])
+            found = recorded_violations(prediction, Outcome(2, messages=messages))
+            assert (found == []) == right, (name, answer, found)
 
 
 def test_a_record_without_room_is_not_compared() -> None:

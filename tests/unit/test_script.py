@@ -143,6 +143,8 @@ EVERY = Program(
         Reach(0, 1, "info"),
         After(0, 1, "chain"),
         Gather(0, (1, 2), "threads"),
+        Gather(0, (1, 2, 1, 2), of="mixed"),
+        After(0, 1, of="proxy"),
         Onward(0, 1, 2, 2),
         Ask(0, "mine"),
         Method(0, 1, "remote"),

@@ -7,6 +7,7 @@ import ctypes
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def context(
     named: str,
     seconds: float,
     profiled: bool,
+    root: int | None,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
@@ -92,10 +94,12 @@ def context(
                 for to, *here in hops:
                     function, args = hop_call(flavour, call, here, y)
                     y = send(target_of(world, world.index(to), named), function, args=args)
-            loss = y.sum()
-            result["loss"] = loss.item()
+            loss: Any = y.sum() if root is None else owned_sum(call, world[root], y)
             if backward:
-                result |= run_backward(context_id, loss, leaf, retain=retain)
+                retains = (True, False) if retain else (False,)
+                passes = [partial(pass_back, context_id, loss, retain=one) for one in retains]
+                result |= run_backward(context_id, passes, leaf)
+            result["loss"] = loss.item() if root is None else number_at_owner(loss)
             if raises:
                 raise AbandonedError
     except AbandonedError:
@@ -164,14 +168,49 @@ def hop_on(
     return rpc.rpc_sync(to, hop_on, args=(call, rest, *here, y))
 
 
+def owned_sum(call: str, owner: str, x: torch.Tensor) -> Any:
+    """An RRef to the sum of a tensor, which the owner computes."""
+    if owner == rpc.get_worker_info().name:
+        return rpc.RRef(x.sum())
+    return rpc.remote(owner, sum_there, args=(call + "/root", x))
+
+
+def sum_there(call: str, x: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor."""
+    note_call(call)
+    return x.sum()
+
+
+def number_at_owner(rref: Any) -> float:
+    """The number that an RRef holds; its owner sends no tensor, which would be a part of a pass."""
+    if rref.is_owner():
+        return number_here(rref)
+    number: float = rpc.rpc_sync(rref.owner(), number_here, args=(rref,))
+    return number
+
+
+def number_here(rref: Any) -> float:
+    """The number that an RRef of this rank holds."""
+    number: float = rref.local_value().item()
+    return number
+
+
+def pass_back(context_id: int, loss: Any, *, retain: bool) -> None:
+    """Run backward from a tensor, or from that of an RRef."""
+    if isinstance(loss, torch.Tensor):
+        dist_autograd.backward(context_id, [loss], retain_graph=retain)
+        return
+    rref: Any = loss
+    rref.backward(context_id, retain)
+
+
 def run_backward(
-    context_id: int, loss: torch.Tensor, leaf: torch.Tensor, *, retain: bool
+    context_id: int, passes: Sequence[Callable[[], None]], leaf: torch.Tensor
 ) -> dict[str, Any]:
-    """Run backward, with `retain` twice; the gradient of the leaf, or the error of backward."""
+    """Run some backward passes; the gradient of the leaf, or the error of one of them."""
     try:
-        if retain:
-            dist_autograd.backward(context_id, [loss], retain_graph=True)
-        dist_autograd.backward(context_id, [loss])
+        for one in passes:
+            one()
     except RuntimeError as error:
         # The frames of a traceback hold objects that would otherwise be freed.
         traceback.clear_frames(error.__traceback__)
@@ -362,7 +401,8 @@ def fail_at_two(
         ]
         loss = sum(one.sum() for one in results)
         result["loss"] = loss.item()
-        result |= run_backward(context_id, loss, leaf, retain=False)
+        passes = [partial(dist_autograd.backward, context_id, [loss])]
+        result |= run_backward(context_id, passes, leaf)
     # Threads of torch hold the context for another moment. After that only the graph of `loss`
     # refers to it, weakly, which keeps its memory until this function returns.
     time.sleep(min(fails.values()))

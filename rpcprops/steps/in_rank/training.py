@@ -43,7 +43,7 @@ class PlainSGD(torch.optim.SGD):
 
 
 class Affine(torch.nn.Module):
-    """2 * x + 1, without parameters."""
+    """2 * x + 1 while it trains, and 2 * x - 1 else; without parameters."""
 
     def __init__(self, seconds: float) -> None:
         """A module that sleeps so long (virtual) in each call."""
@@ -53,7 +53,7 @@ class Affine(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One call."""
         sleep(self.seconds)
-        return 2.0 * x + 1.0
+        return 2.0 * x + (1.0 if self.training else -1.0)
 
 
 def optimize(
@@ -215,12 +215,28 @@ def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str, seconds: float
 
 
 def module(
-    call: str, world: tuple[str, ...], *, to: int, value: tuple[float, ...], seconds: float
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    value: tuple[float, ...],
+    seconds: float,
+    mode: str,
+    again: bool,
 ) -> list[float]:
-    """Make a RemoteModule at another rank, and call it once."""
+    """Make a RemoteModule at another rank, perhaps change its mode, and call it once."""
+    there = f"{world[to]}/cpu"
     try:
-        affine = RemoteModule(f"{world[to]}/cpu", Affine, args=(seconds,))
-        numbers: list[float] = affine.forward(tensor(value)).tolist()
+        remote_affine: Any = RemoteModule(there, Affine, args=(seconds,))
+        if mode:
+            remote_affine.eval()
+        if mode == "train":
+            remote_affine.train()
+        if again:
+            remote_affine = RemoteModule.init_from_module_rref(
+                there, remote_affine.get_module_rref()
+            )
+        numbers: list[float] = remote_affine.forward(tensor(value)).tolist()
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.

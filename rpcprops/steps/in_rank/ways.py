@@ -127,6 +127,7 @@ def after(
     raises: bool,
     timeout: float | None,
     seconds: float,
+    of: str,
 ) -> list[Any]:
     """Use the future of a call in some way; its value, and what the callbacks saw.
 
@@ -134,8 +135,18 @@ def after(
     what they saw.
     """
     how: dict[str, Any] = {"raises": raises, "seconds": seconds}
-    function, args = sum_call(call, "python", tensor(left), tensor(right), **how)
-    future: Any = rpc.rpc_async(world[to], function, args=args, timeout=timeout_of(timeout))
+    ask = caller(of, world[to], call, (tensor(left), tensor(right)), how, timeout)
+    try:
+        return after_use(ask(rpc.rpc_async), form)
+    finally:
+        if of == "proxy":
+            # The future of a proxy is in a cycle with the frames that complete it.
+            del ask
+            gc.collect()
+
+
+def after_use(future: Any, form: str) -> list[Any]:
+    """Use a future in some way; its value, and what the callbacks saw."""
     seen: list[float] = FORMS[form](future)
     expected = SEEN[form]
     try:
@@ -145,6 +156,43 @@ def after(
             return seen
         raise
     return [*value, *seen]
+
+
+class Summing:
+    """An object whose method computes the sum of a call, or raises."""
+
+    def total(
+        self, call: str, left: torch.Tensor, right: torch.Tensor, how: dict[str, Any]
+    ) -> torch.Tensor:
+        """Do what a call of a Python function would do."""
+        function, args = sum_call(call, "python", left, right, **how)
+        found: torch.Tensor = function(*args)
+        return found
+
+
+def caller(
+    of: str,
+    to: str,
+    call: str,
+    terms: tuple[torch.Tensor, torch.Tensor],
+    how: dict[str, Any],
+    timeout: float | None,
+) -> Callable[[Any], Any]:
+    """What calls a rank by ``rpc_sync`` or ``rpc_async``, whichever it is given.
+
+    Of the kind "proxy" it makes an object there, and calls the method through the RRef.
+    """
+    if of == "proxy":
+        rref: Any = rpc.remote(to, Summing)
+
+        def by_proxy(send: Any) -> Any:
+            proxy = rref.rpc_async() if send is rpc.rpc_async else rref.rpc_sync()
+            return proxy.total(call, *terms, how)
+
+        return by_proxy
+    function, args = sum_call(call, {"call": "python"}.get(of, of), *terms, **how)
+    limit = timeout_of(timeout)
+    return lambda send: send(to, function, args=args, timeout=limit)
 
 
 def note_in(seen: list[float], number: float) -> Callable[[Any], float]:
@@ -300,39 +348,54 @@ def gather(
     breaks: int | None,
     timeout: float | None,
     seconds: float,
+    of: str,
 ) -> list[Any]:
     """Make several calls at once, and gather their values in order."""
-    calls: list[tuple[str, Any, tuple[Any, ...], float]] = []
-    for number, target in enumerate(targets):
-        form: dict[str, Any] = {"raises": number == breaks, "seconds": seconds}
-        terms = (tensor(left) + number, tensor(right))
-        function, args = sum_call(f"{call}/{number}", "python", *terms, **form)
-        calls.append((world[target], function, args, timeout_of(timeout)))
+    kinds = MIXED if of == "mixed" else (of,)
+    calls: list[Callable[[Any], Any]] = []
+    try:
+        for number, target in enumerate(targets):
+            form: dict[str, Any] = {"raises": number == breaks, "seconds": seconds}
+            terms = (tensor(left) + number, tensor(right))
+            name, kind = f"{call}/{number}", kinds[number % len(kinds)]
+            calls.append(caller(kind, world[target], name, terms, form, timeout))
+        return gathered(calls, how)
+    finally:
+        if of in ("proxy", "mixed"):
+            # As in after().
+            calls.clear()
+            gc.collect()
+
+
+#: The kinds of the calls of a mixed gather, in their order.
+MIXED = ("call", "builtin", "proxy", "script")
+
+
+def gathered(calls: Sequence[Callable[[Any], Any]], how: str) -> list[Any]:
+    """The values of calls that are made at once, in their order."""
     if how == "threads":
         return from_threads(calls)
-    futures: list[Any] = [
-        rpc.rpc_async(to, function, args=args, timeout=limit) for to, function, args, limit in calls
-    ]
+    futures: list[Any] = [ask(rpc.rpc_async) for ask in calls]
     if how == "wait_all":
         return [value.tolist() for value in torch.futures.wait_all(futures)]
     return [future.wait().tolist() for future in torch.futures.collect_all(futures).wait()]
 
 
-def from_threads(calls: Sequence[tuple[str, Any, tuple[Any, ...], float]]) -> list[Any]:
+def from_threads(calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
     """Make each call in a thread of its own, all at once; raise the first error by their order."""
     start = threading.Barrier(len(calls))
     values: list[Any] = [None] * len(calls)
     errors: list[Exception | None] = [None] * len(calls)
 
-    def make(number: int, to: str, function: Any, args: tuple[Any, ...], limit: float) -> None:
+    def make(number: int, ask: Callable[[Any], Any]) -> None:
         start.wait()
         try:
-            values[number] = rpc.rpc_sync(to, function, args=args, timeout=limit).tolist()
+            values[number] = ask(rpc.rpc_sync).tolist()
         except Exception as error:
             errors[number] = error
 
     threads = [
-        threading.Thread(target=make, args=(number, *one)) for number, one in enumerate(calls)
+        threading.Thread(target=make, args=(number, ask)) for number, ask in enumerate(calls)
     ]
     for thread in threads:
         thread.start()
