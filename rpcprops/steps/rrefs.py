@@ -823,6 +823,7 @@ class Through(OfHandle):
     def drawn(self, drawer: StepDrawer) -> None:
         if self.how == "remote":
             drawer.note_read(self.handle)
+            drawer.unseen.add(self.out)
         if self.handle in drawer.uncreated:
             drawer.note_uncertain(self.handle)
         elif self.timeout is None and not drawer.may_fail(self.at, [MessageType.PYTHON_CALL]):
