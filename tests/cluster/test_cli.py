@@ -185,7 +185,7 @@ def test_list(refusing: Commands, tmp_path: Path) -> None:
         (["hunt", "--file", "notes.txt"], "notes.txt, line 1: no batch of a hunt"),
         (["hunt", "--jobs", "none"], "--jobs 'none' must be a number from 1 to 256, or auto"),
         (["hunt", "--show"], "--show and files of hunts belong together (no file)"),
-        (["hunt", "--show", "no.jsonl"], "no.jsonl: there is no hunt in it"),
+        (["hunt", "--show", "no.jsonl"], "no.jsonl: there is no such file"),
         (["upstream", "--junit", "/dev/zero"], "--junit '/dev/zero': it is no regular file"),
         (["upstream", "--harness", "notes.txt"], "notes.txt, line 1: no row of PyTorch's"),
         (["sing"], "sing"),

@@ -94,31 +94,46 @@ def ask() -> float:
     return float(rpc.rpc_sync("worker1", max, args=(3.0, 4.0)))
 
 
+#: Delays each call of rank 0, which is within every timeout.
+LATE = FaultPlan(others=(MessageFault(0, "delay", "PYTHON_CALL", which="every", delay=0.5),))
+
+
 @needs_wire
-@pytest.mark.parametrize("messages", [None, strategies.message_faults(world_size=2)])
-def test_a_machine_under_the_agent_wire(messages: Any) -> None:
+@pytest.mark.parametrize(
+    "faults",
+    [
+        strategies.fault_plans(world_size=2),
+        strategies.fault_plans(
+            world_size=2, message_faults=strategies.message_faults(world_size=2)
+        ),
+        LATE,
+    ],
+    ids=["tables", "messages", "late"],
+)
+def test_a_machine_under_the_agent_wire(faults: Any) -> None:
     """Its ranks record messages, which its steps must explain unless its own rules send some."""
     ran: list[tuple[Outcome, bool]] = []
 
     class Recorded(ClusterMachine):
         agent = "wire"
-        faults = strategies.fault_plans(world_size=2, message_faults=messages)
         kinds = ("remote", "fetch", "share", "drop", "call", "settle")
 
-        @rule(go=st.integers(0, 4))
-        def ask_one(self, go: int) -> None:
-            if not go:
+        @rule(go=st.booleans())
+        def ask_one(self, go: bool) -> None:
+            if go:
                 assert self.cluster.on(0).call(ask) == 4.0
 
         def teardown(self) -> None:
             super().teardown()
             ran.append((self._outcome(), self._shared))
 
-    run(Recorded, examples=8)
+    Recorded.faults = faults
+    run(Recorded, examples=12)
     assert {outcome.agent for outcome, _ in ran} == {"WIRE"}
     assert {shared for outcome, shared in ran if outcome.messages} == {True, False}
-    acted = any(sent.fault is not None for outcome, _ in ran for sent in outcome.messages)
-    assert acted == (messages is not None)
+    if faults is LATE:
+        late = [outcome for outcome, shared in ran if shared]
+        assert all(any(sent.done == "delay" for sent in one.messages) for one in late)
 
 
 @needs_wire
