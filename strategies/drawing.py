@@ -607,7 +607,7 @@ class StepDrawer:
         """Draw such a step, or none: nothing but a settle may follow it."""
         number = self.threads_of_ranks
         recurse: Any = STEP_TYPES["recurse"]
-        if number is None or not self.pick((False, True)):
+        if number is None or not self.pick((False, True, True, True)):
             return
         step = recurse.draw_beyond(self, number)
         if step is not None:

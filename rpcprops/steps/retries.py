@@ -124,7 +124,8 @@ class Retry(Step):
             return None
         via = drawer.pick(drawer.others[at])
         to = drawer.pick([rank for rank in drawer.ranks if rank != via])
-        return cls(at, via, to, drawer.pick(_VALUES))
+        step = cls(at, via, to, drawer.pick(_VALUES))
+        return step if drawer.may_take(step.lasts) else None
 
     @classmethod
     def instead(cls, drawer: StepDrawer) -> Step | None:
