@@ -50,9 +50,9 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"retain": True},
     {"raises": True, "backward": False},
     {"raises": True, "retain": True},
+    {"root": 1, "retain": True},
     {"root": 0},
     {"root": 1},
-    {"root": 1, "retain": True},
     {"root": 1, "raises": True},
 )
 

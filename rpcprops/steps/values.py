@@ -402,7 +402,7 @@ class Carry(Step):
         if self.timeout is not None and not _may_time_out(SORTS[self.sort], self.way):
             msg = (
                 f"a timeout of sort={shown(self.sort)} and way={shown(self.way)} is not modelled; "
-                f"use a value without RRefs that is not counted and "
+                f"use a value without RRefs that is not counted and ends no process, and "
                 f"way={' or '.join(map(repr, _TIMED))}."
             )
             raise UsageError(msg)
@@ -763,9 +763,10 @@ def _may_time_out(fate: Fate, way: Way) -> bool:
     """Whether such a step may have a timeout.
 
     An RRef in an answer that comes too late was forked, and nobody takes the fork back. Nor does
-    anybody unpickle that answer.
+    anybody unpickle that answer. A value that ends a process of stock torch does so late or early.
     """
-    return way in _TIMED and not fate.rrefs and not fate.counted
+    ends_process = fate.bugs.get(way) in (UNWRITABLE, UNREADABLE_TENSOR)
+    return way in _TIMED and not (fate.rrefs or fate.counted or ends_process)
 
 
 @functools.cache

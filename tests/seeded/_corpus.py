@@ -148,6 +148,7 @@ def _aimed() -> Iterator[World]:
         (40, None, ("recurse", "settle")),
         (50, None, ("graph", "train", "linear")),
         (25, None, ("context", "settle")),
+        (15, None, ("optimize", "settle")),
         (25, None, ("unreached", "settle")),
         (50, None, ("reach", "gather", "method")),
         (60, st.just(PLANS[-1].default), ("call", "remote", "own", "fetch", "share", "through")),

@@ -495,13 +495,13 @@ ANY = Remote(0, 0, "a")
         ),
         (
             lambda p: any(isinstance(step, Parallel) for step in p.steps),
-            2,
-            (Parallel(((Remote(0, 1, "a"),), (Remote(1, 0, "b"),))),),
+            1,
+            (Parallel(((Remote(0, 0, "a"),), (Remote(0, 0, "b"),))),),
         ),
         pytest.param(
             has_threads,
-            2,
-            (Parallel(((Remote(0, 1, "a"),), (Remote(0, 1, "b"),))),),
+            1,
+            (Parallel(((Remote(0, 0, "a"),), (Remote(0, 0, "b"),))),),
             marks=pytest.mark.nightly,
         ),
         pytest.param(

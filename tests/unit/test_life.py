@@ -250,7 +250,10 @@ def test_what_is_profiled_travels_in_another_message() -> None:
     context = Context(0, "x", (1, 2), profiled=True)
     program = Program(3, (context, Settle(), Rejoin(1, profiled=True)))
     predicted = predict(program, FaultPlan(), FACTS)
-    assert {str(kind) for _, _, kind in predicted.wire_sends} == {"BACKWARD_AUTOGRAD_REQ"}
+    sent = predicted.wire_sends
+    assert {str(kind) for _, _, kind in sent} == {"BACKWARD_AUTOGRAD_REQ", "RUN_WITH_PROFILING_REQ"}
+    profiled = {(at, to): times for (at, to, kind), times in sent.items() if kind.startswith("RUN")}
+    assert profiled == {(0, 1): 2, (0, 2): 2, (1, 0): 1, (2, 0): 1}
     calls = [(send.rank, send.to) for send in predicted.sends if send.message == PYTHON_CALL]
     assert calls == [(1, 0), (1, 2), (1, 0), (1, 2)]
     first, _, last = predicted.steps
@@ -267,7 +270,7 @@ def test_an_rref_after_it_meets_the_finding() -> None:
 
 def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     """A drawer takes the step where nothing is held, and then only kinds that torch can do."""
-    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 1500, 1)
+    drawn = draws(programs(kinds=KINDS, plan=FaultPlan(), max_steps=8), 3000, 1)
     after = [
         step
         for program in drawn

@@ -61,7 +61,7 @@ def test_faults_of_its_messages_are_refused() -> None:
 
 def test_it_is_drawn_at_every_rank_towards_every_rank() -> None:
     """Also towards itself."""
-    found = draws(programs(kinds=("unreached", "settle"), max_world_size=2), 100)
+    found = draws(programs(kinds=("unreached", "settle"), max_world_size=2), 300)
     ways = {
         (program.world_size, step.at, step.to)
         for program in found

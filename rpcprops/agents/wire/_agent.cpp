@@ -692,6 +692,48 @@ std::string number_key(worker_id_t rank) {
   return "rpcprops/number/" + std::to_string(rank);
 }
 
+/* What a process says in the store if its rank is not its number in the cluster.
+ * It does so before any other rank can know of it, and takes it back if it is
+ * refused: another process may have that rank. */
+class OtherNumber {
+ public:
+  OtherNumber(
+      const c10::intrusive_ptr<::c10d::Store>& store,
+      worker_id_t rank,
+      const WireRpcBackendOptions& options)
+      : store_(store), key_(number_key(rank)), is_kept(options.number_of(rank) == rank) {
+    if (is_kept)
+      return;
+    if (store->check({key_}))
+      before_ = store->get_to_str(key_);
+    store->set(key_, std::to_string(options.number));
+  }
+
+  ~OtherNumber() {
+    if (is_kept)
+      return;
+    try {
+      if (before_)
+        store_->set(key_, *before_);
+      else
+        store_->deleteKey(key_);
+    } catch (const std::exception&) {
+      /* The store is gone. */
+    }
+  }
+
+  OtherNumber(const OtherNumber&) = delete;
+  OtherNumber& operator=(const OtherNumber&) = delete;
+
+ private:
+  c10::intrusive_ptr<::c10d::Store> store_;
+  std::string key_;
+  std::optional<std::string> before_;
+
+ public:
+  bool is_kept;
+};
+
 /* The request that this thread sends: from send() to pipeWrite(). */
 struct Sending {
   Record* record = nullptr;
@@ -1229,12 +1271,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                       const WireRpcBackendOptions& options) {
             py::gil_scoped_release release;
             auto ledger = std::make_shared<Ledger>(options.ledger_fd);
-            /* Before any other rank can know of this one. */
-            if (options.number_of(rank) != rank)
-              store->set(number_key(rank), std::to_string(options.number));
-            return std::shared_ptr<WireAgent>(
+            OtherNumber told(store, rank, options);
+            std::shared_ptr<WireAgent> agent(
                 new WireAgent(store, std::move(name), rank, world_size, options, ledger),
                 torch::impl::destroy_without_gil<WireAgent>);
+            told.is_kept = true;
+            return agent;
           }),
           py::arg("store"),
           py::arg("name"),
