@@ -973,6 +973,8 @@ class Nest(Step):
         if late:
             model.abandoned_calls[self.via].add(call)
         if there.broken:
+            # What the function returns cannot be sent (rref_context.cpp: prepareChildFork).
+            model.answers.error(self.at, self.via, MessageType.PYTHON_CALL)
             model.drop(there)
             if late:
                 model.answers_late(there)
