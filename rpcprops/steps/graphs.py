@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
@@ -307,6 +308,10 @@ class Graph(Step):
         if not outside:
             return
         model.meets_here(_OUTSIDE, self.at)
+        if any(self.operations[number - len(self.inputs)][0] == "inplace" for number in outside):
+            # What comes outside of the context is a leaf there, which autograd lets nobody change.
+            says = f"^expected no error, got .*{re.escape(model.facts.texts.remote)}"
+            model.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
         for rank in outside.values():
             for message in (MessageType.PYTHON_CALL, *_OF_CONTEXTS):
                 model.sends_otherwise(_OUTSIDE, self.at, rank, message)

@@ -1213,3 +1213,9 @@ def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits
     said = "the record shows 2 PYTHON_CALL from rank 0 to rank 1, and 1 was promised"
     more = Violation("MessagesDiffer", said, 0)
     assert explained(Program(2, (lost,)), FaultPlan(), more) == names
+    told = "expected no error, got RuntimeError: RuntimeError: On WorkerInfo(id=1, name=worker1):"
+    refused = Violation("UnexpectedError", told, 0, 0)
+    changes: Any = ("inplace", (1,), 1, "proxy async")
+    leaf = replace(lost, operations=(sent, changes), backwards=((2,),))
+    assert explained(Program(2, (leaf,)), FaultPlan(), refused) == names
+    assert explained(Program(2, (waits,)), FaultPlan(), refused) == ()
