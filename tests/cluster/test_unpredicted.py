@@ -113,6 +113,7 @@ def test_each_point_of_a_program_is_run(runner: Runner, tmp_path: Path) -> None:
     """No fault is left out that its messages can have, and none is a failure.
 
     Of the messages of its shutdown only the copies are sent here: it waits for what is lost.
+    Whether it waits where a copy comes is a race, so that may be undecided.
     """
     program = Program(2, (Call(0, 1),), "one call", rpc_timeout=70.0)
     state = State(
@@ -137,9 +138,18 @@ def test_each_point_of_a_program_is_run(runner: Runner, tmp_path: Path) -> None:
     assert len(list(trial.try_all(tried))) == len(tried)
     found = [row for row in rows(messages, state, points) if row["verdict"] != "not tried"]
     assert len(found) == len(tried)
-    assert all(has(state, point) for point in tried)
+    races = {
+        key_of(point.faults[0])
+        for point in tried
+        if point.faults[0].action == "duplicate" and not _is_of_step(point.faults[0])
+    }
+    decided = [point for point in tried if key_of(point.faults[0]) not in races]
+    assert all(has(state, point) for point in decided)
     good = {"holds", "documented", "overdue", "ran", "waits"}
-    assert {row["verdict"] for row in found} <= good
+    for row in found:
+        key = tuple(row[name] for name in ("sender", "receiver", "type", "number", "action"))
+        is_open = key in races and "a wait that is not confirmed" in row["said"]
+        assert row["verdict"] in good or is_open, row
     actions: list[MessageAction] = ["fail", "delay", "hold", "duplicate", "lose"]
     assert {row["action"] for row in found} == set(actions)
     assert any(not row["predicted"] for row in found)
