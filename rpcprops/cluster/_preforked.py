@@ -18,8 +18,6 @@ from typing import NoReturn
 from rpcprops.cluster import _wire, rank_process
 from rpcprops.cluster._spec import WorldSpec
 
-#: Real seconds after which pre-forked ranks that no world needed are let go.
-_IDLE_SECONDS = 5.0
 #: Real seconds for which no rank is pre-forked after the kernel has refused a fork.
 _PAUSE_SECONDS = 5.0
 
@@ -30,28 +28,21 @@ class PreForked:
     def __init__(self, fork_child: Callable[[Callable[[], int]], int]) -> None:
         self.fork_child = fork_child
         self.sockets: dict[int, socket.socket] = {}
-        self.used = 0.0
         self.refused = float("-inf")
 
     def fork_ahead(self, count: int) -> None:
         """Fork or drop ranks until there are `count`; fewer if the kernel refuses to fork."""
-        self.used = time.monotonic()
         while len(self.sockets) > count:
             _, sock = self.sockets.popitem()
             sock.close()
-        if self.used - self.refused < _PAUSE_SECONDS:
+        if time.monotonic() - self.refused < _PAUSE_SECONDS:
             return
         try:
             while len(self.sockets) < count:
                 self._fork()
         except OSError:
             # A world that starts needs the remaining processes more. It forks for itself.
-            self.refused = self.used
-
-    def drop_if_unused(self) -> None:
-        """Drop all pre-forked ranks if no world has needed one for a while."""
-        if time.monotonic() - self.used > _IDLE_SECONDS:
-            self.fork_ahead(0)
+            self.refused = time.monotonic()
 
     def hand_out(self, spec: WorldSpec, rank: int, descriptors: Sequence[int]) -> int | None:
         """Make a pre-forked process this rank; its process number, or None if none is alive.
@@ -59,7 +50,6 @@ class PreForked:
         Args:
             descriptors: as for :func:`rpcprops.cluster.rank_process.main`.
         """
-        self.used = time.monotonic()
         while self.sockets:
             pid = next(iter(self.sockets))
             # Sending to a pre-forked rank that has died fails.

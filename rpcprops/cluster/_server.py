@@ -43,9 +43,11 @@ from rpcprops.cluster._preforked import PreForked
 from rpcprops.cluster._spec import PROBE_SAYS, Hello, WorldSpec
 from rpcprops.errors import MachineCannot
 
-#: Real seconds between two checks of an idle server: whether its parent lives, and whether its
-#: pre-forked ranks are unused.
-_IDLE_CHECK_SECONDS = 5.0
+#: Real seconds between two checks of an idle server that its parent lives.
+_IDLE_CHECK_SECONDS = 2.5
+#: After so many checks with nothing to do between them, the pre-forked ranks are let go. One is not
+#: enough: a machine that stood still looks idle.
+_IDLE_CHECKS = 2
 #: On these signals a server kills all processes below it before it ends.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -122,8 +124,11 @@ class Server:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(wake_read, selectors.EVENT_READ)
             self.private = (wake_read, wake_write, selector.fileno())
+            idle = 0
             while os.getppid() == self.parent:
-                for key, _ in selector.select(_IDLE_CHECK_SECONDS):
+                ready = selector.select(_IDLE_CHECK_SECONDS)
+                idle = 0 if ready else idle + 1
+                for key, _ in ready:
                     if key.fileobj is self.sock:
                         if not self.reader.fill(descriptors=True):
                             return 0
@@ -134,7 +139,8 @@ class Server:
                             if number in _STOP_SIGNALS:
                                 return number
                 self.reap()
-                self.preforked.drop_if_unused()
+                if idle >= _IDLE_CHECKS:
+                    self.preforked.fork_ahead(0)
         return 0
 
     def handle(self, message: tuple[Any, ...]) -> None:

@@ -151,6 +151,18 @@ def test_an_idle_server_lets_its_spares_go(server: ClusterServer) -> None:
     assert len(run_world(server, 2)) == 2
 
 
+def test_a_stopped_server_keeps_its_spares(server: ClusterServer) -> None:
+    """A machine that stood still for longer than that has not left the server idle."""
+    run_world(server, 3)
+    parent = forker(server)
+    preforked = wait_for_children(parent, 3)
+    parent.send_signal(signal.SIGSTOP)
+    time.sleep(5.5)
+    parent.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    assert set(run_world(server, 3)) == set(preforked)
+
+
 _WAITS = """
 import sys
 import time
