@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.outcomes import Outcome, SentMessage, Violation
-from rpcprops.torch_facts import facts_of
+from rpcprops.torch_facts import FINDINGS, facts_of
 
 _DELETE = MessageType.RREF_USER_DELETE
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
@@ -52,9 +52,10 @@ def recorded_violations(
     is_gathering = gathers and prediction.graceful
     found = [*_requests(prediction, outcome, gathers=is_gathering), *answers_differ(outcome)]
     if not found:
-        # A finding may change what an answer is: an error comes as a value, or the other way round.
         has_bug = facts_of(outcome.torch_version).has_bug
-        found += () if any(map(has_bug, prediction.known_bugs)) else _errors(prediction, outcome)
+        met = filter(has_bug, prediction.known_bugs)
+        if not any(FINDINGS[name].changes_answers for name in met):
+            found += _errors(prediction, outcome)
         found += _tries(prediction, outcome) if settles else ()
     return found
 
@@ -85,12 +86,8 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
         is_open = (sender, receiver, WireMessageType(name)) in prediction.wire_more
         if least <= seen[kind] and (is_open or seen[kind] - unsent[kind] <= wanted[kind]):
             continue
-        verb = "was" if wanted[kind] == 1 else "were"
-        message = (
-            f"the record shows {seen[kind]} {name} from rank {sender} to rank {receiver}, and "
-            f"{wanted[kind] or 'none'} {verb} promised"
-        )
-        yield Violation("MessagesDiffer", message, sender)
+        shown = f"{seen[kind]} {name} from rank {sender} to rank {receiver}"
+        yield _differs(shown, wanted[kind], sender)
 
 
 def _was_refused(sent: SentMessage) -> bool:
@@ -152,12 +149,7 @@ def _tries(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         times, tries = wanted[name, rank], seen[name, rank]
         differs = not tries - unsent[name, rank] <= times <= tries
         if differs and rank not in prediction.may_exit_early:
-            verb = "was" if times == 1 else "were"
-            message = (
-                f"the record shows {tries} {name} from rank {rank} with all tries, and {times} "
-                f"{verb} promised"
-            )
-            yield Violation("MessagesDiffer", message, rank)
+            yield _differs(f"{tries} {name} from rank {rank} with all tries", times, rank)
 
 
 def answers_differ(outcome: Outcome) -> Iterator[Violation]:
@@ -212,9 +204,12 @@ def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         least = wanted[kind] - unanswered[kind]
         if least <= raised[kind] and (is_open or raised[kind] <= wanted[kind]):
             continue
-        verb = "was" if wanted[kind] == 1 else "were"
-        message = (
-            f"the record shows {raised[kind]} EXCEPTION as the answer to a {name} of rank {sender} "
-            f"at rank {receiver}, and {wanted[kind] or 'none'} {verb} promised"
-        )
-        yield Violation("MessagesDiffer", message, receiver)
+        answer = f"EXCEPTION as the answer to a {name} of rank {sender} at rank {receiver}"
+        yield _differs(f"{raised[kind]} {answer}", wanted[kind], receiver)
+
+
+def _differs(shown: str, promised: int, rank: int) -> Violation:
+    """What the record shows of such messages, and how many of them were promised."""
+    verb = "was" if promised == 1 else "were"
+    message = f"the record shows {shown}, and {promised or 'none'} {verb} promised"
+    return Violation("MessagesDiffer", message, rank)

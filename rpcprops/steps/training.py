@@ -16,6 +16,7 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
+from rpcprops.steps.in_rank.options import KEYWORDS
 from rpcprops.steps.rrefs import ask_type
 
 if TYPE_CHECKING:
@@ -245,25 +246,6 @@ OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
     "Adamax": ("betas", "weight_decay", "maximize"),
     "NAdam": ("betas", "momentum_decay", "weight_decay"),
     "Rprop": ("etas", "maximize"),
-}
-#: The keywords that an option stands for, as ranks give them. With these betas AMSGrad keeps a
-#: larger second moment from the second step on. A float32 holds these factors of Rprop exactly, so
-#: the finding rounded-rprop-factor changes nothing there.
-KEYWORDS: Mapping[str, Mapping[str, Any]] = {
-    "momentum": {"momentum": 0.5},
-    "nesterov": {"momentum": 0.5, "nesterov": True},
-    "dampening": {"momentum": 0.5, "dampening": 0.25},
-    "weight_decay": {"weight_decay": 0.125},
-    "maximize": {"maximize": True},
-    "betas": {"betas": (0.5, 0.75)},
-    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
-    "lr_decay": {"lr_decay": 0.5},
-    "initial_accumulator_value": {"initial_accumulator_value": 2.0},
-    "rho": {"rho": 0.5},
-    "alpha": {"alpha": 0.5},
-    "centered": {"centered": True},
-    "momentum_decay": {"momentum_decay": 0.5},
-    "etas": {"etas": (0.5, 1.5)},
 }
 
 

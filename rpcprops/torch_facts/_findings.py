@@ -40,6 +40,8 @@ class Finding:
         logs: the kind of its ErrorInLog; empty if it shows in no log.
         leak_logs: what the log of the leaking rank must show before the finding explains the leak;
             empty if it explains every RRefLeak.
+        changes_answers: why a request may be answered by an EXCEPTION where torch promises a
+            value, or the other way round; empty if it does not change that.
         fixed_in: the first release of torch that keeps the promise, empty where none does.
         fixed_by: the change that mended it.
         not_drawn: why no drawn program meets it, not even one drawn as if torch had mended it;
@@ -54,6 +56,7 @@ class Finding:
     says: ErrorWords = ""
     logs: LogWords = ""
     leak_logs: LeakLogWords = ""
+    changes_answers: str = ""
     fixed_in: str = ""
     fixed_by: str = ""
     not_drawn: str = ""
@@ -207,6 +210,7 @@ _ALL = (
             "current_context_id_ is thread_local"
         ),
         shows_as=frozenset({"WrongGradient", "RankHung"}),
+        changes_answers="A backward pass may do without the gradient, or fail for want of it.",
     ),
     Finding(
         name="failed-backward-revisits-rank",
@@ -222,6 +226,7 @@ _ALL = (
             "already running"
         ),
         shows_as=frozenset({"ContextLeak", "CallLeak"}),
+        changes_answers="A gradient is answered before it is used.",
     ),
     Finding(
         name="context-after-cleanup",
@@ -303,6 +308,7 @@ _ALL = (
         ),
         shows_as=frozenset({"ErrorInLog", "RankHung"}),
         logs="owner_assertion",
+        changes_answers="The creation that fails the assertion is answered by that error.",
     ),
     Finding(
         name="garbled-exception-text",
@@ -334,6 +340,7 @@ _ALL = (
             "RequestCallbackImpl::runPythonFunction takes the value of the inner future"
         ),
         shows_as=frozenset({"MissingError"}),
+        changes_answers="The exception of the future travels as a value.",
     ),
     Finding(
         name="unpicklable-after-rref",
@@ -377,6 +384,7 @@ _ALL = (
             "tryToInferType (torch/csrc/jit/python/pybind_utils.h)"
         ),
         shows_as=frozenset({"WrongValue", "UnexpectedError"}),
+        changes_answers="What the owner cannot write is answered by that error.",
     ),
     Finding(
         name="attribute-error-as-value",
@@ -437,6 +445,7 @@ _ALL = (
         ),
         shows_as=frozenset({"UnexpectedError"}),
         says="timeout",
+        changes_answers="A fork request without a payload cannot be read.",
     ),
     Finding(
         name="profiled-events-lost",
@@ -602,6 +611,7 @@ _ALL = (
         ),
         says="stopped",
         logs="waited",
+        changes_answers="The receiver raises while it reads the request.",
     ),
     Finding(
         name="fetch-after-delete",

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import judge, predict_for, set_apart
 from rpcprops.programs import Program, Train
-from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import run
-from rpcprops.steps.training import KEYWORDS, OPTIONS, Optimizer
+from rpcprops.steps.in_rank.options import KEYWORDS
+from rpcprops.steps.training import OPTIONS, Optimizer
 from rpcprops.strategies import programs
 from tests._draws import draws
 
 
-def keywords() -> dict[str, dict[str, Any]]:
-    from rpcprops.steps.in_rank.training import KEYWORDS
-
-    return KEYWORDS
-
-
-def test_both_tables_list_the_same_options(rpc_cluster: ClusterFactory) -> None:
-    """Ranks give what the oracle calculates with, and no option is left over."""
-    with rpc_cluster(world_size=1, init=False) as cluster:
-        assert cluster.on(0).call(keywords) == KEYWORDS
+def test_every_keyword_is_an_option() -> None:
+    """No option lacks its keywords, and none is left over."""
     assert {option for options in OPTIONS.values() for option in options} == set(KEYWORDS)
 
 

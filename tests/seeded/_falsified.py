@@ -67,6 +67,7 @@ from rpcprops.programs import (
 from rpcprops.steps.life import FAILING, Work
 from rpcprops.steps.run_out import RunOut, run_out
 from rpcprops.steps.values import SORTS
+from rpcprops.torch_facts import FINDINGS
 from tests.seeded._corpus import World
 from tests.seeded._ideal import (
     CONTEXT_LEAK,
@@ -2130,8 +2131,9 @@ def _answers_otherwise(is_error: bool, other: str) -> Defect:
 
     def falsify(world: World) -> Falsified:
         record = {sent.id: sent for sent in _record(world)}
-        # Of a program that meets a finding the classes of answers are not compared.
-        compared = world.prediction.certain and not world.prediction.known_bugs
+        # Where a finding changes what an answer is, the classes of answers are not compared.
+        met = [FINDINGS[name] for name in world.prediction.known_bugs]
+        compared = world.prediction.certain and not any(one.changes_answers for one in met)
         pairs = _answered(world) if compared else []
         whole = {**record, **{sent.id: sent for sent, _ in pairs}}
         seen = set[Any]()

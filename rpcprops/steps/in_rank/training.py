@@ -12,30 +12,12 @@ from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
 from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
+from rpcprops.steps.in_rank.options import KEYWORDS
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_slowly
 
 #: With this rate, a step of the optimizer halves a parameter whose loss is its square.
 LEARNING_RATE = 0.25
-
-
-#: The keywords that an optimizer is given besides its rate, by the name of the option.
-KEYWORDS: dict[str, dict[str, Any]] = {
-    "momentum": {"momentum": 0.5},
-    "nesterov": {"momentum": 0.5, "nesterov": True},
-    "dampening": {"momentum": 0.5, "dampening": 0.25},
-    "weight_decay": {"weight_decay": 0.125},
-    "maximize": {"maximize": True},
-    "betas": {"betas": (0.5, 0.75)},
-    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
-    "lr_decay": {"lr_decay": 0.5},
-    "initial_accumulator_value": {"initial_accumulator_value": 2.0},
-    "rho": {"rho": 0.5},
-    "alpha": {"alpha": 0.5},
-    "centered": {"centered": True},
-    "momentum_decay": {"momentum_decay": 0.5},
-    "etas": {"etas": (0.5, 1.5)},
-}
 
 
 class PlainSGD(torch.optim.SGD):
