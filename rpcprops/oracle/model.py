@@ -352,7 +352,7 @@ class Model:
         else:
             # One may wait for all of those that are not only announcements.
             asked = [s for s in (own, *others) if self._holds_up(s)]
-            runs = step.lasts + takes if own.delivered else 0.0
+            runs = step.lasts + takes if own.delivered and asked else 0.0
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
         self.must_be_in_time(step, waits)
 
@@ -519,6 +519,12 @@ class Model:
         if message in self.plan.table(rank).failing and MessageType(message).is_retryable:
             says = r" failed \d+ sends, the message"
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
+
+    def counts_otherwise(self, finding: str, rank: int, call: str) -> None:
+        """The same for a finding by which a function runs more or less often at `rank`."""
+        if self.facts.has_bug(finding):
+            says = rf"^{re.escape(call)} ran \d+ times "
+            self.met.add(Met(finding, rank, None, says, ("NotRunOnce",)))
 
     def _meets_kept_at_end(self, *, settles: bool, graceful: bool, at_once: bool) -> None:
         """Note what the ranks that keep something hold at the end of the run.

@@ -277,7 +277,7 @@ class Graph(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
         model.must_be_in_time(self, self.lasts)
-        self._meet_outside(model, tape)
+        self._meet_outside(model, tape, call)
         hooks, gradients = self._backward(tape, model, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
@@ -294,11 +294,12 @@ class Graph(Step):
         self._in_context(tape, model, call, self.name)
         return model.shows(expected)
 
-    def _meet_outside(self, model: Model, tape: _Tape) -> None:
+    def _meet_outside(self, model: Model, tape: _Tape, call: str) -> None:
         """Note what a torch does wrong whose asynchronous proxies leave the context.
 
         The call is a plain one, so its answer has no gradient. A pass may then miss what was sent,
-        and waits for that for ever (dist_engine.cpp: DistEngine::computeDependencies).
+        and waits for that for ever (dist_engine.cpp: DistEngine::computeDependencies). Without a
+        gradient no hook runs.
         """
         outside = {
             number: rank
@@ -308,7 +309,10 @@ class Graph(Step):
         if not outside:
             return
         model.meets_here(_OUTSIDE, self.at)
-        if any(self.operations[number - len(self.inputs)][0] == "inplace" for number in outside):
+        changes = any(
+            self.operations[number - len(self.inputs)][0] == "inplace" for number in outside
+        )
+        if changes:
             # What comes outside of the context is a leaf there, which autograd lets nobody change.
             says = f"^expected no error, got .*{re.escape(model.facts.texts.remote)}"
             model.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
@@ -319,8 +323,15 @@ class Graph(Step):
             for answer in (_OF_CONTEXTS[1], MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ):
                 model.sends_otherwise(_OUTSIDE, rank, self.at, answer)
         sent = self._sent(tape) - {*outside}
-        if any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards):
+        waits = any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards)
+        if waits:
             model.never_ends(_OUTSIDE)
+        for roots in self.backwards:
+            kept = self._reached(roots, tape, {*outside}) - {*outside}
+            lost = self._reached(roots, tape) - (set() if changes or waits else kept)
+            hooked = {self._hooked_at(number, model.world_size) for number in lost}
+            for rank in hooked - {None}:
+                model.counts_otherwise(_OUTSIDE, rank, f"{call}/hook")
 
     def _backward(
         self, tape: _Tape, model: Model, call: str

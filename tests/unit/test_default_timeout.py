@@ -16,6 +16,7 @@ from rpcprops.programs import (
     Context,
     Count,
     Default,
+    Drop,
     Fetch,
     Nest,
     Program,
@@ -93,6 +94,12 @@ def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UsageError, match="its messages may take 70 s"):
         _errors((Context(0, "x", (1,)),), 100.0, cleanups)
     assert _errors((Count(0, 1), Context(0, "x", (1,))), 60.0) == ["", ""]
+
+
+def test_a_drop_waits_for_no_value() -> None:
+    """Nobody waits for the answer to a delete, so no default timeout can come."""
+    slow = Remote(0, 1, "a", timeout=640.0, seconds=12.0)
+    assert _errors((slow, Drop(0, "a", "scope")), 65.0) == ["", ""]
 
 
 def test_calls_that_time_out_have_run() -> None:

@@ -1219,3 +1219,22 @@ def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits
     leaf = replace(lost, operations=(sent, changes), backwards=((2,),))
     assert explained(Program(2, (leaf,)), FaultPlan(), refused) == names
     assert explained(Program(2, (waits,)), FaultPlan(), refused) == ()
+
+
+def test_without_a_gradient_no_hook_runs() -> None:
+    """The finding explains that at the ranks of these hooks, and nowhere else."""
+    proxy: Any = ("add", (0, 0), 1, "proxy async")
+    here: Any = ("add", (0, 0), 0, "")
+    lost = Graph(0, "x", ((0, "hooked"),), (proxy,), ((1,),))
+    silent = Violation("NotRunOnce", "step0/hook ran 0 times on worker0, expected 1", 0)
+    names = ("async-proxy-leaves-context",)
+    assert explained(Program(2, (lost,)), FaultPlan(), silent) == names
+    # Its gradient comes by the other operation all the same.
+    both = replace(lost, operations=(proxy, here, ("add", (1, 2), 0, "")), backwards=((3,),))
+    assert explained(Program(2, (both,)), FaultPlan(), silent) == ()
+    elsewhere = Violation("NotRunOnce", "step0/hook ran 0 times on worker1, expected 1", 1)
+    assert explained(Program(2, (lost,)), FaultPlan(), elsewhere) == ()
+    there: Any = ("hook", (0,), 1, "proxy async")
+    assert explained(Program(2, (replace(lost, operations=(there,)),)), FaultPlan(), elsewhere) == (
+        names
+    )
