@@ -56,6 +56,9 @@ def judge(
     """
     faults = FaultPlan.of(plan)
     _check(program, outcome, facts)
+    if not isinstance(aside, Container) or isinstance(aside, str | bytes):
+        msg = f"{argument('aside', aside)} must hold the numbers of steps, such as {{0, 2}}."
+        raise UsageError(msg)
     facts = facts or facts_of(outcome.torch_version)
     found = [*_phases(outcome), *_deaths(outcome)]
     if program is None:

@@ -244,8 +244,12 @@ def _counted_refusal(_: int) -> Case:
 
 
 def _gathered_apart(_: int) -> Case:
-    """Rank 1 leaves gracefully, without rank 0, which has left at once; then both come back."""
-    return _case(2, Rejoin(1, alone=0))
+    """Rank 1 leaves gracefully, without rank 0, which has left at once; then both come back.
+
+    They leave in a step and not in the shutdown that ends a run, because a step that hangs is seen
+    after seconds, and a shutdown may take minutes.
+    """
+    return _case(2, Rejoin(1, alone=0), Rejoin(1))
 
 
 def _no_thread(number: int) -> Case:
