@@ -16,6 +16,7 @@ from rpcprops.programs import (
     Context,
     Count,
     Default,
+    Drop,
     Fetch,
     Nest,
     Program,
@@ -73,6 +74,12 @@ def test_a_delay_outlasts_it() -> None:
     steps = (Call(0, 1), Call(0, 1, timeout=200.0), Remote(0, 1, "a"), Through(0, "a"), Count(0, 1))
     assert _errors(steps, 60.0, LATE) == ["timeout", "", "", "timeout", "timeout"]
     assert _errors((Nest(0, 1, 2, "a"),), 60.0, LATE) == ["timeout"]
+
+
+def test_a_delete_does_not_wait_for_a_value() -> None:
+    """Its owner answers it at once, also while the function runs that is to make the value."""
+    slow = Remote(0, 1, "a", seconds=12.0, timeout=3.0)
+    assert _errors((slow, Drop(0, "a")), 65.0) == ["", ""]
 
 
 def test_what_is_not_known_is_refused() -> None:
