@@ -48,8 +48,10 @@ from rpcprops.torch_facts import installed
 UNDER_FAULTS = ("drawn-within-budget", "drawn-lost-calls", "drawn-beyond-budget")
 #: The property under faults of single messages, which takes part where the agent can inject them.
 UNDER_MESSAGE_FAULTS = "drawn-message-faults"
-#: The property of dynamic groups, which takes part in a hunt for what is known.
+#: The property of dynamic groups, which no fault can reach.
 GROUPS = "drawn-groups"
+#: The properties whose programs have no fault.
+FAULTLESS = (WITHOUT_FAULTS.name, GROUPS)
 TRANSPORTS: tuple[Literal["tcp", "shm"], ...] = ("tcp", "shm")
 #: What to do about a file that is not of a hunt: to go on with it, or to show it.
 _REMEDY = "name a file that rpcprops hunt has written, or a new one to hunt in"
@@ -144,17 +146,11 @@ def hunted(*, known: bool = False, agent: str = "") -> Mapping[str, Property]:
             them all. What its runs show is judged by what is known of the torch that ran.
     """
     drawn = drawn_properties(installed().as_if_mended() if known else None)
-    names = (*without_faults(known=known), *under_faults(agent))
-    return {name: drawn[name] for name in names}
-
-
-def without_faults(*, known: bool = False) -> tuple[str, ...]:
-    """Those of them whose programs have no fault."""
-    return (WITHOUT_FAULTS.name, GROUPS) if known else (WITHOUT_FAULTS.name,)
+    return {name: drawn[name] for name in (*FAULTLESS, *under_faults(agent))}
 
 
 def under_faults(agent: str = "") -> tuple[str, ...]:
-    """Those of them whose programs run under faults, for an agent as a batch names it."""
+    """The properties whose programs run under faults, for an agent as a batch names it."""
     return (*UNDER_FAULTS, UNDER_MESSAGE_FAULTS) if agent == WIRE else UNDER_FAULTS
 
 
@@ -396,7 +392,7 @@ class Hunt:
         those that are `under_way`. Of the properties with faults each has its turn.
         """
         alone, all_ = self._expected(under_way)
-        names = self._without_faults if share and alone <= share * all_ else self._under_faults
+        names = FAULTLESS if share and alone <= share * all_ else self._under_faults
         done = {(b.property, b.seed, b.transport) for b in self.batches}
         done |= {order.key for order in under_way}
         turns = _in_turn(names)
@@ -409,16 +405,12 @@ class Hunt:
         )
 
     @property
-    def _without_faults(self) -> tuple[str, ...]:
-        return without_faults(known=self.known)
-
-    @property
     def _under_faults(self) -> tuple[str, ...]:
         return under_faults(self.agent)
 
     def _expected(self, under_way: Collection[Order]) -> tuple[int, int]:
         """The examples without faults, and all, once what is under way has been run."""
-        alone = sum(order.draws for order in under_way if order.property in self._without_faults)
+        alone = sum(order.draws for order in under_way if order.property in FAULTLESS)
         return (
             self.without_faults + alone,
             self.examples + sum(order.draws for order in under_way),
@@ -436,7 +428,7 @@ class Hunt:
         """
         so_far, all_ = self._expected(under_way)
         alone = max(0, math.ceil(share * examples) - so_far)
-        if name in self._without_faults:
+        if name in FAULTLESS:
             return alone
         return max(0, examples - all_ - alone)
 
@@ -457,8 +449,7 @@ class Hunt:
             return None
         name, seed, transport = self.next_batch(share, under_way)
         # So that each process gets some of a short hunt, and each property does.
-        alone, others = self._without_faults, self._under_faults
-        parts = max(jobs, len(_in_turn(alone if name in alone else others)))
+        parts = max(jobs, len(_in_turn(FAULTLESS if name in FAULTLESS else self._under_faults)))
         most = math.ceil(batch_size * _SHARE_OF_GROUPS) if name == GROUPS else batch_size
         missing = math.ceil(self.missing(name, examples, share, under_way) / parts)
         least = min(_LEAST_DRAWS, max(_LEAST_OF_ALL, examples // _LEAST_SHARE))
@@ -637,7 +628,7 @@ def summary(hunt: Hunt) -> dict[str, Any]:
     """The hunt as JSON data."""
     times = hunt.total("accepted_times")
     by_property: dict[str, int] = {}
-    for name in (*without_faults(known=hunt.known), *under_faults(hunt.agent)):
+    for name in (*FAULTLESS, *under_faults(hunt.agent)):
         found = {(b.transport, c) for b in hunt.batches if b.property == name for c in b.cases}
         by_property[name] = len(found)
     return {

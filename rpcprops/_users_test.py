@@ -285,7 +285,12 @@ def _clock_of(artefact: Artefact) -> str:
 
 
 def _agent_of(artefact: Artefact) -> str:
-    """The agent of all clusters of a test; empty if some had torch's, so that the test chooses."""
+    """The agent of clusters of a test that name none, as far as the artefact says it.
+
+    Older ones say which agents its clusters had. Where some had torch's, the test chooses.
+    """
+    if artefact.chosen_agent:
+        return artefact.chosen_agent
     agents = {outcome.agent for outcome in artefact.outcomes}
     return agents.pop() if len(agents) == 1 else ""
 

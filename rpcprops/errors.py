@@ -17,6 +17,8 @@ that is no :class:`Exception`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class RpcPropsError(Exception):
     """Base of everything that rpcprops raises of its own."""
@@ -153,6 +155,12 @@ def note_own(error: BaseException, own: HarnessError) -> None:
     note = f"rpcprops itself is at fault too, please report it: {own}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
+
+
+def note_shown(own: HarnessError, what: Iterable[object]) -> None:
+    """Say in notes of an error of ours what was shown besides, so that it hides nothing."""
+    for one in what:
+        own.add_note(f"Before rpcprops failed, this was shown, and may be right: {one}")
 
 
 def is_promise(name: str) -> bool:

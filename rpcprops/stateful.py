@@ -35,7 +35,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rpcprops import runner as runners
 from rpcprops.cluster import Cluster
-from rpcprops.cluster.options import ClockChoice, Transport
+from rpcprops.cluster.options import A_DAY, ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import HarnessError, UsageError, note_own
 from rpcprops.faults import FaultPlan, FaultTable
@@ -62,6 +62,11 @@ from rpcprops.torch_facts import facts_of
 _ALWAYS = ("RankDied", "RankHung")
 
 
+def _is_of_a_step(violation: Violation) -> bool:
+    """Whether a violation is of a step, or breaks a promise that holds at any time."""
+    return violation.step is not None or violation.promise in _ALWAYS
+
+
 class ClusterMachine(RuleBasedStateMachine):
     """Steps of programs as rules over one live cluster; subclass it, and add rules of your own.
 
@@ -75,6 +80,9 @@ class ClusterMachine(RuleBasedStateMachine):
         transport: "tcp" or "shm".
         agent: the RPC agent of the ranks, by its name in :mod:`rpcprops.agents`, such as "wire";
             None is the server's.
+        rpc_timeout: the timeout of all that the ranks send and for which no step names one, in
+            virtual seconds: of what your own rules send, too. None: a day, which nothing reaches.
+            A message that a fault loses is noticed only by a timeout.
         kinds: the kinds of step that are rules, by their ``op``, "parallel" among them; None: all.
     """
 
@@ -83,6 +91,7 @@ class ClusterMachine(RuleBasedStateMachine):
     clock: ClassVar[ClockChoice | None] = None
     transport: ClassVar[Transport] = "tcp"
     agent: ClassVar[str | None] = None
+    rpc_timeout: ClassVar[float | None] = None
     kinds: ClassVar[Iterable[str] | None] = None
 
     _asked: ClassVar[tuple[str, ...]] = checked_kinds(None, parallel=True)
@@ -102,6 +111,7 @@ class ClusterMachine(RuleBasedStateMachine):
         cls._confirmed, cls._doubted, cls._unasked, cls._written = set(), set(), {}, None
         cls._shown, cls._kept = set(), None
         cls._asked = checked_kinds(cls.kinds, parallel=True)
+        Program(1, (), rpc_timeout=cls.rpc_timeout)  # checks it
         for kind in cls._asked:
             if not hasattr(cls, f"step_{kind}"):
                 # A kind that is not drawn by default.
@@ -134,7 +144,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def program(self) -> Program:
         """The steps that have run so far."""
         steps = () if self._drawer is None else tuple(self._drawer.steps)
-        return Program(self.world_size, steps, type(self).__name__)
+        return Program(self.world_size, steps, type(self).__name__, rpc_timeout=self.rpc_timeout)
 
     def held(self) -> Sequence[Counters]:
         """What your own rules hold now, by rank; nothing by default."""
@@ -161,13 +171,19 @@ class ClusterMachine(RuleBasedStateMachine):
         self._drawer = StepDrawer(
             _no_draw, self.world_size, kinds=self._asked, plan=self._plan, gives_up=False
         )
+        clock = self.clock
+        if self.rpc_timeout is not None:
+            # What is drawn does not let it come where no step and no fault asks for it.
+            self._drawer.rpc_timeout = self.rpc_timeout
+            clock = self._runner.rate_of(self.program, clock)
         self._cluster = self._runner.server.make_cluster(
             type(self).__module__,
             *modules_of(STEP_TYPES[kind] for kind in self._asked),
             world_size=self.world_size,
             faults=self._plan,
-            clock=self.clock,
+            clock=clock,
             transport=self.transport,
+            rpc_timeout=A_DAY if self.rpc_timeout is None else self.rpc_timeout,
             shutdown_faults=True,
             agent=self._runner.server.agent if self.agent is None else self.agent,
         )
@@ -224,7 +240,7 @@ class ClusterMachine(RuleBasedStateMachine):
         # The user's own calls also fail, and hold things that the program does not know; nor does
         # it know their messages, where the agent records them.
         outcome = replace(outcome, messages=())
-        judged = judge(replace(self.program, settles=False), self._plan, outcome)
+        judged = self._judged_unsettled(self.program, outcome)
         # It has settled all the same, so no call of the program may be missing.
         settled = judge(self.program, self._plan, outcome)
         return judged + tuple(v for v in settled if v.promise == "NotRunOnce" and v not in judged)
@@ -274,13 +290,20 @@ class ClusterMachine(RuleBasedStateMachine):
         outcome = self._outcome()
         # What remains after the last step, how often calls ran and which messages there were is
         # judged at the end.
-        found = [
-            violation
-            for violation in judge(replace(program, settles=False), self._plan, outcome)
-            if violation.step is not None or violation.promise in _ALWAYS
-        ]
+        found = tuple(filter(_is_of_a_step, self._judged_unsettled(program, outcome)))
         if found:
-            self._broken(tuple(found))
+            self._broken(found)
+
+    def _judged_unsettled(self, program: Program, outcome: Outcome) -> tuple[Violation, ...]:
+        """What a run breaks, apart from what only a settle after the last step shows.
+
+        Under a fault that loses a message, no program is predicted that does not settle: its
+        shutdown could come before the timeout.
+        """
+        try:
+            return judge(replace(program, settles=False), self._plan, outcome)
+        except UsageError:
+            return tuple(filter(_is_of_a_step, judge(program, self._plan, outcome)))
 
     def _predicted(self, program: Program) -> Prediction:
         return predict(program, self._plan, facts_of(self._running().torch_version))
@@ -288,15 +311,18 @@ class ClusterMachine(RuleBasedStateMachine):
     def _predicted_or_rejected(self, program: Program, *, is_drawn: bool) -> Prediction:
         """The prediction. What the oracle refuses under message faults ends the run, if drawn.
 
+        So does what it refuses because a timeout of the machine's may come.
+
         Raises:
             UsageError: it refuses what was not drawn.
         """
         try:
             return self._predicted(program)
         except UsageError:
-            if not (is_drawn and self._plan.others):
+            limited = bool(program.steps) and self.rpc_timeout is not None
+            if not (is_drawn and (self._plan.others or limited)):
                 raise
-            event("the run ended at what is not predicted under its message faults")
+            event("the run ended at what is not predicted under its message faults or timeout")
             reject()
 
     def _outcome(self) -> Outcome:

@@ -133,6 +133,8 @@ class _Rank:
         self.store = f"file:///proc/self/fd/{store_fd}"
         self.adoption: Adoption | None = None
         self.delays = sorted(set(spec.plan.table(rank).delaying.values()))
+        #: The delays before the shutdown by message type, and by length, once it has begun.
+        self.delayed_before: tuple[dict[str, int], dict[int, int] | None] | None = None
         #: What this rank was when it had joined, if it may stay for another program.
         self.newness: _anew.Newness | None = None
         self.fixture = fixture.RankFixture(
@@ -456,8 +458,15 @@ class _Rank:
         return code
 
     def begin_to_leave(self) -> None:
-        """Tell the agent that the shutdown begins, if faults act on what that sends."""
+        """Tell the agent that the shutdown begins, if faults act on what that sends.
+
+        Of the delays from here on none is predicted, so this rank goes on to say what it had
+        counted before, also where the shutdown hangs. The record of messages may have more: the
+        agent marks what it is given after the count is read.
+        """
         if self.spec.shutdown_faults:
+            counted = self.injection.counts()
+            self.delayed_before = (counted.delayed if counted else {}, self.held_up())
             self.injection.leave()
 
     # A world that is used again.
@@ -506,6 +515,7 @@ class _Rank:
         table = plan.table(self.rank)
         self.spec = replace(self.spec, plan=plan)
         self.delays = sorted(set(table.delaying.values()))
+        self.delayed_before = None
         self.fixture.fault_table = table
         self.fixture.further_options = self.further_options(self.rank)
         given = self.fixture.agent.arguments(table)
@@ -554,19 +564,25 @@ class _Rank:
 
     def seen(self) -> dict[str, Any]:
         """As :meth:`look`, where garbage was collected a moment ago."""
-        seen: dict[str, Any] = {
+        counted, delays = self.injection.counts(), self.held_up()
+        if self.delayed_before is not None:
+            delayed, delays = self.delayed_before
+            counted = counted and counted._replace(delayed=delayed)
+        return {
             "counters": read_counters(self.keys),
             "calls": dict(state.ran),
-            "sends": self.injection.counts(),
+            "sends": counted,
             "struck": self.injection.struck(),
             "timeout": self.timeouts.look(),
-            "late": 0.0,
-            "delays": None,
+            "late": clock.lateness().maximum if clock.loaded() else 0.0,
+            "delays": delays,
         }
-        if clock.loaded():
-            seen["late"] = clock.lateness().maximum
-            seen["delays"] = dict(zip(self.delays, clock.sleep_counts(), strict=False))
-        return seen
+
+    def held_up(self) -> dict[int, int] | None:
+        """The sends that were held up by the table, by milliseconds; None if nothing counts it."""
+        if not clock.loaded():
+            return None
+        return dict(zip(self.delays, clock.sleep_counts(), strict=False))
 
 
 class _Interrupts:

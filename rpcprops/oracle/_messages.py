@@ -501,7 +501,7 @@ class Disturbances:
             raise refused(fault, f"it acts on a message that {step!r} sends on the way")
         if fate == "twice":
             _check_twice(fault, step, message)
-        elif getattr(step, "raises", False) or getattr(step, "seconds", 0.0):
+        elif fate != "lost" and (getattr(step, "raises", False) or getattr(step, "seconds", 0.0)):
             raise refused(fault, f"{step!r} raises, or takes time of its own")
         if fate == "late":
             _check_late(fault, step)

@@ -352,6 +352,8 @@ class Model:
         else:
             # One may wait for all of those that are not only announcements.
             asked = [s for s in (own, *others) if self._holds_up(s)]
+            # A delete is answered at once, whatever still runs for its value
+            # (request_callback_no_python.cpp: RequestCallbackNoPython::processRRefUserDelete).
             runs = step.lasts + takes if own.delivered and asked else 0.0
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
         self.must_be_in_time(step, waits)

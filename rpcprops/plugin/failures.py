@@ -161,6 +161,7 @@ def failure_lines(
         repeats=tuple(record.repeats),
         reproduction=smallest.reproduction,
         rootdir=str(item.config.rootpath),
+        chosen_agent=session.server.agent,
     )
     path = artefacts.write_or_say(artefact, item.config.rootpath / artefacts.DIRECTORY)
     if not isinstance(path, Unwritten):

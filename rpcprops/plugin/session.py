@@ -43,7 +43,7 @@ class Session:
         )
         runners.use_server(self.server)
         self.limits = Limits(self.server)
-        self.in_flight = InFlight(config.rootpath, "pytest")
+        self.in_flight = InFlight(config.rootpath, "pytest", self.server.agent)
         #: The process that controls this one, if this is an xdist worker that is not watched yet.
         self._controller = os.getppid() if self._is_worker else None
         self.server.on_start = self._on_start

@@ -4,7 +4,7 @@
 ``tests/properties`` both go through these two.
 """
 
-from rpcprops.properties._base import Case, Observation, Property, observe
+from rpcprops.properties._base import Case, Observation, Property, accounted, observe
 from rpcprops.properties._catalogue import (
     PROPERTIES,
     WITHOUT_FAULTS,
@@ -32,6 +32,7 @@ __all__ = [
     "Observation",
     "Property",
     "Repeats",
+    "accounted",
     "broken_promise",
     "drawn_properties",
     "examine",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -11,6 +11,7 @@ from hypothesis.strategies import SearchStrategy
 
 from rpcprops._kinds import Kind, kind_of
 from rpcprops._replay import OfRanks
+from rpcprops.errors import HarnessError, note_shown
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import (
     Accepted,
@@ -77,7 +78,9 @@ def observe(
     outcome = kind.run(runner, case, anew=anew, **options)
     if not kind.is_predicted:
         violations = judge_unpredicted(case.program, case.plan, outcome)
-        return Observation(case, outcome, violations, account(None, case.plan, outcome))
+        return Observation(
+            case, outcome, violations, accounted(None, case.plan, outcome, violations)
+        )
     violations = judge(case.program, case.plan, outcome)
     explained_by: tuple[str, ...] = ()
     if violations and not with_findings:
@@ -86,10 +89,25 @@ def observe(
         case,
         outcome,
         violations,
-        account(case.program, case.plan, outcome),
+        accounted(case.program, case.plan, outcome, violations),
         explained_by,
         accepted(case.program, case.plan, outcome),
     )
+
+
+def accounted(
+    program: Program | None, plan: FaultPlan, outcome: Outcome, violations: Sequence[Violation]
+) -> tuple[FaultCount, ...]:
+    """The faults of a run that broke these promises, as :func:`rpcprops.oracle.account` has them.
+
+    Raises:
+        HarnessError: as there; its notes have the violations.
+    """
+    try:
+        return account(program, plan, outcome)
+    except HarnessError as own:
+        note_shown(own, violations)
+        raise
 
 
 def _set_apart(

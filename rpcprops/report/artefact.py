@@ -71,6 +71,8 @@ class Artefact:
         underway: no failure was seen: the example was running when its process ended. Then there is
             no promise.
         may_be_used: whether the ranks of what was under way may have run other programs before.
+        chosen_agent: of a test, the agent of its clusters that name none (``--rpc-agent``); of
+            another example under way, that of its ranks. Empty otherwise.
     """
 
     kind: str
@@ -88,6 +90,7 @@ class Artefact:
     world_sizes: tuple[int, ...] = ()
     underway: bool = False
     may_be_used: bool = False
+    chosen_agent: str = ""
     outcomes: tuple[Outcome, ...] = ()
     head: tuple[str, ...] = ()
     after: tuple[Earlier, ...] = ()
@@ -103,8 +106,9 @@ class Artefact:
 
     @property
     def agent(self) -> str | None:
-        """The RPC agent of its ranks; None if it is torch's faulty one."""
-        return next((outcome.agent for outcome in self.outcomes if outcome.agent), None)
+        """The RPC agent of its ranks; None if that is the default one, or not known."""
+        seen = next((outcome.agent for outcome in self.outcomes if outcome.agent), None)
+        return seen or (None if self.outcomes else self.chosen_agent or None)
 
     @property
     def fault_names(self) -> tuple[str, ...]:
@@ -228,6 +232,7 @@ def _hints() -> dict[str, Any]:
 
 def _convert(data: dict[str, Any]) -> Artefact:
     given = {"world_sizes": [], "underway": False, "may_be_used": False, **data}
+    given.setdefault("chosen_agent", "")
     hints = {name: hint for name, hint in _hints().items() if name != "after"}
     artefact = Artefact(
         **{name: from_json(given.get(name), hint) for name, hint in hints.items()},
@@ -261,7 +266,8 @@ def _check_sizes(artefact: Artefact) -> None:
     UsageError: a part is larger than any that we write, or is no text of Hypothesis's.
     """
     version, blob = artefact.reproduction or ("", "")
-    texts = {"subject": artefact.subject, "promise": artefact.promise, "rootdir": artefact.rootdir}
+    names = ("subject", "promise", "rootdir", "chosen_agent")
+    texts = {name: getattr(artefact, name) for name in names}
     for name, length, most in (
         *((name, len(text), _MOST_TEXT) for name, text in texts.items()),
         ("reproduction", max(len(version), len(blob)), _MOST_BLOB),

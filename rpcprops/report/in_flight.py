@@ -45,9 +45,11 @@ class InFlight:
     Args:
         root: the folder that holds ``.rpcprops``.
         kind: the tag of what runs here, as in an artefact; :meth:`begin` may name another.
+        agent: the agent of the clusters of tests that name none.
     """
 
-    def __init__(self, root: Path, kind: str = "program") -> None:
+    def __init__(self, root: Path, kind: str = "program", agent: str = "") -> None:
+        self._agent = agent
         self.kind = kind
         self.root = root
         pid = os.getpid()
@@ -104,6 +106,7 @@ class InFlight:
                 world_sizes=self._sizes,
                 underway=True,
                 may_be_used=cluster.may_reuse,
+                chosen_agent=self._agent if kind.by_pytest else cluster.options.agent,
             )
         )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from rpcprops.confirmation import Sight, confirm, confirmation_rates
+from rpcprops.errors import HarnessError, note_shown
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.properties import Examination, Failure, Property, Repeats, examine
 from rpcprops.runner import Runner
@@ -82,6 +83,7 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
 
     Raises:
         MachineCannot: no rate shows that it passes, and this machine cannot give real time.
+        HarnessError: a run shows nothing, by a bug of ours; its notes say what others showed.
     """
     if test.not_applicable:
         return UpstreamResult(test, "not_applicable", test.not_applicable)
@@ -96,7 +98,11 @@ def run_without_faults(ranks: UpstreamRanks, test: UpstreamTest) -> UpstreamResu
     # As for a new failure: the first rate is run too, and a pass ends the confirmation.
     rates = (fastest, *confirmation_rates(fastest))
     unseen = Sight(True, in_time=False)
-    said = confirm(fastest, unseen, run, rates=rates, passing_decides=True)
+    try:
+        said = confirm(fastest, unseen, run, rates=rates, passing_decides=True)
+    except HarnessError as own:
+        note_shown(own, map(_in_words, seen))
+        raise
     if said.cannot is not None:
         raise said.cannot
     last = seen[-1]
@@ -123,29 +129,39 @@ def run_under_faults(
     """Run a test that passes under drawn tables too, and add the result to its own.
 
     A failure is shrunk to the smallest plan and confirmed in real time, as for a property.
+
+    Raises:
+        HarnessError: a run shows nothing, by a bug of ours; its notes say what was shown without
+            faults, and what that run showed.
     """
-    test = plain.test
-    if test.no_faults or plain.verdict != "passed":
+    if plain.test.no_faults or plain.verdict != "passed":
         return
+    try:
+        plain.under_faults = _under_faults(ranks, runner, plain, examples, seed)
+    except HarnessError as own:
+        note_shown(own, [f"without faults, {_in_words(plain.last)}"] if plain.last else [])
+        raise
+    ranks.forget()
+
+
+def _under_faults(
+    ranks: UpstreamRanks, runner: Runner, plain: UpstreamResult, examples: int, seed: int | None
+) -> UnderFaults:
     sent = _sent(ranks, plain)
-    tables = _tables_for(test, sent)
+    tables = _tables_for(plain.test, sent)
     if tables is None:
-        plain.under_faults = UnderFaults("vacuous", sent, 0, 0, 0.0)
-        return
+        return UnderFaults("vacuous", sent, 0, 0, 0.0)
     seen = examine(
-        _property_of(ranks, test, tables),
+        _property_of(ranks, plain.test, tables),
         runner,
         max_examples=examples,
         seed=seed,
         transport=TRANSPORT,
         clock=plain.rate,
     )
-    ranks.forget()
     # No failure is documented here, so "known" is not one of its verdicts.
     verdict = cast("FaultsVerdict", seen.verdict)
-    plain.under_faults = UnderFaults(
-        verdict, sent, seen.examples, seen.faults_fired, seen.seconds, seen
-    )
+    return UnderFaults(verdict, sent, seen.examples, seen.faults_fired, seen.seconds, seen)
 
 
 def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
@@ -166,6 +182,12 @@ def failures_of(result: UpstreamResult) -> tuple[Failure, ...]:
     return (
         Failure(result.test.id, last.promise, case, last.violations, last.outcome, (), repeats),
     )
+
+
+def _in_words(seen: Seen) -> str:
+    """The verdict of a run, and why."""
+    why = f", {seen.promise}: {seen.reason}" if seen.promise else ""
+    return f"the test {seen.verdict} at rate {seen.rate:g}{why}"
 
 
 def _sent(ranks: UpstreamRanks, plain: UpstreamResult) -> tuple[MessageType, ...]:

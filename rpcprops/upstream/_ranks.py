@@ -18,10 +18,9 @@ from rpcprops.cluster.finder import UPSTREAM
 from rpcprops.confirmation import OWN_CODE_SLACK
 from rpcprops.errors import BrokenPromise, HarnessError, RankDied, UsageError
 from rpcprops.faults import FaultPlan
-from rpcprops.oracle import account
 from rpcprops.outcomes import Outcome, Violation
 from rpcprops.programs import Program
-from rpcprops.properties import Case, Observation
+from rpcprops.properties import Case, Observation, accounted
 from rpcprops.report.artefact import Artefact
 from rpcprops.runner import Runner
 from rpcprops.upstream import _entry
@@ -196,6 +195,7 @@ class UpstreamRanks:
 
         Raises:
             UsageError: the test asks for another agent.
+            HarnessError: see :func:`rpcprops.properties.accounted`.
         """
         chosen = self.agent if agent is None else agents.named(agent)
         if not isinstance(case, UpstreamCase):
@@ -211,7 +211,7 @@ class UpstreamRanks:
         if seen is None:
             seen = self.run(case.test, case.plan, rate, chosen)
             self._remembered.setdefault(key, seen)
-        faults = account(None, case.plan, seen.outcome)
+        faults = accounted(None, case.plan, seen.outcome, seen.violations)
         return Observation(case, seen.outcome, seen.violations, faults)
 
     def forget(self) -> None:

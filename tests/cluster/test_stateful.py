@@ -22,7 +22,7 @@ from rpcprops._replay import replay_program
 from rpcprops.agents.wire import ledger
 from rpcprops.errors import HarnessError, RRefLeak, UsageError, WrongValue
 from rpcprops.outcomes import Counters, Outcome, StepOutcome
-from rpcprops.programs import Bump, Own
+from rpcprops.programs import Bump, Own, Program
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.report.artefact import read
 from rpcprops.runner import Runner, default_runner
@@ -134,6 +134,49 @@ def test_a_machine_under_the_agent_wire(faults: Any) -> None:
     if faults is LATE:
         late = [outcome for outcome, shared in ran if shared]
         assert all(any(sent.done == "delay" for sent in one.messages) for one in late)
+
+
+def default_timeout() -> float:
+    """The timeout that a call has for which nothing names one, as torch says it."""
+    return float(rpc.get_rpc_timeout())  # type: ignore[attr-defined]
+
+
+#: Loses one of the first calls of rank 0.
+LOST = st.builds(
+    lambda n: FaultPlan(others=(MessageFault(0, "lose", "PYTHON_CALL", n=n),)), st.integers(1, 3)
+)
+
+
+@needs_wire
+def test_a_machine_with_a_default_timeout() -> None:
+    """What a fault loses ends by it, and rules of the user's have it too."""
+    ran: list[tuple[Program, Outcome]] = []
+
+    class Timed(ClusterMachine):
+        agent = "wire"
+        kinds = ("call", "count", "chain", "remote", "share", "settle")
+        rpc_timeout = 65.0
+        faults = LOST
+
+        @rule(go=st.integers(0, 9))
+        def look(self, go: int) -> None:
+            if go == 9:
+                assert self.cluster.on(1).call(default_timeout) == 65.0
+
+        def teardown(self) -> None:
+            super().teardown()
+            ran.append((self.program, self._outcome()))
+
+    run(Timed, examples=6, steps=8)
+    assert {program.rpc_timeout for program, _ in ran} == {65.0}
+    ended = {
+        type(leaf).__name__
+        for program, outcome in ran
+        for leaf, step in zip(program.leaves, outcome.steps, strict=False)
+        if step.error is not None and getattr(leaf, "timeout", None) is None
+    }
+    assert ended
+    assert all(outcome.clock_rate <= 65.0 / 0.75 for _, outcome in ran)
 
 
 @needs_wire
@@ -299,6 +342,8 @@ def test_a_broken_promise_is_shown_at_once_and_replays(
 
 def test_a_machine_that_is_set_up_wrongly_is_refused() -> None:
     """Names of steps are checked with the class, and a plan of another world in the first rule."""
+    with pytest.raises(UsageError, match="rpc_timeout='soon'"):
+        type("Wrong", (ClusterMachine,), {"rpc_timeout": "soon"})
     with pytest.raises(UsageError, match="'remotes', which is no step"):
         type("Wrong", (ClusterMachine,), {"kinds": ["remotes"]})
     with pytest.raises(UsageError, match="must be a collection"):

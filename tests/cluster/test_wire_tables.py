@@ -17,7 +17,7 @@ from torch.distributed import rpc
 from rpcprops import FaultPlan, FaultTable
 from rpcprops.agents.wire.wire import library
 from rpcprops.cluster import Cluster
-from rpcprops.errors import RankDied
+from rpcprops.errors import RankDied, RankHung
 from rpcprops.oracle import FaultCount, account, judge
 from rpcprops.programs import Drop, Fetch, Program, Remote, Share
 from rpcprops.pytest_plugin import ClusterFactory
@@ -64,6 +64,14 @@ def die_while_it_is_held_up() -> None:
     while not library().counts().get(CALL, (0, 0, 0))[2] and time.monotonic() < end:
         time.sleep(0.01)
     die()
+
+
+def sleep_for_ever() -> None:
+    time.sleep(1e9)
+
+
+def start_a_call_without_end() -> None:
+    rpc.rpc_async("worker1", sleep_for_ever)
 
 
 def counts(cluster: Cluster) -> list[FaultCount]:
@@ -164,3 +172,28 @@ def test_delays_of_a_programs_shutdown_do_not_count(
     late = [sent for sent in outcome.messages if sent.delayed_by_table and sent.type == CALL]
     assert late
     assert all("leaving" in sent.marks for sent in late)
+
+
+@pytest.mark.parametrize("agent", ["wire", "faulty_tensorpipe"])
+def test_delays_of_a_shutdown_that_hangs_do_not_count(
+    rpc_cluster: ClusterFactory, agent: str
+) -> None:
+    """What ranks say once they hang there is what they had counted before it, as in the record."""
+    table = FaultTable(messages_to_delay={CALL: 0.25})
+    cluster = rpc_cluster(
+        world_size=2,
+        agent=agent,
+        faults=table,
+        shutdown_faults=True,
+        leaks="allow",
+        deadline=1.0,
+    )
+    with pytest.raises(RankHung, match="does not shut down"), cluster:
+        cluster.on(0).call(start_a_call_without_end)
+    if agent == "wire":
+        late = [sent.marks for sent in cluster.outcome.messages if sent.delayed_by_table]
+        assert ["leaving" in marks for marks in late] == [False, True, True]
+    ranks = cluster.outcome.ranks
+    assert [rank.delayed_by_type for rank in ranks] == [{CALL: 1}, {}]
+    assert [rank.delayed_sends for rank in ranks] == [{250: 1}, {250: 0}]
+    assert [(one.rank, one.fired) for one in counts(cluster)] == [(0, 1)]

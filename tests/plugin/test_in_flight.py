@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests._wire import needs_wire
+
 CODE = """
 import time
 from pathlib import Path
@@ -52,6 +54,7 @@ def test_drawn(rpc_cluster, count):
 
 
 def test_program(rpc_cluster):
+    Path("agent").write_text(rpc_cluster.server.agent)
     program = programs.Program(2, (programs.Remote(0, 1, "a"), programs.Drop(0, "a")))
     rpcprops.run(program, FaultTable(["RREF_USER_DELETE"], 1))
     stop()
@@ -81,12 +84,12 @@ def _kill_while_running(project: Any, command: list[str], until: Callable[[], bo
         assert process.wait() == -signal.SIGKILL
 
 
-def _kill_a_test(project: Any, test: str) -> Path:
+def _kill_a_test(project: Any, test: str, *options: str) -> Path:
     """Kill a pytest in the middle of a test; the one file that it leaves under way."""
     ready = project.folder / "ready"
     ready.unlink(missing_ok=True)
     project.write(bug="STOPS = True; FAILS = False")
-    command = ["pytest", "-q", "-p", "no:cacheprovider", f"test_user.py::{test}"]
+    command = ["pytest", "-q", "-p", "no:cacheprovider", f"test_user.py::{test}", *options]
     _kill_while_running(project, command, ready.exists)
     project.write(bug="STOPS = False; FAILS = False")
     (left,) = (project.folder / ".rpcprops" / "underway").glob("*.json")
@@ -134,6 +137,20 @@ def test_a_program_under_way_is_kept(project: Any) -> None:
     data = json.loads(left.read_text(encoding="utf-8"))
     assert [step["op"] for step in data["program"]["steps"]] == ["remote", "drop"]
     assert data["plans"][0]["default"]["num_fail_sends"] == 1
+    left.unlink()
+
+
+@needs_wire
+def test_its_agent_is_kept(project: Any) -> None:
+    """An example that was under way with --rpc-agent is replayed on that agent."""
+    left = _kill_a_test(project, "test_program", "--rpc-agent=wire")
+    assert json.loads(left.read_text(encoding="utf-8"))["chosen_agent"] == "WIRE"
+    agent = project.folder / "agent"
+    agent.unlink()
+    path = str(left.relative_to(project.folder))
+    held = project.command("rpcprops", "replay", path, "--times", "1")
+    assert held.code == 0, held.out + held.err
+    assert agent.read_text(encoding="utf-8") == "WIRE"
     left.unlink()
 
 

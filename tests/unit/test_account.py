@@ -11,8 +11,16 @@ import pytest
 from rpcprops.errors import HarnessError
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import FaultCount, account, fired, fired_by_type
-from rpcprops.outcomes import ArmedFaults, Counters, Outcome, RankOutcome, SentMessage
+from rpcprops.outcomes import (
+    ArmedFaults,
+    Counters,
+    Outcome,
+    RankOutcome,
+    SentMessage,
+    Violation,
+)
 from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Share
+from rpcprops.properties import accounted
 from tests.seeded._ideal import ideal, with_step
 
 DELETE = "RREF_USER_DELETE"
@@ -388,6 +396,17 @@ def test_counts_that_contradict_the_record_are_an_error_of_ours(changes: dict[st
     outcome = recorded(failed(FORK), failed(FORK), late(FORK, 0.5))
     with pytest.raises(HarnessError, match=r"worker2 has counted [123] firings .* shows [12]\."):
         account(None, plan, with_rank_2(outcome, **changes))
+
+
+def test_such_an_error_says_what_the_run_broke() -> None:
+    """An error of ours must not hide that torch may be at fault as well."""
+    plan = at(2, FaultTable([FORK], 6))
+    outcome = with_rank_2(recorded(failed(FORK)), failed_by_type={FORK: 3})
+    broken = Violation("RRefLeak", "worker2 owns 1 RRef", 2)
+    with pytest.raises(HarnessError, match="worker2 has counted 3 firings") as caught:
+        accounted(None, plan, outcome, [broken])
+    (note,) = caught.value.__notes__
+    assert note.endswith("this was shown, and may be right: RRefLeak (rank 2): worker2 owns 1 RRef")
 
 
 def test_the_same_holds_for_a_part_of_a_run() -> None:

@@ -71,6 +71,7 @@ OF_A_TEST = Artefact(
     reproduction=("6.170.0", "AXicY2BkAAMAAB4ABA=="),
     rootdir="where/it/ran",
     versions={"hypothesis": "6.170.0"},
+    chosen_agent="WIRE",
 )
 
 

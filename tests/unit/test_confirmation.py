@@ -41,6 +41,7 @@ LATE, IN_TIME = 0.05, 0.002
 HUNG = Violation("RankHung", "worker1 hangs", timing_sensitive=True, slack=4.0)
 OTHER = Violation("RankDied", "worker1 died")
 CANNOT = MachineCannot("rate 40 cannot be had")
+OURS = HarnessError("the server has died")
 #: What a run does: it fails that late, holds (None), or raises.
 Answer = float | Exception | None
 COUNTS, UNCONFIRMED, UNDECIDED = "counts", "unconfirmed", "undecided"
@@ -660,6 +661,8 @@ def test_a_sweep(
         # Real time has not shown it, so it is no failure yet.
         ({50.0: IN_TIME, 5.0: IN_TIME, 1.0: CANNOT}, CANNOT, [50.0, 5.0]),
         ({50.0: CANNOT, 5.0: CANNOT, 1.0: CANNOT}, CANNOT, []),
+        # An error of ours ends it, and says what the runs before it showed.
+        ({50.0: IN_TIME, 5.0: OURS}, OURS, [50.0]),
     ],
 )
 def test_a_test_of_pytorchs(
@@ -676,13 +679,21 @@ def test_a_test_of_pytorchs(
         ran.append(rate)
         said = "passed" if answer is None else "failed"
         return SimpleNamespace(
-            verdict=said, reason="", rate=rate, seconds=0.0, processor_seconds=0.0
+            verdict=said,
+            promise="UpstreamTestFails" if said == "failed" else "",
+            reason="a traceback",
+            rate=rate,
+            seconds=0.0,
+            processor_seconds=0.0,
         )
 
     ranks: Any = SimpleNamespace(rate_of=lambda _: 50.0, run=run)
     if isinstance(verdict, Exception):
-        with pytest.raises(MachineCannot):
+        with pytest.raises(type(verdict)) as caught:
             run_without_faults(ranks, test)
+        if verdict is OURS:
+            (note,) = caught.value.__notes__
+            assert note.endswith("the test failed at rate 50, UpstreamTestFails: a traceback")
     else:
         result = run_without_faults(ranks, test)
         assert (result.verdict, result.rate) == (verdict, rates[-1])

@@ -76,6 +76,12 @@ def test_a_delay_outlasts_it() -> None:
     assert _errors((Nest(0, 1, 2, "a"),), 60.0, LATE) == ["timeout"]
 
 
+def test_a_delete_does_not_wait_for_a_value() -> None:
+    """Its owner answers it at once, also while the function runs that is to make the value."""
+    slow = Remote(0, 1, "a", seconds=12.0, timeout=3.0)
+    assert _errors((slow, Drop(0, "a")), 65.0) == ["", ""]
+
+
 def test_what_is_not_known_is_refused() -> None:
     """Where the default may come for a message of which nothing is predicted, there is an error."""
     for steps in (
@@ -94,12 +100,6 @@ def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UsageError, match="its messages may take 70 s"):
         _errors((Context(0, "x", (1,)),), 100.0, cleanups)
     assert _errors((Count(0, 1), Context(0, "x", (1,))), 60.0) == ["", ""]
-
-
-def test_a_drop_waits_for_no_value() -> None:
-    """Nobody waits for the answer to a delete, so no default timeout can come."""
-    slow = Remote(0, 1, "a", timeout=640.0, seconds=12.0)
-    assert _errors((slow, Drop(0, "a", "scope")), 65.0) == ["", ""]
 
 
 def test_calls_that_time_out_have_run() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rpcprops._hunt import (
+    FAULTLESS,
     GROUPS,
     UNDER_FAULTS,
     UNDER_MESSAGE_FAULTS,
@@ -137,9 +138,9 @@ def test_half_of_the_examples_are_without_faults(tmp_path: Path) -> None:
     assert hunt.next_batch(0.0)[0] == UNDER_FAULTS[0]
     hunt.append(without(0, "a", "b"))
     assert hunt.next_batch() == (UNDER_FAULTS[0], 0, "tcp")
-    assert hunt.next_batch(1.0) == (ALONE, 0, "shm")
+    assert hunt.next_batch(1.0) == (GROUPS, 0, "tcp")
     hunt.append(batch(0, "c", "d"))
-    assert hunt.next_batch() == (ALONE, 0, "shm")
+    assert hunt.next_batch() == (GROUPS, 0, "tcp")
     assert (hunt.examples, hunt.without_faults) == (4, 2)
     data = summary(Hunt.read(hunt.path))
     assert (data["examples_without_faults"], data["examples_with_faults"]) == (2, 2)
@@ -223,7 +224,7 @@ def test_orders_that_are_under_way_are_not_given_again(tmp_path: Path) -> None:
     while order := hunt.order(Wanted(2000), under_way=given, jobs=8):
         given.append(order)
     assert len({order.key for order in given}) == len(given)
-    alone = sum(order.draws for order in given if order.property == ALONE)
+    alone = sum(order.draws for order in given if order.property in FAULTLESS)
     assert 2000 <= sum(order.draws for order in given) < 2400
     assert 900 <= alone <= 1100
     assert {order.property for order in given} == set(hunted())
@@ -266,16 +267,17 @@ def test_a_hunt_for_what_is_known_keeps_to_itself(tmp_path: Path) -> None:
         Hunt.read(hunt.path)
 
 
-def test_a_hunt_for_what_is_known_also_draws_groups(tmp_path: Path) -> None:
-    """In smaller batches, which count as without faults; no other hunt draws them."""
-    hunt = Hunt(tmp_path / "hunt.jsonl", known=True)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_hunt_also_draws_groups(tmp_path: Path, *, known: bool) -> None:
+    """In smaller batches, which count as without faults."""
+    hunt = Hunt(tmp_path / "hunt.jsonl", known=known)
     given: list[Order] = []
     while order := hunt.order(Wanted(4000), under_way=given, jobs=8):
         given.append(order)
-    assert {order.property for order in given} == set(hunted(known=True))
-    assert set(hunted(known=True)) - set(hunted()) == {GROUPS}
+    assert {order.property for order in given} == set(hunted(known=known))
+    assert set(FAULTLESS) == {ALONE, GROUPS} < set(hunted(known=known))
     assert all(order.draws <= 100 for order in given if order.property == GROUPS)
-    alone = sum(order.draws for order in given if order.property in {ALONE, GROUPS})
+    alone = sum(order.draws for order in given if order.property in FAULTLESS)
     assert 1800 <= alone <= 2300
 
 
@@ -288,7 +290,7 @@ def test_a_short_hunt_has_all_properties(tmp_path: Path, *, known: bool, example
         names.append(order.property)
         cases = [f"{len(names)}-{number}" for number in range(order.draws)]
         one = batch(order.seed, *cases, transport=order.transport, name=order.property)
-        one.without_faults = cases if order.property in {ALONE, GROUPS} else []
+        one.without_faults = cases if order.property in FAULTLESS else []
         one.known = known
         hunt.append(one)
     assert set(names) == set(hunted(known=known))
@@ -326,7 +328,10 @@ def test_message_faults_come_in_turn_and_are_counted(tmp_path: Path) -> None:
     assert names[1::2] == [UNDER_MESSAGE_FAULTS] * 3
     again = Hunt.read(hunt.path)
     assert again == hunt
-    assert summary(again)["examples_by_property"] == {ALONE: 0, **Counter(names)}
+    assert summary(again)["examples_by_property"] == {
+        **dict.fromkeys(FAULTLESS, 0),
+        **Counter(names),
+    }
     assert again.next_batch(0.0) == (UNDER_FAULTS[0], 0, "shm")
 
 

@@ -30,7 +30,14 @@ from rpcprops.report.in_flight import (
 
 def _cluster(**changes: Any) -> Any:
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 2), {1: FaultTable()})
-    made = {"plan": plan, "program": None, "world_size": 3, "rate": 400.0, "transport": "tcp"}
+    made: dict[str, Any] = {
+        "plan": plan,
+        "program": None,
+        "world_size": 3,
+        "rate": 400.0,
+        "transport": "tcp",
+    }
+    made["options"] = SimpleNamespace(agent="WIRE")
     return SimpleNamespace(**{**made, "init": True, "may_reuse": False, **changes})
 
 
@@ -56,7 +63,7 @@ def test_an_example_costs_less_than_a_millisecond(tmp_path: Path) -> None:
 
 def test_what_is_written_is_an_artefact(tmp_path: Path) -> None:
     """Each cluster of an example is added to one artefact; the next example begins anew."""
-    in_flight = InFlight(tmp_path, "pytest")
+    in_flight = InFlight(tmp_path, "pytest", "TENSORPIPE")
     in_flight.begin("test_x.py::test_y")
     in_flight.example(lambda: ("6.1", "b'AA=='"))
     in_flight(_cluster())
@@ -68,6 +75,8 @@ def test_what_is_written_is_an_artefact(tmp_path: Path) -> None:
     assert artefact.reproduction == ("6.1", "b'AA=='")
     assert artefact.fault_names == ("0:RREF_USER_DELETE", "2:RREF_USER_DELETE")
     assert not artefact.may_be_used
+    # Not that of the clusters, which may name one themselves.
+    assert artefact.agent == "TENSORPIPE"
     in_flight.again()
     in_flight(_cluster(may_reuse=True))
     artefact = artefacts.read(in_flight.path)

@@ -188,6 +188,17 @@ def test_the_caller_is_told_of_what_is_lost(
     assert said.counters == NOTHING.counters
 
 
+@pytest.mark.parametrize("call", [Call(0, 1, raises=True), Call(0, 1, seconds=5.0)])
+def test_a_request_that_is_lost_runs_nothing(call: Call) -> None:
+    """So a function that raises or takes its time does not matter; where it runs, it does."""
+    program = Program(2, (call, Call(0, 1)), rpc_timeout=65.0)
+    said = under(MessageFault(0, "lose", "PYTHON_CALL"), program=program)
+    assert [step.error for step in said.steps] == ["timeout", ""]
+    assert said.calls[1] == {"step1": 1}
+    with pytest.raises(UsageError, match="raises, or takes time of its own"):
+        under(MessageFault(0, message="PYTHON_CALL", **LATE), program=program)
+
+
 #: Later than the timeout of 65 s: what the sender does not hear any more.
 LATE: Any = {"action": "delay", "delay": 70.0}
 LOST: Any = {"action": "lose"}

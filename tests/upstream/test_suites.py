@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from rpcprops.agents import Agent
-from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.errors import HarnessError, UsageError
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import account, fired
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import Runner
@@ -153,6 +153,8 @@ def test_a_crash_fails_one_test_only(ranks: UpstreamRanks) -> None:
 
 
 LOST = FaultTable(["SCRIPT_CALL"], 1)
+#: What delays more message types only looks at what is sent.
+MOST_LATE = 4
 
 
 class LossyRanks(UpstreamRanks):
@@ -179,8 +181,7 @@ class TouchyRanks(UpstreamRanks):
         agent: Agent | None = None,
     ) -> Seen:
         late = (plan or FaultPlan()).table(0).messages_to_delay
-        # What delays them all only looks at what is sent.
-        touched = "SCRIPT_CALL" in late and len(late) < 5
+        touched = "SCRIPT_CALL" in late and len(late) <= MOST_LATE
         return super().run(test, FaultPlan(by_rank={0: LOST}) if touched else plan, rate, agent)
 
 
@@ -204,6 +205,41 @@ def test_what_breaks_a_test_is_shrunk_and_confirmed(ranks: UpstreamRanks) -> Non
     needed = FaultPlan(by_rank={0: FaultTable((), 0, {"SCRIPT_CALL": 0.001})})
     assert failure.case.plan == needed
     assert any(repeats.rate == 1.0 and repeats.failed for repeats in failure.repeats)
+
+
+class MiscountingRanks(UpstreamRanks):
+    """Ranks that lose their first script call under faults, and then say wrong numbers of them."""
+
+    def run(
+        self,
+        test: UpstreamTest,
+        plan: FaultPlan | None = None,
+        rate: float = 1.0,
+        agent: Agent | None = None,
+    ) -> Seen:
+        if not plan or len(plan.default.messages_to_delay) > MOST_LATE:
+            return super().run(test, plan, rate, agent)
+        seen = super().run(test, FaultPlan(LOST), rate, agent)
+        many = {str(message): 99 for message in MessageType}
+        ranks = [
+            dataclasses.replace(rank, failed_by_type=many, delayed_by_type=many)
+            for rank in seen.outcome.ranks
+        ]
+        return dataclasses.replace(
+            seen, outcome=dataclasses.replace(seen.outcome, ranks=tuple(ranks))
+        )
+
+
+@needs_wire
+def test_an_error_of_ours_does_not_hide_a_verdict(on_the_wire: UpstreamRanks) -> None:
+    """It says that the test passed without faults, and how it failed under the first table."""
+    ranks = MiscountingRanks(on_the_wire.server, "wire")
+    result = run_without_faults(ranks, ranks.test("RpcTest::test_add"))
+    with pytest.raises(HarnessError, match="counted 99 firings of the fault") as caught:
+        run_under_faults(ranks, Runner(ranks.server), result, examples=1, seed=1)
+    failed, *_, passed = caught.value.__notes__
+    assert "in test_add" in failed
+    assert passed.endswith("without faults, the test passed at rate 50")
 
 
 @needs_wire
