@@ -1596,6 +1596,26 @@ class Model:
             self.abandoned_calls[to].add(call)
         return late, slack
 
+    def check_gives_up(self, step: Leaf) -> None:
+        """Check that a call of this step in a context, whose function is slow, ends by its timeout.
+
+        No table delays such a message.
+
+        Raises:
+            UsageError: nobody can tell, or what else the step shows.
+        """
+        why = ""
+        if self.threads_of_ranks < ENOUGH_THREADS:
+            why = (
+                f"a timeout needs a free thread (TensorPipeAgent::markFutureWithError), and "
+                f"num_worker_threads={self.threads_of_ranks}; let it be None"
+            )
+        elif self.disturbed:
+            why = "what that shows under faults of single messages is not predicted"
+        if why:
+            msg = f"{step!r}: a call of it ends by its timeout; {why}."
+            raise UsageError(msg)
+
     def runs_out(self, step: Leaf, path: Sequence[int], out: RunOut) -> None:
         """Calls along a path run out of threads, so that some of them never end.
 

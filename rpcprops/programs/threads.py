@@ -103,10 +103,14 @@ def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _graph(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    """The homes of leaves give their gradients, and a proxy its method, one after the other."""
+    """The homes of leaves give their gradients, and a proxy its method, one after the other.
+
+    A function that is late sleeps, and another one waits for that.
+    """
     homes = [home for home, _ in step.inputs if home != step.at]
     proxies = [rank for _, _, rank, how in step.operations if how.startswith("proxy")]
-    return sorted({*homes, *proxies}) * (2 if step.beside else 1)
+    late = [] if step.late is None else [step.late[0]] * 2
+    return [*sorted({*homes, *proxies}) * (2 if step.beside else 1), *late]
 
 
 def _profile(step: Any, owner_of: _OwnerOf) -> Iterable[int]:

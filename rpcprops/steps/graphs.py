@@ -5,6 +5,7 @@ A pass that does not reach what was sent is a step of its own, because torch's n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
@@ -17,7 +18,8 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import Sort, Step, Value, Way, is_close
+from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close
+from rpcprops.steps.rrefs import creation_ends_late, may_time_out
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -61,6 +63,19 @@ Operation: TypeAlias = tuple[What, tuple[int, ...], int, How]
 _WHATS: tuple[What, ...] = get_args(What)
 _HOWS: tuple[How, ...] = get_args(How)
 _SORTS: tuple[Leafage, ...] = get_args(Leafage)
+#: How a call may be made that is slower than its timeout: Python functions alone sleep.
+_LATE_HOWS: tuple[How, ...] = (
+    "sync",
+    "async",
+    "remote",
+    "proxy",
+    "proxy async",
+    "proxy remote",
+    "id",
+    "info",
+)
+#: How many times longer than its timeout the function of such a call sleeps; a timeout.
+_TIMES_LATE, _LATE_TIMEOUT = 4.0, 4.0
 #: What builtin operators and TorchScript functions compute.
 _COMPUTE: dict[str, tuple[What, ...]] = {
     "builtin": ("add", "mul"),
@@ -160,12 +175,24 @@ class Graph(Step):
             a context of its own, whose gradients must be the same and no more.
         inside: a rank that tries to enter another context inside this one, which must raise.
         seconds: virtual seconds for which each Python function sleeps that an operation calls.
+        late: a rank, and how it is called with `value` besides the operations, in such a way that
+            the timeout of the call comes first: `late_timeout` virtual seconds, of which its
+            function sleeps four times as many. ``remote`` and ``proxy remote`` give the timeout to
+            the creation of an RRef, whose use in the context must then raise, and which stays as
+            the handle `out`. A ``proxy`` has been used before, so that it knows its type.
+
+    A call that times out ends at its caller alone. The other rank has the context by then, and is
+    cleaned up with the others. What is sent requires no gradient: torch's engine would wait for a
+    gradient of it for ever (:class:`Unreached` shows that). So it is no part of a pass, and its
+    answer, which may come after the context, belongs to none (``autograd/utils.cpp``:
+    addSendRpcBackward is called for tensors that require a gradient only; getMessageWithAutograd
+    hands on an answer without one).
     """
 
     op: ClassVar[str] = "graph"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 60
-    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context", "out": "handle"}
     gives: ClassVar[type] = dict
     at: int
     name: str
@@ -176,6 +203,9 @@ class Graph(Step):
     beside: bool = False
     inside: int | None = None
     seconds: float = 0.0
+    late: tuple[int, How] | None = None
+    late_timeout: float = _LATE_TIMEOUT
+    out: str = ""
 
     def enter(self, scope: Scope) -> None:
         if not self.inputs:
@@ -199,16 +229,49 @@ class Graph(Step):
                 raise UsageError(msg)
         if self.inside is not None:
             scope.check_rank("inside", self.inside)
+        self._check_late(scope)
         check_seconds(self.lasts)
-        tape = self._tape()
+        self._check_tape(self._tape())
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+        if self.late is not None and self.out:
+            scope.new_handle(self.out, self.at, self.late[0], typed=False, size=len(self.value))
+
+    def _check_tape(self, tape: _Tape) -> None:
+        """Raises:
+        UsageError: torch cannot compute that, or not exactly.
+        """
         self._check_builtins(tape)
         if max(tape.degrees) > _HIGHEST_DEGREE:
             msg = f"operations: a product of more than {_HIGHEST_DEGREE} leaves may not be exact."
             raise UsageError(msg)
         for roots in self.backwards:
             self._check_pass(roots, tape)
-        scope.new_context(self.name)
-        scope.ids.add(self.name)
+
+    def _check_late(self, scope: Scope) -> None:
+        """Raises:
+        UsageError: no call can time out in that way.
+        """
+        makes = self.late is not None and self.late[1].endswith("remote")
+        if makes != bool(self.out):
+            msg = (
+                f"out={shown(self.out)} must name the RRef whose creation is late: it needs a late "
+                f"way that is 'remote' or 'proxy remote', which needs it."
+            )
+            raise UsageError(msg)
+        if self.late is None:
+            return
+        rank, how = self.late
+        scope.check_rank("late", rank)
+        if how not in _LATE_HOWS:
+            msg = f"late: {shown(how)} must be one of {', '.join(map(repr, _LATE_HOWS))}."
+            raise UsageError(msg)
+        if not 1.0 <= self.late_timeout <= MAX_DELAY / _TIMES_LATE:
+            msg = (
+                f"late_timeout={shown(self.late_timeout)} must lie in 1 to "
+                f"{MAX_DELAY / _TIMES_LATE:g} (virtual seconds)."
+            )
+            raise UsageError(msg)
 
     def _check_builtins(self, tape: _Tape) -> None:
         """Raises:
@@ -226,7 +289,8 @@ class Graph(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
+        late = 0.0 if self.late is None else (_TIMES_LATE + 1.0) * self.late_timeout
+        return late + self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
 
     def _check_pass(self, roots: tuple[int, ...], tape: _Tape) -> None:
         """Raises:
@@ -291,8 +355,52 @@ class Graph(Step):
             self._backward(tape, model, call)
         if self.inside is not None:
             expected["refused"] = True
+        if self.late is not None:
+            expected["late"] = True
+            self._give_up(model, call, *self.late)
         self._in_context(tape, model, call, self.name)
         return model.shows(expected)
+
+    @property
+    def _slack(self) -> float:
+        """Virtual seconds by which the timeout of the late call comes before its answer."""
+        return (_TIMES_LATE - 1.0) * self.late_timeout
+
+    def _give_up(self, model: Model, call: str, rank: int, how: How) -> None:
+        """Make the call that is slower than its timeout.
+
+        ``tensorpipe_agent.cpp``: TensorPipeAgent::pollTimeoutRpcs gives its future the error, and
+        an answer that comes later is dropped. A call in a context has the timeout that its caller
+        names, as another one (``autograd/utils.cpp``: sendMessageWithAutograd; ``rref_proxy.py``:
+        _invoke_rpc). In the context `at` then waits until the function has begun, and for the use
+        of an RRef until it has slept: by one call more.
+        """
+        model.check_gives_up(self)
+        for name in (f"{call}/late", f"{call}/slept"):
+            model.calls[rank][name] += 1
+            model.abandoned_calls[rank].add(name)
+        model.unread = True
+        is_far = rank != self.at
+        used = how.startswith("proxy")
+        # Made, asked for its type, and used once before: see _count.
+        model.in_contexts.call(self.at, rank, 2 + (2 + is_far) * used)
+        if used:
+            self._remote(model, rank, sent=2 + is_far)
+        if not self.out:
+            return
+        handle = model.created(self.at, rank, typed=False)
+        model.handles[self.out] = handle
+        handle.rref.value = [2.0 * x for x in self.value]
+        # That the owner has the value is known only after a settle: its function notes that it has
+        # slept, and only then torch gets the value (request_callback_impl.cpp:
+        # RequestCallbackImpl::processPythonRemoteCall).
+        handle.rref.takes = _TIMES_LATE * self.late_timeout
+        handle.rref.slow = True
+        creation_ends_late(model, handle, self._slack, self.late_timeout)
+        # torch has marked the RRef by the time of its use: long before its function has slept.
+        model.mark(handle)
+        with contextlib.suppress(StepFails):
+            model.use(handle)
 
     def _meet_outside(self, model: Model, tape: _Tape) -> None:
         """Note what a torch does wrong whose asynchronous proxies leave the context.
@@ -416,6 +524,8 @@ class Graph(Step):
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
             messages.call(self.at, self.inside)
+        if self.late is not None and name == self.name:
+            known.call(self.at, self.late[0], needs=False)
         model.release(name, self.at, known)
 
     def _count(self, model: Model, rank: int, how: How, passes: int) -> None:
@@ -465,6 +575,10 @@ class Graph(Step):
         if bool(seen.get("refused")) != (self.inside is not None):
             message = f"a context inside this one had to be refused at rank {self.inside}"
             found.append(Violation("MissingError", message))
+        if bool(seen.get("late")) != (self.late is not None):
+            message = f"a call that takes longer had to time out after {self.late_timeout:g} s"
+            missing = Violation("MissingError", message, timing_sensitive=True, slack=self._slack)
+            found.append(missing)
         return found
 
     @classmethod
@@ -480,7 +594,10 @@ class Graph(Step):
             _operate(drawer, at, tape, operations)
         forms, number = len(_PASSES), drawer.pick(range(len(_PASSES) * (2 + len(drawer.ranks))))
         called = sum(_is_python(how) for _, _, _, how in operations)
-        value, seconds = drawer.with_sleep(TENSORS, called)
+        # By one number, so that a program shrinks as easily as without a late call.
+        options = [(late, value) for late in _lates(drawer, at) for value in TENSORS]
+        (late, value), seconds = drawer.with_sleep(options, called)
+        drawer.slow_functions += late is not None
         extra = number // forms
         drawn = cls(
             at,
@@ -491,6 +608,8 @@ class Graph(Step):
             beside=extra == 1,
             inside=drawer.peers[at][extra - 2] if extra > 1 else None,
             seconds=seconds,
+            late=late,
+            out=drawer.name("handle") if late is not None and late[1].endswith("remote") else "",
         )
         return drawn._with(_PASSES[number % forms], tape)
 
@@ -525,6 +644,25 @@ class Graph(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+        if self.out:
+            drawer.note_late_creation(self.out, self.at)
+            drawer.unseen.add(self.out)
+            if self.late is not None and self.late[0] != self.at:
+                drawer.making.add(self.out)
+
+
+def _lates(drawer: StepDrawer, at: int) -> list[tuple[int, How] | None]:
+    """The calls that may time out in a graph, and None, far more often."""
+    if not drawer.may_end_late() or not drawer.may_take((_TIMES_LATE + 1.0) * _LATE_TIMEOUT):
+        return [None]
+    able = [
+        (rank, how)
+        for how in _LATE_HOWS
+        for rank in drawer.peers[at]
+        if how.startswith("proxy") <= drawer.may_make_rrefs
+        and (not how.endswith("remote") or may_time_out(drawer, at, rank))
+    ]
+    return [*(None,) * max(1, 3 * len(able)), *able]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

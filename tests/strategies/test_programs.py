@@ -291,6 +291,7 @@ def test_names_are_given_in_order() -> None:
                 leaf, Context | Graph | Linear | Optimize | Outlast | Train | Unreached
             ):
                 contexts.append(leaf.name)
+                made += [leaf.out] if isinstance(leaf, Graph) and leaf.out else []
             elif getattr(leaf, "out", ""):
                 made.append(leaf.out)  # type: ignore[attr-defined]
         assert made == sorted(made, key=lambda name: (len(name), name))
