@@ -76,6 +76,8 @@ _LATE_HOWS: tuple[How, ...] = (
 )
 #: How many times longer than its timeout the function of such a call sleeps; a timeout.
 _TIMES_LATE, _LATE_TIMEOUT = 4.0, 4.0
+#: What a step with such a call takes, in virtual seconds.
+_LATE_TAKES = (_TIMES_LATE + 1.0) * _LATE_TIMEOUT
 #: What builtin operators and TorchScript functions compute.
 _COMPUTE: dict[str, tuple[What, ...]] = {
     "builtin": ("add", "mul"),
@@ -361,11 +363,6 @@ class Graph(Step):
         self._in_context(tape, model, call, self.name)
         return model.shows(expected)
 
-    @property
-    def _slack(self) -> float:
-        """Virtual seconds by which the timeout of the late call comes before its answer."""
-        return (_TIMES_LATE - 1.0) * self.late_timeout
-
     def _give_up(self, model: Model, call: str, rank: int, how: How) -> None:
         """Make the call that is slower than its timeout.
 
@@ -375,15 +372,11 @@ class Graph(Step):
         _invoke_rpc). In the context `at` then waits until the function has begun, and for the use
         of an RRef until it has slept: by one call more.
         """
-        model.check_gives_up(self)
-        for name in (f"{call}/late", f"{call}/slept"):
-            model.calls[rank][name] += 1
-            model.abandoned_calls[rank].add(name)
-        model.unread = True
+        _note_late(model, self, call, rank)
         is_far = rank != self.at
         used = how.startswith("proxy")
         # Made, asked for its type, and used once before: see _count.
-        model.in_contexts.call(self.at, rank, 2 + (2 + is_far) * used)
+        model.in_contexts.call(self.at, rank, 1 + (2 + is_far) * used)
         if used:
             self._remote(model, rank, sent=2 + is_far)
         if not self.out:
@@ -396,7 +389,7 @@ class Graph(Step):
         # RequestCallbackImpl::processPythonRemoteCall).
         handle.rref.takes = _TIMES_LATE * self.late_timeout
         handle.rref.slow = True
-        creation_ends_late(model, handle, self._slack, self.late_timeout)
+        creation_ends_late(model, handle, _slack(self.late_timeout), self.late_timeout)
         # torch has marked the RRef by the time of its use: long before its function has slept.
         model.mark(handle)
         with contextlib.suppress(StepFails):
@@ -576,9 +569,7 @@ class Graph(Step):
             message = f"a context inside this one had to be refused at rank {self.inside}"
             found.append(Violation("MissingError", message))
         if bool(seen.get("late")) != (self.late is not None):
-            message = f"a call that takes longer had to time out after {self.late_timeout:g} s"
-            missing = Violation("MissingError", message, timing_sensitive=True, slack=self._slack)
-            found.append(missing)
+            found.append(_not_late(self.late_timeout))
         return found
 
     @classmethod
@@ -653,7 +644,7 @@ class Graph(Step):
 
 def _lates(drawer: StepDrawer, at: int) -> list[tuple[int, How] | None]:
     """The calls that may time out in a graph, and None, far more often."""
-    if not drawer.may_end_late() or not drawer.may_take((_TIMES_LATE + 1.0) * _LATE_TIMEOUT):
+    if not drawer.may_end_late() or not drawer.may_take(_LATE_TAKES):
         return [None]
     able = [
         (rank, how)
@@ -677,6 +668,11 @@ class Unreached(Step):
     thread that is left alone after `seconds` (virtual). The block then ends, the context is cleaned
     up, and the pass stays: only DistEngine::cleanupBackwardPass, which comes after it, takes it
     from the passes that torch counts.
+
+    With ``by="timeout"`` the loss misses the result because the call ended by its timeout, four
+    times as fast as its function. The send function has been in the context since the call was sent
+    (autograd/utils.cpp: getMessageWithAutograd adds it by addSendRpcBackward), and no error of the
+    call takes it out. So whoever goes on after a timeout cannot run backward in that context.
     """
 
     op: ClassVar[str] = "unreached"
@@ -690,6 +686,7 @@ class Unreached(Step):
     name: str
     value: Value = (1.0, 2.0)
     seconds: float = 4.0
+    by: Literal["unused", "timeout"] = "unused"
 
     def enter(self, scope: Scope) -> None:
         if not 0.0 < self.seconds <= MAX_DELAY:
@@ -700,16 +697,25 @@ class Unreached(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds
+        late = _LATE_TAKES if self.by == "timeout" else 0.0
+        return self.seconds + late
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.calls[self.to][call] += 1
         model.in_contexts.call(self.at, self.to)
         model.endless_passes[self.at] += 1
         known: dict[int, set[int]] = {self.at: {self.to}}
-        known.setdefault(self.to, set()).add(self.at)
+        known.setdefault(self.to, set())
+        expected: dict[str, Any] = {"loss": sum(x * x for x in self.value), "ended": False}
+        if self.by == "timeout":
+            model.must_be_in_time(self, self.lasts)
+            _note_late(model, self, call, self.to)
+            expected["late"] = True
+        else:
+            model.calls[self.to][call] += 1
+            # The answer of the late call requires no gradient.
+            known[self.to].add(self.at)
         model.release(self.name, self.at, known)
-        return model.shows({"loss": sum(x * x for x in self.value), "ended": False})
+        return model.shows(expected)
 
     def context_ids(self, value: Any) -> Mapping[str, int]:
         return {self.name: value["id"]} if isinstance(value, dict) else {}
@@ -718,13 +724,20 @@ class Unreached(Step):
         shown_parts = {key: value for key, value in seen.items() if key != "id"}
         if shown_parts == expected:
             return []
+        if shown_parts.get("late") != expected.get("late"):
+            return [_not_late(_LATE_TIMEOUT)]
         return [Violation("WrongValue", f"expected {expected!r}, got {shown_parts!r}")]
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Unreached:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at) if to is None else to
-        return cls(at, to, drawer.name("context"), drawer.pick(TENSORS))
+        ways: list[Any] = ["unused"] * 2
+        if drawer.may_end_late() and drawer.may_take(_LATE_TAKES):
+            ways.append("timeout")
+        by, value = drawer.pick([(by, value) for by in ways for value in TENSORS])
+        drawer.slow_functions += by == "timeout"
+        return cls(at, to, drawer.name("context"), value, by=by)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -737,6 +750,27 @@ class Unreached(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+
+
+def _slack(timeout: float) -> float:
+    """Virtual seconds by which the timeout of a late call comes before its answer."""
+    return (_TIMES_LATE - 1.0) * timeout
+
+
+def _not_late(timeout: float) -> Violation:
+    """The call of a context that is slower than its timeout gave its value."""
+    message = f"a call that takes longer had to time out after {timeout:g} s, and did not"
+    return Violation("MissingError", message, timing_sensitive=True, slack=_slack(timeout))
+
+
+def _note_late(model: Model, step: Graph | Unreached, call: str, rank: int) -> None:
+    """Note what a late call runs at a rank, and the call by which its caller waits for that."""
+    model.check_gives_up(step)
+    for name in (f"{call}/late", f"{call}/slept"):
+        model.calls[rank][name] += 1
+        model.abandoned_calls[rank].add(name)
+    model.unread = True
+    model.in_contexts.call(step.at, rank)
 
 
 class _Known(dict[int, set[int]]):

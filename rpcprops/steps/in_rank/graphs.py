@@ -98,20 +98,32 @@ def hook_ran(call: str) -> None:
 
 
 def unreached(
-    call: str, world: tuple[str, ...], *, to: int, name: str, value: Sequence[float], seconds: float
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    name: str,
+    value: Sequence[float],
+    seconds: float,
+    by: str,
 ) -> dict[str, Any]:
     """Run a backward pass that does not reach what was sent, and leave it alone after a while."""
     leaf = tensor(value).requires_grad_()
+    result: dict[str, Any] = {}
     with dist_autograd.context() as context_id:
-        contexts[name] = context_id
-        rpc.rpc_sync(world[to], double_there, args=(call, leaf))
+        contexts[name] = result["id"] = context_id
+        if by == "timeout":
+            late = Late(to, "sync", LATE_TIMEOUT, "")
+            result["late"] = times_out(call, world, late, start_late(call, world, late, leaf))
+        else:
+            rpc.rpc_sync(world[to], double_there, args=(call, leaf))
         loss = (leaf * leaf).sum()
         backward = functools.partial(dist_autograd.backward, context_id, [loss])
         # A daemon: it must not keep the rank from leaving.
         one_pass = threading.Thread(target=backward, daemon=True)
         one_pass.start()
         one_pass.join(seconds)
-        return {"id": context_id, "loss": loss.item(), "ended": not one_pass.is_alive()}
+        return {**result, "loss": loss.item(), "ended": not one_pass.is_alive()}
 
 
 def double_there(call: str, x: torch.Tensor) -> torch.Tensor:
@@ -246,7 +258,8 @@ def in_context(
             to = world[inside]
             is_here = to == rpc.get_worker_info().name
             result["refused"] = enter_another() if is_here else rpc.rpc_sync(to, enter_another)
-        slow = None if late is None else start_late(task, late)
+        x = tensor(numbers[0])
+        slow = None if late is None else start_late(call, world, late, x)
         # What each number stands for: a tensor, a call of which nothing has come back yet, or None
         # for a leaf of another rank that has not been fetched.
         found: list[Any] = [mine.get(number) for number in range(len(leaves))]
@@ -261,7 +274,7 @@ def in_context(
         results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
         result["results"] = [one.tolist() for one in results]
         if late is not None and slow is not None:
-            result["late"] = times_out(task, late, slow)
+            result["late"] = times_out(call, world, late, slow)
         for index, roots in enumerate(backwards):
             losses = [found[number].sum() for number in roots]
             again = index + 1 < len(backwards)
@@ -317,10 +330,10 @@ def through_proxy(rref: Any, form: str, args: tuple[Any, ...]) -> Any:
 
 
 def sleep_there(call: str, seconds: float, x: torch.Tensor) -> torch.Tensor:
-    """Double a tensor that requires no gradient, after a while."""
+    """Double a tensor after a while, without a gradient."""
     note_slowly(f"{call}/late", seconds)
     note_call(f"{call}/slept")
-    return 2.0 * x
+    return 2.0 * x.detach()
 
 
 class Sleeper:
@@ -341,19 +354,19 @@ def until_ran(call: str) -> None:
         time.sleep(0.05)
 
 
-#: How many times longer than the timeout of a call its function sleeps.
-TIMES_LATE = 4.0
+#: How many times longer than the timeout of a call its function sleeps; such a timeout.
+TIMES_LATE, LATE_TIMEOUT = 4.0, 4.0
 #: What torch says of a call that has timed out, and of an RRef whose creation has.
 TIMED_OUT = ("timeout", "timed out")
 
 
-def start_late(task: Task, late: Late) -> Callable[[], Any]:
+def start_late(call: str, world: tuple[str, ...], late: Late, x: torch.Tensor) -> Callable[[], Any]:
     """Begin a call that is slower than its timeout; what waits for it, and makes it by `rpc_sync`.
 
     Before a proxy is called in that way, it has learnt the type of its value.
     """
-    to, timeout = target_of(task.world, late.rank, late.how), late.timeout
-    args = (task.call, TIMES_LATE * timeout, tensor(task.numbers[0]))
+    to, timeout = target_of(world, late.rank, late.how), late.timeout
+    args = (call, TIMES_LATE * timeout, x)
     if late.how == "remote":
         made: Any = rpc.remote(to, sleep_there, args=args, timeout=timeout)
     elif late.how == "async":
@@ -374,12 +387,12 @@ def start_late(task: Task, late: Late) -> Callable[[], Any]:
     return fetch
 
 
-def times_out(task: Task, late: Late, slow: Callable[[], Any]) -> bool:
+def times_out(call: str, world: tuple[str, ...], late: Late, slow: Callable[[], Any]) -> bool:
     """Whether the call has timed out, whose function has begun when this returns."""
-    to = task.world[late.rank]
+    to = world[late.rank]
     if late.out:
         # By then torch has surely marked the RRef.
-        rpc.rpc_sync(to, until_ran, args=(f"{task.call}/slept",))
+        rpc.rpc_sync(to, until_ran, args=(f"{call}/slept",))
     try:
         slow()
     except RuntimeError as error:
@@ -392,7 +405,7 @@ def times_out(task: Task, late: Late, slow: Callable[[], Any]) -> bool:
     else:
         return False
     if not late.out:
-        rpc.rpc_sync(to, until_ran, args=(f"{task.call}/late",))
+        rpc.rpc_sync(to, until_ran, args=(f"{call}/late",))
     return True
 
 
