@@ -258,19 +258,18 @@ def _timing(
 
 def _call_of(
     model: Model,
+    step: After | Gather,
     ranks: tuple[int, int],
     of: Of,
     call: str,
     limits: tuple[float | None, float],
     *,
     raises: bool,
-    by_future: bool = True,
 ) -> float:
     """Make a call of that kind from one rank to another one; the slack of its timeout.
 
     Args:
         limits: its timeout, and how long its function sleeps.
-        by_future: whether ``rpc_async`` makes it.
 
     Raises:
         StepFails: how its future fails.
@@ -280,7 +279,7 @@ def _call_of(
     late: ErrorClass = ""
     slack = UNLIMITED_SLACK
     if of == "proxy":
-        late, slack = _call_by_proxy(model, ranks, call, limits, by_future=by_future)
+        late, slack = _call_by_proxy(model, step, ranks, call, limits)
     else:
         message = call_message(typed=typed)
         model.call(at, to, message, _typed_payload(of, raises) if typed else call)
@@ -298,11 +297,10 @@ def _call_of(
 
 def _call_by_proxy(
     model: Model,
+    step: After | Gather,
     ranks: tuple[int, int],
     call: str,
     limits: tuple[float | None, float],
-    *,
-    by_future: bool,
 ) -> tuple[ErrorClass, float]:
     """Make an object at a rank, and call a method through its RRef (rref_proxy.py: _invoke_rpc).
 
@@ -313,6 +311,8 @@ def _call_by_proxy(
     """
     at, to = ranks
     timeout, seconds = limits
+    # The default timeout is also that of the creation.
+    model.must_be_in_time(step, model.delay(at, MessageType.PYTHON_REMOTE_CALL))
     handle, _ = model.remote(at, to, typed=False)
     try:
         model.use(handle)
@@ -322,12 +322,14 @@ def _call_by_proxy(
             model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.calls[to][call] += 1
-        if timeout is None:
+        limit = model.limit(timeout)
+        if limit is None:
             return "", UNLIMITED_SLACK
         # The owner accepts the RRef in the thread that answers, or in another.
         accept = model.delay(to, MessageType.RREF_CHILD_ACCEPT) if at != to else 0.0
         late, slack = model.gives_up(at, to, call, timeout, seconds, accept)
-        if by_future and model.delay(at, MessageType.PYTHON_CALL) >= timeout:
+        by_future = isinstance(step, After) or step.how != "threads"
+        if by_future and model.delay(at, MessageType.PYTHON_CALL) >= limit:
             # It may end while it is sent: see Through.
             model.meets_in_proxy(handle, at)
         return late, slack
@@ -382,7 +384,8 @@ class After(Step):
         # FaultyTensorPipeAgent::send), so the callbacks run. A timeout is one too
         # (tensorpipe_agent.cpp: pollTimeoutRpcs).
         limits = (self.timeout, self.seconds)
-        slack = _call_of(model, (self.at, self.to), self.of, call, limits, raises=self.raises)
+        ranks = (self.at, self.to)
+        slack = _call_of(model, self, ranks, self.of, call, limits, raises=self.raises)
         return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]], slack=slack)
 
     @classmethod
@@ -461,13 +464,12 @@ class Gather(Step):
         values: list[Any] = []
         failures: list[StepFails] = []
         slack = UNLIMITED_SLACK
-        by_future = self.how != "threads"
         for number, (target, of) in enumerate(self.calls):
             name, breaks = f"{call}/{number}", number == self.breaks
             limits = (self.timeout, self.seconds if _FLAVOUR_OF[of] == "python" else 0.0)
             ranks = (self.at, target)
             try:
-                one = _call_of(model, ranks, of, name, limits, raises=breaks, by_future=by_future)
+                one = _call_of(model, self, ranks, of, name, limits, raises=breaks)
                 slack = min(slack, one)
                 values.append(sum_of([x + number for x in self.left], self.right))
             except StepFails as failed:

@@ -86,6 +86,8 @@ def owners(program: Program) -> dict[str, int]:
                 found[leaf.out] = leaf.to
             case Own():
                 found[leaf.out] = leaf.at
+            case Graph(late=(rank, _)) if leaf.out:
+                found[leaf.out] = rank
             case Share() | Through() if leaf.out:
                 found[leaf.out] = found[leaf.handle]
             case _:
@@ -537,6 +539,9 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
     )
 
 
+_LEAF: Any = ((0, "plain"),)
+
+
 @pytest.mark.parametrize(
     ("kind", "alone"),
     [
@@ -546,6 +551,7 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
                 (2, (Context(0, "x0", (1,)),)),
                 (2, (Optimize(0, "x0", (1,)),)),
                 (2, (Train(0, "x0", (1,)),)),
+                (2, (Graph(0, "x0", _LEAF, (("add", (0, 0), 1, "sync"),), ((1,),)),)),
             ],
         ),
         pytest.param(

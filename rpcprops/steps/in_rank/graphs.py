@@ -113,8 +113,10 @@ def unreached(
     with dist_autograd.context() as context_id:
         contexts[name] = result["id"] = context_id
         if by == "timeout":
-            late = Late(to, "sync", LATE_TIMEOUT, "")
-            result["late"] = times_out(call, world, late, start_late(call, world, late, leaf))
+            args = (call, TIMES_LATE * LATE_TIMEOUT, leaf)
+            options: dict[str, Any] = {"args": args, "timeout": LATE_TIMEOUT}
+            slow = functools.partial(rpc.rpc_sync, world[to], sleep_there, **options)
+            result["late"] = times_out(call, world, Late(to, "sync", LATE_TIMEOUT, ""), slow)
         else:
             rpc.rpc_sync(world[to], double_there, args=(call, leaf))
         loss = (leaf * leaf).sum()
@@ -354,8 +356,10 @@ def until_ran(call: str) -> None:
         time.sleep(0.05)
 
 
-#: How many times longer than the timeout of a call its function sleeps; such a timeout.
-TIMES_LATE, LATE_TIMEOUT = 4.0, 4.0
+#: How many times longer than the timeout of a call its function sleeps.
+TIMES_LATE = 4.0
+#: The timeout of such a call for which a step has none, in virtual seconds.
+LATE_TIMEOUT = 4.0
 #: What torch says of a call that has timed out, and of an RRef whose creation has.
 TIMED_OUT = ("timeout", "timed out")
 
@@ -370,7 +374,8 @@ def start_late(call: str, world: tuple[str, ...], late: Late, x: torch.Tensor) -
     if late.how == "remote":
         made: Any = rpc.remote(to, sleep_there, args=args, timeout=timeout)
     elif late.how == "async":
-        return rpc.rpc_async(to, sleep_there, args=args, timeout=timeout).wait
+        future: Any = rpc.rpc_async(to, sleep_there, args=args, timeout=timeout)
+        return functools.partial(future.wait)
     elif not late.how.startswith("proxy"):
         return functools.partial(rpc.rpc_sync, to, sleep_there, args=args, timeout=timeout)
     else:
@@ -379,12 +384,10 @@ def start_late(call: str, world: tuple[str, ...], late: Late, x: torch.Tensor) -
         if late.how == "proxy":
             return functools.partial(rref.rpc_sync(timeout).sleep, *args)
         if late.how == "proxy async":
-            wait: Callable[[], Any] = rref.rpc_async(timeout).sleep(*args).wait
-            return wait
+            return functools.partial(rref.rpc_async(timeout).sleep(*args).wait)
         made = rref.remote(timeout).sleep(*args)
     handles[late.out] = made
-    fetch: Callable[[], Any] = made.to_here
-    return fetch
+    return functools.partial(made.to_here)
 
 
 def times_out(call: str, world: tuple[str, ...], late: Late, slow: Callable[[], Any]) -> bool:
