@@ -1253,6 +1253,14 @@ def _reached(world: World) -> Falsified:
             yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
 
 
+@defect("a call knows no timeout whose context goes on with a backward pass")
+def _patient_in_context(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Graph | Unreached) and "late" in seen.value:
+            value = {**seen.value, "late": False}
+            yield with_step(world.outcome, index, value=value), [("MissingError", leaf.at, index)]
+
+
 @defect("a backward pass that never ends changes the loss")
 def _other_loss(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
