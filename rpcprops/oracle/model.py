@@ -667,6 +667,8 @@ class Model:
             tries_in_vain=frozenset(self.absent.tries_in_vain),
             errors=dict(+self.answers.errors),
             more_errors=frozenset(self.answers.more),
+            graded=dict(+self.in_contexts.graded),
+            more_graded=frozenset(self.in_contexts.more_graded),
         )
 
     def _check_made_in_time(self) -> None:

@@ -376,7 +376,7 @@ class Graph(Step):
         is_far = rank != self.at
         used = how.startswith("proxy")
         # Made, asked for its type, and used once before: see _count.
-        model.in_contexts.call(self.at, rank, 1 + (2 + is_far) * used)
+        model.in_contexts.call(self.at, rank, 1 + (2 + is_far) * used, graded=0)
         if used:
             self._remote(model, rank, sent=2 + is_far)
         if not self.out:
@@ -494,7 +494,7 @@ class Graph(Step):
                 # Its owner is asked for the gradient, with the RRef.
                 self._remote(model, home, sent=1)
                 # It is created, fetched if it is used, and asked for the gradient.
-                messages.call(self.at, home, 3 if number in fetched else 2)
+                messages.call(self.at, home, 3 if number in fetched else 2, graded=int(needs))
                 messages.gradient(self.at, home, passes * needs)
         for (_, _, rank, how), needs in zip(
             self.operations, tape.needs[len(self.inputs) :], strict=True
@@ -503,7 +503,7 @@ class Graph(Step):
                 known.call(self.at, rank, needs=needs)
                 # A builtin operator, and a TorchScript function, do not note that they run.
                 model.calls[rank][call] += _is_python(how)
-                self._count(model, rank, how, passes * needs)
+                self._count(model, rank, how, passes, needs=needs)
             if how == "relay":
                 then = (rank + 1) % model.world_size
                 known.call(rank, then, needs=needs)
@@ -516,12 +516,12 @@ class Graph(Step):
                 self._remote(model, rank)
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
-            messages.call(self.at, self.inside)
+            messages.call(self.at, self.inside, graded=0)
         if self.late is not None and name == self.name:
             known.call(self.at, self.late[0], needs=False)
         model.release(name, self.at, known)
 
-    def _count(self, model: Model, rank: int, how: How, passes: int) -> None:
+    def _count(self, model: Model, rank: int, how: How, passes: int, *, needs: bool) -> None:
         """Count the messages of one operation, through which so many passes go.
 
         See ``oracle/_contexts.py``: a gradient goes there for what came back, and back for what was
@@ -529,15 +529,17 @@ class Graph(Step):
         (``rpc/py_rref.cpp``: ``PyRRef::toHere``), and it knows its type.
         """
         messages = model.in_contexts
+        passes *= needs
         is_far = rank != self.at
+        comes = is_far or not how.endswith("remote")
         # rref_proxy.py: _invoke_rpc asks for the type, then calls.
         calls = (1 + is_far) * how.startswith("proxy") + 1 + is_far * how.endswith("remote")
-        messages.call(self.at, rank, calls)
-        messages.gradient(self.at, rank, passes * (not how.endswith("remote") or is_far))
+        messages.call(self.at, rank, calls, graded=int(comes and needs))
+        messages.gradient(self.at, rank, passes * comes)
         messages.gradient(rank, self.at, passes)
         if how == "relay":
             then = (rank + 1) % model.world_size
-            messages.call(rank, then)
+            messages.call(rank, then, graded=int(needs))
             messages.gradient(rank, then, passes)
             messages.gradient(then, rank, passes)
 
@@ -701,7 +703,7 @@ class Unreached(Step):
         return self.seconds + late
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.in_contexts.call(self.at, self.to)
+        model.in_contexts.call(self.at, self.to, graded=int(self.by == "unused"))
         model.endless_passes[self.at] += 1
         known: dict[int, set[int]] = {self.at: {self.to}}
         known.setdefault(self.to, set())
@@ -770,7 +772,7 @@ def _note_late(model: Model, step: Graph | Unreached, call: str, rank: int) -> N
         model.calls[rank][name] += 1
         model.abandoned_calls[rank].add(name)
     model.unread = True
-    model.in_contexts.call(step.at, rank)
+    model.in_contexts.call(step.at, rank, graded=0)
 
 
 class _Known(dict[int, set[int]]):
