@@ -5,7 +5,6 @@ A pass that does not reach what was sent is a step of its own, because torch's n
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import re
@@ -18,7 +17,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close
+from rpcprops.steps.base import Sort, Step, Value, Way, is_close
 from rpcprops.steps.rrefs import creation_ends_late, may_time_out
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ _COMPUTE: dict[str, tuple[What, ...]] = {
 }
 #: The finding that the first asynchronous call through a user's RRef is made outside the context.
 _OUTSIDE = "async-proxy-leaves-context"
+#: The finding that of a rank's creations that fail, torch marks the first one only.
+_UNMARKED = "second-failed-remote"
 _OF_CONTEXTS = (
     WireMessageType.FORWARD_AUTOGRAD_REQ,
     WireMessageType.BACKWARD_AUTOGRAD_REQ,
@@ -392,8 +393,11 @@ class Graph(Step):
         creation_ends_late(model, handle, _slack(self.late_timeout), self.late_timeout)
         # torch has marked the RRef by the time of its use: long before its function has slept.
         model.mark(handle)
-        with contextlib.suppress(StepFails):
-            model.use(handle)
+        if handle.second:
+            # It is never marked, so the fetch gives the value that has been made by then.
+            says = "^a call that takes longer had to time out "
+            model.meets_here(_UNMARKED, self.at, says, breaks=("MissingError",))
+            model.sends_otherwise(_UNMARKED, self.at, rank, _OF_CONTEXTS[0])
 
     def _meet_outside(self, model: Model, tape: _Tape) -> None:
         """Note what a torch does wrong whose asynchronous proxies leave the context.
