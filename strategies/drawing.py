@@ -1004,6 +1004,12 @@ class StepDrawer:
         """
         return not self.in_parallel and name not in self.thinned
 
+    def note_late_creation(self, name: str, rank: int) -> None:
+        """Note that a creation of `rank` times out, whose handle has that name."""
+        self.uncreated.add(name)
+        self.failed_at.add(rank)
+        self.may_hold_errors = True
+
     def note_deleted(self, name: str) -> None:
         """Note that a fork of an RRef was deleted, perhaps before its value was made.
 

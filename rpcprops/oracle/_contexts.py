@@ -22,6 +22,10 @@ reaches it, that function sends one BACKWARD_AUTOGRAD_REQ to the rank that the m
 (``functions/recvrpc_backward.cpp``: ``RecvRpcBackward::apply``). A pass reaches them all: otherwise
 it would not end (``engine/dist_engine.cpp``: ``DistEngine::computeDependencies`` waits for all send
 functions). An answer without such a tensor is not wrapped, and gets none.
+
+*Answers.* An answer with such a tensor is a FORWARD_AUTOGRAD_RESP. For any other, and for that of a
+creation, ``getMessageWithAutograd`` hands on the answer of the request that was wrapped, because
+``processForwardAutogradReq`` does not force it.
 """
 
 from __future__ import annotations
@@ -41,14 +45,24 @@ class ContextMessages:
     Attributes:
         sent: how many there are, by sender, receiver and type.
         more: those of which there may be more.
+        graded: to how many calls the answer holds a tensor that requires a gradient, by sender and
+            receiver of the call.
+        more_graded: those of which there may be more or fewer.
     """
 
     sent: Counter[WireKind] = field(default_factory=Counter)
     more: set[WireKind] = field(default_factory=set)
+    graded: Counter[tuple[int, int]] = field(default_factory=Counter)
+    more_graded: set[tuple[int, int]] = field(default_factory=set)
 
-    def call(self, at: int, to: int, times: int = 1) -> None:
-        """`at` asks `to` for something in a context, so often."""
+    def call(self, at: int, to: int, times: int = 1, *, graded: int) -> None:
+        """`at` asks `to` for something in a context, so often.
+
+        Args:
+            graded: how many of the answers hold a tensor that requires a gradient.
+        """
         self.sent[at, to, WireMessageType.FORWARD_AUTOGRAD_REQ] += times
+        self.graded[at, to] += graded
 
     def profiled(self, at: int, to: int, times: int = 1) -> None:
         """`at` calls `to` inside a profiler, so often.
@@ -71,7 +85,17 @@ class ContextMessages:
 
     def perhaps_calls(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Senders and receivers between whom there may be more calls than are known."""
+        pairs = [*pairs]
+        self.perhaps_plain_calls(pairs)
+        self.perhaps_graded(pairs)
+
+    def perhaps_plain_calls(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """The same for calls whose answers hold no tensor that requires a gradient."""
         self.more |= {(at, to, WireMessageType.FORWARD_AUTOGRAD_REQ) for at, to in pairs}
+
+    def perhaps_graded(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Senders and receivers of calls of which nobody can tell what their answers hold."""
+        self.more_graded.update(pairs)
 
     def perhaps_gradients(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Senders and receivers between whom there may be more gradients than are known."""

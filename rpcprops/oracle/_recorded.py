@@ -55,7 +55,7 @@ def recorded_violations(
         has_bug = facts_of(outcome.torch_version).has_bug
         met = filter(has_bug, prediction.known_bugs)
         if not any(FINDINGS[name].changes_answers for name in met):
-            found += _errors(prediction, outcome)
+            found += [*_errors(prediction, outcome)] or _graded(prediction, outcome)
         found += _tries(prediction, outcome) if settles else ()
     return found
 
@@ -170,6 +170,27 @@ def answers_differ(outcome: Outcome) -> Iterator[Violation]:
                 f"promised"
             )
             yield Violation("MessagesDiffer", message, sent.receiver)
+
+
+def _graded(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
+    """How many calls in contexts were answered with a tensor that requires a gradient.
+
+    See ``oracle/_contexts.py``. Those without an answer may lack.
+    """
+    answers = _types_of_answers(outcome)
+    seen, unanswered = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for sent in outcome.messages:
+        if sent.is_request and sent.type == _WRAPPING:
+            pair = (sent.sender, sent.receiver)
+            unanswered[pair] += sent.became != "answered"
+            seen[pair] += sent.became == "answered" and _WRAPPING.answer in answers[sent.id]
+    for pair in sorted({*prediction.graded, *seen} - prediction.more_graded):
+        wanted = prediction.graded.get(pair, 0)
+        if wanted - unanswered[pair] <= seen[pair] <= wanted:
+            continue
+        sender, receiver = pair
+        shown = f"{seen[pair]} {_WRAPPING.answer} from rank {receiver} to rank {sender}"
+        yield _differs(shown, wanted, receiver)
 
 
 def _types_of_answers(outcome: Outcome) -> dict[int, list[str]]:

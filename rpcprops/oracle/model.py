@@ -675,6 +675,8 @@ class Model:
             tries_in_vain=frozenset(self.absent.tries_in_vain),
             errors=dict(+self.answers.errors),
             more_errors=frozenset(self.answers.more),
+            graded=dict(+self.in_contexts.graded),
+            more_graded=frozenset(self.in_contexts.more_graded),
         )
 
     def _check_made_in_time(self) -> None:
@@ -1603,6 +1605,26 @@ class Model:
         if late and call:
             self.abandoned_calls[to].add(call)
         return late, slack
+
+    def check_gives_up(self, step: Leaf) -> None:
+        """Check that a call of this step in a context, whose function is slow, ends by its timeout.
+
+        No table delays such a message.
+
+        Raises:
+            UsageError: nobody can tell, or what else the step shows.
+        """
+        why = ""
+        if self.threads_of_ranks < ENOUGH_THREADS:
+            why = (
+                f"a timeout needs a free thread (TensorPipeAgent::markFutureWithError), and "
+                f"num_worker_threads={self.threads_of_ranks}; let it be None"
+            )
+        elif self.disturbed:
+            why = "what that shows under faults of single messages is not predicted"
+        if why:
+            msg = f"{step!r}: a call of it ends by its timeout; {why}."
+            raise UsageError(msg)
 
     def runs_out(self, step: Leaf, path: Sequence[int], out: RunOut) -> None:
         """Calls along a path run out of threads, so that some of them never end.

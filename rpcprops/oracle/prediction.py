@@ -132,6 +132,9 @@ class Prediction:
         errors: how many requests are answered by an EXCEPTION, if they are answered, by sender,
             receiver and type. All others are answered by the answer of their type.
         more_errors: those of which there may be more.
+        graded: how many calls in contexts are answered with a tensor that requires a gradient, if
+            they are answered, by sender and receiver.
+        more_graded: those of which there may be more or fewer.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -162,6 +165,8 @@ class Prediction:
     tries_in_vain: frozenset[tuple[int, MessageType]] = frozenset()
     errors: Mapping[WireKind, int] = field(default_factory=dict)
     more_errors: frozenset[WireKind] = frozenset()
+    graded: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    more_graded: frozenset[tuple[int, int]] = frozenset()
     alternatives: tuple[Prediction, ...] = ()
 
     @property

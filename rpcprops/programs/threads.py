@@ -103,10 +103,19 @@ def _carry(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _graph(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    """The homes of leaves give their gradients, and a proxy its method, one after the other."""
+    """The homes of leaves give their gradients, and a proxy its method, one after the other.
+
+    A function that is late sleeps, and another one waits for that.
+    """
     homes = [home for home, _ in step.inputs if home != step.at]
     proxies = [rank for _, _, rank, how in step.operations if how.startswith("proxy")]
-    return sorted({*homes, *proxies}) * (2 if step.beside else 1)
+    late = () if step.late is None else (step.late[0],) * 2
+    return [*sorted({*homes, *proxies}) * (2 if step.beside else 1), *late]
+
+
+def _unreached(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
+    """As a function of a graph that is late."""
+    return (step.to,) * 2 if step.by == "timeout" else ()
 
 
 def _profile(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
@@ -128,7 +137,7 @@ def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     **dict.fromkeys(("wait", "count", "chain", "own", "share", "fetch", "local", "nest"), _none),
     **dict.fromkeys(("drop", "refused", "pause", "settle", "raising", "reach"), _none),
-    **dict.fromkeys(("ask", "fail_twice", "unreached"), _none),
+    **dict.fromkeys(("ask", "fail_twice"), _none),
     **dict.fromkeys(("call", "remote"), _argument),
     **dict.fromkeys(("through", "bump"), _value),
     **dict.fromkeys(("module", "linear", "method"), _there),
@@ -143,6 +152,7 @@ _WAITING: Mapping[str, Callable[[Any, _OwnerOf], Iterable[int]]] = {
     "scripted": _scripted,
     "carry": _carry,
     "graph": _graph,
+    "unreached": _unreached,
     "profile": _profile,
     "onward": _onward,
 }

@@ -207,10 +207,17 @@ class Context(Step):
         for number, rank in enumerate(self.path):
             self._runs(model, rank, call)
             # Inside a profiler RUN_WITH_PROFILING_REQ wraps it once more (sendMessageWithAutograd).
-            note = model.in_contexts.profiled if self.profiled else model.in_contexts.call
-            for pair in self.requests(number):
-                note(*pair)
+            for pair in self.requests(number) if self.profiled else ():
+                model.in_contexts.profiled(*pair)
+            if not self.profiled:
+                self._count_hop(model, number)
         model.profiled.update(self.counted_at)
+
+    def _count_hop(self, model: Model, number: int) -> None:
+        """Count what a hop of the path asks, and whether its result comes with an answer."""
+        at, to = self.requests(number)[0]
+        is_graded = at != to or not self._by_rref(number)
+        model.in_contexts.call(at, to, len(self.requests(number)), graded=int(is_graded))
 
     @property
     def counted_at(self) -> tuple[int, ...]:
@@ -318,7 +325,7 @@ class Context(Step):
         root = self.root
         assert root is not None
         model.calls[root][f"{call}/root"] += 1
-        model.in_contexts.call(self.at, root, 2)
+        model.in_contexts.call(self.at, root, 2, graded=0)
         model.in_contexts.pass_of_owner(self.at, root, len(self.passes))
         if self.breaks is not None:
             message = WireMessageType.RREF_BACKWARD_REQ
@@ -396,10 +403,13 @@ class Context(Step):
     def _count_until(self, model: Model, number: int, ended: str) -> None:
         """Count the calls where one of them ends with an error: that one is recorded as well."""
         whole = len(self.path) if self.nested and ended == "timeout" else number
-        for pair in itertools.chain.from_iterable(map(self.requests, range(whole))):
-            model.in_contexts.call(*pair)
+        for one in range(whole):
+            self._count_hop(model, one)
         if whole == number:
-            model.in_contexts.call(*self.requests(number)[0])
+            pair = self.requests(number)[0]
+            # Whether it is answered in the end, and by what, depends on the cleanup.
+            model.in_contexts.perhaps_graded([pair])
+            model.in_contexts.call(*pair, graded=0)
         if self.nested and ended == "late":
             # Calls of a function that has begun after the cleanup: a finding, as in _lose().
             later = map(self.requests, range(number + 1, len(self.path)))
@@ -699,24 +709,28 @@ class Outlast(Step):
     def _count(self, model: Model, *, is_gone: bool) -> None:
         """Count its calls; `is_gone` says whether `to` has given the context up by its end."""
         # An RRef is created and fetched; or created, asked for its type, and called twice.
-        model.in_contexts.call(self.at, self.to, {"remote": 2, "proxy": 4}.get(self.through, 1))
+        model.in_contexts.call(
+            self.at, self.to, {"remote": 2, "proxy": 4}.get(self.through, 1), graded=0
+        )
+        if not is_gone and self.what == "gradient":
+            model.in_contexts.perhaps_graded([(self.at, self.to)])
         if is_gone and self.what == "gradient":
             # The answer belongs to a context that its sender has not (container.cpp:
             # DistAutogradContainer::currentContext).
             model.answers.error(self.at, self.to, WireMessageType.FORWARD_AUTOGRAD_REQ)
         if self.what != "argument":
             # `at` asks whether the function has begun, until it has.
-            model.in_contexts.call(self.at, self.to)
-            model.in_contexts.perhaps_calls([(self.at, self.to)])
+            model.in_contexts.call(self.at, self.to, graded=0)
+            model.in_contexts.perhaps_plain_calls([(self.at, self.to)])
         if self.what != "call":
             return
         # With the context it calls on. Without, DistAutogradContainer::currentContext raises before
         # anything is sent (container.cpp).
         if self.by == "timeout":
             # Nothing that the step shows would tell that the cleanup came too late.
-            model.in_contexts.perhaps_calls([(self.to, self.then)])
+            model.in_contexts.perhaps_plain_calls([(self.to, self.then)])
         elif not is_gone:
-            model.in_contexts.call(self.to, self.then)
+            model.in_contexts.call(self.to, self.then, graded=0)
 
     def _leak(self, model: Model) -> None:
         """Note where the context stays besides at `to`, whose cleanup was lost."""
@@ -827,7 +841,7 @@ class FailTwice(Step):
         model.must_be_in_time(self, self.lasts)
         for rank in (self.to, self.then):
             model.calls[rank][call] += 1
-            model.in_contexts.call(self.at, rank)
+            model.in_contexts.call(self.at, rank, graded=1)
             # Where the error of one rank comes before the gradient for the other one is sent, that
             # is not sent (dist_engine.cpp: execute_graph_task_until_ready_queue_empty looks at
             # has_error_). Neither rank sends one on: its function has raised before.

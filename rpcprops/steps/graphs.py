@@ -18,6 +18,7 @@ from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, Value, Way, is_close
+from rpcprops.steps.rrefs import creation_ends_late, may_time_out
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -61,6 +62,21 @@ Operation: TypeAlias = tuple[What, tuple[int, ...], int, How]
 _WHATS: tuple[What, ...] = get_args(What)
 _HOWS: tuple[How, ...] = get_args(How)
 _SORTS: tuple[Leafage, ...] = get_args(Leafage)
+#: How a call may be made that is slower than its timeout: Python functions alone sleep.
+_LATE_HOWS: tuple[How, ...] = (
+    "sync",
+    "async",
+    "remote",
+    "proxy",
+    "proxy async",
+    "proxy remote",
+    "id",
+    "info",
+)
+#: How many times longer than its timeout the function of such a call sleeps; a timeout.
+_TIMES_LATE, _LATE_TIMEOUT = 4.0, 4.0
+#: What a step with such a call takes, in virtual seconds.
+_LATE_TAKES = (_TIMES_LATE + 1.0) * _LATE_TIMEOUT
 #: What builtin operators and TorchScript functions compute.
 _COMPUTE: dict[str, tuple[What, ...]] = {
     "builtin": ("add", "mul"),
@@ -68,6 +84,8 @@ _COMPUTE: dict[str, tuple[What, ...]] = {
 }
 #: The finding that the first asynchronous call through a user's RRef is made outside the context.
 _OUTSIDE = "async-proxy-leaves-context"
+#: The finding that of a rank's creations that fail, torch marks the first one only.
+_UNMARKED = "second-failed-remote"
 _OF_CONTEXTS = (
     WireMessageType.FORWARD_AUTOGRAD_REQ,
     WireMessageType.BACKWARD_AUTOGRAD_REQ,
@@ -160,12 +178,24 @@ class Graph(Step):
             a context of its own, whose gradients must be the same and no more.
         inside: a rank that tries to enter another context inside this one, which must raise.
         seconds: virtual seconds for which each Python function sleeps that an operation calls.
+        late: a rank, and how it is called with `value` besides the operations, in such a way that
+            the timeout of the call comes first: `late_timeout` virtual seconds, of which its
+            function sleeps four times as many. ``remote`` and ``proxy remote`` give the timeout to
+            the creation of an RRef, whose use in the context must then raise, and which stays as
+            the handle `out`. A ``proxy`` has been used before, so that it knows its type.
+
+    A call that times out ends at its caller alone. The other rank has the context by then, and is
+    cleaned up with the others. What is sent requires no gradient: torch's engine would wait for a
+    gradient of it for ever (:class:`Unreached` shows that). So it is no part of a pass, and its
+    answer, which may come after the context, belongs to none (``autograd/utils.cpp``:
+    addSendRpcBackward is called for tensors that require a gradient only; getMessageWithAutograd
+    hands on an answer without one).
     """
 
     op: ClassVar[str] = "graph"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 60
-    makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
+    makes: ClassVar[Mapping[str, Sort]] = {"name": "context", "out": "handle"}
     gives: ClassVar[type] = dict
     at: int
     name: str
@@ -176,6 +206,9 @@ class Graph(Step):
     beside: bool = False
     inside: int | None = None
     seconds: float = 0.0
+    late: tuple[int, How] | None = None
+    late_timeout: float = _LATE_TIMEOUT
+    out: str = ""
 
     def enter(self, scope: Scope) -> None:
         if not self.inputs:
@@ -199,16 +232,49 @@ class Graph(Step):
                 raise UsageError(msg)
         if self.inside is not None:
             scope.check_rank("inside", self.inside)
+        self._check_late(scope)
         check_seconds(self.lasts)
-        tape = self._tape()
+        self._check_tape(self._tape())
+        scope.new_context(self.name)
+        scope.ids.add(self.name)
+        if self.late is not None and self.out:
+            scope.new_handle(self.out, self.at, self.late[0], typed=False, size=len(self.value))
+
+    def _check_tape(self, tape: _Tape) -> None:
+        """Raises:
+        UsageError: torch cannot compute that, or not exactly.
+        """
         self._check_builtins(tape)
         if max(tape.degrees) > _HIGHEST_DEGREE:
             msg = f"operations: a product of more than {_HIGHEST_DEGREE} leaves may not be exact."
             raise UsageError(msg)
         for roots in self.backwards:
             self._check_pass(roots, tape)
-        scope.new_context(self.name)
-        scope.ids.add(self.name)
+
+    def _check_late(self, scope: Scope) -> None:
+        """Raises:
+        UsageError: no call can time out in that way.
+        """
+        makes = self.late is not None and self.late[1].endswith("remote")
+        if makes != bool(self.out):
+            msg = (
+                f"out={shown(self.out)} must name the RRef whose creation is late: it needs a late "
+                f"way that is 'remote' or 'proxy remote', which needs it."
+            )
+            raise UsageError(msg)
+        if self.late is None:
+            return
+        rank, how = self.late
+        scope.check_rank("late", rank)
+        if how not in _LATE_HOWS:
+            msg = f"late: {shown(how)} must be one of {', '.join(map(repr, _LATE_HOWS))}."
+            raise UsageError(msg)
+        if not 1.0 <= self.late_timeout <= MAX_DELAY / _TIMES_LATE:
+            msg = (
+                f"late_timeout={shown(self.late_timeout)} must lie in 1 to "
+                f"{MAX_DELAY / _TIMES_LATE:g} (virtual seconds)."
+            )
+            raise UsageError(msg)
 
     def _check_builtins(self, tape: _Tape) -> None:
         """Raises:
@@ -226,7 +292,8 @@ class Graph(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
+        late = 0.0 if self.late is None else (_TIMES_LATE + 1.0) * self.late_timeout
+        return late + self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
 
     def _check_pass(self, roots: tuple[int, ...], tape: _Tape) -> None:
         """Raises:
@@ -291,8 +358,46 @@ class Graph(Step):
             self._backward(tape, model, call)
         if self.inside is not None:
             expected["refused"] = True
+        if self.late is not None:
+            expected["late"] = True
+            self._give_up(model, call, *self.late)
         self._in_context(tape, model, call, self.name)
         return model.shows(expected)
+
+    def _give_up(self, model: Model, call: str, rank: int, how: How) -> None:
+        """Make the call that is slower than its timeout.
+
+        ``tensorpipe_agent.cpp``: TensorPipeAgent::pollTimeoutRpcs gives its future the error, and
+        an answer that comes later is dropped. A call in a context has the timeout that its caller
+        names, as another one (``autograd/utils.cpp``: sendMessageWithAutograd; ``rref_proxy.py``:
+        _invoke_rpc). In the context `at` then waits until the function has begun, and for the use
+        of an RRef until it has slept: by one call more.
+        """
+        _note_late(model, self, call, rank)
+        is_far = rank != self.at
+        used = how.startswith("proxy")
+        # Made, asked for its type, and used once before: see _count.
+        model.in_contexts.call(self.at, rank, 1 + (2 + is_far) * used, graded=0)
+        if used:
+            self._remote(model, rank, sent=2 + is_far)
+        if not self.out:
+            return
+        handle = model.created(self.at, rank, typed=False)
+        model.handles[self.out] = handle
+        handle.rref.value = [2.0 * x for x in self.value]
+        # That the owner has the value is known only after a settle: its function notes that it has
+        # slept, and only then torch gets the value (request_callback_impl.cpp:
+        # RequestCallbackImpl::processPythonRemoteCall).
+        handle.rref.takes = _TIMES_LATE * self.late_timeout
+        handle.rref.slow = True
+        creation_ends_late(model, handle, _slack(self.late_timeout), self.late_timeout)
+        # torch has marked the RRef by the time of its use: long before its function has slept.
+        model.mark(handle)
+        if handle.second:
+            # It is never marked, so the fetch gives the value that has been made by then.
+            says = "^a call that takes longer had to time out "
+            model.meets_here(_UNMARKED, self.at, says, breaks=("MissingError",))
+            model.sends_otherwise(_UNMARKED, self.at, rank, _OF_CONTEXTS[0])
 
     def _meet_outside(self, model: Model, tape: _Tape, call: str) -> None:
         """Note what a torch does wrong whose asynchronous proxies leave the context.
@@ -329,9 +434,9 @@ class Graph(Step):
         for roots in self.backwards:
             kept = self._reached(roots, tape, {*outside}) - {*outside}
             lost = self._reached(roots, tape) - (set() if changes or waits else kept)
-            hooked = {self._hooked_at(number, model.world_size) for number in lost}
-            for rank in hooked - {None}:
-                model.counts_otherwise(_OUTSIDE, rank, f"{call}/hook")
+            for place in {self._hooked_at(number, model.world_size) for number in lost}:
+                if place is not None:
+                    model.counts_otherwise(_OUTSIDE, place, f"{call}/hook")
 
     def _backward(
         self, tape: _Tape, model: Model, call: str
@@ -404,7 +509,7 @@ class Graph(Step):
                 # Its owner is asked for the gradient, with the RRef.
                 self._remote(model, home, sent=1)
                 # It is created, fetched if it is used, and asked for the gradient.
-                messages.call(self.at, home, 3 if number in fetched else 2)
+                messages.call(self.at, home, 3 if number in fetched else 2, graded=int(needs))
                 messages.gradient(self.at, home, passes * needs)
         for (_, _, rank, how), needs in zip(
             self.operations, tape.needs[len(self.inputs) :], strict=True
@@ -413,7 +518,7 @@ class Graph(Step):
                 known.call(self.at, rank, needs=needs)
                 # A builtin operator, and a TorchScript function, do not note that they run.
                 model.calls[rank][call] += _is_python(how)
-                self._count(model, rank, how, passes * needs)
+                self._count(model, rank, how, passes, needs=needs)
             if how == "relay":
                 then = (rank + 1) % model.world_size
                 known.call(rank, then, needs=needs)
@@ -426,10 +531,12 @@ class Graph(Step):
                 self._remote(model, rank)
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
-            messages.call(self.at, self.inside)
+            messages.call(self.at, self.inside, graded=0)
+        if self.late is not None and name == self.name:
+            known.call(self.at, self.late[0], needs=False)
         model.release(name, self.at, known)
 
-    def _count(self, model: Model, rank: int, how: How, passes: int) -> None:
+    def _count(self, model: Model, rank: int, how: How, passes: int, *, needs: bool) -> None:
         """Count the messages of one operation, through which so many passes go.
 
         See ``oracle/_contexts.py``: a gradient goes there for what came back, and back for what was
@@ -437,15 +544,17 @@ class Graph(Step):
         (``rpc/py_rref.cpp``: ``PyRRef::toHere``), and it knows its type.
         """
         messages = model.in_contexts
+        passes *= needs
         is_far = rank != self.at
+        comes = is_far or not how.endswith("remote")
         # rref_proxy.py: _invoke_rpc asks for the type, then calls.
         calls = (1 + is_far) * how.startswith("proxy") + 1 + is_far * how.endswith("remote")
-        messages.call(self.at, rank, calls)
-        messages.gradient(self.at, rank, passes * (not how.endswith("remote") or is_far))
+        messages.call(self.at, rank, calls, graded=int(comes and needs))
+        messages.gradient(self.at, rank, passes * comes)
         messages.gradient(rank, self.at, passes)
         if how == "relay":
             then = (rank + 1) % model.world_size
-            messages.call(rank, then)
+            messages.call(rank, then, graded=int(needs))
             messages.gradient(rank, then, passes)
             messages.gradient(then, rank, passes)
 
@@ -476,6 +585,8 @@ class Graph(Step):
         if bool(seen.get("refused")) != (self.inside is not None):
             message = f"a context inside this one had to be refused at rank {self.inside}"
             found.append(Violation("MissingError", message))
+        if bool(seen.get("late")) != (self.late is not None):
+            found.append(_not_late(self.late_timeout))
         return found
 
     @classmethod
@@ -491,7 +602,10 @@ class Graph(Step):
             _operate(drawer, at, tape, operations)
         forms, number = len(_PASSES), drawer.pick(range(len(_PASSES) * (2 + len(drawer.ranks))))
         called = sum(_is_python(how) for _, _, _, how in operations)
-        value, seconds = drawer.with_sleep(TENSORS, called)
+        # By one number, so that a program shrinks as easily as without a late call.
+        options = [(late, value) for late in _lates(drawer, at) for value in TENSORS]
+        (late, value), seconds = drawer.with_sleep(options, called)
+        drawer.slow_functions += late is not None
         extra = number // forms
         drawn = cls(
             at,
@@ -502,6 +616,8 @@ class Graph(Step):
             beside=extra == 1,
             inside=drawer.peers[at][extra - 2] if extra > 1 else None,
             seconds=seconds,
+            late=late,
+            out=drawer.name("handle") if late is not None and late[1].endswith("remote") else "",
         )
         return drawn._with(_PASSES[number % forms], tape)
 
@@ -536,6 +652,25 @@ class Graph(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+        if self.out:
+            drawer.note_late_creation(self.out, self.at)
+            drawer.unseen.add(self.out)
+            if self.late is not None and self.late[0] != self.at:
+                drawer.making.add(self.out)
+
+
+def _lates(drawer: StepDrawer, at: int) -> list[tuple[int, How] | None]:
+    """The calls that may time out in a graph, and None, far more often."""
+    if not drawer.may_end_late() or not drawer.may_take(_LATE_TAKES):
+        return [None]
+    able = [
+        (rank, how)
+        for how in _LATE_HOWS
+        for rank in drawer.peers[at]
+        if how.startswith("proxy") <= drawer.may_make_rrefs
+        and (not how.endswith("remote") or may_time_out(drawer, at, rank))
+    ]
+    return [*(None,) * max(1, 3 * len(able)), *able]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -550,6 +685,11 @@ class Unreached(Step):
     thread that is left alone after `seconds` (virtual). The block then ends, the context is cleaned
     up, and the pass stays: only DistEngine::cleanupBackwardPass, which comes after it, takes it
     from the passes that torch counts.
+
+    With ``by="timeout"`` the loss misses the result because the call ended by its timeout, four
+    times as fast as its function. The send function has been in the context since the call was sent
+    (autograd/utils.cpp: getMessageWithAutograd adds it by addSendRpcBackward), and no error of the
+    call takes it out. So whoever goes on after a timeout cannot run backward in that context.
     """
 
     op: ClassVar[str] = "unreached"
@@ -563,6 +703,7 @@ class Unreached(Step):
     name: str
     value: Value = (1.0, 2.0)
     seconds: float = 4.0
+    by: Literal["unused", "timeout"] = "unused"
 
     def enter(self, scope: Scope) -> None:
         if not 0.0 < self.seconds <= MAX_DELAY:
@@ -573,16 +714,25 @@ class Unreached(Step):
 
     @property
     def lasts(self) -> float:
-        return self.seconds
+        late = _LATE_TAKES if self.by == "timeout" else 0.0
+        return self.seconds + late
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.calls[self.to][call] += 1
-        model.in_contexts.call(self.at, self.to)
+        model.in_contexts.call(self.at, self.to, graded=int(self.by == "unused"))
         model.endless_passes[self.at] += 1
         known: dict[int, set[int]] = {self.at: {self.to}}
-        known.setdefault(self.to, set()).add(self.at)
+        known.setdefault(self.to, set())
+        expected: dict[str, Any] = {"loss": sum(x * x for x in self.value), "ended": False}
+        if self.by == "timeout":
+            model.must_be_in_time(self, self.lasts)
+            _note_late(model, self, call, self.to)
+            expected["late"] = True
+        else:
+            model.calls[self.to][call] += 1
+            # The answer of the late call requires no gradient.
+            known[self.to].add(self.at)
         model.release(self.name, self.at, known)
-        return model.shows({"loss": sum(x * x for x in self.value), "ended": False})
+        return model.shows(expected)
 
     def context_ids(self, value: Any) -> Mapping[str, int]:
         return {self.name: value["id"]} if isinstance(value, dict) else {}
@@ -591,13 +741,20 @@ class Unreached(Step):
         shown_parts = {key: value for key, value in seen.items() if key != "id"}
         if shown_parts == expected:
             return []
+        if shown_parts.get("late") != expected.get("late"):
+            return [_not_late(_LATE_TIMEOUT)]
         return [Violation("WrongValue", f"expected {expected!r}, got {shown_parts!r}")]
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, to: int | None = None) -> Unreached:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at) if to is None else to
-        return cls(at, to, drawer.name("context"), drawer.pick(TENSORS))
+        ways: list[Any] = ["unused"] * 2
+        if drawer.may_end_late() and drawer.may_take(_LATE_TAKES):
+            ways.append("timeout")
+        by, value = drawer.pick([(by, value) for by in ways for value in TENSORS])
+        drawer.slow_functions += by == "timeout"
+        return cls(at, to, drawer.name("context"), value, by=by)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -610,6 +767,27 @@ class Unreached(Step):
 
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.ended[self.name] = False
+
+
+def _slack(timeout: float) -> float:
+    """Virtual seconds by which the timeout of a late call comes before its answer."""
+    return (_TIMES_LATE - 1.0) * timeout
+
+
+def _not_late(timeout: float) -> Violation:
+    """The call of a context that is slower than its timeout gave its value."""
+    message = f"a call that takes longer had to time out after {timeout:g} s, and did not"
+    return Violation("MissingError", message, timing_sensitive=True, slack=_slack(timeout))
+
+
+def _note_late(model: Model, step: Graph | Unreached, call: str, rank: int) -> None:
+    """Note what a late call runs at a rank, and the call by which its caller waits for that."""
+    model.check_gives_up(step)
+    for name in (f"{call}/late", f"{call}/slept"):
+        model.calls[rank][name] += 1
+        model.abandoned_calls[rank].add(name)
+    model.unread = True
+    model.in_contexts.call(step.at, rank, graded=0)
 
 
 class _Known(dict[int, set[int]]):

@@ -562,7 +562,7 @@ class Rejoin(Step):
             return [(self.alone, self.at, held)]
         if self.amid == "backward":
             model.calls[self.alone][held] += 1
-            model.in_contexts.call(self.at, self.alone)
+            model.in_contexts.call(self.at, self.alone, graded=1)
             model.in_contexts.gradient(self.at, self.alone)
             model.gives_up_cleanup(self.at, self.alone)
             # Nobody is left to tell it (autograd/context/container.cpp: eraseContextIdAndReset).

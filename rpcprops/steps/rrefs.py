@@ -195,21 +195,14 @@ class Remote(Step):
             )
             raise UsageError(msg)
         if late:
-            handle.timed_out = True
-            handle.unmarked = True
-            handle.marked_before = slack
+            limit = model.limit(self.timeout) or 0.0
+            creation_ends_late(model, handle, slack, limit)
             model.abandoned_calls[self.to].add(call)
-            held_up = model.delay(self.at, message) - (model.limit(self.timeout) or 0.0)
+            held_up = model.delay(self.at, message) - limit
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
                 handle.marked_before = min(slack, held_up)
                 model.mark(handle)
-            if self.at == self.to:
-                # Whether the message or the function is late: torch forgets the RRef when the
-                # timeout comes (callback::finishCreatingOwnerRRef), and the function then ends.
-                model.meets("late-remote-to-self")
-                if model.facts.has_bug("late-remote-to-self"):
-                    handle.rref.takes = min(handle.rref.takes, model.limit(self.timeout) or 0.0)
         return slack
 
     @property
@@ -231,7 +224,7 @@ class Remote(Step):
         flavour: Flavour = form.get("flavour", "python")
         left, right = draw_arguments(drawer, at, flavour, target)
         message = remote_message(typed=flavour != "python")
-        late = _may_time_out(drawer, at, target)
+        late = may_time_out(drawer, at, target)
         slow_late = late and drawer.has_plan
         slow = flavour == "python"
         waits = drawer.announces(right, target)
@@ -243,9 +236,7 @@ class Remote(Step):
         drawer.waiting += isinstance(right, str)
         takes = drawer.delay_milliseconds(at, message) / 1000 + seconds + waits
         if drawer.limit(timeout) < takes:
-            drawer.uncreated.add(out)
-            drawer.failed_at.add(at)
-            drawer.may_hold_errors = True
+            drawer.note_late_creation(out, at)
         return cls(at, target, out, left, right, timeout=timeout, seconds=seconds, **form)
 
     @classmethod
@@ -283,7 +274,25 @@ class Remote(Step):
             drawer.lasting.add(self.out)
 
 
-def _may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
+def creation_ends_late(model: Model, handle: Handle, slack: float, limit: float) -> None:
+    """The creation of a handle's RRef times out after `limit`, and torch has yet to mark the RRef.
+
+    Args:
+        slack: virtual seconds by which the timeout comes before the answer.
+    """
+    handle.timed_out = True
+    handle.unmarked = True
+    handle.marked_before = slack
+    if handle.fork:
+        return
+    # Whether the message or the function is late: torch forgets the RRef when the timeout comes
+    # (callback::finishCreatingOwnerRRef), and the function then ends.
+    model.meets("late-remote-to-self")
+    if model.facts.has_bug("late-remote-to-self"):
+        handle.rref.takes = min(handle.rref.takes, limit)
+
+
+def may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
     """Whether a creation of `at` at `to` may time out without meeting a finding of this torch."""
     has_bug = drawer.facts.has_bug
     if at == to and has_bug("late-remote-to-self"):

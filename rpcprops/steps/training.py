@@ -78,7 +78,7 @@ class _Optimizing(Step):
                     # The parameter is fetched, unless it is here, and its gradient goes back. Then
                     # optimizer.py: DistributedOptimizer.step calls each owner, this rank too.
                     is_far = owner != self.at
-                    model.in_contexts.call(self.at, owner, 1 + is_far)
+                    model.in_contexts.call(self.at, owner, 1 + is_far, graded=int(is_far))
                     model.in_contexts.gradient(self.at, owner, int(is_far))
                 model.release(f"{self.name} {number}" if number else self.name, self.at, known)
             for parameter, end in zip(parameters, ends, strict=True):
@@ -536,7 +536,7 @@ class Linear(Step):
             for handle in (*[module] * times, *made[1:]):
                 model.drop(model.give(handle, self.at, self.to))
             # The gradient of the outputs goes there, and that of the input comes back.
-            model.in_contexts.call(self.at, self.to, times + len(made[1:]))
+            model.in_contexts.call(self.at, self.to, times + len(made[1:]), graded=1)
             model.in_contexts.gradient(self.at, self.to)
             model.in_contexts.gradient(self.to, self.at)
             known: dict[int, set[int]] = {self.at: {self.to}}

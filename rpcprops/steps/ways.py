@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -237,18 +237,28 @@ def _drawn_kinds(drawer: StepDrawer) -> list[Of]:
     return [of for of in able if of != "proxy" or drawer.may_make_rrefs]
 
 
-def _timing(drawer: StepDrawer, at: int, of: Of) -> tuple[float | None, float]:
-    """A timeout, and how long the function sleeps, of a call of that kind."""
-    python = _FLAVOUR_OF[of] == "python"
-    late = of != "proxy"
+def _timing(
+    drawer: StepDrawer, at: int, of: str, targets: Sequence[int], *, by_future: bool = True
+) -> tuple[float | None, float]:
+    """A timeout, and how long the function sleeps, of calls of that kind.
+
+    Args:
+        by_future: whether ``rpc_async`` makes them.
+    """
+    python = of not in ("script", "builtin")
+    late = slow_late = True
+    if of in ("proxy", "mixed"):
+        late = not (by_future and drawer.facts.has_bug("failed-async-proxy"))
+        accept = [MessageType.RREF_CHILD_ACCEPT]
+        slow_late = not any(drawer.may_fail(to, accept) for to in targets)
     message = call_message(typed=not python)
-    slow_late = late and drawer.settles
-    timeout, seconds = drawer.timing(at, message, late=late, slow=python, slow_late=slow_late)
-    return (timeout if late else None), seconds
+    slow_late = slow_late and drawer.settles
+    return drawer.timing(at, message, late=late, slow=python, slow_late=slow_late)
 
 
 def _call_of(
     model: Model,
+    step: After | Gather,
     ranks: tuple[int, int],
     of: Of,
     call: str,
@@ -269,7 +279,7 @@ def _call_of(
     late: ErrorClass = ""
     slack = UNLIMITED_SLACK
     if of == "proxy":
-        _call_by_proxy(model, at, to, call)
+        late, slack = _call_by_proxy(model, step, ranks, call, limits)
     else:
         message = call_message(typed=typed)
         model.call(at, to, message, _typed_payload(of, raises) if typed else call)
@@ -285,18 +295,44 @@ def _call_of(
     return slack
 
 
-def _call_by_proxy(model: Model, at: int, to: int, call: str) -> None:
+def _call_by_proxy(
+    model: Model,
+    step: After | Gather,
+    ranks: tuple[int, int],
+    call: str,
+    limits: tuple[float | None, float],
+) -> tuple[ErrorClass, float]:
     """Make an object at a rank, and call a method through its RRef (rref_proxy.py: _invoke_rpc).
 
-    The future holds the error of the call, as it does that of the question for the type.
+    The future holds the error of the call, as it does that of the question for the type. A proxy
+    that has a timeout has been used before without one, so only the call itself may time out.
+
+    Returns: as :meth:`Model.timed`.
     """
+    at, to = ranks
+    timeout, seconds = limits
+    # The default timeout is also that of the creation.
+    model.must_be_in_time(step, model.delay(at, MessageType.PYTHON_REMOTE_CALL))
     handle, _ = model.remote(at, to, typed=False)
     try:
         model.use(handle)
         ask_type(model, handle, at, "", UNLIMITED_SLACK)
         handle.rref.made = True
+        if timeout is not None:
+            model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.calls[to][call] += 1
+        limit = model.limit(timeout)
+        if limit is None:
+            return "", UNLIMITED_SLACK
+        # The owner accepts the RRef in the thread that answers, or in another.
+        accept = model.delay(to, MessageType.RREF_CHILD_ACCEPT) if at != to else 0.0
+        late, slack = model.gives_up(at, to, call, timeout, seconds, accept)
+        by_future = isinstance(step, After) or step.how != "threads"
+        if by_future and model.delay(at, MessageType.PYTHON_CALL) >= limit:
+            # It may end while it is sent: see Through.
+            model.meets_in_proxy(handle, at)
+        return late, slack
     finally:
         model.drop(handle)
 
@@ -307,11 +343,11 @@ class After(Step):
 
     `of` says what gives it: ``rpc_async`` of a Python function ("call"), of a TorchScript function
     ("script") or of ``torch.add`` ("builtin"), or a method by ``rref.rpc_async()`` of a new RRef
-    ("proxy"). The value is that of the call, and then what the callbacks saw (see
-    ``in_rank/ways.py``). With `raises` the function raises; it sleeps for `seconds` (virtual)
-    before it ends. If the call fails, its error must come, and the callbacks must have run all the
-    same. torch promises no order of two callbacks of one future, except in a chain, and none is
-    predicted.
+    ("proxy"), which has been used before if there is a `timeout`. The value is that of the call,
+    and then what the callbacks saw (see ``in_rank/ways.py``). With `raises` the function raises; it
+    sleeps for `seconds` (virtual) before it ends. If the call fails, its error must come, and the
+    callbacks must have run all the same. torch promises no order of two callbacks of one future,
+    except in a chain, and none is predicted.
     """
 
     op: ClassVar[str] = "after"
@@ -334,9 +370,6 @@ class After(Step):
         check_seconds(self.seconds, _FLAVOUR_OF[self.of])
         if self.raises:
             check_raises(_FLAVOUR_OF[self.of], ("python", "script"))
-        if self.timeout is not None and self.of == "proxy":
-            msg = f"a timeout of of={shown(self.of)} is not modelled here; use Method."
-            raise UsageError(msg)
 
     @property
     def lasts(self) -> float:
@@ -351,7 +384,8 @@ class After(Step):
         # FaultyTensorPipeAgent::send), so the callbacks run. A timeout is one too
         # (tensorpipe_agent.cpp: pollTimeoutRpcs).
         limits = (self.timeout, self.seconds)
-        slack = _call_of(model, (self.at, self.to), self.of, call, limits, raises=self.raises)
+        ranks = (self.at, self.to)
+        slack = _call_of(model, self, ranks, self.of, call, limits, raises=self.raises)
         return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]], slack=slack)
 
     @classmethod
@@ -363,7 +397,7 @@ class After(Step):
         able = ["call"] if sends else _drawn_kinds(drawer)
         given: Any = itertools.product((False, False, True), able)
         raises, of = drawer.pick([one for one in given if one != (True, "builtin")])
-        return cls(at, to, form, left, right, raises, *_timing(drawer, at, of), of)
+        return cls(at, to, form, left, right, raises, *_timing(drawer, at, of, (to,)), of)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -376,7 +410,8 @@ class Gather(Step):
 
     `of` says of what they are, as in :class:`After`; "mixed" takes one kind after the other. Of
     mixed calls, typed ones and those through RRefs, none `breaks`, and no message may be lost:
-    nobody could tell which of several errors comes first.
+    nobody could tell which of several errors comes first. Where some of them time out, the error of
+    all of them is the timeout.
 
     `how` says what gathers them: ``torch.futures.wait_all``, ``torch.futures.collect_all``, or a
     thread for each, which calls ``rpc_sync``. The function of call number `breaks` raises, which is
@@ -404,8 +439,8 @@ class Gather(Step):
     def enter(self, scope: Scope) -> None:
         python = self.of in ("call", "proxy", "mixed")
         check_seconds(self.seconds, "python" if python else "script")
-        if self.of != "call" and (self.timeout is not None or self.breaks is not None):
-            msg = f"of={shown(self.of)}: a timeout, and a function that breaks, need of='call'."
+        if self.of != "call" and self.breaks is not None:
+            msg = f"of={shown(self.of)}: a function that breaks needs of='call'."
             raise UsageError(msg)
         if not isinstance(self.targets, tuple) or not 1 < len(self.targets) <= _MOST_CALLS:
             msg = f"targets={shown(self.targets)} must be a tuple of 2 to {_MOST_CALLS} ranks."
@@ -427,26 +462,36 @@ class Gather(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         values: list[Any] = []
-        failure: StepFails | None = None
+        failures: list[StepFails] = []
+        slack = UNLIMITED_SLACK
         for number, (target, of) in enumerate(self.calls):
             name, breaks = f"{call}/{number}", number == self.breaks
             limits = (self.timeout, self.seconds if _FLAVOUR_OF[of] == "python" else 0.0)
+            ranks = (self.at, target)
             try:
-                # All of them end at their timeouts, or none.
-                _call_of(model, (self.at, target), of, name, limits, raises=breaks)
+                one = _call_of(model, self, ranks, of, name, limits, raises=breaks)
+                slack = min(slack, one)
                 values.append(sum_of([x + number for x in self.left], self.right))
             except StepFails as failed:
-                # One table fails all these calls or none: each has a payload of its own.
-                failure = failure or failed
-        if failure is None:
-            return model.shows(values)
-        if self.of != "call":
+                failures.append(failed)
+        if not failures:
+            return model.shows(values, slack=slack)
+        if self.of == "call":
+            # One table fails all these calls or none: each has a payload of its own. All of them
+            # end at their timeouts, or none.
+            raise failures[0]
+        errors = {one.error for one in failures}
+        if not errors <= {"timeout", "unknown"}:
             msg = (
                 f"{self!r}: under this plan some of these calls are lost, and nobody can tell "
                 f"which of several errors comes first; use of='call', or another plan."
             )
             raise UsageError(msg)
-        raise failure
+        if "timeout" not in errors:
+            raise failures[0]
+        # Whatever becomes of the rest, one that surely times out makes all of them time out
+        # (ivalue.cpp: collectAll), and no other error can come.
+        raise max((one for one in failures if one.error == "timeout"), key=lambda one: one.slack)
 
     @property
     def calls(self) -> list[tuple[int, Of]]:
@@ -475,20 +520,9 @@ class Gather(Step):
         how, of = drawer.pick([*forms])
         left, right = drawer.pick(PAIRS)
         breaks = drawer.pick((None, None, *(range(len(targets)) if of == "call" else ())))
-        # Of those that are not all calls, none has a timeout.
-        timed = _timing(drawer, at, "proxy" if of == "mixed" else of)
+        timed = _timing(drawer, at, of, targets, by_future=how != "threads")
         drawer.slow_functions += (len(targets) - 1) * (timed[1] > 0)
-        return cls(
-            at,
-            tuple(targets),
-            how,
-            left,
-            right,
-            breaks,
-            timed[0] if of == "call" else None,
-            timed[1],
-            of,
-        )
+        return cls(at, tuple(targets), how, left, right, breaks, *timed, of)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

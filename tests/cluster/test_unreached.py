@@ -14,7 +14,7 @@ PROGRAM = Program(
     2,
     (
         Unreached(0, 1, "x"),
-        Unreached(1, 1, "y"),
+        Unreached(1, 1, "y", by="timeout"),
         Context(0, "z", (1,)),
         Call(1, 0),
         Settle(),

@@ -14,6 +14,7 @@ from rpcprops.outcomes import Outcome
 from rpcprops.programs import (
     Context,
     FailTwice,
+    Fetch,
     Graph,
     Linear,
     Module,
@@ -61,6 +62,12 @@ PROGRAMS = {
     "in TorchScript": (Train(0, "x", (1, 2), "Adam"), Module(0, 1)),
     "layers": (Linear(0, "x", 1), Linear(1, "y", 0, by="proxy"), Linear(2, "z", 2, by="proxy")),
     "outlasting": (Outlast(0, 1, "x"), Outlast(0, 2, "y", "call", then=1), Settle()),
+    "late": (
+        replace(_GRAPH, inside=None, backwards=((9,),), late=(2, "proxy async")),
+        Graph(1, "y", ((1, "plain"),), late=(0, "proxy remote"), out="a"),
+        Settle(),
+        Fetch(1, "a"),
+    ),
     "fails twice": (FailTwice(0, 1, 2, "x", seconds=8.0),),
 }
 

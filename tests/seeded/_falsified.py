@@ -1254,6 +1254,14 @@ def _reached(world: World) -> Falsified:
             yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
 
 
+@defect("a call knows no timeout whose context goes on with a backward pass")
+def _patient_in_context(world: World) -> Falsified:
+    for index, leaf, _, seen in _steps(world):
+        if isinstance(leaf, Graph | Unreached) and "late" in seen.value:
+            value = {**seen.value, "late": False}
+            yield with_step(world.outcome, index, value=value), [("MissingError", leaf.at, index)]
+
+
 @defect("a backward pass that never ends changes the loss")
 def _other_loss(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
@@ -2100,10 +2108,14 @@ def _plain_in_context(world: World) -> Falsified:
         yield wrong, [("MessagesDiffer", kind[0], None)] * 2
 
 
+#: The answer of a call in a context that holds no tensor which requires a gradient.
+_PLAIN = "PYTHON_RET"
+
+
 def _answered(world: World) -> list[tuple[SentMessage, SentMessage]]:
     """Each request of the record that is answered, and its answer, as the model predicts them."""
     said = world.prediction
-    errors = dict(said.errors)
+    errors, graded = dict(said.errors), dict(said.graded)
     sends = (*said.sends, *said.last_sends)
     lost = {number for number, send in enumerate(sends) if not send.delivered}
     found: list[tuple[SentMessage, SentMessage]] = []
@@ -2115,11 +2127,16 @@ def _answered(world: World) -> list[tuple[SentMessage, SentMessage]]:
         is_error = errors.get(place, 0) > 0
         if is_error:
             errors[place] -= 1
+        name = str(kind.answer)
+        if kind is WireMessageType.FORWARD_AUTOGRAD_REQ and not is_error:
+            left = graded.get(place[:2], 0)
+            graded[place[:2]] = left - 1
+            name = name if left > 0 else _PLAIN
         answer = dataclasses.replace(
             sent,
             sender=sent.receiver,
             receiver=sent.sender,
-            type="EXCEPTION" if is_error else str(kind.answer),
+            type="EXCEPTION" if is_error else name,
             is_request=False,
         )
         found.append((dataclasses.replace(sent, became="answered"), answer))
@@ -2161,6 +2178,35 @@ def _answers_otherwise(is_error: bool, other: str) -> Defect:
     return falsify
 
 
+def _grades_otherwise(old: str, new: str) -> Defect:
+    """One answer of a call in a context has a gradient, or lacks the one that it must have."""
+
+    def falsify(world: World) -> Falsified:
+        compared = world.prediction.certain and not world.prediction.known_bugs
+        pairs = _answered(world) if compared else []
+        record = {sent.id: sent for sent in _record(world)}
+        whole = {**record, **{sent.id: sent for sent, _ in pairs}}
+        forward = WireMessageType.FORWARD_AUTOGRAD_REQ
+        seen = set[Any]()
+        for number, (sent, answer) in enumerate(pairs):
+            place = (sent.sender, sent.receiver)
+            is_open = place in seen or place in world.prediction.more_graded
+            if sent.type != forward or answer.type != old or is_open:
+                continue
+            seen.add(place)
+            answers = [one for _, one in pairs]
+            answers[number] = dataclasses.replace(answer, type=new)
+            wrong = dataclasses.replace(world.outcome, messages=(*whole.values(), *answers))
+            yield wrong, [("MessagesDiffer", sent.receiver, None)]
+
+    return falsify
+
+
+_GRADED = "FORWARD_AUTOGRAD_RESP"
+DEFECTS["the answer of a call in a context has a gradient too many"] = _grades_otherwise(
+    _PLAIN, _GRADED
+)
+DEFECTS["the answer of a call in a context lacks its gradient"] = _grades_otherwise(_GRADED, _PLAIN)
 DEFECTS["an error answers where none was promised"] = _answers_otherwise(False, "EXCEPTION")
 DEFECTS["a value answers where an error was promised"] = _answers_otherwise(True, "RET")
 DEFECTS["a request gets the answer of another one"] = _answers_otherwise(False, "")

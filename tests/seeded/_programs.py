@@ -144,8 +144,41 @@ CONTEXTS = Program(
 #: Backward passes that never end, one of them at a rank that calls itself.
 UNREACHED = Program(
     3,
-    (Unreached(0, 1, "x"), Call(1, 0), Unreached(2, 2, "y", (3.0,)), Settle(), Refused(1, "x")),
+    (
+        Unreached(0, 1, "x"),
+        Call(1, 0),
+        Unreached(2, 2, "y", (3.0,)),
+        Unreached(1, 0, "z", by="timeout"),
+        Settle(),
+        Refused(1, "x"),
+        Refused(0, "z"),
+    ),
     "unreached",
+)
+#: Calls in contexts that end by their timeouts, and backward passes of the rest.
+LATE = Program(
+    3,
+    (
+        Graph(
+            0,
+            "x",
+            ((0, "plain"), (1, "hooked")),
+            (("mul", (0, 1), 2, "async"),),
+            ((2,),),
+            late=(1, "remote"),
+            late_timeout=2.0,
+            out="a",
+        ),
+        Graph(1, "y", ((1, "plain"),), (("hook", (0,), 0, "sync"),), ((1,),), late=(0, "proxy")),
+        Graph(2, "z", ((2, "plain"),), late=(2, "async")),
+        Settle(),
+        Fetch(0, "a"),
+        Drop(0, "a"),
+        Settle(),
+        Refused(1, "x"),
+        Refused(0, "y"),
+    ),
+    "late in contexts",
 )
 GRAPHS = Program(
     3,
@@ -857,6 +890,7 @@ EVERY_KIND = (
     WAYS_IN_CONTEXTS,
     SLOW_EVERYWHERE,
     UNREACHED,
+    LATE,
     BRANCHES,
     TIMED,
     IMPATIENT,

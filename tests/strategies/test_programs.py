@@ -86,6 +86,8 @@ def owners(program: Program) -> dict[str, int]:
                 found[leaf.out] = leaf.to
             case Own():
                 found[leaf.out] = leaf.at
+            case Graph(late=(rank, _)) if leaf.out:
+                found[leaf.out] = rank
             case Share() | Through() if leaf.out:
                 found[leaf.out] = found[leaf.handle]
             case _:
@@ -291,6 +293,7 @@ def test_names_are_given_in_order() -> None:
                 leaf, Context | Graph | Linear | Optimize | Outlast | Train | Unreached
             ):
                 contexts.append(leaf.name)
+                made += [leaf.out] if isinstance(leaf, Graph) and leaf.out else []
             elif getattr(leaf, "out", ""):
                 made.append(leaf.out)  # type: ignore[attr-defined]
         assert made == sorted(made, key=lambda name: (len(name), name))
@@ -536,6 +539,9 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
     )
 
 
+_LEAF: Any = ((0, "plain"),)
+
+
 @pytest.mark.parametrize(
     ("kind", "alone"),
     [
@@ -545,6 +551,7 @@ def fires(kind: MessageType) -> Callable[[tuple[Program, FaultPlan]], bool]:
                 (2, (Context(0, "x0", (1,)),)),
                 (2, (Optimize(0, "x0", (1,)),)),
                 (2, (Train(0, "x0", (1,)),)),
+                (2, (Graph(0, "x0", _LEAF, (("add", (0, 0), 1, "sync"),), ((1,),)),)),
             ],
         ),
         pytest.param(

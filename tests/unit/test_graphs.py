@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageType
+from rpcprops.faults import FaultPlan, MessageFault, MessageType, WireMessageType
 from rpcprops.oracle import predict
-from rpcprops.programs import Graph, Program
+from rpcprops.programs import Drop, Fetch, Graph, Program, Settle
+from rpcprops.strategies import programs
+from tests._draws import draws
 
 LEAF: Any = ((0, "plain"),)
+CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,11 @@ LEAF: Any = ((0, "plain"),)
             },
             "does not reach 1, which was sent",
         ),
+        ({"late": (1, "remote")}, "out='' must name the RRef whose creation is late"),
+        ({"late": (1, "sync"), "out": "a"}, "out='a' must name the RRef whose creation is late"),
+        ({"late": (2, "sync")}, "late=2 is no rank of a world of 2"),
+        ({"late": (1, "script")}, "late: 'script' must be one of 'sync', 'async'"),
+        ({"late": (1, "sync"), "late_timeout": 0.5}, "late_timeout=0.5 must lie in 1 to 900"),
     ],
 )
 def test_what_torch_cannot_run_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -55,3 +63,81 @@ def test_a_rank_that_answers_without_a_gradient_cleans_up_nobody_else() -> None:
     sends = predict(Program(3, (graph,)), FaultPlan()).sends
     cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
     assert [(s.rank, s.message) for s in sends] == [(0, cleanup), (0, cleanup), (2, cleanup)]
+
+
+#: How a call is made that times out, and how many requests it takes in the context.
+WAYS: Any = (
+    ("sync", 2),
+    ("async", 2),
+    ("id", 2),
+    ("info", 2),
+    ("proxy", 5),
+    ("proxy async", 5),
+)
+
+
+@pytest.mark.parametrize(("how", "requests"), WAYS)
+def test_a_call_that_times_out_is_no_part_of_the_pass(how: Any, requests: int) -> None:
+    """Its rank is cleaned up with the others, and answers without a gradient."""
+    operations: Any = (("mul", (0, 0), 2, "sync"),)
+    graph = Graph(0, "x", LEAF, operations, ((1,),), (3.0,), late=(1, how))
+    said = predict(Program(3, (graph, Settle())), FaultPlan())
+    value = said.steps[0].value
+    assert (value["gradients"], value["late"]) == ([[6.0]], True)
+    assert said.calls == ({}, {"step0/late": 1, "step0/slept": 1}, {"step0": 1})
+    cleanups = {(s.rank, s.to) for s in said.sends if s.message == CLEANUP}
+    assert cleanups == {(0, 1), (0, 2), (2, 0)}
+    assert said.wire_sends[0, 1, WireMessageType.FORWARD_AUTOGRAD_REQ] == requests
+    assert (0, 1, WireMessageType.BACKWARD_AUTOGRAD_REQ) not in said.wire_sends
+    assert said.known_bugs == frozenset()
+    assert all(held.owners == held.contexts == 0 for held in said.counters)
+
+
+@pytest.mark.parametrize("how", ["remote", "proxy remote"])
+def test_an_rref_whose_creation_timed_out_in_a_context_outlives_it(how: Any) -> None:
+    """Its owner holds it, its user cannot use it, and a drop after a settle ends it."""
+    graph = Graph(0, "x", LEAF, late=(1, how), out="a")
+    program = Program(2, (graph, Settle(), Fetch(0, "a"), Drop(0, "a"), Settle()))
+    said = predict(program, FaultPlan())
+    assert [step.error for step in said.steps] == ["", "", "creation", "", ""]
+    held = [said.steps[settle].counters for settle in (1, 4)]
+    assert [(one[1].owners, one[1].forks) for one in held] == [(1, 1), (0, 0)]
+    early = predict(Program(2, (graph, Drop(0, "a"), Settle())), FaultPlan())
+    assert {one.finding for one in early.met} == {"timed-out-remote-dropped"}
+
+
+@pytest.mark.parametrize(
+    ("more", "plan", "words"),
+    [
+        ({"num_worker_threads": 5}, FaultPlan(), "a timeout needs a free thread"),
+        ({"rpc_timeout": 70.0}, FaultPlan(), "which the default rpc_timeout=70 may end"),
+        ({"settles": False}, FaultPlan(), "may end before its answer"),
+        (
+            {},
+            FaultPlan(others=(MessageFault(0, "delay", "RREF_USER_DELETE", delay=1.0),)),
+            "under faults of single messages",
+        ),
+    ],
+)
+def test_a_call_that_may_end_otherwise_is_refused(
+    more: dict[str, Any], plan: FaultPlan, words: str
+) -> None:
+    """Where the timeout may come late, or something else may, nothing is predicted."""
+    graph = Graph(0, "x", LEAF, late=(1, "sync"))
+    with pytest.raises(UsageError, match=words):
+        predict(Program(2, (graph,), **more), plan)
+
+
+def test_every_way_to_time_out_in_a_context_is_drawn() -> None:
+    """At other ranks and at the own one, where the creation of an RRef meets a finding."""
+    found = draws(programs(kinds=("graph", "settle"), max_world_size=2, plan=FaultPlan()), 2000)
+    late = [
+        (leaf.late[1], leaf.late[0] == leaf.at)
+        for program in found
+        for leaf in program.leaves
+        if isinstance(leaf, Graph) and leaf.late is not None
+    ]
+    made = {"remote", "proxy remote"}
+    assert {how for how, _ in late} == {*made, *(how for how, _ in WAYS)}
+    assert {own for how, own in late if how not in made} == {True, False}
+    assert not any(own for how, own in late if how in made)

@@ -165,14 +165,26 @@ def test_an_exception_answers_only_what_was_to_fail() -> None:
 
 
 def test_a_profiled_call_is_answered_as_such() -> None:
-    """A call in a context may be answered as the call in it, and one in a profiler may not."""
+    """A call in a context is answered as the call in it, or with a gradient; one in a profiler not.
+
+    Which of the two it is in a context is predicted.
+    """
     for name, fits in (("FORWARD_AUTOGRAD_REQ", True), ("RUN_WITH_PROFILING_REQ", False)):
         kind = WireMessageType(name)
         prediction = replace(PREDICTION, sends=(), last_sends=(), wire_sends={(0, 1, kind): 1})
         request = replace(RUN[0], type=name)
         for answer, right in ((str(kind.answer), True), ("PYTHON_RET", fits), ("RREF_ACK", False)):
             messages = (request, replace(RUN[1], type=answer), *RUN[6:])
-            found = recorded_violations(prediction, Outcome(2, messages=messages))
+            graded = answer == "FORWARD_AUTOGRAD_RESP"
+            one = replace(prediction, graded={(0, 1): 1} if graded else {})
+            found = recorded_violations(one, Outcome(2, messages=messages))
+            assert (found == []) == right, (name, answer, found)
+            if name != "FORWARD_AUTOGRAD_REQ":
+                continue
+            other = replace(prediction, graded={} if graded else {(0, 1): 1})
+            assert recorded_violations(other, Outcome(2, messages=messages))
+            is_open = replace(other, more_graded=frozenset({(0, 1)}))
+            found = recorded_violations(is_open, Outcome(2, messages=messages))
             assert (found == []) == right, (name, answer, found)
 
 

@@ -10,7 +10,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, WireMessageType
 from rpcprops.oracle import predict
 from rpcprops.outcomes import Counters
-from rpcprops.programs import Program, Unreached
+from rpcprops.programs import Program, Settle, Unreached
 from rpcprops.strategies import programs
 from tests._draws import draws
 
@@ -29,6 +29,18 @@ def test_such_a_pass_never_ends_and_its_context_is_cleaned_up() -> None:
     }
     # The call's argument and its answer each wait for a gradient, and none is sent.
     assert said.wire_sends == {(0, 1, WireMessageType.FORWARD_AUTOGRAD_REQ): 1}
+    assert said.known_bugs == frozenset()
+
+
+def test_a_call_that_timed_out_keeps_the_pass_waiting() -> None:
+    """Its answer has no gradient, so only its caller cleans up."""
+    said = predict(Program(2, (Unreached(0, 1, "x", by="timeout"), Settle())), FaultPlan())
+    assert said.steps[0].value == {"loss": 5.0, "ended": False, "late": True}
+    assert said.counters == (Counters(backward_passes=1), Counters())
+    assert said.calls == ({}, {"step0/late": 1, "step0/slept": 1})
+    assert {(one.rank, one.to, one.message) for one in said.sends} == {(0, 1, CLEANUP)}
+    # The call, and another one that waits until its function has begun.
+    assert said.wire_sends == {(0, 1, WireMessageType.FORWARD_AUTOGRAD_REQ): 2}
     assert said.known_bugs == frozenset()
 
 
@@ -62,10 +74,7 @@ def test_faults_of_its_messages_are_refused() -> None:
 def test_it_is_drawn_at_every_rank_towards_every_rank() -> None:
     """Also towards itself."""
     found = draws(programs(kinds=("unreached", "settle"), max_world_size=2), 300)
-    ways = {
-        (program.world_size, step.at, step.to)
-        for program in found
-        for step in program.leaves
-        if isinstance(step, Unreached)
-    }
-    assert {(1, 0, 0), (2, 0, 1), (2, 1, 0), (2, 0, 0), (2, 1, 1)} <= ways
+    steps = [step for program in found for step in program.leaves if isinstance(step, Unreached)]
+    assert {(0, 0), (0, 1), (1, 0), (1, 1)} == {(step.at, step.to) for step in steps}
+    assert any(program.world_size == 1 for program in found)
+    assert {step.by for step in steps} == {"unused", "timeout"}

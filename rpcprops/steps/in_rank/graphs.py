@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import dist_autograd, target_of, tensor
-from rpcprops.steps.in_rank.state import contexts, note_call, note_slowly
+from rpcprops.steps.in_rank.state import contexts, handles, note_call, note_slowly, ran
 from rpcprops.steps.in_rank.sums import script_add, torchscript
 
 #: What an operation does, the results that it takes, its rank, and how it gets there.
@@ -32,6 +34,15 @@ class Task(NamedTuple):
     operations: Operations
     backwards: Sequence[Sequence[int]]
     seconds: float = 0.0
+
+
+class Late(NamedTuple):
+    """A call that times out: its rank, how it is made, when it does, and the handle it makes."""
+
+    rank: int
+    how: str
+    timeout: float
+    out: str
 
 
 class OwnGradient(torch.autograd.Function):
@@ -87,20 +98,34 @@ def hook_ran(call: str) -> None:
 
 
 def unreached(
-    call: str, world: tuple[str, ...], *, to: int, name: str, value: Sequence[float], seconds: float
+    call: str,
+    world: tuple[str, ...],
+    *,
+    to: int,
+    name: str,
+    value: Sequence[float],
+    seconds: float,
+    by: str,
 ) -> dict[str, Any]:
     """Run a backward pass that does not reach what was sent, and leave it alone after a while."""
     leaf = tensor(value).requires_grad_()
+    result: dict[str, Any] = {}
     with dist_autograd.context() as context_id:
-        contexts[name] = context_id
-        rpc.rpc_sync(world[to], double_there, args=(call, leaf))
+        contexts[name] = result["id"] = context_id
+        if by == "timeout":
+            args = (call, TIMES_LATE * LATE_TIMEOUT, leaf)
+            options: dict[str, Any] = {"args": args, "timeout": LATE_TIMEOUT}
+            slow = functools.partial(rpc.rpc_sync, world[to], sleep_there, **options)
+            result["late"] = times_out(call, world, Late(to, "sync", LATE_TIMEOUT, ""), slow)
+        else:
+            rpc.rpc_sync(world[to], double_there, args=(call, leaf))
         loss = (leaf * leaf).sum()
         backward = functools.partial(dist_autograd.backward, context_id, [loss])
         # A daemon: it must not keep the rank from leaving.
         one_pass = threading.Thread(target=backward, daemon=True)
         one_pass.start()
         one_pass.join(seconds)
-        return {"id": context_id, "loss": loss.item(), "ended": not one_pass.is_alive()}
+        return {**result, "loss": loss.item(), "ended": not one_pass.is_alive()}
 
 
 def double_there(call: str, x: torch.Tensor) -> torch.Tensor:
@@ -190,12 +215,15 @@ def graph(
     beside: bool,
     inside: int | None,
     seconds: float,
+    late: tuple[int, str] | None,
+    late_timeout: float,
+    out: str,
 ) -> dict[str, Any]:
     """Compute a graph in a context and run backward, and do the same in this process alone.
 
     Leaf number n is `value` plus n. With `beside`, a second thread computes the graph at the same
     time, in a context of its own, from the same leaves of this rank. At the rank `inside`, another
-    context is entered inside the first one.
+    context is entered inside the first one. The rank of `late` is called by a call that times out.
     """
     here = world.index(rpc.get_worker_info().name)
     numbers = [[x + number for x in value] for number in range(len(inputs))]
@@ -207,13 +235,16 @@ def graph(
     task = Task(call, world, inputs, numbers, mine, operations, backwards, seconds)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(in_context, task) if beside else None
-        result = in_context(task, name, inside)
+        slow = None if late is None else Late(*late, late_timeout, out)
+        result = in_context(task, name, inside, slow)
         if other is not None:
             result["beside"] = other.result()["gradients"]
     return result | alone(inputs, numbers, operations, backwards)
 
 
-def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[str, Any]:
+def in_context(
+    task: Task, name: str = "", inside: int | None = None, late: Late | None = None
+) -> dict[str, Any]:
     """The id of a context, the results of the operations in it, and the gradients of the leaves."""
     call, world, leaves, numbers, mine, operations, backwards, seconds = task
     result: dict[str, Any] = {}
@@ -229,6 +260,8 @@ def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[st
             to = world[inside]
             is_here = to == rpc.get_worker_info().name
             result["refused"] = enter_another() if is_here else rpc.rpc_sync(to, enter_another)
+        x = tensor(numbers[0])
+        slow = None if late is None else start_late(call, world, late, x)
         # What each number stands for: a tensor, a call of which nothing has come back yet, or None
         # for a leaf of another rank that has not been fetched.
         found: list[Any] = [mine.get(number) for number in range(len(leaves))]
@@ -242,6 +275,8 @@ def in_context(task: Task, name: str = "", inside: int | None = None) -> dict[st
                 found.append(apply_here(what, inputs, functools.partial(hook_ran, call)))
         results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
         result["results"] = [one.tolist() for one in results]
+        if late is not None and slow is not None:
+            result["late"] = times_out(call, world, late, slow)
         for index, roots in enumerate(backwards):
             losses = [found[number].sum() for number in roots]
             again = index + 1 < len(backwards)
@@ -294,6 +329,87 @@ def through_proxy(rref: Any, form: str, args: tuple[Any, ...]) -> Any:
     if form == "remote":
         return rref.remote().apply(*args).to_here()
     return rref.rpc_sync().apply(*args)
+
+
+def sleep_there(call: str, seconds: float, x: torch.Tensor) -> torch.Tensor:
+    """Double a tensor after a while, without a gradient."""
+    note_slowly(f"{call}/late", seconds)
+    note_call(f"{call}/slept")
+    return 2.0 * x.detach()
+
+
+class Sleeper:
+    """What a proxy stands for: it sleeps at the rank of its RRef."""
+
+    def is_there(self) -> bool:
+        """Answer at once."""
+        return True
+
+    def sleep(self, call: str, seconds: float, x: torch.Tensor) -> torch.Tensor:
+        """Double a tensor, after a while."""
+        return sleep_there(call, seconds, x)
+
+
+def until_ran(call: str) -> None:
+    """Wait until a call has begun to run in this rank."""
+    while not ran[call]:
+        time.sleep(0.05)
+
+
+#: How many times longer than the timeout of a call its function sleeps.
+TIMES_LATE = 4.0
+#: The timeout of such a call for which a step has none, in virtual seconds.
+LATE_TIMEOUT = 4.0
+#: What torch says of a call that has timed out, and of an RRef whose creation has.
+TIMED_OUT = ("timeout", "timed out")
+
+
+def start_late(call: str, world: tuple[str, ...], late: Late, x: torch.Tensor) -> Callable[[], Any]:
+    """Begin a call that is slower than its timeout; what waits for it, and makes it by `rpc_sync`.
+
+    Before a proxy is called in that way, it has learnt the type of its value.
+    """
+    to, timeout = target_of(world, late.rank, late.how), late.timeout
+    args = (call, TIMES_LATE * timeout, x)
+    if late.how == "remote":
+        made: Any = rpc.remote(to, sleep_there, args=args, timeout=timeout)
+    elif late.how == "async":
+        future: Any = rpc.rpc_async(to, sleep_there, args=args, timeout=timeout)
+        return functools.partial(future.wait)
+    elif not late.how.startswith("proxy"):
+        return functools.partial(rpc.rpc_sync, to, sleep_there, args=args, timeout=timeout)
+    else:
+        rref: Any = rpc.remote(to, Sleeper)
+        rref.rpc_sync().is_there()
+        if late.how == "proxy":
+            return functools.partial(rref.rpc_sync(timeout).sleep, *args)
+        if late.how == "proxy async":
+            return functools.partial(rref.rpc_async(timeout).sleep(*args).wait)
+        made = rref.remote(timeout).sleep(*args)
+    handles[late.out] = made
+    return functools.partial(made.to_here)
+
+
+def times_out(call: str, world: tuple[str, ...], late: Late, slow: Callable[[], Any]) -> bool:
+    """Whether the call has timed out, whose function has begun when this returns."""
+    to = world[late.rank]
+    if late.out:
+        # By then torch has surely marked the RRef.
+        rpc.rpc_sync(to, until_ran, args=(f"{call}/slept",))
+    try:
+        slow()
+    except RuntimeError as error:
+        if not any(words in str(error) for words in TIMED_OUT):
+            raise
+        # The frames of a traceback hold RRefs. A future that a proxy gives holds the error itself
+        # (rref_proxy.py: _invoke_rpc), and so this frame, which has not ended.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+    else:
+        return False
+    if not late.out:
+        rpc.rpc_sync(to, until_ran, args=(f"{call}/late",))
+    return True
 
 
 def alone(

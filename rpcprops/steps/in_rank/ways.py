@@ -161,6 +161,10 @@ def after_use(future: Any, form: str) -> list[Any]:
 class Summing:
     """An object whose method computes the sum of a call, or raises."""
 
+    def is_there(self) -> bool:
+        """Answer at once."""
+        return True
+
     def total(
         self, call: str, left: torch.Tensor, right: torch.Tensor, how: dict[str, Any]
     ) -> torch.Tensor:
@@ -182,16 +186,20 @@ def caller(
 
     Of the kind "proxy" it makes an object there, and calls the method through the RRef.
     """
+    limit = timeout_of(timeout)
     if of == "proxy":
         rref: Any = rpc.remote(to, Summing)
+        if timeout is not None:
+            # From here on the type of its value is known here, so only the call may time out.
+            rref.rpc_sync().is_there()
 
         def by_proxy(send: Any) -> Any:
-            proxy = rref.rpc_async() if send is rpc.rpc_async else rref.rpc_sync()
+            is_async = send is rpc.rpc_async
+            proxy = rref.rpc_async(limit) if is_async else rref.rpc_sync(limit)
             return proxy.total(call, *terms, how)
 
         return by_proxy
     function, args = sum_call(call, {"call": "python"}.get(of, of), *terms, **how)
-    limit = timeout_of(timeout)
     return lambda send: send(to, function, args=args, timeout=limit)
 
 
