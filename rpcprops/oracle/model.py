@@ -988,8 +988,7 @@ class Model:
         """
         rref = handle.rref
         if self.rejoined and sender != rref.owner:
-            # The receiver must send a fork request, or an accept, by the agent of the first init.
-            self.meets("rref-sent-after-reinit")
+            self._sends_after_reinit(handle, sender, receiver)
         if receiver == rref.owner:
             rref.early |= rref.slow and not rref.made
             if rref.early and rref.thinned and not rref.made:
@@ -1006,6 +1005,44 @@ class Model:
             self._accept(handle, receiver)
         of_owner = sender == rref.owner
         return self._new_user(Handle(rref, receiver, fork, of_owner=of_owner))
+
+    def _sends_after_reinit(self, handle: Handle, sender: int, receiver: int) -> None:
+        """A rank has to announce a fork, or to accept it, by the agent of the first init.
+
+        That agent refuses to send, and the receiver raises. But where the table of that rank fails
+        the message, the agent does so first (``faulty_tensorpipe_agent.cpp``:
+        ``FaultyTensorPipeAgent::send``), once, for an agent that has ended does not try again
+        (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``). No message has the payload of an
+        earlier one. Of a fork request, the receiver then raises the injected failure, readable or
+        not (``RRefContext::handleException``); of an accept it does not
+        (``RRefContext::handleExceptionSilent``), but the sender keeps the RRef for ever.
+        """
+        finding = "rref-sent-after-reinit"
+        self.meets(finding)
+        owner = handle.rref.owner
+        is_request = receiver != owner
+        message = MessageType.RREF_FORK_REQUEST if is_request else MessageType.RREF_CHILD_ACCEPT
+        table = self.plan.table(receiver)
+        if not (self.facts.has_bug(finding) and message in table.failing and table.num_fail_sends):
+            return
+        self.sends_otherwise(finding, receiver, owner if is_request else sender, message)
+        tries = rf"^the record shows \d+ {message} from rank {receiver} with all tries, "
+        self.met.add(Met(finding, receiver, None, tries, ("MessagesDiffer",)))
+        if is_request:
+            says = "|".join(map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable)))
+            self.met.add(Met(finding, says=says, breaks=("UnexpectedError", "UnclearError")))
+
+    def _is_never_made(self) -> None:
+        """A creation is refused because of its argument, so its owner never has the RRef.
+
+        Its user does not get to know that: the handler of such an error throws (``rref_impl.cpp``:
+        ``RRef::handleError``). So who asks for the value waits until its timeout, or for ever
+        (``rref_context.cpp``: ``RRefContext::getOwnerRRef``).
+        """
+        finding = "rref-sent-after-reinit"
+        if self.facts.has_bug(finding):
+            says = re.escape(self.facts.texts.timeout)
+            self.met.add(Met(finding, says=says, breaks=("UnexpectedError",)))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
@@ -1158,6 +1195,8 @@ class Model:
             else:
                 self._break(handle, "creation")
             return handle, None
+        if self.rejoined and argument is not None and at != argument.rref.owner:
+            self._is_never_made()
         return handle, received
 
     def unreadable(self, handle: Handle) -> None:

@@ -295,6 +295,17 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
         assert "gathering-count-kept" not in predict(program, FaultPlan(), FACTS).known_bugs
 
 
+def test_rrefs_follow_it_under_faults_on_a_torch_that_can_do_that() -> None:
+    """Also where the plan fails what announces them; the prediction of stock torch names why not."""
+    plan = FaultPlan(FaultTable(["RREF_FORK_REQUEST", "RREF_CHILD_ACCEPT"], 2))
+    kinds = ("rejoin", "call", "remote", "share", "settle")
+    drawn = draws(programs(kinds=kinds, plan=plan, facts=FACTS.as_if_mended()), 200)
+    met = [predict(program, plan, FACTS).known_bugs for program in drawn]
+    assert any("rref-sent-after-reinit" in names for names in met)
+    for program in draws(programs(kinds=kinds, plan=plan, facts=FACTS), 100):
+        assert "rref-lifetime-after-reinit" not in predict(program, plan, FACTS).known_bugs
+
+
 def test_it_is_not_drawn_for_unknown_plans() -> None:
     """Without a plan, or under one that loses calls of Python, no ranks come back: they could hang.
 
