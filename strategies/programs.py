@@ -56,10 +56,8 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
 )
 
 
-def _end(how: Shutdown, late: str, world_size: int, *, settles: bool) -> End:
-    """An end of a program of so many ranks; one that waits for nobody only after a settle."""
-    if how == "at once" and not settles:
-        how = "graceful"
+def _end(how: Shutdown, late: str, world_size: int) -> End:
+    """An end of a program of so many ranks."""
     before = world_size - 1
     waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
     return End(how, waits[late])
@@ -248,22 +246,26 @@ def _program_drawer(
         number = int.from_bytes(draw(bits), "little")
         (how, late), rpc_timeout, settled = forms[draw(below(len(forms)))]
         more = number >> len(groups)
+        threads = _THREADS[(more >> 8) % (1 << 15) % len(_THREADS)]
+        # Ranks that shut down at once while calls are under way need threads that are free.
+        hasty = how == "at once" and not settled and threads is None
         steps = StepDrawer(
             draw,
             world_size,
             kinds=drawn,
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
-            settles=settled,
+            # What is under way at such an end is known as little as before a settle.
+            settles=settled or (hasty and settles is None),
             facts=known,
             # Not where a default timeout makes the rate slow, nor where only the shutdown, which
             # waits for 100 s, comes after them.
             minutes=settled and rpc_timeout is None and more % (1 << 8) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
-            threads=_THREADS[(more >> 8) % (1 << 15) % len(_THREADS)],
+            threads=threads,
             goes_on=bool(more >> 23 & 1),
-            slow=bool(more >> 24 & 1),
-            ends_at_once=how == "at once" and settled,
+            slow=bool(more >> 24 & 1) or hasty,
+            ends_at_once=how == "at once" and (settled or hasty),
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -277,15 +279,17 @@ def _program_drawer(
         steps.close()
         if steps.may_run_out(most - steps.count):
             steps.run_out()
-        if settles is None and steps.overtakes:
-            settled = True
+        threads = steps.threads_of_ranks
+        hasty &= threads is None and steps.scope.members is None
+        if settles is None and not settled and not hasty:
+            settled = how == "at once" or steps.overtakes
         return Program(
             world_size,
             tuple(steps.steps),
             settles=settled,
             rpc_timeout=steps.default_timeout,
-            num_worker_threads=steps.threads_of_ranks,
-            end=_end(how, late, world_size, settles=settled),
+            num_worker_threads=threads,
+            end=_end(how if settled or hasty or how != "at once" else "graceful", late, world_size),
         )
 
     return draw_program

@@ -81,7 +81,8 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
             # A rank that a cleanup has not reached when it shuts down does not send it on.
             str(_CLEANUP): len(prediction.contexts_left[sender]) - 1,
         }
-        least = wanted[kind] - may_miss.get(name, 0)
+        lacks = prediction.may_lack.get((sender, receiver, WireMessageType(name)), 0)
+        least = wanted[kind] - max(lacks, may_miss.get(name, 0))
         is_open = (sender, receiver, WireMessageType(name)) in prediction.wire_more
         if least <= seen[kind] and (is_open or seen[kind] - unsent[kind] <= wanted[kind]):
             continue
@@ -208,8 +209,11 @@ def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         wanted[str(promised), sender, receiver] = times
     for kind in sorted({*wanted, *raised}):
         name, sender, receiver = kind
-        is_open = (sender, receiver, WireMessageType(name)) in prediction.more_errors
-        least = wanted[kind] - unanswered[kind]
+        wire_kind = (sender, receiver, WireMessageType(name))
+        lacks = prediction.may_lack.get(wire_kind, 0)
+        # A function raises whose own call a shutdown has cut off.
+        is_open = wire_kind in prediction.more_errors or bool(lacks)
+        least = wanted[kind] - unanswered[kind] - lacks
         if least <= raised[kind] and (is_open or raised[kind] <= wanted[kind]):
             continue
         verb = "was" if wanted[kind] == 1 else "were"

@@ -32,6 +32,7 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
+from rpcprops.oracle._hasty import SinceRest
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
     UNHEARD,
@@ -301,6 +303,7 @@ class Model:
             self.certain = False
         self._check_default(step, before, takes)
         self.exhausted.note(step)
+        self.leaves.append(step)
         self.steps.append(predicted)
         return predicted
 
@@ -574,6 +577,14 @@ class Model:
         self.early_deletes.clear()
         self._leaves_early.clear()
         self.late_contexts.clear()
+        self.since_rest = SinceRest(
+            sends=len(self.sends),
+            steps=len(self.steps) + 1,
+            calls=self.called(),
+            wire=dict(self.in_contexts.sent),
+            forks=[frozenset(rref.forks) for rref in self.rrefs],
+            contexts=[len(contexts) for contexts in self.leaked_contexts],
+        )
         return StepPrediction(
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
@@ -582,7 +593,7 @@ class Model:
         """What the steps so far must have shown, and what a shutdown now must show.
 
         Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
-        for nobody if it is `at_once`; then the ranks have settled.
+        for nobody if it is `at_once`.
         """
         for handle in self.handles.values():
             self.mark(handle)
@@ -592,13 +603,13 @@ class Model:
                 "fetched; put a Fetch after each Remote."
             )
             raise UsageError(msg)
-        if self.unread and not settles:
+        if self.unread and not settles and not at_once:
             msg = (
                 "a step ends by its timeout, and the program may end before its answer; put a "
                 "Settle() after it, or let the program settle."
             )
             raise UsageError(msg)
-        if not settles:
+        if not settles and not at_once:
             self._check_made_in_time()
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
@@ -616,31 +627,21 @@ class Model:
         waiting = {user.rank for user in self.users if user.unaccepted}
         certain = self.certain
         if at_once:
-            last, leaking, perhaps = self._end_at_once()
+            last, leaking, perhaps = self._end_at_once(settles=settles)
             waiting = set()
         else:
             last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         broken = {user.rank for user in self.users if user.broken}
         early = waiting if at_once else waiting | self._leaves_early | broken
-        if graceful and not settles and self._overtakes(last):
-            self.meets("shutdown-overtakes-creation")
-        if graceful and not settles and any(u.timed_out and not u.rref.made for u in self.users):
-            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
-            # RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("timed-out-remote-dropped")
-        if graceful and not settles and self._waits_for_its_own():
-            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
-            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("early-owner-fork")
-        if graceful and not settles:
-            self._meets_deleted_arguments()
+        if graceful and not settles and not at_once:
+            self._meets_overtaken(last)
         self._meets_kept_at_end(settles=settles, graceful=graceful, at_once=at_once)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
-        return Prediction(
+        found = Prediction(
             steps=tuple(self.steps),
             sends=sends,
             calls=self.called(),
@@ -668,6 +669,34 @@ class Model:
             errors=dict(+self.answers.errors),
             more_errors=frozenset(self.answers.more),
         )
+        return self._cut_off(found) if at_once and not settles else found
+
+    def _cut_off(self, found: Prediction) -> Prediction:
+        """The same where the ranks shut down at once, while something may be under way."""
+        since = self.since_rest
+        under_way = since.ranks(self.sends)
+        return replace(
+            found,
+            abandoned_calls=since.may_not_run(self.called(), self.steps, self.leaves),
+            may_warn_unreleased_context=found.may_warn_unreleased_context | under_way,
+            contexts_left=since.contexts_left(self.leaked_contexts),
+            under_way=frozenset(under_way),
+            may_lack=since.may_lack(self.sends, self.in_contexts.sent),
+        )
+
+    def _meets_overtaken(self, last: Sequence[Send]) -> None:
+        """Note the findings of a graceful shutdown that comes straight after the last step."""
+        if self._overtakes(last):
+            self.meets("shutdown-overtakes-creation")
+        if any(u.timed_out and not u.rref.made for u in self.users):
+            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
+            # RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("timed-out-remote-dropped")
+        if self._waits_for_its_own():
+            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
+            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("early-owner-fork")
+        self._meets_deleted_arguments()
 
     def _check_made_in_time(self) -> None:
         """Check that no value is made for longer than a graceful shutdown waits.
@@ -752,12 +781,14 @@ class Model:
         self.failed, self.disturbed.counts = failed, counts
         return last, leaking, perhaps - leaking
 
-    def _end_at_once(self) -> tuple[tuple[Send, ...], set[int], set[int]]:
+    def _end_at_once(self, *, settles: bool) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Nobody deletes anything, so an owner still knows each fork that it knew.
 
         ``rref_context.cpp``: ``RRefContext::destroyInstance`` reports them by ``checkRRefLeaks``.
         """
-        return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
+        if settles:
+            return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
+        return (), *self.since_rest.leaks(self.rrefs)
 
     # What steps are made of.
 
@@ -972,6 +1003,7 @@ class Model:
         """
         self.forks += 1
         fork = f"fork{self.forks}"
+        self.since_rest.sent.add(id(handle.rref))
         if sender == handle.rref.owner:
             handle.rref.forks.add(fork)
         return fork
@@ -1029,7 +1061,9 @@ class Model:
         tries = rf"^the record shows \d+ {message} from rank {receiver} with all tries, "
         self.met.add(Met(finding, receiver, None, tries, ("MessagesDiffer",)))
         if is_request:
-            says = "|".join(map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable)))
+            says = "|".join(
+                map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
+            )
             self.met.add(Met(finding, says=says, breaks=("UnexpectedError", "UnclearError")))
 
     def _is_never_made(self) -> None:
@@ -1167,6 +1201,7 @@ class Model:
         """
         rref = RRef(owner, list(value), typed)
         self.rrefs.append(rref)
+        self.since_rest.makers.add(at)
         if owner == at:
             return Handle(rref, at)
         self.forks += 1
@@ -1304,6 +1339,16 @@ class Model:
                 # The function sleeps first, so it may well be its creation that fails second.
                 self._keeps_unmarked(late)
         self.broke_one.add(handle.rank)
+
+    @functools.cached_property
+    def since_rest(self) -> SinceRest:
+        """What may be under way since the last settle."""
+        return SinceRest()
+
+    @functools.cached_property
+    def leaves(self) -> list[Leaf]:
+        """The steps so far."""
+        return []
 
     @functools.cached_property
     def exhausted(self) -> Exhausted:
@@ -1716,6 +1761,7 @@ class Model:
             if rank not in reached:
                 self.leaked_contexts[rank].add(name)
         self.late_contexts.append(reached - at_once)
+        self.since_rest.ended.append({at, *known, *itertools.chain(*known.values())})
 
     def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:
         """Send one cleanup to each peer; they have one payload, so they share the failures.

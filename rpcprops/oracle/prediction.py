@@ -132,6 +132,9 @@ class Prediction:
         errors: how many requests are answered by an EXCEPTION, if they are answered, by sender,
             receiver and type. All others are answered by the answer of their type.
         more_errors: those of which there may be more.
+        under_way: ranks that may wait for answers about RRefs or contexts, or serve such requests,
+            when they shut down at once.
+        may_lack: how many of the messages in `sends` and `wire_sends` may lack then.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
     """
@@ -162,6 +165,8 @@ class Prediction:
     tries_in_vain: frozenset[tuple[int, MessageType]] = frozenset()
     errors: Mapping[WireKind, int] = field(default_factory=dict)
     more_errors: frozenset[WireKind] = frozenset()
+    under_way: frozenset[int] = frozenset()
+    may_lack: Mapping[WireKind, int] = field(default_factory=dict)
     alternatives: tuple[Prediction, ...] = ()
 
     @property

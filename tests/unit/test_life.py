@@ -296,7 +296,7 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
 
 
 def test_rrefs_follow_it_under_faults_on_a_torch_that_can_do_that() -> None:
-    """Also where the plan fails what announces them; the prediction of stock torch names why not."""
+    """Also where the plan fails what announces them; stock torch is told what it cannot do."""
     plan = FaultPlan(FaultTable(["RREF_FORK_REQUEST", "RREF_CHILD_ACCEPT"], 2))
     kinds = ("rejoin", "call", "remote", "share", "settle")
     drawn = draws(programs(kinds=kinds, plan=plan, facts=FACTS.as_if_mended()), 200)
