@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
+from rpcprops.programs._end import SHUTDOWN_TIMEOUT
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
 from rpcprops.strategies._weighted import Weighted
@@ -53,14 +54,33 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
     ("graceful", "others"),
     ("at once", "last"),
     ("timeout", "others"),
+    ("timed out", "last"),
+    ("timed out", "others"),
 )
 
 
-def _end(how: Shutdown, late: str, world_size: int) -> End:
-    """An end of a program of so many ranks."""
+def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, free: bool) -> End:
+    """An end of a program of so many ranks.
+
+    Args:
+        free: whether the threads of all ranks are certainly free for what a shutdown must do.
+    """
+    if how == "at once" and not free:
+        how = "graceful"
+    elif how == "timed out" and not (free and _is_in_time(world_size, plan)):
+        how = "timeout"
     before = world_size - 1
     waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
     return End(how, waits[late])
+
+
+def _is_in_time(world_size: int, plan: FaultPlan | None) -> bool:
+    """Whether the plan lets the calls of a shutdown come within its timeout."""
+    if plan is None:
+        return False
+    tables = (plan.table(rank) for rank in range(world_size))
+    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
+    return 2 * longest <= SHUTDOWN_TIMEOUT
 
 
 def programs(  # noqa: PLR0913 - what a program is drawn for
@@ -265,7 +285,7 @@ def _program_drawer(
             threads=threads,
             goes_on=bool(more >> 23 & 1),
             slow=bool(more >> 24 & 1) or hasty,
-            ends_at_once=how == "at once" and (settled or hasty),
+            ends_at_once=how == "at once" and (settled or (hasty and settles is None)),
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -280,8 +300,8 @@ def _program_drawer(
         if steps.may_run_out(most - steps.count):
             steps.run_out()
         threads = steps.threads_of_ranks
-        hasty &= threads is None and steps.scope.members is None
-        if settles is None and not settled and not hasty:
+        free = threads is None and steps.scope.members is None
+        if settles is None and not settled and not (how == "at once" and free):
             settled = how == "at once" or steps.overtakes
         return Program(
             world_size,
@@ -289,7 +309,7 @@ def _program_drawer(
             settles=settled,
             rpc_timeout=steps.default_timeout,
             num_worker_threads=threads,
-            end=_end(how if settled or hasty or how != "at once" else "graceful", late, world_size),
+            end=_end(how, late, world_size, plan, free=settled or free),
         )
 
     return draw_program

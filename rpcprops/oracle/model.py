@@ -1817,6 +1817,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
         )
         raise UsageError(msg)
     _check_threads(program)
+    _check_end(program, plan)
     first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
 
@@ -1840,6 +1841,24 @@ def _check_threads(program: Program) -> None:
         f"the program {needed}, or None, or put a Settle() after steps whose functions go on."
     )
     raise UsageError(msg)
+
+
+def _check_end(program: Program, plan: FaultPlan) -> None:
+    """Raises:
+    UsageError: a call of the shutdown itself may miss its timeout.
+    """
+    timeout = program.end.timeout
+    if timeout is None:
+        return
+    tables = [plan.table(rank) for rank in range(program.world_size)]
+    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
+    if 2 * longest > timeout:
+        msg = (
+            f"the plan delays PYTHON_CALL by {longest:g} s, and a rank whose call misses the "
+            f"timeout of its shutdown ({timeout:g} s) raises, while the others wait for it; let "
+            f"the delay be {timeout / 2:g} s at most, or give the program another end."
+        )
+        raise UsageError(msg)
 
 
 def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:

@@ -97,6 +97,12 @@ class Program:
         if len(end.waits) > self.world_size:
             msg = f"end={end!r}: there are {self.world_size} ranks, and {len(end.waits)} waits."
             raise UsageError(msg)
+        if end.timeout is not None and self.num_worker_threads is not None and not self.settles:
+            msg = (
+                f"end={end!r} needs settles=True or num_worker_threads=None: functions that go on "
+                f"may leave shutdown's own calls no thread before their timeout."
+            )
+            raise UsageError(msg)
         if self.ends_hastily and self._why_not_hasty:
             msg = f"end={end!r} needs settles=True: {self._why_not_hasty}."
             raise UsageError(msg)

@@ -32,6 +32,22 @@ def test_real_ranks_end_as_predicted(program: Program) -> None:
     assert kinds == ([("held-at-once", 1)] if program.end.how == "at once" else [])
 
 
+@pytest.mark.parametrize("program", ENDS, ids=lambda p: p.name)
+def test_a_timeout_is_reached_where_a_rank_comes_late(program: Program) -> None:
+    """Then the first rank calls that one before it has called, and nobody raises."""
+    outcome = run(program, agent="wire")
+    assert judge(program, None, outcome) == ()
+    calls = {
+        (one.sender, one.receiver): one.seconds
+        for one in outcome.messages
+        if one.type == "PYTHON_CALL" and "leaving" in one.marks
+    }
+    for rank in (1, 2) if program.gathers else ():
+        is_late = program.end.wait_of(rank) > program.end.wait_of(0)
+        came_first = calls[0, rank] < calls[rank, 0] - 5.0
+        assert came_first is (is_late and program.end.how == "timed out")
+
+
 #: A function that has begun, one that calls on, one that a timeout has ended at its caller, one of
 #: an operator's creation, and a context whose cleanup is under way.
 HASTY = Program(

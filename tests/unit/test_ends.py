@@ -45,6 +45,7 @@ AT_ONCE = replace(HOLDS, end=End("at once"))
         ({"waits": (True,)}, "must be a tuple of virtual seconds"),
         ({"waits": 3.0}, "must be a tuple of virtual seconds"),
         ({"waits": (0.0,) * 17}, "must be a tuple of virtual seconds"),
+        ({"how": "timed out", "waits": (0.0, 91.0)}, "must be at most 90 where how='timed out'"),
     ],
 )
 def test_an_odd_end_is_refused(given: dict[str, Any], message: str) -> None:
@@ -58,6 +59,10 @@ def test_an_odd_end_is_refused(given: dict[str, Any], message: str) -> None:
     [
         ({"end": "at once"}, "must be an End"),
         ({"end": End(waits=(0.0, 0.0, 1.0))}, "there are 2 ranks, and 3 waits"),
+        (
+            {"end": End("timed out"), "settles": False, "num_worker_threads": 3},
+            "needs settles=True or num_worker_threads=None",
+        ),
         (
             {"end": End("at once"), "settles": False, "num_worker_threads": 3},
             "needs settles=True: a shutdown that finds no free thread never ends",
@@ -74,9 +79,9 @@ def test_a_program_refuses_an_end_that_it_cannot_have(given: dict[str, Any], mes
         Program(2, **given)
 
 
-@pytest.mark.parametrize("how", SHUTDOWNS[:3])
+@pytest.mark.parametrize("how", SHUTDOWNS[:4])
 def test_a_graceful_end_shows_what_it_always_did(how: Any) -> None:
-    """A timeout that nothing reaches, a second call and ranks that come late change nothing."""
+    """A timeout, reached or not, a second call and ranks that come late change nothing."""
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 6))
     program = replace(HOLDS, end=End(how, (30.0,)))
     assert predict(program, plan) == predict(HOLDS, plan)
@@ -197,6 +202,18 @@ def test_an_end_at_once_needs_no_call() -> None:
     assert predict(replace(program, end=End("at once")), plan).graceful
 
 
+def test_a_call_of_a_shutdown_must_not_miss_its_timeout() -> None:
+    """A rank whose call does raises, and the others wait for it; such ends are not drawn."""
+    end = End("timed out", (30.0,))
+    late, in_time = (FaultTable(messages_to_delay={"PYTHON_CALL": x}) for x in (10.5, 10.0))
+    assert predict(Program(2, end=end), FaultPlan(in_time)).graceful
+    with pytest.raises(UsageError, match="a rank whose call misses the timeout"):
+        predict(Program(2, end=end), FaultPlan(late))
+    for table, comes in ((late, False), (in_time, True)):
+        drawn = draws(programs(max_world_size=2, max_steps=1, plan=FaultPlan(table)), 150)
+        assert any(program.end.timeout for program in drawn) is comes
+
+
 def test_a_late_rank_counts_in_real_time() -> None:
     """The seconds by which it comes late are seconds of a run at rate 1."""
     late = real_waits(Case(replace(HOLDS, end=End("graceful", (0.0, 30.0)))))
@@ -205,7 +222,7 @@ def test_a_late_rank_counts_in_real_time() -> None:
 
 def test_programs_of_each_end_are_drawn() -> None:
     """Most end as usual; the others end in every way, with ranks that come first and last."""
-    drawn = draws(programs(min_world_size=2, max_steps=2), 300)
+    drawn = draws(programs(min_world_size=2, max_steps=2, plan=FaultPlan()), 300)
     ways = Counter(program.end.how for program in drawn)
     assert set(ways) == set(SHUTDOWNS)
     assert sum(program.end == End() for program in drawn) > 100

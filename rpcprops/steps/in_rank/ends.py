@@ -10,8 +10,8 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.state import futures
 
-#: Seconds: a timeout of shutdown that nothing reaches.
-NEVER = 36000.0
+#: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.
+TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
 
 
 def end_rank(how: str, wait: float) -> None:
@@ -22,8 +22,8 @@ def end_rank(how: str, wait: float) -> None:
     """
     time.sleep(wait)
     shutdown: Callable[..., Any] = rpc.shutdown
-    if how == "timeout":
-        shutdown(timeout=NEVER)
+    if how in TIMEOUTS:
+        shutdown(timeout=TIMEOUTS[how])
     else:
         shutdown(graceful=how != "at once")
     if how == "twice" and not is_refused(shutdown):
