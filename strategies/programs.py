@@ -18,7 +18,6 @@ from rpcprops._given import argument
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
-from rpcprops.programs._end import SHUTDOWN_TIMEOUT
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
 from rpcprops.strategies._weighted import Weighted
@@ -50,11 +49,9 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
-    ("graceful", "last"),
+    ("timed out", "last"),
     ("graceful", "others"),
     ("at once", "last"),
-    ("timeout", "others"),
-    ("timed out", "last"),
     ("timed out", "others"),
 )
 
@@ -67,20 +64,20 @@ def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, f
     """
     if how == "at once" and not free:
         how = "graceful"
-    elif how == "timed out" and not (free and _is_in_time(world_size, plan)):
+    elif (timeout := End(how).timeout) and not (free and _is_in_time(timeout, world_size, plan)):
         how = "timeout"
     before = world_size - 1
     waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
     return End(how, waits[late])
 
 
-def _is_in_time(world_size: int, plan: FaultPlan | None) -> bool:
+def _is_in_time(timeout: float, world_size: int, plan: FaultPlan | None) -> bool:
     """Whether the plan lets the calls of a shutdown come within its timeout."""
     if plan is None:
         return False
     tables = (plan.table(rank) for rank in range(world_size))
     longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
-    return 2 * longest <= SHUTDOWN_TIMEOUT
+    return 2 * longest <= timeout
 
 
 def programs(  # noqa: PLR0913 - what a program is drawn for

@@ -1193,6 +1193,10 @@ class Model:
         elif self.sends[-1].failures:
             self.early_deletes.append(handle.rref)
 
+    def never_deleted(self, handle: Handle) -> None:
+        """A user's fork that it will never delete, since one of the two ranks has left alone."""
+        self.users = [user for user in self.users if user is not handle]
+
     def created(self, at: int, owner: int, value: Sequence[float] = (), *, typed: bool) -> Handle:
         """The handle of `at` to a new RRef of `owner`, which may be `at` itself.
 

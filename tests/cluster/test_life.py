@@ -107,10 +107,16 @@ def test_the_others_go_on_without_a_rank_that_left_alone(
     outcome = run(program, agent=agent)
     assert judge(program, None, outcome) == ()
     value = outcome.steps[2].value
-    assert value[alone] == ["", f"0 {int(amid == 'backward')}", ""]
+    # The owner of an RRef that nobody will delete reports it, and keeps the value.
+    owner = {"owning": alone, "using": at}.get(amid)
+    raised = ["RuntimeError" if rank == owner else "" for rank in range(3)]
+    held = [int(rank == owner) for rank in range(3)]
+    assert value[alone] == [raised[alone], f"{held[alone]} {int(amid == 'backward')}", ""]
     gone = ["RuntimeError"] * 3
-    ended = ["RuntimeError"] if amid in ("serving", "backward") else []
-    assert value[at] == ["", "0 0", "", "3.0 3.0", *gone, "", *ended]
+    ended = ["RuntimeError"] if amid in ("serving", "backward", "owning") else []
+    ended = [""] if amid == "using" else ended
+    assert value[at] == [raised[at], f"{held[at]} 0", "", "3.0 3.0", *gone, "", *ended]
+    assert outcome.ranks[alone].calls.get("step2/held", 0) == (amid not in ("", "calling"))
 
 
 @pytest.mark.parametrize(("alone", "how"), [(0, "graceful"), (0, "timeout"), (2, "timeout")])

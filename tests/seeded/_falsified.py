@@ -2008,6 +2008,7 @@ def _sends_less(world: World) -> Falsified:
         if sent.type in MessageType.__members__
         and sent.sender not in world.prediction.may_exit_early
         and not (sent.type == "CLEANUP_AUTOGRAD_CONTEXT_REQ" and len(left[sent.sender]) > 1)
+        and (sent.sender, sent.receiver, sent.type) not in world.prediction.may_lack
     ]
     if surely and len(record) > 1 and world.prediction.certain:
         rest = tuple(sent for sent in record if sent.first_id != surely[0].first_id)
@@ -2050,8 +2051,10 @@ def _in_contexts(message: WireMessageType, more: int) -> Defect:
         record = _record(world)
         for kind in sorted(world.prediction.wire_sends) if world.prediction.certain else ():
             rank, to, _ = kind
-            # Of these, more may come.
+            # Of these, more may come, or some lack.
             if kind[2] is not message or (more > 0 and kind in world.prediction.wire_more):
+                continue
+            if more < 0 and kind in world.prediction.may_lack:
                 continue
             place = next(
                 number
@@ -2140,6 +2143,7 @@ def _answers_otherwise(is_error: bool, other: str) -> Defect:
             if (answer.type == "EXCEPTION") != is_error or place in seen:
                 continue
             more = other == "EXCEPTION" and place in world.prediction.more_errors
+            more |= bool(other) and place in world.prediction.may_lack
             # As many may lack as requests are not answered.
             unanswered = sum(
                 one.became != "answered" and (one.sender, one.receiver, one.type) == place

@@ -21,7 +21,7 @@ from rpcprops.programs import (
     Settle,
     Step,
 )
-from rpcprops.steps.life import AMID, BETWEEN, Failing, Leaving
+from rpcprops.steps.life import AMID, BETWEEN, Amid, Failing, Leaving
 from rpcprops.strategies import programs
 from rpcprops.strategies.drawing import StepDrawer
 from rpcprops.torch_facts import facts_of
@@ -58,6 +58,10 @@ KINDS = ("rejoin", "settle", "call", "own", "remote", "drop", "context", "profil
         ((Rejoin(0, alone=2),), "alone=2 is no rank of a world of 2"),
         ((Rejoin(0, alone=0),), "must be another rank than at"),
         ((Rejoin(0, alone=1),), "the first rank would wait for rank 1"),
+        (
+            (Rejoin(0, "at once", alone=1, amid="owning", between="group"),),
+            "would report the RRef as well",
+        ),
         ((Call(0, 1, wait="later", out="f"), Rejoin(0)), "'f' would not outlive a Rejoin"),
     ],
 )
@@ -304,6 +308,31 @@ def test_rrefs_follow_it_under_faults_on_a_torch_that_can_do_that() -> None:
     assert any("rref-sent-after-reinit" in names for names in met)
     for program in draws(programs(kinds=kinds, plan=plan, facts=FACTS), 100):
         assert "rref-lifetime-after-reinit" not in predict(program, plan, FACTS).known_bugs
+
+
+@pytest.mark.parametrize(("amid", "owner"), [("owning", 2), ("using", 0)])
+def test_an_rref_of_a_rank_that_leaves_alone_stays(amid: Amid, owner: int) -> None:
+    """Its owner reports it in each shutdown; a lost creation or fetch leaves the rest open."""
+    steps = (Rejoin(0, "at once", alone=2, amid=amid), Settle())
+    program = Program(3, steps, end=End("at once"))
+    predicted = predict(program, FaultPlan(), FACTS)
+    assert predicted.leaking == {owner}
+    for counters in (predicted.counters, predicted.steps[1].counters):
+        assert [(one.owners, one.forks) for one in counters] == [
+            (int(rank == owner),) * 2 for rank in range(3)
+        ]
+    assert [texts[:2] for texts in predicted.steps[0].value] == [
+        ["RuntimeError", "1 0"] if rank == owner else ["", "0 0"] for rank in range(3)
+    ]
+    deletes = [x for x in (*predicted.sends, *predicted.last_sends) if x.message.is_retryable]
+    assert deletes == []
+    for message in ("PYTHON_REMOTE_CALL", "PYTHON_RREF_FETCH_CALL"):
+        losing = FaultPlan(FaultTable([message], 1))
+        if amid == "owning":
+            with pytest.raises(UsageError, match="nobody can tell what is left"):
+                predict(program, losing, FACTS)
+        else:
+            assert predict(program, losing, FACTS).leaking == {owner}
 
 
 def test_it_is_not_drawn_for_unknown_plans() -> None:
