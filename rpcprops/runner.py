@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from rpcprops.steps.in_rank.lookup import modules_of
 from rpcprops.torch_facts import facts_of
 
 _REMEMBERED = 2048
-#: Real seconds that a program's `rpc_timeout` leaves each message at the least. Where the clock is
+#: Real seconds that the timeouts of a program leave each message at the least. Where the clock is
 #: faster, the program runs at a slower rate, because that is the time of a busy machine. A message
 #: that takes longer still shows a timeout that slower runs do not confirm.
 _REAL_SECONDS = 0.75
@@ -144,9 +145,11 @@ class Runner:
     def rate_of(self, program: Program, clock: ClockChoice | None = None) -> float:
         """The rate at which a program runs: slower where its timeout is short."""
         rate = self.server.rate_of(clock)
-        if program.rpc_timeout is None or program.rpc_timeout >= rate * _REAL_SECONDS:
+        timeouts = (program.rpc_timeout, program.end.timeout)
+        shortest = min((one for one in timeouts if one is not None), default=math.inf)
+        if shortest >= rate * _REAL_SECONDS:
             return rate
-        return max(1.0, program.rpc_timeout / _REAL_SECONDS)
+        return max(1.0, shortest / _REAL_SECONDS)
 
     def _reused_rate(
         self,

@@ -563,9 +563,6 @@ class StepDrawer:
     def may_make_rrefs(self) -> bool:
         """Whether the next step may make an RRef."""
         reinit = ("rref-lifetime-after-reinit", "rref-sent-after-reinit")
-        if self.rejoined and not self.undisturbed:
-            # The agent of the first init, by which they would be announced, fails messages as well.
-            return False
         return not (self.rejoined and any(map(self.facts.has_bug, reinit)))
 
     @property

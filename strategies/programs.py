@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rpcprops._given import argument
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
@@ -49,20 +49,35 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
-    ("graceful", "last"),
+    ("timed out", "last"),
     ("graceful", "others"),
     ("at once", "last"),
-    ("timeout", "others"),
+    ("timed out", "others"),
 )
 
 
-def _end(how: Shutdown, late: str, world_size: int, *, settles: bool) -> End:
-    """An end of a program of so many ranks; one that waits for nobody only after a settle."""
-    if how == "at once" and not settles:
+def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, free: bool) -> End:
+    """An end of a program of so many ranks.
+
+    Args:
+        free: whether the threads of all ranks are certainly free for what a shutdown must do.
+    """
+    if how == "at once" and not free:
         how = "graceful"
+    elif (timeout := End(how).timeout) and not (free and _is_in_time(timeout, world_size, plan)):
+        how = "timeout"
     before = world_size - 1
     waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
     return End(how, waits[late])
+
+
+def _is_in_time(timeout: float, world_size: int, plan: FaultPlan | None) -> bool:
+    """Whether the plan lets the calls of a shutdown come within its timeout."""
+    if plan is None:
+        return False
+    tables = (plan.table(rank) for rank in range(world_size))
+    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
+    return 2 * longest <= timeout
 
 
 def programs(  # noqa: PLR0913 - what a program is drawn for
@@ -248,22 +263,26 @@ def _program_drawer(
         number = int.from_bytes(draw(bits), "little")
         (how, late), rpc_timeout, settled = forms[draw(below(len(forms)))]
         more = number >> len(groups)
+        threads = _THREADS[(more >> 8) % (1 << 15) % len(_THREADS)]
+        # Ranks that shut down at once while calls are under way need threads that are free.
+        hasty = how == "at once" and not settled and threads is None
         steps = StepDrawer(
             draw,
             world_size,
             kinds=drawn,
             off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
             plan=plan,
-            settles=settled,
+            # What is under way at such an end is known as little as before a settle.
+            settles=settled or (hasty and settles is None),
             facts=known,
             # Not where a default timeout makes the rate slow, nor where only the shutdown, which
             # waits for 100 s, comes after them.
             minutes=settled and rpc_timeout is None and more % (1 << 8) % _FEW == _FEW - 1,
             rpc_timeout=rpc_timeout,
-            threads=_THREADS[(more >> 8) % (1 << 15) % len(_THREADS)],
+            threads=threads,
             goes_on=bool(more >> 23 & 1),
-            slow=bool(more >> 24 & 1),
-            ends_at_once=how == "at once" and settled,
+            slow=bool(more >> 24 & 1) or hasty,
+            ends_at_once=how == "at once" and (settled or (hasty and settles is None)),
         )
         # Drawn last, so that only steps follow it; Hypothesis then also tries to keep other steps
         # than the first ones.
@@ -277,15 +296,17 @@ def _program_drawer(
         steps.close()
         if steps.may_run_out(most - steps.count):
             steps.run_out()
-        if settles is None and steps.overtakes:
-            settled = True
+        threads = steps.threads_of_ranks
+        free = threads is None and steps.scope.members is None
+        if settles is None and not settled and not (how == "at once" and free):
+            settled = how == "at once" or steps.overtakes
         return Program(
             world_size,
             tuple(steps.steps),
             settles=settled,
             rpc_timeout=steps.default_timeout,
-            num_worker_threads=steps.threads_of_ranks,
-            end=_end(how, late, world_size, settles=settled),
+            num_worker_threads=threads,
+            end=_end(how, late, world_size, plan, free=settled or free),
         )
 
     return draw_program

@@ -68,6 +68,12 @@ DOCUMENTED: Mapping[str, Documented] = {
         quote="this is a local shutdown, and it does not wait for other RPC processes",
         place=_SHUTDOWN,
     ),
+    "cut-off-at-once": Documented(
+        "A call never runs, or an RRef or an autograd context stays, because the ranks shut down "
+        "with graceful=False while its messages were under way.",
+        quote="stops the local agent from accepting outstanding requests",
+        place=_SHUTDOWN,
+    ),
     "shutdown-waits": Documented(
         "Shutdown takes 100 s longer, because a rank waits for a message that was lost for good.",
         is_defect=True,
@@ -173,7 +179,9 @@ def accepted_json(
 def accepted(program: Program, plan: FaultPlan, outcome: Outcome) -> tuple[Accepted, ...]:
     """Every documented effect that `outcome` shows, in the order of :data:`DOCUMENTED`."""
     prediction = predict_for(program, plan, outcome)
-    found = [*_at_ranks(program, prediction, outcome), *_in_steps(program, prediction, outcome)]
+    # A rank may show one kind in several ways.
+    at_ranks = dict.fromkeys(_at_ranks(program, prediction, outcome))
+    found = [*at_ranks, *_in_steps(program, prediction, outcome)]
     started = bool(outcome.ranks) and len(outcome.steps) == len(prediction.steps)
     if started and prediction.unmarked_uses:
         found.append(Accepted("timed-out-rref-used"))
@@ -204,7 +212,8 @@ def _at_ranks(program: Program, prediction: Prediction, outcome: Outcome) -> Ite
         given_up = _given_up(prediction, rank.rank)
         wanted = prediction.calls[rank.rank].items()
         if any(rank.calls.get(call, 0) < times and call in given_up for call, times in wanted):
-            yield Accepted("call-dropped-by-shutdown", rank.rank)
+            hasty = program.ends_hastily
+            yield Accepted("cut-off-at-once" if hasty else "call-dropped-by-shutdown", rank.rank)
         if len(may_fail) > 1 and rank.rank in prediction.may_exit_early:
             yield Accepted("last-deletes-not-judged", rank.rank)
 
@@ -217,7 +226,7 @@ def _rrefs(
         if rank.rank in prediction.leaking:
             yield "held-at-once" if program.end.how == "at once" else "leak-at-owner"
         elif rank.rank in prediction.may_leak:
-            yield "leak-by-chance"
+            yield "cut-off-at-once" if program.ends_hastily else "leak-by-chance"
     if any(error.kind in ("owners", "users") for error in log_errors(rank.log, facts)):
         yield "shutdown-waits"
 
@@ -237,7 +246,7 @@ def _contexts(
         and could_not_release(rank, facts)
     )
     if after.contexts > kept or gave_up:
-        yield "context-left-by-shutdown"
+        yield "cut-off-at-once" if program.ends_hastily else "context-left-by-shutdown"
 
 
 def _given_up(prediction: Prediction, rank: int) -> frozenset[str]:

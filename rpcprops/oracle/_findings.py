@@ -62,13 +62,13 @@ def _is_there(met: Met, violation: Violation, last: range) -> bool:
     `last` are the steps that were under way when the run ended; a rank that died or hung did so in
     one of them. A finding that lasts may also show in a step after the one that met it.
     """
+    says = bool(re.search(met.says, violation.message))
     if met.rank is None:
-        return True
+        return says
     step = violation.step
     ends = violation.promise in ("RankDied", "RankHung") and step is None
     if ends and met.step is not None and met.step in (range(last.stop) if met.lasts else last):
         step = met.step
-    says = bool(re.search(met.says, violation.message))
     return (met.rank, met.step) == (violation.rank, step) and says
 
 

@@ -291,11 +291,17 @@ def _left_over(
         passes = prediction.counters[rank.rank].backward_passes
         message = f"{rank.name} still holds {held.describe()} after its shutdown"
         kinds: list[str] = []
-        if held.contexts not in allowed or held.backward_passes != passes:
+        is_under_way = rank.rank in prediction.under_way
+        ended = is_under_way or held.backward_passes == passes
+        if held.contexts not in allowed or not ended:
             kinds.append("ContextLeak")
-        if (held.owners or held.forks or held.pending_users) and rank.rank not in may_leak:
+        pending = held.pending_users and not is_under_way
+        if (held.owners or held.forks or pending) and rank.rank not in may_leak:
             kinds.append("RRefLeak")
-        elif held.pending_futures and rank.rank not in prediction.may_exit_early:
+        elif (
+            held.pending_futures
+            and rank.rank not in prediction.may_exit_early | prediction.under_way
+        ):
             # Deletes that wait to be sent again; a rank that exits early may leave before them.
             kinds.append("RRefLeak")
         left += [

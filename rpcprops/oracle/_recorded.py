@@ -82,7 +82,8 @@ def _requests(prediction: Prediction, outcome: Outcome, *, gathers: bool) -> Ite
             # A rank that a cleanup has not reached when it shuts down does not send it on.
             str(_CLEANUP): len(prediction.contexts_left[sender]) - 1,
         }
-        least = wanted[kind] - may_miss.get(name, 0)
+        lacks = prediction.may_lack.get((sender, receiver, WireMessageType(name)), 0)
+        least = wanted[kind] - max(lacks, may_miss.get(name, 0))
         is_open = (sender, receiver, WireMessageType(name)) in prediction.wire_more
         if least <= seen[kind] and (is_open or seen[kind] - unsent[kind] <= wanted[kind]):
             continue
@@ -185,10 +186,11 @@ def _graded(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
             unanswered[pair] += sent.became != "answered"
             seen[pair] += sent.became == "answered" and _WRAPPING.answer in answers[sent.id]
     for pair in sorted({*prediction.graded, *seen} - prediction.more_graded):
-        wanted = prediction.graded.get(pair, 0)
-        if wanted - unanswered[pair] <= seen[pair] <= wanted:
-            continue
         sender, receiver = pair
+        wanted = prediction.graded.get(pair, 0)
+        lacks = prediction.may_lack.get((sender, receiver, _WRAPPING), 0)
+        if wanted - unanswered[pair] - lacks <= seen[pair] <= wanted:
+            continue
         shown = f"{seen[pair]} {_WRAPPING.answer} from rank {receiver} to rank {sender}"
         yield _differs(shown, wanted, receiver)
 
@@ -221,8 +223,11 @@ def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         wanted[str(promised), sender, receiver] = times
     for kind in sorted({*wanted, *raised}):
         name, sender, receiver = kind
-        is_open = (sender, receiver, WireMessageType(name)) in prediction.more_errors
-        least = wanted[kind] - unanswered[kind]
+        wire_kind = (sender, receiver, WireMessageType(name))
+        lacks = prediction.may_lack.get(wire_kind, 0)
+        # A function raises whose own call a shutdown has cut off.
+        is_open = wire_kind in prediction.more_errors or bool(lacks)
+        least = wanted[kind] - unanswered[kind] - lacks
         if least <= raised[kind] and (is_open or raised[kind] <= wanted[kind]):
             continue
         answer = f"EXCEPTION as the answer to a {name} of rank {sender} at rank {receiver}"

@@ -32,6 +32,7 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
+from rpcprops.oracle._hasty import SinceRest
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
     UNHEARD,
@@ -301,6 +303,7 @@ class Model:
             self.certain = False
         self._check_default(step, before, takes)
         self.exhausted.note(step)
+        self.leaves.append(step)
         self.steps.append(predicted)
         return predicted
 
@@ -582,6 +585,14 @@ class Model:
         self.early_deletes.clear()
         self._leaves_early.clear()
         self.late_contexts.clear()
+        self.since_rest = SinceRest(
+            sends=len(self.sends),
+            steps=len(self.steps) + 1,
+            calls=self.called(),
+            wire=dict(self.in_contexts.sent),
+            forks=[frozenset(rref.forks) for rref in self.rrefs],
+            contexts=[len(contexts) for contexts in self.leaked_contexts],
+        )
         return StepPrediction(
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
@@ -590,7 +601,7 @@ class Model:
         """What the steps so far must have shown, and what a shutdown now must show.
 
         Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
-        for nobody if it is `at_once`; then the ranks have settled.
+        for nobody if it is `at_once`.
         """
         for handle in self.handles.values():
             self.mark(handle)
@@ -600,13 +611,13 @@ class Model:
                 "fetched; put a Fetch after each Remote."
             )
             raise UsageError(msg)
-        if self.unread and not settles:
+        if self.unread and not settles and not at_once:
             msg = (
                 "a step ends by its timeout, and the program may end before its answer; put a "
                 "Settle() after it, or let the program settle."
             )
             raise UsageError(msg)
-        if not settles:
+        if not settles and not at_once:
             self._check_made_in_time()
         # Graceful shutdown does not wait for a cleanup that is being retried.
         late = [] if settles else self.sends[self.settled :]
@@ -624,31 +635,21 @@ class Model:
         waiting = {user.rank for user in self.users if user.unaccepted}
         certain = self.certain
         if at_once:
-            last, leaking, perhaps = self._end_at_once()
+            last, leaking, perhaps = self._end_at_once(settles=settles)
             waiting = set()
         else:
             last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
         broken = {user.rank for user in self.users if user.broken}
         early = waiting if at_once else waiting | self._leaves_early | broken
-        if graceful and not settles and self._overtakes(last):
-            self.meets("shutdown-overtakes-creation")
-        if graceful and not settles and any(u.timed_out and not u.rref.made for u in self.users):
-            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
-            # RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("timed-out-remote-dropped")
-        if graceful and not settles and self._waits_for_its_own():
-            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
-            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("early-owner-fork")
-        if graceful and not settles:
-            self._meets_deleted_arguments()
+        if graceful and not settles and not at_once:
+            self._meets_overtaken(last)
         self._meets_kept_at_end(settles=settles, graceful=graceful, at_once=at_once)
         self._check_own_deletes(last)
         is_certain, self.certain = self.certain, certain
         dropped = (
             self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
         )
-        return Prediction(
+        found = Prediction(
             steps=tuple(self.steps),
             sends=sends,
             calls=self.called(),
@@ -678,6 +679,34 @@ class Model:
             graded=dict(+self.in_contexts.graded),
             more_graded=frozenset(self.in_contexts.more_graded),
         )
+        return self._cut_off(found) if at_once and not settles else found
+
+    def _cut_off(self, found: Prediction) -> Prediction:
+        """The same where the ranks shut down at once, while something may be under way."""
+        since = self.since_rest
+        under_way = since.ranks(self.sends)
+        return replace(
+            found,
+            abandoned_calls=since.may_not_run(self.called(), self.steps, self.leaves),
+            may_warn_unreleased_context=found.may_warn_unreleased_context | under_way,
+            contexts_left=since.contexts_left(self.leaked_contexts),
+            under_way=frozenset(under_way),
+            may_lack=since.may_lack(self.sends, self.in_contexts.sent),
+        )
+
+    def _meets_overtaken(self, last: Sequence[Send]) -> None:
+        """Note the findings of a graceful shutdown that comes straight after the last step."""
+        if self._overtakes(last):
+            self.meets("shutdown-overtakes-creation")
+        if any(u.timed_out and not u.rref.made for u in self.users):
+            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
+            # RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("timed-out-remote-dropped")
+        if self._waits_for_its_own():
+            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
+            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
+            self.meets("early-owner-fork")
+        self._meets_deleted_arguments()
 
     def _check_made_in_time(self) -> None:
         """Check that no value is made for longer than a graceful shutdown waits.
@@ -762,12 +791,14 @@ class Model:
         self.failed, self.disturbed.counts = failed, counts
         return last, leaking, perhaps - leaking
 
-    def _end_at_once(self) -> tuple[tuple[Send, ...], set[int], set[int]]:
+    def _end_at_once(self, *, settles: bool) -> tuple[tuple[Send, ...], set[int], set[int]]:
         """Nobody deletes anything, so an owner still knows each fork that it knew.
 
         ``rref_context.cpp``: ``RRefContext::destroyInstance`` reports them by ``checkRRefLeaks``.
         """
-        return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
+        if settles:
+            return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
+        return (), *self.since_rest.leaks(self.rrefs)
 
     # What steps are made of.
 
@@ -982,6 +1013,7 @@ class Model:
         """
         self.forks += 1
         fork = f"fork{self.forks}"
+        self.since_rest.sent.add(id(handle.rref))
         if sender == handle.rref.owner:
             handle.rref.forks.add(fork)
         return fork
@@ -998,8 +1030,7 @@ class Model:
         """
         rref = handle.rref
         if self.rejoined and sender != rref.owner:
-            # The receiver must send a fork request, or an accept, by the agent of the first init.
-            self.meets("rref-sent-after-reinit")
+            self._sends_after_reinit(handle, sender, receiver)
         if receiver == rref.owner:
             rref.early |= rref.slow and not rref.made
             if rref.early and rref.thinned and not rref.made:
@@ -1016,6 +1047,46 @@ class Model:
             self._accept(handle, receiver)
         of_owner = sender == rref.owner
         return self._new_user(Handle(rref, receiver, fork, of_owner=of_owner))
+
+    def _sends_after_reinit(self, handle: Handle, sender: int, receiver: int) -> None:
+        """A rank has to announce a fork, or to accept it, by the agent of the first init.
+
+        That agent refuses to send, and the receiver raises. But where the table of that rank fails
+        the message, the agent does so first (``faulty_tensorpipe_agent.cpp``:
+        ``FaultyTensorPipeAgent::send``), once, for an agent that has ended does not try again
+        (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``). No message has the payload of an
+        earlier one. Of a fork request, the receiver then raises the injected failure, readable or
+        not (``RRefContext::handleException``); of an accept it does not
+        (``RRefContext::handleExceptionSilent``), but the sender keeps the RRef for ever.
+        """
+        finding = "rref-sent-after-reinit"
+        self.meets(finding)
+        owner = handle.rref.owner
+        is_request = receiver != owner
+        message = MessageType.RREF_FORK_REQUEST if is_request else MessageType.RREF_CHILD_ACCEPT
+        table = self.plan.table(receiver)
+        if not (self.facts.has_bug(finding) and message in table.failing and table.num_fail_sends):
+            return
+        self.sends_otherwise(finding, receiver, owner if is_request else sender, message)
+        tries = rf"^the record shows \d+ {message} from rank {receiver} with all tries, "
+        self.met.add(Met(finding, receiver, None, tries, ("MessagesDiffer",)))
+        if is_request:
+            says = "|".join(
+                map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
+            )
+            self.met.add(Met(finding, says=says, breaks=("UnexpectedError", "UnclearError")))
+
+    def _is_never_made(self) -> None:
+        """A creation is refused because of its argument, so its owner never has the RRef.
+
+        Its user does not get to know that: the handler of such an error throws (``rref_impl.cpp``:
+        ``RRef::handleError``). So who asks for the value waits until its timeout, or for ever
+        (``rref_context.cpp``: ``RRefContext::getOwnerRRef``).
+        """
+        finding = "rref-sent-after-reinit"
+        if self.facts.has_bug(finding):
+            says = re.escape(self.facts.texts.timeout)
+            self.met.add(Met(finding, says=says, breaks=("UnexpectedError",)))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
@@ -1132,6 +1203,10 @@ class Model:
         elif self.sends[-1].failures:
             self.early_deletes.append(handle.rref)
 
+    def never_deleted(self, handle: Handle) -> None:
+        """A user's fork that it will never delete, since one of the two ranks has left alone."""
+        self.users = [user for user in self.users if user is not handle]
+
     def created(self, at: int, owner: int, value: Sequence[float] = (), *, typed: bool) -> Handle:
         """The handle of `at` to a new RRef of `owner`, which may be `at` itself.
 
@@ -1140,6 +1215,7 @@ class Model:
         """
         rref = RRef(owner, list(value), typed)
         self.rrefs.append(rref)
+        self.since_rest.makers.add(at)
         if owner == at:
             return Handle(rref, at)
         self.forks += 1
@@ -1168,6 +1244,8 @@ class Model:
             else:
                 self._break(handle, "creation")
             return handle, None
+        if self.rejoined and argument is not None and at != argument.rref.owner:
+            self._is_never_made()
         return handle, received
 
     def unreadable(self, handle: Handle) -> None:
@@ -1275,6 +1353,16 @@ class Model:
                 # The function sleeps first, so it may well be its creation that fails second.
                 self._keeps_unmarked(late)
         self.broke_one.add(handle.rank)
+
+    @functools.cached_property
+    def since_rest(self) -> SinceRest:
+        """What may be under way since the last settle."""
+        return SinceRest()
+
+    @functools.cached_property
+    def leaves(self) -> list[Leaf]:
+        """The steps so far."""
+        return []
 
     @functools.cached_property
     def exhausted(self) -> Exhausted:
@@ -1707,6 +1795,7 @@ class Model:
             if rank not in reached:
                 self.leaked_contexts[rank].add(name)
         self.late_contexts.append(reached - at_once)
+        self.since_rest.ended.append({at, *known, *itertools.chain(*known.values())})
 
     def _clean(self, rank: int, peers: Sequence[int], payload: str) -> bool:
         """Send one cleanup to each peer; they have one payload, so they share the failures.
@@ -1762,6 +1851,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
         )
         raise UsageError(msg)
     _check_threads(program)
+    _check_end(program, plan)
     first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
 
@@ -1785,6 +1875,24 @@ def _check_threads(program: Program) -> None:
         f"the program {needed}, or None, or put a Settle() after steps whose functions go on."
     )
     raise UsageError(msg)
+
+
+def _check_end(program: Program, plan: FaultPlan) -> None:
+    """Raises:
+    UsageError: a call of the shutdown itself may miss its timeout.
+    """
+    timeout = program.end.timeout
+    if timeout is None:
+        return
+    tables = [plan.table(rank) for rank in range(program.world_size)]
+    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
+    if 2 * longest > timeout:
+        msg = (
+            f"the plan delays PYTHON_CALL by {longest:g} s, and a rank whose call misses the "
+            f"timeout of its shutdown ({timeout:g} s) raises, while the others wait for it; let "
+            f"the delay be {timeout / 2:g} s at most, or give the program another end."
+        )
+        raise UsageError(msg)
 
 
 def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:

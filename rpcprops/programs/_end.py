@@ -8,12 +8,27 @@ from typing import Any, Literal, get_args
 from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
 
-#: A graceful shutdown; one with a timeout that nothing reaches; a graceful one, and a second call,
-#: which torch must refuse (``api.py``: _require_initialized); a shutdown that waits for nobody.
-Shutdown = Literal["graceful", "timeout", "twice", "at once"]
+#: A graceful shutdown; one with a timeout that nothing reaches; one with a timeout that is reached
+#: where a rank comes late; a graceful one, and a second call, which torch must refuse (``api.py``:
+#: _require_initialized); a shutdown that waits for nobody.
+#:
+#: A timeout that is reached raises nothing. ``api.py``: _all_gather waits for ``proceed_signal``,
+#: does not look at what comes of that, and goes on: the first rank tells the others to proceed, and
+#: a late one finds that. Then TensorPipeAgent::join, which ignores its timeout, waits for all in
+#: the store (``tensorpipe_agent.cpp``). So nothing is to differ, and no RRef is to be left, if the
+#: late rank deletes what it holds before owners give it up (``rref_context.cpp``:
+#: RRefContext::delAllUsersAndUnforkedOwners), which they begin to wait for at their timeout. But
+#: the calls of _all_gather have the same timeout, and where one of them misses it that rank raises
+#: and the others wait for it: nothing is predicted where faults may do that.
+Shutdown = Literal["graceful", "timeout", "timed out", "twice", "at once"]
 SHUTDOWNS: tuple[Shutdown, ...] = get_args(Shutdown)
 #: Virtual seconds: the longest that a rank may wait before its shutdown.
 _LONGEST = 1000.0
+#: Virtual seconds: the timeout of a shutdown that is "timed out"; and the longest that a rank may
+#: come late then, so that its deletes come long before owners give up, also if torch must try
+#: them again.
+SHUTDOWN_TIMEOUT = 20.0
+_LATEST = 90.0
 #: More ranks than a world has.
 _MOST = 17
 
@@ -27,7 +42,8 @@ class End:
         waits: virtual seconds that ranks wait before they shut down, by rank; others wait for none.
 
     Raises:
-        UsageError: there is no such way; or `waits` is no tuple of up to 16 numbers from 0 to 1000.
+        UsageError: there is no such way; or `waits` is no tuple of up to 16 numbers from 0 to 1000;
+            or a rank comes so late that owners may have given it up.
     """
 
     how: Shutdown = "graceful"
@@ -43,6 +59,17 @@ class End:
             msg = f"{argument('waits', self.waits)} must be {must_be}."
             raise UsageError(msg)
         object.__setattr__(self, "waits", tuple(float(wait) for wait in given))
+        if self.timeout is not None and self.lasts > _LATEST:
+            msg = (
+                f"{argument('waits', self.waits)} must be at most {_LATEST:g} where "
+                f"how={self.how!r}: owners give up the RRefs of a rank that comes later."
+            )
+            raise UsageError(msg)
+
+    @property
+    def timeout(self) -> float | None:
+        """The timeout of each shutdown, in virtual seconds, if that may be reached."""
+        return SHUTDOWN_TIMEOUT if self.how == "timed out" else None
 
     @property
     def lasts(self) -> float:

@@ -30,8 +30,9 @@ class Program:
     unless `settles` is false: then shutdown comes straight after the last step, and must itself
     clean up what is left.
 
-    `end` says how each rank shuts RPC down, if not by a plain graceful shutdown. One that waits for
-    nobody ("at once") needs `settles`, since what would still be under way is not predicted.
+    `end` says how each rank shuts RPC down, if not by a plain graceful shutdown. After one that
+    waits for nobody ("at once") and comes without a settle before it, what is still under way is
+    known within bounds (``oracle/_hasty.py``).
 
     `rpc_timeout` is the default timeout of all that its ranks send, in virtual seconds (torch's own
     is 60); None is a day, which nothing meets. It applies once the ranks have joined.
@@ -96,9 +97,32 @@ class Program:
         if len(end.waits) > self.world_size:
             msg = f"end={end!r}: there are {self.world_size} ranks, and {len(end.waits)} waits."
             raise UsageError(msg)
-        if end.how == "at once" and not self.settles:
-            msg = f"end={end!r} needs settles=True: what is under way would not be predicted."
+        if end.timeout is not None and self.num_worker_threads is not None and not self.settles:
+            msg = (
+                f"end={end!r} needs settles=True or num_worker_threads=None: functions that go on "
+                f"may leave shutdown's own calls no thread before their timeout."
+            )
             raise UsageError(msg)
+        if self.ends_hastily and self._why_not_hasty:
+            msg = f"end={end!r} needs settles=True: {self._why_not_hasty}."
+            raise UsageError(msg)
+
+    @property
+    def ends_hastily(self) -> bool:
+        """Whether its ranks shut RPC down at once while something may be under way."""
+        return self.end.how == "at once" and not self.settles
+
+    @property
+    def _why_not_hasty(self) -> str:
+        """Why nothing is predicted of ranks that shut down at once while calls are under way."""
+        if self.founds_group:
+            return "who of a dynamic group has left by then is not predicted"
+        if self.num_worker_threads is not None:
+            return (
+                "a shutdown that finds no free thread never ends "
+                "(tensorpipe_agent.cpp: TensorPipeAgent::markFutureWithError)"
+            )
+        return ""
 
     @property
     def founds_group(self) -> bool:

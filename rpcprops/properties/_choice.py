@@ -72,7 +72,7 @@ def traits_of(case: Case) -> set[Hashable]:
     found.update(_at_one_rref(case))
     faults = plan.faults(program.world_size)
     around = [
-        ("end", program.end.how, program.end != End()),
+        ("end", program.end.how, program.end != End(), program.ends_hastily),
         ("default timeout", program.rpc_timeout is not None),
         ("threads", program.num_worker_threads is not None),
         ("settles", program.settles),

@@ -204,7 +204,7 @@ def disturbed(
         rpc_timeout: that of the programs, in virtual seconds; None: the one that was drawn.
     """
     program, plan = draw(drawn)
-    program = replace(program, end=End())
+    program = replace(program, end=End(), settles=program.settles or program.ends_hastily)
     if rpc_timeout is not None:
         program = replace(program, rpc_timeout=rpc_timeout, num_worker_threads=None)
     case = Case(program, plan)

@@ -414,12 +414,9 @@ class Graph(Step):
         if not outside:
             return
         model.meets_here(_OUTSIDE, self.at)
-        changes = any(
-            self.operations[number - len(self.inputs)][0] == "inplace" for number in outside
-        )
-        if changes:
-            # What comes outside of the context is a leaf there, which autograd lets nobody change.
-            says = f"^expected no error, got .*{re.escape(model.facts.texts.remote)}"
+        errors = self._errors_outside(model, outside)
+        for text in errors:
+            says = f"^expected no error, got .*{re.escape(text)}"
             model.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
         for rank in outside.values():
             for message in (MessageType.PYTHON_CALL, *_OF_CONTEXTS):
@@ -433,10 +430,27 @@ class Graph(Step):
             model.never_ends(_OUTSIDE)
         for roots in self.backwards:
             kept = self._reached(roots, tape, {*outside}) - {*outside}
-            lost = self._reached(roots, tape) - (set() if changes or waits else kept)
+            lost = self._reached(roots, tape) - (set() if errors or waits else kept)
             for place in {self._hooked_at(number, model.world_size) for number in lost}:
                 if place is not None:
                     model.counts_otherwise(_OUTSIDE, place, f"{call}/hook")
+
+    def _errors_outside(self, model: Model, outside: Container[int]) -> list[str]:
+        """The texts of the errors that such a call may raise, and one in the context would not.
+
+        It is a message of another type, which the plan may strike. What comes outside of the
+        context is a leaf there, which autograd lets nobody change.
+        """
+        texts = model.facts.texts
+        struck = any(MessageType.PYTHON_CALL in f.targets for f in model.plan.faults_at(self.at))
+        changes = any(
+            what == "inplace" and number in outside
+            for number, (what, *_) in enumerate(self.operations, len(self.inputs))
+        )
+        return [
+            *([texts.injected, texts.timeout] if struck else ()),
+            *([texts.remote] if changes else ()),
+        ]
 
     def _backward(
         self, tape: _Tape, model: Model, call: str

@@ -310,9 +310,13 @@ Failing = Literal[
 Between = Literal["", "group", "group left at once"]
 BETWEEN: tuple[Between, ...] = get_args(Between)
 #: What goes on between `at` and the rank that leaves alone: nothing; a call of `at` that it serves;
-#: a call of its own that `at` serves; a context in which `at` has called it.
-Amid = Literal["", "serving", "calling", "backward"]
+#: a call of its own that `at` serves; a context in which `at` has called it; an RRef to a value of
+#: its own that `at` holds; one to a value of `at` that it holds.
+Amid = Literal["", "serving", "calling", "backward", "owning", "using"]
 AMID: tuple[Amid, ...] = get_args(Amid)
+#: Those with an RRef, and those with what stays when that rank has left.
+_OF_RREFS: tuple[Amid, ...] = ("owning", "using")
+_STAYING: tuple[Amid, ...] = ("backward", *_OF_RREFS)
 #: What the others then try with the one that is gone: two calls of it; a call of another rank that
 #: calls it; to ask for its name, which the tables of a static world keep.
 Work = Literal["sync", "async", "through", "info"]
@@ -361,6 +365,12 @@ class Rejoin(Step):
     backward pass that needs it fails, for a gradient that cannot be sent fails the pass
     (``functions/recvrpc_backward.cpp``: RecvRpcBackward::apply).
 
+    An RRef stays at its owner for ever where a user leaves so ("using"), or the owner itself
+    ("owning"): nobody deletes any fork (``rref_context.cpp``: RRefContext::delUser does not after
+    RRefContext::destroyInstance), so the shutdown of the owner raises (checkRRefLeaks, before it
+    forgets the value), whenever it comes. The owner can still use its value; ``to_here`` of a user
+    fails as its calls do.
+
     Then the others leave. A graceful shutdown meets by calls of the first rank (``api.py``:
     _all_gather). If that one is gone, each raises, and is shut down all the same. If another one
     is gone, the first rank waits for it as long as `timeout` says, and raises, because it cannot
@@ -378,7 +388,8 @@ class Rejoin(Step):
     error of each ``init_rpc``, or "". Before the last one, with `between`: the numbers of the
     members and the sum that the call returned, as text. Last of all, with `alone`, at the others:
     the sums of calls of each other, as text; the class of the error of each of `work`, or ""; and
-    at `at` that of what it was amid. With `profiled`: how many such events there are, as text.
+    at `at` that of what it was amid (with an RRef: that of a use of it). With `profiled`: how many
+    such events there are, as text.
 
     The ranks must hold nothing, and be at rest; but a graceful shutdown of them all may come while
     torch still tries to delete what they have dropped, for which it waits (``api.py``: shutdown).
@@ -433,6 +444,12 @@ class Rejoin(Step):
         if self.profiled:
             msg = f"profiled=True and alone={self.alone}: give one of them."
             raise UsageError(msg)
+        if self.amid in _OF_RREFS and self.between:
+            msg = (
+                f"amid={shown(self.amid)} and between={shown(self.between)}: the shutdown of the "
+                f"group would report the RRef as well; give one of them."
+            )
+            raise UsageError(msg)
         scope.check_rank("alone", self.alone)
         if self.alone == self.at:
             msg = (
@@ -460,11 +477,26 @@ class Rejoin(Step):
                 f"FileStore::get), so nobody can tell how often a delay of {_POLLS} ms came."
             )
             raise UsageError(msg)
+        for message in self._asks:
+            if any(message in table.failing for table in tables):
+                msg = f"{self!r}: the plan fails {message}, so nobody can tell what is left."
+                raise UsageError(msg)
         rests = model.settled == len(model.sends)
         waits = self.alone is None and self.how != "at once" and model.only_deletes_wait
         if not (rests or waits) or any(map(bool, map(_held, model.counters()))):
             msg = f"{self!r}: the ranks may not be at rest, or hold something; put a Settle before."
             raise UsageError(msg)
+
+    @property
+    def _asks(self) -> tuple[MessageType, ...]:
+        """What `at` sends for an RRef of the rank that leaves alone."""
+        asks = (MessageType.PYTHON_REMOTE_CALL, MessageType.PYTHON_RREF_FETCH_CALL)
+        return asks if self.amid == "owning" else ()
+
+    @property
+    def _keeps(self) -> int | None:
+        """The rank that keeps a value for ever."""
+        return {"owning": self.alone, "using": self.at}.get(self.amid)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         self._check_plan(model)
@@ -482,7 +514,7 @@ class Rejoin(Step):
         """What a rank shows."""
         # api.py: shutdown deletes what is left; rref_context.cpp: RRefContext::destroyInstance.
         refused = ["RuntimeError" for _ in self.outside]
-        held = f"0 {len(model.leaked_contexts[rank])}"
+        held = f"{int(rank == self._keeps)} {len(model.leaked_contexts[rank])}"
         wrong: list[str | None] = ["RuntimeError"] if self.failing else []
         if self.failing == "one too few":
             wrong = [None]
@@ -513,6 +545,8 @@ class Rejoin(Step):
 
     def _leaves_by(self, rank: int) -> str:
         """The class of the error of a rank's shutdown, or ""."""
+        if rank == self._keeps:
+            return "RuntimeError"
         if self.alone is None or rank == self.alone or self.how == "at once":
             return ""
         return "RuntimeError" if 0 in (rank, self.alone) else ""
@@ -548,8 +582,10 @@ class Rejoin(Step):
             model.call(at, to, MessageType.PYTHON_CALL)
             if name:
                 model.calls[to][name] += 1
-        if self.amid in ("serving", "backward"):
+        if self.amid in ("serving", "backward", "owning"):
             shown[self.at].append("RuntimeError")
+        elif self.amid == "using":
+            shown[self.at].append("")
         return shown
 
     def _predict_amid(self, model: Model, call: str) -> list[tuple[int, int, str]]:
@@ -567,6 +603,17 @@ class Rejoin(Step):
             model.gives_up_cleanup(self.at, self.alone)
             # Nobody is left to tell it (autograd/context/container.cpp: eraseContextIdAndReset).
             model.leaked_contexts[self.alone].add(call)
+        if self.amid == "owning":
+            model.calls[self.alone][held] += 1
+            handle = model.created(self.at, self.alone, (3.0,), typed=False)
+            handle.rref.is_made()
+            for message in (*self._asks, MessageType.PYTHON_RREF_FETCH_CALL):
+                model.send(self.at, message, to=self.alone)
+            model.never_deleted(handle)
+        elif self.amid == "using":
+            own = model.created(self.at, self.at, (3.0,), typed=True)
+            model.never_deleted(model.give(own, self.at, self.alone))
+            return [(self.at, self.alone, held)]
         return []
 
     @property
@@ -624,7 +671,9 @@ class Rejoin(Step):
             return cls(at, how, turned[:first], sets, failing, between, profiled=profiled)
         cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
         struck = drawer.may_fail(at, [cleanup]) or drawer.delay_milliseconds(at, cleanup)
-        rest = (alone, drawer.pick(AMID[:-1] if struck else AMID), drawer.pick(_WORKS))
+        able = drawer.may_make_rrefs and not between and not drawer.loses
+        out = (*_OF_RREFS * (not able), *("backward",) * bool(struck))
+        rest = (alone, drawer.pick([x for x in AMID if x not in out]), drawer.pick(_WORKS))
         return cls(at, how, turned[:first], sets, failing, between, *rest)
 
     @classmethod
@@ -641,8 +690,8 @@ class Rejoin(Step):
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.rejoined = True
         drawer.gathered_apart |= self.alone is not None and self.how != "at once"
-        # A context stays at the rank that has left, so the ranks never hold nothing again.
-        drawer.may_rejoin &= self.amid != "backward"
+        # A context or an RRef stays, so the ranks never hold nothing again.
+        drawer.may_rejoin &= self.amid not in _STAYING
 
 
 def _may_leave(drawer: StepDrawer) -> bool:

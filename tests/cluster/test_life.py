@@ -9,7 +9,18 @@ import pytest
 from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
-from rpcprops.programs import Call, Count, End, Profile, Program, Rejoin, Settle
+from rpcprops.programs import (
+    Call,
+    Count,
+    End,
+    Fetch,
+    Profile,
+    Program,
+    Rejoin,
+    Remote,
+    Settle,
+    Share,
+)
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
 from rpcprops.runner import run
@@ -31,6 +42,24 @@ def test_real_ranks_show_what_is_predicted(program: Program, plan: FaultPlan) ->
     outcome = run(program, plan)
     met = predict(program, plan, facts_of(outcome.torch_version)).met
     assert set_apart(program, met, outcome, judge(program, plan, outcome))[1] == ()
+
+
+@pytest.mark.parametrize("agent", [None, "wire"])
+@pytest.mark.parametrize(("to", "runs"), [(2, 0), (1, 1)], ids=["request", "accept"])
+def test_the_agent_of_the_first_init_also_fails_what_it_would_refuse(
+    to: int, runs: int, agent: str | None
+) -> None:
+    """A fork request fails the call that sends the RRef; of a failed accept nobody learns."""
+    plan = FaultPlan(by_rank={to: FaultTable(["RREF_FORK_REQUEST", "RREF_CHILD_ACCEPT"], 2)})
+    steps = (Rejoin(0), Remote(0, 1, "a"), Fetch(0, "a"), Share(0, "a", to, "b"))
+    program = Program(3, steps, end=End("at once"))
+    outcome = run(program, plan, agent=agent)
+    met = predict(program, plan, facts_of(outcome.torch_version)).met
+    names, left = set_apart(program, met, outcome, judge(program, plan, outcome))
+    assert left == ()
+    assert (len(outcome.steps), outcome.ranks[to].calls.get("step3", 0)) == (4, runs)
+    assert outcome.ranks[to].failed_sends == 1
+    assert "rref-sent-after-reinit" in names
 
 
 #: Those in which the other ranks make no init that fails, or nobody says whether it does.
@@ -78,10 +107,16 @@ def test_the_others_go_on_without_a_rank_that_left_alone(
     outcome = run(program, agent=agent)
     assert judge(program, None, outcome) == ()
     value = outcome.steps[2].value
-    assert value[alone] == ["", f"0 {int(amid == 'backward')}", ""]
+    # The owner of an RRef that nobody will delete reports it, and keeps the value.
+    owner = {"owning": alone, "using": at}.get(amid)
+    raised = ["RuntimeError" if rank == owner else "" for rank in range(3)]
+    held = [int(rank == owner) for rank in range(3)]
+    assert value[alone] == [raised[alone], f"{held[alone]} {int(amid == 'backward')}", ""]
     gone = ["RuntimeError"] * 3
-    ended = ["RuntimeError"] if amid in ("serving", "backward") else []
-    assert value[at] == ["", "0 0", "", "3.0 3.0", *gone, "", *ended]
+    ended = ["RuntimeError"] if amid in ("serving", "backward", "owning") else []
+    ended = [""] if amid == "using" else ended
+    assert value[at] == [raised[at], f"{held[at]} 0", "", "3.0 3.0", *gone, "", *ended]
+    assert outcome.ranks[alone].calls.get("step2/held", 0) == (amid not in ("", "calling"))
 
 
 @pytest.mark.parametrize(("alone", "how"), [(0, "graceful"), (0, "timeout"), (2, "timeout")])

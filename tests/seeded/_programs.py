@@ -641,7 +641,8 @@ REFUSING = tuple(refusing(*ranks) for ranks in itertools.permutations(range(4), 
 def ending(how: Shutdown, *waits: float) -> Program:
     """Ranks that hold RRefs of each other when they shut down in some way."""
     steps = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Own(2, "o"), Context(1, "x", (2,)))
-    return Program(3, steps, f"ending[{how}]", end=End(how, waits))
+    late = ",".join(f"{wait:g}" for wait in waits)
+    return Program(3, steps, f"ending[{how}: {late}]", end=End(how, waits))
 
 
 ENDS = (
@@ -649,6 +650,8 @@ ENDS = (
     ending("twice", 0.0, 0.0, 30.0),
     ending("at once", 30.0),
     ending("graceful", 30.0, 30.0),
+    ending("timed out", 0.0, 30.0),
+    ending("timed out", 30.0, 0.0, 30.0),
 )
 
 

@@ -9,9 +9,21 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, WireMessageType
 from rpcprops.oracle import accepted, judge, predict
-from rpcprops.programs import Drop, End, Fetch, Program, Remote, Share
+from rpcprops.outcomes import Counters
+from rpcprops.programs import (
+    Call,
+    Context,
+    Drop,
+    End,
+    Fetch,
+    Member,
+    Program,
+    Remote,
+    Settle,
+    Share,
+)
 from rpcprops.programs._end import SHUTDOWNS
 from rpcprops.properties import Case
 from rpcprops.properties._sample import real_waits
@@ -33,6 +45,7 @@ AT_ONCE = replace(HOLDS, end=End("at once"))
         ({"waits": (True,)}, "must be a tuple of virtual seconds"),
         ({"waits": 3.0}, "must be a tuple of virtual seconds"),
         ({"waits": (0.0,) * 17}, "must be a tuple of virtual seconds"),
+        ({"how": "timed out", "waits": (0.0, 91.0)}, "must be at most 90 where how='timed out'"),
     ],
 )
 def test_an_odd_end_is_refused(given: dict[str, Any], message: str) -> None:
@@ -46,7 +59,18 @@ def test_an_odd_end_is_refused(given: dict[str, Any], message: str) -> None:
     [
         ({"end": "at once"}, "must be an End"),
         ({"end": End(waits=(0.0, 0.0, 1.0))}, "there are 2 ranks, and 3 waits"),
-        ({"end": End("at once"), "settles": False}, "needs settles=True"),
+        (
+            {"end": End("timed out"), "settles": False, "num_worker_threads": 3},
+            "needs settles=True or num_worker_threads=None",
+        ),
+        (
+            {"end": End("at once"), "settles": False, "num_worker_threads": 3},
+            "needs settles=True: a shutdown that finds no free thread never ends",
+        ),
+        (
+            {"end": End("at once"), "settles": False, "steps": (Member(0),)},
+            "needs settles=True: who of a dynamic group has left",
+        ),
     ],
 )
 def test_a_program_refuses_an_end_that_it_cannot_have(given: dict[str, Any], message: str) -> None:
@@ -55,9 +79,9 @@ def test_a_program_refuses_an_end_that_it_cannot_have(given: dict[str, Any], mes
         Program(2, **given)
 
 
-@pytest.mark.parametrize("how", SHUTDOWNS[:3])
+@pytest.mark.parametrize("how", SHUTDOWNS[:4])
 def test_a_graceful_end_shows_what_it_always_did(how: Any) -> None:
-    """A timeout that nothing reaches, a second call and ranks that come late change nothing."""
+    """A timeout, reached or not, a second call and ranks that come late change nothing."""
     plan = FaultPlan(FaultTable(["RREF_USER_DELETE"], 6))
     program = replace(HOLDS, end=End(how, (30.0,)))
     assert predict(program, plan) == predict(HOLDS, plan)
@@ -91,12 +115,103 @@ def test_a_dropped_rref_is_no_leak_at_once() -> None:
     assert predict(program, FaultPlan()).leaking == set()
 
 
+#: A value that rank 1 owned at the last settle; since then one that rank 2 makes, calls of which
+#: nobody waits for one, and a context.
+HASTY = Program(
+    3,
+    (
+        Remote(0, 1, "a"),
+        Settle(),
+        Remote(0, 2, "b"),
+        Call(0, 1, wait="later", out="f"),
+        Call(0, 2),
+        Context(0, "x", (1, 2)),
+    ),
+    settles=False,
+    end=End("at once"),
+)
+
+
+def test_what_is_under_way_at_once_is_known_within_bounds() -> None:
+    """Certain is what was known at the last settle, and what somebody has waited for."""
+    predicted = predict(HASTY, FaultPlan())
+    assert predicted.leaking == {1}
+    assert predicted.may_leak == {2}
+    assert predicted.under_way == {0, 1, 2}
+    assert not predicted.last_sends
+    assert [*map(sorted, predicted.abandoned_calls)] == [[], ["step3"], ["step2"]]
+    assert predicted.contexts_left == (range(2),) * 3
+    assert (0, 1, WireMessageType.PYTHON_REMOTE_CALL) not in predicted.may_lack
+    assert predicted.may_lack[0, 1, WireMessageType.PYTHON_CALL] == 1
+    assert judge(HASTY, None, ideal(HASTY, FaultPlan())) == ()
+
+
+@pytest.mark.parametrize(
+    ("rank", "call", "times", "promises"),
+    [
+        (1, "step3", 0, []),
+        (1, "step3", 2, ["NotRunOnce"]),
+        (2, "step2", 0, []),
+        (2, "step4", 0, ["NotRunOnce"]),
+        (1, "step0", 0, ["NotRunOnce"]),
+    ],
+)
+def test_only_a_call_that_nobody_waited_for_may_not_run(
+    rank: int, call: str, times: int, promises: list[str]
+) -> None:
+    """It is cut off by a shutdown, which is counted; no call runs twice."""
+    outcome = ideal(HASTY, FaultPlan())
+    calls = {**outcome.ranks[rank].calls, call: times}
+    cut = with_rank(outcome, rank, calls=calls)
+    assert [v.promise for v in judge(HASTY, None, cut)] == promises
+    if not promises:
+        assert ("cut-off-at-once", rank) in [
+            (one.kind, one.rank) for one in accepted(HASTY, FaultPlan(), cut)
+        ]
+
+
+def test_what_may_stay_at_once() -> None:
+    """One context at each of its ranks, and RRefs where some may be; an owner must say so."""
+    outcome = ideal(HASTY, FaultPlan())
+
+    def left(rank: int, **held: int) -> list[str]:
+        seen = with_rank(outcome, rank, counters_after_shutdown=Counters(**held))
+        return [v.promise for v in judge(HASTY, None, seen)]
+
+    assert left(2, contexts=1, owners=1, forks=1) == left(0, pending_users=1) == []
+    assert left(2, contexts=2) == ["ContextLeak"]
+    assert left(0, owners=1, forks=1) == ["RRefLeak"]
+    silent = with_rank(outcome, 1, shutdown_error=None, exit_code=0)
+    assert [v.promise for v in judge(HASTY, None, silent)] == ["MissingError"]
+
+
+def test_functions_that_are_cut_off_may_say_so() -> None:
+    """Their calls get an error, which Python writes; without such an end that is a violation."""
+    lost = "RuntimeError: eof (this error originated at tensorpipe/transport/uv/x.cc:1)"
+    log = f"Traceback (most recent call last):\n  File x\n{lost}\n"
+    for program, promises in ((HASTY, []), (replace(HASTY, settles=True), ["ErrorInLog"])):
+        wrote = with_rank(ideal(program, FaultPlan()), 0, log=log)
+        assert [v.promise for v in judge(program, None, wrote)] == promises
+
+
 def test_an_end_at_once_needs_no_call() -> None:
     """A plan that breaks the calls of a graceful shutdown does not keep ranks from leaving."""
     plan = FaultPlan(FaultTable(["PYTHON_CALL"], 1))
     program = Program(2, (Remote(0, 1, "a", flavour="script"),))
     assert not predict(program, plan).graceful
     assert predict(replace(program, end=End("at once")), plan).graceful
+
+
+def test_a_call_of_a_shutdown_must_not_miss_its_timeout() -> None:
+    """A rank whose call does raises, and the others wait for it; such ends are not drawn."""
+    end = End("timed out", (30.0,))
+    late, in_time = (FaultTable(messages_to_delay={"PYTHON_CALL": x}) for x in (10.5, 10.0))
+    assert predict(Program(2, end=end), FaultPlan(in_time)).graceful
+    with pytest.raises(UsageError, match="a rank whose call misses the timeout"):
+        predict(Program(2, end=end), FaultPlan(late))
+    for table, comes in ((late, False), (in_time, True)):
+        drawn = draws(programs(max_world_size=2, max_steps=1, plan=FaultPlan(table)), 150)
+        assert any(program.end.timeout for program in drawn) is comes
 
 
 def test_a_late_rank_counts_in_real_time() -> None:
@@ -107,10 +222,14 @@ def test_a_late_rank_counts_in_real_time() -> None:
 
 def test_programs_of_each_end_are_drawn() -> None:
     """Most end as usual; the others end in every way, with ranks that come first and last."""
-    drawn = draws(programs(min_world_size=2, max_steps=2), 300)
+    drawn = draws(programs(min_world_size=2, max_steps=2, plan=FaultPlan()), 300)
     ways = Counter(program.end.how for program in drawn)
     assert set(ways) == set(SHUTDOWNS)
     assert sum(program.end == End() for program in drawn) > 100
     assert any(program.end.wait_of(0) > program.end.wait_of(1) for program in drawn)
     assert any(program.end.wait_of(program.world_size - 1) for program in drawn)
-    assert not any(program.end.how == "at once" and not program.settles for program in drawn)
+    drawn = draws(programs(max_world_size=2, max_steps=3), 500)
+    hasty = [program for program in drawn if program.ends_hastily]
+    assert any(leaf.lasts for program in hasty for leaf in program.leaves)
+    for program in hasty:
+        predict(program, FaultPlan())

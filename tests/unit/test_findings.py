@@ -781,6 +781,43 @@ def test_an_rref_is_sent_after_a_second_init(violation: Violation, explained: bo
     assert (name in apart(Program(2, steps), violation)[0]) is explained
 
 
+def _sent_under(table: FaultTable, to: int, violation: Violation) -> bool:
+    """Whether that explains it where the rank that gets the RRef has such a table."""
+    made = (Rejoin(0), Remote(0, 1, "a"))
+    program, plan = Program(3, (*made, Share(0, "a", to, "b"))), FaultPlan(by_rank={to: table})
+    met = predict(program, plan).met
+    outcome = Outcome(3, torch_version="2.13.0")
+    return "rref-sent-after-reinit" in set_apart(program, met, outcome, [violation])[0]
+
+
+def test_the_agent_of_the_first_init_fails_messages_as_well() -> None:
+    """It refuses what it has not failed; it fails once, and nobody learns of an accept."""
+    request, accept = FaultTable(["RREF_FORK_REQUEST"], 3), FaultTable(["RREF_CHILD_ACCEPT"], 3)
+    for text in ("Send attempt failed intentionally for x", "UnicodeDecodeError: 'utf-8' codec"):
+        injected = Violation("UnexpectedError", f"expected no error, got ValueError: {text}", 0, 2)
+        assert _sent_under(request, 2, injected)
+        # No request is sent to the owner, and an accept is not waited for.
+        for table, to in ((request, 1), (accept, 1), (accept, 2), (FaultTable(), 2)):
+            assert not _sent_under(table, to, injected)
+    for table, to, name in ((request, 2, "RREF_FORK_REQUEST"), (accept, 1, "RREF_CHILD_ACCEPT")):
+        once = f"worker{to} failed 1 sends, the message model predicts 3 ({name} 3)"
+        tries = f"the record shows 1 {name} from rank {to} with all tries, and 4 were promised"
+        assert _sent_under(table, to, Violation("FaultsDiffer", once, to))
+        assert not _sent_under(table, to, Violation("FaultsDiffer", once, 0))
+        assert _sent_under(table, to, Violation("MessagesDiffer", tries, to))
+        assert not _sent_under(FaultTable(), to, Violation("FaultsDiffer", once, to))
+
+
+def test_who_waits_for_an_rref_that_is_refused_may_get_the_timeout() -> None:
+    """Its creation is refused for its argument, and nobody marks it."""
+    late = Violation("UnexpectedError", "expected no error, got RPC ran for more than 620 s", 0, 3)
+    name = "rref-sent-after-reinit"
+    for argument, explained in (("a", True), ((1.0,), False)):
+        made = (Rejoin(0), Remote(0, 1, "a"), Remote(0, 1, "b", (1.0,), argument))
+        last = Fetch(0, "b", timeout=620.0)
+        assert (name in apart(Program(2, (*made, last)), late)[0]) is explained
+
+
 def test_only_a_user_cannot_send_an_rref_after_a_second_init() -> None:
     """Its owner may, and before the second init anybody may."""
     name = "rref-sent-after-reinit"
@@ -1238,3 +1275,15 @@ def test_without_a_gradient_no_hook_runs() -> None:
     assert explained(Program(2, (replace(lost, operations=(there,)),)), FaultPlan(), elsewhere) == (
         names
     )
+
+
+def test_a_call_that_leaves_its_context_may_be_struck_by_faults_of_plain_calls() -> None:
+    """It is a PYTHON_CALL then, which the table of its rank fails."""
+    proxy: Any = ("add", (0, 0), 1, "proxy async")
+    steps = (Graph(0, "x", ((0, "plain"),), (proxy,), ((1,),)),)
+    told = "expected no error, got RuntimeError: RPCErr:2:Send attempt failed intentionally for"
+    refused = Violation("UnexpectedError", told, 0, 0)
+    struck = FaultPlan(by_rank={0: FaultTable(("PYTHON_CALL",), 1)})
+    assert explained(Program(2, steps), struck, refused) == ("async-proxy-leaves-context",)
+    for plan in (FaultPlan(), FaultPlan(by_rank={1: FaultTable(("PYTHON_CALL",), 1)})):
+        assert explained(Program(2, steps), plan, refused) == ()

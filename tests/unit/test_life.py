@@ -21,7 +21,7 @@ from rpcprops.programs import (
     Settle,
     Step,
 )
-from rpcprops.steps.life import AMID, BETWEEN, Failing, Leaving
+from rpcprops.steps.life import AMID, BETWEEN, Amid, Failing, Leaving
 from rpcprops.strategies import programs
 from rpcprops.strategies.drawing import StepDrawer
 from rpcprops.torch_facts import facts_of
@@ -58,6 +58,10 @@ KINDS = ("rejoin", "settle", "call", "own", "remote", "drop", "context", "profil
         ((Rejoin(0, alone=2),), "alone=2 is no rank of a world of 2"),
         ((Rejoin(0, alone=0),), "must be another rank than at"),
         ((Rejoin(0, alone=1),), "the first rank would wait for rank 1"),
+        (
+            (Rejoin(0, "at once", alone=1, amid="owning", between="group"),),
+            "would report the RRef as well",
+        ),
         ((Call(0, 1, wait="later", out="f"), Rejoin(0)), "'f' would not outlive a Rejoin"),
     ],
 )
@@ -284,7 +288,7 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     alone = [
         x for one in drawn for x in one.leaves if isinstance(x, Rejoin) and x.alone is not None
     ]
-    assert {(x.amid, x.how) for x in alone} >= {(amid, "at once") for amid in AMID}
+    assert {(x.amid, x.how) for x in alone} >= {(amid, "at once") for amid in AMID[:4]}
     mended = programs(
         kinds=("rejoin", "call", "settle"), plan=FaultPlan(), facts=FACTS.as_if_mended()
     )
@@ -293,6 +297,51 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     assert ways >= {("timeout", True), ("timeout", False)}
     for program in drawn:
         assert "gathering-count-kept" not in predict(program, FaultPlan(), FACTS).known_bugs
+
+
+def test_rrefs_follow_it_under_faults_on_a_torch_that_can_do_that() -> None:
+    """Also where the plan fails what announces them; stock torch is told what it cannot do."""
+    plan = FaultPlan(FaultTable(["RREF_FORK_REQUEST", "RREF_CHILD_ACCEPT"], 2))
+    kinds = ("remote", "share", "rejoin", "call", "settle")
+    for facts, may in ((FACTS.as_if_mended(), True), (FACTS, False)):
+        drawer = StepDrawer(lambda _: 0, 2, kinds=kinds, plan=plan, facts=facts)
+        assert drawer.add_kind("rejoin")
+        assert (drawer.add_kind("remote") and drawer.add_kind("share")) is may
+        met = predict(Program(2, tuple(drawer.steps)), plan, FACTS).known_bugs
+        assert ("rref-sent-after-reinit" in met) is may
+
+
+def test_each_thing_that_a_rank_leaves_amid_is_drawn() -> None:
+    """With RRefs only between static worlds, and where none of its messages is lost for good."""
+    alone = programs(kinds=("rejoin", "call"), plan=FaultPlan(), min_world_size=2, max_steps=1)
+    leaves = [leaf for program in draws(alone, 1500) for leaf in program.leaves]
+    found = [leaf for leaf in leaves if isinstance(leaf, Rejoin) and leaf.alone is not None]
+    assert {leaf.amid for leaf in found} == {*AMID}
+
+
+@pytest.mark.parametrize(("amid", "owner"), [("owning", 2), ("using", 0)])
+def test_an_rref_of_a_rank_that_leaves_alone_stays(amid: Amid, owner: int) -> None:
+    """Its owner reports it in each shutdown; a lost creation or fetch leaves the rest open."""
+    steps = (Rejoin(0, "at once", alone=2, amid=amid), Settle())
+    program = Program(3, steps, end=End("at once"))
+    predicted = predict(program, FaultPlan(), FACTS)
+    assert predicted.leaking == {owner}
+    for counters in (predicted.counters, predicted.steps[1].counters):
+        assert [(one.owners, one.forks) for one in counters] == [
+            (int(rank == owner),) * 2 for rank in range(3)
+        ]
+    assert [texts[:2] for texts in predicted.steps[0].value] == [
+        ["RuntimeError", "1 0"] if rank == owner else ["", "0 0"] for rank in range(3)
+    ]
+    deletes = [x for x in (*predicted.sends, *predicted.last_sends) if x.message.is_retryable]
+    assert deletes == []
+    for message in ("PYTHON_REMOTE_CALL", "PYTHON_RREF_FETCH_CALL"):
+        losing = FaultPlan(FaultTable([message], 1))
+        if amid == "owning":
+            with pytest.raises(UsageError, match="nobody can tell what is left"):
+                predict(program, losing, FACTS)
+        else:
+            assert predict(program, losing, FACTS).leaking == {owner}
 
 
 def test_it_is_not_drawn_for_unknown_plans() -> None:

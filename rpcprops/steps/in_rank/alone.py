@@ -96,7 +96,26 @@ def begin_amid(told: Departure) -> Callable[[], str]:
         return wait_for_it
     if told.amid == "backward":
         return go_backward_later(to, held)
+    if told.amid == "owning":
+        made = rpc.remote(to, add, args=(held, tensor((1.0,)), tensor((2.0,))))
+        made.to_here()
+        # Who holds that keeps the RRef: it is dropped only after the shutdown of this rank.
+        return lambda: class_of_error(made.to_here)
+    if told.amid == "using":
+        own = rpc.RRef(tensor((3.0,)))
+        rpc.rpc_sync(to, keep_rref, args=(held, own))
+        return lambda: class_of_error(own.local_value)
     return lambda: ""
+
+
+#: RRefs to values of other ranks that this one holds when it leaves alone.
+kept_rrefs: list[Any] = []
+
+
+def keep_rref(call: str, rref: Any) -> None:
+    """Note that this runs, and keep an RRef until this rank has left."""
+    note_call(call)
+    kept_rrefs.append(rref)
 
 
 def go_backward_later(to: str, call: str) -> Callable[[], str]:
@@ -139,6 +158,7 @@ def leave_amid(told: Departure) -> None:
 
 def has_left(told: Departure) -> None:
     """At the rank that has left: say so, and wait until the others have tried what they do."""
+    kept_rrefs.clear()
     if told.amid == "calling":
         store_of(f"{told.call}/{HELD}").set(LEFT, "there")
     store = store_of(told.call)
@@ -162,7 +182,7 @@ def work_on(told: Departure, here: int, end_amid: Callable[[], str]) -> list[str
     for name in told.work:
         attempt = partial(ATTEMPTS[name], told.call, gone, told.world[by])
         seen.append(class_of_error(attempt))
-    if told.amid == "backward" and here == told.at:
+    if told.amid in ("backward", "owning", "using") and here == told.at:
         ended = [end_amid()]
     # A graceful shutdown waits for this rank's calls, but one that is not may be the next step of
     # another rank, so each goes on only when all have made theirs.

@@ -8,24 +8,31 @@ from typing import Any
 
 from torch.distributed import rpc
 
-#: Seconds: a timeout of shutdown that nothing reaches.
-NEVER = 36000.0
+from rpcprops.steps.in_rank.state import futures
+
+#: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.
+TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
 
 
 def end_rank(how: str, wait: float) -> None:
     """Shut RPC down after so many seconds; raises what torch raises.
 
     Raises:
-        AssertionError: torch has accepted a second shutdown.
+        AssertionError: torch has accepted a second shutdown, or a call has not ended.
     """
     time.sleep(wait)
     shutdown: Callable[..., Any] = rpc.shutdown
-    if how == "timeout":
-        shutdown(timeout=NEVER)
+    if how in TIMEOUTS:
+        shutdown(timeout=TIMEOUTS[how])
     else:
         shutdown(graceful=how != "at once")
     if how == "twice" and not is_refused(shutdown):
         msg = "a second rpc.shutdown() was accepted"
+        raise AssertionError(msg)
+    # tensorpipe_agent.cpp: TensorPipeAgent::shutdownImpl closes all pipes, and so ends all calls.
+    open_calls = [name for name, future in futures.items() if not future.done()]
+    if open_calls:
+        msg = f"after rpc.shutdown() these calls have not ended: {', '.join(open_calls)}"
         raise AssertionError(msg)
 
 
