@@ -363,7 +363,12 @@ class _Examiner:
                 self.result.reason = f"not yet listed for torch {version}"
             return self.ended("known")
         if self.result.status == "fixed":
-            self.result.reason = f"fixed in torch {finding.fixed_in} ({finding.fixed_by})"
+            is_before = finding.is_before(version)
+            self.result.reason = (
+                f"broken in torch {finding.broken_in} ({finding.broken_by})"
+                if is_before
+                else f"fixed in torch {finding.fixed_in} ({finding.fixed_by})"
+            )
             return self.ended("holds")
         self.result.reason = f"not seen: {', '.join(map(str, tries))}"
         return self.ended("not_seen")

@@ -420,7 +420,7 @@ class Carry(Step):
                 refused = self._remote_echo(model, call)
             case "own":
                 refused = self._own(model, call)
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         if len(model.sends) > before and _may_time_out(fate, self.way):
             # A callee that cannot read its argument answers at once.
             is_called = self.way == "result" or fate.refused_by != "reader"
@@ -440,9 +440,12 @@ class Carry(Step):
         """Whether its caller pickles a tensor, and then something that cannot be pickled."""
         return SORTS[self.sort].bugs.get(self.way) == KEEPS_TENSORS
 
+    def _fate(self, model: Model) -> Fate:
+        return fate_of(self.sort, model.facts)
+
     def _meet(self, model: Model, refused: str) -> None:
         """Note the known finding that the value meets."""
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         bug = fate.bugs.get(self.way)
         if bug in (UNREADABLE, REFUSED_TO_SELF):
             # Noted where the creation is refused, if it is sent at all.
@@ -468,7 +471,7 @@ class Carry(Step):
     def _result(self, model: Model, call: str) -> str:
         model.call(self.at, self.to, MessageType.PYTHON_CALL, call)
         model.calls[self.to][call] += 1
-        refused = SORTS[self.sort].result
+        refused = self._fate(model).result
         if refused and not self._is_misread:
             # The callee cannot write it (request_callback_impl.cpp: serializePyObject), or its
             # agent (message.h: withStorages; tensorpipe_agent.cpp: sendCompletedResponseMessage).
@@ -479,7 +482,7 @@ class Carry(Step):
         return refused
 
     def _echo(self, model: Model, call: str) -> str:
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         if fate.argument and fate.refused_by == "pickler":
             return fate.argument
         made = self._made(model, self.at)
@@ -526,12 +529,12 @@ class Carry(Step):
             if not handle.broken:
                 model.calls[self.to][call] += 1
             # The owner cannot write it into the answer.
-            handle.rref.unsendable = bool(SORTS[self.sort].fetched) and not self._is_misread
+            handle.rref.unsendable = bool(self._fate(model).fetched) and not self._is_misread
             model.value(handle, self.at)
             if self.at == self.to:
                 # The owner gets the value itself (py_rref.cpp: PyRRef::localValue).
                 return ""
-            refused = SORTS[self.sort].fetched
+            refused = self._fate(model).fetched
             made = [] if refused else self._made(model, self.to)
             self._count(model, call, self.to, self.at)
             self._fetch(model, self._given(model, made, self.to, self.at), self.at)
@@ -540,7 +543,7 @@ class Carry(Step):
             model.drop(handle)
 
     def _remote_echo(self, model: Model, call: str) -> str:
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         if fate.argument and fate.refused_by == "pickler":
             # api.py: remote pickles the arguments before it makes an RRef.
             return fate.argument
@@ -577,7 +580,7 @@ class Carry(Step):
             handle.rref.made = True
             if self.at == self.to:
                 model.keeps(REFUSED_TO_SELF, self.at, Counters(owners=1, forks=1))
-            return SORTS[self.sort].argument
+            return self._fate(model).argument
         model.use(handle)
         return ""
 
@@ -588,7 +591,7 @@ class Carry(Step):
         the error. The documentation of ``rpc.remote`` says that errors are set on the RRef, and
         that a use of it raises once they are.
         """
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         if self.raises_there:
             # The function that runs in place of the unread one raises (internal.py: _run_function).
             model.value(handle, self.at)
@@ -601,7 +604,7 @@ class Carry(Step):
         return fate.unmade
 
     def _own(self, model: Model, call: str) -> str:
-        fate = SORTS[self.sort]
+        fate = self._fate(model)
         if fate.owned == "refused":
             return "RuntimeError"
         handle = model.created(self.at, self.at, typed=fate.owned == "typed")
@@ -625,7 +628,7 @@ class Carry(Step):
 
     def _count(self, model: Model, call: str, pickled: int | None, unpickled: int | None) -> None:
         """Count the value where one rank pickles it, and another one unpickles it."""
-        if not SORTS[self.sort].counted:
+        if not self._fate(model).counted:
             return
         if pickled is not None:
             model.calls[pickled][f"{call}/pickled"] += 1
@@ -634,7 +637,7 @@ class Carry(Step):
 
     def _made(self, model: Model, owner: int) -> list[Handle]:
         """The RRefs that a new value contains, at the rank that makes it."""
-        number = SORTS[self.sort].rrefs
+        number = self._fate(model).rrefs
         return [model.created(owner, owner, (1.0,), typed=True) for _ in range(number)]
 
     def _given(
@@ -769,13 +772,23 @@ def _may_time_out(fate: Fate, way: Way) -> bool:
     return way in _TIMED and not (fate.rrefs or fate.counted or ends_process)
 
 
+def fate_of(sort: str, facts: TorchFacts) -> Fate:
+    """What becomes of a sort of value on a torch.
+
+    Before torch checked the storage of packed tensors, they travelled as other quantized ones do.
+    """
+    is_read = sort in PACKED and facts.is_before(UNREADABLE_TENSOR)
+    return SORTS["per-channel" if is_read else sort]
+
+
 @functools.cache
 def _able(
     fits: Callable[[Fate, Way], bool] | None, facts: TorchFacts
 ) -> Mapping[str, tuple[Way, ...]]:
     """The sorts that are drawn for a torch, with the ways that fit."""
     found: dict[str, tuple[Way, ...]] = {}
-    for sort, fate in SORTS.items():
+    for sort in SORTS:
+        fate = fate_of(sort, facts)
         met = {way for way, bug in fate.bugs.items() if facts.has_bug(bug)}
         ways: list[Way] = [
             way for way in fate.ways if way not in met and (fits is None or fits(fate, way))

@@ -18,9 +18,11 @@ from rpcprops.torch_facts._measured import add, column_of, put_into, tables
 DOCUMENT = Path(__file__).parents[2] / "docs" / "findings.md"
 
 
-def fixed_in() -> dict[str, str]:
-    """The findings that a release of torch has mended, each with that release."""
-    return {name: finding.fixed_in for name, finding in FINDINGS.items() if finding.fixed_in}
+def kept_in() -> dict[str, str]:
+    """The findings that some releases of torch do not have, each with what says which."""
+    since = {name: f"from {one.broken_in} on" for name, one in FINDINGS.items() if one.broken_in}
+    until = {name: f"fixed in {one.fixed_in}" for name, one in FINDINGS.items() if one.fixed_in}
+    return since | until
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
             add(FILE, column_of(Path(folder)))
         if DOCUMENT.exists():
             text = DOCUMENT.read_text(encoding="utf-8")
-            made = put_into(text, tables(read(FILE), fixed_in()))
+            made = put_into(text, tables(read(FILE), kept_in()))
             DOCUMENT.write_text(made, encoding="utf-8")
     except UsageError as error:
         print(error, file=sys.stderr)

@@ -38,13 +38,21 @@ class TorchFacts:
     def has_bug(self, name: str) -> bool:
         """Whether this version has the known finding of that name.
 
-        Every version has it before the first release that is known to have mended it, including a
-        version that nobody has measured.
+        Every version has it from the first release that broke the promise on, up to the first one
+        that is known to have mended it, including a version that nobody has measured.
 
         Raises:
             KeyError: there is no such finding.
         """
-        return name not in self.mended and not FINDINGS[name].is_mended(self.version)
+        return name not in self.mended and not FINDINGS[name].is_kept(self.version)
+
+    def is_before(self, name: str) -> bool:
+        """Whether this version is a release from before that finding.
+
+        Raises:
+            KeyError: there is no such finding.
+        """
+        return FINDINGS[name].is_before(self.version)
 
     def as_if_mended(self) -> TorchFacts:
         """The same torch without any known finding: what draws for it avoids nothing."""

@@ -13,7 +13,7 @@ from rpcprops.torch_facts._matrix import seen_on
 from rpcprops.torch_facts._versions import release
 
 #: Whether a version of torch has a finding: it was seen there ("listed"), nobody has seen it there
-#: yet ("unlisted"), or torch has mended it ("fixed").
+#: yet ("unlisted"), or torch has mended it, or had not broken it yet ("fixed").
 Status = Literal["listed", "unlisted", "fixed"]
 #: The errors that are recognised by their text.
 ErrorWords = Literal["", "remote", "creation", "injected", "timeout", "stopped"]
@@ -42,6 +42,9 @@ class Finding:
             empty if it explains every RRefLeak.
         changes_answers: why a request may be answered by an EXCEPTION where torch promises a
             value, or the other way round; empty if it does not change that.
+        broken_in: the first release of torch that breaks the promise, empty where the oldest one
+            that rpcprops supports does.
+        broken_by: the change that broke it.
         fixed_in: the first release of torch that keeps the promise, empty where none does.
         fixed_by: the change that mended it.
         not_drawn: why no drawn program meets it, not even one drawn as if torch had mended it;
@@ -57,18 +60,29 @@ class Finding:
     logs: LogWords = ""
     leak_logs: LeakLogWords = ""
     changes_answers: str = ""
+    broken_in: str = ""
+    broken_by: str = ""
     fixed_in: str = ""
     fixed_by: str = ""
     not_drawn: str = ""
 
     def status(self, torch_version: str) -> Status:
         """Whether this torch is known to have it, by the measured matrix."""
-        if self.is_mended(torch_version):
+        if self.is_kept(torch_version):
             return "fixed"
         return "listed" if release(torch_version) in seen_on(self.name) else "unlisted"
 
-    def is_mended(self, torch_version: str) -> bool:
+    def is_kept(self, torch_version: str) -> bool:
         """Whether this torch is a release that is known to keep the promise."""
+        return self.is_before(torch_version) or self.is_mended(torch_version)
+
+    def is_before(self, torch_version: str) -> bool:
+        """Whether this torch is a release from before the promise was broken."""
+        # A version that is not readable is no release.
+        return (0, 0) < release(torch_version) < release(self.broken_in)
+
+    def is_mended(self, torch_version: str) -> bool:
+        """Whether this torch is a release in which the promise is kept again."""
         return bool(self.fixed_in) and release(torch_version) >= release(self.fixed_in)
 
 
@@ -679,6 +693,8 @@ _ALL = (
         ),
         shows_as=frozenset({"RankDied"}),
         logs="terminated",
+        broken_in="2.13",
+        broken_by="PyTorch PR 183381",
     ),
     Finding(
         name="failed-pickle-keeps-tensors",

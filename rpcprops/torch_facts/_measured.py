@@ -148,16 +148,16 @@ def _locked(file: Path) -> Iterator[None]:
             Path(lock.name).unlink(missing_ok=True)
 
 
-def tables(columns: Sequence[Column], fixed_in: Mapping[str, str]) -> str:
+def tables(columns: Sequence[Column], kept_in: Mapping[str, str]) -> str:
     """The matrix as Markdown: findings, properties, hunts and suites by version, and the days.
 
     Args:
-        fixed_in: the findings that a release of torch has mended, with that release.
+        kept_in: the findings that some releases do not have, with what says which.
     """
     head = ["", *(column.torch for column in columns)]
     names = dict.fromkeys(name for column in columns for name in column.findings)
     findings = [
-        [f"`{name}`", *(_finding_text(one, name, fixed_in) for one in columns)] for name in names
+        [f"`{name}`", *(_finding_text(one, name, kept_in) for one in columns)] for name in names
     ]
     names = dict.fromkeys(name for column in columns for name in column.properties)
     properties = [
@@ -191,12 +191,12 @@ def tables(columns: Sequence[Column], fixed_in: Mapping[str, str]) -> str:
     return "\n\n".join(f"**{title}**\n\n{_markdown(head, rows)}" for title, rows in parts)
 
 
-def _finding_text(column: Column, name: str, fixed_in: Mapping[str, str]) -> str:
+def _finding_text(column: Column, name: str, kept_in: Mapping[str, str]) -> str:
     cell = column.findings.get(name)
     if cell is None:
         return "–"
-    if cell.verdict == "holds" and name in fixed_in:
-        return f"fixed in {fixed_in[name]}"
+    if cell.verdict == "holds" and name in kept_in:
+        return kept_in[name]
     shown = [f"{cell.seen}/{cell.tried}"] if cell.tried else []
     shown += [f"{cell.seen_real}/{cell.tried_real}"] if cell.tried_real else []
     text = ", ".join(shown)

@@ -14,7 +14,7 @@ from rpcprops.errors import UsageError
 from rpcprops.oracle import FINDINGS
 from rpcprops.properties import PROPERTIES
 from rpcprops.torch_facts import Column, FindingCell, HuntCell, columns, release, seen_on
-from rpcprops.torch_facts.__main__ import DOCUMENT, fixed_in
+from rpcprops.torch_facts.__main__ import DOCUMENT, kept_in
 from rpcprops.torch_facts._matrix import read
 from rpcprops.torch_facts._measured import add, column_of, put_into, tables
 
@@ -141,7 +141,7 @@ def test_the_tables_say_what_was_tried_and_what_was_mended() -> None:
         Column("2.3", "2.3", "d3", "", 400.0, findings={"f": FindingCell("holds", 20, 0, 15)}),
         Column("2.4", "2.4", "d4", "", 400.0),
     ]
-    made = tables(found, {"f": "2.3"})
+    made = tables(found, {"f": "fixed in 2.3"})
     row = next(line for line in made.splitlines() if line.startswith("| `f`"))
     assert row == "| `f` | 1/3, 1/2 | not seen (0/20, 0/15) | fixed in 2.3 | – |"
     assert "| measured | d1 | d2 | d3 | d4 |" in made
@@ -150,7 +150,7 @@ def test_the_tables_say_what_was_tried_and_what_was_mended() -> None:
 def test_the_document_shows_the_committed_matrix() -> None:
     """docs/findings.md is what `python -m rpcprops.torch_facts` makes of the file."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert text == put_into(text, tables(columns(), fixed_in()))
+    assert text == put_into(text, tables(columns(), kept_in()))
     with pytest.raises(UsageError, match="lacks"):
         put_into("no marks", "")
 

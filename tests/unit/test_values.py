@@ -12,7 +12,8 @@ from rpcprops.oracle import Prediction, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import Carry, Program, Settle
 from rpcprops.programs.threads import threads_of
-from rpcprops.steps.values import SORTS, Way
+from rpcprops.steps.values import PACKED, SORTS, Way
+from rpcprops.torch_facts import facts_of
 
 CALL = MessageType.PYTHON_CALL
 CREATION = MessageType.PYTHON_REMOTE_CALL
@@ -186,3 +187,17 @@ def test_a_timeout_of_what_is_counted_or_forked_is_refused(sort: str) -> None:
     step: Any = Carry(0, 1, sort, timeout=3.0)
     with pytest.raises(UsageError, match="use a value without RRefs that is not counted"):
         Program(2, (step,))
+
+
+@pytest.mark.parametrize("sort", PACKED)
+def test_packed_tensors_travel_where_torch_does_not_check_their_storage(sort: str) -> None:
+    """Until torch 2.12 they are values like others; later torch must refuse them."""
+    for way in SORTS[sort].ways:
+        program = Program(2, (Carry(0, 1, sort, way), Settle()))
+        before = predict(program, FaultPlan(), facts_of("2.12.1"))
+        assert before.steps[0].value == {"differs": ""}
+        assert not before.met
+        for version in ("2.13.0", ""):
+            after = predict(program, FaultPlan(), facts_of(version))
+            assert after.steps[0].value == {"refused": "RuntimeError"}
+            assert after.known_bugs == {"unreadable-tensor"}
