@@ -1109,12 +1109,16 @@ static int e_nanosleep_forever_interrupted(void)
 static int interrupted_left(int (*sleeper)(const struct timespec *, struct timespec *))
 {
     struct timespec ts = {1000, 0}, left = {0, 0};
-    pthread_t thread = start_waker();
-    int result = sleeper(&ts, &left);
-    end_waker(thread);
+    int64_t most = 1000 * S - (int64_t)(5e6 * get_rate());
+    int result = 0;
+    /* On a busy machine the signal may come as soon as the sleep has begun: then once more. */
+    for (int tries = 0; tries < 20 && (tries == 0 || ns_of(left) > most); tries++) {
+        pthread_t thread = start_waker();
+        result = sleeper(&ts, &left);
+        end_waker(thread);
+    }
     return expect("interrupted", result, 1) ||
-           expect_between("left", ns_of(left), 1000 * S - (int64_t)(0.4e9 * get_rate()),
-                          1000 * S - (int64_t)(5e6 * get_rate()));
+           expect_between("left", ns_of(left), 1000 * S - (int64_t)(0.4e9 * get_rate()), most);
 }
 static int by_nanosleep(const struct timespec *ts, struct timespec *left)
 {
