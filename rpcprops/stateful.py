@@ -60,6 +60,8 @@ from rpcprops.torch_facts import facts_of
 
 #: Promises that do not depend on what the program has done so far.
 _ALWAYS = ("RankDied", "RankHung")
+#: Promises of what ranks hold when all has settled.
+_HELD = ("RRefLeak", "ContextLeak", "CallLeak")
 
 
 def _is_of_a_step(violation: Violation) -> bool:
@@ -298,12 +300,13 @@ class ClusterMachine(RuleBasedStateMachine):
         """What a run breaks, apart from what only a settle after the last step shows.
 
         Under a fault that loses a message, no program is predicted that does not settle: its
-        shutdown could come before the timeout.
+        shutdown could come before the timeout. Then only what the ranks hold last is left out.
         """
         try:
             return judge(replace(program, settles=False), self._plan, outcome)
         except UsageError:
-            return tuple(filter(_is_of_a_step, judge(program, self._plan, outcome)))
+            judged = judge(program, self._plan, outcome)
+            return tuple(v for v in judged if v.step is not None or v.promise not in _HELD)
 
     def _predicted(self, program: Program) -> Prediction:
         return predict(program, self._plan, facts_of(self._running().torch_version))

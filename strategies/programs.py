@@ -45,7 +45,8 @@ _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_
 _LATE = 30.0
 _USUALLY: tuple[Shutdown, str] = ("graceful", "")
 _ENDS: tuple[tuple[Shutdown, str], ...] = (
-    *(_USUALLY,) * 5,
+    *(_USUALLY,) * 4,
+    ("graceful", "last"),
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
@@ -64,20 +65,22 @@ def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, f
     """
     if how == "at once" and not free:
         how = "graceful"
-    elif (timeout := End(how).timeout) and not (free and _is_in_time(timeout, world_size, plan)):
-        how = "timeout"
     before = world_size - 1
     waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
+    if not (free and _is_in_time(End(how, waits[late]), world_size, plan)):
+        how = "timeout" if how == "timed out" else how
     return End(how, waits[late])
 
 
-def _is_in_time(timeout: float, world_size: int, plan: FaultPlan | None) -> bool:
-    """Whether the plan lets the calls of a shutdown come within its timeout."""
+def _is_in_time(end: End, world_size: int, plan: FaultPlan | None) -> bool:
+    """Whether the plan lets all that a shutdown does come in time."""
     if plan is None:
-        return False
-    tables = (plan.table(rank) for rank in range(world_size))
-    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
-    return 2 * longest <= timeout
+        return end.timeout is None
+    call, delete = (
+        max(plan.table(rank).messages_to_delay.get(one, 0.0) for rank in range(world_size))
+        for one in (MessageType.PYTHON_CALL, MessageType.RREF_USER_DELETE)
+    )
+    return end.is_in_time(call, delete, _MAX_STEPS)
 
 
 def programs(  # noqa: PLR0913 - what a program is drawn for

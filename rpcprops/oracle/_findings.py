@@ -63,9 +63,9 @@ def _is_there(met: Met, violation: Violation, last: range) -> bool:
     one of them. A finding that lasts may also show in a step after the one that met it.
     """
     says = bool(re.search(met.says, violation.message))
-    if met.rank is None:
-        return says
     step = violation.step
+    if met.rank is None:
+        return says and (met.step is None or step is None or step >= met.step)
     ends = violation.promise in ("RankDied", "RankHung") and step is None
     if ends and met.step is not None and met.step in (range(last.stop) if met.lasts else last):
         step = met.step

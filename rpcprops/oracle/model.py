@@ -525,10 +525,12 @@ class Model:
             says = r" failed \d+ sends, the message"
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 
-    def counts_otherwise(self, finding: str, rank: int, call: str) -> None:
-        """The same for a finding by which a function runs more or less often at `rank`."""
+    def runs_less(self, finding: str, rank: int, call: str, times: int) -> None:
+        """The same for a finding by which a function at `rank` may run up to `times` less often."""
         if self.facts.has_bug(finding):
-            says = rf"^{re.escape(call)} ran \d+ times "
+            promised = self.calls[rank][call]
+            fewer = "|".join(map(str, range(promised - times, promised)))
+            says = rf"^{re.escape(call)} ran ({fewer}) times "
             self.met.add(Met(finding, rank, None, says, ("NotRunOnce",)))
 
     def _meets_kept_at_end(self, *, settles: bool, graceful: bool, at_once: bool) -> None:
@@ -1074,7 +1076,8 @@ class Model:
             says = "|".join(
                 map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
             )
-            self.met.add(Met(finding, says=says, breaks=("UnexpectedError", "UnclearError")))
+            errors = ("UnexpectedError", "UnclearError")
+            self.met.add(Met(finding, None, len(self.steps), says, errors))
 
     def _is_never_made(self) -> None:
         """A creation is refused because of its argument, so its owner never has the RRef.
@@ -1086,7 +1089,7 @@ class Model:
         finding = "rref-sent-after-reinit"
         if self.facts.has_bug(finding):
             says = re.escape(self.facts.texts.timeout)
-            self.met.add(Met(finding, says=says, breaks=("UnexpectedError",)))
+            self.met.add(Met(finding, None, len(self.steps), says, ("UnexpectedError",)))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
@@ -1884,13 +1887,16 @@ def _check_end(program: Program, plan: FaultPlan) -> None:
     timeout = program.end.timeout
     if timeout is None:
         return
-    tables = [plan.table(rank) for rank in range(program.world_size)]
-    longest = max(one.messages_to_delay.get(MessageType.PYTHON_CALL, 0.0) for one in tables)
-    if 2 * longest > timeout:
+    call, delete = (
+        max(plan.table(rank).messages_to_delay.get(one, 0.0) for rank in range(program.world_size))
+        for one in (MessageType.PYTHON_CALL, MessageType.RREF_USER_DELETE)
+    )
+    if not program.end.is_in_time(call, delete, len(program.leaves)):
         msg = (
-            f"the plan delays PYTHON_CALL by {longest:g} s, and a rank whose call misses the "
-            f"timeout of its shutdown ({timeout:g} s) raises, while the others wait for it; let "
-            f"the delay be {timeout / 2:g} s at most, or give the program another end."
+            f"the plan delays PYTHON_CALL by {call:g} s and RREF_USER_DELETE by {delete:g} s. With "
+            f"a timeout of shutdown that is reached ({timeout:g} s), a rank whose call misses it "
+            f"raises, while the others wait for it, and owners give up what is deleted late; let "
+            f"the delays be shorter, or give the program another end."
         )
         raise UsageError(msg)
 

@@ -26,7 +26,8 @@ class Met:
     Attributes:
         finding: its name (docs/findings.md).
         rank: the only rank where it shows; None if it may show anywhere.
-        step: the only step where it shows; None if that is no step but the end of the run.
+        step: the only step where it shows, or with no `rank` the first one; None if that is no
+            step but the end of the run, or any step.
         says: a regular expression for what the violation says of it.
         breaks: the promises that it breaks there, where `says` tells it exactly; empty if they are
             those of the finding.

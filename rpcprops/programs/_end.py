@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from rpcprops._given import argument, items
 from rpcprops.errors import UsageError
+from rpcprops.steps.in_rank.constants import SHUTDOWN_TIMEOUTS
 
 #: A graceful shutdown; one with a timeout that nothing reaches; one with a timeout that is reached
 #: where a rank comes late; a graceful one, and a second call, which torch must refuse (``api.py``:
@@ -24,11 +25,12 @@ Shutdown = Literal["graceful", "timeout", "timed out", "twice", "at once"]
 SHUTDOWNS: tuple[Shutdown, ...] = get_args(Shutdown)
 #: Virtual seconds: the longest that a rank may wait before its shutdown.
 _LONGEST = 1000.0
-#: Virtual seconds: the timeout of a shutdown that is "timed out"; and the longest that a rank may
-#: come late then, so that its deletes come long before owners give up, also if torch must try
-#: them again.
-SHUTDOWN_TIMEOUT = 20.0
+#: Virtual seconds: the longest that a rank may come late, with all its deletes, where the timeout
+#: of the shutdown is reached, so that these come long before owners give up, also if torch must
+#: try them again.
 _LATEST = 90.0
+#: The most RRefs that a step makes.
+_RREFS = 3
 #: More ranks than a world has.
 _MOST = 17
 
@@ -69,7 +71,19 @@ class End:
     @property
     def timeout(self) -> float | None:
         """The timeout of each shutdown, in virtual seconds, if that may be reached."""
-        return SHUTDOWN_TIMEOUT if self.how == "timed out" else None
+        return SHUTDOWN_TIMEOUTS[self.how] if self.how == "timed out" else None
+
+    def is_in_time(self, call: float, delete: float, steps: int) -> bool:
+        """Whether nothing misses that timeout which must not.
+
+        Args:
+            call: for how long each call of a shutdown is delayed, in virtual seconds.
+            delete: the same for each delete of an RRef, one after the other.
+            steps: of how many steps the RRefs may be.
+        """
+        if self.timeout is None:
+            return True
+        return 2 * call <= self.timeout and self.lasts + delete * steps * _RREFS <= _LATEST
 
     @property
     def lasts(self) -> float:

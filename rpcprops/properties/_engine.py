@@ -365,7 +365,7 @@ class _Examiner:
         if self.result.status == "fixed":
             is_before = finding.is_before(version)
             self.result.reason = (
-                f"broken in torch {finding.broken_in} ({finding.broken_by})"
+                f"begins with torch {finding.broken_in} ({finding.broken_by})"
                 if is_before
                 else f"fixed in torch {finding.fixed_in} ({finding.fixed_by})"
             )

@@ -106,7 +106,7 @@ class Artefact:
 
     @property
     def agent(self) -> str | None:
-        """The RPC agent of its ranks; None if that is the default one, or not known."""
+        """The RPC agent of its ranks; None where it says nothing of that."""
         seen = next((outcome.agent for outcome in self.outcomes if outcome.agent), None)
         return seen or (None if self.outcomes else self.chosen_agent or None)
 

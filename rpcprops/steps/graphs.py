@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
@@ -17,7 +18,8 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import Sort, Step, Value, Way, is_close
+from rpcprops.steps.base import CLEARLY_IN_TIME, Sort, Step, Value, Way, is_close
+from rpcprops.steps.in_rank.constants import LATE_TIMEOUT, TIMES_LATE
 from rpcprops.steps.rrefs import creation_ends_late, may_time_out
 
 if TYPE_CHECKING:
@@ -73,10 +75,8 @@ _LATE_HOWS: tuple[How, ...] = (
     "id",
     "info",
 )
-#: How many times longer than its timeout the function of such a call sleeps; a timeout.
-_TIMES_LATE, _LATE_TIMEOUT = 4.0, 4.0
 #: What a step with such a call takes, in virtual seconds.
-_LATE_TAKES = (_TIMES_LATE + 1.0) * _LATE_TIMEOUT
+_LATE_TAKES = (TIMES_LATE + 1.0) * LATE_TIMEOUT
 #: What builtin operators and TorchScript functions compute.
 _COMPUTE: dict[str, tuple[What, ...]] = {
     "builtin": ("add", "mul"),
@@ -207,7 +207,7 @@ class Graph(Step):
     inside: int | None = None
     seconds: float = 0.0
     late: tuple[int, How] | None = None
-    late_timeout: float = _LATE_TIMEOUT
+    late_timeout: float = LATE_TIMEOUT
     out: str = ""
 
     def enter(self, scope: Scope) -> None:
@@ -263,16 +263,19 @@ class Graph(Step):
             )
             raise UsageError(msg)
         if self.late is None:
+            if self.late_timeout != LATE_TIMEOUT:
+                msg = f"late_timeout={shown(self.late_timeout)} needs late=(RANK, HOW)."
+                raise UsageError(msg)
             return
         rank, how = self.late
         scope.check_rank("late", rank)
         if how not in _LATE_HOWS:
             msg = f"late: {shown(how)} must be one of {', '.join(map(repr, _LATE_HOWS))}."
             raise UsageError(msg)
-        if not 1.0 <= self.late_timeout <= MAX_DELAY / _TIMES_LATE:
+        if not 1.0 <= self.late_timeout <= MAX_DELAY / TIMES_LATE:
             msg = (
                 f"late_timeout={shown(self.late_timeout)} must lie in 1 to "
-                f"{MAX_DELAY / _TIMES_LATE:g} (virtual seconds)."
+                f"{MAX_DELAY / TIMES_LATE:g} (virtual seconds)."
             )
             raise UsageError(msg)
 
@@ -292,7 +295,7 @@ class Graph(Step):
 
     @property
     def lasts(self) -> float:
-        late = 0.0 if self.late is None else (_TIMES_LATE + 1.0) * self.late_timeout
+        late = 0.0 if self.late is None else (TIMES_LATE + 1.0) * self.late_timeout
         return late + self.seconds * sum(_is_python(how) for _, _, _, how in self.operations)
 
     def _check_pass(self, roots: tuple[int, ...], tape: _Tape) -> None:
@@ -344,8 +347,8 @@ class Graph(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
         model.must_be_in_time(self, self.lasts)
-        self._meet_outside(model, tape, call)
         hooks, gradients = self._backward(tape, model, call)
+        self._meet_outside(model, tape, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
             "gradients": gradients,
@@ -388,7 +391,7 @@ class Graph(Step):
         # That the owner has the value is known only after a settle: its function notes that it has
         # slept, and only then torch gets the value (request_callback_impl.cpp:
         # RequestCallbackImpl::processPythonRemoteCall).
-        handle.rref.takes = _TIMES_LATE * self.late_timeout
+        handle.rref.takes = TIMES_LATE * self.late_timeout
         handle.rref.slow = True
         creation_ends_late(model, handle, _slack(self.late_timeout), self.late_timeout)
         # torch has marked the RRef by the time of its use: long before its function has slept.
@@ -428,12 +431,14 @@ class Graph(Step):
         waits = any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards)
         if waits:
             model.never_ends(_OUTSIDE)
+        silent: Counter[int | None] = Counter()
         for roots in self.backwards:
             kept = self._reached(roots, tape, {*outside}) - {*outside}
             lost = self._reached(roots, tape) - (set() if errors or waits else kept)
-            for place in {self._hooked_at(number, model.world_size) for number in lost}:
-                if place is not None:
-                    model.counts_otherwise(_OUTSIDE, place, f"{call}/hook")
+            silent.update(self._hooked_at(number, model.world_size) for number in lost)
+        for place, times in silent.items():
+            if place is not None:
+                model.runs_less(_OUTSIDE, place, f"{call}/hook", times)
 
     def _errors_outside(self, model: Model, outside: Container[int]) -> list[str]:
         """The texts of the errors that such a call may raise, and one in the context would not.
@@ -441,14 +446,18 @@ class Graph(Step):
         It is a message of another type, which the plan may strike. What comes outside of the
         context is a leaf there, which autograd lets nobody change.
         """
-        texts = model.facts.texts
-        struck = any(MessageType.PYTHON_CALL in f.targets for f in model.plan.faults_at(self.at))
+        texts, message = model.facts.texts, MessageType.PYTHON_CALL
+        acts = {getattr(f, "action", "") for f in model.plan.others if message in f.targets}
+        fails = message in model.plan.table(self.at).failing or "fail" in acts
+        limit = math.inf if (given := model.limit(None)) is None else given
+        ends = model.delay(self.at, message) + CLEARLY_IN_TIME > limit or acts - {"fail", "twice"}
         changes = any(
             what == "inplace" and number in outside
             for number, (what, *_) in enumerate(self.operations, len(self.inputs))
         )
         return [
-            *([texts.injected, texts.timeout] if struck else ()),
+            *([texts.injected] if fails else ()),
+            *([texts.timeout] if ends else ()),
             *([texts.remote] if changes else ()),
         ]
 
@@ -756,7 +765,7 @@ class Unreached(Step):
         if shown_parts == expected:
             return []
         if shown_parts.get("late") != expected.get("late"):
-            return [_not_late(_LATE_TIMEOUT)]
+            return [_not_late(LATE_TIMEOUT)]
         return [Violation("WrongValue", f"expected {expected!r}, got {shown_parts!r}")]
 
     @classmethod
@@ -785,7 +794,7 @@ class Unreached(Step):
 
 def _slack(timeout: float) -> float:
     """Virtual seconds by which the timeout of a late call comes before its answer."""
-    return (_TIMES_LATE - 1.0) * timeout
+    return (TIMES_LATE - 1.0) * timeout
 
 
 def _not_late(timeout: float) -> Violation:

@@ -16,7 +16,7 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
-from rpcprops.steps.in_rank.options import KEYWORDS
+from rpcprops.steps.in_rank.constants import KEYWORDS
 from rpcprops.steps.rrefs import ask_type
 
 if TYPE_CHECKING:

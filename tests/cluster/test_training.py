@@ -9,7 +9,7 @@ from rpcprops.faults import FaultPlan
 from rpcprops.oracle import judge, predict_for, set_apart
 from rpcprops.programs import Program, Train
 from rpcprops.runner import run
-from rpcprops.steps.in_rank.options import KEYWORDS
+from rpcprops.steps.in_rank.constants import KEYWORDS
 from rpcprops.steps.training import OPTIONS, Optimizer
 from rpcprops.strategies import programs
 from tests._draws import draws

@@ -202,12 +202,22 @@ def test_an_end_at_once_needs_no_call() -> None:
     assert predict(replace(program, end=End("at once")), plan).graceful
 
 
+def test_the_deletes_of_a_late_rank_must_come_before_owners_give_up() -> None:
+    """A plan that delays them by too much is refused where a timeout of shutdown is reached."""
+    steps = (Remote(1, 0, "a"), Fetch(1, "a"))
+    late = FaultPlan(FaultTable(messages_to_delay={"RREF_USER_DELETE": 20.0}))
+    with pytest.raises(UsageError, match="owners give up what is deleted late"):
+        predict(Program(2, steps, end=End("timed out", (0.0, 30.0))), late)
+    for end in (End("graceful", (0.0, 30.0)), End("timed out", (0.0, 30.0))):
+        assert predict(Program(2, steps, end=end), FaultPlan()).graceful
+
+
 def test_a_call_of_a_shutdown_must_not_miss_its_timeout() -> None:
     """A rank whose call does raises, and the others wait for it; such ends are not drawn."""
     end = End("timed out", (30.0,))
     late, in_time = (FaultTable(messages_to_delay={"PYTHON_CALL": x}) for x in (10.5, 10.0))
     assert predict(Program(2, end=end), FaultPlan(in_time)).graceful
-    with pytest.raises(UsageError, match="a rank whose call misses the timeout"):
+    with pytest.raises(UsageError, match="a rank whose call misses it raises"):
         predict(Program(2, end=end), FaultPlan(late))
     for table, comes in ((late, False), (in_time, True)):
         drawn = draws(programs(max_world_size=2, max_steps=1, plan=FaultPlan(table)), 150)

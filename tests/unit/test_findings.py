@@ -1266,6 +1266,8 @@ def test_without_a_gradient_no_hook_runs() -> None:
     silent = Violation("NotRunOnce", "step0/hook ran 0 times on worker0, expected 1", 0)
     names = ("async-proxy-leaves-context",)
     assert explained(Program(2, (lost,)), FaultPlan(), silent) == names
+    often = Violation("NotRunOnce", "step0/hook ran 5 times on worker0, expected 1", 0)
+    assert explained(Program(2, (lost,)), FaultPlan(), often) == ()
     # Its gradient comes by the other operation all the same.
     both = replace(lost, operations=(proxy, here, ("add", (1, 2), 0, "")), backwards=((3,),))
     assert explained(Program(2, (both,)), FaultPlan(), silent) == ()
@@ -1285,5 +1287,20 @@ def test_a_call_that_leaves_its_context_may_be_struck_by_faults_of_plain_calls()
     refused = Violation("UnexpectedError", told, 0, 0)
     struck = FaultPlan(by_rank={0: FaultTable(("PYTHON_CALL",), 1)})
     assert explained(Program(2, steps), struck, refused) == ("async-proxy-leaves-context",)
-    for plan in (FaultPlan(), FaultPlan(by_rank={1: FaultTable(("PYTHON_CALL",), 1)})):
+    late = FaultPlan(FaultTable(messages_to_delay={"PYTHON_CALL": 0.5}))
+    for plan in (FaultPlan(), FaultPlan(by_rank={1: FaultTable(("PYTHON_CALL",), 1)}), late):
         assert explained(Program(2, steps), plan, refused) == ()
+    ended = Violation("UnexpectedError", "expected no error, got RuntimeError: RPC ran for more", 0)
+    ended = structs.replace(ended, message=f"{ended.message} than", step=0)
+    for plan in (struck, late):
+        assert explained(Program(2, steps), plan, ended) == ()
+
+
+def test_a_finding_of_later_steps_explains_nothing_before_them() -> None:
+    """An RRef that cannot be sent after a Rejoin explains no timeout of a step before it."""
+    made = (Remote(0, 1, "a"), Fetch(0, "a"), Remote(0, 2, "b", right="a"), Fetch(0, "b"))
+    program = Program(3, (Call(1, 2), Rejoin(0), *made), end=End("at once"))
+    told = "expected no error, got RuntimeError: RPC ran for more than"
+    for step, names in ((0, ()), (3, ()), (5, ("rref-sent-after-reinit",))):
+        late = Violation("UnexpectedError", told, 0, step)
+        assert explained(program, FaultPlan(), late) == names, step

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch.distributed import rpc
 
+from rpcprops.steps.in_rank.constants import SHUTDOWN_TIMEOUTS
 from rpcprops.steps.in_rank.state import futures
-
-#: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.
-TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
 
 
 def end_rank(how: str, wait: float) -> None:
@@ -22,8 +20,8 @@ def end_rank(how: str, wait: float) -> None:
     """
     time.sleep(wait)
     shutdown: Callable[..., Any] = rpc.shutdown
-    if how in TIMEOUTS:
-        shutdown(timeout=TIMEOUTS[how])
+    if how in SHUTDOWN_TIMEOUTS:
+        shutdown(timeout=SHUTDOWN_TIMEOUTS[how])
     else:
         shutdown(graceful=how != "at once")
     if how == "twice" and not is_refused(shutdown):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import rpc
 
+from rpcprops.steps.in_rank.constants import LATE_TIMEOUT, TIMES_LATE
 from rpcprops.steps.in_rank.shared import dist_autograd, target_of, tensor
 from rpcprops.steps.in_rank.state import contexts, handles, note_call, note_slowly, ran
 from rpcprops.steps.in_rank.sums import script_add, torchscript
@@ -356,10 +357,6 @@ def until_ran(call: str) -> None:
         time.sleep(0.05)
 
 
-#: How many times longer than the timeout of a call its function sleeps.
-TIMES_LATE = 4.0
-#: The timeout of such a call for which a step has none, in virtual seconds.
-LATE_TIMEOUT = 4.0
 #: What torch says of a call that has timed out, and of an RRef whose creation has.
 TIMED_OUT = ("timeout", "timed out")
 

@@ -11,8 +11,8 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
+from rpcprops.steps.in_rank.constants import KEYWORDS
 from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
-from rpcprops.steps.in_rank.options import KEYWORDS
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_slowly
 

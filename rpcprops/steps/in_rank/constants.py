@@ -1,4 +1,4 @@
-"""What optimizers are given besides their rate: separate, because the oracle reads it too."""
+"""What ranks are given and the oracle calculates with: separate, so that it reads no torch."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "momentum_decay": {"momentum_decay": 0.5},
     "etas": {"etas": (0.5, 1.5)},
 }
+
+#: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.
+SHUTDOWN_TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
+
+#: The timeout of a call that is slower than it, in seconds, unless the step gives another one.
+LATE_TIMEOUT = 4.0
+#: For how many times its timeout the function of such a call sleeps.
+TIMES_LATE = 4.0
