@@ -483,8 +483,13 @@ class Hunt:
 
     def check_agent(self, agent: str) -> None:
         """Raise UsageError if the hunt is of another agent."""
-        if any(batch.agent != _stored(agent) for batch in self.batches):
-            msg = f"{self.path} is of another agent than {agent}; hunt in another --file."
+        others = [batch.agent for batch in self.batches if batch.agent != _stored(agent)]
+        if others:
+            had = others[0] or agents.default_name()
+            msg = (
+                f"{self.path} holds a hunt with the agent {had}, not {agent}; give --agent {had}, "
+                f"or another --file."
+            )
             raise UsageError(msg)
 
 

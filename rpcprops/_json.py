@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
@@ -87,26 +87,53 @@ def _program_fields(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
         msg = "Expected an object with a list of `steps`"
         raise msgspec.ValidationError(msg)
+    _check_names(data, {item.name for item in fields(Program)})
+    if "world_size" not in data:
+        msg = "Object missing required field `world_size`"
+        raise msgspec.ValidationError(msg)
     return {
-        "world_size": msgspec.convert(data.get("world_size"), int),
-        "steps": tuple(_step(item) for item in data["steps"]),
-        "name": msgspec.convert(data.get("name", ""), str),
-        "settles": msgspec.convert(data.get("settles", True), bool),
-        "rpc_timeout": msgspec.convert(data.get("rpc_timeout"), float | None),
-        "num_worker_threads": msgspec.convert(data.get("num_worker_threads"), int | None),
-        "end": msgspec.convert(data.get("end", {}), End),
+        "world_size": _field(data["world_size"], int, "world_size"),
+        "steps": tuple(_step(item, f"step {n}") for n, item in enumerate(data["steps"])),
+        "name": _field(data.get("name", ""), str, "name"),
+        "settles": _field(data.get("settles", True), bool, "settles"),
+        "rpc_timeout": _field(data.get("rpc_timeout"), float | None, "rpc_timeout"),
+        "num_worker_threads": _field(
+            data.get("num_worker_threads"), int | None, "num_worker_threads"
+        ),
+        "end": _field(data.get("end", {}), End, "end"),
     }
 
 
-def _step(item: Any) -> Any:
+def _step(item: Any, where: str) -> Any:
     cls = STEP_TYPES.get(str(item.get("op"))) if isinstance(item, dict) else None
     if cls is None:
-        msg = f"Unknown step {item!r}"
+        msg = f"{where}: Unknown step {item!r}; its `op` must be one of {', '.join(STEP_TYPES)}"
         raise msgspec.ValidationError(msg)
-    if cls is Parallel:
-        branches = msgspec.convert(item.get("branches"), list[list[Any]])
-        return Parallel(tuple(tuple(_step(leaf) for leaf in branch) for branch in branches))
-    return msgspec.convert(item, cls)
+    try:
+        _check_names(item, {"op", *(one.name for one in fields(cls))})
+        if cls is Parallel:
+            branches = msgspec.convert(item.get("branches"), list[list[Any]])
+            return Parallel(tuple(tuple(_step(leaf, "") for leaf in one) for one in branches))
+        return msgspec.convert(item, cls)
+    except msgspec.ValidationError as error:
+        msg = f"{where}, {item['op']}: {error}" if where else f"{item['op']}: {error}"
+        raise msgspec.ValidationError(msg) from None
+
+
+def _check_names(data: Mapping[str, Any], known: Set[str]) -> None:
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        listed = ", ".join(sorted(known))
+        msg = f"Object has the unknown field `{unknown[0]}`; its fields are {listed}"
+        raise msgspec.ValidationError(msg)
+
+
+def _field(value: Any, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        msg = f"{name}: {error}"
+        raise msgspec.ValidationError(msg) from None
 
 
 def _builtins(value: Any) -> Any:

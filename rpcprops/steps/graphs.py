@@ -256,10 +256,12 @@ class Graph(Step):
         UsageError: no call can time out in that way.
         """
         makes = self.late is not None and self.late[1].endswith("remote")
-        if makes != bool(self.out):
+        if makes and not self.out:
+            msg = f"late={shown(self.late)} makes an RRef; give it a name by out=NAME."
+            raise UsageError(msg)
+        if self.out and not makes:
             msg = (
-                f"out={shown(self.out)} must name the RRef whose creation is late: it needs a late "
-                f"way that is 'remote' or 'proxy remote', which needs it."
+                f"out={shown(self.out)} names an RRef that is late; it needs late=(RANK, 'remote')."
             )
             raise UsageError(msg)
         if self.late is None:

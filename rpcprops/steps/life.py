@@ -459,7 +459,7 @@ class Rejoin(Step):
         if self.how == "graceful" and self.alone:
             msg = (
                 f"how='graceful': the first rank would wait for rank {self.alone}, which is gone, "
-                f"for ever; give how='timeout' or 'at once', or alone=0."
+                f"for ever; give how='timeout' or 'at once'{', or alone=0' if self.at else ''}."
             )
             raise UsageError(msg)
 
