@@ -10,8 +10,9 @@ requests". By the source this is promised all the same:
   (``threadPool_.waitWorkComplete``).
 * *Every call has ended then*, with its value or with an error, also at callers that have not waited
   for it (``steps/in_rank/ends.py`` looks).
-* *No function runs twice*, and none for which somebody has waited is missing. One that a rank had
-  not read yet does not run any more.
+* *No function runs twice*, and none for which somebody has waited is missing, nor a request that
+  such a function has sent (``oracle/_waited.py``). One that a rank had not read yet does not run
+  any more.
 * *Nothing is deleted then* (``rref_context.cpp``: RRefContext::delUser, after destroyInstance). So
   an owner reports each fork that it knew at the last settle and that nobody has dropped since
   (RRefContext::checkRRefLeaks). Of a fork that was made or dropped since then, nobody can tell
@@ -20,23 +21,34 @@ requests". By the source this is promised all the same:
   cleanup is not waited for (``autograd/context/container.cpp``:
   DistAutogradContainer::sendReleaseContextRpc).
 
-What ranks have sent since the last settle may lack, and no more than that may be sent. A function
-whose own call is cut off raises, so there may be more answers that are an EXCEPTION.
+What else ranks have sent since the last settle may lack, and no more than that may be sent. A
+function whose own call is cut off raises, so of the requests that may lack each may be answered by
+an EXCEPTION instead. Where nothing may lack, nothing is cut off.
+
+What a rank holds in the end is no more than what it may have come to hold since the last settle
+(``rref_context.cpp``: RRefContext::getDebugInfo):
+
+* *Owners and forks*: those of then, and those that it has got to know since. An RRef of its own
+  that no message has carried is none (RRefContext::createOwnerRRef, prepareChildFork).
+* *Pending users*: RRefs of other ranks that it has made, or got, since
+  (RRefContext::addPendingUser).
+* *Pending futures*: forks, accepts and deletes that it has sent since (``numPendingFutures_``).
+* *Backward passes*: one for each context that has ended since, which may not have ended there
+  (``autograd/engine/dist_engine.cpp``: DistEngine::cleanupBackwardPass), besides those that never
+  do.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rpcprops.faults import MessageType, WireMessageType
-from rpcprops.oracle.prediction import Send, StepPrediction, WireKind
-from rpcprops.steps import Leaf
-
-#: Kinds of step that end only once each function has run that they let run.
-_WAITING = frozenset({"call", "count", "chain", "recurse", "fetch", "gather", "context", "reach"})
+from rpcprops.faults import WireMessageType
+from rpcprops.oracle._waited import Waited, step_of
+from rpcprops.oracle.prediction import Send, WireKind
+from rpcprops.outcomes import Counters
 
 
 class RRefOfModel(Protocol):
@@ -52,24 +64,27 @@ class SinceRest:
 
     Attributes:
         sends: how many messages there were then.
-        steps: how many steps.
         calls: how often each named call had run, by rank.
-        wire: the messages inside contexts and profilers.
         forks: the forks that the owner of each RRef knew, by the RRef's number.
         contexts: how many contexts each rank kept for ever.
+        begun: for each step since then how many messages there were before it, and how many inside
+            contexts and profilers, by the step's number.
+        forked: how many forks have been made since then of each RRef, by its `id`.
         sent: the RRefs that a message has carried since then, by their `id`.
-        makers: the ranks that have made an RRef since then.
+        plain: those that their owner has made itself, with a value.
+        users: how many RRefs of other ranks each rank has got since then.
         ended: the ranks of each context that has ended since then.
     """
 
     sends: int = 0
-    steps: int = 0
     calls: Sequence[Mapping[str, int]] = ()
-    wire: Mapping[WireKind, int] = field(default_factory=dict)
     forks: Sequence[frozenset[str]] = ()
     contexts: Sequence[int] = ()
+    begun: dict[int, tuple[int, Counter[WireKind]]] = field(default_factory=dict)
+    forked: Counter[int] = field(default_factory=Counter)
     sent: set[int] = field(default_factory=set)
-    makers: set[int] = field(default_factory=set)
+    plain: set[int] = field(default_factory=set)
+    users: Counter[int] = field(default_factory=Counter)
     ended: list[set[int]] = field(default_factory=list)
 
     def leaks(self, rrefs: Sequence[RRefOfModel]) -> tuple[set[int], set[int]]:
@@ -77,63 +92,115 @@ class SinceRest:
         surely: set[int] = set()
         perhaps: set[int] = set()
         for number, rref in enumerate(rrefs):
-            known = self.forks[number] if number < len(self.forks) else frozenset[str]()
+            known = self._known(number)
             if known & rref.forks:
                 surely.add(rref.owner)
-            if number >= len(self.forks) or id(rref) in self.sent or known != rref.forks:
+            if self._is_new(number, rref) or known != rref.forks:
                 perhaps.add(rref.owner)
         return surely, perhaps - surely
 
-    def ranks(self, sends: Sequence[Send]) -> set[int]:
-        """Ranks that may still wait for answers about RRefs or contexts, or serve such requests."""
-        asking = {send.rank for send in sends[self.sends :] if _is_about_rrefs(send.message)}
-        return asking.union(self.makers, *self.ended)
+    def _known(self, number: int) -> frozenset[str]:
+        """The forks of an RRef that its owner knew then."""
+        return self.forks[number] if number < len(self.forks) else frozenset[str]()
 
-    def contexts_left(self, leaked: Sequence[set[str]]) -> tuple[range, ...]:
+    def _is_new(self, number: int, rref: RRefOfModel) -> bool:
+        """Whether its owner may have come to keep an RRef, or another fork of it, since then."""
+        if id(rref) in self.sent:
+            return True
+        return number >= len(self.forks) and id(rref) not in self.plain
+
+    @property
+    def cleaning(self) -> frozenset[int]:
+        """The ranks that may still wait for the cleanup of a context, or serve one."""
+        return frozenset[int]().union(*self.ended)
+
+    def contexts_left(self, leaked: Sequence[Set[str]]) -> tuple[range, ...]:
         """How many contexts each rank may hold."""
         found: list[range] = []
         for rank, names in enumerate(leaked):
-            late = sum(rank in ranks for ranks in self.ended)
+            late = self._contexts_of(rank)
             least = self.contexts[rank] if self.contexts else 0
             found.append(range(min(least, len(names)), len(names) + late + 1))
         return tuple(found)
 
-    def may_lack(self, sends: Sequence[Send], wire: Mapping[WireKind, int]) -> Counter[WireKind]:
-        """How many messages may lack of each kind."""
-        found: Counter[WireKind] = Counter()
+    def _contexts_of(self, rank: int) -> int:
+        """How many contexts have ended since then in which a rank takes part."""
+        return sum(rank in ranks for ranks in self.ended)
+
+    def most_left(
+        self, rrefs: Sequence[RRefOfModel], sends: Sequence[Send], settled: Sequence[Counters]
+    ) -> tuple[Counters, ...]:
+        """The most that each rank may hold, besides contexts.
+
+        Args:
+            rrefs: all RRefs.
+            sends: all messages.
+            settled: what the ranks would hold if they settled.
+        """
+        owners: Counter[int] = Counter()
+        forks: Counter[int] = Counter()
+        for number, rref in enumerate(rrefs):
+            known = self._known(number)
+            if known or self._is_new(number, rref):
+                owners[rref.owner] += 1
+                forks[rref.owner] += len(known) + self.forked[id(rref)]
+        futures: Counter[int] = Counter()
         for send in sends[self.sends :]:
-            if send.to is not None:
-                found[send.rank, send.to, WireMessageType(send.message)] += 1
-        for kind, times in wire.items():
-            found[kind] += times - self.wire.get(kind, 0)
+            futures[send.rank] += send.message.startswith("RREF_") and send.message.is_retryable
+        return tuple(
+            Counters(
+                owners=owners[rank],
+                forks=forks[rank],
+                pending_users=self.users[rank],
+                pending_futures=futures[rank],
+                backward_passes=one.backward_passes + self._contexts_of(rank),
+            )
+            for rank, one in enumerate(settled)
+        )
+
+    def begins(self, step: int, sends: int, wire: Counter[WireKind]) -> None:
+        """A step begins, when there were so many messages, and these in contexts and profilers."""
+        self.begun[step] = (sends, wire.copy())
+
+    def may_lack(
+        self,
+        sends: Sequence[Send],
+        wire: Counter[WireKind],
+        waited: Waited,
+        abandoned: Sequence[Set[str]],
+    ) -> Counter[WireKind]:
+        """How many messages may lack of each kind.
+
+        Of a step that somebody has waited for these are the messages that torch tries again, for
+        which no function waits; but all, where one of its calls has been given up.
+        """
+        given_up = {step_of(call) for calls in abandoned for call in calls}
+        found: Counter[WireKind] = Counter()
+        for number, sent, more in self._messages(sends, wire):
+            has_ended = number in waited.steps and number not in given_up
+            for send in sent:
+                if send.to is not None and (send.message.is_retryable or not has_ended):
+                    found[send.rank, send.to, WireMessageType(send.message)] += 1
+            found.update(more if not has_ended else {})
         return +found
 
+    def _messages(
+        self, sends: Sequence[Send], wire: Counter[WireKind]
+    ) -> Iterator[tuple[int, Sequence[Send], Counter[WireKind]]]:
+        """The messages of each step since then, and those inside contexts and profilers."""
+        ends = [*self.begun.values(), (len(sends), wire)][1:]
+        for (number, (first, before)), (last, after) in zip(self.begun.items(), ends, strict=True):
+            yield number, sends[first:last], after - before
+
     def may_not_run(
-        self,
-        calls: Sequence[Mapping[str, int]],
-        steps: Sequence[StepPrediction],
-        leaves: Sequence[Leaf],
+        self, calls: Sequence[Mapping[str, int]], waited: Waited, abandoned: Sequence[Set[str]]
     ) -> tuple[frozenset[str], ...]:
         """The named calls of each rank for which nobody has waited since then."""
-        waited = {
-            f"step{number}"
-            for number, (step, leaf) in enumerate(zip(steps, leaves, strict=True))
-            if not step.error and _is_waited_for(leaf)
-        }
         found: list[frozenset[str]] = []
         for rank, ran in enumerate(calls):
             before = self.calls[rank] if self.calls else {}
             late = (call for call, times in ran.items() if times > before.get(call, 0))
-            found.append(frozenset(x for x in late if x.partition("/")[0] not in waited))
+            found.append(
+                frozenset(x for x in late if x in abandoned[rank] or not waited.has_run(x))
+            )
         return tuple(found)
-
-
-def _is_about_rrefs(message: MessageType) -> bool:
-    return message.is_retryable or message.endswith("_REMOTE_CALL")
-
-
-def _is_waited_for(leaf: Leaf) -> bool:
-    """Whether all that a step lets run has ended when it has, unless it fails."""
-    goes_on = {"later", "remote"} & {getattr(leaf, "wait", ""), getattr(leaf, "how", "")}
-    made = {sort for sort, _ in leaf.made}
-    return leaf.op in _WAITING and not goes_on and made <= {"context"}

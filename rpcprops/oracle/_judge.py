@@ -283,33 +283,50 @@ def _left_over(
     left: list[Violation] = []
     told = {(violation.promise, violation.rank) for violation in found}
     slack = owner_slack(outcome.clock_rate)
-    may_leak = prediction.leaking | prediction.may_leak
     for rank, allowed in zip(outcome.ranks, prediction.contexts_left, strict=True):
         held = rank.counters_after_shutdown
         if held is None:
             continue
-        passes = prediction.counters[rank.rank].backward_passes
         message = f"{rank.name} still holds {held.describe()} after its shutdown"
-        kinds: list[str] = []
-        is_under_way = rank.rank in prediction.under_way
-        ended = is_under_way or held.backward_passes == passes
-        if held.contexts not in allowed or not ended:
-            kinds.append("ContextLeak")
-        pending = held.pending_users and not is_under_way
-        if (held.owners or held.forks or pending) and rank.rank not in may_leak:
-            kinds.append("RRefLeak")
-        elif (
-            held.pending_futures
-            and rank.rank not in prediction.may_exit_early | prediction.under_way
-        ):
-            # Deletes that wait to be sent again; a rank that exits early may leave before them.
-            kinds.append("RRefLeak")
+        if prediction.most_left:
+            kinds = _too_much(prediction, rank.rank, held)
+        else:
+            kinds = _not_released(prediction, rank.rank, held)
+        if held.contexts not in allowed:
+            kinds = ["ContextLeak", *kinds]
         left += [
             Violation(kind, message, rank.rank, timing_sensitive=True, slack=slack)
-            for kind in kinds
+            for kind in dict.fromkeys(kinds)
             if (kind, rank.rank) not in told
         ]
     return left
+
+
+def _not_released(prediction: Prediction, rank: int, held: Counters) -> list[str]:
+    """The promises that a rank breaks by what it still holds, besides contexts."""
+    kinds: list[str] = []
+    if held.backward_passes != prediction.counters[rank].backward_passes:
+        kinds.append("ContextLeak")
+    may_leak = rank in prediction.leaking | prediction.may_leak
+    keeps = (held.owners or held.forks or held.pending_users) and not may_leak
+    # Deletes that wait to be sent again; a rank that exits early may leave before them.
+    waits = held.pending_futures and rank not in prediction.may_exit_early
+    if keeps or waits:
+        kinds.append("RRefLeak")
+    return kinds
+
+
+def _too_much(prediction: Prediction, rank: int, held: Counters) -> list[str]:
+    """The same after a shutdown that has cut off what was under way: what is beyond its bounds."""
+    kinds: list[str] = []
+    most = prediction.most_left[rank]
+    passes = prediction.counters[rank].backward_passes
+    if not passes <= held.backward_passes <= most.backward_passes:
+        kinds.append("ContextLeak")
+    names = ("owners", "forks", "pending_users", "pending_futures")
+    if any(getattr(held, name) > getattr(most, name) for name in names):
+        kinds.append("RRefLeak")
+    return kinds
 
 
 def _calls(prediction: Prediction, outcome: Outcome) -> list[Violation]:

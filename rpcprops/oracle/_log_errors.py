@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from rpcprops.faults import WireMessageType
 from rpcprops.oracle.errors import error_class
 from rpcprops.oracle.prediction import ErrorClass, Prediction
 from rpcprops.oracle.ranks import owner_slack
@@ -164,7 +165,7 @@ def _is_expected_traceback(
     if facts.texts.lost_connection in error.line and any(x.calls_gone for x in program.leaves):
         return True
     cut_off = (facts.texts.lost_connection, facts.texts.stopped)
-    if program.ends_hastily and any(text in error.line for text in cut_off):
+    if any(text in error.line for text in cut_off) and _may_be_cut_off(prediction, rank.rank):
         # Functions that are under way cannot call any more: see oracle/_hasty.py.
         return True
     raised = _RAISED.match(error.summary)
@@ -173,6 +174,28 @@ def _is_expected_traceback(
         return error.line.startswith((_TRACEBACK, facts.texts.remote))
     kind = error_class(RaisedError(raised["type"], error.line), facts)
     return kind in _raised_in_ranks(program, prediction)
+
+
+def _may_be_cut_off(prediction: Prediction, rank: int) -> bool:
+    """Whether a function may still run at a rank when the ranks shut down at once.
+
+    Then somebody has called it, by a message that may lack, too.
+    """
+    asked = prediction.may_lack.items()
+    return any(to == rank and times and name in _RUNNING for (_, to, name), times in asked)
+
+
+#: Requests that let a function run.
+_RUNNING = frozenset(
+    {
+        WireMessageType.PYTHON_CALL,
+        WireMessageType.SCRIPT_CALL,
+        WireMessageType.PYTHON_REMOTE_CALL,
+        WireMessageType.SCRIPT_REMOTE_CALL,
+        WireMessageType.FORWARD_AUTOGRAD_REQ,
+        WireMessageType.RUN_WITH_PROFILING_REQ,
+    }
+)
 
 
 def _raised_in_ranks(program: Program, prediction: Prediction) -> frozenset[ErrorClass]:

@@ -225,10 +225,11 @@ def _errors(prediction: Prediction, outcome: Outcome) -> Iterator[Violation]:
         name, sender, receiver = kind
         wire_kind = (sender, receiver, WireMessageType(name))
         lacks = prediction.may_lack.get(wire_kind, 0)
-        # A function raises whose own call a shutdown has cut off.
-        is_open = wire_kind in prediction.more_errors or bool(lacks)
+        is_open = wire_kind in prediction.more_errors
         least = wanted[kind] - unanswered[kind] - lacks
-        if least <= raised[kind] and (is_open or raised[kind] <= wanted[kind]):
+        # A function raises whose own call a shutdown has cut off; somebody waited for the others.
+        most = wanted[kind] + lacks
+        if least <= raised[kind] and (is_open or raised[kind] <= most):
             continue
         answer = f"EXCEPTION as the answer to a {name} of rank {sender} at rank {receiver}"
         yield _differs(f"{raised[kind]} {answer}", wanted[kind], receiver)

@@ -63,6 +63,7 @@ from rpcprops.oracle._messages import (
     refused,
     timeout_may_come,
 )
+from rpcprops.oracle._waited import Waited
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.oracle.ranks import OWNER_WAITS
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
@@ -290,6 +291,7 @@ class Model:
         self._step, self._fate = step, ""
         self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
         before = self._before = len(self.sends)
+        self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
         self.exhausted.check(step)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
@@ -589,9 +591,7 @@ class Model:
         self.late_contexts.clear()
         self.since_rest = SinceRest(
             sends=len(self.sends),
-            steps=len(self.steps) + 1,
             calls=self.called(),
-            wire=dict(self.in_contexts.sent),
             forks=[frozenset(rref.forks) for rref in self.rrefs],
             contexts=[len(contexts) for contexts in self.leaked_contexts],
         )
@@ -686,14 +686,16 @@ class Model:
     def _cut_off(self, found: Prediction) -> Prediction:
         """The same where the ranks shut down at once, while something may be under way."""
         since = self.since_rest
-        under_way = since.ranks(self.sends)
+        waited = Waited.by(self.leaves, self.steps)
+        abandoned = self.abandoned_calls
+        cleaning = found.may_warn_unreleased_context | since.cleaning
         return replace(
             found,
-            abandoned_calls=since.may_not_run(self.called(), self.steps, self.leaves),
-            may_warn_unreleased_context=found.may_warn_unreleased_context | under_way,
+            abandoned_calls=since.may_not_run(self.called(), waited, abandoned),
+            may_warn_unreleased_context=cleaning,
             contexts_left=since.contexts_left(self.leaked_contexts),
-            under_way=frozenset(under_way),
-            may_lack=since.may_lack(self.sends, self.in_contexts.sent),
+            most_left=since.most_left(self.rrefs, self.sends, found.counters),
+            may_lack=since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned),
         )
 
     def _meets_overtaken(self, last: Sequence[Send]) -> None:
@@ -1016,6 +1018,7 @@ class Model:
         self.forks += 1
         fork = f"fork{self.forks}"
         self.since_rest.sent.add(id(handle.rref))
+        self.since_rest.forked[id(handle.rref)] += 1
         if sender == handle.rref.owner:
             handle.rref.forks.add(fork)
         return fork
@@ -1167,6 +1170,7 @@ class Model:
     def _new_user(self, handle: Handle) -> Handle:
         if self.rejoined:
             self.meets("rref-lifetime-after-reinit")
+        self.since_rest.users[handle.rank] += 1
         self.users.append(handle)
         return handle
 
@@ -1218,7 +1222,9 @@ class Model:
         """
         rref = RRef(owner, list(value), typed)
         self.rrefs.append(rref)
-        self.since_rest.makers.add(at)
+        # Its owner counts a fork, its own one if it has created it by a call of itself
+        # (rref_context.cpp: RRefContext::addForkOfOwner, addSelfAsFork).
+        self.since_rest.forked[id(rref)] += 1
         if owner == at:
             return Handle(rref, at)
         self.forks += 1
@@ -1229,6 +1235,15 @@ class Model:
         remotes = (MessageType.PYTHON_REMOTE_CALL, MessageType.SCRIPT_REMOTE_CALL)
         rref.slow = any(self.disturbed.may_be_late(at, message) for message in remotes)
         return self._new_user(Handle(rref, at, fork))
+
+    def owned(self, at: int, value: Sequence[float] = (), *, typed: bool) -> Handle:
+        """The handle of `at` to a new RRef of its own, which it makes with a value.
+
+        ``rref_context.cpp``: ``RRefContext::createOwnerRRef``, which counts no owner and no fork.
+        """
+        handle = self.created(at, at, value, typed=typed)
+        self.since_rest.plain.add(id(handle.rref))
+        return handle
 
     def remote(
         self, at: int, to: int, *, typed: bool, argument: Handle | None = None

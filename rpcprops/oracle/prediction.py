@@ -136,8 +136,8 @@ class Prediction:
         graded: how many calls in contexts are answered with a tensor that requires a gradient, if
             they are answered, by sender and receiver.
         more_graded: those of which there may be more or fewer.
-        under_way: ranks that may wait for answers about RRefs or contexts, or serve such requests,
-            when they shut down at once.
+        most_left: the most that each rank may hold besides contexts where the ranks shut down at
+            once while something is under way; empty otherwise.
         may_lack: how many of the messages in `sends` and `wire_sends` may lack then.
         alternatives: the other predictions, if torch may mark an RRef whose creation timed out
             either before it is used or after. See :func:`rpcprops.oracle.chosen`.
@@ -171,7 +171,7 @@ class Prediction:
     more_errors: frozenset[WireKind] = frozenset()
     graded: Mapping[tuple[int, int], int] = field(default_factory=dict)
     more_graded: frozenset[tuple[int, int]] = frozenset()
-    under_way: frozenset[int] = frozenset()
+    most_left: tuple[Counters, ...] = ()
     may_lack: Mapping[WireKind, int] = field(default_factory=dict)
     alternatives: tuple[Prediction, ...] = ()
 

@@ -218,7 +218,7 @@ class Raising(Step):
         """
         if self.kind != "rref" or self.how == "then":
             return None
-        return model.created(self.at, self.at, typed=True)
+        return model.owned(self.at, typed=True)
 
     def _call(self, model: Model, call: str, held: Handle | None, *, is_error: bool) -> None:
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, held)

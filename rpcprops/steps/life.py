@@ -611,7 +611,7 @@ class Rejoin(Step):
                 model.send(self.at, message, to=self.alone)
             model.never_deleted(handle)
         elif self.amid == "using":
-            own = model.created(self.at, self.at, (3.0,), typed=True)
+            own = model.owned(self.at, (3.0,), typed=True)
             model.never_deleted(model.give(own, self.at, self.alone))
             return [(self.at, self.alone, held)]
         return []

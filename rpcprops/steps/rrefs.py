@@ -327,7 +327,7 @@ class Own(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch infers the type of the value (py_rref.cpp: tryInferTypeWithTypeHint), so torch does
         # not treat this RRef as a Python object.
-        handle = model.created(self.at, self.at, self.value, typed=True)
+        handle = model.owned(self.at, self.value, typed=True)
         model.handles[self.out] = handle
         return model.shows()
 

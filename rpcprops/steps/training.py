@@ -108,7 +108,7 @@ class _Optimizing(Step):
             except StepFails as failed:
                 failure = failed
                 continue
-            local = model.created(owner, owner, typed=False)
+            local = model.owned(owner, typed=False)
             optimizer = model.give(local, owner, self.at)
             made.append(optimizer)
             found.append(optimizer)
@@ -528,7 +528,7 @@ class Linear(Step):
             model.missing_contexts.discard(self.name)
             module.rref.made = True
             for _ in ("weight", "bias"):
-                local = model.created(self.to, self.to, typed=False)
+                local = model.owned(self.to, typed=False)
                 made.append(model.give(local, self.to, self.at))
             # In the context: a forward, which sends the module's RRef (_remote_forward), a proxy
             # that first asks for its type (rref_proxy.py: _invoke_rpc), and each parameter's RRef.

@@ -607,7 +607,7 @@ class Carry(Step):
         fate = self._fate(model)
         if fate.owned == "refused":
             return "RuntimeError"
-        handle = model.created(self.at, self.at, typed=fate.owned == "typed")
+        handle = model.owned(self.at, typed=fate.owned == "typed")
         handle.rref.unsendable = bool(fate.fetched) and not self._is_misread
         there = model.call(self.at, self.to, MessageType.PYTHON_CALL, call, handle)
         model.calls[self.to][call] += 1
@@ -638,7 +638,7 @@ class Carry(Step):
     def _made(self, model: Model, owner: int) -> list[Handle]:
         """The RRefs that a new value contains, at the rank that makes it."""
         number = self._fate(model).rrefs
-        return [model.created(owner, owner, (1.0,), typed=True) for _ in range(number)]
+        return [model.owned(owner, (1.0,), typed=True) for _ in range(number)]
 
     def _given(
         self, model: Model, handles: Sequence[Handle], sender: int, receiver: int

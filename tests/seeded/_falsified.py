@@ -1935,17 +1935,20 @@ def _after_shutdown(promise: str, field: str) -> Defect:
     """Each rank in turn still holds one more of these once its shutdown has returned."""
 
     def falsify(world: World) -> Falsified:
-        may = world.prediction.leaking | world.prediction.may_leak
+        said = world.prediction
+        may = said.leaking | said.may_leak
         for rank in world.outcome.ranks:
             held = rank.counters_after_shutdown
-            if held is None or (promise == "RRefLeak" and rank.rank in may):
+            if held is None:
                 continue
-            # What is under way at a shutdown at once may leave these.
-            open_fields = ("backward_passes", "pending_users")
-            if field in open_fields and rank.rank in world.prediction.under_way:
+            most = said.most_left[rank.rank] if said.most_left else held
+            # An owner that may report a leak may hold what leaks: how much is known where the ranks
+            # shut down at once while something is under way.
+            if promise == "RRefLeak" and rank.rank in may and not said.most_left:
                 continue
-            most = world.prediction.contexts_left[rank.rank][-1]
-            now = most + 1 if field == "contexts" else getattr(held, field) + 1
+            now = 1 + (
+                said.contexts_left[rank.rank][-1] if field == "contexts" else getattr(most, field)
+            )
             more = dataclasses.replace(held, **{field: now})
             falsified = with_rank(world.outcome, rank.rank, counters_after_shutdown=more)
             yield falsified, [(promise, rank.rank, None)]

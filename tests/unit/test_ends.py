@@ -9,20 +9,36 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, WireMessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageType, WireMessageType
 from rpcprops.oracle import accepted, judge, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
+    After,
     Call,
+    Carry,
+    Chain,
     Context,
+    Default,
     Drop,
     End,
     Fetch,
+    Gather,
+    Graph,
+    Invoke,
     Member,
+    Method,
+    Nest,
+    Onward,
+    Optimize,
+    Own,
     Program,
+    Raising,
     Remote,
     Settle,
     Share,
+    Step,
+    Through,
+    Wait,
 )
 from rpcprops.programs._end import SHUTDOWNS
 from rpcprops.properties import Case
@@ -137,7 +153,12 @@ def test_what_is_under_way_at_once_is_known_within_bounds() -> None:
     predicted = predict(HASTY, FaultPlan())
     assert predicted.leaking == {1}
     assert predicted.may_leak == {2}
-    assert predicted.under_way == {0, 1, 2}
+    # An RRef that rank 0 has made; at rank 2 that one, with its fork, and at each the context.
+    assert predicted.most_left == (
+        Counters(pending_users=1, backward_passes=1),
+        Counters(owners=1, forks=1, backward_passes=1),
+        Counters(owners=1, forks=1, backward_passes=1),
+    )
     assert not predicted.last_sends
     assert [*map(sorted, predicted.abandoned_calls)] == [[], ["step3"], ["step2"]]
     assert predicted.contexts_left == (range(2),) * 3
@@ -179,19 +200,114 @@ def test_what_may_stay_at_once() -> None:
         return [v.promise for v in judge(HASTY, None, seen)]
 
     assert left(2, contexts=1, owners=1, forks=1) == left(0, pending_users=1) == []
-    assert left(2, contexts=2) == ["ContextLeak"]
-    assert left(0, owners=1, forks=1) == ["RRefLeak"]
+    assert left(2, contexts=2) == left(2, backward_passes=2) == ["ContextLeak"]
+    assert left(0, owners=1, forks=1) == left(0, pending_users=2) == ["RRefLeak"]
+    assert left(2, owners=2) == left(2, forks=2) == left(2, pending_futures=1) == ["RRefLeak"]
     silent = with_rank(outcome, 1, shutdown_error=None, exit_code=0)
     assert [v.promise for v in judge(HASTY, None, silent)] == ["MissingError"]
 
 
+@pytest.mark.parametrize(
+    ("step", "most"),
+    [
+        (Own(0, "a"), Counters()),
+        (Remote(0, 0, "a"), Counters(owners=1, forks=1)),
+        (Context(0, "x", (1,)), Counters(backward_passes=1)),
+    ],
+)
+def test_an_rref_of_its_own_keeps_nothing_at_a_rank(step: Step, most: Counters) -> None:
+    """Nobody counts it before a message carries it; a rank holds what something is under way of."""
+    program = Program(2, (step,), settles=False, end=End("at once"))
+    predicted = predict(program, FaultPlan())
+    assert predicted.most_left[0] == most
+    assert predicted.may_leak == ({0} if most.owners else set())
+    for name in ("owners", "forks", "pending_users", "pending_futures", "backward_passes"):
+        promise = "ContextLeak" if name == "backward_passes" else "RRefLeak"
+        held = replace(most, **{name: getattr(most, name) + 1})
+        seen = with_rank(ideal(program, FaultPlan()), 0, counters_after_shutdown=held)
+        assert [v.promise for v in judge(program, None, seen)] == [promise]
+
+
+def hasty(*steps: Step) -> Program:
+    return Program(3, steps, settles=False, end=End("at once"))
+
+
+#: Steps that give a value which their functions have made, by the calls of these at ranks 1 and 2.
+WAITED_FOR = {
+    "through": (hasty(Remote(0, 1, "a"), Through(0, "a")), {"step0"}),
+    "raising": (hasty(Raising(0, 1), Raising(0, 1, how="remote")), {"step0", "step1"}),
+    "invoke": (hasty(Invoke(0, 1), Invoke(0, 1, "method", how="proxy")), {"step0", "step1"}),
+    "graph": (hasty(Graph(0, "x", ((0, "plain"),), (("add", (0, 0), 1, "sync"),))), {"step0"}),
+    "carry": (hasty(Carry(0, 1), Carry(0, 1, way="remote")), {"step0", "step1"}),
+    "default": (hasty(Default(0, 1)), {"step0"}),
+    "optimize": (hasty(Optimize(0, "x", (1,))), {"step0"}),
+    "later": (hasty(Call(0, 1, wait="later", out="f"), Wait(0, "f")), {"step0"}),
+    "methods": (hasty(Method(0, 1), After(0, 1)), {"step0", "step1"}),
+    "fetch": (hasty(Remote(0, 1, "a"), Share(0, "a", 2, "b"), Fetch(2, "b")), {"step0", "step1"}),
+    "argument": (hasty(Remote(0, 1, "a"), Remote(0, 2, "b", right="a"), Fetch(0, "b")), None),
+    "nest": (hasty(Nest(0, 2, 1, "a"), Fetch(0, "a")), {"step0", "step0/nested"}),
+}
+
+
+@pytest.mark.parametrize(("program", "calls"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_what_gave_a_value_has_run(program: Program, calls: set[str] | None) -> None:
+    """So none of these calls may be missing, nor a request by which they are made."""
+    predicted = predict(program, FaultPlan())
+    known = {call for ran in predicted.calls for call in ran}
+    assert known == (calls or {"step0", "step1"})
+    assert not any(predicted.abandoned_calls)
+    assert {one for _, _, one in predicted.may_lack} <= {
+        message for message in MessageType if message.is_retryable
+    }
+    outcome = ideal(program, FaultPlan())
+    for rank in (1, 2):
+        silent = with_rank(outcome, rank, calls={})
+        missing = ["NotRunOnce"] * len(predicted.calls[rank])
+        assert [v.promise for v in judge(program, None, silent)] == missing
+
+
+def test_what_raised_has_run() -> None:
+    """Its caller has its exception, by the call or by the future or the RRef."""
+    made = (Remote(0, 1, "a", raises=True), Call(0, 1, raises=True, wait="later", out="f"))
+    program = hasty(Call(0, 1, raises=True), *made, Fetch(0, "a"), Wait(0, "f"))
+    assert not any(predict(program, FaultPlan()).abandoned_calls)
+    silent = with_rank(ideal(program, FaultPlan()), 1, calls={})
+    assert [v.promise for v in judge(program, None, silent)] == ["NotRunOnce"] * 3
+
+
+@pytest.mark.parametrize(
+    ("program", "calls"),
+    [
+        (hasty(Remote(0, 1, "a")), {"step0"}),
+        (hasty(Call(0, 1, wait="later", out="f")), {"step0"}),
+        (hasty(Nest(0, 2, 1, "a")), {"step0/nested"}),
+        (hasty(Call(0, 1, timeout=3.0, seconds=12.0)), {"step0"}),
+        (hasty(Gather(0, (1, 2), breaks=0)), {"step0/0", "step0/1"}),
+        (hasty(Remote(0, 1, "a"), Share(0, "a", 2, "b")), {"step0"}),
+        (hasty(Onward(0, 1, 2, within=3.0, seconds=12.0)), {"step0/0/then"}),
+    ],
+)
+def test_what_gave_no_value_may_not_have_run(program: Program, calls: set[str]) -> None:
+    """A future or an RRef of which nobody has the value, and calls that a timeout has ended."""
+    predicted = predict(program, FaultPlan())
+    assert {call for ran in predicted.abandoned_calls for call in ran} == calls
+    # Rank 0 has asked, and perhaps in vain.
+    assert any(at == 0 and not one.endswith("DELETE") for at, _, one in predicted.may_lack)
+
+
 def test_functions_that_are_cut_off_may_say_so() -> None:
-    """Their calls get an error, which Python writes; without such an end that is a violation."""
+    """Their calls get an error, which Python writes where they run, and nowhere else."""
     lost = "RuntimeError: eof (this error originated at tensorpipe/transport/uv/x.cc:1)"
     log = f"Traceback (most recent call last):\n  File x\n{lost}\n"
-    for program, promises in ((HASTY, []), (replace(HASTY, settles=True), ["ErrorInLog"])):
-        wrote = with_rank(ideal(program, FaultPlan()), 0, log=log)
-        assert [v.promise for v in judge(program, None, wrote)] == promises
+
+    def written(program: Program, rank: int) -> list[str]:
+        wrote = with_rank(ideal(program, FaultPlan()), rank, log=log)
+        return [v.promise for v in judge(program, None, wrote)]
+
+    assert written(HASTY, 1) == written(HASTY, 2) == []
+    assert written(HASTY, 0) == ["ErrorInLog"]
+    assert written(replace(HASTY, settles=True), 1) == ["ErrorInLog"]
+    assert written(replace(HASTY, steps=(Call(0, 1), Chain(0, 1, 2))), 1) == ["ErrorInLog"]
 
 
 def test_an_end_at_once_needs_no_call() -> None:

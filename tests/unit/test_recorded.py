@@ -164,6 +164,26 @@ def test_an_exception_answers_only_what_was_to_fail() -> None:
     assert _errors(more, 3, "EXCEPTION") == []
 
 
+def test_no_more_exceptions_than_what_may_lack() -> None:
+    """What a shutdown at once cuts off is answered so, and nothing that somebody has waited for."""
+    kind = (0, 1, WireMessageType.PYTHON_RREF_FETCH_CALL)
+    send = next(one for one in PREDICTION.sends if one.message == str(kind[2]))
+    two = replace(PREDICTION, sends=(*PREDICTION.sends, send), may_lack={kind: 1})
+    request, answer = RUN[2:4]
+    for second, right in ((str(kind[2].answer), True), ("EXCEPTION", False)):
+        messages = (
+            *RUN[:3],
+            replace(answer, type="EXCEPTION"),
+            *RUN[4:],
+            replace(request, id=99, first_id=99),
+            replace(answer, id=99, type=second),
+        )
+        found = recorded_violations(two, Outcome(2, messages=messages))
+        words = "EXCEPTION as the answer to a PYTHON_RREF_FETCH_CALL of rank 0 at rank 1"
+        said_of_two = [f"the record shows 2 {words}, and none were promised"]
+        assert [v.message for v in found] == ([] if right else said_of_two)
+
+
 def test_a_profiled_call_is_answered_as_such() -> None:
     """A call in a context is answered as the call in it, or with a gradient; one in a profiler not.
 
