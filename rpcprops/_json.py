@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import Fault, FaultPlan, fault_class
 from rpcprops.outcomes import Outcome
@@ -107,7 +108,9 @@ def _program_fields(data: Any) -> dict[str, Any]:
 def _step(item: Any, where: str) -> Any:
     cls = STEP_TYPES.get(str(item.get("op"))) if isinstance(item, dict) else None
     if cls is None:
-        msg = f"{where}: Unknown step {item!r}; its `op` must be one of {', '.join(STEP_TYPES)}"
+        msg = (
+            f"{where}: Unknown step {shown(item)}; its `op` must be one of {', '.join(STEP_TYPES)}"
+        )
         raise msgspec.ValidationError(msg)
     try:
         _check_names(item, {"op", *(one.name for one in fields(cls))})
@@ -124,7 +127,7 @@ def _check_names(data: Mapping[str, Any], known: Set[str]) -> None:
     unknown = [name for name in data if name not in known]
     if unknown:
         listed = ", ".join(sorted(known))
-        msg = f"Object has the unknown field `{unknown[0]}`; its fields are {listed}"
+        msg = f"Object has the unknown field {shown(unknown[0])}; its fields are {listed}"
         raise msgspec.ValidationError(msg)
 
 

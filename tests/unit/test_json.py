@@ -248,12 +248,12 @@ for _ in range(2000):
         (
             Program,
             {"world_size": 2, "steps": [], "rpc_time_out": 3},
-            "unknown field `rpc_time_out`",
+            "unknown field 'rpc_time_out'",
         ),
         (
             Program,
             {"world_size": 2, "steps": [{"op": "settle"}, {"op": "own", "at": 0, "output": "a"}]},
-            "step 1, own: Object has the unknown field `output`; its fields are at, op, out, ",
+            "step 1, own: Object has the unknown field 'output'; its fields are at, op, out, ",
         ),
         (Program, {"world_size": 2.5, "steps": []}, "int"),
         (Program, {"world_size": "\ud800", "steps": []}, "surrogates not allowed"),
