@@ -350,7 +350,6 @@ class Graph(Step):
         tape = self._tape()
         model.must_be_in_time(self, self.lasts)
         hooks, gradients = self._backward(tape, model, call)
-        self._meet_outside(model, tape, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
             "gradients": gradients,
@@ -361,6 +360,7 @@ class Graph(Step):
             expected["beside"] = gradients
             self._in_context(tape, model, call, f"{self.name}, beside")
             self._backward(tape, model, call)
+        self._meet_outside(model, tape, call)
         if self.inside is not None:
             expected["refused"] = True
         if self.late is not None:
@@ -440,7 +440,7 @@ class Graph(Step):
             silent.update(self._hooked_at(number, model.world_size) for number in lost)
         for place, times in silent.items():
             if place is not None:
-                model.runs_less(_OUTSIDE, place, f"{call}/hook", times)
+                model.runs_less(_OUTSIDE, place, f"{call}/hook", times * (1 + self.beside))
 
     def _errors_outside(self, model: Model, outside: Container[int]) -> list[str]:
         """The texts of the errors that such a call may raise, and one in the context would not.

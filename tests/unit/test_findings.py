@@ -1268,6 +1268,8 @@ def test_without_a_gradient_no_hook_runs() -> None:
     assert explained(Program(2, (lost,)), FaultPlan(), silent) == names
     often = Violation("NotRunOnce", "step0/hook ran 5 times on worker0, expected 1", 0)
     assert explained(Program(2, (lost,)), FaultPlan(), often) == ()
+    beside = structs.replace(silent, message="step0/hook ran 0 times on worker0, expected 2")
+    assert explained(Program(2, (replace(lost, beside=True),)), FaultPlan(), beside) == names
     # Its gradient comes by the other operation all the same.
     both = replace(lost, operations=(proxy, here, ("add", (1, 2), 0, "")), backwards=((3,),))
     assert explained(Program(2, (both,)), FaultPlan(), silent) == ()
