@@ -74,7 +74,12 @@ def test_faults_of_its_messages_are_refused() -> None:
 def test_it_is_drawn_at_every_rank_towards_every_rank() -> None:
     """Also towards itself."""
     found = draws(programs(kinds=("unreached", "settle"), max_world_size=2), 300)
-    steps = [step for program in found for step in program.leaves if isinstance(step, Unreached)]
-    assert {(0, 0), (0, 1), (1, 0), (1, 1)} == {(step.at, step.to) for step in steps}
-    assert any(program.world_size == 1 for program in found)
-    assert {step.by for step in steps} == {"unused", "timeout"}
+    placed = [
+        (program.world_size, step)
+        for program in found
+        for step in program.leaves
+        if isinstance(step, Unreached)
+    ]
+    ways = {(size, step.at, step.to) for size, step in placed}
+    assert {(1, 0, 0), (2, 0, 1), (2, 1, 0), (2, 0, 0), (2, 1, 1)} <= ways
+    assert {step.by for _, step in placed} == {"unused", "timeout"}
