@@ -891,7 +891,9 @@ class Scripted(Step):
         left, right = drawer.pick(PAIRS)
         message = MessageType.SCRIPT_CALL
         timed = how != "remote"
-        late = timed and (form != "remote" or drawer.settles)
+        # A creation that fails when nobody waits may be the second one of its rank that does so:
+        # Model.abandons_creation.
+        late = timed and (form != "remote" or (drawer.settles and to not in lost))
         timing = _timing(drawer, at, timed=timed, late=late, message=message)
         return cls(at, to, then, form, left, right, how, *timing)
 

@@ -334,3 +334,17 @@ def test_of_two_failing_creations_none_may_be_in_a_script_that_nobody_waits_for(
         predict(Program(3, steps), plan, NEWEST.as_if_mended())
     predict(Program(3, (replace(late, timeout=None), other)), plan)
     predict(Program(3, (replace(late, form="wait"), other)), plan)
+
+
+def test_no_script_that_nobody_waits_for_is_drawn_where_its_creation_may_fail() -> None:
+    """Not for a mended torch either: a hunt may run that on one which waits for ever."""
+    tables = fault_tables(messages=[SCRIPT_REMOTE], max_delay=0.0)
+    mended = NEWEST.as_if_mended()
+    drawn = programs_under_faults(kinds=("scripted",), min_steps=6, tables=tables, facts=mended)
+    seen = set()
+    for program, plan in draws(drawn, 600):
+        for leaf in program.leaves:
+            if isinstance(leaf, Scripted) and leaf.form == "remote":
+                is_late = leaf.timeout is not None and leaf.seconds > leaf.timeout
+                seen.add((SCRIPT_REMOTE in plan.table(leaf.to).failing, is_late))
+    assert seen == {(True, False), (False, True), (False, False)}
