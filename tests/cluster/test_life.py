@@ -11,6 +11,7 @@ from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import (
     Call,
+    Context,
     Count,
     End,
     Fetch,
@@ -60,6 +61,18 @@ def test_the_agent_of_the_first_init_also_fails_what_it_would_refuse(
     assert (len(outcome.steps), outcome.ranks[to].calls.get("step3", 0)) == (4, runs)
     assert outcome.ranks[to].failed_sends == 1
     assert "rref-sent-after-reinit" in names
+
+
+@pytest.mark.parametrize("agent", [None, "wire"])
+def test_the_table_of_a_second_agent_fails_what_it_sends_as_often_as_given(
+    agent: str | None,
+) -> None:
+    """That of the first, which torch keeps, does nothing to it."""
+    plan = FaultPlan(FaultTable(["CLEANUP_AUTOGRAD_CONTEXT_REQ"], 1))
+    program = Program(2, (Rejoin(0), Context(0, "x", (1,))))
+    outcome = run(program, plan, agent=agent)
+    assert judge(program, plan, outcome) == ()
+    assert [rank.failed_sends for rank in outcome.ranks] == [1, 1]
 
 
 #: Those in which the other ranks make no init that fails, or nobody says whether it does.

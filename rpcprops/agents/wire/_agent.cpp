@@ -193,6 +193,8 @@ std::string text_of(const Message& message) {
 /* Fault tables                                                             */
 /* ------------------------------------------------------------------------ */
 
+class WireAgent;
+
 /*
  * What torch's faulty agent does, and what _sends.c does in front of it: the
  * table of the options acts as in torch, and further ones may be armed while
@@ -205,14 +207,18 @@ std::string text_of(const Message& message) {
 class Tables {
  public:
   /* `part` names the table in the ledger: 0 is that of an agent's options, n the
-     n-th that was armed for a part of the run. */
+     n-th that was armed for a part of the run.  The former acts on what that agent
+     sends, the latter on what any agent sends.  After a second init two agents are
+     alive: torch's RRefContext keeps the first. */
   int arm(
       const std::vector<std::string>& messages_to_fail,
       int64_t num_fail_sends,
       const std::unordered_map<std::string, float>& messages_to_delay,
-      uint32_t part = 0) {
+      uint32_t part,
+      const WireAgent* agent) {
     auto table = std::make_unique<Table>();
     table->part = part;
+    table->agent = agent;
     table->num_fail_sends = num_fail_sends;
     for (const auto& name : messages_to_fail)
       table->fails[type_named(name)] = true;
@@ -242,11 +248,12 @@ class Tables {
 
   /* Whether a table fails this send; it is counted, after `note` was told which. */
   template <class Note>
-  bool fails(int type, const std::string& payload, const Note& note) {
+  bool fails(
+      const WireAgent* agent, int type, const std::string& payload, const Note& note) {
     std::lock_guard<std::mutex> lock(mutex_);
     sent_[type]++;
     for (const auto& [number, table] : tables_) {
-      if (!table->armed || !table->fails[type])
+      if (!table->acts_for(agent) || !table->fails[type])
         continue;
       int64_t& failed = table->failures[payload];
       if (failed < table->num_fail_sends) {
@@ -261,10 +268,10 @@ class Tables {
   }
 
   /* Whether any table could fail this type: the payload is copied only then. */
-  bool may_fail(int type) {
+  bool may_fail(const WireAgent* agent, int type) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [number, table] : tables_)
-      if (table->armed && table->fails[type])
+      if (table->acts_for(agent) && table->fails[type])
         return true;
     sent_[type]++;
     return false;
@@ -273,11 +280,11 @@ class Tables {
   /* How long a table holds this send up; it is counted, after `note` was told which
      table and how long.  torch sleeps for whole milliseconds. */
   template <class Note>
-  int64_t delay_ms(int type, const Note& note) {
+  int64_t delay_ms(const WireAgent* agent, int type, const Note& note) {
     std::lock_guard<std::mutex> lock(mutex_);
     Table* longest = nullptr;
     for (const auto& [number, table] : tables_)
-      if (table->armed && table->delays[type] > (longest ? longest->delays[type] : 0))
+      if (table->acts_for(agent) && table->delays[type] > (longest ? longest->delays[type] : 0))
         longest = table.get();
     auto ms = longest ? static_cast<int>(longest->delays[type] * kSecToMsConversion) : 0;
     if (ms) {
@@ -305,12 +312,17 @@ class Tables {
   struct Table {
     bool armed = true;
     uint32_t part = 0;
+    const WireAgent* agent = nullptr; /* of all agents if it is null */
     int64_t num_fail_sends = 0;
     std::array<bool, kTypes> fails{};
     std::array<float, kTypes> delays{};
     std::unordered_map<std::string, int64_t> failures; /* by payload */
     Counts failed{};
     Counts delayed{};
+
+    bool acts_for(const WireAgent* sender) const {
+      return armed && (!agent || agent == sender);
+    }
   };
 
   static py::dict rows(const Counts* sent, const Counts& failed, const Counts& delayed) {
@@ -770,7 +782,11 @@ class WireAgent : public TensorPipeAgent {
         faults_(std::move(options.message_faults)),
         later_(ledger_),
         table_(tables().arm(
-            options.messages_to_fail, options.num_fail_sends, options.messages_to_delay)) {
+            options.messages_to_fail,
+            options.num_fail_sends,
+            options.messages_to_delay,
+            0,
+            this)) {
     next_id().store((static_cast<uint64_t>(number_) << kRankShift) + ids_used());
     /* All ranks of a static group have come to the store by now. */
     for (int other = 0; other < world_size.value_or(0); other++)
@@ -803,7 +819,8 @@ class WireAgent : public TensorPipeAgent {
         }
         note_failed(now, *message);
       };
-      if (tables().may_fail(type) && tables().fails(type, text_of(*message), note))
+      if (tables().may_fail(this, type) &&
+          tables().fails(this, type, text_of(*message), note))
         return failed(*message);
       if (now.action == Action::kFail) {
         note_failed(now, *message);
@@ -848,7 +865,7 @@ class WireAgent : public TensorPipeAgent {
     for (const auto& fault : message_faults)
       faults.push_back(MessageFault::of(fault));
     tables().clear();
-    table_ = tables().arm(fails, num_fail_sends, delays);
+    table_ = tables().arm(fails, num_fail_sends, delays, 0, this);
     leaving_ = false;
     later_.drop_written();
     std::lock_guard<std::mutex> lock(faults_mutex_);
@@ -1122,7 +1139,7 @@ class WireAgent : public TensorPipeAgent {
   /* As FaultyTensorPipeAgent::pipeWrite: the thread that sends waits. */
   void sleep(Record* record, int type) {
     auto ms = tables().delay_ms(
-        type, [&](uint32_t part, uint32_t ms) { ledger_->hold_up(record, part, ms); });
+        this, type, [&](uint32_t part, uint32_t ms) { ledger_->hold_up(record, part, ms); });
     if (ms)
       std::this_thread::sleep_for(std::chrono::milliseconds(ms));
   }
@@ -1296,5 +1313,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       [](const std::vector<std::string>& fails,
          int64_t num_fail_sends,
          const std::unordered_map<std::string, float>& delays,
-         uint32_t part) { return tables().arm(fails, num_fail_sends, delays, part); });
+         uint32_t part) {
+        return tables().arm(fails, num_fail_sends, delays, part, nullptr);
+      });
 }
