@@ -408,8 +408,9 @@ class Graph(Step):
         """Note what a torch does wrong whose asynchronous proxies leave the context.
 
         The call is a plain one, so its answer has no gradient. A pass may then miss what was sent,
-        and waits for that for ever (dist_engine.cpp: DistEngine::computeDependencies). Without a
-        gradient no hook runs.
+        and waits for that for ever (dist_engine.cpp: DistEngine::computeDependencies), or until the
+        default timeout of the gradient that it has sent there (recvrpc_backward.cpp:
+        RecvRpcBackward::apply). Without a gradient no hook runs.
         """
         outside = {
             number: rank
@@ -419,8 +420,11 @@ class Graph(Step):
         if not outside:
             return
         model.meets_here(_OUTSIDE, self.at)
+        sent = self._sent(tape) - {*outside}
+        waits = any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards)
         errors = self._errors_outside(model, outside)
-        for text in errors:
+        ends = [model.facts.texts.timeout] if waits and model.limit(None) is not None else []
+        for text in (*errors, *ends):
             says = f"^expected no error, got .*{re.escape(text)}"
             model.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
         for rank in outside.values():
@@ -429,8 +433,6 @@ class Graph(Step):
             # An answer that holds no gradient does not make its sender know the caller.
             for answer in (_OF_CONTEXTS[1], MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ):
                 model.sends_otherwise(_OUTSIDE, rank, self.at, answer)
-        sent = self._sent(tape) - {*outside}
-        waits = any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards)
         if waits:
             model.never_ends(_OUTSIDE)
         silent: Counter[int | None] = Counter()

@@ -1298,6 +1298,21 @@ def test_a_call_that_leaves_its_context_may_be_struck_by_faults_of_plain_calls()
         assert explained(Program(2, steps), plan, ended) == ()
 
 
+def test_a_pass_that_misses_what_was_sent_ends_by_the_default_timeout_if_there_is_one() -> None:
+    """It is that of the gradient whose receiver waits."""
+    sent: Any = ("add", (0, 0), 1, "sync")
+    after: Any = ("add", (1, 1), 1, "proxy async")
+    waits = Graph(0, "x", ((0, "plain"),), (sent, after), ((2,),))
+    told = "expected no error, got RuntimeError: Error on Node 0: RPC ran for more than set timeout"
+    late = Violation("UnexpectedError", told, 0, 0)
+    timed = Program(2, (waits,), rpc_timeout=300.0)
+    assert explained(timed, FaultPlan(), late) == ("async-proxy-leaves-context",)
+    assert explained(replace(timed, rpc_timeout=None), FaultPlan(), late) == ()
+    first: Any = ("add", (0, 0), 1, "proxy async")
+    none = replace(waits, operations=(first,), backwards=((1,),))
+    assert explained(replace(timed, steps=(none,)), FaultPlan(), late) == ()
+
+
 def test_a_finding_of_later_steps_explains_nothing_before_them() -> None:
     """An RRef that cannot be sent after a Rejoin explains no timeout of a step before it."""
     made = (Remote(0, 1, "a"), Fetch(0, "a"), Remote(0, 2, "b", right="a"), Fetch(0, "b"))
