@@ -60,7 +60,7 @@ and ``addForkOfOwnerIfNotPresent`` ignore the second; ``container.cpp``:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
 from rpcprops.errors import UsageError
@@ -137,6 +137,26 @@ _FOLLOWING = frozenset(
         *(answer for kind in _FETCHES if (answer := WireMessageType(kind).answer)),
     }
 )
+#: What is sent while the function of a remote goes on after its step, or when it ends.
+_AFTER_STEP = _FOLLOWING | {WireMessageType.REMOTE_RET}
+#: Those of them that it has sent, and got, before its value is made.
+_BEFORE_VALUE = frozenset(
+    {
+        *(WireMessageType(kind) for kind in _FETCHES),
+        *(answer for kind in _FETCHES if (answer := WireMessageType(kind).answer)),
+        WireMessageType.RREF_FORK_REQUEST,
+    }
+)
+#: A call, its answer, and the creation of an RRef.
+_CALLED = frozenset(
+    {
+        *(WireMessageType(kind) for kind in (*_CALLS, *_REMOTES)),
+        *(answer for kind in _CALLS if (answer := WireMessageType(kind).answer)),
+    }
+)
+#: Those of them of which it does not matter which one a fault acts on, where the ranks settle: each
+#: is tried again, and no step waits for its answer.
+_ALIKE = frozenset({WireMessageType.RREF_CHILD_ACCEPT, WireMessageType.RREF_USER_DELETE})
 #: Requests of distributed autograd of which torch promises nothing where they come twice.
 _WHY_ONCE = {
     WireMessageType.FORWARD_AUTOGRAD_REQ: (
@@ -174,6 +194,9 @@ class Disturbances:
 
     def __init__(self, plan: FaultPlan, program: Program | None = None) -> None:
         self.plan = plan
+        self.settles = program is None or program.settles
+        #: Virtual seconds after which a shutdown that comes at once gets what was lost.
+        self.lost_before_end = 0.0
         self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
         self.beyond: tuple[MessageFault, ...] = _beyond(self.faults, program) if program else ()
         self.late = tuple(
@@ -275,14 +298,15 @@ class Disturbances:
         """
         if isinstance(message, MessageType) and message.is_retryable:
             # A settle waits for the next try, however long it takes; a shutdown does not.
-            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if self.leaf is None else MAX_DELAY
+            in_shutdown = self.leaf is None or not self.settles
+            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if in_shutdown else MAX_DELAY
             if not limit or not CLEARLY_IN_TIME <= limit <= most:
                 why = (
                     f"torch tries {message} again when its timeout has come; give the program an "
                     f"rpc_timeout of {CLEARLY_IN_TIME:g} to {most:g} s, so that it comes for "
                     f"nothing else"
                 )
-                if self.leaf is None:
+                if in_shutdown:
                     why += f", and before a shutdown gives up after {OWNER_WAITS:g} s"
                 raise refused(fault, why)
         if not limit:
@@ -291,6 +315,8 @@ class Disturbances:
                 f"or the program an rpc_timeout"
             )
             raise refused(fault, why)
+        if not self.settles and (message in _REMOTES or message in RETRYABLE_MESSAGE_TYPES):
+            self.lost_before_end += limit
         if fault in self.beyond:
             slack = fault.delay - limit
             if slack < CLEARLY_LATE:
@@ -340,7 +366,8 @@ class Disturbances:
                 continue
             self._check_type(fault)
             _check_order(fault, program)
-            if fault.action in ("lose", "delay") and not program.settles:
+            is_late = fault.action in ("lose", "delay")
+            if is_late and not (program.settles or _is_noticed_by_end(fault)):
                 raise refused(fault, "a shutdown that comes before the timeout is not modelled")
 
     def check_branches(self, program: Program) -> None:
@@ -359,6 +386,29 @@ class Disturbances:
                     first += len(branch)
                 if counting > 1:
                     raise refused(fault, "steps that run at the same time send in no certain order")
+
+    def check_running_on(self, program: Program) -> None:
+        """Check that no fault counts what a function sends beside what later steps make ranks send.
+
+        The function of a remote goes on when its step has ended. A fetch of its value waits for the
+        end of the function (``request_callback_no_python.cpp``:
+        ``RequestCallbackNoPython::retrieveOwnerRRef``), and so for what that has asked for.
+
+        Raises:
+            UsageError: one does, so that nobody knows which message is the nth.
+        """
+        for number, fault in enumerate(self.faults):
+            kinds = {*fault.may_be} & _AFTER_STEP
+            if fault in self.late or fault.which == "every" or not kinds:
+                continue
+            if kinds <= _ALIKE and program.settles:
+                continue
+            # Where a fault may act on a fetch that would wait, what is counted later is not known.
+            is_alone = len(self.faults) == 1 and fault.which == "nth"
+            waited = _BEFORE_VALUE if is_alone else frozenset[WireMessageType]()
+            met = _meets_running(program, self.counted_in[number], waits=kinds <= waited)
+            if met:
+                raise refused(fault, f"{met!r} goes on, and later steps send such messages, too")
 
     def check_retries(self, sends: Sequence[Send]) -> None:
         """Check that no fault counts messages among which one comes later than it is modelled.
@@ -466,6 +516,15 @@ class Disturbances:
                 if not _ends_in_shutdown(one, prediction) or self._comes_after_deletes(one)
             ]
             longest = sum(one.delay * _times(one) for one in waited)
+        if self.lost_before_end and (
+            self.lost_before_end + longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS
+        ):
+            # RRefContext::delAllUsersAndUnforkedOwners (rref_context.cpp) waits for that long.
+            why = (
+                f"what is lost is noticed {self.lost_before_end:g} s (virtual) later, and a "
+                f"shutdown that comes at once waits for {OWNER_WAITS:g} s"
+            )
+            raise refused(self.faults[0], why)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             why = (
                 f"messages may be {longest:g} s (virtual) late, and a shutdown waits for "
@@ -715,15 +774,46 @@ def _is_counted(fault: MessageFault, send: Send) -> bool:
     )
 
 
+def _runs_on(leaf: Leaf) -> bool:
+    """Whether a step ends while the function that it has started sends messages, or sleeps.
+
+    ``rpc.remote`` returns at once (``torch/distributed/rpc/api.py``: remote).
+    """
+    if leaf.op != "remote":
+        return False
+    return isinstance(getattr(leaf, "right", None), str) or bool(getattr(leaf, "seconds", 0.0))
+
+
+def _is_noticed_by_end(fault: MessageFault) -> bool:
+    """Whether a shutdown that comes at once waits until it is noticed that such a message is lost.
+
+    The step of a call has then waited for its timeout. A graceful shutdown waits for the creation
+    of an RRef and for each accept, and an owner for the deletes of what it has
+    (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``). Nothing waits for the
+    cleanup of a context.
+    """
+    return fault.action == "lose" and {*fault.may_be} <= _AFTER_STEP | _CALLED
+
+
+def _runs_on_for(program: Program) -> float:
+    """Virtual seconds for which functions sleep at the most, after the steps that started them."""
+    return sum(getattr(leaf, "seconds", 0.0) for leaf in program.leaves if _runs_on(leaf))
+
+
 def _unordered(fault: MessageFault, program: Program) -> str:
-    """Why it is not certain which messages a fault acts on; "" where `check_branches` decides."""
+    """Why it is not certain which messages a fault acts on.
+
+    "" where `check_branches` and `check_running_on` decide.
+    """
+    slept = _runs_on_for(program)
     for leaf in program.leaves:
         carries = isinstance(getattr(leaf, "right", None), str)
-        runs_on = leaf.op == "remote" and (carries or bool(getattr(leaf, "seconds", 0.0)))
-        if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later" or runs_on:
+        if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later":
             return f"in which order {leaf!r} sends its messages is not modelled"
         limit = leaf_timeout(leaf) or program.rpc_timeout
-        if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME + leaf.lasts:
+        # A step that needs a value waits for the function that makes it.
+        lasts = CLEARLY_IN_TIME + leaf.lasts + slept
+        if fault.which == "every" or limit is None or limit >= lasts:
             continue
         # On a busy machine such a step may end while its function still has to begin, or to end.
         # What it asks for has been sent by then, and is of no type that the function, or its
@@ -733,6 +823,29 @@ def _unordered(fault: MessageFault, program: Program) -> str:
             continue
         return f"{leaf!r} may end before its messages, and those of its function, are sent"
     return ""
+
+
+def _meets_running(program: Program, counted: Set[int], *, waits: bool) -> Leaf | None:
+    """A step whose function may still send messages when they are counted in a later one.
+
+    Args:
+        counted: the numbers of the steps in which they are counted.
+        waits: whether who has the value of the function has waited for all of them.
+    """
+    running: list[tuple[int, Leaf]] = []
+    lasts = CLEARLY_IN_TIME + _runs_on_for(program)
+    for number, leaf in enumerate(program.leaves):
+        if leaf.op == "settle":
+            running.clear()
+        limit = leaf_timeout(leaf) or program.rpc_timeout
+        if leaf.op == "fetch" and waits and (limit is None or limit >= lasts):
+            handle = getattr(leaf, "handle", "")
+            running = [one for one in running if getattr(one[1], "out", "") != handle]
+        if number in counted and running:
+            return running[0][1]
+        if number in counted and _runs_on(leaf):
+            running.append((number, leaf))
+    return running[0][1] if running and not program.settles else None
 
 
 def _check_order(fault: MessageFault, program: Program) -> None:

@@ -915,7 +915,7 @@ class Model:
                     # Those tries may go on until the shutdown (DistAutogradContainer::
                     # sendReleaseContextRpc, container.cpp).
                     self.may_warn_unreleased_context.add(rank)
-                if step is None:
+                if step is None or not self.disturbed.settles:
                     # A shutdown does not wait while nothing but the next try is left.
                     self._leaves_early.add(rank)
                 return failures, True, lost
@@ -1928,6 +1928,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         for step in program.leaves:
             model.add(step)
         model.disturbed.check_branches(program)
+        model.disturbed.check_running_on(program)
         model.disturbed.check_retries(model.sends)
         at_once = program.end.how == "at once"
         found.append(model.prediction(settles=program.settles, at_once=at_once))
