@@ -336,6 +336,17 @@ class Disturbances:
             if other.rank == to and other.to in (None, rank) and kind.answer in other.may_be:
                 raise refused(fault, f"when {other.name} counts its answer is not known")
 
+    def check_never_answered(self, rank: int, to: int, message: MessageType) -> None:
+        """Check that no fault counts the answer of `rank` to a message that it never answers.
+
+        Raises:
+            UsageError: one does, and it is counted as if it came.
+        """
+        answer = WireMessageType(message).answer
+        for fault in self.faults:
+            if fault.rank == rank and fault.to in (None, to) and answer in fault.may_be:
+                raise refused(fault, f"it counts the answer to a {message} that gets none")
+
     @property
     def is_shutdown_safe(self) -> bool:
         """Whether no fault that is left can break the calls that a shutdown makes."""

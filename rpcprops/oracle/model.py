@@ -143,6 +143,7 @@ class Handle:
         confirmed: whether the owner certainly knows of it, and its rank of that.
         type_error: None before the type was asked for, then "" or the class of the error.
         second: whether a creation of its rank had failed before its own did.
+        unanswered: whether its creation was, and only the answer to that is lost.
     """
 
     rref: RRef
@@ -157,6 +158,7 @@ class Handle:
     confirmed: bool = False
     type_error: ErrorClass | None = None
     second: bool = False
+    unanswered: bool = False
 
     @property
     def lost(self) -> bool:
@@ -212,8 +214,10 @@ class Model:
         self._step: Leaf | None = None
         self._before = 0
         self._fate: Fate = ""
-        #: Handles whose creation was lost, or its answer: they are used only after a settle.
+        #: Handles whose creation comes after its timeout: they are used only after a settle.
         self._unsure: list[Handle] = []
+        #: How many fetches each rank serves for ever, of RRefs that it never gets.
+        self.served_in_vain: Counter[int] = Counter()
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
         self._fetched_late: dict[int, tuple[RRef, bool]] = {}
@@ -328,7 +332,9 @@ class Model:
         if step.op != "remote" or handle is None:
             return self.shows(error="timeout")
         handle.unmarked = True
-        self._unsure.append(handle)
+        handle.unanswered = self._fate == "unanswered"
+        if self._fate == "late":
+            self._unsure.append(handle)
         # A delete that is sent before the creation comes is for nothing that its owner knows.
         handle.timed_out = self._fate == "late"
         return predicted
@@ -757,14 +763,20 @@ class Model:
         for rref in self.rrefs:
             if rref.forks:
                 owners, forks = held[rref.owner]
-                held[rref.owner] = (owners + 1, forks + len(rref.forks))
+                # A fork request is noted before the RRef comes, and also where it never does
+                # (rref_context.cpp: RRefContext::addForkOfOwnerIfNotPresent).
+                held[rref.owner] = (owners + (not rref.absent), forks + len(rref.forks))
         found = [
             Counters(owners=owners, forks=forks, contexts=len(contexts), backward_passes=passes)
             for (owners, forks), contexts, passes in zip(
                 held, self.leaked_contexts, self.endless_passes, strict=True
             )
         ]
-        return tuple(self.exhausted.with_calls(rank, one) for rank, one in enumerate(found))
+        calls = [self.exhausted.with_calls(rank, one) for rank, one in enumerate(found)]
+        for rank, number in self.served_in_vain.items():
+            served = number + calls[rank].server_calls
+            calls[rank] = replace(calls[rank], server_calls=served, server_async_calls=number)
+        return tuple(calls)
 
     def retried(self) -> tuple[int, ...]:
         """How many failed sends of retried messages there were so far, by rank."""
@@ -1034,6 +1046,10 @@ class Model:
         ``rref_context.cpp``: ``RRefContext::notifyOwnerAndParentOfFork``.
         """
         rref = handle.rref
+        if rref.absent and receiver == rref.owner:
+            # rref_context.cpp: RRefContext::getOrCreateOwnerRRef makes one there, without a value.
+            why = f"{self._step!r} sends an RRef to its owner, which does not have it"
+            raise refused(self.disturbed.faults[0], why)
         if self.rejoined and sender != rref.owner:
             self._sends_after_reinit(handle, sender, receiver)
         if receiver == rref.owner:
@@ -1336,6 +1352,12 @@ class Model:
         if handle.unmarked and any(handle is one for one in self._unsure):
             why = f"{self._step!r} uses an RRef before torch has marked it; put a Settle() before"
             raise refused(self.disturbed.faults[0], why)
+        if handle.unmarked and handle.rref.absent and handle.rank == handle.rref.owner:
+            why = (
+                f"{self._step!r} waits at its owner for a value that was never made, and "
+                f"OwnerRRef::getValue (rref_impl.cpp) has no timeout"
+            )
+            raise refused(self.disturbed.faults[0], why)
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
             marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
@@ -1359,6 +1381,15 @@ class Model:
         if handle.unmarked:
             handle.unmarked = False
             self._break(handle, "creation")
+
+    def has_value(self, handle: Handle) -> None:
+        """A step has got the value of an RRef.
+
+        If the creation timed out because of what the value waits for, torch has marked it by then.
+        Where its answer is lost, the timeout comes later than the value.
+        """
+        if not handle.unanswered:
+            self.mark(handle)
 
     def _break(self, handle: Handle, how: ErrorClass) -> None:
         """Note that the creation of a handle's RRef failed, as far as its rank knows."""
@@ -1463,6 +1494,8 @@ class Model:
                     raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
+            if rref.absent:
+                self._fetches_in_vain(at, rref)
             if self._fate == "late" and len(self.sends) == self._before + 1:
                 # It is the step's own fetch. Whether the value is made then, nobody has seen.
                 self.fetched_late(rref, surely=True)
@@ -1475,6 +1508,31 @@ class Model:
         if rref.unclear:
             raise StepFails(error="unknown")
         return list(rref.value)
+
+    def _fetches_in_vain(self, at: int, rref: RRef) -> None:
+        """A fetch of an RRef whose creation was lost comes to its owner.
+
+        ``rref_context.cpp``: ``RRefContext::getOwnerRRef`` takes it for one that is still to be
+        made, and puts a future for it into ``pendingOwners_`` that nothing completes.
+
+        Raises:
+            StepFails: always, with the timeout.
+            UsageError: it has no timeout, or is not predicted.
+        """
+        step, fault = self._step, self.disturbed.faults[0]
+        message = fetch_message(typed=rref.typed)
+        if step is None or step.op != "fetch":
+            why = (
+                f"a function of {step!r} fetches an RRef that was never created; its timeout and "
+                f"that of its caller come at almost the same time"
+            )
+            raise refused(fault, why)
+        if not self.limit(leaf_timeout(step)):
+            why = f"{step!r} waits for ever for an RRef that was never created; give it a timeout"
+            raise refused(fault, why)
+        self.disturbed.check_never_answered(rref.owner, at, message)
+        self.served_in_vain[rref.owner] += 2 if self._fate == "twice" else 1
+        raise StepFails(error="timeout")
 
     def reads(self, rref: RRef, by: RRef | str) -> None:
         """A function reads a value, and its caller goes on; it makes an RRef, or ends a future."""

@@ -506,8 +506,7 @@ class Fetch(OfHandle):
         try:
             value = model.value(handle, self.at)
             if not late:
-                # If the creation timed out at all, the value is made after that.
-                model.mark(handle)
+                model.has_value(handle)
                 rref.takes = 0.0
                 rref.slow = False
         except StepFails as failed:
