@@ -113,7 +113,7 @@ _CERTAIN = frozenset(
     }
 )
 #: Those of them of which it is predicted what a lost message of their own, or its answer, does.
-_LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
+_LOSABLE = frozenset({"remote", "share", "fetch", "call", "count", "bump", "nest"})
 #: Those of them of which it is predicted what follows where that message comes after its timeout.
 _LATE_ABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
@@ -567,8 +567,18 @@ class Disturbances:
         if message.is_retryable:
             _check_retried(fault, step, message, fate, limit or 0.0)
             return
-        if not is_own or step.op not in _LOSABLE:
-            raise refused(fault, f"it acts on a message that {step!r} sends on the way")
+        # The function of a Nest waits for no answer to its creation (api.py: remote).
+        waits_for_it = not (step.op == "nest" and message in _REMOTES)
+        if fate == "twice" and message in _FETCHES:
+            return
+        if (not is_own and waits_for_it) or step.op not in _LOSABLE:
+            why = (
+                f"a function of {step!r} waits for it; its timeout and that of its caller come at "
+                f"almost the same time"
+            )
+            raise refused(fault, why)
+        if step.op == "nest" and fate != "lost" and 0.0 < (limit or 0.0) < CLEARLY_IN_TIME:
+            raise refused(fault, f"{step!r} may end before its function has ended")
         if fate == "twice":
             _check_twice(fault, step, message)
         elif fate != "lost" and (getattr(step, "raises", False) or getattr(step, "seconds", 0.0)):
@@ -617,6 +627,10 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        if nested and number and fate == "injected":
+            if len(self.faults) > 1:
+                raise refused(acting[0], f"when the answers of {step!r} are counted")
+            return
         if nested and number:
             # tensorpipe_agent.cpp: TensorPipeAgent::pollTimeoutRpcs ends both, each at its rank.
             why = (
@@ -725,6 +739,10 @@ def _check_retried(
             f"docs/findings.md"
         )
         raise refused(fault, why)
+    if step.op == "nest":
+        # It comes with an answer, and only functions wait for their arguments to be confirmed
+        # (request_callback_no_python.cpp: RequestCallbackNoPython::processMessage).
+        return
     least = limit + CLEARLY_IN_TIME
     if step.op != "share" or (leaf_timeout(step) or 0.0) < least:
         why = (
@@ -752,8 +770,9 @@ def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
     carries = any(isinstance(getattr(step, name, None), str) for name in ("handle", "right"))
     if message in _CALLS and carries:
         why = (
-            "both copies carry the same fork of an RRef, RRefContext::addPendingUser asserts that "
-            "it is new, and which of the two is answered first is a race of two threads"
+            "both copies carry the same fork of an RRef; a second user of it fails an assertion "
+            "(RRefContext::addPendingUser), or the first that is dropped deletes it for both, and "
+            "an owner may make the RRef anew after its last delete (getOrCreateOwnerRRef)"
         )
         raise refused(fault, why)
 

@@ -214,6 +214,8 @@ class Model:
         self._step: Leaf | None = None
         self._before = 0
         self._fate: Fate = ""
+        #: What becomes of the message that was sent last.
+        self._last_fate: Fate = ""
         #: Handles whose creation comes after its timeout: they are used only after a settle.
         self._unsure: list[Handle] = []
         #: How many fetches each rank serves for ever, of RRefs that it never gets.
@@ -316,7 +318,7 @@ class Model:
     def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:
         """What a step shows whose own message is lost, or its answer, or comes twice."""
         call = f"step{len(self.steps)}"
-        if self._fate == "twice" and self.calls[getattr(step, "to", 0)][call]:
+        if self._fate == "twice" and step.op != "nest" and self.calls[getattr(step, "to", 0)][call]:
             self.calls[getattr(step, "to", 0)][call] += 1
         if self._fate not in UNHEARD:
             return predicted
@@ -326,6 +328,9 @@ class Model:
             self.counted_late |= {*step.counted_at}
             if call in self.calls[getattr(step, "to", 0)]:
                 self.abandoned_calls[getattr(step, "to", 0)].add(call)
+            if step.op == "bump" and self._fate != "lost":
+                # When it changes the value is not known.
+                self.handle(step.used[0]).rref.unclear = True
         handle = self.handles.get(getattr(step, "out", ""))
         if step.op == "share" and handle is not None and self._fate == "late":
             self._arrives_late.append(handle)
@@ -368,6 +373,32 @@ class Model:
             runs = step.lasts + takes if own.delivered and asked else 0.0
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
         self.must_be_in_time(step, waits)
+
+    @property
+    def own_fate(self) -> Fate:
+        """What becomes of the message by which the rank of this step asks for something."""
+        return self._fate
+
+    def creation_unknown(self, handle: Handle) -> None:
+        """A function has created an RRef; what becomes of that is lost, or the answer to it is.
+
+        Where the function has used the RRef before torch marks it, it does not notice.
+
+        Raises:
+            UsageError: that is not predicted.
+        """
+        if self._last_fate not in UNHEARD:
+            return
+        if handle.rref.absent and not handle.fork:
+            why = f"{self._step!r} waits at its owner for a value that was never made"
+            raise refused(self.disturbed.faults[0], why)
+        handle.unmarked = True
+        handle.unanswered = self._last_fate == "unanswered"
+
+    def loses_answer(self, handle: Handle, sender: int) -> None:
+        """An answer that carries a handle is written, and nobody reads it: its fork stays."""
+        self._prepare(handle, sender)
+        self._lose(handle, sender)
 
     @property
     def rests(self) -> bool:
@@ -918,7 +949,8 @@ class Model:
             if fate and step is not None:
                 self.disturbed.check_struck(step, message, fate, is_own=is_own, limit=limit)
             if not message.is_retryable:
-                self._fate = self._fate or fate
+                self._fate = fate if is_own else self._fate
+                self._last_fate = fate
                 return int(fate == "fail"), fate not in ("fail", "lost"), int(fate == "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
@@ -967,12 +999,12 @@ class Model:
             self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload, to):
-            if self._fate != "lost" and not message.endswith("_REMOTE_CALL"):
+            if self._last_fate != "lost" and not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise StepFails(error="timeout" if self._fate == "lost" else "injected")
+            raise StepFails(error="timeout" if self._last_fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
 
     def forward(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
@@ -1273,7 +1305,7 @@ class Model:
             received = self.call(at, to, message, handle=argument)
         except StepFails:
             handle.rref.forks.clear()
-            if self._fate == "lost":
+            if self._last_fate == "lost":
                 handle.rref.absent = True
             else:
                 self._break(handle, "creation")
@@ -1490,7 +1522,7 @@ class Model:
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
-                if self._fate == "lost":
+                if self._last_fate == "lost":
                     raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")

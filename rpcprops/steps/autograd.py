@@ -179,7 +179,11 @@ class Context(Step):
             if ended:
                 model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
                 self._lose(model, call, number, ended)
-                raise StepFails(error="injected" if ended == "injected" else "timeout")
+                if ended == "injected":
+                    # A function whose own call fails raises that (rpc/internal.py: _run_function).
+                    is_inner = self.nested and number
+                    raise StepFails(error="remote" if is_inner else "injected")
+                raise StepFails(error="timeout")
         self._note_calls(model, call)
         if self.rrefs:
             for to in self.path[:1] if self.nested else self.path:
@@ -403,8 +407,13 @@ class Context(Step):
     def _count_until(self, model: Model, number: int, ended: str) -> None:
         """Count the calls where one of them ends with an error: that one is recorded as well."""
         whole = len(self.path) if self.nested and ended == "timeout" else number
+        # A function that raises answers without a gradient.
+        raises = self.nested and ended == "injected"
         for one in range(whole):
-            self._count_hop(model, one)
+            if raises:
+                model.in_contexts.call(*self.requests(one)[0], graded=0)
+            else:
+                self._count_hop(model, one)
         if whole == number:
             pair = self.requests(number)[0]
             # Whether it is answered in the end, and by what, depends on the cleanup.
