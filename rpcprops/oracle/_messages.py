@@ -226,11 +226,13 @@ class Disturbances:
         to: int | None,
         message: MessageType | WireMessageType,
         limit: float | None,
+        answer: WireMessageType | None = None,
     ) -> Fate:
         """Count a request of `rank`, and its answer if it gets one; what becomes of the request.
 
         Args:
             limit: its timeout, in virtual seconds; None if it has none.
+            answer: the type of its answer, if that is not the usual one.
         """
         kind = WireMessageType(message)
         fault = self._strikes(rank, to, kind)
@@ -245,11 +247,11 @@ class Disturbances:
             case "duplicate":
                 return self._fate_of_two(rank, to, kind)
         if fate != "lost":
-            answer = self._loses_answer(rank, to, kind)
-            if answer is not None and fate == "late":
+            silent = self._loses_answer(rank, to, answer or kind.answer)
+            if silent is not None and fate == "late":
                 why = "when a late request is answered is not modelled"
-                raise refused(answer, why)
-            fault, fate = (answer, "unanswered") if answer is not None else (fault, fate)
+                raise refused(silent, why)
+            fault, fate = (silent, "unanswered") if silent is not None else (fault, fate)
         if fault is not None and fate:
             self._check_noticed(fault, message, limit)
             self._check_order_of_answers(fault, rank, to, kind, fate)
@@ -257,7 +259,7 @@ class Disturbances:
 
     def _fate_of_two(self, rank: int, to: int | None, kind: WireMessageType) -> Fate:
         """The fate of a request that comes twice: each is answered, and one answer is needed."""
-        lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
+        lost = [self._loses_answer(rank, to, kind.answer) for _ in range(2)]
         late = next((one for one in lost if one in self.beyond), None)
         if late is not None:
             raise refused(late, f"it is for an answer to a {kind} that came twice")
@@ -267,10 +269,9 @@ class Disturbances:
         return "twice"
 
     def _loses_answer(
-        self, rank: int, to: int | None, kind: WireMessageType
+        self, rank: int, to: int | None, answer: WireMessageType | None
     ) -> MessageFault | None:
         """Count an answer to a request of `rank`; the fault by which it is lost, or too late."""
-        answer = kind.answer
         fault = self._strikes(to, rank, answer) if to is not None and answer else None
         is_lost = fault is not None and (fault.action == "lose" or fault in self.beyond)
         return fault if is_lost else None
@@ -336,7 +337,9 @@ class Disturbances:
             if other.rank == to and other.to in (None, rank) and kind.answer in other.may_be:
                 raise refused(fault, f"when {other.name} counts its answer is not known")
 
-    def check_never_answered(self, rank: int, to: int, message: MessageType) -> None:
+    def check_never_answered(
+        self, rank: int, to: int, message: MessageType | WireMessageType
+    ) -> None:
         """Check that no fault counts the answer of `rank` to a message that it never answers.
 
         Raises:
@@ -607,12 +610,9 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
-        is_owned = getattr(step, "rrefs", False) or getattr(step, "root", None) is not None
-        if acting and is_owned:
-            why = (
-                f"{step!r} creates RRefs, and an owner serves the fetch of one that was never "
-                f"created for ever (RRefContext::getOwnerRRef), which is not modelled"
-            )
+        is_nested = getattr(step, "rrefs", False) and getattr(step, "nested", False)
+        if acting and (is_nested or getattr(step, "root", None) is not None):
+            why = f"{step!r} creates an RRef whose function makes calls, or a root of its own"
             raise refused(acting[0], why)
 
     def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
@@ -676,7 +676,10 @@ class Disturbances:
         acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f not in self.late]
         is_other = any(getattr(step, name, None) is not None for name in ("breaks", "root"))
         if acting and (len({*ranks}) < len(ranks) or is_other):
-            why = f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root"
+            why = (
+                f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root, and "
+                f"another rank may wait for ever: see failed-backward-revisits-rank"
+            )
             raise refused(acting[0], why)
 
 
@@ -735,8 +738,8 @@ def _check_retried(
     if fate == "unanswered":
         why = (
             f"the tries of {message} that follow carry nothing, for tensorpipeSerialize "
-            f"(tensorpipe_utils.cpp) has moved the payload out: see retried-without-payload in "
-            f"docs/findings.md"
+            f"(tensorpipe_utils.cpp) has moved the payload out, and in the end its rank aborts: see "
+            f"retried-without-payload and fork-request-given-up in docs/findings.md"
         )
         raise refused(fault, why)
     if step.op == "nest":

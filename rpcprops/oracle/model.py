@@ -1023,6 +1023,51 @@ class Model:
             return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
 
+    def creates_inside(self, at: int, to: int) -> Handle:
+        """``rpc.remote`` inside a context, of which it is certain that somebody acts on messages.
+
+        Its answer holds no tensor, so it is plain (``autograd/utils.cpp``: getMessageWithAutograd).
+
+        Raises:
+            UsageError: it is not predicted what becomes of it.
+        """
+        handle = self.created(at, to, typed=False)
+        handle.rref.made = True
+        message = WireMessageType.FORWARD_AUTOGRAD_REQ
+        fate = self.disturbed.fate(at, to, message, self.rpc_timeout, WireMessageType.REMOTE_RET)
+        self._last_fate = fate
+        if fate and (at == to or fate == "late"):
+            why = f"{self._step!r} creates an RRef of its own rank, or too late"
+            raise refused(self.disturbed.faults[0], why)
+        if fate in ("fail", "lost"):
+            handle.rref.forks.clear()
+        if fate == "fail":
+            self._break(handle, "creation")
+        handle.rref.absent = fate == "lost"
+        self.creation_unknown(handle)
+        return handle
+
+    def fetches_inside(self, at: int, handle: Handle) -> Literal["", "lost", "injected", "timeout"]:
+        """``to_here`` of such an RRef, in that context; what becomes of it, as of :meth:`forward`.
+
+        Raises:
+            StepFails: torch knows that its creation failed.
+            UsageError: it is not predicted what becomes of it.
+        """
+        self.use(handle)
+        owner = handle.rref.owner
+        if handle.rref.absent:
+            message = WireMessageType.FORWARD_AUTOGRAD_REQ
+            self.disturbed.check_never_answered(owner, at, message)
+        ended = self.forward(at, owner) if at != owner else ""
+        if ended == "late":
+            raise refused(self.disturbed.faults[0], f"{self._step!r} fetches an RRef too late")
+        if handle.rref.absent and not ended:
+            # rref_context.cpp: RRefContext::getOwnerRRef, as in _fetches_in_vain.
+            self.served_in_vain[owner] += 1
+            return "lost"
+        return ended
+
     def gradient(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
         """A gradient that travels back.
 
