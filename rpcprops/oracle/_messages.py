@@ -36,7 +36,20 @@ nothing. Everything else is sent once: its sender gets the error, or the timeout
 
 *A response that is lost.* The request was executed, and its sender gets the timeout. What torch
 tries again carries nothing from then on. After an accept, a delete or a cleanup nothing depends on
-that.
+that. An answer with an RRef leaves its fork (``rref_context.cpp``: ``RRefContext::
+prepareChildFork``).
+
+*An RRef whose creation is lost* may be used before its user gets the timeout, and torch knows
+nothing of that (``rref_impl.cpp``: ``UserRRef::toHere`` reads ``getTimedOut()`` once, at its
+start). Its owner notes forks of it (``RRefContext::addForkOfOwnerIfNotPresent``), and takes a fetch
+of it for one of an RRef that is still to be made: it serves that for ever, and the fetch ends by
+its timeout (``RRefContext::getOwnerRRef``). A shutdown does not wait for such a call
+(``tensorpipe_agent.cpp``: ``TensorPipeAgent::join`` waits for the calls of clients). Where only the
+answer is lost, the RRef is there, and its user learns of the timeout later.
+
+*Where the program does not settle*, a graceful shutdown waits for creations and accepts, and an
+owner for deletes, for 100 s (``RRefContext::delAllUsersAndUnforkedOwners``). So one of them may be
+lost, if the timeout comes before that. A call that is lost has ended its step.
 
 *In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
 other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
@@ -677,8 +690,8 @@ class Disturbances:
         is_other = any(getattr(step, name, None) is not None for name in ("breaks", "root"))
         if acting and (len({*ranks}) < len(ranks) or is_other):
             why = (
-                f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root, and "
-                f"another rank may wait for ever: see failed-backward-revisits-rank"
+                f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root, "
+                f"and another rank may wait for ever: see failed-backward-revisits-rank"
             )
             raise refused(acting[0], why)
 
@@ -738,8 +751,8 @@ def _check_retried(
     if fate == "unanswered":
         why = (
             f"the tries of {message} that follow carry nothing, for tensorpipeSerialize "
-            f"(tensorpipe_utils.cpp) has moved the payload out, and in the end its rank aborts: see "
-            f"retried-without-payload and fork-request-given-up in docs/findings.md"
+            f"(tensorpipe_utils.cpp) has moved the payload out, and in the end its rank aborts: "
+            f"see retried-without-payload and fork-request-given-up in docs/findings.md"
         )
         raise refused(fault, why)
     if step.op == "nest":

@@ -186,6 +186,8 @@ class Model:
     _starts_now: tuple[RRef, float] | None = None
     #: Whether the present step has said what its timeout does to its message.
     _is_timed = False
+    #: What becomes of the message that was sent last.
+    _last_fate: Fate = ""
 
     def __init__(
         self,
@@ -214,12 +216,8 @@ class Model:
         self._step: Leaf | None = None
         self._before = 0
         self._fate: Fate = ""
-        #: What becomes of the message that was sent last.
-        self._last_fate: Fate = ""
         #: Handles whose creation comes after its timeout: they are used only after a settle.
         self._unsure: list[Handle] = []
-        #: How many fetches each rank serves for ever, of RRefs that it never gets.
-        self.served_in_vain: Counter[int] = Counter()
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
         self._fetched_late: dict[int, tuple[RRef, bool]] = {}
@@ -328,7 +326,7 @@ class Model:
             self.counted_late |= {*step.counted_at}
             if call in self.calls[getattr(step, "to", 0)]:
                 self.abandoned_calls[getattr(step, "to", 0)].add(call)
-            if step.op == "bump" and self._fate != "lost":
+            if step.op == "bump":
                 # When it changes the value is not known.
                 self.handle(step.used[0]).rref.unclear = True
         handle = self.handles.get(getattr(step, "out", ""))
@@ -1502,6 +1500,11 @@ class Model:
         For each the virtual seconds after which it has surely come, from the start of its step.
         """
         return {}
+
+    @functools.cached_property
+    def served_in_vain(self) -> Counter[int]:
+        """How many fetches each rank serves for ever, of RRefs that it never gets."""
+        return Counter()
 
     @functools.cached_property
     def _abandoned(self) -> set[int]:

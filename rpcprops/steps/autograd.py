@@ -261,8 +261,8 @@ class Context(Step):
             self._count_hop(model, hop)
         model.in_contexts.perhaps_graded([(self.at, rank)])
         model.in_contexts.call(self.at, rank, asked, graded=0)
-        for one in made:
-            model.drop(one)
+        for rref in made:
+            model.drop(rref)
         model.release(self.name, self.at, known)
         if ended == "injected":
             # That comes at once, and so the cleanup may come before the creation.
