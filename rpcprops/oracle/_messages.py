@@ -218,6 +218,8 @@ class Disturbances:
         #: How many messages each has counted, and in which steps.
         self.counts = [0] * len(self.faults)
         self.counted_in: list[set[int]] = [set() for _ in self.faults]
+        #: The faults that count both answers to a copied request, each with its step, until a settle.
+        self.copied: dict[int, int | None] = {}
         self.leaf: int | None = None
         self.slack = UNLIMITED_SLACK
 
@@ -276,6 +278,13 @@ class Disturbances:
         late = next((one for one in lost if one in self.beyond), None)
         if late is not None:
             raise refused(late, f"it is for an answer to a {kind} that came twice")
+        counting = [
+            number
+            for number, one in enumerate(self.faults)
+            if (one.rank, kind.answer) in [(to, kind) for kind in one.may_be]
+            and one.to in (None, rank)
+        ]
+        self.copied.update(dict.fromkeys(counting, self.leaf))
         if all(lost):
             why = f"both answers to a {kind} that came twice are lost"
             raise refused(self.faults[0], why)
@@ -295,6 +304,10 @@ class Disturbances:
         for number, fault in enumerate(self.faults):
             if fault.rank != rank or fault.to not in (None, to) or kind not in fault.may_be:
                 continue
+            if fault not in self.late and self.copied.get(number, self.leaf) != self.leaf:
+                # Each copy is executed by a thread of its own (TensorPipeAgent::respond), and the
+                # first answer ends the step.
+                raise refused(fault, "the second answer to a copied request may come later")
             self.counts[number] += 1
             if self.leaf is not None:
                 self.counted_in[number].add(self.leaf)

@@ -63,6 +63,7 @@ from rpcprops.oracle._messages import (
     refused,
     timeout_may_come,
 )
+from rpcprops.oracle._spoiled import Sign, Spoiled
 from rpcprops.oracle._waited import Waited
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.oracle.ranks import OWNER_WAITS
@@ -297,6 +298,7 @@ class Model:
         before = self._before = len(self.sends)
         self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
         self.exhausted.check(step)
+        self.spoiled.begins(step)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
         try:
@@ -309,6 +311,7 @@ class Model:
             self.certain = False
         self._check_default(step, before, takes)
         self.exhausted.note(step)
+        self.met.update(self.spoiled.ends(step, len(self.steps)))
         self.leaves.append(step)
         self.steps.append(predicted)
         return predicted
@@ -612,6 +615,7 @@ class Model:
         self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
         self.unread = False
         self.settled = len(self.sends)
+        self.disturbed.copied.clear()
         self._fetched_late.clear()
         self._read.clear()
         self._answered_late.clear()
@@ -1171,7 +1175,7 @@ class Model:
                 map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
             )
             errors = ("UnexpectedError", "UnclearError")
-            self.met.add(Met(finding, None, len(self.steps), says, errors))
+            self.spoiled.now.add(Sign(finding, says, errors))
 
     def _is_never_made(self) -> None:
         """A creation is refused because of its argument, so its owner never has the RRef.
@@ -1182,8 +1186,7 @@ class Model:
         """
         finding = "rref-sent-after-reinit"
         if self.facts.has_bug(finding):
-            says = re.escape(self.facts.texts.timeout)
-            self.met.add(Met(finding, None, len(self.steps), says, ("UnexpectedError",)))
+            self.spoiled.now.add(Sign(finding, re.escape(self.facts.texts.timeout)))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
@@ -1487,6 +1490,11 @@ class Model:
     def leaves(self) -> list[Leaf]:
         """The steps so far."""
         return []
+
+    @functools.cached_property
+    def spoiled(self) -> Spoiled:
+        """The handles and futures that a finding has spoiled."""
+        return Spoiled()
 
     @functools.cached_property
     def exhausted(self) -> Exhausted:

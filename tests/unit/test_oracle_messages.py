@@ -292,11 +292,15 @@ def test_a_call_that_comes_twice_runs_twice() -> None:
 def test_one_of_two_answers_may_be_lost() -> None:
     """A request that comes twice is answered twice, so one lost answer changes nothing more."""
     twice = MessageFault(0, "duplicate", "PYTHON_CALL", to=1)
-    program = Program(2, (Call(0, 1), Call(0, 1)), rpc_timeout=65.0)
-    for n, errors in ((1, ["", ""]), (2, ["", ""]), (3, ["", "timeout"])):
-        said = under(twice, MessageFault(1, "lose", "PYTHON_RET", to=0, n=n), program=program)
-        assert [step.error for step in said.steps] == errors
+    program = Program(2, (Call(0, 1), Settle(), Call(0, 1)), rpc_timeout=65.0)
+    for n, error in ((1, ""), (2, ""), (3, "timeout")):
+        lost = MessageFault(1, "lose", "PYTHON_RET", to=0, n=n)
+        said = under(twice, lost, program=program)
+        assert [step.error for step in said.steps] == ["", "", error]
         assert said.calls[1]["step0"] == 2
+        # The first of two answers ends the step, and the second one may come later.
+        with pytest.raises(UsageError, match="second answer to a copied request may come later"):
+            under(twice, lost, program=replace(program, steps=(Call(0, 1), Call(0, 1))))
     both = MessageFault(1, "lose", "PYTHON_RET", to=0, which="first", n=2)
     with pytest.raises(UsageError, match="both answers to a PYTHON_CALL that came twice"):
         under(twice, both, program=program)
