@@ -218,7 +218,7 @@ class Disturbances:
         #: How many messages each has counted, and in which steps.
         self.counts = [0] * len(self.faults)
         self.counted_in: list[set[int]] = [set() for _ in self.faults]
-        #: The faults that count both answers to a copied request, each with its step, until a settle.
+        #: Faults that count both answers to a copied request, with its step, until a settle.
         self.copied: dict[int, int | None] = {}
         self.leaf: int | None = None
         self.slack = UNLIMITED_SLACK

@@ -187,6 +187,8 @@ class Model:
     _starts_now: tuple[RRef, float] | None = None
     #: Whether the present step has said what its timeout does to its message.
     _is_timed = False
+    #: Whether the ranks shut RPC down at once while something may be under way.
+    ends_hastily = False
     #: What becomes of the message that was sent last.
     _last_fate: Fate = ""
 
@@ -296,7 +298,8 @@ class Model:
         self._step, self._fate = step, ""
         self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
         before = self._before = len(self.sends)
-        self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
+        if self.ends_hastily:
+            self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
         self.exhausted.check(step)
         self.spoiled.begins(step)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
@@ -2071,6 +2074,7 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         choices = waiting.pop(0)
         model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
         model.disturbed = Disturbances(plan, program)
+        model.ends_hastily = program.ends_hastily
         for step in program.leaves:
             model.add(step)
         model.disturbed.check_branches(program)
