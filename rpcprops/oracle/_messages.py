@@ -220,6 +220,8 @@ class Disturbances:
         self.counted_in: list[set[int]] = [set() for _ in self.faults]
         #: Faults that count both answers to a copied request, with its step, until a settle.
         self.copied: dict[int, int | None] = {}
+        #: The ranks whose requests are answered by what each fault counts, where that matters.
+        self.partners: list[set[int | None]] = [set() for _ in self.faults]
         self.leaf: int | None = None
         self.slack = UNLIMITED_SLACK
 
@@ -230,6 +232,12 @@ class Disturbances:
     def seconds(self) -> float:
         """Virtual seconds by which an answer may come later because of them all."""
         return sum(one.delay * _times(one) for one in self.late)
+
+    def rest(self) -> None:
+        """The ranks have come to rest, so nothing of before is counted later."""
+        self.copied.clear()
+        for partners in self.partners:
+            partners.clear()
 
     def may_be_late(self, rank: int, message: MessageType) -> bool:
         """Whether such messages of a rank may be late."""
@@ -308,12 +316,34 @@ class Disturbances:
                 # Each copy is executed by a thread of its own (TensorPipeAgent::respond), and the
                 # first answer ends the step.
                 raise refused(fault, "the second answer to a copied request may come later")
+            self._check_one_partner(number, kind, to)
             self.counts[number] += 1
             if self.leaf is not None:
                 self.counted_in[number].add(self.leaf)
             if fault.acts_on(self.counts[number]):
                 found = found or fault
         return found
+
+    def _check_one_partner(self, number: int, kind: WireMessageType, to: int | None) -> None:
+        """Check that it is certain in which order a fault counts answers that nobody waits for.
+
+        Ranks delete what they hold at the same time when they shut down, and ``rpc.remote`` returns
+        before its answer.
+
+        Raises:
+            UsageError: they go to several ranks.
+        """
+        fault = self.faults[number]
+        in_shutdown = self.leaf is None or not self.settles
+        if not (
+            kind is WireMessageType.REMOTE_RET or (kind is WireMessageType.RREF_ACK and in_shutdown)
+        ):
+            return
+        self.partners[number].add(to)
+        if len(self.partners[number]) > 1 and fault not in self.late and fault.which != "every":
+            raise refused(
+                fault, f"in which order a rank sends {kind} to several; name the receiver"
+            )
 
     def _check_noticed(
         self, fault: MessageFault, message: MessageType | WireMessageType, limit: float | None

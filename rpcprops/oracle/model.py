@@ -618,7 +618,7 @@ class Model:
         self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
         self.unread = False
         self.settled = len(self.sends)
-        self.disturbed.copied.clear()
+        self.disturbed.rest()
         self._fetched_late.clear()
         self._read.clear()
         self._answered_late.clear()

@@ -413,6 +413,16 @@ def test_what_is_lost_before_a_shutdown_at_once_is_noticed_in_it() -> None:
         under(accept, program=replace(program, rpc_timeout=75.0))
 
 
+def test_answers_that_go_to_several_ranks_at_once_have_no_order() -> None:
+    """Ranks delete at the same time in a shutdown, and a remote returns before its answer."""
+    program = Program(3, (Remote(0, 1, "a"), Remote(2, 1, "b"), Settle()), rpc_timeout=65.0)
+    for kind in ("REMOTE_RET", "RREF_ACK"):
+        fault = MessageFault(1, "lose", kind, n=2)
+        with pytest.raises(UsageError, match=f"in which order a rank sends {kind} to several"):
+            under(fault, program=program)
+        assert under(replace(fault, to=2, n=1), program=program)
+
+
 def test_a_remote_that_goes_on_sends_beside_later_steps() -> None:
     """What its function sends is counted beside them, unless somebody has waited for its value."""
     steps: tuple[Step, ...] = (
