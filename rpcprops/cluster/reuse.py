@@ -42,7 +42,10 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
     It may not if a step is predicted to fail, if anything is predicted to be left at the end, if it
     meets a known finding, if its faults cannot be set while ranks run, or if it ends in a way of
     its own. Nor if a creation fails: torch's handlers of that are static, and keep the first RRef
-    whose creation has failed in the process (rref_impl.cpp: RRef::handleError).
+    whose creation has failed in the process (rref_impl.cpp: RRef::handleError). A function that
+    raises has not failed a creation: the error is in the future of its RRef, which goes with it
+    (request_callback_no_python.cpp: RequestCallbackNoPython::assignOwnerRRef; rref_impl.cpp:
+    OwnerRRef::setError), and the ranks show at the end that they hold no RRef.
     """
     return (
         agent == NAME
@@ -53,7 +56,7 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
         and not any(step.error for step in prediction.steps)
         and not (prediction.leaking or prediction.may_leak or prediction.waiting)
         and not (prediction.may_exit_early or prediction.may_warn_unreleased_context)
-        and not (prediction.has_failed_function or prediction.has_failed_creation)
+        and not prediction.has_failed_creation
         and not prediction.met
     )
 

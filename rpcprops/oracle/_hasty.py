@@ -67,8 +67,8 @@ class SinceRest:
         calls: how often each named call had run, by rank.
         forks: the forks that the owner of each RRef knew, by the RRef's number.
         contexts: how many contexts each rank kept for ever.
-        begun: for each step since then how many messages there were before it, and how many inside
-            contexts and profilers, by the step's number.
+        begun: where the ranks end so, for each step since then how many messages there were before
+            it, and how many inside contexts and profilers, by the step's number.
         forked: how many forks have been made since then of each RRef, by its `id`.
         sent: the RRefs that a message has carried since then, by their `id`.
         plain: those that their owner has made itself, with a value.

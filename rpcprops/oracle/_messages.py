@@ -36,7 +36,20 @@ nothing. Everything else is sent once: its sender gets the error, or the timeout
 
 *A response that is lost.* The request was executed, and its sender gets the timeout. What torch
 tries again carries nothing from then on. After an accept, a delete or a cleanup nothing depends on
-that.
+that. An answer with an RRef leaves its fork (``rref_context.cpp``: ``RRefContext::
+prepareChildFork``).
+
+*An RRef whose creation is lost* may be used before its user gets the timeout, and torch knows
+nothing of that (``rref_impl.cpp``: ``UserRRef::toHere`` reads ``getTimedOut()`` once, at its
+start). Its owner notes forks of it (``RRefContext::addForkOfOwnerIfNotPresent``), and takes a fetch
+of it for one of an RRef that is still to be made: it serves that for ever, and the fetch ends by
+its timeout (``RRefContext::getOwnerRRef``). A shutdown does not wait for such a call
+(``tensorpipe_agent.cpp``: ``TensorPipeAgent::join`` waits for the calls of clients). Where only the
+answer is lost, the RRef is there, and its user learns of the timeout later.
+
+*Where the program does not settle*, a graceful shutdown waits for creations and accepts, and an
+owner for deletes, for 100 s (``RRefContext::delAllUsersAndUnforkedOwners``). So one of them may be
+lost, if the timeout comes before that. A call that is lost has ended its step.
 
 *In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
 other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
@@ -60,7 +73,7 @@ and ``addForkOfOwnerIfNotPresent`` ignore the second; ``container.cpp``:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
 from rpcprops.errors import UsageError
@@ -113,7 +126,7 @@ _CERTAIN = frozenset(
     }
 )
 #: Those of them of which it is predicted what a lost message of their own, or its answer, does.
-_LOSABLE = frozenset({"remote", "share", "fetch", "call", "count"})
+_LOSABLE = frozenset({"remote", "share", "fetch", "call", "count", "bump", "nest"})
 #: Those of them of which it is predicted what follows where that message comes after its timeout.
 _LATE_ABLE = frozenset({"remote", "share", "fetch", "call", "count"})
 _FORWARD = frozenset({WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP})
@@ -137,6 +150,26 @@ _FOLLOWING = frozenset(
         *(answer for kind in _FETCHES if (answer := WireMessageType(kind).answer)),
     }
 )
+#: What is sent while the function of a remote goes on after its step, or when it ends.
+_AFTER_STEP = _FOLLOWING | {WireMessageType.REMOTE_RET}
+#: Those of them that it has sent, and got, before its value is made.
+_BEFORE_VALUE = frozenset(
+    {
+        *(WireMessageType(kind) for kind in _FETCHES),
+        *(answer for kind in _FETCHES if (answer := WireMessageType(kind).answer)),
+        WireMessageType.RREF_FORK_REQUEST,
+    }
+)
+#: A call, its answer, and the creation of an RRef.
+_CALLED = frozenset(
+    {
+        *(WireMessageType(kind) for kind in (*_CALLS, *_REMOTES)),
+        *(answer for kind in _CALLS if (answer := WireMessageType(kind).answer)),
+    }
+)
+#: Those of them of which it does not matter which one a fault acts on, where the ranks settle: each
+#: is tried again, and no step waits for its answer.
+_ALIKE = frozenset({WireMessageType.RREF_CHILD_ACCEPT, WireMessageType.RREF_USER_DELETE})
 #: Requests of distributed autograd of which torch promises nothing where they come twice.
 _WHY_ONCE = {
     WireMessageType.FORWARD_AUTOGRAD_REQ: (
@@ -174,6 +207,9 @@ class Disturbances:
 
     def __init__(self, plan: FaultPlan, program: Program | None = None) -> None:
         self.plan = plan
+        self.settles = program is None or program.settles
+        #: Virtual seconds after which a shutdown that comes at once gets what was lost.
+        self.lost_before_end = 0.0
         self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
         self.beyond: tuple[MessageFault, ...] = _beyond(self.faults, program) if program else ()
         self.late = tuple(
@@ -182,6 +218,10 @@ class Disturbances:
         #: How many messages each has counted, and in which steps.
         self.counts = [0] * len(self.faults)
         self.counted_in: list[set[int]] = [set() for _ in self.faults]
+        #: Faults that count both answers to a copied request, with its step, until a settle.
+        self.copied: dict[int, int | None] = {}
+        #: The ranks whose requests are answered by what each fault counts, where that matters.
+        self.partners: list[set[int | None]] = [set() for _ in self.faults]
         self.leaf: int | None = None
         self.slack = UNLIMITED_SLACK
 
@@ -193,6 +233,12 @@ class Disturbances:
         """Virtual seconds by which an answer may come later because of them all."""
         return sum(one.delay * _times(one) for one in self.late)
 
+    def rest(self) -> None:
+        """The ranks have come to rest, so nothing of before is counted later."""
+        self.copied.clear()
+        for partners in self.partners:
+            partners.clear()
+
     def may_be_late(self, rank: int, message: MessageType) -> bool:
         """Whether such messages of a rank may be late."""
         return any(one.rank == rank and message in one.targets for one in self.late)
@@ -203,11 +249,13 @@ class Disturbances:
         to: int | None,
         message: MessageType | WireMessageType,
         limit: float | None,
+        answer: WireMessageType | None = None,
     ) -> Fate:
         """Count a request of `rank`, and its answer if it gets one; what becomes of the request.
 
         Args:
             limit: its timeout, in virtual seconds; None if it has none.
+            answer: the type of its answer, if that is not the usual one.
         """
         kind = WireMessageType(message)
         fault = self._strikes(rank, to, kind)
@@ -222,11 +270,11 @@ class Disturbances:
             case "duplicate":
                 return self._fate_of_two(rank, to, kind)
         if fate != "lost":
-            answer = self._loses_answer(rank, to, kind)
-            if answer is not None and fate == "late":
+            silent = self._loses_answer(rank, to, answer or kind.answer)
+            if silent is not None and fate == "late":
                 why = "when a late request is answered is not modelled"
-                raise refused(answer, why)
-            fault, fate = (answer, "unanswered") if answer is not None else (fault, fate)
+                raise refused(silent, why)
+            fault, fate = (silent, "unanswered") if silent is not None else (fault, fate)
         if fault is not None and fate:
             self._check_noticed(fault, message, limit)
             self._check_order_of_answers(fault, rank, to, kind, fate)
@@ -234,20 +282,26 @@ class Disturbances:
 
     def _fate_of_two(self, rank: int, to: int | None, kind: WireMessageType) -> Fate:
         """The fate of a request that comes twice: each is answered, and one answer is needed."""
-        lost = [self._loses_answer(rank, to, kind) for _ in range(2)]
+        lost = [self._loses_answer(rank, to, kind.answer) for _ in range(2)]
         late = next((one for one in lost if one in self.beyond), None)
         if late is not None:
             raise refused(late, f"it is for an answer to a {kind} that came twice")
+        counting = [
+            number
+            for number, one in enumerate(self.faults)
+            if (one.rank, kind.answer) in [(to, kind) for kind in one.may_be]
+            and one.to in (None, rank)
+        ]
+        self.copied.update(dict.fromkeys(counting, self.leaf))
         if all(lost):
             why = f"both answers to a {kind} that came twice are lost"
             raise refused(self.faults[0], why)
         return "twice"
 
     def _loses_answer(
-        self, rank: int, to: int | None, kind: WireMessageType
+        self, rank: int, to: int | None, answer: WireMessageType | None
     ) -> MessageFault | None:
         """Count an answer to a request of `rank`; the fault by which it is lost, or too late."""
-        answer = kind.answer
         fault = self._strikes(to, rank, answer) if to is not None and answer else None
         is_lost = fault is not None and (fault.action == "lose" or fault in self.beyond)
         return fault if is_lost else None
@@ -258,12 +312,38 @@ class Disturbances:
         for number, fault in enumerate(self.faults):
             if fault.rank != rank or fault.to not in (None, to) or kind not in fault.may_be:
                 continue
+            if fault not in self.late and self.copied.get(number, self.leaf) != self.leaf:
+                # Each copy is executed by a thread of its own (TensorPipeAgent::respond), and the
+                # first answer ends the step.
+                raise refused(fault, "the second answer to a copied request may come later")
+            self._check_one_partner(number, kind, to)
             self.counts[number] += 1
             if self.leaf is not None:
                 self.counted_in[number].add(self.leaf)
             if fault.acts_on(self.counts[number]):
                 found = found or fault
         return found
+
+    def _check_one_partner(self, number: int, kind: WireMessageType, to: int | None) -> None:
+        """Check that it is certain in which order a fault counts answers that nobody waits for.
+
+        Ranks delete what they hold at the same time when they shut down, and ``rpc.remote`` returns
+        before its answer.
+
+        Raises:
+            UsageError: they go to several ranks.
+        """
+        fault = self.faults[number]
+        in_shutdown = self.leaf is None or not self.settles
+        if not (
+            kind is WireMessageType.REMOTE_RET or (kind is WireMessageType.RREF_ACK and in_shutdown)
+        ):
+            return
+        self.partners[number].add(to)
+        if len(self.partners[number]) > 1 and fault not in self.late and fault.which != "every":
+            raise refused(
+                fault, f"in which order a rank sends {kind} to several; name the receiver"
+            )
 
     def _check_noticed(
         self, fault: MessageFault, message: MessageType | WireMessageType, limit: float | None
@@ -275,14 +355,15 @@ class Disturbances:
         """
         if isinstance(message, MessageType) and message.is_retryable:
             # A settle waits for the next try, however long it takes; a shutdown does not.
-            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if self.leaf is None else MAX_DELAY
+            in_shutdown = self.leaf is None or not self.settles
+            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if in_shutdown else MAX_DELAY
             if not limit or not CLEARLY_IN_TIME <= limit <= most:
                 why = (
                     f"torch tries {message} again when its timeout has come; give the program an "
                     f"rpc_timeout of {CLEARLY_IN_TIME:g} to {most:g} s, so that it comes for "
                     f"nothing else"
                 )
-                if self.leaf is None:
+                if in_shutdown:
                     why += f", and before a shutdown gives up after {OWNER_WAITS:g} s"
                 raise refused(fault, why)
         if not limit:
@@ -291,6 +372,8 @@ class Disturbances:
                 f"or the program an rpc_timeout"
             )
             raise refused(fault, why)
+        if not self.settles and (message in _REMOTES or message in RETRYABLE_MESSAGE_TYPES):
+            self.lost_before_end += limit
         if fault in self.beyond:
             slack = fault.delay - limit
             if slack < CLEARLY_LATE:
@@ -309,6 +392,19 @@ class Disturbances:
         for other in self.faults if fate == "late" else ():
             if other.rank == to and other.to in (None, rank) and kind.answer in other.may_be:
                 raise refused(fault, f"when {other.name} counts its answer is not known")
+
+    def check_never_answered(
+        self, rank: int, to: int, message: MessageType | WireMessageType
+    ) -> None:
+        """Check that no fault counts the answer of `rank` to a message that it never answers.
+
+        Raises:
+            UsageError: one does, and it is counted as if it came.
+        """
+        answer = WireMessageType(message).answer
+        for fault in self.faults:
+            if fault.rank == rank and fault.to in (None, to) and answer in fault.may_be:
+                raise refused(fault, f"it counts the answer to a {message} that gets none")
 
     @property
     def is_shutdown_safe(self) -> bool:
@@ -340,7 +436,8 @@ class Disturbances:
                 continue
             self._check_type(fault)
             _check_order(fault, program)
-            if fault.action in ("lose", "delay") and not program.settles:
+            is_late = fault.action in ("lose", "delay")
+            if is_late and not (program.settles or _is_noticed_by_end(fault)):
                 raise refused(fault, "a shutdown that comes before the timeout is not modelled")
 
     def check_branches(self, program: Program) -> None:
@@ -359,6 +456,29 @@ class Disturbances:
                     first += len(branch)
                 if counting > 1:
                     raise refused(fault, "steps that run at the same time send in no certain order")
+
+    def check_running_on(self, program: Program) -> None:
+        """Check that no fault counts what a function sends beside what later steps make ranks send.
+
+        The function of a remote goes on when its step has ended. A fetch of its value waits for the
+        end of the function (``request_callback_no_python.cpp``:
+        ``RequestCallbackNoPython::retrieveOwnerRRef``), and so for what that has asked for.
+
+        Raises:
+            UsageError: one does, so that nobody knows which message is the nth.
+        """
+        for number, fault in enumerate(self.faults):
+            kinds = {*fault.may_be} & _AFTER_STEP
+            if fault in self.late or fault.which == "every" or not kinds:
+                continue
+            if kinds <= _ALIKE and program.settles:
+                continue
+            # Where a fault may act on a fetch that would wait, what is counted later is not known.
+            is_alone = len(self.faults) == 1 and fault.which == "nth"
+            waited = _BEFORE_VALUE if is_alone else frozenset[WireMessageType]()
+            met = _meets_running(program, self.counted_in[number], waits=kinds <= waited)
+            if met:
+                raise refused(fault, f"{met!r} goes on, and later steps send such messages, too")
 
     def check_retries(self, sends: Sequence[Send]) -> None:
         """Check that no fault counts messages among which one comes later than it is modelled.
@@ -466,6 +586,15 @@ class Disturbances:
                 if not _ends_in_shutdown(one, prediction) or self._comes_after_deletes(one)
             ]
             longest = sum(one.delay * _times(one) for one in waited)
+        if self.lost_before_end and (
+            self.lost_before_end + longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS
+        ):
+            # RRefContext::delAllUsersAndUnforkedOwners (rref_context.cpp) waits for that long.
+            why = (
+                f"what is lost is noticed {self.lost_before_end:g} s (virtual) later, and a "
+                f"shutdown that comes at once waits for {OWNER_WAITS:g} s"
+            )
+            raise refused(self.faults[0], why)
         if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
             why = (
                 f"messages may be {longest:g} s (virtual) late, and a shutdown waits for "
@@ -497,8 +626,18 @@ class Disturbances:
         if message.is_retryable:
             _check_retried(fault, step, message, fate, limit or 0.0)
             return
-        if not is_own or step.op not in _LOSABLE:
-            raise refused(fault, f"it acts on a message that {step!r} sends on the way")
+        # The function of a Nest waits for no answer to its creation (api.py: remote).
+        waits_for_it = not (step.op == "nest" and message in _REMOTES)
+        if fate == "twice" and message in _FETCHES:
+            return
+        if (not is_own and waits_for_it) or step.op not in _LOSABLE:
+            why = (
+                f"a function of {step!r} waits for it; its timeout and that of its caller come at "
+                f"almost the same time"
+            )
+            raise refused(fault, why)
+        if step.op == "nest" and fate != "lost" and 0.0 < (limit or 0.0) < CLEARLY_IN_TIME:
+            raise refused(fault, f"{step!r} may end before its function has ended")
         if fate == "twice":
             _check_twice(fault, step, message)
         elif fate != "lost" and (getattr(step, "raises", False) or getattr(step, "seconds", 0.0)):
@@ -527,12 +666,9 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
-        is_owned = getattr(step, "rrefs", False) or getattr(step, "root", None) is not None
-        if acting and is_owned:
-            why = (
-                f"{step!r} creates RRefs, and an owner serves the fetch of one that was never "
-                f"created for ever (RRefContext::getOwnerRRef), which is not modelled"
-            )
+        is_nested = getattr(step, "rrefs", False) and getattr(step, "nested", False)
+        if acting and (is_nested or getattr(step, "root", None) is not None):
+            why = f"{step!r} creates an RRef whose function makes calls, or a root of its own"
             raise refused(acting[0], why)
 
     def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
@@ -547,6 +683,10 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        if nested and number and fate == "injected":
+            if len(self.faults) > 1:
+                raise refused(acting[0], f"when the answers of {step!r} are counted")
+            return
         if nested and number:
             # tensorpipe_agent.cpp: TensorPipeAgent::pollTimeoutRpcs ends both, each at its rank.
             why = (
@@ -592,7 +732,10 @@ class Disturbances:
         acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f not in self.late]
         is_other = any(getattr(step, name, None) is not None for name in ("breaks", "root"))
         if acting and (len({*ranks}) < len(ranks) or is_other):
-            why = f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root"
+            why = (
+                f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root, "
+                f"and another rank may wait for ever: see failed-backward-revisits-rank"
+            )
             raise refused(acting[0], why)
 
 
@@ -651,10 +794,14 @@ def _check_retried(
     if fate == "unanswered":
         why = (
             f"the tries of {message} that follow carry nothing, for tensorpipeSerialize "
-            f"(tensorpipe_utils.cpp) has moved the payload out: see retried-without-payload in "
-            f"docs/findings.md"
+            f"(tensorpipe_utils.cpp) has moved the payload out, and in the end its rank aborts: "
+            f"see retried-without-payload and fork-request-given-up in docs/findings.md"
         )
         raise refused(fault, why)
+    if step.op == "nest":
+        # It comes with an answer, and only functions wait for their arguments to be confirmed
+        # (request_callback_no_python.cpp: RequestCallbackNoPython::processMessage).
+        return
     least = limit + CLEARLY_IN_TIME
     if step.op != "share" or (leaf_timeout(step) or 0.0) < least:
         why = (
@@ -682,8 +829,9 @@ def _check_twice(fault: MessageFault, step: Leaf, message: MessageType) -> None:
     carries = any(isinstance(getattr(step, name, None), str) for name in ("handle", "right"))
     if message in _CALLS and carries:
         why = (
-            "both copies carry the same fork of an RRef, RRefContext::addPendingUser asserts that "
-            "it is new, and which of the two is answered first is a race of two threads"
+            "both copies carry the same fork of an RRef; a second user of it fails an assertion "
+            "(RRefContext::addPendingUser), or the first that is dropped deletes it for both, and "
+            "an owner may make the RRef anew after its last delete (getOrCreateOwnerRRef)"
         )
         raise refused(fault, why)
 
@@ -715,15 +863,46 @@ def _is_counted(fault: MessageFault, send: Send) -> bool:
     )
 
 
+def _runs_on(leaf: Leaf) -> bool:
+    """Whether a step ends while the function that it has started sends messages, or sleeps.
+
+    ``rpc.remote`` returns at once (``torch/distributed/rpc/api.py``: remote).
+    """
+    if leaf.op != "remote":
+        return False
+    return isinstance(getattr(leaf, "right", None), str) or bool(getattr(leaf, "seconds", 0.0))
+
+
+def _is_noticed_by_end(fault: MessageFault) -> bool:
+    """Whether a shutdown that comes at once waits until it is noticed that such a message is lost.
+
+    The step of a call has then waited for its timeout. A graceful shutdown waits for the creation
+    of an RRef and for each accept, and an owner for the deletes of what it has
+    (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``). Nothing waits for the
+    cleanup of a context.
+    """
+    return fault.action == "lose" and {*fault.may_be} <= _AFTER_STEP | _CALLED
+
+
+def _runs_on_for(program: Program) -> float:
+    """Virtual seconds for which functions sleep at the most, after the steps that started them."""
+    return sum(getattr(leaf, "seconds", 0.0) for leaf in program.leaves if _runs_on(leaf))
+
+
 def _unordered(fault: MessageFault, program: Program) -> str:
-    """Why it is not certain which messages a fault acts on; "" where `check_branches` decides."""
+    """Why it is not certain which messages a fault acts on.
+
+    "" where `check_branches` and `check_running_on` decide.
+    """
+    slept = _runs_on_for(program)
     for leaf in program.leaves:
         carries = isinstance(getattr(leaf, "right", None), str)
-        runs_on = leaf.op == "remote" and (carries or bool(getattr(leaf, "seconds", 0.0)))
-        if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later" or runs_on:
+        if leaf.op not in _CERTAIN or getattr(leaf, "wait", "") == "later":
             return f"in which order {leaf!r} sends its messages is not modelled"
         limit = leaf_timeout(leaf) or program.rpc_timeout
-        if fault.which == "every" or limit is None or limit >= CLEARLY_IN_TIME + leaf.lasts:
+        # A step that needs a value waits for the function that makes it.
+        lasts = CLEARLY_IN_TIME + leaf.lasts + slept
+        if fault.which == "every" or limit is None or limit >= lasts:
             continue
         # On a busy machine such a step may end while its function still has to begin, or to end.
         # What it asks for has been sent by then, and is of no type that the function, or its
@@ -733,6 +912,29 @@ def _unordered(fault: MessageFault, program: Program) -> str:
             continue
         return f"{leaf!r} may end before its messages, and those of its function, are sent"
     return ""
+
+
+def _meets_running(program: Program, counted: Set[int], *, waits: bool) -> Leaf | None:
+    """A step whose function may still send messages when they are counted in a later one.
+
+    Args:
+        counted: the numbers of the steps in which they are counted.
+        waits: whether who has the value of the function has waited for all of them.
+    """
+    running: list[tuple[int, Leaf]] = []
+    lasts = CLEARLY_IN_TIME + _runs_on_for(program)
+    for number, leaf in enumerate(program.leaves):
+        if leaf.op == "settle":
+            running.clear()
+        limit = leaf_timeout(leaf) or program.rpc_timeout
+        if leaf.op == "fetch" and waits and (limit is None or limit >= lasts):
+            handle = getattr(leaf, "handle", "")
+            running = [one for one in running if getattr(one[1], "out", "") != handle]
+        if number in counted and running:
+            return running[0][1]
+        if number in counted and _runs_on(leaf):
+            running.append((number, leaf))
+    return running[0][1] if running and not program.settles else None
 
 
 def _check_order(fault: MessageFault, program: Program) -> None:

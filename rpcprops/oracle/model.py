@@ -63,6 +63,7 @@ from rpcprops.oracle._messages import (
     refused,
     timeout_may_come,
 )
+from rpcprops.oracle._spoiled import Sign, Spoiled
 from rpcprops.oracle._waited import Waited
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.oracle.ranks import OWNER_WAITS
@@ -143,6 +144,7 @@ class Handle:
         confirmed: whether the owner certainly knows of it, and its rank of that.
         type_error: None before the type was asked for, then "" or the class of the error.
         second: whether a creation of its rank had failed before its own did.
+        unanswered: whether its creation was, and only the answer to that is lost.
     """
 
     rref: RRef
@@ -157,6 +159,7 @@ class Handle:
     confirmed: bool = False
     type_error: ErrorClass | None = None
     second: bool = False
+    unanswered: bool = False
 
     @property
     def lost(self) -> bool:
@@ -184,6 +187,10 @@ class Model:
     _starts_now: tuple[RRef, float] | None = None
     #: Whether the present step has said what its timeout does to its message.
     _is_timed = False
+    #: Whether the ranks shut RPC down at once while something may be under way.
+    ends_hastily = False
+    #: What becomes of the message that was sent last.
+    _last_fate: Fate = ""
 
     def __init__(
         self,
@@ -212,7 +219,7 @@ class Model:
         self._step: Leaf | None = None
         self._before = 0
         self._fate: Fate = ""
-        #: Handles whose creation was lost, or its answer: they are used only after a settle.
+        #: Handles whose creation comes after its timeout: they are used only after a settle.
         self._unsure: list[Handle] = []
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
@@ -291,8 +298,10 @@ class Model:
         self._step, self._fate = step, ""
         self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
         before = self._before = len(self.sends)
-        self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
+        if self.ends_hastily:
+            self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
         self.exhausted.check(step)
+        self.spoiled.begins(step)
         held = [self.handles[name].rref for name in step.used if name in self.handles]
         takes = max((rref.takes for rref in held), default=0.0)
         try:
@@ -305,6 +314,7 @@ class Model:
             self.certain = False
         self._check_default(step, before, takes)
         self.exhausted.note(step)
+        self.met.update(self.spoiled.ends(step, len(self.steps)))
         self.leaves.append(step)
         self.steps.append(predicted)
         return predicted
@@ -312,7 +322,7 @@ class Model:
     def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:
         """What a step shows whose own message is lost, or its answer, or comes twice."""
         call = f"step{len(self.steps)}"
-        if self._fate == "twice" and self.calls[getattr(step, "to", 0)][call]:
+        if self._fate == "twice" and step.op != "nest" and self.calls[getattr(step, "to", 0)][call]:
             self.calls[getattr(step, "to", 0)][call] += 1
         if self._fate not in UNHEARD:
             return predicted
@@ -322,13 +332,18 @@ class Model:
             self.counted_late |= {*step.counted_at}
             if call in self.calls[getattr(step, "to", 0)]:
                 self.abandoned_calls[getattr(step, "to", 0)].add(call)
+            if step.op == "bump":
+                # When it changes the value is not known.
+                self.handle(step.used[0]).rref.unclear = True
         handle = self.handles.get(getattr(step, "out", ""))
         if step.op == "share" and handle is not None and self._fate == "late":
             self._arrives_late.append(handle)
         if step.op != "remote" or handle is None:
             return self.shows(error="timeout")
         handle.unmarked = True
-        self._unsure.append(handle)
+        handle.unanswered = self._fate == "unanswered"
+        if self._fate == "late":
+            self._unsure.append(handle)
         # A delete that is sent before the creation comes is for nothing that its owner knows.
         handle.timed_out = self._fate == "late"
         return predicted
@@ -362,6 +377,32 @@ class Model:
             runs = step.lasts + takes if own.delivered and asked else 0.0
             waits = max(sum(map(self._lasts, asked)) + runs, longest)
         self.must_be_in_time(step, waits)
+
+    @property
+    def own_fate(self) -> Fate:
+        """What becomes of the message by which the rank of this step asks for something."""
+        return self._fate
+
+    def creation_unknown(self, handle: Handle) -> None:
+        """A function has created an RRef; what becomes of that is lost, or the answer to it is.
+
+        Where the function has used the RRef before torch marks it, it does not notice.
+
+        Raises:
+            UsageError: that is not predicted.
+        """
+        if self._last_fate not in UNHEARD:
+            return
+        if handle.rref.absent and not handle.fork:
+            why = f"{self._step!r} waits at its owner for a value that was never made"
+            raise refused(self.disturbed.faults[0], why)
+        handle.unmarked = True
+        handle.unanswered = self._last_fate == "unanswered"
+
+    def loses_answer(self, handle: Handle, sender: int) -> None:
+        """An answer that carries a handle is written, and nobody reads it: its fork stays."""
+        self._prepare(handle, sender)
+        self._lose(handle, sender)
 
     @property
     def rests(self) -> bool:
@@ -577,6 +618,7 @@ class Model:
         self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
         self.unread = False
         self.settled = len(self.sends)
+        self.disturbed.rest()
         self._fetched_late.clear()
         self._read.clear()
         self._answered_late.clear()
@@ -757,14 +799,20 @@ class Model:
         for rref in self.rrefs:
             if rref.forks:
                 owners, forks = held[rref.owner]
-                held[rref.owner] = (owners + 1, forks + len(rref.forks))
+                # A fork request is noted before the RRef comes, and also where it never does
+                # (rref_context.cpp: RRefContext::addForkOfOwnerIfNotPresent).
+                held[rref.owner] = (owners + (not rref.absent), forks + len(rref.forks))
         found = [
             Counters(owners=owners, forks=forks, contexts=len(contexts), backward_passes=passes)
             for (owners, forks), contexts, passes in zip(
                 held, self.leaked_contexts, self.endless_passes, strict=True
             )
         ]
-        return tuple(self.exhausted.with_calls(rank, one) for rank, one in enumerate(found))
+        calls = [self.exhausted.with_calls(rank, one) for rank, one in enumerate(found)]
+        for rank, number in self.served_in_vain.items():
+            served = number + calls[rank].server_calls
+            calls[rank] = replace(calls[rank], server_calls=served, server_async_calls=number)
+        return tuple(calls)
 
     def retried(self) -> tuple[int, ...]:
         """How many failed sends of retried messages there were so far, by rank."""
@@ -906,7 +954,8 @@ class Model:
             if fate and step is not None:
                 self.disturbed.check_struck(step, message, fate, is_own=is_own, limit=limit)
             if not message.is_retryable:
-                self._fate = self._fate or fate
+                self._fate = fate if is_own else self._fate
+                self._last_fate = fate
                 return int(fate == "fail"), fate not in ("fail", "lost"), int(fate == "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
@@ -915,7 +964,7 @@ class Model:
                     # Those tries may go on until the shutdown (DistAutogradContainer::
                     # sendReleaseContextRpc, container.cpp).
                     self.may_warn_unreleased_context.add(rank)
-                if step is None:
+                if step is None or not self.disturbed.settles:
                     # A shutdown does not wait while nothing but the next try is left.
                     self._leaves_early.add(rank)
                 return failures, True, lost
@@ -955,12 +1004,12 @@ class Model:
             self.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload, to):
-            if self._fate != "lost" and not message.endswith("_REMOTE_CALL"):
+            if self._last_fate != "lost" and not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
                 self.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise StepFails(error="timeout" if self._fate == "lost" else "injected")
+            raise StepFails(error="timeout" if self._last_fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
 
     def forward(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
@@ -978,6 +1027,51 @@ class Model:
         if fate in ("lost", "late"):
             return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
+
+    def creates_inside(self, at: int, to: int) -> Handle:
+        """``rpc.remote`` inside a context, of which it is certain that somebody acts on messages.
+
+        Its answer holds no tensor, so it is plain (``autograd/utils.cpp``: getMessageWithAutograd).
+
+        Raises:
+            UsageError: it is not predicted what becomes of it.
+        """
+        handle = self.created(at, to, typed=False)
+        handle.rref.made = True
+        message = WireMessageType.FORWARD_AUTOGRAD_REQ
+        fate = self.disturbed.fate(at, to, message, self.rpc_timeout, WireMessageType.REMOTE_RET)
+        self._last_fate = fate
+        if fate and (at == to or fate == "late"):
+            why = f"{self._step!r} creates an RRef of its own rank, or too late"
+            raise refused(self.disturbed.faults[0], why)
+        if fate in ("fail", "lost"):
+            handle.rref.forks.clear()
+        if fate == "fail":
+            self._break(handle, "creation")
+        handle.rref.absent = fate == "lost"
+        self.creation_unknown(handle)
+        return handle
+
+    def fetches_inside(self, at: int, handle: Handle) -> Literal["", "lost", "injected", "timeout"]:
+        """``to_here`` of such an RRef, in that context; what becomes of it, as of :meth:`forward`.
+
+        Raises:
+            StepFails: torch knows that its creation failed.
+            UsageError: it is not predicted what becomes of it.
+        """
+        self.use(handle)
+        owner = handle.rref.owner
+        if handle.rref.absent:
+            message = WireMessageType.FORWARD_AUTOGRAD_REQ
+            self.disturbed.check_never_answered(owner, at, message)
+        ended = self.forward(at, owner) if at != owner else ""
+        if ended == "late":
+            raise refused(self.disturbed.faults[0], f"{self._step!r} fetches an RRef too late")
+        if handle.rref.absent and not ended:
+            # rref_context.cpp: RRefContext::getOwnerRRef, as in _fetches_in_vain.
+            self.served_in_vain[owner] += 1
+            return "lost"
+        return ended
 
     def gradient(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
         """A gradient that travels back.
@@ -1034,6 +1128,10 @@ class Model:
         ``rref_context.cpp``: ``RRefContext::notifyOwnerAndParentOfFork``.
         """
         rref = handle.rref
+        if rref.absent and receiver == rref.owner:
+            # rref_context.cpp: RRefContext::getOrCreateOwnerRRef makes one there, without a value.
+            why = f"{self._step!r} sends an RRef to its owner, which does not have it"
+            raise refused(self.disturbed.faults[0], why)
         if self.rejoined and sender != rref.owner:
             self._sends_after_reinit(handle, sender, receiver)
         if receiver == rref.owner:
@@ -1080,7 +1178,7 @@ class Model:
                 map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
             )
             errors = ("UnexpectedError", "UnclearError")
-            self.met.add(Met(finding, None, len(self.steps), says, errors))
+            self.spoiled.now.add(Sign(finding, says, errors))
 
     def _is_never_made(self) -> None:
         """A creation is refused because of its argument, so its owner never has the RRef.
@@ -1091,8 +1189,7 @@ class Model:
         """
         finding = "rref-sent-after-reinit"
         if self.facts.has_bug(finding):
-            says = re.escape(self.facts.texts.timeout)
-            self.met.add(Met(finding, None, len(self.steps), says, ("UnexpectedError",)))
+            self.spoiled.now.add(Sign(finding, re.escape(self.facts.texts.timeout)))
 
     def _accept(self, parent: Handle, receiver: int) -> None:
         if not self.send(receiver, MessageType.RREF_CHILD_ACCEPT, to=parent.rank):
@@ -1257,7 +1354,7 @@ class Model:
             received = self.call(at, to, message, handle=argument)
         except StepFails:
             handle.rref.forks.clear()
-            if self._fate == "lost":
+            if self._last_fate == "lost":
                 handle.rref.absent = True
             else:
                 self._break(handle, "creation")
@@ -1336,6 +1433,12 @@ class Model:
         if handle.unmarked and any(handle is one for one in self._unsure):
             why = f"{self._step!r} uses an RRef before torch has marked it; put a Settle() before"
             raise refused(self.disturbed.faults[0], why)
+        if handle.unmarked and handle.rref.absent and handle.rank == handle.rref.owner:
+            why = (
+                f"{self._step!r} waits at its owner for a value that was never made, and "
+                f"OwnerRRef::getValue (rref_impl.cpp) has no timeout"
+            )
+            raise refused(self.disturbed.faults[0], why)
         if handle.unmarked and not any(used is handle for used in self._used_now):
             self._used_now.append(handle)
             marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
@@ -1360,6 +1463,15 @@ class Model:
             handle.unmarked = False
             self._break(handle, "creation")
 
+    def has_value(self, handle: Handle) -> None:
+        """A step has got the value of an RRef.
+
+        If the creation timed out because of what the value waits for, torch has marked it by then.
+        Where its answer is lost, the timeout comes later than the value.
+        """
+        if not handle.unanswered:
+            self.mark(handle)
+
     def _break(self, handle: Handle, how: ErrorClass) -> None:
         """Note that the creation of a handle's RRef failed, as far as its rank knows."""
         handle.broken = how
@@ -1383,6 +1495,11 @@ class Model:
         return []
 
     @functools.cached_property
+    def spoiled(self) -> Spoiled:
+        """The handles and futures that a finding has spoiled."""
+        return Spoiled()
+
+    @functools.cached_property
     def exhausted(self) -> Exhausted:
         """The ranks that have run out of threads."""
         return Exhausted()
@@ -1394,6 +1511,11 @@ class Model:
         For each the virtual seconds after which it has surely come, from the start of its step.
         """
         return {}
+
+    @functools.cached_property
+    def served_in_vain(self) -> Counter[int]:
+        """How many fetches each rank serves for ever, of RRefs that it never gets."""
+        return Counter()
 
     @functools.cached_property
     def _abandoned(self) -> set[int]:
@@ -1459,10 +1581,12 @@ class Model:
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
-                if self._fate == "lost":
+                if self._last_fate == "lost":
                     raise StepFails(error="timeout")
                 self.meets("readable-injected-error")
                 raise StepFails(error="injected")
+            if rref.absent:
+                self._fetches_in_vain(at, rref)
             if self._fate == "late" and len(self.sends) == self._before + 1:
                 # It is the step's own fetch. Whether the value is made then, nobody has seen.
                 self.fetched_late(rref, surely=True)
@@ -1475,6 +1599,31 @@ class Model:
         if rref.unclear:
             raise StepFails(error="unknown")
         return list(rref.value)
+
+    def _fetches_in_vain(self, at: int, rref: RRef) -> None:
+        """A fetch of an RRef whose creation was lost comes to its owner.
+
+        ``rref_context.cpp``: ``RRefContext::getOwnerRRef`` takes it for one that is still to be
+        made, and puts a future for it into ``pendingOwners_`` that nothing completes.
+
+        Raises:
+            StepFails: always, with the timeout.
+            UsageError: it has no timeout, or is not predicted.
+        """
+        step, fault = self._step, self.disturbed.faults[0]
+        message = fetch_message(typed=rref.typed)
+        if step is None or step.op != "fetch":
+            why = (
+                f"a function of {step!r} fetches an RRef that was never created; its timeout and "
+                f"that of its caller come at almost the same time"
+            )
+            raise refused(fault, why)
+        if not self.limit(leaf_timeout(step)):
+            why = f"{step!r} waits for ever for an RRef that was never created; give it a timeout"
+            raise refused(fault, why)
+        self.disturbed.check_never_answered(rref.owner, at, message)
+        self.served_in_vain[rref.owner] += 2 if self._fate == "twice" else 1
+        raise StepFails(error="timeout")
 
     def reads(self, rref: RRef, by: RRef | str) -> None:
         """A function reads a value, and its caller goes on; it makes an RRef, or ends a future."""
@@ -1925,9 +2074,11 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         choices = waiting.pop(0)
         model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
         model.disturbed = Disturbances(plan, program)
+        model.ends_hastily = program.ends_hastily
         for step in program.leaves:
             model.add(step)
         model.disturbed.check_branches(program)
+        model.disturbed.check_running_on(program)
         model.disturbed.check_retries(model.sends)
         at_once = program.end.how == "at once"
         found.append(model.prediction(settles=program.settles, at_once=at_once))

@@ -17,8 +17,8 @@ from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Model
-    from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.prediction import ErrorClass, StepPrediction
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -172,21 +172,14 @@ class Context(Step):
         if self.profiled and model.disturbed:
             msg = f"{self!r}: what faults of single messages do to profiled calls is not predicted."
             raise UsageError(msg)
-        way = (self.at, *self.path)
-        for number, rank in enumerate(self.path if model.disturbed else ()):
-            model.disturbed.check_forward(self)
-            ended = model.forward(way[number] if self.nested else self.at, rank)
-            if ended:
-                model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
-                self._lose(model, call, number, ended)
-                raise StepFails(error="injected" if ended == "injected" else "timeout")
+        made = self._walk(model, call) if model.disturbed else []
         self._note_calls(model, call)
-        if self.rrefs:
-            for to in self.path[:1] if self.nested else self.path:
-                # Created and fetched inside the context; only its delete is sent outside.
-                handle = model.created(self.at, to, typed=False)
-                handle.rref.made = True
-                model.drop(handle)
+        for to in self._owners[len(made) :]:
+            # Created and fetched inside the context; only its delete is sent outside.
+            made.append(model.created(self.at, to, typed=False))
+            made[-1].rref.made = True
+        for handle in made:
+            model.drop(handle)
         if self._is_rooted_there:
             self._ask_owner(model, call)
         if self.breaks is not None and self._revisits:
@@ -201,6 +194,81 @@ class Context(Step):
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
+
+    def _walk(self, model: Model, call: str) -> list[Handle]:
+        """Walk the path where faults act on messages; the RRefs that it makes, if all is well.
+
+        Raises:
+            StepFails: a call of the path fails, or is lost, or its answer is.
+        """
+        made: list[Handle] = []
+        way = (self.at, *self.path)
+        for number, rank in enumerate(self.path):
+            model.disturbed.check_forward(self)
+            if self.rrefs and not self.nested:
+                made.append(model.creates_inside(self.at, rank))
+                self._fetch_there(model, call, made)
+                continue
+            ended = model.forward(way[number] if self.nested else self.at, rank)
+            if ended:
+                model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
+                self._lose(model, call, number, ended)
+                if ended == "injected":
+                    # A function whose own call fails raises that (rpc/internal.py: _run_function).
+                    is_inner = self.nested and number
+                    raise StepFails(error="remote" if is_inner else "injected")
+                raise StepFails(error="timeout")
+        return made
+
+    @property
+    def _owners(self) -> tuple[int, ...]:
+        """The ranks of its path that own an RRef."""
+        if not self.rrefs:
+            return ()
+        return self.path[:1] if self.nested else self.path
+
+    def _fetch_there(self, model: Model, call: str, made: Sequence[Handle]) -> None:
+        """Fetch the RRef of a hop, where faults act on messages.
+
+        Args:
+            made: the RRefs of the path so far.
+
+        Raises:
+            StepFails: the fetch fails, and leaves the context.
+        """
+        handle, number = made[-1], len(made) - 1
+        rank, ended = handle.rref.owner, ""
+        try:
+            ended = model.fetches_inside(self.at, handle)
+        except StepFails as failed:
+            error: ErrorClass = failed.error
+            asked = 1
+        else:
+            if not ended:
+                return
+            error = "injected" if ended == "injected" else "timeout"
+            asked = 2
+        # A rank notes its caller when it answers with a gradient (autograd/utils.cpp:
+        # getMessageWithAutograd).
+        known: dict[int, set[int]] = {self.at: {*self.path[: number + 1]}}
+        answered = self.path[: number + (ended == "timeout")]
+        for one in (*answered, rank):
+            known.setdefault(one, set()).update({self.at} if one in answered else ())
+        has_run = not handle.rref.absent and (handle.unanswered or not handle.broken)
+        for one in self.path[: number + has_run]:
+            self._runs(model, one, call)
+        for hop in range(number):
+            self._count_hop(model, hop)
+        model.in_contexts.perhaps_graded([(self.at, rank)])
+        model.in_contexts.call(self.at, rank, asked, graded=0)
+        for rref in made:
+            model.drop(rref)
+        model.release(self.name, self.at, known)
+        if ended == "injected":
+            # That comes at once, and so the cleanup may come before the creation.
+            model.abandoned_calls[rank].add(call)
+            model.keeps("context-after-cleanup", rank, Counters(contexts=1))
+        raise StepFails(error=error)
 
     def _note_calls(self, model: Model, call: str) -> None:
         """The calls of its path run, and their messages are sent."""
@@ -382,10 +450,13 @@ class Context(Step):
             self._runs(model, rank, call)
         known: dict[int, set[int]] = {}
         caller = self.at
-        # Of a call that was not executed only its caller knows the other rank.
+        # Of a call that was not executed only its caller knows the other rank. A function that
+        # raises is answered for without a gradient, which notes nobody (autograd/utils.cpp:
+        # getMessageWithAutograd).
+        raises = self.nested and ended == "injected"
         for rank in executed if is_executed else (*before, *further[:1]):
             known.setdefault(caller, set()).add(rank)
-            if rank in executed:
+            if rank in executed and not raises:
                 known.setdefault(rank, set()).add(caller)
             caller = rank if self.nested else caller
         self._count_until(model, number, ended)
@@ -403,8 +474,13 @@ class Context(Step):
     def _count_until(self, model: Model, number: int, ended: str) -> None:
         """Count the calls where one of them ends with an error: that one is recorded as well."""
         whole = len(self.path) if self.nested and ended == "timeout" else number
+        # A function that raises answers without a gradient.
+        raises = self.nested and ended == "injected"
         for one in range(whole):
-            self._count_hop(model, one)
+            if raises:
+                model.in_contexts.call(*self.requests(one)[0], graded=0)
+            else:
+                self._count_hop(model, one)
         if whole == number:
             pair = self.requests(number)[0]
             # Whether it is answered in the end, and by what, depends on the cleanup.

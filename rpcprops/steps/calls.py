@@ -150,8 +150,7 @@ class Call(Step):
             # The call still waits for the value.
             argument.rref.made = made
         elif argument is not None:
-            # If its creation timed out at all, the value was made after that.
-            model.mark(argument)
+            model.has_value(argument)
         return model.shows(None if late == "timeout" else value, late, slack)
 
     def _raise(self, model: Model, there: Handle | None) -> None:

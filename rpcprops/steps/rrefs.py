@@ -506,8 +506,7 @@ class Fetch(OfHandle):
         try:
             value = model.value(handle, self.at)
             if not late:
-                # If the creation timed out at all, the value is made after that.
-                model.mark(handle)
+                model.has_value(handle)
                 rref.takes = 0.0
                 rref.slow = False
         except StepFails as failed:
@@ -975,30 +974,61 @@ class Nest(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.call(self.at, self.via, MessageType.PYTHON_CALL, call)
+        if model.own_fate == "twice":
+            # Each copy makes an RRef, and one of the two answers is dropped
+            # (tensorpipe_agent.cpp: TensorPipeAgent::markFutureAsComplete).
+            self._answers_in_vain(model, call)
         model.calls[self.via][call] += 1
         typed = self.flavour != "python"
         there, _ = model.remote(self.via, self.to, typed=typed)
+        is_made = not (there.broken or there.rref.absent)
+        if is_made and not typed:
+            model.calls[self.to][f"{call}/nested"] += 1
         late, slack = self._time(model, remote_message(typed=typed))
         if late:
             model.abandoned_calls[self.via].add(call)
-        if there.broken:
+        if self._is_broken(model, there):
             # What the function returns cannot be sent (rref_context.cpp: prepareChildFork).
             model.answers.error(self.at, self.via, MessageType.PYTHON_CALL)
             model.drop(there)
             if late:
                 model.answers_late(there)
             raise StepFails(late or "creation", slack)
-        if not typed:
-            model.calls[self.to][f"{call}/nested"] += 1
         if late:
             model.abandoned_calls[self.to].add(f"{call}/nested")
             self._unread(model, there)
             raise StepFails(late, slack)
         there.rref.value = sum_of(self.left, self.right)
-        # The answer carries a fork, as an argument would (RRefContext::prepareChildFork).
-        model.handles[self.out] = model.give(there, self.via, self.at)
+        if model.own_fate == "unanswered":
+            model.loses_answer(there, self.via)
+        else:
+            # The answer carries a fork, as an argument would (RRefContext::prepareChildFork).
+            model.handles[self.out] = model.give(there, self.via, self.at)
         model.drop(there)
         return model.shows()
+
+    def _is_broken(self, model: Model, there: Handle) -> bool:
+        """Whether the creation has failed by the time when the function returns its RRef."""
+        if there.broken:
+            return True
+        model.creation_unknown(there)
+        try:
+            model.use(there)
+        except StepFails:
+            return True
+        return False
+
+    def _answers_in_vain(self, model: Model, call: str) -> None:
+        """Its function runs, and nobody reads the answer: the fork in that stays."""
+        model.calls[self.via][call] += 1
+        typed = self.flavour != "python"
+        there, _ = model.remote(self.via, self.to, typed=typed)
+        if there.broken or there.rref.absent or there.unmarked:
+            return
+        if not typed:
+            model.calls[self.to][f"{call}/nested"] += 1
+        model.loses_answer(there, self.via)
+        model.drop(there)
 
     def _unread(self, model: Model, there: Handle) -> None:
         """Nobody reads the answer, so nobody uses the RRef any more, and its owner must delete it.

@@ -818,6 +818,27 @@ def test_who_waits_for_an_rref_that_is_refused_may_get_the_timeout() -> None:
         assert (name in apart(Program(2, (*made, last)), late)[0]) is explained
 
 
+def test_a_timeout_elsewhere_is_not_that_of_an_rref_that_was_refused() -> None:
+    """Only steps that use the RRef, or what was made of it, wait for it."""
+    made = (Rejoin(0), Remote(0, 1, "a"), Remote(0, 1, "b", right="a"), Remote(0, 1, "c"))
+    steps = (
+        *made,
+        Remote(0, 1, "d", right="b"),
+        Call(0, 1, right="b", wait="later", out="f"),
+        Fetch(0, "c", timeout=620.0),
+        Fetch(0, "d", timeout=620.0),
+        Wait(0, "f"),
+        Call(0, 1, timeout=620.0),
+    )
+    name = "rref-sent-after-reinit"
+    for step, explained in ((6, False), (7, True), (8, True), (9, False)):
+        for rank in (0, 1):
+            text = "expected no error, got RPC ran for more than 620 s"
+            late = Violation("UnexpectedError", text, rank, step)
+            is_its_own = explained and rank == 0
+            assert (name in apart(Program(2, steps), late)[0]) is is_its_own
+
+
 def test_only_a_user_cannot_send_an_rref_after_a_second_init() -> None:
     """Its owner may, and before the second init anybody may."""
     name = "rref-sent-after-reinit"

@@ -292,11 +292,15 @@ def test_a_call_that_comes_twice_runs_twice() -> None:
 def test_one_of_two_answers_may_be_lost() -> None:
     """A request that comes twice is answered twice, so one lost answer changes nothing more."""
     twice = MessageFault(0, "duplicate", "PYTHON_CALL", to=1)
-    program = Program(2, (Call(0, 1), Call(0, 1)), rpc_timeout=65.0)
-    for n, errors in ((1, ["", ""]), (2, ["", ""]), (3, ["", "timeout"])):
-        said = under(twice, MessageFault(1, "lose", "PYTHON_RET", to=0, n=n), program=program)
-        assert [step.error for step in said.steps] == errors
+    program = Program(2, (Call(0, 1), Settle(), Call(0, 1)), rpc_timeout=65.0)
+    for n, error in ((1, ""), (2, ""), (3, "timeout")):
+        lost = MessageFault(1, "lose", "PYTHON_RET", to=0, n=n)
+        said = under(twice, lost, program=program)
+        assert [step.error for step in said.steps] == ["", "", error]
         assert said.calls[1]["step0"] == 2
+        # The first of two answers ends the step, and the second one may come later.
+        with pytest.raises(UsageError, match="second answer to a copied request may come later"):
+            under(twice, lost, program=replace(program, steps=(Call(0, 1), Call(0, 1))))
     both = MessageFault(1, "lose", "PYTHON_RET", to=0, which="first", n=2)
     with pytest.raises(UsageError, match="both answers to a PYTHON_CALL that came twice"):
         under(twice, both, program=program)
@@ -353,9 +357,138 @@ def test_an_rref_that_was_lost_says_so_after_a_settle() -> None:
         said = under(fault, program=program)
         assert [step.error for step in said.steps] == ["", "", "creation"]
         assert said.steps[1].counters == (Counters(), held)
-        early = replace(program, steps=(steps[0], steps[2]))
-        with pytest.raises(UsageError, match=r"before torch has marked it; put a Settle\(\)"):
-            under(fault, program=early)
+
+
+def test_an_rref_that_was_lost_is_used_before_torch_knows_it() -> None:
+    """Its owner serves the fetch for ever; a lost answer hides nothing until its timeout comes."""
+    steps: tuple[Step, ...] = (
+        Remote(0, 1, "a"),
+        Share(0, "a", 2, "b"),
+        Fetch(2, "b"),
+        Settle(),
+        Fetch(0, "a"),
+    )
+    program = Program(3, steps, rpc_timeout=65.0)
+    said = under(MessageFault(0, "lose", "PYTHON_REMOTE_CALL"), program=program)
+    assert [step.error for step in said.steps] == ["", "", "timeout", "", "creation"]
+    served = Counters(forks=1, server_calls=1, server_async_calls=1)
+    assert said.steps[3].counters == (Counters(), served, Counters())
+    # Where torch has marked it by then, nothing is sent.
+    (marked,) = said.alternatives
+    assert [step.error for step in marked.steps] == ["", "creation", "missing", "", "creation"]
+    assert marked.counters == (Counters(),) * 3
+    silent = under(MessageFault(1, "lose", "REMOTE_RET", to=0), program=program)
+    assert [step.error for step in silent.steps] == ["", "", "", "", "creation"]
+    assert silent.steps[2].value == [3.0]
+
+
+def test_a_fetch_that_is_never_answered_has_no_answer_to_count() -> None:
+    """So a fault that counts it is refused; so is a use that waits where no timeout comes."""
+    program = Program(2, (Remote(0, 1, "a"), Fetch(0, "a")), rpc_timeout=65.0)
+    lost = MessageFault(0, "lose", "PYTHON_REMOTE_CALL")
+    other = MessageFault(1, "lose", "PYTHON_RREF_FETCH_RET")
+    with pytest.raises(UsageError, match="counts the answer to a PYTHON_RREF_FETCH_CALL"):
+        under(lost, other, program=program)
+    for steps, words in (
+        ((Share(0, "a", 1, "b"),), "sends an RRef to its owner"),
+        ((Call(0, 2, right="a"),), "a function of .* fetches an RRef that was never created"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            under(lost, program=Program(3, (Remote(0, 1, "a"), *steps), rpc_timeout=65.0))
+    with pytest.raises(UsageError, match=r"OwnerRRef::getValue .* has no timeout"):
+        under(lost, program=Program(1, (Remote(0, 0, "a"), Fetch(0, "a")), rpc_timeout=65.0))
+
+
+def test_what_is_lost_before_a_shutdown_at_once_is_noticed_in_it() -> None:
+    """One message, if its timeout comes before the 100 s; two of them take too long."""
+    steps: tuple[Step, ...] = (Remote(0, 1, "a"), Share(0, "a", 2, "b"), Drop(0, "a"))
+    program = Program(3, steps, rpc_timeout=65.0, settles=False)
+    accept = MessageFault(2, "lose", "RREF_CHILD_ACCEPT")
+    delete = MessageFault(0, "lose", "RREF_USER_DELETE")
+    assert under(accept, program=program).graceful
+    assert under(delete, program=program).graceful
+    with pytest.raises(UsageError, match=r"noticed 130 s .*waits for 100 s"):
+        under(accept, delete, program=program)
+    with pytest.raises(UsageError, match="60 to 70 s"):
+        under(accept, program=replace(program, rpc_timeout=75.0))
+
+
+def test_answers_that_go_to_several_ranks_at_once_have_no_order() -> None:
+    """Ranks delete at the same time in a shutdown, and a remote returns before its answer."""
+    program = Program(3, (Remote(0, 1, "a"), Remote(2, 1, "b"), Settle()), rpc_timeout=65.0)
+    for kind in ("REMOTE_RET", "RREF_ACK"):
+        fault = MessageFault(1, "lose", kind, n=2)
+        with pytest.raises(UsageError, match=f"in which order a rank sends {kind} to several"):
+            under(fault, program=program)
+        assert under(replace(fault, to=2, n=1), program=program)
+
+
+def test_a_remote_that_goes_on_sends_beside_later_steps() -> None:
+    """What its function sends is counted beside them, unless somebody has waited for its value."""
+    steps: tuple[Step, ...] = (
+        Own(0, "a"),
+        Remote(1, 2, "s", right="b"),
+        Share(0, "a", 2, "c"),
+        Fetch(2, "c"),
+    )
+    program = Program(3, (steps[0], Share(0, "a", 1, "b"), *steps[1:]), rpc_timeout=65.0)
+    calls = MessageFault(0, "lose", "PYTHON_CALL", n=2)
+    assert under(calls, program=program).steps[3].error == "timeout"
+    fetch = MessageFault(2, "fail", "SCRIPT_RREF_FETCH_CALL", n=2)
+    with pytest.raises(UsageError, match=r"Remote\(.* goes on, and later steps send such"):
+        under(fetch, program=program)
+    waited = (*program.steps[:3], Fetch(1, "s"), *program.steps[3:])
+    assert under(fetch, program=replace(program, steps=waited)).steps[5].error == "injected"
+    # Another fault may act on the fetch that would wait.
+    with pytest.raises(UsageError, match="goes on, and later steps send such"):
+        under(fetch, replace(calls, n=9), program=replace(program, steps=waited))
+    slow = Program(2, (Remote(0, 1, "a", seconds=2.0), Call(0, 1)), rpc_timeout=65.0)
+    assert under(MessageFault(0, "lose", "PYTHON_CALL"), program=slow).steps[1].error == "timeout"
+
+
+def test_a_nest_that_is_lost_on_its_way() -> None:
+    """Its call, its answer, and the creation that its function makes."""
+    program = Program(3, (Nest(0, 1, 2, "a"), Fetch(0, "a"), Settle()), rpc_timeout=65.0)
+    call, answer, creation, silent = (
+        under(fault, program=program)
+        for fault in (
+            MessageFault(0, "lose", "PYTHON_CALL"),
+            MessageFault(1, "lose", "PYTHON_RET"),
+            MessageFault(1, "lose", "PYTHON_REMOTE_CALL"),
+            MessageFault(2, "lose", "REMOTE_RET", to=1),
+        )
+    )
+    assert [step.error for step in call.steps] == ["timeout", "missing", ""]
+    assert not sum(sum(ran.values()) for ran in call.calls)
+    # The function has run, and its user waits for the accept of a child that nobody got.
+    assert [step.error for step in answer.steps] == ["timeout", "missing", ""]
+    assert answer.waiting == {1}
+    assert answer.counters[2] == Counters(owners=1, forks=1)
+    assert [step.error for step in creation.steps] == ["", "timeout", ""]
+    assert creation.counters[2] == Counters(forks=1, server_calls=1, server_async_calls=1)
+    assert [step.error for step in silent.steps] == ["", "", ""]
+    twice = under(MessageFault(0, "duplicate", "PYTHON_CALL"), program=program)
+    assert twice.calls[1]["step0"] == 2
+    assert twice.waiting == {1}
+
+
+def test_a_context_that_fetches_what_was_lost() -> None:
+    """A hop by an RRef sends its creation and its fetch; each may fail or be lost."""
+    program = Program(2, (Context(0, "x", (1,), rrefs=True), Settle()), rpc_timeout=65.0)
+    for action, n, error, held in (
+        ("fail", 1, "creation", Counters()),
+        ("fail", 2, "injected", Counters()),
+        ("lose", 1, "timeout", Counters(server_calls=1, server_async_calls=1)),
+        ("lose", 2, "timeout", Counters()),
+    ):
+        fault = MessageFault(0, action, "FORWARD_AUTOGRAD_REQ", n=n)  # type: ignore[arg-type]
+        said = under(fault, program=program)
+        assert (said.steps[0].error, said.counters[1]) == (error, held)
+        # Its function ran where its creation came.
+        assert said.calls[1].get("step0", 0) == (n == 2)
+    nested = Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0)
+    inner = under(MessageFault(1, "fail", "FORWARD_AUTOGRAD_REQ"), program=nested)
+    assert inner.steps[0].error == "remote"
 
 
 def test_a_lost_share_leaves_its_fork() -> None:
@@ -452,7 +585,11 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         MessageFault(0, "lose", "RREF_USER_DELETE"),
         "60 to 70 s, .* before a shutdown gives up after 100 s",
     ),
-    (replace(PROGRAM, settles=False), MessageFault(0, "lose", "PYTHON_CALL"), "before the timeout"),
+    (
+        Program(2, (Context(0, "x", (1,)),), rpc_timeout=65.0, settles=False),
+        MessageFault(0, "lose", "CLEANUP_AUTOGRAD_CONTEXT_REQ"),
+        "before the timeout",
+    ),
     (
         Program(3, (Parallel(((Call(0, 1),), (Chain(2, 0, 1),))),), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
@@ -464,9 +601,9 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "ends the agent",
     ),
     (
-        Program(2, (Context(0, "x", (1, 0), rrefs=True),), rpc_timeout=65.0),
+        Program(2, (Context(0, "x", (1, 0), rrefs=True, nested=True),), rpc_timeout=65.0),
         MessageFault(0, "lose", "FORWARD_AUTOGRAD_REQ"),
-        "creates RRefs",
+        "creates an RRef whose function makes calls",
     ),
     (
         Program(2, (Context(0, "x", (1, 0), nested=True),), rpc_timeout=65.0),
@@ -489,7 +626,7 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "in the opposite order",
     ),
     (
-        Program(2, (Own(0, "a"), Call(1, 0), Remote(0, 1, "b", right="a")), rpc_timeout=65.0),
+        Program(2, (Call(1, 0), Call(0, 1, wait="later", out="f")), rpc_timeout=65.0),
         MessageFault(0, "lose", "PYTHON_CALL"),
         "in which order",
     ),
