@@ -11,13 +11,11 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
-from rpcprops.steps.in_rank.constants import KEYWORDS
+from rpcprops.steps.in_rank.constants import LEARNING_RATE, REFUSED_KEYWORDS, keywords
 from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
+from rpcprops.steps.in_rank.optimizers import Training, train_alone, train_otherwise, uses_of
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_slowly
-
-#: With this rate, a step of the optimizer halves a parameter whose loss is its square.
-LEARNING_RATE = 0.25
 
 
 class PlainSGD(torch.optim.SGD):
@@ -87,52 +85,51 @@ def train(
     rounds: int,
     value: tuple[float, ...],
     seconds: float,
-    option: str,
+    options: tuple[str, ...],
+    left_out: tuple[tuple[int, int], ...],
+    refused: str,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
+    uses = uses_of(rounds, len(owners), left_out)
+    training = Training(optimizer, options, owners, starts, uses)
     try:
-        there = [world[owner] for owner in owners]
         rrefs: list[Any] = [
-            rpc.remote(owner, make_parameter, args=(call, start, seconds))
-            for owner, start in zip(there, starts, strict=True)
+            rpc.remote(world[owner], make_parameter, args=(call, start, seconds))
+            for owner, start in zip(owners, starts, strict=True)
         ]
-        parameters = train_parameters(name, rrefs, optimizer, rounds, option)
+        trainer = remote_optimizer(rrefs, training, refused)
+        if refused:
+            return {"parameters": None}
+        parameters = train_parameters(name, rrefs, trainer, uses)
     finally:
         # The optimizer's RRefs are in cycles, and these RRefs in this frame.
-        rrefs = []
+        rrefs, trainer = [], None
         gc.collect()
-    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts, option)}
+    shown = {"parameters": parameters, "alone": train_alone(training)}
+    otherwise = train_otherwise(training)
+    return shown | ({} if otherwise in (None, shown["alone"]) else {"otherwise": otherwise})
+
+
+def remote_optimizer(rrefs: list[Any], training: Training, refused: str) -> Any:
+    """A DistributedOptimizer of parameters of other ranks."""
+    given = keywords(training.options) | REFUSED_KEYWORDS.get(refused, {})
+    made: Any = DistributedOptimizer(getattr(torch.optim, training.optimizer), rrefs, **given)  # type: ignore[no-untyped-call]
+    return made
 
 
 def train_parameters(
-    name: str, rrefs: list[Any], optimizer: str, rounds: int, option: str
+    name: str, rrefs: list[Any], trainer: Any, uses: tuple[tuple[int, ...], ...]
 ) -> list[list[float]]:
-    """Take steps of a DistributedOptimizer on parameters of other ranks."""
-    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
-    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, **options)  # type: ignore[no-untyped-call]
-    for number in range(rounds):
+    """Take steps of a DistributedOptimizer, each in a context of its own."""
+    for number, used in enumerate(uses):
         with dist_autograd.context() as context_id:
             if not number:
                 contexts[name] = context_id
-            loss = torch.stack([rref.to_here().square().sum() for rref in rrefs]).sum()
-            dist_autograd.backward(context_id, [loss])
+            losses = [rrefs[one].to_here().square().sum() for one in used]
+            dist_autograd.backward(context_id, [torch.stack(losses).sum()])
             trainer.step(context_id)
     return [rref.to_here().detach().tolist() for rref in rrefs]
-
-
-def train_alone(
-    optimizer: str, rounds: int, starts: list[torch.Tensor], option: str
-) -> list[list[float]]:
-    """The parameters after as many steps of the optimizer in one process."""
-    parameters = [start.clone().requires_grad_() for start in starts]
-    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
-    trainer = getattr(torch.optim, optimizer)(parameters, **options)
-    for _ in range(rounds):
-        trainer.zero_grad()
-        torch.autograd.backward(torch.stack([one.square().sum() for one in parameters]).sum())
-        trainer.step()
-    return [one.tolist() for one in parameters]
 
 
 class Layer(torch.nn.Linear):
