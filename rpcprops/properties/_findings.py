@@ -24,6 +24,7 @@ from rpcprops.programs import (
     FailTwice,
     Fetch,
     Graph,
+    Linear,
     Member,
     Nest,
     Onward,
@@ -245,6 +246,16 @@ def _unchecked(_: int) -> Case:
     return _case(2, Train(0, "x", (1,), "SGD", 1, refused="lr"))
 
 
+def _skipped_hooks(number: int) -> Case:
+    """One hook doubles the input, the other one adds to the outputs."""
+    return _case(2, Linear(0, "x", 1, _value(number), layer="hooked"))
+
+
+def _taken_name(number: int) -> Case:
+    """The module at the owner accepts the keyword."""
+    return _case(2, Linear(0, "x", 1, _value(number), layer="device"))
+
+
 def _retried(number: int) -> Case:
     """The second try comes after about a second; without the finding, the value comes with it."""
     return _case(2, Retry(0, 1, 0, _value(number), timeout=8.0))
@@ -431,6 +442,14 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "unchecked-optimizer-options": (
         "DistributedOptimizer refuses what the optimizer that it is given refuses.",
         _unchecked,
+    ),
+    "remote-module-skips-hooks": (
+        "A RemoteModule gives what its module gives when it is called.",
+        _skipped_hooks,
+    ),
+    "remote-module-takes-names": (
+        "A RemoteModule takes the arguments that the forward of its module takes.",
+        _taken_name,
     ),
     "retried-without-payload": (
         "A message that torch tries again does what its first try could not.",

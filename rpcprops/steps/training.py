@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -87,10 +87,12 @@ class _Optimizing(Step):
                     model.drop(model.give(optimizer, self.at, optimizer.rref.owner))
                 known: dict[int, set[int]] = {self.at: set(self.owners)}
                 for owner in dict.fromkeys(self.owners):
-                    known.setdefault(owner, set()).add(self.at)
                     # The parameters are fetched, unless they are here, and their gradients go back.
                     # Then optimizer.py: DistributedOptimizer.step calls each owner, this rank too.
                     far = sum(self.owners[one] == owner != self.at for one in used)
+                    # An owner whose answers need no gradient does not get to know this rank
+                    # (autograd/utils.cpp: getMessageWithAutograd, addKnownWorkerId).
+                    known.setdefault(owner, set()).update([self.at] * (far > 0))
                     model.in_contexts.call(self.at, owner, 1 + far, graded=far)
                     model.in_contexts.gradient(self.at, owner, far)
                 model.release(f"{self.name} {number}" if number else self.name, self.at, known)
@@ -127,12 +129,6 @@ class _Optimizing(Step):
             made.append(handle)
             if not handle.broken:
                 model.calls[owner][call] += 1
-        if len(set(self.owners)) < len(made) and any(handle.broken for handle in made):
-            msg = (
-                f"{self!r}: a parameter of a rank that owns several is lost. What torch then keeps "
-                f"of the others, which were pickled before, is not predicted."
-            )
-            raise UsageError(msg)
         return tuple(made)
 
     def _optimizers(
@@ -150,11 +146,17 @@ class _Optimizing(Step):
         found: list[Handle] = []
         failure: StepFails | None = None
         for owner in dict.fromkeys(self.owners):
-            first, *more = (one for one in parameters if one.rref.owner == owner)
+            first, *more = self._of(owner, parameters)
             if first.broken:
                 if first.second:
                     self._meet_calls(model, parameters)
                 raise StepFails(first.broken)
+            if any(one.broken for one in more):
+                msg = (
+                    f"{self!r}: only some of the parameters of a rank are lost. What torch then "
+                    f"keeps of the others, which are pickled before, is not predicted."
+                )
+                raise UsageError(msg)
             try:
                 model.ask(self.at, owner, MessageType.PYTHON_CALL, first, *more)
             except StepFails as failed:
@@ -180,18 +182,27 @@ class _Optimizing(Step):
         """
         bug = "second-failed-remote"
         lost = MessageType.PYTHON_CALL in model.plan.table(self.at).failing
-        for owner in (parameter.rref.owner for parameter in parameters if parameter.broken):
+        for owner in dict.fromkeys(self.owners):
+            number = sum(bool(one.broken) for one in self._of(owner, parameters))
+            if not number:
+                continue
             model.sends_otherwise(bug, self.at, owner, MessageType.PYTHON_CALL)
             match lost, owner == self.at:
                 case True, True:
-                    model.keeps_perhaps(bug, owner, Counters(owners=1, forks=1))
+                    model.keeps_perhaps(bug, owner, Counters(owners=number, forks=number))
                 case True, False:
-                    model.keeps_user(bug, self.at, owner)
+                    for _ in range(number):
+                        model.keeps_user(bug, self.at, owner)
                 case False, True:
                     model.keeps_perhaps(bug, owner, Counters(server_calls=1, client_calls=1))
                 case _:
                     model.keeps_perhaps(bug, self.at, Counters(client_calls=1))
-                    model.keeps_perhaps(bug, owner, Counters(owners=1, server_calls=1))
+                    model.keeps_perhaps(bug, owner, Counters(owners=number, server_calls=1))
+
+    @staticmethod
+    def _of(owner: int, parameters: Sequence[Handle]) -> list[Handle]:
+        """The parameters of one owner, which its optimizer gets together."""
+        return [one for one in parameters if one.rref.owner == owner]
 
 
 def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool) -> tuple[int, ...]:
@@ -564,6 +575,12 @@ def _is_table(value: object, rows: int, columns: int) -> bool:
     )
 
 
+def _agree(seen: Any, wanted: Any, keys: Iterable[str]) -> bool:
+    """Whether two layers have shown the same of each part."""
+    both = isinstance(seen, dict) and isinstance(wanted, dict)
+    return both and all(is_close(seen.get(key), wanted.get(key)) for key in keys)
+
+
 #: The modes into which a RemoteModule is put before it is called, one after the other.
 Mode: TypeAlias = Literal["", "eval", "train"]
 
@@ -625,24 +642,44 @@ class Module(Step):
         return cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
 
 
-#: How the input gets into the module: by its forward, or its forward_async, or a proxy of its RRef.
-By: TypeAlias = Literal["forward", "async", "proxy"]
+#: How the input gets into the module: by its forward or forward_async, by a call of the module, or
+#: by a proxy of its RRef.
+By: TypeAlias = Literal["forward", "async", "proxy", "call"]
 _BYS: tuple[By, ...] = get_args(By)
+#: The layers that a remote module may be; see :class:`Linear`.
+LayerKind: TypeAlias = Literal[
+    "linear", "dropout", "norm", "embedding", "sparse", "keywords", "device", "hooked"
+]
+LAYERS: tuple[LayerKind, ...] = get_args(LayerKind)
 _OUTPUTS = 2
+_TABLES = ("embedding", "sparse")
+_TWO_INPUTS = ("keywords", "device")
+_SKIPS_HOOKS = "remote-module-skips-hooks"
+_TAKES_NAMES = "remote-module-takes-names"
+_WITHOUT_HOOKS = "as without hooks"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Linear(Step):
-    """A ``RemoteModule`` at `to` that is a linear layer, and backward through it in a context.
+    """A ``RemoteModule`` at `to` that is a layer, and backward through it in a context.
 
-    Output i of two is the sum over j of ``(i + j + 1) * value[j]``, plus i. The loss is the sum of
-    the outputs' squares. The step's value has the outputs, and the gradients of the input, the
-    weights (row by row) and the bias, and those that the same layer gives in one process.
+    Output i of two of a linear layer is the sum over j of ``(i + j + 1) * value[j]``, plus i. The
+    loss is the sum of the outputs' squares. The step's value has the outputs, the gradients of the
+    inputs and of the parameters, and the buffers; and those that the same layer gives in one
+    process. torch says that a RemoteModule "behaves like a regular nn.Module except that the
+    forward method is executed on the remote node" (``remote_module.py``), and promises no digits.
+    Both compute the same formulas in float64, so they must agree to 1e-12.
 
     Args:
         name: names the context for :class:`Refused`.
-        by: ``forward``, ``forward_async``, or ``forward`` through ``get_module_rref()``.
+        by: ``forward``, ``forward_async``, a call of the module, or ``forward`` through
+            ``get_module_rref()``.
         seconds: virtual seconds for which the layer's forward sleeps.
+        layer: "linear"; "dropout", a linear layer and a dropout in evaluation mode; "norm", a batch
+            norm in training mode, whose buffers change; "embedding", and "sparse" with sparse
+            gradients, where `value` gives numbers of rows; "keywords", a linear layer of two inputs
+            with keywords, and "device" with one more that has the name of a parameter of torch's;
+            "hooked", a linear layer with a hook before and one after its forward.
     """
 
     op: ClassVar[str] = "linear"
@@ -656,6 +693,7 @@ class Linear(Step):
     value: Value = (1.0, 2.0)
     by: By = "forward"
     seconds: float = 0.0
+    layer: LayerKind = "linear"
 
     def enter(self, scope: Scope) -> None:
         check_seconds(self.seconds)
@@ -665,6 +703,10 @@ class Linear(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    @property
+    def _parameters(self) -> int:
+        return 1 if self.layer in _TABLES else 2
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
@@ -677,27 +719,47 @@ class Linear(Step):
             model.ask(self.at, self.to, MessageType.PYTHON_CALL, module)
             model.missing_contexts.discard(self.name)
             module.rref.made = True
-            for _ in ("weight", "bias"):
+            for _ in range(self._parameters):
                 local = model.owned(self.to, typed=False)
                 made.append(model.give(local, self.to, self.at))
             # In the context: a forward, which sends the module's RRef (_remote_forward), a proxy
-            # that first asks for its type (rref_proxy.py: _invoke_rpc), and each parameter's RRef.
+            # that first asks for its type (rref_proxy.py: _invoke_rpc), each parameter's RRef, and
+            # the module's RRef again to ask for its buffers.
             times = 2 if self.by == "proxy" and self.at != self.to else 1
-            for handle in (*[module] * times, *made[1:]):
+            for handle in (*[module] * times, *made[1:], module):
                 model.drop(model.give(handle, self.at, self.to))
-            # The gradient of the outputs goes there, and that of the input comes back.
-            model.in_contexts.call(self.at, self.to, times + len(made[1:]), graded=1)
+            # The gradient of the outputs goes there, and that of the inputs comes back, if they are
+            # no numbers of rows.
+            model.in_contexts.call(self.at, self.to, times + len(made), graded=1)
             model.in_contexts.gradient(self.at, self.to)
-            model.in_contexts.gradient(self.to, self.at)
+            model.in_contexts.gradient(self.to, self.at, int(self.layer not in _TABLES))
             known: dict[int, set[int]] = {self.at: {self.to}}
             known.setdefault(self.to, set()).add(self.at)
             model.release(self.name, self.at, known)
+            if self.has_hooks:
+                model.meets_here(_SKIPS_HOOKS, self.at, f"{_WITHOUT_HOOKS}$")
+            if self.takes_name:
+                says = f"got TypeError: .*{re.escape(model.facts.texts.remote)}"
+                model.meets_here(_TAKES_NAMES, self.at, says)
             return model.shows(self._computed())
         finally:
             for handle in made:
                 model.drop(handle)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether hooks must run: a proxy is asked for the forward itself."""
+        return self.layer == "hooked" and self.by != "proxy"
+
+    @property
+    def takes_name(self) -> bool:
+        """Whether torch passes the keyword on beside a parameter of that name."""
+        return self.layer == "device" and self.by != "proxy"
+
     def _computed(self) -> dict[str, Any]:
+        """What it must show; nothing is computed here for most layers."""
+        if self.layer not in ("linear", "dropout"):
+            return {"alone": None}
         weights = [
             [float(row + column + 1) for column in range(len(self.value))]
             for row in range(_OUTPUTS)
@@ -715,18 +777,39 @@ class Linear(Step):
             [s * x for s in slopes for x in self.value],
             slopes,
         ]
-        return {"outputs": outputs, "gradients": gradients, "alone": gradients}
+        found = {"outputs": outputs, "gradients": gradients, "state": []}
+        return {**found, "alone": found}
 
     def context_ids(self, value: Any) -> Mapping[str, int]:
         return {self.name: value["id"]} if isinstance(value, dict) else {}
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
-        promises = {"outputs": "WrongValue", "gradients": "WrongGradient", "alone": "WrongValue"}
-        return [
-            Violation(promise, f"{key}: expected {expected[key]!r}, got {seen.get(key)!r}")
+        alone, wanted = seen.get("alone"), expected["alone"]
+        if wanted is None and self._is_whole(alone):
+            wanted = alone
+        if wanted is None:
+            return [Violation("WrongValue", f"alone: expected outputs, got {alone!r}")]
+        promises = {"outputs": "WrongValue", "gradients": "WrongGradient", "state": "WrongValue"}
+        says = ""
+        if self.has_hooks and _agree(seen, seen.get("otherwise"), promises):
+            says = f", {_WITHOUT_HOOKS}"
+        found = [
+            Violation(promise, f"{key}: expected {wanted[key]!r}, got {seen.get(key)!r}{says}")
             for key, promise in promises.items()
-            if not is_close(seen.get(key), expected[key])
+            if not is_close(seen.get(key), wanted[key])
         ]
+        if not _agree(alone, wanted, promises):
+            found.append(Violation("WrongValue", f"alone: expected {wanted!r}, got {alone!r}"))
+        return found
+
+    def _is_whole(self, alone: Any) -> bool:
+        """Whether the layer of one process has shown something of each part."""
+        if not isinstance(alone, dict) or set(alone) != {"outputs", "gradients", "state"}:
+            return False
+        inputs = 0 if self.layer in _TABLES else 2 if self.layer in _TWO_INPUTS else 1
+        parts = [len(alone["gradients"]), len(alone["state"])]
+        rows = [alone["outputs"], *alone["gradients"], *alone["state"]]
+        return parts == [inputs + self._parameters, 3 * (self.layer == "norm")] and all(rows)
 
     @classmethod
     def draw(
@@ -735,7 +818,11 @@ class Linear(Step):
         at = drawer.rank() if at is None else at
         to = drawer.pick(first or drawer.peers[at])
         value, seconds = drawer.with_sleep(TENSORS, 1)
-        return cls(at, drawer.name("context"), to, value, drawer.pick(_BYS), seconds)
+        found = cls(at, drawer.name("context"), to, value, drawer.pick(_BYS), seconds)
+        found = replace(found, layer=drawer.pick(LAYERS))
+        skips = found.has_hooks and drawer.facts.has_bug(_SKIPS_HOOKS)
+        takes = found.takes_name and drawer.facts.has_bug(_TAKES_NAMES)
+        return replace(found, by="proxy") if skips or takes else found
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

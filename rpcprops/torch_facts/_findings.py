@@ -499,6 +499,35 @@ _ALL = (
         shows_as=frozenset({"MissingError"}),
     ),
     Finding(
+        name="remote-module-skips-hooks",
+        promise="WrongValue",
+        why=(
+            "A RemoteModule calls the forward of the module at the owner, and not the module, so "
+            "none of the hooks of that module run: those of a user, nor those by which torch "
+            "computes a normed or pruned weight."
+        ),
+        source=(
+            "torch/distributed/nn/jit/templates/remote_module_template.py: _remote_forward returns "
+            "module.forward(...)"
+        ),
+        shows_as=frozenset({"WrongValue", "WrongGradient"}),
+    ),
+    Finding(
+        name="remote-module-takes-names",
+        promise="UnexpectedError",
+        why=(
+            "A RemoteModule passes its own RRef, device and device map to a function in front of "
+            "the arguments of forward. So a keyword of forward that is named device, module_rref "
+            "or is_device_map_set is refused as given twice."
+        ),
+        source=(
+            "torch/distributed/nn/jit/templates/remote_module_template.py: the parameters of "
+            "_remote_forward"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+        says="remote",
+    ),
+    Finding(
         name="retried-without-payload",
         promise="UnexpectedError",
         why=(

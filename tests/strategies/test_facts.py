@@ -93,6 +93,8 @@ FORMS: list[tuple[str, list[str], int]] = [
     ("adagrad-wrong-parameter", ["train"], 400),
     ("stale-gradients", ["train"], 400),
     ("unchecked-optimizer-options", ["train"], 100),
+    ("remote-module-skips-hooks", ["linear"], 100),
+    ("remote-module-takes-names", ["linear"], 100),
     ("profiling-key-kept", ["profile"], 40),
     ("context-after-cleanup", ["outlast"], 40),
     ("async-proxy-leaves-context", ["graph"], 40),

@@ -25,6 +25,7 @@ from rpcprops.programs import (
     End,
     Fetch,
     Graph,
+    Linear,
     Local,
     Member,
     Method,
@@ -510,6 +511,24 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "remote-module-skips-hooks": (
+        Program(2, (Count(0, 1), Linear(0, "x", 1, by="call", layer="hooked"))),
+        Violation(
+            "WrongGradient",
+            "gradients: expected [[4.0]], got [[2.0]], as without hooks",
+            0,
+            1,
+        ),
+    ),
+    "remote-module-takes-names": (
+        Program(2, (Count(0, 1), Linear(0, "x", 1, by="async", layer="device"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got TypeError: TypeError: On WorkerInfo(id=1, name=worker1):",
+            0,
+            1,
+        ),
+    ),
     "retried-without-payload": (
         Program(2, (Count(0, 1), Settle(), Retry(0, 1, 0))),
         Violation(
@@ -672,6 +691,8 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "stale-gradients",
             "expected the parameters [[1.0]], got [[0.9]], as with gradients of other parameters",
         ),
+        ("remote-module-skips-hooks", "gradients: expected [[4.0]], got [[2.0]]"),
+        ("remote-module-takes-names", "expected no error, got ValueError: On WorkerInfo(id=1"),
         ("unchecked-optimizer-options", "expected what the function raised, got the value 3.0"),
         ("timeout-needs-thread", "expected [[3.0]], got ['timeout']"),
         ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
@@ -764,6 +785,10 @@ def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
         # It has had no gradient before, or nothing keeps it.
         Train(0, "x", (1, 1), "NAdam", left_out=((0, 0),)),
         Train(0, "x", (1, 1), "Adam", left_out=((1, 0),)),
+        # A proxy asks for the forward itself, and passes on what it is given.
+        Linear(0, "x", 1, by="proxy", layer="hooked"),
+        Linear(0, "x", 1, by="proxy", layer="device"),
+        Linear(0, "x", 1, layer="keywords"),
         # Its functional version checks the values; every one refuses a keyword that it lacks.
         Train(0, "x", (1,), "Adam", refused="lr"),
         Train(0, "x", (1,), "SGD", refused="unknown"),

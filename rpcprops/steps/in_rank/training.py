@@ -12,7 +12,13 @@ from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
 from rpcprops.steps.in_rank.constants import LEARNING_RATE, REFUSED_KEYWORDS, keywords
-from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
+from rpcprops.steps.in_rank.layers import (
+    LAYERS,
+    compute_alone,
+    inputs_of,
+    numbers_of,
+    state_of,
+)
 from rpcprops.steps.in_rank.optimizers import Training, train_alone, train_otherwise, uses_of
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_slowly
@@ -132,24 +138,6 @@ def train_parameters(
     return [rref.to_here().detach().tolist() for rref in rrefs]
 
 
-class Layer(torch.nn.Linear):
-    """A linear layer with two outputs, whose weights count up from 1 and whose bias from 0."""
-
-    def __init__(self, size: int, seconds: float = 0.0) -> None:
-        """A layer for so many inputs, which sleeps so long (virtual) in each call."""
-        super().__init__(size, 2, dtype=torch.float64)
-        self.seconds = seconds
-        with torch.no_grad():
-            rows = torch.arange(2.0).reshape(2, 1)
-            self.weight.copy_(rows + torch.arange(float(size)) + 1.0)
-            self.bias.copy_(rows.flatten())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One call."""
-        sleep(self.seconds)
-        return super().forward(x)
-
-
 def linear(
     call: str,
     world: tuple[str, ...],
@@ -159,38 +147,64 @@ def linear(
     value: tuple[float, ...],
     by: str,
     seconds: float,
+    layer: str,
 ) -> dict[str, Any]:
     """Run backward through a layer at another rank, and through one here."""
     try:
-        result = remote_layer(world[to], name, tensor(value).requires_grad_(), by, seconds)
+        result = remote_layer(world[to], name, layer, value, by, seconds)
     finally:
         # As in module(), where a RemoteModule refers to itself.
         gc.collect()
-    leaf = tensor(value).requires_grad_()
-    layer = Layer(len(value))
-    torch.autograd.backward(layer(leaf).square().sum())
-    alone = [leaf.grad, layer.weight.grad, layer.bias.grad]
-    return result | {"alone": [one.flatten().tolist() for one in alone if one is not None]}
+    # A proxy is asked for `forward` itself.
+    alone = compute_alone(layer, value, 0.0, hooks=by != "proxy")
+    otherwise = compute_alone(layer, value, 0.0, hooks=False) if layer == "hooked" else alone
+    return {**result, "alone": alone} | ({} if otherwise == alone else {"otherwise": otherwise})
 
 
-def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str, seconds: float) -> dict[str, Any]:
-    """The id of a context, what a layer at another rank gives in it, and the gradients."""
-    layer: Any = RemoteModule(f"{to}/cpu", Layer, args=(len(leaf), seconds))
+def remote_layer(
+    to: str, name: str, kind: str, value: tuple[float, ...], by: str, seconds: float
+) -> dict[str, Any]:
+    """The id of a context, and what a layer at another rank gives in it."""
+    layer: Any = RemoteModule(f"{to}/cpu", LAYERS[kind], args=(len(value), seconds))
     parameters = layer.remote_parameters()
+    args, named, leaves = inputs_of(kind, value)
     with dist_autograd.context() as context_id:
         contexts[name] = context_id
         if by == "forward":
-            y = layer.forward(leaf)
+            y = layer.forward(*args, **named)
+        elif by == "call":
+            y = layer(*args, **named)
         elif by == "async":
-            y = layer.forward_async(leaf).wait()
+            y = layer.forward_async(*args, **named).wait()
         else:
-            y = layer.get_module_rref().rpc_sync().forward(leaf)
+            y = layer.get_module_rref().rpc_sync().forward(*args, **named)
         dist_autograd.backward(context_id, [y.square().sum()])
         gradients = [
-            gradient_of(context_id, leaf),
-            *(rpc.rpc_sync(to, gradient_there, args=(context_id, one)) for one in parameters),
+            *(gradient_here(context_id, leaf) for leaf in leaves),
+            *(rpc.rpc_sync(to, dense_gradient_there, args=(context_id, one)) for one in parameters),
         ]
-        return {"id": context_id, "outputs": y.tolist(), "gradients": gradients}
+        state = rpc.rpc_sync(to, state_there, args=(layer.get_module_rref(),))
+        return {
+            "id": context_id,
+            "outputs": numbers_of(y),
+            "gradients": gradients,
+            "state": state,
+        }
+
+
+def dense_gradient_there(context_id: int, rref: Any) -> list[float] | None:
+    """The gradient of a parameter that this rank owns, in a context; None if there is none."""
+    return gradient_here(context_id, rref.local_value())
+
+
+def gradient_here(context_id: int, leaf: torch.Tensor) -> list[float] | None:
+    """The gradient of a leaf of this rank, dense or sparse."""
+    return numbers_of(dist_autograd.get_gradients(context_id).get(leaf))
+
+
+def state_there(rref: Any) -> list[list[float] | None]:
+    """The buffers of a layer of this rank."""
+    return state_of(rref.local_value())
 
 
 def module(
