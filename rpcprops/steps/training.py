@@ -15,7 +15,7 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
-from rpcprops.steps.in_rank.constants import keywords
+from rpcprops.steps.in_rank.constants import REFUSED_METHODS, keywords
 from rpcprops.steps.optimizers import (
     CHECKED,
     OPTIMIZERS,
@@ -581,6 +581,8 @@ def _agree(seen: Any, wanted: Any, keys: Iterable[str]) -> bool:
     return both and all(is_close(seen.get(key), wanted.get(key)) for key in keys)
 
 
+#: The methods that are drawn, with none in every second case.
+_METHODS = ("",) * len(REFUSED_METHODS) + (*REFUSED_METHODS,)
 #: The modes into which a RemoteModule is put before it is called, one after the other.
 Mode: TypeAlias = Literal["", "eval", "train"]
 
@@ -592,7 +594,9 @@ class Module(Step):
     Its forward sleeps for `seconds` (virtual).
     In evaluation mode it maps x to ``2 * x - 1``. With `mode` "eval" it is put into that by its
     ``eval()`` first, and with "train" also back into the other one by ``train()``. With `again` it
-    is the module that ``init_from_module_rref`` makes of its RRef that is called.
+    is the module that ``init_from_module_rref`` makes of its RRef that is called. Before that, it
+    must refuse the method `refused` of a module, unless that is "" (``remote_module.py``:
+    _raise_not_supported).
 
     torch's documentation promises ``forward`` and ``forward_async`` only. Of the other methods of a
     module a RemoteModule refuses most, and passes these two on to the module at the owner
@@ -608,8 +612,15 @@ class Module(Step):
     seconds: float = 0.0
     mode: Mode = ""
     again: bool = False
+    refused: str = ""
 
     def enter(self, scope: Scope) -> None:
+        if self.refused not in ("", *REFUSED_METHODS):
+            msg = (
+                f"refused={shown(self.refused)} is no method that a RemoteModule refuses; use one "
+                f"of {', '.join(REFUSED_METHODS)}, or leave it out."
+            )
+            raise UsageError(msg)
         check_seconds(self.seconds)
 
     @property
@@ -639,7 +650,8 @@ class Module(Step):
         at = drawer.rank()
         to = drawer.peer(at)
         mode, again = drawer.pick([*itertools.product(get_args(Mode), (False, True))])
-        return cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
+        found = cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
+        return replace(found, refused=drawer.pick(_METHODS))
 
 
 #: How the input gets into the module: by its forward or forward_async, by a call of the module, or

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import judge, predict_for, set_apart
-from rpcprops.programs import Linear, Program
+from rpcprops.programs import Linear, Module, Program
 from rpcprops.runner import run
+from rpcprops.steps.in_rank.constants import REFUSED_METHODS
 from rpcprops.steps.training import LAYERS, LayerKind
 from rpcprops.strategies import programs
 from tests._draws import draws
@@ -52,6 +54,19 @@ def test_a_keyword_of_torchs_own_is_refused(by: str) -> None:
     met = predict_for(program, FaultPlan(), outcome).met
     known, left = set_apart(program, met, outcome, judge(program, FaultPlan(), outcome))
     assert (known, left) == ((TAKES,), ())
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_every_method_that_a_remote_module_refuses() -> None:
+    """Whether it has made its module itself or got it by an RRef."""
+    steps = [
+        Module(0, 1, refused=name, again=bool(number % 2))
+        for number, name in enumerate(REFUSED_METHODS)
+    ]
+    program = Program(2, tuple(steps))
+    assert judge(program, FaultPlan(), run(program)) == ()
+    with pytest.raises(UsageError, match="refused='train' is no method that a RemoteModule"):
+        Program(2, (Module(0, 1, refused="train"),))
 
 
 def test_layers_are_drawn() -> None:

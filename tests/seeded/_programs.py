@@ -117,7 +117,7 @@ TRAINING = Program(
     (
         Module(0, 1, (1.0, 2.0, 3.0)),
         Optimize(0, "x", (1, 2), (2.0, 4.0)),
-        Module(2, 2),
+        Module(2, 2, refused="to"),
         Module(0, 2, mode="eval"),
         Module(1, 0, mode="train", again=True),
         Optimize(1, "y", (1,)),

@@ -63,6 +63,33 @@ def keywords(options: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+#: Methods of a module that a RemoteModule refuses, each with arguments that a module takes.
+REFUSED_METHODS: dict[str, tuple[Any, ...]] = {
+    "to": ("cpu",),
+    "cpu": (),
+    "float": (),
+    "double": (),
+    "apply": (print,),
+    "state_dict": (),
+    "load_state_dict": ({},),
+    "parameters": (),
+    "named_parameters": (),
+    "buffers": (),
+    "named_buffers": (),
+    "children": (),
+    "modules": (),
+    "named_modules": (),
+    "add_module": ("layer", None),
+    "register_buffer": ("numbers", None),
+    "register_parameter": ("weight", None),
+    "register_forward_hook": (print,),
+    "register_forward_pre_hook": (print,),
+    "register_backward_hook": (print,),
+    "requires_grad_": (),
+    "zero_grad": (),
+    "share_memory": (),
+}
+
 #: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.
 SHUTDOWN_TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
 

@@ -11,7 +11,12 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
-from rpcprops.steps.in_rank.constants import LEARNING_RATE, REFUSED_KEYWORDS, keywords
+from rpcprops.steps.in_rank.constants import (
+    LEARNING_RATE,
+    REFUSED_KEYWORDS,
+    REFUSED_METHODS,
+    keywords,
+)
 from rpcprops.steps.in_rank.layers import (
     LAYERS,
     compute_alone,
@@ -216,6 +221,7 @@ def module(
     seconds: float,
     mode: str,
     again: bool,
+    refused: str,
 ) -> list[float]:
     """Make a RemoteModule at another rank, perhaps change its mode, and call it once."""
     there = f"{world[to]}/cpu"
@@ -229,11 +235,28 @@ def module(
             remote_affine = RemoteModule.init_from_module_rref(
                 there, remote_affine.get_module_rref()
             )
+        if refused:
+            must_refuse(remote_affine, refused)
         numbers: list[float] = remote_affine.forward(tensor(value)).tolist()
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
         gc.collect()
+
+
+def must_refuse(remote_module: Any, name: str) -> None:
+    """Call a method that a RemoteModule refuses by a ValueError which names the method.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    try:
+        said = repr(getattr(remote_module, name)(*REFUSED_METHODS[name]))
+    except ValueError as error:
+        said = str(error)
+    if f"Method ``{name}`` not supported" not in said:
+        msg = f"{name} had to be refused, and gave {said}"
+        raise RuntimeError(msg)
 
 
 def _warm_up() -> None:
