@@ -2215,7 +2215,9 @@ def _grades_otherwise(old: str, new: str) -> Defect:
         seen = set[Any]()
         for number, (sent, answer) in enumerate(pairs):
             place = (sent.sender, sent.receiver)
-            is_open = place in seen or place in world.prediction.more_graded
+            # Where ranks leave at once, a call may lack, and with it its answer.
+            may_lack = old == _GRADED and (*place, forward) in world.prediction.may_lack
+            is_open = place in seen or may_lack or place in world.prediction.more_graded
             if sent.type != forward or answer.type != old or is_open:
                 continue
             seen.add(place)
