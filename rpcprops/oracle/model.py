@@ -1090,15 +1090,22 @@ class Model:
             return "lost" if fate == "lost" else "late"
         return "timeout" if fate == "unanswered" else ""
 
-    def ask(self, at: int, to: int, message: MessageType, handle: Handle) -> None:
-        """A call with a handle among its arguments, of a function that drops the handle.
+    def ask(self, at: int, to: int, message: MessageType, handle: Handle, *more: Handle) -> None:
+        """A call with handles among its arguments, of a function that drops them.
 
         Raises:
             StepFails: the call fails for its caller.
         """
-        there = self.call(at, to, message, handle=handle)
-        if there:
-            self.drop(there)
+        try:
+            there = self.call(at, to, message, handle=handle)
+        except StepFails:
+            for one in more:
+                self._prepare(one, at)
+                self._lose(one, at)
+            raise
+        assert there is not None
+        for received in (there, *(self.give(one, at, to) for one in more)):
+            self.drop(received)
 
     def give(self, handle: Handle, sender: int, receiver: int) -> Handle:
         """Put a handle into a message that is not counted here; the handle that `receiver` gets."""

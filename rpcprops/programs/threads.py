@@ -123,8 +123,8 @@ def _profile(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 
 
 def _owners(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
-    """The optimizer of each owner asks for its parameter."""
-    return tuple(step.owners)
+    """The optimizer of each owner asks for its parameters, one after the other."""
+    return tuple(dict.fromkeys(step.owners))
 
 
 def _onward(step: Any, owner_of: _OwnerOf) -> Iterable[int]:

@@ -24,6 +24,7 @@ from rpcprops.programs import (
     FailTwice,
     Fetch,
     Graph,
+    Linear,
     Member,
     Nest,
     Onward,
@@ -225,6 +226,36 @@ def _rounded(number: int) -> Case:
     return _case(2, Train(0, "x", (1,), "Rprop", value=_value(number + 1)))
 
 
+def _default_rate(number: int) -> Case:
+    """With the loss x ** 2, a step of SGD takes away twice the rate times x."""
+    return _case(2, Train(0, "x", (1,), "SGD", 1, _value(number + 1), options=("default_lr",)))
+
+
+def _wrong_parameter(number: int) -> Case:
+    """The second of two parameters of one rank is in the loss."""
+    return _case(2, Train(0, "x", (1, 1), "Adagrad", 1, _value(number), left_out=((0, 0),)))
+
+
+def _stale(number: int) -> Case:
+    """The second parameter is in the loss of the first step alone."""
+    return _case(2, Train(0, "x", (1, 1), "NAdam", 2, _value(number + 1), left_out=((1, 1),)))
+
+
+def _unchecked(_: int) -> Case:
+    """A negative rate."""
+    return _case(2, Train(0, "x", (1,), "SGD", 1, refused="lr"))
+
+
+def _skipped_hooks(number: int) -> Case:
+    """One hook doubles the input, the other one adds to the outputs."""
+    return _case(2, Linear(0, "x", 1, _value(number), layer="hooked"))
+
+
+def _taken_name(number: int) -> Case:
+    """The module at the owner accepts the keyword."""
+    return _case(2, Linear(0, "x", 1, _value(number), layer="device"))
+
+
 def _retried(number: int) -> Case:
     """The second try comes after about a second; without the finding, the value comes with it."""
     return _case(2, Retry(0, 1, 0, _value(number), timeout=8.0))
@@ -395,6 +426,30 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rounded-rprop-factor": (
         "DistributedOptimizer computes in float64 what the optimizer computes in one process.",
         _rounded,
+    ),
+    "functional-default-rate": (
+        "DistributedOptimizer has the default rate of the optimizer that it is given.",
+        _default_rate,
+    ),
+    "adagrad-wrong-parameter": (
+        "DistributedOptimizer steps each parameter with its own gradient.",
+        _wrong_parameter,
+    ),
+    "stale-gradients": (
+        "DistributedOptimizer steps with the gradients of the context that it is given.",
+        _stale,
+    ),
+    "unchecked-optimizer-options": (
+        "DistributedOptimizer refuses what the optimizer that it is given refuses.",
+        _unchecked,
+    ),
+    "remote-module-skips-hooks": (
+        "A RemoteModule gives what its module gives when it is called.",
+        _skipped_hooks,
+    ),
+    "remote-module-takes-names": (
+        "A RemoteModule takes the arguments that the forward of its module takes.",
+        _taken_name,
     ),
     "retried-without-payload": (
         "A message that torch tries again does what its first try could not.",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 import re
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from rpcprops._given import shown
@@ -16,7 +15,20 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
-from rpcprops.steps.in_rank.constants import KEYWORDS
+from rpcprops.steps.in_rank.constants import REFUSED_METHODS, keywords
+from rpcprops.steps.optimizers import (
+    CHECKED,
+    OPTIMIZERS,
+    OPTIONS,
+    ORDINARY,
+    REFUSALS,
+    Optimizer,
+    are_options,
+    combinations,
+    computed,
+    has_other_rate,
+    rprop,
+)
 from rpcprops.steps.rrefs import ask_type
 
 if TYPE_CHECKING:
@@ -44,8 +56,8 @@ class _Optimizing(Step):
         check_seconds(self.lasts)
         for rank in self.owners:
             scope.check_rank("owners", rank)
-        if not self.owners or len(set(self.owners)) != len(self.owners):
-            msg = f"owners={shown(self.owners)} must be ranks, at least one, each once."
+        if not self.owners:
+            msg = f"owners={shown(self.owners)} must be ranks, at least one."
             raise UsageError(msg)
         scope.new_context(self.name)
 
@@ -54,32 +66,35 @@ class _Optimizing(Step):
         return self.seconds * len(self.owners)
 
     def _optimized(
-        self, model: Model, call: str, ends: Sequence[Sequence[float]], rounds: int
+        self,
+        model: Model,
+        call: str,
+        ends: Sequence[Sequence[float]],
+        uses: Sequence[Sequence[int]],
     ) -> list[list[float]]:
-        """The messages of a whole step; the parameters that `at` reads at the end, as in `ends`."""
+        """The messages of a whole step; the parameters that `at` reads at the end, as in `ends`.
+
+        Args:
+            uses: for each step of the optimizer, the numbers of the parameters in its loss.
+        """
         made: list[Handle] = []
         try:
-            for owner in self.owners:
-                handle, _ = model.remote(self.at, owner, typed=False)
-                handle.rref.takes = self.seconds
-                handle.rref.slow |= self.seconds > 0
-                made.append(handle)
-                if not handle.broken:
-                    model.calls[owner][call] += 1
-            parameters = tuple(made)
+            parameters = self._parameters(model, call, made)
             optimizers = self._optimizers(model, parameters, made)
-            for number in range(rounds):
+            for number, used in enumerate(uses):
                 for optimizer in optimizers:
                     # It steps in a context, so only the messages of its handle are counted.
                     model.drop(model.give(optimizer, self.at, optimizer.rref.owner))
                 known: dict[int, set[int]] = {self.at: set(self.owners)}
-                for owner in self.owners:
-                    known.setdefault(owner, set()).add(self.at)
-                    # The parameter is fetched, unless it is here, and its gradient goes back. Then
-                    # optimizer.py: DistributedOptimizer.step calls each owner, this rank too.
-                    is_far = owner != self.at
-                    model.in_contexts.call(self.at, owner, 1 + is_far, graded=int(is_far))
-                    model.in_contexts.gradient(self.at, owner, int(is_far))
+                for owner in dict.fromkeys(self.owners):
+                    # The parameters are fetched, unless they are here, and their gradients go back.
+                    # Then optimizer.py: DistributedOptimizer.step calls each owner, this rank too.
+                    far = sum(self.owners[one] == owner != self.at for one in used)
+                    # An owner whose answers need no gradient does not get to know this rank
+                    # (autograd/utils.cpp: getMessageWithAutograd, addKnownWorkerId).
+                    known.setdefault(owner, set()).update([self.at] * (far > 0))
+                    model.in_contexts.call(self.at, owner, 1 + far, graded=far)
+                    model.in_contexts.gradient(self.at, owner, far)
                 model.release(f"{self.name} {number}" if number else self.name, self.at, known)
             for parameter, end in zip(parameters, ends, strict=True):
                 parameter.rref.value = list(end)
@@ -88,8 +103,41 @@ class _Optimizing(Step):
             for handle in made:
                 model.drop(handle)
 
+    def _constructed(self, model: Model, call: str, *, is_made: bool) -> None:
+        """The messages of a step that makes an optimizer and nothing else.
+
+        Args:
+            is_made: whether the owners answer with it; else the constructor raises there.
+        """
+        made: list[Handle] = []
+        try:
+            parameters = self._parameters(model, call, made)
+            self._optimizers(model, parameters, made, are_made=is_made)
+            for parameter in parameters:
+                # The constructor asks for the values (optimizer.py: _ScriptLocalOptimizer).
+                parameter.rref.is_made()
+        finally:
+            for handle in made:
+                model.drop(handle)
+
+    def _parameters(self, model: Model, call: str, made: list[Handle]) -> tuple[Handle, ...]:
+        """The parameters that each owner is asked to make; they are added to `made`, too."""
+        for owner in self.owners:
+            handle, _ = model.remote(self.at, owner, typed=False)
+            handle.rref.takes = self.seconds
+            handle.rref.slow |= self.seconds > 0
+            made.append(handle)
+            if not handle.broken:
+                model.calls[owner][call] += 1
+        return tuple(made)
+
     def _optimizers(
-        self, model: Model, parameters: Sequence[Handle], made: list[Handle]
+        self,
+        model: Model,
+        parameters: Sequence[Handle],
+        made: list[Handle],
+        *,
+        are_made: bool = True,
     ) -> list[Handle]:
         """The constructor asks all owners, and raises afterwards if one of them has failed.
 
@@ -97,16 +145,24 @@ class _Optimizing(Step):
         """
         found: list[Handle] = []
         failure: StepFails | None = None
-        for parameter in parameters:
-            owner = parameter.rref.owner
-            if parameter.broken:
-                if parameter.second:
+        for owner in dict.fromkeys(self.owners):
+            first, *more = self._of(owner, parameters)
+            if first.broken:
+                if first.second:
                     self._meet_calls(model, parameters)
-                raise StepFails(parameter.broken)
+                raise StepFails(first.broken)
+            if any(one.broken for one in more):
+                msg = (
+                    f"{self!r}: only some of the parameters of a rank are lost. What torch then "
+                    f"keeps of the others, which are pickled before, is not predicted."
+                )
+                raise UsageError(msg)
             try:
-                model.ask(self.at, owner, MessageType.PYTHON_CALL, parameter)
+                model.ask(self.at, owner, MessageType.PYTHON_CALL, first, *more)
             except StepFails as failed:
                 failure = failed
+                continue
+            if not are_made:
                 continue
             local = model.owned(owner, typed=False)
             optimizer = model.give(local, owner, self.at)
@@ -126,18 +182,27 @@ class _Optimizing(Step):
         """
         bug = "second-failed-remote"
         lost = MessageType.PYTHON_CALL in model.plan.table(self.at).failing
-        for owner in (parameter.rref.owner for parameter in parameters if parameter.broken):
+        for owner in dict.fromkeys(self.owners):
+            number = sum(bool(one.broken) for one in self._of(owner, parameters))
+            if not number:
+                continue
             model.sends_otherwise(bug, self.at, owner, MessageType.PYTHON_CALL)
             match lost, owner == self.at:
                 case True, True:
-                    model.keeps_perhaps(bug, owner, Counters(owners=1, forks=1))
+                    model.keeps_perhaps(bug, owner, Counters(owners=number, forks=number))
                 case True, False:
-                    model.keeps_user(bug, self.at, owner)
+                    for _ in range(number):
+                        model.keeps_user(bug, self.at, owner)
                 case False, True:
                     model.keeps_perhaps(bug, owner, Counters(server_calls=1, client_calls=1))
                 case _:
                     model.keeps_perhaps(bug, self.at, Counters(client_calls=1))
-                    model.keeps_perhaps(bug, owner, Counters(owners=1, server_calls=1))
+                    model.keeps_perhaps(bug, owner, Counters(owners=number, server_calls=1))
+
+    @staticmethod
+    def _of(owner: int, parameters: Sequence[Handle]) -> list[Handle]:
+        """The parameters of one owner, which its optimizer gets together."""
+        return [one for one in parameters if one.rref.owner == owner]
 
 
 def _owners(drawer: StepDrawer, at: int, first: Sequence[int], *, several: bool) -> tuple[int, ...]:
@@ -199,9 +264,15 @@ class Optimize(_Optimizing):
     value: Value = (1.0, 2.0)
     seconds: float = 0.0
 
+    def enter(self, scope: Scope) -> None:
+        if len(set(self.owners)) != len(self.owners):
+            msg = f"owners={shown(self.owners)} must be ranks, each once."
+            raise UsageError(msg)
+        _Optimizing.enter(self, scope)
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         halved = [[0.5 * x for x in self.value]] * len(self.owners)
-        return model.shows(self._optimized(model, call, halved, 1))
+        return model.shows(self._optimized(model, call, halved, [range(len(self.owners))]))
 
     @classmethod
     def draw(
@@ -222,71 +293,21 @@ class Optimize(_Optimizing):
         return _ways_to_optimize(cls, drawer, rank, message)
 
 
-#: Optimizers of ``torch.optim``. For all but NAdam torch has a version in TorchScript, which
-#: DistributedOptimizer uses instead (torch/distributed/optim/utils.py: functional_optim_map).
-Optimizer: TypeAlias = Literal[
-    "SGD", "Adagrad", "Adam", "AdamW", "Adadelta", "RMSprop", "Adamax", "NAdam", "Rprop"
-]
-_OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 _ROUNDS = (2, 1, 3)
-_RATE = 0.25
-#: The factors of Rprop's step sizes, and the limits of these (torch/optim/rprop.py).
-_SHRINKS, _GROWS = 0.5, 1.2
-_STEP_SIZES = (1e-6, 50.0)
-
-#: The options that an optimizer may be given besides its rate, one at a time. Both that of
-#: ``torch.optim`` and its version in TorchScript take them (distributed/optim/functional_*.py).
-OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
-    "SGD": ("momentum", "nesterov", "dampening", "weight_decay", "maximize"),
-    "Adagrad": ("lr_decay", "initial_accumulator_value", "weight_decay", "maximize"),
-    "Adam": ("betas", "amsgrad", "weight_decay", "maximize"),
-    "AdamW": ("betas", "amsgrad", "weight_decay", "maximize"),
-    "Adadelta": ("rho", "weight_decay", "maximize"),
-    "RMSprop": ("momentum", "alpha", "centered", "weight_decay", "maximize"),
-    "Adamax": ("betas", "weight_decay", "maximize"),
-    "NAdam": ("betas", "momentum_decay", "weight_decay"),
-    "Rprop": ("etas", "maximize"),
+#: What a value says that is as a finding makes it, by the finding.
+_FLAWS = {
+    "functional-default-rate": "as with the default rate of the functional optimizer",
+    "adagrad-wrong-parameter": "as with gradients of other parameters",
+    "stale-gradients": "as with gradients of earlier contexts",
 }
-
-
-def _sgd(value: float, rounds: int, options: Mapping[str, Any]) -> float:
-    """A parameter after some steps of SGD, where the loss is its square (torch/optim/sgd.py)."""
-    momentum, kept = options.get("momentum", 0.0), 0.0
-    for number in range(rounds):
-        slope = -2.0 * value if options.get("maximize") else 2.0 * value
-        slope += options.get("weight_decay", 0.0) * value
-        if momentum:
-            damped = (1.0 - options.get("dampening", 0.0)) * slope
-            kept = momentum * kept + damped if number else slope
-            slope = slope + momentum * kept if options.get("nesterov") else kept
-        value -= _RATE * slope
-    return value
-
-
-def _rprop(value: float, rounds: int, *, grows: float, upwards: bool = False) -> float:
-    """A parameter after some steps of Rprop, where the loss is its square; or what maximizes it."""
-    previous, size = 0.0, _RATE
-    for _ in range(rounds):
-        slope = -2.0 * value if upwards else 2.0 * value
-        turn = slope * previous
-        size *= grows if turn > 0 else _SHRINKS if turn < 0 else 1.0
-        size = min(max(size, _STEP_SIZES[0]), _STEP_SIZES[1])
-        if turn < 0:
-            slope = 0.0
-        if slope:
-            value -= math.copysign(size, slope)
-        previous = slope
-    return value
-
-
-def _as_float32(number: float) -> float:
-    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
-    return rounded
+_UNCHECKED = "unchecked-optimizer-options"
+#: What a step shows whose refused value was accepted.
+_MADE = {"parameters": None}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Train(_Optimizing):
-    """`rounds` steps of a ``DistributedOptimizer`` (rate 0.25) with one parameter at each owner.
+    """`rounds` steps of a ``DistributedOptimizer`` with one parameter at each owner.
 
     Each step has a context of its own. Parameter number n starts as `value` plus n, and the loss
     is the sum of all squares. The step's value has the parameters after that, and those after as
@@ -294,11 +315,19 @@ class Train(_Optimizing):
     the given optimizer locally for each parameter", and promises no digits. Both compute the same
     formulas in float64, perhaps in another order, so they must agree to 1e-12 of a parameter.
 
+    Where torch is known to compute something else, the rank computes that as well, and the value
+    says so. It explains a finding, and is no prediction.
+
     Args:
         name: names the first context.
+        owners: the owner of each parameter; a rank may own several.
         optimizer: a class of ``torch.optim``.
-        option: what it is given besides its rate, a name in :data:`OPTIONS`; "" for nothing.
         seconds: virtual seconds for which each function sleeps that makes a parameter.
+        options: what it is given besides the rate 0.25, names in :data:`OPTIONS` in that order.
+        left_out: which parameter is not in the loss of which step, as pairs of the number of the
+            step and that of the parameter.
+        refused: a value that the local optimizer refuses, a name in :data:`REFUSALS`. Then nothing
+            is trained.
     """
 
     op: ClassVar[str] = "train"
@@ -313,54 +342,132 @@ class Train(_Optimizing):
     rounds: int = 2
     value: Value = (1.0, 2.0)
     seconds: float = 0.0
-    option: str = ""
+    options: tuple[str, ...] = ()
+    left_out: tuple[tuple[int, int], ...] = ()
+    refused: str = ""
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= self.rounds <= _MOST_ROUNDS:
             msg = f"rounds={shown(self.rounds)} must lie in 1 to {_MOST_ROUNDS}."
             raise UsageError(msg)
-        known = OPTIONS[self.optimizer]
-        if self.option not in ("", *known):
+        if not are_options(self.optimizer, self.options):
             msg = (
-                f"option={shown(self.option)} is none of {self.optimizer}; use one of "
-                f"{', '.join(known)}, or leave it out."
+                f"options={shown(self.options)} are none of {self.optimizer}; use some of "
+                f"{', '.join(OPTIONS[self.optimizer])}, in that order, and not both dampening and "
+                f"nesterov, or leave them out."
+            )
+            raise UsageError(msg)
+        self._check_left_out()
+        known = REFUSALS[self.optimizer]
+        if self.refused not in ("", *known) or (self.refused and (self.options or self.left_out)):
+            msg = (
+                f"refused={shown(self.refused)} must be one of {', '.join(known)} for "
+                f"{self.optimizer}, with no options and nothing left out; or leave it out."
             )
             raise UsageError(msg)
         _Optimizing.enter(self, scope)
 
+    def _check_left_out(self) -> None:
+        every = [*itertools.product(range(self.rounds), range(len(self.owners)))]
+        if [one for one in every if one in self.left_out] != [*self.left_out]:
+            msg = (
+                f"left_out={shown(self.left_out)} must be pairs of the number of a step and that "
+                f"of a parameter, in order, each once."
+            )
+            raise UsageError(msg)
+        if not all(self._uses):
+            msg = f"left_out={shown(self.left_out)} must leave a parameter in each loss."
+            raise UsageError(msg)
+
+    @property
+    def _uses(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(one for one in range(len(self.owners)) if (step, one) not in self.left_out)
+            for step in range(self.rounds)
+        )
+
+    @property
+    def raises_there(self) -> bool:
+        return bool(self.refused)
+
     def predict(self, model: Model, call: str) -> StepPrediction:
+        if self.refused:
+            return self._refuse(model, call)
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
-        self._optimized(model, call, starts, self.rounds)
-        if self.optimizer == "Rprop":
-            ends = self._rprop(starts, self._grows)
-            self._meet_rounding(model, starts, ends)
-            return model.shows({"parameters": ends, "alone": ends})
-        if self.optimizer != "SGD":
+        ends = self._computed(starts)
+        self._optimized(model, call, ends or starts, self._uses)
+        for name in self.flaws():
+            raised = _raised(model) if name == "adagrad-wrong-parameter" else ""
+            model.meets_here(name, self.at, f"{re.escape(_FLAWS[name])}${raised}")
+        if ends is None:
             return model.shows({"parameters": None})
-        ends = [[_sgd(x, self.rounds, self._options) for x in start] for start in starts]
+        self._meet_rounding(model, starts, ends)
         return model.shows({"parameters": ends, "alone": ends})
 
-    @property
-    def _options(self) -> Mapping[str, Any]:
-        return KEYWORDS.get(self.option, {})
+    def _refuse(self, model: Model, call: str) -> StepPrediction:
+        """The constructor of each owner's optimizer raises (torch/optim/sgd.py and so on).
 
-    @property
-    def _grows(self) -> float:
-        grows: float = self._options.get("etas", (_SHRINKS, _GROWS))[1]
-        return grows
+        An optimizer that checks nothing is made all the same, and dropped.
+        """
+        checks = self.optimizer in CHECKED or self.refused == "unknown"
+        is_made = not checks and model.facts.has_bug(_UNCHECKED)
+        self._constructed(model, call, is_made=is_made)
+        if not checks:
+            says = re.escape(f"got the value {_MADE!r}")
+            model.meets_here(_UNCHECKED, self.at, f"{says}$")
+        raise StepFails(error="remote")
 
-    def _rprop(self, starts: Sequence[Sequence[float]], grows: float) -> list[list[float]]:
-        upwards = "maximize" in self._options
-        return [
-            [_rprop(x, self.rounds, grows=grows, upwards=upwards) for x in start]
-            for start in starts
+    def _computed(self, starts: Sequence[Sequence[float]]) -> list[list[float]] | None:
+        """The parameters at the end, if there is a formula."""
+        given = keywords(self.options)
+        found = [
+            [computed(self.optimizer, x, self._uses_of(number), given) for x in start]
+            for number, start in enumerate(starts)
         ]
+        ends = [[x for x in row if x is not None] for row in found]
+        return ends if ends == found else None
+
+    def _uses_of(self, number: int) -> tuple[bool, ...]:
+        """For each step, whether a parameter is in its loss."""
+        return tuple(number in used for used in self._uses)
+
+    def flaws(self) -> list[str]:
+        """The findings that change the parameters."""
+        found: list[str] = []
+        if has_other_rate(self.optimizer, self.options):
+            found.append("functional-default-rate")
+        if self.optimizer == "Adagrad" and self._shifts:
+            found.append("adagrad-wrong-parameter")
+        if self.optimizer in ORDINARY and self._goes_stale:
+            found.append("stale-gradients")
+        return found
+
+    @property
+    def _goes_stale(self) -> bool:
+        """Whether a parameter is left out after a step that used it."""
+        return any(one in used for step, one in self.left_out for used in self._uses[:step])
+
+    @property
+    def _shifts(self) -> bool:
+        """Whether a parameter is left out before one of its owner's that is not."""
+        return any(
+            self.owners[one] == self.owners[other]
+            for step, one in self.left_out
+            for other in self._uses[step]
+            if other > one
+        )
 
     def _meet_rounding(
         self, model: Model, starts: Sequence[Sequence[float]], ends: Sequence[Sequence[float]]
     ) -> None:
         """Note the finding if a rounded factor changes a parameter."""
-        rounded = self._rprop(starts, _as_float32(self._grows))
+        if self.optimizer != "Rprop":
+            return
+        given = keywords(self.options)
+        rounded = [
+            [rprop(x, self._uses_of(number), given, rounded=True) for x in start]
+            for number, start in enumerate(starts)
+        ]
         if not is_close(rounded, ends):
             says = re.escape(f"got {rounded!r}, and {ends!r} alone")
             model.meets_here("rounded-rprop-factor", self.at, f"{says}$")
@@ -373,6 +480,9 @@ class Train(_Optimizing):
         if is_close(parameters, wanted) and is_close(alone, wanted):
             return []
         message = f"expected the parameters {wanted!r}, got {parameters!r}, and {alone!r} alone"
+        otherwise = seen.get("otherwise")
+        if otherwise is not None and is_close(parameters, otherwise) and is_close(alone, wanted):
+            message += "".join(f", {_FLAWS[name]}" for name in self.flaws())
         return [Violation("WrongValue", message)]
 
     @classmethod
@@ -386,22 +496,73 @@ class Train(_Optimizing):
     ) -> Train:
         at = drawer.rank() if at is None else at
         owners = _owners(drawer, at, first, several=several)
+        if drawer.pick((False, True)) and not drawer.may_fail(at, (remote_message(typed=False),)):
+            owners = (*owners, drawer.pick(owners))
         rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
         # What torch once got wrong comes more often where it has been mended.
         often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
-        optimizer: Optimizer = drawer.pick([*_OPTIMIZERS, *often])
+        optimizer: Optimizer = drawer.pick([*OPTIMIZERS, *often])
         rounds = drawer.pick(_ROUNDS)
         value, seconds = drawer.with_sleep(TENSORS, _slow_makers(drawer, at, owners))
-        options = ("", *OPTIONS[optimizer])
-        if optimizer == "Rprop" and rounds_factor:
-            options = ("etas",)
-        option = drawer.pick(options)
-        name = drawer.name("context")
-        return cls(at, name, owners, optimizer, rounds, value, seconds, option)
+        found = cls(at, drawer.name("context"), owners, optimizer, rounds, value, seconds)
+        refused = drawer.pick(_refusals(optimizer, unchecked=drawer.facts.has_bug(_UNCHECKED)))
+        if refused:
+            return replace(found, refused=refused)
+        options = drawer.pick(_combinations(optimizer, rounded=rounds_factor))
+        found = replace(found, options=options)
+        if any(drawer.facts.has_bug(name) for name in found.flaws()):
+            found = replace(found, options=())
+        left_out = drawer.pick(_left_out(rounds, len(owners)))
+        other = replace(found, left_out=left_out)
+        return found if any(drawer.facts.has_bug(name) for name in other.flaws()) else other
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _ways_to_optimize(cls, drawer, rank, message)
+
+
+@functools.cache
+def _combinations(optimizer: Optimizer, *, rounded: bool) -> tuple[tuple[str, ...], ...]:
+    """The options that are drawn.
+
+    Args:
+        rounded: whether Rprop rounds its factor, if it is given none.
+    """
+    found = (*combinations(optimizer),)
+    if optimizer == "Rprop" and rounded:
+        return tuple(options for options in found if "etas" in options)
+    return found
+
+
+@functools.cache
+def _refusals(optimizer: Optimizer, *, unchecked: bool) -> tuple[str, ...]:
+    """The refused values that are drawn, one step in some; "" for none.
+
+    Args:
+        unchecked: whether torch lets some of them pass.
+    """
+    known = REFUSALS[optimizer] if optimizer in CHECKED or not unchecked else ("unknown",)
+    return (*[""] * 5 * len(known), *known)
+
+
+@functools.cache
+def _left_out(rounds: int, number: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """What is left out where there are so many parameters: nothing in every second case."""
+    single = [((step, one),) for step in range(rounds) for one in range(number)]
+    always = [tuple((step, one) for step in range(rounds)) for one in range(number)]
+    found = [*single, *always] if number > 1 else []
+    return (*[()] * max(1, len(found)), *found)
+
+
+def _raised(model: Model) -> str:
+    """What else a shifted Adagrad shows: Python's ``zip(..., strict=True)`` raises a ValueError.
+
+    TorchScript knows no ``strict`` (torch/optim/adagrad.py: _single_tensor_adagrad). A torch that
+    rounds no factor of Rprop any more does without TorchScript.
+    """
+    if model.facts.has_bug("rounded-rprop-factor"):
+        return ""
+    return f"|got ValueError: .*{re.escape(model.facts.texts.remote)}"
 
 
 def _is_table(value: object, rows: int, columns: int) -> bool:
@@ -414,6 +575,14 @@ def _is_table(value: object, rows: int, columns: int) -> bool:
     )
 
 
+def _agree(seen: Any, wanted: Any, keys: Iterable[str]) -> bool:
+    """Whether two layers have shown the same of each part."""
+    both = isinstance(seen, dict) and isinstance(wanted, dict)
+    return both and all(is_close(seen.get(key), wanted.get(key)) for key in keys)
+
+
+#: The methods that are drawn, with none in every second case.
+_METHODS = ("",) * len(REFUSED_METHODS) + (*REFUSED_METHODS,)
 #: The modes into which a RemoteModule is put before it is called, one after the other.
 Mode: TypeAlias = Literal["", "eval", "train"]
 
@@ -425,7 +594,9 @@ class Module(Step):
     Its forward sleeps for `seconds` (virtual).
     In evaluation mode it maps x to ``2 * x - 1``. With `mode` "eval" it is put into that by its
     ``eval()`` first, and with "train" also back into the other one by ``train()``. With `again` it
-    is the module that ``init_from_module_rref`` makes of its RRef that is called.
+    is the module that ``init_from_module_rref`` makes of its RRef that is called. Before that, it
+    must refuse the method `refused` of a module, unless that is "" (``remote_module.py``:
+    _raise_not_supported).
 
     torch's documentation promises ``forward`` and ``forward_async`` only. Of the other methods of a
     module a RemoteModule refuses most, and passes these two on to the module at the owner
@@ -441,8 +612,15 @@ class Module(Step):
     seconds: float = 0.0
     mode: Mode = ""
     again: bool = False
+    refused: str = ""
 
     def enter(self, scope: Scope) -> None:
+        if self.refused not in ("", *REFUSED_METHODS):
+            msg = (
+                f"refused={shown(self.refused)} is no method that a RemoteModule refuses; use one "
+                f"of {', '.join(REFUSED_METHODS)}, or leave it out."
+            )
+            raise UsageError(msg)
         check_seconds(self.seconds)
 
     @property
@@ -472,27 +650,48 @@ class Module(Step):
         at = drawer.rank()
         to = drawer.peer(at)
         mode, again = drawer.pick([*itertools.product(get_args(Mode), (False, True))])
-        return cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
+        found = cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
+        return replace(found, refused=drawer.pick(_METHODS))
 
 
-#: How the input gets into the module: by its forward, or its forward_async, or a proxy of its RRef.
-By: TypeAlias = Literal["forward", "async", "proxy"]
+#: How the input gets into the module: by its forward or forward_async, by a call of the module, or
+#: by a proxy of its RRef.
+By: TypeAlias = Literal["forward", "async", "proxy", "call"]
 _BYS: tuple[By, ...] = get_args(By)
+#: The layers that a remote module may be; see :class:`Linear`.
+LayerKind: TypeAlias = Literal[
+    "linear", "dropout", "norm", "embedding", "sparse", "keywords", "device", "hooked"
+]
+LAYERS: tuple[LayerKind, ...] = get_args(LayerKind)
 _OUTPUTS = 2
+_TABLES = ("embedding", "sparse")
+_TWO_INPUTS = ("keywords", "device")
+_SKIPS_HOOKS = "remote-module-skips-hooks"
+_TAKES_NAMES = "remote-module-takes-names"
+_WITHOUT_HOOKS = "as without hooks"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Linear(Step):
-    """A ``RemoteModule`` at `to` that is a linear layer, and backward through it in a context.
+    """A ``RemoteModule`` at `to` that is a layer, and backward through it in a context.
 
-    Output i of two is the sum over j of ``(i + j + 1) * value[j]``, plus i. The loss is the sum of
-    the outputs' squares. The step's value has the outputs, and the gradients of the input, the
-    weights (row by row) and the bias, and those that the same layer gives in one process.
+    Output i of two of a linear layer is the sum over j of ``(i + j + 1) * value[j]``, plus i. The
+    loss is the sum of the outputs' squares. The step's value has the outputs, the gradients of the
+    inputs and of the parameters, and the buffers; and those that the same layer gives in one
+    process. torch says that a RemoteModule "behaves like a regular nn.Module except that the
+    forward method is executed on the remote node" (``remote_module.py``), and promises no digits.
+    Both compute the same formulas in float64, so they must agree to 1e-12.
 
     Args:
         name: names the context for :class:`Refused`.
-        by: ``forward``, ``forward_async``, or ``forward`` through ``get_module_rref()``.
+        by: ``forward``, ``forward_async``, a call of the module, or ``forward`` through
+            ``get_module_rref()``.
         seconds: virtual seconds for which the layer's forward sleeps.
+        layer: "linear"; "dropout", a linear layer and a dropout in evaluation mode; "norm", a batch
+            norm in training mode, whose buffers change; "embedding", and "sparse" with sparse
+            gradients, where `value` gives numbers of rows; "keywords", a linear layer of two inputs
+            with keywords, and "device" with one more that has the name of a parameter of torch's;
+            "hooked", a linear layer with a hook before and one after its forward.
     """
 
     op: ClassVar[str] = "linear"
@@ -506,6 +705,7 @@ class Linear(Step):
     value: Value = (1.0, 2.0)
     by: By = "forward"
     seconds: float = 0.0
+    layer: LayerKind = "linear"
 
     def enter(self, scope: Scope) -> None:
         check_seconds(self.seconds)
@@ -515,6 +715,10 @@ class Linear(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    @property
+    def _parameters(self) -> int:
+        return 1 if self.layer in _TABLES else 2
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
@@ -527,27 +731,47 @@ class Linear(Step):
             model.ask(self.at, self.to, MessageType.PYTHON_CALL, module)
             model.missing_contexts.discard(self.name)
             module.rref.made = True
-            for _ in ("weight", "bias"):
+            for _ in range(self._parameters):
                 local = model.owned(self.to, typed=False)
                 made.append(model.give(local, self.to, self.at))
             # In the context: a forward, which sends the module's RRef (_remote_forward), a proxy
-            # that first asks for its type (rref_proxy.py: _invoke_rpc), and each parameter's RRef.
+            # that first asks for its type (rref_proxy.py: _invoke_rpc), each parameter's RRef, and
+            # the module's RRef again to ask for its buffers.
             times = 2 if self.by == "proxy" and self.at != self.to else 1
-            for handle in (*[module] * times, *made[1:]):
+            for handle in (*[module] * times, *made[1:], module):
                 model.drop(model.give(handle, self.at, self.to))
-            # The gradient of the outputs goes there, and that of the input comes back.
-            model.in_contexts.call(self.at, self.to, times + len(made[1:]), graded=1)
+            # The gradient of the outputs goes there, and that of the inputs comes back, if they are
+            # no numbers of rows.
+            model.in_contexts.call(self.at, self.to, times + len(made), graded=1)
             model.in_contexts.gradient(self.at, self.to)
-            model.in_contexts.gradient(self.to, self.at)
+            model.in_contexts.gradient(self.to, self.at, int(self.layer not in _TABLES))
             known: dict[int, set[int]] = {self.at: {self.to}}
             known.setdefault(self.to, set()).add(self.at)
             model.release(self.name, self.at, known)
+            if self.has_hooks:
+                model.meets_here(_SKIPS_HOOKS, self.at, f"{_WITHOUT_HOOKS}$")
+            if self.takes_name:
+                says = f"got TypeError: .*{re.escape(model.facts.texts.remote)}"
+                model.meets_here(_TAKES_NAMES, self.at, says)
             return model.shows(self._computed())
         finally:
             for handle in made:
                 model.drop(handle)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether hooks must run: a proxy is asked for the forward itself."""
+        return self.layer == "hooked" and self.by != "proxy"
+
+    @property
+    def takes_name(self) -> bool:
+        """Whether torch passes the keyword on beside a parameter of that name."""
+        return self.layer == "device" and self.by != "proxy"
+
     def _computed(self) -> dict[str, Any]:
+        """What it must show; nothing is computed here for most layers."""
+        if self.layer not in ("linear", "dropout"):
+            return {"alone": None}
         weights = [
             [float(row + column + 1) for column in range(len(self.value))]
             for row in range(_OUTPUTS)
@@ -565,18 +789,39 @@ class Linear(Step):
             [s * x for s in slopes for x in self.value],
             slopes,
         ]
-        return {"outputs": outputs, "gradients": gradients, "alone": gradients}
+        found = {"outputs": outputs, "gradients": gradients, "state": []}
+        return {**found, "alone": found}
 
     def context_ids(self, value: Any) -> Mapping[str, int]:
         return {self.name: value["id"]} if isinstance(value, dict) else {}
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
-        promises = {"outputs": "WrongValue", "gradients": "WrongGradient", "alone": "WrongValue"}
-        return [
-            Violation(promise, f"{key}: expected {expected[key]!r}, got {seen.get(key)!r}")
+        alone, wanted = seen.get("alone"), expected["alone"]
+        if wanted is None and self._is_whole(alone):
+            wanted = alone
+        if wanted is None:
+            return [Violation("WrongValue", f"alone: expected outputs, got {alone!r}")]
+        promises = {"outputs": "WrongValue", "gradients": "WrongGradient", "state": "WrongValue"}
+        says = ""
+        if self.has_hooks and _agree(seen, seen.get("otherwise"), promises):
+            says = f", {_WITHOUT_HOOKS}"
+        found = [
+            Violation(promise, f"{key}: expected {wanted[key]!r}, got {seen.get(key)!r}{says}")
             for key, promise in promises.items()
-            if not is_close(seen.get(key), expected[key])
+            if not is_close(seen.get(key), wanted[key])
         ]
+        if not _agree(alone, wanted, promises):
+            found.append(Violation("WrongValue", f"alone: expected {wanted!r}, got {alone!r}"))
+        return found
+
+    def _is_whole(self, alone: Any) -> bool:
+        """Whether the layer of one process has shown something of each part."""
+        if not isinstance(alone, dict) or set(alone) != {"outputs", "gradients", "state"}:
+            return False
+        inputs = 0 if self.layer in _TABLES else 2 if self.layer in _TWO_INPUTS else 1
+        parts = [len(alone["gradients"]), len(alone["state"])]
+        rows = [alone["outputs"], *alone["gradients"], *alone["state"]]
+        return parts == [inputs + self._parameters, 3 * (self.layer == "norm")] and all(rows)
 
     @classmethod
     def draw(
@@ -585,7 +830,11 @@ class Linear(Step):
         at = drawer.rank() if at is None else at
         to = drawer.pick(first or drawer.peers[at])
         value, seconds = drawer.with_sleep(TENSORS, 1)
-        return cls(at, drawer.name("context"), to, value, drawer.pick(_BYS), seconds)
+        found = cls(at, drawer.name("context"), to, value, drawer.pick(_BYS), seconds)
+        found = replace(found, layer=drawer.pick(LAYERS))
+        skips = found.has_hooks and drawer.facts.has_bug(_SKIPS_HOOKS)
+        takes = found.takes_name and drawer.facts.has_bug(_TAKES_NAMES)
+        return replace(found, by="proxy") if skips or takes else found
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:

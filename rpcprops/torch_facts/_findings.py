@@ -445,6 +445,89 @@ _ALL = (
         fixed_by="its DistributedOptimizer does without TorchScript",
     ),
     Finding(
+        name="functional-default-rate",
+        promise="WrongValue",
+        why=(
+            "DistributedOptimizer puts a functional version in the place of most optimizers. That "
+            "of SGD has the default rate 0.01 where torch.optim.SGD has 0.001, and that of Adamax "
+            "has 0.001 where torch.optim.Adamax has 0.002."
+        ),
+        source=(
+            "torch/distributed/optim/functional_sgd.py and functional_adamax.py: `lr` in "
+            "__init__ of _FunctionalSGD and _FunctionalAdamax; torch/optim/sgd.py and adamax.py"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="adagrad-wrong-parameter",
+        promise="WrongValue",
+        why=(
+            "The functional Adagrad passes all parameters of an owner on, but gradients and state "
+            "of those alone that have a gradient. So where a parameter has none, those that "
+            "follow get each other's gradients, and one gets none."
+        ),
+        source=(
+            "torch/distributed/optim/functional_adagrad.py: _FunctionalAdagrad.step gives "
+            "F.adagrad `params` in place of `params_with_grad`"
+        ),
+        shows_as=frozenset({"WrongValue", "UnexpectedError"}),
+        says="remote",
+    ),
+    Finding(
+        name="stale-gradients",
+        promise="WrongValue",
+        why=(
+            "An optimizer without a functional version reads `param.grad`, which "
+            "DistributedOptimizer sets for the parameters of the context and never takes away. "
+            "So a parameter that is not in a context is stepped with the gradient of an earlier "
+            "one."
+        ),
+        source="torch/distributed/optim/optimizer.py: _LocalOptimizer.step",
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="unchecked-optimizer-options",
+        promise="MissingError",
+        why=(
+            "The functional versions of SGD, Adagrad, Adadelta, RMSprop and Rprop check none of "
+            "the values that the optimizers refuse, such as a negative rate. They train with them."
+        ),
+        source=(
+            "torch/distributed/optim/functional_sgd.py, functional_adagrad.py, "
+            "functional_adadelta.py, functional_rmsprop.py and functional_rprop.py: __init__"
+        ),
+        shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="remote-module-skips-hooks",
+        promise="WrongValue",
+        why=(
+            "A RemoteModule calls the forward of the module at the owner, and not the module, so "
+            "none of the hooks of that module run: those of a user, nor those by which torch "
+            "computes a normed or pruned weight."
+        ),
+        source=(
+            "torch/distributed/nn/jit/templates/remote_module_template.py: _remote_forward returns "
+            "module.forward(...)"
+        ),
+        shows_as=frozenset({"WrongValue", "WrongGradient"}),
+    ),
+    Finding(
+        name="remote-module-takes-names",
+        promise="UnexpectedError",
+        why=(
+            "A RemoteModule passes its own RRef, device and device map to a function in front of "
+            "the arguments of forward. So a keyword of forward that is named device, module_rref "
+            "or is_device_map_set is refused as given twice."
+        ),
+        source=(
+            "torch/distributed/nn/jit/templates/remote_module_template.py: the parameters of "
+            "_remote_forward"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+        says="remote",
+    ),
+    Finding(
         name="retried-without-payload",
         promise="UnexpectedError",
         why=(

@@ -220,7 +220,8 @@ _COLLECTIVE = "It is a collective of torch.distributed (a process group), and se
 _EXTENDS = "It is for those who write another RPC backend, not for programs that use RPC."
 _INSIDE = "It is part of torch's own RPC code, and its documentation does not mention it."
 _UNSUPPORTED = (
-    "A RemoteModule raises ValueError at once (remote_module.py), before anything is sent."
+    "A RemoteModule raises ValueError at once (remote_module.py), before anything is sent. Module "
+    "draws that it does."
 )
 _AGENT = "An agent is made by init_rpc, which every example calls; programs do not touch it."
 _JIT_OPTIMIZER = (

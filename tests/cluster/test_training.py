@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+import torch
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program, Train
 from rpcprops.runner import run
-from rpcprops.steps.in_rank.constants import KEYWORDS
-from rpcprops.steps.training import OPTIONS, Optimizer
+from rpcprops.steps.in_rank.constants import KEYWORDS, REFUSED_KEYWORDS
+from rpcprops.steps.optimizers import CHECKED, OPTIMIZERS, OPTIONS, REFUSALS, Optimizer
 from rpcprops.strategies import programs
+from rpcprops.torch_facts import installed
 from tests._draws import draws
+
+EVERY_AGENT = pytest.mark.parametrize(
+    "agent", [None, pytest.param("wire", marks=pytest.mark.nightly)]
+)
+
+
+def known_in(steps: Sequence[Train], agent: str | None, size: int = 2) -> tuple[set[str], Outcome]:
+    """The findings that show, and nothing else does; and what the steps showed."""
+    program = Program(size, tuple(steps))
+    outcome = run(program, agent=agent)
+    met = predict_for(program, FaultPlan(), outcome).met
+    known, left = set_apart(program, met, outcome, judge(program, FaultPlan(), outcome))
+    assert left == ()
+    return set(known), outcome
 
 
 def test_every_keyword_is_an_option() -> None:
     """No option lacks its keywords, and none is left over."""
     assert {option for options in OPTIONS.values() for option in options} == set(KEYWORDS)
+    assert {value for values in REFUSALS.values() for value in values} == set(REFUSED_KEYWORDS)
 
 
 @pytest.mark.usefixtures("rpc_cluster")
-@pytest.mark.parametrize("agent", [None, pytest.param("wire", marks=pytest.mark.nightly)])
+@EVERY_AGENT
 def test_every_option_of_every_optimizer(agent: str | None) -> None:
     """Each gives what it gives in one process, and something else than without the option."""
     cases = [(name, option) for name, options in OPTIONS.items() for option in ("", *options)]
     steps = [
-        Train(0, f"x{number}", (1, 0), name, 3, option=option)
+        Train(0, f"x{number}", (1, 0), name, 3, options=(option,) if option else ())
         for number, (name, option) in enumerate(cases)
     ]
-    program = Program(2, tuple(steps))
-    outcome = run(program, agent=agent)
-    met = predict_for(program, FaultPlan(), outcome).met
-    known, left = set_apart(program, met, outcome, judge(program, FaultPlan(), outcome))
-    assert left == ()
-    assert set(known) <= {"rounded-rprop-factor"}
+    known, outcome = known_in(steps, agent)
+    assert known <= {"rounded-rprop-factor", "functional-default-rate"}
     shown = dict(zip(cases, (step.value["alone"] for step in outcome.steps), strict=True))
     alike = [
         (name, option)
@@ -44,17 +60,90 @@ def test_every_option_of_every_optimizer(agent: str | None) -> None:
     assert alike == []
 
 
-@pytest.mark.parametrize(("optimizer", "option"), [("Adam", "momentum"), ("SGD", "lr")])
-def test_another_option_is_refused(optimizer: Optimizer, option: str) -> None:
+@pytest.mark.usefixtures("rpc_cluster")
+@EVERY_AGENT
+def test_a_parameter_that_is_not_in_a_loss(agent: str | None) -> None:
+    """It stays as it is, with every optimizer; known findings change it, or another one's."""
+    steps = [
+        Train(0, f"{name} {number}", (1, 0, 1), name, 3, left_out=left_out)
+        for name in OPTIMIZERS
+        for number, left_out in enumerate([((0, 0), (2, 2)), ((1, 1),), ((0, 2), (1, 2))])
+    ]
+    known, _ = known_in(steps, agent)
+    finding = {"adagrad-wrong-parameter", "stale-gradients"}
+    assert known - {"rounded-rprop-factor"} == {one for one in finding if installed().has_bug(one)}
+
+
+REFUSED = [(name, refused) for name in OPTIMIZERS for refused in REFUSALS[name]]
+UNCHECKED = [case for case in REFUSED if case[0] not in CHECKED and case[1] != "unknown"]
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@EVERY_AGENT
+def test_every_value_that_an_optimizer_refuses(agent: str | None) -> None:
+    """Those that check refuse each value, and every optimizer what it does not know."""
+    cases = [case for case in REFUSED if case not in UNCHECKED]
+    steps = [
+        Train(0, f"x{number}", (1, 0, 1), name, refused=refused)
+        for number, (name, refused) in enumerate(cases)
+    ]
+    known, outcome = known_in(steps, agent)
+    assert not known
+    shown = [step.error for step in outcome.steps]
+    assert len(shown) == len(cases)
+    assert all(error is not None and "On WorkerInfo" in error.message for error in shown)
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@EVERY_AGENT
+def test_values_that_no_one_refuses(agent: str | None) -> None:
+    """An optimizer whose functional version checks nothing is made: a known finding."""
+    for name, refused in UNCHECKED[:: 1 if agent else 3]:
+        known, _ = known_in([Train(0, "x", (1, 0, 1), name, refused=refused)], agent)
+        assert known == {"unchecked-optimizer-options"}
+
+
+@pytest.mark.parametrize(("optimizer", "refused"), REFUSED)
+def test_an_optimizer_refuses_it_in_one_process(optimizer: Optimizer, refused: str) -> None:
+    """So DistributedOptimizer, which is to give it the same, has to refuse it as well."""
+    given = {"lr": 0.25, **REFUSED_KEYWORDS[refused]}
+    with pytest.raises(TypeError if refused == "unknown" else ValueError):
+        getattr(torch.optim, optimizer)([torch.ones(1, requires_grad=True)], **given)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("Adam", ("momentum",)), ("SGD", ("lr",)), ("SGD", ("nesterov", "dampening"))],
+)
+def test_another_option_is_refused(optimizer: Optimizer, options: tuple[str, ...]) -> None:
     """The error names those that the optimizer has."""
-    with pytest.raises(UsageError, match=f"option='{option}' is none of {optimizer}; use one of "):
-        Program(2, (Train(0, "x", (1,), optimizer, option=option),))
+    with pytest.raises(UsageError, match=f"are none of {optimizer}; use some of "):
+        Program(2, (Train(0, "x", (1,), optimizer, options=options),))
+
+
+@pytest.mark.parametrize("left_out", [((0, 0),), ((0, 2),), ((2, 1),), ((1, 1), (0, 1))])
+def test_what_cannot_be_left_out_is_refused(left_out: tuple[tuple[int, int], ...]) -> None:
+    """A loss needs a parameter, and pairs name steps and parameters that there are, in order."""
+    owners = (1,) if left_out == ((0, 0),) else (1, 0)
+    with pytest.raises(UsageError, match="left_out="):
+        Program(2, (Train(0, "x", owners, left_out=left_out),))
+
+
+@pytest.mark.parametrize("other", [{"options": ("momentum",)}, {"left_out": ((0, 1),)}])
+def test_a_refused_value_stands_alone(other: dict[str, tuple[str, ...]]) -> None:
+    """Nothing is trained then, so nothing else is given."""
+    for given in ({"refused": "rho"}, {"refused": "lr", **other}):
+        with pytest.raises(UsageError, match="refused="):
+            Program(2, (Train(0, "x", (1, 0), **given),))
 
 
 def test_options_are_drawn() -> None:
-    """Every optimizer, with and without options."""
+    """Every optimizer, with and without options, and with refused ones."""
     drawn = programs(kinds=("train",), min_steps=8)
-    found = [leaf for p in draws(drawn, 60) for leaf in p.leaves if isinstance(leaf, Train)]
+    found = [leaf for p in draws(drawn, 120) for leaf in p.leaves if isinstance(leaf, Train)]
     assert {step.optimizer for step in found} == set(OPTIONS)
-    assert len({step.option for step in found}) > 10
-    assert any(not step.option for step in found)
+    assert len({step.options for step in found}) > 40
+    assert {len(step.options) for step in found} == {0, 1, 2}
+    assert {bool(step.left_out) for step in found} == {False, True}
+    assert {bool(step.refused) for step in found} == {False, True}
+    assert any(len(set(step.owners)) < len(step.owners) for step in found)

@@ -19,7 +19,8 @@ _SLOW |= {"freed-context-used"}
 #: Five seconds of being sure that a call is served for ever, at rate 1 as well.
 _SLOW |= {"fetch-after-delete"}
 #: Torch compiles an optimizer in each of its ranks.
-_SLOW |= {"rounded-rprop-factor"}
+_SLOW |= {"rounded-rprop-factor", "functional-default-rate", "adagrad-wrong-parameter"}
+_SLOW |= {"unchecked-optimizer-options", "remote-module-skips-hooks"}
 #: Ten seconds of retries at rate 1. tests/upstream/test_suites.py has a rank die of it.
 _SLOW |= {"fork-request-given-up"}
 #: Eight seconds of waiting for a call that never runs, at rate 1 as well.

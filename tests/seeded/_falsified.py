@@ -1364,7 +1364,17 @@ DEFECTS |= {
         Graph, "refused", "MissingError", lambda _: None
     ),
     "one process computes other gradients": _in_part(
-        (Graph, Linear), "alone", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+        Graph, "alone", "WrongValue", lambda found: _last(found, lambda x: x + 1.0)
+    ),
+    "a layer of one process gives another output": _in_part(
+        Linear,
+        "alone",
+        "WrongValue",
+        lambda found: {**found, "outputs": _last(found["outputs"], lambda x: x + 1.0)},
+    ),
+    "a layer of one process shows nothing": _in_part(Linear, "alone", "WrongValue", lambda _: None),
+    "a remote layer has a buffer more": _in_part(
+        Linear, "state", "WrongValue", lambda found: [*found, [0.0]]
     ),
     "one process runs a hook less": _in_part(
         Graph, "hooks", "WrongValue", lambda times: max(0, times - 1)
@@ -2205,7 +2215,9 @@ def _grades_otherwise(old: str, new: str) -> Defect:
         seen = set[Any]()
         for number, (sent, answer) in enumerate(pairs):
             place = (sent.sender, sent.receiver)
-            is_open = place in seen or place in world.prediction.more_graded
+            # Where ranks leave at once, a call may lack, and with it its answer.
+            may_lack = old == _GRADED and (*place, forward) in world.prediction.may_lack
+            is_open = place in seen or may_lack or place in world.prediction.more_graded
             if sent.type != forward or answer.type != old or is_open:
                 continue
             seen.add(place)

@@ -275,6 +275,13 @@ def stay_in_training() -> None:
     _replace(training.Affine, "eval", lambda self: self)
 
 
+def give_state() -> None:
+    """Make the remote modules of this rank accept a method that they have to refuse."""
+    from torch.distributed.nn.api.remote_module import RemoteModule
+
+    _replace(RemoteModule, "state_dict", lambda *_: {})
+
+
 def compute_otherwise() -> None:
     """Add a little to what a context computes here."""
     _replace_hop(lambda y: y + 0.5)

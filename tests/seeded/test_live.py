@@ -239,6 +239,9 @@ LIVE: dict[str, Live] = {
         (("WrongValue", 0, 1),),
         wrong.stay_in_training,
     ),
+    "accepts what a remote module has to refuse": Live(
+        0, (Module(0, 1, refused="state_dict"),), (("UnexpectedError", 0, 0),), wrong.give_state
+    ),
     "computes another loss": Live(
         1, (Context(0, "x", (1,)),), (("WrongValue", 0, 0),), wrong.compute_otherwise
     ),

@@ -265,9 +265,15 @@ def test_what_trains_fetches_and_steps() -> None:
     """Each round fetches each far parameter, sends its gradient back, and steps at each owner."""
     assert sent(Optimize(0, "x", (0, 1))) == ({(0, 0): 1, (0, 1): 2}, {(0, 1): 1}, set())
     assert sent(Train(0, "x", (2,), rounds=3)) == ({(0, 2): 6}, {(0, 2): 3}, set())
-    assert sent(Linear(0, "x", 1)) == ({(0, 1): 3}, _THERE_AND_BACK, set())
-    assert sent(Linear(0, "x", 1, by="proxy"))[0] == {(0, 1): 4}
-    assert sent(Linear(0, "x", 0, by="proxy")) == ({(0, 0): 3}, {(0, 0): 2}, set())
+    # An owner of two fetches both, and what is not in the loss is not fetched.
+    several = Train(0, "x", (2, 1, 2), rounds=2, left_out=((0, 0), (1, 1)))
+    assert sent(several) == ({(0, 1): 3, (0, 2): 5}, {(0, 1): 1, (0, 2): 3}, set())
+    assert sent(replace(several, left_out=(), refused="lr")) == ({}, {}, set())
+    assert sent(Linear(0, "x", 1)) == ({(0, 1): 4}, _THERE_AND_BACK, set())
+    assert sent(Linear(0, "x", 1, by="proxy"))[0] == {(0, 1): 5}
+    assert sent(Linear(0, "x", 0, by="proxy")) == ({(0, 0): 4}, {(0, 0): 2}, set())
+    # One parameter, and an input that gets no gradient.
+    assert sent(Linear(0, "x", 1, layer="sparse")) == ({(0, 1): 3}, {(0, 1): 1}, set())
     # It enters no context.
     assert sent(Module(0, 1)) == ({}, {}, set())
 

@@ -25,6 +25,7 @@ from rpcprops.programs import (
     End,
     Fetch,
     Graph,
+    Linear,
     Local,
     Member,
     Method,
@@ -471,6 +472,63 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "functional-default-rate": (
+        Program(2, (Count(0, 1), Train(0, "x", (1,), rounds=1, options=("default_lr",)))),
+        Violation(
+            "WrongValue",
+            "expected the parameters [[1.0]], got [[0.9]], and [[1.0]] alone, as with the default "
+            "rate of the functional optimizer",
+            0,
+            1,
+        ),
+    ),
+    "adagrad-wrong-parameter": (
+        Program(2, (Count(0, 1), Train(0, "x", (1, 1), "Adagrad", left_out=((1, 0),)))),
+        Violation(
+            "WrongValue",
+            "expected the parameters [[1.0]], got [[0.9]], and [[1.0]] alone, as with gradients "
+            "of other parameters",
+            0,
+            1,
+        ),
+    ),
+    "stale-gradients": (
+        Program(2, (Count(0, 1), Train(0, "x", (1, 0), "RAdam", left_out=((1, 0),)))),
+        Violation(
+            "WrongValue",
+            "expected the parameters [[1.0]], got [[0.9]], and [[1.0]] alone, as with gradients "
+            "of earlier contexts",
+            0,
+            1,
+        ),
+    ),
+    "unchecked-optimizer-options": (
+        Program(2, (Count(0, 1), Train(0, "x", (1, 0), "Rprop", refused="etas"))),
+        Violation(
+            "MissingError",
+            "expected what the function raised, got the value {'parameters': None}",
+            0,
+            1,
+        ),
+    ),
+    "remote-module-skips-hooks": (
+        Program(2, (Count(0, 1), Linear(0, "x", 1, by="call", layer="hooked"))),
+        Violation(
+            "WrongGradient",
+            "gradients: expected [[4.0]], got [[2.0]], as without hooks",
+            0,
+            1,
+        ),
+    ),
+    "remote-module-takes-names": (
+        Program(2, (Count(0, 1), Linear(0, "x", 1, by="async", layer="device"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got TypeError: TypeError: On WorkerInfo(id=1, name=worker1):",
+            0,
+            1,
+        ),
+    ),
     "retried-without-payload": (
         Program(2, (Count(0, 1), Settle(), Retry(0, 1, 0))),
         Violation(
@@ -627,6 +685,15 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "rounded-rprop-factor",
             "expected the parameters [[0.45]], got [[0.44999998807907104]], and [[0.44]] alone",
         ),
+        ("functional-default-rate", "expected the parameters [[1.0]], got [[0.9]]"),
+        ("adagrad-wrong-parameter", "expected the parameters [[1.0]], got [[0.9]]"),
+        (
+            "stale-gradients",
+            "expected the parameters [[1.0]], got [[0.9]], as with gradients of other parameters",
+        ),
+        ("remote-module-skips-hooks", "gradients: expected [[4.0]], got [[2.0]]"),
+        ("remote-module-takes-names", "expected no error, got ValueError: On WorkerInfo(id=1"),
+        ("unchecked-optimizer-options", "expected what the function raised, got the value 3.0"),
         ("timeout-needs-thread", "expected [[3.0]], got ['timeout']"),
         ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
         ("unpicklable-after-rref", "worker0 holds 1 owner, 2 forks; expected nothing"),
@@ -709,7 +776,22 @@ def test_a_hang_is_explained_where_the_ranks_come_back() -> None:
         # The first step of Rprop has no factor.
         Train(0, "x", (1,), "Rprop", 1),
         # A float32 holds this factor.
-        Train(0, "x", (1,), "Rprop", 3, option="etas"),
+        Train(0, "x", (1,), "Rprop", 3, options=("etas",)),
+        # Only SGD and Adamax have two default rates.
+        Train(0, "x", (1,), "Adam", options=("default_lr",)),
+        # The parameter without a gradient is the last one of its owner, or another owner's.
+        Train(0, "x", (1, 1), "Adagrad", left_out=((0, 1),)),
+        Train(0, "x", (1, 0), "Adagrad", left_out=((0, 0),)),
+        # It has had no gradient before, or nothing keeps it.
+        Train(0, "x", (1, 1), "NAdam", left_out=((0, 0),)),
+        Train(0, "x", (1, 1), "Adam", left_out=((1, 0),)),
+        # A proxy asks for the forward itself, and passes on what it is given.
+        Linear(0, "x", 1, by="proxy", layer="hooked"),
+        Linear(0, "x", 1, by="proxy", layer="device"),
+        Linear(0, "x", 1, layer="keywords"),
+        # Its functional version checks the values; every one refuses a keyword that it lacks.
+        Train(0, "x", (1,), "Adam", refused="lr"),
+        Train(0, "x", (1,), "SGD", refused="unknown"),
     ],
 )
 def test_what_is_next_to_a_finding_does_not_meet_it(step: Step) -> None:

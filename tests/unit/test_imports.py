@@ -43,6 +43,8 @@ WITH_TORCH = (
     *(f"rpcprops.steps.in_rank.{name}" for name in ("autograd", "calls")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("control", "ends", "functions", "graphs")),
     *(f"rpcprops.steps.in_rank.{name}" for name in ("groups", "life", "nested", "retries")),
+    "rpcprops.steps.in_rank.layers",
+    "rpcprops.steps.in_rank.optimizers",
     *(f"rpcprops.steps.in_rank.{name}" for name in ("rrefs", "training", "values", "ways")),
     "rpcprops.upstream._pytorch_harness",
     "rpcprops.upstream._rank_side",

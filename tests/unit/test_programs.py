@@ -471,8 +471,8 @@ def test_every_step_has_a_name_of_its_own() -> None:
             (Context(0, "x", (1,), breaks=1, backward=False),),
             "breaks=1 must be a rank of path=(1,), with backward=True.",
         ),
-        ((Optimize(0, "x", ()),), "owners=() must be ranks, at least one, each once."),
-        ((Optimize(0, "x", (1, 1)),), "owners=(1, 1) must be ranks, at least one, each once."),
+        ((Optimize(0, "x", ()),), "owners=() must be ranks, at least one."),
+        ((Optimize(0, "x", (1, 1)),), "owners=(1, 1) must be ranks, each once."),
         (
             (Context(0, "x", (1,)), Refused(0, "x")),
             "the context 'x' may not be gone yet; put a Settle before.",

@@ -120,7 +120,7 @@ EVERY = Program(
         Graph(1, "twice", ((2, "fixed"),), (("custom", (0,), 0, "proxy"),), beside=True, inside=2),
         Unreached(0, 2, "unreached"),
         Optimize(0, "optimized", (1, 2)),
-        Train(0, "trained", (1, 2), "Adam", option="betas"),
+        Train(0, "trained", (1, 2), "Adam", options=("betas",)),
         Linear(0, "linear", 1, by="async"),
         Module(0, 1),
         Raising(0, 1, "value", ": 'quoted'", how="remote"),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-#: The keywords that an option stands for. With these betas AMSGrad keeps a larger second moment
-#: from the second step on. A float32 holds these factors of Rprop exactly, so the finding
-#: rounded-rprop-factor changes nothing there.
+#: With this rate, a step of plain SGD halves a parameter whose loss is its square.
+LEARNING_RATE = 0.25
+
+#: The keywords that an option stands for; None takes one away. With these betas AMSGrad keeps a
+#: larger second moment from the second step on. A float32 holds these factors of Rprop exactly, so
+#: the finding rounded-rprop-factor changes nothing there.
 KEYWORDS: dict[str, dict[str, Any]] = {
+    "default_lr": {"lr": None},
     "momentum": {"momentum": 0.5},
     "nesterov": {"momentum": 0.5, "nesterov": True},
     "dampening": {"momentum": 0.5, "dampening": 0.25},
-    "weight_decay": {"weight_decay": 0.125},
-    "maximize": {"maximize": True},
     "betas": {"betas": (0.5, 0.75)},
     "amsgrad": {"amsgrad": True, "betas": (0.5, 0.25)},
+    "eps": {"eps": 0.125},
     "lr_decay": {"lr_decay": 0.5},
     "initial_accumulator_value": {"initial_accumulator_value": 2.0},
     "rho": {"rho": 0.5},
@@ -22,6 +25,69 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "centered": {"centered": True},
     "momentum_decay": {"momentum_decay": 0.5},
     "etas": {"etas": (0.5, 1.5)},
+    "step_sizes": {"step_sizes": (0.125, 0.26)},
+    "lambd": {"lambd": 0.125},
+    "power": {"alpha": 0.5},
+    "weight_decay": {"weight_decay": 0.125},
+    "decoupled_weight_decay": {"weight_decay": 0.125, "decoupled_weight_decay": True},
+    "maximize": {"maximize": True},
+}
+
+#: Keywords that the constructors of torch.optim refuse.
+REFUSED_KEYWORDS: dict[str, dict[str, Any]] = {
+    "lr": {"lr": -0.25},
+    "momentum": {"momentum": -0.5},
+    "nesterov": {"nesterov": True},
+    "betas": {"betas": (1.5, 0.5)},
+    "eps": {"eps": -0.125},
+    "lr_decay": {"lr_decay": -0.5},
+    "initial_accumulator_value": {"initial_accumulator_value": -2.0},
+    "rho": {"rho": 1.5},
+    "alpha": {"alpha": -0.5},
+    "momentum_decay": {"momentum_decay": -0.5},
+    "etas": {"etas": (1.5, 2.0)},
+    "weight_decay": {"weight_decay": -0.125},
+    "unknown": {"unknown": True},
+}
+
+#: The rates that DistributedOptimizer takes where it is given none, if torch.optim has others:
+#: those of _FunctionalSGD and _FunctionalAdamax (torch/distributed/optim/functional_*.py).
+FUNCTIONAL_RATES = {"SGD": 0.01, "Adamax": 0.001}
+
+
+def keywords(options: tuple[str, ...]) -> dict[str, Any]:
+    """What an optimizer with these options is given."""
+    given: dict[str, Any] = {"lr": LEARNING_RATE}
+    for option in options:
+        given |= KEYWORDS[option]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+#: Methods of a module that a RemoteModule refuses, each with arguments that a module takes.
+REFUSED_METHODS: dict[str, tuple[Any, ...]] = {
+    "to": ("cpu",),
+    "cpu": (),
+    "float": (),
+    "double": (),
+    "apply": (print,),
+    "state_dict": (),
+    "load_state_dict": ({},),
+    "parameters": (),
+    "named_parameters": (),
+    "buffers": (),
+    "named_buffers": (),
+    "children": (),
+    "modules": (),
+    "named_modules": (),
+    "add_module": ("layer", None),
+    "register_buffer": ("numbers", None),
+    "register_parameter": ("weight", None),
+    "register_forward_hook": (print,),
+    "register_forward_pre_hook": (print,),
+    "register_backward_hook": (print,),
+    "requires_grad_": (),
+    "zero_grad": (),
+    "share_memory": (),
 }
 
 #: Seconds: a timeout of shutdown that nothing reaches, and one that a late rank lets others reach.

@@ -11,13 +11,22 @@ from torch.distributed import rpc
 from torch.distributed.nn.api.remote_module import RemoteModule
 from torch.distributed.optim import DistributedOptimizer
 
-from rpcprops.steps.in_rank.constants import KEYWORDS
-from rpcprops.steps.in_rank.graphs import gradient_of, gradient_there
+from rpcprops.steps.in_rank.constants import (
+    LEARNING_RATE,
+    REFUSED_KEYWORDS,
+    REFUSED_METHODS,
+    keywords,
+)
+from rpcprops.steps.in_rank.layers import (
+    LAYERS,
+    compute_alone,
+    inputs_of,
+    numbers_of,
+    state_of,
+)
+from rpcprops.steps.in_rank.optimizers import Training, train_alone, train_otherwise, uses_of
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import contexts, note_slowly
-
-#: With this rate, a step of the optimizer halves a parameter whose loss is its square.
-LEARNING_RATE = 0.25
 
 
 class PlainSGD(torch.optim.SGD):
@@ -87,70 +96,51 @@ def train(
     rounds: int,
     value: tuple[float, ...],
     seconds: float,
-    option: str,
+    options: tuple[str, ...],
+    left_out: tuple[tuple[int, int], ...],
+    refused: str,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
+    uses = uses_of(rounds, len(owners), left_out)
+    training = Training(optimizer, options, owners, starts, uses)
     try:
-        there = [world[owner] for owner in owners]
         rrefs: list[Any] = [
-            rpc.remote(owner, make_parameter, args=(call, start, seconds))
-            for owner, start in zip(there, starts, strict=True)
+            rpc.remote(world[owner], make_parameter, args=(call, start, seconds))
+            for owner, start in zip(owners, starts, strict=True)
         ]
-        parameters = train_parameters(name, rrefs, optimizer, rounds, option)
+        trainer = remote_optimizer(rrefs, training, refused)
+        if refused:
+            return {"parameters": None}
+        parameters = train_parameters(name, rrefs, trainer, uses)
     finally:
         # The optimizer's RRefs are in cycles, and these RRefs in this frame.
-        rrefs = []
+        rrefs, trainer = [], None
         gc.collect()
-    return {"parameters": parameters, "alone": train_alone(optimizer, rounds, starts, option)}
+    shown = {"parameters": parameters, "alone": train_alone(training)}
+    otherwise = train_otherwise(training)
+    return shown | ({} if otherwise in (None, shown["alone"]) else {"otherwise": otherwise})
+
+
+def remote_optimizer(rrefs: list[Any], training: Training, refused: str) -> Any:
+    """A DistributedOptimizer of parameters of other ranks."""
+    given = keywords(training.options) | REFUSED_KEYWORDS.get(refused, {})
+    made: Any = DistributedOptimizer(getattr(torch.optim, training.optimizer), rrefs, **given)  # type: ignore[no-untyped-call]
+    return made
 
 
 def train_parameters(
-    name: str, rrefs: list[Any], optimizer: str, rounds: int, option: str
+    name: str, rrefs: list[Any], trainer: Any, uses: tuple[tuple[int, ...], ...]
 ) -> list[list[float]]:
-    """Take steps of a DistributedOptimizer on parameters of other ranks."""
-    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
-    trainer: Any = DistributedOptimizer(getattr(torch.optim, optimizer), rrefs, **options)  # type: ignore[no-untyped-call]
-    for number in range(rounds):
+    """Take steps of a DistributedOptimizer, each in a context of its own."""
+    for number, used in enumerate(uses):
         with dist_autograd.context() as context_id:
             if not number:
                 contexts[name] = context_id
-            loss = torch.stack([rref.to_here().square().sum() for rref in rrefs]).sum()
-            dist_autograd.backward(context_id, [loss])
+            losses = [rrefs[one].to_here().square().sum() for one in used]
+            dist_autograd.backward(context_id, [torch.stack(losses).sum()])
             trainer.step(context_id)
     return [rref.to_here().detach().tolist() for rref in rrefs]
-
-
-def train_alone(
-    optimizer: str, rounds: int, starts: list[torch.Tensor], option: str
-) -> list[list[float]]:
-    """The parameters after as many steps of the optimizer in one process."""
-    parameters = [start.clone().requires_grad_() for start in starts]
-    options = {"lr": LEARNING_RATE, **KEYWORDS.get(option, {})}
-    trainer = getattr(torch.optim, optimizer)(parameters, **options)
-    for _ in range(rounds):
-        trainer.zero_grad()
-        torch.autograd.backward(torch.stack([one.square().sum() for one in parameters]).sum())
-        trainer.step()
-    return [one.tolist() for one in parameters]
-
-
-class Layer(torch.nn.Linear):
-    """A linear layer with two outputs, whose weights count up from 1 and whose bias from 0."""
-
-    def __init__(self, size: int, seconds: float = 0.0) -> None:
-        """A layer for so many inputs, which sleeps so long (virtual) in each call."""
-        super().__init__(size, 2, dtype=torch.float64)
-        self.seconds = seconds
-        with torch.no_grad():
-            rows = torch.arange(2.0).reshape(2, 1)
-            self.weight.copy_(rows + torch.arange(float(size)) + 1.0)
-            self.bias.copy_(rows.flatten())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One call."""
-        sleep(self.seconds)
-        return super().forward(x)
 
 
 def linear(
@@ -162,38 +152,64 @@ def linear(
     value: tuple[float, ...],
     by: str,
     seconds: float,
+    layer: str,
 ) -> dict[str, Any]:
     """Run backward through a layer at another rank, and through one here."""
     try:
-        result = remote_layer(world[to], name, tensor(value).requires_grad_(), by, seconds)
+        result = remote_layer(world[to], name, layer, value, by, seconds)
     finally:
         # As in module(), where a RemoteModule refers to itself.
         gc.collect()
-    leaf = tensor(value).requires_grad_()
-    layer = Layer(len(value))
-    torch.autograd.backward(layer(leaf).square().sum())
-    alone = [leaf.grad, layer.weight.grad, layer.bias.grad]
-    return result | {"alone": [one.flatten().tolist() for one in alone if one is not None]}
+    # A proxy is asked for `forward` itself.
+    alone = compute_alone(layer, value, 0.0, hooks=by != "proxy")
+    otherwise = compute_alone(layer, value, 0.0, hooks=False) if layer == "hooked" else alone
+    return {**result, "alone": alone} | ({} if otherwise == alone else {"otherwise": otherwise})
 
 
-def remote_layer(to: str, name: str, leaf: torch.Tensor, by: str, seconds: float) -> dict[str, Any]:
-    """The id of a context, what a layer at another rank gives in it, and the gradients."""
-    layer: Any = RemoteModule(f"{to}/cpu", Layer, args=(len(leaf), seconds))
+def remote_layer(
+    to: str, name: str, kind: str, value: tuple[float, ...], by: str, seconds: float
+) -> dict[str, Any]:
+    """The id of a context, and what a layer at another rank gives in it."""
+    layer: Any = RemoteModule(f"{to}/cpu", LAYERS[kind], args=(len(value), seconds))
     parameters = layer.remote_parameters()
+    args, named, leaves = inputs_of(kind, value)
     with dist_autograd.context() as context_id:
         contexts[name] = context_id
         if by == "forward":
-            y = layer.forward(leaf)
+            y = layer.forward(*args, **named)
+        elif by == "call":
+            y = layer(*args, **named)
         elif by == "async":
-            y = layer.forward_async(leaf).wait()
+            y = layer.forward_async(*args, **named).wait()
         else:
-            y = layer.get_module_rref().rpc_sync().forward(leaf)
+            y = layer.get_module_rref().rpc_sync().forward(*args, **named)
         dist_autograd.backward(context_id, [y.square().sum()])
         gradients = [
-            gradient_of(context_id, leaf),
-            *(rpc.rpc_sync(to, gradient_there, args=(context_id, one)) for one in parameters),
+            *(gradient_here(context_id, leaf) for leaf in leaves),
+            *(rpc.rpc_sync(to, dense_gradient_there, args=(context_id, one)) for one in parameters),
         ]
-        return {"id": context_id, "outputs": y.tolist(), "gradients": gradients}
+        state = rpc.rpc_sync(to, state_there, args=(layer.get_module_rref(),))
+        return {
+            "id": context_id,
+            "outputs": numbers_of(y),
+            "gradients": gradients,
+            "state": state,
+        }
+
+
+def dense_gradient_there(context_id: int, rref: Any) -> list[float] | None:
+    """The gradient of a parameter that this rank owns, in a context; None if there is none."""
+    return gradient_here(context_id, rref.local_value())
+
+
+def gradient_here(context_id: int, leaf: torch.Tensor) -> list[float] | None:
+    """The gradient of a leaf of this rank, dense or sparse."""
+    return numbers_of(dist_autograd.get_gradients(context_id).get(leaf))
+
+
+def state_there(rref: Any) -> list[list[float] | None]:
+    """The buffers of a layer of this rank."""
+    return state_of(rref.local_value())
 
 
 def module(
@@ -205,6 +221,7 @@ def module(
     seconds: float,
     mode: str,
     again: bool,
+    refused: str,
 ) -> list[float]:
     """Make a RemoteModule at another rank, perhaps change its mode, and call it once."""
     there = f"{world[to]}/cpu"
@@ -218,11 +235,28 @@ def module(
             remote_affine = RemoteModule.init_from_module_rref(
                 there, remote_affine.get_module_rref()
             )
+        if refused:
+            must_refuse(remote_affine, refused)
         numbers: list[float] = remote_affine.forward(tensor(value)).tolist()
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
         gc.collect()
+
+
+def must_refuse(remote_module: Any, name: str) -> None:
+    """Call a method that a RemoteModule refuses by a ValueError which names the method.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    try:
+        said = repr(getattr(remote_module, name)(*REFUSED_METHODS[name]))
+    except ValueError as error:
+        said = str(error)
+    if f"Method ``{name}`` not supported" not in said:
+        msg = f"{name} had to be refused, and gave {said}"
+        raise RuntimeError(msg)
 
 
 def _warm_up() -> None:
