@@ -20,6 +20,7 @@ judged.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,7 @@ from hypothesis.control import current_build_context
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rpcprops import runner as runners
+from rpcprops._misuse import at_once
 from rpcprops.cluster import Cluster
 from rpcprops.cluster.options import A_DAY, ClockChoice, Transport
 from rpcprops.confirmation import Sight, confirm
@@ -167,7 +169,19 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))  # noqa: SLF001 - its own
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
-        """Fork the ranks of a world under these faults, and let them join."""
+        """Fork the ranks of a world under these faults, and let them join.
+
+        Raises:
+            UsageError: an attribute of the class, or a plan that was drawn, cannot be. Hypothesis
+                then ends the test.
+        """
+        try:
+            self._start(faults)
+        except UsageError as misuse:
+            misuse.add_note(f"That comes from the class {_place_of(type(self))}.")
+            raise at_once(misuse) from misuse.__cause__
+
+    def _start(self, faults: FaultPlan | FaultTable | None) -> None:
         self._plan = FaultPlan.of(faults)
         # Short timeouts of code that nobody predicts would choose a slower clock.
         self._drawer = StepDrawer(
@@ -507,6 +521,15 @@ class ClusterMachine(RuleBasedStateMachine):
 def _no_draw(_: Any) -> int:
     msg = "a step is drawn by a rule"
     raise AssertionError(msg)
+
+
+def _place_of(machine: type) -> str:
+    """The name of a class, and where it is."""
+    try:
+        _, line = inspect.getsourcelines(machine)
+        return f"{machine.__qualname__} ({inspect.getsourcefile(machine)}:{line})"
+    except (OSError, TypeError):
+        return machine.__qualname__  # it was made without a file
 
 
 def _sum(one: Counters, other: Counters) -> Counters:

@@ -158,7 +158,7 @@ def complete(
     chosen = options.get("network")
     # If a rank found out by itself what its agent cannot do, the start of its world would break.
     agent = agents.named(options.get("agent", agents.default_name()))
-    agent.check_messages(plan)
+    agent.check_plan(plan, size)
     return WorldOptions(
         names=_check_names(options.get("names"), size),
         plan=plan,

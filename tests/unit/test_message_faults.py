@@ -499,15 +499,15 @@ def test_torch_s_agents_refuse_it(agent: str, action: MessageAction) -> None:
         late["until"] = UNTIL
     plan = FaultPlan(others=(MessageFault(0, action, "PYTHON_CALL", **late),))
     with pytest.raises(UsageError, match=f"{agent} cannot carry out Mess.*Write agent='wire'"):
-        agents.named(agent).check_messages(plan)
-    agents.named(agent).check_messages(FaultPlan())
+        agents.named(agent).check_plan(plan, 2)
+    agents.named(agent).check_plan(FaultPlan(), 2)
 
 
 def test_an_agent_says_what_it_can() -> None:
     """An agent is asked for each action."""
-    Able().check_messages(FaultPlan(others=(LOSE,)))
+    Able().check_plan(FaultPlan(others=(LOSE,)), 2)
     with pytest.raises(UsageError, match=r"ABLE cannot carry out .*'delay'.*it can do: lose"):
-        Able().check_messages(PLAN)
+        Able().check_plan(PLAN, 2)
 
 
 def test_a_cluster_refuses_it_before_it_starts() -> None:
