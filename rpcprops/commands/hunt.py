@@ -20,9 +20,10 @@ from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
-    Agent,
     Clock,
     Reuse,
+    agent_option,
+    check_injects,
     check_json,
     check_reuse,
     interruptible,
@@ -117,7 +118,13 @@ def hunt(  # noqa: PLR0913 - the options
         ),
     ] = False,
     clock: Clock = "auto",
-    agent: Agent = None,
+    agent: Annotated[
+        str | None,
+        agent_option(
+            "Unless given, the first. With wire, faults of single messages are drawn too; "
+            "tensorpipe needs --without-faults 1. A file holds a hunt with one agent."
+        ),
+    ] = None,
     reuse: Reuse = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
@@ -146,6 +153,8 @@ def hunt(  # noqa: PLR0913 - the options
     check_json(json_file)
     kept = Hunt.read(file, seed, known=known)
     kept.check_agent(agents.default_name() if agent is None else agents.named(agent).name)
+    if without_faults < 1:
+        check_injects(agent, "a part of this hunt has some", "Add --without-faults 1. ")
     wanted = Wanted(examples, batch, without_faults, candidates)
 
     def ended() -> None:

@@ -16,7 +16,15 @@ from rpcprops import _guard, agents
 from rpcprops._files import check_output
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands.live import Line, err, live, out, plain
-from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE, VIOLATED, Clock
+from rpcprops.commands.shared import (
+    CANNOT,
+    HOLDS,
+    INTERRUPTED,
+    MISUSE,
+    VIOLATED,
+    Clock,
+    check_injects,
+)
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +98,8 @@ def upstream(  # noqa: PLR0913 - one argument for each option
             msg = "--harness goes with -k alone: PyTorch's harness has no other option of these."
             raise UsageError(msg)
         _run_in_harness(select, harness)
+    if faults == "sampled":
+        check_injects(agent, "--faults sampled asks for some")
     if agent is not None:
         # Before there are several processes.
         agents.named(agent).prepare(live)
