@@ -148,8 +148,7 @@ def hunt(  # noqa: PLR0913 - the options
         _show_several(files or [], json_file, show=show)
         return
     many = _jobs(jobs)
-    if file != _DEFAULT:
-        check_output("--file", file, grows=True)
+    _check_file(file)
     check_json(json_file)
     kept = Hunt.read(file, seed, known=known)
     kept.check_agent(agents.default_name() if agent is None else agents.named(agent).name)
@@ -186,6 +185,23 @@ def hunt(  # noqa: PLR0913 - the options
             finally:
                 ended()
     raise typer.Exit(VIOLATED if kept.failures else HOLDS)
+
+
+def _check_file(file: Path) -> None:
+    """Check, before anything runs, that the file of the hunt can be written.
+
+    Raises:
+        UsageError: it cannot be written; the message says what to do.
+    """
+    if file != _DEFAULT:
+        check_output("--file", file, grows=True)
+    elif file.parent.is_dir():
+        check_output("without --file,", file, grows=True)
+    elif file.parent.exists():
+        msg = f"{str(file.parent)!r} is no folder; move it away, or name a file with --file."
+        raise UsageError(msg)
+    else:
+        check_output("without --file,", file.parent)  # it will be made there
 
 
 def _jobs(text: str) -> int:

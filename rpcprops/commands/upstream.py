@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from rpcprops.upstream.data import UpstreamTest
 
+#: The warning of pytest's about a plugin that its process has imported before.
+_IS_LOADED = "Module already imported so cannot be rewritten; rpcprops"
 #: pytest's exit codes: passed, failed, interrupted, internal error, misuse, nothing selected.
 _CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
 
@@ -105,6 +107,8 @@ def upstream(  # noqa: PLR0913 - one argument for each option
         agents.named(agent).prepare(live)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
+    # pytest loads the plugin, which this process has imported already.
+    command += ["-W", f"ignore:{_IS_LOADED}:pytest.PytestAssertRewriteWarning"]
     command += ["-k", select] if select else []
     command += _side_by_side(workers)
     command += _option("--rpc-upstream-agent", agent)
