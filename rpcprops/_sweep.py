@@ -174,15 +174,25 @@ def _from_python(path: Path, name: str) -> Program:
     raise UsageError(msg)
 
 
+#: What a JSON file may be.
+_FORMS = (
+    'a program has "world_size" and "steps" (docs/programs.md), and artefacts are in '
+    ".rpcprops/failures/"
+)
+
+
 def _from_json(path: Path) -> Program:
     try:
         data = json.loads(read_regular(path, else_what="no program of ours"))
     except UsageError:
         raise
     except (ValueError, RecursionError) as error:
-        msg = f"{path}: not JSON: {error}."
+        msg = f"{path}: not JSON, so neither a program nor an artefact ({error}); {_FORMS}."
         raise UsageError(msg) from None
-    if isinstance(data, dict) and "steps" in data:
+    if not isinstance(data, dict) or not {"steps", "what"} & set(data):
+        msg = f"{path}: neither a program nor an artefact; {_FORMS}."
+        raise UsageError(msg)
+    if "steps" in data:
         try:
             return from_json(data, Program)
         except UsageError as error:
@@ -190,7 +200,10 @@ def _from_json(path: Path) -> Program:
             raise UsageError(msg) from None
     program = artefacts.read(path).program
     if program is None:
-        msg = f"{path}: an artefact of a test, which holds no program."
+        msg = (
+            f"{path}: an artefact of a test, which holds no program; name one of check, hunt, "
+            f"sweep or a state machine, or a shipped program (--list)."
+        )
         raise UsageError(msg)
     return program
 

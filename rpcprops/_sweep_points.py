@@ -478,6 +478,11 @@ def _without_message(point: Point, outcome: Outcome) -> tuple[Verdict, str]:
     return "undecided", "the message did not come, so nothing was tried"
 
 
+def _of_shutdown(messages: Sequence[SentMessage]) -> frozenset[int]:
+    """The ids of the requests that ranks sent while they shut down; their answers share them."""
+    return frozenset(one.id for one in messages if one.is_request and "leaving" in one.marks)
+
+
 def rows(
     messages: Sequence[SentMessage], state: State, places: Sequence[Point]
 ) -> list[dict[str, Any]]:
@@ -486,6 +491,7 @@ def rows(
     A row whose message was not tried with its action says so.
     """
     tried = {key_of(point.faults[0]): point for point in places}
+    leaving = _of_shutdown(messages)
     found: list[dict[str, Any]] = []
     for sent, number, action in wanted(messages):
         point = tried.get(_key(sent, number, action))
@@ -498,6 +504,7 @@ def rows(
                 "sender": sent.sender,
                 "receiver": sent.receiver,
                 "number": number,
+                "in_shutdown": sent.id in leaving,
                 "action": action,
                 "fault": "" if plan is None else plan.others[0].name,
                 "verdict": verdict,

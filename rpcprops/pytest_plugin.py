@@ -15,7 +15,7 @@ from rpcprops import agents
 from rpcprops._printable import printable
 from rpcprops.cluster import RpcCluster
 from rpcprops.errors import MachineCannot
-from rpcprops.plugin import examples, probing, replay, reports, shards, styles
+from rpcprops.plugin import counting, examples, probing, replay, reports, shards, styles
 from rpcprops.plugin.drawn import is_drawn
 from rpcprops.plugin.options import Options, declare, is_worker
 from rpcprops.plugin.records import ITEM, ItemRecord
@@ -150,10 +150,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 # Inside the wrapper of Hypothesis's plugin, which sets the key of a test with parameters.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Watch each example of a test of ``rpc_cluster``, or replay the artefact's example."""
-    if not _uses_us(item):
-        return (yield)
+    """Watch each example of a test of ``rpc_cluster``, or replay the artefact's example.
+
+    Of other tests it is only counted what their clusters show.
+    """
     session = item.config.stash[SESSION]
+    if not _uses_us(item):
+        if not isinstance(item, pytest.Function):
+            return (yield)
+        return (yield from counting.call(item, session))
     record = item.stash[ITEM] = ItemRecord()
     call = examples.call if session.options.replay is None else replay.call_again
     with session.recording(record), probing.hinted(item, session):
@@ -176,5 +181,6 @@ def pytest_runtest_makereport(
     """Add to the report of a test what its clusters showed, and show its own frames alone."""
     reports.show_the_test_first(item, call)
     report = yield
+    reports.show_misuse_alone(report, item, call)
     reports.add_to(report, item, call, item.config.stash[SESSION])
     return report

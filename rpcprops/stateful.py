@@ -20,6 +20,7 @@ judged.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -34,8 +35,10 @@ from hypothesis.control import current_build_context
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rpcprops import runner as runners
+from rpcprops._given import items, shown
+from rpcprops._misuse import at_once
 from rpcprops.cluster import Cluster
-from rpcprops.cluster.options import A_DAY, ClockChoice, Transport
+from rpcprops.cluster.options import A_DAY, ClockChoice, Transport, check_counts
 from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import HarnessError, UsageError, note_own
 from rpcprops.faults import FaultPlan, FaultTable
@@ -167,7 +170,18 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @initialize(faults=st.runner().flatmap(lambda machine: machine._plans()))  # noqa: SLF001 - its own
     def start(self, faults: FaultPlan | FaultTable | None) -> None:
-        """Fork the ranks of a world under these faults, and let them join."""
+        """Fork the ranks of a world under these faults, and let them join.
+
+        Raises:
+            UsageError: an attribute of the class, or a plan that was drawn, cannot be. Hypothesis
+                then ends the test.
+        """
+        try:
+            self._start(faults)
+        except UsageError as misuse:
+            raise self._misused(misuse) from misuse.__cause__
+
+    def _start(self, faults: FaultPlan | FaultTable | None) -> None:
         self._plan = FaultPlan.of(faults)
         # Short timeouts of code that nobody predicts would choose a slower clock.
         self._drawer = StepDrawer(
@@ -332,9 +346,17 @@ class ClusterMachine(RuleBasedStateMachine):
         return replace(self._running().outcome, steps=tuple(self._seen))
 
     def _with_held(self, counters: Sequence[Counters]) -> tuple[Counters, ...]:
-        own = self.held()
-        held = [*own, *[Counters()] * (self.world_size - len(own))]
+        own: Any = self.held()
+        try:
+            held = _held_by(own, self.world_size)
+        except UsageError as misuse:
+            raise self._misused(misuse) from misuse.__cause__
         return tuple(_sum(one, other) for one, other in zip(counters, held, strict=True))
+
+    def _misused(self, error: UsageError) -> UsageError:
+        """The error to raise, once, for one that the class has caused."""
+        error.add_note(f"That comes from the class {_place_of(type(self))}.")
+        return at_once(error)
 
     # Failures.
 
@@ -507,6 +529,30 @@ class ClusterMachine(RuleBasedStateMachine):
 def _no_draw(_: Any) -> int:
     msg = "a step is drawn by a rule"
     raise AssertionError(msg)
+
+
+def _held_by(own: object, world_size: int) -> list[Counters]:
+    """What :meth:`ClusterMachine.held` has returned, with a Counters for each rank.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    must_be = f"up to {world_size} Counters, one for each rank"
+    given = items("held()", own, world_size + 1, must_be)
+    if len(given) > world_size or not all(isinstance(one, Counters) for one in given):
+        msg = f"held()={shown(own)} must be {must_be}."
+        raise UsageError(msg)
+    check_counts("held()", given)
+    return [*given, *[Counters()] * (world_size - len(given))]
+
+
+def _place_of(machine: type) -> str:
+    """The name of a class, and where it is."""
+    try:
+        _, line = inspect.getsourcelines(machine)
+        return f"{machine.__qualname__} ({inspect.getsourcefile(machine)}:{line})"
+    except (OSError, TypeError):
+        return machine.__qualname__  # it was made without a file
 
 
 def _sum(one: Counters, other: Counters) -> Counters:

@@ -69,6 +69,11 @@ class Agent:
     module: ClassVar[str] = ""
     has_ledger: ClassVar[bool] = False
 
+    @property
+    def can_inject(self) -> bool:
+        """Whether it can inject any fault."""
+        return bool(self.can_fail or self.can_delay or self.can_act)
+
     def facts(self, facts: TorchFacts) -> TorchFacts:
         """What is known of a version of torch when ranks run this agent.
 
@@ -83,6 +88,12 @@ class Agent:
         Raises:
             UsageError: it fails or delays a message type that this agent does not.
         """
+        if not self.can_inject and (table.failing or table.delaying):
+            msg = (
+                f"the agent {self.name} injects no faults, so it cannot carry out {table!r}; take "
+                f"the faults out, or choose another agent: wire, or none for torch's faulty one."
+            )
+            raise UsageError(msg)
         for verb, able, wanted in (
             ("fail", self.can_fail, table.failing),
             ("delay", self.can_delay, tuple(table.delaying)),
@@ -96,12 +107,15 @@ class Agent:
                 )
                 raise UsageError(msg)
 
-    def check_messages(self, plan: FaultPlan) -> None:
-        """Refuse a plan whose message faults this agent cannot carry out.
+    def check_plan(self, plan: FaultPlan, world_size: int) -> None:
+        """Refuse a plan that this agent cannot carry out in a world of that size.
 
         Raises:
-            UsageError: it has a fault whose action is not in `can_act`.
+            UsageError: it has a table that :meth:`check` refuses, or a fault of single messages
+                whose action is not in `can_act`.
         """
+        for rank in range(world_size):
+            self.check(plan.table(rank))
         for fault in plan.others:
             if isinstance(fault, MessageFault) and fault.action not in self.can_act:
                 can = ", ".join(self.can_act) or "none of fail, delay, hold, duplicate and lose"

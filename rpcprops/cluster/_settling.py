@@ -27,6 +27,7 @@ from rpcprops.cluster._diagnosis import Diagnosis
 from rpcprops.cluster._phases import Phases
 from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster.deadlines import Deadlines
+from rpcprops.cluster.options import check_counts
 from rpcprops.errors import UsageError
 from rpcprops.oracle.ranks import unsettled
 from rpcprops.outcomes import Counters
@@ -185,6 +186,7 @@ def _check_expected(expect: Sequence[Counters] | None, world_size: int) -> tuple
     ):
         msg = f"expect={shown(expect)} must be {world_size} Counters, one for each rank."
         raise UsageError(msg)
+    check_counts("expect", given)
     return tuple(given)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Required, TypedDict, cast
 
 from rpcprops import agents
@@ -158,7 +158,7 @@ def complete(
     chosen = options.get("network")
     # If a rank found out by itself what its agent cannot do, the start of its world would break.
     agent = agents.named(options.get("agent", agents.default_name()))
-    agent.check_messages(plan)
+    agent.check_plan(plan, size)
     return WorldOptions(
         names=_check_names(options.get("names"), size),
         plan=plan,
@@ -224,6 +224,7 @@ def _check_leaks(leaks: object, world_size: int, *, init: bool) -> Leaks:
     if len(given) != world_size or not all(isinstance(one, Counters) for one in given):
         msg = f"leaks={shown(leaks)} must be {must_be}."
         raise UsageError(msg)
+    check_counts("leaks", given)
     if not all(one.is_idle for one in given):
         msg = (
             f"leaks={shown(leaks)} may name owners, forks and contexts only: the others count what "
@@ -237,6 +238,21 @@ def _check_leaks(leaks: object, world_size: int, *, init: bool) -> Leaks:
         )
         raise UsageError(msg)
     return tuple(given)
+
+
+def check_counts(name: str, given: Sequence[Counters]) -> None:
+    """Check the numbers in the counters of an argument, which its caller has made.
+
+    Raises:
+        UsageError: one of them is no int from 0 up.
+    """
+    for rank, counters in enumerate(given):
+        for item in fields(counters):
+            count: object = getattr(counters, item.name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                where = f"{name}[{rank}]: {argument(item.name, count)}"
+                msg = f"{where} must be an int from 0 up: how many a rank holds."
+                raise UsageError(msg)
 
 
 def check_transport(transport: object) -> None:

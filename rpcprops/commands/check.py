@@ -19,10 +19,11 @@ from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
-    Agent,
     Clock,
     Reuse,
     Transport,
+    agent_option,
+    check_injects,
     check_json,
     check_transport,
     running,
@@ -69,7 +70,13 @@ def check(  # noqa: PLR0913 - one argument for each option
         ),
     ] = False,
     clock: Clock = "auto",
-    agent: Agent = None,
+    agent: Annotated[
+        str | None,
+        agent_option(
+            "Unless given, the first, and wire for what needs it. With another one, what that "
+            "agent cannot do is not run."
+        ),
+    ] = None,
     reuse: Reuse = None,
     transport: Transport = "tcp",
     json_file: Annotated[
@@ -99,6 +106,10 @@ def check(  # noqa: PLR0913 - one argument for each option
     count = examples or settings["max_examples"]
     check_transport(transport)
     check_json(json_file)
+    if not any(prop.agent or not prop.injects for prop in chosen):
+        others = [prop.name for prop in PROPERTIES.values() if not prop.injects]
+        what = "these properties need them"
+        check_injects(agent, what, f"Others do not, such as {' and '.join(others[:2])}. ")
     unwritten: list[Unwritten] = []
     database = Database(Path(".rpcprops") / "examples", unwritten.append)
     done: list[Examination] = []
@@ -124,6 +135,7 @@ def check(  # noqa: PLR0913 - one argument for each option
                         database=database,
                         strict=strict,
                         by_chance=_is_left_to_chance(agent),
+                        can_inject=agents.named(runner.server.agent).can_inject,
                         transport=transport,
                     )
                 )

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from rpcprops.commands.live import live, out, plain
-from rpcprops.commands.shared import HOLDS, VIOLATED, Agent, Clock, running
+from rpcprops.commands.shared import HOLDS, VIOLATED, Clock, agent_option, check_injects, running
 from rpcprops.errors import MachineCannot
 
 
-def doctor(*, agent: Agent = None, clock: Clock = "auto") -> None:
+def doctor(
+    *,
+    agent: Annotated[
+        str | None,
+        agent_option("Unless given, the first. tensorpipe cannot: the example has a fault."),
+    ] = None,
+    clock: Clock = "auto",
+) -> None:
     """Say what this machine can do: torch, the RPC agents, the clock, transports."""
     from rpcprops import clock as clocks
     from rpcprops.faults import FaultPlan, FaultTable
@@ -23,6 +30,7 @@ def doctor(*, agent: Agent = None, clock: Clock = "auto") -> None:
     from rpcprops.programs import Drop, Fetch, Program, Remote
     from rpcprops.report.artefact import versions
 
+    check_injects(agent, "the example of doctor has one")
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, version in versions().items():
         table.add_row(name, version)

@@ -20,9 +20,10 @@ from rpcprops.commands.live import live, out, plain
 from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
-    Agent,
     Clock,
     Reuse,
+    agent_option,
+    check_injects,
     check_json,
     check_reuse,
     interruptible,
@@ -117,7 +118,13 @@ def hunt(  # noqa: PLR0913 - the options
         ),
     ] = False,
     clock: Clock = "auto",
-    agent: Agent = None,
+    agent: Annotated[
+        str | None,
+        agent_option(
+            "Unless given, the first. With wire, faults of single messages are drawn too; "
+            "tensorpipe needs --without-faults 1. A file holds a hunt with one agent."
+        ),
+    ] = None,
     reuse: Reuse = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file as JSON.")
@@ -141,11 +148,12 @@ def hunt(  # noqa: PLR0913 - the options
         _show_several(files or [], json_file, show=show)
         return
     many = _jobs(jobs)
-    if file != _DEFAULT:
-        check_output("--file", file, grows=True)
+    _check_file(file)
     check_json(json_file)
     kept = Hunt.read(file, seed, known=known)
     kept.check_agent(agents.default_name() if agent is None else agents.named(agent).name)
+    if without_faults < 1:
+        check_injects(agent, "a part of this hunt has some", "Add --without-faults 1. ")
     wanted = Wanted(examples, batch, without_faults, candidates)
 
     def ended() -> None:
@@ -177,6 +185,23 @@ def hunt(  # noqa: PLR0913 - the options
             finally:
                 ended()
     raise typer.Exit(VIOLATED if kept.failures else HOLDS)
+
+
+def _check_file(file: Path) -> None:
+    """Check, before anything runs, that the file of the hunt can be written.
+
+    Raises:
+        UsageError: it cannot be written; the message says what to do.
+    """
+    if file != _DEFAULT:
+        check_output("--file", file, grows=True)
+    elif file.parent.is_dir():
+        check_output("without --file,", file, grows=True)
+    elif file.parent.exists():
+        msg = f"{str(file.parent)!r} is no folder; move it away, or name a file with --file."
+        raise UsageError(msg)
+    else:
+        check_output("without --file,", file.parent)  # it will be made there
 
 
 def _jobs(text: str) -> int:

@@ -24,8 +24,8 @@ from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
     VIOLATED,
-    Agent,
     Clock,
+    agent_option,
     running,
     say_clock_problem,
     say_torch,
@@ -54,7 +54,9 @@ def replay(  # noqa: PLR0913 - one for each option
         ),
     ] = None,
     clock: Clock = "auto",
-    agent: Agent = None,
+    agent: Annotated[
+        str | None, agent_option("Unless given, the one on which the failure was found.")
+    ] = None,
     without_fault: Annotated[
         list[str] | None,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 
 from rpcprops import agents
 from rpcprops._files import Unwritten, check_output, write_whole
+from rpcprops._given import shown
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
@@ -29,10 +30,36 @@ Clock = Annotated[
         help=f"auto, real, or a rate: virtual seconds for each real second (1 to {MAX_CLOCK_RATE})."
     ),
 ]
-Agent = Annotated[
-    str | None,
-    typer.Option(help="The RPC agent of the ranks, such as wire; torch's faulty one unless given."),
-]
+_AGENTS = (
+    "The RPC agent of the ranks: faulty_tensorpipe (torch's own; fails messages of ten types, or "
+    "delays them), wire (ours; disturbs any message, and needs a C++ compiler), or tensorpipe "
+    "(torch's usual one; injects no faults)."
+)
+
+
+def agent_option(what: str) -> Any:
+    """The option ``--agent``, with what a command says of it besides which agents there are."""
+    return typer.Option(help=f"{_AGENTS} {what}")
+
+
+def check_injects(agent: str | None, what: str, remedy: str = "") -> None:
+    """Check that the agent that ``--agent`` names can inject faults.
+
+    Args:
+        what: what needs them, as the message says it.
+        remedy: what else than to name another agent would help.
+
+    Raises:
+        UsageError: it cannot, or there is no such agent.
+    """
+    if agent is not None and not agents.named(agent).can_inject:
+        msg = (
+            f"--agent {shown(agent)} injects no faults, and {what}. {remedy}Leave the option out "
+            f"for torch's faulty agent, or write --agent wire."
+        )
+        raise UsageError(msg)
+
+
 Reuse = Annotated[
     bool | None,
     typer.Option(

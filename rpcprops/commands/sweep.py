@@ -16,10 +16,11 @@ from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
     VIOLATED,
-    Agent,
     Clock,
     Reuse,
     Transport,
+    agent_option,
+    check_injects,
     check_json,
     check_transport,
     running,
@@ -70,7 +71,13 @@ def sweep(  # noqa: PLR0913 - one argument for each option
         typer.Option("--pairs", help="As --points, and then every two of these faults at once."),
     ] = False,
     clock: Clock = "auto",
-    agent: Agent = None,
+    agent: Annotated[
+        str | None,
+        agent_option(
+            "Unless given, the first. --points and --pairs need wire, and take it by themselves. "
+            "tensorpipe cannot be swept."
+        ),
+    ] = None,
     reuse: Reuse = None,
     transport: Transport = "tcp",
     restart: Annotated[
@@ -89,11 +96,18 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     The results are kept in .rpcprops/sweeps, so an interrupted sweep goes on where it was. Where
     the program met a known finding (docs/findings.md), the map names it.
 
+    That takes about half a minute for a small program on an idle machine. With --ranks each or
+    pairs there are 75 tables for each rank or pair. --points takes minutes, because what is lost is
+    noticed only by a timeout, and a rank that waits without end is run again more slowly. --pairs
+    takes hours: 80 points make 3000 pairs.
+
     With --points, a run without faults shows which messages there are. Each of them fails, is late,
-    is held, comes twice and is lost, one at a time. What the oracle does not predict is run all the
-    same: no rank may die, and none may wait for longer than torch's timeouts explain. A message
-    that was not tried with a fault makes the sweep fail. A response cannot fail or come twice, and
-    the last message cannot be held until another one has passed.
+    is held, comes twice and is lost, one at a time. Those of the shutdown are among them, and the
+    map marks them (shutdown): such are the calls to the first rank and back, by which all ranks
+    meet there. What the oracle does not predict is run all the same: no rank may die, and none may
+    wait for longer than torch's timeouts explain. A message that was not tried with a fault makes
+    the sweep fail. A response cannot fail or come twice, and the last message cannot be held until
+    another one has passed.
 
     Its map says for each message and each fault: held (all that is predicted came), the name of a
     known finding, documented (torch documents what came), overdue (held, but nothing could pass
@@ -117,6 +131,7 @@ def sweep(  # noqa: PLR0913 - one argument for each option
         raise UsageError(msg)
     check_transport(transport)
     check_json(json_file)
+    check_injects(agent, "a sweep is of faults")
     chosen = find_program(program)
     if points or pairs:
         _points(

@@ -34,6 +34,8 @@ _COLOURS = {
     "not tried": "bold red",
 }
 _WORDS = {"holds": "held", "unmet": "not sent any more"}
+#: The mark of a message of the shutdown.
+_OF_SHUTDOWN = "shutdown"
 #: What a verdict of the map means that does not say it by itself.
 _MEANINGS = {
     "documented": "torch documents what came (docs/faults.md)",
@@ -172,7 +174,7 @@ def _to_try(points: int, pairs: int) -> str:
 
 
 def _legend(report: dict[str, Any]) -> list[str]:
-    """A line that says what verdicts mean, if some occur that do not say it by themselves."""
+    """A line that says what the words of the map mean that occur and do not say it themselves."""
     occurs = set(report["verdicts"])
     if any(row["overdue"] for row in report["points"]):
         occurs.add("overdue")
@@ -181,6 +183,12 @@ def _legend(report: dict[str, Any]) -> list[str]:
         for word, meaning in _MEANINGS.items()
         if word in occurs
     ]
+    if any(row["in_shutdown"] for row in report["points"]):
+        said.insert(
+            0,
+            f"({_OF_SHUTDOWN}): a request that a rank sends while it shuts down, or its "
+            "answer, such as the calls by which all ranks meet then",
+        )
     return ["; ".join(said)] if said else []
 
 
@@ -228,6 +236,8 @@ def _show_map(rows: list[dict[str, Any]]) -> None:
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         which = f"{row['type']} {row['sender']} to {row['receiver']}, {row['number']}"
+        if row["in_shutdown"]:
+            which += f" ({_OF_SHUTDOWN})"
         colour = _COLOURS[row["verdict"]]
         lines.setdefault(which, {})[row["action"]] = f"[{colour}]{plain(_cell(row))}[/]"
     for which, cells in lines.items():

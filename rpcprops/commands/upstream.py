@@ -16,7 +16,15 @@ from rpcprops import _guard, agents
 from rpcprops._files import check_output
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands.live import Line, err, live, out, plain
-from rpcprops.commands.shared import CANNOT, HOLDS, INTERRUPTED, MISUSE, VIOLATED, Clock
+from rpcprops.commands.shared import (
+    CANNOT,
+    HOLDS,
+    INTERRUPTED,
+    MISUSE,
+    VIOLATED,
+    Clock,
+    check_injects,
+)
 from rpcprops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 
     from rpcprops.upstream.data import UpstreamTest
 
+#: The warning of pytest's about a plugin that its process has imported before.
+_IS_LOADED = "Module already imported so cannot be rewritten; rpcprops"
 #: pytest's exit codes: passed, failed, interrupted, internal error, misuse, nothing selected.
 _CODES = {0: HOLDS, 1: VIOLATED, 2: INTERRUPTED, 3: CANNOT, 4: MISUSE, 5: MISUSE}
 
@@ -90,11 +100,15 @@ def upstream(  # noqa: PLR0913 - one argument for each option
             msg = "--harness goes with -k alone: PyTorch's harness has no other option of these."
             raise UsageError(msg)
         _run_in_harness(select, harness)
+    if faults == "sampled":
+        check_injects(agent, "--faults sampled asks for some")
     if agent is not None:
         # Before there are several processes.
         agents.named(agent).prepare(live)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
+    # pytest loads the plugin, which this process has imported already.
+    command += ["-W", f"ignore:{_IS_LOADED}:pytest.PytestAssertRewriteWarning"]
     command += ["-k", select] if select else []
     command += _side_by_side(workers)
     command += _option("--rpc-upstream-agent", agent)

@@ -59,6 +59,9 @@ _MOST_RECORDED = 1_000_000
 
 _CLEANUP = WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
+#: What can happen to requests only.
+_OF_REQUESTS = ("fail", "duplicate")
+
 
 def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_MESSAGES:
@@ -84,7 +87,8 @@ def _checked_selection(one: MessageFault | NthMessage) -> None:
         msg = f"{argument('way', one.way)} must be 'request', 'response' or None (both)."
         raise UsageError(msg)
     if one.message is not None:
-        message = wire_message_type(one.message)
+        way = "request" if getattr(one, "action", "") in _OF_REQUESTS else one.way
+        message = wire_message_type(one.message, way=way)
         its_way = "request" if message.is_request else "response"
         if one.way not in (None, its_way):
             msg = f"way={one.way!r}, but {message} is a {its_way}; leave way out."
@@ -285,7 +289,7 @@ class MessageFault(Fault):
         self._check_until()
 
     def _check_way(self) -> None:
-        if self.action not in ("fail", "duplicate"):
+        if self.action not in _OF_REQUESTS:
             return
         remedy = "lose it, or delay it" if self.action == "fail" else "duplicate its request"
         why = (

@@ -166,8 +166,11 @@ def message_type(value: object) -> MessageType:
     raise UsageError(msg)
 
 
-def wire_message_type(value: object) -> WireMessageType:
+def wire_message_type(value: object, *, way: str | None = None) -> WireMessageType:
     """The type of message that `value` names, of all that torch sends.
+
+    Args:
+        way: "request" or "response", if the caller takes only these: the error names no others.
 
     Raises:
         UsageError: torch sends no such message.
@@ -180,8 +183,13 @@ def wire_message_type(value: object) -> WireMessageType:
         hint = ""
         if value.upper() in WireMessageType.__members__:
             hint = f" Did you mean {value.upper()!r}? Names are in upper case."
-        names = ", ".join(WireMessageType)
-        msg = f"torch sends no message of type {shown(value)}.{hint} It sends: {names}."
+        names = ", ".join(
+            one
+            for one in WireMessageType
+            if way in (None, "request" if one.is_request else "response")
+        )
+        what = "It sends" if way is None else f"As a {way} it sends"
+        msg = f"torch sends no message of type {shown(value)}.{hint} {what}: {names}."
     else:
         msg = (
             f"a message type must be a rpcprops.faults.WireMessageType or its name, "

@@ -36,10 +36,18 @@ def is_drawn(function: Any) -> bool:
 def outcome_of(
     inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, BaseException | None]:
-    """What the body of a test returned, and the exception by which it failed."""
+    """What the body of a test returned, and the exception by which it failed.
+
+    Raises:
+        UsageError: it was used wrongly. Hypothesis then ends the test.
+    """
     __tracebackhide__ = True
     try:
         return inner(*args, **kwargs), None
+    except UsageError as misuse:
+        from rpcprops._misuse import at_once
+
+        raise at_once(misuse) from misuse.__cause__
     except FAILURES as raised:
         if not _is_failure(raised):
             raise
@@ -48,7 +56,7 @@ def outcome_of(
 
 def _is_failure(error: BaseException) -> bool:
     """Whether an exception means that the test failed, and does not steer Hypothesis or pytest."""
-    return not (is_rejected(error) or isinstance(error, pytest.skip.Exception | UsageError))
+    return not (is_rejected(error) or isinstance(error, pytest.skip.Exception))
 
 
 #: Stands for the choices of an example that ``@example`` gives: Hypothesis draws nothing for it.

@@ -241,7 +241,7 @@ def _prepared(
     inner = handle.inner_test
     settings = getattr(function, "_hypothesis_internal_use_settings", None)
     seed = getattr(function, "_hypothesis_internal_use_seed", None)
-    ours = _settings(settings)
+    ours = suitable(settings)
     if shard_of(item) is not None:
         share_key(item, inner)
         ours, is_seeded = _of_a_shard(item, ours, seed, session.options.shards.count)
@@ -261,8 +261,8 @@ def _prepared(
         function._hypothesis_internal_use_seed = seed
 
 
-def _settings(given: Any) -> Any:
-    """Suitable settings for a test."""
+def suitable(given: Any) -> Any:
+    """The settings of a test, suited to examples that start ranks."""
     import hypothesis
 
     default: Any = hypothesis.settings.default

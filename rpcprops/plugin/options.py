@@ -209,6 +209,12 @@ def _read_upstream(config: pytest.Config) -> UpstreamOptions | None:
         if option(other):
             msg = f"{other} is for tests of rpc_cluster, not for --rpc-upstream"
             raise pytest.UsageError(msg)
+    if read.sampled and read.agent is not None and not agents.named(read.agent).can_inject:
+        msg = (
+            f"--rpc-upstream-agent={read.agent} injects no faults, and "
+            f"--rpc-upstream-faults=sampled asks for some; leave it out, or name wire"
+        )
+        raise pytest.UsageError(msg)
     return read
 
 

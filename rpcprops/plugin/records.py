@@ -72,6 +72,9 @@ class ItemRecord:
         strict_until: while it is not None, each failing example must show in real time; after that
             time (of ``time.monotonic()``) no new example is run.
         left_out: clusters that are counted but not kept, because one example had too many.
+        is_watched: whether the plugin watches its examples, which takes ``rpc_cluster``; else they
+            are only counted.
+        drawn: whether Hypothesis has drawn them.
     """
 
     examples: int = 0
@@ -96,16 +99,18 @@ class ItemRecord:
     differs: str = ""
     left_out: int = 0
     armed_left_out: bool = False
+    is_watched: bool = True
+    drawn: bool = False
 
     def count(self, recorded: Recorded) -> None:
         """Count an example, if its clusters had a fault to inject."""
-        self.armed += self.armed_left_out or any(_is_armed(*one) for one in recorded)
+        self.armed += self.armed_left_out or any(is_armed(*one) for one in recorded)
         self.armed_left_out = False
 
     def leave_out(self, plan: FaultPlan, outcome: Outcome) -> None:
         """Do not keep a cluster of the current example."""
         self.left_out += 1
-        self.armed_left_out |= _is_armed(plan, outcome)
+        self.armed_left_out |= is_armed(plan, outcome)
 
     def count_cluster(self, plan: FaultPlan, outcome: Outcome) -> None:
         """Count a cluster that has ended, also one that only repeats an example."""
@@ -122,7 +127,10 @@ class ItemRecord:
         """What to do about failures that are undecided."""
         clock = f"{_SLOWER:g}" if self.fastest > _SLOWER else "real"
         option = repr(clock) if clock == "real" else clock
-        return f"a slower clock helps: --rpc-clock={clock}, or rpc_cluster(..., clock={option})"
+        place = f"rpc_cluster(..., clock={option})"
+        if not self.is_watched:
+            place = f"clock = {option} in the class of the machine"
+        return f"a slower clock helps: --rpc-clock={clock}, or {place}"
 
 
 def summary_lines(summary: dict[str, Any]) -> Generator[str, None, None]:
@@ -142,7 +150,7 @@ def summary_lines(summary: dict[str, Any]) -> Generator[str, None, None]:
 ITEM = pytest.StashKey[ItemRecord]()
 
 
-def _is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
+def is_armed(plan: FaultPlan, outcome: Outcome) -> bool:
     """Whether the run had a fault whose firing it could show."""
     return any(
         fault.seen(rank) is not None

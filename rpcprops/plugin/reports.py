@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from _pytest._code.code import ExceptionChainRepr, Traceback
+from _pytest._code.code import ExceptionChainRepr, ReprEntry, Traceback
 
 from rpcprops import clock as clocks
 from rpcprops._files import Unwritten, write_whole
@@ -110,12 +110,13 @@ def show_the_test_first(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     Hypothesis takes its own out of what it raises, but we may report another example's error. A
     misuse ends at the line of the user's that has caused it.
     """
-    if call.excinfo is None or item.config.getoption("fulltrace", False):
+    raised = call.excinfo or _told_by_unittest(item)
+    if raised is None or item.config.getoption("fulltrace", False):
         return
-    is_misuse = isinstance(call.excinfo.value, UsageError)
+    is_misuse = isinstance(raised.value, UsageError)
     if not is_misuse and ITEM not in item.stash:
         return
-    calls = _calls(call.excinfo.tb)
+    calls = _calls(raised.tb)
     theirs = [number for number, one in enumerate(calls) if _is_the_users(one)]
     if theirs:
         end = theirs[-1] + 1 if is_misuse else len(calls)
@@ -123,7 +124,36 @@ def show_the_test_first(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         for one in reversed(calls[theirs[0] : end]):
             shown = TracebackType(shown, one.tb_frame, one.tb_lasti, one.tb_lineno)
         assert shown is not None
-        call.excinfo.traceback = Traceback(shown)
+        raised.traceback = Traceback(shown)
+
+
+def _told_by_unittest(item: pytest.Item) -> pytest.ExceptionInfo[BaseException] | None:
+    """What a test of unittest has raised: pytest takes it from its item, later than we look."""
+    told: list[pytest.ExceptionInfo[BaseException]] = getattr(item, "_excinfo", None) or []
+    return next(iter(told), None)
+
+
+def show_misuse_alone(
+    report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None]
+) -> None:
+    """Take all frames out of a misuse that no line of the user's has caused.
+
+    Such are the attributes of a state machine, which our own code reads.
+    """
+    if call.excinfo is None or item.config.getoption("fulltrace", False):
+        return
+    is_misuse = isinstance(call.excinfo.value, UsageError)
+    chain = report.longrepr
+    if not is_misuse or not isinstance(chain, ExceptionChainRepr):
+        return
+    if any(map(_is_the_users, _calls(call.excinfo.tb))):
+        return
+    for traceback, _, _ in chain.chain:
+        entry = traceback.reprentries[-1]
+        if isinstance(entry, ReprEntry):
+            entry.lines = [line for line in entry.lines if line.startswith("E")]
+            entry.reprfuncargs = entry.reprlocals = entry.reprfileloc = None
+            traceback.reprentries = [entry]
 
 
 def _calls(traceback: TracebackType | None) -> list[TracebackType]:
@@ -170,7 +200,7 @@ def _summary_of(
         "examples": record.examples,
         "clusters": record.clusters,
         "armed": record.armed,
-        "drawn": is_drawn(function_of(item)),
+        "drawn": record.drawn or is_drawn(function_of(item)),
         "faults_fired": record.fired.total(),
         "fired_by_type": dict(sorted(record.fired.items())),
         "unconfirmed": record.unconfirmed,

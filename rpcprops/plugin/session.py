@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
@@ -122,14 +122,26 @@ class Session:
         """Record what clusters show that end in the block, and forget it afterwards."""
 
         def on_end(plan: FaultPlan, outcome: Outcome) -> None:
+            self._recorded.append((plan, outcome))
+            if len(self._recorded) > MOST_KEPT:
+                record.leave_out(*self._recorded.popleft())
+
+        with self.counting(record, on_end):
+            yield
+
+    @contextmanager
+    def counting(
+        self, record: ItemRecord, also: Callable[[FaultPlan, Outcome], None]
+    ) -> Generator[None, None, None]:
+        """Count the clusters that end in the block, and call `also` for each."""
+
+        def on_end(plan: FaultPlan, outcome: Outcome) -> None:
             try:
                 record.count_cluster(plan, outcome)
             except HarnessError as own:
                 # The test may be about to fail, and its own error comes first: see ended().
                 self._own_error = self._own_error or own
-            self._recorded.append((plan, outcome))
-            if len(self._recorded) > MOST_KEPT:
-                record.leave_out(*self._recorded.popleft())
+            also(plan, outcome)
 
         self.server.on_end = on_end
         try:

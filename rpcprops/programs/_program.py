@@ -257,7 +257,7 @@ def _check_step(step: object) -> None:
     """
     if type(step) not in STEP_TYPES.values():
         msg = (
-            f"a {type(step).__name__} is no step; use "
+            f"{type(step).__name__} is no kind of step; use "
             f"{', '.join(cls.__name__ for cls in STEP_TYPES.values())}."
         )
         raise UsageError(msg)

@@ -181,6 +181,7 @@ class Property:
         promise: what must hold, in one sentence.
         cases: makes the strategy for its cases; called when the property is examined.
         needs_faults: whether a run in which no fault fired proves nothing (it is then "vacuous").
+        injects: whether its cases have faults, so that an agent that injects none cannot run them.
         finding: the known finding whose smallest case this is, if it is one.
         only_named: whether it takes so long that it is checked only if it is asked for by name.
         compares: whether some cases that pass under a fast clock run in real time as well.
@@ -195,6 +196,7 @@ class Property:
     promise: str
     cases: Callable[[], SearchStrategy[Case]]
     needs_faults: bool = True
+    injects: bool = True
     finding: Finding | None = None
     only_named: bool = False
     compares: bool = True

@@ -197,6 +197,7 @@ def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
             "Whatever program is drawn shows what it must where no fault is injected.",
             partial(_undisturbed, facts),
             needs_faults=False,
+            injects=False,
         ),
         Property(
             "drawn-within-budget",
@@ -222,6 +223,7 @@ def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
             "documented.",
             partial(_of_groups, facts),
             needs_faults=False,
+            injects=False,
         ),
         Property(
             "drawn-message-faults",

@@ -199,6 +199,7 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
     on_failing: Callable[[str], None] | None = None,
     strict: bool = False,
     by_chance: bool = False,
+    can_inject: bool = True,
     different: bool = False,
     candidates: int = 1,
     real_seconds: float = ALL_SECONDS,
@@ -222,6 +223,8 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
         by_chance: leave it to chance whether a finding shows, even where the agent ``wire`` could
             bring its messages into the order that shows it; and run nothing that needs another
             agent than that of the ranks.
+        can_inject: whether the agent of the ranks injects faults; without, what has some is not
+            run.
         different: whether only different cases count as draws, drawn independently of how many
             faults fire (otherwise half of the draws are near those in which most do).
         candidates: of so many different cases the one is run that has most of what was seldom run;
@@ -239,6 +242,9 @@ def examine(  # noqa: PLR0913 - the ways to draw and to judge
         prop, runner, on_example, options, sample, choice=choice, by_chance=by_chance
     )
     examiner.on_failing = on_failing
+    if prop.injects and not prop.agent and not can_inject:
+        examiner.result.reason = "not run: it injects faults, which the agent of the ranks cannot"
+        return examiner.ended("not_run")
     if prop.finding is not None:
         result = examiner.examine_finding(prop.finding, max_examples)
     elif not examiner.has_agent():

@@ -635,6 +635,7 @@ def finding_properties() -> Iterator[Property]:
             promise,
             functools.partial(_drawn, make),
             needs_faults=False,
+            injects=make(0).plan != FaultPlan(),
             finding=finding,
             only_named=name in _SLOW,
         )

@@ -65,16 +65,10 @@ _WHATS: tuple[What, ...] = get_args(What)
 _HOWS: tuple[How, ...] = get_args(How)
 _SORTS: tuple[Leafage, ...] = get_args(Leafage)
 #: How a call may be made that is slower than its timeout: Python functions alone sleep.
-_LATE_HOWS: tuple[How, ...] = (
-    "sync",
-    "async",
-    "remote",
-    "proxy",
-    "proxy async",
-    "proxy remote",
-    "id",
-    "info",
-)
+LateHow: TypeAlias = Literal[
+    "sync", "async", "remote", "proxy", "proxy async", "proxy remote", "id", "info"
+]
+_LATE_HOWS: tuple[LateHow, ...] = get_args(LateHow)
 #: What a step with such a call takes, in virtual seconds.
 _LATE_TAKES = (TIMES_LATE + 1.0) * LATE_TIMEOUT
 #: What builtin operators and TorchScript functions compute.
@@ -206,7 +200,7 @@ class Graph(Step):
     beside: bool = False
     inside: int | None = None
     seconds: float = 0.0
-    late: tuple[int, How] | None = None
+    late: tuple[int, LateHow] | None = None
     late_timeout: float = LATE_TIMEOUT
     out: str = ""
 
@@ -269,11 +263,7 @@ class Graph(Step):
                 msg = f"late_timeout={shown(self.late_timeout)} needs late=(RANK, HOW)."
                 raise UsageError(msg)
             return
-        rank, how = self.late
-        scope.check_rank("late", rank)
-        if how not in _LATE_HOWS:
-            msg = f"late: {shown(how)} must be one of {', '.join(map(repr, _LATE_HOWS))}."
-            raise UsageError(msg)
+        scope.check_rank("late", self.late[0])
         if not 1.0 <= self.late_timeout <= MAX_DELAY / TIMES_LATE:
             msg = (
                 f"late_timeout={shown(self.late_timeout)} must lie in 1 to "
@@ -686,7 +676,7 @@ class Graph(Step):
                 drawer.making.add(self.out)
 
 
-def _lates(drawer: StepDrawer, at: int) -> list[tuple[int, How] | None]:
+def _lates(drawer: StepDrawer, at: int) -> list[tuple[int, LateHow] | None]:
     """The calls that may time out in a graph, and None, far more often."""
     if not drawer.may_end_late() or not drawer.may_take(_LATE_TAKES):
         return [None]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from rpcprops import FaultTable, agents
+from rpcprops import FaultPlan, FaultTable, agents, run
 from rpcprops.agents import FaultyTensorPipe, TensorPipe
 from rpcprops.errors import UsageError
 from rpcprops.fixture import for_this_rank
+from rpcprops.programs import Program
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.torch_facts import TorchFacts
 
@@ -122,10 +123,21 @@ def test_a_table_that_an_agent_cannot_carry_out_is_refused() -> None:
     """The plain agent injects nothing, and says so before torch is asked for options."""
     plain = TensorPipe()
     assert plain.arguments(FaultTable(["PYTHON_CALL"], 0)) == {}
-    with pytest.raises(UsageError, match="TENSORPIPE cannot fail PYTHON_CALL"):
+    refusal = "the agent TENSORPIPE injects no faults, so it cannot carry out .*choose another"
+    with pytest.raises(UsageError, match=refusal):
         plain.arguments(FaultTable(["PYTHON_CALL"], 1))
-    with pytest.raises(UsageError, match="cannot delay SCRIPT_CALL"):
+    with pytest.raises(UsageError, match=refusal):
         plain.arguments(FaultTable(messages_to_delay={"SCRIPT_CALL": 1.0}))
+
+
+def test_a_table_for_an_agent_without_faults_starts_no_rank(rpc_cluster: ClusterFactory) -> None:
+    """It is refused where the cluster is made, also if only one rank has it; a program as well."""
+    table = FaultTable(["PYTHON_CALL"], 1)
+    with pytest.raises(UsageError, match="the agent TENSORPIPE injects no faults"):
+        rpc_cluster(world_size=2, faults=FaultPlan(by_rank={1: table}), agent="TENSORPIPE")
+    with pytest.raises(UsageError, match="the agent TENSORPIPE injects no faults"):
+        run(Program(1, ()), table, agent="tensorpipe")
+    rpc_cluster(world_size=1, faults=FaultTable(["PYTHON_CALL"], 0), agent="TENSORPIPE").kill()
 
 
 def test_the_stock_agent_says_what_a_script_needs() -> None:

@@ -36,6 +36,8 @@ _BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"leaks": True}, ["leaks=True", "'raise' or 'allow'"]),
     ({"leaks": [Counters(owners=1)]}, ["leaks=[Counters(owners=1", "or 2 Counters"]),
     ({"leaks": [Counters(), 1]}, ["1]", "or 2 Counters"]),
+    ({"leaks": [Counters(), Counters(owners=-1)]}, ["leaks[1]: owners=-1 (type int)", "0 up"]),
+    ({"leaks": [Counters(forks=1.5), Counters()]}, ["leaks[0]: forks=1.5 (type float)"]),  # type: ignore[arg-type]
     ({"leaks": [Counters(), Counters(client_calls=1)]}, ["owners, forks and contexts only"]),
     ({"leaks": [Counters(), Counters()], "init": False}, ["needs init=True", "settle(expect=...)"]),
     ({"clock": "fast"}, ["clock='fast'", "'auto', 'real', or a rate"]),

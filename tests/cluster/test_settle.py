@@ -108,7 +108,13 @@ def test_less_than_expected_is_an_owner_gone(rpc_cluster: ClusterFactory) -> Non
             cluster.settle(expect=OWNED)
 
 
-@pytest.mark.parametrize("expect", [(), (Counters(),), (Counters(),) * 3, (Counters(), None), 5])
+NEGATIVE = (Counters(), Counters(owners=-1))
+TEXT: Any = (Counters(), Counters(contexts="one"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "expect", [(), (Counters(),), (Counters(),) * 3, (Counters(), None), 5, NEGATIVE, TEXT]
+)
 def test_bad_expectations(rpc_cluster: ClusterFactory, expect: Any) -> None:
     """An expectation that is no counters for each rank is refused, and the cluster goes on."""
     with rpc_cluster(world_size=2) as cluster:

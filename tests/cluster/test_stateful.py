@@ -299,6 +299,32 @@ def test_a_rule_may_hold_what_it_lets_go_of() -> None:
     run(Holds, examples=6)
 
 
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (3, "held..=3 .type int. must be up to 2 Counters, one for each rank"),
+        ([Counters()] * 3, "must be up to 2 Counters"),
+        ([None], "must be up to 2 Counters"),
+        ([Counters(forks=-1)], r"held\(\)\[0\]: forks=-1 .* must be an int from 0 up"),
+    ],
+)
+def test_what_rules_hold_must_be_counters(held: Any, words: str) -> None:
+    """Else it is a misuse, told once: Hypothesis runs no second example."""
+    ran: list[int] = []
+
+    class Wrong(ClusterMachine):
+        kinds = ("own",)
+
+        def held(self) -> Any:
+            ran.append(1)
+            return held
+
+    with pytest.raises(UsageError, match=words) as caught:
+        run(Wrong, examples=4)
+    assert len(ran) == 1
+    assert "That comes from the class " in caught.value.__notes__[0]
+
+
 def test_a_broken_promise_is_shown_at_once_and_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rpc_cluster: ClusterFactory
 ) -> None:

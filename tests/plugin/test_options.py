@@ -129,6 +129,9 @@ BAD = {
     "--rpc-shards=0": "--rpc-shards=0 must be 1 or more",
     "--rpc-transport=udp": "invalid choice: 'udp'",
     "--rpc-replay=nothing.json": "nothing.json: No such file",
+    "--rpc-upstream --rpc-upstream-faults=sampled --rpc-upstream-agent=tensorpipe": (
+        "--rpc-upstream-agent=TENSORPIPE injects no faults, and --rpc-upstream-faults=sampled asks"
+    ),
 }
 #: Runs pytest once for each option, in one process: most of what a run takes is to import it.
 EACH = """
@@ -138,7 +141,7 @@ import pytest
 
 sys.stderr = sys.stdout
 for option in sys.argv[1:]:
-    print("code", int(pytest.main([option, "-k", "rate"])), end="\\n\\0")
+    print("code", int(pytest.main([*option.split(), "-k", "rate"])), end="\\n\\0")
 """
 
 

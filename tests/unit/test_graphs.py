@@ -35,7 +35,11 @@ CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
         ({"late": (1, "remote")}, "makes an RRef; give it a name by out=NAME"),
         ({"late": (1, "sync"), "out": "a"}, "out='a' names an RRef that is late; it needs late="),
         ({"late": (2, "sync")}, "late=2 is no rank of a world of 2"),
-        ({"late": (1, "script")}, "late: 'script' must be one of 'sync', 'async'"),
+        (
+            {"late": (1, "script")},
+            r"late=\(1, 'script'\) .* must be tuple\[int, Literal\['sync', 'async', 'remote', "
+            r"'proxy', 'proxy async', 'proxy remote', 'id', 'info'\]\] \| None",
+        ),
         ({"late": (1, "sync"), "late_timeout": 0.5}, "late_timeout=0.5 must lie in 1 to 900"),
     ],
 )

@@ -183,7 +183,19 @@ Make = Callable[[], object]
         (lambda: MessageFault(0, ["fail"]), "action=.*must be one of"),  # type: ignore[arg-type]
         (lambda: MessageFault(-1, "lose"), "rank=-1"),
         (lambda: MessageFault(True, "lose"), "rank=True"),
-        (lambda: MessageFault(0, "lose", "RREF_NACK"), "'RREF_NACK'.*It sends: SCRIPT_CALL"),
+        (
+            lambda: MessageFault(0, "lose", "RREF_NACK"),
+            "'RREF_NACK'.*It sends: SCRIPT_CALL, SCRIPT_RET",
+        ),
+        # A response that is listed would be refused next.
+        (
+            lambda: MessageFault(0, "fail", "RREF_NACK"),
+            "'RREF_NACK'.*As a request it sends: SCRIPT_CALL, PYTHON_CALL, .*_REQ.$",
+        ),
+        (
+            lambda: MessageFault(0, "lose", "RREF_NACK", way="response"),
+            "'RREF_NACK'.*As a response it sends: SCRIPT_RET, PYTHON_RET, ",
+        ),
         (lambda: MessageFault(0, "lose", "rref_ack"), "Did you mean 'RREF_ACK'"),
         (lambda: MessageFault(0, "lose", "UNKNOWN"), "'UNKNOWN'"),
         (lambda: MessageFault(0, "lose", 3), "got 3 .type int"),  # type: ignore[arg-type]
@@ -487,6 +499,7 @@ class Able(Agent):
     """An agent that can lose messages."""
 
     name = "ABLE"
+    can_fail = can_delay = tuple(MessageType)
     can_act: ClassVar[tuple[MessageAction, ...]] = ("lose",)
 
 
@@ -499,15 +512,15 @@ def test_torch_s_agents_refuse_it(agent: str, action: MessageAction) -> None:
         late["until"] = UNTIL
     plan = FaultPlan(others=(MessageFault(0, action, "PYTHON_CALL", **late),))
     with pytest.raises(UsageError, match=f"{agent} cannot carry out Mess.*Write agent='wire'"):
-        agents.named(agent).check_messages(plan)
-    agents.named(agent).check_messages(FaultPlan())
+        agents.named(agent).check_plan(plan, 2)
+    agents.named(agent).check_plan(FaultPlan(), 2)
 
 
 def test_an_agent_says_what_it_can() -> None:
-    """An agent is asked for each action."""
-    Able().check_messages(FaultPlan(others=(LOSE,)))
+    """An agent is asked for each action, once its tables are carried out."""
+    Able().check_plan(FaultPlan(others=(LOSE,)), 2)
     with pytest.raises(UsageError, match=r"ABLE cannot carry out .*'delay'.*it can do: lose"):
-        Able().check_messages(PLAN)
+        Able().check_plan(PLAN, 2)
 
 
 def test_a_cluster_refuses_it_before_it_starts() -> None:

@@ -256,9 +256,11 @@ def test_programs_are_found(tmp_path: Path) -> None:
         ("{folder}/code.py:P2", "has no 'P2'; its programs are: none"),
         ("{folder}/code.py", "which program of it"),
         ("{folder}/raises.py:P", "raised ZeroDivisionError"),
-        ("{folder}/text.json", "not JSON"),
+        ("{folder}/text.json", "not JSON, so neither a program nor an artefact.*world_size"),
+        ("{folder}/list.json", "neither a program nor an artefact; a program has .*steps"),
         ("{folder}/wrong.json", "this is no Program"),
-        ("{folder}/other.json", "no failure artefact"),
+        ("{folder}/other.json", "neither a program nor an artefact; a program has "),
+        ("{folder}/what.json", "no failure artefact"),
     ],
 )
 def test_what_is_no_program_is_misuse(tmp_path: Path, text: str, words: str) -> None:
@@ -267,6 +269,8 @@ def test_what_is_no_program_is_misuse(tmp_path: Path, text: str, words: str) -> 
     (tmp_path / "raises.py").write_text("1 / 0\n", encoding="utf-8")
     (tmp_path / "text.json").write_text("no json", encoding="utf-8")
     (tmp_path / "wrong.json").write_text('{"steps": [{"op": "sing"}]}', encoding="utf-8")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "what.json").write_text('{"what": 1}', encoding="utf-8")
     with pytest.raises(UsageError, match=words):
         sweep.find_program(text.format(folder=tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_a_sweep_goes_on_where_it_ended(
     assert _swept(tmp_path)
     assert torch.plans == [FaultPlan()]
     assert _rows(tmp_path) == rows
+
+
+def test_the_messages_of_the_shutdown_are_marked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request that its rank sends while it shuts down, with its answer; the help says it too."""
+    monkeypatch.chdir(tmp_path)
+    call, answer = _message(4, 1, "PYTHON_CALL", "PYTHON_RET")
+    # The rank that answers has not begun its own shutdown.
+    leaving = (*RUN, replace(call, marks=("leaving",)), answer)
+    monkeypatch.setattr(sys.modules[__name__], "RUN", leaving)
+    torch = Torch(monkeypatch)
+    assert _swept(tmp_path)
+    marked = {(r["type"], r["sender"], r["number"]) for r in _rows(tmp_path) if r["in_shutdown"]}
+    assert marked == {("PYTHON_CALL", 1, 1), ("PYTHON_RET", 0, 1)}
+    printed = capsys.readouterr().out
+    assert "PYTHON_CALL 1 to 0, 1 (shutdown)" in printed
+    assert "PYTHON_CALL 0 to 1, 1 (shutdown)" not in printed
+    assert "(shutdown): a request that a rank sends while it shuts down, or its answer" in printed
+    assert torch.plans
 
 
 def test_a_pair_that_fails_is_named_at_the_end_also_when_a_sweep_goes_on(

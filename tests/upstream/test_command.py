@@ -76,6 +76,8 @@ def test_selected_tests_run_and_are_reported(tmp_path: Path, workers: tuple[str,
     done = upstream(tmp_path, *workers, "-k", chosen, *written)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PyTorch's RPC suites, without faults" in done.stdout
+    # That the plugin is there before pytest is nothing to warn of.
+    assert "warning" not in done.stdout
     tests = json.loads(report.read_text(encoding="utf-8"))["tests"]
     verdicts = {(test["class"], test["verdict"]) for test in tests}
     assert verdicts == {
