@@ -169,7 +169,7 @@ def set_apart(
         found.update(names)
         if not names:
             left.append(violation)
-        elif violation.promise in ("RankDied", "RankHung"):
+        elif violation.promise in ("RankDied", "RankHung") and names != (_AFTER_THE_STEPS,):
             cut.add(violation.promise)
     if cut:
         left = [
@@ -187,6 +187,8 @@ def set_apart(
 
 
 _GIVEN_UP = "fork-request-given-up"
+#: A rank that dies of it has run all its steps.
+_AFTER_THE_STEPS = "shutdown-races-delete"
 
 
 def _gave_up_a_fork_request(violation: Violation, outcome: Outcome, facts: TorchFacts) -> bool:

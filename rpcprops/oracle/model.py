@@ -53,7 +53,7 @@ from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
-from rpcprops.oracle._hasty import SinceRest
+from rpcprops.oracle._hasty import SinceRest, may_race
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
     UNHEARD,
@@ -231,6 +231,8 @@ class Model:
         self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
+        #: What was made beside a handle, and is dropped with it.
+        self.beside: dict[str, list[Handle]] = {}
         self.futures: dict[str, StepPrediction] = {}
         self.rrefs: list[RRef] = []
         #: Handles of users that are held, or that wait for a child to be accepted.
@@ -428,6 +430,12 @@ class Model:
         """
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says, breaks, lasts=lasts))
+
+    def meets_death_at_shutdown(self, finding: str, rank: int) -> None:
+        """The same for a finding by which a rank may use freed memory when it shuts down."""
+        if self.facts.has_bug(finding):
+            says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
+            self.met.add(Met(finding, rank, None, says, ("RankDied",)))
 
     def meets_at_shutdown(self, finding: str) -> None:
         """The same for a finding by which any rank may hang when it shuts down, and only then."""
@@ -689,13 +697,18 @@ class Model:
         waited = Waited.by(self.leaves, self.steps)
         abandoned = self.abandoned_calls
         cleaning = found.may_warn_unreleased_context | since.cleaning
+        most = since.most_left(self.rrefs, self.sends, found.counters)
+        lacking = since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned)
+        for rank in may_race(most, lacking):
+            self.meets_death_at_shutdown("shutdown-races-delete", rank)
         return replace(
             found,
+            met=frozenset(self.met),
             abandoned_calls=since.may_not_run(self.called(), waited, abandoned),
             may_warn_unreleased_context=cleaning,
             contexts_left=since.contexts_left(self.leaked_contexts),
-            most_left=since.most_left(self.rrefs, self.sends, found.counters),
-            may_lack=since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned),
+            most_left=most,
+            may_lack=lacking,
         )
 
     def _meets_overtaken(self, last: Sequence[Send]) -> None:

@@ -725,6 +725,21 @@ _ALL = (
         ),
         shows_as=frozenset({"RRefLeak"}),
     ),
+    Finding(
+        name="shutdown-races-delete",
+        promise="RankDied",
+        why=(
+            "A shutdown walks through the RRefs that the rank owns, and forgets them, without the "
+            "lock under which the threads of the agent serve deletes, fetches and creations until "
+            "the agent stops. So a request that comes meanwhile reads memory that was freed."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance walks "
+            "through owners_ and clears it, and RRefContext::checkRRefLeaks walks through forks_, "
+            "without mutex_; RRefContext::delForkOfOwner erases from both under mutex_"
+        ),
+        shows_as=frozenset({"RankDied"}),
+    ),
 )
 
 #: The known findings, by the name of their property.
