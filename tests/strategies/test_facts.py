@@ -109,6 +109,7 @@ OTHERS: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("rejoins-alone", GROUPS),
     ("leaving-keeps-values", GROUPS),
     ("dash-in-member-name", GROUPS),
+    ("shutdown-races-delete", HUNTED["drawn-without-faults"].cases()),
     ("rref-sent-after-reinit", cases("rejoin", "call", "remote", "share", size=2, most=6)),
 ]
 
