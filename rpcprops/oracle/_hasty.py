@@ -50,7 +50,7 @@ from rpcprops.oracle._waited import Waited, step_of
 from rpcprops.oracle.prediction import Send, WireKind
 from rpcprops.outcomes import Counters
 
-#: Requests for which an owner looks up an RRef among those that it owns, or changes the forks of one
+#: Requests for which an owner looks up an RRef among those that it owns, or changes its forks
 #: (``request_callback_no_python.cpp``: processRRefUserDelete calls RRefContext::delForkOfOwner,
 #: assignOwnerRRef RRefContext::getOrCreateOwnerRRef, retrieveOwnerRRef RRefContext::getOwnerRRef).
 _OF_OWNED = frozenset(

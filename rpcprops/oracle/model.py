@@ -143,6 +143,7 @@ class Handle:
         confirmed: whether the owner certainly knows of it, and its rank of that.
         type_error: None before the type was asked for, then "" or the class of the error.
         second: whether a creation of its rank had failed before its own did.
+        beside: handles without a name, which are dropped with it.
     """
 
     rref: RRef
@@ -157,6 +158,7 @@ class Handle:
     confirmed: bool = False
     type_error: ErrorClass | None = None
     second: bool = False
+    beside: tuple[Handle, ...] = ()
 
     @property
     def lost(self) -> bool:
@@ -231,8 +233,6 @@ class Model:
         self._own_deletes: dict[MessageFault, str] = {}
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
-        #: What was made beside a handle, and is dropped with it.
-        self.beside: dict[str, list[Handle]] = {}
         self.futures: dict[str, StepPrediction] = {}
         self.rrefs: list[RRef] = []
         #: Handles of users that are held, or that wait for a child to be accepted.

@@ -152,10 +152,10 @@ class Remote(Step):
         typed = self.flavour != "python"
         argument = model.argument(self.right)
         made = argument is None or argument.rref.made
-        beside = (model.remote(self.at, self.to, typed=typed)[0] for _ in range(self.beside))
-        model.beside[self.out] = list(beside)
+        beside = [model.remote(self.at, self.to, typed=typed)[0] for _ in range(self.beside)]
         since = len(model.sends)
         handle, there = model.remote(self.at, self.to, typed=typed, argument=argument)
+        handle.beside = tuple(beside)
         model.handles[self.out] = handle
         if handle.broken or handle.rref.absent:
             return model.shows()
@@ -1129,9 +1129,9 @@ class Drop(OfHandle):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # UserRRef::tryDel, once RRefContext::delPendingChild knows that all children are accepted.
-        model.drop(model.handle(self.handle))
-        for handle in model.beside.pop(self.handle, ()):
-            model.drop(handle)
+        handle = model.handle(self.handle)
+        for one in (handle, *handle.beside):
+            model.drop(one)
         del model.handles[self.handle]
         return model.shows()
 
