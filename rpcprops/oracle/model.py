@@ -435,7 +435,7 @@ class Model:
         """The same for a finding by which a rank may use freed memory when it shuts down."""
         if self.facts.has_bug(finding):
             says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
-            self.met.add(Met(finding, rank, None, says, ("RankDied",)))
+            self.met.add(Met(finding, rank, None, says))
 
     def meets_at_shutdown(self, finding: str) -> None:
         """The same for a finding by which any rank may hang when it shuts down, and only then."""
