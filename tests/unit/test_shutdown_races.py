@@ -55,7 +55,7 @@ def test_an_owner_may_die_while_a_user_deletes(
 
 @pytest.mark.parametrize("signal", [4, 6, 7, 8, 9, 15])
 def test_another_signal_is_a_failure(signal: int) -> None:
-    """Nothing in that shutdown sends one; SIGABRT comes from a heap that is damaged, or not at all."""
+    """Nothing there sends one; of SIGABRT the log must say that the heap is damaged."""
     assert reported(RACES, 0, signal, "terminate called\n") == ((), ["RankDied"])
 
 
