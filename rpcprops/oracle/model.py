@@ -128,6 +128,9 @@ class RRef:
         self.takes = 0.0
 
 
+_RACES = "shutdown-races-delete"
+
+
 @dataclass(slots=True)
 class Handle:
     """An RRef object at a rank.
@@ -431,12 +434,6 @@ class Model:
         if self.facts.has_bug(finding):
             self.met.add(Met(finding, rank, len(self.steps), says, breaks, lasts=lasts))
 
-    def meets_death_at_shutdown(self, finding: str, rank: int) -> None:
-        """The same for a finding by which a rank may use freed memory when it shuts down."""
-        if self.facts.has_bug(finding):
-            says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
-            self.met.add(Met(finding, rank, None, says))
-
     def meets_at_shutdown(self, finding: str) -> None:
         """The same for a finding by which any rank may hang when it shuts down, and only then."""
         if self.facts.has_bug(finding):
@@ -607,11 +604,13 @@ class Model:
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
 
-    def prediction(self, *, settles: bool = True, at_once: bool = False) -> Prediction:
+    def prediction(
+        self, *, settles: bool = True, at_once: bool = False, forgets: bool = False
+    ) -> Prediction:
         """What the steps so far must have shown, and what a shutdown now must show.
 
         Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
-        for nobody if it is `at_once`.
+        for nobody if it is `at_once`; then an owner `forgets` RRefs that are left, or raises.
         """
         for handle in self.handles.values():
             self.mark(handle)
@@ -689,9 +688,9 @@ class Model:
             graded=dict(+self.in_contexts.graded),
             more_graded=frozenset(self.in_contexts.more_graded),
         )
-        return self._cut_off(found) if at_once and not settles else found
+        return self._cut_off(found, forgets=forgets) if at_once and not settles else found
 
-    def _cut_off(self, found: Prediction) -> Prediction:
+    def _cut_off(self, found: Prediction, *, forgets: bool) -> Prediction:
         """The same where the ranks shut down at once, while something may be under way."""
         since = self.since_rest
         waited = Waited.by(self.leaves, self.steps)
@@ -700,7 +699,7 @@ class Model:
         most = since.most_left(self.rrefs, self.sends, found.counters)
         lacking = since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned)
         for rank in may_race(most, lacking):
-            self.meets_death_at_shutdown("shutdown-races-delete", rank)
+            self._meets_race(rank, forgets=forgets)
         return replace(
             found,
             met=frozenset(self.met),
@@ -710,6 +709,19 @@ class Model:
             most_left=most,
             may_lack=lacking,
         )
+
+    def _meets_race(self, rank: int, *, forgets: bool) -> None:
+        """Note that a rank may serve requests for its RRefs while its shutdown forgets them.
+
+        It may read freed memory. If it `forgets` them in spite of a leak, a request that has made
+        one, or waited for one, no longer finds it (``rref_context.cpp``: RRefContext::getOwnerRRef
+        asserts then that it is there).
+        """
+        says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
+        if forgets:
+            says += f"|{re.escape(self.facts.texts.owner_expected)}"
+        if self.facts.has_bug(_RACES):
+            self.met.add(Met(_RACES, rank, None, says))
 
     def _meets_overtaken(self, last: Sequence[Send]) -> None:
         """Note the findings of a graceful shutdown that comes straight after the last step."""
@@ -1943,7 +1955,8 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         model.disturbed.check_branches(program)
         model.disturbed.check_retries(model.sends)
         at_once = program.end.how == "at once"
-        found.append(model.prediction(settles=program.settles, at_once=at_once))
+        forgets = program.end.ignores_leaks
+        found.append(model.prediction(settles=program.settles, at_once=at_once, forgets=forgets))
         model.disturbed.check_shutdown(found[-1], settles=program.settles)
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]

@@ -744,6 +744,7 @@ _ALL = (
             "without mutex_; RRefContext::delForkOfOwner erases from both under mutex_"
         ),
         shows_as=frozenset({"RankDied"}),
+        logs="owner_assertion",
         abort_logs="heap_damaged",
     ),
 )

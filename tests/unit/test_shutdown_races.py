@@ -92,6 +92,27 @@ def test_a_death_before_the_shutdown_is_a_failure() -> None:
     assert set_apart(RACES, met, ideal(RACES, FaultPlan()), [death]) == ((), (death,))
 
 
+@pytest.mark.parametrize(
+    ("ignores", "rank", "file", "known"),
+    [
+        (True, 0, "rref_context.cpp", True),
+        (False, 0, "rref_context.cpp", False),
+        (True, 1, "rref_context.cpp", False),
+        (True, 0, "tensorpipe_agent.cpp", False),
+    ],
+)
+def test_a_request_that_misses_its_rref_is_known_where_leaks_are_ignored(
+    ignores: bool, rank: int, file: str, known: bool
+) -> None:
+    """Else the shutdown ends at the leak, and forgets nothing."""
+    program = replace(RACES, end=End("at once", ignores_leaks=ignores))
+    met = predict(program, FaultPlan()).met
+    said = f'false INTERNAL ASSERT FAILED at "{file}":390. Expected OwnerRRef with id 1'
+    wrong = Violation("ErrorInLog", f"worker{rank} wrote: {said} to be created.", rank)
+    expected: Any = ((NAME,), ()) if known else ((), (wrong,))
+    assert set_apart(program, met, ideal(program, FaultPlan()), [wrong]) == expected
+
+
 def test_what_else_the_run_shows_is_a_failure() -> None:
     """A wrong value or a missing error of the last step is reported beside that death."""
     met = predict(RACES, FaultPlan()).met
