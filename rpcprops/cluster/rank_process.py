@@ -445,6 +445,8 @@ class _Rank:
             self.adoption.is_over = True
         if end is not None:
             self.begin_to_leave()
+            if end.ignores_leaks:
+                symbols.ignore_rref_leaks(True)
             try:
                 ends.end_rank(end.how, end.wait_of(self.rank))
             except BaseException as error:

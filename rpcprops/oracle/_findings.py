@@ -43,9 +43,9 @@ def can_cause(
         return bool(re.search(logs[finding.logs], violation.message))
     if violation.promise not in {*finding.shows_as, finding.promise}:
         return False
-    if violation.promise == "RRefLeak" and finding.leak_logs == "own_fork_unknown":
-        unknown = re.escape(facts.texts.fork_unknown)
-        return bool(re.search(rf"{unknown}(GloballyUniqueId\(.*?\)), ForkId = \1", log))
+    needed = _needed_log(finding, violation, facts)
+    if needed:
+        return bool(re.search(needed, log, re.MULTILINE))
     if not finding.says or violation.promise not in ("UnexpectedError", "MissingError"):
         return True
     if finding.says == "stopped":
@@ -54,6 +54,16 @@ def can_cause(
         return any(text in violation.message for text in says)
     said = {name: f"{re.escape(WORDS[name])}|{text}" for name, text in patterns(facts).items()}
     return bool(re.search(said[finding.says], violation.message))
+
+
+def _needed_log(finding: Finding, violation: Violation, facts: TorchFacts) -> str:
+    """What the rank must have written, as a regular expression; empty if that does not matter."""
+    texts = facts.texts
+    if violation.promise == "RRefLeak" and finding.leak_logs == "own_fork_unknown":
+        return rf"{re.escape(texts.fork_unknown)}(GloballyUniqueId\(.*?\)), ForkId = \1"
+    if violation.promise == "RankDied" and finding.abort_logs and "SIGABRT" in violation.message:
+        return f"^(?:{'|'.join(map(re.escape, texts.heap_damaged))})"
+    return ""
 
 
 def _is_there(met: Met, violation: Violation, last: range) -> bool:
@@ -169,7 +179,7 @@ def set_apart(
         found.update(names)
         if not names:
             left.append(violation)
-        elif violation.promise in ("RankDied", "RankHung"):
+        elif violation.promise in ("RankDied", "RankHung") and names != (_AFTER_THE_STEPS,):
             cut.add(violation.promise)
     if cut:
         left = [
@@ -187,6 +197,8 @@ def set_apart(
 
 
 _GIVEN_UP = "fork-request-given-up"
+#: A rank that dies of it has run all its steps.
+_AFTER_THE_STEPS = "shutdown-races-delete"
 
 
 def _gave_up_a_fork_request(violation: Violation, outcome: Outcome, facts: TorchFacts) -> bool:

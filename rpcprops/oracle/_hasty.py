@@ -50,6 +50,34 @@ from rpcprops.oracle._waited import Waited, step_of
 from rpcprops.oracle.prediction import Send, WireKind
 from rpcprops.outcomes import Counters
 
+#: Requests for which an owner looks up an RRef among those that it owns, or changes its forks
+#: (``request_callback_no_python.cpp``: processRRefUserDelete calls RRefContext::delForkOfOwner,
+#: assignOwnerRRef RRefContext::getOrCreateOwnerRRef, retrieveOwnerRRef RRefContext::getOwnerRRef).
+_OF_OWNED = frozenset(
+    {
+        WireMessageType.RREF_USER_DELETE,
+        WireMessageType.PYTHON_REMOTE_CALL,
+        WireMessageType.SCRIPT_REMOTE_CALL,
+        WireMessageType.PYTHON_RREF_FETCH_CALL,
+        WireMessageType.SCRIPT_RREF_FETCH_CALL,
+    }
+)
+
+
+def may_race(most: Sequence[Counters], lacking: Mapping[WireKind, int]) -> frozenset[int]:
+    """The owners that may be serving such a request while their shutdown forgets what they own.
+
+    ``rref_context.cpp``: RRefContext::destroyInstance walks through ``forks_`` and ``owners_``, and
+    empties the latter, without ``mutex_``, under which the threads of the agent read and change
+    them (shutdown-races-delete).
+
+    Args:
+        most: the most that each rank may own.
+        lacking: the messages that may be under way.
+    """
+    asked = {to for (_, to, message), times in lacking.items() if times and message in _OF_OWNED}
+    return frozenset(rank for rank in asked if most[rank].owners)
+
 
 class RRefOfModel(Protocol):
     """What is needed of an RRef."""

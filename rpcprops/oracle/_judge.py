@@ -196,7 +196,8 @@ def _deaths(outcome: Outcome) -> list[Violation]:
     shutting = outcome.phase("shutdown") is not None
     for rank in outcome.ranks:
         if rank.signal or (rank.exit_code is not None and not shutting):
-            message = f"{rank.name} died before its time: {rank.describe_end()}"
+            when = "in its shutdown" if shutting else "before its time"
+            message = f"{rank.name} died {when}: {rank.describe_end()}"
             found.append(Violation("RankDied", message, rank.rank))
     shutdown = outcome.phase("shutdown")
     if shutdown is not None and shutdown.verdict == "failed" and not found:

@@ -53,7 +53,7 @@ from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
-from rpcprops.oracle._hasty import SinceRest
+from rpcprops.oracle._hasty import SinceRest, may_race
 from rpcprops.oracle._kept import Kept
 from rpcprops.oracle._messages import (
     UNHEARD,
@@ -129,6 +129,9 @@ class RRef:
         self.takes = 0.0
 
 
+_RACES = "shutdown-races-delete"
+
+
 @dataclass(slots=True)
 class Handle:
     """An RRef object at a rank.
@@ -145,6 +148,7 @@ class Handle:
         type_error: None before the type was asked for, then "" or the class of the error.
         second: whether a creation of its rank had failed before its own did.
         unanswered: whether its creation was, and only the answer to that is lost.
+        beside: handles without a name, which are dropped with it.
     """
 
     rref: RRef
@@ -160,6 +164,7 @@ class Handle:
     type_error: ErrorClass | None = None
     second: bool = False
     unanswered: bool = False
+    beside: tuple[Handle, ...] = ()
 
     @property
     def lost(self) -> bool:
@@ -641,11 +646,13 @@ class Model:
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
 
-    def prediction(self, *, settles: bool = True, at_once: bool = False) -> Prediction:
+    def prediction(
+        self, *, settles: bool = True, at_once: bool = False, forgets: bool = False
+    ) -> Prediction:
         """What the steps so far must have shown, and what a shutdown now must show.
 
         Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
-        for nobody if it is `at_once`.
+        for nobody if it is `at_once`; then an owner `forgets` RRefs that are left, or raises.
         """
         for handle in self.handles.values():
             self.mark(handle)
@@ -723,22 +730,40 @@ class Model:
             graded=dict(+self.in_contexts.graded),
             more_graded=frozenset(self.in_contexts.more_graded),
         )
-        return self._cut_off(found) if at_once and not settles else found
+        return self._cut_off(found, forgets=forgets) if at_once and not settles else found
 
-    def _cut_off(self, found: Prediction) -> Prediction:
+    def _cut_off(self, found: Prediction, *, forgets: bool) -> Prediction:
         """The same where the ranks shut down at once, while something may be under way."""
         since = self.since_rest
         waited = Waited.by(self.leaves, self.steps)
         abandoned = self.abandoned_calls
         cleaning = found.may_warn_unreleased_context | since.cleaning
+        most = since.most_left(self.rrefs, self.sends, found.counters)
+        lacking = since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned)
+        for rank in may_race(most, lacking):
+            self._meets_race(rank, forgets=forgets)
         return replace(
             found,
+            met=frozenset(self.met),
             abandoned_calls=since.may_not_run(self.called(), waited, abandoned),
             may_warn_unreleased_context=cleaning,
             contexts_left=since.contexts_left(self.leaked_contexts),
-            most_left=since.most_left(self.rrefs, self.sends, found.counters),
-            may_lack=since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned),
+            most_left=most,
+            may_lack=lacking,
         )
+
+    def _meets_race(self, rank: int, *, forgets: bool) -> None:
+        """Note that a rank may serve requests for its RRefs while its shutdown forgets them.
+
+        It may read freed memory. If it `forgets` them in spite of a leak, a request that has made
+        one, or waited for one, no longer finds it (``rref_context.cpp``: RRefContext::getOwnerRRef
+        asserts then that it is there).
+        """
+        says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
+        if forgets:
+            says += f"|{re.escape(self.facts.texts.owner_expected)}"
+        if self.facts.has_bug(_RACES):
+            self.met.add(Met(_RACES, rank, None, says))
 
     def _meets_overtaken(self, last: Sequence[Send]) -> None:
         """Note the findings of a graceful shutdown that comes straight after the last step."""
@@ -2088,7 +2113,8 @@ def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[
         model.disturbed.check_running_on(program)
         model.disturbed.check_retries(model.sends)
         at_once = program.end.how == "at once"
-        found.append(model.prediction(settles=program.settles, at_once=at_once))
+        forgets = program.end.ignores_leaks
+        found.append(model.prediction(settles=program.settles, at_once=at_once, forgets=forgets))
         model.disturbed.check_shutdown(found[-1], settles=program.settles)
         later = range(len(choices), model.unmarked_uses)
         waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]

@@ -42,14 +42,19 @@ class End:
     Attributes:
         how: the way, the same at all ranks.
         waits: virtual seconds that ranks wait before they shut down, by rank; others wait for none.
+        ignores_leaks: whether an owner that shuts down "at once" only logs that RRefs are left, as
+            torch has it by default (``api.py``: _ignore_rref_leak), instead of raising. Only then
+            does it go on to forget them (``rref_context.cpp``: RRefContext::destroyInstance).
 
     Raises:
         UsageError: there is no such way; or `waits` is no tuple of up to 16 numbers from 0 to 1000;
-            or a rank comes so late that owners may have given it up.
+            or a rank comes so late that owners may have given it up; or leaks are ignored by a
+            graceful shutdown.
     """
 
     how: Shutdown = "graceful"
     waits: tuple[float, ...] = ()
+    ignores_leaks: bool = False
 
     def __post_init__(self) -> None:
         if self.how not in SHUTDOWNS:
@@ -61,6 +66,9 @@ class End:
             msg = f"{argument('waits', self.waits)} must be {must_be}."
             raise UsageError(msg)
         object.__setattr__(self, "waits", tuple(float(wait) for wait in given))
+        if self.ignores_leaks and self.how != "at once":
+            msg = f"ignores_leaks=True needs how='at once', not {self.how!r}."
+            raise UsageError(msg)
         if self.timeout is not None and self.lasts > _LATEST:
             msg = (
                 f"{argument('waits', self.waits)} must be at most {_LATEST:g} where "
@@ -98,6 +106,8 @@ class End:
         given = [] if self.how == "graceful" else [repr(self.how)]
         if self.waits:
             given.append(f"waits={self.waits!r}")
+        if self.ignores_leaks:
+            given.append("ignores_leaks=True")
         return f"End({', '.join(given)})"
 
 

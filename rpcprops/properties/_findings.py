@@ -21,6 +21,7 @@ from rpcprops.programs import (
     Context,
     Deferred,
     Drop,
+    End,
     FailTwice,
     Fetch,
     Graph,
@@ -333,6 +334,21 @@ def _fetch_after_delete(number: int) -> Case:
     )
 
 
+def _dropped_in_shutdown(_: int) -> Case:
+    """A thread of rank 1 drops 150 RRefs while their owner, rank 0, shuts down at once.
+
+    The values are large, so that the owner needs some milliseconds to forget them. Rank 1 leaves a
+    little later.
+    """
+    steps = (
+        Remote(1, 0, "a", flavour="script", megabytes=2, beside=149),
+        Settle(),
+        Drop(1, "a", "thread"),
+    )
+    end = End("at once", (0.0, 4.0), ignores_leaks=True)
+    return Case(Program(2, steps, settles=False, end=end), FaultPlan())
+
+
 #: What torch promises, and the smallest case in which it breaks that promise.
 _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "rref-lifetime-after-reinit": (
@@ -524,6 +540,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "refused-remote-to-self": (
         "A remote to the own rank that torch refuses to send leaves no RRef.",
         lambda number: _case(1, Carry(0, 0, "meta", "remote-echo")),
+    ),
+    "shutdown-races-delete": (
+        "A shutdown that waits for nobody ends, whatever other ranks still delete.",
+        _dropped_in_shutdown,
     ),
 }
 

@@ -64,6 +64,7 @@ CALLS: list[dict[str, int]] | None = None
 
 # How each rank shuts down, and after how many seconds by rank.
 HOW: str = "graceful"
+IGNORES_LEAKS: bool = False
 WAITS: list[float] = []
 
 # Whether the ranks shut down at the end; ranks whose shutdown must report a leak; ranks whose may.
@@ -115,7 +116,7 @@ def settle(held: dict[int, dict[str, int]]) -> None:
 def run_rank(rank: int, folder: str, pipe: Any) -> None:
     """Join the other ranks, then obey the commands from the pipe."""
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
-    rpc.api._ignore_rref_leak = False
+    rpc.api._ignore_rref_leak = IGNORES_LEAKS
     if REINIT:
         join(rank, f"{folder}/first")
         rpc.shutdown()

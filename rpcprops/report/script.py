@@ -381,6 +381,7 @@ class _Writer:
             "STEADY": f"{self._longest_delay() + self._given_up() + 0.3:g}",
             "CALLS": "None" if calls is None else _spread(calls),
             "HOW": literal(end.how),
+            "IGNORES_LEAKS": literal(end.ignores_leaks),
             "WAITS": literal([end.wait_of(rank) for rank in range(self.size)]),
             "SHUTS_DOWN": literal(self.shuts_down),
             "LEAKING": literal(sorted(leaking)),

@@ -55,6 +55,10 @@ _REMOTES: tuple[dict[str, Any], ...] = (
 )
 _OWNED: tuple[Value, ...] = ((1.0,), (0.0,), (-2.0,), (1.0, 2.0), (3.0, 0.0, -1.0))
 _ADDENDS = (1.0, 0.0, -2.0, 3.0)
+#: The largest value that a remote makes.
+_MOST_MEGABYTES = 16
+#: The most RRefs that a remote makes besides the one that it keeps.
+_MOST_BESIDE = 200
 
 
 class OfHandle(Step):
@@ -114,7 +118,9 @@ class Remote(Step):
     function. A handle as `right` is fetched at `to` (Python only). With `raises` the function
     raises (Python only); the error shows when the handle is used. `timeout` is the creation's. A
     Python function sleeps for `seconds` (virtual) before it returns, so the handle exists long
-    before its value.
+    before its value. The value of a TorchScript function may lie in a storage of some `megabytes`,
+    which its owner takes a while to free. `beside` is how many more such RRefs are made: `at` keeps
+    them until it drops `out`, and uses them for nothing.
     """
 
     op: ClassVar[str] = "remote"
@@ -129,10 +135,14 @@ class Remote(Step):
     raises: bool = False
     timeout: float | None = None
     seconds: float = 0.0
+    megabytes: int = 0
+    beside: int = 0
 
     def enter(self, scope: Scope) -> None:
         check_arguments(scope, self.at, self.left, self.right, self.flavour)
         check_seconds(self.seconds, self.flavour)
+        _check_whole("megabytes", self.megabytes, _MOST_MEGABYTES, self.flavour)
+        _check_whole("beside", self.beside, _MOST_BESIDE, self.flavour)
         if self.raises:
             check_raises(self.flavour, ("python",))
         typed = self.flavour != "python"
@@ -142,8 +152,10 @@ class Remote(Step):
         typed = self.flavour != "python"
         argument = model.argument(self.right)
         made = argument is None or argument.rref.made
+        beside = [model.remote(self.at, self.to, typed=typed)[0] for _ in range(self.beside)]
         since = len(model.sends)
         handle, there = model.remote(self.at, self.to, typed=typed, argument=argument)
+        handle.beside = tuple(beside)
         model.handles[self.out] = handle
         if handle.broken or handle.rref.absent:
             return model.shows()
@@ -308,6 +320,18 @@ def may_time_out(drawer: StepDrawer, at: int, to: int) -> bool:
 
 def _flavours_of(message: MessageType) -> tuple[Flavour, ...]:
     return FLAVOURS[:1] if message.name.startswith("PYTHON") else TYPED
+
+
+def _check_whole(name: str, value: int, most: int, flavour: Flavour) -> None:
+    """Raises:
+    UsageError: it is too large, or only a TorchScript function can have it.
+    """
+    if not 0 <= value <= most:
+        msg = f"{name}={shown(value)} must lie in 0 to {most}."
+        raise UsageError(msg)
+    if value and flavour != "script":
+        msg = f"{name}={shown(value)} needs flavour 'script', not {shown(flavour)}."
+        raise UsageError(msg)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -1113,7 +1137,11 @@ class Nest(Step):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Drop(OfHandle):
-    """Drop a handle and collect garbage at its rank: by ``del``, or at the end of a scope."""
+    """Drop a handle, and what was made beside it, and collect garbage at its rank.
+
+    `by` says how: by ``del``, at the end of a scope, or by a thread that drops one RRef after
+    another, about one in a millisecond of real time, while the program goes on.
+    """
 
     op: ClassVar[str] = "drop"
     in_thread: ClassVar[bool] = True
@@ -1122,7 +1150,7 @@ class Drop(OfHandle):
     goes_on: ClassVar[int] = 3
     at: int
     handle: str
-    by: Literal["del", "scope"] = "del"
+    by: Literal["del", "scope", "thread"] = "del"
 
     def enter(self, scope: Scope) -> None:
         scope.alive(self.at, self.handle)
@@ -1131,7 +1159,9 @@ class Drop(OfHandle):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # UserRRef::tryDel, once RRefContext::delPendingChild knows that all children are accepted.
-        model.drop(model.handle(self.handle))
+        handle = model.handle(self.handle)
+        for one in (handle, *handle.beside):
+            model.drop(one)
         del model.handles[self.handle]
         return model.shows()
 

@@ -23,6 +23,9 @@ LogWords = Literal["", "unreadable", "owner_assertion", "waited", "terminated"]
 #: What the log of a rank must show before a finding explains its leak: that the rank could not
 #: delete the fork that it holds of an RRef of its own.
 LeakLogWords = Literal["", "own_fork_unknown"]
+#: What the log of a rank must show before a finding explains that it died by SIGABRT: that the C
+#: library found its heap damaged.
+AbortLogWords = Literal["", "heap_damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Finding:
         logs: the kind of its ErrorInLog; empty if it shows in no log.
         leak_logs: what the log of the leaking rank must show before the finding explains the leak;
             empty if it explains every RRefLeak.
+        abort_logs: the same for a rank that died by SIGABRT; empty if it explains each.
         changes_answers: why a request may be answered by an EXCEPTION where torch promises a
             value, or the other way round; empty if it does not change that.
         broken_in: the first release of torch that breaks the promise, empty where the oldest one
@@ -59,6 +63,7 @@ class Finding:
     says: ErrorWords = ""
     logs: LogWords = ""
     leak_logs: LeakLogWords = ""
+    abort_logs: AbortLogWords = ""
     changes_answers: str = ""
     broken_in: str = ""
     broken_by: str = ""
@@ -807,6 +812,23 @@ _ALL = (
             "TensorPipeAgent::send (tensorpipe_agent.cpp) does"
         ),
         shows_as=frozenset({"RRefLeak"}),
+    ),
+    Finding(
+        name="shutdown-races-delete",
+        promise="RankDied",
+        why=(
+            "A shutdown walks through the RRefs that the rank owns, and forgets them, without the "
+            "lock under which the threads of the agent serve deletes, fetches and creations until "
+            "the agent stops. So a request that comes meanwhile reads memory that was freed."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/rref_context.cpp: RRefContext::destroyInstance walks "
+            "through owners_ and clears it, and RRefContext::checkRRefLeaks walks through forks_, "
+            "without mutex_; RRefContext::delForkOfOwner erases from both under mutex_"
+        ),
+        shows_as=frozenset({"RankDied"}),
+        logs="owner_assertion",
+        abort_logs="heap_damaged",
     ),
 )
 

@@ -38,8 +38,10 @@ class Texts:
         context_kept: a context that a rank could not release at another.
         assertion: an assertion inside torch has failed.
         owner_assertion_file: the file that the assertion about an RRef without an owner names.
+        owner_expected: what that assertion says of an RRef that must be there.
         fork_unknown: the text before the ids of an RRef and its fork, when the owner is to delete
             a fork that it does not know.
+        heap_damaged: how the C library begins to say that the heap of the process is damaged.
         owners_waited: a shutdown has waited in vain for owners to be left by their users.
         users_waited: the same for users that wait for their owner or their parent.
         log_line: the beginning of each line of torch's log: a regular expression.
@@ -87,8 +89,20 @@ class Texts:
     assertion: str = "INTERNAL ASSERT FAILED"
     # rref_context.cpp, `RRefContext::getOwnerRRef`.
     owner_assertion_file: str = "rref_context.cpp"
+    owner_expected: str = "Expected OwnerRRef with id "
     # rref_context.cpp, `RRefContext::delForkOfOwner`, at INFO.
     fork_unknown: str = "Could not find UserRRef instance, RRefId = "
+    # glibc, malloc/malloc.c: `malloc_printerr` writes one of these and calls abort.
+    heap_damaged: tuple[str, ...] = (
+        "double free or corruption",
+        "corrupted size vs. prev_size",
+        "corrupted double-linked list",
+        "malloc(): ",
+        "free(): ",
+        "realloc(): ",
+        "malloc_consolidate(): ",
+        "munmap_chunk(): ",
+    )
     # rref_context.cpp, `RRefContext::delAllUsersAndUnforkedOwners` logs both waits.
     owners_waited: str = "Timed out waiting for pending OwnerRRefs"
     users_waited: str = "Timed out waiting for pending UserRRefs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from typing import Any
 
@@ -10,7 +11,13 @@ import torch
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.shared import SlowNumber, tensor, timeout_of
-from rpcprops.steps.in_rank.state import handle_of, handles, note_call, note_slowly
+from rpcprops.steps.in_rank.state import (
+    beside_handles,
+    handle_of,
+    handles,
+    note_call,
+    note_slowly,
+)
 from rpcprops.steps.in_rank.sums import operand, sum_call, torchscript
 
 
@@ -26,11 +33,19 @@ def remote(
     raises: bool,
     timeout: float | None,
     seconds: float,
+    megabytes: int,
+    beside: int,
 ) -> None:
-    """Let another rank compute a sum and own it; keep the RRef."""
-    how: dict[str, Any] = {"raises": raises, "seconds": seconds}
+    """Let another rank compute a sum and own it; keep the RRef, and some more of the same."""
+    how: dict[str, Any] = {"raises": raises, "seconds": seconds, "megabytes": megabytes}
     function, args = sum_call(call, flavour, tensor(left), operand(right), **how)
-    handles[out] = rpc.remote(world[to], function, args=args, timeout=timeout_of(timeout))
+    made = [
+        rpc.remote(world[to], function, args=args, timeout=timeout_of(timeout))
+        for _ in range(beside + 1)
+    ]
+    handles[out] = made.pop()
+    if made:
+        beside_handles[out] = made
 
 
 def own(call: str, world: tuple[str, ...], *, out: str, value: tuple[float, ...]) -> None:
@@ -149,13 +164,26 @@ def nested_remote(
 
 
 def drop(call: str, world: tuple[str, ...], *, handle: str, by: str) -> None:
-    """Drop an RRef, by ``del`` or at the end of a scope, and collect garbage."""
+    """Drop an RRef and those beside it, by ``del``, in a scope or in a thread; collect garbage."""
+    beside = beside_handles.pop(handle, [])
     if by == "scope":
         leave_scope(handle)
+    elif by == "thread":
+        beside.append(handle_of(handle))
+        del handles[handle]
+        threading.Thread(target=drop_slowly, args=(beside,), daemon=True).start()
     else:
         handle_of(handle)
         del handles[handle]
+    del beside
     gc.collect()
+
+
+def drop_slowly(held: list[Any]) -> None:
+    """Drop one RRef after another, about one in a millisecond of real time."""
+    while held:
+        del held[0]
+        sum(range(50_000))
 
 
 def leave_scope(handle: str) -> None:

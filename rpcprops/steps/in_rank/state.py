@@ -12,6 +12,9 @@ from typing import Any
 #: The RRefs that live in this rank, by name.
 handles: dict[str, Any] = {}
 
+#: The RRefs that were made beside a handle, and are dropped with it.
+beside_handles: dict[str, list[Any]] = {}
+
 #: The calls of this rank that nobody has waited for yet, by name.
 futures: dict[str, Any] = {}
 

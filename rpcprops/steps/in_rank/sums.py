@@ -61,6 +61,13 @@ def script_add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 @torchscript
+def script_add_large(left: torch.Tensor, right: torch.Tensor, megabytes: int) -> torch.Tensor:
+    """Add two tensors, in TorchScript; the sum is the beginning of so many megabytes of ones."""
+    whole = torch.ones([megabytes * 131072 + left.numel()], dtype=torch.float64)
+    return whole.narrow(0, 0, left.numel()).copy_(left + right)
+
+
+@torchscript
 def script_raise(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Raise in TorchScript, which requires that the function also returns a value."""
     if left.numel() >= 0:
@@ -82,12 +89,15 @@ def sum_call(
     raises: bool = False,
     seconds: float = 0.0,
     spins: bool = False,
+    megabytes: int = 0,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The function that adds, or raises, and its arguments.
 
     Only a Python function can be given the name of its call, the seconds that it sleeps, and
-    whether it holds the GIL.
+    whether it holds the GIL; only a TorchScript function how large its value is.
     """
+    if megabytes:
+        return script_add_large, (left, right, megabytes)
     if raises:
         function = raise_on_purpose if flavour == "python" else script_raise
     else:
